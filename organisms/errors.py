@@ -1,0 +1,47 @@
+"""The one error type whose text is written for the reader who must act: what was wrong, what is allowed, what to call next."""
+
+from __future__ import annotations
+
+
+class DiffingError(Exception):
+    """An expected failure. Its message may be shown to agents and users as it stands, so it never holds a path, an organism name or a secret
+    that the caller did not send.
+
+    `code` is a stable snake_case word for programs; subclasses set it.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UnknownName(DiffingError):
+    """A pair, organism, model, method, layer, job or run that does not exist. The message lists what does, or how to list it."""
+
+    code = "unknown_name"
+
+
+class InvalidInput(DiffingError):
+    """A parameter or text outside of what is allowed. The message states the allowed range."""
+
+    code = "invalid_input"
+
+
+class NotTheSame(DiffingError):
+    """Two things that must fit together do not: vocabularies, layer counts, an adapter and its base model."""
+
+    code = "mismatch"
+
+
+class OutOfRoom(DiffingError):
+    """Not enough memory or disk for the request. The message says how much is needed and what would fit."""
+
+    code = "out_of_room"
+
+
+class Cancelled(DiffingError):
+    """The work was cancelled between batches."""
+
+    code = "cancelled"
