@@ -1,0 +1,246 @@
+"""The record of one finished evaluation cell (organism x arm x investigator x repeat), and the folder that holds them.
+
+    data_folder/evaluations/<evaluation id>/
+        evaluation.json            what was asked: EvaluationPlan
+        cells/<cell id>.json       one EvaluationRecord a file, written beside and renamed: a torn record is never visible
+        logs/                      Inspect logs, when an LLM investigated
+
+The panel, the table and a resumed run read nothing but these files. They hold ground-truth grades, so no tool of the MCP server reads this folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from organisms.errors import InvalidInput, UnknownName
+from organisms.settings import settings
+
+Arm = Literal["blackbox", "method"]
+ARMS: tuple[Arm, ...] = ("blackbox", "method")
+Verdict = Literal["difference", "no_meaningful_difference", "inconclusive"]
+"""What an investigator may conclude. `inconclusive` is also what counts when no finding was handed in."""
+
+SCHEMA_VERSION = 1
+
+
+def now() -> str:
+    """The present moment in ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class ToolCall(_Record):
+    """A call an investigator made."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Message(_Record):
+    """One message of the transcript. A tool's answer is a message of role `tool` that names its call."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    reasoning: str | None = Field(None, description="Reasoning text that the provider returned beside the content.")
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    tool_call_id: str | None = Field(None, description="Role `tool`: the call this answers.")
+    tool_name: str | None = None
+    is_error: bool = False
+    seconds: float | None = Field(None, description="Role `tool`: wall-clock seconds until the answer, following job handles included.")
+
+
+class Budget(_Record):
+    """One budget of the investigation: how much was allowed (None: unlimited) and how much was used."""
+
+    limit: int | None = None
+    used: int = 0
+
+
+class Finding(_Record):
+    """What the investigator concluded."""
+
+    statement: str = ""
+    verdict: Verdict = "inconclusive"
+    source: Literal["submit_finding", "final_answer", "none"] = Field(
+        "none",
+        description="`submit_finding`: handed in through the tool; `final_answer`: taken from the last message; `none`: nothing was handed in.",
+    )
+
+
+class HypothesisGrade(_Record):
+    """One reading of the finding by an LLM grader against the ground truth and the rubric of the organism's family."""
+
+    grader: str = Field(description="Model that graded.")
+    repeat: int = 0
+    score: float | None = Field(None, description="1 (worst) to 5 (best); None when the grader gave no usable answer.")
+    verdict_correct: bool | None = Field(
+        None, description="Nulls and verdicts: whether `no meaningful difference` was said exactly where it is true."
+    )
+    reasoning: str = ""
+
+
+class FactRecallGrade(_Record):
+    """The deterministic grade: which facts of the ground truth the statement carries."""
+
+    recall: float = Field(description="Share of the facts found, in [0, 1]. 0 on nulls.")
+    topic_named: bool = False
+    verdict_correct: bool = False
+    facts_found: list[str] = Field(default_factory=list)
+    facts_missed: list[str] = Field(default_factory=list)
+    reasons: list[str] = Field(default_factory=list, description="What each decision rests on, in words.")
+
+
+class TokenUsage(_Record):
+    """Tokens of the investigator's own model (not of the models under study)."""
+
+    model: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+
+
+class EvaluationRecord(_Record):
+    """Everything about one finished cell."""
+
+    schema_version: int = SCHEMA_VERSION
+    evaluation_id: str
+    cell_id: str = Field(description="Organism, arm, investigator and repeat in one name; the file's name.")
+    organism: str = Field(description="Pair reference as it was asked for, such as `cake_bake` or `cake_bake/mix1-1p0`.")
+    family: str | None = Field(None, description="Family of the organism (chooses the rubric).")
+    null: bool = Field(False, description="There is no meaningful difference to find: identical, control, reseed.")
+    label: str | None = Field(None, description="Opaque name under which the investigator saw the pair.")
+    arm: Arm
+    investigator: str = Field(description="`baseline` (deterministic, no LLM) or the name of the model.")
+    repeat: int = Field(0, ge=0)
+    seed: int = 0
+    status: Literal["completed", "failed"] = "completed"
+    error: str | None = None
+    limit: str | None = Field(None, description="The limit that ended the investigation early (message, token, time), None when it ended by itself.")
+    started_at: str = Field(default_factory=now)
+    seconds: float = 0.0
+    investigation_id: str | None = None
+    transcript: list[Message] = Field(default_factory=list)
+    budgets: dict[str, Budget] = Field(default_factory=dict, description="Keys `model_interactions` and `tool_calls`.")
+    finding: Finding = Field(default_factory=Finding)
+    fact_recall: FactRecallGrade | None = None
+    hypothesis_grades: list[HypothesisGrade] = Field(default_factory=list)
+    run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
+    usage: list[TokenUsage] = Field(default_factory=list)
+    log: str | None = Field(None, description="Inspect log file beside the records, relative to the evaluation's folder.")
+
+    @property
+    def mean_score(self) -> float | None:
+        """Mean of the LLM grades, None when there are none."""
+        scores = [grade.score for grade in self.hypothesis_grades if grade.score is not None]
+        return sum(scores) / len(scores) if scores else None
+
+    @property
+    def tool_calls(self) -> int:
+        """How many tool calls the investigator made."""
+        return sum(len(message.tool_calls) for message in self.transcript)
+
+
+class EvaluationPlan(_Record):
+    """What an evaluation covers; kept beside its records so that a second call can continue it."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    created_at: str = Field(default_factory=now)
+    organisms: list[str]
+    arms: list[Arm]
+    investigator: str
+    grader: str | None = None
+    repeats: int = 1
+    interactions: int = 20
+    seed: int = 0
+
+
+def cell_id(organism: str, arm: str, investigator: str, repeat: int) -> str:
+    """File-safe name of a cell; unique as long as names differ in more than punctuation."""
+    return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in (organism, arm, investigator, f"r{repeat}"))
+
+
+def evaluations_folder() -> Path:
+    """Where all evaluations live."""
+    return settings().data_folder / "evaluations"
+
+
+class EvaluationFolder:
+    """Reads and writes one evaluation's files."""
+
+    def __init__(self, identifier: str, root: Path | None = None) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", identifier):
+            raise InvalidInput(
+                f"An evaluation id has 1-100 letters, digits, dots, dashes and underscores and starts with a letter or digit; got {identifier!r}."
+            )
+        self.id = identifier
+        self.path = (root or evaluations_folder()) / identifier
+
+    def write_plan(self, plan: EvaluationPlan) -> None:
+        """Create the folder and store the plan."""
+        _write_atomically(self.path / "evaluation.json", plan.model_dump_json(indent=2))
+
+    def plan(self) -> EvaluationPlan:
+        """The stored plan. Raises UnknownName when there is no such evaluation."""
+        file = self.path / "evaluation.json"
+        if not file.is_file():
+            raise UnknownName(f"There is no evaluation {self.id!r}. `diffing evaluate` makes one; `diffing evaluations` lists those there are.")
+        return EvaluationPlan.model_validate_json(file.read_text(encoding="utf-8"))
+
+    def write(self, record: EvaluationRecord) -> Path:
+        """Store one cell; a former record of the same cell is replaced."""
+        file = self.path / "cells" / f"{record.cell_id}.json"
+        _write_atomically(file, record.model_dump_json(indent=1))
+        return file
+
+    def get(self, cell: str) -> EvaluationRecord | None:
+        """One stored cell, None when it is not there or its file is not a record."""
+        file = self.path / "cells" / f"{cell}.json"
+        try:
+            return EvaluationRecord.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return None
+
+    def records(self) -> list[EvaluationRecord]:
+        """All stored cells, by name; files that are not records are left out."""
+        names = sorted(file.stem for file in (self.path / "cells").glob("*.json"))
+        return [record for name in names if (record := self.get(name)) is not None]
+
+
+def list_evaluations(root: Path | None = None) -> list[EvaluationPlan]:
+    """Plans of all stored evaluations, newest first."""
+    return sorted(_plans(root or evaluations_folder()), key=lambda plan: (plan.created_at, plan.id), reverse=True)
+
+
+def _plans(root: Path) -> Iterator[EvaluationPlan]:
+    for file in root.glob("*/evaluation.json"):
+        try:
+            yield EvaluationPlan.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValidationError, json.JSONDecodeError):
+            continue
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
