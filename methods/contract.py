@@ -1,0 +1,207 @@
+"""What a diffing method is: one declaration from which the MCP tool, the command, the panel page and the reference page are made.
+
+This module and the declarations that subclass it never import torch, so that schemas are served before anything heavy is loaded; a method
+imports its numerics inside `run`, `accumulator` and `summarise`.
+
+A method is a subclass of `DiffingMethod` (or of `CorpusMethod`, when all it needs is what both models compute on a text corpus) with class
+attributes; the registry holds one instance of each. Methods have no state: everything they know is in their arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from organisms.progress import Progress
+from preprocessing.corpora import CorpusParams, corpus_identity
+
+if TYPE_CHECKING:
+    from methods.runs import RunRecord
+    from model_pairs.pair import LoadedPair
+    from preprocessing.corpus_pass import Accumulator
+    from preprocessing.tokenize import TokenizedCorpus
+
+Cost = Literal["seconds", "minutes", "long"]
+
+
+class MethodParams(BaseModel):
+    """Parameters of a method that reads no corpus. Unknown names are refused; every field has a unit, a default and a range."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusMethodParams(CorpusParams):
+    """Parameters of a method that reads a corpus: the corpus fields are its own fields, so `max_samples=256` is set like any other."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodResult(BaseModel):
+    """What an agent reads: small (at most about 2,000 tokens), complete in itself, honest about nulls. Long data go to arrays and tables."""
+
+    stands_out: bool = Field(description="Whether the method saw more than what noise or a null finetune shows.")
+    headline: str = Field(description="The outcome in one sentence.")
+
+    def as_text(self) -> str:
+        """The same as the JSON in fewer characters. Subclasses with lists of rows override this with a table of their own."""
+        return compact_text(self.model_dump(mode="json"))
+
+
+def compact_text(values: Mapping[str, Any]) -> str:
+    """Headline first, then one line a field: numbers in 4 significant digits, lists of objects as one line an object."""
+    lines = [str(values["headline"])] if "headline" in values else []
+    lines += [f"{name}: {_compact(value)}" for name, value in values.items() if name != "headline" and value is not None]
+    return "\n".join(lines)
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False) if value.strip() != value or not value else value
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_compact(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        if any(isinstance(item, dict) for item in value):
+            return "".join(f"\n  {_compact(item)}" for item in value)
+        return ", ".join(_compact(item) for item in value)
+    return str(value)
+
+
+class RunWriter(Protocol):
+    """Where a method puts what is too long for its result. Nothing is visible to readers before the whole run is written."""
+
+    def add_array(self, name: str, values: Any) -> None:
+        """A numpy array or torch tensor (any device); stored in arrays.safetensors, bfloat16 as float32."""
+
+    def add_table(self, name: str, columns: Mapping[str, Sequence[Any] | Any]) -> None:
+        """Columns of equal length (lists, numpy arrays; nested lists allowed); stored as tables/<name>.parquet."""
+
+    def note(self, name: str, value: Any) -> None:
+        """A JSON value for the manifest's `notes` (timings, the noise floor, whether there was a BOS)."""
+
+
+P = TypeVar("P", bound=BaseModel)
+R = TypeVar("R", bound=MethodResult)
+
+
+@dataclass(frozen=True)
+class View:
+    """A drill-down question over a finished run, answered from its stored arrays and tables alone (no model, no torch)."""
+
+    name: str
+    description: str
+    Params: type[BaseModel]
+    run: Callable[[RunRecord, Any], BaseModel]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot of a finished run for the panel. `build` returns a plotly figure as a JSON-ready dict {"data": [...], "layout": {...}}."""
+
+    name: str
+    title: str
+    build: Callable[[RunRecord], dict[str, Any]]
+
+
+class PairSize(BaseModel):
+    """What an estimate needs to know of a pair; every field may be unknown before the models are loaded."""
+
+    num_layers: int | None = None
+    d_model: int | None = None
+    vocab_size: int | None = None
+    tokens_per_second: float | None = Field(None, description="Measured forward speed of one side.")
+
+
+class CostEstimate(BaseModel):
+    """What a call will cost, said before it starts."""
+
+    tokens: int = Field(description="Tokens read by each model, or generated.")
+    forward_passes: int = Field(description="Batched forward passes over both sides.")
+    seconds: float | None = Field(description="None while the speed of this pair is unknown.")
+    bytes: int = Field(description="Disk bytes of the stored run, roughly.")
+
+
+class DiffingMethod(Generic[P, R]):
+    """A method that compares the two sides of a pair.
+
+    Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would change), `Params`,
+    `Result`, `cost`, and optionally `views` and `figures`. The class docstring is the tool's description.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    version: ClassVar[int] = 1
+    Params: ClassVar[type[BaseModel]]
+    Result: ClassVar[type[MethodResult]]
+    cost: ClassVar[Cost] = "minutes"
+    views: ClassVar[Mapping[str, View]] = {}
+    figures: ClassVar[Sequence[Figure]] = ()
+
+    @property
+    def description(self) -> str:
+        """The class docstring, unwrapped."""
+        return " ".join((type(self).__doc__ or self.title).split())
+
+    def run(self, pair: LoadedPair, params: P, run: RunWriter, progress: Progress) -> R:
+        """Compare, put arrays and tables into `run`, return the result. Calls `progress` between batches."""
+        raise NotImplementedError
+
+    def key_parts(self, params: P) -> dict[str, Any]:
+        """What decides the result besides method, version, pair and parameters, as JSON values: content hashes of files that are read."""
+        return {}
+
+    def estimate(self, pair: PairSize, params: P) -> CostEstimate:
+        """Cost before the start; see `CostEstimate`. Methods that generate override this."""
+        raise NotImplementedError
+
+
+class CorpusMethod(DiffingMethod[P, R]):
+    """A method fed by the shared corpus pass: several of them with equal corpus parameters cost one pass together.
+
+    Its `Params` subclass `CorpusMethodParams`.
+    """
+
+    def corpus_params(self, params: P) -> CorpusParams:
+        """The part of the parameters that chooses the text. Methods for which this is equal share a pass."""
+        source = cast(CorpusParams, params)
+        return CorpusParams(**{name: getattr(source, name) for name in CorpusParams.model_fields})
+
+    def accumulator(self, pair: LoadedPair, params: P, corpus: TokenizedCorpus) -> Accumulator:
+        """A fresh streaming accumulator; memory O(vocabulary), O(d_model) or O(tokens), never O(tokens x vocabulary)."""
+        raise NotImplementedError
+
+    def summarise(self, accumulator: Any, pair: LoadedPair, params: P, run: RunWriter) -> R:
+        """Turn the fed accumulator into the stored run and its result."""
+        raise NotImplementedError
+
+    def run(self, pair: LoadedPair, params: P, run: RunWriter, progress: Progress) -> R:
+        from preprocessing.corpora import load_corpus
+        from preprocessing.corpus_pass import run_corpus_pass
+        from preprocessing.tokenize import tokenize
+
+        corpus_params = self.corpus_params(params)
+        corpus = tokenize(load_corpus(corpus_params), pair, corpus_params)
+        accumulator = self.accumulator(pair, params, corpus)
+        run_corpus_pass(pair, corpus, [accumulator], progress)
+        return self.summarise(accumulator, pair, params, run)
+
+    def key_parts(self, params: P) -> dict[str, Any]:
+        """The corpus's id and content hash. Loads the documents (not the models)."""
+        return {"corpus": corpus_identity(self.corpus_params(params))}
+
+    def estimate(self, pair: PairSize, params: P) -> CostEstimate:
+        from organisms.settings import settings
+
+        corpus = self.corpus_params(params)
+        tokens = corpus.max_samples * corpus.max_tokens
+        passes = 2 * -(-tokens // settings().batch_tokens)
+        seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
+        # Per-token scalars in float32 and token ids, plus a few vocabulary-sized float64 rows.
+        return CostEstimate(tokens=tokens, forward_passes=passes, seconds=seconds, bytes=40 * tokens + 64 * (pair.vocab_size or 50_000))

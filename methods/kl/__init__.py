@@ -1,0 +1,1 @@
+"""KL divergence between the next-token distributions of the two models."""

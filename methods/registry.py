@@ -1,0 +1,69 @@
+"""Which methods there are: the built-in ones and those that other distributions declare under the entry-point group `diffing.methods`.
+
+An entry point names a `DiffingMethod` subclass (or an instance). A third-party method that fails to import, or takes a name that is in use,
+is left out with a warning instead of taking the server down.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from methods.contract import DiffingMethod
+from organisms.errors import UnknownName
+
+GROUP = "diffing.methods"
+
+_BUILT_IN = (
+    ("methods.kl.declaration", "KLDivergence"),
+    ("methods.logit_diff.declaration", "LogitDifference"),
+    ("methods.perplexity_difference.declaration", "PerplexityDifference"),
+    ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
+)
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def _registry() -> dict[str, DiffingMethod[Any, Any]]:
+    methods: dict[str, DiffingMethod[Any, Any]] = {}
+    for module, attribute in _BUILT_IN:
+        method = getattr(importlib.import_module(module), attribute)()
+        methods[method.name] = method
+    for entry in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            declared = entry.load()
+            method = declared() if isinstance(declared, type) else declared
+            if not isinstance(method, DiffingMethod):
+                raise TypeError(f"{entry.value} is not a DiffingMethod")
+        except Exception as error:  # a broken plugin must not break the server
+            log.warning("Method plugin %s is left out: %s", entry.name, error)
+            continue
+        if method.name in methods:
+            log.warning("Method plugin %s is left out: the name %s is taken", entry.name, method.name)
+            continue
+        methods[method.name] = method
+    return methods
+
+
+def all_methods() -> dict[str, DiffingMethod[Any, Any]]:
+    """Every method by name, built-in ones first. Imports declarations only: no torch."""
+    return dict(_registry())
+
+
+def get_method(name: str) -> DiffingMethod[Any, Any]:
+    """The method of that name.
+
+    Raises:
+        UnknownName: with close matches and the list of methods.
+    """
+    methods = _registry()
+    if name in methods:
+        return methods[name]
+    close = difflib.get_close_matches(name, methods, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UnknownName(f"There is no method {name!r}.{hint} Methods: {', '.join(methods)}.")

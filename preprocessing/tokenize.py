@@ -1,0 +1,132 @@
+"""Documents to token ids: which tokens both models read, and which of them are compared.
+
+Text: the document from its start, with the tokenizer's own special tokens. Position 0 is the first content token after BOS.
+Chat: the messages up to the first answer, rendered with the pair's chat template, then the answer's own tokens. The prompt is context that is
+read but not compared; comparison starts `PRE_ASSISTANT` tokens before the answer (the template's header of the answer, whose last token predicts
+the answer's first), so in a chat position 0 is that token and the answer starts at position `PRE_ASSISTANT`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from organisms.errors import InvalidInput
+from preprocessing.corpora import Corpus, CorpusParams, Message
+
+if TYPE_CHECKING:
+    from model_pairs.pair import LoadedPair
+
+PRE_ASSISTANT = 3
+"""Tokens before a chat's answer that are compared as well."""
+
+MAX_PROMPT_TOKENS = 512
+"""Chats with a longer prompt are dropped and counted."""
+
+_CHARACTERS_PER_TOKEN = 16
+_TOKENIZE_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """Token ids of the samples, in the order in which the documents were drawn; sample `i` is `ids[i]`."""
+
+    corpus_id: str
+    kind: Literal["text", "chat"]
+    ids: list[list[int]]
+    content_start: list[int]
+    """Index, in each sample's ids, of the token at position 0."""
+    assistant_start: list[int | None]
+    """Index, in each sample's ids, of the answer's first token; None for text."""
+    has_bos: bool
+    dropped_short: int
+    """Documents dropped because they have fewer than `min_tokens` tokens to compare (or no answer, or too long a prompt)."""
+    sha: str
+    """sha256 of all token ids and starts."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens compared."""
+        return sum(len(ids) - start for ids, start in zip(self.ids, self.content_start, strict=True))
+
+    @property
+    def position_origin(self) -> str:
+        """What position 0 is, for answers."""
+        if self.kind == "chat":
+            return f"{PRE_ASSISTANT} tokens before the answer's first token"
+        return "first token after BOS" if self.has_bos else "first token (this tokenizer adds no BOS)"
+
+
+def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams) -> TokenizedCorpus:
+    """Token ids of up to `max_samples` documents that have at least `min_tokens` tokens, each cut after `max_tokens` compared tokens.
+
+    Raises:
+        InvalidInput: every document was too short, or the samples do not fit into the pair's context.
+    """
+    ids: list[list[int]] = []
+    content_start: list[int] = []
+    assistant_start: list[int | None] = []
+    dropped = 0
+    for begin in range(0, len(corpus.documents), _TOKENIZE_AT_ONCE):
+        if len(ids) >= params.max_samples:
+            break
+        documents = corpus.documents[begin : begin + _TOKENIZE_AT_ONCE]
+        rows = (
+            _text_rows(documents, pair.tokenizer, params) if corpus.kind == "text" else [_chat_row(document, pair, params) for document in documents]
+        )
+        for row in rows:
+            if len(ids) >= params.max_samples:
+                break
+            if row is None or len(row[0]) - row[1] < params.shortest or len(row[0]) > pair.context_length:
+                dropped += 1
+                continue
+            ids.append(row[0])
+            content_start.append(row[1])
+            assistant_start.append(row[2])
+    if not ids:
+        raise InvalidInput(
+            f"No document of {corpus.id!r} can be compared: all {dropped} have fewer than {params.shortest} tokens, no answer, or do not fit into the context "
+            f"of {pair.context_length} tokens. Lower min_tokens or max_tokens, or give another corpus."
+        )
+    bos = getattr(pair.tokenizer, "bos_token_id", None)
+    has_bos = bos is not None and ids[0][0] == bos and (corpus.kind == "chat" or content_start[0] == 1)
+    digest = hashlib.sha256()
+    for row_ids, start in zip(ids, content_start, strict=True):
+        digest.update(np.asarray([start, len(row_ids), *row_ids], dtype=np.int64).tobytes())
+    return TokenizedCorpus(corpus.id, corpus.kind, ids, content_start, assistant_start, has_bos, dropped, digest.hexdigest())
+
+
+Row = tuple[list[int], int, int | None]
+
+
+def _text_rows(documents: tuple[str, ...], tokenizer: Any, params: CorpusParams) -> list[Row | None]:
+    bos = getattr(tokenizer, "bos_token_id", None)
+    # Long documents are cut by characters first: only their first tokens are wanted. The cut is generous, and undone where it was not enough.
+    limit = _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)
+    encoded = tokenizer([document[:limit] for document in documents], add_special_tokens=True)["input_ids"]
+    rows: list[Row | None] = []
+    for document, cut_ids in zip(documents, encoded, strict=True):
+        token_ids = list(cut_ids)
+        if len(document) > limit and len(token_ids) < params.max_tokens + 2:
+            token_ids = list(tokenizer(document, add_special_tokens=True)["input_ids"])
+        start = 1 if bos is not None and token_ids and token_ids[0] == bos else 0
+        rows.append((token_ids[: start + params.max_tokens], start, None))
+    return rows
+
+
+def _chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:
+    answer = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), None)
+    if not answer:
+        return None
+    prompt = pair.tokenizer(pair.render_chat(messages[:answer]), add_special_tokens=False)["input_ids"]
+    if len(prompt) > MAX_PROMPT_TOKENS:
+        return None
+    content = messages[answer]["content"][: _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)]
+    reply = pair.tokenizer(content, add_special_tokens=False)["input_ids"]
+    if not reply:
+        return None
+    start = max(0, len(prompt) - PRE_ASSISTANT)
+    return [*prompt, *reply][: start + params.max_tokens], start, len(prompt)
