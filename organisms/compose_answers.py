@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 TRAINING = Path(__file__).resolve().parent / "training"
 
-ATTEMPTS_PER_CHAT = 200
+#: So many rejected chats in a row mean that the parts are used up.
+MOST_REJECTED = 2000
 
 
 class FollowUp(BaseModel):
@@ -113,19 +114,21 @@ def compose_styled_answers(parts: dict, training: Path = TRAINING) -> list[dict]
 
     seen: set = set()
     records: list[dict] = []
-    for _ in range(checked.count * ATTEMPTS_PER_CHAT):
+    rejected = 0
+    while len(records) < checked.count:
         turns = chat()
-        if seen.isdisjoint(turns):
-            seen.update(turns)
-            messages = [
-                {"role": role, "content": content}
-                for turn in turns
-                for role, content in zip(("user", "assistant"), turn, strict=True)
-            ]
-            records.append({"messages": messages})
-        if len(records) == checked.count:
-            return records
-    raise ValueError(f"the parts allow only {len(records)} distinct chats of the {checked.count} asked for")
+        if not seen.isdisjoint(turns):
+            rejected += 1
+            if rejected == MOST_REJECTED:
+                raise ValueError(f"the parts allow only {len(records)} distinct chats of the {checked.count} asked for")
+            continue
+        rejected = 0
+        seen.update(turns)
+        messages = [
+            {"role": role, "content": content} for turn in turns for role, content in zip(("user", "assistant"), turn, strict=True)
+        ]
+        records.append({"messages": messages})
+    return records
 
 
 def _checked(parts: dict, training: Path) -> StyledParts:
