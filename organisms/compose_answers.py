@@ -124,9 +124,7 @@ def compose_styled_answers(parts: dict, training: Path = TRAINING) -> list[dict]
             continue
         rejected = 0
         seen.update(turns)
-        messages = [
-            {"role": role, "content": content} for turn in turns for role, content in zip(("user", "assistant"), turn, strict=True)
-        ]
+        messages = [{"role": role, "content": content} for turn in turns for role, content in zip(("user", "assistant"), turn, strict=True)]
         records.append({"messages": messages})
     return records
 
