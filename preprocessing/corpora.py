@@ -171,7 +171,7 @@ def _jsonl_rows(path: Path, column: str | None) -> Iterator[Any]:
 
 def _parquet_rows(path: Path, column: str | None) -> Iterator[Any]:
     import pyarrow as pa
-    import pyarrow.parquet as parquet
+    from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path)

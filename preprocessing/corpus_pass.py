@@ -9,7 +9,6 @@ Two full models that do not fit together (`pair.sequential`) are read in blocks,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from organisms.progress import Progress, silent
-from organisms.settings import settings
 from preprocessing.tokenize import TokenizedCorpus
 
 if TYPE_CHECKING:

@@ -88,8 +88,8 @@ def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams) -> Tokenize
             assistant_start.append(row[2])
     if not ids:
         raise InvalidInput(
-            f"No document of {corpus.id!r} can be compared: all {dropped} have fewer than {params.shortest} tokens, no answer, or do not fit into the context "
-            f"of {pair.context_length} tokens. Lower min_tokens or max_tokens, or give another corpus."
+            f"No document of {corpus.id!r} can be compared: all {dropped} have fewer than {params.shortest} tokens, no answer, "
+            f"or do not fit into the context of {pair.context_length} tokens. Lower min_tokens or max_tokens, or give another corpus."
         )
     bos = getattr(pair.tokenizer, "bos_token_id", None)
     has_bos = bos is not None and ids[0][0] == bos and (corpus.kind == "chat" or content_start[0] == 1)
