@@ -125,7 +125,7 @@ def read_catalogue(folders: tuple[Path, ...]) -> Catalogue:
 _SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc, valid-type]
+class _UniqueKeyLoader(_SafeLoader):
     """Safe loading that refuses a key written twice, which YAML itself would let the later one win silently."""
 
 
