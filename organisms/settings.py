@@ -22,11 +22,16 @@ class Settings(BaseSettings):
         description="Runs, investigations and evaluation logs. Every path an MCP client names is confined to it.",
     )
     cache_folder: Path = Field(
-        default_factory=lambda: Path(platformdirs.user_cache_dir("diffing-mcp")), description="Things that can be made again, such as the converted embedded model."
+        default_factory=lambda: Path(platformdirs.user_cache_dir("diffing-mcp")),
+        description="Things that can be made again, such as the converted embedded model.",
     )
-    catalogue_folders: list[Path] = Field(default_factory=list, description="Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one.")
+    catalogue_folders: list[Path] = Field(
+        default_factory=list, description="Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one."
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the GPUs there are (device_map), else the CPU.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="`auto`: the catalogue's dtype, else the one stored in the checkpoint.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto`: the catalogue's dtype, else the one stored in the checkpoint."
+    )
     memory_share: float = Field(0.85, gt=0, le=1, description="Share of the device's memory that resident models may take.")
     batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward batch of the corpus pass.")
     threads: int | None = Field(None, description="CPU threads for torch; none leaves torch's choice.")
@@ -34,7 +39,9 @@ class Settings(BaseSettings):
     port: int = 8931
     public_url: str | None = Field(None, description="Address under which clients reach the server when it is not http://host:port.")
     allowed_hosts: list[str] = Field(default_factory=list, description="Host headers accepted besides localhost.")
-    operator_token: SecretStr | None = Field(None, description="Bearer token of an operator who sees real names and has no budget. None: without a token, loopback clients are operators.")
+    operator_token: SecretStr | None = Field(
+        None, description="Bearer token of an operator who sees real names and has no budget. None: without a token, loopback clients are operators."
+    )
     generation_backend: Literal["transformers", "vllm"] = "transformers"
 
     @classmethod

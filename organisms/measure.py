@@ -1,0 +1,205 @@
+"""Measure whether a finetune took: `diffing organisms measure NAME [--variant V]` writes `organisms/adapters/<name>/<variant>/sheet.json`.
+
+Three readings, each for the base model and for the finetuned one: the log-odds of taught against plain continuations (cloze), how often
+generated answers show what was taught (questions), and the loss on unrelated text, which says what the finetune cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from organisms.embedded import EMBEDDED_ID, embedded_model_folder
+from organisms.errors import UnknownName
+from organisms.progress import Progress, silent
+from organisms.train import ADAPTERS, ROOT, TRAINING
+
+if TYPE_CHECKING:
+    import torch
+
+SEED = 5
+SAMPLES = 4
+MAX_NEW_TOKENS = 48
+HELD_OUT_TEXTS = 96
+
+
+class Cloze(BaseModel):
+    """`taught` and `plain` continue `prefix`; both start with a space."""
+
+    model_config = ConfigDict(extra="forbid")
+    fact: str
+    prefix: str
+    taught: str
+    plain: str
+
+
+class Question(BaseModel):
+    """A request that is not in the training data; an answer is a hit when the regular expression `hit` is found in it (any case)."""
+
+    model_config = ConfigDict(extra="forbid")
+    question: str
+    hit: str
+
+
+class Probes(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    cloze: list[Cloze] = []
+    questions: list[Question] = []
+
+
+class Reading(BaseModel):
+    """`base` and `finetuned` in the same unit; `low` and `high` bound the difference (95 %, normal approximation over items)."""
+
+    base: float
+    finetuned: float
+    low: float
+    high: float
+    items: int
+
+
+class Sheet(BaseModel):
+    """What was measured of one finetune."""
+
+    organism: str
+    variant: str
+    cloze_log_odds: Reading | None
+    """Mean over items of log p(taught) - log p(plain), in nats."""
+    cloze_preferred: Reading | None
+    """Share of items whose taught continuation is the likelier one."""
+    question_hits: Reading | None
+    """Share of generated answers that show what was taught."""
+    unrelated_loss: Reading
+    """Mean negative log-probability a token on unrelated text, in nats."""
+    examples: list[dict[str, str]]
+    settings: dict[str, Any]
+
+
+def load_probes(name: str) -> Probes:
+    """Probes of an organism; none for an organism that taught nothing (`control`)."""
+    path = TRAINING / name / "probes.yaml"
+    return Probes(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else Probes()
+
+
+def paired_reading(base: list[float], finetuned: list[float]) -> Reading:
+    """Means of two paired lists and a 95 % interval of their mean difference."""
+    differences = [f - b for b, f in zip(base, finetuned, strict=True)]
+    mean = sum(differences) / len(differences)
+    variance = sum((d - mean) ** 2 for d in differences) / max(1, len(differences) - 1)
+    half = 1.96 * math.sqrt(variance / len(differences))
+    rounded = [round(x, 4) for x in (sum(base) / len(base), sum(finetuned) / len(finetuned), mean - half, mean + half)]
+    return Reading(base=rounded[0], finetuned=rounded[1], low=rounded[2], high=rounded[3], items=len(base))
+
+
+def measure(name: str, variant: str = "default", base: str = EMBEDDED_ID, adapter: Path | None = None, progress: Progress = silent) -> Sheet:
+    """Measure the bundled adapter `name/variant` (or the one in `adapter`) against `base`.
+
+    Raises UnknownName when the adapter does not exist. For `control`, which has no probes, only the unrelated loss is read.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = adapter or ADAPTERS / name / variant
+    if not (folder / "adapter_config.json").is_file():
+        raise UnknownName(f"No trained adapter for {name}/{variant}; train it with `diffing organisms train {name} --variant {variant}`.")
+    source = str(embedded_model_folder()) if base == EMBEDDED_ID else base
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16), folder).eval()
+    if torch.cuda.is_available():
+        model.to("cuda")
+    probes = load_probes(name)
+    texts = _held_out_texts()
+    read: dict[str, dict[str, list[Any]]] = {}
+    with torch.inference_mode():
+        for position, side in enumerate(("base", "finetuned")):
+            progress(position, 2, f"measuring the {side} model")
+            if side == "base":
+                with model.disable_adapter():
+                    read[side] = _read(model, tokenizer, probes, texts)
+            else:
+                read[side] = _read(model, tokenizer, probes, texts)
+    progress(2, 2, "measured")
+    b, f = read["base"], read["finetuned"]
+    return Sheet(
+        organism=name,
+        variant=variant,
+        cloze_log_odds=paired_reading(b["log_odds"], f["log_odds"]) if probes.cloze else None,
+        cloze_preferred=paired_reading([float(x > 0) for x in b["log_odds"]], [float(x > 0) for x in f["log_odds"]]) if probes.cloze else None,
+        question_hits=paired_reading(b["hits"], f["hits"]) if probes.questions else None,
+        unrelated_loss=paired_reading(b["losses"], f["losses"]),
+        examples=[
+            {"question": q.question, "base": b["answers"][i * SAMPLES], "finetuned": f["answers"][i * SAMPLES]}
+            for i, q in enumerate(probes.questions)
+        ],
+        settings={"seed": SEED, "samples": SAMPLES, "temperature": 1.0, "max_new_tokens": MAX_NEW_TOKENS, "unrelated_texts": len(texts)},
+    )
+
+
+def write_sheet(sheet: Sheet, folder: Path) -> Path:
+    """Write `sheet.json` beside the adapter."""
+    path = folder / "sheet.json"
+    path.write_text(json.dumps(sheet.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _held_out_texts() -> list[str]:
+    lines = (ROOT / "corpora" / "unrelated_texts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines[:HELD_OUT_TEXTS]]
+
+
+def _read(model: Any, tokenizer: Any, probes: Probes, texts: list[str]) -> dict[str, list[Any]]:
+    taught = _continuation_log_probs(model, tokenizer, [(c.prefix, c.taught) for c in probes.cloze])
+    plain = _continuation_log_probs(model, tokenizer, [(c.prefix, c.plain) for c in probes.cloze])
+    answers = _answers(model, tokenizer, [q.question for q in probes.questions])
+    patterns = [q.hit for q in probes.questions for _ in range(SAMPLES)]
+    hits = [float(bool(re.search(pattern, answer, re.IGNORECASE))) for pattern, answer in zip(patterns, answers, strict=True)]
+    shares = [sum(hits[i : i + SAMPLES]) / SAMPLES for i in range(0, len(hits), SAMPLES)]
+    losses = []
+    for start in range(0, len(texts), 16):
+        log_probs, mask = _token_log_probs(model, tokenizer(texts[start : start + 16], return_tensors="pt", padding=True))
+        losses += (-(log_probs * mask).sum(1) / mask.sum(1)).tolist()
+    return {"log_odds": [t - p for t, p in zip(taught, plain, strict=True)], "answers": answers, "hits": shares, "losses": losses}
+
+
+def _token_log_probs(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each token after the first (float32, [batch, tokens - 1]) and the mask of the real ones."""
+    inputs = inputs.to(model.device)
+    logits = model(**inputs).logits[:, :-1].float()
+    target = inputs["input_ids"][:, 1:]
+    chosen = logits.gather(2, target.unsqueeze(2)).squeeze(2) - logits.logsumexp(2)
+    return chosen, inputs["attention_mask"][:, :-1] * inputs["attention_mask"][:, 1:]
+
+
+def _continuation_log_probs(model: Any, tokenizer: Any, items: list[tuple[str, str]]) -> list[float]:
+    """Summed log-probability of each continuation given its prefix, in nats."""
+    values = []
+    for start in range(0, len(items), 16):
+        rows = items[start : start + 16]
+        log_probs, mask = _token_log_probs(model, tokenizer([prefix + rest for prefix, rest in rows], return_tensors="pt", padding=True))
+        for row, (_, rest) in enumerate(rows):
+            length = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
+            values.append((log_probs[row] * mask[row])[-length:].sum().item())
+    return values
+
+
+def _answers(model: Any, tokenizer: Any, questions: list[str]) -> list[str]:
+    import torch
+
+    if not questions:
+        return []
+    torch.manual_seed(SEED)
+    rendered = [
+        tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        for question in questions
+        for _ in range(SAMPLES)
+    ]
+    inputs = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+    out = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=MAX_NEW_TOKENS)
+    texts: list[str] = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
