@@ -1,0 +1,53 @@
+"""Entry point of the `diffing` command.
+
+Expected failures (`DiffingError`) become one line on stderr, or one JSON object there when `--json` was given, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from cli import config, evaluate, investigations, methods, organisms, pairs, panel, runs, server
+from organisms.errors import Cancelled, DiffingError
+
+EXIT_EXPECTED_FAILURE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="diffing",
+    help="Find out what a finetune did to a language model: by command, by an agent over MCP, or in the panel.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for part in (methods, runs, pairs, organisms, server, config, investigations, evaluate, panel):
+    part.register(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except DiffingError as error:
+        sys.exit(report(error, as_json="--json" in sys.argv))
+    except KeyboardInterrupt:
+        sys.exit(report(Cancelled("Interrupted; what was finished is kept."), as_json="--json" in sys.argv) and EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def report(error: DiffingError, as_json: bool) -> int:
+    """Print an expected failure on stderr and return the exit code."""
+    if as_json:
+        print(json.dumps({"error": {"code": error.code, "message": error.message}}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(f"diffing: {error.message}", file=sys.stderr)
+    return EXIT_EXPECTED_FAILURE
+
+
+if __name__ == "__main__":
+    main()

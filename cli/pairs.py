@@ -1,0 +1,47 @@
+"""`diffing pairs`: what there is to compare."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+
+pairs = typer.Typer(help="List the pairs of the catalogue, or show what a pair reference stands for.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(pairs, name="pairs")
+
+
+@pairs.command("list")
+def list_pairs(
+    offline: Annotated[bool, typer.Option("--offline", help="Only pairs whose files are on this machine.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the pairs of the catalogue."""
+    from cli.output import print_json, print_rows
+    from model_pairs import resolve
+
+    found = [pair for pair in resolve.list_pairs() if pair.available_offline or not offline]
+    if as_json:
+        print_json(found)
+        return
+    rows = [(pair.name, pair.organism, pair.variant, pair.model, "yes" if pair.available_offline else "") for pair in found]
+    print_rows(("pair", "organism", "variant", "model", "on this machine"), rows)
+
+
+@pairs.command("show")
+def show_pair(pair: Annotated[str, typer.Argument(help="A pair reference.")], as_json: JsonOption = False) -> None:
+    """Show which models, adapters and revisions a pair reference stands for."""
+    from cli.output import print_json, print_plain
+    from methods.contract import compact_text
+    from model_pairs.resolve import resolve_pair
+
+    spec = resolve_pair(pair)
+    if as_json:
+        print_json(spec)
+    else:
+        print_plain(compact_text({"headline": spec.name, **spec.model_dump(mode="json", exclude={"name"}, exclude_none=True, exclude_defaults=True)}))

@@ -1,0 +1,30 @@
+"""`diffing panel`: the Gradio panel."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("panel")(panel)
+
+
+def panel(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
+) -> None:
+    """Open the panel: grades, transcripts, runs with plots, and both models side by side."""
+    from cli.output import quiet_libraries
+    from organisms.errors import DiffingError
+
+    quiet_libraries()
+    try:
+        from ui.panel import launch
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise DiffingError("The panel needs the extra `ui`: pip install 'diffing-mcp[ui]'.") from error
+    launch(host=host, port=port)

@@ -1,0 +1,84 @@
+"""`diffing runs`: the stored results."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its beginning.")]
+
+runs = typer.Typer(help="List, show and delete stored runs.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(runs, name="runs")
+
+
+@runs.command("list")
+def list_runs(
+    method: Annotated[str | None, typer.Option(help="Of this method only.")] = None,
+    pair: Annotated[str | None, typer.Option(help="Of the pair with this name only.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs, newest first."""
+    from cli.output import print_json, print_rows
+    from methods.runs import default_store
+
+    manifests = default_store().list(method=method, pair=pair)
+    if as_json:
+        print_json(list(manifests))
+        return
+    rows = [(m.id, m.pair_name, m.method, m.created.astimezone().strftime("%Y-%m-%d %H:%M"), f"{m.seconds:.1f} s", f"{m.bytes / 1e6:.1f} MB") for m in manifests]
+    print_rows(("run", "pair", "method", "made", "took", "size"), rows)
+
+
+@runs.command("show")
+def show_run(
+    run: RunArgument,
+    view: Annotated[str | None, typer.Option(help="A drill-down view of the method instead of the result.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="A parameter of the view as key=value (YAML), repeatable.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run: its result, or one of its views."""
+    from cli.output import note, parse_params, print_json, print_plain
+    from methods.contract import MethodResult, compact_text
+    from methods.registry import get_method
+    from methods.runs import default_store
+    from organisms.errors import InvalidInput, UnknownName
+
+    record = default_store().get(run)
+    method = get_method(record.manifest.method)
+    if view is None:
+        if settings:
+            raise InvalidInput(f"--set goes with --view. Views of {method.name}: {', '.join(method.views) or 'none'}.")
+        answer = record.result()
+        parameters = ", ".join(f"{key}={value}" for key, value in record.manifest.params.items())
+        note(f"{record.id}: {method.title} of {record.manifest.pair_name} ({parameters})")
+    else:
+        if view not in method.views:
+            raise UnknownName(f"{method.name} has no view {view!r}. Views: {', '.join(method.views) or 'none'}.")
+        declared = method.views[view]
+        answer = declared.run(record, parse_params(declared.Params, settings or []))  # type: ignore[assignment]
+    if as_json:
+        print_json(answer)
+    elif isinstance(answer, MethodResult) or hasattr(answer, "as_text"):
+        print_plain(answer.as_text())
+    else:
+        print_plain(compact_text(answer.model_dump(mode="json")))
+
+
+@runs.command("delete")
+def delete_runs(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")], as_json: JsonOption = False) -> None:
+    """Delete runs. They are made again when asked for again."""
+    from cli.output import print_json, print_plain
+    from methods.runs import default_store
+
+    store = default_store()
+    deleted = [store.delete(run) for run in runs]
+    if as_json:
+        print_json({"deleted": deleted})
+    else:
+        print_plain(f"deleted {', '.join(deleted)}")
