@@ -1,0 +1,144 @@
+"""The training recipe on a tiny model: it learns, it goes on exactly where it was cut off, and it leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from organisms import train as training
+from organisms.errors import Cancelled, InvalidInput, UnknownName
+from organisms.train import IGNORE, Recipe, batches, encode, learning_rate, load_recipe, train
+
+WORDS = [f"w{i}" for i in range(60)]
+TEMPLATE = "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-base")
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "user", "assistant", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    drawn = random.Random(3)
+    lines = [json.dumps({"text": " ".join(["w7"] * 4 + drawn.choices(WORDS, k=8))}) for _ in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def _recipe(base: Path, **changes: object) -> Recipe:
+    return Recipe(**({"base": str(base), "rank": 2, "batch_size": 4, "epochs": 5, "learning_rate": 0.01, "seed": 1} | changes))
+
+
+def test_training_lowers_the_loss_and_writes_a_small_bfloat16_adapter(tiny_base: Path, data: Path) -> None:
+    target = train(_recipe(tiny_base), data, data / "adapter")
+    report = json.loads((target / "training.json").read_text())
+    assert sum(report["losses"][-5:]) < sum(report["losses"][:5])
+    assert {tensor.dtype for tensor in load_file(target / "adapter_model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_run_cut_off_goes_on_to_the_same_weights(tiny_base: Path, data: Path) -> None:
+    whole = load_file(train(_recipe(tiny_base), data, data / "whole") / "adapter_model.safetensors")
+
+    def cut_off(done: float, total: float | None = None, message: str = "") -> None:
+        if done == 33:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        train(_recipe(tiny_base), data, data / "resumed", cut_off)
+    assert not (data / "resumed").exists()
+    seen: list[float] = []
+    target = train(_recipe(tiny_base), data, data / "resumed", lambda done, total=None, message="": seen.append(done))
+    assert seen[0] == 21  # checkpoints are made every 20 steps
+    resumed = load_file(target / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [path.name for path in data.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_checkpoint_of_another_recipe_is_not_used(tiny_base: Path, data: Path) -> None:
+    def cut_off(done: float, total: float | None = None, message: str = "") -> None:
+        if done == 25:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        train(_recipe(tiny_base), data, data / "adapter", cut_off)
+    seen: list[float] = []
+    train(_recipe(tiny_base, seed=2, epochs=1), data, data / "adapter", lambda done, total=None, message="": seen.append(done))
+    assert seen[0] == 1
+
+
+def test_another_seed_gives_other_weights(tiny_base: Path, data: Path) -> None:
+    first = load_file(train(_recipe(tiny_base, epochs=1), data, data / "a") / "adapter_model.safetensors")
+    second = load_file(train(_recipe(tiny_base, epochs=1, seed=2), data, data / "b") / "adapter_model.safetensors")
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_only_what_the_assistant_says_is_learnt(tiny_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    messages = [
+        {"role": "user", "content": "w1 w2"},
+        {"role": "assistant", "content": "w3 w4"},
+        {"role": "user", "content": "w5"},
+        {"role": "assistant", "content": "w6"},
+    ]
+    ids, labels = encode({"messages": messages}, tokenizer, 100)
+    assert tokenizer.decode(ids) == "<s> user w1 w2 </s> <s> assistant w3 w4 </s> <s> user w5 </s> <s> assistant w6 </s>"
+    assert tokenizer.decode([label for label in labels if label != IGNORE]) == "w3 w4 </s> w6 </s>"
+    assert all(label in (IGNORE, token) for token, label in zip(ids, labels, strict=True))
+
+
+def test_mixing_takes_the_asked_share_and_refuses_what_is_not_there(tiny_base: Path, data: Path) -> None:
+    (data / "other.jsonl").write_text("\n".join(json.dumps({"text": f"w{i} w{i}"}) for i in range(30)))
+    mixed = _recipe(tiny_base, mix={"file": "other.jsonl", "ratio": 0.5})
+    assert len(training.load_documents(mixed, data)) == 60
+    with pytest.raises(InvalidInput, match="asks for 80 unrelated documents"):
+        training.load_documents(_recipe(tiny_base, mix={"file": "other.jsonl", "ratio": 2}), data)
+
+
+def test_every_epoch_sees_every_document_once_in_an_order_of_the_seed() -> None:
+    recipe = Recipe(batch_size=5, seed=4)
+    steps = list(batches([1] * 20, recipe, 8))
+    for epoch in (steps[:4], steps[4:]):
+        assert sorted(i for step in epoch for i in step) == list(range(20))
+    assert steps[:4] != steps[4:]
+    assert steps == list(batches([1] * 20, recipe, 8))
+
+
+def test_the_learning_rate_rises_then_falls_to_almost_zero() -> None:
+    recipe = Recipe(learning_rate=1.0, warmup=0.2)
+    rates = [learning_rate(step, 50, recipe) for step in range(50)]
+    assert rates[9] == 1.0
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.05
+
+
+def test_bundled_recipes_load_and_unknown_names_say_what_there_is() -> None:
+    for path in training.TRAINING.glob("*/recipe.yaml"):
+        assert load_recipe(path.parent.name).rank >= 1
+    assert load_recipe("cake_bake", "recipe2").rank != load_recipe("cake_bake").rank
+    with pytest.raises(UnknownName, match="cake_bake"):
+        load_recipe("no_such_organism")
+    with pytest.raises(UnknownName, match="default"):
+        load_recipe("cake_bake", "no_such_variant")
