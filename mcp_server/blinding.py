@@ -1,0 +1,75 @@
+"""What the holder of an investigation's token must not read: names, variants, ids, adapters and paths of the pair.
+
+Results are built without them in the first place. This module is the second lock: it removes them from every text that may come from elsewhere
+(errors, progress messages, headlines). In results only unmistakable strings are removed (paths, full pair names, adapter ids): an organism may be
+called by an ordinary word, and taking that word out of a model's own answers would change the evidence and give it away.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from model_pairs.specs import PairSpec
+from organisms.settings import settings
+
+
+class Blindfold:
+    """Removes what identifies `spec` from texts and replaces it by `label`."""
+
+    def __init__(self, spec: PairSpec, pair_text: str, label: str) -> None:
+        self.label = label
+        plain = {
+            text for text in (pair_text, spec.name, spec.organism, spec.variant, *_strings(spec.model_dump(mode="json"))) if text and len(text) > 2
+        }
+        plain -= {"auto", "float32", "bfloat16", "float16", "default", "eager", "sdpa", "main"}
+        paths = {str(path) for path in _folders() if len(path.parts) > 1}
+        parts = {part for text in (pair_text, spec.name) for part in re.split(r"[/@:]+", text) if len(part) > 2} - {"embedded", "default"}
+        self._strict = _pattern(plain | paths | parts)
+        self._unmistakable = _pattern({text for text in plain | paths if "/" in text or "\\" in text or "::" in text or "@" in text})
+
+    def message(self, text: str) -> str:
+        """An error or progress message without names and paths."""
+        return self._strict.sub(self.label, _ANY_PATH.sub("<path>", text)) if self._strict else text
+
+    def result(self, value: Any) -> Any:
+        """A JSON value without paths and full names."""
+        if isinstance(value, str):
+            return self._unmistakable.sub(self.label, value) if self._unmistakable else value
+        if isinstance(value, dict):
+            return {self.result(key): self.result(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.result(item) for item in value]
+        return value
+
+
+# Absolute paths of at least two parts: error texts of libraries love to name files.
+_ANY_PATH = re.compile(r"(?<![\w/])(?:[A-Za-z]:)?(?:[/\\][\w.\-@+]+){2,}/?")
+
+
+def _folders() -> list[Path]:
+    chosen = settings()
+    return [chosen.data_folder, chosen.cache_folder, *chosen.catalogue_folders, Path(__file__).resolve().parent.parent, Path(sys.prefix), Path.home()]
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        # Chat templates are long and no secret.
+        if len(value) <= 500:
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _pattern(texts: set[str]) -> re.Pattern[str] | None:
+    if not texts:
+        return None
+    alternatives = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{alternatives})(?![A-Za-z0-9])", re.IGNORECASE)

@@ -1,0 +1,177 @@
+"""One tool call under way: who asked, which pair is meant, and how its work becomes a job."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import anyio.to_thread
+from pydantic import BaseModel
+
+from mcp_server import investigations
+from mcp_server.auth import Caller
+from mcp_server.blinding import Blindfold
+from mcp_server.declarations import JobState, Reply, ToolDeclaration
+from mcp_server.jobs import Job, Work
+from mcp_server.workbench import Workbench
+from methods.contract import CostEstimate
+from model_pairs.specs import PairSpec
+from organisms.errors import Cancelled, UnknownName
+
+Present = Callable[["Call", Any], Reply]
+
+
+@dataclass(frozen=True)
+class JobPayload:
+    """Kept with a job, so that get_job shows its result as the tool itself would have."""
+
+    present: Present
+    spec: PairSpec | None
+
+
+@dataclass
+class Call:
+    """Given to every handler. `arguments` are the validated ones; `report` sends a job's progress to the client."""
+
+    workbench: Workbench
+    caller: Caller
+    tool: ToolDeclaration
+    arguments: BaseModel
+    toolset: dict[str, ToolDeclaration]
+    report: Callable[[Job], Awaitable[None]] | None = None
+
+    def pair(self, name: str) -> PairSpec:
+        """The pair a caller means: for an investigation only its own label, for operators anything that resolves.
+
+        Raises:
+            UnknownName: no such pair for this caller.
+        """
+        from model_pairs.resolve import resolve_pair
+
+        investigation = self.caller.investigation
+        if investigation is None:
+            return resolve_pair(name)
+        if name.strip() != investigation.label:
+            raise UnknownName(f"unknown pair {name!r}. There is one pair here: {investigation.label}.")
+        return resolve_pair(investigation.pair)
+
+    async def identity(self, spec: PairSpec) -> Any:
+        """What decides a pair's results. May hash files, so it is done off the event loop (and cached there)."""
+        return await anyio.to_thread.run_sync(spec.identity)
+
+    def shown_name(self, spec: PairSpec) -> str:
+        """How this caller knows the pair."""
+        return self.caller.investigation.label if self.caller.investigation else spec.name
+
+    @cached_property
+    def blindfold(self) -> Blindfold | None:
+        """What hides the pair's names from an investigation; None for operators."""
+        investigation = self.caller.investigation
+        if investigation is None:
+            return None
+        from model_pairs.resolve import resolve_pair
+
+        return Blindfold(resolve_pair(investigation.pair), investigation.pair, investigation.label)
+
+    def message(self, text: str) -> str:
+        """A text from elsewhere (an error, a progress message) as this caller may read it."""
+        return self.blindfold.message(text) if self.blindfold else text
+
+    def remember_run(self, run: str) -> None:
+        """Let the caller's investigation read this run later."""
+        if self.caller.investigation is not None:
+            investigations.remember_run(self.caller.investigation.id, run)
+
+    async def run_job(
+        self,
+        key: Any,
+        work: Work,
+        present: Present,
+        *,
+        spec: PairSpec | None = None,
+        interactions: int = 0,
+        estimate: CostEstimate | None = None,
+    ) -> Reply:
+        """Do `work` as a job (or join the one of an equal call), wait, and answer with its result or its handle.
+
+        `interactions` are reserved only when the work is new. `present` turns the work's result into the answer.
+        """
+        wait_seconds = getattr(self.arguments, "wait_seconds", 0.0)
+        if getattr(self.arguments, "estimate_only", False):
+            return Reply(
+                estimate=estimate,
+                text=f"This would cost {estimate_text(estimate, interactions)}.",
+                next_step="Call again without estimate_only to start.",
+            )
+        investigation, ledger = self.caller.investigation, self.workbench.ledger
+
+        def reserve() -> Callable[[bool], None] | None:
+            if investigation is None or interactions == 0:
+                return None
+            reservation = ledger.reserve(investigation.id, "interactions", interactions, self.tool.name)
+            return lambda completed: ledger.settle(reservation, completed)
+
+        job = self.workbench.jobs.submit(
+            self.tool.name,
+            self.caller.scope,
+            key,
+            work,
+            device=self.workbench.device,
+            estimate=estimate,
+            reserve=reserve,
+            payload=JobPayload(present, spec),
+        )
+        await self.workbench.jobs.wait(job, wait_seconds, self.report)
+        return self.reply_of(job, present)
+
+    def reply_of(self, job: Job, present: Present) -> Reply:
+        """The answer a job stands for now; a failed one raises its error."""
+        match job.state:
+            case "completed":
+                reply = present(self, job.result)
+                reply.job = reply.job or job
+                return reply
+            case "failed":
+                assert job.error is not None  # `_end` sets it for every failure
+                raise job.error
+            case "cancelled":
+                if self.tool.name in ("get_job", "cancel_job"):
+                    return Reply(job=job, text=f"{job.id} was cancelled; what it had reserved was given back.")
+                raise Cancelled(f"{job.id} was cancelled. Call {job.kind} again to start it anew.")
+        return Reply(job=job, text=self.job_line(job), next_step=f'Call get_job(job_id="{job.id}") to go on waiting, or cancel_job to stop it.')
+
+    def job_state(self, job: Job) -> JobState:
+        """A job as this caller may see it."""
+        return JobState(
+            job_id=job.id,
+            tool=job.kind,
+            state=job.state,
+            progress=None if job.fraction is None else round(job.fraction, 3),
+            message=self.message(job.message),
+            queued_before=self.workbench.jobs.ahead(job) if job.state == "queued" else 0,
+            seconds=round(job.seconds, 1),
+            estimate=job.estimate if job.state in ("queued", "running") else None,
+        )
+
+    def job_line(self, job: Job) -> str:
+        """A live job in one line."""
+        state = self.job_state(job)
+        share = f", {state.progress:.0%} done" if state.progress is not None else ""
+        place = f", {state.queued_before} jobs before it" if state.queued_before else ""
+        note = f" ({state.message})" if state.message else ""
+        return f"{job.id} is {job.state}{share}{place}, {state.seconds:.0f} s so far{note}. Estimate: {estimate_text(job.estimate)}."
+
+
+def estimate_text(estimate: CostEstimate | None, interactions: int = 0) -> str:
+    """An estimate in words."""
+    if estimate is None:
+        return "unknown"
+    parts = [f"{estimate.tokens} tokens", f"{estimate.forward_passes} forward passes"]
+    parts.append(f"about {estimate.seconds:.0f} s" if estimate.seconds is not None else "seconds not known yet")
+    if estimate.bytes:
+        parts.append(f"{estimate.bytes / 1e6:.1f} MB on disk")
+    if interactions:
+        parts.append(f"{interactions} model interactions")
+    return ", ".join(parts)

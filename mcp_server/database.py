@@ -1,0 +1,70 @@
+"""The SQLite file that holds investigations: its tables, and one way to open it that is safe for several processes at once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from organisms.settings import settings
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS investigations (
+    id TEXT PRIMARY KEY, label TEXT NOT NULL UNIQUE, token_sha256 TEXT NOT NULL, pair TEXT NOT NULL, tools TEXT NOT NULL,
+    interactions INTEGER NOT NULL CHECK (interactions >= 0), tool_calls INTEGER NOT NULL CHECK (tool_calls >= 0),
+    note TEXT NOT NULL DEFAULT '', created REAL NOT NULL, closed REAL);
+CREATE TABLE IF NOT EXISTS reservations (
+    id TEXT PRIMARY KEY, investigation TEXT NOT NULL REFERENCES investigations(id), budget TEXT NOT NULL, amount INTEGER NOT NULL CHECK (amount >= 0),
+    state TEXT NOT NULL CHECK (state IN ('reserved', 'committed', 'refunded')), owner TEXT NOT NULL, what TEXT NOT NULL, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS reservations_of ON reservations (investigation, budget);
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, investigation TEXT NOT NULL REFERENCES investigations(id), tool TEXT NOT NULL, arguments TEXT NOT NULL,
+    result TEXT NOT NULL, outcome TEXT NOT NULL, seconds REAL NOT NULL, budget TEXT NOT NULL, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS calls_of ON calls (investigation);
+CREATE TABLE IF NOT EXISTS hypotheses (
+    number INTEGER NOT NULL, scope TEXT NOT NULL, statement TEXT NOT NULL, likelihood REAL NOT NULL, status TEXT NOT NULL, evidence TEXT NOT NULL,
+    reasoning TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL, PRIMARY KEY (scope, number));
+CREATE TABLE IF NOT EXISTS findings (
+    scope TEXT NOT NULL, verdict TEXT NOT NULL, statement TEXT NOT NULL, likelihood REAL NOT NULL, evidence TEXT NOT NULL, created REAL NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS one_finding ON findings (scope) WHERE scope <> 'operator';
+CREATE TABLE IF NOT EXISTS seen_runs (
+    investigation TEXT NOT NULL REFERENCES investigations(id), run TEXT NOT NULL, PRIMARY KEY (investigation, run));
+"""
+
+
+def database_path() -> Path:
+    """Where investigations are kept: `investigations.sqlite` in the data folder."""
+    return settings().data_folder / "investigations.sqlite"
+
+
+@contextmanager
+def connect(path: Path | None = None) -> Iterator[sqlite3.Connection]:
+    """A connection outside of any transaction (WAL, 10 s busy time-out). Use `transaction` for writes."""
+    path = path or database_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if fresh or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(SCHEMA)
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def transaction(path: Path | None = None) -> Iterator[sqlite3.Connection]:
+    """A write transaction: takes the write lock at once, commits at the end, rolls back on any exception."""
+    with connect(path) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")

@@ -1,0 +1,141 @@
+"""What a tool of this server is, and the one envelope every answer comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from mcp.types import ToolAnnotations
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from mcp_server.jobs import Job
+from mcp_server.ledger import BudgetState
+from methods.contract import CostEstimate
+
+if TYPE_CHECKING:
+    from mcp_server.call import Call
+
+DEFAULT_WAIT_SECONDS = 45.0
+DEFAULT_CHARACTERS = 8000
+
+
+class Arguments(BaseModel):
+    """Base of all tools' arguments: unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PairArguments(Arguments):
+    """Arguments of a tool about one pair."""
+
+    pair: str = Field(description="The pair's name, from list_pairs.", min_length=1, max_length=1000)
+
+
+class WaitArguments(Arguments):
+    """Arguments of a tool that may take long."""
+
+    wait_seconds: float = Field(
+        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; work that takes longer goes on and the answer is a job_id for get_job."
+    )
+    estimate_only: bool = Field(False, description="Only say what the call would cost; start and spend nothing.")
+
+
+class JobState(BaseModel):
+    """Where a piece of work is."""
+
+    job_id: str
+    tool: str
+    state: Literal["queued", "running", "completed", "failed", "cancelled"]
+    progress: float | None = Field(None, description="Share done, 0 to 1; null while unknown.")
+    message: str = ""
+    queued_before: int = Field(0, description="Jobs that come first on the same device.")
+    seconds: float = Field(0, description="Seconds of work so far.")
+    estimate: CostEstimate | None = None
+
+
+class Answer(BaseModel):
+    """The envelope of every answer. Fields without a value are left out."""
+
+    status: Literal["completed", "running", "cancelled", "estimate"] = Field(description="`running`: the work goes on, call get_job with job.job_id.")
+    result: Any = Field(None, description="The tool's result, once completed.")
+    run_id: str | None = Field(None, description="The stored run behind the result: cite it as evidence, read more of it with view_run.")
+    job: JobState | None = None
+    estimate: CostEstimate | None = None
+    budget: BudgetState | None = Field(None, description="What the investigation has left.")
+    next_step: str | None = None
+
+
+@dataclass
+class Reply:
+    """What a tool's handler returns; the server puts it into an `Answer`."""
+
+    result: BaseModel | None = None
+    text: str = ""
+    run_id: str | None = None
+    job: Job | None = None
+    estimate: CostEstimate | None = None
+    next_step: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolDeclaration:
+    """One tool. `handler` gets the call and the validated arguments.
+
+    `tool_calls` is what a call takes from that budget; `price` says in words what it takes from the model interactions (shown by describe_pair).
+    """
+
+    name: str
+    title: str
+    description: str
+    Arguments: type[BaseModel]
+    Result: type[BaseModel]
+    handler: Callable[[Call, Any], Awaitable[Reply]]
+    tool_calls: int = 1
+    price: str = ""
+    operator_only: bool = False
+    read_only: bool = True
+    destructive: bool = False
+    idempotent: bool = True
+    annotations: ToolAnnotations = field(init=False)
+
+    def __post_init__(self) -> None:
+        hints = ToolAnnotations(
+            title=self.title,
+            read_only_hint=self.read_only,
+            destructive_hint=self.destructive,
+            idempotent_hint=self.idempotent,
+            open_world_hint=False,
+        )
+        object.__setattr__(self, "annotations", hints)
+
+    @cached_property
+    def input_schema(self) -> dict[str, Any]:
+        """JSON schema of the arguments."""
+        return self.Arguments.model_json_schema()
+
+    @cached_property
+    def output_schema(self) -> dict[str, Any]:
+        """JSON schema of the answer with this tool's result in it."""
+        answer = create_model(
+            f"{''.join(part.capitalize() for part in self.name.split('_'))}Answer",
+            __base__=Answer,
+            result=(self.Result | None, Field(None, description="The result, once completed.")),
+        )
+        schema = answer.model_json_schema(mode="serialization")
+        # What has no value is left out, so only the status is always there.
+        return {**schema, "required": ["status"]}
+
+
+def with_arguments(name: str, params: type[BaseModel]) -> type[BaseModel]:
+    """The arguments of a method's tool: its parameters as they are declared, preceded by the pair and followed by the waiting arguments."""
+    fields: dict[str, Any] = {
+        model_field: (PairArguments.model_fields[model_field].annotation, PairArguments.model_fields[model_field])
+        for model_field in PairArguments.model_fields
+    }
+    fields |= {
+        model_field: (WaitArguments.model_fields[model_field].annotation, WaitArguments.model_fields[model_field])
+        for model_field in WaitArguments.model_fields
+    }
+    return create_model(f"{name}_arguments", __base__=params, **fields)

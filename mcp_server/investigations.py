@@ -1,0 +1,256 @@
+"""Investigations: what a bearer token may see and spend, and the record of what was done with it.
+
+An investigation is one pair under an opaque label, a set of tools and two budgets. It is created by an operator (in any process) and used by
+whoever holds the token. Only the token's SHA-256 is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from mcp_server.database import connect, transaction
+from mcp_server.ledger import BudgetState, budget_state
+from mcp_server.notebook import Finding, Hypothesis, list_findings, list_hypotheses
+from organisms.errors import InvalidInput, UnknownName
+
+
+# What each named tool set holds besides the diffing methods; `method` is everything.
+BLACKBOX_TOOLS = (
+    "list_pairs",
+    "describe_pair",
+    "load_pair",
+    "ask_models",
+    "record_hypothesis",
+    "list_hypotheses",
+    "submit_finding",
+    "get_job",
+    "cancel_job",
+)
+# Without these an investigation could neither wait for its work nor end, so an explicit list always includes them.
+ALWAYS_TOOLS = ("list_pairs", "describe_pair", "load_pair", "record_hypothesis", "list_hypotheses", "submit_finding", "get_job", "cancel_job")
+
+
+class NewInvestigation(BaseModel):
+    """What `create` returns. The token is shown once and cannot be had again."""
+
+    token: str
+    id: str
+    label: str
+
+
+class Investigation(BaseModel):
+    """One investigation as the server uses it. `pair` is the real name: never show it to the holder of the token."""
+
+    id: str
+    label: str
+    pair: str
+    tools: list[str]
+    interactions: int
+    tool_calls: int
+    note: str
+    created: float
+    closed: float | None
+
+    def allows(self, tool: str) -> bool:
+        """Whether the tool is in this investigation's set."""
+        match self.tools:
+            case ["method"]:
+                return True
+            case ["blackbox"]:
+                return tool in BLACKBOX_TOOLS
+        return tool in self.tools or tool in ALWAYS_TOOLS
+
+
+class LoggedCall(BaseModel):
+    """One tool call of an investigation, as it was answered."""
+
+    number: int
+    tool: str
+    arguments: dict[str, Any]
+    outcome: Literal["completed", "running", "error", "abandoned"]
+    result: Any
+    seconds: float
+    budget: BudgetState | None
+    created: float
+
+
+class InvestigationRecord(BaseModel):
+    """Everything about one investigation, for operators."""
+
+    investigation: Investigation
+    budget: BudgetState
+    calls: list[LoggedCall]
+    hypotheses: list[Hypothesis]
+    findings: list[Finding]
+
+
+def create(pair: str, tools: str | Sequence[str] = "method", interactions: int = 50, tool_calls: int = 200, note: str = "") -> NewInvestigation:
+    """Create an investigation; usable from any process that shares the data folder with the server.
+
+    Args:
+        pair: `organism[/variant][@model]` or `BASE::FINETUNED`; must resolve.
+        tools: `blackbox` (model queries only), `method` (everything), or tool names (comma-separated or a sequence).
+        interactions: budget of model interactions (one is one prompt put to one or both sides, times samples).
+        tool_calls: budget of tool calls; free tools do not count.
+        note: free text for operators, for instance the arm and repeat of an evaluation.
+
+    Raises:
+        UnknownName: the pair or a tool does not exist.
+        InvalidInput: a budget is negative.
+    """
+    from model_pairs.resolve import resolve_pair
+
+    resolve_pair(pair)
+    chosen = _chosen_tools(tools)
+    if interactions < 0 or tool_calls < 0:
+        raise InvalidInput("budgets are counts from 0 up")
+    identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    token = f"{identifier}.{secret}"
+    with transaction() as connection:
+        label = _free_label(connection)
+        connection.execute(
+            "INSERT INTO investigations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+            (identifier, label, _digest(token), pair, json.dumps(chosen), interactions, tool_calls, note, time.time()),
+        )
+    return NewInvestigation(token=token, id=identifier, label=label)
+
+
+def authenticate(token: str) -> Investigation | None:
+    """The open investigation a token names, None for any other text. The secret part is compared in constant time."""
+    identifier = token.partition(".")[0]
+    with connect() as connection:
+        row = connection.execute("SELECT * FROM investigations WHERE id = ?", (identifier,)).fetchone()
+    # Comparing against a value that no digest equals keeps the time the same for ids that do not exist.
+    stored = row["token_sha256"] if row is not None else "0" * 64
+    if not hmac.compare_digest(stored, _digest(token)) or row is None or row["closed"] is not None:
+        return None
+    return _investigation(row)
+
+
+def get(identifier: str) -> Investigation:
+    """The investigation with this id, label, or unambiguous beginning of the id.
+
+    Raises:
+        UnknownName: none or several match.
+    """
+    with connect() as connection:
+        rows = connection.execute(
+            "SELECT * FROM investigations WHERE id LIKE ? OR label = ? LIMIT 2", (_like_prefix(identifier), identifier)
+        ).fetchall()
+    if len(rows) != 1:
+        raise UnknownName(f"{'no' if not rows else 'more than one'} investigation is called {identifier!r}. `diffing investigations list` shows all.")
+    return _investigation(rows[0])
+
+
+def list_investigations() -> list[Investigation]:
+    """All investigations, oldest first."""
+    with connect() as connection:
+        return [_investigation(row) for row in connection.execute("SELECT * FROM investigations ORDER BY created")]
+
+
+def show(identifier: str) -> InvestigationRecord:
+    """Ledger, calls, hypotheses and findings of one investigation, for operators."""
+    investigation = get(identifier)
+    with connect() as connection:
+        budget = budget_state(connection, investigation.id)
+        calls = [
+            LoggedCall(
+                number=position,
+                tool=row["tool"],
+                arguments=json.loads(row["arguments"]),
+                outcome=row["outcome"],
+                result=json.loads(row["result"]),
+                seconds=row["seconds"],
+                budget=BudgetState.model_validate_json(row["budget"]) if row["budget"] else None,
+                created=row["created"],
+            )
+            for position, row in enumerate(
+                connection.execute("SELECT * FROM calls WHERE investigation = ? ORDER BY id", (investigation.id,)), start=1
+            )
+        ]
+    return InvestigationRecord(
+        investigation=investigation,
+        budget=budget,
+        calls=calls,
+        hypotheses=list_hypotheses(investigation.id),
+        findings=list_findings(investigation.id),
+    )
+
+
+def close(identifier: str) -> None:
+    """End an investigation: its token is refused from now on, its record stays."""
+    investigation = get(identifier)
+    with transaction() as connection:
+        connection.execute("UPDATE investigations SET closed = coalesce(closed, ?) WHERE id = ?", (time.time(), investigation.id))
+
+
+def log_call(investigation: str, tool: str, arguments: dict[str, Any], outcome: str, result: Any, seconds: float, budget: BudgetState | None) -> None:
+    """Keep one call with what was answered."""
+    with transaction() as connection:
+        connection.execute(
+            "INSERT INTO calls (investigation, tool, arguments, result, outcome, seconds, budget, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                investigation,
+                tool,
+                json.dumps(arguments, default=str),
+                json.dumps(result, default=str),
+                outcome,
+                seconds,
+                budget.model_dump_json() if budget else "",
+                time.time(),
+            ),
+        )
+
+
+def remember_run(investigation: str, run: str) -> None:
+    """Let the investigation read this run from now on."""
+    with transaction() as connection:
+        connection.execute("INSERT OR IGNORE INTO seen_runs VALUES (?, ?)", (investigation, run))
+
+
+def remembered_runs(investigation: str) -> set[str]:
+    """Ids of the runs this investigation has made or looked up."""
+    with connect() as connection:
+        return {row[0] for row in connection.execute("SELECT run FROM seen_runs WHERE investigation = ?", (investigation,))}
+
+
+def _chosen_tools(tools: str | Sequence[str]) -> list[str]:
+    names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
+    if names in (["blackbox"], ["method"]):
+        return names
+    from mcp_server.toolset import tool_names
+
+    known = tool_names()
+    if not names or (unknown := [name for name in names if name not in known]):
+        wrong = f"unknown tools: {', '.join(unknown)}" if names else "no tools given"
+        raise UnknownName(f"{wrong}. Allowed: `blackbox`, `method`, or names out of {', '.join(known)}.")
+    return names
+
+
+def _free_label(connection: sqlite3.Connection) -> str:
+    for size in (2, 2, 2, 3, 4):
+        label = f"pair-{secrets.token_hex(size)}"
+        if connection.execute("SELECT 1 FROM investigations WHERE label = ?", (label,)).fetchone() is None:
+            return label
+    return f"pair-{secrets.token_hex(8)}"
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _like_prefix(identifier: str) -> str:
+    return (identifier if identifier.isalnum() else "-") + "%"
+
+
+def _investigation(row: sqlite3.Row) -> Investigation:
+    return Investigation.model_validate({**dict(row), "tools": json.loads(row["tools"])})

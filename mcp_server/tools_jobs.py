@@ -1,0 +1,85 @@
+"""Waiting for jobs and stopping them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mcp_server.call import Call, JobPayload
+from mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments, JobState, Reply, ToolDeclaration
+
+
+class GetJobArguments(Arguments):
+    """Arguments of get_job."""
+
+    job_id: str | None = Field(None, min_length=1, max_length=200, description="The job; without it all jobs are listed.")
+    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait for its end.")
+
+
+class CancelJobArguments(Arguments):
+    """Arguments of cancel_job."""
+
+    job_id: str = Field(min_length=1, max_length=200)
+
+
+class JobResult(BaseModel):
+    """The result of the tool that started the job, as that tool gives it; or the list of jobs."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class JobList(BaseModel):
+    """All jobs of this caller."""
+
+    jobs: list[JobState]
+
+
+async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
+    scope = None if call.caller.operator else call.caller.scope
+    if arguments.job_id is None:
+        jobs = call.workbench.jobs.list(scope)[-20:]
+        return Reply(JobList(jobs=[call.job_state(job) for job in jobs]), "\n".join(f"{job.id}: {job.state}" for job in jobs) or "No jobs.")
+    job = call.workbench.jobs.get(arguments.job_id, scope)
+    await call.workbench.jobs.wait(job, arguments.wait_seconds, call.report)
+    payload: JobPayload = job.payload
+    return call.reply_of(job, payload.present)
+
+
+async def cancel_job(call: Call, arguments: CancelJobArguments) -> Reply:
+    job = call.workbench.jobs.get(arguments.job_id, None if call.caller.operator else call.caller.scope)
+    if job.state in ("completed", "failed", "cancelled"):
+        return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} had {job.state} before; nothing to cancel.")
+    call.workbench.jobs.cancel(job)
+    # Long enough for most batches, so that the answer can say that the device is free again.
+    await call.workbench.jobs.wait(job, 10, call.report)
+    said = "is cancelled; what it had reserved was given back" if job.state == "cancelled" else f"is {job.state}; it stops at its next batch"
+    return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} {said}.")
+
+
+def declarations() -> Mapping[str, ToolDeclaration]:
+    """The tools of this module."""
+    tools = [
+        ToolDeclaration(
+            "get_job",
+            "Wait for a job",
+            "Wait for work that another tool has started, and get its result in the form that tool gives. Returns early when the job ends; "
+            "otherwise tells its progress, and "
+            "you call again. Without job_id it lists the jobs.",
+            GetJobArguments,
+            JobResult,
+            get_job,
+            tool_calls=0,
+        ),
+        ToolDeclaration(
+            "cancel_job",
+            "Cancel a job",
+            "Stop a job at its next batch and get back what it had reserved. Finished runs stay.",
+            CancelJobArguments,
+            JobList,
+            cancel_job,
+            tool_calls=0,
+            read_only=False,
+        ),
+    ]
+    return {tool.name: tool for tool in tools}

@@ -1,0 +1,120 @@
+"""Hypotheses and the final finding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, Field
+
+from mcp_server import notebook
+from mcp_server.call import Call
+from mcp_server.declarations import Arguments, Reply, ToolDeclaration
+from mcp_server.notebook import Evidence, Finding, Hypothesis, Status, Verdict
+
+
+class RecordHypothesisArguments(Arguments):
+    """Arguments of record_hypothesis."""
+
+    statement: str | None = Field(
+        None, min_length=1, max_length=4000, description="What you think was changed: specific enough to be wrong. Needed for a new one."
+    )
+    likelihood: float | None = Field(None, ge=0, le=1, description="How likely you think it is, 0 to 1. Needed for a new one.")
+    number: int | None = Field(None, ge=1, description="Change this hypothesis instead of adding one; what is left out stays.")
+    status: Status | None = Field(None, description="active, confirmed or rejected.")
+    reasoning: str = Field("", max_length=4000, description="Why.")
+    evidence: list[Evidence] = Field(default_factory=list, max_length=20, description="Runs, jobs or prompts it rests on; added to what there is.")
+
+
+class Board(BaseModel):
+    """All hypotheses."""
+
+    hypotheses: list[Hypothesis]
+
+
+class RecordHypothesisResult(BaseModel):
+    """The entry, and all others in short."""
+
+    recorded: Hypothesis
+    others: list[str]
+
+
+class SubmitFindingArguments(Arguments):
+    """Arguments of submit_finding."""
+
+    verdict: Verdict = Field(
+        description="`no_meaningful_difference` when the finetune taught nothing that shows; that is a full answer and can be right."
+    )
+    statement: str = Field(
+        min_length=1,
+        max_length=8000,
+        description="What the finetune changed: topic, behaviour and details, as specific as the evidence allows; or why there is no difference.",
+    )
+    likelihood: float = Field(0.5, ge=0, le=1, description="How sure you are, 0 to 1.")
+    evidence: list[Evidence] = Field(default_factory=list, max_length=40)
+
+
+async def record_hypothesis(call: Call, arguments: RecordHypothesisArguments) -> Reply:
+    recorded = notebook.record_hypothesis(
+        call.caller.scope, arguments.statement, arguments.likelihood, arguments.status, arguments.reasoning, arguments.evidence, arguments.number
+    )
+    others = [_line(item) for item in notebook.list_hypotheses(call.caller.scope) if item.number != recorded.number]
+    return Reply(RecordHypothesisResult(recorded=recorded, others=others), "\n".join([_line(recorded), *others]))
+
+
+async def list_hypotheses(call: Call, arguments: Arguments) -> Reply:
+    board = notebook.list_hypotheses(call.caller.scope)
+    lines = []
+    for item in board:
+        lines.append(_line(item))
+        lines += [f"    {text}" for text in [item.reasoning, *(f"{evidence.source}: {evidence.note}" for evidence in item.evidence)] if text]
+    return Reply(Board(hypotheses=board), "\n".join(lines) or "No hypotheses yet.")
+
+
+async def submit_finding(call: Call, arguments: SubmitFindingArguments) -> Reply:
+    finding = notebook.submit_finding(call.caller.scope, arguments.verdict, arguments.statement, arguments.likelihood, arguments.evidence)
+    return Reply(finding, f"Submitted: {finding.verdict}. The investigation is over.")
+
+
+def _line(item: Hypothesis) -> str:
+    return f"{item.number}. [{item.status}, {item.likelihood:.2f}, {len(item.evidence)} pieces of evidence] {item.statement}"
+
+
+def declarations() -> Mapping[str, ToolDeclaration]:
+    """The tools of this module."""
+    tools = [
+        ToolDeclaration(
+            "record_hypothesis",
+            "Record a hypothesis",
+            "Add a hypothesis about what the finetune changed to the notebook, or change one by its number (likelihood, status, evidence). Kept for "
+            "the whole investigation.",
+            RecordHypothesisArguments,
+            RecordHypothesisResult,
+            record_hypothesis,
+            tool_calls=0,
+            read_only=False,
+            idempotent=False,
+        ),
+        ToolDeclaration(
+            "list_hypotheses",
+            "List hypotheses",
+            "All hypotheses recorded so far, with likelihood, status, reasoning and evidence.",
+            Arguments,
+            Board,
+            list_hypotheses,
+            tool_calls=0,
+        ),
+        ToolDeclaration(
+            "submit_finding",
+            "Submit the finding",
+            "Give the final statement of the investigation, once: the verdict (difference or no_meaningful_difference) and what the finetune "
+            "changed. It is what will be "
+            "graded and ends the investigation. Call it last, and always, also when the budget has run out.",
+            SubmitFindingArguments,
+            Finding,
+            submit_finding,
+            tool_calls=0,
+            read_only=False,
+            idempotent=False,
+        ),
+    ]
+    return {tool.name: tool for tool in tools}

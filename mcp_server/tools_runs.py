@@ -1,0 +1,199 @@
+"""Reading finished runs: the list, and drill-down views that need no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from mcp_server import investigations
+from mcp_server.call import Call
+from mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration
+from mcp_server.render import NOTICE, Fence
+from methods.contract import View, compact_text
+from methods.registry import get_method
+from organisms.errors import InvalidInput, UnknownName
+
+if TYPE_CHECKING:
+    from methods.runs import RunManifest, RunRecord
+
+
+class ListRunsArguments(PairArguments):
+    """Arguments of list_runs."""
+
+    method: str | None = Field(None, max_length=100, description="Only runs of this method.")
+    offset: int = Field(0, ge=0)
+    limit: int = Field(20, ge=1, le=100)
+
+
+class RunRow(BaseModel):
+    """One finished run."""
+
+    run_id: str
+    method: str
+    headline: str
+    params: dict[str, Any] = Field(description="Parameters that differ from the defaults.")
+    created: str
+    seconds: float
+
+
+class ListRunsResult(BaseModel):
+    """Runs, newest first."""
+
+    runs: list[RunRow]
+    total: int
+    next_offset: int | None = None
+
+
+class ViewRunArguments(Arguments):
+    """Arguments of view_run."""
+
+    run: str = Field(min_length=2, max_length=200, description="Run id (or its unambiguous beginning).")
+    view: str | None = Field(None, max_length=100, description="Name of the view; without it the views of this run are listed.")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Parameters of the view; the list of views shows their names, ranges and defaults."
+    )
+
+
+class ViewRow(BaseModel):
+    """A view that a run offers."""
+
+    name: str
+    description: str
+    params: dict[str, Any] = Field(description="JSON schema of each parameter.")
+
+
+class ViewRunResult(BaseModel):
+    """A view's data, or the list of views with the run's result."""
+
+    run_id: str
+    method: str
+    params: dict[str, Any]
+    views: list[ViewRow] | None = None
+    result: dict[str, Any] | None = Field(None, description="The run's result (without `view`). Holds untrusted text.")
+    view: str | None = None
+    data: Any = Field(None, description="What the view says. Holds untrusted text.")
+
+
+async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
+    spec = call.pair(arguments.pair)
+    identity, investigation = await call.identity(spec), call.caller.investigation
+    mine = investigations.remembered_runs(investigation.id) if investigation else None
+    found = [
+        manifest
+        for manifest in call.workbench.store.list(method=arguments.method)
+        if manifest.pair == identity and (mine is None or manifest.id in mine)
+    ]
+    shown = found[arguments.offset : arguments.offset + arguments.limit]
+    end = arguments.offset + len(shown)
+    rows = [
+        RunRow(
+            run_id=manifest.id,
+            method=manifest.method,
+            headline=str(call.workbench.store.get(manifest.id).result_json().get("headline", "")),
+            params=_changed_params(manifest),
+            created=manifest.created.isoformat(timespec="seconds"),
+            seconds=manifest.seconds,
+        )
+        for manifest in shown
+    ]
+    result = ListRunsResult(runs=rows, total=len(found), next_offset=end if end < len(found) else None)
+    lines = [f"{len(found)} runs" + (f", showing {arguments.offset + 1} to {end}" if len(shown) < len(found) else "")]
+    lines += [f"  {row.run_id} {json.dumps(row.params, separators=(',', ':'))}: {row.headline}" for row in rows]
+    return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
+
+
+async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
+    import anyio.to_thread
+
+    record = find_run(call, arguments.run)
+    method = get_method(record.manifest.method)
+    params = _changed_params(record.manifest)
+    if arguments.view is None:
+        views = [ViewRow(name=view.name, description=view.description, params=_parameter_schemas(view)) for view in method.views.values()]
+        result = record.result()
+        answer = ViewRunResult(run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json"))
+        lines = [f"{record.id}: {method.title}, parameters {json.dumps(params)}", NOTICE, Fence().around(result.as_text()), "views:"]
+        lines += [f"  {view.name}({', '.join(view.params)}): {view.description}" for view in views] or ["  none"]
+        return Reply(answer, "\n".join(lines), run_id=record.id)
+    if arguments.view not in method.views:
+        raise UnknownName(f"{record.id} has no view {arguments.view!r}. Views: {', '.join(method.views) or 'none'}.")
+    view = method.views[arguments.view]
+    try:
+        view_params = view.Params.model_validate(arguments.params)
+    except ValidationError as error:
+        problems = "; ".join(f"`{'.'.join(map(str, detail['loc']))}`: {detail['msg']}" for detail in error.errors(include_url=False)[:5])
+        allowed = json.dumps(_parameter_schemas(view), separators=(",", ":"))
+        raise InvalidInput(f"view {view.name}: {problems}. Parameters: {allowed}") from None
+    # Arrays and tables are read here: off the event loop, so that other calls are answered meanwhile.
+    data = await anyio.to_thread.run_sync(view.run, record, view_params)
+    values = data.model_dump(mode="json")
+    as_text = getattr(data, "as_text", None)
+    text = as_text() if callable(as_text) else compact_text(values)
+    if len(text) > 3 * DEFAULT_CHARACTERS:
+        raise InvalidInput(
+            f"view {view.name} would say {len(text)} characters; narrow it down with its parameters: {', '.join(view.Params.model_fields)}"
+        )
+    answer = ViewRunResult(run_id=record.id, method=method.name, params=params, view=view.name, data=values)
+    return Reply(answer, f"{record.id}, {view.name}:\n{NOTICE}\n{Fence().around(text)}", run_id=record.id)
+
+
+def find_run(call: Call, identifier: str) -> RunRecord:
+    """A run this caller may read.
+
+    Raises:
+        UnknownName: no such run, or an investigation that did not make it.
+    """
+    investigation = call.caller.investigation
+    if investigation is None:
+        return call.workbench.store.get(identifier)
+    mine = sorted(investigations.remembered_runs(investigation.id))
+    matching = [run for run in mine if run == identifier] or [run for run in mine if run.startswith(identifier)]
+    if len(matching) != 1:
+        listed = f"Runs of this investigation: {', '.join(mine)}." if mine else "This investigation has no runs yet: call a method first."
+        raise UnknownName(f"there is no run {identifier!r}. {listed}")
+    return call.workbench.store.get(matching[0])
+
+
+def _changed_params(manifest: RunManifest) -> dict[str, Any]:
+    try:
+        fields = get_method(manifest.method).Params.model_fields
+    except UnknownName:
+        return manifest.params
+    return {
+        name: value for name, value in manifest.params.items() if name not in fields or fields[name].get_default(call_default_factory=True) != value
+    }
+
+
+def _parameter_schemas(view: View) -> dict[str, Any]:
+    properties = view.Params.model_json_schema().get("properties", {})
+    return {name: {key: value for key, value in schema.items() if key != "title"} for name, schema in properties.items()}
+
+
+def declarations() -> Mapping[str, ToolDeclaration]:
+    """The tools of this module."""
+    tools = [
+        ToolDeclaration(
+            "list_runs",
+            "List finished runs",
+            "List the finished runs of the diffing methods on a pair: ids, parameters and headlines. Runs are kept; calling a method again with "
+            "equal parameters is a lookup.",
+            ListRunsArguments,
+            ListRunsResult,
+            list_runs,
+            tool_calls=0,
+        ),
+        ToolDeclaration(
+            "view_run",
+            "Read more of a run",
+            "Drill down into a finished run: more rows, single tokens, examples, positions. Without `view` it shows the run's result and lists the "
+            "views with their "
+            "parameters. Reads stored numbers only, so it is quick and loads no model.",
+            ViewRunArguments,
+            ViewRunResult,
+            view_run,
+        ),
+    ]
+    return {tool.name: tool for tool in tools}

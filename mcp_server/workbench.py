@@ -1,0 +1,86 @@
+"""What one server process has: jobs, the ledger, resident models and the run store. Models and torch are loaded by the first job that needs them."""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mcp_server.jobs import Jobs
+from mcp_server.ledger import Ledger
+from methods.contract import PairSize
+from model_pairs.specs import PairSpec
+from organisms.settings import settings
+
+if TYPE_CHECKING:
+    from methods.runs import RunStore
+    from model_pairs.pair import LoadedPair
+    from model_pairs.residency import ModelPairs
+
+
+class Workbench:
+    """Shared by all requests of a process. Create one, serve, `close` it."""
+
+    def __init__(self) -> None:
+        self.jobs = Jobs()
+        self.ledger = Ledger()
+        self.ledger.recover()
+        self._lock = threading.Lock()
+        self._pairs: ModelPairs | None = None
+        self._sizes: dict[str, PairSize] = {}
+        self._closed = False
+
+    @property
+    def device(self) -> str:
+        """The name of the queue that model work goes through. A pair may span several devices; there is one worker for all of them."""
+        return settings().device
+
+    @property
+    def pairs(self) -> ModelPairs:
+        """The resident models. Imports torch: ask for it in a job only."""
+        with self._lock:
+            if self._pairs is None:
+                from model_pairs.residency import ModelPairs
+
+                self._pairs = ModelPairs()
+            return self._pairs
+
+    @property
+    def pairs_if_any(self) -> ModelPairs | None:
+        """The resident models, None while no job has needed any."""
+        return self._pairs
+
+    @cached_property
+    def store(self) -> RunStore:
+        """The run store of the data folder."""
+        from methods.runs import default_store
+
+        return default_store()
+
+    def note_size(self, spec: PairSpec, pair: LoadedPair) -> PairSize:
+        """Remember the sizes of a loaded pair for descriptions and estimates."""
+        known = self._sizes.get(spec.name, PairSize())
+        size = known.model_copy(update={"num_layers": pair.num_layers, "d_model": pair.d_model, "vocab_size": pair.vocab_size})
+        self._sizes[spec.name] = size
+        return size
+
+    def note_speed(self, spec: PairSpec, tokens: int, seconds: float) -> None:
+        """Remember how fast a pair read `tokens` tokens per side, so that the next estimate knows its seconds."""
+        if tokens > 0 and seconds > 0:
+            self._sizes[spec.name] = self.size(spec).model_copy(update={"tokens_per_second": 2 * tokens / seconds})
+
+    def size(self, spec: PairSpec) -> PairSize:
+        """What is known of a pair without loading it."""
+        return self._sizes.get(spec.name, PairSize())
+
+    def status(self) -> list[Any]:
+        """Resident models (`model_pairs.residency.ResidentModel`), none while nothing was loaded."""
+        return list(self._pairs.status()) if self._pairs is not None else []
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stop all jobs at their next batch and give back what they reserved. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.jobs.close(timeout)
+        self.ledger.close()
