@@ -20,8 +20,9 @@ from organisms.progress import Progress
 from preprocessing.corpora import CorpusParams, corpus_identity
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
+
+    from methods.runs import RunRecord
     from preprocessing.corpus_pass import Accumulator
     from preprocessing.tokenize import TokenizedCorpus
 
@@ -58,7 +59,7 @@ def compact_text(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _compact(value: Any) -> str:
+def _compact(value: Any) -> str:  # noqa: PLR0911
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

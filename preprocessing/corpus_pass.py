@@ -9,214 +9,30 @@ Two full models that do not fit together (`pair.sequential`) are read in blocks,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from organisms.progress import Progress, silent
+from organisms.settings import settings
+from preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
+from preprocessing.spool import Spool, split_blocks
 from preprocessing.tokenize import TokenizedCorpus
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
+    from model_pairs.pair import LoadedPair, Side
+
+__all__ = ["Accumulator", "LogitChunk", "PairedBatch", "PassStatistics", "Scratch", "plan_batches", "run_corpus_pass"]
 
 CHUNK_BYTES_CPU = 2 * 2**20
 """Bytes of one float32 [rows, vocabulary] buffer on a CPU: about ten rows of 49,152 tokens."""
 CHUNK_BYTES_GPU = 256 * 2**20
 LOGIT_BYTES = 512 * 2**20
 """Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than `settings().batch_tokens`."""
-
-
-class Accumulator:
-    """What a method keeps of the pass; subclasses override what they need.
-
-    The pass calls, in inference mode, for every batch: `update(batch)`, then `update_logits(chunk)` for every chunk of the batch's compared
-    positions. All accumulators see one chunk before the next is made, so that they share its float32 values.
-    """
-
-    needs_logits: bool = False
-    """Whether `update_logits` is to be called; without any such accumulator the forward stops at the last layer wanted."""
-
-    layers: tuple[int, ...] = ()
-    """Absolute layers whose residual stream (after the layer) `update` reads from `batch.base_hidden` and `batch.finetuned_hidden`."""
-
-    def update(self, batch: PairedBatch) -> None:
-        """Take in a batch's hidden states. Must not touch logits."""
-
-    def update_logits(self, chunk: LogitChunk) -> None:
-        """Take in the next-token logits of a few positions. Every compared position of the corpus comes exactly once."""
-
-
-class Scratch:
-    """Float32 buffers [rows, vocabulary] that all chunks of a pass share."""
-
-    def __init__(self, rows: int, vocabulary: int, device: torch.device) -> None:
-        self.rows = rows
-        self._vocabulary = vocabulary
-        self._device = device
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, rows: int) -> Tensor:
-        """The buffer of that name cut to `rows`; its old content is void."""
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(self.rows, self._vocabulary, dtype=torch.float32, device=self._device)
-        return self._buffers[name][:rows]
-
-
-class LogitChunk:
-    """A few positions of a batch with both models' next-token logits in float32; every quantity is computed once, when first asked for.
-
-    All [R, V] tensors live in buffers which the next chunk overwrites: read them, never change or keep them.
-
-    Attributes:
-        sample_indices: [R] long, index of each row's sample in the corpus.
-        positions: [R] long, position of the row (0 = first content token).
-        token_ids: [R] long, token read at that position; the logits predict the token after it.
-        next_ids: [R] long, token that follows in the sample, -1 at its end.
-    """
-
-    def __init__(self, batch: PairedBatch, rows: Tensor, scratch: Scratch) -> None:
-        self._batch = batch
-        self._rows = rows
-        self._scratch = scratch
-        self.sample_indices = batch.row_samples[rows]
-        self.positions = batch.flat_positions[rows]
-        self.token_ids = batch.flat_ids[rows]
-        self.next_ids = batch.flat_next_ids[rows]
-
-    def __len__(self) -> int:
-        return int(self._rows.numel())
-
-    def _side(self, name: str, logits: Tensor | None) -> Tensor:
-        assert logits is not None  # the pass computed logits because an accumulator needs them
-        buffer = self._scratch.take(name, len(self))
-        buffer.copy_(logits.view(-1, logits.shape[-1])[self._rows])
-        return buffer
-
-    @cached_property
-    def base_logits(self) -> Tensor:
-        """[R, V] float32."""
-        return self._side("base_logits", self._batch.base_logits)
-
-    @cached_property
-    def finetuned_logits(self) -> Tensor:
-        """[R, V] float32."""
-        return self._side("finetuned_logits", self._batch.finetuned_logits)
-
-    @cached_property
-    def difference(self) -> Tensor:
-        """[R, V] float32, finetuned minus base logits. Exactly 0.0 where the logits agree."""
-        return torch.sub(self.finetuned_logits, self.base_logits, out=self._scratch.take("difference", len(self)))
-
-    @cached_property
-    def _base_softmax(self) -> tuple[Tensor, Tensor]:
-        return _softmax(self.base_logits, self._scratch.take("base_probs", len(self)))
-
-    @cached_property
-    def _finetuned_softmax(self) -> tuple[Tensor, Tensor]:
-        return _softmax(self.finetuned_logits, self._scratch.take("finetuned_probs", len(self)))
-
-    @property
-    def base_probs(self) -> Tensor:
-        """[R, V] float32, softmax of the base logits."""
-        return self._base_softmax[0]
-
-    @property
-    def finetuned_probs(self) -> Tensor:
-        """[R, V] float32, softmax of the finetuned logits."""
-        return self._finetuned_softmax[0]
-
-    @property
-    def base_log_normaliser(self) -> Tensor:
-        """[R] float32, log-sum-exp of the base logits: log-probabilities are logits minus this."""
-        return self._base_softmax[1]
-
-    @property
-    def finetuned_log_normaliser(self) -> Tensor:
-        """[R] float32, log-sum-exp of the finetuned logits."""
-        return self._finetuned_softmax[1]
-
-    @cached_property
-    def log_ratio(self) -> Tensor:
-        """[R, V] float32, log p_finetuned - log p_base, in nats."""
-        shift = (self.finetuned_log_normaliser - self.base_log_normaliser).unsqueeze(1)
-        return torch.sub(self.difference, shift, out=self._scratch.take("log_ratio", len(self)))
-
-    @cached_property
-    def base_log_probs(self) -> Tensor:
-        """[R, V] float32 log-softmax of the base logits."""
-        return torch.sub(self.base_logits, self.base_log_normaliser.unsqueeze(1), out=self._scratch.take("base_log_probs", len(self)))
-
-    @cached_property
-    def finetuned_log_probs(self) -> Tensor:
-        """[R, V] float32 log-softmax of the finetuned logits."""
-        return torch.sub(self.finetuned_logits, self.finetuned_log_normaliser.unsqueeze(1), out=self._scratch.take("finetuned_log_probs", len(self)))
-
-    def scratch(self, name: str) -> Tensor:
-        """An uninitialised [R, V] float32 buffer for an accumulator's own intermediate values, shared by all chunks."""
-        return self._scratch.take(f"own:{name}", len(self))
-
-
-def _softmax(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities in `out` [R, V] and log-sum-exp [R] with one exponential a value."""
-    highest = logits.amax(dim=1, keepdim=True)
-    torch.sub(logits, highest, out=out).exp_()
-    total = out.sum(dim=1, keepdim=True)
-    out.div_(total)
-    return out, (highest + total.log()).squeeze(1)
-
-
-@dataclass
-class PairedBatch:
-    """One batch as both models saw it. B samples, padded on the right to S tokens.
-
-    Attributes:
-        input_ids, attention_mask: [B, S] long.
-        positions: [B, S] long; 0 = first content token, -1 = BOS, prompt context or padding (not compared).
-        sample_indices: [B] long, index of each sample in the corpus.
-        base_hidden, finetuned_hidden: absolute layer -> [B, S, d_model] in model dtype, residual stream after the layer.
-        base_logits, finetuned_logits: [B, S, V] in model dtype, or None when no accumulator needs logits. Read them in `update_logits`.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    positions: Tensor
-    sample_indices: Tensor
-    base_hidden: dict[int, Tensor] = field(default_factory=dict)
-    finetuned_hidden: dict[int, Tensor] = field(default_factory=dict)
-    base_logits: Tensor | None = None
-    finetuned_logits: Tensor | None = None
-
-    @cached_property
-    def flat_positions(self) -> Tensor:
-        """[B*S] positions."""
-        return self.positions.reshape(-1)
-
-    @cached_property
-    def flat_ids(self) -> Tensor:
-        """[B*S] token ids."""
-        return self.input_ids.reshape(-1)
-
-    @cached_property
-    def flat_next_ids(self) -> Tensor:
-        """[B*S] following token ids, -1 where the sample ends."""
-        following = torch.full_like(self.input_ids, -1)
-        following[:, :-1] = torch.where(self.attention_mask[:, 1:] > 0, self.input_ids[:, 1:], -1)
-        return following.reshape(-1)
-
-    @cached_property
-    def row_samples(self) -> Tensor:
-        """[B*S] sample index of every position."""
-        return self.sample_indices.unsqueeze(1).expand_as(self.input_ids).reshape(-1)
-
-    def logit_chunks(self, scratch: Scratch) -> Iterator[LogitChunk]:
-        """Chunks of the compared positions, `scratch.rows` rows each. The pass iterates them; accumulators get them through `update_logits`."""
-        valid = (self.flat_positions >= 0).nonzero().squeeze(1)
-        for rows in valid.split(scratch.rows):
-            yield LogitChunk(self, rows, scratch)
 
 
 @dataclass
@@ -246,4 +62,126 @@ def run_corpus_pass(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Seq
         Cancelled: from `progress`, between batches.
         OutOfRoom: a sequential pair needs more disk than there is.
     """
-    raise NotImplementedError
+    started = time.monotonic()
+    layers = tuple(sorted({layer for accumulator in accumulators for layer in accumulator.layers}))
+    readers = [accumulator for accumulator in accumulators if accumulator.needs_logits]
+    statistics = PassStatistics(tokens=corpus.tokens, samples=len(corpus.ids), batches=0, read_tokens=0, seconds=0.0, forward_seconds=0.0)
+    runner = _Runner(pair, corpus, layers, bool(readers), progress, statistics)
+    with torch.inference_mode():
+        for batch in runner.batches():
+            if readers:
+                for chunk in batch.logit_chunks():
+                    for reader in readers:
+                        reader.update_logits(chunk)
+            for accumulator in accumulators:
+                accumulator.update(batch)
+    statistics.seconds = time.monotonic() - started
+    return statistics
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices of samples in batches of similar length, longest first; a batch padded to its longest sample holds at most `batch_tokens` tokens
+    (or one sample)."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class _Runner:
+    """The forward passes of one corpus pass."""
+
+    def __init__(
+        self, pair: LoadedPair, corpus: TokenizedCorpus, layers: tuple[int, ...], logits: bool, progress: Progress, statistics: PassStatistics
+    ) -> None:
+        self.pair = pair
+        self.corpus = corpus
+        self.layers = layers
+        self.logits = logits
+        self.progress = progress
+        self.statistics = statistics
+        self.device = torch.device(pair.device)
+        budget = settings().batch_tokens
+        if logits:
+            budget = min(budget, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
+        self.plan = plan_batches([len(ids) for ids in corpus.ids], budget)
+        self.total = 2 * sum(len(batch) * len(corpus.ids[batch[0]]) for batch in self.plan)
+        self.done = 0
+        chunk_bytes = CHUNK_BYTES_CPU if self.device.type == "cpu" else CHUNK_BYTES_GPU
+        self.scratch = Scratch(max(1, chunk_bytes // (4 * pair.vocab_size)), pair.vocab_size, self.device) if logits else None
+        statistics.batches = len(self.plan)
+        statistics.read_tokens = self.total // 2
+
+    def batches(self) -> Iterator[PairedBatch]:
+        self.progress(0, self.total, "reading text")
+        if getattr(self.pair, "sequential", False):
+            yield from self._in_blocks()
+            return
+        for indices in self.plan:
+            batch = self._inputs(indices)
+            batch.base_logits, batch.base_hidden = self._forward("base", batch)
+            batch.finetuned_logits, batch.finetuned_hidden = self._forward("finetuned", batch)
+            yield batch
+
+    def _in_blocks(self) -> Iterator[PairedBatch]:
+        """One side of a block of batches goes to a temporary file, then the other side runs; every block starts with the side that is resident."""
+        first: Side = "base"
+        # Four bytes a value: enough for float32 models, and a reserve of two for the others.
+        per_token = 4 * ((self.pair.vocab_size if self.logits else 0) + len(self.layers) * self.pair.d_model)
+        for block in split_blocks(self.plan, [len(ids) for ids in self.corpus.ids], per_token):
+            second: Side = "finetuned" if first == "base" else "base"
+            with Spool() as spool:
+                batches = [self._inputs(indices) for indices in block]
+                for batch in batches:
+                    logits, hidden = self._forward(first, batch)
+                    spool.put(hidden, None if logits is None else take_rows(logits.view(-1, logits.shape[-1]), batch.compared_rows))
+                for batch in batches:
+                    logits, hidden = self._forward(second, batch)
+                    stored_hidden, stored_rows = spool.take(self.device)
+                    stored = None if stored_rows is None or logits is None else torch.empty_like(logits, dtype=stored_rows.dtype)
+                    if stored is not None and stored_rows is not None:
+                        stored.view(-1, stored.shape[-1])[batch.compared_rows] = stored_rows
+                    self._attach(batch, first, stored, stored_hidden)
+                    self._attach(batch, second, logits, hidden)
+                    yield batch
+                    self._attach(batch, first, None, {})
+                    self._attach(batch, second, None, {})
+                self.statistics.spooled_bytes += spool.written
+            first = second
+
+    @staticmethod
+    def _attach(batch: PairedBatch, side: Side, logits: Tensor | None, hidden: dict[int, Tensor]) -> None:
+        if side == "base":
+            batch.base_logits, batch.base_hidden = logits, hidden
+        else:
+            batch.finetuned_logits, batch.finetuned_hidden = logits, hidden
+
+    def _inputs(self, indices: list[int]) -> PairedBatch:
+        lengths = [len(self.corpus.ids[index]) for index in indices]
+        width = max(lengths)
+        padding = getattr(self.pair.tokenizer, "pad_token_id", None) or 0
+        ids = torch.tensor([self.corpus.ids[index] + [padding] * (width - length) for index, length in zip(indices, lengths, strict=True)])
+        columns = torch.arange(width).unsqueeze(0)
+        mask = columns < torch.tensor(lengths).unsqueeze(1)
+        positions = columns - torch.tensor([self.corpus.content_start[index] for index in indices]).unsqueeze(1)
+        positions = torch.where(mask & (positions >= 0), positions, -1)
+        return PairedBatch(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.long().to(self.device),
+            positions=positions.to(self.device),
+            sample_indices=torch.tensor(indices, device=self.device),
+            scratch=self.scratch,
+        )
+
+    def _forward(self, side: Side, batch: PairedBatch) -> tuple[Tensor | None, dict[int, Tensor]]:
+        started = time.monotonic()
+        output = self.pair.forward(side, batch.input_ids, batch.attention_mask, layers=self.layers, logits=self.logits)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.statistics.forward_seconds += time.monotonic() - started
+        self.done += batch.input_ids.numel()
+        self.progress(self.done, self.total, "reading text")
+        return output.logits, dict(output.hidden)
