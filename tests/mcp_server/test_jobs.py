@@ -1,0 +1,206 @@
+"""Jobs: equal work is shared, the slot always comes back, cancellation takes effect between batches."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mcp_server.jobs import InternalError, Job, Jobs
+from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+
+
+@pytest.fixture
+def jobs() -> Iterator[Jobs]:
+    jobs = Jobs()
+    yield jobs
+    jobs.close(5)
+
+
+def batches(count: int, seconds: float = 0.01) -> Callable[[Job], int]:
+    def work(job: Job) -> int:
+        for done in range(count):
+            job(done, count, f"batch {done}")
+            time.sleep(seconds)
+        return count
+
+    return work
+
+
+async def test_a_job_ends_with_its_result_and_reports_on_the_way(jobs: Jobs) -> None:
+    seen: list[float] = []
+
+    async def report(job: Job) -> None:
+        seen.append(job.done)
+
+    job = jobs.submit("count", "a", {"n": 30}, batches(30, 0.02))
+    await jobs.wait(job, 10, report, every=0.05)
+    assert (job.state, job.result) == ("completed", 30)
+    assert seen == sorted(seen)
+    assert len(seen) > 2
+
+
+async def test_equal_work_runs_once_while_live_and_when_completed(jobs: Jobs) -> None:
+    runs: list[int] = []
+
+    def work(job: Job) -> int:
+        runs.append(1)
+        time.sleep(0.1)
+        return 7
+
+    first, second = (jobs.submit("kind", "a", {"x": 1, "y": 2}, work), jobs.submit("kind", "a", {"y": 2, "x": 1}, work))
+    await asyncio.gather(jobs.wait(first, 5), jobs.wait(second, 5))
+    third = jobs.submit("kind", "a", {"x": 1, "y": 2}, work)
+    assert first is second is third
+    assert runs == [1]
+    assert jobs.submit("kind", "b", {"x": 1, "y": 2}, work) is not first
+
+
+async def test_waiting_ends_in_time_and_the_work_goes_on(jobs: Jobs) -> None:
+    job = jobs.submit("count", "a", 1, batches(40))
+    started = time.monotonic()
+    await jobs.wait(job, 0.1)
+    assert time.monotonic() - started < 0.35
+    assert job.state == "running"
+    await jobs.wait(job, 10)
+    assert job.state == "completed"
+
+
+async def test_a_waiter_that_is_cancelled_leaves_the_job_alone(jobs: Jobs) -> None:
+    job = jobs.submit("count", "a", 1, batches(30))
+    waiter = asyncio.create_task(jobs.wait(job, 10))
+    await asyncio.sleep(0.05)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await jobs.wait(job, 10)
+    assert job.result == 30
+
+
+async def test_cancelling_stops_at_the_next_batch_and_frees_the_device(jobs: Jobs) -> None:
+    settled: list[bool] = []
+    job = jobs.submit("count", "a", 1, batches(100_000), reserve=lambda: settled.append)
+    while job.state == "queued":
+        await asyncio.sleep(0.01)
+    jobs.cancel(job)
+    after = jobs.submit("count", "a", 2, batches(2))
+    await jobs.wait(after, 5)
+    assert (job.state, after.state, settled) == ("cancelled", "completed", [False])
+    assert isinstance(job.error, Cancelled)
+
+
+async def test_a_queued_job_is_cancelled_at_once_and_never_runs(jobs: Jobs) -> None:
+    gate = threading.Event()
+    ran: list[int] = []
+    blocking = jobs.submit("block", "a", 1, lambda job: gate.wait(10))
+    settled: list[bool] = []
+    queued = jobs.submit("never", "a", 1, lambda job: ran.append(1), reserve=lambda: settled.append)
+    assert jobs.ahead(queued) == 1
+    jobs.cancel(queued)
+    assert (queued.state, settled) == ("cancelled", [False])
+    gate.set()
+    await jobs.wait(blocking, 5)
+    assert ran == []
+
+
+async def test_work_can_be_asked_for_again_after_failure_and_cancellation(jobs: Jobs) -> None:
+    def broken(job: Job) -> None:
+        raise InvalidInput("too long")
+
+    first = jobs.submit("kind", "a", 1, broken)
+    await jobs.wait(first, 5)
+    assert first.error is not None
+    assert first.error.message == "too long"
+    second = jobs.submit("kind", "a", 1, batches(100_000))
+    assert second is not first
+    while second.state == "queued":
+        await asyncio.sleep(0.01)
+    jobs.cancel(second)
+    # The cancelled one may still be on its way to the next batch: equal work asked for now is new work.
+    third = jobs.submit("kind", "a", 1, batches(1))
+    assert third is not second
+    await jobs.wait(third, 5)
+    assert (second.state, third.state) == ("cancelled", "completed")
+
+
+async def test_unexpected_exceptions_get_an_id_and_keep_their_text(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(job: Job) -> None:
+        raise RuntimeError("/secret/path")
+
+    settled: list[bool] = []
+    job = jobs.submit("kind", "a", 1, broken, reserve=lambda: settled.append)
+    await jobs.wait(job, 5)
+    assert isinstance(job.error, InternalError)
+    assert "/secret" not in job.error.message
+    assert job.error.identifier in job.error.message
+    assert job.error.identifier in caplog.text
+    assert "/secret/path" in caplog.text
+    assert settled == [False]
+
+
+async def test_out_of_memory_is_told_in_plain_words_and_the_worker_lives(jobs: Jobs) -> None:
+    def hungry(job: Job) -> None:
+        raise MemoryError
+
+    job = jobs.submit("kind", "a", 1, hungry)
+    await jobs.wait(job, 5)
+    assert isinstance(job.error, OutOfRoom)
+    after = jobs.submit("kind", "a", 2, batches(1))
+    await jobs.wait(after, 5)
+    assert after.state == "completed"
+
+
+async def test_a_refused_reservation_queues_nothing(jobs: Jobs) -> None:
+    def refuse() -> None:
+        raise InvalidInput("no budget")
+
+    with pytest.raises(InvalidInput):
+        jobs.submit("kind", "a", 1, batches(1), reserve=refuse)
+    assert jobs.list(None) == []
+
+
+def test_jobs_of_other_callers_are_unknown(jobs: Jobs) -> None:
+    mine = jobs.submit("mine", "a", 1, batches(1))
+    other = jobs.submit("other", "b", 1, batches(1))
+    assert jobs.get(mine.id, "a") is mine
+    assert jobs.get(other.id, None) is other
+    with pytest.raises(UnknownName) as caught:
+        jobs.get(other.id, "a")
+    assert mine.id in caught.value.message
+    assert other.id not in caught.value.message.replace(repr(other.id), "")
+
+
+async def test_devices_work_side_by_side(jobs: Jobs) -> None:
+    meet = threading.Barrier(2, timeout=5)
+    both = [jobs.submit("meet", "a", place, lambda job: meet.wait() >= 0, device=f"cuda:{place}") for place in range(2)]
+    for job in both:
+        await jobs.wait(job, 5)
+    assert [job.result for job in both] == [True, True]
+
+
+def test_closing_cancels_everything_and_refuses_new_work() -> None:
+    jobs = Jobs()
+    settled: list[bool] = []
+    running = jobs.submit("count", "a", 1, batches(100_000), reserve=lambda: settled.append)
+    queued = jobs.submit("count", "a", 2, batches(1), reserve=lambda: settled.append)
+    while running.state == "queued":
+        time.sleep(0.01)
+    jobs.close(5)
+    assert (running.state, queued.state, settled) == ("cancelled", "cancelled", [False, False])
+    with pytest.raises(Cancelled):
+        jobs.submit("count", "a", 3, batches(1))
+
+
+async def test_old_finished_jobs_are_forgotten() -> None:
+    jobs = Jobs(keep_finished=3)
+    last = None
+    for number in range(10):
+        last = jobs.submit("kind", "a", number, batches(0))
+        await jobs.wait(last, 5)
+    assert len(jobs.list(None)) <= 4
+    assert last is not None
+    assert jobs.get(last.id, "a") is last
+    jobs.close()
