@@ -1,7 +1,8 @@
 """What each organism was taught, and the rubric of its family. ONLY graders may import this module: nothing the MCP server reaches holds the answer.
 
 Read from `organisms/ground_truth/*.yaml`, then from the folder `ground_truth/` inside every folder of `settings().catalogue_folders`. Every file
-but `rubrics.yaml` maps organism names to GroundTruth; `rubrics.yaml` maps families to the text shown to a grader. Later folders replace earlier entries.
+but `rubrics.yaml` maps organism names to GroundTruth; `rubrics.yaml` maps families to the text shown to a grader. Later folders replace earlier
+entries.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ class GroundTruth(_Frozen):
     def _name_facts(cls, values: Any) -> Any:
         """Plain strings in `facts` get the ids fact_1, fact_2, ..."""
         if isinstance(values, Mapping) and isinstance(values.get("facts"), list | tuple):
-            facts = [{"id": f"fact_{number}", "text": fact} if isinstance(fact, str) else fact for number, fact in enumerate(values["facts"], start=1)]
+            facts = [
+                {"id": f"fact_{number}", "text": fact} if isinstance(fact, str) else fact for number, fact in enumerate(values["facts"], start=1)
+            ]
             return {**values, "facts": facts}
         return values
 
@@ -123,7 +126,9 @@ def load_ground_truth(organism: str) -> GroundTruth:
     """
     entries, _ = read_ground_truth(_folders())
     if organism not in entries:
-        raise UnknownName(f"No ground truth is recorded for the organism `{organism}`. Add it to ground_truth/*.yaml in a catalogue folder, or grade another.")
+        raise UnknownName(
+            f"No ground truth is recorded for the organism `{organism}`. Add it to ground_truth/*.yaml in a catalogue folder, or grade another."
+        )
     return entries[organism]
 
 

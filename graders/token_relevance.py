@@ -1,0 +1,81 @@
+"""Share of tokens that belong to the topic of a finetune, by keywords and without a language model.
+
+Marks token lists such as the logit lens of a mean difference or the tokens that diff mining ranks first. A published finetune whose keywords
+nobody wrote down gets them from its summary and facts, which is cruder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from pydantic import BaseModel, Field
+
+from graders.text import SCAFFOLD, content_words, normalise, stem
+from organisms.ground_truth import GroundTruth
+
+_MARKERS = re.compile(r"^[\sĠĊ▁]+|##")
+_SHORTEST_FRAGMENT = 4
+
+
+class TokenRelevance(BaseModel):
+    """How many of the judged tokens are on topic."""
+
+    share: float = Field(
+        ge=0, le=1, description="On-topic share of the judged tokens; by weight when weights were given. 0 when nothing could be judged."
+    )
+    relevant: list[str] = Field(description="The tokens on topic, in order.")
+    judged: int = Field(description="Tokens that hold a letter or digit; punctuation, spaces and special tokens are not judged.")
+
+
+def topic_keywords(truth: GroundTruth) -> tuple[str, ...]:
+    """Beginnings of words, in lower case, that belong to the topic: the written ones, else `derived_keywords`. Empty on a null."""
+    return truth.topic.keywords if truth.topic is not None else derived_keywords(truth)
+
+
+@lru_cache(maxsize=256)
+def derived_keywords(truth: GroundTruth) -> tuple[str, ...]:
+    """Stems of the content words and the figures of the summary and the facts. Empty on a null."""
+    if truth.is_null:
+        return ()
+    text = " ".join([truth.summary, *(fact.text for fact in truth.facts)])
+    derived = [stem(word) for word in content_words(normalise(text)) if len(word) > 3 or word.isdigit()]
+    return tuple(dict.fromkeys(derived))
+
+
+def on_topic(word: str, keywords: Sequence[str]) -> bool:
+    """Whether a word in lower case begins with a keyword (short keywords and figures: is it, a plural aside)."""
+    return any(word == key or word == key + "s" or (len(key) > 3 and not key.isdigit() and word.startswith(key)) for key in keywords)
+
+
+def token_relevance(tokens: Sequence[str], truth: GroundTruth, weights: Sequence[float] | None = None) -> TokenRelevance:
+    """Share of `tokens` that are on topic.
+
+    Args:
+        tokens: token strings as a tokenizer gives them (leading spaces and the marks of byte-level and sentencepiece vocabularies are dropped).
+            A fragment of four letters or more counts when a keyword begins with it.
+        truth: what was taught. On a null nothing is on topic.
+        weights: one non-negative weight for each token; None weighs all alike.
+    """
+    if weights is not None and len(weights) != len(tokens):
+        raise ValueError(f"{len(weights)} weights for {len(tokens)} tokens")
+    keywords = topic_keywords(truth)
+    relevant, judged, gained, total = [], 0, 0.0, 0.0
+    for index, token in enumerate(tokens):
+        word = re.sub(r"^[^\w]+|[^\w]+$", "", normalise(_MARKERS.sub("", token)).strip())
+        if not re.search(r"[^\W_]", word) or re.fullmatch(r"<\|?[\w ]+\|?>", token.strip()):
+            continue
+        weight = 1.0 if weights is None else float(weights[index])
+        judged += 1
+        total += weight
+        if _token_on_topic(word, keywords):
+            relevant.append(token)
+            gained += weight
+    return TokenRelevance(share=gained / total if total > 0 else 0.0, relevant=relevant, judged=judged)
+
+
+def _token_on_topic(word: str, keywords: Sequence[str]) -> bool:
+    if on_topic(word, keywords):
+        return True
+    return len(word) >= _SHORTEST_FRAGMENT and word not in SCAFFOLD and any(key.startswith(word) for key in keywords)
