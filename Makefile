@@ -22,7 +22,7 @@ ifeq ($(UV),1)
 else
   MAKE_VENV = $(PYTHON) -m venv $(VENV)
   # Bytecode is written on first import instead: that saves a minute of compiling files that nobody imports.
-  PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check --quiet
+  PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check -qq
 endif
 
 .PHONY: help install install-dev demo test test-long lint bench screenshots reference clean

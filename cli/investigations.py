@@ -53,7 +53,17 @@ def list_all(as_json: JsonOption = False) -> None:
         print_json(found)
         return
     rows = [
-        (i.id, i.label, i.pair, ",".join(i.tools), i.interactions, i.tool_calls, f"{datetime.fromtimestamp(i.created):%Y-%m-%d %H:%M}", "closed" if i.closed else "open", i.note)
+        (
+            i.id,
+            i.label,
+            i.pair,
+            ",".join(i.tools),
+            i.interactions,
+            i.tool_calls,
+            f"{datetime.fromtimestamp(i.created):%Y-%m-%d %H:%M}",
+            "closed" if i.closed else "open",
+            i.note,
+        )
         for i in found
     ]
     print_rows(("investigation", "label", "pair", "tools", "interactions", "tool calls", "made", "state", "note"), rows)
@@ -75,7 +85,10 @@ def show(investigation: InvestigationArgument, as_json: JsonOption = False) -> N
     print_plain(f"{about.id} ({about.label}): {about.pair}, tools {','.join(about.tools)}, {'closed' if about.closed else 'open'}")
     print_plain(record.budget.as_text())
     if record.calls:
-        rows = [(call.number, call.tool, _short(json.dumps(call.arguments, ensure_ascii=False)), call.outcome, f"{call.seconds:.1f} s") for call in record.calls]
+        rows = [
+            (call.number, call.tool, _short(json.dumps(call.arguments, ensure_ascii=False)), call.outcome, f"{call.seconds:.1f} s")
+            for call in record.calls
+        ]
         print_rows(("call", "tool", "arguments", "outcome", "took"), rows)
     for title, entries in (("hypothesis", record.hypotheses), ("finding", record.findings)):
         for entry in entries:

@@ -10,8 +10,9 @@ import typer
 from organisms.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
     from pydantic import BaseModel
+
+    from methods.runs import RunRecord
 
 PAIR_HELP = "`organism[/variant][@model]`, or `BASE::FINETUNED` for any two catalogue names, hub ids or local folders."
 SET_HELP = "A parameter as key=value (YAML), repeatable; METHOD.key=value when several methods run and only one shall take it."
@@ -59,7 +60,9 @@ def list_methods(as_json: JsonOption = False) -> None:
             }
         )
     else:
-        print_rows(("method", "title", "cost", "views"), [(name, method.title, method.cost, ", ".join(method.views)) for name, method in methods.items()])
+        print_rows(
+            ("method", "title", "cost", "views"), [(name, method.title, method.cost, ", ".join(method.views)) for name, method in methods.items()]
+        )
 
 
 def run(
@@ -115,7 +118,7 @@ def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, Ba
         mine = []
         for text in settings:
             key = text.partition("=")[0]
-            owner, dot, field = key.partition(".")
+            owner, dot, _ = key.partition(".")
             if dot and owner in chosen:
                 if owner == name:
                     mine.append(text[len(owner) + 1 :])
@@ -162,8 +165,12 @@ def pipeline(
     from cli.output import print_json, print_plain
     from methods.registry import all_methods
 
+    from model_pairs.resolve import resolve_pair
+
     names = list(all_methods()) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     requests = method_requests(names, settings or [])
+    for reference in pair:
+        resolve_pair(reference)  # a mistyped name is refused before anything is computed
     report: dict[str, Any] = {}
     for reference in pair:
         part = report[reference] = {}
@@ -171,18 +178,30 @@ def pipeline(
             part["preprocessing"] = _prepare(reference, requests)
         if mode in (Mode.full, Mode.diffing):
             part["diffing"] = {record.manifest.method: record.id for record in run_records(names, reference, settings or [])}
+    if not as_json:
+        for reference in pair:
+            for stage, outcome in report[reference].items():
+                print_plain(f"{reference}: {stage}: " + ", ".join(f"{key} {value}" for key, value in outcome.items()))
     if mode in (Mode.full, Mode.evaluation):
-        from cli.evaluate import evaluate_pairs
-
-        report["evaluation"] = evaluate_pairs(pair)
+        report["evaluation"] = _evaluate(pair, as_json)
     if as_json:
         print_json(report)
-        return
-    for reference in pair:
-        for stage, outcome in report[reference].items():
-            print_plain(f"{reference}: {stage}: " + ", ".join(f"{key} {value}" for key, value in outcome.items()))
-    if "evaluation" in report:
-        print_plain(str(report["evaluation"]))
+
+
+def _evaluate(pairs: list[str], as_json: bool) -> Any:
+    """`diffing evaluate` with its defaults (baseline investigators, both arms); its report when `as_json`, else it prints its table."""
+    import contextlib
+    import io
+    import json
+
+    from cli.evaluate import evaluate
+
+    if not as_json:
+        evaluate(organisms=",".join(pairs))
+        return None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        evaluate(organisms=",".join(pairs), as_json=True)
+    return json.loads(printed.getvalue())
 
 
 def _prepare(reference: str, requests: list[tuple[str, BaseModel]]) -> dict[str, Any]:

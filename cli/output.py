@@ -84,7 +84,11 @@ def _allowed(params: type[BaseModel]) -> str:
 def print_json(value: Any) -> None:
     """A pydantic model, or anything JSON can hold, as indented JSON on stdout and nothing else there."""
     values = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    print(json.dumps(values, indent=2, ensure_ascii=False, default=lambda item: item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item)))
+    print(
+        json.dumps(
+            values, indent=2, ensure_ascii=False, default=lambda item: item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item)
+        )
+    )
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

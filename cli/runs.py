@@ -31,7 +31,10 @@ def list_runs(
     if as_json:
         print_json(list(manifests))
         return
-    rows = [(m.id, m.pair_name, m.method, m.created.astimezone().strftime("%Y-%m-%d %H:%M"), f"{m.seconds:.1f} s", f"{m.bytes / 1e6:.1f} MB") for m in manifests]
+    rows = [
+        (m.id, m.pair_name, m.method, m.created.astimezone().strftime("%Y-%m-%d %H:%M"), f"{m.seconds:.1f} s", f"{m.bytes / 1e6:.1f} MB")
+        for m in manifests
+    ]
     print_rows(("run", "pair", "method", "made", "took", "size"), rows)
 
 
@@ -71,7 +74,9 @@ def show_run(
 
 
 @runs.command("delete")
-def delete_runs(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")], as_json: JsonOption = False) -> None:
+def delete_runs(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")], as_json: JsonOption = False
+) -> None:
     """Delete runs. They are made again when asked for again."""
     from cli.output import print_json, print_plain
     from methods.runs import default_store

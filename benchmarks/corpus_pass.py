@@ -1,0 +1,135 @@
+"""The corpus pass with all three readers against two bare batched forward passes over the same tokens.
+
+Bare means the transformers model alone, over the very same batches, with its logits thrown away: once with the adapter switched on and off as the
+pair does it, once with a merged second copy, which is faster and takes twice the memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.measurement import Measurement, Sizes
+
+READERS = ("kl", "logit_diff_topk_occurring", "activation_difference_lens")
+AIM = 1.25
+
+
+def run(sizes: Sizes) -> list[Measurement]:
+    """Time the passes in turn, so that a busy machine slows all of them, and compare the fastest round of each."""
+    from methods.registry import get_method
+    from model_pairs.residency import ModelPairs
+    from model_pairs.resolve import resolve_pair
+    from organisms.progress import silent
+    from preprocessing.corpus_pass import run_corpus_pass
+
+    spec = resolve_pair(sizes.pair)
+    with ModelPairs().use(spec, silent) as pair:
+        corpus, requests = tokenized(pair, sizes)
+        bare = bare_models(spec)
+        batches = same_batches(pair, corpus)
+
+        def ours() -> None:
+            accumulators = [get_method(name).accumulator(pair, params, corpus) for name, params in requests]  # type: ignore[attr-defined]
+            run_corpus_pass(pair, corpus, accumulators, silent)
+
+        rounds: dict[str, Callable[[], None]] = {
+            "switched": lambda: bare_passes(bare["switched"], batches),
+            "ours": ours,
+            "merged": lambda: bare_passes(bare["merged"], batches),
+        }
+        # One short round each first: the first calls choose kernels and allocate.
+        bare_passes(bare["switched"], batches[:1])
+        bare_passes(bare["merged"], batches[:1])
+        seconds = _in_turn(rounds, sizes.repeats)
+    tokens = corpus.tokens
+    detail = f"{tokens} tokens: pass {seconds['ours']:.1f} s, bare {seconds['switched']:.1f} s, bare with a merged copy {seconds['merged']:.1f} s"
+    return [
+        Measurement(
+            name="corpus pass with three readers / two bare passes", value=seconds["ours"] / seconds["switched"], unit="ratio", aim=AIM, detail=detail
+        ),
+        Measurement(name="corpus pass with three readers / two bare, merged copy", value=seconds["ours"] / seconds["merged"], unit="ratio"),
+    ]
+
+
+def tokenized(pair: Any, sizes: Sizes) -> tuple[Any, list[tuple[str, Any]]]:
+    """The corpus as tokens, and the three readers with their parameters for it."""
+    from methods.registry import get_method
+    from preprocessing.corpora import load_corpus
+    from preprocessing.tokenize import tokenize
+
+    requests = [(name, get_method(name).Params.model_validate({"max_samples": sizes.samples, "max_tokens": sizes.tokens})) for name in READERS]
+    corpus_params = get_method(READERS[0]).corpus_params(requests[0][1])  # type: ignore[attr-defined]
+    return tokenize(load_corpus(corpus_params), pair, corpus_params), requests
+
+
+def same_batches(pair: Any, corpus: Any) -> list[tuple[Any, Any]]:
+    """Token ids and masks of the batches that the pass makes of the corpus."""
+    import torch
+
+    from organisms.settings import settings
+    from preprocessing.corpus_pass import LOGIT_BYTES, plan_batches
+
+    budget = min(settings().batch_tokens, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
+    batches = []
+    for indices in plan_batches([len(ids) for ids in corpus.ids], budget):
+        rows = [corpus.ids[index] for index in indices]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        batches.append((ids.to(pair.device), mask.to(pair.device)))
+    return batches
+
+
+def bare_models(spec: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+    """For each way of having two models: a function that gives the base model ready to be called, and one for the finetuned model."""
+    import copy
+
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from model_pairs.files import local_folder
+
+    files, adapter_files = spec.base.files, spec.finetuned.adapter
+    source = local_folder(files.id, files.revision, files.subfolder)
+    adapter = local_folder(adapter_files.id, adapter_files.revision, adapter_files.subfolder)
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    merged = PeftModel.from_pretrained(copy.deepcopy(base), adapter).merge_and_unload().eval()
+    switched = PeftModel.from_pretrained(copy.deepcopy(base), adapter).eval()
+
+    def off() -> Any:
+        switched.base_model.disable_adapter_layers()
+        return switched
+
+    def on() -> Any:
+        switched.base_model.enable_adapter_layers()
+        return switched
+
+    return {"merged": (lambda: base, lambda: merged), "switched": (off, on)}
+
+
+def bare_passes(models: tuple[Callable[[], Any], Callable[[], Any]], batches: list[tuple[Any, Any]]) -> None:
+    """Both forward passes over all batches."""
+    import torch
+
+    with torch.inference_mode():
+        for side in models:
+            model = side()
+            for ids, mask in batches:
+                model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def _timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _in_turn(rounds: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in rounds}
+    for _ in range(repeats):
+        for name, work in rounds.items():
+            seconds[name].append(_timed(work))
+    return {name: min(values) for name, values in seconds.items()}

@@ -1,0 +1,105 @@
+"""`python -m cli.reference` writes docs/methods.md from the methods' declarations; `--check` says whether it is current."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+
+HEAD = """# Methods
+
+<!-- Written by `make reference` from the declarations in methods/; edit those. -->
+
+Every method is a command (`diffing run METHOD --pair PAIR --set name=value`), a tool of the MCP server with the same parameters, and a page of the panel.
+Differences are finetuned minus base; log-probabilities and divergences are in nats. A layer is a relative depth in [0, 1] or an absolute index.
+Every result begins with `stands_out` (did the method see more than noise or a null finetune shows?) and `headline` (the outcome in a sentence).
+"""
+
+
+def reference() -> str:
+    """The page: one section a method with its parameters, its result, its views and its figures."""
+    from methods.registry import all_methods
+
+    sections = [HEAD]
+    for name, method in all_methods().items():
+        lines = [f"## {method.title}", f"`{name}` (version {method.version}, takes {method.cost})", method.description]
+        lines += ["### Parameters", table(method.Params, defaults=True)]
+        lines += ["### Result", table(method.Result, defaults=False)]
+        if method.views:
+            lines.append("### Views")
+            lines.append("Questions to a finished run: `diffing runs show RUN --view NAME`, or the tool `view_run`.")
+            for view in method.views.values():
+                lines.append(f"**{view.name}**: {view.description}")
+                if view.Params.model_fields:
+                    lines.append(table(view.Params, defaults=True))
+        if method.figures:
+            lines.append("### Figures in the panel")
+            lines.append("\n".join(f"- {figure.title}" for figure in method.figures))
+        sections.append("\n\n".join(lines))
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def table(model: type[BaseModel], defaults: bool) -> str:
+    """A Markdown table of a model's fields, from its JSON schema."""
+    schema = model.model_json_schema(mode="validation" if defaults else "serialization")
+    definitions = schema.get("$defs", {})
+    head = ["name", "type", "default", "meaning"] if defaults else ["name", "type", "meaning"]
+    rows = [head, ["---"] * len(head)]
+    for name, field in schema.get("properties", {}).items():
+        row = [f"`{name}`", type_text(field, definitions)]
+        if defaults:
+            row.append("required" if name in schema.get("required", []) else f"`{field.get('default')}`")
+        rows.append([*row, field.get("description", "")])
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
+
+
+def type_text(field: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """A JSON schema's type in words, with its range."""
+    if "$ref" in field:
+        name = field["$ref"].rsplit("/", 1)[-1]
+        target = definitions.get(name, {})
+        return type_text(target, definitions) if "enum" in target else name
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(type_text(option, definitions) for option in field["anyOf"]))
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    kind = field.get("type", "anything")
+    if kind == "array":
+        items = field.get("items") or {}
+        return f"list of {type_text(items, definitions)}" if items else "list"
+    names = {"null": "none", "object": "mapping", "boolean": "yes or no"}
+    return names.get(kind, kind) + _range(field)
+
+
+def _range(field: dict[str, Any]) -> str:
+    bounds = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}", "maxLength": "at most {} characters"}
+    said = [text.format(field[bound]) for bound, text in bounds.items() if bound in field]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def main() -> None:
+    """Write the page, or with --check compare."""
+    parser = argparse.ArgumentParser(prog="python -m cli.reference", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit with 1 when docs/methods.md is not current; write nothing")
+    if parser.parse_args().check:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != reference():
+            sys.exit("docs/methods.md is not current; run: make reference")
+        return
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(reference(), encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
