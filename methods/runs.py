@@ -34,6 +34,7 @@ from organisms.errors import DiffingError, InvalidInput, OutOfRoom, UnknownName
 
 if TYPE_CHECKING:
     import pyarrow
+
     from model_pairs.specs import PairSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -364,7 +365,7 @@ def _numpy(values: Any) -> np.ndarray:
 
 
 def _column(values: Any) -> Any:
-    return _numpy(values) if hasattr(values, "shape") else list(values)
+    return _numpy(values) if hasattr(values, "detach") else values
 
 
 def _write(path: Path, content: Any) -> None:

@@ -24,7 +24,8 @@ from preprocessing.spool import Spool, split_blocks
 from preprocessing.tokenize import TokenizedCorpus
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair, Side
+    from model_pairs.pair import LoadedPair
+    from model_pairs.specs import Side
 
 __all__ = ["Accumulator", "LogitChunk", "PairedBatch", "PassStatistics", "Scratch", "plan_batches", "run_corpus_pass"]
 

@@ -1,0 +1,154 @@
+"""Run methods on a pair: finished ones are lookups, corpus methods with equal corpus parameters share one pass, the others run in turn.
+
+Every method is stored as soon as it is finished, so that a crash loses nothing that was done; and a method that fails does not take the others of
+its pass with it: its error is raised after they are stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from methods.contract import CorpusMethod, CostEstimate, DiffingMethod, PairSize
+from methods.registry import get_method
+from methods.runs import RunKey, RunRecord, RunStore, run_key
+from organisms.errors import Cancelled, InvalidInput
+from organisms.progress import Progress, silent
+from preprocessing.corpora import CorpusParams
+
+if TYPE_CHECKING:
+    from model_pairs.pair import LoadedPair
+    from model_pairs.residency import ModelPairs
+    from model_pairs.specs import PairSpec
+
+ParamsLike = BaseModel | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Request:
+    index: int
+    method: DiffingMethod[Any, Any]
+    params: Any
+    key: RunKey
+
+
+def check_params(method: DiffingMethod[Any, Any], params: ParamsLike) -> BaseModel:
+    """Parameters as the method's `Params`.
+
+    Raises:
+        InvalidInput: one line a wrong field, and what is allowed.
+    """
+    if isinstance(params, method.Params):
+        return params
+    try:
+        return method.Params.model_validate(params.model_dump() if isinstance(params, BaseModel) else params)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(str(part) for part in problem['loc']) or 'parameters'}: {problem['msg']}" for problem in error.errors())
+        raise InvalidInput(f"{method.name}: {problems}. Parameters: {', '.join(method.Params.model_fields)}.") from error
+
+
+def find_finished(spec: PairSpec, name: str, params: ParamsLike, store: RunStore) -> RunRecord | None:
+    """The stored run of this call, or None. Loads no model."""
+    method = get_method(name)
+    return store.lookup(run_key(method, spec, check_params(method, params)))
+
+
+def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) -> CostEstimate:
+    """What a call of `run_methods` costs when nothing of it is finished; methods that share a pass are counted once."""
+    total = CostEstimate(tokens=0, forward_passes=0, seconds=0.0, bytes=0)
+    passes: set[CorpusParams] = set()
+    for name, raw in requests:
+        method = get_method(name)
+        params = check_params(method, raw)
+        cost = method.estimate(spec_size, params)
+        total.bytes += cost.bytes
+        if isinstance(method, CorpusMethod):
+            text = method.corpus_params(params)
+            if text in passes:
+                continue
+            passes.add(text)
+        total.tokens += cost.tokens
+        total.forward_passes += cost.forward_passes
+        total.seconds = None if total.seconds is None or cost.seconds is None else total.seconds + cost.seconds
+    return total
+
+
+def run_methods(
+    pairs: ModelPairs, spec: PairSpec, requests: Sequence[tuple[str, ParamsLike]], store: RunStore, progress: Progress = silent
+) -> list[RunRecord]:
+    """Records of all requested (method name, parameters), in the order asked.
+
+    Raises:
+        UnknownName, InvalidInput: before any model is loaded.
+        Cancelled, OutOfRoom and whatever the models raise; what had finished before is stored.
+    """
+    asked: list[_Request] = []
+    for index, (name, raw) in enumerate(requests):
+        method = get_method(name)
+        params = check_params(method, raw)
+        asked.append(_Request(index, method, params, run_key(method, spec, params)))
+    records = {request.key.digest: record for request in asked if (record := store.lookup(request.key)) is not None}
+    missing = list({request.key.digest: request for request in asked if request.key.digest not in records}.values())
+    if missing:
+        shared: dict[CorpusParams, list[_Request]] = {}
+        alone: list[_Request] = []
+        for request in missing:
+            if isinstance(request.method, CorpusMethod):
+                shared.setdefault(request.method.corpus_params(request.params), []).append(request)
+            else:
+                alone.append(request)
+        with pairs.use(spec, progress) as pair:
+            for text, group in shared.items():
+                records |= _run_shared(pair, text, group, store, progress)
+            for request in alone:
+                with store.writer(request.key) as run:
+                    run.result = request.method.run(pair, request.params, run, progress)
+                records[request.key.digest] = _record(run.record)
+    return [records[request.key.digest] for request in asked]
+
+
+def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request], store: RunStore, progress: Progress) -> dict[str, RunRecord]:
+    """One pass for all methods of the group, each stored as soon as it is summarised."""
+    from preprocessing.corpora import load_corpus
+    from preprocessing.corpus_pass import run_corpus_pass
+    from preprocessing.tokenize import tokenize
+
+    started = time.monotonic()
+    corpus = tokenize(load_corpus(text), pair, text)
+    fed = []
+    for request in group:
+        method = request.method
+        if not isinstance(method, CorpusMethod):
+            raise TypeError(f"{method.name} takes no part in a corpus pass")
+        fed.append((request, method, method.accumulator(pair, request.params, corpus)))
+    statistics = run_corpus_pass(pair, corpus, [accumulator for _, _, accumulator in fed], progress)
+    pass_seconds = time.monotonic() - started
+    records: dict[str, RunRecord] = {}
+    failure: Exception | None = None
+    for request, method, accumulator in fed:
+        summary_started = time.monotonic()
+        try:
+            with store.writer(request.key) as run:
+                run.note("corpus_pass", {name: round(value, 3) for name, value in vars(statistics).items()})
+                run.note("pass_shared_by", [other.method.name for other in group])
+                run.note("text", {"has_bos": corpus.has_bos, "position_origin": corpus.position_origin, "dropped": corpus.dropped_short})
+                run.result = method.summarise(accumulator, pair, request.params, run)
+                run.seconds = pass_seconds + time.monotonic() - summary_started
+            records[request.key.digest] = _record(run.record)
+        except Cancelled:
+            raise
+        except Exception as error:  # the others of the pass are stored first
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return records
+
+
+def _record(record: RunRecord | None) -> RunRecord:
+    if record is None:
+        raise RuntimeError("the run store gave no record of a written run")
+    return record

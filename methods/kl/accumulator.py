@@ -1,0 +1,157 @@
+"""Streaming side of `kl`: divergences of every position, mean probability movements, and the positions and texts where the models differ most.
+
+With p = base, q = finetuned, r = log q - log p (float32):
+    KL(q||p) = sum q r,   KL(p||q) = - sum p r,
+    JS = 1/2 sum [(p + q) h - min(p, q) |r|]   with h = log(max(p, q) / m) = log 2 - log(1 + min/max),  m = (p + q) / 2,
+which is exactly 0 where p = q, never overflows, and costs one logarithm. Rounding may leave sums of tiny terms below zero: they are clamped to 0.
+Memory: O(tokens) scalars, O(vocabulary) sums, O(examples).
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preprocessing.batches import Accumulator, LogitChunk, PairedBatch
+
+if TYPE_CHECKING:
+    from model_pairs.pair import LoadedPair
+    from preprocessing.tokenize import TokenizedCorpus
+
+MOVERS = 5
+"""Tokens kept in each direction for an example."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def divergences(chunk: LogitChunk) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(finetuned || base), KL(base || finetuned) and JS of each row of a chunk, [R] float32, nats, >= 0."""
+    ratio, base, finetuned = chunk.log_ratio, chunk.base_probs, chunk.finetuned_probs
+    work, smaller = chunk.scratch("work"), chunk.scratch("smaller")
+    forward = torch.mul(finetuned, ratio, out=work).sum(dim=1)
+    backward = -torch.mul(base, ratio, out=work).sum(dim=1)
+    # log 2 through the same kernel as the rows' logarithms, so that equal probabilities give exactly 0.
+    log_two = torch.log1p(torch.ones_like(work[:1, :16]))[0, 0]
+    torch.maximum(base, finetuned, out=work).clamp_min_(_TINY)
+    torch.minimum(base, finetuned, out=smaller)
+    torch.div(smaller, work, out=work).log1p_().sub_(log_two)  # -h
+    total = chunk.scratch("total")
+    halves = torch.add(base, finetuned, out=total).mul_(work).sum(dim=1)
+    halves += smaller.mul_(torch.abs(ratio, out=total)).sum(dim=1)
+    return forward.clamp_min_(0), backward.clamp_min_(0), halves.mul_(-0.5).clamp_min_(0)
+
+
+@dataclass(frozen=True)
+class Movement:
+    """Tokens whose probability moved most at one place: ids [MOVERS] and probabilities under both models, for each direction."""
+
+    rose: tuple[list[int], list[float], list[float]]
+    fell: tuple[list[int], list[float], list[float]]
+
+
+def movement(base: Tensor, finetuned: Tensor, change: Tensor | None = None, count: int = MOVERS) -> Movement:
+    """The `count` tokens of one pair of distributions [V] that gained and that lost most probability (fewer when fewer moved)."""
+    change = finetuned - base if change is None else change
+    directions = []
+    for sign in (1, -1):
+        values, ids = torch.topk(change * sign, min(count, change.numel()))
+        ids = ids[values > 0]
+        directions.append((ids.tolist(), base[ids].tolist(), finetuned[ids].tolist()))
+    return Movement(directions[0], directions[1])
+
+
+class _Best:
+    """The n entries of highest score seen so far."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._heap: list[tuple[float, int, int, Movement]] = []
+
+    @property
+    def threshold(self) -> float:
+        """A score must be above this to enter; zero never enters."""
+        return self._heap[0][0] if len(self._heap) >= self.size else 0.0
+
+    def offer(self, score: float, sample: int, position: int, moved: Movement) -> None:
+        entry = (score, -sample, -position, moved)
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, entry)
+        elif entry[:3] > self._heap[0][:3]:
+            heapq.heapreplace(self._heap, entry)
+
+    def entries(self) -> list[tuple[float, int, int, Movement]]:
+        """(score, sample, position, movement), highest first."""
+        return [
+            (score, -sample, -position, moved) for score, sample, position, moved in sorted(self._heap, key=lambda entry: entry[:3], reverse=True)
+        ]
+
+
+class KLAccumulator(Accumulator):
+    """See the module. Per-position arrays are filled in the order of the pass; `samples` and `positions` say what each entry is."""
+
+    needs_logits = True
+
+    def __init__(self, pair: LoadedPair, corpus: TokenizedCorpus, examples: int) -> None:
+        self.corpus = corpus
+        count = corpus.tokens
+        self.forward = np.zeros(count, dtype=np.float32)
+        self.backward = np.zeros(count, dtype=np.float32)
+        self.js = np.zeros(count, dtype=np.float32)
+        self.samples = np.zeros(count, dtype=np.int32)
+        self.positions = np.zeros(count, dtype=np.int32)
+        self.token_ids = np.zeros(count, dtype=np.int32)
+        self.filled = 0
+        self._batch_begin = 0
+        device = torch.device(pair.device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.base_total = torch.zeros(pair.vocab_size, dtype=wide, device=device)
+        self.finetuned_total = torch.zeros(pair.vocab_size, dtype=wide, device=device)
+        self.top_tokens = _Best(examples)
+        self.top_texts = _Best(max(5, examples // 4))
+
+    def update_logits(self, chunk: LogitChunk) -> None:
+        """Take in a chunk of positions."""
+        forward, backward, js = divergences(chunk)
+        self.base_total += chunk.base_probs.sum(dim=0)
+        self.finetuned_total += chunk.finetuned_probs.sum(dim=0)
+        scores = forward.cpu().numpy()
+        place = slice(self.filled, self.filled + len(chunk))
+        self.forward[place] = scores
+        self.backward[place] = backward.cpu().numpy()
+        self.js[place] = js.cpu().numpy()
+        self.samples[place] = chunk.sample_indices.cpu().numpy()
+        self.positions[place] = chunk.positions.cpu().numpy()
+        self.token_ids[place] = chunk.token_ids.cpu().numpy()
+        self.filled += len(chunk)
+        for row in np.argsort(-scores):
+            score = float(scores[row])
+            if not score > self.top_tokens.threshold:
+                break
+            moved = movement(chunk.base_probs[row], chunk.finetuned_probs[row])
+            self.top_tokens.offer(score, int(self.samples[place][row]), int(self.positions[place][row]), moved)
+
+    def update(self, batch: PairedBatch) -> None:
+        """A batch is complete: its texts compete for the list of texts that differ most."""
+        scores = self.forward[self._batch_begin : self.filled]
+        samples = self.samples[self._batch_begin : self.filled]
+        self._batch_begin = self.filled
+        # The rows of a batch come sample by sample.
+        begins = np.flatnonzero(np.r_[True, samples[1:] != samples[:-1]])
+        ends = np.r_[begins[1:], len(samples)]
+        means = np.add.reduceat(scores.astype(np.float64), begins) / (ends - begins)
+        for index in np.argsort(-means):
+            if not means[index] > self.top_texts.threshold:
+                break
+            rows = batch.compared_rows[int(begins[index]) : int(ends[index])]
+            base = torch.zeros_like(self.base_total, dtype=torch.float32)
+            finetuned = torch.zeros_like(base)
+            for part in rows.split(batch.chunk_rows):
+                chunk = batch.chunk(part)
+                base += chunk.base_probs.sum(dim=0)
+                finetuned += chunk.finetuned_probs.sum(dim=0)
+            self.top_texts.offer(float(means[index]), int(samples[begins[index]]), 0, movement(base / len(rows), finetuned / len(rows)))
