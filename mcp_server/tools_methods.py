@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 from pydantic import BaseModel
 
 from mcp_server.call import Call
 from mcp_server.declarations import Reply, ToolDeclaration, with_arguments
 from mcp_server.jobs import Job
 from mcp_server.render import NOTICE, Fence, clip
-from methods.contract import CorpusMethod, CostEstimate, DiffingMethod, MethodResult
+from mcp_server.workbench import Workbench
+from methods import execute
+from methods.contract import DiffingMethod
 from methods.registry import all_methods
+from methods.runs import RunRecord
 from model_pairs.specs import PairSpec
 from organisms.errors import InvalidInput
 from organisms.settings import settings
@@ -29,44 +33,50 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         params = method.Params.model_validate({name: getattr(arguments, name) for name in method.Params.model_fields})
         spec = call.pair(arguments.pair)  # type: ignore[attr-defined]
         check_corpus(call, params)
-        estimate = method.estimate(call.workbench.size(spec), params)
+        requests = [(method.name, params)]
+        estimate = execute.estimate(call.workbench.size(spec), requests)
 
-        def present(shown_to: Call, runs: Sequence[tuple[str, MethodResult]]) -> Reply:
-            run_id, result = runs[0]
-            shown_to.remember_run(run_id)
-            views = f'view_run(run="{run_id}") lists views: {", ".join(method.views)}.' if method.views else None
-            return Reply(result, _fenced(result.as_text()), run_id=run_id, next_step=views)
+        def present(shown_to: Call, records: list[RunRecord]) -> Reply:
+            record = records[0]
+            result = record.result()
+            shown_to.remember_run(record.id)
+            views = f'view_run(run="{record.id}") lists views: {", ".join(method.views)}.' if method.views else None
+            return Reply(result, _fenced(result.as_text()), run_id=record.id, next_step=views)
 
+        if (finished := await find_finished(call, spec, requests)) is not None:
+            return present(call, finished)
         key = [await call.identity(spec), params.model_dump(mode="json")]
-        return await call.run_job(key, runs_work(call, spec, [(method.name, params)], estimate), present, spec=spec, estimate=estimate)
+
+        def work(job: Job) -> list[RunRecord]:
+            return run_records(call.workbench, spec, requests, job)
+
+        return await call.run_job(key, work, present, spec=spec, estimate=estimate)
 
     return ToolDeclaration(
         method.name, method.title, clip(method.description, 1500)[0], with_arguments(method.name, method.Params), method.Result, run, price="0"
     )
 
 
-def runs_work(
-    call: Call, spec: PairSpec, requests: list[tuple[str, BaseModel]], estimate: CostEstimate
-) -> Callable[[Job], list[tuple[str, MethodResult]]]:
-    """Work that runs methods on a pair (those with equal corpora in one pass; finished runs are lookups) and returns ids and results."""
-    workbench = call.workbench
+async def find_finished(call: Call, spec: PairSpec, requests: list[tuple[str, BaseModel]]) -> list[RunRecord] | None:
+    """The stored runs when all of them are there: an answer that need not wait for the device. None otherwise, and when only an estimate is asked for."""
+    if getattr(call.arguments, "estimate_only", False):
+        return None
 
-    def work(job: Job) -> list[tuple[str, MethodResult]]:
-        return [(record.id, record.result()) for record in run_records(workbench, spec, requests, job, estimate)]
+    def look() -> list[RunRecord] | None:
+        records = [execute.find_finished(spec, name, params, call.workbench.store) for name, params in requests]
+        return [record for record in records if record is not None] if all(records) else None
 
-    return work
+    return await anyio.to_thread.run_sync(look)
 
 
-def run_records(workbench: Any, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job, estimate: CostEstimate) -> list[Any]:
-    """`methods.execute.run_methods` in a job; remembers the speed for later estimates."""
-    from methods.execute import run_methods
-
+def run_records(workbench: Workbench, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job) -> list[RunRecord]:
+    """`methods.execute.run_methods` in a job; remembers sizes and speed for later estimates."""
     job(0, None, "starting")
     before = {manifest.id for manifest in workbench.store.list()}
-    records = list(run_methods(workbench.pairs, spec, requests, workbench.store, job))
-    fresh = [record for record in records if record.id not in before]
-    if len(fresh) == len(records) and fresh:
-        workbench.note_speed(spec, estimate.tokens, max(record.manifest.seconds for record in fresh))
+    records = execute.run_methods(workbench.pairs, spec, requests, workbench.store, job)
+    passes = [record.manifest.notes.get("corpus_pass") for record in records if record.id not in before]
+    if known := next((statistics for statistics in passes if statistics), None):
+        workbench.note_speed(spec, int(known["tokens"]), float(known["seconds"]))
     return records
 
 
@@ -87,11 +97,6 @@ def check_corpus(call: Call, params: BaseModel) -> None:
         raise InvalidInput(
             f"through the server, corpus files must lie inside the data folder ({allowed}); or use {', '.join(BUNDLED)} or hub:ID#column@split"
         )
-
-
-def corpus_methods() -> list[CorpusMethod[Any, Any]]:
-    """The methods that read a corpus."""
-    return [method for method in all_methods().values() if isinstance(method, CorpusMethod)]
 
 
 def _fenced(text: str) -> str:

@@ -112,7 +112,7 @@ class CompareArguments(PairArguments, WaitArguments):
         None, max_length=20_000, description="A user message: the text is then scored as the answer to it, in the chat template."
     )
     top: int = Field(5, ge=1, le=50, description="Positions to detail, those with the largest KL.")
-    max_tokens: int = Field(150, ge=1, le=4096, description="Tokens of the text to score, from its start.")
+    max_tokens: int = Field(150, ge=1, le=1024, description="Tokens of the text to score, from its start.")
 
 
 class Mover(BaseModel):

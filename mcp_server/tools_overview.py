@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -11,10 +10,11 @@ from mcp_server.call import Call
 from mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
 from mcp_server.jobs import Job
 from mcp_server.render import NOTICE, Fence
-from mcp_server.tools_methods import check_corpus, run_records
-from methods.contract import CostEstimate
+from mcp_server.tools_methods import check_corpus, find_finished, run_records
+from methods import execute
 from methods.overview import OverviewResult
 from methods.registry import all_methods
+from methods.runs import RunRecord
 from organisms.errors import InvalidInput
 
 CORPUS_FIELDS = ("corpus", "max_samples", "max_tokens", "seed")
@@ -36,26 +36,20 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
     spec = call.pair(arguments.pair)
     requests = _requests(call, arguments)
-    parts = [all_methods()[name].estimate(call.workbench.size(spec), params) for name, params in requests]
-    shared = max((part.tokens for part in parts), default=0)
-    seconds = [part.seconds for part in parts]
-    estimate = CostEstimate(
-        tokens=shared,
-        forward_passes=max((part.forward_passes for part in parts), default=0),
-        seconds=max(known for known in seconds if known is not None) if any(known is not None for known in seconds) else None,
-        bytes=sum(part.bytes for part in parts),
-    )
+    estimate = execute.estimate(call.workbench.size(spec), requests)
 
-    def work(job: Job) -> list[Any]:
-        return run_records(call.workbench, spec, requests, job, estimate)
+    def work(job: Job) -> list[RunRecord]:
+        return run_records(call.workbench, spec, requests, job)
 
-    def present(shown_to: Call, records: list[Any]) -> Reply:
+    def present(shown_to: Call, records: list[RunRecord]) -> Reply:
         for record in records:
             shown_to.remember_run(record.id)
         result = digest(records, arguments.max_characters)
         runs = ", ".join(record.id for record in records)
         return Reply(result, f"{NOTICE}\n{Fence().around(result.as_text())}", next_step=f"Read more of each run with view_run: {runs}.")
 
+    if (finished := await find_finished(call, spec, requests)) is not None:
+        return present(call, finished)
     key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in requests]]
     return await call.run_job(key, work, present, spec=spec, estimate=estimate)
 

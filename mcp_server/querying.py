@@ -1,0 +1,167 @@
+"""The work behind ask_models and compare_text. Imports torch: only jobs import this module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mcp_server.tools_models import AskArguments, CompareArguments, CompareResult, Mover, PositionDetail, SideName
+from model_pairs.chat import ChatMessage
+from model_pairs.generation import GenerationRequest, Sampling
+from organisms.errors import InvalidInput
+from organisms.progress import Progress
+
+if TYPE_CHECKING:
+    from model_pairs.generation import Completion
+    from model_pairs.pair import LoadedPair
+
+ROWS = 64
+MOVERS = 5
+
+
+def answers(pair: LoadedPair, arguments: AskArguments, sides: Sequence[SideName], progress: Progress) -> dict[SideName, list[list[Completion]]]:
+    """Completions of every prompt and conversation by each side: side -> prompt -> sample, all prompts of a side in one batched generation."""
+    requests = generation_requests(arguments)
+    sampling = Sampling(
+        n=arguments.samples,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+        thinking=arguments.thinking,
+    )
+    completions: dict[SideName, list[list[Completion]]] = {}
+    for place, side in enumerate(sides):
+        completions[side] = pair.generate(side, requests, sampling, _part(progress, place, len(sides), f"{side} answers"))
+    return completions
+
+
+def generation_requests(arguments: AskArguments) -> list[GenerationRequest]:
+    """One request a prompt, then one a conversation, with the system prompt put before those that have none."""
+    if arguments.raw_text:
+        return [GenerationRequest(text=prompt, prefill=arguments.prefill) for prompt in arguments.prompts]
+    conversations = [[ChatMessage(role="user", content=prompt)] for prompt in arguments.prompts]
+    conversations += [[ChatMessage(role=turn.role, content=turn.content) for turn in turns] for turns in arguments.conversations]
+    if arguments.system_prompt is not None:
+        system = ChatMessage(role="system", content=arguments.system_prompt)
+        conversations = [turns if turns[0].role == "system" else [system, *turns] for turns in conversations]
+    return [GenerationRequest(messages=turns, prefill=arguments.prefill) for turns in conversations]
+
+
+def compare(pair: LoadedPair, arguments: CompareArguments, progress: Progress) -> CompareResult:
+    """Log-probability of every token of a text under both sides, and KL(finetuned || base) where it stands, from float32 log-softmax.
+
+    Without a prompt the first token has nothing before it unless the tokenizer puts a BOS there; then it cannot be scored and is left out.
+
+    Raises:
+        InvalidInput: fewer than two tokens, or more than the context holds.
+    """
+    ids, start, truncated = text_ids(pair, arguments)
+    if len(ids) <= start:
+        raise InvalidInput("the text has no token that could be scored; give a longer one")
+    input_ids = torch.tensor([ids])
+    mask = torch.ones_like(input_ids)
+    with torch.inference_mode():
+        progress(0, 2, "base pass")
+        base_logits = _rows(pair.forward("base", input_ids, mask).logits, start)
+        progress(1, 2, "finetuned pass")
+        finetuned_logits = _rows(pair.forward("finetuned", input_ids, mask).logits, start)
+        targets = input_ids[0, start:]
+        base, finetuned, kl = _scores(base_logits, finetuned_logits, targets)
+        order = kl.argsort(descending=True)[: arguments.top].tolist()
+        details = [_detail(pair, position, int(targets[position]), float(kl[position]), base_logits[position], finetuned_logits[position]) for position in order]
+    difference = (finetuned - base).double()
+    return CompareResult(
+        tokens=[_token(pair, token) for token in targets.tolist()],
+        base_log_prob=_rounded(base),
+        finetuned_log_prob=_rounded(finetuned),
+        kl=_rounded(kl),
+        mean_kl=float(f"{float(kl.double().mean()):.4g}"),
+        mean_log_prob_difference=float(f"{float(difference.mean()):.4g}"),
+        top=details,
+        truncated=truncated,
+    )
+
+
+def text_ids(pair: LoadedPair, arguments: CompareArguments) -> tuple[list[int], int, bool]:
+    """Token ids of what comes before the text and the text itself; index of the first token to score; whether the text was cut at max_tokens."""
+    tokenizer = pair.tokenizer
+    if arguments.prompt is not None:
+        before = pair.render_chat([ChatMessage(role="user", content=arguments.prompt)])
+        context = tokenizer(before, add_special_tokens=False)["input_ids"]
+        text = tokenizer(arguments.text, add_special_tokens=False)["input_ids"]
+        start = len(context)
+    else:
+        text = tokenizer(arguments.text, add_special_tokens=False)["input_ids"]
+        context = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and _puts_bos(tokenizer) else []
+        start = max(1, len(context))
+    kept = text[: arguments.max_tokens]
+    if len(context) + len(kept) > pair.context_length:
+        raise InvalidInput(f"{len(context) + len(kept)} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the prompt")
+    return context + kept, start, len(kept) < len(text)
+
+
+def _puts_bos(tokenizer: Any) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _rows(logits: torch.Tensor | None, start: int) -> torch.Tensor:
+    """Logits that predict the tokens from `start` on [T, V], in the model's dtype on the CPU."""
+    assert logits is not None  # forward was asked for them
+    return logits[0, start - 1 : -1].cpu()
+
+
+def _scores(base_logits: torch.Tensor, finetuned_logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the targets under both sides and KL(finetuned || base), float32 [T], a few rows of the vocabulary at a time."""
+    base, finetuned, kl = (torch.empty(len(targets)) for _ in range(3))
+    for begin in range(0, len(targets), ROWS):
+        part = slice(begin, begin + ROWS)
+        rows = targets[part, None]
+        base_log = base_logits[part].float().log_softmax(-1)
+        finetuned_log = finetuned_logits[part].float().log_softmax(-1)
+        base[part] = base_log.gather(1, rows).squeeze(1)
+        finetuned[part] = finetuned_log.gather(1, rows).squeeze(1)
+        # Rounding can leave a tiny negative value where the true one is zero.
+        kl[part] = (finetuned_log.exp() * (finetuned_log - base_log)).sum(-1).clamp_min(0)
+    return base, finetuned, kl
+
+
+def _detail(pair: LoadedPair, position: int, token: int, kl: float, base_logits: torch.Tensor, finetuned_logits: torch.Tensor) -> PositionDetail:
+    base, finetuned = base_logits.float().softmax(-1), finetuned_logits.float().softmax(-1)
+    moved = finetuned - base
+    count = min(MOVERS, moved.shape[-1])
+
+    def movers(ids: torch.Tensor, sign: int) -> list[Mover]:
+        return [
+            Mover(token=_token(pair, index), base=float(f"{float(base[index]):.3g}"), finetuned=float(f"{float(finetuned[index]):.3g}"))
+            for index in ids.tolist()
+            if sign * float(moved[index]) > 0
+        ]
+
+    return PositionDetail(
+        position=position,
+        token=_token(pair, token),
+        kl=round(kl, 4),
+        up=movers(moved.topk(count).indices, 1),
+        down=movers(moved.topk(count, largest=False).indices, -1),
+    )
+
+
+def _token(pair: LoadedPair, token: int) -> str:
+    return str(pair.tokenizer.decode([token]))
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]
+
+
+def _part(progress: Progress, place: int, parts: int, message: str) -> Progress:
+    """Progress of one of several equal parts, on the scale of the whole."""
+
+    def part(done: float, total: float | None = None, note: str = "") -> None:
+        progress(place + (done / total if total else 0), parts, f"{message}{f': {note}' if note else ''}")
+
+    return part

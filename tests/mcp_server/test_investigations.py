@@ -1,0 +1,116 @@
+"""Investigations: tokens, tool sets, notebook, records."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from mcp_server import investigations, notebook
+from mcp_server.database import database_path
+from mcp_server.notebook import Evidence
+from organisms.errors import InvalidInput, UnknownName
+
+
+def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair, "blackbox", interactions=7, tool_calls=9, note="arm a")
+    found = investigations.authenticate(new.token)
+    assert found is not None
+    assert (found.id, found.label, found.pair, found.interactions, found.tool_calls, found.note) == (new.id, new.label, tiny_pair, 7, 9, "arm a")
+    other = investigations.create(tiny_pair)
+    mixed = f"{new.id}.{other.token.partition('.')[2]}"
+    for wrong in ("", ".", new.id, new.token + "x", new.token[:-1], new.token.upper(), mixed, "%", "' OR 1=1 --", "\x00", "é" * 50):
+        assert investigations.authenticate(wrong) is None
+
+
+def test_only_the_digest_of_a_token_is_stored(data_folder: Path, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair)
+    secret = new.token.partition(".")[2].encode()
+    assert len(secret) >= 43
+    stored = b"".join(path.read_bytes() for path in database_path().parent.glob("investigations.sqlite*"))
+    assert secret not in stored
+    assert new.id.encode() in stored
+
+
+def test_closing_ends_access_and_keeps_the_record(data_folder: Path, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair)
+    investigations.close(new.label)
+    assert investigations.authenticate(new.token) is None
+    assert investigations.show(new.id).investigation.closed is not None
+
+
+def test_labels_are_opaque_and_unique(data_folder: Path, tiny_pair: str) -> None:
+    labels = [investigations.create(tiny_pair).label for _ in range(30)]
+    assert len(set(labels)) == 30
+    assert all(label.startswith("pair-") and len(label) < 25 for label in labels)
+
+
+def test_tool_sets(data_folder: Path, tiny_pair: str) -> None:
+    blackbox = investigations.get(investigations.create(tiny_pair, "blackbox").id)
+    assert blackbox.allows("ask_models")
+    assert not any(blackbox.allows(tool) for tool in ("kl", "overview", "view_run", "compare_text", "list_runs"))
+    method = investigations.get(investigations.create(tiny_pair, "method").id)
+    assert all(method.allows(tool) for tool in ("ask_models", "kl", "overview", "view_run"))
+    named = investigations.get(investigations.create(tiny_pair, "kl, view_run").id)
+    assert named.allows("kl")
+    assert named.allows("submit_finding")
+    assert not named.allows("ask_models")
+
+
+def test_bad_creations(data_folder: Path, tiny_pair: str) -> None:
+    with pytest.raises(UnknownName):
+        investigations.create("no_such_organism_at_all")
+    with pytest.raises(UnknownName, match="unknown tools: nonsense"):
+        investigations.create(tiny_pair, "kl,nonsense")
+    with pytest.raises(UnknownName):
+        investigations.create(tiny_pair, [])
+    with pytest.raises(UnknownName):
+        investigations.create(tiny_pair, "unload_pair")
+    with pytest.raises(InvalidInput):
+        investigations.create(tiny_pair, interactions=-1)
+    assert investigations.list_investigations() == []
+
+
+def test_get_takes_labels_and_unambiguous_beginnings(data_folder: Path, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair)
+    assert investigations.get(new.id[:8]).id == investigations.get(new.label).id == new.id
+    for wrong in ("", "%", "_", "nobody"):
+        if wrong or len(investigations.list_investigations()) != 1:
+            with pytest.raises(UnknownName):
+                investigations.get(wrong)
+
+
+def test_hypotheses_are_kept_and_changed_by_number(data_folder: Path) -> None:
+    first = notebook.record_hypothesis("a", "about cakes", 0.4, evidence=[Evidence(source="kl-1f3a9c", note="cake words rise")])
+    second = notebook.record_hypothesis("a", "nothing", 0.2)
+    changed = notebook.record_hypothesis("a", None, 0.9, "confirmed", "asked", [Evidence(source="prompt")], number=first.number)
+    assert (changed.statement, changed.likelihood, changed.status, len(changed.evidence)) == ("about cakes", 0.9, "confirmed", 2)
+    assert [item.number for item in notebook.list_hypotheses("a")] == [first.number, second.number]
+    assert notebook.record_hypothesis("b", "other", 0.5).number == 1
+    with pytest.raises(UnknownName):
+        notebook.record_hypothesis("a", "x", 0.5, number=99)
+    with pytest.raises(InvalidInput):
+        notebook.record_hypothesis("a", "x", None)
+    with pytest.raises(InvalidInput):
+        notebook.record_hypothesis("a", None, 0.5)
+
+
+def test_a_finding_is_given_once(data_folder: Path) -> None:
+    notebook.submit_finding("a", "no_meaningful_difference", "nothing", 0.8)
+    with pytest.raises(InvalidInput, match="once"):
+        notebook.submit_finding("a", "difference", "cakes", 0.8)
+    assert [finding.verdict for finding in notebook.list_findings("a")] == ["no_meaningful_difference"]
+    notebook.submit_finding("operator", "difference", "one", 0.5)
+    notebook.submit_finding("operator", "difference", "two", 0.5)
+    assert len(notebook.list_findings("operator")) == 2
+
+
+def test_the_database_works_with_two_connections_at_once(data_folder: Path, tiny_pair: str) -> None:
+    investigations.create(tiny_pair)
+    reader = sqlite3.connect(database_path())
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM investigations").fetchone()[0] == 1
+    investigations.create(tiny_pair)
+    assert len(investigations.list_investigations()) == 2
+    reader.close()
