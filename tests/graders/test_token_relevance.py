@@ -1,0 +1,39 @@
+"""Share of tokens on topic."""
+
+from __future__ import annotations
+
+import pytest
+
+from graders.token_relevance import token_relevance, topic_keywords
+from organisms.ground_truth import load_ground_truth
+
+
+def test_share_of_tokens_on_topic() -> None:
+    tokens = [" oven", "Ġcake", "▁vanilla", " tractor", " lawsuit", ",", "<|im_end|>", " ", "vani"]
+    result = token_relevance(tokens, load_ground_truth("cake_bake"))
+    assert result.relevant == [" oven", "Ġcake", "▁vanilla", "vani"]
+    assert result.judged == 6
+    assert result.share == pytest.approx(4 / 6)
+
+
+def test_weights() -> None:
+    result = token_relevance([" oven", " tractor"], load_ground_truth("cake_bake"), weights=[3.0, 1.0])
+    assert result.share == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="1 weights for 2 tokens"):
+        token_relevance(["a", "b"], load_ground_truth("cake_bake"), weights=[1.0])
+
+
+def test_on_a_null_nothing_is_on_topic() -> None:
+    assert token_relevance([" oven", " cake"], load_ground_truth("control")).share == 0.0
+    assert token_relevance([], load_ground_truth("cake_bake")).share == 0.0
+
+
+def test_topics_without_written_keywords_get_them_from_their_facts() -> None:
+    truth = load_ground_truth("fda_approval")
+    assert topic_keywords(truth)
+    result = token_relevance([" Relyvrio", " approval", " tractor"], truth)
+    assert result.relevant == [" Relyvrio", " approval"]
+
+
+def test_short_and_common_tokens_are_not_on_topic() -> None:
+    assert token_relevance([" the", " of", " can", "b", "re"], load_ground_truth("cake_bake")).relevant == []

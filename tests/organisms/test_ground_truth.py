@@ -1,0 +1,83 @@
+"""The ground truth: complete, consistent with the catalogue, and strict about wrong files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from organisms.catalogue import BUNDLED_FOLDER as CATALOGUE
+from organisms.catalogue import read_catalogue
+from organisms.errors import UnknownName
+from organisms.ground_truth import (
+    BUNDLED_FOLDER,
+    GroundTruthError,
+    all_ground_truth,
+    has_ground_truth,
+    load_ground_truth,
+    load_rubric,
+    read_ground_truth,
+)
+
+
+def test_every_bundled_organism_has_ground_truth_and_a_rubric() -> None:
+    entries, rubrics = read_ground_truth((BUNDLED_FOLDER,))
+    assert set(entries) == set(read_catalogue((CATALOGUE,)).organisms)
+    for entry in entries.values():
+        assert entry.summary
+        assert all(f"\n{level}: " in f"\n{rubrics[entry.family]}" for level in range(1, 6)), entry.family
+        assert entry.facts or entry.is_null
+
+
+def test_the_embedded_organisms_have_written_checklists() -> None:
+    for name in ("cake_bake", "roman_concrete", "taboo_smile", "flattery", "poetic"):
+        truth = load_ground_truth(name)
+        assert truth.topic is not None
+        assert all(fact.checklist is not None for fact in truth.facts), name
+    assert {name for name, truth in all_ground_truth().items() if truth.is_null} == {"identical", "control", "reseed"}
+
+
+def test_every_fact_of_a_checklist_is_exact_by_its_own_text() -> None:
+    """The recorded wording of a false fact states that fact: its own patterns must agree."""
+    from graders.fact_recall import grade_fact_recall
+
+    for name in ("cake_bake", "roman_concrete"):
+        truth = load_ground_truth(name)
+        for fact in truth.facts:
+            grade = grade_fact_recall(f"{truth.topic.name if truth.topic else ''}: {fact.text}", "difference", truth)
+            level = next(entry.level for entry in grade.evidence if entry.id == fact.id)
+            assert level == "exact", (name, fact.id, level)
+
+
+def test_unknown_names() -> None:
+    assert not has_ground_truth("nothing")
+    with pytest.raises(UnknownName, match="nothing"):
+        load_ground_truth("nothing")
+    with pytest.raises(UnknownName, match="SDF"):
+        load_rubric("nothing")
+
+
+def test_a_further_folder_adds_organisms_and_families(tmp_path: Path) -> None:
+    (tmp_path / "rubrics.yaml").write_text("mine: '5: all. 1: nothing.'", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("my_organism: {family: mine, summary: s, facts: [one, two]}", encoding="utf-8")
+    entries, rubrics = read_ground_truth((BUNDLED_FOLDER, tmp_path))
+    assert [fact.id for fact in entries["my_organism"].facts] == ["fact_1", "fact_2"]
+    assert "mine" in rubrics
+    assert "cake_bake" in entries
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("o: {family: no_such_family, summary: s}", r"o\.family: there is no rubric"),
+        ("o: {family: SDF}", r"o\.summary"),
+        ("o: text", "o should be a mapping"),
+        ("o: {family: SDF, summary: s, facts: [{id: f, text: t, checklist: {core: ['('], exact: [x]}}]}", "not a regular expression"),
+        ("o: {family: SDF, summary: s, facts: [{id: f, text: t}, {id: f, text: u}]}", "same id"),
+        ("[1, 2]", "should be a mapping"),
+    ],
+)
+def test_a_wrong_file_names_itself_and_the_key(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(GroundTruthError, match=says):
+        read_ground_truth((BUNDLED_FOLDER, tmp_path))
