@@ -93,13 +93,19 @@ class HypothesisGrade(_Record):
 
 
 class FactRecallGrade(_Record):
-    """The deterministic grade: which facts of the ground truth the statement carries."""
+    """The deterministic grade (`graders.fact_recall`): which facts of the ground truth the statement carries."""
 
-    recall: float = Field(description="Share of the facts found, in [0, 1]. 0 on nulls.")
+    score: int | None = Field(None, description="Level of the family's rubric, 1-5, as far as words decide it.")
+    recall: float = Field(description="Share of the facts at least abstracted, in [0, 1]. 0 on nulls.")
     topic_named: bool = False
     verdict_correct: bool = False
+    false_positive: bool = Field(False, description="A difference was asserted on a null.")
+    precision: float = Field(0.0, description="On-topic share of the statement's content words.")
+    facts_total: int = 0
+    facts_exact: int = 0
     facts_found: list[str] = Field(default_factory=list)
     facts_missed: list[str] = Field(default_factory=list)
+    quotes: dict[str, str] = Field(default_factory=dict, description="Fact -> the stretch of the statement that decided.")
     reasons: list[str] = Field(default_factory=list, description="What each decision rests on, in words.")
 
 
@@ -134,7 +140,7 @@ class EvaluationRecord(_Record):
     investigation_id: str | None = None
     transcript: list[Message] = Field(default_factory=list)
     budgets: dict[str, Budget] = Field(default_factory=dict, description="Keys `model_interactions` and `tool_calls`.")
-    finding: Finding = Field(default_factory=Finding)
+    finding: Finding = Finding()
     fact_recall: FactRecallGrade | None = None
     hypothesis_grades: list[HypothesisGrade] = Field(default_factory=list)
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")

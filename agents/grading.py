@@ -1,0 +1,114 @@
+"""From a finding to its grades: the deterministic fact recall always, an LLM grader's readings when a model is named."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agents.records import FactRecallGrade, Finding, HypothesisGrade
+from graders.fact_recall import all_ground_truth, grade_fact_recall
+from graders.hypothesis import Ask, GradingFailed, grade_hypothesis
+from organisms.errors import UnknownName
+
+if TYPE_CHECKING:
+    from organisms.ground_truth import GroundTruth
+
+
+def known_organisms() -> list[str]:
+    """Organisms whose findings can be graded."""
+    return list(all_ground_truth())
+
+
+@dataclass
+class Grading:
+    """How findings are graded.
+
+    grader: Inspect model of the LLM grader, None for fact recall alone.
+    grader_url: base URL of its API when it is not the provider's own.
+    repeats: readings of each finding by the LLM grader.
+    ask: used instead of `grader` when given, under the name `grader`.
+    """
+
+    grader: str | None = None
+    grader_url: str | None = None
+    repeats: int = 3
+    ask: Ask | None = None
+    _cached: dict[str, Ask] = field(default_factory=dict, repr=False)
+
+    def kind_of(self, organism: str) -> tuple[str, bool]:
+        """Family of an organism (given as a pair reference), and whether it is a null."""
+        truth = truth_of(organism)
+        return truth.family, truth.is_null
+
+    async def grade(self, organism: str, finding: Finding) -> tuple[FactRecallGrade, list[HypothesisGrade]]:
+        """Both grades. An LLM grader that gives no usable answer leaves a grade without score that says why."""
+        truth = truth_of(organism)
+        recall = await asyncio.to_thread(fact_recall, finding, truth)
+        if self.grader is None:
+            return recall, []
+        try:
+            graded = await grade_hypothesis(finding.statement, finding.verdict, truth, self._asking(), repeats=self.repeats)
+        except GradingFailed as failure:
+            return recall, [HypothesisGrade(grader=self.grader, score=None, reasoning=failure.message)]
+        readings = zip(graded.scores, graded.reasons, strict=True)
+        return recall, [
+            HypothesisGrade(grader=self.grader, repeat=number, score=score, verdict_correct=graded.verdict_correct, reasoning=reasons)
+            for number, (score, reasons) in enumerate(readings)
+        ]
+
+    def _asking(self) -> Ask:
+        if self.ask is not None:
+            return self.ask
+        if "ask" not in self._cached:
+            from agents.llm import ask_with
+
+            self._cached["ask"] = ask_with(str(self.grader), self.grader_url)
+        return self._cached["ask"]
+
+
+def truth_of(organism: str) -> GroundTruth:
+    """The ground truth behind `organism[/variant][@model]`. Raises UnknownName."""
+    name = organism_of(organism)
+    known = all_ground_truth()
+    if name not in known:
+        raise UnknownName(f"No ground truth for {name!r}, so a finding could not be graded. Organisms with one: {', '.join(sorted(known)[:60])}.")
+    return known[name]
+
+
+def organism_of(reference: str) -> str:
+    """The organism in `organism[/variant][@model]`."""
+    return reference.partition("@")[0].partition("/")[0]
+
+
+def chosen_organisms(text: str) -> list[str]:
+    """A comma-separated list of pair references, in order and without duplicates.
+
+    Raises:
+        UnknownName: the list is empty, or an organism has no ground truth.
+    """
+    chosen = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not chosen:
+        raise UnknownName("Name at least one organism: --organisms cake_bake,control.")
+    for name in chosen:
+        truth_of(name)
+    return chosen
+
+
+def fact_recall(finding: Finding, truth: GroundTruth) -> FactRecallGrade:
+    """The deterministic grade, in the form of the records."""
+    graded = grade_fact_recall(finding.statement, finding.verdict, truth)
+    return FactRecallGrade(
+        **graded.model_dump(
+            include={"score", "recall", "topic_named", "verdict_correct", "false_positive", "precision", "facts_total", "facts_exact", "reasons"}
+        ),
+        facts_found=list(graded.facts_found),
+        facts_missed=list(graded.facts_missed),
+        quotes={entry.id: entry.quote for entry in graded.evidence if entry.quote},
+    )
+
+
+def scores_of(grades: Sequence[HypothesisGrade]) -> list[float]:
+    """Usable scores."""
+    return [grade.score for grade in grades if grade.score is not None]

@@ -1,0 +1,96 @@
+"""A Diffing MCP server as a child process for the length of an evaluation: one warm process for all arms, organisms and repeats."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from organisms.errors import DiffingError
+
+START_SECONDS = 120
+STOP_SECONDS = 20
+
+
+class ServerDidNotStart(DiffingError):
+    """The child process ended, or did not answer in time. The message shows the end of its log."""
+
+    code = "server_did_not_start"
+
+
+def serve_command(port: int) -> list[str]:
+    """The command that serves over HTTP on this machine's loopback address."""
+    return [sys.executable, "-m", "cli.main", "serve", "--http", "--host", "127.0.0.1", "--port", str(port)]
+
+
+@asynccontextmanager
+async def server_process(log: Path, command: Sequence[str] | None = None, port: int | None = None) -> AsyncIterator[str]:
+    """Start a server, wait until /health answers, yield the MCP endpoint, stop it at the end.
+
+    Args:
+        log: file that takes the server's stderr and stdout.
+        command: what to start instead of `serve_command(port)`.
+        port: port it listens on; None takes a free one.
+
+    Raises:
+        ServerDidNotStart: see there.
+    """
+    port = port or free_port()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # The child finds the same source tree when the project is not installed but run from its folder.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(command or serve_command(port), stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
+    try:
+        await _healthy(process, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        await asyncio.to_thread(_stop, process)
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    import httpx2
+
+    deadline = time.monotonic() + START_SECONDS
+    async with httpx2.AsyncClient(timeout=2) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerDidNotStart(f"The server ended with code {process.returncode} before it answered. The end of {log}:\n{_tail(log)}")
+            try:
+                if (await client.get(url)).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+    raise ServerDidNotStart(f"The server did not answer within {START_SECONDS} s. The end of {log}:\n{_tail(log)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tail(log: Path, characters: int = 1500) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-characters:]

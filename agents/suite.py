@@ -1,0 +1,183 @@
+"""Runs an evaluation: arms x organisms x repeats, each finished cell stored at once, so that a second call continues where the first one stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.baseline import BaselineOptions, investigate
+from agents.desk import ClosedInvestigation, Desk
+from agents.grading import Grading
+from agents.mcp_session import Session, connect
+from agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, cell_id, now
+from organisms.errors import DiffingError, InvalidInput
+
+BASELINE = "baseline"
+TOOL_CALLS = 200
+"""Budget of tool calls of an investigation; interactions are what is compared."""
+
+Report = Callable[[int, int, EvaluationRecord], None]
+"""Called after each cell with (finished, total, record); cells that were there before included."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to run."""
+
+    organism: str
+    arm: Arm
+    repeat: int
+    seed: int
+    id: str
+
+
+@dataclass
+class Suite:
+    """An evaluation under way.
+
+    desk: opens and closes investigations on the server's store.
+    grading: turns a finding into grades.
+    url: MCP endpoint of the running server.
+    baseline: how the baseline investigators work; their seed is replaced by the cell's.
+    investigator_url: base URL of the API behind an LLM investigator, when it is not the provider's own.
+    limits: message_limit, token_limit, time_limit (seconds) and max_samples of LLM investigations.
+    """
+
+    plan: EvaluationPlan
+    folder: EvaluationFolder
+    desk: Desk
+    grading: Grading
+    url: str
+    baseline: BaselineOptions = field(default_factory=BaselineOptions)
+    report: Report = lambda finished, total, record: None
+    investigator_url: str | None = None
+    limits: dict[str, int] = field(default_factory=dict)
+
+    def is_complete(self) -> bool:
+        """Whether every cell has its completed record already."""
+        return all((record := self.folder.get(cell.id)) is not None and record.status == "completed" for cell in cells_of(self.plan))
+
+    async def run(self) -> list[EvaluationRecord]:
+        """Run every cell that has no completed record yet; returns the records of all cells in the plan's order."""
+        self.folder.write_plan(self.plan)
+        cells = cells_of(self.plan)
+        finished = 0
+        pending: list[Cell] = []
+        for cell in cells:
+            record = self.folder.get(cell.id)
+            if record is not None and record.status == "completed":
+                finished += 1
+                self.report(finished, len(cells), record)
+            else:
+                pending.append(cell)
+
+        def done(record: EvaluationRecord) -> None:
+            nonlocal finished
+            finished += 1
+            self.folder.write(record)
+            self.report(finished, len(cells), record)
+
+        if self.plan.investigator == BASELINE:
+            for cell in pending:
+                done(await self._baseline_cell(cell))
+        elif pending:
+            from agents.inspect_task import run_cells
+
+            await run_cells(self, pending, done)
+        return [record for cell in cells if (record := self.folder.get(cell.id)) is not None]
+
+    def blank_record(self, cell: Cell) -> EvaluationRecord:
+        """The record of a cell before anything has happened."""
+        family, null = self.grading.kind_of(cell.organism)
+        return EvaluationRecord(
+            evaluation_id=self.plan.id,
+            cell_id=cell.id,
+            organism=cell.organism,
+            family=family,
+            null=null,
+            arm=cell.arm,
+            investigator=self.plan.investigator,
+            repeat=cell.repeat,
+            seed=cell.seed,
+            started_at=now(),
+        )
+
+    async def _baseline_cell(self, cell: Cell) -> EvaluationRecord:
+        record = self.blank_record(cell)
+        opened = await asyncio.to_thread(self.desk.open, cell.organism, cell.arm, self.plan.interactions, TOOL_CALLS, f"{self.plan.id} {cell.id}")
+        record.label, record.investigation_id = opened.label, opened.id
+        options = BaselineOptions(**{**vars(self.baseline), "interactions": self.plan.interactions, "seed": cell.seed})
+        started = time.monotonic()
+        session: Session | None = None
+        try:
+            async with connect(self.url, opened.token) as session:
+                await investigate(session, cell.arm, options)
+        except Exception as error:  # one cell that fails must not take the others with it; the record keeps the reason and a second call tries again
+            record.status, record.error = "failed", _reason(error)
+        record.seconds = round(time.monotonic() - started, 2)
+        if session is not None:
+            record.transcript = session.messages
+        await self.complete(record, await asyncio.to_thread(self.desk.close, opened.id))
+        return record
+
+    async def complete(self, record: EvaluationRecord, closed: ClosedInvestigation, said: str = "") -> None:
+        """Fill in what the investigation left (else the finding is taken from `said`, the last words) and grade it."""
+        record.budgets, record.run_ids = closed.budgets, closed.run_ids
+        record.finding = closed.finding or finding_in(said)
+        if record.status == "completed":
+            record.fact_recall, record.hypothesis_grades = await self.grading.grade(record.organism, record.finding)
+
+
+def finding_in(text: str) -> Finding:
+    """The finding in an investigator's last words, for one that never called submit_finding. Without words there is none.
+
+    The verdict is read only where it is said outright; otherwise the finding is inconclusive.
+    """
+    if not text.strip():
+        return Finding()
+    lowered = text.lower()
+    if "no_meaningful_difference" in lowered or "no meaningful difference" in lowered:
+        return Finding(statement=text, verdict="no_meaningful_difference", source="final_answer")
+    said_outright = "verdict: difference" in lowered or '"verdict": "difference"' in lowered
+    return Finding(statement=text, verdict="difference" if said_outright else "inconclusive", source="final_answer")
+
+
+def cells_of(plan: EvaluationPlan) -> list[Cell]:
+    """Organism by organism, so that a pair stays in memory for all its cells. A repeat has the same seed for all organisms and arms."""
+    return [
+        Cell(organism, arm, repeat, plan.seed + repeat, cell_id(organism, arm, plan.investigator, repeat))
+        for organism in plan.organisms
+        for arm in plan.arms
+        for repeat in range(plan.repeats)
+    ]
+
+
+def plan_identifier(values: dict[str, Any]) -> str:
+    """An id that equal requests share, so that repeating a command continues its evaluation. `repeats` may grow and is left out."""
+    decisive = {name: value for name, value in values.items() if name != "repeats"}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    word = str(values.get("investigator", "evaluation")).rsplit("/", maxsplit=1)[-1]
+    return "".join(character if character.isalnum() or character in "._-" else "-" for character in f"{word}-{digest}").strip(".-_")
+
+
+def check_continues(stored: EvaluationPlan, wanted: EvaluationPlan) -> None:
+    """Refuse to mix two different evaluations under one id; organisms, arms and repeats may change.
+
+    Raises:
+        InvalidInput: investigator, grader, interactions or seed differ from the stored plan's.
+    """
+    for name in ("investigator", "grader", "interactions", "seed"):
+        before, after = getattr(stored, name), getattr(wanted, name)
+        if before != after:
+            raise InvalidInput(f"Evaluation {stored.id} was made with {name}={before}, not {after}. Choose another --id, or leave it out.")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup) and error.exceptions:
+        return _reason(error.exceptions[0])
+    return error.message if isinstance(error, DiffingError) else f"{type(error).__name__}: {error}"

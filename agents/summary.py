@@ -1,0 +1,206 @@
+"""What the records of an evaluation add up to: one row for each organism and arm, and the rates over all of them, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from pydantic import BaseModel, Field
+
+from agents.records import Arm, EvaluationRecord
+from graders.statistics import Interval, bootstrap_mean, bootstrap_paired_difference, wilson_interval
+
+
+class Row(BaseModel):
+    """One organism (or all of them) in one arm."""
+
+    organism: str
+    arm: Arm
+    null: bool
+    completed: int
+    failed: int
+    grade: Interval | None = Field(description="LLM grader, 1-5, mean over findings (each the mean of its readings).")
+    fact_score: Interval | None = Field(description="Deterministic grade, 1-5.")
+    fact_recall: Interval | None = Field(description="Share of facts; None on nulls.")
+    topic_named: Interval | None = Field(description="Rate; None on nulls.")
+    verdict_correct: Interval | None
+    verdicts: dict[str, int]
+    interactions: float | None = Field(description="Mean model interactions used.")
+    tool_calls: float | None = Field(description="Mean tool calls made.")
+    seconds: float | None = Field(description="Mean wall-clock seconds.")
+
+    def cells(self) -> list[str]:
+        """The row as texts, in the order of `Summary.columns`."""
+        verdicts = ", ".join(f"{verdict.replace('_', ' ')} {count}" for verdict, count in self.verdicts.items())
+        return [
+            self.organism + (" (null)" if self.null else ""),
+            self.arm,
+            f"{self.completed}" + (f" ({self.failed} failed)" if self.failed else ""),
+            _shown(self.grade),
+            _shown(self.fact_score),
+            _shown(self.fact_recall),
+            _shown(self.topic_named),
+            verdicts,
+            _shown(self.verdict_correct),
+            _number(self.tool_calls),
+            _number(self.interactions),
+            _number(self.seconds),
+        ]
+
+
+class ArmSummary(BaseModel):
+    """All organisms of one arm."""
+
+    arm: Arm
+    grade: Interval | None = Field(description="Over taught organisms, organisms resampled as wholes.")
+    fact_score: Interval | None
+    fact_recall: Interval | None
+    topic_named: Interval | None
+    false_positive_rate: Interval | None = Field(description="Share of findings on nulls that assert a difference; None without nulls.")
+    missed_rate: Interval | None = Field(description="Share of findings on taught organisms that say there is no meaningful difference.")
+
+
+class Summary(BaseModel):
+    """The whole evaluation."""
+
+    rows: list[Row]
+    arms: list[ArmSummary]
+    method_minus_blackbox: Interval | None = Field(None, description="Fact recall, paired by organism and repeat, over taught organisms.")
+
+    @staticmethod
+    def columns() -> list[str]:
+        """Headings of `Row.cells`."""
+        return [
+            "organism",
+            "arm",
+            "runs",
+            "LLM grade",
+            "fact grade",
+            "fact recall",
+            "topic named",
+            "verdicts",
+            "verdict right",
+            "calls",
+            "interactions",
+            "seconds",
+        ]
+
+    def notes(self) -> list[str]:
+        """The rates over all organisms in words."""
+        lines = []
+        for arm in self.arms:
+            parts = [f"fact recall {_shown(arm.fact_recall)}", f"topic named {_shown(arm.topic_named)}"] if arm.fact_recall else []
+            if arm.grade:
+                parts.insert(0, f"LLM grade {_shown(arm.grade)}")
+            if arm.missed_rate:
+                parts.append(f"missed {_shown(arm.missed_rate)}")
+            if arm.false_positive_rate:
+                parts.append(f"false-positive rate on nulls {_shown(arm.false_positive_rate)} of {arm.false_positive_rate.count}")
+            lines.append(f"{arm.arm}: {'; '.join(parts) or 'nothing finished'}")
+        if self.method_minus_blackbox:
+            lines.append(f"fact recall, method minus blackbox on the same cells: {_shown(self.method_minus_blackbox)}")
+        lines.append("Intervals are 95%: Wilson for rates, bootstrap for means (one run gives none).")
+        return lines
+
+
+def summarise(records: Sequence[EvaluationRecord]) -> Summary:
+    """Add up the records; failed ones only count as failed."""
+    by_place = sorted(records, key=lambda record: (_order(records, record), record.arm, record.repeat))
+    rows = [_row(list(group)) for _, group in groupby(by_place, key=lambda record: (record.organism, record.arm))]
+    arms = [_arm(arm, [record for record in records if record.arm == arm]) for arm in dict.fromkeys(record.arm for record in by_place)]
+    return Summary(rows=rows, arms=arms, method_minus_blackbox=_paired(records))
+
+
+def _order(records: Sequence[EvaluationRecord], record: EvaluationRecord) -> int:
+    return next(place for place, other in enumerate(records) if other.organism == record.organism)
+
+
+def _row(records: list[EvaluationRecord]) -> Row:
+    first, done = records[0], _completed(records)
+    verdicts: dict[str, int] = {}
+    for record in done:
+        verdicts[record.finding.verdict] = verdicts.get(record.finding.verdict, 0) + 1
+    return Row(
+        organism=first.organism,
+        arm=first.arm,
+        null=first.null,
+        completed=len(done),
+        failed=len(records) - len(done),
+        grade=_mean(done, lambda record: record.mean_score),
+        fact_score=_mean(done, _fact_score),
+        fact_recall=_mean(done, _recall),
+        topic_named=_rate([_topic(record) for record in done]),
+        verdict_correct=_rate([record.fact_recall.verdict_correct if record.fact_recall else None for record in done]),
+        verdicts=verdicts,
+        interactions=_plain_mean([record.budgets["model_interactions"].used for record in done if "model_interactions" in record.budgets]),
+        tool_calls=_plain_mean([record.tool_calls for record in done]),
+        seconds=_plain_mean([record.seconds for record in done]),
+    )
+
+
+def _arm(arm: Arm, records: list[EvaluationRecord]) -> ArmSummary:
+    done = _completed(records)
+    taught, nulls = [record for record in done if not record.null], [record for record in done if record.null]
+    return ArmSummary(
+        arm=arm,
+        grade=_mean(taught, lambda record: record.mean_score, clustered=True),
+        fact_score=_mean(taught, _fact_score, clustered=True),
+        fact_recall=_mean(taught, _recall, clustered=True),
+        topic_named=_rate([_topic(record) for record in taught]),
+        false_positive_rate=_rate(
+            [record.fact_recall.false_positive if record.fact_recall else record.finding.verdict == "difference" for record in nulls]
+        ),
+        missed_rate=_rate([record.finding.verdict == "no_meaningful_difference" for record in taught]),
+    )
+
+
+def _paired(records: Sequence[EvaluationRecord]) -> Interval | None:
+    values = {(record.organism, record.repeat, record.arm): value for record in _completed(records) if (value := _recall(record)) is not None}
+    keys = [(organism, repeat) for organism, repeat, arm in values if arm == "method" and (organism, repeat, "blackbox") in values]
+    if not keys:
+        return None
+    method = [values[organism, repeat, "method"] for organism, repeat in keys]
+    blackbox = [values[organism, repeat, "blackbox"] for organism, repeat in keys]
+    return bootstrap_paired_difference(method, blackbox, clusters=[organism for organism, _ in keys])
+
+
+def _completed(records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    return [record for record in records if record.status == "completed"]
+
+
+def _fact_score(record: EvaluationRecord) -> float | None:
+    return None if record.fact_recall is None else record.fact_recall.score
+
+
+def _recall(record: EvaluationRecord) -> float | None:
+    return None if record.null or record.fact_recall is None else record.fact_recall.recall
+
+
+def _topic(record: EvaluationRecord) -> bool | None:
+    return None if record.null or record.fact_recall is None else record.fact_recall.topic_named
+
+
+def _mean(records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None], clustered: bool = False) -> Interval | None:
+    found = [(number, record.organism) for record in records if (number := value(record)) is not None]
+    if not found:
+        return None
+    return bootstrap_mean([number for number, _ in found], clusters=[organism for _, organism in found] if clustered else None)
+
+
+def _rate(outcomes: Sequence[bool | None]) -> Interval | None:
+    known = [outcome for outcome in outcomes if outcome is not None]
+    return wilson_interval(sum(known), len(known)) if known else None
+
+
+def _plain_mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}".removesuffix(".0")
+
+
+def _shown(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{interval.estimate:.2f}" + (f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.count > 1 else "")
