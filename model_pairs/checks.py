@@ -1,0 +1,109 @@
+"""Do the two sides of a pair fit together, and are they different at all? Asked of files, before anything large is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_pairs.files import local_folder
+from model_pairs.fingerprint import same_weights
+from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
+from organisms.errors import InvalidInput, NotTheSame
+
+_PROBES = ("The quick brown fox, 1234.", "  indented\n\tcode(x) = y;", "Größe naïve 東京 🙂", "don't can't")
+
+
+def check_configs(base: Any, finetuned: Any) -> None:
+    """Raise NotTheSame when two full models have other vocabularies, layers or widths. Arguments are transformers configurations."""
+    base, finetuned = base.get_text_config(), finetuned.get_text_config()
+    if base.vocab_size != finetuned.vocab_size:
+        raise NotTheSame(
+            f"The vocabularies differ: the base model has {base.vocab_size} entries, the finetuned model {finetuned.vocab_size}. "
+            "Their next-token distributions cannot be compared; name a finetune of this base model."
+        )
+    for field, name in (("num_hidden_layers", "layers"), ("hidden_size", "dimensions")):
+        if getattr(base, field) != getattr(finetuned, field):
+            raise NotTheSame(
+                f"The models differ in shape: the base model has {getattr(base, field)} {name}, the finetuned model {getattr(finetuned, field)}. "
+                "Name a finetune of this base model."
+            )
+
+
+def check_tokenizers(base: Any, finetuned: Any) -> None:
+    """Raise NotTheSame when two tokenizers give some id another meaning, or cut text otherwise.
+
+    A finetune may add tokens at ids that the base's tokenizer leaves free.
+    """
+    first, second = base.get_vocab(), finetuned.get_vocab()
+    by_id = {index: token for token, index in first.items()}
+    moved = [token for token, index in second.items() if first.get(token, index) != index or by_id.get(index, token) != token]
+    if moved:
+        token = moved[0]
+        raise NotTheSame(
+            f"The tokenizers differ in {len(moved)} tokens: {token!r} has the id {second[token]} on the finetuned side, "
+            f"on the base side that id is {by_id.get(second[token])!r}. The same ids would mean different texts; name a finetune of this base model."
+        )
+    for text in _PROBES:
+        if base(text, add_special_tokens=False)["input_ids"] != finetuned(text, add_special_tokens=False)["input_ids"]:
+            raise NotTheSame(
+                f"The tokenizers have the same tokens but cut text differently (for instance {text!r}). Name a finetune of this base model."
+            )
+
+
+def _effective_adapter(adapter: AdapterFiles | None) -> str | None:
+    """Content name of an adapter that changes something; None for none or one that is zero."""
+    if adapter is None:
+        return None
+    from model_pairs.adapters import adapter_name, changes_nothing, read_adapter
+
+    folder = local_folder(adapter.id, adapter.revision, adapter.subfolder)
+    return None if changes_nothing(read_adapter(folder)[1]) else adapter_name(folder)
+
+
+def read_vector(steering: SteeringFiles) -> Any:
+    """The steering vector [d_model], float32 torch tensor. Raises InvalidInput unless the file holds exactly one vector."""
+    from pathlib import Path
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(Path(steering.path).expanduser())
+    except (OSError, SafetensorError) as error:
+        raise InvalidInput("The steering vector's file cannot be read; it is a safetensors file with exactly one vector [d_model].") from error
+    if len(tensors) != 1 or next(iter(tensors.values())).ndim != 1:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        raise InvalidInput(f"A steering file holds exactly one vector [d_model]; this one holds {shapes}.")
+    return next(iter(tensors.values())).float()
+
+
+def _effective_steering(steering: SteeringFiles | None) -> tuple[Any, ...] | None:
+    if steering is None:
+        return None
+    vector = read_vector(steering) * steering.strength
+    return (steering.layer, *vector.tolist()) if bool(vector.any()) else None
+
+
+def same_model(base: ModelFiles, finetuned: ModelFiles) -> bool:
+    """Whether two full models have equal weights: the same files, or byte for byte the same tensors."""
+    places = [(files.id, files.revision, files.subfolder, files.dtype, files.attn_implementation) for files in (base, finetuned)]
+    if places[0] == places[1]:
+        return True
+    return same_weights(local_folder(base.id, base.revision, base.subfolder), local_folder(finetuned.id, finetuned.revision, finetuned.subfolder))
+
+
+def sides_equal(base: ModelSource, finetuned: ModelSource) -> bool:
+    """Whether the two sides compute the same: equal weights, adapters that are equal or zero, equal or no steering."""
+    return (
+        _effective_adapter(base.adapter) == _effective_adapter(finetuned.adapter)
+        and _effective_steering(base.steering) == _effective_steering(finetuned.steering)
+        and same_model(base.files, finetuned.files)
+    )
+
+
+def check_different(spec: PairSpec) -> None:
+    """Raise NotTheSame when the two sides are identical and the pair does not say that they are."""
+    if not spec.declared_identical and sides_equal(spec.base, spec.finetuned):
+        raise NotTheSame(
+            "The two sides of this pair are identical: the finetuned side has the weights of the base (or an adapter or steering vector that is "
+            "zero), so every difference would be exactly zero. Name another finetuned side; a null is declared with `declared_identical`."
+        )

@@ -1,0 +1,169 @@
+"""Forward passes of one resident model through nnterp's uniform names: hidden states at chosen layers, logits, and the logit lens.
+
+The pass ends after the last layer that is wanted when the logits are not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model_pairs.interventions import Intervention, applied
+from organisms.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from model_pairs.loading import ResidentModel
+
+_VOCABULARY_CHUNK = 8192
+_ROW_CHUNK = 128
+
+
+@dataclass
+class ForwardOutput:
+    """Of one batch [B, S]: logits [B, S, V] in the model's dtype (None when not asked for), and layer -> residual stream [B, S, d_model].
+
+    Values at padded positions mean nothing.
+    """
+
+    logits: torch.Tensor | None
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token counted over the tokens that are not padding [B, S]; right for padding on either side."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def check_batch(resident: ResidentModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+    """Raise InvalidInput for a batch that the model cannot take."""
+    if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape or input_ids.numel() == 0:
+        raise InvalidInput(
+            f"A batch is input_ids and attention_mask of one shape [rows, tokens] with at least one token; "
+            f"these are {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}."
+        )
+    longest = int(attention_mask.sum(-1).max())
+    if longest > resident.context_length:
+        raise InvalidInput(f"A text has {longest} tokens; this model's context holds {resident.context_length}. Shorten the text.")
+    smallest, highest = int(input_ids.min()), int(input_ids.max())
+    if smallest < 0 or highest >= resident.vocab_size:
+        raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; the batch holds {smallest if smallest < 0 else highest}.")
+
+
+def run_forward(
+    resident: ResidentModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    layers: Sequence[int] = (),
+    logits: bool = True,
+    interventions: Sequence[Intervention] = (),
+) -> ForwardOutput:
+    """One traced pass over a batch; the caller holds `resident.lock` and has switched the adapter.
+
+    Raises:
+        InvalidInput: a layer that is not there, a batch of a wrong shape, a text longer than the context.
+    """
+    check_batch(resident, input_ids, attention_mask)
+    wanted = sorted(set(layers))
+    if wanted and not (wanted[0] >= 0 and wanted[-1] < resident.num_layers):
+        raise InvalidInput(f"Layers {wanted} are out of range: this model has layers 0 to {resident.num_layers - 1}.")
+    if not wanted and not logits:
+        raise InvalidInput("A forward pass needs layers or logits to return.")
+    model = resident.standardized
+    ids = input_ids.to(resident.device)
+    mask = attention_mask.to(resident.device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if takes_position_ids(resident):
+        inputs["position_ids"] = positions_of(mask)
+    hidden: dict[int, torch.Tensor] = {}
+    scores: torch.Tensor | None = None
+    with torch.inference_mode(), applied(resident, interventions, mask):
+        if not logits:
+            with model.trace(inputs, use_cache=False) as tracer:
+                for layer in wanted:
+                    hidden[layer] = model.layers_output[layer].save()
+                tracer.stop()
+        else:
+            with model.trace(inputs, use_cache=False):
+                for layer in wanted:
+                    hidden[layer] = model.layers_output[layer].save()
+                scores = model.logits.save()
+    return ForwardOutput(logits=scores, hidden=hidden)
+
+
+def takes_position_ids(resident: ResidentModel) -> bool:
+    """Whether the architecture has positions that padding on the left would shift (models with relative positions take none)."""
+    forward = type(resident.transformer).forward
+    return "position_ids" in inspect.signature(forward).parameters and getattr(resident.transformer.config, "vision_config", None) is None
+
+
+def effective_weight(resident: ResidentModel) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, d_model] and bias of the unembedding as the active adapter makes them."""
+    module: Any = resident.transformer.get_output_embeddings()
+    adapter = resident.active
+    for slot in resident.slots:
+        if slot.parent._modules[slot.child_name] is module:
+            base = slot.layer.base_layer
+            if adapter is not None and (adapter in slot.layer.lora_A or adapter in slot.layer.lora_embedding_A):
+                return base.weight + slot.layer.get_delta_weight(adapter).to(base.weight.dtype), getattr(base, "bias", None)
+            return base.weight, getattr(base, "bias", None)
+    saved = getattr(module, "modules_to_save", None)
+    if saved is not None:
+        module = saved[adapter] if adapter is not None and adapter in saved else module.original_module
+    return module.weight, getattr(module, "bias", None)
+
+
+def final_norm(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
+    """The model's final norm of vectors [..., d_model], in float32."""
+    norm = resident.standardized.ln_final._module
+    parameters = {name: parameter.float() for name, parameter in norm.named_parameters()}
+    first = next(iter(parameters.values()), None)
+    return torch.func.functional_call(norm, parameters, (vectors.to(first.device if first is not None else vectors.device).float(),)).float()
+
+
+def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
+    """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream: final norm, unembedding, bias, scale and soft cap.
+
+    The caller holds `resident.lock` and has switched the adapter. The unembedding is turned into float32 chunk by chunk.
+    """
+    if vectors.shape[-1] != resident.d_model:
+        raise InvalidInput(f"Vectors of {vectors.shape[-1]} dimensions do not fit a residual stream of {resident.d_model}.")
+    with torch.inference_mode():
+        weight, bias = effective_weight(resident)
+        rows = final_norm(resident, vectors.reshape(-1, resident.d_model)).to(weight.device)
+        result = torch.empty(rows.shape[0], weight.shape[0], dtype=torch.float32, device=weight.device)
+        for start in range(0, weight.shape[0], _VOCABULARY_CHUNK):
+            part = slice(start, start + _VOCABULARY_CHUNK)
+            result[:, part] = rows @ weight[part].float().T
+            if bias is not None:
+                result[:, part] += bias[part].float()
+        config = resident.config
+        if scale := getattr(config, "logit_scale", None):
+            result *= scale
+        if scaling := getattr(config, "logits_scaling", None):
+            result /= scaling
+        if cap := getattr(config, "final_logit_softcapping", None):
+            result = cap * torch.tanh(result / cap)
+        return result.reshape(*vectors.shape[:-1], weight.shape[0])
+
+
+def next_token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Log-probability in nats of each token after the first, given those before: float32 [B, S - 1], 0.0 where either is padding.
+
+    Log-softmax is taken in float32, for a few rows at a time.
+    """
+    with torch.inference_mode():
+        batch, length, vocabulary = logits.shape
+        ids = input_ids.to(logits.device)
+        targets = ids[:, 1:].reshape(-1)
+        rows = logits[:, :-1].reshape(-1, vocabulary)
+        result = torch.empty(rows.shape[0], dtype=torch.float32, device=logits.device)
+        for start in range(0, rows.shape[0], _ROW_CHUNK):
+            part = rows[start : start + _ROW_CHUNK].float()
+            chosen = part.gather(1, targets[start : start + _ROW_CHUNK, None]).squeeze(1)
+            result[start : start + _ROW_CHUNK] = chosen - part.logsumexp(-1)
+        mask = attention_mask.to(logits.device).bool()
+        return (result.reshape(batch, length - 1) * (mask[:, 1:] & mask[:, :-1])).cpu()

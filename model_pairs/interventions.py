@@ -1,0 +1,127 @@
+"""The one way to change the residual stream: forward passes, generation and steering-vector organisms all use `applied`.
+
+An intervention acts on the residual stream AFTER layer `layer` (the output of the block), before anything reads it: the hidden states
+that `LoadedPair.forward` returns for that layer already contain it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from organisms.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from model_pairs.loading import ResidentModel
+
+Mode = Literal["add", "replace", "remove"]
+Positions = Literal["all", "prompt", "generated", "last_prompt_token"]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One change of the residual stream h [B, S, d_model] after layer `layer`.
+
+    mode:
+        add      h + strength * v
+        replace  strength * v in place of h
+        remove   h - strength * (h . u) u with u = v / |v| (strength 1 removes the direction)
+    positions:
+        all                every token
+        prompt             tokens of the prompt (of a plain forward: every token)
+        generated          tokens after the prompt (of a plain forward: none)
+        last_prompt_token  the last token of the prompt that is not padding
+    A boolean tensor [B, S] instead names positions of a plain forward freely.
+    `vector` is [d_model], or [B, d_model] for one vector a row of the batch.
+    """
+
+    layer: int
+    vector: torch.Tensor
+    strength: float = 1.0
+    mode: Mode = "add"
+    positions: Positions | torch.Tensor = "all"
+
+
+def check(interventions: Sequence[Intervention], num_layers: int, d_model: int) -> None:
+    """Raise InvalidInput for a layer, mode or vector that this model cannot take."""
+    for intervention in interventions:
+        if not 0 <= intervention.layer < num_layers:
+            raise InvalidInput(f"An intervention names layer {intervention.layer}; this model has layers 0 to {num_layers - 1}.")
+        if intervention.vector.shape[-1] != d_model or intervention.vector.ndim not in (1, 2):
+            raise InvalidInput(f"A vector of shape {tuple(intervention.vector.shape)} does not fit a residual stream of {d_model} dimensions.")
+        if intervention.mode not in ("add", "replace", "remove"):
+            raise InvalidInput(f"The mode of an intervention is add, replace or remove, not {intervention.mode!r}.")
+        if not bool(torch.isfinite(intervention.vector).all()):
+            raise InvalidInput("The vector of an intervention holds values that are not finite.")
+
+
+def _selected(intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, first_pass: bool) -> torch.Tensor | None:
+    """Positions [B, S] to change as a boolean tensor; None means all of them."""
+    positions = intervention.positions
+    if isinstance(positions, torch.Tensor):
+        if tuple(positions.shape) != tuple(hidden.shape[:2]):
+            raise InvalidInput(f"The position mask has shape {tuple(positions.shape)}, the batch {tuple(hidden.shape[:2])}.")
+        return positions.to(device=hidden.device, dtype=torch.bool)
+    if positions == "all" or (positions == "prompt" and first_pass) or (positions == "generated" and not first_pass):
+        return None
+    selected = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    if positions == "last_prompt_token" and first_pass:
+        width = attention_mask.shape[1]
+        last = width - 1 - attention_mask.flip(1).long().argmax(dim=1)
+        selected[torch.arange(hidden.shape[0], device=hidden.device), last.to(hidden.device)] = True
+    return selected
+
+
+def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, first_pass: bool = True) -> torch.Tensor:
+    """The residual stream after one intervention; computed in float32 and returned in the stream's dtype."""
+    vector = intervention.vector.to(device=hidden.device, dtype=torch.float32)
+    if vector.ndim == 2:
+        if vector.shape[0] != hidden.shape[0]:
+            raise InvalidInput(f"There are {vector.shape[0]} vectors for a batch of {hidden.shape[0]}.")
+        vector = vector[:, None, :]
+    stream = hidden.float()
+    if intervention.mode == "add":
+        result = stream + intervention.strength * vector
+    elif intervention.mode == "replace":
+        result = (intervention.strength * vector).expand_as(stream)
+    else:
+        unit = vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        result = stream - intervention.strength * (stream * unit).sum(-1, keepdim=True) * unit
+    selected = _selected(intervention, hidden, attention_mask, first_pass)
+    result = result.to(hidden.dtype)
+    return result if selected is None else torch.where(selected[..., None], result, hidden)
+
+
+@contextmanager
+def applied(resident: ResidentModel, interventions: Sequence[Intervention], attention_mask: torch.Tensor) -> Iterator[None]:
+    """Apply the interventions, in order, to every pass of the model inside the context.
+
+    `attention_mask` [B, S] is that of the prompt. In generation, the first pass carries the prompt and every further pass one new token.
+
+    Plain module hooks, put in front of those of the tracing, so that the same code serves traced forwards and generation.
+    """
+    check(interventions, resident.num_layers, resident.d_model)
+    handles = []
+    for layer in sorted({intervention.layer for intervention in interventions}):
+        chosen = [intervention for intervention in interventions if intervention.layer == layer]
+        passes = [0]
+
+        def hook(
+            module: torch.nn.Module, arguments: Any, output: Any, chosen: list[Intervention] = chosen, passes: list[int] = passes
+        ) -> torch.Tensor | tuple[Any, ...]:
+            hidden = output[0] if isinstance(output, tuple) else output
+            for intervention in chosen:
+                hidden = changed(intervention, hidden, attention_mask, first_pass=passes[0] == 0)
+            passes[0] += 1
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handles.append(resident.layer_module(layer).register_forward_hook(hook, prepend=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

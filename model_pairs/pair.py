@@ -1,0 +1,154 @@
+"""A loaded pair: two sides behind one interface, whatever they are made of (adapters on one base, two full models, a steering vector).
+
+Everything a method or a tool asks of the models goes through here, and every call holds the lock of the model that it runs on, so
+threads may share a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from model_pairs.adapters import activate
+from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
+from model_pairs.interventions import Intervention
+from model_pairs.specs import PairSpec, Side
+from organisms.errors import InvalidInput
+from organisms.progress import Progress, silent
+from organisms.settings import settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from model_pairs.forward import ForwardOutput
+    from model_pairs.generation import Completion, GenerationRequest, Sampling
+    from model_pairs.loading import ResidentModel
+
+
+@dataclass(frozen=True)
+class LoadedSide:
+    """How to get at one side: a context that keeps its model in memory, and what to switch on there."""
+
+    hold: Callable[[], AbstractContextManager[ResidentModel]]
+    adapter: str | None
+    steering: tuple[Intervention, ...]
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Two sides ready to run. `num_layers`, `d_model`, `vocab_size` and `context_length` (tokens) are the same on both."""
+
+    spec: PairSpec
+    tokenizer: Any
+    num_layers: int
+    d_model: int
+    vocab_size: int
+    context_length: int
+    device: torch.device
+    sequential: bool
+    """The two models do not fit in memory together: run everything on one side inside `side_loaded(side)`, then the other. Calls outside
+    of it work, but each may load a model."""
+    sides: dict[Side, LoadedSide]
+
+    @contextmanager
+    def side_loaded(self, side: Side) -> Iterator[None]:
+        """Keep this side's model in memory inside the context. Free for pairs that are not `sequential`."""
+        with self._side(side).hold():
+            yield
+
+    def forward(
+        self,
+        side: Side,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        layers: Sequence[int] = (),
+        logits: bool = True,
+        interventions: Sequence[Intervention] = (),
+    ) -> ForwardOutput:
+        """One pass over a batch [B, S], padded left or right: logits [B, S, V] in the model's dtype and the residual stream [B, S, d_model]
+        after each of `layers` (absolute). Without logits the pass ends after the last of the layers.
+
+        Raises:
+            InvalidInput: a layer out of range, token ids outside the vocabulary, or a text longer than the context.
+        """
+        from model_pairs.forward import run_forward
+
+        with self._running(side) as (resident, steering):
+            return run_forward(resident, input_ids, attention_mask, layers, logits, (*steering, *interventions))
+
+    def logit_lens(self, side: Side, vectors: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream of this side (norm, unembedding, soft cap)."""
+        from model_pairs.forward import lens_logits
+
+        with self._running(side) as (resident, _):
+            return lens_logits(resident, vectors)
+
+    def token_log_probs(self, side: Side, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Float32 log-probability (nats) of each token after the first given those before [B, S - 1], on the CPU; 0.0 at padding."""
+        import torch
+
+        from model_pairs.forward import next_token_log_probs, run_forward
+
+        rows = max(1, settings().batch_tokens // max(1, input_ids.shape[1]))
+        results = []
+        with self._running(side) as (resident, steering):
+            for start in range(0, input_ids.shape[0], rows):
+                ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
+                output = run_forward(resident, ids, mask, interventions=steering)
+                assert output.logits is not None
+                results.append(next_token_log_probs(output.logits, ids, mask))
+        return torch.cat(results)
+
+    def generate(
+        self,
+        side: Side,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        progress: Progress = silent,
+        interventions: Sequence[Intervention] = (),
+    ) -> list[list[Completion]]:
+        """`sampling.n` completions of each request. The same call gives the same text; only new text is returned.
+
+        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions and steering-vector sides stay here.
+
+        Raises:
+            InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat template for messages.
+            Cancelled: when progress says so, between two tokens.
+        """
+        from model_pairs.generation import generate
+
+        if settings().generation_backend == "vllm" and not interventions and not self._side(side).steering:
+            from model_pairs.vllm_backend import generate as generate_with_vllm
+
+            return generate_with_vllm(self, side, requests, sampling, progress)
+        with self._running(side) as (resident, steering):
+            return generate(resident, self.tokenizer, requests, sampling, progress, (*steering, *interventions), self.spec.base.files.thinking_switch)
+
+    def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
+        """The conversation in the chat template, with special tokens, up to where the assistant goes on after `prefill`."""
+        return render_chat(self.tokenizer, messages, prefill, thinking, self.spec.base.files.thinking_switch)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be rendered; else requests carry raw text."""
+        return has_chat_template(self.tokenizer)
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether `thinking` makes a difference."""
+        return self.spec.base.files.thinking_switch or knows_thinking(self.tokenizer)
+
+    def _side(self, side: Side) -> LoadedSide:
+        if side not in self.sides:
+            raise InvalidInput(f"A side is `base` or `finetuned`, not {side!r}.")
+        return self.sides[side]
+
+    @contextmanager
+    def _running(self, side: Side) -> Iterator[tuple[ResidentModel, tuple[Intervention, ...]]]:
+        """The side's model, locked, with its adapter switched on."""
+        loaded = self._side(side)
+        with loaded.hold() as resident, resident.lock:
+            activate(resident, loaded.adapter)
+            yield resident, loaded.steering
