@@ -11,7 +11,7 @@ from cli.methods import PAIR_HELP
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 InvestigationArgument = Annotated[str, typer.Argument(metavar="INVESTIGATION", help="Id of an investigation, its beginning, or its label.")]
 
-investigations = typer.Typer(help="Create, list, show and close investigations.", no_args_is_help=True)
+investigations = typer.Typer(help="Create, list, show and close investigations.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:

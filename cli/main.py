@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Find out what a finetune did to a language model: by command, by an agent over MCP, or in the panel.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
 )
 for part in (methods, runs, pairs, organisms, server, config, investigations, evaluate, panel):

@@ -133,22 +133,23 @@ def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, Ba
     return requests
 
 
-def overview(pair: PairOption, as_json: JsonOption = False) -> None:
-    """One digest of what the methods say about a pair."""
-    from cli.output import note, print_json, print_plain, progress_bar
-    from methods.overview import make_overview
-    from methods.runs import default_store
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
+def overview(
+    pair: PairOption,
+    settings: SetOption = None,
+    characters: Annotated[int, typer.Option(min=1000, help="Size of the digest.")] = 6000,
+    as_json: JsonOption = False,
+) -> None:
+    """One digest of what the cheap methods say about a pair; they share one pass over the text."""
+    from cli.output import print_json, print_plain
+    from methods.overview import digest
+    from methods.registry import all_methods
 
-    spec = resolve_pair(pair)
-    note(f"{spec.name}: overview")
-    with progress_bar("loading") as progress:
-        digest = make_overview(ModelPairs(), spec, default_store(), progress)
+    names = [name for name, method in all_methods().items() if method.cost != "long"]
+    result = digest(run_records(names, pair, settings or []), characters)
     if as_json:
-        print_json(digest)
+        print_json(result)
     else:
-        print_plain(digest.as_text())
+        print_plain(result.as_text())
 
 
 def pipeline(
@@ -164,7 +165,6 @@ def pipeline(
     """
     from cli.output import print_json, print_plain
     from methods.registry import all_methods
-
     from model_pairs.resolve import resolve_pair
 
     names = list(all_methods()) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]

@@ -8,7 +8,7 @@ import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 
-pairs = typer.Typer(help="List the pairs of the catalogue, or show what a pair reference stands for.", no_args_is_help=True)
+pairs = typer.Typer(help="List the pairs of the catalogue, or show what a pair reference stands for.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:

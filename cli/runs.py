@@ -9,7 +9,7 @@ import typer
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its beginning.")]
 
-runs = typer.Typer(help="List, show and delete stored runs.", no_args_is_help=True)
+runs = typer.Typer(help="List, show and delete stored runs.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:

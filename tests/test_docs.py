@@ -1,0 +1,141 @@
+"""The documents hold what is true: commands parse, code runs, links lead somewhere, the method reference is current."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from cli.main import app
+from cli.reference import PAGE, reference
+from methods import registry
+from organisms.settings import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
+        lines += re.findall(r"`(diffing [^`]+)`", text)
+        for line in lines:
+            words = shlex.split(line.strip().rstrip("&"), comments=True)
+            # A name in capitals stands for a value.
+            if words[:1] == ["diffing"] and "..." not in words:
+                yield f"{document.name}: {' '.join(words)}", words[1:]
+
+
+@pytest.mark.parametrize(("title", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_command_in_the_documents_exists_with_its_options(title: str, words: list[str]) -> None:
+    words = ["claude-code" if word == "HOST" else word for word in words]
+    command: click.Command = typer.main.get_command(app)
+    context = click.Context(command, info_name="diffing")
+    while hasattr(command, "commands"):
+        assert words, f"{title} names no command"
+        if words[0].isupper() or words == ["--help"]:
+            return
+        assert words[0] in command.commands, title
+        command = command.commands[words.pop(0)]
+        if not words and hasattr(command, "commands"):
+            return
+    # Named without its arguments, a command is only mentioned.
+    if words:
+        command.make_context(command.name, words, parent=context)
+
+
+def test_the_method_reference_is_current() -> None:
+    assert PAGE.exists()
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run: make reference"
+
+
+def test_the_method_reference_can_be_checked_from_the_command_line() -> None:
+    assert subprocess.run([sys.executable, "-m", "cli.reference", "--check"], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_reference_describes_every_parameter() -> None:
+    for method in registry.all_methods().values():
+        for name, field in method.Params.model_fields.items():
+            assert field.description, f"{method.name}.{name} has no description"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_catalogue_example_is_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_pairs.resolve import resolve_pair
+
+    [example] = blocks(ROOT / "docs" / "getting-started.md", "yaml")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+    monkeypatch.setenv("DIFFING_CATALOGUE_FOLDERS", f'["{tmp_path}"]')
+    settings.cache_clear()
+    try:
+        spec = resolve_pair("my-finetune")
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+    assert spec.finetuned.adapter is not None
+    assert Path(spec.finetuned.adapter.id) == tmp_path / "adapter"
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example of docs/adding-a-method.md as an installed distribution with its entry point."""
+    page = ROOT / "docs" / "adding-a-method.md"
+    [code] = blocks(page, "python")
+    [entry] = blocks(page, "toml")
+    group, line = re.findall(r'\[project\.entry-points\."(.+)"\]\n(.+)', entry)[0]
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "cosine.py").write_text(code, encoding="utf-8")
+    information = tmp_path / "my_package-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n", encoding="utf-8")
+    (information / "entry_points.txt").write_text(f"[{group}]\n{line.replace(chr(34), '')}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._registry.cache_clear()
+    yield
+    registry._registry.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("third_party")
+def test_the_example_method_is_found_and_computes_what_it_says() -> None:
+    import torch
+
+    method = registry.get_method("residual_cosine")
+    assert isinstance(sys.modules["my_package.cosine"], types.ModuleType)
+    params = method.Params.model_validate({"depth": 1.0})
+    accumulator = method.accumulator(types.SimpleNamespace(num_layers=3), params, None)  # type: ignore[attr-defined]
+    assert accumulator.layers == (2,)
+    base = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]]])
+    finetuned = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
+    # The third position is not compared.
+    batch = types.SimpleNamespace(positions=torch.tensor([[0, 1, -1]]), base_hidden={2: base}, finetuned_hidden={2: finetuned})
+    accumulator.update(batch)
+    written: dict[str, object] = {}
+    run = types.SimpleNamespace(add_array=written.__setitem__)
+    result = method.summarise(accumulator, None, params, run)  # type: ignore[attr-defined]
+    assert result.mean_cosine == pytest.approx(0.5)
+    assert result.layer == 2
+    assert written == {"mean_cosine": [pytest.approx(0.5)]}

