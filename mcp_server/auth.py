@@ -93,7 +93,7 @@ class BearerGate:
     """ASGI wrapper: answers 401 unless the request's bearer token (or its absence, with `open_access`) stands for a caller."""
 
     def __init__(self, app: Asgi, *, open_access: bool, public_paths: frozenset[str] = frozenset({"/health"})) -> None:
-        self.app = AuthContextMiddleware(app)  # type: ignore[arg-type]
+        self.app = AuthContextMiddleware(app)
         self.open_access = open_access
         self.public_paths = public_paths
 

@@ -39,10 +39,10 @@ def bridge_server(client: Client) -> Server[Any]:
         return await client.list_tools()
 
     async def call_tool(context: Request, params: mcp_types.CallToolRequestParams) -> mcp_types.CallToolResult:
-        async def progress(done: float, total: float | None, message: str | None) -> None:
-            await context.session.report_progress(done, total, message)
+        async def forward(progress: float, total: float | None, message: str | None) -> None:
+            await context.session.report_progress(progress, total, message)
 
-        result = await client.call_tool(params.name, params.arguments or {}, progress_callback=progress)
+        result = await client.call_tool(params.name, params.arguments or {}, progress_callback=forward)
         assert isinstance(result, mcp_types.CallToolResult)  # our server asks the user nothing
         return result
 

@@ -118,11 +118,9 @@ class ToolDeclaration:
     @cached_property
     def output_schema(self) -> dict[str, Any]:
         """JSON schema of the answer with this tool's result in it."""
-        answer = create_model(
-            f"{''.join(part.capitalize() for part in self.name.split('_'))}Answer",
-            __base__=Answer,
-            result=(self.Result | None, Field(None, description="The result, once completed.")),
-        )
+        title = "".join(part.capitalize() for part in self.name.split("_"))
+        fields: dict[str, Any] = {"result": (self.Result | None, Field(None, description="The result, once completed."))}
+        answer: type[BaseModel] = create_model(f"{title}Answer", __base__=Answer, **fields)
         schema = answer.model_json_schema(mode="serialization")
         # What has no value is left out, so only the status is always there.
         return {**schema, "required": ["status"]}

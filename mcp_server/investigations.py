@@ -22,7 +22,6 @@ from mcp_server.ledger import BudgetState, budget_state
 from mcp_server.notebook import Finding, Hypothesis, list_findings, list_hypotheses
 from organisms.errors import InvalidInput, UnknownName
 
-
 # What each named tool set holds besides the diffing methods; `method` is everything.
 BLACKBOX_TOOLS = (
     "list_pairs",

@@ -71,7 +71,10 @@ def compare(pair: LoadedPair, arguments: CompareArguments, progress: Progress) -
         targets = input_ids[0, start:]
         base, finetuned, kl = _scores(base_logits, finetuned_logits, targets)
         order = kl.argsort(descending=True)[: arguments.top].tolist()
-        details = [_detail(pair, position, int(targets[position]), float(kl[position]), base_logits[position], finetuned_logits[position]) for position in order]
+        details = [
+            _detail(pair, position, int(targets[position]), float(kl[position]), base_logits[position], finetuned_logits[position])
+            for position in order
+        ]
     difference = (finetuned - base).double()
     return CompareResult(
         tokens=[_token(pair, token) for token in targets.tolist()],
@@ -99,7 +102,9 @@ def text_ids(pair: LoadedPair, arguments: CompareArguments) -> tuple[list[int], 
         start = max(1, len(context))
     kept = text[: arguments.max_tokens]
     if len(context) + len(kept) > pair.context_length:
-        raise InvalidInput(f"{len(context) + len(kept)} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the prompt")
+        raise InvalidInput(
+            f"{len(context) + len(kept)} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the prompt"
+        )
     return context + kept, start, len(kept) < len(text)
 
 
@@ -158,10 +163,10 @@ def _rounded(values: torch.Tensor) -> list[float]:
     return [round(value, 3) for value in values.tolist()]
 
 
-def _part(progress: Progress, place: int, parts: int, message: str) -> Progress:
+def _part(progress: Progress, place: int, parts: int, what: str) -> Progress:
     """Progress of one of several equal parts, on the scale of the whole."""
 
-    def part(done: float, total: float | None = None, note: str = "") -> None:
-        progress(place + (done / total if total else 0), parts, f"{message}{f': {note}' if note else ''}")
+    def part(done: float, total: float | None = None, message: str = "") -> None:
+        progress(place + (done / total if total else 0), parts, f"{what}{f': {message}' if message else ''}")
 
     return part

@@ -97,7 +97,7 @@ def http_app(workbench: Workbench, host: str) -> Asgi:
         allowed_origins=[f"{scheme}://{name}" for scheme in ("http", "https") for name in allowed],
     )
     app = server.streamable_http_app(streamable_http_path=MCP_PATH, host=host, transport_security=security)
-    return BearerGate(app, open_access=open_access(host))  # type: ignore[arg-type]
+    return BearerGate(app, open_access=open_access(host))
 
 
 def serve_http(host: str | None = None, port: int | None = None) -> None:

@@ -98,7 +98,8 @@ class DiffingServer(MCPServer):
         caller = self.caller()
         started = time.monotonic()
         call: Call | None = None
-        outcome, logged = "abandoned", None
+        outcome = "abandoned"
+        logged: Any = None
         reservation: str | None = None
         try:
             try:
@@ -162,7 +163,7 @@ class DiffingServer(MCPServer):
             status = "cancelled"
         budget = self._budget(call.caller)
         answer = Answer(
-            status=status,  # type: ignore[arg-type]
+            status=status,
             run_id=reply.run_id,
             job=call.job_state(job) if job is not None else None,
             estimate=reply.estimate,

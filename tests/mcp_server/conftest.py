@@ -1,13 +1,18 @@
-"""Fixtures of the server's tests: a data folder of their own."""
+"""Fixtures of the server's tests: a data folder and a server of their own, and tiny pairs by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mcp_server.workbench import Workbench
+from methods.registry import get_method
 from organisms.settings import settings
+from preprocessing.corpora import CorpusParams
 
 
 @pytest.fixture
@@ -16,4 +21,58 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
     settings.cache_clear()
     yield tmp_path / "data"
+    settings.cache_clear()
+
+
+@pytest.fixture
+def workbench(data_folder: Path) -> Iterator[Workbench]:
+    """What one server process has, closed at the end."""
+    workbench = Workbench()
+    yield workbench
+    workbench.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]) -> str:
+    """`BASE::FINETUNED` of a tiny random model and a random adapter on it, in local folders."""
+    model = tiny_models()
+    return f"{model}::{tiny_adapters(model)}"
+
+
+@pytest.fixture(scope="session")
+def rare_folder(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]) -> Path:
+    """A folder whose name is a word that occurs nowhere else, holding a tiny model and an adapter."""
+    folder = tmp_path_factory.mktemp("rare") / "quetzalfidget"
+    model = tiny_models(seed=3)
+    shutil.copytree(model, folder / "base")
+    shutil.copytree(tiny_adapters(model, seed=4), folder / "quetzalfidget_adapter")
+    return folder
+
+
+@pytest.fixture
+def rare_pair(rare_folder: Path) -> str:
+    """`BASE::FINETUNED` in `rare_folder`."""
+    return f"{rare_folder / 'base'}::{rare_folder / 'quetzalfidget_adapter'}"
+
+
+@pytest.fixture
+def small_params() -> Callable[[str], dict[str, Any]]:
+    """Parameters that make a method quick on a tiny model."""
+
+    def params(method: str) -> dict[str, Any]:
+        fields = get_method(method).Params.model_fields
+        if issubclass(get_method(method).Params, CorpusParams):
+            return {"max_samples": 24, "max_tokens": 12}
+        small = {"samples_per_prefill": 1, "max_new_tokens": 8, "min_tokens": 2, "prefills": ["The", "One day", "It is"]}
+        return {name: value for name, value in small.items() if name in fields}
+
+    return params
+
+
+@pytest.fixture
+def slow_batches(monkeypatch: pytest.MonkeyPatch, data_folder: Path) -> Iterator[None]:
+    """Very small batches, so that a corpus pass takes many of them."""
+    monkeypatch.setenv("DIFFING_BATCH_TOKENS", "64")
+    settings.cache_clear()
+    yield
     settings.cache_clear()

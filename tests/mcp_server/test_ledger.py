@@ -27,7 +27,7 @@ def new_row(identifier: str, interactions: int, tool_calls: int, path: Path | No
 
 
 @pytest.fixture
-def ledger(data_folder: Path):  # type: ignore[no-untyped-def]
+def ledger(data_folder: Path):
     ledger = Ledger()
     yield ledger
     ledger.close()
@@ -179,7 +179,8 @@ def test_processes_share_one_budget(data_folder: Path) -> None:
     ledger = Ledger()
     new_row("x", 50, 0)
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(database_path()), "live"], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(database_path()), "live"], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+        for _ in range(3)
     ]
     spent = [int(process.communicate(timeout=60)[0]) for process in processes]
     assert sum(spent) == 50

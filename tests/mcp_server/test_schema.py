@@ -1,0 +1,66 @@
+"""What clients see before anything heavy is loaded: schemas are stable, and torch is not imported for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mcp import Client
+
+from mcp_server.serve import build_server
+from mcp_server.workbench import Workbench
+
+SNAPSHOT = Path(__file__).parent / "tools.snapshot.json"
+
+TORCH_FREE = """
+import asyncio, sys
+from mcp import Client
+from mcp_server.serve import build_server
+from mcp_server.workbench import Workbench
+
+async def main():
+    workbench = Workbench()
+    for mode in ("auto", "legacy"):
+        async with Client(build_server(workbench), mode=mode) as client:
+            tools = await client.list_tools()
+            assert len(tools.tools) > 10
+            listed = await client.call_tool("list_pairs", {})
+            assert not listed.is_error, listed
+            described = await client.call_tool("describe_pair", {"pair": listed.structured_content["result"]["pairs"][0]["name"]})
+            assert not described.is_error, described
+    workbench.close()
+    heavy = [name for name in ("torch", "transformers", "nnsight", "peft") if name in sys.modules]
+    assert not heavy, heavy
+    print("light")
+
+asyncio.run(main())
+"""
+
+
+async def test_the_schemas_have_not_changed_unnoticed(data_folder: Path, workbench: Workbench) -> None:
+    """Run with UPDATE_SNAPSHOTS=1 after a change that is meant."""
+    async with Client(build_server(workbench)) as client:
+        tools = [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in (await client.list_tools()).tools]
+    current = json.dumps(tools, indent=1, sort_keys=True) + "\n"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        SNAPSHOT.write_text(current)
+    assert json.loads(SNAPSHOT.read_text()) == json.loads(current), "tool schemas changed; if that is meant, run with UPDATE_SNAPSHOTS=1 and commit"
+
+
+def test_tools_are_listed_without_torch(data_folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TORCH_FREE], capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "light\n"
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_schemas_are_small(data_folder: Path, workbench: Workbench, mode: str) -> None:
+    """All tools together must not fill an agent's context."""
+    async with Client(build_server(workbench), mode=mode) as client:
+        tools = (await client.list_tools()).tools
+    inputs = sum(len(json.dumps(tool.input_schema)) + len(tool.description or "") for tool in tools)
+    assert inputs < 40_000

@@ -1,0 +1,340 @@
+"""The server in memory, in both protocol eras, on a real tiny pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client
+
+from mcp_server import investigations
+from mcp_server.auth import Caller
+from mcp_server.serve import build_server
+from mcp_server.server import INSTRUCTIONS
+from mcp_server.workbench import Workbench
+from methods.registry import all_methods
+
+SMALL = {"max_samples": 24, "max_tokens": 12}
+
+
+def text_of(result: Any) -> str:
+    return "\n".join(block.text for block in result.content if block.type == "text")
+
+
+@pytest.fixture(params=["auto", "legacy"])
+async def client(request: pytest.FixtureRequest, workbench: Workbench) -> AsyncIterator[Client]:
+    """An operator's client, in either era."""
+    async with Client(build_server(workbench), mode=request.param) as client:
+        yield client
+
+
+@pytest.fixture(params=["auto", "legacy"])
+async def confined(request: pytest.FixtureRequest, workbench: Workbench, tiny_pair: str) -> AsyncIterator[tuple[Client, str]]:
+    """A client of an investigation, in either era, and the pair's label."""
+    new = investigations.create(tiny_pair, "method", interactions=10, tool_calls=20)
+    caller = Caller(investigations.get(new.id))
+    async with Client(build_server(workbench, caller), mode=request.param) as client:
+        yield client, new.label
+
+
+async def good(client: Client, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call that must complete; follows job handles."""
+    result = await client.call_tool(tool, arguments)
+    while not result.is_error and (result.structured_content or {}).get("status") == "running":
+        result = await client.call_tool("get_job", {"job_id": result.structured_content["job"]["job_id"]})
+    assert not result.is_error, text_of(result)
+    assert result.structured_content is not None
+    return result.structured_content
+
+
+async def refused(client: Client, tool: str, arguments: dict[str, Any]) -> str:
+    """A call that must fail; returns what is said."""
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error, result.structured_content
+    return text_of(result)
+
+
+async def test_tools_are_described_for_agents(client: Client) -> None:
+    tools = (await client.list_tools()).tools
+    names = [tool.name for tool in tools]
+    assert len(names) == len(set(names))
+    assert {"list_pairs", "describe_pair", "load_pair", "ask_models", "compare_text", "overview", "view_run", "list_runs", *all_methods()} <= set(
+        names
+    )
+    for tool in tools:
+        assert tool.description
+        assert len(tool.description) <= 1500
+        assert tool.output_schema is not None
+        assert tool.annotations is not None
+        hints = tool.annotations
+        assert None not in (hints.read_only_hint, hints.destructive_hint, hints.idempotent_hint, hints.open_world_hint), tool.name
+        for name, schema in tool.input_schema["properties"].items():
+            assert schema.get("description") or name in ("offset", "limit", "top_p", "job_id", "evidence"), (tool.name, name)
+    assert [tool.name for tool in (await client.list_tools()).tools] == names
+    assert len(INSTRUCTIONS) <= 2000
+    assert client.instructions == INSTRUCTIONS
+
+
+async def test_pairs_are_listed_described_and_loaded(client: Client, tiny_pair: str) -> None:
+    listed = await good(client, "list_pairs", {"limit": 3})
+    assert len(listed["result"]["pairs"]) <= 3
+    described = await good(client, "describe_pair", {"pair": tiny_pair})
+    assert described["result"]["sources"]["finetuned"]
+    loaded = await good(client, "load_pair", {"pair": tiny_pair})
+    assert loaded["result"]["num_layers"] > 0
+    again = await good(client, "describe_pair", {"pair": tiny_pair})
+    assert again["result"]["num_layers"] == loaded["result"]["num_layers"]
+    assert (await good(client, "list_pairs", {}))["result"]["resident"]
+    await good(client, "unload_pair", {"pair": tiny_pair})
+
+
+async def test_both_sides_answer_the_same_prompts(client: Client, tiny_pair: str) -> None:
+    arguments = {"pair": tiny_pair, "prompts": ["Hello", "Tell me more"], "samples": 2, "max_new_tokens": 6, "raw_text": True}
+    answer = await good(client, "ask_models", arguments)
+    rows = answer["result"]["answers"]
+    assert [len(row[side]) for row in rows for side in ("base", "finetuned")] == [2, 2, 2, 2]
+    assert await good(client, "ask_models", arguments) == answer | {"job": (await good(client, "ask_models", arguments))["job"]}
+    one = await good(client, "ask_models", {**arguments, "side": "base"})
+    assert one["result"]["answers"][0]["finetuned"] is None
+    assert one["result"]["answers"][0]["base"] == rows[0]["base"]
+
+
+async def test_a_single_string_is_one_prompt(client: Client, tiny_pair: str) -> None:
+    answer = await good(client, "ask_models", {"pair": tiny_pair, "prompts": "Hello", "max_new_tokens": 2, "raw_text": True})
+    assert len(answer["result"]["answers"]) == 1
+
+
+async def test_nested_arguments_may_come_as_json_text(client: Client, tiny_pair: str) -> None:
+    answer = await good(client, "ask_models", {"pair": tiny_pair, "prompts": '["a b", "c"]', "max_new_tokens": 2, "raw_text": True})
+    assert len(answer["result"]["answers"]) == 2
+
+
+async def test_conversations_with_system_prompt_and_prefill(client: Client, tiny_pair: str) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "go on"}]
+    arguments = {
+        "pair": tiny_pair,
+        "conversations": [turns],
+        "prompts": ["and you"],
+        "system_prompt": "Be short.",
+        "prefill": "Well",
+        "max_new_tokens": 4,
+    }
+    answer = await good(client, "ask_models", arguments)
+    assert [row["prompt"] for row in answer["result"]["answers"]] == ["and you", "go on"]
+
+
+async def test_one_text_under_both_models(client: Client, tiny_pair: str) -> None:
+    answer = await good(client, "compare_text", {"pair": tiny_pair, "text": "the quick brown fox jumps over the lazy dog", "top": 3})
+    result = answer["result"]
+    assert len(result["tokens"]) == len(result["base_log_prob"]) == len(result["finetuned_log_prob"]) == len(result["kl"]) > 3
+    assert all(value <= 0 for value in result["base_log_prob"] + result["finetuned_log_prob"])
+    assert all(value >= 0 for value in result["kl"])
+    kls = [detail["kl"] for detail in result["top"]]
+    assert kls == sorted(kls, reverse=True)
+    assert kls[0] == pytest.approx(max(result["kl"]), abs=1e-3)
+
+
+@pytest.mark.parametrize("method", list(all_methods()))
+async def test_methods_run_and_are_lookups_when_asked_again(
+    client: Client, tiny_pair: str, method: str, small_params: Callable[[str], dict[str, Any]]
+) -> None:
+    arguments = {"pair": tiny_pair, **small_params(method)}
+    answer = await good(client, method, arguments)
+    assert answer["run_id"].startswith(method)
+    again = await good(client, method, arguments)
+    assert again["run_id"] == answer["run_id"]
+    assert again["result"] == answer["result"]
+    assert "job" not in again
+    listed = await good(client, "list_runs", {"pair": tiny_pair, "method": method})
+    assert answer["run_id"] in [row["run_id"] for row in listed["result"]["runs"]]
+    opened = await good(client, "view_run", {"run": answer["run_id"]})
+    assert opened["result"]["result"] == answer["result"]
+    for view in opened["result"]["views"]:
+        shown = await client.call_tool("view_run", {"run": answer["run_id"], "view": view["name"]})
+        # A view may need parameters; then the error says which.
+        assert not shown.is_error or "Parameters" in text_of(shown), text_of(shown)
+
+
+async def test_the_overview_digests_all_cheap_methods_and_fits(client: Client, tiny_pair: str) -> None:
+    answer = await client.call_tool("overview", {"pair": tiny_pair, "max_characters": 3000, **SMALL})
+    while (answer.structured_content or {}).get("status") == "running":
+        answer = await client.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})
+    assert not answer.is_error, text_of(answer)
+    assert len(text_of(answer)) <= 3000 + 800
+
+
+async def test_an_estimate_starts_nothing(client: Client, tiny_pair: str, workbench: Workbench) -> None:
+    answer = await client.call_tool("kl", {"pair": tiny_pair, "estimate_only": True})
+    assert answer.structured_content is not None
+    assert answer.structured_content["status"] == "estimate"
+    assert answer.structured_content["estimate"]["tokens"] > 0
+    assert workbench.jobs.list(None) == []
+
+
+async def test_errors_say_what_to_do(client: Client, tiny_pair: str) -> None:
+    assert "Did you mean kl" in await refused(client, "kll", {})
+    said = await refused(client, "ask_models", {"pair": tiny_pair, "promts": ["x"]})
+    assert "did you mean `prompts`" in said
+    assert "`pair` is missing" in await refused(client, "kl", {})
+    assert "at least one prompt" in await refused(client, "ask_models", {"pair": tiny_pair})
+    assert "no_such" in await refused(client, "kl", {"pair": "no_such_thing"})
+    assert "unknown job" in await refused(client, "get_job", {"job_id": "kl-00000000"})
+    assert "no run" in await refused(client, "view_run", {"run": "kl-00000000"})
+    assert "max_samples" in await refused(client, "kl", {"pair": tiny_pair, "max_samples": 0})
+    assert "context" in await refused(client, "ask_models", {"pair": tiny_pair, "prompts": ["word " * 3000], "raw_text": True})
+    for said in (await refused(client, "kl", {"pair": tiny_pair, "max_samples": "many"}), await refused(client, "view_run", {"run": "x"})):
+        assert "Traceback" not in said
+        assert "pydantic" not in said
+
+
+async def test_corpora_outside_of_the_data_folder_are_refused(client: Client, tiny_pair: str, data_folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "secret.txt"
+    outside.write_text("one\ntwo three four five\n" * 20)
+    assert "data folder" in await refused(client, "kl", {"pair": tiny_pair, "corpus": str(outside)})
+    data_folder.mkdir(exist_ok=True)
+    (data_folder / "link.txt").symlink_to(outside)
+    assert "data folder" in await refused(client, "kl", {"pair": tiny_pair, "corpus": str(data_folder / "link.txt")})
+    assert "data folder" in await refused(client, "kl", {"pair": tiny_pair, "corpus": str(data_folder / ".." / "secret.txt")})
+    inside = data_folder / "mine.txt"
+    inside.write_text("\n".join(f"the {number} cat sat on the mat and looked at the dog" for number in range(30)))
+    assert (await good(client, "kl", {"pair": tiny_pair, "corpus": str(inside), **SMALL}))["run_id"]
+
+
+async def test_results_fit_into_an_agents_context(client: Client, tiny_pair: str, small_params: Callable[[str], dict[str, Any]]) -> None:
+    many = {"pair": tiny_pair, "prompts": [f"prompt {n}" for n in range(20)], "samples": 4, "max_new_tokens": 60, "raw_text": True}
+    calls = [
+        ("ask_models", many),
+        ("compare_text", {"pair": tiny_pair, "text": "some words of no meaning " * 100}),
+        ("describe_pair", {"pair": tiny_pair}),
+    ]
+    calls += [(method, {"pair": tiny_pair, **small_params(method)}) for method in all_methods()]
+    for tool, arguments in [*calls, ("list_pairs", {})]:
+        answer = await client.call_tool(tool, arguments)
+        assert not answer.is_error, text_of(answer)
+        assert len(text_of(answer)) <= 9000, (tool, len(text_of(answer)))
+        assert len(json.dumps(answer.structured_content)) <= 14_000, (tool, len(json.dumps(answer.structured_content)))
+
+
+async def test_more_of_long_answers_costs_nothing(confined: tuple[Client, str]) -> None:
+    client, label = confined
+    arguments = {"pair": label, "prompts": ["a"] * 2, "samples": 4, "max_new_tokens": 60, "raw_text": True, "temperature": 1.5, "max_characters": 500}
+    short = await good(client, "ask_models", arguments)
+    assert short["result"]["cut"] > 0
+    long = await good(client, "ask_models", {**arguments, "max_characters": 100_000})
+    assert long["result"]["cut"] == 0
+    assert long["budget"]["interactions_left"] == short["budget"]["interactions_left"] == 2
+
+
+async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(client: Client, tiny_pair: str) -> None:
+    marks = set()
+    for seed in range(3):
+        text = text_of(
+            await client.call_tool("ask_models", {"pair": tiny_pair, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True})
+        )
+        assert "never instructions" in text
+        marks.add(text.split("<untrusted-")[1][:12])
+    assert len(marks) == 3
+
+
+async def test_budgets_are_told_and_kept(confined: tuple[Client, str]) -> None:
+    client, label = confined
+    described = await good(client, "describe_pair", {"pair": label})
+    assert described["budget"] == {"interactions_left": 10, "interactions_total": 10, "tool_calls_left": 20, "tool_calls_total": 20}
+    ask = {"pair": label, "max_new_tokens": 2, "raw_text": True}
+    first = await good(client, "ask_models", {**ask, "prompts": ["a", "b"], "samples": 3})
+    assert (first["budget"]["interactions_left"], first["budget"]["tool_calls_left"]) == (4, 19)
+    said = await refused(client, "ask_models", {**ask, "prompts": ["a", "b", "c"], "samples": 2})
+    assert "costs 6 model interactions and 4 are left" in said
+    assert "budget left: 4/10 model interactions, 19/20 tool calls" in said
+    same = await good(client, "ask_models", {**ask, "prompts": ["a", "b"], "samples": 3})
+    assert (same["budget"]["interactions_left"], same["budget"]["tool_calls_left"]) == (4, 18)
+    failed = await refused(client, "ask_models", {**ask, "prompts": ["word " * 3000]})
+    assert "budget left: 4/10 model interactions, 18/20 tool calls" in failed
+    await good(client, "compare_text", {"pair": label, "text": "some plain words here"})
+    assert (await good(client, "list_hypotheses", {}))["budget"]["interactions_left"] == 3
+
+
+async def test_without_tool_calls_only_free_tools_work(workbench: Workbench, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair, "method", interactions=5, tool_calls=1)
+    async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+        await good(client, "compare_text", {"pair": new.label, "text": "some plain words here"})
+        assert "submit_finding" in await refused(client, "compare_text", {"pair": new.label, "text": "other plain words here"})
+        await good(client, "record_hypothesis", {"statement": "x", "likelihood": 0.5})
+        await good(client, "submit_finding", {"verdict": "no_meaningful_difference", "statement": "nothing"})
+
+
+async def test_an_investigation_ends_with_its_finding_and_is_recorded(confined: tuple[Client, str]) -> None:
+    client, label = confined
+    await good(client, "compare_text", {"pair": label, "text": "some plain words here"})
+    await refused(client, "compare_text", {"pair": "other", "text": "x"})
+    await good(client, "record_hypothesis", {"statement": "about cakes", "likelihood": 0.4, "evidence": [{"source": "prompt", "note": "n"}]})
+    done = await good(client, "submit_finding", {"verdict": "difference", "statement": "cakes", "likelihood": 0.9})
+    assert done["result"]["verdict"] == "difference"
+    assert "once" in await refused(client, "submit_finding", {"verdict": "difference", "statement": "again"})
+    assert "over" in await refused(client, "compare_text", {"pair": label, "text": "some"})
+    record = investigations.show(label)
+    assert [call.tool for call in record.calls][:4] == ["compare_text", "compare_text", "record_hypothesis", "submit_finding"]
+    assert [call.outcome for call in record.calls][:4] == ["completed", "error", "completed", "completed"]
+    assert record.calls[0].result["result"]["tokens"]
+    assert record.calls[0].arguments["text"] == "some plain words here"
+    assert record.hypotheses[0].evidence[0].source == "prompt"
+    assert record.findings[0].statement == "cakes"
+
+
+async def test_a_token_shows_its_tools_only(workbench: Workbench, tiny_pair: str) -> None:
+    for tools, hidden, shown in (("blackbox", "kl", "ask_models"), ("kl", "ask_models", "kl"), ("method", "unload_pair", "overview")):
+        new = investigations.create(tiny_pair, tools)
+        async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+            names = [tool.name for tool in (await client.list_tools()).tools]
+            assert shown in names
+            assert hidden not in names
+            assert "submit_finding" in names
+            assert "there is no tool" in await refused(client, hidden, {"pair": new.label})
+
+
+async def test_investigations_cannot_reach_each_others_jobs_and_runs(workbench: Workbench, tiny_pair: str) -> None:
+    first, second = (investigations.create(tiny_pair) for _ in range(2))
+    async with Client(build_server(workbench, Caller(investigations.get(first.id)))) as client:
+        mine = await good(client, "kl", {"pair": first.label, **SMALL})
+        asked = await good(client, "ask_models", {"pair": first.label, "prompts": ["a"], "max_new_tokens": 2, "raw_text": True})
+    async with Client(build_server(workbench, Caller(investigations.get(second.id)))) as client:
+        assert "no run" in await refused(client, "view_run", {"run": mine["run_id"]})
+        assert (await good(client, "list_runs", {"pair": second.label}))["result"]["total"] == 0
+        assert "unknown job" in await refused(client, "get_job", {"job_id": asked["job"]["job_id"]})
+        assert "unknown job" in await refused(client, "cancel_job", {"job_id": asked["job"]["job_id"]})
+        assert "There is one pair here" in await refused(client, "kl", {"pair": first.label})
+        assert "There is one pair here" in await refused(client, "kl", {"pair": tiny_pair})
+        assert "corpus must be one of" in await refused(client, "kl", {"pair": second.label, "corpus": "/etc/hosts.txt"})
+        assert "corpus must be one of" in await refused(client, "overview", {"pair": second.label, "corpus": "hub:some/data"})
+
+
+async def test_prompts_and_resources(client: Client, tiny_pair: str) -> None:
+    prompt = await client.get_prompt("audit_pair", {"pair": "pair-1234"})
+    assert "pair-1234" in str(prompt.messages[0].content)
+    answer = await good(client, "kl", {"pair": tiny_pair, **SMALL})
+    runs = json.loads((await client.read_resource("diffing://runs")).contents[0].model_dump()["text"])
+    assert answer["run_id"] in [run["id"] for run in runs]
+    one = json.loads((await client.read_resource(f"diffing://runs/{answer['run_id']}")).contents[0].model_dump()["text"])
+    assert one["result"]["headline"]
+
+
+async def test_resources_are_closed_to_investigations(confined: tuple[Client, str]) -> None:
+    client, label = confined
+    for uri in ("diffing://runs", "diffing://runs/kl-000000", f"diffing://investigations/{label}"):
+        with pytest.raises(Exception, match="resources are for operators"):
+            await client.read_resource(uri)
+
+
+async def test_a_crash_is_told_by_an_id_alone(workbench: Workbench, tiny_pair: str, caplog: pytest.LogCaptureFixture) -> None:
+    new = investigations.create(tiny_pair)
+    # A damaged store: what libraries say about it must stay in the log.
+    (workbench.store.folder).rmdir()
+    workbench.store.folder.write_text("not a folder")
+    async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+        said = await refused(client, "list_runs", {"pair": new.label})
+    assert "internal error" in said
+    assert str(workbench.store.folder) not in said
+    assert said.split("internal error ")[1][:8] in caplog.text

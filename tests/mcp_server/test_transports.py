@@ -1,0 +1,260 @@
+"""The server as a process or over HTTP: hang-ups, shared jobs, tokens, the bridge, SIGTERM, a killed server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+from mcp_server import investigations
+from mcp_server.bridge import bridge_server, http_client
+from mcp_server.database import connect
+from mcp_server.serve import running_http
+from mcp_server.workbench import Workbench
+from methods.runs import default_store
+
+SERVE = "import sys; from mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if sys.argv[1] == 'http' else serve_stdio()"
+# Long enough that a test cannot miss it, in many small batches.
+LONG = {"max_samples": 2000, "max_tokens": 30}
+
+
+@pytest.fixture
+async def url(workbench: Workbench) -> AsyncIterator[str]:
+    async with running_http(workbench) as address:
+        yield address
+
+
+async def until(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
+    url: str, workbench: Workbench, tiny_pair: str, mode: str, slow_batches: None
+) -> None:
+    new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
+    async with http_client(url, new.token) as client:
+        assert client is not None
+    headers = {"Authorization": f"Bearer {new.token}"}
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def hang_up() -> None:
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=60) as web,
+            Client(streamable_http_client(url, http_client=web), mode=mode) as client,
+        ):
+            with_timeout = asyncio.create_task(client.call_tool("kl", {"pair": new.label, **LONG}))
+            await until(lambda: any(job.state == "running" for job in workbench.jobs.list(None)))
+            with_timeout.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await with_timeout
+
+    await hang_up()
+    job = workbench.jobs.list(None)[0]
+    assert job.state == "running"
+    async with http_client(url, new.token) as client:
+        # Other tools are answered while the job runs, and an equal call finds the same job.
+        started = time.monotonic()
+        await client.call_tool("list_hypotheses", {})
+        assert time.monotonic() - started < 5
+        again = await client.call_tool("kl", {"pair": new.label, **LONG, "wait_seconds": 0})
+        assert again.structured_content is not None
+        assert again.structured_content["job"]["job_id"] == job.id
+        cancelled = await client.call_tool("cancel_job", {"job_id": job.id})
+        assert cancelled.structured_content is not None
+        assert job.state == "cancelled"
+        after = await client.call_tool("compare_text", {"pair": new.label, "text": "the slot is free again"})
+        assert not after.is_error, after
+        assert (after.structured_content or {})["status"] == "completed"
+    record = investigations.show(new.id)
+    assert record.calls[0].outcome in ("abandoned", "completed")
+    assert record.budget.interactions_left == 4
+
+
+async def test_two_equal_calls_share_one_job_and_one_price(url: str, workbench: Workbench, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
+    arguments = {"pair": new.label, "prompts": ["a", "b"], "max_new_tokens": 20, "raw_text": True}
+    async with http_client(url, new.token) as one, http_client(url, new.token) as two:
+        answers = await asyncio.gather(one.call_tool("ask_models", arguments), two.call_tool("ask_models", {**arguments, "wait_seconds": 30}))
+    results = [(answer.structured_content or {})["result"] for answer in answers]
+    assert results[0] == results[1]
+    assert len(workbench.jobs.list(None)) == 1
+    assert investigations.show(new.id).budget.interactions_left == 3
+
+
+async def test_a_long_call_returns_a_handle_and_get_job_ends_it(url: str, tiny_pair: str, slow_batches: None) -> None:
+    new = investigations.create(tiny_pair)
+    arguments = {"pair": new.label, "max_samples": 60, "max_tokens": 12}
+    async with http_client(url, new.token) as client:
+        first = await client.call_tool("kl", {**arguments, "wait_seconds": 0})
+        answer = first.structured_content or {}
+        assert answer["status"] == "running"
+        assert "get_job" in answer["next_step"]
+        reports: list[float] = []
+
+        async def watch(progress: float, total: float | None, message: str | None) -> None:
+            reports.append(progress)
+
+        while answer["status"] == "running":
+            answer = (await client.call_tool("get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch)).structured_content or {}
+        assert answer["run_id"].startswith("kl-")
+        assert reports == sorted(reports)
+        # Only who waited for the job may have seen its end; the run is theirs either way.
+        assert not (await client.call_tool("view_run", {"run": answer["run_id"]})).is_error
+
+
+async def test_tokens_over_http(url: str, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair, "blackbox")
+    async with http_client(url, new.token) as client:
+        names = [tool.name for tool in (await client.list_tools()).tools]
+        assert "ask_models" in names
+        assert "kl" not in names
+    async with http_client(url, None) as client:
+        assert "unload_pair" in [tool.name for tool in (await client.list_tools()).tools]
+    investigations.close(new.id)
+    for token in (new.token, "wrong", new.token + "x"):
+        answer = await _post(url, token)
+        assert answer.status_code == 401
+    assert (await _post(url, None, host="evil.example")).status_code == 421
+    assert (await _post(url, None, origin="http://evil.example")).status_code == 403
+
+
+async def _post(url: str, token: str | None, host: str | None = None, origin: str | None = None) -> httpx2.Response:
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    headers |= {"Authorization": f"Bearer {token}"} if token else {}
+    headers |= {"Host": host} if host else {}
+    headers |= {"Origin": origin} if origin else {}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    async with httpx2.AsyncClient() as web:
+        return await web.post(url, headers=headers, content=json.dumps(body))
+
+
+async def test_one_session_cannot_be_taken_over_with_another_token(url: str, tiny_pair: str) -> None:
+    first, second = investigations.create(tiny_pair), investigations.create(tiny_pair)
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    hello = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+    }
+    async with httpx2.AsyncClient(headers=headers) as web:
+        opened = await web.post(url, content=json.dumps(hello), headers={"Authorization": f"Bearer {first.token}"})
+        session = opened.headers["mcp-session-id"]
+        body = json.dumps({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "list_pairs", "arguments": {}}})
+        taken = await web.post(url, content=body, headers={"Authorization": f"Bearer {second.token}", "Mcp-Session-Id": session})
+        assert taken.status_code in (401, 403, 404)
+        assert first.label not in taken.text
+
+
+async def test_the_bridge_forwards_everything(url: str, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair, interactions=5)
+    async with http_client(url, new.token) as upstream:
+        for mode in ("auto", "legacy"):
+            async with Client(bridge_server(upstream), mode=mode) as client:
+                assert client.instructions == upstream.instructions
+                assert [tool.name for tool in (await client.list_tools()).tools] == [tool.name for tool in (await upstream.list_tools()).tools]
+                described = await client.call_tool("describe_pair", {"pair": new.label})
+                assert described.structured_content is not None
+                assert described.structured_content["result"]["name"] == new.label
+                wrong = await client.call_tool("describe_pair", {"pair": "x"})
+                assert wrong.is_error
+                assert "There is one pair here" in str(wrong.content)
+                assert (await client.list_prompts()).prompts[0].name == "audit_pair"
+                await client.get_prompt("audit_pair", {"pair": new.label})
+
+
+def serving_process(kind: str) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", SERVE, kind], text=True, env=dict(os.environ), **pipes)  # type: ignore[call-overload]
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "serving MCP on " in line:
+            return line.split("serving MCP on ")[1].strip()
+    raise AssertionError("the server did not start")
+
+
+async def _start_long_job(url: str, token: str, label: str) -> dict[str, Any]:
+    async with http_client(url, token) as client:
+        answer = await client.call_tool("compare_text", {"pair": label, "text": "some plain words here"})
+        assert not answer.is_error, answer
+        finished = await client.call_tool("kl", {"pair": label, "max_samples": 20, "max_tokens": 8})
+        assert not finished.is_error, finished
+        running = await client.call_tool(
+            "ask_models",
+            {"pair": label, "prompts": ["x"] * 60, "samples": 32, "max_new_tokens": 900, "temperature": 1.5, "raw_text": True, "wait_seconds": 2},
+        )
+        assert (running.structured_content or {})["status"] == "running", running
+        return finished.structured_content or {}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_the_http_server_ends_cleanly_with_a_running_job(data_folder: Path, tiny_pair: str, how: signal.Signals) -> None:
+    new = investigations.create(tiny_pair, interactions=5000)
+    process = serving_process("http")
+    await _start_long_job(address_of(process), new.token, new.label)
+    started = time.monotonic()
+    process.send_signal(how)
+    assert await asyncio.to_thread(process.wait, 30) == 0
+    assert time.monotonic() - started < 25
+    # What the running job had reserved was given back, what was finished stays spent.
+    assert investigations.show(new.id).budget.interactions_left == 4999
+    with connect() as connection:
+        assert connection.execute("SELECT count(*) FROM reservations WHERE state = 'reserved'").fetchone()[0] == 0
+
+
+async def test_a_killed_server_loses_nothing_finished(data_folder: Path, tiny_pair: str) -> None:
+    new = investigations.create(tiny_pair, interactions=5000)
+    process = serving_process("http")
+    finished = await _start_long_job(address_of(process), new.token, new.label)
+    process.kill()
+    await asyncio.to_thread(process.wait, 30)
+    assert investigations.show(new.id).budget.interactions_left < 4999
+    workbench = Workbench()
+    assert investigations.show(new.id).budget.interactions_left == 4999
+    assert default_store().get(finished["run_id"]).result_json() == finished["result"]
+    async with running_http(workbench) as url, http_client(url, new.token) as client:
+        again = await client.call_tool("kl", {"pair": new.label, "max_samples": 20, "max_tokens": 8})
+        assert (again.structured_content or {})["run_id"] == finished["run_id"]
+        assert "job" not in (again.structured_content or {})
+    workbench.close()
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_stdio_in_both_eras(data_folder: Path, tiny_pair: str, mode: str) -> None:
+    parameters = StdioServerParameters(command=sys.executable, args=["-c", SERVE, "stdio"], env=dict(os.environ))
+    async with Client(stdio_client(parameters), mode=mode) as client:
+        assert "list_pairs" in [tool.name for tool in (await client.list_tools()).tools]
+        answer = await client.call_tool("compare_text", {"pair": tiny_pair, "text": "some plain words here"})
+        assert not answer.is_error, answer
+
+
+async def test_stdio_ends_on_sigterm(data_folder: Path) -> None:
+    process = serving_process("stdio")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    process.stdin.write(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}) + "\n")
+    process.stdin.flush()
+    answer = json.loads(await asyncio.to_thread(process.stdout.readline))
+    assert answer["result"]["serverInfo"]["name"] == "diffing"
+    process.terminate()
+    assert await asyncio.to_thread(process.wait, 20) == 0
