@@ -43,9 +43,9 @@ def finding_of(evidence: Evidence, characters: int = 3500) -> Finding:
     if evidence.sources:
         parts.append(f"Evidence: {'; '.join(evidence.sources)}.")
     text = " ".join(parts)
-    claims = []
+    claims: list[str] = []
     for claim in evidence.claims:
-        if len(text) + sum(map(len, claims)) + len(claim) > characters - 80:
+        if len(text) + sum(len(shown) for shown in claims) + len(claim) > characters - 80:
             break
         claims.append(f"- {claim}")
     if claims:

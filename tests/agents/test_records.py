@@ -1,0 +1,98 @@
+"""Records of evaluations: round trip, atomic writes, foreign files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents.records import (
+    Budget,
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    Finding,
+    HypothesisGrade,
+    Message,
+    ToolCall,
+    cell_id,
+    list_evaluations,
+)
+from organisms.errors import InvalidInput, UnknownName
+
+
+def record(evaluation: str, **values: object) -> EvaluationRecord:
+    return EvaluationRecord.model_validate(
+        {
+            "evaluation_id": evaluation,
+            "cell_id": "some_organism--method--baseline--r0",
+            "organism": "some_organism",
+            "arm": "method",
+            "investigator": "baseline",
+            **values,
+        }
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    folder = EvaluationFolder("first", tmp_path)
+    written = record(
+        "first",
+        transcript=[Message(role="assistant", tool_calls=[ToolCall(id="call_1", name="overview", arguments={"pair": "pair-1"})])],
+        budgets={"model_interactions": Budget(limit=10, used=4)},
+        finding=Finding(statement="Something.", verdict="difference", source="submit_finding"),
+        hypothesis_grades=[
+            HypothesisGrade(grader="some/model", score=4),
+            HypothesisGrade(grader="some/model", score=3),
+            HypothesisGrade(grader="some/model"),
+        ],
+    )
+    folder.write(written)
+    assert folder.records() == [written]
+    assert written.mean_score == 3.5
+    assert written.tool_calls == 1
+
+
+def test_torn_and_foreign_files_are_no_records(tmp_path: Path) -> None:
+    folder = EvaluationFolder("first", tmp_path)
+    file = folder.write(record("first"))
+    file.with_name("torn.json").write_text(file.read_text()[:50])
+    file.with_name(".half.json.part").write_text("{")
+    assert [found.cell_id for found in folder.records()] == [file.stem]
+    assert folder.get("torn") is None
+    assert [found.name for found in file.parent.glob(".*.part")] == [".half.json.part"]
+
+
+def test_a_failed_write_leaves_the_former_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = EvaluationFolder("first", tmp_path)
+    folder.write(record("first", seed=1))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        folder.write(record("first", seed=2))
+    monkeypatch.undo()
+    assert [found.seed for found in folder.records()] == [1]
+    assert [file.name for file in (folder.path / "cells").iterdir()] == ["some_organism--method--baseline--r0.json"]
+
+
+def test_plans_are_listed_newest_first(tmp_path: Path) -> None:
+    for name, moment in (("older", "2026-01-01T00:00:00+00:00"), ("newer", "2026-02-01T00:00:00+00:00")):
+        EvaluationFolder(name, tmp_path).write_plan(
+            EvaluationPlan(id=name, created_at=moment, organisms=["a"], arms=["method"], investigator="baseline")
+        )
+    assert [plan.id for plan in list_evaluations(tmp_path)] == ["newer", "older"]
+    with pytest.raises(UnknownName):
+        EvaluationFolder("absent", tmp_path).plan()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 101])
+def test_ids_cannot_leave_the_folder(name: str) -> None:
+    with pytest.raises(InvalidInput):
+        EvaluationFolder(name)
+
+
+def test_cell_ids_are_file_names() -> None:
+    assert cell_id("cake/mix@model", "method", "openai-api/local/m", 2) == "cake_mix_model--method--openai-api_local_m--r2"
