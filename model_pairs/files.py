@@ -16,8 +16,11 @@ _PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "
 
 
 def is_local(identifier: str) -> bool:
-    """Whether `identifier` means a folder or file of this machine: absolute, starting with `.` or `~`, or existing."""
-    return identifier.startswith(("/", "./", "../", "~")) or Path(identifier).expanduser().exists()
+    """Whether `identifier` means a folder or file of this machine: it is absolute or starts with `./`, `../` or `~`.
+
+    A bare name is never one, so a folder that happens to be called `gpt2` does not take the place of the hub's model.
+    """
+    return identifier.startswith(("./", "../", "~")) or Path(identifier).is_absolute()
 
 
 def cached_folder(identifier: str, revision: str | None = None, subfolder: str | None = None) -> Path | None:

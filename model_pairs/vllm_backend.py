@@ -1,0 +1,213 @@
+"""Generation through vLLM (extra `vllm`), for GPUs and many prompts. Imported only when the setting `generation_backend` is `vllm`.
+
+One engine a full model; an adapter rides on its base's engine as a LoRARequest. Prompts are rendered and tokenized here, exactly as for
+the transformers backend, so both see the same token ids. Each row gets its own seed; the same call gives the same text on one machine.
+
+The engine keeps its own copy of the weights beside the resident model, in the share of GPU memory that `gpu_memory_utilization` leaves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_pairs.files import local_folder
+from model_pairs.generation import Completion, GenerationRequest, Sampling, new_text, rows_of
+from organisms.errors import DiffingError, InvalidInput, OutOfRoom
+from organisms.progress import Progress, silent
+from organisms.settings import settings
+
+if TYPE_CHECKING:
+    from model_pairs.pair import LoadedPair
+    from model_pairs.specs import ModelSource, Side
+
+log = logging.getLogger(__name__)
+
+_MAX_CONTEXT = 8192
+"""Longest context an engine is started with: its cache is reserved for it."""
+_MEMORY_SHARE = 0.4
+"""Share of the GPU for one engine, beside the resident model."""
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The maximal ranks vLLM accepts."""
+
+_engines: dict[tuple[Any, ...], Any] = {}
+_merged_folders: dict[Any, tempfile.TemporaryDirectory[str]] = {}
+_adapter_numbers: dict[str, int] = {}
+_lock = threading.RLock()
+
+
+class VllmMissing(DiffingError):
+    """The setting asks for vLLM, which is not installed."""
+
+    code = "missing_backend"
+
+
+def generate(
+    pair: LoadedPair, side: Side, requests: Sequence[GenerationRequest], sampling: Sampling, progress: Progress = silent
+) -> list[list[Completion]]:
+    """`sampling.n` completions of each request, like `LoadedPair.generate`. Cancelling works between batches of 256 rows.
+
+    Raises:
+        VllmMissing: vLLM is not installed.
+        InvalidInput: as `LoadedPair.generate`.
+        OutOfRoom: the engine does not start beside the resident models.
+    """
+    source = pair.spec.base if side == "base" else pair.spec.finetuned
+    limit = min(pair.context_length, _MAX_CONTEXT)
+    rows = rows_of(pair.tokenizer, requests, sampling, limit, pair.spec.base.files.thinking_switch)
+    with _lock:
+        progress(0, None, "starting the generation engine")
+        engine = _engine(pair, source, limit)
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        lora = _lora_request(source)
+        stops = sorted(_stop_ids(pair, source))
+        results: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
+        total = float(len(rows) * sampling.max_new_tokens)
+        for start in range(0, len(rows), 256):
+            batch = rows[start : start + 256]
+            parameters = [
+                SamplingParams(
+                    n=1,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=0,
+                    repetition_penalty=1.0,
+                    max_tokens=sampling.max_new_tokens,
+                    seed=row.seed(sampling.seed),
+                    stop_token_ids=stops,
+                    ignore_eos=False,
+                    detokenize=False,
+                )
+                for row in batch
+            ]
+            prompts = [TokensPrompt(prompt_token_ids=row.prompt) for row in batch]
+            outputs = engine.generate(prompts, parameters, lora_request=lora, use_tqdm=False)
+            for row, output in zip(batch, outputs, strict=True):
+                ids = list(output.outputs[0].token_ids)
+                stop = next((index for index, token in enumerate(ids) if token in stops), None)
+                kept = ids if stop is None else ids[:stop]
+                finished = stop is not None or output.outputs[0].finish_reason == "stop"
+                results[row.request][row.sample] = Completion(
+                    text=new_text(pair.tokenizer, row.prompt, kept), finish="eos" if finished else "length", tokens=len(kept)
+                )
+            progress(float((start + len(batch)) * sampling.max_new_tokens), total, "generating")
+    return [[completion for completion in completions if completion is not None] for completions in results]
+
+
+def release() -> None:
+    """Stop every engine and free its memory."""
+    import gc
+
+    with _lock:
+        _engines.clear()
+        for folder in _merged_folders.values():
+            folder.cleanup()
+        _merged_folders.clear()
+    gc.collect()
+
+
+def _engine(pair: LoadedPair, source: ModelSource, limit: int) -> Any:
+    """The running engine of this source's full model, started when needed."""
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise VllmMissing(
+            "generation_backend is `vllm`, but vLLM is not installed. Install the extra `vllm`, or set it to `transformers`."
+        ) from error
+    merge = source.adapter if source.merge else None
+    key = (source.files, merge)
+    if key in _engines:
+        return _engines[key]
+    folder = local_folder(source.files.id, source.files.revision, source.files.subfolder)
+    if merge is not None:
+        folder = _merged_folder(pair, source)
+    ranks = _ranks(pair) or [8]
+    dtype = settings().dtype if settings().dtype != "auto" else source.files.dtype
+    options: dict[str, Any] = {
+        "model": str(folder),
+        "skip_tokenizer_init": True,
+        "dtype": dtype,
+        "max_model_len": limit,
+        "enable_lora": True,
+        "max_loras": 2,
+        "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= max(ranks)), _LORA_RANKS[-1]),
+        "gpu_memory_utilization": _MEMORY_SHARE,
+        "trust_remote_code": source.files.trust_remote_code,
+    }
+    if pair.device.type == "cpu":
+        options["enforce_eager"] = True
+        del options["gpu_memory_utilization"]
+    elif pair.device.type == "cuda":
+        import torch
+
+        if settings().device == "auto" and torch.cuda.device_count() > 1:
+            options["tensor_parallel_size"] = torch.cuda.device_count()
+    try:
+        _engines[key] = LLM(**options)
+    except (RuntimeError, ValueError) as error:
+        log.exception("vLLM did not start")
+        text = str(error).lower()
+        if "memory" in text:
+            raise OutOfRoom(
+                "The generation engine does not fit beside the resident models. Unload models, or set generation_backend=transformers."
+            ) from error
+        raise InvalidInput(f"vLLM cannot run this model ({type(error).__name__}). Set generation_backend=transformers.") from error
+    return _engines[key]
+
+
+def _ranks(pair: LoadedPair) -> list[int]:
+    """LoRA ranks of the pair's adapters."""
+    import json
+
+    ranks = []
+    for source in (pair.spec.base, pair.spec.finetuned):
+        if source.adapter is not None:
+            folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            ranks.append(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
+    return ranks
+
+
+def _merged_folder(pair: LoadedPair, source: ModelSource) -> Path:
+    """The merged model saved once to a temporary folder, from the resident copy."""
+    key = (source.files, source.adapter)
+    if key not in _merged_folders:
+        temporary = tempfile.TemporaryDirectory(prefix="merged-")
+        with pair.sides["finetuned" if source == pair.spec.finetuned else "base"].hold() as resident, resident.lock:
+            resident.transformer.save_pretrained(temporary.name)
+        _merged_folders[key] = temporary
+    return Path(_merged_folders[key].name)
+
+
+def _lora_request(source: ModelSource) -> Any | None:
+    if source.adapter is None or source.merge:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    from model_pairs.adapters import adapter_name
+
+    folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
+    name = adapter_name(folder)
+    number = _adapter_numbers.setdefault(name, len(_adapter_numbers) + 1)
+    return LoRARequest(name, number, str(folder))
+
+
+def _stop_ids(pair: LoadedPair, source: ModelSource) -> set[int]:
+    """Tokens that end a completion: as for the transformers backend."""
+    import json
+
+    stops = {pair.tokenizer.eos_token_id} - {None}
+    vocabulary = pair.tokenizer.get_vocab()
+    if source.files.end_of_turn_token in vocabulary:
+        stops.add(vocabulary[source.files.end_of_turn_token])
+    file = local_folder(source.files.id, source.files.revision, source.files.subfolder) / "generation_config.json"
+    if file.is_file():
+        stored = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        stops.update(stored if isinstance(stored, list) else [] if stored is None else [stored])
+    return stops
