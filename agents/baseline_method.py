@@ -87,13 +87,15 @@ def topic_words(results: dict[str, dict[str, Any]], count: int = TOPIC_WORDS) ->
             entry["strong"] |= strong
             entry["forms"][word] = entry["forms"].get(word, 0.0) + gain
     words = [
-        TopicWord(
-            max(entry["forms"], key=lambda form, forms=entry["forms"]: (forms[form], form)), entry["score"], tuple(entry["methods"]), entry["strong"]
-        )
+        TopicWord(_best(entry["forms"]), entry["score"], tuple(entry["methods"]), entry["strong"])
         for entry in found.values()
         if entry["strong"] or (len(entry["methods"]) >= 2 and any(results[method].get("stands_out") for method in entry["methods"]))
     ]
     return sorted(words, key=lambda topic: (-topic.score, topic.word))[:count]
+
+
+def _best(forms: dict[str, float]) -> str:
+    return max(forms.items(), key=lambda item: (item[1], item[0]))[0]
 
 
 async def _without_topic(session: Session, pair: str, options: BaselineOptions) -> Evidence:
@@ -107,16 +109,16 @@ async def _completions(session: Session, reply: Reply | None) -> tuple[list[str]
     """(finetuned, base) texts that perplexity differencing ranked highest."""
     if reply is None:
         return [], []
-    texts: dict[str, list[str]] = {"finetuned": [row["completion"] for row in reply.result.get("finetuned_rows", [])], "base": []}
-    texts["base"] = [row["completion"] for row in reply.result.get("base_rows", [])]
-    if reply.run_id:
-        for side in texts:
-            try:
-                view = await session.call("view_run", {"run": reply.run_id, "view": "completions", "params": {"side": side, "limit": 25}})
-            except ToolFailed as failure:
-                session.say(f"Going on with the rows of the result: {failure.message}")
-                continue
-            texts[side] = [row["completion"] for row in view.result["data"]["rows"]] or texts[side]
+    texts = {writer: [str(row["completion"]) for row in reply.result.get(f"{writer}_rows", [])] for writer in ("finetuned", "base")}
+    if reply.run_id is None:
+        return texts["finetuned"], texts["base"]
+    for writer, shown in texts.items():
+        try:
+            view = await session.call("view_run", {"run": reply.run_id, "view": "completions", "params": {"writer": writer, "limit": 25}})
+        except ToolFailed as failure:
+            session.say(f"Going on with the rows of the result: {failure.message}")
+            continue
+        shown[:] = [str(row["completion"]) for row in view.result["data"]["rows"]] or shown
     return texts["finetuned"], texts["base"]
 
 

@@ -122,8 +122,21 @@ class ToolDeclaration:
         fields: dict[str, Any] = {"result": (self.Result | None, Field(None, description="The result, once completed."))}
         answer: type[BaseModel] = create_model(f"{title}Answer", __base__=Answer, **fields)
         schema = answer.model_json_schema(mode="serialization")
-        # What has no value is left out, so only the status is always there.
-        return {**schema, "required": ["status"]}
+        # What has no value is left out of an answer, at any depth, so nothing that may be null is required.
+        return {**_nullables_optional(schema), "required": ["status"]}
+
+
+def _nullables_optional(schema: Any) -> Any:
+    """A JSON schema in which no object requires a property that may be null."""
+    if isinstance(schema, list):
+        return [_nullables_optional(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    relaxed = {key: _nullables_optional(value) for key, value in schema.items()}
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, dict) and isinstance(required, list):
+        relaxed["required"] = [name for name in required if not any(option.get("type") == "null" for option in properties.get(name, {}).get("anyOf", []))]
+    return relaxed
 
 
 def with_arguments(name: str, params: type[BaseModel]) -> type[BaseModel]:
