@@ -1,0 +1,62 @@
+"""What the panel reads: evaluation records and runs under one data folder. Nothing is kept between calls, so a refresh shows what is there now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, list_evaluations
+from methods.runs import RunStore
+from organisms.errors import DiffingError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A plan with the records there are so far."""
+
+    plan: EvaluationPlan
+    records: list[EvaluationRecord]
+
+    @property
+    def cells(self) -> int:
+        """How many cells the plan has."""
+        return len(self.plan.organisms) * len(self.plan.arms) * self.plan.repeats
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell has a record."""
+        return len(self.records) >= self.cells
+
+
+class PanelFiles:
+    """The data folder as the panel sees it."""
+
+    def __init__(self, data_folder: Path) -> None:
+        self.data_folder = data_folder
+
+    @cached_property
+    def runs(self) -> RunStore:
+        """The store of finished runs."""
+        return RunStore(self.data_folder / "runs")
+
+    def evaluation_choices(self) -> list[tuple[str, str]]:
+        """(what the picker shows, id) of all evaluations, newest first."""
+        plans = list_evaluations(self.data_folder / "evaluations")
+        return [(f"{plan.id} · {plan.created_at[:16].replace('T', ' ')} · {plan.investigator}", plan.id) for plan in plans]
+
+    def evaluation(self, identifier: str | None) -> Evaluation | None:
+        """One evaluation; None when there is none of that name."""
+        if not identifier:
+            return None
+        try:
+            folder = EvaluationFolder(identifier, self.data_folder / "evaluations")
+            return Evaluation(folder.plan(), folder.records())
+        except (DiffingError, ValueError, OSError):
+            return None
+
+
+def kept(choices: list[tuple[str, str]], selected: str | None) -> str | None:
+    """The selection after a refresh: the same when it is still there, else the first."""
+    values = [value for _, value in choices]
+    return selected if selected in values else (values[0] if values else None)

@@ -1,0 +1,96 @@
+"""The tokens of one text, shaded by how differently the two models expect them. Plain escaped HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ui.html import Markup, div, element, escape, join, number, table
+from ui.theme import BASE, FINETUNED
+from ui.values import render_move
+
+METRICS = {"difference": "Log-probability difference", "kl": "KL divergence"}
+
+_FLOOR = 0.5
+"""Nats at which the scale ends at least, so that a pair without differences stays pale instead of magnifying rounding."""
+
+_STRONGEST = 0.62
+"""Opacity of the strongest shade: the text above it stays legible in light and in dark mode."""
+
+
+def scale_end(values: Sequence[float]) -> float:
+    """Where the colour scale ends, in nats: the 98th percentile of the absolute values, at least 0.5."""
+    ordered = sorted(abs(value) for value in values)
+    return max(_FLOOR, ordered[min(len(ordered) - 1, int(0.98 * len(ordered)))]) if ordered else _FLOOR
+
+
+def shade(value: float, end: float) -> str:
+    """CSS background of a value: orange above zero, blue-grey below, stronger towards `end`."""
+    red, green, blue = (int((FINETUNED if value >= 0 else BASE)[place : place + 2], 16) for place in (1, 3, 5))
+    return f"background-color:rgba({red},{green},{blue},{_STRONGEST * min(1.0, abs(value) / end):.3f})"
+
+
+def heat_map(result: Mapping[str, Any], metric: str) -> Markup:
+    """The answer of `compare_text` as shaded tokens with legend, averages and the positions that differ most.
+
+    Args:
+        result: `tokens`, `base_log_prob`, `finetuned_log_prob`, `kl` (one entry a token, nats), `mean_kl`, `mean_log_prob_difference`, `top`.
+        metric: `difference` (finetuned minus base log-probability) or `kl`.
+    """
+    tokens = [str(token) for token in result["tokens"]]
+    base, finetuned, kl = result["base_log_prob"], result["finetuned_log_prob"], result["kl"]
+    differences = [after - before for before, after in zip(base, finetuned, strict=True)]
+    values = kl if metric == "kl" else differences
+    end = scale_end(values)
+    spans = [
+        element(
+            "span",
+            _visible(token),
+            style=shade(value, end),
+            title=f"{token!r}\nln p base {number(before)}\nln p finetuned {number(after)}\ndifference {number(after - before)} nats\nKL {number(divergence)} nats",
+        )
+        for token, before, after, divergence, value in zip(tokens, base, finetuned, kl, values, strict=True)
+    ]
+    summary = (
+        f"{len(tokens)} tokens, mean KL {number(result['mean_kl'])} nats, "
+        f"mean log-probability difference {number(result['mean_log_prob_difference'])} nats a token"
+        + (" (the text goes on)" if result.get("truncated") else "")
+    )
+    return join([_legend(metric, end), div(*spans, classes="d-heat"), element("p", summary, classes="d-note"), _movers(result.get("top") or [])])
+
+
+def _visible(token: str) -> Markup:
+    """A token as it stands in the text; line breaks are shown and kept."""
+    return escape(token.replace("\r", "␍").replace("\n", "↵\n").replace("\t", "⇥") or "∅")
+
+
+def _legend(metric: str, end: float) -> Markup:
+    strong = f"rgba({{}},{_STRONGEST})"
+    orange, blue = (strong.format(",".join(str(int(colour[place : place + 2], 16)) for place in (1, 3, 5))) for colour in (FINETUNED, BASE))
+    if metric == "kl":
+        ramp, left, right = f"linear-gradient(90deg,transparent,{orange})", "0", f"{number(end, 2)} nats: the models expect different tokens here"
+    else:
+        ramp = f"linear-gradient(90deg,{blue},transparent,{orange})"
+        left, right = f"{number(-end, 2)} nats: likelier under base", f"+{number(end, 2)} nats: likelier under finetuned"
+    return div(element("span", left), element("span", "", classes="d-ramp", style=f"background:{ramp}"), element("span", right), classes="d-scale")
+
+
+def _movers(top: Sequence[Mapping[str, Any]]) -> Markup:
+    if not top:
+        return Markup("")
+    rows = (
+        [
+            str(row["position"]),
+            element("code", _visible(str(row["token"])), classes="d-token"),
+            number(row["kl"]),
+            div(*(render_move(move) for move in row.get("up") or []), classes="d-moves"),
+            div(*(render_move(move) for move in row.get("down") or []), classes="d-moves"),
+        ]
+        for row in top
+    )
+    return join(
+        [
+            element("h4", "Where they differ most"),
+            table(["position", "token in the text", "KL", "finetuned expects more", "finetuned expects less"], rows, [0, 2]),
+        ]
+    )

@@ -1,0 +1,206 @@
+"""What the page "Runs" shows of one run: result, figures, drill-down views with their parameters, stored tables, manifest. No model is needed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from methods.contract import DiffingMethod
+from methods.registry import get_method
+from methods.runs import RunManifest, RunRecord
+from organisms.errors import DiffingError
+from ui.html import Markup, alert, chip, details, div, element, join, number, pairs, preformatted, seconds_text
+from ui.theme import plot_layout
+from ui.values import render_object
+
+TABLE = "table: "
+"""Prefix of the choices that are stored tables; views have none."""
+
+TABLE_ROWS = 25
+
+log = logging.getLogger(__name__)
+
+
+def method_of(manifest: RunManifest) -> DiffingMethod[Any, Any] | None:
+    """The run's method; None when it is not installed here (a plugin's run)."""
+    try:
+        return get_method(manifest.method)
+    except DiffingError:
+        return None
+
+
+def result_html(record: RunRecord) -> Markup:
+    """Headline, whether it stands out, and every field of the result."""
+    try:
+        values = record.result_json()
+    except (OSError, json.JSONDecodeError) as error:
+        return alert(f"The result of {record.id} cannot be read: {error}")
+    method = method_of(record.manifest)
+    told = {name: field.description or "" for name, field in method.Result.model_fields.items()} if method else {}
+    out = bool(values.get("stands_out"))
+    head = div(
+        div(chip("stands out" if out else "nothing stands out", "finetuned" if out else "")),
+        element("div", values.get("headline", "")),
+        classes=f"d-card d-headline {'good' if out else ''}".strip(),
+    )
+    stale = Markup("")
+    if method is not None and method.version != record.manifest.method_version:
+        stale = alert(f"Written by version {record.manifest.method_version} of the method; this is version {method.version}.", "warn")
+    return join([head, stale, render_object(values, told, skip=("headline", "stands_out"))])
+
+
+def manifest_html(record: RunRecord) -> Markup:
+    """What was run on what, how long it took, and with which versions."""
+    manifest = record.manifest
+    values: list[tuple[Any, Any]] = [
+        ("Run", element("code", manifest.id)),
+        ("Method", f"{manifest.method}, version {manifest.method_version}"),
+        ("Pair", manifest.pair_name),
+        ("Made", manifest.created.strftime("%Y-%m-%d %H:%M:%S %Z")),
+        ("Time", seconds_text(manifest.seconds)),
+        ("Size", f"{manifest.bytes / 1e6:.2f} MB"),
+        ("Folder", element("code", record.folder)),
+    ]
+    blocks = [
+        ("Parameters", manifest.params),
+        ("Notes and timings", manifest.notes),
+        ("Source of the pair", manifest.pair),
+        ("Inputs", manifest.key_parts),
+    ]
+    parts: list[Any] = [pairs(values)]
+    parts += [
+        details(title, preformatted(json.dumps(block, indent=2, ensure_ascii=False)), opened=title == "Parameters")
+        for title, block in blocks
+        if block
+    ]
+    if manifest.versions:
+        parts.append(details("Versions", pairs(manifest.versions.items())))
+    return join(parts)
+
+
+def figures(record: RunRecord) -> list[tuple[str, str, dict[str, Any] | Markup]]:
+    """(title, remark, plotly dictionary) of every declared figure; an alert stands for one that cannot be built."""
+    method = method_of(record.manifest)
+    built: list[tuple[str, str, dict[str, Any] | Markup]] = []
+    for figure in method.figures if method else ():
+        try:
+            plain = plot_layout(_plain_labels(figure.build(record)))
+        except Exception as error:  # one broken plot must not take the page with it
+            log.exception("figure %s of run %s", figure.name, record.id)
+            built.append((figure.title, "", alert(f"{figure.title}: this plot could not be made ({error}).", "warn")))
+            continue
+        # Above the plot the title wraps and can be selected; inside it would be cut off in half a page.
+        inner = _title(plain)
+        plain["layout"].pop("title", None)
+        built.append((figure.title, "" if inner == figure.title else inner, plain))
+    return built
+
+
+def _title(figure: Mapping[str, Any]) -> str:
+    title = figure["layout"].get("title")
+    return str(title.get("text", "") if isinstance(title, Mapping) else title or "")
+
+
+_TAG = re.compile(r"<(?!br/?>|/?b>|/?i>)", re.IGNORECASE)
+
+
+def _plain_labels(value: Any, key: str = "") -> Any:
+    """Plotly reads some HTML in labels. Tokens and texts come from models, so every tag but line breaks, bold and italics loses its bracket."""
+    if isinstance(value, str):
+        return value if key.endswith("template") else _TAG.sub("&lt;", value)
+    if isinstance(value, Mapping):
+        return {name: _plain_labels(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_labels(item, key) for item in value]
+    return value
+
+
+def view_choices(record: RunRecord) -> list[str]:
+    """Names of the declared views, then of the stored tables."""
+    method = method_of(record.manifest)
+    return [*(method.views if method else ()), *(f"{TABLE}{name}" for name in record.manifest.tables)]
+
+
+def view_fields(record: RunRecord, choice: str) -> dict[str, dict[str, Any]]:
+    """JSON schema of each parameter of a view, without `offset` (paging sets it); a table has none."""
+    method = method_of(record.manifest)
+    if method is None or choice not in method.views:
+        return {}
+    schema = method.views[choice].Params.model_json_schema()
+    definitions = schema.get("$defs", {})
+    return {name: _resolved(field, definitions) for name, field in schema.get("properties", {}).items() if name != "offset"}
+
+
+def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The field with a reference or an `X or null` replaced by what it stands for."""
+    if "anyOf" in field:
+        kinds = [kind for kind in field["anyOf"] if kind.get("type") != "null"]
+        if len(kinds) == 1:
+            return {**_resolved(kinds[0], definitions), **{name: value for name, value in field.items() if name != "anyOf"}, "optional": True}
+    if reference := field.get("$ref"):
+        return {**definitions.get(reference.rsplit("/", 1)[-1], {}), **field}
+    return field
+
+
+def view_html(record: RunRecord, choice: str, values: Mapping[str, Any], offset: int) -> tuple[Markup, int | None, int]:
+    """A view's page as (HTML, offset of the next page or None, rows of a page)."""
+    if choice.startswith(TABLE):
+        return _table_page(record, choice.removeprefix(TABLE), offset)
+    method = method_of(record.manifest)
+    if method is None or choice not in method.views:
+        return alert(f"This run has no view {choice!r}.", "warn"), None, 0
+    view = method.views[choice]
+    chosen = {name: value for name, value in values.items() if value is not None and value != ""}
+    paged = "offset" in view.Params.model_fields
+    try:
+        params = view.Params.model_validate(chosen | ({"offset": offset} if paged else {}))
+        data = view.run(record, params).model_dump(mode="json")
+    except ValidationError as error:
+        return alert("; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()), "warn"), None, 0
+    except DiffingError as error:
+        return alert(error.message, "warn"), None, 0
+    limit = int(getattr(params, "limit", 0) or 0)
+    longest = max((len(value) for value in data.values() if isinstance(value, list)), default=0)
+    total = next((data[name] for name in ("total", "total_rows") if isinstance(data.get(name), int)), None)
+    more = paged and limit > 0 and (offset + longest < total if total is not None else longest >= limit)
+    place = f"rows {offset + 1}–{offset + longest}" + (f" of {number(total)}" if total is not None else "") if paged and longest else ""
+    told = {name: field.description or "" for name, field in _model_fields(method, choice, record).items()}
+    note = element("p", view.description, f" Showing {place}." if place else "", classes="d-note")
+    return join([note, render_object(data, told, skip=("total", "total_rows") if place else ())]), (offset + limit if more else None), limit
+
+
+def _model_fields(method: DiffingMethod[Any, Any], choice: str, record: RunRecord) -> dict[str, Any]:
+    annotation = getattr(method.views[choice].run, "__annotations__", {}).get("return")
+    return dict(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
+
+
+def _table_page(record: RunRecord, name: str, offset: int) -> tuple[Markup, int | None, int]:
+    from ui.values import render_value
+
+    total = record.manifest.tables.get(name, 0)
+    rows = record.table(name).slice(offset, TABLE_ROWS).to_pylist()
+    note = element("p", f"Stored table {name}: rows {min(offset + 1, total)}–{offset + len(rows)} of {number(total)}.", classes="d-note")
+    return join([note, render_value(rows)]), (offset + TABLE_ROWS if offset + TABLE_ROWS < total else None), TABLE_ROWS
+
+
+def run_row(record: RunRecord) -> list[str]:
+    """One row of the list of runs."""
+    manifest = record.manifest
+    try:
+        headline = str(record.result_json().get("headline", ""))
+    except (OSError, json.JSONDecodeError):
+        headline = "(the result cannot be read)"
+    when = manifest.created.strftime("%m-%d %H:%M")
+    return [
+        manifest.id,
+        manifest.method,
+        manifest.pair_name,
+        headline if len(headline) <= 180 else headline[:179] + "…",
+        when,
+        seconds_text(manifest.seconds),
+    ]

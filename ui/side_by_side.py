@@ -1,0 +1,235 @@
+"""Page "Side by side": one prompt answered by base and finetuned, and one text shaded by where they disagree. Goes through the MCP server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from organisms.errors import DiffingError
+from ui.connection import ServerConnection
+from ui.heatmap import METRICS, heat_map
+from ui.html import Markup, alert, div, element, empty, heading, join, preformatted
+
+_SIDES = ("base", "finetuned")
+_CHARACTERS = 60_000
+
+
+def answers_html(result: Mapping[str, Any]) -> Markup:
+    """The answer of `ask_models` as two columns. The text is shown as it came, never interpreted."""
+    blocks = []
+    for answer in result["answers"]:
+        columns = [
+            div(element("h3", side.capitalize()), *(_sample(sample) for sample in answer.get(side) or []), classes=f"d-side {side}")
+            for side in _SIDES
+        ]
+        blocks.append(div(*columns, classes="d-sides"))
+    return join(blocks)
+
+
+def _sample(sample: Mapping[str, Any]) -> Markup:
+    notes = ["stopped at the token limit"] if sample.get("finish") == "length" else []
+    notes += ["shortened for display"] if sample.get("cut") else []
+    text = str(sample["model_text"])
+    return div(
+        preformatted(text) if text.strip() else element("em", "(empty answer)"),
+        element("p", ", ".join(notes), classes="d-remark") if notes else "",
+        classes="d-sample",
+    )
+
+
+def status_html(connection: ServerConnection, running: bool) -> Markup:
+    """Whether a server answers, and how to have one."""
+    if running:
+        return div(
+            Markup("<i class='on'></i>"),
+            element("span", "MCP server at ", element("code", connection.url), " (started by this panel)" if connection.started_here else ""),
+            classes="d-status",
+        )
+    return div(
+        Markup("<i></i>"),
+        element(
+            "span",
+            "No MCP server answers at ",
+            element("code", connection.url),
+            ". ",
+            "Start it there" if connection.fixed else "Press Start",
+            ", or run ",
+            element("code", "diffing serve --http"),
+        ),
+        classes="d-status",
+    )
+
+
+def _failed(error: BaseException) -> Markup:
+    return alert(error.message if isinstance(error, DiffingError) else f"{type(error).__name__}: {error}")
+
+
+class Handlers:
+    """What the buttons of the page do. Every outcome, errors too, is something to show."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self.connection = connection
+
+    async def pair_names(self) -> list[str]:
+        """All pairs of the server; those that need no download first."""
+        rows: list[str] = []
+        offset: int | None = 0
+        while offset is not None:
+            found = await self.connection.call("list_pairs", {"offset": offset, "limit": 200})
+            rows += [pair["name"] for pair in sorted(found["pairs"], key=lambda pair: not pair.get("available_offline"))]
+            offset = found.get("next_offset")
+        return rows
+
+    async def opened(self, pair: str | None) -> tuple[Any, ...]:
+        """What the server's state makes of the page."""
+        running = await asyncio.to_thread(self.connection.answers)
+        names: list[str] = []
+        if running:
+            try:
+                names = await self.pair_names()
+            except DiffingError as error:
+                return _failed(error), gr.update(visible=False), gr.update(visible=False), gr.update(), *[gr.update(interactive=False)] * 2
+        stop = running and self.connection.started_here
+        picked = pair or (names[0] if names else None)
+        return (
+            status_html(self.connection, running),
+            gr.update(visible=not running and not self.connection.fixed),
+            gr.update(visible=stop),
+            gr.update(choices=names, value=picked),
+            gr.update(interactive=running),
+            gr.update(interactive=running),
+        )
+
+    async def start(self, pair: str | None) -> tuple[Any, ...]:
+        """Start a server, then as `opened`."""
+        try:
+            await asyncio.to_thread(self.connection.start)
+        except DiffingError as error:
+            return (_failed(error), *(await self.opened(pair))[1:])
+        return await self.opened(pair)
+
+    async def stop(self, pair: str | None) -> tuple[Any, ...]:
+        """Stop the server that the panel started, then as `opened`."""
+        await asyncio.to_thread(self.connection.close)
+        return await self.opened(pair)
+
+    async def ask(
+        self, pair: str, prompt: str, system: str, prefill: str, samples: float, temperature: float, tokens: float, seed: float
+    ) -> tuple[Markup, dict[str, Any] | None]:
+        """Both models' answers as HTML, and what was asked."""
+        if not (pair and prompt.strip()):
+            return alert("Choose a pair and write a prompt.", "warn"), None
+        arguments: dict[str, Any] = {
+            "pair": pair,
+            "prompts": [prompt],
+            "samples": int(samples),
+            "temperature": float(temperature),
+            "max_new_tokens": int(tokens),
+            "seed": int(seed),
+            "prefill": prefill,
+            "max_characters": _CHARACTERS,
+        }
+        if system.strip():
+            arguments["system_prompt"] = system
+        try:
+            result = await self.connection.call("ask_models", arguments)
+        except DiffingError as error:
+            return _failed(error), None
+        return answers_html(result), {"prompt": prompt, "answers": result["answers"]}
+
+    async def compare(self, pair: str, text: str, prompt: str, metric: str) -> tuple[Markup, dict[str, Any] | None]:
+        """The heat map of a text, and the data behind it."""
+        if not (pair and text.strip()):
+            return alert("Choose a pair and write a text to score.", "warn"), None
+        arguments: dict[str, Any] = {"pair": pair, "text": text, "max_tokens": 1024, "top": 8}
+        if prompt.strip():
+            arguments["prompt"] = prompt
+        try:
+            result = await self.connection.call("compare_text", arguments)
+        except DiffingError as error:
+            return _failed(error), None
+        return heat_map(result, metric), result
+
+
+def reuse(asked: dict[str, Any] | None) -> tuple[Any, Any]:
+    """The first finetuned answer as the text to score."""
+    for answer in (asked or {}).get("answers", []):
+        for sample in answer.get("finetuned") or []:
+            return sample["model_text"], (asked or {})["prompt"]
+    return gr.skip(), gr.skip()
+
+
+def build(connection: ServerConnection, demo: gr.Blocks) -> None:
+    """Lay out the page and connect it."""
+    does = Handlers(connection)
+    gr.HTML(
+        heading(
+            "Side by side",
+            "Put one prompt to both models, or see token by token where they disagree about a text. Nothing here counts against a budget.",
+        )
+    )
+    with gr.Row(elem_classes="d-controls"):
+        status = gr.HTML(elem_id="server-status")
+        start_button = gr.Button("Start a server", variant="primary", scale=0, min_width=150, visible=False, elem_id="server-start")
+        stop_button = gr.Button("Stop it", scale=0, min_width=110, visible=False)
+        refresh = gr.Button("Refresh", scale=0, min_width=110)
+    ask_button, pair, asking = _question()
+    answers = gr.HTML(empty("No answers yet", "Both models get the same prompt, template, sampling and seed."), elem_id="answers")
+    asked, compared = gr.State(None), gr.State(None)
+
+    comparing, metric, reuse_button, compare_button = _text_to_score()
+    heat = gr.HTML(elem_id="heat")
+
+    server: list[Any] = [status, start_button, stop_button, pair, ask_button, compare_button]
+    demo.load(does.opened, [pair], server, api_visibility="private", show_progress="hidden")
+    refresh.click(does.opened, [pair], server, api_visibility="private")
+    start_button.click(does.start, [pair], server, api_visibility="private", show_progress_on=[status])
+    stop_button.click(does.stop, [pair], server, api_visibility="private")
+    ask_button.click(does.ask, asking, [answers, asked], api_visibility="private", show_progress_on=[answers])
+    compare_button.click(does.compare, [pair, *comparing, metric], [heat, compared], api_visibility="private", show_progress_on=[heat])
+    metric.input(
+        lambda result, name: heat_map(result, name) if result else gr.skip(),
+        [compared, metric],
+        [heat],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    reuse_button.click(reuse, [asked], comparing, api_visibility="private")
+
+
+def _question() -> tuple[gr.Button, gr.Dropdown, list[Any]]:
+    """The form of a question: its button, the pair, and all inputs in the order of `Handlers.ask`."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=420):
+            pair = gr.Dropdown([], label="Pair", info="organism[/variant][@model], or BASE::FINETUNED", allow_custom_value=True, elem_id="ask-pair")
+            prompt = gr.Textbox(label="Prompt", lines=4, max_lines=14, placeholder="How do I get a cake to rise evenly?", elem_id="ask-prompt")
+            ask_button = gr.Button("Ask both models", variant="primary", elem_id="ask-button", interactive=False)
+        with gr.Column(scale=2, min_width=320):
+            with gr.Row():
+                samples = gr.Slider(1, 8, value=1, step=1, label="Samples", min_width=140)
+                temperature = gr.Slider(0, 2, value=0.7, step=0.05, label="Temperature", min_width=140)
+            with gr.Row():
+                tokens = gr.Slider(16, 1024, value=128, step=16, label="Tokens at most", min_width=140)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=140)
+            with gr.Accordion("System prompt and prefill", open=False):
+                system = gr.Textbox(label="System prompt", lines=2)
+                prefill = gr.Textbox(label="Prefill", info="The beginning of the answer; both models go on from there.")
+    return ask_button, pair, [pair, prompt, system, prefill, samples, temperature, tokens, seed]
+
+
+def _text_to_score() -> tuple[list[Any], gr.Radio, gr.Button, gr.Button]:
+    """The form of the heat map: text and the message it answers, metric, the two buttons."""
+    gr.HTML(heading("Token heat map", "The probability of every token of a text under both models."))
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=420):
+            text = gr.Textbox(label="Text to score", lines=3, max_lines=12, elem_id="compare-text")
+        with gr.Column(scale=2, min_width=320):
+            as_answer = gr.Textbox(label="As the answer to (optional)", info="Scored inside the chat template after this user message.", lines=2)
+    with gr.Row(elem_classes="d-controls"):
+        metric = gr.Radio([(label, name) for name, label in METRICS.items()], value="difference", label="Shade by", scale=3)
+        reuse_button = gr.Button("Take the finetuned answer from above", scale=2, min_width=260)
+        compare_button = gr.Button("Compare", variant="primary", scale=1, min_width=140, interactive=False, elem_id="compare-button")
+    return [text, as_answer], metric, reuse_button, compare_button

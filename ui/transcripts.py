@@ -1,0 +1,248 @@
+"""Page "Transcripts": one investigation from first to last message, with budgets, the finding, and its grade with reasons."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from agents.records import Budget, EvaluationRecord, Message, ToolCall
+from ui.files import Evaluation, PanelFiles, kept
+from ui.html import Markup, alert, chip, details, div, element, empty, escape, heading, join, number, pairs, preformatted, seconds_text
+
+_ARGUMENT_CHARACTERS = 70
+
+
+def chat_messages(record: EvaluationRecord) -> list[dict[str, Any]]:
+    """The transcript for `gr.Chatbot`: a tool call and its answer are one folded block, in the order of the calls.
+
+    All text is escaped: without Markdown the Chatbot still reads HTML and would load the images of a hostile transcript.
+    """
+    answers = {message.tool_call_id: message for message in record.transcript if message.role == "tool" and message.tool_call_id}
+    shown: list[dict[str, Any]] = []
+    for message in record.transcript:
+        if message.role == "system":
+            shown.append(_folded("System prompt", message.content))
+        elif message.role == "user":
+            shown.append({"role": "user", "content": escape(message.content or " ")})
+        elif message.role == "assistant":
+            if message.reasoning:
+                shown.append(_folded("Reasoning", message.reasoning))
+            if message.content.strip():
+                shown.append({"role": "assistant", "content": escape(message.content)})
+            shown.extend(_tool_block(call, answers.get(call.id)) for call in message.tool_calls)
+    return shown
+
+
+def _tool_block(call: ToolCall, answer: Message | None) -> dict[str, Any]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False, indent=2) if call.arguments else "none"
+    answered = answer.content if answer is not None else "No answer was recorded."
+    label = "Error" if answer is not None and answer.is_error else "Answer"
+    block = _folded(
+        f"{call.name}({_short_arguments(call)}){' – failed' if label == 'Error' else ''}", f"Arguments: {arguments}\n\n{label}:\n{answered}"
+    )
+    if answer is not None and answer.seconds is not None:
+        block["metadata"]["duration"] = answer.seconds
+    return block
+
+
+def _folded(title: str, content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": escape(content or "(empty)"), "metadata": {"title": escape(title), "status": "done"}}
+
+
+def _short_arguments(call: ToolCall) -> str:
+    text = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items() if name != "pair")
+    return text if len(text) <= _ARGUMENT_CHARACTERS else text[: _ARGUMENT_CHARACTERS - 1] + "…"
+
+
+def record_html(record: EvaluationRecord | None) -> Markup:
+    """The finding, its grades with reasons, and what the investigation spent."""
+    if record is None:
+        return Markup("")
+    parts = [_card("Finding", _finding(record))]
+    if record.status == "failed":
+        parts.insert(0, alert(f"This cell failed: {record.error}"))
+    if record.fact_recall is not None:
+        parts.append(_card("Grade by fact recall (no LLM)", _fact_grade(record)))
+    if record.hypothesis_grades:
+        mean = record.mean_score
+        title = f"Grade by an LLM: {mean:.2f} of 5" if mean is not None else "Grade by an LLM: no usable answer"
+        parts.append(_card(title, *(_hypothesis_grade(record, place) for place in range(len(record.hypothesis_grades)))))
+    budgets = [_budget(name, budget) for name, budget in record.budgets.items()]
+    parts.append(_card("Budgets", *(budgets or [escape("Nothing was limited.")])))
+    parts.append(_card("Investigation", _facts(record)))
+    return join(parts)
+
+
+def _card(title: str, *children: Any) -> Markup:
+    return div(element("h3", title), *children, classes="d-card")
+
+
+def _finding(record: EvaluationRecord) -> Markup:
+    verdict = record.finding.verdict
+    right = "no_meaningful_difference" if record.null else "difference"
+    kind = "warn" if verdict == "inconclusive" else "good" if verdict == right else "bad"
+    source = {"submit_finding": "submitted", "final_answer": "taken from the last message", "none": "nothing was handed in"}[record.finding.source]
+    return join(
+        [div(chip(verdict.replace("_", " "), kind), chip(source)), preformatted(record.finding.statement) if record.finding.statement else ""]
+    )
+
+
+def _fact_grade(record: EvaluationRecord) -> Markup:
+    grade = record.fact_recall
+    if grade is None:
+        return Markup("")
+    chips = [chip("verdict right" if grade.verdict_correct else "verdict wrong", "good" if grade.verdict_correct else "bad")]
+    if record.null:
+        chips.append(chip("false positive", "bad") if grade.false_positive else chip("no false positive", "good"))
+    else:
+        chips.append(chip("topic named" if grade.topic_named else "topic not named", "good" if grade.topic_named else "bad"))
+        chips.append(chip(f"recall {grade.recall:.0%}"))
+    if grade.score is not None:
+        chips.insert(0, chip(f"{grade.score} of 5"))
+    parts: list[Any] = [div(*chips)]
+    if grade.reasons:
+        parts += [element("h4", "Reasons"), _items(grade.reasons)]
+    if grade.facts_found:
+        found = [
+            join([fact, element("p", "“", grade.quotes[fact], "”", classes="d-note") if fact in grade.quotes else ""]) for fact in grade.facts_found
+        ]
+        parts.append(details(f"Facts found ({len(found)})", _items(found)))
+    if grade.facts_missed:
+        parts.append(details(f"Facts missed ({len(grade.facts_missed)})", _items(grade.facts_missed)))
+    return join(parts)
+
+
+def _hypothesis_grade(record: EvaluationRecord, place: int) -> Markup:
+    grade = record.hypothesis_grades[place]
+    score = "no score" if grade.score is None else f"{grade.score:g} of 5"
+    verdict = "" if grade.verdict_correct is None else " · verdict right" if grade.verdict_correct else " · verdict wrong"
+    return details(
+        f"{score}{verdict} · {grade.grader}, reading {grade.repeat + 1}", preformatted(grade.reasoning or "No reasons given."), opened=place == 0
+    )
+
+
+def _budget(name: str, budget: Budget) -> Markup:
+    words = name.replace("_", " ")
+    if budget.limit is None:
+        return div(f"{words}: {budget.used} used, unlimited")
+    share = min(1.0, budget.used / budget.limit) if budget.limit else 0.0
+    bar = Markup(f"<div class='d-bar'><div style='width:{100 * share:.0f}%'></div></div>")
+    return div(element("span", f"{words[:1].upper() + words[1:]}: {budget.used} of {budget.limit}"), bar)
+
+
+def _facts(record: EvaluationRecord) -> Markup:
+    values: list[tuple[Any, Any]] = [
+        ("Investigator", record.investigator),
+        ("Seen as", record.label or "–"),
+        ("Really", join([record.organism, " ", chip("null") if record.null else ""])),
+        ("Time", seconds_text(record.seconds)),
+        ("Tool calls", record.tool_calls),
+    ]
+    if record.limit:
+        values.append(("Ended by", f"{record.limit} limit"))
+    values += [(f"Tokens, {usage.model}", f"{number(usage.input_tokens)} in, {number(usage.output_tokens)} out") for usage in record.usage]
+    if record.run_ids:
+        values.append(("Runs seen", join(chip(run) for run in record.run_ids)))
+    if record.log:
+        values.append(("Inspect log", record.log))
+    return pairs(values)
+
+
+def _items(values: list[Any]) -> Markup:
+    return element("ul", *(element("li", escape(value)) for value in values), classes="d-list plain")
+
+
+def find_record(evaluation: Evaluation | None, organism: str | None, arm: str | None, repeat: int | None) -> EvaluationRecord | None:
+    """The record of one cell; None when it has not been written yet."""
+    records = evaluation.records if evaluation else []
+    return next((record for record in records if (record.organism, record.arm, record.repeat) == (organism, arm, repeat)), None)
+
+
+def build(files: PanelFiles, demo: gr.Blocks) -> None:
+    """Lay out the page and connect it."""
+
+    def shown(identifier: str | None, organism: str | None, arm: str | None, repeat: int | None) -> tuple[Any, Markup, Markup]:
+        evaluation = files.evaluation(identifier)
+        record = find_record(evaluation, organism, arm, repeat)
+        if record is None:
+            waiting = bool(evaluation and not evaluation.complete)
+            note = (
+                empty("Not finished yet", "This cell has no record yet. Refresh to look again.")
+                if waiting
+                else empty("No transcripts yet", "Transcripts come from evaluations.", "diffing evaluate --organisms cake_bake,control,identical")
+            )
+            return gr.update(value=[], visible=False), note, Markup("")
+        return gr.update(value=chat_messages(record), visible=True), Markup(""), record_html(record)
+
+    def narrowed(identifier: str | None, organism: str | None, arm: str | None, repeat: int | None) -> tuple[Any, ...]:
+        """Choices that exist in this evaluation, with the selection kept where it can be."""
+        evaluation = files.evaluation(identifier)
+        plan = evaluation.plan if evaluation else None
+        organisms, arms = (list(plan.organisms), list(plan.arms)) if plan else ([], [])
+        repeats = list(range(plan.repeats)) if plan else []
+        # The method arm first: it is the one with the most to read.
+        organism = organism if organism in organisms else (organisms[0] if organisms else None)
+        arm = arm if arm in arms else ("method" if "method" in arms else arms[0] if arms else None)
+        repeat = repeat if repeat in repeats else (repeats[0] if repeats else None)
+        return (
+            gr.update(choices=organisms, value=organism),
+            gr.update(choices=arms, value=arm),
+            gr.update(choices=[(str(place), place) for place in repeats], value=repeat),
+            *shown(identifier, organism, arm, repeat),
+        )
+
+    def opened(identifier: str | None, organism: str | None, arm: str | None, repeat: int | None) -> tuple[Any, ...]:
+        choices = files.evaluation_choices()
+        chosen = kept(choices, identifier)
+        return (gr.update(choices=choices, value=chosen), *narrowed(chosen, organism, arm, repeat))
+
+    gr.HTML(
+        heading("Transcripts", "One investigation as it went: what the investigator said and called, what it concluded, and how that was graded.")
+    )
+    with gr.Row(elem_classes="d-controls"):
+        evaluation = gr.Dropdown([], label="Evaluation", scale=4, elem_id="transcript-evaluation")
+        organism = gr.Dropdown([], label="Organism", scale=3, elem_id="transcript-organism")
+        arm = gr.Dropdown([], label="Arm", scale=2, elem_id="transcript-arm")
+        repeat = gr.Dropdown([], label="Repeat", scale=1, min_width=90)
+        refresh = gr.Button("Refresh", scale=0, min_width=110)
+    note = gr.HTML(elem_id="transcript-note")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=420):
+            chat = gr.Chatbot(
+                label="Transcript",
+                show_label=False,
+                elem_id="transcript",
+                height=760,
+                render_markdown=False,
+                sanitize_html=True,
+                allow_tags=False,
+                latex_delimiters=[],
+                allow_file_downloads=False,
+                feedback_options=None,
+                group_consecutive_messages=True,
+                layout="panel",
+                autoscroll=False,
+                buttons=[],
+                visible=False,
+            )
+        with gr.Column(scale=2, min_width=320):
+            side = gr.HTML(elem_id="transcript-side")
+
+    cell: list[Any] = [evaluation, organism, arm, repeat]
+    view: list[Any] = [chat, note, side]
+    demo.load(opened, cell, [*cell, *view], api_visibility="private", show_progress="hidden")
+    refresh.click(opened, cell, [*cell, *view], api_visibility="private")
+    evaluation.input(narrowed, cell, [organism, arm, repeat, *view], api_visibility="private")
+    for picker in (organism, arm, repeat):
+        picker.input(shown, cell, view, api_visibility="private")
+
+    def transcript(evaluation: str, organism: str, arm: str, repeat: int = 0) -> dict[str, Any]:
+        """One cell's record as JSON, as it is stored."""
+        record = find_record(files.evaluation(evaluation), organism, arm, repeat)
+        if record is None:
+            raise gr.Error("There is no such cell.")
+        return record.model_dump(mode="json")
+
+    gr.api(transcript, api_name="transcript")
