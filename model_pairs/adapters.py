@@ -133,7 +133,7 @@ def check_fits(transformer: torch.nn.Module, config: dict[str, Any], tensors: di
 
     LoRA: lora_A is [rank, in], lora_B [out, rank], for a base weight [out, in] (transposed for transformers' Conv1D).
     """
-    modules = {name: module for name, module in transformer.named_modules()}
+    modules = dict(transformer.named_modules())
     absent = []
     for key, tensor in tensors.items():
         for part in (".lora_A.", ".lora_B."):
@@ -161,6 +161,29 @@ def check_fits(transformer: torch.nn.Module, config: dict[str, Any], tensors: di
         )
 
 
+def take_restated(transformer: torch.nn.Module, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Take out of `tensors` the base weights that peft saved with the adapter (embeddings it targets).
+
+    Raises:
+        NotTheSame: they are not the base model's: loading them would overwrite the side they are compared with.
+    """
+    import torch
+
+    parameters = {name.replace(".base_layer", ""): parameter for name, parameter in transformer.named_parameters(remove_duplicate=False)}
+    replaced = tuple(config.get("modules_to_save") or ())
+    for key in list(tensors):
+        name = key.removeprefix(_PREFIX).replace(".base_layer", "")
+        if name not in parameters or name.rsplit(".", 1)[0].endswith(replaced or ("\0",)):
+            continue
+        base = parameters[name].detach().cpu()
+        if base.shape != tensors[key].shape or not torch.equal(base, tensors[key].to(base.dtype)):
+            raise NotTheSame(
+                f"The adapter brings a changed `{name}` {tuple(tensors[key].shape)} that is no LoRA; the base model's {tuple(base.shape)} would be "
+                "overwritten. Merge the adapter into a full model and name that as the finetuned side."
+            )
+        del tensors[key]
+
+
 def check_landed(transformer: torch.nn.Module, name: str, tensors: dict[str, torch.Tensor]) -> list[torch.nn.Parameter]:
     """The adapter's parameters inside the model, after comparing every tensor of the file with the one loaded, by name and value.
 
@@ -173,12 +196,13 @@ def check_landed(transformer: torch.nn.Module, name: str, tensors: dict[str, tor
     for key, parameter in transformer.named_parameters(remove_duplicate=False):
         if f".{name}" in key:
             loaded[key.removeprefix(_PREFIX).replace(f".modules_to_save.{name}", "").replace(f".{name}", "")] = parameter
-    missing, different = [], []
+    missing: list[str] = []
+    different: list[str] = []
     for key, tensor in tensors.items():
-        parameter = loaded.get(key.removeprefix(_PREFIX))
-        if parameter is None:
+        found = loaded.get(key.removeprefix(_PREFIX))
+        if found is None:
             missing.append(key)
-        elif parameter.shape != tensor.shape or not torch.equal(parameter.detach().cpu(), tensor.to(parameter.dtype)):
+        elif found.shape != tensor.shape or not torch.equal(found.detach().cpu(), tensor.to(found.dtype)):
             different.append(key)
     unfilled = sorted(set(loaded) - {key.removeprefix(_PREFIX) for key in tensors})
     unfilled = [key for key in unfilled if ".lora_B" in key or ".lora_embedding_B" in key]
@@ -215,9 +239,16 @@ def attach(resident: ResidentModel, folder: Path) -> AttachedAdapter:
         if name in resident.adapters:
             return resident.adapters[name]
         config, tensors = read_adapter(folder)
+        whole = set(config.get("modules_to_save") or ())
+        if shared := sorted(whole & {slot.child_name for slot in resident.slots}):
+            raise InvalidInput(
+                f"This adapter replaces the whole module {shared[0]!r}, which another adapter in memory changes by LoRA; peft cannot hold both on one "
+                "base. Unload the base model first, or merge one of the two."
+            )
         _put_in(resident)
         try:
             check_fits(resident.transformer, config, tensors)
+            take_restated(resident.transformer, config, tensors)
             try:
                 resident.transformer.load_adapter(str(folder), adapter_name=name)
                 parameters = check_landed(resident.transformer, name, tensors)
@@ -335,6 +366,7 @@ def merged(transformer: Any, folder: Path) -> Any:
 
     config, tensors = read_adapter(folder)
     check_fits(transformer, config, tensors)
+    take_restated(transformer, config, tensors)
     name = adapter_name(folder)
     try:
         peft_model = PeftModel.from_pretrained(transformer, str(folder), adapter_name=name, is_trainable=False)

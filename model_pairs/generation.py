@@ -108,7 +108,7 @@ def rows_of(
     tokenizer: Any, requests: Sequence[GenerationRequest], sampling: Sampling, context_length: int, thinking_switch: bool = False
 ) -> list[Row]:
     """All sequences of these requests. Raises InvalidInput when a prompt and its answer do not fit in the context, with both numbers."""
-    rows = []
+    rows: list[Row] = []
     for index, request in enumerate(requests):
         ids = prompt_ids(tokenizer, request, sampling.thinking, thinking_switch)
         if len(ids) + sampling.max_new_tokens > context_length:

@@ -112,11 +112,11 @@ class ModelPairs:
             check_different(spec)
             with self._lock:
                 self._checked.add(spec)
-        tokenizer = tokenizers["base"] or tokenizers["finetuned"]
-        if tokenizers["finetuned"] is not None and tokenizers["finetuned"].chat_template and not tokenizer.chat_template:
-            tokenizer = tokenizers["finetuned"]
-        if tokenizer is None:
+        given = [each for each in tokenizers.values() if each is not None]
+        if not given:
             raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
+        # The base's tokenizer, unless only the finetune has a chat template.
+        tokenizer = next((each for each in given if each.chat_template), given[0])
 
         sequential = False
         if wanted["base"] != wanted["finetuned"]:

@@ -194,15 +194,19 @@ def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> TinyAdapters:
     return build
 
 
-def lora_delta(adapter: Path, module: str) -> Any:
-    """The weight change of one module [out, in] that a saved adapter means, float32: alpha / rank * B @ A."""
+@pytest.fixture(scope="session")
+def lora_delta() -> Callable[[Path, str], Any]:
+    """`lora_delta(adapter_folder, module)` -> the weight change [out, in] that a saved adapter means, float32: alpha / rank * B @ A."""
     from safetensors.torch import load_file
 
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    a = tensors[f"base_model.model.{module}.lora_A.weight"].float()
-    b = tensors[f"base_model.model.{module}.lora_B.weight"].float()
-    return config["lora_alpha"] / config["r"] * b @ a
+    def delta(adapter: Path, module: str) -> Any:
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        a = tensors[f"base_model.model.{module}.lora_A.weight"].float()
+        b = tensors[f"base_model.model.{module}.lora_B.weight"].float()
+        return config["lora_alpha"] / config["r"] * b @ a
+
+    return delta
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from model_pairs.interventions import Intervention
 from organisms.errors import InvalidInput
-from tests.conftest import lora_delta
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "gemma2", "gemma3", "gpt2", "gpt_neox"]
 TOKENS = torch.tensor([[7, 30, 41, 52, 63, 74]])
+ONES = torch.ones_like(TOKENS)
 
 
 def reference(folder, ids):
@@ -28,11 +28,11 @@ def test_forward_and_padding_on_every_architecture(kind, tiny_models, tiny_adapt
     logits, hidden = reference(folder, TOKENS)
     pad = torch.zeros(1, 3, dtype=torch.long)
     with pairs.use(make_pair(folder, adapter=tiny_adapters(folder), name=kind)) as pair:
-        plain = pair.forward("base", TOKENS, torch.ones_like(TOKENS), layers=[0, 1])
+        plain = pair.forward("base", TOKENS, ONES, layers=[0, 1])
         torch.testing.assert_close(plain.logits, logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(plain.hidden[0], hidden[1], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(plain.hidden[1], hidden[2], atol=1e-4, rtol=1e-4)
-        finetuned = pair.forward("finetuned", TOKENS, torch.ones_like(TOKENS), layers=[1])
+        finetuned = pair.forward("finetuned", TOKENS, ONES, layers=[1])
         assert (finetuned.logits - logits).abs().max() > 1e-2
         for side, unpadded in (("base", plain), ("finetuned", finetuned)):
             left = pair.forward(side, torch.cat([pad, TOKENS], 1), torch.tensor([[0] * 3 + [1] * 6]), layers=[1])
@@ -40,5 +40,121 @@ def test_forward_and_padding_on_every_architecture(kind, tiny_models, tiny_adapt
             torch.testing.assert_close(left.logits[:, 3:], unpadded.logits, atol=1e-3, rtol=1e-3)
             torch.testing.assert_close(right.logits[:, :6], unpadded.logits, atol=1e-3, rtol=1e-3)
             torch.testing.assert_close(left.hidden[1][:, 3:], unpadded.hidden[1], atol=1e-3, rtol=1e-3)
-        again = pair.forward("base", TOKENS, torch.ones_like(TOKENS), layers=[1])
-        assert torch.equal(again.logits, plain.logits)
+        # The last layer's lens is the model's own head: norm, unembedding, bias and soft cap included.
+        last = pair.forward("base", TOKENS, ONES, layers=[pair.num_layers - 1]).hidden[pair.num_layers - 1]
+        torch.testing.assert_close(pair.logit_lens("base", last), logits, atol=1e-3, rtol=1e-3)
+        # A vector planted after layer 0 is what is found there.
+        vector = torch.randn(pair.d_model, generator=torch.Generator().manual_seed(1))
+        steered = pair.forward("base", TOKENS, ONES, layers=[0], interventions=[Intervention(0, vector, 3.0)])
+        torch.testing.assert_close(steered.hidden[0] - plain.hidden[0], (3 * vector).expand_as(plain.hidden[0]), atol=1e-4, rtol=1e-4)
+        assert (steered.logits - plain.logits).abs().max() > 1e-3
+        assert torch.equal(pair.forward("base", TOKENS, ONES).logits, plain.logits)
+
+
+def test_adapter_is_what_peft_computes(tiny_models, tiny_adapters, make_pair, pairs, lora_delta):
+    folder = tiny_models()
+    adapter = tiny_adapters(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                module.weight += lora_delta(adapter, name)
+        expected = model(input_ids=TOKENS).logits
+    with pairs.use(make_pair(folder, adapter=adapter)) as pair:
+        torch.testing.assert_close(pair.forward("finetuned", TOKENS, ONES).logits, expected, atol=1e-4, rtol=1e-4)
+    with pairs.use(make_pair(folder, adapter=adapter, merge=True)) as pair:
+        torch.testing.assert_close(pair.forward("finetuned", TOKENS, ONES).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_stopping_early_gives_the_same_hidden_states(tiny_pair):
+    full = tiny_pair.forward("finetuned", TOKENS, ONES, layers=[0, 1])
+    stopped = tiny_pair.forward("finetuned", TOKENS, ONES, layers=[0, 1], logits=False)
+    assert stopped.logits is None
+    for layer in (0, 1):
+        assert torch.equal(full.hidden[layer], stopped.hidden[layer])
+
+
+def test_batch_rows_are_independent(tiny_pair):
+    ids = torch.randint(5, 320, (4, 7), generator=torch.Generator().manual_seed(0))
+    together = tiny_pair.forward("finetuned", ids, torch.ones_like(ids)).logits
+    alone = torch.cat([tiny_pair.forward("finetuned", row[None], torch.ones(1, 7, dtype=torch.long)).logits for row in ids])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_token_log_probs_are_log_softmax(tiny_pair):
+    ids = torch.randint(5, 320, (3, 8), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    mask[2, 6:] = 0
+    scores = tiny_pair.token_log_probs("base", ids, mask)
+    logits = tiny_pair.forward("base", ids, mask).logits
+    expected = logits.float().log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    expected = expected * (mask[:, 1:] * mask[:, :-1])
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    assert scores[1, :3].eq(0).all()
+    assert scores[2, 5:].eq(0).all()
+
+
+def test_identical_pair_is_exactly_equal(identical_pair):
+    base, finetuned = (identical_pair.forward(side, TOKENS, ONES, layers=[0, 2]) for side in ("base", "finetuned"))
+    assert torch.equal(base.logits, finetuned.logits)
+    assert torch.equal(base.hidden[2], finetuned.hidden[2])
+
+
+def test_wrong_input_is_refused_with_the_numbers(tiny_pair):
+    with pytest.raises(InvalidInput, match=r"300 tokens.*256"):
+        tiny_pair.forward("base", torch.full((1, 300), 9), torch.ones(1, 300, dtype=torch.long))
+    with pytest.raises(InvalidInput, match="0 to 2"):
+        tiny_pair.forward("base", TOKENS, ONES, layers=[3])
+    with pytest.raises(InvalidInput, match="319"):
+        tiny_pair.forward("base", torch.tensor([[320]]), torch.tensor([[1]]))
+    with pytest.raises(InvalidInput, match="one shape"):
+        tiny_pair.forward("base", TOKENS, ONES[:, :2])
+    with pytest.raises(InvalidInput, match="finetuned"):
+        tiny_pair.forward("other", TOKENS, ONES)
+    with pytest.raises(InvalidInput, match="dimensions"):
+        tiny_pair.forward("base", TOKENS, ONES, interventions=[Intervention(0, torch.ones(5))])
+    with pytest.raises(InvalidInput, match="not finite"):
+        tiny_pair.forward("base", TOKENS, ONES, interventions=[Intervention(0, torch.full((32,), float("nan")))])
+    tiny_pair.forward("base", TOKENS, ONES)
+
+
+def test_intervention_modes_and_positions(tiny_pair):
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    ids = TOKENS.repeat(2, 1)
+    vector = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
+    plain = tiny_pair.forward("base", ids, mask, layers=[1]).hidden[1]
+
+    def after(**options):
+        return tiny_pair.forward("base", ids, mask, layers=[1], interventions=[Intervention(1, **options)]).hidden[1]
+
+    # The last token of a row that is not padding, on either side; one vector a row.
+    replaced = after(vector=vector, mode="replace", strength=2.0, positions="last_prompt_token")
+    torch.testing.assert_close(replaced[0, 5], 2 * vector[0])
+    torch.testing.assert_close(replaced[1, 3], 2 * vector[1])
+    assert torch.equal(replaced[0, :5], plain[0, :5])
+    assert torch.equal(replaced[1, :3], plain[1, :3])
+    removed = after(vector=vector[0], mode="remove")
+    torch.testing.assert_close(removed @ vector[0], torch.zeros(2, 6), atol=1e-4, rtol=0)
+    chosen = torch.zeros(2, 6, dtype=torch.bool)
+    chosen[0, 4] = True
+    added = after(vector=vector[0], positions=chosen)
+    assert ((added - plain).abs().sum(-1) > 0).nonzero().tolist() == [[0, 4]]
+    assert torch.equal(after(vector=vector[0], positions="generated"), plain)
+
+
+def test_adapter_on_the_unembedding_reaches_the_lens(tiny_models, tiny_adapters, make_pair, pairs):
+    lora, whole = {"targets": ["q_proj", "lm_head"]}, {"targets": ["q_proj"], "modules_to_save": ["lm_head"]}
+    for seed, options in ((3, lora), (4, whole)):
+        folder = tiny_models(seed=seed)
+        adapter = tiny_adapters(folder, **options)
+        with pairs.use(make_pair(folder, adapter=adapter)) as pair:
+            for side in ("finetuned", "base", "finetuned"):
+                out = pair.forward(side, TOKENS, ONES, layers=[2])
+                torch.testing.assert_close(pair.logit_lens(side, out.hidden[2]), out.logits, atol=1e-3, rtol=1e-3)
+            assert (pair.forward("finetuned", TOKENS, ONES).logits - pair.forward("base", TOKENS, ONES).logits).abs().max() > 1e-2
+    folder = tiny_models(seed=3)
+    with pairs.use(make_pair(folder, adapter=tiny_adapters(folder, **lora))), pytest.raises(InvalidInput, match="whole module"):
+        with pairs.use(make_pair(folder, adapter=tiny_adapters(folder, **whole))):
+            pass
