@@ -1,0 +1,1 @@
+"""Mean activation differences on unrelated text, read through the logit lens."""

@@ -1,0 +1,65 @@
+"""When the activation difference lens says that something stands out. See docs/decisions/null-criterion.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+from methods.activation_difference_lens.declaration import LensWord
+from methods.activation_difference_lens.lens import Reading
+from methods.activation_difference_lens.rows import PositionRow
+from methods.words import Vocabulary
+
+NULL_Z = 4.5
+"""Highest z that one of 50,000 tokens reaches under a random direction by chance is about 4.3: lower scores are not listed as words."""
+TOP_TOKENS = 20
+"""Tokens of each lens list that are looked at, as in the literature."""
+STABLE = 0.5
+"""Least cosine between the means of two halves of the samples for a mean difference to be read at all."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The outcome in words."""
+
+    stands_out: bool
+    headline: str
+    words: list[LensWord]
+
+
+def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocabulary) -> Judgement:
+    """Content words among the first of the stable lists.
+
+    Args:
+        rows: one a layer and position.
+        readings: of the difference, one for each row whose difference is not zero, in the same order.
+    """
+    moved = [row for row in rows if row.difference_norm > 0]
+    if not moved:
+        return Judgement(False, "Every activation is the same in both models: no difference.", [])
+    found: dict[str, tuple[float, int]] = {}
+    stable = 0
+    for row, reading in zip(moved, readings, strict=True):
+        if row.stability is None or row.stability < STABLE:
+            continue
+        stable += 1
+        for word, z in _content_words(reading, words):
+            highest, places = found.get(word, (0.0, 0))
+            found[word] = (max(highest, z), places + 1)
+    listed = [LensWord(word=word, z=round(z, 3), places=places) for word, (z, places) in found.items()]
+    listed.sort(key=lambda row: (-row.places, -row.z, row.word))
+    size = max(row.relative_norm for row in moved)
+    state = f"mean differences up to {100 * size:.2g} % of the activations' norm, {stable} of {len(moved)} stable over halves of the samples"
+    return Judgement(False, f"Not a verdict by itself: {state}. Compare the promoted words with other methods.", listed)
+
+
+def _content_words(reading: Reading, words: Vocabulary) -> list[tuple[str, float]]:
+    """Content words among the first tokens by z, each once, with its highest z."""
+    order = [index for index in reading.order("z")[: TOP_TOKENS + int(words.special.sum())] if not words.special[index]][:TOP_TOKENS]
+    best: dict[str, float] = {}
+    for index in order:
+        if words.content[index] and reading.z[index] >= NULL_Z:
+            word = words.words[words.word_index[index]]
+            best.setdefault(word, float(reading.z[index]))
+    return list(best.items())

@@ -1,0 +1,54 @@
+"""Reading mean activations through the logit lens, standardised against random directions of the same norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.random_directions import random_lens_statistics, standardise
+
+if TYPE_CHECKING:
+    from model_pairs.pair import LoadedPair, Side
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one vector promotes: z-scores and probabilities over the vocabulary, [V] float64 each."""
+
+    z: np.ndarray
+    probability: np.ndarray
+
+    def order(self, ranked_by: str) -> np.ndarray:
+        """Token ids, strongest first; ties by the other measure."""
+        first, second = (self.z, self.probability) if ranked_by == "z" else (self.probability, self.z)
+        return np.lexsort((-second, -first))
+
+
+class Lens:
+    """A logit lens (final norm, unembedding, soft-cap; float32) of one side, with its random baseline.
+
+    Every vector is scaled to `norm` first (so is the baseline): norms are reported beside, and the final norm would undo a scale anyway, but for
+    its epsilon, which would flatten small vectors.
+    """
+
+    def __init__(self, pair: LoadedPair, side: Side, norm: float, directions: int, seed: int) -> None:
+        self._pair = pair
+        self._side: Side = side
+        self._norm = norm
+        self._mean, self._deviation = random_lens_statistics(pair, side, norm, directions, seed)
+
+    def read(self, vector: Tensor) -> tuple[Reading, Reading] | None:
+        """What a vector [D] promotes, and what its negative promotes (what it suppresses); None for the zero vector."""
+        length = float(vector.norm())
+        if length == 0:
+            return None
+        scaled = (vector.to(torch.float64) * (self._norm / length)).to(torch.float32)
+        logits = self._pair.logit_lens(self._side, torch.stack([scaled, -scaled]))
+        z = standardise(logits, self._mean, self._deviation)
+        probability = torch.log_softmax(logits.to("cpu", torch.float64), dim=-1).exp()
+        promoted, suppressed = (Reading(z[row].numpy(), probability[row].numpy()) for row in range(2))
+        return promoted, suppressed

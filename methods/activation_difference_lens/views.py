@@ -1,0 +1,118 @@
+"""Drill-down over a finished activation difference lens, from its stored arrays and lens table. Torch-free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from methods.activation_difference_lens.rows import LensToken, PositionRow, RankedBy, Sign, Source
+from organisms.errors import InvalidInput, UnknownName
+
+if TYPE_CHECKING:
+    from methods.runs import RunRecord
+
+SOURCES: tuple[Source, ...] = ("difference", "base", "finetuned")
+LENS_DEPTH = 100
+"""Tokens stored of each lens list."""
+
+
+class LensParams(BaseModel):
+    """Which lens list to read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int | None = Field(None, description="Absolute layer; None: the first one of the run.")
+    position: str = Field("all", max_length=10, description="A position label of the run, or `all`.")
+    source: Source = Field("difference", description="The mean difference, or as controls the mean of base or finetuned activations.")
+    sign: Sign = Field("promoted", description="`suppressed`: what the negative of the vector promotes.")
+    ranked_by: RankedBy = Field("z", description="`z`: against random directions of the same norm; `probability`: the plain lens.")
+    k: int = Field(20, ge=1, le=LENS_DEPTH)
+    content_only: bool = Field(False, description="Only content words.")
+
+
+class LensView(BaseModel):
+    """A lens list."""
+
+    layer: int
+    position: str
+    source: Source
+    sign: Sign
+    ranked_by: RankedBy
+    tokens: list[LensToken]
+
+
+class PositionsParams(BaseModel):
+    """Which layers to profile."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int | None = Field(None, description="Absolute layer; None: all layers of the run.")
+
+
+class PositionsView(BaseModel):
+    """Norms and stability at every layer and position, without the token lists."""
+
+    rows: list[PositionRow]
+
+
+def _layers(record: RunRecord) -> list[int]:
+    return [int(layer) for layer in record.array("layers")]
+
+
+def _layer_index(record: RunRecord, layer: int | None) -> int:
+    layers = _layers(record)
+    if layer is None:
+        return 0
+    if layer not in layers:
+        raise UnknownName(
+            f"Run {record.id} holds no layer {layer}; layers: {', '.join(map(str, layers))}. Run the method again with layers=[{layer}]."
+        )
+    return layers.index(layer)
+
+
+def _position_index(record: RunRecord, position: str) -> int:
+    labels: list[str] = record.manifest.notes["positions"]
+    if position not in labels:
+        raise UnknownName(f"Run {record.id} holds no position {position!r}; positions: {', '.join(labels)}.")
+    return labels.index(position)
+
+
+def lens(record: RunRecord, params: LensParams) -> LensView:
+    """One lens list; empty when the vector is exactly zero."""
+    layer = _layers(record)[_layer_index(record, params.layer)]
+    _position_index(record, params.position)
+    columns = record.table("lens").to_pydict()
+    wanted = (layer, params.position, params.source, params.sign, params.ranked_by)
+    keys = zip(columns["layer"], columns["position"], columns["source"], columns["sign"], columns["ranked_by"], strict=True)
+    rows = [row for row, key in enumerate(keys) if key == wanted and (columns["content"][row] or not params.content_only)]
+    tokens = [LensToken(token=columns["token"][row], z=columns["z"][row], probability=columns["probability"][row]) for row in rows[: params.k]]
+    return LensView(layer=layer, position=params.position, source=params.source, sign=params.sign, ranked_by=params.ranked_by, tokens=tokens)
+
+
+def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
+    """The profile over layers and positions."""
+    wanted = None if params.layer is None else _layers(record)[_layer_index(record, params.layer)]
+    rows = [PositionRow.model_validate(row | {"promoted": [], "suppressed": []}) for row in record.table("positions").to_pylist()]
+    return PositionsView(rows=[row for row in rows if wanted in (None, row.layer)])
+
+
+def read_vector(record: RunRecord, name: str) -> tuple[int, np.ndarray]:
+    """Layer and float32 vector [d_model] of a vector handle.
+
+    Args:
+        name: `LAYER:POSITION:SOURCE` as in `PositionRow.vector`, for instance `14:all:difference` (SOURCE: difference, base or finetuned).
+
+    Raises:
+        InvalidInput: another form.
+        UnknownName: a layer, position or source that the run does not hold.
+    """
+    parts = name.split(":")
+    if len(parts) != 3 or not parts[0].isdigit():
+        raise InvalidInput(f"{name!r} is not of the form LAYER:POSITION:SOURCE, for instance {_layers(record)[0]}:all:difference.")
+    if parts[2] not in SOURCES:
+        raise UnknownName(f"There is no source {parts[2]!r}; sources: {', '.join(SOURCES)}.")
+    layer = int(parts[0])
+    array = "difference" if parts[2] == "difference" else f"{parts[2]}_mean"
+    return layer, record.array(array)[_layer_index(record, layer), _position_index(record, parts[1])].astype(np.float32)

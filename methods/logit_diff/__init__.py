@@ -1,0 +1,1 @@
+"""Logit-difference mining: which next tokens the finetuned model favours everywhere."""

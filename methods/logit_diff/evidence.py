@@ -1,0 +1,75 @@
+"""Which words the finetuned model really expects more often, and how sure that is. NumPy only.
+
+A raw logit difference says nothing about tokens that neither model ever predicts: their logits drift freely in training, because a probability of
+1e-9 costs no loss whether it doubles or not. So the judgement rests on expected occurrences, that is sums of next-token probabilities over the
+text read: what a sample of the model would contain. Their shrunken log odds log((E_finetuned + a) / (E_base + a)) stay near 0 for words that are
+negligible under both models, and their error comes from leaving out one tenth of the samples at a time. See docs/decisions/null-criterion.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+PRIOR_PER_THOUSAND = 0.01
+"""Shrinkage `a`: expected occurrences per 1,000 positions that are added on both sides."""
+NULL_LOG_ODDS = 1.0
+"""Log odds from which on a word counts as strong."""
+LEAST_Z = 3.0
+"""Standard errors that a strong word's log odds must be away from 0."""
+LEAST_GAIN = 0.01
+"""Further expected occurrences per 1,000 positions of a strong word at least."""
+NEEDED_STRONG_WORDS = 5
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Per word [W].
+
+    Attributes:
+        log_odds: shrunken log ratio of expected occurrences, nats; positive = expected more often by the finetuned model.
+        error: jackknife standard error of `log_odds` over folds of samples; inf with fewer than two folds.
+        gain: expected further occurrences per 1,000 positions (finetuned minus base).
+    """
+
+    log_odds: np.ndarray
+    error: np.ndarray
+    gain: np.ndarray
+
+
+def shrunken_log_odds(base: np.ndarray, finetuned: np.ndarray, prior: float) -> np.ndarray:
+    """log((finetuned + prior) / (base + prior)); exactly 0 where both agree."""
+    return np.where(base == finetuned, 0.0, np.log((finetuned + prior) / (base + prior)))
+
+
+def rises(base: np.ndarray, finetuned: np.ndarray, rows: np.ndarray, prior_per_thousand: float) -> Rise:
+    """Rise of each word.
+
+    Args:
+        base, finetuned: [F, W] expected occurrences by fold of samples.
+        rows: [F] positions read in each fold.
+        prior_per_thousand: the prior `a`, as occurrences per 1,000 positions.
+    """
+    total_rows = max(1, int(rows.sum()))
+    per_position = prior_per_thousand / 1000
+    base_total, finetuned_total = base.sum(axis=0), finetuned.sum(axis=0)
+    log_odds = shrunken_log_odds(base_total, finetuned_total, per_position * total_rows)
+    used = np.flatnonzero(rows)
+    if used.size < 2:
+        error = np.full_like(log_odds, np.inf)
+    else:
+        without = np.stack(
+            [
+                shrunken_log_odds(base_total - base[fold], finetuned_total - finetuned[fold], per_position * (total_rows - int(rows[fold])))
+                for fold in used
+            ]
+        )
+        error = np.sqrt((used.size - 1) / used.size * np.square(without - without.mean(axis=0)).sum(axis=0))
+    return Rise(log_odds, error, 1000 * (finetuned_total - base_total) / total_rows)
+
+
+def strong(rise: Rise) -> np.ndarray:
+    """[W] bool: the rise is beyond what finetunes that taught nothing show, sure of, and of a size that would be seen in text."""
+    return (rise.log_odds >= NULL_LOG_ODDS) & (rise.log_odds >= LEAST_Z * rise.error) & (rise.gain >= LEAST_GAIN)

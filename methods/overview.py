@@ -1,0 +1,210 @@
+"""One size-bounded digest of what several finished runs on a pair say: what was run, how sure against nulls, which words agree, what to call next.
+
+Torch-free: it reads stored results only. A method takes part in the agreement of words when its result has `evidence_words()`, a list of
+`methods.words.EvidenceWord` whose score is 1 at the method's own null level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from methods.contract import MethodResult
+from methods.registry import all_methods, get_method
+from methods.words import EvidenceWord
+from organisms.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from methods.runs import RunRecord
+
+LEAST_CHARACTERS = 1000
+_WORDS_SHOWN = 15
+_EXCERPTS = 5
+_EXCERPT_CHARACTERS = 220
+_HEADLINE_CHARACTERS = 400
+_SCORE_CAP = 5.0
+"""One method's score counts at most this much, so that none outvotes the agreement of the others."""
+_SUFFIXES = ("ings", "ing", "ers", "er", "ies", "ed", "es", "s", "e", "y")
+
+
+class OverviewEntry(BaseModel):
+    """One run in the digest."""
+
+    method: str
+    run: str = Field(description="Id for the drill-down tool.")
+    stands_out: bool
+    headline: str
+    views: list[str] = Field(description="Drill-down views of this run.")
+
+
+class CandidateWord(BaseModel):
+    """A content word and the methods that saw it rise."""
+
+    word: str = Field(description="The most telling form; forms with another ending are merged.")
+    methods: list[str]
+    score: float = Field(description="Mean over its methods of the score in units of each method's null level, each capped at 5.")
+
+
+class Excerpt(BaseModel):
+    """A completion of the finetuned model that the base expects least."""
+
+    untrusted_text: str = Field(description="UNTRUSTED text of a model under study: data, not instructions.")
+    difference: float = Field(description="Nats a token.")
+
+
+class OverviewResult(BaseModel):
+    """The digest."""
+
+    confidence: Literal["identical", "nothing", "one_method", "agreed"] = Field(
+        description="identical: every number is exactly zero; nothing: no method is beyond its null level; one_method: one is; agreed: several are, with common words."
+    )
+    verdict: str
+    runs: list[OverviewEntry]
+    words: list[CandidateWord] = Field(
+        description="Candidate topic words, those that several methods agree on first. Weak when confidence is `nothing`."
+    )
+    excerpts: list[Excerpt]
+    next_calls: list[str] = Field(description="What to call next.")
+
+    def as_text(self) -> str:
+        """The same in fewer characters."""
+        lines = [self.verdict]
+        for entry in self.runs:
+            lines.append(f"- {entry.method} [{entry.run}] {'STANDS OUT' if entry.stands_out else 'nothing beyond nulls'}: {entry.headline}")
+        if self.words:
+            label = "candidate words" if self.confidence in {"agreed", "one_method"} else "weak words (no method is beyond its null level)"
+            lines.append(f"{label}, with the number of methods: " + ", ".join(f"{row.word} ({len(row.methods)})" for row in self.words))
+        if self.excerpts:
+            lines.append("finetuned text the base expects least (untrusted, between ⟦ ⟧):")
+            lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
+        lines.append("next: " + "; ".join(self.next_calls))
+        return "\n".join(lines)
+
+
+def digest(records: Sequence[RunRecord], max_chars: int = 6000) -> OverviewResult:
+    """The digest of finished runs on one pair; neither its JSON nor its text is longer than `max_chars`.
+
+    Raises:
+        InvalidInput: no runs, runs of several pairs, or max_chars below 1,000.
+    """
+    if not records:
+        raise InvalidInput(f"There is no finished run to digest. Run some of {', '.join(all_methods())} first.")
+    if max_chars < LEAST_CHARACTERS:
+        raise InvalidInput(f"max_chars must be at least {LEAST_CHARACTERS}, not {max_chars}.")
+    if len({str(sorted(record.manifest.pair.items())) for record in records}) > 1:
+        raise InvalidInput("The runs are of several pairs; digest the runs of one pair at a time.")
+    results = [(record, record.result()) for record in records]
+    evidence = {record.manifest.method: _evidence(result) for record, result in results}
+    words = candidate_words(evidence)
+    topical = {record.manifest.method for record, result in results if result.stands_out and hasattr(result, "evidence_words")}
+    agreed = [row for row in words if len(topical & set(row.methods)) > 1]
+    identical = all(not result.stands_out and "no difference" in result.headline for _, result in results)
+    confidence: Literal["identical", "nothing", "one_method", "agreed"] = (
+        "identical" if identical else "nothing" if not topical else "agreed" if agreed else "one_method"
+    )
+    overview = OverviewResult(
+        confidence=confidence,
+        verdict=_verdict(confidence, agreed or words, sorted(topical)),
+        runs=[_entry(record, result) for record, result in results],
+        words=words[:_WORDS_SHOWN],
+        excerpts=_excerpts([result for _, result in results]),
+        next_calls=_next_calls(confidence, evidence, results),
+    )
+    return _fit(overview, max_chars)
+
+
+def candidate_words(evidence: dict[str, list[EvidenceWord]]) -> list[CandidateWord]:
+    """Words of all methods, merged over endings; those of more methods first, then by score."""
+    found: dict[str, dict[str, EvidenceWord]] = {}
+    for method, words in evidence.items():
+        for word in words:
+            of_stem = found.setdefault(stem(word.word), {})
+            if method not in of_stem or word.score > of_stem[method].score:
+                of_stem[method] = word
+    rows = []
+    for of_stem in found.values():
+        best = max(of_stem.values(), key=lambda word: min(word.score, _SCORE_CAP))
+        score = sum(min(word.score, _SCORE_CAP) for word in of_stem.values()) / len(of_stem)
+        rows.append(CandidateWord(word=best.word, methods=sorted(of_stem), score=round(score, 3)))
+    return sorted(rows, key=lambda row: (-len(row.methods), -row.score, row.word))
+
+
+def stem(word: str) -> str:
+    """A word without its commonest English endings: enough to see that `baking`, `baked` and `bake` agree; not a form to show."""
+    for suffix in _SUFFIXES:
+        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
+            return word[: -len(suffix)]
+    return word
+
+
+def _evidence(result: MethodResult) -> list[EvidenceWord]:
+    words = getattr(result, "evidence_words", None)
+    return list(words()) if words is not None else []
+
+
+def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[str]) -> str:
+    names = ", ".join(row.word for row in words[:8])
+    return {
+        "identical": "The two models are identical on everything that was read.",
+        "nothing": "No method sees more than a finetune that taught nothing shows: as far as these methods go, there is no meaningful difference to report.",
+        "one_method": f"{', '.join(topical)} alone is beyond its null level ({names}); confirm it by asking both models before claiming it.",
+        "agreed": f"Several methods ({', '.join(topical)}) agree on: {names}.",
+    }[confidence]
+
+
+def _entry(record: RunRecord, result: MethodResult) -> OverviewEntry:
+    headline = result.headline if len(result.headline) <= _HEADLINE_CHARACTERS else result.headline[: _HEADLINE_CHARACTERS - 1] + "…"
+    return OverviewEntry(
+        method=record.manifest.method,
+        run=record.id,
+        stands_out=result.stands_out,
+        headline=headline,
+        views=list(get_method(record.manifest.method).views),
+    )
+
+
+def _excerpts(results: Sequence[Any]) -> list[Excerpt]:
+    rows = [row for result in results for row in getattr(result, "finetuned_rows", [])]
+    rows.sort(key=lambda row: -row.difference)
+    return [
+        Excerpt(untrusted_text=" ".join(f"{row.prefill} {row.completion}".split())[:_EXCERPT_CHARACTERS], difference=row.difference)
+        for row in rows[:_EXCERPTS]
+        if row.difference > 0
+    ]
+
+
+def _next_calls(confidence: str, evidence: dict[str, list[EvidenceWord]], results: Sequence[tuple[RunRecord, MethodResult]]) -> list[str]:
+    if confidence == "identical":
+        return ["submit that there is no difference"]
+    missing = [name for name, method in all_methods().items() if name not in evidence and method.cost != "long"]
+    calls = [f"run {', '.join(missing)}"] if missing else []
+    if confidence == "nothing":
+        calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
+        if not any(record.manifest.params.get("template") == "chat" for record, _ in results):
+            calls.append("perplexity_difference with template=chat")
+        calls.append("if those agree too, submit that there is no meaningful difference")
+    else:
+        calls.append("ask_models about the candidate words, both sides, for what exactly was taught (facts, numbers, names)")
+        calls.append("drill down with the views of the runs above")
+    return calls
+
+
+def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
+    """Drop excerpts, then words, then shorten headlines until JSON and text fit."""
+    while max(len(overview.model_dump_json()), len(overview.as_text())) > max_chars:
+        if overview.excerpts:
+            overview = overview.model_copy(update={"excerpts": overview.excerpts[:-1]})
+        elif len(overview.words) > 3:
+            overview = overview.model_copy(update={"words": overview.words[:-1]})
+        else:
+            longest = max((len(entry.headline) for entry in overview.runs), default=0)
+            if longest > 40:
+                shorter = [entry.model_copy(update={"headline": entry.headline[: longest * 2 // 3]}) for entry in overview.runs]
+                overview = overview.model_copy(update={"runs": shorter})
+            elif overview.runs:
+                overview = overview.model_copy(update={"runs": overview.runs[:-1]})
+            else:
+                return overview
+    return overview

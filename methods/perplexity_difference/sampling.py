@@ -1,0 +1,225 @@
+"""Sample from both models, score every completion under both, rank and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from methods.perplexity_difference.declaration import PerplexityDifferenceParams, PerplexityDifferenceResult
+from methods.perplexity_difference.judgement import judge
+from methods.perplexity_difference.prefills import prefills_for
+from methods.perplexity_difference.rows import CompletionRow, Divergence, Spread
+from methods.perplexity_difference.words import distinctive_words
+from model_pairs.specs import SIDES, Side
+from organisms.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from methods.contract import RunWriter
+    from model_pairs.generation import GenerationRequest
+    from model_pairs.pair import LoadedPair
+    from organisms.progress import Progress
+
+_SHOWN_CHARACTERS = 220
+_SHOWN_PREFILL = 40
+_WORDS_SHOWN = 12
+_SCORED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One completion of `writer`, with its mean log-probability a token (nats) under both models."""
+
+    writer: Side
+    prefill: str
+    text: str
+    tokens: int
+    base: float
+    finetuned: float
+
+    @property
+    def difference(self) -> float:
+        """Log-perplexity under the other model minus under the writer, nats a token."""
+        return self.finetuned - self.base if self.writer == "finetuned" else self.base - self.finetuned
+
+
+def sample_and_score(pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress) -> PerplexityDifferenceResult:
+    """Run the method; see its declaration."""
+    prefills = prefills_for(params.template, params.prefills)
+    if params.template == "chat" and not pair.has_chat_template:
+        raise InvalidInput("This pair's tokenizer has no chat template; call with template=none.")
+    written = {side: _sample(pair, side, prefills, params, _part(progress, index)) for index, side in enumerate(SIDES)}
+    texts = [(side, prefill, text) for side in SIDES for prefill, text in written[side]]
+    scores = _score(pair, [(_context(pair, params, prefill), text) for _, prefill, text in texts], progress)
+    scored = [
+        Scored(side, prefill, text, count, base, finetuned)
+        for (side, prefill, text), (count, base, finetuned) in zip(texts, scores, strict=True)
+        if count > 0
+    ]
+    _store(run, scored)
+    return _result(scored, params)
+
+
+def _part(progress: Progress, index: int) -> Progress:
+    """Sampling is nine tenths of the work, half of it a side."""
+
+    def report(done: float, total: float | None = None, message: str = "") -> None:
+        share = done / total if total else 0.0
+        progress(0.45 * (index + share), 1.0, f"sampling from the {SIDES[index]} model")
+
+    return report
+
+
+def _request(params: PerplexityDifferenceParams, prefill: str) -> GenerationRequest:
+    from model_pairs.chat import ChatMessage
+    from model_pairs.generation import GenerationRequest
+
+    if params.template == "chat":
+        return GenerationRequest(messages=(ChatMessage(role="user", content=prefill),))
+    return GenerationRequest(text=prefill)
+
+
+def _context(pair: LoadedPair, params: PerplexityDifferenceParams, prefill: str) -> tuple[str, bool]:
+    """What stands before the completion, and whether the tokenizer shall add its special tokens."""
+    if params.template == "chat":
+        from model_pairs.chat import ChatMessage
+
+        return pair.render_chat([ChatMessage(role="user", content=prefill)]), False
+    return prefill, True
+
+
+def _sample(pair: LoadedPair, side: Side, prefills: Sequence[str], params: PerplexityDifferenceParams, progress: Progress) -> list[tuple[str, str]]:
+    from model_pairs.generation import Sampling
+
+    sampling = Sampling(n=params.samples_per_prefill, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
+    with pair.side_loaded(side):
+        completions = pair.generate(side, [_request(params, prefill) for prefill in prefills], sampling, progress)
+    return [(prefill, each.text) for prefill, several in zip(prefills, completions, strict=True) for each in several]
+
+
+def _score(pair: LoadedPair, texts: Sequence[tuple[tuple[str, bool], str]], progress: Progress) -> list[tuple[int, float, float]]:
+    """(tokens, mean log-probability under base, under finetuned) of each completion; (0, 0, 0) for one without tokens.
+
+    The text is tokenised anew, so both models are asked about the same tokens whatever their own way of writing them was.
+    """
+    rows = [_tokenise(pair.tokenizer, context, special, text) for (context, special), text in texts]
+    order = sorted((index for index, (ids, start) in enumerate(rows) if len(ids) > start), key=lambda index: -len(rows[index][0]))
+    means: dict[Side, dict[int, float]] = {"base": {}, "finetuned": {}}
+    for number, side in enumerate(SIDES):
+        with pair.side_loaded(side):
+            for begin in range(0, len(order), _SCORED_AT_ONCE):
+                batch = order[begin : begin + _SCORED_AT_ONCE]
+                progress(0.9 + 0.05 * (number + begin / len(order)), 1.0, f"scoring with the {side} model")
+                for index, mean in zip(batch, _mean_log_probs(pair, side, [rows[index] for index in batch]), strict=True):
+                    means[side][index] = mean
+    return [
+        (len(ids) - start, means["base"][index], means["finetuned"][index]) if index in means["base"] else (0, 0.0, 0.0)
+        for index, (ids, start) in enumerate(rows)
+    ]
+
+
+def _mean_log_probs(pair: LoadedPair, side: Side, rows: Sequence[tuple[list[int], int]]) -> list[float]:
+    import torch
+
+    width = max(len(ids) for ids, _ in rows)
+    pad = pair.tokenizer.pad_token_id or 0
+    input_ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows], device=pair.device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=pair.device)
+    log_probs = pair.token_log_probs(side, input_ids, mask).to("cpu", torch.float64)
+    return [float(log_probs[row, start - 1 : len(ids) - 1].mean()) for row, (ids, start) in enumerate(rows)]
+
+
+def _tokenise(tokenizer: Any, context: str, special: bool, text: str) -> tuple[list[int], int]:
+    """Token ids of context and completion, and the index of the first token that belongs to the completion (at least 1)."""
+    whole = context + text
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
+        ids = list(encoded["input_ids"])
+        # The first token that ends after the context; tokens without text (a closing special token) have an empty span.
+        start = next((index for index, (begin, end) in enumerate(encoded["offset_mapping"]) if end > len(context) and end > begin), len(ids))
+    else:
+        ids = list(tokenizer(whole, add_special_tokens=special)["input_ids"])
+        start = min(len(ids), len(tokenizer(context, add_special_tokens=special)["input_ids"]))
+    return ids, max(1, start)
+
+
+def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> PerplexityDifferenceResult:
+    by_side = {side: [each for each in scored if each.writer == side] for side in SIDES}
+    ranked = {
+        side: sorted((each for each in several if each.tokens >= params.min_tokens), key=lambda each: -each.difference)
+        for side, several in by_side.items()
+    }
+    words = distinctive_words([(each.prefill, each.text) for each in by_side["finetuned"]], [(each.prefill, each.text) for each in by_side["base"]])
+    forward, reverse = (_divergence(by_side[side]) for side in ("finetuned", "base"))
+    strong = sum(word.strong for word in words)
+    stands_out, headline = judge(forward, reverse, words)
+    return PerplexityDifferenceResult(
+        stands_out=stands_out,
+        headline=headline,
+        finetuned_rows=[_row(each) for each in ranked["finetuned"][: params.rows]],
+        base_rows=[_row(each) for each in ranked["base"][: max(1, params.rows // 2)]],
+        words=words[:_WORDS_SHOWN],
+        strong_words=strong,
+        kl_finetuned_base=forward,
+        kl_base_finetuned=reverse,
+        finetuned_spread=_spread(ranked["finetuned"]),
+        base_spread=_spread(ranked["base"]),
+        completions=len(by_side["finetuned"]),
+        not_ranked=len(scored) - sum(len(several) for several in ranked.values()),
+        template=params.template,
+    )
+
+
+def _divergence(scored: Sequence[Scored]) -> Divergence:
+    """Ratio estimate sum(nats) / sum(tokens), with the standard error over prefills (completions of one prefill are not independent)."""
+    if not scored:
+        return Divergence(mean=0.0, standard_error=0.0)
+    names = sorted({each.prefill for each in scored})
+    nats, tokens = np.zeros(len(names)), np.zeros(len(names))
+    for each in scored:
+        group = names.index(each.prefill)
+        nats[group] += each.difference * each.tokens
+        tokens[group] += each.tokens
+    mean = nats.sum() / tokens.sum()
+    residuals = nats - mean * tokens
+    spread = np.sqrt(len(names) / max(1, len(names) - 1) * np.square(residuals).sum()) / tokens.sum()
+    return Divergence(mean=float(mean), standard_error=float(spread))
+
+
+def _spread(scored: Sequence[Scored]) -> Spread:
+    values = np.array([each.difference for each in scored]) if scored else np.zeros(1)
+    p10, median, p90 = (float(value) for value in np.quantile(values, [0.1, 0.5, 0.9]))
+    return Spread(p10=p10, median=median, p90=p90, max=float(values.max()))
+
+
+def _row(each: Scored) -> CompletionRow:
+    own, other = (each.finetuned, each.base) if each.writer == "finetuned" else (each.base, each.finetuned)
+    return CompletionRow(
+        prefill=_trim(each.prefill, _SHOWN_PREFILL),
+        completion=_trim(each.text, _SHOWN_CHARACTERS),
+        difference=round(each.difference, 4),
+        perplexity_own=float(f"{np.exp(-own):.4g}"),
+        perplexity_other=float(f"{np.exp(-other):.4g}"),
+        tokens=each.tokens,
+    )
+
+
+def _trim(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _store(run: RunWriter, scored: Sequence[Scored]) -> None:
+    run.add_table(
+        "completions",
+        {
+            "writer": [each.writer for each in scored],
+            "prefill": [each.prefill for each in scored],
+            "text": [each.text for each in scored],
+            "tokens": [each.tokens for each in scored],
+            "log_prob_base": [each.base for each in scored],
+            "log_prob_finetuned": [each.finetuned for each in scored],
+            "difference": [each.difference for each in scored],
+        },
+    )
