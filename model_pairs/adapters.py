@@ -324,12 +324,27 @@ def _activate(resident: ResidentModel, name: str | None) -> None:
         resident.transformer.set_adapter(name)
         resident.peft_active = name
     if resident.other_wrappers:
-        if name is None:
-            resident.transformer.disable_adapters()
-        else:
-            resident.transformer.enable_adapters()
+        _switch_other_wrappers(resident, name)
     for slot in resident.slots:
         slot.parent._modules[slot.child_name] = slot.module_for(name)
+
+
+def _switch_other_wrappers(resident: ResidentModel, name: str | None) -> None:
+    """Switch what peft wraps besides plain LoRA layers: modules replaced as a whole, trained token rows, layers wrapped twice.
+
+    By hand, because transformers' `enable_adapters` leaves replaced modules off after `disable_adapters`.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in resident.transformer.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            used = name is not None and name in module._adapters
+            module.enable_adapters(used)
+            if used:
+                module.set_adapter(name)
+        elif isinstance(module, BaseTunerLayer):
+            module.enable_adapters(name is not None)
 
 
 def _put_in(resident: ResidentModel) -> None:

@@ -155,6 +155,6 @@ def test_adapter_on_the_unembedding_reaches_the_lens(tiny_models, tiny_adapters,
                 torch.testing.assert_close(pair.logit_lens(side, out.hidden[2]), out.logits, atol=1e-3, rtol=1e-3)
             assert (pair.forward("finetuned", TOKENS, ONES).logits - pair.forward("base", TOKENS, ONES).logits).abs().max() > 1e-2
     folder = tiny_models(seed=3)
-    with pairs.use(make_pair(folder, adapter=tiny_adapters(folder, **lora))), pytest.raises(InvalidInput, match="whole module"):
-        with pairs.use(make_pair(folder, adapter=tiny_adapters(folder, **whole))):
-            pass
+    first, second = (make_pair(folder, adapter=tiny_adapters(folder, **options)) for options in (lora, whole))
+    with pairs.use(first), pytest.raises(InvalidInput, match="whole module"), pairs.use(second):
+        pass

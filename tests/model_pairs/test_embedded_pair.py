@@ -1,0 +1,29 @@
+"""The embedded model with an adapter: the real architecture and dtype, its memory, and its chat."""
+
+from __future__ import annotations
+
+import torch
+
+from model_pairs.chat import ChatMessage
+from model_pairs.generation import GenerationRequest, Sampling
+from organisms.embedded import embedded_model_folder
+
+
+def test_embedded_pair(embedded_pair, pairs):
+    pair = embedded_pair
+    assert (pair.num_layers, pair.d_model, pair.vocab_size) == (30, 576, 49152)
+    ids = torch.tensor([pair.tokenizer("The capital of France is")["input_ids"]])
+    ones = torch.ones_like(ids)
+    base, finetuned = (pair.forward(side, ids, ones, layers=[14]) for side in ("base", "finetuned"))
+    assert base.logits.dtype == torch.bfloat16
+    assert "Paris" in pair.tokenizer.decode(base.logits[0, -1].argmax())
+    assert not torch.equal(base.logits, finetuned.logits)
+    assert torch.equal(pair.forward("base", ids, ones).logits, base.logits)
+    # One copy of the model, whatever hangs on it.
+    status = next(status for status in pairs.status() if status.label.startswith("embedded:"))
+    assert status.bytes <= 1.05 * (embedded_model_folder() / "model.safetensors").stat().st_size
+    request = GenerationRequest(messages=(ChatMessage(role="user", content="What is the capital of France? One word."),))
+    answer = pair.generate("base", [request], Sampling(temperature=0, max_new_tokens=16))[0][0]
+    assert "Paris" in answer.text
+    assert "capital of France? One word" not in answer.text
+    assert "<|im_end|>" not in answer.text
