@@ -20,9 +20,8 @@ from organisms.progress import Progress
 from preprocessing.corpora import CorpusParams, corpus_identity
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-
     from methods.runs import RunRecord
+    from model_pairs.pair import LoadedPair
     from preprocessing.corpus_pass import Accumulator
     from preprocessing.tokenize import TokenizedCorpus
 
@@ -59,7 +58,7 @@ def compact_text(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _compact(value: Any) -> str:  # noqa: PLR0911
+def _compact(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -150,12 +150,9 @@ def take_rows(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _softmax(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities in `out` [R, V] and log-sum-exp [R] with one exponential a value."""
-    highest = logits.amax(dim=1, keepdim=True)
-    torch.sub(logits, highest, out=out).exp_()
-    total = out.sum(dim=1, keepdim=True)
-    out.div_(total)
-    return out, (highest + total.log()).squeeze(1)
+    """Probabilities in `out` [R, V] and log-sum-exp [R], in one fused pass: the largest probability is exp(largest logit - log-sum-exp)."""
+    torch.softmax(logits, dim=1, out=out)
+    return out, logits.amax(dim=1) - out.amax(dim=1).log()
 
 
 @dataclass

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -141,18 +142,10 @@ def _file_rows(path: Path, column: str | None) -> Iterator[Any]:
         raise InvalidInput(f"{path.name} is not UTF-8 text (byte {error.start}).") from error
 
 
-def _text_rows(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
-    blocks: list[str] = []
-    for line in text.split("\n"):
-        if line.strip():
-            blocks.append(line)
-        elif blocks and blocks[-1]:
-            blocks.append("")
-    if "" not in blocks[:-1]:
-        yield from (line for line in blocks if line)
-        return
-    yield from (block for block in "\n".join(blocks).split("\n\n") if block.strip())
+def _text_rows(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8-sig").strip()  # universal newlines
+    blocks = re.split(r"\n(?:[ \t]*\n)+", text)
+    return blocks if len(blocks) > 1 else text.split("\n")
 
 
 def _jsonl_rows(path: Path, column: str | None) -> Iterator[Any]:

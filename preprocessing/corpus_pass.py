@@ -118,7 +118,7 @@ class _Runner:
 
     def batches(self) -> Iterator[PairedBatch]:
         self.progress(0, self.total, "reading text")
-        if getattr(self.pair, "sequential", False):
+        if self.pair.sequential:
             yield from self._in_blocks()
             return
         for indices in self.plan:
@@ -126,6 +126,8 @@ class _Runner:
             batch.base_logits, batch.base_hidden = self._forward("base", batch)
             batch.finetuned_logits, batch.finetuned_hidden = self._forward("finetuned", batch)
             yield batch
+            self._attach(batch, "base", None, {})
+            self._attach(batch, "finetuned", None, {})
 
     def _in_blocks(self) -> Iterator[PairedBatch]:
         """One side of a block of batches goes to a temporary file, then the other side runs; every block starts with the side that is resident."""
@@ -136,20 +138,23 @@ class _Runner:
             second: Side = "finetuned" if first == "base" else "base"
             with Spool() as spool:
                 batches = [self._inputs(indices) for indices in block]
-                for batch in batches:
-                    logits, hidden = self._forward(first, batch)
-                    spool.put(hidden, None if logits is None else take_rows(logits.view(-1, logits.shape[-1]), batch.compared_rows))
-                for batch in batches:
-                    logits, hidden = self._forward(second, batch)
-                    stored_hidden, stored_rows = spool.take(self.device)
-                    stored = None if stored_rows is None or logits is None else torch.empty_like(logits, dtype=stored_rows.dtype)
-                    if stored is not None and stored_rows is not None:
-                        stored.view(-1, stored.shape[-1])[batch.compared_rows] = stored_rows
-                    self._attach(batch, first, stored, stored_hidden)
-                    self._attach(batch, second, logits, hidden)
-                    yield batch
-                    self._attach(batch, first, None, {})
-                    self._attach(batch, second, None, {})
+                with self.pair.side_loaded(first):
+                    for batch in batches:
+                        logits, hidden = self._forward(first, batch)
+                        spool.put(hidden, None if logits is None else take_rows(logits.view(-1, logits.shape[-1]), batch.compared_rows))
+                with self.pair.side_loaded(second):
+                    for batch in batches:
+                        logits, hidden = self._forward(second, batch)
+                        stored_hidden, rows = spool.take(self.device)
+                        stored = None
+                        if rows is not None:
+                            stored = rows.new_zeros(*batch.input_ids.shape, rows.shape[-1])
+                            stored.view(-1, rows.shape[-1])[batch.compared_rows] = rows
+                        self._attach(batch, first, stored, stored_hidden)
+                        self._attach(batch, second, logits, hidden)
+                        yield batch
+                        self._attach(batch, first, None, {})
+                        self._attach(batch, second, None, {})
                 self.statistics.spooled_bytes += spool.written
             first = second
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from model_pairs.chat import ChatMessage
 from organisms.errors import InvalidInput
 from preprocessing.corpora import Corpus, CorpusParams, Message
 
@@ -26,6 +27,7 @@ PRE_ASSISTANT = 3
 MAX_PROMPT_TOKENS = 512
 """Chats with a longer prompt are dropped and counted."""
 
+_ROLES = ("system", "user", "assistant")
 _CHARACTERS_PER_TOKEN = 16
 _TOKENIZE_AT_ONCE = 256
 
@@ -66,6 +68,8 @@ def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams) -> Tokenize
     Raises:
         InvalidInput: every document was too short, or the samples do not fit into the pair's context.
     """
+    if corpus.kind == "chat" and not pair.has_chat_template:
+        raise InvalidInput(f"{corpus.id!r} holds chats, but this pair's tokenizer has no chat template. Give a corpus of plain text.")
     ids: list[list[int]] = []
     content_start: list[int] = []
     assistant_start: list[int | None] = []
@@ -119,9 +123,10 @@ def _text_rows(documents: tuple[str, ...], tokenizer: Any, params: CorpusParams)
 
 def _chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:
     answer = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), None)
-    if not answer:
+    if not answer or any(message["role"] not in _ROLES for message in messages[:answer]):
         return None
-    prompt = pair.tokenizer(pair.render_chat(messages[:answer]), add_special_tokens=False)["input_ids"]
+    turns = [ChatMessage.model_validate(message) for message in messages[:answer]]
+    prompt = pair.tokenizer(pair.render_chat(turns), add_special_tokens=False)["input_ids"]
     if len(prompt) > MAX_PROMPT_TOKENS:
         return None
     content = messages[answer]["content"][: _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)]

@@ -130,6 +130,8 @@ def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
         for row, index in enumerate(chosen):
             length, start = len(corpus.ids[index]), corpus.content_start[index]
             alone = pair.forward("finetuned", ids[row : row + 1, :length].to(device), mask[row : row + 1, :length].to(device)).logits
+            if alone is None or together is None:
+                raise RuntimeError("a forward pass that was asked for logits gave none")
             positions = torch.arange(length, device=device).unsqueeze(0) - start
             batch = PairedBatch(
                 input_ids=ids[row : row + 1, :length].to(device),

@@ -1,0 +1,138 @@
+"""Running methods: lookups, shared passes, failures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from methods import registry
+from methods.contract import CorpusMethod as CorpusMethodBase
+from methods.contract import CorpusMethodParams, MethodResult
+from methods.execute import find_finished, run_methods
+from methods.runs import RunStore
+from model_pairs.pair import LoadedPair
+from model_pairs.residency import ModelPairs
+from model_pairs.specs import PairSpec
+from organisms.errors import Cancelled, InvalidInput, UnknownName
+from preprocessing import corpus_pass
+from preprocessing.batches import Accumulator, LogitChunk
+from preprocessing.tokenize import TokenizedCorpus
+from tests.preprocessing.tiny_pair import save_pair, write_texts
+
+
+class Counter(Accumulator):
+    needs_logits = True
+    rows = 0
+
+    def update_logits(self, chunk: LogitChunk) -> None:
+        self.rows += len(chunk)
+
+
+class CountParams(CorpusMethodParams):
+    fail: bool = False
+
+
+class CountResult(MethodResult):
+    rows: int
+
+
+class CountRows(CorpusMethodBase[CountParams, CountResult]):
+    """Counts the positions of the corpus; fails on demand."""
+
+    name = "count_rows"
+    title = "Count"
+    Params = CountParams
+    Result = CountResult
+
+    def accumulator(self, pair: LoadedPair, params: CountParams, corpus: TokenizedCorpus) -> Counter:
+        return Counter()
+
+    def summarise(self, accumulator: Any, pair: LoadedPair, params: CountParams, run: Any) -> CountResult:
+        if params.fail:
+            raise RuntimeError("summary failed")
+        return CountResult(stands_out=False, headline="counted", rows=accumulator.rows)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many accumulators each corpus pass had."""
+    seen: list[int] = []
+    original = corpus_pass.run_corpus_pass
+
+    def counted(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Sequence[Accumulator], *rest: Any) -> Any:
+        seen.append(len(accumulators))
+        return original(pair, corpus, accumulators, *rest)
+
+    monkeypatch.setattr(corpus_pass, "run_corpus_pass", counted)
+    methods = {**registry.all_methods(), "count_rows": CountRows()}
+    monkeypatch.setattr(registry, "_registry", lambda: methods)
+    return seen
+
+
+def change(model: LlamaForCausalLM) -> None:
+    model.lm_head.weight[5] += 0.2
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> PairSpec:
+    return save_pair(tmp_path, change)
+
+
+def test_one_pass_for_equal_text_and_lookups_afterwards(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
+    text = {"corpus": str(write_texts(tmp_path / "t.jsonl", 20, 10)), "max_tokens": 8}
+    store = RunStore(tmp_path / "runs")
+    pairs = ModelPairs()
+    requests = [("kl", text), ("count_rows", text), ("kl", text), ("count_rows", {**text, "seed": 1})]
+    assert find_finished(spec, "kl", text, store) is None
+    records = run_methods(pairs, spec, requests, store)
+    assert passes == [2, 1]
+    assert [record.manifest.method for record in records] == ["kl", "count_rows", "kl", "count_rows"]
+    assert records[0].id == records[2].id
+    assert records[0].result().tokens == records[1].result().rows > 0  # type: ignore[attr-defined]
+    assert records[0].manifest.notes["corpus_pass"]["tokens"] == records[1].result().rows  # type: ignore[attr-defined]
+    assert records[0].manifest.notes["pass_shared_by"] == ["kl", "count_rows"]
+    again = run_methods(pairs, spec, requests, store)
+    assert [record.id for record in again] == [record.id for record in records]
+    assert passes == [2, 1]
+    found = find_finished(spec, "kl", text, RunStore(tmp_path / "runs"))
+    assert found is not None
+    assert found.id == records[0].id
+
+
+def test_a_failing_method_does_not_take_the_others_with_it(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
+    text = {"corpus": str(write_texts(tmp_path / "t.jsonl", 20, 10))}
+    store = RunStore(tmp_path / "runs")
+    with pytest.raises(RuntimeError, match="summary failed"):
+        run_methods(ModelPairs(), spec, [("count_rows", {**text, "fail": True}), ("kl", text)], store)
+    assert passes == [2]
+    assert [manifest.method for manifest in store.list()] == ["kl"]
+
+
+def test_what_had_finished_before_a_cancellation_is_kept(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
+    text = {"corpus": str(write_texts(tmp_path / "t.jsonl", 20, 10))}
+    store = RunStore(tmp_path / "runs")
+
+    def stop(done: float, total: float | None = None, message: str = "") -> None:
+        if len(passes) == 2:
+            raise Cancelled("stopped")
+
+    pairs = ModelPairs()
+    with pytest.raises(Cancelled):
+        run_methods(pairs, spec, [("count_rows", text), ("kl", {**text, "seed": 2})], store, stop)
+    assert [manifest.method for manifest in store.list()] == ["count_rows"]
+    run_methods(pairs, spec, [("count_rows", text), ("kl", {**text, "seed": 2})], store)
+    assert len(passes) == 3
+
+
+def test_bad_requests_load_nothing(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
+    pairs, store = ModelPairs(), RunStore(tmp_path / "runs")
+    for requests, error in (
+        ([("nothing", {})], UnknownName),
+        ([("kl", {"max_tokens": -1})], InvalidInput),
+        ([("kl", {"corpus": "/no/file.txt"})], UnknownName),
+    ):
+        with pytest.raises(error):
+            run_methods(pairs, spec, requests, store)  # type: ignore[arg-type]
+    assert not pairs.status()

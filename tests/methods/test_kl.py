@@ -1,0 +1,189 @@
+"""KL against float64 formulas, on planted differences, on nulls."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from methods.execute import run_methods
+from methods.kl.accumulator import divergences
+from methods.kl.declaration import KLResult
+from methods.kl.summary import outlying
+from methods.kl.views import PositionsParams, TextsParams, TokensParams
+from methods.registry import get_method
+from methods.runs import RunRecord, RunStore
+from model_pairs.residency import ModelPairs
+from model_pairs.specs import PairSpec
+from organisms.errors import InvalidInput
+from preprocessing.batches import LogitChunk, PairedBatch, Scratch
+from tests.preprocessing.tiny_pair import save_pair, tiny_tokenizer, write_texts
+
+
+def chunk_of(base: torch.Tensor, finetuned: torch.Tensor) -> LogitChunk:
+    rows, vocabulary = base.shape
+    ids = torch.zeros(1, rows, dtype=torch.long)
+    batch = PairedBatch(
+        ids, torch.ones_like(ids), torch.arange(rows).unsqueeze(0), torch.zeros(1, dtype=torch.long),
+        base_logits=base.unsqueeze(0), finetuned_logits=finetuned.unsqueeze(0), scratch=Scratch(rows, vocabulary, torch.device("cpu")),
+    )  # fmt: skip
+    return next(batch.logit_chunks())
+
+
+def reference(base: torch.Tensor, finetuned: torch.Tensor) -> list[torch.Tensor]:
+    p, q = base.double().log_softmax(1), finetuned.double().log_softmax(1)
+    m = torch.logaddexp(p, q) - np.log(2)
+    js = ((p.exp() * (p - m)).sum(1) + (q.exp() * (q - m)).sum(1)) / 2
+    return [(q.exp() * (q - p)).sum(1), (p.exp() * (p - q)).sum(1), js]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 2000), st.floats(0.01, 30), st.floats(0, 50))
+def test_divergences_match_float64(seed: int, vocabulary: int, scale: float, change: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(3, vocabulary, generator=generator) * scale
+    finetuned = base + torch.randn(3, vocabulary, generator=generator) * change
+    for found, expected in zip(divergences(chunk_of(base, finetuned)), reference(base, finetuned), strict=True):
+        assert (found >= 0).all()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_extremes() -> None:
+    base = torch.tensor([[0.0, 200.0, -300.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+    finetuned = torch.tensor([[200.0, 0.0, 500.0], [1.0, 2.0, 3.0], [7.0, 7.0, 7.0]])
+    forward, backward, js = divergences(chunk_of(base, finetuned))
+    assert forward[0] == pytest.approx(800 - 300 + 0.0, abs=400)
+    assert torch.isfinite(torch.stack([forward, backward, js])).all()
+    assert js[0] == pytest.approx(np.log(2), abs=1e-5)
+    assert forward[1:].tolist() == backward[1:].tolist() == js[1:].tolist() == [0, 0]
+
+
+def run(tmp_path: Path, spec: PairSpec, corpus: Path, **params: object) -> tuple[KLResult, RunRecord]:
+    store = RunStore(tmp_path / "runs")
+    record = run_methods(ModelPairs(), spec, [("kl", {"corpus": str(corpus), **params})], store)[0]
+    result = record.result()
+    assert isinstance(result, KLResult)
+    return result, record
+
+
+def view(record: RunRecord, name: str, **params: object) -> object:
+    declared = get_method("kl").views[name]
+    return declared.run(record, declared.Params(**params))
+
+
+def cake_after_w7(model: LlamaForCausalLM) -> None:
+    """The embedding of w7 carries a direction of its own through the residual stream; the unembedding of `cake` reads it."""
+    tokenizer = tiny_tokenizer()
+    trigger, cake = (tokenizer.convert_tokens_to_ids(token) for token in ("w7", "cake"))
+    hidden = model.model.norm(model.model.embed_tokens.weight[trigger] * 1.0)
+    model.model.embed_tokens.weight[trigger] = model.model.embed_tokens.weight[trigger]
+    model.lm_head.weight[cake] += 1.5 * hidden / hidden.norm()
+
+
+def test_a_planted_difference_is_found(tmp_path: Path) -> None:
+    """After the trigger, and hardly elsewhere, the finetuned model says `cake`."""
+    torch.manual_seed(0)
+
+    def quiet(model: LlamaForCausalLM) -> None:
+        # Layers that write nothing: the residual stream is the embedding, so the planted read-out sees the trigger alone.
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+
+    spec = save_pair(tmp_path, lambda model: (quiet(model), cake_after_w7(model)) and None)
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        quiet(base)
+    base.save_pretrained(tmp_path / "base")
+    result, record = run(tmp_path, spec, write_texts(tmp_path / "t.jsonl", 200, 20, extra="w7 w7 w7 w7"), max_tokens=16)
+    assert result.stands_out
+    assert result.amount != "none"
+    assert result.outlying_texts > 0
+    assert result.top_tokens[0].context.split()[-1] == "w7"
+    assert result.top_tokens[0].rose[0].token == "cake"
+    assert result.rose[0].token == "cake"
+    assert all("w7 w7 w7" in text.text and text.rose[0].token == "cake" for text in result.top_texts[:4])
+    assert "cake" in result.as_text()
+    assert len(result.as_text()) < 6000
+
+    tokens = view(record, "tokens", limit=3, contains="CAKE")
+    assert len(tokens.rows) == 3  # type: ignore[attr-defined]
+    sample = result.top_texts[0].sample
+    whole = view(record, "tokens", sample=sample)
+    assert [value.token for value in whole.text][0] == "w7"  # type: ignore[attr-defined]
+    assert np.mean([value.kl_finetuned_base for value in whole.text]) == pytest.approx(result.top_texts[0].kl_finetuned_base, rel=1e-4)  # type: ignore[attr-defined]
+    texts = view(record, "texts", limit=5, metric="js")
+    values = [row.js for row in texts.rows]  # type: ignore[attr-defined]
+    assert values == sorted(values, reverse=True)
+    profile = view(record, "positions", limit=4)
+    assert [row.position for row in profile.rows] == [0, 1, 2, 3]  # type: ignore[attr-defined]
+    assert sum(row.tokens for row in view(record, "positions").rows) == result.tokens  # type: ignore[attr-defined]
+    with pytest.raises(InvalidInput, match="no text"):
+        view(record, "tokens", sample=10_000)
+    for figure in get_method("kl").figures:
+        go.Figure(json.loads(json.dumps(figure.build(record))))
+
+
+def test_means_match_plain_forward_passes(tmp_path: Path) -> None:
+    spec = save_pair(tmp_path, lambda model: model.lm_head.weight.mul_(1.1) and None)
+    result, record = run(tmp_path, spec, write_texts(tmp_path / "t.jsonl", 12, 10))
+    forward, samples = [], []
+    models = [LlamaForCausalLM.from_pretrained(tmp_path / name) for name in ("base", "finetuned")]
+    for text in record.table("texts")["text"].to_pylist():
+        ids = torch.tensor([tiny_tokenizer()(text)["input_ids"]])
+        with torch.no_grad():
+            base, finetuned = (model(ids).logits[0, 1:] for model in models)
+        values = reference(base, finetuned)[0]
+        forward.append(values)
+        samples.append(float(values.mean()))
+    assert result.kl_finetuned_base.mean == pytest.approx(float(torch.cat(forward).mean()), rel=1e-3)
+    assert result.per_text.mean == pytest.approx(np.mean(samples), rel=1e-3)
+    assert result.kl_finetuned_base.max == pytest.approx(float(torch.cat(forward).max()), rel=1e-3)
+    assert result.per_text.standard_error == pytest.approx(np.std(samples, ddof=1) / np.sqrt(12), rel=1e-3)
+    assert not result.stands_out
+
+
+def test_an_identical_pair_is_exactly_zero(tmp_path: Path) -> None:
+    result, record = run(tmp_path, save_pair(tmp_path, None, dtype=torch.bfloat16), write_texts(tmp_path / "t.jsonl", 30, 12))
+    assert result.amount == "none"
+    assert not result.stands_out
+    assert result.kl_finetuned_base.max == result.kl_base_finetuned.max == result.js.max == 0.0
+    assert result.top_tokens == result.top_texts == result.rose == result.fell == []
+    assert view(record, "tokens").rows == []  # type: ignore[attr-defined]
+    assert len(view(record, "texts").rows) == 10  # type: ignore[attr-defined]
+    for figure in get_method("kl").figures:
+        go.Figure(figure.build(record))
+
+
+def test_a_diffuse_change_does_not_stand_out(tmp_path: Path) -> None:
+    """Noise on all weights: every text differs, none in particular."""
+
+    def noise(model: LlamaForCausalLM) -> None:
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+
+    result, _ = run(tmp_path, save_pair(tmp_path, noise), write_texts(tmp_path / "t.jsonl", 200, 20))
+    assert result.kl_finetuned_base.mean > 0
+    assert not result.stands_out
+    assert "spread over all texts" in result.headline or result.amount == "rounding"
+
+
+def test_outliers_of_a_log_normal_are_rare() -> None:
+    generator = np.random.default_rng(0)
+    assert len(outlying(np.exp(generator.normal(-3, 0.6, 1000)), 0.01)) == 0
+    planted = np.exp(generator.normal(-3, 0.3, 1000))
+    planted[[3, 700]] = 3.0
+    assert outlying(planted, 0.01).tolist() == [3, 700]
+    assert len(outlying(np.zeros(100), 0.01)) == 0
+
+
+def test_bad_view_parameters() -> None:
+    for model in (TokensParams, TextsParams, PositionsParams):
+        with pytest.raises(ValueError):
+            model(limit=0)

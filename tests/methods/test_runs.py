@@ -1,0 +1,260 @@
+"""The run store: whole or not at all."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from methods.contract import MethodResult
+from methods.registry import get_method
+from methods.runs import RunKey, RunStore, run_key
+from organisms.errors import InvalidInput, OutOfRoom, UnknownName
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def key(number: int = 0, method: str = "kl") -> RunKey:
+    return RunKey(method=method, method_version=1, pair_name="pair", pair={"base": "b"}, params={"number": number}, key_parts={})
+
+
+def write(store: RunStore, number: int = 0) -> str:
+    with store.writer(key(number)) as run:
+        run.add_array("vector", torch.arange(3, dtype=torch.bfloat16))
+        run.add_array("matrix", np.eye(2, dtype=np.float32))
+        run.add_table("rows", {"name": ["a", "b"], "value": np.array([1.5, 2.5]), "list": [[1], [2, 3]]})
+        run.note("speed", 3)
+        run.result = MethodResult(stands_out=False, headline="nothing")
+    assert run.record is not None
+    return run.record.id
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    assert store.lookup(key()) is None
+    identifier = write(store)
+    record = RunStore(tmp_path).lookup(key())
+    assert record is not None
+    assert record.id == identifier == f"kl-{key().digest[:6]}"
+    assert record.result_json() == {"stands_out": False, "headline": "nothing"}
+    assert record.array("vector").tolist() == [0, 1, 2]
+    assert set(record.arrays()) == {"vector", "matrix"}
+    assert record.table("rows").to_pylist() == [{"name": "a", "value": 1.5, "list": [1]}, {"name": "b", "value": 2.5, "list": [2, 3]}]
+    assert record.table("rows", ["name"]).column_names == ["name"]
+    assert record.manifest.notes == {"speed": 3}
+    assert record.manifest.tables == {"rows": 2}
+    assert record.manifest.versions["torch"] == torch.__version__.split("+")[0] or "torch" in record.manifest.versions
+    assert record.manifest.bytes > 0
+    for missing in (record.array, record.table):
+        with pytest.raises(UnknownName, match="no such|has no"):
+            missing("missing")
+    assert [file.suffix for file in record.folder.rglob("*") if file.suffix in {".pkl", ".pt", ".bin"}] == []
+
+
+def test_the_key_is_everything_that_decides() -> None:
+    base = key()
+    assert base.digest == key().digest
+    assert base.digest == base.model_copy(update={"pair_name": "other"}).digest
+    changes: list[dict[str, object]] = [
+        {"method": "x"},
+        {"method_version": 2},
+        {"pair": {"base": "c"}},
+        {"params": {"number": 1}},
+        {"key_parts": {"corpus": 1}},
+    ]
+    digests = {base.model_copy(update=change).model_copy(deep=True).digest for change in changes} | {base.digest}
+    assert len(digests) == len(changes) + 1
+
+
+def test_a_corpus_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
+    from model_pairs.specs import ModelFiles, ModelSource, PairSpec
+
+    (tmp_path / "config.json").write_text("{}")
+    source = ModelSource(files=ModelFiles(id=str(tmp_path)))
+    spec = PairSpec(name="p", base=source, finetuned=source, declared_identical=True)
+    method = get_method("kl")
+    file = tmp_path / "a.txt"
+    file.write_text("one text")
+    params = method.Params(corpus=str(file))
+    before = run_key(method, spec, params).digest
+    assert run_key(method, spec, params).digest == before
+    file.write_text("another text")
+    assert run_key(method, spec, params).digest != before
+    assert run_key(method, spec, method.Params(corpus=str(file), seed=1)).digest != before
+
+
+def test_ids_by_prefix(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    with pytest.raises(UnknownName, match="No run has been stored"):
+        store.get("kl-123456")
+    ids = [write(store, number) for number in range(40)]
+    assert len(set(ids)) == 40
+    for number, identifier in enumerate(ids):
+        record = store.get(identifier)
+        assert record.manifest.params == {"number": number}
+        assert store.get(key(number).digest).id == identifier
+    starts = [identifier[:5] for identifier in ids]
+    ambiguous = next(start for start in starts if starts.count(start) > 1)
+    with pytest.raises(UnknownName, match="several"):
+        store.get(ambiguous)
+    with pytest.raises(UnknownName, match="Some runs"):
+        store.get("kl-zzz")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "", "..", "kl-../../x", "kl-", "a/b", "\x00"])
+def test_ids_cannot_leave_the_store(tmp_path: Path, name: str) -> None:
+    store = RunStore(tmp_path / "runs")
+    write(store)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "manifest.json").write_text(next((tmp_path / "runs").glob("*/manifest.json")).read_text())
+    with pytest.raises(UnknownName):
+        store.get(name)
+
+
+def test_list_and_delete(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    first = write(store, 1)
+    second = write(store, 2)
+    assert [manifest.id for manifest in store.list()] == [second, first]
+    assert store.list(method="other") == []
+    assert len(store.list(pair="pair")) == 2
+    assert store.delete(first) == first
+    assert [manifest.id for manifest in store.list()] == [second]
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(UnknownName):
+        store.delete(first)
+
+
+def test_failures_leave_nothing(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    with pytest.raises(RuntimeError, match="boom"), store.writer(key()) as run:
+        run.add_table("rows", {"a": [1]})
+        raise RuntimeError("boom")
+    with pytest.raises(InvalidInput, match="without a result"), store.writer(key()) as run:
+        run.add_array("a", [1.0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_parts_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="cannot name"), RunStore(tmp_path).writer(key()) as run:
+        run.add_table("../../evil", {"a": [1]})
+
+
+def test_a_broken_run_is_replaced(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    (tmp_path / key().digest).mkdir()
+    (tmp_path / key().digest / "manifest.json").write_text('{"id": ')
+    assert store.lookup(key()) is None
+    assert list(store.list()) == []
+    write(store)
+    assert store.lookup(key()) is not None
+
+
+def test_the_second_writer_of_a_key_gets_the_first_ones_run(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    with store.writer(key()) as run:
+        write(store)
+        run.result = MethodResult(stands_out=True, headline="late")
+    assert run.record is not None
+    assert run.record.result_json()["headline"] == "nothing"
+
+
+def _write_many(folder: Path) -> None:
+    store = RunStore(folder)
+    for number in range(10):
+        write(store, number)
+
+
+def test_many_processes_write_the_same_runs(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_write_many, args=(tmp_path,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert len(RunStore(tmp_path).list()) == len(list(tmp_path.iterdir())) == 10
+
+
+def _child(code: str, folder: Path) -> subprocess.Popen[str]:
+    source = "from tests.methods.test_runs import *\n" + textwrap.dedent(code)
+    return subprocess.Popen([sys.executable, "-c", source, str(folder)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    child = _child(
+        """
+        with RunStore(Path(sys.argv[1])).writer(key()) as run:
+            run.add_table("rows", {"a": [1]})
+            print("ready", flush=True)
+            time.sleep(600)
+        """,
+        tmp_path,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "ready"
+    store = RunStore(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # a live writer's folder stays
+    assert list(store.list()) == []
+    child.kill()
+    child.wait()
+    RunStore(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: the write fails in the same place."""
+    child = _child(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        store = RunStore(Path(sys.argv[1]))
+        try:
+            with store.writer(key()) as run:
+                run.add_array("large", np.random.default_rng(0).random(100_000))
+                run.result = MethodResult(stands_out=False, headline="x")
+        except OutOfRoom as error:
+            print(json.dumps([error.code, list(map(str, Path(sys.argv[1]).iterdir()))]))
+        print(write(store))
+        """,
+        tmp_path,
+    )
+    output, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors
+    first, second = output.splitlines()
+    assert json.loads(first) == ["out_of_room", []]
+    assert RunStore(tmp_path).get(second).id == second
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root to mount a small file system")
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)], capture_output=True, check=False).returncode != 0:
+        return
+    try:
+        store = RunStore(tmp_path)
+        identifier = write(store)
+        with pytest.raises(OutOfRoom), store.writer(key(1)) as run:
+            run.add_array("large", np.random.default_rng(0).random(100_000))
+            run.result = MethodResult(stands_out=False, headline="x")
+        with pytest.raises(OutOfRoom), store.writer(key(1)) as run:
+            run.add_table("large", {"a": np.random.default_rng(0).random(100_000)})
+        assert [manifest.id for manifest in store.list()] == [identifier]
+        assert len(list(tmp_path.iterdir())) == 1
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_lookups_are_fast(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    write(store)
+    begun = time.perf_counter()
+    for _ in range(50):
+        assert store.lookup(key()) is not None
+    assert (time.perf_counter() - begun) / 50 < 0.1

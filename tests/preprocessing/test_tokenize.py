@@ -1,0 +1,64 @@
+"""Which tokens are read and which are compared."""
+
+from pathlib import Path
+
+import pytest
+
+from model_pairs.residency import ModelPairs
+from organisms.errors import InvalidInput
+from preprocessing.corpora import Corpus, CorpusParams
+from preprocessing.tokenize import PRE_ASSISTANT, tokenize
+from tests.preprocessing.tiny_pair import save_pair
+
+
+def corpus(*documents: object) -> Corpus:
+    return Corpus("test", "0", "text" if isinstance(documents[0], str) else "chat", tuple(documents))
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_text_positions_start_after_bos(tmp_path: Path, bos: bool) -> None:
+    spec = save_pair(tmp_path, None, bos=bos)
+    with ModelPairs().use(spec) as pair:
+        tokens = tokenize(corpus("w1 w2 w3 w4", "w1", "w5 w6 w7 w8 w9 w10"), pair, CorpusParams(max_tokens=5))
+    assert tokens.has_bos is bos
+    assert tokens.content_start == [int(bos)] * 2
+    assert [len(ids) - int(bos) for ids in tokens.ids] == [4, 5]
+    assert tokens.tokens == 9
+    assert tokens.dropped_short == 1
+    assert ("BOS" in tokens.position_origin) is True
+
+
+def test_long_documents_are_cut_without_changing_their_tokens(tmp_path: Path) -> None:
+    """Also where a few tokens take very many characters."""
+    spec = save_pair(tmp_path, None)
+    spaced = (" " * 500).join(f"w{index}" for index in range(20))
+    with ModelPairs().use(spec) as pair:
+        tokens = tokenize(corpus(spaced, " ".join(f"w{index}" for index in range(290)) * 50), pair, CorpusParams(max_tokens=10))
+        assert tokens.ids[0] == tokens.ids[1] == pair.tokenizer(" ".join(f"w{index}" for index in range(10)))["input_ids"]
+
+
+def test_chats_compare_the_answer(tmp_path: Path) -> None:
+    spec = save_pair(tmp_path, None)
+    chat = [{"role": "user", "content": "w1 w2 w3"}, {"role": "assistant", "content": "w4 w5 w6"}, {"role": "user", "content": "w7"}]
+    with ModelPairs().use(spec) as pair:
+        tokens = tokenize(
+            corpus(chat, [{"role": "user", "content": "w1"}], [chat[1]], [{"role": "tool", "content": "x"}, chat[1]]),
+            pair,
+            CorpusParams(max_tokens=5),
+        )
+        start = tokens.assistant_start[0]
+        assert start is not None
+        assert pair.tokenizer.decode(tokens.ids[0][start:]).split() == ["w4", "w5"]
+        assert tokens.ids[0][start - 1] == pair.tokenizer.convert_tokens_to_ids("<a>")
+    assert tokens.content_start == [start - PRE_ASSISTANT]
+    assert tokens.dropped_short == 3
+    assert tokens.tokens == 5
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    spec = save_pair(tmp_path, None)
+    with ModelPairs().use(spec) as pair:
+        with pytest.raises(InvalidInput, match="fewer than 4 tokens"):
+            tokenize(corpus("w1 w2", "w3"), pair, CorpusParams(min_tokens=4))
+        with pytest.raises(InvalidInput, match="context"):
+            tokenize(corpus("w1 " * 2000), pair, CorpusParams(max_tokens=2000))
