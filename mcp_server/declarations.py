@@ -135,7 +135,9 @@ def _nullables_optional(schema: Any) -> Any:
     relaxed = {key: _nullables_optional(value) for key, value in schema.items()}
     properties, required = schema.get("properties"), schema.get("required")
     if isinstance(properties, dict) and isinstance(required, list):
-        relaxed["required"] = [name for name in required if not any(option.get("type") == "null" for option in properties.get(name, {}).get("anyOf", []))]
+        relaxed["required"] = [
+            name for name in required if not any(option.get("type") == "null" for option in properties.get(name, {}).get("anyOf", []))
+        ]
     return relaxed
 
 

@@ -162,14 +162,15 @@ class DiffingServer(MCPServer):
         if reply.result is None and job is not None and job.state == "cancelled":
             status = "cancelled"
         budget = self._budget(call.caller)
-        answer = Answer(
+        answer: dict[str, Any] = Answer(
             status=status,
             run_id=reply.run_id,
             job=call.job_state(job) if job is not None else None,
             estimate=reply.estimate,
             budget=budget,
             next_step=reply.next_step,
-        ).model_dump(mode="json", exclude_none=True)
+        ).model_dump(mode="json")
+        answer = {name: value for name, value in answer.items() if value is not None}
         if reply.result is not None:
             answer["result"] = reply.result.model_dump(mode="json")
         lines = [reply.text]

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 class Workbench:
     """Shared by all requests of a process. Create one, serve, `close` it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pairs: ModelPairs | None = None) -> None:
+        """`pairs`: models to share with others in this process; none: the workbench makes its own when the first job needs them."""
         self.jobs = Jobs()
         self.ledger = Ledger()
         self.ledger.recover()
         self._lock = threading.Lock()
-        self._pairs: ModelPairs | None = None
+        self._pairs = pairs
         self._sizes: dict[str, PairSize] = {}
         self._closed = False
 

@@ -11,6 +11,7 @@ import pytest
 
 from mcp_server.workbench import Workbench
 from methods.registry import get_method
+from model_pairs.residency import ModelPairs
 from organisms.settings import settings
 from preprocessing.corpora import CorpusParams
 
@@ -25,9 +26,9 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 @pytest.fixture
-def workbench(data_folder: Path) -> Iterator[Workbench]:
-    """What one server process has, closed at the end."""
-    workbench = Workbench()
+def workbench(data_folder: Path, pairs: ModelPairs) -> Iterator[Workbench]:
+    """What one server process has, closed at the end. The models are the session's."""
+    workbench = Workbench(pairs)
     yield workbench
     workbench.close()
 

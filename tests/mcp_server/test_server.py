@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from mcp import Client
 
@@ -14,6 +17,7 @@ from mcp_server import investigations
 from mcp_server.auth import Caller
 from mcp_server.serve import build_server
 from mcp_server.server import INSTRUCTIONS
+from mcp_server.toolset import toolset
 from mcp_server.workbench import Workbench
 from methods.registry import all_methods
 
@@ -24,10 +28,31 @@ def text_of(result: Any) -> str:
     return "\n".join(block.text for block in result.content if block.type == "text")
 
 
+@asynccontextmanager
+async def held(client: Client) -> AsyncIterator[Client]:
+    """The client open in a task of its own: fixtures are set up and torn down in different tasks, which its cancel scopes do not allow."""
+    opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+
+    async def hold() -> None:
+        async with client as entered:
+            opened.set_result(entered)
+            await over.wait()
+
+    task = asyncio.create_task(hold())
+    while not opened.done() and not task.done():
+        await asyncio.sleep(0.005)
+    if task.done():
+        await task
+    yield opened.result()
+    over.set()
+    await task
+
+
 @pytest.fixture(params=["auto", "legacy"])
 async def client(request: pytest.FixtureRequest, workbench: Workbench) -> AsyncIterator[Client]:
     """An operator's client, in either era."""
-    async with Client(build_server(workbench), mode=request.param) as client:
+    async with held(Client(build_server(workbench), mode=request.param)) as client:
         yield client
 
 
@@ -36,7 +61,7 @@ async def confined(request: pytest.FixtureRequest, workbench: Workbench, tiny_pa
     """A client of an investigation, in either era, and the pair's label."""
     new = investigations.create(tiny_pair, "method", interactions=10, tool_calls=20)
     caller = Caller(investigations.get(new.id))
-    async with Client(build_server(workbench, caller), mode=request.param) as client:
+    async with held(Client(build_server(workbench, caller), mode=request.param)) as client:
         yield client, new.label
 
 
@@ -47,6 +72,8 @@ async def good(client: Client, tool: str, arguments: dict[str, Any]) -> dict[str
         result = await client.call_tool("get_job", {"job_id": result.structured_content["job"]["job_id"]})
     assert not result.is_error, text_of(result)
     assert result.structured_content is not None
+    declared = {declaration.name: declaration.output_schema for declaration in toolset().values()}
+    jsonschema.validate(result.structured_content, declared[tool])
     return result.structured_content
 
 
@@ -72,7 +99,7 @@ async def test_tools_are_described_for_agents(client: Client) -> None:
         hints = tool.annotations
         assert None not in (hints.read_only_hint, hints.destructive_hint, hints.idempotent_hint, hints.open_world_hint), tool.name
         for name, schema in tool.input_schema["properties"].items():
-            assert schema.get("description") or name in ("offset", "limit", "top_p", "job_id", "evidence"), (tool.name, name)
+            assert schema.get("description") or name in ("offset", "limit", "top_p", "job_id", "evidence", "seed"), (tool.name, name)
     assert [tool.name for tool in (await client.list_tools()).tools] == names
     assert len(INSTRUCTIONS) <= 2000
     assert client.instructions == INSTRUCTIONS
@@ -205,13 +232,14 @@ async def test_corpora_outside_of_the_data_folder_are_refused(client: Client, ti
 
 async def test_results_fit_into_an_agents_context(client: Client, tiny_pair: str, small_params: Callable[[str], dict[str, Any]]) -> None:
     many = {"pair": tiny_pair, "prompts": [f"prompt {n}" for n in range(20)], "samples": 4, "max_new_tokens": 60, "raw_text": True}
-    calls = [
+    calls: list[tuple[str, dict[str, Any]]] = [
         ("ask_models", many),
         ("compare_text", {"pair": tiny_pair, "text": "some words of no meaning " * 100}),
         ("describe_pair", {"pair": tiny_pair}),
     ]
     calls += [(method, {"pair": tiny_pair, **small_params(method)}) for method in all_methods()]
-    for tool, arguments in [*calls, ("list_pairs", {})]:
+    calls.append(("list_pairs", {}))
+    for tool, arguments in calls:
         answer = await client.call_tool(tool, arguments)
         assert not answer.is_error, text_of(answer)
         assert len(text_of(answer)) <= 9000, (tool, len(text_of(answer)))
