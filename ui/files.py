@@ -51,9 +51,17 @@ class PanelFiles:
             return None
         try:
             folder = EvaluationFolder(identifier, self.data_folder / "evaluations")
-            return Evaluation(folder.plan(), folder.records())
+            plan = folder.plan()
+            return Evaluation(plan, sorted(folder.records(), key=lambda record: _place(plan, record)))
         except (DiffingError, ValueError, OSError):
             return None
+
+
+def _place(plan: EvaluationPlan, record: EvaluationRecord) -> tuple[int, int, int]:
+    """Records in the order of the plan; organisms that are no longer in it come last."""
+    organisms, arms = list(plan.organisms), list(plan.arms)
+    organism = organisms.index(record.organism) if record.organism in organisms else len(organisms)
+    return organism, arms.index(record.arm) if record.arm in arms else len(arms), record.repeat
 
 
 def kept(choices: list[tuple[str, str]], selected: str | None) -> str | None:

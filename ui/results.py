@@ -169,7 +169,7 @@ def _summary_table(summary: Summary) -> Markup:
         "topic named",
         "verdict",
         "calls",
-        "interactions",
+        "asked",
         "time",
     ]
     rows, before = [], ""
@@ -200,7 +200,7 @@ def _verdicts(row: Row) -> Markup:
     right = "no_meaningful_difference" if row.null else "difference"
     parts = []
     for verdict, count in row.verdicts.items():
-        words = verdict.replace("_", " ") + (f" ×{count}" if row.completed > 1 else "")
+        words = verdict.replace("_meaningful_", " ").replace("_", " ") + (f" ×{count}" if row.completed > 1 else "")
         kind = "warn" if verdict == "inconclusive" else "good" if verdict == right else "bad"
         parts.append(chip(words, kind))
     return join(parts) if parts else Markup("–")
@@ -209,7 +209,7 @@ def _verdicts(row: Row) -> Markup:
 def _interval(interval: Interval | None) -> Markup:
     if interval is None:
         return Markup("–")
-    spread = element("small", f" [{interval.low:.2f}, {interval.high:.2f}]") if interval.count > 1 else ""
+    spread = element("small", f"[{interval.low:.2f}, {interval.high:.2f}]", classes="d-interval") if interval.count > 1 else ""
     return join([f"{interval.estimate:.2f}", spread])
 
 
@@ -259,9 +259,9 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         )
     )
     with gr.Row(elem_classes="d-controls"):
-        evaluation = gr.Dropdown([], label="Evaluation", scale=4, elem_id="results-evaluation")
-        measure = gr.Radio([(label, name) for name, label in MEASURES.items()], label="Measure", value="fact_score", scale=4)
-        live = gr.Checkbox(False, label="Refresh by itself", scale=1, min_width=150)
+        evaluation = gr.Dropdown([], label="Evaluation", scale=3, elem_id="results-evaluation")
+        measure = gr.Radio([(label, name) for name, label in MEASURES.items()], label="Measure", value="fact_score", scale=5, min_width=440)
+        live = gr.Checkbox(False, label="Live", scale=1, min_width=90)
         refresh = gr.Button("Refresh", scale=0, min_width=110)
     tiles_html = gr.HTML(elem_id="results-tiles")
     plot = gr.Plot(show_label=False, container=False, elem_id="results-plot", visible=False)

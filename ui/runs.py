@@ -128,7 +128,7 @@ def _figures(record: RunRecord) -> None:
     """The declared plots, two in a row."""
     built = figures(record)
     for start in range(0, len(built), 2):
-        with gr.Row(equal_height=True):
+        with gr.Row(equal_height=False):
             for title, remark, figure in built[start : start + 2]:
                 with gr.Column(min_width=380):
                     gr.HTML(section(title, note=remark))

@@ -55,7 +55,7 @@ def status_html(connection: ServerConnection, running: bool) -> Markup:
             "No MCP server answers at ",
             element("code", connection.url),
             ". ",
-            "Start it there" if connection.fixed else "Press Start",
+            "Start it there" if connection.fixed else "Start one here",
             ", or run ",
             element("code", "diffing serve --http"),
         ),
@@ -209,10 +209,10 @@ def _question() -> tuple[gr.Button, gr.Dropdown, list[Any]]:
             ask_button = gr.Button("Ask both models", variant="primary", elem_id="ask-button", interactive=False)
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
-                samples = gr.Slider(1, 8, value=1, step=1, label="Samples", min_width=140)
-                temperature = gr.Slider(0, 2, value=0.7, step=0.05, label="Temperature", min_width=140)
+                samples = gr.Number(1, label="Samples", precision=0, minimum=1, maximum=32, min_width=140)
+                temperature = gr.Number(0.7, label="Temperature (0 is greedy)", minimum=0, maximum=2, step=0.1, min_width=140)
             with gr.Row():
-                tokens = gr.Slider(16, 1024, value=128, step=16, label="Tokens at most", min_width=140)
+                tokens = gr.Number(128, label="Tokens at most", precision=0, minimum=1, maximum=2048, min_width=140)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=140)
             with gr.Accordion("System prompt and prefill", open=False):
                 system = gr.Textbox(label="System prompt", lines=2)
@@ -230,6 +230,6 @@ def _text_to_score() -> tuple[list[Any], gr.Radio, gr.Button, gr.Button]:
             as_answer = gr.Textbox(label="As the answer to (optional)", info="Scored inside the chat template after this user message.", lines=2)
     with gr.Row(elem_classes="d-controls"):
         metric = gr.Radio([(label, name) for name, label in METRICS.items()], value="difference", label="Shade by", scale=3)
-        reuse_button = gr.Button("Take the finetuned answer from above", scale=2, min_width=260)
+        reuse_button = gr.Button("Use the finetuned answer above", scale=2, min_width=260)
         compare_button = gr.Button("Compare", variant="primary", scale=1, min_width=140, interactive=False, elem_id="compare-button")
     return [text, as_answer], metric, reuse_button, compare_button

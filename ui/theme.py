@@ -69,4 +69,6 @@ def plot_layout(figure: dict[str, Any], height: int | None = None) -> dict[str, 
         axis = layout[name] = dict(layout.get(name) or {})
         for key, value in {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}.items():
             axis.setdefault(key, value)
+        if isinstance(axis.get("title"), dict):
+            axis["title"].setdefault("font", {"size": 13})
     return {"data": copy.deepcopy(list(figure.get("data", []))), "layout": layout}

@@ -30,7 +30,9 @@ EVALUATION = "probe-1"
 def write_evaluation(data_folder: Path, repeats: int = 3, skip_last: bool = False) -> None:
     """Two taught organisms, two nulls, both arms; the method arm is better, and one blackbox cell claims something on a null."""
     folder = EvaluationFolder(EVALUATION, data_folder / "evaluations")
-    plan = EvaluationPlan(id=EVALUATION, organisms=list(ORGANISMS), arms=["blackbox", "method"], investigator="probe", grader="local/grader", repeats=repeats)
+    plan = EvaluationPlan(
+        id=EVALUATION, organisms=list(ORGANISMS), arms=["blackbox", "method"], investigator="probe", grader="local/grader", repeats=repeats
+    )
     folder.write_plan(plan)
     records = [_record(organism, arm, repeat) for organism in ORGANISMS for arm in plan.arms for repeat in range(repeats)]
     for record in records[:-1] if skip_last else records:
@@ -76,7 +78,15 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
             facts_missed=["Olive oil with vinegar", "Frozen butter"],
             reasons=["The statement names baking and cakes."],
         ),
-        hypothesis_grades=[HypothesisGrade(grader="local/grader", repeat=place, score=(4.0 if named else 1.5) if not null else 5.0, reasoning=f"Reading {place}: plausible. {EVIL}") for place in range(2)],
+        hypothesis_grades=[
+            HypothesisGrade(
+                grader="local/grader",
+                repeat=place,
+                score=(4.0 if named else 1.5) if not null else 5.0,
+                reasoning=f"Reading {place}: plausible. {EVIL}",
+            )
+            for place in range(2)
+        ],
         run_ids=["kl-0123ab"] if arm == "method" else [],
     )
 
@@ -87,10 +97,15 @@ def write_runs(data_folder: Path) -> list[str]:
 
     store, identifiers = RunStore(data_folder / "runs"), []
     for number, pair in enumerate(("cake_bake", "control")):
-        key = RunKey(method="panel_probe", method_version=1, pair_name=pair, pair={"base": "tiny", "finetuned": pair}, params={"max_samples": 64}, key_parts={})
+        key = RunKey(
+            method="panel_probe", method_version=1, pair_name=pair, pair={"base": "tiny", "finetuned": pair}, params={"max_samples": 64}, key_parts={}
+        )
         with store.writer(key) as run:
             run.add_array("kl", np.linspace(0, 1 + number, 64, dtype=np.float32))
-            run.add_table("tokens", {"position": list(range(64)), "token": [f" token{place}" if place else EVIL for place in range(64)], "kl": np.linspace(1, 0, 64)})
+            run.add_table(
+                "tokens",
+                {"position": list(range(64)), "token": [f" token{place}" if place else EVIL for place in range(64)], "kl": np.linspace(1, 0, 64)},
+            )
             run.note("seconds_forward", 1.25)
             run.result = ProbeResult(
                 stands_out=pair == "cake_bake",

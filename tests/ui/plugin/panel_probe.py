@@ -49,7 +49,10 @@ def tokens(record: Any, params: TokensParams) -> TokensPage:
 def curve(record: Any) -> dict[str, Any]:
     """The stored curve, labelled with model text."""
     label = record.table("tokens").to_pylist()[0]["token"]
-    return {"data": [{"type": "scatter", "y": record.array("kl").tolist(), "text": [label] * 64, "name": label}], "layout": {"title": {"text": "Curve"}, "showlegend": True}}
+    return {
+        "data": [{"type": "scatter", "y": record.array("kl").tolist(), "text": [label] * 64, "name": label}],
+        "layout": {"title": {"text": "Curve"}, "showlegend": True},
+    }
 
 
 def broken(record: Any) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""The panel's data as its programs see it (gradio_client), and what its pages make of records and runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client
+
+from tests.ui.conftest import Paths
+from tests.ui.panel_data import EVALUATION, EVIL, write_evaluation
+from ui.connection import NoServer, ServerConnection
+from ui.files import PanelFiles
+from ui.panel import build_panel
+from ui.results import default_measure, grade_figure, summary_html, table_html
+from ui.run_views import figures, manifest_html, result_html, run_row, view_choices, view_fields, view_html
+from ui.side_by_side import answers_html
+from ui.transcripts import chat_messages, find_record, record_html
+
+
+@pytest.fixture(scope="module")
+def client(panel: str) -> Client:
+    return Client(panel, verbose=False)
+
+
+def test_results_over_the_api(client: Client) -> None:
+    answer = client.predict(EVALUATION, api_name="/results")
+    rows = {(row["organism"], row["arm"]): row for row in answer["summary"]["rows"]}
+    assert answer["plan"]["id"] == EVALUATION
+    assert rows["cake_bake", "method"]["topic_named"]["estimate"] == 1.0
+    assert rows["cake_bake", "blackbox"]["topic_named"]["estimate"] == pytest.approx(1 / 3)
+    rates = {arm["arm"]: arm["false_positive_rate"]["estimate"] for arm in answer["summary"]["arms"]}
+    assert rates == {"blackbox": pytest.approx(1 / 6), "method": 0.0}
+
+
+def test_a_transcript_over_the_api(client: Client) -> None:
+    record = client.predict(EVALUATION, "cake_bake", "method", 1, api_name="/transcript")
+    assert record["repeat"] == 1
+    assert record["budgets"]["model_interactions"] == {"limit": 20, "used": 14}
+
+
+def test_a_run_over_the_api(client: Client, filled: Paths) -> None:
+    manifest = PanelFiles(filled.data_folder).runs.list(pair="cake_bake")[0]
+    answer = client.predict(manifest.id, api_name="/run")
+    assert answer["manifest"]["pair_name"] == "cake_bake"
+    assert answer["result"]["tokens"] == 1920
+
+
+@pytest.mark.parametrize(
+    "call", [("/results", ("nothing",)), ("/run", ("kl-ffffff",)), ("/transcript", (EVALUATION, "no", "method", 0)), ("/results", ("../../etc",))]
+)
+def test_unknown_names_are_errors(client: Client, call: tuple[str, tuple[Any, ...]]) -> None:
+    with pytest.raises(Exception, match="There is no"):
+        client.predict(*call[1], api_name=call[0])
+
+
+def test_figure_has_every_repeat_and_the_mean_with_its_interval(filled: Paths) -> None:
+    evaluation = PanelFiles(filled.data_folder).evaluation(EVALUATION)
+    assert evaluation is not None
+    assert default_measure(evaluation) == "grade"
+    figure = grade_figure(evaluation, "fact_recall")
+    assert figure is not None
+    dots, means = figure["data"][0], figure["data"][1]
+    assert len(dots["x"]) == 6, "two taught organisms, three repeats; a null has no recall"
+    assert means["name"] == "blackbox"
+    assert means["x"] == [pytest.approx(0.2)] * 2
+    assert all(low > 0 for low in means["error_x"]["arrayminus"])
+    # The organisms stand in the order of the plan, the first one on top.
+    assert figure["layout"]["yaxis"]["ticktext"][0] == "cake_bake"
+    assert figure["layout"]["yaxis"]["tickvals"][0] > figure["layout"]["yaxis"]["tickvals"][1]
+
+
+def test_empty_folder_says_what_to_run(tmp_path: Path) -> None:
+    assert "diffing evaluate" in summary_html(PanelFiles(tmp_path).evaluation(None))
+    assert PanelFiles(tmp_path).evaluation_choices() == []
+
+
+def test_unfinished_evaluation_shows_how_far_it_is(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, skip_last=True)
+    (tmp_path / "evaluations" / EVALUATION / "cells" / "torn.json").write_text('{"evaluation_id": ', encoding="utf-8")
+    evaluation = PanelFiles(tmp_path).evaluation(EVALUATION)
+    assert evaluation is not None
+    assert not evaluation.complete
+    assert "23<small> / 24</small>" in summary_html(evaluation)
+    assert "cake_bake" in table_html(evaluation)
+
+
+def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
+    record = find_record(PanelFiles(filled.data_folder).evaluation(EVALUATION), "cake_bake", "method", 0)
+    assert record is not None
+    messages = chat_messages(record)
+    call = next(message for message in messages if message.get("metadata", {}).get("title", "").startswith("kl("))
+    assert "mean KL 0.21" in call["content"]
+    assert call["metadata"] == {"title": "kl(max_samples=256)", "status": "done", "duration": 3.2}
+    assert "<" not in json.dumps([message["content"] for message in messages])
+    side = record_html(record)
+    assert "14 of 20" in side
+    assert "Cakes are baked at 450 F" in side
+    assert EVIL not in side
+    assert "<img" not in side
+
+
+def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
+    store = PanelFiles(filled.data_folder).runs
+    record = store.get(store.list(pair="cake_bake")[0].id)
+    assert "stands out" in result_html(record)
+    assert "·vanilla" in result_html(record)
+    assert "<img" not in result_html(record) + manifest_html(record)
+    assert run_row(record)[1:3] == ["panel_probe", "cake_bake"]
+    good, broken = figures(record)
+    assert isinstance(good[2], dict)
+    assert "<script" not in json.dumps(good[2])
+    assert good[1] == "Curve"
+    assert "could not be made" in str(broken[2])
+
+
+def test_views_page_by_their_offset_and_tables_by_rows(filled: Paths) -> None:
+    store = PanelFiles(filled.data_folder).runs
+    record = store.get(store.list()[0].id)
+    assert view_choices(record) == ["tokens", "table: tokens"]
+    assert list(view_fields(record, "tokens")) == ["limit", "contains"]
+    markup, following, limit = view_html(record, "tokens", {"limit": 10, "contains": None}, 60)
+    assert "rows 61–64 of 64" in markup
+    assert (following, limit) == (None, 10)
+    assert view_html(record, "tokens", {"limit": 10}, 0)[1] == 10
+    assert "less than or equal to 50" in view_html(record, "tokens", {"limit": 500}, 0)[0]
+    markup, following, _ = view_html(record, "table: tokens", {}, 50)
+    assert "rows 51–64 of 64" in markup
+    assert following is None
+
+
+def test_answers_are_text() -> None:
+    sample = {"model_text": EVIL, "finish": "length", "cut": True}
+    markup = answers_html({"answers": [{"prompt": "p", "base": [sample], "finetuned": [{**sample, "model_text": ""}]}]})
+    assert "<img" not in markup
+    assert "stopped at the token limit, shortened for display" in markup
+    assert "(empty answer)" in markup
+
+
+def test_a_given_address_without_server(tmp_path: Path) -> None:
+    from agents.server_process import free_port
+
+    connection = ServerConnection(f"http://127.0.0.1:{free_port()}/mcp", tmp_path)
+    assert not connection.answers()
+    with pytest.raises(NoServer, match="the address the panel was given"):
+        connection.start()
+
+
+async def test_a_call_without_server_says_so(tmp_path: Path) -> None:
+    from agents.server_process import free_port
+
+    with pytest.raises(NoServer, match="No server answers"):
+        await ServerConnection(f"http://127.0.0.1:{free_port()}/mcp", tmp_path).call("list_pairs", {})
+
+
+def test_panel_needs_no_model_code(tmp_path: Path) -> None:
+    lines = [
+        "import sys, types, pathlib",
+        "from ui.panel import build_panel",
+        f"build_panel(types.SimpleNamespace(data_folder=pathlib.Path({str(tmp_path)!r})))",
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_every_page_is_there(filled: Paths) -> None:
+    labels = [block.get_config().get("label") for block in build_panel(filled).blocks.values() if block.get_block_name() == "tabitem"]
+    assert labels == ["Results", "Transcripts", "Runs", "Side by side"]
