@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import string
 from typing import Any
 
@@ -60,10 +61,8 @@ def test_numbers_survive_the_way_through_text(count: int, share: float) -> None:
 
 @given(st.text(alphabet=string.printable, max_size=40))
 def test_any_text_is_a_value_or_a_clear_refusal(text: str) -> None:
-    try:
-        parse_params(Example, [text])
-    except InvalidInput as error:
-        assert error.message
+    with contextlib.suppress(InvalidInput):
+        assert isinstance(parse_params(Example, [text]), Example)
 
 
 @pytest.mark.parametrize("text", ["", "=", "=1", "count"])
