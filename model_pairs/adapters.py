@@ -251,6 +251,7 @@ def attach(resident: ResidentModel, folder: Path) -> AttachedAdapter:
             take_restated(resident.transformer, config, tensors)
             try:
                 resident.transformer.load_adapter(str(folder), adapter_name=name)
+                _free_copies(resident.transformer, name)
                 parameters = check_landed(resident.transformer, name, tensors)
             except DiffingError:
                 raise
@@ -273,6 +274,26 @@ def attach(resident: ResidentModel, folder: Path) -> AttachedAdapter:
         _find_slots(resident)
         _activate(resident, resident.active)
         return adapter
+
+
+def _free_copies(transformer: Any, name: str) -> None:
+    """Give modules that the adapter replaces as a whole their own forward.
+
+    peft makes them by deepcopy, and the copy of a traced module still calls the original one: the new weights would never be used.
+    """
+    from accelerate.hooks import add_hook_to_module
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for wrapper in [module for module in transformer.modules() if isinstance(module, ModulesToSaveWrapper)]:
+        if name not in wrapper.modules_to_save:
+            continue
+        for module in wrapper.modules_to_save[name].modules():
+            if "__nnsight_forward__" in module.__dict__:
+                hook = module.__dict__.get("_hf_hook")
+                for attribute in ("forward", "__nnsight_forward__", "__source_accessor__", "_hf_hook", "_old_forward"):
+                    module.__dict__.pop(attribute, None)
+                if hook is not None:
+                    add_hook_to_module(module, hook)
 
 
 def _to_model_dtype(resident: ResidentModel, name: str) -> None:
@@ -339,10 +360,10 @@ def _switch_other_wrappers(resident: ResidentModel, name: str | None) -> None:
 
     for module in resident.transformer.modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
-            used = name is not None and name in module._adapters
+            used = name in module._adapters
             module.enable_adapters(used)
             if used:
-                module.set_adapter(name)
+                module.set_adapter(str(name))
         elif isinstance(module, BaseTunerLayer):
             module.enable_adapters(name is not None)
 
