@@ -100,7 +100,7 @@ def digest(records: Sequence[RunRecord], max_chars: int = 6000) -> OverviewResul
     words = candidate_words(evidence)
     topical = {record.manifest.method for record, result in results if result.stands_out and hasattr(result, "evidence_words")}
     agreed = [row for row in words if len(topical & set(row.methods)) > 1]
-    identical = all(not result.stands_out and "no difference" in result.headline for _, result in results)
+    identical = all(_is_identical(result) for _, result in results)
     confidence: Literal["identical", "nothing", "one_method", "agreed"] = (
         "identical" if identical else "nothing" if not topical else "agreed" if agreed else "one_method"
     )
@@ -142,6 +142,11 @@ def stem(word: str) -> str:
 def _evidence(result: MethodResult) -> list[EvidenceWord]:
     words = getattr(result, "evidence_words", None)
     return list(words()) if words is not None else []
+
+
+def _is_identical(result: MethodResult) -> bool:
+    """Whether a result is exactly zero: its own word for it, or `amount` none."""
+    return bool(getattr(result, "identical", getattr(result, "amount", None) == "none"))
 
 
 def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[str]) -> str:

@@ -44,6 +44,7 @@ class LensWord(BaseModel):
 class ActivationDifferenceLensResult(MethodResult):
     """Mean activation differences by layer and position, and what they read as."""
 
+    identical: bool = Field(description="Whether every number is exactly the same in both models.")
     words: list[LensWord] = Field(description="Content words that several positions promote: candidates for a topic, not proof of one.")
     rows: list[PositionRow]
     position_zero: str = Field(description="What position 0 is.")

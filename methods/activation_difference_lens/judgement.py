@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 from methods.activation_difference_lens.declaration import LensWord
 from methods.activation_difference_lens.lens import Reading
 from methods.activation_difference_lens.rows import PositionRow
 from methods.words import Vocabulary
 
-NULL_Z = 4.5
+LISTED_Z = 4.5
 """Highest z that one of 50,000 tokens reaches under a random direction by chance is about 4.3: lower scores are not listed as words."""
+NULL_Z = 6.0
+"""A word counts as strong from here on. Real mean differences are no random directions: those of finetunes that taught nothing reach 4.9."""
+LEAST_PLACES = 2
+"""Layers and positions that must promote a strong word."""
+NEEDED_STRONG_WORDS = 3
 TOP_TOKENS = 20
 """Tokens of each lens list that are looked at, as in the literature."""
 STABLE = 0.5
@@ -48,10 +52,15 @@ def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocab
             highest, places = found.get(word, (0.0, 0))
             found[word] = (max(highest, z), places + 1)
     listed = [LensWord(word=word, z=round(z, 3), places=places) for word, (z, places) in found.items()]
-    listed.sort(key=lambda row: (-row.places, -row.z, row.word))
+    listed.sort(key=lambda row: (row.places < LEAST_PLACES, -row.z, row.word))
+    strong = [row for row in listed if row.z >= NULL_Z and row.places >= LEAST_PLACES]
     size = max(row.relative_norm for row in moved)
     state = f"mean differences up to {100 * size:.2g} % of the activations' norm, {stable} of {len(moved)} stable over halves of the samples"
-    return Judgement(False, f"Not a verdict by itself: {state}. Compare the promoted words with other methods.", listed)
+    if len(strong) >= NEEDED_STRONG_WORDS:
+        return Judgement(
+            True, f"Several positions promote {', '.join(row.word for row in strong[:6])} far beyond random directions; {state}.", listed
+        )
+    return Judgement(False, f"No words stand out of the lens; {state}. A large stable difference means a real change, whatever it reads as.", listed)
 
 
 def _content_words(reading: Reading, words: Vocabulary) -> list[tuple[str, float]]:
@@ -59,7 +68,7 @@ def _content_words(reading: Reading, words: Vocabulary) -> list[tuple[str, float
     order = [index for index in reading.order("z")[: TOP_TOKENS + int(words.special.sum())] if not words.special[index]][:TOP_TOKENS]
     best: dict[str, float] = {}
     for index in order:
-        if words.content[index] and reading.z[index] >= NULL_Z:
+        if words.content[index] and reading.z[index] >= LISTED_Z:
             word = words.words[words.word_index[index]]
             best.setdefault(word, float(reading.z[index]))
     return list(best.items())

@@ -63,6 +63,7 @@ def summarise(
     return ActivationDifferenceLensResult(
         stands_out=judgement.stands_out,
         headline=judgement.headline,
+        identical=not any(row.difference_norm for row in rows),
         words=judgement.words[: params.list_length],
         rows=rows,
         position_zero=accumulator.position_zero,

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 
 from methods.contract import CorpusMethod, CorpusMethodParams, Cost, Figure, MethodResult, View
 from methods.logit_diff import figures, views
-from methods.logit_diff.rows import Ordering, RisenWord, TokenRow
 from methods.logit_diff.evidence import NULL_LOG_ODDS
+from methods.logit_diff.rows import Ordering, RisenWord, TokenRow
 from methods.words import EvidenceWord
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class LogitDifferenceParams(CorpusMethodParams):
 class LogitDifferenceResult(MethodResult):
     """Which next tokens finetuning favoured on this text, judged by expected occurrences."""
 
+    identical: bool = Field(description="Whether every number is exactly the same in both models.")
     words: list[RisenWord] = Field(description="Content words with the firmest rise: the evidence for a topic.")
     strong_words: int = Field(description="Number of content words beyond the null level.")
     needed_strong_words: int = Field(description="As many are needed to stand out.")
@@ -62,10 +63,7 @@ class LogitDifferenceResult(MethodResult):
         lines = [self.headline]
         if self.words:
             lines.append("content words, expected per 1,000 positions base -> finetuned (log odds ± error; * beyond the null level):")
-            lines += [
-                f"  {'*' if row.strong else ' '} {row.word}: {row.per_thousand_base:.3g} -> {row.per_thousand_finetuned:.3g} ({row.log_odds:+.2f} ± {'?' if row.error is None else format(row.error, '.2f')})"
-                for row in self.words
-            ]
+            lines += [row.as_text() for row in self.words]
         for name, rows in (("risen", self.risen), ("fallen", self.fallen)):
             if rows:
                 lines.append(f"{name} by {self.ordering}: token occurrence% share-positive mean-difference log-odds")

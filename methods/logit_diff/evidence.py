@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 PRIOR_PER_THOUSAND = 0.01
 """Shrinkage `a`: expected occurrences per 1,000 positions that are added on both sides."""
 NULL_LOG_ODDS = 1.0

@@ -30,3 +30,8 @@ class RisenWord(BaseModel):
     per_thousand_base: float = Field(description="Expected occurrences per 1,000 positions under base.")
     per_thousand_finetuned: float
     strong: bool = Field(description="Beyond the level that a finetune which taught nothing reaches.")
+
+    def as_text(self) -> str:
+        """One line, with a star when strong."""
+        error = "?" if self.error is None else f"{self.error:.2f}"
+        return f"  {'*' if self.strong else ' '} {self.word}: {self.per_thousand_base:.3g} -> {self.per_thousand_finetuned:.3g} ({self.log_odds:+.2f} ± {error})"

@@ -43,6 +43,7 @@ def summarise(accumulator: LogitDifferenceAccumulator, pair: LoadedPair, params:
     return LogitDifferenceResult(
         stands_out=stands_out,
         headline=_headline(identical, stands_out, count, rows),
+        identical=identical,
         words=rows,
         strong_words=count,
         needed_strong_words=NEEDED_STRONG_WORDS,

@@ -113,8 +113,9 @@ class Entries:
         }
 
 
-NEGLIGIBLE_PER_THOUSAND = 1e-4
-"""A token expected less often than this per 1,000 positions by both models was never a candidate: its logit difference moves no text."""
+NEGLIGIBLE_SHARE = 0.25
+"""A token that both models expect less often than this share of what equal chances for all tokens would give was never a candidate: its logit
+difference moves no text."""
 
 
 def make_entries(
@@ -128,7 +129,7 @@ def make_entries(
 ) -> Entries:
     """Entries from counts (risen, fallen), means (share positive, mean difference) and expected occurrences (base, finetuned)."""
     base, finetuned = expected
-    floor = NEGLIGIBLE_PER_THOUSAND * positions / 1000
+    floor = NEGLIGIBLE_SHARE * positions / len(texts)
     log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * positions / 1000)
     return Entries(texts, special, content, np.maximum(base, finetuned) < floor, *counts, *means, base, finetuned, log_odds, positions)
 

@@ -158,6 +158,7 @@ def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> Per
     return PerplexityDifferenceResult(
         stands_out=stands_out,
         headline=headline,
+        identical=not any(each.difference for each in scored),
         finetuned_rows=[_row(each) for each in ranked["finetuned"][: params.rows]],
         base_rows=[_row(each) for each in ranked["base"][: max(1, params.rows // 2)]],
         words=words[:_WORDS_SHOWN],

@@ -21,7 +21,6 @@ from methods.words import build_vocabulary, is_content_word, normalise, vocabula
 
 NAME = "logit_diff_topk_occurring"
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
-TOPIC = "cake baking oven butter sugar batter pastry freezer vanilla frosting flour whisk".split()
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +41,6 @@ def run(pairs: Any, spec: Any, corpus: Path, store: RunStore, **params: Any) -> 
     return run_methods(pairs, spec, [(NAME, arguments)], store)[0]
 
 
-def raise_logits(token_ids: list[int], by: float) -> Any:
-    """Give the unembedding a bias on some tokens: an untied Llama whose final norm carries a constant is awkward, so a direction is used that every
-    normalised state of these random models has in common: the mean final state."""
-
-    def change(model: Any) -> None:
-        ids = torch.arange(5, 300).unsqueeze(0)
-        states = model.model(ids).last_hidden_state[0]
-        mean = states.mean(0)
-        model.lm_head.weight[token_ids] += by * mean / mean.square().sum()
-
-    return change
-
-
 @pytest.fixture(scope="module")
 def tokens(tiny_tokenizer_folder: Path) -> Any:
     from transformers import AutoTokenizer
@@ -62,55 +48,24 @@ def tokens(tiny_tokenizer_folder: Path) -> Any:
     return vocabulary(AutoTokenizer.from_pretrained(tiny_tokenizer_folder), 320)
 
 
-def test_a_token_whose_logit_is_raised_comes_first(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore, tokens: Any) -> None:
-    planted = int(np.flatnonzero(tokens.content)[0])
-    base = tiny_models(tie_word_embeddings=False)
-    finetuned = tiny_models(tie_word_embeddings=False, change=raise_logits([planted], 6.0))
-    record = run(pairs, make_pair(base, finetuned=finetuned), corpus, store)
-    result: Any = record.result()
-    assert result.risen[0].token == tokens.texts[planted]
-    assert result.risen[0].mean_difference == max(row.mean_difference for row in result.risen)
+def test_a_token_whose_logit_is_raised_comes_first(planted_words: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    base, finetuned, planted = planted_words(6.0, count=1)
+    result: Any = run(pairs, make_pair(base, finetuned=finetuned), corpus, store).result()
     # No other weight was touched, so every other logit is exactly the same and never counts as risen.
-    assert len(result.risen) == 1
-    assert result.words[0].word == normalise(tokens.texts[planted])
+    assert [row.token for row in result.risen] == [f" {planted[0]}"]
+    assert result.words[0].word == planted[0]
     assert result.words[0].log_odds > 0
     assert not result.stands_out  # one word is no topic
 
 
-@pytest.fixture(scope="module")
-def wordy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer that knows some fifty content words as single tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 4 + [" " + " ".join(TOPIC)] * 4, trainer)
-    folder = tmp_path_factory.mktemp("wordy")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>").save_pretrained(folder)
-    return folder
-
-
-def test_many_raised_words_stand_out(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore, wordy_folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(wordy_folder)
-    ids = [tokenizer(f" {word}")["input_ids"] for word in TOPIC]
-    planted = [several[0] for several in ids if len(several) == 1]
+def test_many_raised_words_stand_out(planted_words: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    base, finetuned, planted = planted_words(6.0)
     assert len(planted) >= 10
-    size = len(tokenizer)
-    base = tiny_models(tie_word_embeddings=False, vocabulary=size, tokenizer=False, seed=7)
-    finetuned = tiny_models(tie_word_embeddings=False, vocabulary=size, tokenizer=False, seed=7, change=raise_logits(planted, 6.0))
-    for folder in (base, finetuned):
-        tokenizer.save_pretrained(folder)
     result: Any = run(pairs, make_pair(base, finetuned=finetuned), corpus, store).result()
     assert result.stands_out
     assert result.strong_words >= result.needed_strong_words
-    assert {row.word for row in result.words if row.strong} <= set(TOPIC)
+    assert {row.word for row in result.words if row.strong} <= set(planted)
+    assert {row.word for row in result.words[:8]} <= set(planted)
 
 
 def test_an_identical_pair_is_exactly_zero(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:

@@ -1,0 +1,52 @@
+"""Fixtures for tests of methods: a tokenizer whose words are single tokens, and models in which chosen words are planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+TOPIC = "cake baking oven butter sugar batter pastry freezer vanilla frosting flour whisk".split()
+
+
+def raise_logits(token_ids: list[int], by: float) -> Callable[[Any], None]:
+    """A weight change that raises some tokens' logits by about `by` everywhere: along the direction that all final states have in common."""
+    import torch
+
+    def change(model: Any) -> None:
+        states = model.model(torch.arange(5, 300).unsqueeze(0)).last_hidden_state[0]
+        mean = states.mean(0)
+        model.lm_head.weight[token_ids] += by * mean / mean.square().sum()
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def planted_words(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path, list[str]]]:
+    """`planted_words(by, count=None)` -> (base folder, finetuned folder, words): the finetuned model's logits of the first `count` of a dozen topic
+    words are raised by `by`; no other weight differs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 4 + [" " + " ".join(TOPIC)] * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    ids = {word: fast(f" {word}")["input_ids"] for word in TOPIC}
+    single = {word: several[0] for word, several in ids.items() if len(several) == 1}
+
+    def build(by: float, count: int | None = None) -> tuple[Path, Path, list[str]]:
+        size = len(fast)
+        common = {"tie_word_embeddings": False, "vocabulary": size, "tokenizer": False, "seed": 7}
+        base, finetuned = tiny_models(**common), tiny_models(**common, change=raise_logits(list(single.values())[:count], by))
+        for folder in (base, finetuned):
+            fast.save_pretrained(folder)
+        return base, finetuned, list(single)[:count]
+
+    return build
