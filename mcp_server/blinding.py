@@ -8,7 +8,6 @@ called by an ordinary word, and taking that word out of a model's own answers wo
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ class Blindfold:
             text for text in (pair_text, spec.name, spec.organism, spec.variant, *_strings(spec.model_dump(mode="json"))) if text and len(text) > 2
         }
         plain -= {"auto", "float32", "bfloat16", "float16", "default", "eager", "sdpa", "main"}
-        paths = {str(path) for path in _folders() if len(path.parts) > 1}
+        paths = {str(path) for path in _folders() if len(path.parts) > 2}
         parts = {part for text in (pair_text, spec.name) for part in re.split(r"[/@:]+", text) if len(part) > 2} - {"embedded", "default"}
         self._strict = _pattern(plain | paths | parts)
         self._unmistakable = _pattern({text for text in plain | paths if "/" in text or "\\" in text or "::" in text or "@" in text})
@@ -52,7 +51,7 @@ _ANY_PATH = re.compile(r"(?<![\w/])(?:[A-Za-z]:)?(?:[/\\][\w.\-@+]+){2,}/?")
 
 def _folders() -> list[Path]:
     chosen = settings()
-    return [chosen.data_folder, chosen.cache_folder, *chosen.catalogue_folders, Path(__file__).resolve().parent.parent, Path(sys.prefix), Path.home()]
+    return [chosen.data_folder, chosen.cache_folder, *chosen.catalogue_folders, Path(__file__).resolve().parent.parent]
 
 
 def _strings(value: Any) -> Iterable[str]:

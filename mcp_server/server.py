@@ -21,6 +21,7 @@ from mcp_server.declarations import Answer, Reply, ToolDeclaration
 from mcp_server.jobs import Job, presentable
 from mcp_server.ledger import BudgetState
 from mcp_server.notebook import list_findings
+from mcp_server.render import rounded
 from mcp_server.resources import add_prompts, add_resources
 from mcp_server.toolset import toolset
 from mcp_server.workbench import Workbench
@@ -172,7 +173,7 @@ class DiffingServer(MCPServer):
         ).model_dump(mode="json")
         answer = {name: value for name, value in answer.items() if value is not None}
         if reply.result is not None:
-            answer["result"] = reply.result.model_dump(mode="json")
+            answer["result"] = rounded(reply.result.model_dump(mode="json"))
         lines = [reply.text]
         if reply.run_id is not None:
             lines.append(f"run: {reply.run_id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -158,7 +159,11 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         job(0, None, "loading")
         with call.workbench.pairs.use(spec, job) as pair:
             call.workbench.note_size(spec, pair)
-            return answers(pair, arguments, sides, job)
+            started = time.monotonic()
+            completions = answers(pair, arguments, sides, job)
+            written = sum(completion.tokens for lists in completions.values() for samples in lists for completion in samples)
+            call.workbench.note_generation(spec, written, time.monotonic() - started)
+            return completions
 
     def present(shown_to: Call, completions: dict[SideName, list[list[Any]]]) -> Reply:
         # get_job has no size argument of its own, so it shows what the call asked for.
@@ -166,7 +171,8 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
 
     key = [await call.identity(spec), arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only", "max_characters"}, mode="json")]
     tokens = arguments.interactions * arguments.max_new_tokens
-    estimate = CostEstimate(tokens=tokens, forward_passes=len(sides) * arguments.max_new_tokens, seconds=None, bytes=0)
+    seconds = call.workbench.writing_seconds(spec, tokens * len(sides))
+    estimate = CostEstimate(tokens=tokens, forward_passes=len(sides) * arguments.max_new_tokens, seconds=seconds, bytes=0)
     return await call.run_job(key, work, present, spec=spec, interactions=arguments.interactions, estimate=estimate)
 
 

@@ -29,6 +29,7 @@ class Workbench:
         self._lock = threading.Lock()
         self._pairs = pairs
         self._sizes: dict[str, PairSize] = {}
+        self._writing: dict[str, float] = {}
         self._closed = False
 
     @property
@@ -69,6 +70,16 @@ class Workbench:
         """Remember how fast a pair read `tokens` tokens per side, so that the next estimate knows its seconds."""
         if tokens > 0 and seconds > 0:
             self._sizes[spec.name] = self.size(spec).model_copy(update={"tokens_per_second": 2 * tokens / seconds})
+
+    def note_generation(self, spec: PairSpec, tokens: int, seconds: float) -> None:
+        """Remember how fast a pair writes, all rows of a batch together."""
+        if tokens > 0 and seconds > 0:
+            self._writing[spec.name] = tokens / seconds
+
+    def writing_seconds(self, spec: PairSpec, tokens: int) -> float | None:
+        """Seconds to write `tokens` tokens at most, None before the pair has written any."""
+        speed = self._writing.get(spec.name)
+        return None if speed is None else round(tokens / speed, 1)
 
     def size(self, spec: PairSpec) -> PairSize:
         """What is known of a pair without loading it."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.render import Fence, clip, fair_shares, quote
+from mcp_server.render import Fence, clip, fair_shares, quote, rounded
 
 
 def test_every_answer_has_a_fence_of_its_own() -> None:
@@ -35,6 +39,22 @@ def test_clipping(text: str, characters: int) -> None:
     assert len(shown) <= characters
     assert cut == (len(text) > characters)
     assert cut or shown == text
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_rounding_keeps_everything_but_digits(value: object) -> None:
+    short = rounded({"value": value})
+    json.dumps(short, allow_nan=False)
+    assert rounded(short) == short
+    if isinstance(value, float) and math.isfinite(value):
+        assert short["value"] == pytest.approx(value, rel=1e-4)
+    elif isinstance(value, bool | int | str):
+        assert short["value"] == value
 
 
 @given(st.text(max_size=50))
