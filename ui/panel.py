@@ -28,6 +28,12 @@ class Paths(Protocol):
         """Folder that holds `runs` and `evaluations`."""
 
 
+class Panel(gr.Blocks):
+    """The blocks, with the connection to the MCP server that its page uses."""
+
+    connection: ServerConnection
+
+
 def _masthead(data_folder: Path) -> Markup:
     legend = Markup(
         f"<span class='d-legend'><span><i style='background:{BASE}'></i>base</span><span><i style='background:{FINETUNED}'></i>finetuned</span></span>"
@@ -37,8 +43,8 @@ def _masthead(data_folder: Path) -> Markup:
     )
 
 
-def build_panel(paths: Paths | None = None, server_url: str | None = None) -> gr.Blocks:
-    """The panel as Gradio blocks. `connection` on the returned object is the `ServerConnection` it uses.
+def build_panel(paths: Paths | None = None, server_url: str | None = None) -> Panel:
+    """The panel as Gradio blocks.
 
     Args:
         paths: anything with a `data_folder`; default: the settings.
@@ -46,7 +52,7 @@ def build_panel(paths: Paths | None = None, server_url: str | None = None) -> gr
     """
     folder = (paths or settings()).data_folder
     files, connection = PanelFiles(folder), ServerConnection(server_url, folder)
-    with gr.Blocks(title="Model diffing", analytics_enabled=False, fill_width=True) as demo:
+    with Panel(title="Model diffing", analytics_enabled=False, fill_width=True) as demo:
         gr.HTML(_masthead(folder))
         with gr.Tabs(elem_id="pages"):
             with gr.Tab("Results", id="results"):
@@ -68,7 +74,7 @@ def launch(
     server_url: str | None = None,
     prevent_thread_lock: bool = False,
     paths: Paths | None = None,
-) -> tuple[gr.Blocks, str]:
+) -> tuple[Panel, str]:
     """Serve the panel and return it with its address; blocks until interrupted unless `prevent_thread_lock`. Port 0 takes a free one.
 
     Prints the address. On the way out a server that the panel started is stopped.
@@ -98,5 +104,5 @@ def launch(
             demo.block_thread()
     finally:
         if not prevent_thread_lock:
-            demo.connection.close()  # type: ignore[attr-defined]
+            demo.connection.close()
     return demo, address

@@ -34,24 +34,38 @@ def method_of(manifest: RunManifest) -> DiffingMethod[Any, Any] | None:
         return None
 
 
-def result_html(record: RunRecord) -> Markup:
-    """Headline, whether it stands out, and every field of the result."""
+def headline_html(record: RunRecord) -> Markup:
+    """The outcome in one sentence, and whether it stands out."""
+    manifest = record.manifest
     try:
         values = record.result_json()
     except (OSError, json.JSONDecodeError) as error:
         return alert(f"The result of {record.id} cannot be read: {error}")
-    method = method_of(record.manifest)
-    told = {name: field.description or "" for name, field in method.Result.model_fields.items()} if method else {}
+    method = method_of(manifest)
     out = bool(values.get("stands_out"))
     head = div(
-        div(chip("stands out" if out else "nothing stands out", "finetuned" if out else "")),
+        div(
+            chip("stands out" if out else "nothing stands out", "finetuned" if out else ""),
+            chip(method.title if method else manifest.method),
+            chip(manifest.pair_name),
+        ),
         element("div", values.get("headline", "")),
         classes=f"d-card d-headline {'good' if out else ''}".strip(),
     )
-    stale = Markup("")
-    if method is not None and method.version != record.manifest.method_version:
-        stale = alert(f"Written by version {record.manifest.method_version} of the method; this is version {method.version}.", "warn")
-    return join([head, stale, render_object(values, told, skip=("headline", "stands_out"))])
+    if method is not None and method.version != manifest.method_version:
+        return join([head, alert(f"Written by version {manifest.method_version} of the method; this is version {method.version}.", "warn")])
+    return head
+
+
+def result_html(record: RunRecord) -> Markup:
+    """Every field of the result but the headline."""
+    try:
+        values = record.result_json()
+    except (OSError, json.JSONDecodeError):
+        return Markup("")
+    method = method_of(record.manifest)
+    told = {name: field.description or "" for name, field in method.Result.model_fields.items()} if method else {}
+    return render_object(values, told, skip=("headline", "stands_out"))
 
 
 def manifest_html(record: RunRecord) -> Markup:

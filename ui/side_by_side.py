@@ -117,22 +117,23 @@ class Handlers:
         return await self.opened(pair)
 
     async def ask(
-        self, pair: str, prompt: str, system: str, prefill: str, samples: float, temperature: float, tokens: float, seed: float
+        self, pair: str, prompt: str, system: str | None, prefill: str | None, samples: float, temperature: float, tokens: float, seed: float
     ) -> tuple[Markup, dict[str, Any] | None]:
         """Both models' answers as HTML, and what was asked."""
-        if not (pair and prompt.strip()):
+        # A field in a part of the page that was never opened arrives as None.
+        if not (pair and prompt and prompt.strip()):
             return alert("Choose a pair and write a prompt.", "warn"), None
         arguments: dict[str, Any] = {
             "pair": pair,
             "prompts": [prompt],
-            "samples": int(samples),
-            "temperature": float(temperature),
-            "max_new_tokens": int(tokens),
-            "seed": int(seed),
-            "prefill": prefill,
+            "samples": int(samples or 1),
+            "temperature": float(temperature or 0),
+            "max_new_tokens": int(tokens or 128),
+            "seed": int(seed or 0),
+            "prefill": prefill or "",
             "max_characters": _CHARACTERS,
         }
-        if system.strip():
+        if system and system.strip():
             arguments["system_prompt"] = system
         try:
             result = await self.connection.call("ask_models", arguments)
@@ -140,12 +141,12 @@ class Handlers:
             return _failed(error), None
         return answers_html(result), {"prompt": prompt, "answers": result["answers"]}
 
-    async def compare(self, pair: str, text: str, prompt: str, metric: str) -> tuple[Markup, dict[str, Any] | None]:
+    async def compare(self, pair: str, text: str, prompt: str | None, metric: str) -> tuple[Markup, dict[str, Any] | None]:
         """The heat map of a text, and the data behind it."""
-        if not (pair and text.strip()):
+        if not (pair and text and text.strip()):
             return alert("Choose a pair and write a text to score.", "warn"), None
         arguments: dict[str, Any] = {"pair": pair, "text": text, "max_tokens": 1024, "top": 8}
-        if prompt.strip():
+        if prompt and prompt.strip():
             arguments["prompt"] = prompt
         try:
             result = await self.connection.call("compare_text", arguments)

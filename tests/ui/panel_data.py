@@ -51,7 +51,7 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
         organism=organism,
         null=null,
         label="pair-1f3a",
-        arm=arm,  # type: ignore[arg-type]
+        arm=arm,
         investigator="probe",
         repeat=repeat,
         seconds=41.5 + repeat,

@@ -101,7 +101,7 @@ def test_runs(window: Window, panel: str, tmp_path: Path) -> None:
     window.tab("Runs")
     page = window.page
     page.locator("#runs-list").get_by_text("cake_bake", exact=True).locator("visible=true").first.click(timeout=WAIT)
-    page.locator("#run-result").get_by_text("Baking words rose").wait_for(timeout=WAIT)
+    page.locator("#run-headline").get_by_text("Baking words rose").wait_for(timeout=WAIT)
     page.wait_for_selector(".js-plotly-plot .scatterlayer path", state="attached", timeout=WAIT)
     page.get_by_text("this plot could not be made").wait_for(timeout=WAIT)
     page.get_by_role("tab", name="Drill down").click()
@@ -118,7 +118,7 @@ def test_runs(window: Window, panel: str, tmp_path: Path) -> None:
     page.locator("#run-manifest").get_by_text("seconds_forward").wait_for(state="attached", timeout=WAIT)
     page.locator("#runs-pair input").click()
     page.get_by_role("option", name="control").click()
-    page.locator("#run-result").get_by_text("nothing stands out", exact=True).wait_for(state="attached", timeout=WAIT)
+    page.locator("#run-headline").get_by_text("nothing stands out", exact=True).wait_for(timeout=WAIT)
     assert page.locator("img[src*=evil]").count() == 0
     page.screenshot(path=tmp_path / "runs.png", full_page=True)
 

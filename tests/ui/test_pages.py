@@ -15,9 +15,8 @@ from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVALUATION, EVIL, write_evaluation
 from ui.connection import NoServer, ServerConnection
 from ui.files import PanelFiles
-from ui.panel import build_panel
 from ui.results import default_measure, grade_figure, summary_html, table_html
-from ui.run_views import figures, manifest_html, result_html, run_row, view_choices, view_fields, view_html
+from ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
 from ui.side_by_side import answers_html
 from ui.transcripts import chat_messages, find_record, record_html
 
@@ -107,9 +106,9 @@ def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
 def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
     record = store.get(store.list(pair="cake_bake")[0].id)
-    assert "stands out" in result_html(record)
+    assert "stands out" in headline_html(record)
     assert "·vanilla" in result_html(record)
-    assert "<img" not in result_html(record) + manifest_html(record)
+    assert "<img" not in headline_html(record) + result_html(record) + manifest_html(record)
     assert run_row(record)[1:3] == ["panel_probe", "cake_bake"]
     good, broken = figures(record)
     assert isinstance(good[2], dict)
@@ -166,8 +165,3 @@ def test_panel_needs_no_model_code(tmp_path: Path) -> None:
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip().splitlines()[-1] == "[]"
-
-
-def test_every_page_is_there(filled: Paths) -> None:
-    labels = [block.get_config().get("label") for block in build_panel(filled).blocks.values() if block.get_block_name() == "tabitem"]
-    assert labels == ["Results", "Transcripts", "Runs", "Side by side"]
