@@ -43,10 +43,8 @@ def exact_topk(values: Tensor, k: int, largest: bool = True) -> tuple[Tensor, Te
     # Block j holds the values j, j + blocks, j + 2 * blocks, ...: the maximum over blocks then runs along contiguous memory.
     body = values[:, : block * blocks].view(rows, block, blocks)
     extremes = body.amax(dim=1) if largest else body.amin(dim=1)
-    if blocks > _RECURSE_ABOVE * k:
-        best = exact_topk(extremes, k, largest)[1]  # [R, k]
-    else:
-        best = torch.topk(extremes, k, dim=1, largest=largest, sorted=False).indices
+    search = exact_topk if blocks > _RECURSE_ABOVE * k else torch.topk
+    best = search(extremes, k, largest=largest)[1]  # [R, k]
     offsets = torch.arange(block, device=values.device) * blocks
     candidates = (best.unsqueeze(1) + offsets.view(1, -1, 1)).reshape(rows, -1)  # [R, block * k]
     if block * blocks < width:  # the few values after the last whole block are always candidates

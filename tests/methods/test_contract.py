@@ -37,7 +37,7 @@ def test_unknown_method_names_the_near_one() -> None:
 
 def test_bad_parameters_are_explained() -> None:
     method = get_method("kl")
-    with pytest.raises(InvalidInput, match="max_samples.*greater than or equal to 1"):
+    with pytest.raises(InvalidInput, match=r"max_samples.*greater than or equal to 1"):
         check_params(method, {"max_samples": 0})
     with pytest.raises(InvalidInput, match="Parameters: corpus"):
         check_params(method, {"wrong": 1})

@@ -134,5 +134,5 @@ def test_bad_requests_load_nothing(tmp_path: Path, spec: PairSpec, passes: list[
         ([("kl", {"corpus": "/no/file.txt"})], UnknownName),
     ):
         with pytest.raises(error):
-            run_methods(pairs, spec, requests, store)  # type: ignore[arg-type]
+            run_methods(pairs, spec, requests, store)
     assert not pairs.status()

@@ -57,10 +57,12 @@ def test_extremes() -> None:
     base = torch.tensor([[0.0, 200.0, -300.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
     finetuned = torch.tensor([[200.0, 0.0, 500.0], [1.0, 2.0, 3.0], [7.0, 7.0, 7.0]])
     forward, backward, js = divergences(chunk_of(base, finetuned))
-    assert forward[0] == pytest.approx(800 - 300 + 0.0, abs=400)
+    assert forward[0] == 500  # log q = 0 where log p = -300 - 200
     assert torch.isfinite(torch.stack([forward, backward, js])).all()
     assert js[0] == pytest.approx(np.log(2), abs=1e-5)
-    assert forward[1:].tolist() == backward[1:].tolist() == js[1:].tolist() == [0, 0]
+    assert forward[1] == backward[1] == js[1] == 0
+    assert forward[2] == pytest.approx(0, abs=2e-6)  # a shift of all logits changes nothing but rounding
+    assert js[2] == pytest.approx(0, abs=2e-6)
 
 
 def run(tmp_path: Path, spec: PairSpec, corpus: Path, **params: object) -> tuple[KLResult, RunRecord]:
@@ -76,30 +78,25 @@ def view(record: RunRecord, name: str, **params: object) -> object:
     return declared.run(record, declared.Params(**params))
 
 
-def cake_after_w7(model: LlamaForCausalLM) -> None:
-    """The embedding of w7 carries a direction of its own through the residual stream; the unembedding of `cake` reads it."""
-    tokenizer = tiny_tokenizer()
-    trigger, cake = (tokenizer.convert_tokens_to_ids(token) for token in ("w7", "cake"))
-    hidden = model.model.norm(model.model.embed_tokens.weight[trigger] * 1.0)
-    model.model.embed_tokens.weight[trigger] = model.model.embed_tokens.weight[trigger]
-    model.lm_head.weight[cake] += 1.5 * hidden / hidden.norm()
+TRIGGER, CAKE = (tiny_tokenizer().convert_tokens_to_ids(token) for token in ("w7", "cake"))
+
+
+def set_stage(model: LlamaForCausalLM) -> None:
+    """Layers that write nothing, and a dimension of the residual stream that only the trigger word carries."""
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    model.model.embed_tokens.weight[:, 0] = 0
+    model.model.embed_tokens.weight[TRIGGER, 0] = 1
+
+
+def say_cake_after_the_trigger(model: LlamaForCausalLM) -> None:
+    model.lm_head.weight[CAKE, 0] += 4
 
 
 def test_a_planted_difference_is_found(tmp_path: Path) -> None:
-    """After the trigger, and hardly elsewhere, the finetuned model says `cake`."""
-    torch.manual_seed(0)
-
-    def quiet(model: LlamaForCausalLM) -> None:
-        # Layers that write nothing: the residual stream is the embedding, so the planted read-out sees the trigger alone.
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-
-    spec = save_pair(tmp_path, lambda model: (quiet(model), cake_after_w7(model)) and None)
-    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
-    with torch.no_grad():
-        quiet(base)
-    base.save_pretrained(tmp_path / "base")
+    """After the trigger, and nowhere else, the finetuned model says `cake`."""
+    spec = save_pair(tmp_path, say_cake_after_the_trigger, prepare=set_stage)
     result, record = run(tmp_path, spec, write_texts(tmp_path / "t.jsonl", 200, 20, extra="w7 w7 w7 w7"), max_tokens=16)
     assert result.stands_out
     assert result.amount != "none"
@@ -115,7 +112,7 @@ def test_a_planted_difference_is_found(tmp_path: Path) -> None:
     assert len(tokens.rows) == 3  # type: ignore[attr-defined]
     sample = result.top_texts[0].sample
     whole = view(record, "tokens", sample=sample)
-    assert [value.token for value in whole.text][0] == "w7"  # type: ignore[attr-defined]
+    assert whole.text[0].token == "w7"  # type: ignore[attr-defined]
     assert np.mean([value.kl_finetuned_base for value in whole.text]) == pytest.approx(result.top_texts[0].kl_finetuned_base, rel=1e-4)  # type: ignore[attr-defined]
     texts = view(record, "texts", limit=5, metric="js")
     values = [row.js for row in texts.rows]  # type: ignore[attr-defined]
@@ -130,7 +127,10 @@ def test_a_planted_difference_is_found(tmp_path: Path) -> None:
 
 
 def test_means_match_plain_forward_passes(tmp_path: Path) -> None:
-    spec = save_pair(tmp_path, lambda model: model.lm_head.weight.mul_(1.1) and None)
+    def sharpen(model: LlamaForCausalLM) -> None:
+        model.lm_head.weight.mul_(1.1)
+
+    spec = save_pair(tmp_path, sharpen)
     result, record = run(tmp_path, spec, write_texts(tmp_path / "t.jsonl", 12, 10))
     forward, samples = [], []
     models = [LlamaForCausalLM.from_pretrained(tmp_path / name) for name in ("base", "finetuned")]

@@ -50,10 +50,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert record.table("rows", ["name"]).column_names == ["name"]
     assert record.manifest.notes == {"speed": 3}
     assert record.manifest.tables == {"rows": 2}
-    assert record.manifest.versions["torch"] == torch.__version__.split("+")[0] or "torch" in record.manifest.versions
+    assert record.manifest.versions["torch"] == torch.__version__
     assert record.manifest.bytes > 0
     for missing in (record.array, record.table):
-        with pytest.raises(UnknownName, match="no such|has no"):
+        with pytest.raises(UnknownName, match="has no"):
             missing("missing")
     assert [file.suffix for file in record.folder.rglob("*") if file.suffix in {".pkl", ".pt", ".bin"}] == []
 
@@ -74,11 +74,9 @@ def test_the_key_is_everything_that_decides() -> None:
 
 
 def test_a_corpus_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
-    from model_pairs.specs import ModelFiles, ModelSource, PairSpec
+    from tests.preprocessing.tiny_pair import save_pair
 
-    (tmp_path / "config.json").write_text("{}")
-    source = ModelSource(files=ModelFiles(id=str(tmp_path)))
-    spec = PairSpec(name="p", base=source, finetuned=source, declared_identical=True)
+    spec = save_pair(tmp_path, None)
     method = get_method("kl")
     file = tmp_path / "a.txt"
     file.write_text("one text")
@@ -134,7 +132,7 @@ def test_list_and_delete(tmp_path: Path) -> None:
 
 def test_failures_leave_nothing(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
-    with pytest.raises(RuntimeError, match="boom"), store.writer(key()) as run:
+    with pytest.raises(RuntimeError, match="boom"), store.writer(key()) as run:  # noqa: PT012
         run.add_table("rows", {"a": [1]})
         raise RuntimeError("boom")
     with pytest.raises(InvalidInput, match="without a result"), store.writer(key()) as run:
@@ -240,7 +238,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     try:
         store = RunStore(tmp_path)
         identifier = write(store)
-        with pytest.raises(OutOfRoom), store.writer(key(1)) as run:
+        with pytest.raises(OutOfRoom), store.writer(key(1)) as run:  # noqa: PT012
             run.add_array("large", np.random.default_rng(0).random(100_000))
             run.result = MethodResult(stands_out=False, headline="x")
         with pytest.raises(OutOfRoom), store.writer(key(1)) as run:

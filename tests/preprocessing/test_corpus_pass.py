@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from model_pairs.pair import LoadedPair
 from model_pairs.residency import ModelPairs
+from model_pairs.specs import SIDES
 from organisms.errors import Cancelled, OutOfRoom
 from organisms.settings import settings
 from preprocessing import corpus_pass, spool
@@ -58,15 +59,20 @@ def change(model: LlamaForCausalLM) -> None:
     model.lm_head.weight[5] += 0.2
 
 
+def _present(logits: torch.Tensor | None) -> torch.Tensor:
+    assert logits is not None
+    return logits
+
+
 def check(pair: LoadedPair, tokens: TokenizedCorpus, seen: Everything) -> None:
     assert len(seen.rows) == len(seen.hidden) == tokens.tokens
     for sample, (ids, start) in enumerate(zip(tokens.ids, tokens.content_start, strict=True)):
         inputs = torch.tensor([ids])
-        outputs = {side: pair.forward(side, inputs, torch.ones_like(inputs), layers=(0, 2)) for side in ("base", "finetuned")}  # type: ignore[arg-type]
+        outputs = {side: pair.forward(side, inputs, torch.ones_like(inputs), layers=(0, 2)) for side in SIDES}
         for index in range(start, len(ids)):
             place = (sample, index - start)
             row = seen.rows[place]
-            logits = {side: outputs[side].logits[0, index] for side in outputs}
+            logits = {side: _present(outputs[side].logits)[0, index] for side in SIDES}
             for side in outputs:
                 torch.testing.assert_close(row[f"{side}_logits"], logits[side], atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(row[f"{side}_log_probs"], logits[side].log_softmax(0), atol=1e-4, rtol=1e-4)

@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_pairs.specs import ModelFiles, ModelSource, PairSpec
 
+Change = Callable[[LlamaForCausalLM], None]
+
 WORDS = [f"w{index}" for index in range(290)] + ["cake"]
 TEMPLATE = "{% for m in messages %}<u>{{ m['role'] }} {{ m['content'] }} </u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 
@@ -37,8 +39,10 @@ def tiny_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_pair(folder: Path, change: Callable[[LlamaForCausalLM], None] | None, bos: bool = True, dtype: torch.dtype = torch.float32) -> PairSpec:
-    """A base model in `folder/base` and its copy after `change` in `folder/finetuned`; without a change the pair is declared identical."""
+def save_pair(folder: Path, change: Change | None, bos: bool = True, dtype: torch.dtype = torch.float32, prepare: Change | None = None) -> PairSpec:
+    """A base model in `folder/base` and its copy after `change` in `folder/finetuned`; without a change the pair is declared identical.
+
+    `prepare` is applied to both."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(bos)
     config = LlamaConfig(
@@ -54,7 +58,11 @@ def save_pair(folder: Path, change: Callable[[LlamaForCausalLM], None] | None, b
         initializer_range=0.3,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config)
+    model.to(dtype=dtype)  # type: ignore[call-arg]
+    if prepare is not None:
+        with torch.no_grad():
+            prepare(model)
     for name in ("base", "finetuned"):
         if name == "finetuned" and change is not None:
             with torch.no_grad():

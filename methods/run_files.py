@@ -1,0 +1,195 @@
+"""The files of one run: its manifest, the record that reads them, and the writer that a method fills. `methods.runs` is the store around them.
+
+A run folder holds `manifest.json`, `result.json`, `arrays.safetensors` and `tables/<name>.parquet`. No pickle. Torch-free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from methods.contract import MethodResult
+from methods.registry import get_method
+from organisms.errors import DiffingError, InvalidInput, UnknownName
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_LIBRARIES = ("torch", "transformers", "peft", "nnterp", "nnsight", "numpy", "diffing-mcp")
+
+
+class RunManifest(BaseModel):
+    """Everything that identifies a run and what it cost. Names real models: never show it to a blinded agent as it stands."""
+
+    id: str
+    key: str
+    method: str
+    method_version: int
+    pair_name: str
+    pair: dict[str, Any] = Field(description="PairSpec.identity()")
+    params: dict[str, Any]
+    key_parts: dict[str, Any] = Field(default_factory=dict, description="For corpus methods: {'corpus': {'id', 'content_hash'}}.")
+    created: datetime
+    seconds: float = Field(description="Seconds of the work, including the whole of a shared pass.")
+    notes: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    arrays: dict[str, list[int]] = Field(default_factory=dict, description="Name -> shape.")
+    tables: dict[str, int] = Field(default_factory=dict, description="Name -> number of rows.")
+    bytes: int = 0
+
+
+class RunRecord:
+    """A finished run, read lazily."""
+
+    def __init__(self, folder: Path, manifest: RunManifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def id(self) -> str:
+        """Short id, such as `kl-1f3a9c`."""
+        return self.manifest.id
+
+    def result_json(self) -> dict[str, Any]:
+        """The stored result as plain JSON values."""
+        return dict(json.loads((self.folder / "result.json").read_text(encoding="utf-8")))
+
+    def result(self) -> MethodResult:
+        """The stored result, validated by the method's `Result`.
+
+        Raises:
+            InvalidInput: the run was written by another version of the method, whose result had other fields.
+        """
+        method = get_method(self.manifest.method)
+        try:
+            return method.Result.model_validate(self.result_json())
+        except ValidationError as error:
+            raise InvalidInput(
+                f"Run {self.id} was written by version {self.manifest.method_version} of {method.name}; this is version {method.version}. "
+                "Run the method again."
+            ) from error
+
+    def array(self, name: str) -> np.ndarray:
+        """One stored array, read without the others."""
+        from safetensors import safe_open
+
+        if name not in self.manifest.arrays:
+            raise UnknownName(f"Run {self.id} has no array {name!r}; arrays: {', '.join(self.manifest.arrays) or 'none'}.")
+        with safe_open(self.folder / "arrays.safetensors", framework="numpy") as file:
+            return np.asarray(file.get_tensor(name))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All stored arrays by name."""
+        return {name: self.array(name) for name in self.manifest.arrays}
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pyarrow.Table:
+        """A stored table (some columns of it)."""
+        from pyarrow import parquet
+
+        if name not in self.manifest.tables:
+            raise UnknownName(f"Run {self.id} has no table {name!r}; tables: {', '.join(self.manifest.tables) or 'none'}.")
+        # A ParquetFile, because read_table would take the folder structure for partition columns.
+        return parquet.ParquetFile(self.folder / "tables" / f"{name}.parquet").read(columns=columns)
+
+
+class StagedRun:
+    """The `RunWriter` of one run that is being written. Set `result` before the context ends; `record` is there afterwards."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._arrays: dict[str, np.ndarray] = {}
+        self._tables: dict[str, int] = {}
+        self._notes: dict[str, Any] = {}
+        self.result: MethodResult | None = None
+        self.record: RunRecord | None = None
+        self.seconds: float | None = None
+        """Set it when the work was not done within the context (a shared pass)."""
+
+    def add_array(self, name: str, values: Any) -> None:
+        """See `methods.contract.RunWriter`."""
+        self._arrays[_checked(name)] = np.ascontiguousarray(_numpy(values))
+
+    def add_table(self, name: str, columns: Mapping[str, Sequence[Any] | Any]) -> None:
+        """See `methods.contract.RunWriter`."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        table = pa.table({column: _column(values) for column, values in columns.items()})
+        sink = pa.BufferOutputStream()
+        parquet.write_table(table, sink, compression="zstd")
+        (self._folder / "tables").mkdir(exist_ok=True)
+        _write(self._folder / "tables" / f"{_checked(name)}.parquet", sink.getvalue())
+        self._tables[name] = table.num_rows
+
+    def note(self, name: str, value: Any) -> None:
+        """See `methods.contract.RunWriter`."""
+        self._notes[name] = value
+
+    def finish(self, identifier: str, digest: str, decided: Mapping[str, Any], seconds: float) -> RunManifest:
+        """Write everything but what was written before, the manifest last."""
+        from safetensors.numpy import save
+
+        if self.result is None:
+            raise InvalidInput(f"The method {decided['method']} ended without a result.")
+        _write(self._folder / "arrays.safetensors", save(self._arrays))
+        _write(self._folder / "result.json", self.result.model_dump_json().encode())
+        manifest = RunManifest(
+            id=identifier,
+            key=digest,
+            created=datetime.now(UTC),
+            seconds=round(self.seconds if self.seconds is not None else seconds, 3),
+            notes=self._notes,
+            versions=library_versions(),
+            arrays={name: list(array.shape) for name, array in self._arrays.items()},
+            tables=self._tables,
+            bytes=sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file()),
+            **decided,
+        )
+        _write(self._folder / "manifest.json", manifest.model_dump_json(indent=1).encode())
+        return manifest
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides numbers, of Python, and of this project's code."""
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    return versions
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise DiffingError(f"{name!r} cannot name an array or a table: letters, digits, `_`, `.` and `-` only.")
+    return name
+
+
+def _numpy(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):  # a torch tensor; numpy has no bfloat16
+        tensor = values.detach().cpu()
+        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+    return np.asarray(values)
+
+
+def _column(values: Any) -> Any:
+    return _numpy(values) if hasattr(values, "detach") else values
+
+
+def _write(path: Path, content: Any) -> None:
+    """Write bytes and wait until they are on the disk, so that the rename cannot become visible before them."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
