@@ -125,10 +125,13 @@ def candidate_words(evidence: dict[str, list[EvidenceWord]]) -> list[CandidateWo
                 of_stem[method] = word
     rows = []
     for of_stem in found.values():
-        best = max(of_stem.values(), key=lambda word: min(word.score, _SCORE_CAP))
+        best = max(of_stem.values(), key=lambda word: word.score)
         score = sum(min(word.score, _SCORE_CAP) for word in of_stem.values()) / len(of_stem)
-        rows.append(CandidateWord(word=best.word, methods=sorted(of_stem), score=round(score, 3)))
-    return sorted(rows, key=lambda row: (-len(row.methods), -row.score, row.word))
+        rows.append((best.score, CandidateWord(word=best.word, methods=sorted(of_stem), score=round(score, 3))))
+    if any(row.score >= 1 for _, row in rows):  # words below their method's null level only count when another method agrees
+        rows = [(raw, row) for raw, row in rows if row.score >= 1 or len(row.methods) > 1]
+    rows.sort(key=lambda pair: (-len(pair[1].methods), -pair[1].score, -pair[0], pair[1].word))
+    return [row for _, row in rows]
 
 
 def stem(word: str) -> str:

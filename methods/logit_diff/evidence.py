@@ -14,7 +14,7 @@ import numpy as np
 
 PRIOR_PER_THOUSAND = 0.01
 """Shrinkage `a`: expected occurrences per 1,000 positions that are added on both sides."""
-NULL_LOG_ODDS = 1.0
+NULL_LOG_ODDS = 1.5
 """Log odds from which on a word counts as strong."""
 LEAST_Z = 3.0
 """Standard errors that a strong word's log odds must be away from 0."""
