@@ -32,9 +32,9 @@ class BaselineOptions:
     overview: further arguments of the `overview` tool, such as {"max_samples": 200}.
     """
 
-    interactions: int = 20
+    interactions: int = 10
     seed: int = 0
-    max_new_tokens: int = 60
+    max_new_tokens: int = 48
     alpha: float = ALPHA
     overview: dict[str, object] = field(default_factory=dict)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 from inspect_ai.scorer import Metric, SampleScore, Value, metric
 
 from graders.statistics import Interval, bootstrap_mean, wilson_interval
@@ -17,7 +19,8 @@ def _applicable(scores: list[SampleScore]) -> list[tuple[float, str]]:
 
 def _value(interval: Interval | None) -> Value:
     if interval is None:
-        return {"estimate": None, "low": None, "high": None, "count": 0}
+        # Inspect takes numbers only; NaN says that no sample has such a value.
+        return {"estimate": nan, "low": nan, "high": nan, "count": 0}
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "count": interval.count}
 
 

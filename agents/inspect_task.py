@@ -9,6 +9,7 @@ Inspect is imported here only (extra `eval`); nothing else of the project needs 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,8 @@ def _limit_hit() -> str | None:
 
 async def run_cells(suite: Suite, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
     """Run these cells with the plan's model; samples that fail leave a failed record, so that a second call tries them again."""
+    # The suite reports each record itself, and stdout may be JSON for a program.
+    os.environ.setdefault("INSPECT_DISPLAY", "none")
     model = language_model(suite.plan.investigator, suite.investigator_url)
     finished: set[str] = set()
 

@@ -170,7 +170,7 @@ class EvaluationPlan(_Record):
     investigator: str
     grader: str | None = None
     repeats: int = 1
-    interactions: int = 20
+    interactions: int = 10
     seed: int = 0
 
 

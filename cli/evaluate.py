@@ -33,7 +33,7 @@ def evaluate(
     grader_url: Annotated[str | None, typer.Option(help="Base URL of the grader's API.")] = None,
     grader_repeats: Annotated[int, typer.Option(min=1, help="Readings by the LLM grader per finding.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Investigations per organism and arm.")] = 1,
-    interactions: Annotated[int, typer.Option(min=0, help="Model interactions each investigation may spend.")] = 20,
+    interactions: Annotated[int, typer.Option(min=0, help="Model interactions each investigation may spend.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first repeat; the others count up.")] = 0,
     identifier: Annotated[
         str | None, typer.Option("--id", help="Name of the evaluation. Default: derived from the options, so that the same command continues it.")
@@ -41,7 +41,7 @@ def evaluate(
     url: Annotated[
         str | None, typer.Option(help="MCP endpoint of a running server that shares this data folder. Default: one is started for the run.")
     ] = None,
-    overview_samples: Annotated[int, typer.Option(min=1, help="Texts the baseline's method arm lets the overview read.")] = 256,
+    overview_samples: Annotated[int, typer.Option(min=1, help="Texts the baseline's method arm lets the overview read.")] = 128,
     max_samples: Annotated[int, typer.Option(min=1, help="LLM investigations at a time.")] = 4,
     message_limit: Annotated[int, typer.Option(min=1, help="Messages an LLM investigator may exchange.")] = 100,
     token_limit: Annotated[int, typer.Option(min=1, help="Tokens an LLM investigator may use.")] = 500_000,

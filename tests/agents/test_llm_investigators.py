@@ -1,0 +1,182 @@
+"""LLM investigators end to end: Inspect's react agent, through the real openai and anthropic SDKs, on a real LLM server and the real MCP server."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from agents.baseline import BaselineOptions
+from agents.grading import Grading
+from agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord
+from agents.suite import Suite
+from cli.evaluate import LedgerDesk
+from tests.agents.conftest import ANSWER, served
+from tests.agents.llm_server import KEY, Call, Conversation, LLMServer, Turn, llm_server
+
+MODELS = ["openai-api/local/investigator", "openai/gpt-4o", "anthropic/claude-sonnet-4-5"]
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, KEY)
+    # What the machine itself may have set must not reach the test server.
+    for name in ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def base_url(model: str, server: LLMServer) -> str:
+    return server.url if model.startswith("anthropic/") else server.openai_url
+
+
+def method_policy(conversation: Conversation) -> Turn:
+    """Works through the tools and reacts to what they say: it learns the label from list_pairs and corrects a wrong call after reading the error."""
+    answers = conversation.answers()
+    done = [call.name for call, _ in answers]
+    if not done:
+        return Turn("assistant", "I start with the list of pairs.", [Call("list_pairs", {})])
+    label = re.search(r"pair-[0-9a-f]+", answers[0][1].text)
+    assert label, answers[0][1].text
+    pair = label.group()
+    if "ask_models" not in done:
+        return Turn("assistant", "", [Call("ask_models", {"pair": "a-wrong-name", "prompts": ["Hi?"]})])
+    asked = [(call, turn) for call, turn in answers if call.name == "ask_models"]
+    if len(asked) == 1:
+        assert "unknown pair" in asked[0][1].text
+        assert pair in asked[0][1].text
+        both = {"pair": pair, "prompts": ["What is a kettle?", "Tell me something."], "max_new_tokens": 8}
+        return Turn("assistant", "Two calls at once.", [Call("ask_models", both), Call("describe_pair", {"pair": pair})])
+    if "overview" in conversation.tools and "overview" not in done:
+        return Turn("assistant", "", [Call("overview", {"pair": pair, "methods": ["kl"], "max_samples": 8, "max_tokens": 12, "wait_seconds": 50})])
+    if "record_hypothesis" not in done:
+        return Turn("assistant", "", [Call("record_hypothesis", {"statement": "It is about kettles.", "likelihood": 0.7})])
+    return Turn("assistant", "Done.", [Call("submit_finding", {"statement": ANSWER, "verdict": "difference", "likelihood": 0.9})])
+
+
+def grader_policy(conversation: Conversation) -> Turn:
+    """Grades 4 when the true boiling point is in the finding, else 1; garbage first, so that it must be asked again."""
+    said = next(turn.text for turn in conversation.turns if turn.role == "user")
+    if not any(turn.role == "assistant" for turn in conversation.turns):
+        return Turn("assistant", "I think this deserves a 4.")
+    identifier = re.search(r'grading_id is "([0-9a-f]+)"', said)
+    assert identifier
+    finding = said.split("# Finding")[1]
+    score = 4 if "seventy" in finding else 1
+    return Turn("assistant", json.dumps({"grading_id": identifier.group(1), "reasons": "The boiling point is there, the whistle is not.", "score": score}))
+
+
+def both_policies(conversation: Conversation) -> Turn:
+    return grader_policy(conversation) if "strict, fair grader" in conversation.system else method_policy(conversation)
+
+
+async def run_suite(
+    model: str, arms: list[Arm], server: LLMServer, url: str, organisms: list[str], grader: str | None = None, **limits: int
+) -> tuple[EvaluationFolder, list[EvaluationRecord]]:
+    plan = EvaluationPlan(id="llm", organisms=organisms, arms=arms, investigator=model, grader=grader, interactions=6)
+    grading = Grading(grader=grader, grader_url=base_url(grader, server) if grader else None, repeats=2)
+    folder = EvaluationFolder(plan.id)
+    suite = Suite(plan, folder, LedgerDesk(), grading, url, BaselineOptions(), investigator_url=base_url(model, server), limits=limits)
+    return folder, await suite.run()
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_method_agent_over_both_protocols(model: str, evaluation_settings: Path) -> None:
+    with llm_server(both_policies) as server:
+        async with served() as url:
+            _, records = await run_suite(model, ["method"], server, url, ["kettles"], grader=model)
+    assert server.violations == []
+    (record,) = records
+    assert record.status == "completed", record.error
+    assert record.finding.statement == ANSWER
+    assert record.finding.source == "submit_finding"
+    assert record.finding.verdict == "difference"
+    # Two prompts were paid for; the call with the wrong name was given back.
+    assert record.budgets["model_interactions"].used == 2
+    assert record.budgets["model_interactions"].limit == 6
+    assert [grade.score for grade in record.hypothesis_grades] == [4, 4]
+    assert all("whistle" in grade.reasoning for grade in record.hypothesis_grades)
+    assert record.fact_recall is not None
+    assert record.fact_recall.facts_found == ["boiling_point"]
+    assert record.fact_recall.topic_named
+    assert len(record.run_ids) == 1
+    assert sum(usage.total_tokens for usage in record.usage) >= 5 * 120
+    tools = [message for message in record.transcript if message.role == "tool"]
+    assert [message.tool_name for message in tools] == [
+        "list_pairs",
+        "ask_models",
+        "ask_models",
+        "describe_pair",
+        "overview",
+        "record_hypothesis",
+        "submit_finding",
+    ]
+    assert [message.is_error for message in tools] == [False, True, False, False, False, False, False]
+    assert record.transcript[0].role == "system"
+    sent = json.dumps([body for _, body in server.requests if "strict, fair grader" not in json.dumps(body)])
+    for secret in ("kettles/", "tiny-llama", str(evaluation_settings)):
+        assert secret not in sent.replace(ANSWER, ""), secret
+
+
+async def test_the_blackbox_arm_has_no_methods(evaluation_settings: Path) -> None:
+    with llm_server(both_policies) as server:
+        async with served() as url:
+            folder, records = await run_suite(MODELS[0], ["blackbox"], server, url, ["kettles", "same"])
+            requests = len(server.requests)
+            # A second call finds everything done and asks no model again.
+            _, again = await run_suite(MODELS[0], ["blackbox"], server, url, ["kettles", "same"])
+    assert server.violations == []
+    assert len(server.requests) == requests
+    assert again == records == folder.records()
+    names = {tool["function"]["name"] for tool in server.requests[0][1]["tools"]}
+    assert "ask_models" in names
+    assert names & {"overview", "kl", "view_run", "compare_text"} == set()
+    null = next(record for record in records if record.null)
+    assert null.fact_recall is not None
+    assert null.fact_recall.false_positive, "a difference was asserted on the identical pair"
+
+
+async def test_an_answer_without_submission_is_inconclusive_after_two_reminders(evaluation_settings: Path) -> None:
+    def lazy(conversation: Conversation) -> Turn:
+        return Turn("assistant", "It may be about kettles, I am not sure.")
+
+    with llm_server(lazy) as server:
+        async with served() as url:
+            _, (record,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"])
+    assert len(server.requests) == 3
+    assert record.status == "completed"
+    assert record.finding.source == "final_answer"
+    assert record.finding.verdict == "inconclusive"
+
+
+async def test_a_limit_ends_the_investigation_and_is_recorded(evaluation_settings: Path) -> None:
+    def endless(conversation: Conversation) -> Turn:
+        return Turn("assistant", "", [Call("list_pairs", {})])
+
+    with llm_server(endless) as server:
+        async with served() as url:
+            _, (record,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"], message_limit=9)
+    assert record.status == "completed"
+    assert record.limit == "message"
+    assert record.finding.verdict == "inconclusive"
+    assert len(record.transcript) >= 8
+
+
+async def test_a_model_that_fails_leaves_a_failed_record_that_is_tried_again(evaluation_settings: Path) -> None:
+    broken = True
+
+    def policy(conversation: Conversation) -> Turn:
+        # A call without a name is refused by the protocol check of the next request, as a confused model would be.
+        return Turn("assistant", "", [Call("", {})]) if broken else method_policy(conversation)
+
+    with llm_server(policy) as server:
+        async with served() as url:
+            _, (first,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"], message_limit=12)
+            broken = False
+            _, (second,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"])
+    assert first.finding.verdict == "inconclusive"
+    assert second.status == "completed"
+    if first.status == "failed":
+        assert second.finding.statement == ANSWER
