@@ -57,7 +57,8 @@ def plot_layout(figure: dict[str, Any], height: int | None = None) -> dict[str, 
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": ", ".join(SANS), "size": 13, "color": INK},
-        colorway=[BASE, FINETUNED, ARM_COLOURS["method"], ARM_COLOURS["blackbox"], "#C2497A", "#6B7280"],
+        # Lines without a colour of their own are not the sides of a pair, so they get neither of these two colours.
+        colorway=["#6366F1", "#2A9D8F", "#C2497A", "#A1811F", "#7C8796"],
         autosize=True,
     )
     layout.pop("width", None)

@@ -12,6 +12,8 @@ MAX_ROWS = 200
 
 _LONG_TEXT = 160
 
+_ACRONYMS = {"kl": "KL", "js": "JS", "bos": "BOS"}
+
 
 def render_object(values: Mapping[str, Any], descriptions: Mapping[str, str] | None = None, skip: Sequence[str] = ()) -> Markup:
     """An object: short fields as a grid, distributions with equal fields as one table, lists below under their names.
@@ -127,7 +129,7 @@ def _grids(values: Mapping[str, Mapping[str, Any]], told: Mapping[str, str]) -> 
 
 
 def _label(name: str, told: Mapping[str, str]) -> Markup:
-    words = name.replace("_", " ")
+    words = " ".join(_ACRONYMS.get(word, word) for word in name.split("_"))
     return element("span", words[:1].upper() + words[1:], title=told.get(name))
 
 
