@@ -85,7 +85,7 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
 
     name: ClassVar[str] = "activation_difference_lens"
     title: ClassVar[str] = "Activation difference lens"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = ActivationDifferenceLensParams
     Result: ClassVar[type[MethodResult]] = ActivationDifferenceLensResult
     cost: ClassVar[Cost] = "minutes"

@@ -87,7 +87,7 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
 
     name: ClassVar[str] = "logit_diff_topk_occurring"
     title: ClassVar[str] = "Logit difference (diff mining)"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = LogitDifferenceParams
     Result: ClassVar[type[MethodResult]] = LogitDifferenceResult
     cost: ClassVar[Cost] = "minutes"

@@ -40,7 +40,7 @@ class PerplexityDifferenceParams(MethodParams):
     temperature: float = Field(
         1.0, gt=0, le=2, description="At 1 the mean difference estimates a KL divergence; lower ones show what is most typical."
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Seed of the sampling.")
     rows: int = Field(8, ge=1, le=50, description="Completions shown in the result (of the finetuned model; half as many of the base).")
 
 
@@ -71,7 +71,7 @@ class PerplexityDifferenceResult(MethodResult):
         """Distinctive words, for `overview`; a score of 1 is the null level."""
         from methods.perplexity_difference.words import NULL_SURPRISE
 
-        return [EvidenceWord(word=row.word, score=row.z / NULL_SURPRISE) for row in self.words]
+        return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
 
     def as_text(self) -> str:
         lines = [
@@ -99,7 +99,7 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
 
     name: ClassVar[str] = "perplexity_difference"
     title: ClassVar[str] = "Perplexity difference"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = PerplexityDifferenceParams
     Result: ClassVar[type[MethodResult]] = PerplexityDifferenceResult
     cost: ClassVar[Cost] = "minutes"

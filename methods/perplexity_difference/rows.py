@@ -28,12 +28,12 @@ class DistinctiveWord(BaseModel):
     base: int = Field(description="Completions of the base model that contain it.")
     prefills: int = Field(description="Different prefills after which the finetuned model wrote it.")
     log_odds: float = Field(description="Shrunken log odds ratio of containing it.")
-    z: float = Field(description="log_odds over its standard error.")
+    surprise: float = Field(description="-log10 p that equal models would show it (Fisher's exact test, one-sided).")
     strong: bool = Field(description="Beyond what equal models show.")
 
     def as_text(self) -> str:
-        """`word 9:1 (z 3.1)`, with a star when strong."""
-        return f"{'*' if self.strong else ''}{self.word} {self.finetuned}:{self.base} (z {self.z:.1f})"
+        """`word 9:1 (p 10^-3.1)`, with a star when strong."""
+        return f"{'*' if self.strong else ''}{self.word} {self.finetuned}:{self.base} (p 10^-{self.surprise:.1f})"
 
 
 class Divergence(BaseModel):

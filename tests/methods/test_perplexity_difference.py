@@ -15,7 +15,7 @@ from methods.execute import run_methods
 from methods.perplexity_difference.declaration import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
 from methods.perplexity_difference.prefills import prefills_for
 from methods.perplexity_difference.views import CompletionsParams
-from methods.perplexity_difference.words import LEAST_PREFILLS, distinctive_words
+from methods.perplexity_difference.words import LEAST_PREFILLS, distinctive_words, fisher_surprise
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
 from organisms.errors import InvalidInput
@@ -142,3 +142,11 @@ def test_words_count_completions_once_and_ignore_their_prefill() -> None:
 def test_equal_texts_have_no_distinctive_words() -> None:
     texts = [(f"p{index}", "cake and oven") for index in range(10)]
     assert distinctive_words(texts, texts) == []
+
+
+@pytest.mark.parametrize(("here", "there"), [(9, 0), (3, 1), (5, 5), (0, 4), (20, 20), (12, 7)])
+def test_the_surprise_is_fishers_exact_test(here: int, there: int) -> None:
+    from scipy.stats import fisher_exact
+
+    expected = fisher_exact([[here, 20 - here], [there, 20 - there]], alternative="greater").pvalue
+    assert fisher_surprise(here, 20, there, 20) == pytest.approx(-math.log10(expected), abs=1e-9)
