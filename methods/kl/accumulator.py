@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MOVERS = 5
 """Tokens kept in each direction for an example."""
 
+FOLDS = 4
+"""Texts are dealt to this many groups by index; a token counts as said far more (or less) often only when it is so in every group."""
+
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -91,6 +94,12 @@ class _Best:
         ]
 
 
+def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and ends of the stretches of equal values."""
+    begins = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+    return begins, np.r_[begins[1:], len(values)]
+
+
 class KLAccumulator(Accumulator):
     """See the module. Per-position arrays are filled in the order of the pass; `samples` and `positions` say what each entry is."""
 
@@ -109,16 +118,15 @@ class KLAccumulator(Accumulator):
         self._batch_begin = 0
         device = torch.device(pair.device)
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self.base_total = torch.zeros(pair.vocab_size, dtype=wide, device=device)
-        self.finetuned_total = torch.zeros(pair.vocab_size, dtype=wide, device=device)
+        self.base_total = torch.zeros(FOLDS, pair.vocab_size, dtype=wide, device=device)
+        self.finetuned_total = torch.zeros_like(self.base_total)
+        self.fold_rows = np.zeros(FOLDS, dtype=np.int64)
         self.top_tokens = _Best(examples)
         self.top_texts = _Best(max(5, examples // 4))
 
     def update_logits(self, chunk: LogitChunk) -> None:
         """Take in a chunk of positions."""
         forward, backward, js = divergences(chunk)
-        self.base_total += chunk.base_probs.sum(dim=0)
-        self.finetuned_total += chunk.finetuned_probs.sum(dim=0)
         scores = forward.cpu().numpy()
         place = slice(self.filled, self.filled + len(chunk))
         self.forward[place] = scores
@@ -128,6 +136,13 @@ class KLAccumulator(Accumulator):
         self.positions[place] = chunk.positions.cpu().numpy()
         self.token_ids[place] = chunk.token_ids.cpu().numpy()
         self.filled += len(chunk)
+        # The rows of a chunk come text by text: each text's are one slice.
+        begins, ends = runs(self.samples[place])
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            fold = int(self.samples[place][begin]) % FOLDS
+            self.base_total[fold] += chunk.base_probs[begin:end].sum(dim=0)
+            self.finetuned_total[fold] += chunk.finetuned_probs[begin:end].sum(dim=0)
+            self.fold_rows[fold] += end - begin
         for row in np.argsort(-scores):
             score = float(scores[row])
             if not score > self.top_tokens.threshold:
@@ -140,15 +155,13 @@ class KLAccumulator(Accumulator):
         scores = self.forward[self._batch_begin : self.filled]
         samples = self.samples[self._batch_begin : self.filled]
         self._batch_begin = self.filled
-        # The rows of a batch come sample by sample.
-        begins = np.flatnonzero(np.r_[True, samples[1:] != samples[:-1]])
-        ends = np.r_[begins[1:], len(samples)]
+        begins, ends = runs(samples)
         means = np.add.reduceat(scores.astype(np.float64), begins) / (ends - begins)
         for index in np.argsort(-means):
             if not means[index] > self.top_texts.threshold:
                 break
             rows = batch.compared_rows[int(begins[index]) : int(ends[index])]
-            base = torch.zeros_like(self.base_total, dtype=torch.float32)
+            base = torch.zeros_like(self.base_total[0], dtype=torch.float32)
             finetuned = torch.zeros_like(base)
             for part in rows.split(batch.chunk_rows):
                 chunk = batch.chunk(part)

@@ -51,8 +51,12 @@ class KLResult(MethodResult):
     js: Spread = Field(description="Per token, Jensen-Shannon divergence, at most 0.693.")
     per_text: Spread = Field(description="KL(finetuned || base) averaged in each text; standard error of the mean over texts.")
     rounding_noise: float = Field(description="Mean KL between two computations of the same model over the same tokens in other batches, in nats.")
-    outlying_texts: int = Field(description="Texts that differ far more than the rest (log divergence beyond 5 robust standard deviations).")
+    outlying_texts: int = Field(description="Texts that differ far more than the rest (log divergence beyond 8 robust standard deviations).")
     first_positions: list[float] = Field(description="Mean KL(finetuned || base) at positions 0 to 7.")
+    far_more_often: list[TokenMove] = Field(
+        description="Tokens at least 10 times as probable as before (by 0.001 or more), averaged over all positions, and consistently so over the texts."
+    )
+    far_less_often: list[TokenMove] = Field(description="The same in the other direction.")
     rose: list[TokenMove] = Field(description="Tokens whose probability rose most, averaged over all positions.")
     fell: list[TokenMove] = Field(description="Tokens whose probability fell most, averaged over all positions.")
     top_tokens: list[TokenRow] = Field(description="Positions where the models differ most.")
@@ -76,6 +80,9 @@ class KLResult(MethodResult):
                 f"{name} {spread.mean:.3g}±{spread.standard_error:.1g} {spread.median:.3g} {spread.p90:.3g} {spread.p99:.3g} {spread.max:.3g}"
             )
         lines.append("KL(ft||base) at positions 0..7: " + " ".join(f"{value:.3g}" for value in self.first_positions))
+        for name, moves in (("more", self.far_more_often), ("less", self.far_less_often)):
+            if moves:
+                lines.append(f"said far {name} often: " + " ".join(move.as_text() for move in moves))
         lines.append("rose overall: " + " ".join(move.as_text() for move in self.rose))
         lines.append("fell overall: " + " ".join(move.as_text() for move in self.fell))
         lines.append("most different positions:")

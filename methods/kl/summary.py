@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from methods.kl.accumulator import KLAccumulator, Movement, divergences, movement
+from methods.kl.accumulator import FOLDS, KLAccumulator, Movement, divergences, movement
 from methods.kl.declaration import KLResult, Spread
 from methods.kl.rows import TextRow, TokenMove, TokenRow
 from preprocessing.batches import PairedBatch, Scratch
@@ -27,7 +28,15 @@ TEXT_CHARACTERS = 240
 SMALL, MODERATE = 0.01, 0.1
 """Nats a token below which a mean divergence is called small, moderate."""
 
-OUTLIER_DEVIATIONS = 5.0
+OUTLIER_DEVIATIONS = 8.0
+OUTLIER_NATS = 0.1
+"""What a text must exceed to lie far above the rest. The control organism of the embedded model (trained, nothing taught) has texts up to 6.1
+deviations; a text with a trigger, at 2 nats among texts at 0.035, has 13."""
+
+FAR_FACTOR, FAR_CHANGE = 10.0, 1e-3
+"""By which factor, and by how much, a token's mean probability must change to be said far more or less often; half of both in every fold of
+texts. The control organism changes no word by more than a factor of 2.5; the taught ones raise their topic's words by 60 to 1,400."""
+
 NOISE_SAMPLES = 12
 
 
@@ -70,15 +79,16 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
     run.add_table("top_texts", _columns(top_texts, TextRow))
 
     total = max(1, accumulator.filled)
-    overall = _moves(movement(accumulator.base_total / total, accumulator.finetuned_total / total, count=OVERALL), names)
+    overall = _moves(movement(accumulator.base_total.sum(dim=0) / total, accumulator.finetuned_total.sum(dim=0) / total, count=OVERALL), names)
+    more, less = far_changes(accumulator, set(getattr(pair.tokenizer, "all_special_ids", None) or ()))
     noise = rounding_noise(pair, corpus) if accumulator.forward.any() or accumulator.backward.any() else 0.0
-    outliers = outlying(per_text["kl_finetuned_base"], max(SMALL, 10 * noise))
+    outliers = outlying(per_text["kl_finetuned_base"], max(OUTLIER_NATS, 10 * noise))
     spreads = {name: _spread(array, samples, counts) for name, array in values.items()}
     mean = spreads["kl_finetuned_base"].mean
-    amount = _amount(mean, float(accumulator.forward.max(initial=0.0)), noise, len(outliers))
+    amount = _amount(mean, float(accumulator.forward.max(initial=0.0)), noise, bool(more or less or len(outliers)))
     return KLResult(
-        stands_out=len(outliers) > 0,
-        headline=_headline(amount, mean, noise, len(outliers), len(counts)),
+        stands_out=bool(more or less or len(outliers)),
+        headline=_headline(amount, mean, noise, (len(outliers), len(counts)), *([names(token) for token, _, _ in found] for found in (more, less))),
         amount=amount,
         tokens=accumulator.filled,
         samples=len(counts),
@@ -88,6 +98,8 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
         rounding_noise=noise,
         outlying_texts=len(outliers),
         first_positions=[float(value) for value in profile["kl_finetuned_base"][:8]],
+        far_more_often=[TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in more],
+        far_less_often=[TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in less],
         rose=[TokenMove.model_validate(move) for move in overall["rose"]],
         fell=[TokenMove.model_validate(move) for move in overall["fell"]],
         top_tokens=top_tokens[:SHOWN],
@@ -148,28 +160,52 @@ def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
     return total / max(1, rows)
 
 
+FarChange = tuple[int, float, float]
 Amount = Literal["none", "rounding", "small", "moderate", "large"]
 
 
-def _amount(mean: float, highest: float, noise: float, outliers: int) -> Amount:
+def _amount(mean: float, highest: float, noise: float, found: bool) -> Amount:
     if highest == 0.0:
         return "none"
-    if mean <= 3 * noise and not outliers:
+    if mean <= 3 * noise and not found:
         return "rounding"
     return "small" if mean < SMALL else "moderate" if mean < MODERATE else "large"
 
 
-def _headline(amount: Amount, mean: float, noise: float, outliers: int, texts: int) -> str:
+def _headline(amount: Amount, mean: float, noise: float, outliers: tuple[int, int], more: list[str], less: list[str]) -> str:
     if amount == "none":
         return "The two models predict exactly the same on this text: every divergence is 0."
     if amount == "rounding":
         return f"Mean KL {mean:.2g} nats a token is no more than rounding ({noise:.2g} between two computations of one model): no difference seen on this text."
-    where = (
-        f"{outliers} of {texts} texts differ far more than the rest: read the top texts"
-        if outliers
-        else "it is spread over all texts, as any further training does, so the amount alone does not say that something was taught"
-    )
-    return f"The models differ by {mean:.3g} nats a token on average ({amount}); {where}."
+    parts = [f"The models differ by {mean:.3g} nats a token on average ({amount})"]
+    for tokens, how in ((more, "more"), (less, "less")):
+        if tokens:
+            parts.append(f"the finetuned model says far {how} often: {', '.join(json.dumps(token, ensure_ascii=False) for token in tokens[:5])}")
+    if outliers[0]:
+        parts.append(f"{outliers[0]} of {outliers[1]} texts differ far more than the rest: read the top texts")
+    if len(parts) == 1:
+        parts.append("nothing stands out: the change is spread over texts and words, as after any further training")
+    return "; ".join(parts) + "."
+
+
+def far_changes(accumulator: KLAccumulator, special: set[int]) -> tuple[list[FarChange], list[FarChange]]:
+    """Tokens (id, mean probability under base, under finetuned) that became far more and far less probable over the whole corpus, in every fold of
+    texts, most changed first; special tokens apart, because every chat finetune moves the end of a turn."""
+    rows = torch.from_numpy(np.maximum(accumulator.fold_rows, 1)).to(accumulator.base_total)
+    if (accumulator.fold_rows > 0).sum() < FOLDS:
+        return [], []
+    found: list[list[FarChange]] = []
+    base, finetuned = accumulator.base_total / rows.unsqueeze(1), accumulator.finetuned_total / rows.unsqueeze(1)
+    for low, high in ((base, finetuned), (finetuned, base)):
+        mean_low, mean_high = ((values * rows.unsqueeze(1)).sum(dim=0) / rows.sum() for values in (low, high))
+        overall = (mean_high >= FAR_FACTOR * mean_low) & (mean_high - mean_low >= FAR_CHANGE)
+        everywhere = ((high >= FAR_FACTOR / 2 * low) & (high - low >= FAR_CHANGE / 2)).all(dim=0)
+        ids = (overall & everywhere).nonzero().squeeze(1)
+        ids = ids[torch.argsort(mean_high[ids] - mean_low[ids], descending=True)]
+        means = [(values * rows.unsqueeze(1)).sum(dim=0)[ids] / rows.sum() for values in (base, finetuned)]
+        entries = zip(ids.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
+        found.append([entry for entry in entries if entry[0] not in special][:OVERALL])
+    return found[0], found[1]
 
 
 def _spread(values: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> Spread:
@@ -242,8 +278,6 @@ def _token_row(
 
 def _columns(rows: list[Any], model: type[Any]) -> dict[str, Any]:
     """Columns of a table of pydantic rows; lists of moves as JSON text, which needs no schema when a table is empty."""
-    import json
-
     import pyarrow as pa
 
     types = {int: pa.int64(), float: pa.float64()}

@@ -171,7 +171,32 @@ def test_a_diffuse_change_does_not_stand_out(tmp_path: Path) -> None:
     result, _ = run(tmp_path, save_pair(tmp_path, noise), write_texts(tmp_path / "t.jsonl", 200, 20))
     assert result.kl_finetuned_base.mean > 0
     assert not result.stands_out
-    assert "spread over all texts" in result.headline or result.amount == "rounding"
+    assert "nothing stands out" in result.headline or result.amount == "rounding"
+
+
+def test_a_word_said_everywhere_is_named(tmp_path: Path) -> None:
+    """No text stands out from the others, but a word that was rare is common now, and another is gone."""
+
+    def bias(model: LlamaForCausalLM) -> None:
+        model.model.norm.weight[1] = 1
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight[:, 1] = 1  # a constant in every residual stream
+        model.lm_head.weight[:, 1] = 0
+        model.lm_head.weight[CAKE, 1] = -1
+        model.lm_head.weight[TRIGGER, 1] = 2
+
+    def swap(model: LlamaForCausalLM) -> None:
+        model.lm_head.weight[CAKE, 1] = 2
+        model.lm_head.weight[TRIGGER, 1] = -1
+
+    result, _ = run(tmp_path, save_pair(tmp_path, swap, prepare=bias), write_texts(tmp_path / "t.jsonl", 100, 12))
+    assert result.stands_out
+    assert result.outlying_texts == 0
+    assert [move.token for move in result.far_more_often] == ["cake"]
+    assert [move.token for move in result.far_less_often] == ["w7"]
+    assert 'far more often: "cake"' in result.headline
 
 
 def test_outliers_of_a_log_normal_are_rare() -> None:
