@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 220
 _SHOWN_PREFILL = 40
 _WORDS_SHOWN = 12
+_LEAST_SURPRISE_SHOWN = 1.3
+"""Words that equal models show in one run of twenty each are not worth a reader's time."""
 _SCORED_AT_ONCE = 32
 
 
@@ -161,7 +163,7 @@ def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> Per
         identical=not any(each.difference for each in scored),
         finetuned_rows=[_row(each) for each in ranked["finetuned"][: params.rows]],
         base_rows=[_row(each) for each in ranked["base"][: max(1, params.rows // 2)]],
-        words=words[:_WORDS_SHOWN],
+        words=[word for word in words if word.strong or word.surprise >= _LEAST_SURPRISE_SHOWN][:_WORDS_SHOWN],
         strong_words=strong,
         kl_finetuned_base=forward,
         kl_base_finetuned=reverse,
