@@ -123,15 +123,18 @@ async def _answer(server: LLMServer, request: Request, protocol: str, ids: Itera
             require(request.headers.get("authorization") == f"Bearer {KEY}", "missing or wrong bearer key")
             conversation = read_openai(body)
         else:
-            require(request.headers.get("x-api-key") == KEY, "missing or wrong x-api-key")
+            # Current SDKs send the key as a bearer token, older ones as x-api-key; the service takes both.
+            sent = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
+            require(sent == KEY, "missing or wrong key")
             require(request.headers.get("anthropic-version"), "missing anthropic-version")
             conversation = read_anthropic(body)
+        # A policy may refuse as well, to play a service that rejects a request.
+        turn = server.policy(conversation)
     except BadRequest as problem:
         server.violations.append(f"{protocol}: {problem}")
         kind = {"type": "error", "error": {"type": "invalid_request_error", "message": str(problem)}}
         return JSONResponse(kind if protocol == "anthropic" else {"error": {"message": str(problem), "type": "invalid_request_error"}}, 400)
     server.requests.append((protocol, body))
-    turn = server.policy(conversation)
     number = next(ids)
     for place, call in enumerate(turn.calls):
         call.id = f"{'toolu' if protocol == 'anthropic' else 'call'}_{number}_{place}"

@@ -14,7 +14,7 @@ from agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationReco
 from agents.suite import Suite
 from cli.evaluate import LedgerDesk
 from tests.agents.conftest import ANSWER, served
-from tests.agents.llm_server import KEY, Call, Conversation, LLMServer, Turn, llm_server
+from tests.agents.llm_server import KEY, BadRequest, Call, Conversation, LLMServer, Turn, llm_server
 
 MODELS = ["openai-api/local/investigator", "openai/gpt-4o", "anthropic/claude-sonnet-4-5"]
 
@@ -65,7 +65,9 @@ def grader_policy(conversation: Conversation) -> Turn:
     assert identifier
     finding = said.split("# Finding")[1]
     score = 4 if "seventy" in finding else 1
-    return Turn("assistant", json.dumps({"grading_id": identifier.group(1), "reasons": "The boiling point is there, the whistle is not.", "score": score}))
+    return Turn(
+        "assistant", json.dumps({"grading_id": identifier.group(1), "reasons": "The boiling point is there, the whistle is not.", "score": score})
+    )
 
 
 def both_policies(conversation: Conversation) -> Turn:
@@ -168,15 +170,17 @@ async def test_a_model_that_fails_leaves_a_failed_record_that_is_tried_again(eva
     broken = True
 
     def policy(conversation: Conversation) -> Turn:
-        # A call without a name is refused by the protocol check of the next request, as a confused model would be.
-        return Turn("assistant", "", [Call("", {})]) if broken else method_policy(conversation)
+        if broken and conversation.answers():
+            raise BadRequest("the account is out of credit")
+        return method_policy(conversation)
 
     with llm_server(policy) as server:
         async with served() as url:
-            _, (first,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"], message_limit=12)
+            _, (first,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"])
             broken = False
             _, (second,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"])
-    assert first.finding.verdict == "inconclusive"
+    assert first.status == "failed"
+    assert "out of credit" in (first.error or "")
+    assert first.fact_recall is None
     assert second.status == "completed"
-    if first.status == "failed":
-        assert second.finding.statement == ANSWER
+    assert second.finding.statement == ANSWER

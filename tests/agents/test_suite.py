@@ -1,0 +1,197 @@
+"""Baseline investigators and the suite over the real server on tiny models; resuming; the server as a child process; the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents.baseline import BaselineOptions
+from agents.desk import ClosedInvestigation, OpenInvestigation
+from agents.grading import Grading
+from agents.mcp_session import ToolFailed, connect
+from agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
+from agents.server_process import ServerDidNotStart, server_process
+from agents.suite import Suite, cells_of, check_continues, finding_in, plan_identifier
+from cli.evaluate import LedgerDesk
+from organisms.errors import InvalidInput, UnknownName
+from tests.agents.conftest import served
+
+QUICK = BaselineOptions(max_new_tokens=8, overview={"max_samples": 8, "max_tokens": 12, "methods": ["kl", "logit_diff_topk_occurring"]})
+
+
+def plan(**values: object) -> EvaluationPlan:
+    return EvaluationPlan.model_validate(
+        {"id": "tiny", "organisms": ["kettles", "same"], "arms": ["blackbox", "method"], "investigator": "baseline", "interactions": 6, **values}
+    )
+
+
+class CountingDesk(LedgerDesk):
+    """The real desk, counting what it opens."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, str]] = []
+
+    def open(self, organism: str, arm: str, interactions: int, tool_calls: int, note: str) -> OpenInvestigation:
+        self.opened.append((organism, arm))
+        return super().open(organism, arm, interactions, tool_calls, note)
+
+    def close(self, identifier: str) -> ClosedInvestigation:
+        return super().close(identifier)
+
+
+async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
+    desk, folder = CountingDesk(), EvaluationFolder("tiny")
+    async with served() as url:
+        records = await Suite(plan(), folder, desk, Grading(), url, QUICK).run()
+        assert len(desk.opened) == 4
+        # One record is lost, one more repeat is wanted: only those are run.
+        (folder.path / "cells" / f"{records[0].cell_id}.json").unlink()
+        more = await Suite(plan(repeats=2), folder, desk, Grading(), url, QUICK).run()
+    assert len(desk.opened) == 4 + 1 + 4
+    assert len(more) == 8
+    for record in more:
+        assert record.status == "completed", record.error
+        assert record.finding.source == "submit_finding"
+        assert record.budgets["model_interactions"].used <= 6
+        assert record.transcript[-1].tool_name == "submit_finding"
+        assert record.fact_recall is not None
+    nulls = [record for record in more if record.null]
+    assert {record.finding.verdict for record in nulls} == {"no_meaningful_difference"}
+    assert all(record.fact_recall and record.fact_recall.verdict_correct for record in nulls)
+    methods = [record for record in more if record.arm == "method"]
+    assert all(record.run_ids for record in methods)
+    assert all(not record.run_ids for record in more if record.arm == "blackbox")
+
+
+async def test_equal_seeds_give_equal_investigations(evaluation_settings: Path) -> None:
+    async with served() as url:
+        first = await Suite(plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("one"), LedgerDesk(), Grading(), url, QUICK).run()
+        second = await Suite(plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("two"), LedgerDesk(), Grading(), url, QUICK).run()
+
+    def asked(records: list[EvaluationRecord]) -> list[object]:
+        return [call.arguments.get("prompts") for record in records for message in record.transcript for call in message.tool_calls]
+
+    assert asked(first) == asked(second)
+    assert first[0].finding == second[0].finding
+
+
+async def test_a_failing_cell_leaves_the_others_and_is_tried_again(evaluation_settings: Path) -> None:
+    async with served() as url:
+        broken = await Suite(
+            plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny"), LedgerDesk(), Grading(), f"{url}-not-there", QUICK
+        ).run()
+        assert [record.status for record in broken] == ["failed"]
+        assert broken[0].error
+        mended = await Suite(plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny"), LedgerDesk(), Grading(), url, QUICK).run()
+    assert [record.status for record in mended] == ["completed"]
+
+
+async def test_session_follows_jobs_and_reports_errors(evaluation_settings: Path) -> None:
+    async with served() as url, connect(url) as session:
+        reply = await session.call("kl", {"pair": "kettles", "max_samples": 8, "max_tokens": 12, "wait_seconds": 0})
+        assert reply.run_id
+        assert "kl_finetuned_base" in reply.result
+        with pytest.raises(ToolFailed, match="kettles"):
+            await session.call("kl", {"pair": "kettels"})
+    assert [message.role for message in session.messages] == ["assistant", "tool", "assistant", "tool"]
+    assert session.messages[-1].is_error
+    assert session.run_ids == [reply.run_id]
+
+
+async def test_server_process_starts_answers_and_stops(evaluation_settings: Path, tmp_path: Path) -> None:
+    async with server_process(tmp_path / "server.log") as url, connect(url) as session:
+        reply = await session.call("list_pairs", {"containing": "kettles"})
+        assert reply.result["total"] == 1
+    with pytest.raises(ServerDidNotStart, match="no such luck"):
+        async with server_process(tmp_path / "failing.log", [sys.executable, "-c", "raise SystemExit('no such luck')"]):
+            pass
+
+
+def test_findings_in_last_words() -> None:
+    assert finding_in("").source == "none"
+    assert finding_in("I could not tell.").verdict == "inconclusive"
+    assert finding_in("Verdict: difference. It talks of kettles.").verdict == "difference"
+    assert finding_in("There is no meaningful difference.").verdict == "no_meaningful_difference"
+
+
+def test_plans_continue_only_what_they_began() -> None:
+    check_continues(plan(), plan(repeats=5, organisms=["kettles"]))
+    with pytest.raises(InvalidInput, match="interactions=6, not 9"):
+        check_continues(plan(), plan(interactions=9))
+    values = {"organisms": ["a"], "investigator": "openai/some-model", "repeats": 1}
+    assert plan_identifier(values) == plan_identifier({**values, "repeats": 3})
+    assert plan_identifier(values) != plan_identifier({**values, "organisms": ["b"]})
+    assert len({cell.id for cell in cells_of(plan(repeats=3))}) == 12
+
+
+def run_command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "cli.main", "evaluate", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_the_command_prints_a_table_then_json_without_running_again(evaluation_settings: Path) -> None:
+    options = ["--organisms", "same", "--arms", "blackbox", "--interactions", "4", "--id", "by-command"]
+    first = run_command(*options)
+    assert first.returncode == 0, first.stderr
+    assert "same (null)" in first.stdout
+    assert "false-positive rate on nulls 0.00" in first.stdout
+    again = run_command(*options, "--json")
+    assert again.returncode == 0, again.stderr
+    printed = json.loads(again.stdout)
+    assert printed["records"][0]["finding"]["verdict"] == "no_meaningful_difference"
+    assert printed["summary"]["arms"][0]["false_positive_rate"]["estimate"] == 0
+    refused = run_command("--organisms", "same", "--arms", "blackbox", "--interactions", "5", "--id", "by-command")
+    assert refused.returncode == 2
+    assert "interactions=4, not 5" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("--organisms", "nothing"), "No ground truth"), (("--organisms", "same", "--arms", "greybox"), "no arm 'greybox'")]
+)
+def test_the_command_refuses_what_it_cannot_grade(evaluation_settings: Path, arguments: tuple[str, ...], message: str) -> None:
+    refused = run_command(*arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert refused.stdout == ""
+
+
+def test_unknown_organisms_are_refused_before_anything_starts() -> None:
+    from agents.grading import chosen_organisms
+
+    with pytest.raises(UnknownName):
+        chosen_organisms(" , ")
+
+
+def test_an_interrupted_command_keeps_what_is_finished(evaluation_settings: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        "evaluate",
+        "--organisms",
+        "same",
+        "--arms",
+        "blackbox",
+        "--interactions",
+        "4",
+        "--repeats",
+        "40",
+        "--id",
+        "long",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ.copy())
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.stderr.read()
+    assert process.wait(60) == 130
+    folder = EvaluationFolder("long")
+    assert len(folder.records()) >= 2
+    assert all(record.status == "completed" for record in folder.records())
