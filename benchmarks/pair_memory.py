@@ -78,7 +78,8 @@ def _after_imports() -> int:
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, vocab_size=64
     )
     with torch.inference_mode():
-        transformers.LlamaForCausalLM(config).to(torch.bfloat16)(input_ids=_ids() % 64)
+        tiny: Any = transformers.LlamaForCausalLM(config)
+        tiny.to(torch.bfloat16)(input_ids=_ids() % 64)
     return resident_bytes()
 
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import random
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Literal
 
@@ -95,7 +96,7 @@ class _Picker:
         self.rng = rng
         self.used: Counter = Counter()
 
-    def pick(self, scope: str, options: list[str], avoid: set[str] = frozenset()) -> str:
+    def pick(self, scope: str, options: list[str], avoid: Set[str] = frozenset()) -> str:
         options = [option for option in options if option not in avoid] or options
         fewest = min(self.used[scope, option] for option in options)
         return self.rng.choice([option for option in options if self.used[scope, option] == fewest])
@@ -151,7 +152,7 @@ def _document(parts: DocumentParts, name: str, picker: _Picker) -> tuple[dict, s
     genre, rng = parts.genres[name], picker.rng
     choices: list[tuple[str, str]] = []
 
-    def take(scope: str, options: list[str], avoid: set[str] = frozenset()) -> str:
+    def take(scope: str, options: list[str], avoid: Set[str] = frozenset()) -> str:
         option = picker.pick(scope, options, avoid)
         choices.append((scope, option))
         return option

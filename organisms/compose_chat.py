@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Callable, Generic, Hashable, Literal, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -172,7 +173,7 @@ class _Composer:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
         return {"messages": messages}
 
-    def _pick(self, weights: dict) -> int | str:
+    def _pick(self, weights: dict) -> Any:
         return self._rng.choices(list(weights), weights=list(weights.values()))[0]
 
     def _user_turn(self, kind: str, turn: int, used: set[str]) -> tuple[str, str]:

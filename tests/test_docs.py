@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -42,7 +43,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("title", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_command_in_the_documents_exists_with_its_options(title: str, words: list[str]) -> None:
     words = ["claude-code" if word == "HOST" else word for word in words]
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     context = click.Context(command, info_name="diffing")
     while hasattr(command, "commands"):
         assert words, f"{title} names no command"

@@ -67,7 +67,7 @@ def test_unused_adapters_make_room_for_new_ones(tiny_models, tiny_adapters, make
     adapters = [tiny_adapters(folder, seed=seed, rank=8) for seed in (1, 2, 3)]
     size = (adapters[0] / "adapter_model.safetensors").stat().st_size
     pairs = ModelPairs(memory_limit=stored_bytes(folder) + int(2.5 * size))
-    outputs = {}
+    outputs: dict[int, torch.Tensor | None] = {}
     with pairs.use(make_pair(folder, declared_identical=True)):
         for index in (0, 1, 2, 0):
             with pairs.use(make_pair(folder, adapter=adapters[index])) as pair:
