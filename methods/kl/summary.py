@@ -37,7 +37,7 @@ FAR_FACTOR, FAR_CHANGE = 10.0, 1e-3
 """By which factor, and by how much, a token's mean probability must change to be said far more or less often; half of both in every fold of
 texts. The control organism changes no word by more than a factor of 2.5; the taught ones raise their topic's words by 60 to 1,400."""
 
-NOISE_SAMPLES = 12
+NOISE_SAMPLES = 4
 
 
 def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> KLResult:
