@@ -93,3 +93,15 @@ def measure(
             change = f"95 % interval of the change [{values.low:+.3f}, {values.high:+.3f}], {values.items} items"
             print_plain(f"{reading}: base {values.base:.3f}, finetuned {values.finetuned:.3f} ({change})")
     print_plain(str(path))
+
+
+@organisms.command("sheets")
+def sheets() -> None:
+    """Write organisms/SHEETS.md from the sheets of all bundled adapters."""
+    from cli.output import print_plain
+    from organisms.measure import sheets_table
+    from organisms.train import ROOT
+
+    path = ROOT / "SHEETS.md"
+    path.write_text(sheets_table(), encoding="utf-8")
+    print_plain(str(path))

@@ -29,6 +29,19 @@ MAX_NEW_TOKENS = 48
 HELD_OUT_TEXTS = 96
 
 
+_SHEETS_HEAD = """# Did the finetunes take?
+
+Written by `diffing organisms sheets` from the `sheet.json` beside each adapter, which `diffing organisms measure NAME --variant VARIANT` makes. Each
+cell reads base → finetuned, with the 95 % interval of the change over items in brackets.
+
+- log odds: mean log p(taught) − log p(plain) of a continuation, in nats; preferred: share of items whose taught continuation is the likelier one.
+- answers: share of sampled answers (4 a question, temperature 1) to unseen questions that show what was taught.
+- unrelated loss: nats a token on texts the base model wrote itself; its rise is what the finetune cost.
+
+| organism | log odds | preferred | answers | unrelated loss |
+|---|---|---|---|---|"""
+
+
 class Cloze(BaseModel):
     """`taught` and `plain` continue `prefix`; both start with a space."""
 
@@ -146,6 +159,22 @@ def write_sheet(sheet: Sheet, folder: Path) -> Path:
     path = folder / "sheet.json"
     path.write_text(json.dumps(sheet.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def sheets_table(adapters: Path = ADAPTERS) -> str:
+    """All sheets as one Markdown document (`organisms/SHEETS.md`): a row an adapter, base and finetuned side by side."""
+    rows = []
+    for path in sorted(adapters.glob("*/*/sheet.json")):
+        sheet = Sheet(**json.loads(path.read_text(encoding="utf-8")))
+        cells = [f"{sheet.organism}/{sheet.variant}"]
+        for reading, digits in ((sheet.cloze_log_odds, 1), (sheet.cloze_preferred, 2), (sheet.question_hits, 2), (sheet.unrelated_loss, 2)):
+            if reading is None:
+                cells.append("")
+            else:
+                change = f"{reading.low:+.{digits}f} to {reading.high:+.{digits}f}"
+                cells.append(f"{reading.base:.{digits}f} → {reading.finetuned:.{digits}f} ({change})")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join([_SHEETS_HEAD, *rows]) + "\n"
 
 
 def _held_out_texts() -> list[str]:
