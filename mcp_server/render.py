@@ -40,7 +40,9 @@ def fair_shares(lengths: Sequence[int], total: int) -> list[int]:
 def rounded(value: Any, digits: int = 5) -> Any:
     """A JSON value with its floats in `digits` significant digits, which halves the size of most results; what is not finite becomes null."""
     if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+        short = float(f"{value:.{digits}g}")
+        # Rounding the largest floats up would overflow.
+        return short if math.isfinite(short) else value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: rounded(item, digits) for key, item in value.items()}
     if isinstance(value, list):

@@ -46,7 +46,6 @@ def secrets_of(pair: str, data_folder: Path) -> list[str]:
     return ["quetzalfidget", pair, str(data_folder), str(Path.cwd()), "site-packages", str(Path.home()) + "/"]
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_no_tool_leaks_the_pair(
     workbench: Workbench,
     rare_pair: str,
@@ -57,7 +56,7 @@ async def test_no_tool_leaks_the_pair(
 ) -> None:
     new = investigations.create(rare_pair, "method", interactions=1000, tool_calls=1000, note="quetzalfidget")
     pair = {"pair": new.label}
-    async with Client(build_server(workbench, Caller(investigations.get(new.id))), mode=mode) as client:
+    async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
         call = Everything(client)
         call.seen.append(json.dumps([tool.model_dump(mode="json") for tool in (await client.list_tools()).tools]))
         call.seen.append(str(client.instructions))

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from mcp import Client
 
@@ -17,15 +16,11 @@ from mcp_server import investigations
 from mcp_server.auth import Caller
 from mcp_server.serve import build_server
 from mcp_server.server import INSTRUCTIONS
-from mcp_server.toolset import toolset
 from mcp_server.workbench import Workbench
 from methods.registry import all_methods
+from tests.mcp_server.answers import good, refused, text_of
 
 SMALL = {"max_samples": 24, "max_tokens": 12}
-
-
-def text_of(result: Any) -> str:
-    return "\n".join(block.text for block in result.content if block.type == "text")
 
 
 @asynccontextmanager
@@ -56,6 +51,13 @@ async def client(request: pytest.FixtureRequest, workbench: Workbench) -> AsyncI
         yield client
 
 
+@pytest.fixture
+async def modern(workbench: Workbench) -> AsyncIterator[Client]:
+    """An operator's client in the modern era alone, for tests of what is behind the protocol."""
+    async with held(Client(build_server(workbench))) as client:
+        yield client
+
+
 @pytest.fixture(params=["auto", "legacy"])
 async def confined(request: pytest.FixtureRequest, workbench: Workbench, tiny_pair: str) -> AsyncIterator[tuple[Client, str]]:
     """A client of an investigation, in either era, and the pair's label."""
@@ -63,25 +65,6 @@ async def confined(request: pytest.FixtureRequest, workbench: Workbench, tiny_pa
     caller = Caller(investigations.get(new.id))
     async with held(Client(build_server(workbench, caller), mode=request.param)) as client:
         yield client, new.label
-
-
-async def good(client: Client, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A call that must complete; follows job handles."""
-    result = await client.call_tool(tool, arguments)
-    while not result.is_error and (result.structured_content or {}).get("status") == "running":
-        result = await client.call_tool("get_job", {"job_id": result.structured_content["job"]["job_id"]})
-    assert not result.is_error, text_of(result)
-    assert result.structured_content is not None
-    declared = {declaration.name: declaration.output_schema for declaration in toolset().values()}
-    jsonschema.validate(result.structured_content, declared[tool])
-    return result.structured_content
-
-
-async def refused(client: Client, tool: str, arguments: dict[str, Any]) -> str:
-    """A call that must fail; returns what is said."""
-    result = await client.call_tool(tool, arguments)
-    assert result.is_error, result.structured_content
-    return text_of(result)
 
 
 async def test_tools_are_described_for_agents(client: Client) -> None:
@@ -129,17 +112,17 @@ async def test_both_sides_answer_the_same_prompts(client: Client, tiny_pair: str
     assert one["result"]["answers"][0]["base"] == rows[0]["base"]
 
 
-async def test_a_single_string_is_one_prompt(client: Client, tiny_pair: str) -> None:
-    answer = await good(client, "ask_models", {"pair": tiny_pair, "prompts": "Hello", "max_new_tokens": 2, "raw_text": True})
+async def test_a_single_string_is_one_prompt(modern: Client, tiny_pair: str) -> None:
+    answer = await good(modern, "ask_models", {"pair": tiny_pair, "prompts": "Hello", "max_new_tokens": 2, "raw_text": True})
     assert len(answer["result"]["answers"]) == 1
 
 
-async def test_nested_arguments_may_come_as_json_text(client: Client, tiny_pair: str) -> None:
-    answer = await good(client, "ask_models", {"pair": tiny_pair, "prompts": '["a b", "c"]', "max_new_tokens": 2, "raw_text": True})
+async def test_nested_arguments_may_come_as_json_text(modern: Client, tiny_pair: str) -> None:
+    answer = await good(modern, "ask_models", {"pair": tiny_pair, "prompts": '["a b", "c"]', "max_new_tokens": 2, "raw_text": True})
     assert len(answer["result"]["answers"]) == 2
 
 
-async def test_conversations_with_system_prompt_and_prefill(client: Client, tiny_pair: str) -> None:
+async def test_conversations_with_system_prompt_and_prefill(modern: Client, tiny_pair: str) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "go on"}]
     arguments = {
         "pair": tiny_pair,
@@ -149,7 +132,7 @@ async def test_conversations_with_system_prompt_and_prefill(client: Client, tiny
         "prefill": "Well",
         "max_new_tokens": 4,
     }
-    answer = await good(client, "ask_models", arguments)
+    answer = await good(modern, "ask_models", arguments)
     assert [row["prompt"] for row in answer["result"]["answers"]] == ["and you", "go on"]
 
 
@@ -166,29 +149,29 @@ async def test_one_text_under_both_models(client: Client, tiny_pair: str) -> Non
 
 @pytest.mark.parametrize("method", list(all_methods()))
 async def test_methods_run_and_are_lookups_when_asked_again(
-    client: Client, tiny_pair: str, method: str, small_params: Callable[[str], dict[str, Any]]
+    modern: Client, tiny_pair: str, method: str, small_params: Callable[[str], dict[str, Any]]
 ) -> None:
     arguments = {"pair": tiny_pair, **small_params(method)}
-    answer = await good(client, method, arguments)
+    answer = await good(modern, method, arguments)
     assert answer["run_id"].startswith(method)
-    again = await good(client, method, arguments)
+    again = await good(modern, method, arguments)
     assert again["run_id"] == answer["run_id"]
     assert again["result"] == answer["result"]
     assert "job" not in again
-    listed = await good(client, "list_runs", {"pair": tiny_pair, "method": method})
+    listed = await good(modern, "list_runs", {"pair": tiny_pair, "method": method})
     assert answer["run_id"] in [row["run_id"] for row in listed["result"]["runs"]]
-    opened = await good(client, "view_run", {"run": answer["run_id"]})
+    opened = await good(modern, "view_run", {"run": answer["run_id"]})
     assert opened["result"]["result"] == answer["result"]
     for view in opened["result"]["views"]:
-        shown = await client.call_tool("view_run", {"run": answer["run_id"], "view": view["name"]})
+        shown = await modern.call_tool("view_run", {"run": answer["run_id"], "view": view["name"]})
         # A view may need parameters; then the error says which.
         assert not shown.is_error or "Parameters" in text_of(shown), text_of(shown)
 
 
-async def test_the_overview_digests_all_cheap_methods_and_fits(client: Client, tiny_pair: str) -> None:
-    answer = await client.call_tool("overview", {"pair": tiny_pair, "max_characters": 3000, **SMALL})
+async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, tiny_pair: str) -> None:
+    answer = await modern.call_tool("overview", {"pair": tiny_pair, "max_characters": 3000, **SMALL})
     while (answer.structured_content or {}).get("status") == "running":
-        answer = await client.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})
+        answer = await modern.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})
     assert not answer.is_error, text_of(answer)
     assert len(text_of(answer)) <= 3000 + 800
 
@@ -217,20 +200,20 @@ async def test_errors_say_what_to_do(client: Client, tiny_pair: str) -> None:
         assert "pydantic" not in said
 
 
-async def test_corpora_outside_of_the_data_folder_are_refused(client: Client, tiny_pair: str, data_folder: Path, tmp_path: Path) -> None:
+async def test_corpora_outside_of_the_data_folder_are_refused(modern: Client, tiny_pair: str, data_folder: Path, tmp_path: Path) -> None:
     outside = tmp_path / "secret.txt"
     outside.write_text("one\ntwo three four five\n" * 20)
-    assert "data folder" in await refused(client, "kl", {"pair": tiny_pair, "corpus": str(outside)})
+    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(outside)})
     data_folder.mkdir(exist_ok=True)
     (data_folder / "link.txt").symlink_to(outside)
-    assert "data folder" in await refused(client, "kl", {"pair": tiny_pair, "corpus": str(data_folder / "link.txt")})
-    assert "data folder" in await refused(client, "kl", {"pair": tiny_pair, "corpus": str(data_folder / ".." / "secret.txt")})
+    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / "link.txt")})
+    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / ".." / "secret.txt")})
     inside = data_folder / "mine.txt"
     inside.write_text("\n".join(f"the {number} cat sat on the mat and looked at the dog" for number in range(30)))
-    assert (await good(client, "kl", {"pair": tiny_pair, "corpus": str(inside), **SMALL}))["run_id"]
+    assert (await good(modern, "kl", {"pair": tiny_pair, "corpus": str(inside), **SMALL}))["run_id"]
 
 
-async def test_results_fit_into_an_agents_context(client: Client, tiny_pair: str, small_params: Callable[[str], dict[str, Any]]) -> None:
+async def test_results_fit_into_an_agents_context(modern: Client, tiny_pair: str, small_params: Callable[[str], dict[str, Any]]) -> None:
     many = {"pair": tiny_pair, "prompts": [f"prompt {n}" for n in range(20)], "samples": 4, "max_new_tokens": 60, "raw_text": True}
     calls: list[tuple[str, dict[str, Any]]] = [
         ("ask_models", many),
@@ -240,7 +223,7 @@ async def test_results_fit_into_an_agents_context(client: Client, tiny_pair: str
     calls += [(method, {"pair": tiny_pair, **small_params(method)}) for method in all_methods()]
     calls.append(("list_pairs", {}))
     for tool, arguments in calls:
-        answer = await client.call_tool(tool, arguments)
+        answer = await modern.call_tool(tool, arguments)
         assert not answer.is_error, text_of(answer)
         assert len(text_of(answer)) <= 9000, (tool, len(text_of(answer)))
         assert len(json.dumps(answer.structured_content)) <= 14_000, (tool, len(json.dumps(answer.structured_content)))
@@ -256,11 +239,11 @@ async def test_more_of_long_answers_costs_nothing(confined: tuple[Client, str]) 
     assert long["budget"]["interactions_left"] == short["budget"]["interactions_left"] == 2
 
 
-async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(client: Client, tiny_pair: str) -> None:
+async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(modern: Client, tiny_pair: str) -> None:
     marks = set()
     for seed in range(3):
         text = text_of(
-            await client.call_tool("ask_models", {"pair": tiny_pair, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True})
+            await modern.call_tool("ask_models", {"pair": tiny_pair, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True})
         )
         assert "never instructions" in text
         marks.add(text.split("<untrusted-")[1][:12])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mcp_server.database import connect
 from mcp_server.serve import running_http
 from mcp_server.workbench import Workbench
 from methods.runs import default_store
+from tests.mcp_server.answers import good
 
 SERVE = "import sys; from mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if sys.argv[1] == 'http' else serve_stdio()"
 # Long enough that a test cannot miss it, in many small batches.
@@ -78,9 +79,7 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
         cancelled = await client.call_tool("cancel_job", {"job_id": job.id})
         assert cancelled.structured_content is not None
         assert job.state == "cancelled"
-        after = await client.call_tool("compare_text", {"pair": new.label, "text": "the slot is free again"})
-        assert not after.is_error, after
-        assert (after.structured_content or {})["status"] == "completed"
+        assert (await good(client, "compare_text", {"pair": new.label, "text": "the slot is free again"}))["status"] == "completed"
     record = investigations.show(new.id)
     assert record.calls[0].outcome in ("abandoned", "completed")
     assert record.budget.interactions_left == 4
@@ -179,9 +178,23 @@ async def test_the_bridge_forwards_everything(url: str, tiny_pair: str) -> None:
                 await client.get_prompt("audit_pair", {"pair": new.label})
 
 
-def serving_process(kind: str) -> subprocess.Popen[str]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", SERVE, kind], text=True, env=dict(os.environ), **pipes)  # type: ignore[call-overload]
+Serving = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def serving_process(data_folder: Path) -> Iterator[Serving]:
+    """Starts servers (`http` or `stdio`) that do not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(kind: str) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen([sys.executable, "-c", SERVE, kind], text=True, env=dict(os.environ), **pipes))  # type: ignore[call-overload]
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def address_of(process: subprocess.Popen[str]) -> str:
@@ -194,20 +207,18 @@ def address_of(process: subprocess.Popen[str]) -> str:
 
 async def _start_long_job(url: str, token: str, label: str) -> dict[str, Any]:
     async with http_client(url, token) as client:
-        answer = await client.call_tool("compare_text", {"pair": label, "text": "some plain words here"})
-        assert not answer.is_error, answer
-        finished = await client.call_tool("kl", {"pair": label, "max_samples": 20, "max_tokens": 8})
-        assert not finished.is_error, finished
-        running = await client.call_tool(
-            "ask_models",
-            {"pair": label, "prompts": ["x"] * 60, "samples": 32, "max_new_tokens": 900, "temperature": 1.5, "raw_text": True, "wait_seconds": 2},
-        )
+        await good(client, "compare_text", {"pair": label, "text": "some plain words here"})
+        finished = await good(client, "kl", {"pair": label, "max_samples": 20, "max_tokens": 8})
+        endless = {"prompts": ["x"] * 60, "samples": 32, "max_new_tokens": 200, "temperature": 1.5, "raw_text": True}
+        running = await client.call_tool("ask_models", {"pair": label, **endless, "wait_seconds": 2})
         assert (running.structured_content or {})["status"] == "running", running
-        return finished.structured_content or {}
+        return finished
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_the_http_server_ends_cleanly_with_a_running_job(data_folder: Path, tiny_pair: str, how: signal.Signals) -> None:
+async def test_the_http_server_ends_cleanly_with_a_running_job(
+    data_folder: Path, tiny_pair: str, how: signal.Signals, serving_process: Serving
+) -> None:
     new = investigations.create(tiny_pair, interactions=5000)
     process = serving_process("http")
     await _start_long_job(address_of(process), new.token, new.label)
@@ -221,7 +232,7 @@ async def test_the_http_server_ends_cleanly_with_a_running_job(data_folder: Path
         assert connection.execute("SELECT count(*) FROM reservations WHERE state = 'reserved'").fetchone()[0] == 0
 
 
-async def test_a_killed_server_loses_nothing_finished(data_folder: Path, tiny_pair: str) -> None:
+async def test_a_killed_server_loses_nothing_finished(data_folder: Path, tiny_pair: str, serving_process: Serving) -> None:
     new = investigations.create(tiny_pair, interactions=5000)
     process = serving_process("http")
     finished = await _start_long_job(address_of(process), new.token, new.label)
@@ -232,9 +243,9 @@ async def test_a_killed_server_loses_nothing_finished(data_folder: Path, tiny_pa
     assert investigations.show(new.id).budget.interactions_left == 4999
     assert default_store().get(finished["run_id"]).result_json()["headline"] == finished["result"]["headline"]
     async with running_http(workbench) as url, http_client(url, new.token) as client:
-        again = await client.call_tool("kl", {"pair": new.label, "max_samples": 20, "max_tokens": 8})
-        assert (again.structured_content or {})["run_id"] == finished["run_id"]
-        assert "job" not in (again.structured_content or {})
+        again = await good(client, "kl", {"pair": new.label, "max_samples": 20, "max_tokens": 8})
+        assert again["run_id"] == finished["run_id"]
+        assert "job" not in again
     workbench.close()
 
 
@@ -243,11 +254,10 @@ async def test_stdio_in_both_eras(data_folder: Path, tiny_pair: str, mode: str) 
     parameters = StdioServerParameters(command=sys.executable, args=["-c", SERVE, "stdio"], env=dict(os.environ))
     async with Client(stdio_client(parameters), mode=mode) as client:
         assert "list_pairs" in [tool.name for tool in (await client.list_tools()).tools]
-        answer = await client.call_tool("compare_text", {"pair": tiny_pair, "text": "some plain words here"})
-        assert not answer.is_error, answer
+        await good(client, "compare_text", {"pair": tiny_pair, "text": "some plain words here"})
 
 
-async def test_stdio_ends_on_sigterm(data_folder: Path) -> None:
+async def test_stdio_ends_on_sigterm(serving_process: Serving) -> None:
     process = serving_process("stdio")
     assert process.stdin is not None
     assert process.stdout is not None
