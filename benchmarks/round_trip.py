@@ -15,30 +15,39 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.measurement import Measurement, Sizes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
 AIM_MILLISECONDS = 10.0
 START_SECONDS = 60
 TOOL, ARGUMENTS = "list_hypotheses", {}  # type: tuple[str, dict[str, Any]]
 
 
+OURS = ("-m", "cli.main", "serve")
+BARE = ("-m", "benchmarks.bare_server")
+
+
 def run(sizes: Sizes) -> list[Measurement]:
-    """Median over `sizes.calls` calls after ten that do not count, and the time from start to the first answer."""
+    """Median over `sizes.calls` calls after ten that do not count, ours and a bare SDK server's tool in turn; and the time to the first answer."""
     measurements = []
-    for transport, connected in (("HTTP", _over_http), ("stdio", _over_stdio)):
-        milliseconds, start = asyncio.run(_times(connected, sizes.calls))
-        ordered = sorted(milliseconds)
-        slow = ordered[int(0.95 * (len(ordered) - 1))]
-        detail = f"95 % of {len(ordered)} calls within {slow:.1f} ms; first answer {start:.1f} s after the start of the server"
-        measurements.append(
-            Measurement(
-                name=f"MCP round trip of a light tool, {transport}", value=statistics.median(ordered), unit="ms", aim=AIM_MILLISECONDS, detail=detail
-            )
+    for transport in ("HTTP", "stdio"):
+        bare, _ = asyncio.run(_times(_connected(transport, ours=False), sizes.calls))
+        ours, start = asyncio.run(_times(_connected(transport, ours=True), sizes.calls))
+        detail = (
+            f"95 % of {len(ours)} calls within {sorted(ours)[int(0.95 * (len(ours) - 1))]:.1f} ms; an SDK server's empty tool {statistics.median(bare):.1f} ms; "
+            f"first answer {start:.1f} s after the start"
         )
+        name = f"MCP round trip of a light tool, {transport}"
+        measurements.append(Measurement(name=name, value=statistics.median(ours), unit="ms", aim=AIM_MILLISECONDS, detail=detail))
+        measurements.append(Measurement(name=f"{name} / bare SDK", value=statistics.median(ours) / statistics.median(bare), unit="ratio"))
     return measurements
 
 
-async def _times(connected: Any, calls: int) -> tuple[list[float], float]:
+def _connected(transport: str, ours: bool) -> Callable[[], AbstractAsyncContextManager[Any]]:
+    return (lambda: _over_http(ours)) if transport == "HTTP" else (lambda: _over_stdio(ours))
+
+
+async def _times(connected: Callable[[], AbstractAsyncContextManager[Any]], calls: int) -> tuple[list[float], float]:
     started = time.perf_counter()
     async with connected() as client:
         await client.call_tool(TOOL, ARGUMENTS)
@@ -56,15 +65,14 @@ async def _times(connected: Any, calls: int) -> tuple[list[float], float]:
 
 
 @asynccontextmanager
-async def _over_http() -> AsyncIterator[Any]:
+async def _over_http(ours: bool) -> AsyncIterator[Any]:
     from mcp import Client
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "serve", "--http", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    arguments = [*OURS, "--http", "--port", str(port)] if ours else [*BARE, str(port)]
+    server = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         await _listening(server, port)
         async with Client(f"http://127.0.0.1:{port}/mcp") as client:
@@ -90,8 +98,8 @@ async def _listening(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 @asynccontextmanager
-async def _over_stdio() -> AsyncIterator[Any]:
+async def _over_stdio(ours: bool) -> AsyncIterator[Any]:
     from mcp import Client, StdioServerParameters
 
-    async with Client(StdioServerParameters(command=sys.executable, args=["-m", "cli.main", "serve"], env=dict(os.environ))) as client:
+    async with Client(StdioServerParameters(command=sys.executable, args=list(OURS if ours else BARE), env=dict(os.environ))) as client:
         yield client
