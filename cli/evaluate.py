@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from agents.records import EvaluationRecord
     from agents.suite import Suite
 
@@ -56,7 +59,7 @@ def evaluate(
     from agents.suite import BASELINE, BaselineOptions, Suite, check_continues, plan_identifier
     from agents.summary import summarise
     from cli.output import note, print_json, quiet_libraries
-    from organisms.errors import InvalidInput, UnknownName
+    from organisms.errors import Cancelled, InvalidInput, UnknownName
 
     quiet_libraries()
     chosen_arms = list(dict.fromkeys(part.strip() for part in arms.split(",") if part.strip()))
@@ -100,7 +103,10 @@ def evaluate(
     note(
         f"evaluation {plan.id}: {len(plan.organisms)} organisms x {len(plan.arms)} arms x {plan.repeats} repeats by {plan.investigator}, records in {folder.path}"
     )
-    records = asyncio.run(_run(suite, url))
+    try:
+        records = asyncio.run(_stopping_on_sigterm(_run(suite, url)))
+    except asyncio.CancelledError:
+        raise Cancelled(f"Stopped; finished cells are kept, and the same command goes on with the others (evaluation {plan.id}).") from None
     summary = summarise(records)
     if as_json:
         print_json(
@@ -137,6 +143,17 @@ def evaluations(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
         for plan in plans
     ]
     print_rows(("evaluation", "made", "investigator", "organisms", "arms", "finished"), rows)
+
+
+async def _stopping_on_sigterm(work: Coroutine[Any, Any, list[EvaluationRecord]]) -> list[EvaluationRecord]:
+    """Run `work`; SIGTERM cancels it as Ctrl-C does, so that the server it has started ends too."""
+    import asyncio
+    import signal
+
+    task = asyncio.ensure_future(work)
+    with contextlib.suppress(NotImplementedError):  # no signal handlers on Windows' event loop
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 async def _run(suite: Suite, url: str | None) -> list[EvaluationRecord]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agents.baseline import BaselineOptions
@@ -167,7 +168,8 @@ def test_unknown_organisms_are_refused_before_anything_starts() -> None:
         chosen_organisms(" , ")
 
 
-def test_an_interrupted_command_keeps_what_is_finished(evaluation_settings: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 2)])
+def test_an_interrupted_command_keeps_what_is_finished_and_leaves_no_server(evaluation_settings: Path, number: signal.Signals, code: int) -> None:
     command = [
         sys.executable,
         "-m",
@@ -188,10 +190,12 @@ def test_an_interrupted_command_keeps_what_is_finished(evaluation_settings: Path
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("[2/"):
-            process.send_signal(signal.SIGINT)
+            (server,) = psutil.Process(process.pid).children()
+            process.send_signal(number)
             break
     process.stderr.read()
-    assert process.wait(60) == 130
+    assert process.wait(60) == code
+    assert not server.is_running()
     folder = EvaluationFolder("long")
     assert len(folder.records()) >= 2
     assert all(record.status == "completed" for record in folder.records())
