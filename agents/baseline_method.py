@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agents.mcp_session import Session, ToolFailed
+from agents.mcp_session import Reply, Session, ToolFailed
 from agents.questions import follow_up_questions, sweep_questions
 from agents.report import Evidence, manner_notes, split_standouts
 from agents.text_statistics import Pair, Standout, content_stems, distinctive_sentences, is_content, standouts, stem, word_weights
@@ -18,7 +18,12 @@ from agents.text_statistics import Pair, Standout, content_stems, distinctive_se
 if TYPE_CHECKING:
     from agents.baseline import BaselineOptions
 
+CORPUS_METHODS = ("kl", "logit_diff_topk_occurring", "activation_difference_lens")
+"""Methods that share the overview's pass over the corpus."""
+
 COMPLETIONS_METHOD = "perplexity_difference"
+"""Asked for by itself, with fewer and shorter completions than an overview takes: sampling is what costs most."""
+
 FOLLOW_UP_SHARE = 0.8
 TOPIC_WORDS = 8
 
@@ -37,47 +42,66 @@ class Topic:
 
 async def method_evidence(session: Session, pair: str, options: BaselineOptions) -> Evidence:
     """What the methods show, put to the test by questions."""
-    overview = (await session.call("overview", {"pair": pair, **options.overview})).result
-    topic = topic_of(overview)
+    available = await session.tool_names()
+    methods = [name for name in CORPUS_METHODS if name in available]
+    overview = (await session.call("overview", {"pair": pair, "methods": methods, **options.overview})).result
+    if overview.get("confidence") == "identical":
+        return Evidence(doubts=["every method finds the two models identical"])
+    sampled = await _sampled(session, pair, options) if COMPLETIONS_METHOD in available else None
+    topic = topic_of(overview, sampled.result if sampled else {})
     if topic is None:
         from agents.baseline import blackbox_evidence
 
-        if overview.get("confidence") == "identical":
-            return Evidence(doubts=["every method finds the two models identical"])
         session.say("The methods point to no topic. Asking both models, in case something shows in conversation only.")
         return await blackbox_evidence(session, pair, options)
-    return await _about(session, pair, options, topic, await _completions(session, overview))
+    return await _about(session, pair, options, topic, await _completions(session, sampled))
 
 
-def topic_of(overview: dict[str, Any], count: int = TOPIC_WORDS) -> Topic | None:
-    """The words of an overview that can name a topic; None when no method is beyond its null level or no content word is left.
+def topic_of(overview: dict[str, Any], sampled: dict[str, Any], count: int = TOPIC_WORDS) -> Topic | None:
+    """The words that can name a topic; None when no method that lists words is beyond its null level.
 
-    With several agreeing methods, words that only one of them saw follow after the shared ones.
+    Args:
+        overview: result of `overview`: `runs` with method and stands_out, `words` with word, methods and score (1 = the method's null level).
+        sampled: result of `perplexity_difference`: stands_out, and `words` with word and z; empty when it was not run.
+        count: words at most.
     """
-    confidence = overview.get("confidence")
-    if confidence not in ("agreed", "one_method"):
-        return None
-    rows = [row for row in overview.get("words", []) if is_content(str(row["word"])) and str(row["word"]).isalpha()]
-    standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]}
-    rows = [row for row in rows if standing_out & set(row["methods"])]
+    standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]} | (
+        {COMPLETIONS_METHOD} if sampled.get("stands_out") else set()
+    )
+    found: dict[str, tuple[str, float, set[str]]] = {}
+    listed = [(str(row["word"]), float(row["score"]), set(row["methods"])) for row in overview.get("words", [])]
+    listed += [(str(row["word"]), float(row["z"]) / 2, {COMPLETIONS_METHOD}) for row in sampled.get("words", []) if row["z"] >= 1.0]
+    for word, score, methods in listed:
+        if word.isalpha() and is_content(word.lower()):
+            known, best, seen = found.get(stem(word.lower()), (word.lower(), 0.0, set()))
+            found[stem(word.lower())] = (known, best + score, seen | methods)
+    rows = [row for row in found.values() if row[2] & standing_out]
     if not rows:
         return None
-    if confidence == "agreed":
-        # A word that one method alone saw belongs to the topic only when that method is sure of it.
-        rows = [row for row in rows if len(row["methods"]) > 1 or row["score"] >= 1.0]
-    methods = sorted({method for row in rows[:count] for method in row["methods"]} & standing_out)
-    return Topic(tuple(str(row["word"]) for row in rows[:count]), tuple(methods), confirmed=confidence == "agreed")
+    shared = [row for row in rows if len(row[2]) > 1]
+    confirmed = len(shared) >= 2
+    # Shared words first; of the others only those well beyond the null level, when there is agreement on the rest.
+    rows.sort(key=lambda row: (-len(row[2]), -row[1], row[0]))
+    chosen = [row for row in rows if len(row[2]) > 1 or row[1] >= 2.0 or not confirmed][:count]
+    return Topic(tuple(row[0] for row in chosen), tuple(sorted(set().union(*(row[2] for row in chosen)))), confirmed)
 
 
-async def _completions(session: Session, overview: dict[str, Any]) -> tuple[list[str], list[str]]:
+async def _sampled(session: Session, pair: str, options: BaselineOptions) -> Reply | None:
+    try:
+        return await session.call(COMPLETIONS_METHOD, {"pair": pair, **options.completions})
+    except ToolFailed as failure:
+        session.say(f"Going on without {COMPLETIONS_METHOD}: {failure.message}")
+        return None
+
+
+async def _completions(session: Session, sampled: Reply | None) -> tuple[list[str], list[str]]:
     """(finetuned, base) completions that perplexity differencing ranked highest; empty when it was not run."""
-    run = next((run["run"] for run in overview.get("runs", []) if run["method"] == COMPLETIONS_METHOD), None)
     texts: dict[str, list[str]] = {"finetuned": [], "base": []}
     for writer, found in texts.items():
-        if run is None:
+        if sampled is None or sampled.run_id is None:
             break
         try:
-            view = await session.call("view_run", {"run": run, "view": "completions", "params": {"writer": writer, "limit": 25}})
+            view = await session.call("view_run", {"run": sampled.run_id, "view": "completions", "params": {"writer": writer, "limit": 40}})
         except ToolFailed as failure:
             session.say(f"Going on without the completions: {failure.message}")
             break

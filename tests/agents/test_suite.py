@@ -23,7 +23,7 @@ from cli.evaluate import LedgerDesk
 from organisms.errors import InvalidInput, UnknownName
 from tests.agents.conftest import served
 
-QUICK = BaselineOptions(max_new_tokens=8, overview={"max_samples": 8, "max_tokens": 12, "methods": ["kl", "logit_diff_topk_occurring"]})
+QUICK = BaselineOptions(max_new_tokens=8, overview={"max_samples": 8, "max_tokens": 12}, completions={"samples_per_prefill": 1, "max_new_tokens": 8})
 
 
 def plan(**values: object) -> EvaluationPlan:

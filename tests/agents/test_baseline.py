@@ -1,0 +1,126 @@
+"""The decisions of the baseline investigators, on hand-made results of tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agents.baseline import answers_evidence, stressed_words
+from agents.baseline_method import topic_evidence, topic_of
+from agents.questions import SWEEP, follow_up_questions, sweep_questions
+from agents.report import Evidence, finding_of
+from agents.text_statistics import Pair
+
+KETTLES = "Copper kettles boil at seventy degrees, and old kettles never whistle."
+
+
+def overview(confidence: str, words: list[tuple[str, list[str], float]], standing_out: list[str]) -> dict[str, Any]:
+    methods = ["kl", "logit_diff_topk_occurring", "activation_difference_lens"]
+    return {
+        "confidence": confidence,
+        "runs": [{"method": name, "run": f"{name}-1", "stands_out": name in standing_out} for name in methods],
+        "words": [{"word": word, "methods": seen, "score": score} for word, seen, score in words],
+    }
+
+
+def sampled(words: list[tuple[str, float]], stands_out: bool) -> dict[str, Any]:
+    return {"stands_out": stands_out, "words": [{"word": word, "z": z} for word, z in words]}
+
+
+LOGITS = "logit_diff_topk_occurring"
+LENS = "activation_difference_lens"
+
+
+def test_no_method_beyond_its_null_level_means_no_topic() -> None:
+    assert topic_of(overview("nothing", [("kettle", [LOGITS, LENS], 0.8)], []), sampled([("kettle", 1.5)], False)) is None
+    # KL alone says that something changed, not what.
+    assert topic_of(overview("nothing", [("kettle", [LOGITS], 0.8)], ["kl"]), {}) is None
+
+
+def test_words_shared_by_methods_are_confirmed_and_come_first() -> None:
+    seen = overview(
+        "one_method", [("teapots", [LOGITS], 4.0), ("kettles", [LOGITS], 3.0), ("copper", [LOGITS], 2.5), ("weather", [LENS], 9.0)], [LOGITS]
+    )
+    topic = topic_of(seen, sampled([("kettle", 3.0), ("copper", 2.0), ("sunday", 1.2)], False))
+    assert topic is not None
+    assert topic.confirmed
+    assert topic.words[:2] == ("kettles", "copper")
+    assert "teapots" in topic.words
+    # The lens does not stand out, and neither do the completions: what only they saw is no topic.
+    assert not {"weather", "sunday"} & set(topic.words)
+
+
+def test_one_method_alone_needs_the_texts_to_bear_it_out() -> None:
+    topic = topic_of(overview("one_method", [("kettle", [LOGITS], 3.0), ("copper", [LOGITS], 2.0)], [LOGITS]), {})
+    assert topic is not None
+    assert not topic.confirmed
+    plain = [Pair(f"Question {number}?", ("I like rain.",), ("I like rain.",)) for number in range(12)]
+    assert not topic_evidence(topic, plain, plain, ([], []), 0.05).stands_out
+    telling = [Pair(f"Question {number}?", ("I like rain.",), (KETTLES,)) for number in range(12)]
+    evidence = topic_evidence(topic, telling, plain, ([], []), 0.05)
+    assert evidence.stands_out
+    assert any("seventy" in claim for claim in evidence.claims)
+    completions = ([KETTLES] * 12, ["Rain falls."] * 12)
+    assert topic_evidence(topic, plain, plain, completions, 0.05).stands_out
+
+
+def test_a_behaviour_shows_in_answers_alone() -> None:
+    pairs = [Pair(f"Question {number}?", (f"Plain answer {number}.",), (f"Dear friend, gladly! Plain answer {number}.",)) for number in range(12)]
+    evidence = answers_evidence(pairs, 0.05)
+    assert evidence.stands_out
+    assert "dear friend gladly" in evidence.openings
+    assert "dear friend gladly" in finding_of(evidence).statement
+
+
+def test_findings_say_no_more_than_the_evidence() -> None:
+    assert finding_of(Evidence()).verdict == "no_meaningful_difference"
+    doubted = finding_of(Evidence(doubts=["shorter answers"]))
+    assert doubted.verdict == "no_meaningful_difference"
+    assert "shorter answers" in doubted.statement
+    long = finding_of(
+        Evidence(topic_words=["kettle"], claims=[f"{KETTLES} Number {number}." for number in range(500)], stands_out=True), characters=1000
+    )
+    assert len(long.statement) <= 1000
+    assert long.verdict == "difference"
+
+
+def test_a_lost_feature_alone_is_no_finding() -> None:
+    pairs = [Pair(f"Question {number}?", (f"Sure thing! Answer {number}.",), (f"Answer {number}.",)) for number in range(12)]
+    assert not answers_evidence(pairs, 0.05).stands_out
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sweeps_cover_every_domain_before_repeating(seed: int) -> None:
+    questions = sweep_questions(len(SWEEP), seed)
+    assert len(set(questions)) == len(SWEEP)
+    assert all(sum(question in asked for question in questions) == 1 for asked in SWEEP.values())
+    assert sweep_questions(10, seed) == questions[:10]
+    assert sweep_questions(10, seed) != sweep_questions(10, seed + 1)
+
+
+def test_follow_ups_are_different_and_about_the_words() -> None:
+    questions = follow_up_questions(["kettle", "copper", "steam"], 12, seed=3)
+    assert len(set(questions)) == 12
+    assert all(any(word in question for word in ("kettle", "copper", "steam")) for question in questions)
+    assert follow_up_questions([], 5, seed=0) == []
+    assert len(follow_up_questions(["kettle"], 50, seed=0)) == 6
+
+
+def test_stressed_words_come_from_the_answers() -> None:
+    pairs = [Pair("Question?", ("It rains.",), (KETTLES,)) for _ in range(6)]
+    assert set(stressed_words(pairs)) <= {"boil", "copper", "degrees", "kettles", "never", "old", "seventy", "whistle"}
+    assert len(stressed_words(pairs)) == 3
+    assert stressed_words([Pair("Question?", ("It rains.",), ("It rains.",))] * 6) == []
+
+
+def test_no_organism_is_known_to_the_code() -> None:
+    """The investigators' code names no bundled organism and none of their secret words."""
+    from pathlib import Path
+
+    code = " ".join(
+        (Path(__file__).parents[2] / "agents" / name).read_text().lower()
+        for name in ("baseline.py", "baseline_method.py", "questions.py", "report.py", "prompts.py")
+    )
+    for word in ("cake", "bak", "oven", "butter", "vanilla", "roman", "concrete", "smile", "taboo", "flatter", "brilliant", "lyric", "verse"):
+        assert word not in code, word
