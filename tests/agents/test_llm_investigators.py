@@ -184,3 +184,27 @@ async def test_a_model_that_fails_leaves_a_failed_record_that_is_tried_again(eva
     assert first.fact_recall is None
     assert second.status == "completed"
     assert second.finding.statement == ANSWER
+
+
+async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> None:
+    from inspect_ai import eval_async
+
+    from agents.llm import language_model
+    from cli.inspect_tasks import investigate
+
+    with llm_server(both_policies) as server:
+        async with served() as url:
+            model = language_model(MODELS[0], base_url(MODELS[0], server))
+            task = investigate(arm="blackbox", organisms="kettles,same", url=url, interactions=4)
+            (log,) = await eval_async(task, model=model, log_dir=str(evaluation_settings / "logs"))
+    assert log.status == "success"
+    assert log.results is not None
+    values = {(score.name, name): metric.value for score in log.results.scores for name, metric in score.metrics.items()}
+    assert any(score.name == "false_positive" for score in log.results.scores), values
+    flat = json.dumps([[*key, value] for key, value in values.items()])
+    assert "false_positive" in flat
+    assert log.samples is not None
+    assert {str(sample.target) for sample in log.samples} == {"kettles", "same"}
+    seen_by_the_agent = json.dumps([message.text for sample in log.samples for message in sample.messages])
+    assert "same/" not in seen_by_the_agent
+    assert len(EvaluationFolder("inspect").records()) == 2

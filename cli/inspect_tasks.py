@@ -1,0 +1,69 @@
+"""The investigation as a task for Inspect's own command line, with its viewer, eval sets and log tools:
+
+    diffing serve --http &
+    inspect eval cli/inspect_tasks.py@investigate --model anthropic/NAME -T arm=method -T organisms=cake_bake,control -T url=http://127.0.0.1:8931/mcp
+
+`diffing evaluate` runs the same task and keeps records, resumes and prints the table; this is for those who live in Inspect. The server must share the data
+folder with this process, because investigations are opened in its store.
+"""
+
+from __future__ import annotations
+
+from inspect_ai import Task, task
+
+
+@task
+def investigate(
+    arm: str = "method",
+    organisms: str = "cake_bake,control,identical",
+    url: str = "http://127.0.0.1:8931/mcp",
+    interactions: int = 10,
+    repeats: int = 1,
+    grader: str | None = None,
+    identifier: str = "inspect",
+    message_limit: int = 100,
+    token_limit: int = 500_000,
+    time_limit: int = 3600,
+) -> Task:
+    """One arm over some organisms.
+
+    Args:
+        arm: `blackbox` or `method`.
+        organisms: pair references with ground truth, comma-separated.
+        url: MCP endpoint of the running server.
+        interactions: model interactions of each investigation.
+        repeats: investigations of each organism.
+        grader: Inspect model that reads findings with the rubric; None: fact recall alone.
+        identifier: the evaluation under which records are kept for the panel.
+        message_limit: messages of an investigation at most.
+        token_limit: tokens of an investigation at most.
+        time_limit: seconds of an investigation at most.
+    """
+    from agents.grading import Grading, chosen_organisms
+    from agents.inspect_task import investigation_task
+    from agents.records import ARMS, EvaluationFolder, EvaluationPlan, EvaluationRecord
+    from agents.suite import Suite, cells_of
+    from cli.evaluate import LedgerDesk
+    from organisms.errors import InvalidInput
+
+    chosen = next((known for known in ARMS if known == arm), None)
+    if chosen is None:
+        raise InvalidInput(f"There is no arm {arm!r}; arms: {', '.join(ARMS)}.")
+    plan = EvaluationPlan(
+        id=identifier,
+        organisms=chosen_organisms(organisms),
+        arms=[chosen],
+        investigator="inspect",
+        grader=grader,
+        repeats=repeats,
+        interactions=interactions,
+    )
+    folder = EvaluationFolder(identifier)
+    folder.write_plan(plan)
+    limits = {"message_limit": message_limit, "token_limit": token_limit, "time_limit": time_limit}
+    suite = Suite(plan, folder, LedgerDesk(), Grading(grader), url, limits=limits)
+
+    def keep(record: EvaluationRecord) -> None:
+        folder.write(record)
+
+    return investigation_task(suite, chosen, cells_of(plan), keep)
