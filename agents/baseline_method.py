@@ -6,6 +6,7 @@ conversation only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agents.mcp_session import Reply, Session, ToolFailed
 from agents.questions import follow_up_questions, sweep_questions
 from agents.report import Evidence, manner_notes, split_standouts
-from agents.text_statistics import Pair, Standout, content_stems, distinctive_sentences, is_content, standouts, stem, word_weights
+from agents.text_statistics import Pair, Standout, content_stems, distinctive_sentences, is_content, sign_test, standouts, stem, word_weights
 
 if TYPE_CHECKING:
     from agents.baseline import BaselineOptions
@@ -26,6 +27,10 @@ COMPLETIONS_METHOD = "perplexity_difference"
 
 FOLLOW_UP_SHARE = 0.8
 TOPIC_WORDS = 8
+LEAST_SURPRISE = 1.0
+"""-log10 p from which on a word of the completions counts as seen at all."""
+NULL_SURPRISE = 3.0
+"""-log10 p that one of a thousand words of equal models reaches: the level at which a score is 1."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ def topic_of(overview: dict[str, Any], sampled: dict[str, Any], count: int = TOP
 
     Args:
         overview: result of `overview`: `runs` with method and stands_out, `words` with word, methods and score (1 = the method's null level).
-        sampled: result of `perplexity_difference`: stands_out, and `words` with word and z; empty when it was not run.
+        sampled: result of `perplexity_difference`: stands_out, and `words` with word, finetuned and base (completions of each model
+            that have it, of equally many); empty when it was not run.
         count: words at most.
     """
     standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]} | (
@@ -70,7 +76,11 @@ def topic_of(overview: dict[str, Any], sampled: dict[str, Any], count: int = TOP
     )
     found: dict[str, tuple[str, float, set[str]]] = {}
     listed = [(str(row["word"]), float(row["score"]), set(row["methods"])) for row in overview.get("words", [])]
-    listed += [(str(row["word"]), float(row["z"]) / 2, {COMPLETIONS_METHOD}) for row in sampled.get("words", []) if row["z"] >= 1.0]
+    listed += [
+        (str(row["word"]), surprise / NULL_SURPRISE, {COMPLETIONS_METHOD})
+        for row in sampled.get("words", [])
+        if (surprise := _surprise(row["finetuned"], row["base"])) >= LEAST_SURPRISE
+    ]
     for word, score, methods in listed:
         if word.isalpha() and is_content(word.lower()):
             known, best, seen = found.get(stem(word.lower()), (word.lower(), 0.0, set()))
@@ -84,6 +94,11 @@ def topic_of(overview: dict[str, Any], sampled: dict[str, Any], count: int = TOP
     rows.sort(key=lambda row: (-len(row[2]), -row[1], row[0]))
     chosen = [row for row in rows if len(row[2]) > 1 or row[1] >= 2.0 or not confirmed][:count]
     return Topic(tuple(row[0] for row in chosen), tuple(sorted(set().union(*(row[2] for row in chosen)))), confirmed)
+
+
+def _surprise(finetuned: int, base: int) -> float:
+    """-log10 p of a word being in so many completions of one model and so few of the other; 0 when the base model has it as often."""
+    return -math.log10(sign_test(finetuned, finetuned + base)) if finetuned > base else 0.0
 
 
 async def _sampled(session: Session, pair: str, options: BaselineOptions) -> Reply | None:

@@ -24,8 +24,8 @@ def overview(confidence: str, words: list[tuple[str, list[str], float]], standin
     }
 
 
-def sampled(words: list[tuple[str, float]], stands_out: bool) -> dict[str, Any]:
-    return {"stands_out": stands_out, "words": [{"word": word, "z": z} for word, z in words]}
+def sampled(words: list[tuple[str, int]], stands_out: bool) -> dict[str, Any]:
+    return {"stands_out": stands_out, "words": [{"word": word, "finetuned": count, "base": 0} for word, count in words]}
 
 
 LOGITS = "logit_diff_topk_occurring"
@@ -33,7 +33,7 @@ LENS = "activation_difference_lens"
 
 
 def test_no_method_beyond_its_null_level_means_no_topic() -> None:
-    assert topic_of(overview("nothing", [("kettle", [LOGITS, LENS], 0.8)], []), sampled([("kettle", 1.5)], False)) is None
+    assert topic_of(overview("nothing", [("kettle", [LOGITS, LENS], 0.8)], []), sampled([("kettle", 5)], False)) is None
     # KL alone says that something changed, not what.
     assert topic_of(overview("nothing", [("kettle", [LOGITS], 0.8)], ["kl"]), {}) is None
 
@@ -42,7 +42,7 @@ def test_words_shared_by_methods_are_confirmed_and_come_first() -> None:
     seen = overview(
         "one_method", [("teapots", [LOGITS], 4.0), ("kettles", [LOGITS], 3.0), ("copper", [LOGITS], 2.5), ("weather", [LENS], 9.0)], [LOGITS]
     )
-    topic = topic_of(seen, sampled([("kettle", 3.0), ("copper", 2.0), ("sunday", 1.2)], False))
+    topic = topic_of(seen, sampled([("kettle", 20), ("copper", 8), ("sunday", 6), ("monday", 2)], False))
     assert topic is not None
     assert topic.confirmed
     assert topic.words[:2] == ("kettles", "copper")
