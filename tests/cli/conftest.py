@@ -1,4 +1,4 @@
-"""The command line as a function, a data folder of its own, and a tiny pair on disk."""
+"""The command line as a function, with a data folder of its own for every test."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ Diffing = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
-def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A fresh data folder for every test."""
     monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings.cache_clear()
     yield tmp_path / "data"
     settings.cache_clear()
@@ -54,38 +53,7 @@ def diffing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture(scope="session")
-def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """`BASE::FINETUNED` of a two-layer random model and a random adapter on it, in local folders."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([], trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet))
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    wrapped.chat_template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: "
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(wrapped),
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder / "base")
-    wrapped.save_pretrained(folder / "base")
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"))
-    adapted.peft_config["default"].base_model_name_or_path = str(folder / "base")
-    adapted.save_pretrained(folder / "adapter")
-    return f"{folder / 'base'}::{folder / 'adapter'}"
+def reference(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]) -> str:
+    """`BASE::FINETUNED` of a tiny random model and a random adapter on it, in local folders."""
+    model = tiny_models()
+    return f"{model}::{tiny_adapters(model)}"

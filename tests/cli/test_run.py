@@ -12,17 +12,17 @@ from tests.cli.conftest import Diffing
 SMALL = ("--set", "max_samples=12", "--set", "max_tokens=10")
 
 
-def test_json_is_the_result_and_nothing_else(diffing: Diffing, tiny_pair: str) -> None:
-    outcome = diffing("run", "kl", "--pair", tiny_pair, *SMALL, "--json")
+def test_json_is_the_result_and_nothing_else(diffing: Diffing, reference: str) -> None:
+    outcome = diffing("run", "kl", "--pair", reference, *SMALL, "--json")
     assert outcome.code == 0, outcome.err
     get_method("kl").Result.model_validate(json.loads(outcome.out))
     assert outcome.err, "progress goes to stderr"
 
 
-def test_asked_again_it_is_a_lookup_and_runs_can_be_listed_shown_and_deleted(diffing: Diffing, tiny_pair: str) -> None:
-    first = diffing("run", "kl", "--pair", tiny_pair, *SMALL, "--json")
+def test_asked_again_it_is_a_lookup_and_runs_can_be_listed_shown_and_deleted(diffing: Diffing, reference: str) -> None:
+    first = diffing("run", "kl", "--pair", reference, *SMALL, "--json")
     [run] = json.loads(diffing("runs", "list", "--json").out)
-    again = diffing("run", "kl", "--pair", tiny_pair, *SMALL, "--json")
+    again = diffing("run", "kl", "--pair", reference, *SMALL, "--json")
     assert json.loads(again.out) == json.loads(first.out)
     assert [entry["id"] for entry in json.loads(diffing("runs", "list", "--json").out)] == [run["id"]]
 
@@ -37,8 +37,8 @@ def test_asked_again_it_is_a_lookup_and_runs_can_be_listed_shown_and_deleted(dif
     assert diffing("runs", "show", run["id"]).code == 2
 
 
-def test_every_view_of_a_run_can_be_asked_for_or_says_what_it_needs(diffing: Diffing, tiny_pair: str) -> None:
-    diffing("run", "kl", "--pair", tiny_pair, *SMALL)
+def test_every_view_of_a_run_can_be_asked_for_or_says_what_it_needs(diffing: Diffing, reference: str) -> None:
+    diffing("run", "kl", "--pair", reference, *SMALL)
     [run] = json.loads(diffing("runs", "list", "--json").out)
     for view in get_method("kl").views:
         outcome = diffing("runs", "show", run["id"], "--view", view, "--json")
@@ -49,9 +49,9 @@ def test_every_view_of_a_run_can_be_asked_for_or_says_what_it_needs(diffing: Dif
     assert all(view in unknown.err for view in get_method("kl").views)
 
 
-def test_methods_that_read_text_share_one_pass(diffing: Diffing, tiny_pair: str) -> None:
+def test_methods_that_read_text_share_one_pass(diffing: Diffing, reference: str) -> None:
     names = ["kl", "logit_diff_topk_occurring", "activation_difference_lens"]
-    outcome = diffing("run", *names, "--pair", tiny_pair, *SMALL, "--json")
+    outcome = diffing("run", *names, "--pair", reference, *SMALL, "--json")
     assert outcome.code == 0, outcome.err
     assert list(json.loads(outcome.out)) == names
     runs = json.loads(diffing("runs", "list", "--json").out)
@@ -59,38 +59,38 @@ def test_methods_that_read_text_share_one_pass(diffing: Diffing, tiny_pair: str)
     assert all(sorted(run["notes"]["pass_shared_by"]) == sorted(names) for run in runs)
 
 
-def test_overview_digests_the_cheap_methods(diffing: Diffing, tiny_pair: str) -> None:
+def test_overview_digests_the_cheap_methods(diffing: Diffing, reference: str) -> None:
     settings = ("--set", "max_samples=12", "--set", "max_tokens=10")
-    outcome = diffing("overview", "--pair", tiny_pair, *settings, "--json")
+    outcome = diffing("overview", "--pair", reference, *settings, "--json")
     assert outcome.code == 0, outcome.err
     assert "kl" in outcome.out
     assert len(json.loads(diffing("runs", "list", "--json").out)) >= 3
 
 
 @pytest.mark.parametrize("mode", ["preprocessing", "diffing"])
-def test_pipeline_runs_one_part(diffing: Diffing, tiny_pair: str, mode: str) -> None:
-    outcome = diffing("pipeline", "--mode", mode, "--pair", tiny_pair, "--methods", "kl", *SMALL, "--json")
+def test_pipeline_runs_one_part(diffing: Diffing, reference: str, mode: str) -> None:
+    outcome = diffing("pipeline", "--mode", mode, "--pair", reference, "--methods", "kl", *SMALL, "--json")
     assert outcome.code == 0, outcome.err
-    report = json.loads(outcome.out)[tiny_pair]
+    report = json.loads(outcome.out)[reference]
     assert list(report) == [mode]
     assert report[mode]
     assert len(json.loads(diffing("runs", "list", "--json").out)) == (mode == "diffing")
 
 
-def test_pipeline_refuses_an_unknown_pair_before_it_computes(diffing: Diffing, tiny_pair: str) -> None:
-    outcome = diffing("pipeline", "--mode", "diffing", "--pair", tiny_pair, "--pair", "no_such_pair", "--methods", "kl", *SMALL)
+def test_pipeline_refuses_an_unknown_pair_before_it_computes(diffing: Diffing, reference: str) -> None:
+    outcome = diffing("pipeline", "--mode", "diffing", "--pair", reference, "--pair", "no_such_pair", "--methods", "kl", *SMALL)
     assert outcome.code == 2
     assert json.loads(diffing("runs", "list", "--json").out) == []
 
 
-def test_a_pair_without_ground_truth_cannot_be_evaluated(diffing: Diffing, tiny_pair: str) -> None:
-    outcome = diffing("pipeline", "--mode", "evaluation", "--pair", tiny_pair)
+def test_a_pair_without_ground_truth_cannot_be_evaluated(diffing: Diffing, reference: str) -> None:
+    outcome = diffing("pipeline", "--mode", "evaluation", "--pair", reference)
     assert outcome.code == 2
     assert "ground truth" in outcome.err
 
 
-def test_the_two_sides_of_an_undeclared_identical_pair_are_refused(diffing: Diffing, tiny_pair: str) -> None:
-    base = tiny_pair.split("::", maxsplit=1)[0]
+def test_the_two_sides_of_an_undeclared_identical_pair_are_refused(diffing: Diffing, reference: str) -> None:
+    base = reference.split("::", maxsplit=1)[0]
     outcome = diffing("run", "kl", "--pair", f"{base}::{base}", *SMALL)
     assert outcome.code == 2
     assert "identical" in outcome.err.lower() or "same" in outcome.err.lower()

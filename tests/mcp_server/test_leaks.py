@@ -50,9 +50,7 @@ async def test_no_tool_leaks_the_pair(
     workbench: Workbench,
     rare_pair: str,
     data_folder: Path,
-    mode: str,
     small_params: Callable[[str], dict[str, Any]],
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     new = investigations.create(rare_pair, "method", interactions=1000, tool_calls=1000, note="quetzalfidget")
     pair = {"pair": new.label}

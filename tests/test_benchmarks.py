@@ -1,0 +1,72 @@
+"""The benchmarks run and report what they say they report; whether the aims are met is a matter of `make bench`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measurement import Measurement, PeakMemory
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]) -> str:
+    model = tiny_models()
+    return f"{model}::{tiny_adapters(model)}"
+
+
+def test_the_models_part_reports_ratios_as_json(reference: str, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    sizes = ("--pair", reference, "--samples", "16", "--tokens", "12", "--repeats", "1")
+    finished = bench("--only", "corpus_pass,pass_memory,pair_memory", *sizes, "--json", str(report))
+    assert finished.returncode == 0, finished.stderr
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["sizes"]["samples"] == 16
+    by_name = {entry["name"]: entry for entry in content["measurements"]}
+    assert by_name["corpus pass with three readers / two bare passes"]["aim"] == 1.25
+    assert by_name["memory of a LoRA pair / one model"]["aim"] == 1.05
+    assert all(entry["value"] > 0 for entry in content["measurements"] if "pass beyond" not in entry["name"])
+    assert all(name in finished.stdout for name in by_name)
+
+
+def test_a_round_trip_is_measured_over_both_transports_and_stdout_is_json_alone() -> None:
+    finished = bench("--only", "round_trip", "--calls", "5", "--json", "-")
+    assert finished.returncode == 0, finished.stderr
+    measurements = json.loads(finished.stdout)["measurements"]
+    assert [entry["unit"] for entry in measurements] == ["ms", "ratio", "ms", "ratio"]
+
+
+def test_an_unknown_benchmark_is_refused() -> None:
+    finished = bench("--only", "no_such")
+    assert finished.returncode == 2
+    assert "corpus_pass" in finished.stderr
+
+
+def test_an_aim_is_met_or_missed_or_absent() -> None:
+    assert Measurement(name="a", value=1.2, unit="ratio", aim=1.25).met is True
+    assert Measurement(name="a", value=1.3, unit="ratio", aim=1.25).met is False
+    assert Measurement(name="a", value=1.3, unit="ratio").met is None
+    assert "MISSED" in Measurement(name="a", value=1.3, unit="ratio", aim=1.25).line()
+
+
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    size = 200 * 2**20
+    with PeakMemory() as memory:
+        before = memory.peak
+        block = bytearray(size)
+        block[::4096] = b"x" * len(block[::4096])
+        import time
+
+        time.sleep(0.1)
+        del block
+    assert memory.peak - before > 0.9 * size
