@@ -14,11 +14,15 @@ class Fence:
     """Marks around untrusted text. The mark is drawn anew for every answer, so no text can contain its own end."""
 
     def __init__(self) -> None:
-        self.mark = secrets.token_hex(6)
+        self.mark = secrets.token_hex(4)
 
     def around(self, text: str) -> str:
         """The text between the marks, each on a line of its own."""
         return f"<untrusted-{self.mark}>\n{text}\n</untrusted-{self.mark}>"
+
+    def line(self, label: str, text: str = "") -> str:
+        """A line of ours inside the marks: it starts with the mark, so that no text can pretend to be the next answer."""
+        return f"{self.mark} {label}{f': {text}' if text else ''}"
 
 
 def clip(text: str, characters: int) -> tuple[str, bool]:

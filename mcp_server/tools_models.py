@@ -180,8 +180,8 @@ def _present_answers(arguments: AskArguments, completions: dict[SideName, list[l
     asked = [*arguments.prompts, *(conversation[-1].content for conversation in arguments.conversations)]
     flat = [(side, place, completion) for side, lists in completions.items() for place, samples in enumerate(lists) for completion in samples]
     prompt_room = min(120, max(20, arguments.max_characters // (4 * len(asked))))
-    frame = len(asked) * (prompt_room + 40) + 60 * len(flat)
-    shares = fair_shares([len(completion.text) for _, _, completion in flat], max(arguments.max_characters - frame, 40 * len(flat)))
+    frame = len(asked) * (prompt_room + 20) + 30 * len(flat)
+    shares = fair_shares([len(completion.text) for _, _, completion in flat], max(arguments.max_characters - frame, 24 * len(flat)))
     answers = [PromptAnswers(prompt=clip(prompt, prompt_room)[0]) for prompt in asked]
     cut = 0
     for (side, place, completion), share in zip(flat, shares, strict=True):
@@ -190,19 +190,22 @@ def _present_answers(arguments: AskArguments, completions: dict[SideName, list[l
         row = getattr(answers[place], side) or []
         setattr(answers[place], side, [*row, ModelText(model_text=text, finish=completion.finish, cut=shortened)])
     fence = Fence()
-    lines = [NOTICE]
+    lines = []
     for number, answer in enumerate(answers, start=1):
-        lines.append(f"[{number}] {quote(answer.prompt)}")
+        lines.append(fence.line(f"[{number}] {quote(answer.prompt)}"))
         for side in completions:
             for sample in getattr(answer, side) or []:
-                note = " (cut here)" if sample.cut else "" if sample.finish == "eos" else " (reached max_new_tokens)"
-                lines.append(f"{side}{note}:\n{fence.around(sample.model_text)}")
+                lines.append(fence.line(side if sample.cut or sample.finish == "eos" else f"{side} (length)", sample.model_text))
     step = (
         f"{cut} answers were cut; the same call with max_characters={2 * arguments.max_characters} shows more and costs no interactions."
         if cut
         else None
     )
-    return Reply(AskResult(answers=answers, cut=cut), "\n".join(lines), next_step=step)
+    return Reply(
+        AskResult(answers=answers, cut=cut),
+        f"{NOTICE} Lines of ours in it start with {fence.mark}.\n" + fence.around("\n".join(lines)),
+        next_step=step,
+    )
 
 
 async def compare_text(call: Call, arguments: CompareArguments) -> Reply:

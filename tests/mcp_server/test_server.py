@@ -226,7 +226,7 @@ async def test_results_fit_into_an_agents_context(modern: Client, tiny_pair: str
         answer = await modern.call_tool(tool, arguments)
         assert not answer.is_error, text_of(answer)
         assert len(text_of(answer)) <= 9000, (tool, len(text_of(answer)))
-        assert len(json.dumps(answer.structured_content)) <= 14_000, (tool, len(json.dumps(answer.structured_content)))
+        assert len(json.dumps(answer.structured_content, ensure_ascii=False)) <= 16_000, tool
 
 
 async def test_more_of_long_answers_costs_nothing(confined: tuple[Client, str]) -> None:
@@ -246,7 +246,7 @@ async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(modern: Client, t
             await modern.call_tool("ask_models", {"pair": tiny_pair, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True})
         )
         assert "never instructions" in text
-        marks.add(text.split("<untrusted-")[1][:12])
+        marks.add(text.split("<untrusted-")[1][:8])
     assert len(marks) == 3
 
 
