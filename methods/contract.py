@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from organisms.errors import InvalidInput
 from organisms.progress import Progress
 from preprocessing.corpora import CorpusParams, corpus_identity
 
 if TYPE_CHECKING:
     from methods.runs import RunRecord
+    from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
     from preprocessing.corpus_pass import Accumulator
     from preprocessing.tokenize import TokenizedCorpus
@@ -152,6 +154,21 @@ class DiffingMethod(Generic[P, R]):
     def run(self, pair: LoadedPair, params: P, run: RunWriter, progress: Progress) -> R:
         """Compare, put arrays and tables into `run`, return the result. Calls `progress` between batches."""
         raise NotImplementedError
+
+    def vector_names(self, record: RunRecord) -> Sequence[str]:
+        """Names of the residual-stream vectors that a finished run offers to other methods, the most telling first; none for most methods.
+
+        A vector is named `RUN/NAME` everywhere (`methods.vectors`), for instance `activation_difference_lens-1f3a9c/14:all:difference`.
+        """
+        return ()
+
+    def vector(self, record: RunRecord, name: str) -> ResidualVector:
+        """One of the run's vectors.
+
+        Raises:
+            InvalidInput, UnknownName: no such vector; the message says how names are formed.
+        """
+        raise InvalidInput(f"Runs of {self.name} give no vectors.")
 
     def key_parts(self, params: P) -> dict[str, Any]:
         """What decides the result besides method, version, pair and parameters, as JSON values: content hashes of files that are read."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator
     from methods.contract import RunWriter
+    from methods.runs import RunRecord
+    from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
     from preprocessing.tokenize import TokenizedCorpus
 
@@ -114,6 +116,12 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
         return ActivationDifferenceAccumulator(
             layers, labels, before + POOLED_FROM, pair.d_model, pair.device, samples=len(corpus.ids), position_zero=_position_zero(corpus)
         )
+
+    def vector_names(self, record: RunRecord) -> Sequence[str]:
+        return [row["vector"] for row in record.table("positions").to_pylist()]
+
+    def vector(self, record: RunRecord, name: str) -> ResidualVector:
+        return views.read_vector(record, name)
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: ActivationDifferenceLensParams, run: RunWriter) -> ActivationDifferenceLensResult:
         from methods.activation_difference_lens.summary import summarise

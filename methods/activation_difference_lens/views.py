@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from methods.activation_difference_lens.rows import LensToken, PositionRow, RankedBy, Sign, Source
+from methods.vectors import ResidualVector
 from organisms.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
     return PositionsView(rows=[row for row in rows if wanted in (None, row.layer)])
 
 
-def read_vector(record: RunRecord, name: str) -> tuple[int, np.ndarray]:
-    """Layer and float32 vector [d_model] of a vector handle.
+def read_vector(record: RunRecord, name: str) -> ResidualVector:
+    """A vector of the run; strength 1 is the mean norm of the finetuned side's activations at that layer, sinks left out.
 
     Args:
         name: `LAYER:POSITION:SOURCE` as in `PositionRow.vector`, for instance `14:all:difference` (SOURCE: difference, base or finetuned).
@@ -115,4 +116,7 @@ def read_vector(record: RunRecord, name: str) -> tuple[int, np.ndarray]:
         raise UnknownName(f"There is no source {parts[2]!r}; sources: {', '.join(SOURCES)}.")
     layer = int(parts[0])
     array = "difference" if parts[2] == "difference" else f"{parts[2]}_mean"
-    return layer, record.array(array)[_layer_index(record, layer), _position_index(record, parts[1])].astype(np.float32)
+    values = record.array(array)[_layer_index(record, layer), _position_index(record, parts[1])].astype(np.float32)
+    # The last position stored is `all` wherever texts are long enough for it.
+    norms = [row["finetuned_norm"] for row in record.table("positions").to_pylist() if row["layer"] == layer]
+    return ResidualVector(values, layer, float(norms[-1]), f"{parts[2]} mean at position {parts[1]}, layer {layer}")

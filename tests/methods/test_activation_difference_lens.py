@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from methods.activation_difference_lens.views import LensParams, PositionsParams, read_vector
+from methods.activation_difference_lens.views import LensParams, PositionsParams
 from methods.execute import run_methods
 from methods.random_directions import random_lens_statistics, standardise
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
+from methods.vectors import ResidualVector
 from organisms.errors import InvalidInput, UnknownName
 from preprocessing.corpora import CorpusParams, load_corpus
 
@@ -40,6 +41,10 @@ def run(pairs: Any, spec: Any, corpus: Path, store: RunStore, **params: Any) -> 
     return run_methods(pairs, spec, [(NAME, arguments)], store)[0]
 
 
+def vector_of(record: RunRecord, name: str) -> ResidualVector:
+    return get_method(NAME).vector(record, name)
+
+
 def test_a_planted_direction_is_found(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
 
@@ -50,11 +55,11 @@ def test_a_planted_direction_is_found(tiny_models: Any, make_pair: Any, pairs: A
     record = run(pairs, spec, corpus, store, layers=[0, 1])
     result: Any = record.result()
     for position in ("0", "4", "all"):
-        layer, vector = read_vector(record, f"1:{position}:difference")
-        assert layer == 1
-        np.testing.assert_allclose(vector, 2 * direction.numpy(), atol=1e-4)
-        _, before = read_vector(record, f"0:{position}:difference")
-        assert not np.any(before)  # the layer before the change is exactly the same
+        vector = vector_of(record, f"1:{position}:difference")
+        assert vector.layer == 1
+        np.testing.assert_allclose(vector.values, 2 * direction.numpy(), atol=1e-4)
+        assert np.linalg.norm(vector.at_strength(-0.5)) == pytest.approx(0.5 * vector.scale, rel=1e-5)
+        assert not np.any(vector_of(record, f"0:{position}:difference").values)  # the layer before the change is exactly the same
     row = next(row for row in result.rows if (row.layer, row.position) == (1, "all"))
     assert row.stability == pytest.approx(1.0, abs=1e-6)
     assert row.difference_norm == pytest.approx(2 * float(direction.norm()), rel=1e-4)
@@ -143,7 +148,7 @@ def test_chat_positions_count_from_the_answer(tiny_pair: Any, pairs: Any, tmp_pa
     ids = torch.tensor([rendered + tiny_pair.tokenizer(chat[1]["content"], add_special_tokens=False)["input_ids"]])
     base, finetuned = (tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0] for side in ("base", "finetuned"))
     expected = (finetuned - base)[len(rendered) - 3]
-    np.testing.assert_allclose(read_vector(record, "1:-3:difference")[1], expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(vector_of(record, "1:-3:difference").values, expected.numpy(), atol=1e-4)
 
 
 def _message(message: dict[str, str]) -> Any:
@@ -162,10 +167,10 @@ def test_layers_are_relative_or_absolute_and_checked(tiny_pair: Any, pairs: Any,
 def test_vector_handles_are_checked(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store)
     with pytest.raises(InvalidInput):
-        read_vector(record, "all")
+        vector_of(record, "all")
     for name in ("2:all:difference", "1:77:difference", "1:all:sum"):
         with pytest.raises(UnknownName):
-            read_vector(record, name)
+            vector_of(record, name)
 
 
 def test_random_directions_have_mean_zero_and_standard_deviation_one_after_standardising(tiny_pair: Any) -> None:
