@@ -50,10 +50,17 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         def work(job: Job) -> list[RunRecord]:
             return run_records(call.workbench, spec, requests, job)
 
-        return await call.run_job(key, work, present, spec=spec, estimate=estimate)
+        return await call.run_job(key, work, present, spec=spec, estimate=estimate, interactions=method.interactions(params))
 
+    takes_prompts = type(method).interactions is not DiffingMethod.interactions
     return ToolDeclaration(
-        method.name, method.title, clip(method.description, 1500)[0], with_arguments(method.name, method.Params), method.Result, run, price="0"
+        method.name,
+        method.title,
+        clip(method.description, 1500)[0],
+        with_arguments(method.name, method.Params),
+        method.Result,
+        run,
+        price="prompts x samples" if takes_prompts else "0",
     )
 
 

@@ -155,6 +155,10 @@ class DiffingMethod(Generic[P, R]):
         """Compare, put arrays and tables into `run`, return the result. Calls `progress` between batches."""
         raise NotImplementedError
 
+    def interactions(self, params: P) -> int:
+        """Model interactions that a call costs in an investigation: one a prompt and sample where the caller chooses the prompts, else none."""
+        return 0
+
     def vector_names(self, record: RunRecord) -> Sequence[str]:
         """Names of the residual-stream vectors that a finished run offers to other methods, the most telling first; none for most methods.
 
