@@ -144,7 +144,7 @@ def overview(
     from methods.overview import digest
     from methods.registry import all_methods
 
-    names = [name for name, method in all_methods().items() if method.cost != "long"]
+    names = [name for name, method in all_methods().items() if method.in_overview]
     result = digest(run_records(names, pair, settings or []), characters)
     if as_json:
         print_json(result)
@@ -155,7 +155,7 @@ def overview(
 def pipeline(
     pair: Annotated[list[str], typer.Option("--pair", "-p", help=PAIR_HELP + " Repeatable.")],
     mode: Annotated[Mode, typer.Option(help="Which part of the pipeline.")] = Mode.full,
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated; `all` for every one.")] = "all",
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated; `all` for every one that needs no vector of an earlier run.")] = "all",
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -167,7 +167,11 @@ def pipeline(
     from methods.registry import all_methods
     from model_pairs.resolve import resolve_pair
 
-    names = list(all_methods()) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    names = (
+        [name for name, method in all_methods().items() if not method.needs_vector]
+        if methods == "all"
+        else [name.strip() for name in methods.split(",") if name.strip()]
+    )
     requests = method_requests(names, settings or [])
     for reference in pair:
         resolve_pair(reference)  # a mistyped name is refused before anything is computed

@@ -27,7 +27,7 @@ class OverviewArguments(PairArguments, WaitArguments):
     max_samples: int | None = Field(None, ge=1, le=100_000, description="Documents read at most (default 1000). Fewer are faster and noisier.")
     max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each document (default 30).")
     seed: int | None = Field(None, ge=0, description="Order in which documents are drawn (default 0).")
-    methods: list[str] | None = Field(None, description="Only these methods; default: all that are not long.")
+    methods: list[str] | None = Field(None, description="Only these methods; default: the cheap ones.")
     max_characters: int = Field(6000, ge=1000, le=40_000, description="Size of the digest.")
 
 
@@ -56,7 +56,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
 def _requests(call: Call, arguments: OverviewArguments) -> list[tuple[str, BaseModel]]:
     known = all_methods()
-    chosen = arguments.methods if arguments.methods is not None else [method.name for method in known.values() if method.cost != "long"]
+    chosen = arguments.methods if arguments.methods is not None else [method.name for method in known.values() if method.in_overview]
     allowed = [name for name in known if call.caller.may_use(name)]
     if wrong := [name for name in chosen if name not in allowed]:
         if arguments.methods is not None or len(wrong) == len(chosen):

@@ -134,7 +134,7 @@ class DiffingMethod(Generic[P, R]):
     """A method that compares the two sides of a pair.
 
     Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would change), `Params`,
-    `Result`, `cost`, and optionally `views` and `figures`. The class docstring is the tool's description.
+    `Result`, `cost`, and optionally `in_overview`, `needs_vector`, `views` and `figures`. The class docstring is the tool's description.
     """
 
     name: ClassVar[str]
@@ -143,6 +143,10 @@ class DiffingMethod(Generic[P, R]):
     Params: ClassVar[type[BaseModel]]
     Result: ClassVar[type[MethodResult]]
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = False
+    """Whether `overview` runs it without being asked: cheap, needs only the pair, and its result has `evidence_words()`."""
+    needs_vector: ClassVar[bool] = False
+    """Whether a parameter names a vector of an earlier run, so that it cannot run on a pair alone. All other methods run with their defaults."""
     views: ClassVar[Mapping[str, View]] = {}
     figures: ClassVar[Sequence[Figure]] = ()
 

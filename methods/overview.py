@@ -186,7 +186,7 @@ def _excerpts(results: Sequence[Any]) -> list[Excerpt]:
 def _next_calls(confidence: str, evidence: dict[str, list[EvidenceWord]], results: Sequence[tuple[RunRecord, MethodResult]]) -> list[str]:
     if confidence == "identical":
         return ["submit that there is no difference"]
-    missing = [name for name, method in all_methods().items() if name not in evidence and method.cost != "long"]
+    missing = [name for name, method in all_methods().items() if name not in evidence and method.in_overview]
     calls = [f"run {', '.join(missing)}"] if missing else []
     if confidence == "nothing":
         calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")

@@ -91,6 +91,7 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     Params: ClassVar[type[BaseModel]] = ActivationDifferenceLensParams
     Result: ClassVar[type[MethodResult]] = ActivationDifferenceLensResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "lens": View(
             "lens",

@@ -103,6 +103,7 @@ class KLDivergence(CorpusMethod[KLParams, KLResult]):
     Params: ClassVar[type[BaseModel]] = KLParams
     Result: ClassVar[type[MethodResult]] = KLResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "tokens": View(
             "tokens", "Positions by divergence, with context and moved tokens; or every token of one text.", views.TokensParams, views.tokens

@@ -91,6 +91,7 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
     Params: ClassVar[type[BaseModel]] = LogitDifferenceParams
     Result: ClassVar[type[MethodResult]] = LogitDifferenceResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "tokens": View("tokens", "The vocabulary by any ordering and sign, filtered by text, paged.", views.TokensParams, views.tokens),
         "token": View("token", "All numbers of one word: its variants and their merged log odds.", views.TokenParams, views.token),

@@ -103,6 +103,7 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
     Params: ClassVar[type[BaseModel]] = PerplexityDifferenceParams
     Result: ClassVar[type[MethodResult]] = PerplexityDifferenceResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "completions": View(
             "completions", "Page through all completions of either model, filtered by text.", views.CompletionsParams, views.completions
