@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from model_pairs.forward import ForwardOutput
 from model_pairs.pair import LoadedPair
 from model_pairs.residency import ModelPairs
-from model_pairs.specs import SIDES
+from model_pairs.specs import SIDES, Side
 from organisms.errors import Cancelled, OutOfRoom
 from organisms.settings import settings
 from preprocessing import corpus_pass, spool
@@ -66,9 +67,12 @@ def _present(logits: torch.Tensor | None) -> torch.Tensor:
 
 def check(pair: LoadedPair, tokens: TokenizedCorpus, seen: Everything) -> None:
     assert len(seen.rows) == len(seen.hidden) == tokens.tokens
+    expected: dict[Side, list[ForwardOutput]] = {}
+    for side in SIDES:
+        with pair.side_loaded(side):  # a sequential pair would load a model for every text
+            expected[side] = [pair.forward(side, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long), layers=(0, 2)) for ids in tokens.ids]
     for sample, (ids, start) in enumerate(zip(tokens.ids, tokens.content_start, strict=True)):
-        inputs = torch.tensor([ids])
-        outputs = {side: pair.forward(side, inputs, torch.ones_like(inputs), layers=(0, 2)) for side in SIDES}
+        outputs = {side: expected[side][sample] for side in SIDES}
         for index in range(start, len(ids)):
             place = (sample, index - start)
             row = seen.rows[place]
