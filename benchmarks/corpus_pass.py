@@ -91,16 +91,17 @@ def bare_models(spec: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], An
     """For each way of having two models: a function that gives the base model ready to be called, and one for the finetuned model."""
     import copy
 
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     from model_pairs.files import local_folder
+    from model_pairs.loading import choose_dtype, read_config
 
     files, adapter_files = spec.base.files, spec.finetuned.adapter
     source = local_folder(files.id, files.revision, files.subfolder)
     adapter = local_folder(adapter_files.id, adapter_files.revision, adapter_files.subfolder)
-    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    dtype = choose_dtype(files, read_config(files, source), "cpu")
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval()
     merged = PeftModel.from_pretrained(copy.deepcopy(base), adapter).merge_and_unload().eval()
     switched: Any = PeftModel.from_pretrained(copy.deepcopy(base), adapter).eval()
 

@@ -31,13 +31,14 @@ def bytes_of_one_model(pair: str) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from model_pairs.files import local_folder
+    from model_pairs.loading import choose_dtype, read_config
     from model_pairs.resolve import resolve_pair
 
     files = resolve_pair(pair).base.files
     source = local_folder(files.id, files.revision, files.subfolder)
     before = _after_imports()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(files, read_config(files, source), "cpu")).eval()
     ids = _ids()
     with torch.inference_mode():
         model(input_ids=ids)

@@ -103,15 +103,32 @@ def choose_device() -> str:
 
 
 def choose_dtype(files: ModelFiles, config: Any, device: str) -> torch.dtype:
-    """The settings' dtype, else the source's, else the checkpoint's. A float16 checkpoint runs in float32 on a CPU, where float16 is slow."""
+    """The settings' dtype as it is, else the source's, else the checkpoint's.
+
+    On a CPU that has no instructions for 16-bit floats, 16-bit checkpoints run in float32: the same weights, up to seven times as fast and exact, for twice
+    the memory. The setting `dtype` forces another choice.
+    """
     import torch
 
-    wanted = settings().dtype if settings().dtype != "auto" else files.dtype
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if settings().dtype != "auto":
+        return getattr(torch, settings().dtype)
+    stored = files.dtype
+    if stored == "auto":
+        stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
     dtype = getattr(torch, stored) if isinstance(stored, str) else stored
-    return torch.float32 if device == "cpu" and dtype == torch.float16 else dtype
+    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_computes_bfloat16())
+    return torch.float32 if device == "cpu" and slow else dtype
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: with AVX-512 or AMX (oneDNN's own test), or on ARM."""
+    import platform
+
+    import torch
+
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def memory_limit(device: str | None = None) -> int:

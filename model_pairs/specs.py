@@ -29,7 +29,9 @@ class ModelFiles(_Frozen):
     tokenizer_id: str | None = Field(None, description="Hub id or folder of the tokenizer when it is not with the weights.")
     chat_template: str | None = Field(None, description="Jinja template that replaces the tokenizer's.")
     end_of_turn_token: str | None = Field(None, description="Token that ends a chat turn when it is not the end-of-sequence token.")
-    dtype: DtypeName = Field("auto", description="`auto`: as stored in the checkpoint (float16 becomes float32 on a CPU).")
+    dtype: DtypeName = Field(
+        "auto", description="`auto`: as stored in the checkpoint (16 bits become float32 on a CPU that has no instructions for them)."
+    )
     attn_implementation: str | None = None
     thinking_switch: bool = Field(False, description="The chat template knows `enable_thinking`.")
     trust_remote_code: bool = False

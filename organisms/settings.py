@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the GPUs there are (device_map), else the CPU.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto`: the catalogue's dtype, else the one stored in the checkpoint."
+        "auto", description="`auto`: the catalogue's dtype, else the checkpoint's; float32 on a CPU without instructions for 16-bit floats."
     )
     memory_share: float = Field(0.85, gt=0, le=1, description="Share of the device's memory that resident models may take.")
     batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward batch of the corpus pass.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from model_pairs.chat import ChatMessage
+from model_pairs.fingerprint import stored_bytes
 from model_pairs.generation import GenerationRequest, Sampling
+from model_pairs.loading import cpu_computes_bfloat16
 from organisms.embedded import embedded_model_folder
 
 
@@ -15,13 +17,13 @@ def test_embedded_pair(embedded_pair, pairs):
     ids = torch.tensor([pair.tokenizer("The capital of France is")["input_ids"]])
     ones = torch.ones_like(ids)
     base, finetuned = (pair.forward(side, ids, ones, layers=[14]) for side in ("base", "finetuned"))
-    assert base.logits.dtype == torch.bfloat16
+    assert base.logits.dtype == (torch.bfloat16 if cpu_computes_bfloat16() else torch.float32)
     assert "Paris" in pair.tokenizer.decode(base.logits[0, -1].argmax())
     assert not torch.equal(base.logits, finetuned.logits)
     assert torch.equal(pair.forward("base", ids, ones).logits, base.logits)
     # One copy of the model, whatever hangs on it.
     status = next(status for status in pairs.status() if status.label.startswith("embedded:"))
-    assert status.bytes <= 1.05 * (embedded_model_folder() / "model.safetensors").stat().st_size
+    assert status.bytes <= 1.05 * stored_bytes(embedded_model_folder(), base.logits.dtype.itemsize)
     request = GenerationRequest(messages=(ChatMessage(role="user", content="What is the capital of France? One word."),))
     answer = pair.generate("base", [request], Sampling(temperature=0, max_new_tokens=16))[0][0]
     assert "Paris" in answer.text
