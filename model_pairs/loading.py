@@ -112,7 +112,7 @@ def choose_dtype(files: ModelFiles, config: Any, device: str) -> torch.dtype:
 
     if settings().dtype != "auto":
         return getattr(torch, settings().dtype)
-    stored = files.dtype
+    stored: Any = files.dtype
     if stored == "auto":
         stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
     dtype = getattr(torch, stored) if isinstance(stored, str) else stored
