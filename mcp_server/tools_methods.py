@@ -13,13 +13,15 @@ from mcp_server.call import Call
 from mcp_server.declarations import Reply, ToolDeclaration, with_arguments
 from mcp_server.jobs import Job
 from mcp_server.render import NOTICE, Fence, clip
+from mcp_server.tools_runs import find_run
 from mcp_server.workbench import Workbench
 from methods import execute
 from methods.contract import DiffingMethod
 from methods.registry import all_methods
 from methods.runs import RunRecord
+from methods.vectors import handles
 from model_pairs.specs import PairSpec
-from organisms.errors import InvalidInput
+from organisms.errors import InvalidInput, UnknownName
 from organisms.settings import settings
 from preprocessing.corpora import BUNDLED, CorpusParams
 
@@ -33,6 +35,7 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         params = method.Params.model_validate({name: getattr(arguments, name) for name in method.Params.model_fields})
         spec = call.pair(arguments.pair)  # type: ignore[attr-defined]
         check_corpus(call, params)
+        check_vectors(call, params)
         requests = [(method.name, params)]
         estimate = execute.estimate(call.workbench.size(spec), requests)
 
@@ -104,6 +107,18 @@ def check_corpus(call: Call, params: BaseModel) -> None:
         raise InvalidInput(
             f"through the server, corpus files must lie inside the data folder ({allowed}); or use {', '.join(BUNDLED)} or hub:ID#column@split"
         )
+
+
+def check_vectors(call: Call, params: BaseModel) -> None:
+    """An investigation names vectors of its own runs only, by the whole id.
+
+    Raises:
+        UnknownName: a run that is not there or not this investigation's.
+    """
+    for handle in handles(params):
+        record = find_run(call, handle.run)
+        if call.caller.investigation is not None and record.id != handle.run:
+            raise UnknownName(f"name the run of a vector by its whole id: {record.id}/{handle.name}")
 
 
 def _fenced(text: str) -> str:

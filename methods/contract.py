@@ -21,7 +21,7 @@ from organisms.progress import Progress
 from preprocessing.corpora import CorpusParams, corpus_identity
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from methods.runs import RunRecord, RunStore
     from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
     from preprocessing.corpus_pass import Accumulator
@@ -78,6 +78,10 @@ def _compact(value: Any) -> str:
 
 class RunWriter(Protocol):
     """Where a method puts what is too long for its result. Nothing is visible to readers before the whole run is written."""
+
+    @property
+    def store(self) -> RunStore:
+        """The store that the run is written to: where vectors of earlier runs are looked up (`methods.vectors.resolve`)."""
 
     def add_array(self, name: str, values: Any) -> None:
         """A numpy array or torch tensor (any device); stored in arrays.safetensors, bfloat16 as float32."""

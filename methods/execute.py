@@ -54,7 +54,7 @@ def check_params(method: DiffingMethod[Any, Any], params: ParamsLike) -> BaseMod
 def find_finished(spec: PairSpec, name: str, params: ParamsLike, store: RunStore) -> RunRecord | None:
     """The stored run of this call, or None. Loads no model."""
     method = get_method(name)
-    return store.lookup(run_key(method, spec, check_params(method, params)))
+    return store.lookup(run_key(method, spec, check_params(method, params), store))
 
 
 def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) -> CostEstimate:
@@ -90,7 +90,7 @@ def run_methods(
     for index, (name, raw) in enumerate(requests):
         method = get_method(name)
         params = check_params(method, raw)
-        asked.append(_Request(index, method, params, run_key(method, spec, params)))
+        asked.append(_Request(index, method, params, run_key(method, spec, params, store)))
     records = {request.key.digest: record for request in asked if (record := store.lookup(request.key)) is not None}
     missing = list({request.key.digest: request for request in asked if request.key.digest not in records}.values())
     if missing:

@@ -26,6 +26,8 @@ from organisms.errors import DiffingError, InvalidInput, UnknownName
 if TYPE_CHECKING:
     import pyarrow
 
+    from methods.runs import RunStore
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _LIBRARIES = ("torch", "transformers", "peft", "nnterp", "nnsight", "numpy", "diffing-mcp")
 
@@ -107,8 +109,10 @@ class RunRecord:
 class StagedRun:
     """The `RunWriter` of one run that is being written. Set `result` before the context ends; `record` is there afterwards."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: RunStore) -> None:
         self._folder = folder
+        self.store = store
+        """See `methods.contract.RunWriter`."""
         self._arrays: dict[str, np.ndarray] = {}
         self._tables: dict[str, int] = {}
         self._notes: dict[str, Any] = {}

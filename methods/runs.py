@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from methods.contract import DiffingMethod
 from methods.run_files import RunManifest, RunRecord, StagedRun
+from methods.vectors import handles, vector_key_parts
 from organisms.errors import InvalidInput, OutOfRoom, UnknownName
 
 if TYPE_CHECKING:
@@ -53,18 +54,25 @@ class RunKey(BaseModel):
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
-def run_key(method: DiffingMethod[Any, Any], spec: PairSpec, params: BaseModel) -> RunKey:
+def run_key(method: DiffingMethod[Any, Any], spec: PairSpec, params: BaseModel, store: RunStore | None = None) -> RunKey:
     """The key of running `method` with `params` on `spec`. Corpus methods load their documents (not the models) for the content hash.
 
-    A seed is an ordinary parameter, so it is part of the key.
+    A seed is an ordinary parameter, so it is part of the key. Vectors of earlier runs are named by the full keys of those runs in `store` (None:
+    the default store).
+
+    Raises:
+        UnknownName: a vector is named of a run that is not there.
     """
+    parts = method.key_parts(params)
+    if any(True for _ in handles(params)):
+        parts = {**parts, "vectors": vector_key_parts(params, store or default_store())}
     return RunKey(
         method=method.name,
         method_version=method.version,
         pair_name=spec.name,
         pair=spec.identity(),
         params=params.model_dump(mode="json"),
-        key_parts=method.key_parts(params),
+        key_parts=parts,
     )
 
 
@@ -110,7 +118,7 @@ class RunStore:
         try:
             staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{_host()}~{os.getpid()}~", dir=self.folder))
             _active.add(staging)
-            run = StagedRun(staging)
+            run = StagedRun(staging, self)
             yield run
             manifest = run.finish(self._free_id(key), key.digest, key.model_dump(), time.monotonic() - started)
             run.record = self._publish(staging, manifest)

@@ -1,20 +1,28 @@
-"""Directions of the residual stream that finished runs offer to other methods: steering, patchscope, causal tests, the oracle.
+"""Directions of the residual stream that methods take as a parameter: steering, patchscope, causal tests, the oracle.
 
-A vector is named `RUN/NAME`: the id of a finished run and a name whose form its method decides (`14:all:difference`, `component3`, `latent42`).
-Torch-free.
+A source is one of three things: a vector that a finished run offers, named `RUN/NAME` (the id of the run and a name whose form its method decides:
+`14:all:difference`, `component3`, `latent42`); a token, whose unembedding row it is; or a contrast of texts. Declare a parameter of type
+`VectorSource` and call `resolve` in `run`: the run's key then holds the full key of the run behind a handle, and the server lets an investigation
+name only its own runs. Torch-free.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
-from organisms.errors import InvalidInput
+from model_pairs.specs import Side
+from organisms.errors import InvalidInput, NotTheSame
+from organisms.progress import Progress, silent
 
 if TYPE_CHECKING:
     from methods.runs import RunRecord, RunStore
+    from model_pairs.pair import LoadedPair
 
 
 @dataclass(frozen=True)
@@ -27,17 +35,77 @@ class ResidualVector:
         scale: L2 length, in the units of the residual stream, that a steering strength of 1 stands for: what is typical of this direction (the norm of
             activations for a mean difference, the largest activation times the decoder norm for a latent). Positive.
         label: what the vector is, in a few words.
+        note: what a reader of results must know of its origin; empty for most.
     """
 
     values: np.ndarray
     layer: int
     scale: float
     label: str
+    note: str = ""
+
+    @property
+    def norm(self) -> float:
+        """L2 length; 0 for a direction that does not exist (the difference of equal models)."""
+        return float(np.linalg.norm(self.values.astype(np.float64)))
 
     def at_strength(self, strength: float) -> np.ndarray:
         """[d_model] float32: what steering at `strength` adds, `strength * scale * values / |values|`; zero for a zero vector."""
-        length = float(np.linalg.norm(self.values))
+        length = self.norm
         return self.values * np.float32(strength * self.scale / length) if length else np.zeros_like(self.values)
+
+
+class VectorHandle(str):
+    """`RUN/NAME`, a vector of a finished run."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        text = core_schema.str_schema(pattern=r"^[^/\s]+/.+$", max_length=300, strip_whitespace=True)
+        return core_schema.no_info_after_validator_function(cls, text)
+
+    @property
+    def run(self) -> str:
+        """Id of the run."""
+        return split_handle(self)[0]
+
+    @property
+    def name(self) -> str:
+        """Name within the run."""
+        return split_handle(self)[1]
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layer: int | float = Field(0.5, description="Relative depth in [0, 1] (float) or absolute layer (integer); the residual stream after it.")
+    side: Side = Field("finetuned", description="The model that the direction is taken from.")
+
+
+class TokenSource(_Source):
+    """The direction that writes (or reads) one token."""
+
+    token: str = Field(min_length=1, max_length=100, description="Text of exactly one token, with its leading space where it has one: ` cake`.")
+    embedding: Literal["output", "input"] = Field("output", description="Row of the unembedding (`output`) or of the input embedding.")
+
+
+class ContrastSource(_Source):
+    """Mean activation on some texts minus mean activation on others, in one model."""
+
+    positive: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that have what the direction shall stand for.")
+    negative: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that do not; alike otherwise.")
+    average: Literal["last_token", "all_tokens"] = Field(
+        "all_tokens", description="Which activations of a text count; of `all_tokens` the first is left out (an attention sink)."
+    )
+
+
+VectorSource = VectorHandle | TokenSource | ContrastSource
+VECTOR_HELP = (
+    "A direction: `RUN/NAME` of a finished run (ids and names as results and `view_run` print them, e.g. "
+    '`activation_difference_lens-1f3a9c/14:all:difference`), {"token": " cake", "layer": 0.5} (an unembedding row), or '
+    '{"positive": [texts], "negative": [texts], "layer": 0.5} (a difference of mean activations).'
+)
 
 
 def split_handle(handle: str) -> tuple[str, str]:
@@ -64,3 +132,49 @@ def stored_vector(handle: str, store: RunStore) -> tuple[RunRecord, ResidualVect
     run, name = split_handle(handle)
     record = store.get(run)
     return record, get_method(record.manifest.method).vector(record, name)
+
+
+def handles(params: Any) -> Iterator[VectorHandle]:
+    """All handles inside parameters, at any depth."""
+    if isinstance(params, VectorHandle):
+        yield params
+    elif isinstance(params, BaseModel):
+        for field in type(params).model_fields:
+            yield from handles(getattr(params, field))
+    elif isinstance(params, Mapping):
+        for value in params.values():
+            yield from handles(value)
+    elif isinstance(params, list | tuple):
+        for value in params:
+            yield from handles(value)
+
+
+def vector_key_parts(params: Any, store: RunStore) -> dict[str, str]:
+    """Handle -> full key of its run, for every handle inside parameters: a short id alone could come to mean another run.
+
+    Raises:
+        UnknownName: no such run.
+    """
+    return {str(handle): store.get(handle.run).manifest.key for handle in handles(params)}
+
+
+def resolve(source: VectorSource, pair: LoadedPair, store: RunStore, progress: Progress = silent) -> ResidualVector:
+    """The direction that a source means, for use on this pair.
+
+    Raises:
+        UnknownName: no such run, or no such vector in it.
+        InvalidInput: a layer out of range, a text that is not one token, or a method whose runs give no vectors.
+        NotTheSame: the vector comes from a model of another width or with fewer layers.
+    """
+    if isinstance(source, VectorHandle):
+        record, vector = stored_vector(source, store)
+        if vector.values.shape != (pair.d_model,) or vector.layer >= pair.num_layers:
+            raise NotTheSame(
+                f"{source} is a direction of {vector.values.shape[-1]} dimensions at layer {vector.layer}; this pair has {pair.d_model} dimensions and "
+                f"layers 0 to {pair.num_layers - 1}. Name a vector of a run on this pair (list_runs)."
+            )
+        foreign = record.manifest.pair != pair.spec.identity()
+        return replace(vector, note="the vector comes from a run on another pair") if foreign else vector
+    from methods.vector_sources import contrast_vector, token_vector
+
+    return token_vector(source, pair, progress) if isinstance(source, TokenSource) else contrast_vector(source, pair, progress)

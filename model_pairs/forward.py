@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -94,15 +94,43 @@ def run_forward(
     return ForwardOutput(logits=scores, hidden=hidden)
 
 
+def run_last_token(
+    resident: ResidentModel, ids: Sequence[int], rows: int, always: Sequence[Intervention] = (), interventions: Sequence[Intervention] = ()
+) -> torch.Tensor:
+    """Float32 next-token logits [rows, V] after one text, on the model's device, when `interventions` change its last token only.
+
+    The tokens before are read once and their keys and values shared by all rows, so a row costs one token. `always` are the side's own
+    interventions, which act on every token. The caller holds `resident.lock` and has switched the adapter.
+    """
+    check_batch(resident, torch.tensor([list(ids)]), torch.ones(1, len(ids), dtype=torch.long))
+    text = torch.tensor([list(ids)], device=resident.device)
+    with torch.inference_mode():
+        cache = None
+        if len(ids) > 1:
+            before = text[:, :-1]
+            with applied(resident, always, torch.ones_like(before)):
+                cache = resident.transformer(
+                    input_ids=before, attention_mask=torch.ones_like(before), use_cache=True, logits_to_keep=1
+                ).past_key_values
+            cache.batch_repeat_interleave(rows)
+        last = text[:, -1:].expand(rows, 1)
+        with applied(resident, (*always, *interventions), torch.ones_like(last)):
+            output = resident.transformer(
+                input_ids=last, attention_mask=torch.ones(rows, len(ids), dtype=torch.long, device=last.device), past_key_values=cache, use_cache=True
+            )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits.float()
+
+
 def takes_position_ids(resident: ResidentModel) -> bool:
     """Whether the architecture has positions that padding on the left would shift (models with relative positions take none)."""
     forward = type(resident.transformer).forward
     return "position_ids" in inspect.signature(forward).parameters and getattr(resident.transformer.config, "vision_config", None) is None
 
 
-def effective_weight(resident: ResidentModel) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight [V, d_model] and bias of the unembedding as the active adapter makes them."""
-    module: Any = resident.transformer.get_output_embeddings()
+def effective_weight(resident: ResidentModel, which: Literal["output", "input"] = "output") -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, d_model] and bias of the unembedding (or of the input embedding, without bias) as the active adapter makes them."""
+    module: Any = resident.transformer.get_output_embeddings() if which == "output" else resident.transformer.get_input_embeddings()
     adapter = resident.active
     for slot in resident.slots:
         if slot.parent._modules[slot.child_name] is module:
@@ -114,6 +142,15 @@ def effective_weight(resident: ResidentModel) -> tuple[torch.Tensor, torch.Tenso
     if saved is not None:
         module = saved[adapter] if adapter is not None and adapter in saved else module.original_module
     return module.weight, getattr(module, "bias", None)
+
+
+def token_rows(resident: ResidentModel, ids: Sequence[int], which: Literal["output", "input"]) -> torch.Tensor:
+    """Float32 rows [N, d_model] of the unembedding or the input embedding on the CPU. Raises InvalidInput for ids outside the vocabulary."""
+    if outside := [index for index in ids if not 0 <= index < resident.vocab_size]:
+        raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; {outside[0]} does not.")
+    with torch.inference_mode():
+        weight, _ = effective_weight(resident, which)
+        return weight[torch.as_tensor(list(ids), dtype=torch.long, device=weight.device)].float().cpu()
 
 
 def final_norm(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from organisms.errors import InvalidInput
 if TYPE_CHECKING:
     from model_pairs.loading import ResidentModel
 
-Mode = Literal["add", "replace", "remove"]
+Mode = Literal["add", "replace", "remove", "project"]
 Positions = Literal["all", "prompt", "generated", "last_prompt_token"]
 
 
@@ -30,6 +30,8 @@ class Intervention:
         add      h + strength * v
         replace  strength * v in place of h
         remove   h - strength * (h . u) u with u = v / |v| (strength 1 removes the direction)
+        project  h + strength * (t - h . u) u (strength 1 makes the projection on u equal `targets` t [B, S], one number a token); plain
+                 forwards only. A subspace is one such intervention for each vector of an orthonormal basis.
     positions:
         all                every token
         prompt             tokens of the prompt (of a plain forward: every token)
@@ -37,6 +39,8 @@ class Intervention:
         last_prompt_token  the last token of the prompt that is not padding
     A boolean tensor [B, S] instead names positions of a plain forward freely.
     `vector` is [d_model], or [B, d_model] for one vector a row of the batch.
+    `decay_tokens` N lets the strength fall linearly in generation: full on the prompt, strength * (N - i) / N on the i-th new token, nothing from
+    the N-th on. None: the same strength throughout.
     """
 
     layer: int
@@ -44,6 +48,12 @@ class Intervention:
     strength: float = 1.0
     mode: Mode = "add"
     positions: Positions | torch.Tensor = "all"
+    targets: torch.Tensor | None = None
+    decay_tokens: int | None = None
+
+    def strength_at(self, step: int) -> float:
+        """Strength in pass `step`: 0 carries the prompt, i the i-th new token."""
+        return self.strength if self.decay_tokens is None else self.strength * max(0.0, 1.0 - step / self.decay_tokens)
 
 
 def check(interventions: Sequence[Intervention], num_layers: int, d_model: int) -> None:
@@ -53,8 +63,12 @@ def check(interventions: Sequence[Intervention], num_layers: int, d_model: int) 
             raise InvalidInput(f"An intervention names layer {intervention.layer}; this model has layers 0 to {num_layers - 1}.")
         if intervention.vector.shape[-1] != d_model or intervention.vector.ndim not in (1, 2):
             raise InvalidInput(f"A vector of shape {tuple(intervention.vector.shape)} does not fit a residual stream of {d_model} dimensions.")
-        if intervention.mode not in ("add", "replace", "remove"):
-            raise InvalidInput(f"The mode of an intervention is add, replace or remove, not {intervention.mode!r}.")
+        if intervention.mode not in ("add", "replace", "remove", "project"):
+            raise InvalidInput(f"The mode of an intervention is add, replace, remove or project, not {intervention.mode!r}.")
+        if (intervention.mode == "project") != (intervention.targets is not None):
+            raise InvalidInput("An intervention of mode project needs targets [batch, tokens], and no other mode takes them.")
+        if intervention.decay_tokens is not None and intervention.decay_tokens < 1:
+            raise InvalidInput(f"decay_tokens is at least 1, not {intervention.decay_tokens}.")
         if not bool(torch.isfinite(intervention.vector).all()):
             raise InvalidInput("The vector of an intervention holds values that are not finite.")
 
@@ -76,8 +90,9 @@ def _selected(intervention: Intervention, hidden: torch.Tensor, attention_mask: 
     return selected
 
 
-def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, first_pass: bool = True) -> torch.Tensor:
-    """The residual stream after one intervention; computed in float32 and returned in the stream's dtype."""
+def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, step: int = 0) -> torch.Tensor:
+    """The residual stream after one intervention in pass `step`; computed in float32 and returned in the stream's dtype."""
+    strength = intervention.strength_at(step)
     vector = intervention.vector.to(device=hidden.device, dtype=torch.float32)
     if vector.ndim == 2:
         if vector.shape[0] != hidden.shape[0]:
@@ -85,15 +100,24 @@ def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: to
         vector = vector[:, None, :]
     stream = hidden.float()
     if intervention.mode == "add":
-        result = stream + intervention.strength * vector
+        result = stream + strength * vector
     elif intervention.mode == "replace":
-        result = (intervention.strength * vector).expand_as(stream)
+        result = (strength * vector).expand_as(stream)
     else:
         unit = vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        result = stream - intervention.strength * (stream * unit).sum(-1, keepdim=True) * unit
-    selected = _selected(intervention, hidden, attention_mask, first_pass)
+        result = stream + strength * (_targets(intervention, hidden) - (stream * unit).sum(-1, keepdim=True)) * unit
+    selected = _selected(intervention, hidden, attention_mask, first_pass=step == 0)
     result = result.to(hidden.dtype)
     return result if selected is None else torch.where(selected[..., None], result, hidden)
+
+
+def _targets(intervention: Intervention, hidden: torch.Tensor) -> torch.Tensor:
+    """Projections to reach: [B, S, 1], or 0 everywhere when the direction is removed."""
+    if intervention.targets is None:
+        return hidden.new_zeros((), dtype=torch.float32)
+    if tuple(intervention.targets.shape) != tuple(hidden.shape[:2]):
+        raise InvalidInput(f"The targets have shape {tuple(intervention.targets.shape)}, the batch {tuple(hidden.shape[:2])}.")
+    return intervention.targets.to(device=hidden.device, dtype=torch.float32)[..., None]
 
 
 @contextmanager
@@ -115,7 +139,7 @@ def applied(resident: ResidentModel, interventions: Sequence[Intervention], atte
         ) -> torch.Tensor | tuple[Any, ...]:
             hidden = output[0] if isinstance(output, tuple) else output
             for intervention in chosen:
-                hidden = changed(intervention, hidden, attention_mask, first_pass=passes[0] == 0)
+                hidden = changed(intervention, hidden, attention_mask, step=passes[0])
             passes[0] += 1
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

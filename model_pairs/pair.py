@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from model_pairs.adapters import activate
 from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
@@ -84,6 +84,23 @@ class LoadedPair:
 
         with self._running(side) as (resident, _):
             return lens_logits(resident, vectors)
+
+    def last_token_logits(self, side: Side, ids: Sequence[int], rows: int, interventions: Sequence[Intervention] = ()) -> torch.Tensor:
+        """Float32 next-token logits [rows, V] after one text whose LAST token alone the interventions change, one vector [rows, d_model] a row.
+
+        Equals `forward` with those interventions at the last token, but the tokens before it are read once: a row costs one token.
+        """
+        from model_pairs.forward import run_last_token
+
+        with self._running(side) as (resident, steering):
+            return run_last_token(resident, ids, rows, steering, interventions)
+
+    def token_rows(self, side: Side, ids: Sequence[int], which: Literal["output", "input"] = "output") -> torch.Tensor:
+        """Float32 rows [N, d_model] of this side's unembedding (`output`) or input embedding for token ids, on the CPU."""
+        from model_pairs.forward import token_rows
+
+        with self._running(side) as (resident, _):
+            return token_rows(resident, ids, which)
 
     def token_log_probs(self, side: Side, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Float32 log-probability (nats) of each token after the first given those before [B, S - 1], on the CPU; 0.0 at padding."""

@@ -158,3 +158,42 @@ def test_adapter_on_the_unembedding_reaches_the_lens(tiny_models, tiny_adapters,
     first, second = (make_pair(folder, adapter=tiny_adapters(folder, **options)) for options in (lora, whole))
     with pairs.use(first), pytest.raises(InvalidInput, match="whole module"), pairs.use(second):
         pass
+
+
+def test_projections_are_set_to_targets(tiny_pair):
+    generator = torch.Generator().manual_seed(4)
+    basis = torch.linalg.qr(torch.randn(tiny_pair.d_model, 2, generator=generator)).Q.T
+    targets = torch.randn(2, *TOKENS.shape, generator=generator)
+    before = tiny_pair.forward("base", TOKENS, ONES, layers=[1]).hidden[1]
+    patches = [Intervention(1, direction * 7, mode="project", targets=target) for direction, target in zip(basis, targets, strict=True)]
+    after = tiny_pair.forward("base", TOKENS, ONES, layers=[1], interventions=patches).hidden[1]
+    torch.testing.assert_close(after @ basis.T, targets.permute(1, 2, 0), atol=1e-4, rtol=1e-4)
+    change = after - before
+    torch.testing.assert_close(change, change @ basis.T @ basis, atol=1e-4, rtol=1e-4)  # nothing moves outside of the subspace
+    for wrong in ({"mode": "project"}, {"targets": targets[0]}, {"mode": "project", "targets": targets[0][:, :2]}, {"decay_tokens": 0}):
+        with pytest.raises(InvalidInput):
+            tiny_pair.forward("base", TOKENS, ONES, interventions=[Intervention(1, basis[0], **wrong)])
+
+
+def test_strength_decays_over_new_tokens(tiny_pair):
+    patch = Intervention(0, torch.ones(tiny_pair.d_model), 8.0, decay_tokens=4)
+    assert [patch.strength_at(step) for step in range(6)] == [8.0, 6.0, 4.0, 2.0, 0.0, 0.0]
+    steady = tiny_pair.forward("base", TOKENS, ONES, layers=[0], interventions=[Intervention(0, torch.ones(tiny_pair.d_model), 8.0)]).hidden[0]
+    torch.testing.assert_close(tiny_pair.forward("base", TOKENS, ONES, layers=[0], interventions=[patch]).hidden[0], steady)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_changes_of_the_last_token_cost_one_token_a_row(kind, tiny_models, tiny_adapters, make_pair, pairs):
+    folder = tiny_models(kind)
+    with pairs.use(make_pair(folder, adapter=tiny_adapters(folder), name=kind)) as pair:
+        vectors = torch.randn(3, pair.d_model, generator=torch.Generator().manual_seed(2))
+        plain = pair.forward(
+            "finetuned",
+            TOKENS.repeat(3, 1),
+            ONES.repeat(3, 1),
+            interventions=[Intervention(1, vectors, mode="replace", positions="last_prompt_token")],
+        )
+        quick = pair.last_token_logits("finetuned", TOKENS[0].tolist(), 3, [Intervention(1, vectors, mode="replace")])
+        torch.testing.assert_close(quick, plain.logits[:, -1], atol=1e-3, rtol=1e-3)
+        alone = pair.last_token_logits("base", TOKENS[0, :1].tolist(), 1)
+        torch.testing.assert_close(alone, pair.forward("base", TOKENS[:, :1], ONES[:, :1]).logits[:, -1], atol=1e-3, rtol=1e-3)
