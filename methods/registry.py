@@ -23,6 +23,7 @@ _BUILT_IN = (
     ("methods.logit_diff.declaration", "LogitDifference"),
     ("methods.perplexity_difference.declaration", "PerplexityDifference"),
     ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
+    ("methods.patchscope.declaration", "Patchscope"),
 )
 
 log = logging.getLogger(__name__)

@@ -64,7 +64,16 @@ def small_params() -> Callable[[str], dict[str, Any]]:
         fields = get_method(method).Params.model_fields
         if issubclass(get_method(method).Params, CorpusParams):
             return {"max_samples": 24, "max_tokens": 12}
-        small = {"samples_per_prefill": 1, "max_new_tokens": 8, "min_tokens": 2, "prefills": ["The", "One day", "It is"]}
+        vector = {"token": "e", "layer": 1}
+        small = {
+            "samples_per_prefill": 1,
+            "max_new_tokens": 8,
+            "min_tokens": 2,
+            "prefills": ["The", "One day", "It is"],
+            "vector": vector,
+            "vectors": [vector],
+            "random_directions": 4,
+        }
         return {name: value for name, value in small.items() if name in fields}
 
     return params

@@ -1,0 +1,57 @@
+"""Drill-down over a finished patchscope, from its stored table. Torch-free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from methods.patchscope.rows import PatchscopeToken, Sign
+from organisms.errors import UnknownName
+
+if TYPE_CHECKING:
+    from methods.runs import RunRecord
+
+
+class ScaleParams(BaseModel):
+    """Which list to read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scale: float | None = Field(None, description="A scale of the run; None: the one that was chosen for this sign.")
+    sign: Sign = Field("promoted", description="`suppressed`: what the negative of the direction reads as.")
+    ranked_by: Literal["probability", "z", "lift"] = Field(
+        "probability", description="`z`: against random directions; `lift`: probability beyond random directions that every prompt gives."
+    )
+    k: int = Field(20, ge=1, le=100)
+    content_only: bool = Field(False, description="Only content words.")
+
+
+class ScaleView(BaseModel):
+    """A list at one scale."""
+
+    scale: float | None
+    sign: Sign
+    tokens: list[PatchscopeToken]
+
+
+def scale(record: RunRecord, params: ScaleParams) -> ScaleView:
+    """The list; empty for a zero direction.
+
+    Raises:
+        UnknownName: the run did not read at that scale.
+    """
+    rows = [row for row in record.table("tokens").to_pylist() if row["sign"] == params.sign]
+    known = sorted({row["scale"] for row in rows})
+    chosen = params.scale if params.scale is not None else record.result_json()["scale" if params.sign == "promoted" else "suppressed_scale"]
+    if chosen is None:
+        return ScaleView(scale=None, sign=params.sign, tokens=[])
+    if chosen not in known:
+        raise UnknownName(f"Run {record.id} read at no scale {chosen:g}; scales: {', '.join(f'{each:g}' for each in known)}.")
+    rows = [row for row in rows if row["scale"] == chosen and (row["content"] or not params.content_only)]
+    rows.sort(key=lambda row: -row[params.ranked_by])
+    tokens = [
+        PatchscopeToken(token=row["token"], probability=float(f"{row['probability']:.3g}"), z=round(row["z"], 2), content=row["content"])
+        for row in rows[: params.k]
+    ]
+    return ScaleView(scale=chosen, sign=params.sign, tokens=tokens)
