@@ -24,6 +24,8 @@ _BUILT_IN = (
     ("methods.perplexity_difference.declaration", "PerplexityDifference"),
     ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
     ("methods.patchscope.declaration", "Patchscope"),
+    ("methods.steering.declaration", "Steering"),
+    ("methods.causal_effect.declaration", "CausalEffect"),
 )
 
 log = logging.getLogger(__name__)

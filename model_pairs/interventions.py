@@ -90,6 +90,16 @@ def _selected(intervention: Intervention, hidden: torch.Tensor, attention_mask: 
     return selected
 
 
+def unit_length(vector: torch.Tensor) -> torch.Tensor:
+    """Vectors [..., d_model] of length 1; zero stays zero."""
+    return vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def projection(hidden: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """Projection [..., 1] float32 of a stream [..., d_model] on the direction of a vector: what mode `project` sets."""
+    return (hidden.float() * unit_length(vector.float())).sum(-1, keepdim=True)
+
+
 def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, step: int = 0) -> torch.Tensor:
     """The residual stream after one intervention in pass `step`; computed in float32 and returned in the stream's dtype."""
     strength = intervention.strength_at(step)
@@ -104,8 +114,7 @@ def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: to
     elif intervention.mode == "replace":
         result = (strength * vector).expand_as(stream)
     else:
-        unit = vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        result = stream + strength * (_targets(intervention, hidden) - (stream * unit).sum(-1, keepdim=True)) * unit
+        result = stream + strength * (_targets(intervention, hidden) - projection(stream, vector)) * unit_length(vector)
     selected = _selected(intervention, hidden, attention_mask, first_pass=step == 0)
     result = result.to(hidden.dtype)
     return result if selected is None else torch.where(selected[..., None], result, hidden)

@@ -48,7 +48,7 @@ class PatchscopeResult(MethodResult):
     """What a direction reads as."""
 
     layer: int = Field(description="Absolute layer whose output is replaced.")
-    scale: float | None = Field(description="The scale chosen: where prompts agree most beyond random directions; None for a zero direction.")
+    scale: float | None = Field(description="The scale chosen: where prompts agree most, relative to random directions; None for a zero direction.")
     promoted: list[PatchscopeToken] = Field(description="Tokens that the direction reads as at that scale, most probable first.")
     suppressed_scale: float | None = Field(description="The scale chosen for the negative of the direction.")
     suppressed: list[PatchscopeToken] = Field(description="Tokens that the negative of the direction reads as.")
@@ -77,8 +77,8 @@ class PatchscopeResult(MethodResult):
 class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
     """Patchscope: what a direction of the residual stream says when a model is made to repeat it. Short identity prompts (`man -> man`) end in a token
     whose activation at the direction's layer is replaced by the direction, at several norms and with both signs; the next-token probabilities are
-    averaged over prompts. The scale is chosen without a language model: where all prompts agree on content words beyond random directions
-    of the same norm. Works on any vector named RUN/NAME (mean differences, components, latents), on a token, or on a contrast of texts. Often reads
+    averaged over prompts. The scale is chosen without a language model: where all prompts agree most on content words, relative to random
+    directions of the same norm. Works on any vector named RUN/NAME (mean differences, components, latents), on a token, or on a contrast of texts. Often reads
     topics where the logit lens shows fragments. `stands_out` says that the direction is readable, not that finetuning made it so: read a mean of the
     base, or another direction of the same layer, as a control. Views: `scale` (the whole list at one scale and sign)."""
 

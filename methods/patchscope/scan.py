@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 SIGNS: tuple[Sign, Sign] = ("promoted", "suppressed")
 STORED_TOKENS = 100
 NEEDED_WORDS = 2
-LEAST_MARGIN = 0.02
-"""Shared probability by which a readable direction exceeds the best of the random ones."""
+LEAST_RATIO = 2.0
+"""Agreement of a readable direction over that of the best random one. About one random direction of ten reaches it at some scale."""
+NULL_FLOOR = 0.01
+"""Agreement below which random directions are not told apart, so that a ratio of two small numbers means nothing."""
 WORD_LIFT = 0.005
 """Shared probability from which a word is listed as one that the direction reads as."""
 _FIRST_TOKENS = 6
@@ -52,9 +54,9 @@ class ScaleReading:
     null_agreement: float
     entropy: Tensor
 
-    def margin(self, sign: int) -> float:
-        """Agreement beyond the best random direction."""
-        return float(self.agreement[sign]) - self.null_agreement
+    def ratio(self, sign: int) -> float:
+        """Agreement over that of the best random direction."""
+        return float(self.agreement[sign]) / max(NULL_FLOOR, self.null_agreement)
 
 
 def shared_lift(probabilities: Tensor, expected: Tensor) -> Tensor:
@@ -119,11 +121,11 @@ def read_direction(pair: LoadedPair, params: PatchscopeParams, run: RunWriter, p
 
 def _result(readings: dict[float, ScaleReading], words: Vocabulary, params: PatchscopeParams, common: dict[str, Any]) -> PatchscopeResult:
     # The smallest scale wins a tie: large ones leave the least of the prompt.
-    best = [max(readings, key=lambda scale: (readings[scale].margin(sign), -scale)) for sign in range(2)]
+    best = [max(readings, key=lambda scale: (readings[scale].ratio(sign), -scale)) for sign in range(2)]
     chosen = readings[best[0]]
     found = _shared_words(chosen, words)
     strong = [word for word in found if word.score >= 1]
-    readable = chosen.margin(0) >= LEAST_MARGIN and len(strong) >= NEEDED_WORDS
+    readable = chosen.ratio(0) >= LEAST_RATIO and len(strong) >= NEEDED_WORDS
     state = f"agreement {float(chosen.agreement[0]):.3f} at scale {best[0]:g}, random directions up to {chosen.null_agreement:.3f}"
     if readable:
         headline = f"The direction reads as {', '.join(word.word for word in strong[:6])} ({state})."

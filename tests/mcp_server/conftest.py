@@ -62,9 +62,9 @@ def small_params() -> Callable[[str], dict[str, Any]]:
 
     def params(method: str) -> dict[str, Any]:
         fields = get_method(method).Params.model_fields
-        if issubclass(get_method(method).Params, CorpusParams):
-            return {"max_samples": 24, "max_tokens": 12}
         vector = {"token": "e", "layer": 1}
+        if issubclass(get_method(method).Params, CorpusParams):
+            return {"max_samples": 24, "max_tokens": 12} | ({"vectors": [vector], "random_directions": 4} if get_method(method).needs_vector else {})
         small = {
             "samples_per_prefill": 1,
             "max_new_tokens": 8,

@@ -6,11 +6,16 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from mcp import Client
 
 from mcp_server import investigations, notebook
+from mcp_server.auth import Caller
 from mcp_server.database import database_path
 from mcp_server.notebook import Evidence
+from mcp_server.serve import build_server
+from mcp_server.workbench import Workbench
 from organisms.errors import InvalidInput, UnknownName
+from tests.mcp_server.answers import good, refused
 
 
 def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path, tiny_pair: str) -> None:
@@ -114,3 +119,20 @@ def test_the_database_works_with_two_connections_at_once(data_folder: Path, tiny
     investigations.create(tiny_pair)
     assert len(investigations.list_investigations()) == 2
     reader.close()
+
+
+async def test_an_investigation_names_vectors_of_its_own_runs_only(workbench: Workbench, tiny_pair: str) -> None:
+    lens = {"max_samples": 8, "max_tokens": 8, "layers": [1]}
+    first, second = (investigations.get(investigations.create(tiny_pair, "method", interactions=10, tool_calls=50).id) for _ in range(2))
+    async with Client(build_server(workbench, Caller(first))) as client:
+        run = (await good(client, "activation_difference_lens", {"pair": first.label, **lens}))["run_id"]
+        vector = f"{run}/1:all:difference"
+        answer = await good(client, "patchscope", {"pair": first.label, "vector": vector, "random_directions": 4, "scales": [1.0]})
+        assert answer["result"]["layer"] == 1
+        assert "whole id" in await refused(client, "patchscope", {"pair": first.label, "vector": f"{run[:-2]}/1:all:difference"})
+        assert "no vectors" in await refused(client, "patchscope", {"pair": first.label, "vector": f"{answer['run_id']}/x"})
+    async with Client(build_server(workbench, Caller(second))) as client:
+        said = await refused(client, "patchscope", {"pair": second.label, "vector": vector})
+        assert "has no runs yet" in said
+        said = await refused(client, "causal_effect", {"pair": second.label, "vectors": [{"token": "e"}, vector], "estimate_only": True})
+        assert "has no runs yet" in said

@@ -92,9 +92,9 @@ def test_prompts_that_agree_beyond_random_directions_have_a_margin() -> None:
     agreed = torch.randn(1, 2, 50, generator=generator)
     agreed[..., 7] += 4
     reading = judge_scale(torch.log_softmax(torch.cat([agreed, -agreed]), -1), null, torch.ones(50, dtype=torch.float64), 50)
-    assert reading.margin(0) > 0.2
+    assert reading.ratio(0) > 2
     assert int(reading.lift[0].argmax()) == int(reading.z[0].argmax()) == 7
-    assert reading.margin(1) < 0.1
+    assert reading.ratio(1) < 1.5
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

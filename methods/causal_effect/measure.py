@@ -1,0 +1,268 @@
+"""Losses with directions changed, in two sweeps over the text: one on the model that gives the projections, one on the model that is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.causal_effect.declaration import CausalEffectParams, CausalEffectResult, corpus_of
+from methods.causal_effect.judgement import judge
+from methods.causal_effect.rows import EffectRow
+from methods.causal_effect.statistics import interval, per_token, rank_p, share
+from methods.patchscope.reading import random_vectors
+from methods.vectors import ResidualVector, resolve
+from model_pairs.forward import next_token_log_probs
+from model_pairs.interventions import Intervention, projection
+from organisms.errors import InvalidInput
+from organisms.settings import settings
+from preprocessing.corpora import load_corpus
+from preprocessing.corpus_pass import LOGIT_BYTES, plan_batches
+from preprocessing.padding import padded
+from preprocessing.tokenize import tokenize
+
+if TYPE_CHECKING:
+    from methods.contract import RunWriter
+    from model_pairs.pair import LoadedPair
+    from model_pairs.specs import Side
+    from organisms.progress import Progress
+
+_POOL_FROM = 5
+"""First position whose activations make difference directions: before it are attention sinks."""
+_POOL_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A direction, or a subspace, to be changed: an orthonormal basis [k, d_model] float32 after `layer`."""
+
+    kind: str
+    label: str
+    layer: int
+    basis: Tensor
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids, and the index of the first token whose loss counts."""
+
+    ids: list[int]
+    first: int
+
+
+def measure(pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progress: Progress) -> CausalEffectResult:
+    """Run the method; see its declaration."""
+    target: Side = "finetuned" if params.direction == "base_to_ft" else "base"
+    other: Side = "base" if target == "finetuned" else "finetuned"
+    vectors = [resolve(source, pair, run.store, progress) for source in params.vectors]
+    texts = _texts(pair, params)
+    candidates = _tested(vectors, params.subspace)
+    for layer in sorted({candidate.layer for candidate in candidates}):
+        size = next(len(candidate.basis) for candidate in candidates if candidate.layer == layer)
+        candidates += _nulls(pair, params, texts, layer, size)
+    batches = _batches(pair, texts)
+    passes = 1 + len(candidates)
+    total = (1 + passes) * len(texts)
+    done = 0
+
+    def step(rows: int) -> None:
+        nonlocal done
+        progress(done, total, "measuring losses")
+        done += rows
+
+    projections: list[list[Tensor]] = []
+    other_nats, target_nats = np.zeros(len(texts)), np.zeros(len(texts))
+    changed = np.zeros((len(candidates), len(texts)))
+    layers = sorted({candidate.layer for candidate in candidates})
+    with pair.side_loaded(other):
+        for batch in batches:
+            step(len(batch))
+            ids, mask = padded([texts[index].ids for index in batch], pair.tokenizer.pad_token_id)
+            output = pair.forward(other, ids, mask, layers=layers)
+            other_nats[batch] = _nats(output.logits, ids, mask, [texts[index] for index in batch])
+            projections.append([_projections(output.hidden[each.layer], each.basis) for each in candidates])
+    with pair.side_loaded(target):
+        for batch, given in zip(batches, projections, strict=True):
+            chosen = [texts[index] for index in batch]
+            ids, mask = padded([text.ids for text in chosen], pair.tokenizer.pad_token_id)
+            step(len(batch))
+            target_nats[batch] = _nats(pair.forward(target, ids, mask).logits, ids, mask, chosen)
+            for group in _groups(candidates, ids.numel(), _budget(pair)):
+                step(len(batch) * len(group))
+                patches = _patches([candidates[index] for index in group], [given[index] for index in group], len(batch), params.mode)
+                logits = pair.forward(target, ids.repeat(len(group), 1), mask.repeat(len(group), 1), interventions=patches).logits
+                nats = _nats(logits, ids.repeat(len(group), 1), mask.repeat(len(group), 1), chosen * len(group))
+                changed[np.ix_(group, batch)] = nats.reshape(len(group), len(batch))
+    counts = np.array([len(text.ids) - text.first for text in texts], dtype=np.float64)
+    identical = bool(np.array_equal(other_nats, target_nats))
+    if identical and params.mode == "patch":
+        changed[:] = target_nats  # equal models have equal projections; what is left is rounding
+    _store(run, candidates, changed, target_nats, other_nats, counts)
+    return _result(candidates, changed, target_nats, other_nats, counts, identical, params)
+
+
+def _texts(pair: LoadedPair, params: CausalEffectParams) -> list[Text]:
+    if params.texts is None:
+        chosen = corpus_of(params)
+        corpus = tokenize(load_corpus(chosen), pair, chosen)
+        starts = zip(corpus.ids, corpus.content_start, corpus.assistant_start, strict=True)
+        texts = [Text(ids, max(1, start if answer is None else answer)) for ids, start, answer in starts]
+    else:
+        texts = [Text(list(pair.tokenizer(text)["input_ids"])[: min(params.max_tokens, pair.context_length)], 1) for text in params.texts]
+    kept = [text for text in texts if len(text.ids) > text.first]
+    if not kept:
+        raise InvalidInput("No text has two tokens or more (in a chat: an answer); give longer ones.")
+    return kept
+
+
+def _tested(vectors: Sequence[ResidualVector], subspace: bool) -> list[Candidate]:
+    if all(vector.norm == 0 for vector in vectors):
+        raise InvalidInput("Every direction is exactly zero (the models do not differ there): there is nothing to change.")
+    moving = [vector for vector in vectors if vector.norm > 0]
+    units = [torch.from_numpy(vector.values).to(torch.float64) / vector.norm for vector in moving]
+    if not subspace:
+        return [Candidate("tested", vector.label, vector.layer, unit.float()[None], vector.note) for vector, unit in zip(moving, units, strict=True)]
+    if len({vector.layer for vector in moving}) > 1:
+        raise InvalidInput(f"A subspace lies in one layer; these directions are of layers {', '.join(str(each.layer) for each in moving)}.")
+    basis = orthonormal(torch.stack(units))
+    note = "; ".join(sorted({vector.note for vector in moving if vector.note}))
+    return [Candidate("tested", f"subspace of {len(moving)} directions, rank {len(basis)}", moving[0].layer, basis, note)]
+
+
+def orthonormal(directions: Tensor) -> Tensor:
+    """Orthonormal basis [rank, d_model] float32 of the span of directions [k, d_model]; dependent ones (to 1e-6) are dropped."""
+    _, sizes, right = torch.linalg.svd(directions.to(torch.float64), full_matrices=False)
+    return right[sizes > 1e-6 * sizes[0]].float()
+
+
+def _nulls(pair: LoadedPair, params: CausalEffectParams, texts: Sequence[Text], layer: int, size: int) -> list[Candidate]:
+    """Gaussian directions, and differences of random base activations of these texts, as many dimensions as the tested candidates."""
+    count = params.random_directions
+    gaussian = random_vectors(count * size, pair.d_model, params.seed).reshape(count, size, -1)
+    generator = torch.Generator().manual_seed(params.seed + 1)
+    chosen = [texts[index] for index in torch.randperm(len(texts), generator=generator)[:_POOL_SAMPLES].tolist()]
+    ids, mask = padded([text.ids for text in chosen], pair.tokenizer.pad_token_id)
+    with pair.side_loaded("base"):
+        hidden = pair.forward("base", ids, mask, layers=[layer], logits=False).hidden[layer].to("cpu", torch.float64)
+    start = _POOL_FROM if int(mask.sum(1).max()) > _POOL_FROM + 1 else 0
+    pool = hidden[:, start:][mask[:, start:].bool()]
+    if len(pool) < 2:
+        raise InvalidInput("The texts have too few tokens to draw null directions from; give longer ones.")
+    first, second = (torch.randint(len(pool), (count * size,), generator=generator) for _ in range(2))
+    second = torch.where(first == second, (second + 1) % len(pool), second)
+    differences = (pool[first] - pool[second]).reshape(count, size, -1)
+    nulls = [("random", gaussian[index]) for index in range(count)] + [("difference", differences[index]) for index in range(count)]
+    return [Candidate(kind, f"{kind} {number % count}", layer, orthonormal(basis)) for number, (kind, basis) in enumerate(nulls) if bool(basis.any())]
+
+
+def _budget(pair: LoadedPair) -> int:
+    return min(settings().batch_tokens, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
+
+
+def _batches(pair: LoadedPair, texts: Sequence[Text]) -> list[list[int]]:
+    return plan_batches([len(text.ids) for text in texts], _budget(pair))
+
+
+def _groups(candidates: Sequence[Candidate], tokens: int, budget: int) -> list[list[int]]:
+    """Indices of candidates that share a forward: of one layer and size, as many as the budget of tokens holds."""
+    most = max(1, budget // tokens)
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        kinds.setdefault((candidate.layer, len(candidate.basis)), []).append(index)
+    return [same[start : start + most] for same in kinds.values() for start in range(0, len(same), most)]
+
+
+def _projections(hidden: Tensor, basis: Tensor) -> Tensor:
+    """[k, B, S] float32 on the CPU."""
+    return torch.stack([projection(hidden, direction)[..., 0] for direction in basis.to(hidden.device)]).cpu()
+
+
+def _patches(group: Sequence[Candidate], given: Sequence[Tensor], rows: int, mode: str) -> list[Intervention]:
+    """One intervention a basis vector, for `rows` texts under each candidate."""
+    patches = []
+    for place in range(len(group[0].basis)):
+        vectors = torch.stack([candidate.basis[place] for candidate in group]).repeat_interleave(rows, dim=0)
+        targets = torch.cat([values[place] for values in given])
+        if mode == "patch":
+            patches.append(Intervention(group[0].layer, vectors, mode="project", targets=targets))
+        else:
+            patches.append(Intervention(group[0].layer, vectors, mode="remove"))
+    return patches
+
+
+def _nats(logits: Tensor | None, ids: Tensor, mask: Tensor, texts: Sequence[Text]) -> np.ndarray:
+    """Summed negative log-probability of the tokens that count, a row, float64."""
+    if logits is None:
+        raise RuntimeError("a forward pass with logits gave none")
+    log_probs = next_token_log_probs(logits, ids, mask).to(torch.float64)
+    return np.array([-float(log_probs[row, text.first - 1 : len(text.ids) - 1].sum()) for row, text in enumerate(texts)])
+
+
+def _store(run: RunWriter, candidates: Sequence[Candidate], changed: np.ndarray, target: np.ndarray, other: np.ndarray, counts: np.ndarray) -> None:
+    for name, values in (("changed_nats", changed), ("target_nats", target), ("other_nats", other), ("tokens", counts)):
+        run.add_array(name, values)
+    change = [per_token(row - target, counts) for row in changed]
+    run.add_table(
+        "candidates",
+        {
+            "kind": [each.kind for each in candidates],
+            "label": [each.label for each in candidates],
+            "layer": [each.layer for each in candidates],
+            "loss_change": change,
+        },
+    )
+
+
+def _result(
+    candidates: Sequence[Candidate],
+    changed: np.ndarray,
+    target: np.ndarray,
+    other: np.ndarray,
+    counts: np.ndarray,
+    identical: bool,
+    params: CausalEffectParams,
+) -> CausalEffectResult:
+    effects = [per_token(row - target, counts) for row in changed]
+    gap, gap_interval = per_token(other - target, counts), interval(other - target, counts, params.seed)
+    rows = []
+    for index, candidate in enumerate(candidates):
+        if candidate.kind != "tested":
+            continue
+        nulls = {
+            kind: [effect for effect, each in zip(effects, candidates, strict=True) if (each.kind, each.layer) == (kind, candidate.layer)]
+            for kind in ("random", "difference")
+        }
+        low, high = interval(changed[index] - target, counts, params.seed)
+        part = share(effects[index], gap, gap_interval)
+        rows.append(
+            EffectRow(
+                vector=candidate.label,
+                layer=candidate.layer,
+                loss_change=round(effects[index], 6),
+                low=round(low, 6),
+                high=round(high, 6),
+                share_of_gap=None if part is None else round(part, 4),
+                p_random=rank_p(effects[index], nulls["random"]),
+                p_difference=rank_p(effects[index], nulls["difference"]),
+                largest_null=round(max((abs(effect) for several in nulls.values() for effect in several), default=0.0), 6),
+                note=candidate.note,
+            )
+        )
+    stands_out, headline = judge(rows, gap, identical, params.mode)
+    return CausalEffectResult(
+        stands_out=stands_out,
+        headline=headline,
+        rows=rows,
+        gap=round(gap, 6),
+        gap_low=round(gap_interval[0], 6),
+        gap_high=round(gap_interval[1], 6),
+        target_loss=round(per_token(target, counts), 6),
+        samples=len(counts),
+        tokens=int(counts.sum()),
+        identical=identical,
+    )

@@ -1,0 +1,111 @@
+"""Steering: a planted token comes up, zero and breaking directions are said plainly, numbers equal plain generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from methods.execute import run_methods
+from methods.registry import get_method
+from methods.runs import RunRecord, RunStore
+from methods.steering.coherence import TextScores, repetition
+from methods.steering.declaration import SteeringParams
+from methods.steering.views import AnswersParams
+from model_pairs.generation import GenerationRequest, Sampling
+
+PROMPTS = ["The", "One day", "It is", "Rivers run"]
+SMALL = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 6}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
+    return run_methods(pairs, spec, [("steering", {**SMALL, **params})], store)[0]
+
+
+def test_a_planted_word_is_brought_up(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
+    base, _, words = planted_words(0.0)
+    spec = make_pair(base, declared_identical=True, name="words")
+    prompts = [f"the {word}" for word in ("river", "mountain", "old bridge", "rain", "stones", "fox", "boats", "sea")]
+    params = {"vector": {"token": f" {words[0]}", "layer": 2}, "strengths": [3.0], "prompts": prompts, "samples_per_prompt": 2}
+    record = run(pairs, spec, store, **params)
+    result: Any = record.result()
+    assert result.stands_out
+    assert result.words[0].word == words[0]
+    assert result.words[0].strong
+    assert result.evidence_words()[0].word == words[0]
+    reverse: Any = run(pairs, spec, store, **{**params, "strengths": [-3.0]}).result()
+    assert words[0] not in [word.word for word in reverse.words]
+    view: Any = get_method("steering").views["answers"].run(record, AnswersParams(contains=words[0], limit=3))
+    assert view.total >= 8
+    assert all(words[0] in row.steered for row in view.rows)
+
+
+def test_strength_zero_changes_nothing(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, strengths=[0.0], side="both")
+    rows = record.table("answers").to_pylist()
+    assert len(rows) == 2 * len(PROMPTS)
+    assert all(row["steered"] == row["unsteered"] == row["random"] for row in rows)
+    assert not record.result().stands_out
+    sampling = Sampling(max_new_tokens=6)
+    plain = tiny_pair.generate("base", [GenerationRequest(text=prompt) for prompt in PROMPTS], sampling)
+    assert [row["unsteered"] for row in rows if row["side"] == "base"] == [several[0].text for several in plain]
+
+
+@pytest.mark.parametrize("positions", ["prompt_only", "linear_decay"])
+def test_positions_make_a_difference(positions: str, tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    common = {"vector": {"token": "e", "layer": 1}, "strengths": [4.0], "decay_tokens": 2, "max_new_tokens": 10}
+    everywhere, some = (
+        run(pairs, tiny_pair.spec, store, **common, positions=each).table("answers").to_pylist() for each in ("all_tokens", positions)
+    )
+    assert [row["steered"] for row in everywhere] != [row["steered"] for row in some]
+    assert [row["unsteered"] for row in everywhere] == [row["unsteered"] for row in some]
+
+
+def test_the_search_tries_both_signs_and_keeps_coherent_strengths(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1})
+    result: Any = record.result()
+    tried = {row.strength: row.coherent for row in result.coherence}
+    assert min(tried) < 0 < max(tried)
+    for sign in (1, -1):
+        passing = [abs(strength) for strength, coherent in tried.items() if strength * sign > 0 and coherent >= 0.75]
+        kept = [abs(strength) for strength in result.strengths if strength * sign > 0]
+        assert kept == ([max(passing)] if passing else [])
+    assert get_method("steering").figures[0].build(record)["data"]
+
+
+def test_a_direction_that_breaks_every_text_is_said_plainly(tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("methods.steering.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
+    result: Any = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}).result()
+    assert not result.stands_out
+    assert "cannot steer" in result.headline
+    assert result.answers == []
+    assert result.coherence
+
+
+def test_a_zero_direction_is_said_plainly(identical_pair: Any, pairs: Any, store: RunStore) -> None:
+    lens = run_methods(pairs, identical_pair.spec, [("activation_difference_lens", {"max_samples": 8, "max_tokens": 8, "layers": [1]})], store)[0]
+    result: Any = run(pairs, identical_pair.spec, store, vector=f"{lens.id}/1:0:difference").result()
+    assert not result.stands_out
+    assert "zero" in result.headline
+
+
+def test_coherence_is_relative_to_unsteered_texts() -> None:
+    reference = TextScores(np.array([2.0, 2.2, 2.4]), np.array([0.0, 0.0, 0.1]))
+    texts = TextScores(np.array([2.5, 9.0, 2.5, np.inf]), np.array([0.1, 0.0, 0.9, 0.0]))
+    assert texts.coherent(reference).tolist() == [True, False, False, False]
+    assert repetition("one two three four five") == 0
+    assert repetition("no no no no no no no no") > 0.8
+
+
+def test_own_prompts_cost_interactions() -> None:
+    method = get_method("steering")
+    params = SteeringParams.model_validate({"vector": {"token": "e"}, "prompts": ["a", "b"], "samples_per_prompt": 3, "strengths": [1.0, 2.0]})
+    assert method.interactions(params) == 12
+    assert method.interactions(SteeringParams.model_validate({"vector": {"token": "e"}})) == 0
