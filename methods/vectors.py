@@ -79,32 +79,29 @@ class VectorHandle(str):
 class _Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layer: int | float = Field(0.5, description="Relative depth in [0, 1] (float) or absolute layer (integer); the residual stream after it.")
-    side: Side = Field("finetuned", description="The model that the direction is taken from.")
+    layer: int | float = Field(0.5, description="Relative depth (float) or absolute layer (integer).")
+    side: Side = Field("finetuned", description="The model it is taken from.")
 
 
 class TokenSource(_Source):
     """The direction that writes (or reads) one token."""
 
-    token: str = Field(min_length=1, max_length=100, description="Text of exactly one token, with its leading space where it has one: ` cake`.")
-    embedding: Literal["output", "input"] = Field("output", description="Row of the unembedding (`output`) or of the input embedding.")
+    token: str = Field(min_length=1, max_length=100, description="Exactly one token, with its leading space.")
+    embedding: Literal["output", "input"] = Field("output", description="Unembedding or input embedding.")
 
 
 class ContrastSource(_Source):
     """Mean activation on some texts minus mean activation on others, in one model."""
 
-    positive: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that have what the direction shall stand for.")
-    negative: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that do not; alike otherwise.")
-    average: Literal["last_token", "all_tokens"] = Field(
-        "all_tokens", description="Which activations of a text count; of `all_tokens` the first is left out (an attention sink)."
-    )
+    positive: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that have what is meant.")
+    negative: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that have it not, alike otherwise.")
+    average: Literal["last_token", "all_tokens"] = Field("all_tokens", description="`all_tokens` leaves out the first.")
 
 
 VectorSource = VectorHandle | TokenSource | ContrastSource
 VECTOR_HELP = (
-    "A direction: `RUN/NAME` of a finished run (ids and names as results and `view_run` print them, e.g. "
-    '`activation_difference_lens-1f3a9c/14:all:difference`), {"token": " cake", "layer": 0.5} (an unembedding row), or '
-    '{"positive": [texts], "negative": [texts], "layer": 0.5} (a difference of mean activations).'
+    'A direction: "RUN/NAME" (a vector of a finished run, such as `activation_difference_lens-1f3a9c/14:all:difference`), {"token": " cake"} '
+    '(an unembedding row) or {"positive": [texts], "negative": [texts]} (a difference of mean activations).'
 )
 
 

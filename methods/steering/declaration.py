@@ -47,7 +47,7 @@ class SteeringParams(MethodParams):
     raw_text: bool = Field(False, description="Continue the prompts as plain text, without the chat template.")
     samples_per_prompt: int = Field(1, ge=1, le=32, description="Answers of each prompt at each strength.")
     max_new_tokens: int = Field(32, ge=4, le=1024, description="Tokens of an answer at most.")
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, ge=0, le=2, description="Of the sampling; 0 takes the most probable token each time.")
     coherent_share: float = Field(0.75, gt=0, le=1, description="Share of texts that must be coherent for a strength to be taken.")
     seed: int = Field(0, ge=0, description="Seed of the sampling and of the random control direction.")
     rows: int = Field(4, ge=1, le=20, description="Answers shown in the result, for each strength.")
