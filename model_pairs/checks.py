@@ -13,19 +13,43 @@ _PROBES = ("The quick brown fox, 1234.", "  indented\n\tcode(x) = y;", "Größe 
 
 
 def check_configs(base: Any, finetuned: Any) -> None:
-    """Raise NotTheSame when two full models have other vocabularies, layers or widths. Arguments are transformers configurations."""
+    """Raise NotTheSame when two full models have other layers or widths. Arguments are transformers configurations."""
     base, finetuned = base.get_text_config(), finetuned.get_text_config()
-    if base.vocab_size != finetuned.vocab_size:
-        raise NotTheSame(
-            f"The vocabularies differ: the base model has {base.vocab_size} entries, the finetuned model {finetuned.vocab_size}. "
-            "Their next-token distributions cannot be compared; name a finetune of this base model."
-        )
     for field, name in (("num_hidden_layers", "layers"), ("hidden_size", "dimensions")):
         if getattr(base, field) != getattr(finetuned, field):
             raise NotTheSame(
                 f"The models differ in shape: the base model has {getattr(base, field)} {name}, the finetuned model {getattr(finetuned, field)}. "
                 "Name a finetune of this base model."
             )
+
+
+def check_vocabularies(base: Any, finetuned: Any, known: int, same_ids: bool) -> int:
+    """The number of token ids that both full models have: what is compared of their next-token distributions.
+
+    A finetune may have more rows in its unembedding (tokens that it added, padding), or fewer (padding cut off). Arguments are transformers
+    configurations; `known` is one more than the highest id of the base's tokenizer, `same_ids` whether each side brought a tokenizer and
+    `check_tokenizers` found their common ids to mean the same.
+
+    Raises:
+        NotTheSame: a side has no row for a token that the base's tokenizer knows, or the sizes differ and no tokenizer says why.
+    """
+    sizes = base.get_text_config().vocab_size, finetuned.get_text_config().vocab_size
+    common = min(sizes)
+    if sizes[0] == sizes[1]:
+        return common
+    if known > common or not same_ids:
+        reason = f"{known} are in use" if known > common else "no tokenizer of its own says what that means"
+        raise NotTheSame(
+            f"The vocabularies differ: the base model has {sizes[0]} entries, the finetuned model {sizes[1]}, and {reason}. "
+            "Their next-token distributions cannot be compared; name a finetune of this base model, with its tokenizer."
+        )
+    return common
+
+
+def added_tokens(base: Any, finetuned: Any) -> dict[int, str]:
+    """Tokens that only the finetuned tokenizer knows: id -> text, in the order of their ids."""
+    known = set(base.get_vocab().values())
+    return {index: token for token, index in sorted(finetuned.get_vocab().items(), key=lambda item: item[1]) if index not in known}
 
 
 def check_tokenizers(base: Any, finetuned: Any) -> None:

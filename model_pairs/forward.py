@@ -26,11 +26,19 @@ _ROW_CHUNK = 128
 class ForwardOutput:
     """Of one batch [B, S]: logits [B, S, V] in the model's dtype (None when not asked for), and layer -> residual stream [B, S, d_model].
 
+    `extra_logits` [B, S, E] are those of token ids that the other side of the pair does not have (None: there are none).
     Values at padded positions mean nothing.
     """
 
     logits: torch.Tensor | None
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    extra_logits: torch.Tensor | None = None
+
+    def cut(self, vocab_size: int) -> ForwardOutput:
+        """The same with the logits of the ids from `vocab_size` on as `extra_logits`. Copies nothing."""
+        if self.logits is None or self.logits.shape[-1] <= vocab_size:
+            return self
+        return ForwardOutput(self.logits[..., :vocab_size], self.hidden, self.logits[..., vocab_size:])
 
 
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -162,10 +162,12 @@ def generate(
     progress: Progress = silent,
     interventions: Sequence[Intervention] = (),
     thinking_switch: bool = False,
+    reader: Any | None = None,
 ) -> list[list[Completion]]:
     """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has switched the adapter.
 
-    Vectors [len(requests), d_model] of an intervention give each request its own vector.
+    Vectors [len(requests), d_model] of an intervention give each request its own vector. `reader` is the tokenizer that decodes the answers, when
+    it knows more tokens than the one that makes the prompts.
     Progress counts generated tokens against the most there can be.
 
     Raises:
@@ -187,7 +189,7 @@ def generate(
             stop = next((index for index, token in enumerate(ids) if token in resident.stop_ids), None)
             kept = ids if stop is None else ids[:stop]
             results[row.request][row.sample] = Completion(
-                text=new_text(tokenizer, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept)
+                text=new_text(reader or tokenizer, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept)
             )
         done += len(batch) * sampling.max_new_tokens
         progress(done, total, "generating")

@@ -6,9 +6,9 @@ threads may share a pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from model_pairs.adapters import activate
@@ -38,7 +38,11 @@ class LoadedSide:
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """Two sides ready to run. `num_layers`, `d_model`, `vocab_size` and `context_length` (tokens) are the same on both."""
+    """Two sides ready to run. `num_layers`, `d_model`, `vocab_size` and `context_length` (tokens) are the same on both.
+
+    `vocab_size` counts the token ids that both models have. A finetune may have added tokens: `new_tokens` says which, and `forward` gives the
+    logits of those beyond the common part apart from the others, so that whatever compares the sides compares the common part.
+    """
 
     spec: PairSpec
     tokenizer: Any
@@ -51,6 +55,10 @@ class LoadedPair:
     """The two models do not fit in memory together: run everything on one side inside `side_loaded(side)`, then the other. Calls outside
     of it work, but each may load a model."""
     sides: dict[Side, LoadedSide]
+    new_tokens: Mapping[int, str] = field(default_factory=dict)
+    """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are padding in the base model."""
+    finetuned_tokenizer: Any = None
+    """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
 
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:
@@ -68,7 +76,8 @@ class LoadedPair:
         interventions: Sequence[Intervention] = (),
     ) -> ForwardOutput:
         """One pass over a batch [B, S], padded left or right: logits [B, S, V] in the model's dtype and the residual stream [B, S, d_model]
-        after each of `layers` (absolute). Without logits the pass ends after the last of the layers.
+        after each of `layers` (absolute). Without logits the pass ends after the last of the layers. Logits of ids beyond the common
+        vocabulary come as `extra_logits`.
 
         Raises:
             InvalidInput: a layer out of range, token ids outside the vocabulary, or a text longer than the context.
@@ -76,14 +85,15 @@ class LoadedPair:
         from model_pairs.forward import run_forward
 
         with self._running(side) as (resident, steering):
-            return run_forward(resident, input_ids, attention_mask, layers, logits, (*steering, *interventions))
+            output = run_forward(resident, input_ids, attention_mask, layers, logits, (*steering, *interventions))
+        return output.cut(self.vocab_size)
 
     def logit_lens(self, side: Side, vectors: torch.Tensor) -> torch.Tensor:
         """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream of this side (norm, unembedding, soft cap)."""
         from model_pairs.forward import lens_logits
 
         with self._running(side) as (resident, _):
-            return lens_logits(resident, vectors)
+            return lens_logits(resident, vectors)[..., : self.vocab_size]
 
     def last_token_logits(self, side: Side, ids: Sequence[int], rows: int, interventions: Sequence[Intervention] = ()) -> torch.Tensor:
         """Float32 next-token logits [rows, V] after one text whose LAST token alone the interventions change, one vector [rows, d_model] a row.
@@ -93,7 +103,7 @@ class LoadedPair:
         from model_pairs.forward import run_last_token
 
         with self._running(side) as (resident, steering):
-            return run_last_token(resident, ids, rows, steering, interventions)
+            return run_last_token(resident, ids, rows, steering, interventions)[:, : self.vocab_size]
 
     def token_rows(self, side: Side, ids: Sequence[int], which: Literal["output", "input"] = "output") -> torch.Tensor:
         """Float32 rows [N, d_model] of this side's unembedding (`output`) or input embedding for token ids, on the CPU."""
@@ -113,7 +123,7 @@ class LoadedPair:
         with self._running(side) as (resident, steering):
             for start in range(0, input_ids.shape[0], rows):
                 ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
-                output = run_forward(resident, ids, mask, interventions=steering)
+                output = run_forward(resident, ids, mask, interventions=steering).cut(self.vocab_size)
                 assert output.logits is not None
                 results.append(next_token_log_probs(output.logits, ids, mask))
         return torch.cat(results)
@@ -141,7 +151,9 @@ class LoadedPair:
 
             return generate_with_vllm(self, side, requests, sampling, progress)
         with self._running(side) as (resident, steering):
-            return generate(resident, self.tokenizer, requests, sampling, progress, (*steering, *interventions), self.spec.base.files.thinking_switch)
+            switch = self.spec.base.files.thinking_switch
+            reader = self.finetuned_tokenizer if side == "finetuned" else None
+            return generate(resident, self.tokenizer, requests, sampling, progress, (*steering, *interventions), switch, reader)
 
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
         """The conversation in the chat template, with special tokens, up to where the assistant goes on after `prefill`."""

@@ -97,7 +97,7 @@ class ModelPairs:
             InvalidInput: files that are not there or cannot be read.
             OutOfRoom: no room beside the models in use.
         """
-        from model_pairs.checks import check_configs, check_different, check_tokenizers
+        from model_pairs.checks import added_tokens, check_configs, check_different, check_tokenizers, check_vocabularies
         from model_pairs.loading import choose_device, context_length_of, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
@@ -105,9 +105,11 @@ class ModelPairs:
         wanted = {side: _Wanted(source.files, source.adapter if source.merge else None) for side, source in sources.items()}
         configs = {side: read_config(source.files, _folder(source.files)) for side, source in sources.items()}
         tokenizers = {side: self._tokenizer(source.files) for side, source in sources.items()}
+        two_tokenizers = tokenizers["base"] is not None and tokenizers["finetuned"] is not None and tokenizers["base"] is not tokenizers["finetuned"]
+        new_tokens: dict[int, str] = {}
         if spec not in self._checked:
             check_configs(configs["base"], configs["finetuned"])
-            if tokenizers["base"] is not None and tokenizers["finetuned"] is not None and tokenizers["base"] is not tokenizers["finetuned"]:
+            if two_tokenizers:
                 check_tokenizers(tokenizers["base"], tokenizers["finetuned"])
             check_different(spec)
             with self._lock:
@@ -117,6 +119,12 @@ class ModelPairs:
             raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
         # The base's tokenizer, unless only the finetune has a chat template.
         tokenizer = next((each for each in given if each.chat_template), given[0])
+        if two_tokenizers and (new_tokens := added_tokens(tokenizers["base"], tokenizers["finetuned"])):
+            # Prompts must mean the same to both sides, so they are made without the new tokens.
+            template, tokenizer = tokenizer.chat_template, tokenizers["base"]
+            if not tokenizer.chat_template and template:
+                tokenizer = _with_template(tokenizer, template)
+        vocabulary = check_vocabularies(configs["base"], configs["finetuned"], 1 + max(given[0].get_vocab().values()), two_tokenizers)
 
         sequential = False
         if wanted["base"] != wanted["finetuned"]:
@@ -129,11 +137,15 @@ class ModelPairs:
             sides[side] = self._side(spec, sources[side], wanted[side], tokenizer, configs[side], progress)
         with ExitStack() as stack:
             config = configs["base"].get_text_config()
-            device, vocabulary = None, config.vocab_size
+            device = None
             if not sequential:
+                rows = []
                 for side in SIDES:
                     resident = stack.enter_context(sides[side].hold())
-                    device, vocabulary = device or resident.device, resident.vocab_size
+                    device = device or resident.device
+                    rows.append(resident.vocab_size)
+                # Some unembeddings have another number of rows than the configuration says.
+                vocabulary = min(rows)
             if device is None:
                 import torch
 
@@ -148,6 +160,8 @@ class ModelPairs:
                 device=device,
                 sequential=sequential,
                 sides=sides,
+                new_tokens=new_tokens,
+                finetuned_tokenizer=tokenizers["finetuned"] if new_tokens else None,
             )
 
     def status(self) -> list[ModelStatus]:
@@ -322,6 +336,15 @@ class ModelPairs:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _with_template(tokenizer: Any, template: str) -> Any:
+    """A copy of the tokenizer with a chat template."""
+    import copy
+
+    copied = copy.copy(tokenizer)
+    copied.chat_template = template
+    return copied
 
 
 def _folder(files: ModelFiles) -> Path:

@@ -86,6 +86,7 @@ def generate(
                 )
                 for row in batch
             ]
+            reader = (pair.finetuned_tokenizer if side == "finetuned" else None) or pair.tokenizer
             prompts = [TokensPrompt(prompt_token_ids=row.prompt) for row in batch]
             outputs = engine.generate(prompts, parameters, lora_request=lora, use_tqdm=False)
             for row, output in zip(batch, outputs, strict=True):
@@ -94,7 +95,7 @@ def generate(
                 kept = ids if stop is None else ids[:stop]
                 finished = stop is not None or output.outputs[0].finish_reason == "stop"
                 results[row.request][row.sample] = Completion(
-                    text=new_text(pair.tokenizer, row.prompt, kept), finish="eos" if finished else "length", tokens=len(kept)
+                    text=new_text(reader, row.prompt, kept), finish="eos" if finished else "length", tokens=len(kept)
                 )
             progress(float((start + len(batch)) * sampling.max_new_tokens), total, "generating")
     return [[completion for completion in completions if completion is not None] for completions in results]

@@ -59,9 +59,11 @@ class LogitChunk:
         next_ids: [R] long, token that follows in the sample, -1 at its end.
     """
 
-    def __init__(self, batch: PairedBatch, rows: Tensor, scratch: Scratch) -> None:
+    def __init__(self, batch: PairedBatch, rows: Tensor, scratch: Scratch, given: tuple[Tensor, Tensor] | None = None) -> None:
+        """`given`: base and finetuned logits [R, V] of these rows, read off the models in another way than their last layer."""
         self._batch = batch
         self._scratch = scratch
+        self._given = given
         self.rows = rows
         self.sample_indices = batch.row_samples[rows]
         self.positions = batch.flat_positions[rows]
@@ -71,7 +73,9 @@ class LogitChunk:
     def __len__(self) -> int:
         return int(self.rows.numel())
 
-    def _side(self, name: str, logits: Tensor | None) -> Tensor:
+    def _side(self, name: str, logits: Tensor | None, given: Tensor | None) -> Tensor:
+        if given is not None:
+            return given.float()
         if logits is None:
             raise RuntimeError("This pass computed no logits: an accumulator that reads them must set needs_logits.")
         buffer = self._scratch.take(name, len(self))
@@ -80,12 +84,12 @@ class LogitChunk:
     @cached_property
     def base_logits(self) -> Tensor:
         """[R, V] float32."""
-        return self._side("base_logits", self._batch.base_logits)
+        return self._side("base_logits", self._batch.base_logits, None if self._given is None else self._given[0])
 
     @cached_property
     def finetuned_logits(self) -> Tensor:
         """[R, V] float32."""
-        return self._side("finetuned_logits", self._batch.finetuned_logits)
+        return self._side("finetuned_logits", self._batch.finetuned_logits, None if self._given is None else self._given[1])
 
     @cached_property
     def difference(self) -> Tensor:
@@ -119,6 +123,16 @@ class LogitChunk:
     def finetuned_log_normaliser(self) -> Tensor:
         """[R] float32, log-sum-exp of the finetuned logits."""
         return self._finetuned_softmax[1]
+
+    @cached_property
+    def new_token_probs(self) -> Tensor | None:
+        """[R, E] float32, the finetuned model's probability of each token id that the base model does not have, over all ids of the finetuned
+        model; None when there are none. All other quantities are over the common vocabulary (renormalised there)."""
+        extra = self._batch.finetuned_extra_logits
+        if extra is None or self._given is not None:
+            return None
+        rows = take_rows(extra.reshape(-1, extra.shape[-1]), self.rows).float()
+        return torch.exp(rows - torch.logaddexp(self.finetuned_log_normaliser, rows.logsumexp(1)).unsqueeze(1))
 
     @cached_property
     def log_ratio(self) -> Tensor:
@@ -165,6 +179,7 @@ class PairedBatch:
         sample_indices: [B] long, index of each sample in the corpus.
         base_hidden, finetuned_hidden: absolute layer -> [B, S, d_model] in model dtype, residual stream after the layer.
         base_logits, finetuned_logits: [B, S, V] in model dtype, or None when no accumulator needs logits. Read them in `update_logits`.
+        finetuned_extra_logits: [B, S, E] of token ids that the base model does not have, or None.
     """
 
     input_ids: Tensor
@@ -175,6 +190,7 @@ class PairedBatch:
     finetuned_hidden: dict[int, Tensor] = field(default_factory=dict)
     base_logits: Tensor | None = None
     finetuned_logits: Tensor | None = None
+    finetuned_extra_logits: Tensor | None = None
     scratch: Scratch | None = None
 
     @cached_property

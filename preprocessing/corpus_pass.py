@@ -19,6 +19,7 @@ from torch import Tensor
 
 from organisms.progress import Progress, silent
 from organisms.settings import settings
+from model_pairs.forward import ForwardOutput
 from preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
 from preprocessing.spool import Spool, split_blocks
 from preprocessing.tokenize import TokenizedCorpus
@@ -34,6 +35,9 @@ CHUNK_BYTES_CPU = 2 * 2**20
 CHUNK_BYTES_GPU = 256 * 2**20
 LOGIT_BYTES = 512 * 2**20
 """Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than `settings().batch_tokens`."""
+
+
+_NOTHING = ForwardOutput(None)
 
 
 @dataclass
@@ -123,47 +127,48 @@ class _Runner:
             return
         for indices in self.plan:
             batch = self._inputs(indices)
-            batch.base_logits, batch.base_hidden = self._forward("base", batch)
-            batch.finetuned_logits, batch.finetuned_hidden = self._forward("finetuned", batch)
+            self._attach(batch, "base", self._forward("base", batch))
+            self._attach(batch, "finetuned", self._forward("finetuned", batch))
             yield batch
-            self._attach(batch, "base", None, {})
-            self._attach(batch, "finetuned", None, {})
+            self._attach(batch, "base", _NOTHING)
+            self._attach(batch, "finetuned", _NOTHING)
 
     def _in_blocks(self) -> Iterator[PairedBatch]:
         """One side of a block of batches goes to a temporary file, then the other side runs; every block starts with the side that is resident."""
         first: Side = "base"
         # Four bytes a value: enough for float32 models, and a reserve of two for the others.
-        per_token = 4 * ((self.pair.vocab_size if self.logits else 0) + len(self.layers) * self.pair.d_model)
+        vocabulary = self.pair.vocab_size + len(self.pair.new_tokens)
+        per_token = 4 * ((vocabulary if self.logits else 0) + len(self.layers) * self.pair.d_model)
         for block in split_blocks(self.plan, [len(ids) for ids in self.corpus.ids], per_token):
             second: Side = "finetuned" if first == "base" else "base"
             with Spool() as spool:
                 batches = [self._inputs(indices) for indices in block]
                 with self.pair.side_loaded(first):
                     for batch in batches:
-                        logits, hidden = self._forward(first, batch)
-                        spool.put(hidden, None if logits is None else take_rows(logits.view(-1, logits.shape[-1]), batch.compared_rows))
+                        output = self._forward(first, batch)
+                        spool.put(output.hidden, None if output.logits is None else _compared_rows(output, batch))
                 with self.pair.side_loaded(second):
                     for batch in batches:
-                        logits, hidden = self._forward(second, batch)
+                        output = self._forward(second, batch)
                         stored_hidden, rows = spool.take(self.device)
                         stored = None
                         if rows is not None:
                             stored = rows.new_zeros(*batch.input_ids.shape, rows.shape[-1])
                             stored.view(-1, rows.shape[-1])[batch.compared_rows] = rows
-                        self._attach(batch, first, stored, stored_hidden)
-                        self._attach(batch, second, logits, hidden)
+                        self._attach(batch, first, ForwardOutput(stored, stored_hidden).cut(self.pair.vocab_size))
+                        self._attach(batch, second, output)
                         yield batch
-                        self._attach(batch, first, None, {})
-                        self._attach(batch, second, None, {})
+                        self._attach(batch, first, _NOTHING)
+                        self._attach(batch, second, _NOTHING)
                 self.statistics.spooled_bytes += spool.written
             first = second
 
     @staticmethod
-    def _attach(batch: PairedBatch, side: Side, logits: Tensor | None, hidden: dict[int, Tensor]) -> None:
+    def _attach(batch: PairedBatch, side: Side, output: ForwardOutput) -> None:
         if side == "base":
-            batch.base_logits, batch.base_hidden = logits, hidden
+            batch.base_logits, batch.base_hidden = output.logits, dict(output.hidden)
         else:
-            batch.finetuned_logits, batch.finetuned_hidden = logits, hidden
+            batch.finetuned_logits, batch.finetuned_hidden, batch.finetuned_extra_logits = output.logits, dict(output.hidden), output.extra_logits
 
     def _inputs(self, indices: list[int]) -> PairedBatch:
         lengths = [len(self.corpus.ids[index]) for index in indices]
@@ -182,7 +187,7 @@ class _Runner:
             scratch=self.scratch,
         )
 
-    def _forward(self, side: Side, batch: PairedBatch) -> tuple[Tensor | None, dict[int, Tensor]]:
+    def _forward(self, side: Side, batch: PairedBatch) -> ForwardOutput:
         started = time.monotonic()
         output = self.pair.forward(side, batch.input_ids, batch.attention_mask, layers=self.layers, logits=self.logits)
         if self.device.type == "cuda":
@@ -190,4 +195,11 @@ class _Runner:
         self.statistics.forward_seconds += time.monotonic() - started
         self.done += batch.input_ids.numel()
         self.progress(self.done, self.total, "reading text")
-        return output.logits, dict(output.hidden)
+        return output
+
+
+def _compared_rows(output: ForwardOutput, batch: PairedBatch) -> Tensor:
+    """Logits of the compared positions [N, V + E], those of ids beyond the common vocabulary last."""
+    parts = [part for part in (output.logits, output.extra_logits) if part is not None]
+    rows = [take_rows(part.view(-1, part.shape[-1]), batch.compared_rows) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)

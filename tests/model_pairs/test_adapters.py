@@ -136,7 +136,8 @@ def test_identical_sides_are_refused_unless_declared(tiny_models, tiny_adapters,
 def test_models_that_do_not_fit_together(tiny_models, make_pair, pairs):
     folder = tiny_models()
     for other, words in (
-        (tiny_models(vocabulary=400), "320 entries, the finetuned model 400"),
+        (tiny_models(vocabulary=400, tokenizer=False), "320 entries, the finetuned model 400"),
+        (tiny_models(vocabulary=300), "320 entries, the finetuned model 300, and 320 are in use"),
         (tiny_models(layers=2), "3 layers, the finetuned model 2"),
         (tiny_models(width=64), "32 dimensions, the finetuned model 64"),
     ):
