@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from model_pairs.forward import ForwardOutput
 from organisms.progress import Progress, silent
 from organisms.settings import settings
-from model_pairs.forward import ForwardOutput
 from preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
 from preprocessing.spool import Spool, split_blocks
 from preprocessing.tokenize import TokenizedCorpus
@@ -38,6 +38,13 @@ LOGIT_BYTES = 512 * 2**20
 
 
 _NOTHING = ForwardOutput(None)
+
+
+def scratch_of(pair: LoadedPair) -> Scratch:
+    """Buffers for chunks of a few positions, as many as the cache of the pair's device takes well."""
+    device = torch.device(pair.device)
+    chunk_bytes = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_GPU
+    return Scratch(max(1, chunk_bytes // (4 * pair.vocab_size)), pair.vocab_size, device)
 
 
 @dataclass
@@ -115,8 +122,7 @@ class _Runner:
         self.plan = plan_batches([len(ids) for ids in corpus.ids], budget)
         self.total = 2 * sum(len(batch) * len(corpus.ids[batch[0]]) for batch in self.plan)
         self.done = 0
-        chunk_bytes = CHUNK_BYTES_CPU if self.device.type == "cpu" else CHUNK_BYTES_GPU
-        self.scratch = Scratch(max(1, chunk_bytes // (4 * pair.vocab_size)), pair.vocab_size, self.device) if logits else None
+        self.scratch = scratch_of(pair) if logits else None
         statistics.batches = len(self.plan)
         statistics.read_tokens = self.total // 2
 

@@ -59,3 +59,38 @@ def bars(record: RunRecord) -> dict[str, Any]:
         ],
         "layout": {"xaxis": {"title": {"text": "log odds of expected occurrences, finetuned over base"}}, "margin": {"l": 120}},
     }
+
+
+_TOPIC_TOKENS = 10
+
+
+def topics(record: RunRecord) -> dict[str, Any]:
+    """The first tokens of each topic, as bars of their share of the topic's weights."""
+    from methods.logit_diff.views import TopicsParams
+    from methods.logit_diff.views import topics as read_topics
+
+    series = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": f"topic {topic.topic} ({100 * topic.mass:.0f} % of the mass)",
+            # Invisible marks keep equal tokens of different topics apart on the axis.
+            "y": [f"{token.token!r}" + "\u200b" * topic.topic for token in topic.tokens[::-1]],
+            "x": [token.weight for token in topic.tokens[::-1]],
+        }
+        for topic in read_topics(record, TopicsParams(tokens=_TOPIC_TOKENS)).topics
+    ]
+    return {"data": series, "layout": {"xaxis": {"title": {"text": "share of the topic's weights"}}, "margin": {"l": 120}}}
+
+
+def positions(record: RunRecord) -> dict[str, Any]:
+    """Mean size of the logit differences by position."""
+    rows = record.table("positions").to_pylist()
+    labels = [str(row["first"]) if row["first"] == row["last"] else f"{row['first']}-{row['last']}" for row in rows]
+    return {
+        "data": [{"type": "bar", "x": labels, "y": [row["mean_size"] for row in rows]}],
+        "layout": {
+            "xaxis": {"title": {"text": "position in the text"}, "type": "category"},
+            "yaxis": {"title": {"text": "mean |logit difference|"}},
+        },
+    }

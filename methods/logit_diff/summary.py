@@ -9,6 +9,7 @@ import numpy as np
 from methods.logit_diff.accumulator import LogitDifferenceAccumulator
 from methods.logit_diff.declaration import LogitDifferenceParams, LogitDifferenceResult
 from methods.logit_diff.evidence import NEEDED_STRONG_WORDS, PRIOR_PER_THOUSAND, Rise, rises, strong
+from methods.logit_diff.findings import find_new_tokens, find_positions, store_topics
 from methods.logit_diff.rows import RisenWord, TokenRow
 from methods.logit_diff.views import Entries, make_entries
 from methods.words import Vocabulary, vocabulary
@@ -21,8 +22,10 @@ _LEAST_GAIN_LISTED = 1e-3
 """Words listed as evidence gained at least this many expected occurrences per 1,000 positions."""
 
 
-def summarise(accumulator: LogitDifferenceAccumulator, pair: LoadedPair, params: LogitDifferenceParams, run: RunWriter) -> LogitDifferenceResult:
-    """Store the vocabulary's statistics in `run` and return the result."""
+def summarise(
+    accumulator: LogitDifferenceAccumulator, layer: int | None, pair: LoadedPair, params: LogitDifferenceParams, run: RunWriter
+) -> LogitDifferenceResult:
+    """Store the vocabulary's statistics in `run` and return the result. `layer`: the one that was read, None for the models' output."""
     words = vocabulary(pair.tokenizer, pair.vocab_size)
     expected_base, expected_finetuned = accumulator.expected_base.cpu().numpy(), accumulator.expected_finetuned.cpu().numpy()
     entries = _entries(accumulator, words, expected_base, expected_finetuned, params.normalise)
@@ -37,6 +40,9 @@ def summarise(accumulator: LogitDifferenceAccumulator, pair: LoadedPair, params:
         shown = order[entries.shown[order]]
         left_out += len(order) - len(shown)
         lists[sign] = [TokenRow(**entries.row(int(index), sign)) for index in shown[: params.list_length]]
+    topics, stability = store_topics(accumulator, pair, params, words, is_strong, run)
+    new_tokens, new_share = find_new_tokens(accumulator, pair, run)
+    profile = find_positions(accumulator, run)
     count = int(is_strong.sum())
     identical = not np.any(entries.risen) and not np.any(entries.fallen)
     stands_out = count >= NEEDED_STRONG_WORDS
@@ -50,11 +56,18 @@ def summarise(accumulator: LogitDifferenceAccumulator, pair: LoadedPair, params:
         risen=lists["risen"],
         fallen=lists["fallen"],
         ordering=params.ordering,
+        topics=topics,
+        topic_stability=stability,
+        position_profile=profile,
+        new_tokens=new_tokens,
+        new_tokens_per_thousand=new_share,
+        extraction=params.extraction,
+        layer=layer,
         left_out=left_out,
         positions=accumulator.rows,
-        samples=accumulator.samples,
+        samples=len(accumulator.corpus.ids),
         top_k=accumulator.top_k,
-        position_zero=accumulator.position_zero,
+        position_zero=accumulator.corpus.position_origin,
     )
 
 
@@ -126,7 +139,8 @@ def _store(
     run.add_array("expected_base", base.astype(np.float64))
     run.add_array("expected_finetuned", finetuned.astype(np.float64))
     run.add_array("rows_by_fold", accumulator.rows_by_fold)
+    run.add_array("risen_by_bin", accumulator.risen_by_bin.int())
     run.add_table("entries", {"text": entries.texts, "special": entries.special, "content": entries.content})
     run.add_table("vocabulary", {"text": words.texts, "special": words.special})
     run.note("positions", accumulator.rows)
-    run.note("position_zero", accumulator.position_zero)
+    run.note("position_zero", accumulator.corpus.position_origin)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.logit_diff.evidence import PRIOR_PER_THOUSAND, rises, shrunken_log_odds
-from methods.logit_diff.rows import Ordering, TokenRow
+from methods.logit_diff.evidence import PRIOR_PER_THOUSAND, log_odds_z, rises, shrunken_log_odds
+from methods.logit_diff.rows import NewTokenRow, Ordering, PositionRow, TokenRow
 from methods.words import build_vocabulary, normalise
+from organisms.errors import InvalidInput
 
 if TYPE_CHECKING:
     from methods.runs import RunRecord
@@ -80,6 +81,7 @@ class Entries:
     expected_base: np.ndarray
     expected_finetuned: np.ndarray
     log_odds: np.ndarray
+    log_odds_z: np.ndarray
     positions: int
 
     @property
@@ -95,8 +97,14 @@ class Entries:
             signed = self.mean_difference if sign == "risen" else -self.mean_difference
             indices = np.lexsort((-signed, -count))
             return indices[count[indices] > 0]
-        values = {"fraction_positive_diff": self.share_positive, "mean_difference": self.mean_difference, "log_odds": self.log_odds}[ordering]
-        moved = (self.mean_difference > 0) if sign == "risen" else (self.mean_difference < 0)
+        values = {
+            "fraction_positive_diff": self.share_positive,
+            "mean_difference": self.mean_difference,
+            "log_odds": self.log_odds,
+            "log_odds_z": self.log_odds_z,
+        }[ordering]
+        direction = values if ordering == "log_odds_z" else self.mean_difference
+        moved = (direction > 0) if sign == "risen" else (direction < 0)
         signed, mean = (values, self.mean_difference) if sign == "risen" else (-values, -self.mean_difference)
         indices = np.lexsort((-mean, -signed))
         return indices[moved[indices]]
@@ -110,6 +118,7 @@ class Entries:
             "share_positive": round(float(self.share_positive[index]), 4),
             "mean_difference": round(float(self.mean_difference[index]), 4),
             "log_odds": round(float(self.log_odds[index]), 4),
+            "log_odds_z": round(float(self.log_odds_z[index]), 3),
         }
 
 
@@ -131,7 +140,9 @@ def make_entries(
     base, finetuned = expected
     floor = NEGLIGIBLE_SHARE * positions / len(texts)
     log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * positions / 1000)
-    return Entries(texts, special, content, np.maximum(base, finetuned) < floor, *counts, *means, base, finetuned, log_odds, positions)
+    negligible = np.maximum(base, finetuned) < floor
+    z = log_odds_z(base, finetuned, positions)
+    return Entries(texts, special, content, negligible, *counts, *means, base, finetuned, log_odds, z, positions)
 
 
 def read_entries(record: RunRecord) -> Entries:
@@ -197,3 +208,130 @@ def token(record: RunRecord, params: TokenParams) -> TokenView:
     rise = rises(folded[0], folded[1], record.array("rows_by_fold"), PRIOR_PER_THOUSAND)
     error = float(rise.error[0])
     return TokenView(text=params.text, variants=variants[:20], log_odds=float(rise.log_odds[0]), error=error if np.isfinite(error) else None)
+
+
+class TopicsParams(_ViewParams):
+    """Which topics, and how much of each."""
+
+    topic: int | None = Field(None, ge=0, description="Only this one; None: all.")
+    tokens: int = Field(20, ge=1, le=200, description="Tokens of each topic, those with the largest weights.")
+    exemplars: int = Field(3, ge=0, le=10, description="Texts of each topic.")
+
+
+class TopicToken(BaseModel):
+    """A token of a topic."""
+
+    token: str
+    weight: float = Field(description="Share of the topic's weights (all tokens: 1).")
+    log_odds: float = Field(description="Of its expected occurrences over all positions read.")
+
+
+class TopicView(BaseModel):
+    """One topic."""
+
+    topic: int
+    mass: float
+    prevalence: float
+    concentration: float
+    stability: float | None
+    cosines: list[float] = Field(description="Cosine of its weights with those of each topic.")
+    tokens: list[TopicToken]
+    exemplars: list[str] = Field(description="Texts around the positions where it is strongest; its tokens rose as continuations at ▸.")
+
+
+class TopicsView(BaseModel):
+    """Topics of the run."""
+
+    topics: list[TopicView]
+    stability_by_number: dict[int, float] = Field(description="Number of topics tried -> stability of the least stable one.")
+
+
+def topics(record: RunRecord, params: TopicsParams) -> TopicsView:
+    """Topics with their tokens and exemplars."""
+    table = record.table("topics").to_pylist()
+    if params.topic is not None and params.topic >= len(table):
+        raise InvalidInput(
+            f"This run has {len(table)} topics, numbered from 0" + ("." if table else " (none: too few texts, no rise, or topic_entries=none).")
+        )
+    weights, columns = record.array("topic_weights"), record.array("topic_columns")
+    texts = record.table("vocabulary").column("text").to_pylist()
+    base, finetuned = (record.array(name).sum(axis=0)[columns] for name in ("expected_base", "expected_finetuned"))
+    log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * int(record.manifest.notes["positions"]) / 1000)
+    cosines = weights @ weights.T
+    shown = []
+    for row in table:
+        number = row["topic"]
+        if params.topic not in (None, number):
+            continue
+        shares = weights[number] / max(float(weights[number].sum()), 1e-12)
+        order = np.argsort(-shares, kind="stable")[: params.tokens]
+        tokens = [
+            TopicToken(token=texts[columns[index]], weight=round(float(shares[index]), 5), log_odds=round(float(log_odds[index]), 3))
+            for index in order
+            if shares[index] > 0
+        ]
+        shown.append(
+            TopicView(
+                **{name: row[name] for name in ("topic", "mass", "prevalence", "concentration", "stability")},
+                cosines=[round(float(value), 3) for value in cosines[number]],
+                tokens=tokens,
+                exemplars=row["exemplars"][: params.exemplars],
+            )
+        )
+    curve = {int(number): value for number, value in record.manifest.notes.get("topic_stability", {}).items()}
+    return TopicsView(topics=shown, stability_by_number=curve)
+
+
+class PositionsParams(_ViewParams):
+    """How much of the profile."""
+
+    tokens: int = Field(8, ge=1, le=50, description="Tokens risen most often in each row.")
+
+
+class PositionTokens(PositionRow):
+    """A row of the profile with its tokens."""
+
+    tokens: list[str] = Field(description="Most often among the top_k risen there; special and negligible tokens left out.")
+    occurrences: list[float] = Field(description="Percent of these positions at which each token is.")
+
+
+class PositionsView(BaseModel):
+    """The positional profile."""
+
+    rows: list[PositionTokens]
+
+
+def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
+    """Size of the differences and risen tokens by position."""
+    entries = read_entries(record)
+    counts = record.array("risen_by_bin") * entries.shown
+    rows = []
+    for row, count in zip(record.table("positions").to_pylist(), counts, strict=True):
+        order = np.argsort(-count, kind="stable")[: params.tokens]
+        order = order[count[order] > 0]
+        shares = [round(100 * float(count[index]) / max(1, row["positions"]), 2) for index in order]
+        rows.append(PositionTokens(**row, tokens=[entries.texts[index] for index in order], occurrences=shares))
+    return PositionsView(rows=rows)
+
+
+class NewTokensParams(_ViewParams):
+    """A page of new tokens."""
+
+    offset: int = Field(0, ge=0)
+    limit: int = Field(30, ge=1, le=200)
+
+
+class NewTokensView(BaseModel):
+    """Tokens that the finetune added."""
+
+    rows: list[NewTokenRow]
+    total: int
+    next_offset: int | None
+
+
+def new_tokens(record: RunRecord, params: NewTokensParams) -> NewTokensView:
+    """A page of the tokens that the finetune added, by expected occurrences."""
+    rows = record.table("new_tokens").to_pylist()
+    page = rows[params.offset : params.offset + params.limit]
+    end = params.offset + len(page)
+    return NewTokensView(rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=end if end < len(rows) else None)
