@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mcp_server.comparing import greedy_divergence, score_candidates, spans
 from mcp_server.tools_models import AskArguments, CompareArguments, CompareResult, Mover, PositionDetail, SideName
 from model_pairs.chat import ChatMessage
 from model_pairs.generation import GenerationRequest, Sampling
@@ -51,13 +52,29 @@ def generation_requests(arguments: AskArguments) -> list[GenerationRequest]:
 
 
 def compare(pair: LoadedPair, arguments: CompareArguments, progress: Progress) -> CompareResult:
-    """Log-probability of every token of a text under both sides, and KL(finetuned || base) where it stands, from float32 log-softmax.
+    """Log-probability of every token of a text under both sides, and KL(finetuned || base) where it stands, from float32 log-softmax; then the
+    candidates and the greedy answers that were asked for.
 
     Without a prompt the first token has nothing before it unless the tokenizer puts a BOS there; then it cannot be scored and is left out.
 
     Raises:
         InvalidInput: fewer than two tokens, or more than the context holds.
     """
+    result = _compare_text(pair, arguments, progress) if arguments.text else _NO_TEXT.model_copy()
+    if arguments.candidates:
+        progress(0, 1, "scoring candidates")
+        result.candidates = score_candidates(pair, arguments)
+    if arguments.greedy_tokens:
+        result.greedy = greedy_divergence(pair, arguments, progress)
+    return result
+
+
+_NO_TEXT = CompareResult(
+    tokens=[], base_log_prob=[], finetuned_log_prob=[], kl=[], mean_kl=0.0, mean_log_prob_difference=0.0, top=[], truncated=False
+)
+
+
+def _compare_text(pair: LoadedPair, arguments: CompareArguments, progress: Progress) -> CompareResult:
     ids, start, truncated = text_ids(pair, arguments)
     if len(ids) <= start:
         raise InvalidInput("the text has no token that could be scored; give a longer one")
@@ -85,6 +102,7 @@ def compare(pair: LoadedPair, arguments: CompareArguments, progress: Progress) -
         mean_log_prob_difference=float(f"{float(difference.mean()):.4g}"),
         top=details,
         truncated=truncated,
+        spans=spans(difference.tolist(), lambda begin, end: str(pair.tokenizer.decode(targets[begin:end]))),
     )
 
 

@@ -108,12 +108,33 @@ class AskResult(BaseModel):
 class CompareArguments(PairArguments, WaitArguments):
     """Arguments of compare_text."""
 
-    text: str = Field(min_length=1, max_length=50_000, description="The text to score.")
+    text: str = Field("", max_length=50_000, description="The text to score.")
     prompt: str | None = Field(
         None, max_length=20_000, description="A user message: the text is then scored as the answer to it, in the chat template."
     )
+    candidates: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Alternative answers to `prompt` (without a prompt: continuations of `text`), each scored whole under both models and ranked.",
+    )
+    greedy_tokens: int = Field(
+        0, ge=0, le=256, description="Let both models answer `prompt` (or go on after `text`) greedily for so many tokens and show where they part."
+    )
     top: int = Field(5, ge=1, le=50, description="Positions to detail, those with the largest KL.")
-    max_tokens: int = Field(150, ge=1, le=1024, description="Tokens of the text to score, from its start.")
+    max_tokens: int = Field(150, ge=1, le=1024, description="Tokens of the text (and of each candidate) to score, from its start.")
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> CompareArguments:
+        if not self.text and not self.candidates and not self.greedy_tokens:
+            raise ValueError("give a text to score, candidates, or greedy_tokens")
+        if not self.text and self.prompt is None:
+            raise ValueError("candidates and greedy_tokens need a prompt to answer or a text to go on from")
+        return self
+
+    @property
+    def interactions(self) -> int:
+        """One for the text, one a candidate, one for the greedy answers."""
+        return bool(self.text) + len(self.candidates) + bool(self.greedy_tokens)
 
 
 class Mover(BaseModel):
@@ -134,6 +155,40 @@ class PositionDetail(BaseModel):
     down: list[Mover] = Field(description="Tokens that finetuned expects less than base.")
 
 
+class Span(BaseModel):
+    """A stretch of the text that one model expects more."""
+
+    start: int = Field(description="First position.")
+    end: int = Field(description="Position after the last.")
+    text: str
+    difference: float = Field(description="Sum of finetuned minus base log-probabilities over the stretch, nats.")
+
+
+class CandidateScore(BaseModel):
+    """A candidate under both models."""
+
+    candidate: str = Field(description="Its beginning.")
+    tokens: int = Field(description="Tokens scored.")
+    base: float = Field(description="Log-probability of the whole under base, nats.")
+    finetuned: float
+    base_per_token: float
+    finetuned_per_token: float
+    base_rank: int = Field(description="1 = the candidate that base finds likeliest a token.")
+    finetuned_rank: int
+
+
+class GreedyDivergence(BaseModel):
+    """Both models' greedy answers, and where they part. Texts are untrusted."""
+
+    parts: bool = Field(description="Whether the answers differ within greedy_tokens.")
+    common: str = Field(description="UNTRUSTED text that both write first.")
+    base: str = Field(description="UNTRUSTED text of base after that.")
+    finetuned: str = Field(description="UNTRUSTED text of finetuned after that.")
+    after_tokens: int | None = Field(description="Tokens of the common text; None when the answers are the same.")
+    base_top: list[Mover] = Field(description="Likeliest next tokens of base where they part.")
+    finetuned_top: list[Mover] = Field(description="Likeliest next tokens of finetuned there.")
+
+
 class CompareResult(BaseModel):
     """One text under both models; the lists have one entry a token (data of a heat map). Natural logarithms."""
 
@@ -147,6 +202,9 @@ class CompareResult(BaseModel):
     )
     top: list[PositionDetail]
     truncated: bool = Field(description="Whether the text went on after the last token scored.")
+    spans: list[Span] = Field(default_factory=list, description="Stretches whose summed log-probability difference is largest, by size.")
+    candidates: list[CandidateScore] = Field(default_factory=list, description="By how much finetuned prefers them over base, a token.")
+    greedy: GreedyDivergence | None = None
 
 
 async def ask_models(call: Call, arguments: AskArguments) -> Reply:
@@ -220,10 +278,10 @@ async def compare_text(call: Call, arguments: CompareArguments) -> Reply:
             return compare(pair, arguments, job)
 
     key = [await call.identity(spec), arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only"}, mode="json")]
-    tokens = min(arguments.max_tokens, len(arguments.text))
-    return await call.run_job(
-        key, work, _present_comparison, spec=spec, interactions=1, estimate=CostEstimate(tokens=tokens, forward_passes=2, seconds=None, bytes=0)
-    )
+    tokens = sum(min(arguments.max_tokens, len(text)) for text in (arguments.text, *arguments.candidates)) + arguments.greedy_tokens
+    passes = 2 * (bool(arguments.text) + -(-len(arguments.candidates) // 8) + arguments.greedy_tokens)
+    estimate = CostEstimate(tokens=tokens, forward_passes=passes, seconds=None, bytes=0)
+    return await call.run_job(key, work, _present_comparison, spec=spec, interactions=arguments.interactions, estimate=estimate)
 
 
 def _present_comparison(call: Call, result: CompareResult) -> Reply:
@@ -236,15 +294,36 @@ def _present_comparison(call: Call, result: CompareResult) -> Reply:
             for name, listed in (("up", detail.up), ("down", detail.down))
         ]
         details.append(f"{detail.position} {quote(detail.token)} KL {detail.kl:.2f}: {'; '.join(movers)}")
-    text = "\n".join(
-        [
+    lines, fenced = [], []
+    if result.tokens:
+        lines.append(
             f"mean KL {result.mean_kl:.4g} nats, mean log-probability difference {result.mean_log_prob_difference:+.4g} nats a token over "
-            f"{len(result.tokens)} tokens" + (" (the text goes on; raise max_tokens)" if result.truncated else ""),
-            NOTICE,
-            Fence().around("\n".join(["largest KL, with the probabilities that moved most:", *details, "position token base finetuned kl:", *table])),
+            f"{len(result.tokens)} tokens" + (" (the text goes on; raise max_tokens)" if result.truncated else "")
+        )
+        if result.spans:
+            fenced += ["stretches that one model expects more (finetuned - base, nats):"]
+            fenced += [f"{span.start}-{span.end - 1} {span.difference:+.2f} {quote(span.text)}" for span in result.spans]
+        fenced += ["largest KL, with the probabilities that moved most:", *details, "position token base finetuned kl:", *table]
+    if result.candidates:
+        fenced.append("candidates: log-probability base finetuned (a token; rank):")
+        fenced += [
+            f"{row.base:.2f} ({row.base_per_token:.3f}; {row.base_rank}) {row.finetuned:.2f} ({row.finetuned_per_token:.3f}; {row.finetuned_rank}) "
+            f"{quote(row.candidate)}"
+            for row in result.candidates
         ]
-    )
-    return Reply(result, text)
+    if result.greedy is not None:
+        fenced += _greedy_lines(result.greedy)
+    return Reply(result, "\n".join([*lines, NOTICE, Fence().around("\n".join(fenced))]))
+
+
+def _greedy_lines(greedy: GreedyDivergence) -> list[str]:
+    if not greedy.parts:
+        return [f"greedy answers are the same: {quote(greedy.common)}"]
+    lines = [f"greedy answers part after {greedy.after_tokens} tokens: {quote(greedy.common)}"]
+    for name, text, top in (("base", greedy.base, greedy.base_top), ("finetuned", greedy.finetuned, greedy.finetuned_top)):
+        likeliest = ", ".join(f"{quote(mover.token)} base {mover.base:.2g} finetuned {mover.finetuned:.2g}" for mover in top)
+        lines += [f"{name} goes on: {quote(text)}", f"likeliest for {name}: {likeliest}"]
+    return lines
 
 
 def declarations() -> Mapping[str, ToolDeclaration]:
@@ -271,12 +350,13 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "Score one text under the base and the finetuned model: the log-probability of every token, the KL divergence at every position (nats), "
             "and where the models "
             "differ most the tokens whose probability moved. Data of a heat map. Use it on a sentence you suspect one model was taught: a text that "
-            "was trained on is "
-            "likelier under finetuned. Give `prompt` to score the text as a chat answer. For many texts use the kl method.",
+            "was trained on is likelier under finetuned. Give `prompt` to score the text as a chat answer. `candidates` ranks whole alternative answers "
+            "under both models; `greedy_tokens` shows where the models' most probable answers part. One interaction for the text, one a candidate, one "
+            "for the greedy answers. For many texts use the kl method.",
             CompareArguments,
             CompareResult,
             compare_text,
-            price="1",
+            price="1 for the text, a candidate, the greedy answers",
         ),
     ]
     return {tool.name: tool for tool in tools}

@@ -21,6 +21,7 @@ GROUP = "diffing.methods"
 _BUILT_IN = (
     ("methods.kl.declaration", "KLDivergence"),
     ("methods.logit_diff.declaration", "LogitDifference"),
+    ("methods.continuation_mining.declaration", "ContinuationMining"),
     ("methods.perplexity_difference.declaration", "PerplexityDifference"),
     ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
     ("methods.patchscope.declaration", "Patchscope"),

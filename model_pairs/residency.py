@@ -121,7 +121,7 @@ class ModelPairs:
         tokenizer = next((each for each in given if each.chat_template), given[0])
         if two_tokenizers and (new_tokens := added_tokens(tokenizers["base"], tokenizers["finetuned"])):
             # Prompts must mean the same to both sides, so they are made without the new tokens.
-            template, tokenizer = tokenizer.chat_template, tokenizers["base"]
+            template, tokenizer = tokenizer.chat_template, given[0]
             if not tokenizer.chat_template and template:
                 tokenizer = _with_template(tokenizer, template)
         vocabulary = check_vocabularies(configs["base"], configs["finetuned"], 1 + max(given[0].get_vocab().values()), two_tokenizers)

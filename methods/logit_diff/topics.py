@@ -123,7 +123,8 @@ def factorise(values: csr_matrix, topics: int, kind: Factorisation, seed: int) -
     # Multiplicative updates cannot leave zero, so KL starts from a filled initialisation.
     arguments: dict[str, Any] = {"solver": "cd"} if kind == "frobenius" else {"solver": "mu", "beta_loss": "kullback-leibler"}
     model = NMF(topics, init="nndsvda", random_state=seed, max_iter=_ITERATIONS, tol=1e-3, **arguments)
-    with warnings.catch_warnings():
+    # A residual of exactly zero may come out as a tiny negative square.
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)
         activations = model.fit_transform(values)
     return _unit_rows(activations, model.components_)

@@ -92,6 +92,8 @@ def test_the_pass_gives_the_probability_of_new_tokens(together, grown, make_pair
         for sample, ids in enumerate(corpus.ids):
             assert max(ids) < 320
             output = pair.forward("finetuned", torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))
+            assert output.logits is not None
+            assert output.extra_logits is not None
             expected = torch.cat([output.logits, output.extra_logits], -1)[0].float().softmax(-1)[:, 320:]
             got = torch.stack([collect.probs[sample, position] for position in range(len(ids))])
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-3)

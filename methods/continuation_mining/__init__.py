@@ -1,0 +1,1 @@
+"""Continuation mining: what each model says next where the two differ most."""

@@ -1,0 +1,101 @@
+"""compare_text beyond single tokens: spans, candidates and greedy answers, against direct computations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mcp_server.comparing import greedy_divergence, score_candidates, spans
+from mcp_server.querying import compare
+from mcp_server.tools_models import CompareArguments, _present_comparison
+from organisms.progress import silent
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_models, tiny_adapters, make_pair, pairs):
+    """A loaded tiny pair (`tiny_pair` of this folder is a reference)."""
+    model = tiny_models()
+    with pairs.use(make_pair(model, adapter=tiny_adapters(model))) as pair:
+        yield pair
+
+
+def text_of(start: int, end: int) -> str:
+    return f"{start}:{end}"
+
+
+def test_spans_are_the_heaviest_stretches() -> None:
+    found = spans([0.1, 3, -0.5, 2, 0.0, -4, -1, 0.2], text_of)
+    assert [(span.start, span.end, span.difference) for span in found] == [(5, 7, -5.0), (0, 4, 4.6)]
+    assert found[0].text == "5:7"
+    assert spans([0.0, 0.2, -0.3], text_of) == []
+
+
+@given(st.lists(st.floats(-5, 5), max_size=30))
+def test_spans_never_overlap_and_their_sums_are_right(differences: list[float]) -> None:
+    found = spans(differences, text_of, most=30)
+    taken: set[int] = set()
+    for span in found:
+        assert span.difference == pytest.approx(sum(differences[span.start : span.end]), abs=2e-3)
+        assert not taken & set(range(span.start, span.end))
+        taken |= set(range(span.start, span.end))
+    sums = [abs(span.difference) for span in found]
+    assert sums == sorted(sums, reverse=True)
+    every = [abs(sum(differences[a:b])) for a in range(len(differences)) for b in range(a + 1, len(differences) + 1)]
+    if found:
+        assert sums[0] == pytest.approx(max(every), abs=2e-3)
+
+
+def test_candidates_are_scored_after_the_same_context(loaded) -> None:
+    arguments = CompareArguments(pair="x", text="the quick", candidates=[" brown fox", " lazy dog over it", "!"])
+    rows = score_candidates(loaded, arguments)
+    assert sorted(row.finetuned_rank for row in rows) == sorted(row.base_rank for row in rows) == [1, 2, 3]
+    gains = [row.finetuned_per_token - row.base_per_token for row in rows]
+    assert gains == sorted(gains, reverse=True)
+    tokenizer = loaded.tokenizer
+    context = tokenizer("the quick")["input_ids"]
+    for row in rows:
+        ids = torch.tensor([context + tokenizer(row.candidate)["input_ids"]])
+        for side in ("base", "finetuned"):
+            logs = loaded.forward(side, ids, torch.ones_like(ids)).logits[0].log_softmax(-1)
+            expected = sum(float(logs[place - 1, ids[0, place]]) for place in range(len(context), ids.shape[1]))
+            assert getattr(row, side) == pytest.approx(expected, abs=2e-3)
+        assert row.tokens == ids.shape[1] - len(context)
+
+
+def test_greedy_answers_part_where_the_models_choose_otherwise(tiny_models, tiny_adapters, make_pair, pairs) -> None:
+    model = tiny_models()
+    with pairs.use(make_pair(model, adapter=tiny_adapters(model, scale=0.3))) as pair:
+        found = greedy_divergence(pair, CompareArguments(pair="x", prompt="rivers", greedy_tokens=12), silent)
+        assert found.parts
+        assert found.base != found.finetuned
+        assert found.base_top[0].base == max(mover.base for mover in found.base_top)
+        assert found.finetuned_top[0].finetuned == max(mover.finetuned for mover in found.finetuned_top)
+
+
+def test_equal_models_never_part(identical_pair) -> None:
+    arguments = CompareArguments(pair="x", text="rivers run to the sea", candidates=["a", " b"], greedy_tokens=6)
+    result = compare(identical_pair, arguments, silent)
+    assert result.greedy is not None
+    assert not result.greedy.parts
+    assert result.spans == []
+    assert all(row.base == row.finetuned for row in result.candidates)
+
+
+def test_text_shows_all_parts_and_what_was_not_asked_is_left_out(loaded) -> None:
+    whole = compare(loaded, CompareArguments(pair="x", text="the lazy dog", candidates=[" runs"], greedy_tokens=4), silent)
+    shown = _present_comparison(None, whole).text  # type: ignore[arg-type]
+    assert all(words in shown for words in ("mean KL", "candidates", "greedy answers"))
+    alone = compare(loaded, CompareArguments(pair="x", prompt="the lazy dog", candidates=["runs", "stays"]), silent)
+    assert alone.tokens == []
+    assert "mean KL" not in _present_comparison(None, alone).text  # type: ignore[arg-type]
+
+
+def test_arguments_need_something_to_compare() -> None:
+    with pytest.raises(ValidationError, match="give a text"):
+        CompareArguments(pair="x", prompt="hello")
+    with pytest.raises(ValidationError, match="need a prompt"):
+        CompareArguments(pair="x", candidates=["a"])
+    assert CompareArguments(pair="x", text="a", candidates=["b", "c"], greedy_tokens=3).interactions == 4
