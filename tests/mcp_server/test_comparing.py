@@ -86,11 +86,11 @@ def test_equal_models_never_part(identical_pair) -> None:
 
 def test_text_shows_all_parts_and_what_was_not_asked_is_left_out(loaded) -> None:
     whole = compare(loaded, CompareArguments(pair="x", text="the lazy dog", candidates=[" runs"], greedy_tokens=4), silent)
-    shown = _present_comparison(None, whole).text  # type: ignore[arg-type]
+    shown = _present_comparison(None, whole).text
     assert all(words in shown for words in ("mean KL", "candidates", "greedy answers"))
     alone = compare(loaded, CompareArguments(pair="x", prompt="the lazy dog", candidates=["runs", "stays"]), silent)
     assert alone.tokens == []
-    assert "mean KL" not in _present_comparison(None, alone).text  # type: ignore[arg-type]
+    assert "mean KL" not in _present_comparison(None, alone).text
 
 
 def test_arguments_need_something_to_compare() -> None:

@@ -164,12 +164,15 @@ def test_two_planted_topics_of_a_model(tiny_models: Any, make_pair: Any, pairs: 
         assert topic.stability > 0.8
         assert len(topic.exemplars) == 3
         assert all(letter in letters for letter in topic.exemplars[0].replace("▸", ""))
-    assert record.result().topics[0].tokens
+    result: Any = record.result()
+    assert [row.topic for row in result.topics] == list(range(len(result.topics)))
+    assert result.topics[0].tokens
 
 
 def test_an_identical_pair_has_no_topics(tiny_models: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(f"rivers run to the sea {index}" for index in range(20)))
     arguments = {"corpus": str(tmp_path / "texts.txt")}
     record = run_methods(pairs, make_pair(tiny_models(), declared_identical=True), [(NAME, arguments)], RunStore(tmp_path / "runs"))[0]
-    assert record.result().topics == []
-    assert get_method(NAME).views["topics"].run(record, TopicsParams()).topics == []
+    result: Any = record.result()
+    view: Any = get_method(NAME).views["topics"].run(record, TopicsParams())
+    assert result.topics == view.topics == []
