@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 MOST_KEPT = 20_000_000
 """Largest number of differences kept for topics."""
-PATCHSCOPE_TOKENS = 17
-"""Tokens of the patchscope prompt, about, for estimates."""
 
 
 class LogitDifferenceParams(CorpusMethodParams):
@@ -44,7 +42,7 @@ class LogitDifferenceParams(CorpusMethodParams):
     extraction: Extraction = Field(
         "logits",
         description="Where logits come from: the models' output, `logit_lens` (final norm and unembedding on the residual stream of extraction_layer) or "
-        "`patchscope` (that state put into a prompt that repeats words; costs a short forward a position and side).",
+        "`patchscope` (that state put into a prompt that repeats words; costs a token a position and side).",
     )
     extraction_layer: int | float = Field(
         0.75, description="Relative depth in [0, 1] (a float) or absolute layer (an integer) of the other two extractions."
@@ -191,8 +189,8 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
         cost = super().estimate(pair, params)
         if params.extraction == "patchscope":
             positions = min(params.patchscope_positions, cost.tokens)
-            cost.tokens += positions * PATCHSCOPE_TOKENS
-            cost.forward_passes += 2 * -(-positions // 40)
+            cost.tokens += positions
+            cost.forward_passes += 2 * -(-positions // 256)
         if pair.tokens_per_second:
             cost.seconds = 2 * cost.tokens / pair.tokens_per_second
         return cost

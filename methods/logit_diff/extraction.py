@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from methods.patchscope.reading import IDENTITY_PROMPTS
 from model_pairs.interventions import Intervention
 from organisms.errors import InvalidInput
 from preprocessing.batches import Accumulator, LogitChunk, PairedBatch
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair
     from model_pairs.specs import Side
 
-IDENTITY_PROMPT = "man -> man\n1135 -> 1135\nhello -> hello\n?"
+IDENTITY_PROMPT = IDENTITY_PROMPTS[0]
 """The last token's state is replaced; the examples before it set the task: say the word again."""
+_MOST_PROMPTS = 256
+"""Patched prompts at once: each holds keys and values of the whole prompt."""
 _BLOCK_BYTES = 128 * 2**20
 """Bytes of one side's float32 logits at once."""
 
@@ -58,9 +61,10 @@ class ExtractedAccumulator(Accumulator):
         self._chosen = chosen
         lengths = [len(ids) - start for ids, start in zip(statistics.corpus.ids, statistics.corpus.content_start, strict=True)]
         self._offsets = torch.tensor([0, *lengths[:-1]], device=pair.device).cumsum(0)
-        self._prompt = torch.tensor([pair.tokenizer(IDENTITY_PROMPT)["input_ids"]], device=pair.device)
-        width = 1 if extraction == "logit_lens" else self._prompt.shape[1]
-        self._block = max(1, _BLOCK_BYTES // (4 * width * pair.vocab_size))
+        self._prompt: list[int] = pair.tokenizer(IDENTITY_PROMPT)["input_ids"]
+        self._block = max(1, _BLOCK_BYTES // (4 * pair.vocab_size))
+        if extraction == "patchscope":
+            self._block = min(self._block, _MOST_PROMPTS)
 
     def update(self, batch: PairedBatch) -> None:
         """Read the batch's positions, a block at a time."""
@@ -82,9 +86,4 @@ class ExtractedAccumulator(Accumulator):
         states = hidden.reshape(-1, hidden.shape[-1])[rows]
         if self.extraction == "logit_lens":
             return self.pair.logit_lens(side, states)
-        prompts = self._prompt.expand(len(rows), -1)
-        patch = Intervention(self.layers[0], states, mode="replace", positions="last_prompt_token")
-        logits = self.pair.forward(side, prompts, torch.ones_like(prompts), interventions=[patch]).logits
-        if logits is None:
-            raise RuntimeError("a pass that was asked for logits gave none")
-        return logits[:, -1].float()
+        return self.pair.last_token_logits(side, self._prompt, len(rows), [Intervention(self.layers[0], states, mode="replace")])
