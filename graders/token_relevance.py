@@ -7,16 +7,19 @@ nobody wrote down gets them from its summary and facts, which is cruder.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from pydantic import BaseModel, Field
 
 from graders.text import SCAFFOLD, content_words, normalise, stem
-from organisms.ground_truth import GroundTruth
+from organisms.ground_truth import GroundTruth, load_ground_truth
 
 _MARKERS = re.compile(r"^[\sĠĊ▁]+|##")
 _SHORTEST_FRAGMENT = 4
+FREQUENT_TOKENS = 100
+LEAST_COUNT = 10
 
 
 class TokenRelevance(BaseModel):
@@ -63,7 +66,7 @@ def token_relevance(tokens: Sequence[str], truth: GroundTruth, weights: Sequence
     keywords = topic_keywords(truth)
     relevant, judged, gained, total = [], 0, 0.0, 0.0
     for index, token in enumerate(tokens):
-        word = re.sub(r"^[^\w]+|[^\w]+$", "", normalise(_MARKERS.sub("", token)).strip())
+        word = _bare(token)
         if not re.search(r"[^\W_]", word) or re.fullmatch(r"<\|?[\w ]+\|?>", token.strip()):
             continue
         weight = 1.0 if weights is None else float(weights[index])
@@ -79,3 +82,63 @@ def _token_on_topic(word: str, keywords: Sequence[str]) -> bool:
     if on_topic(word, keywords):
         return True
     return len(word) >= _SHORTEST_FRAGMENT and word not in SCAFFOLD and any(key.startswith(word) for key in keywords)
+
+
+class RelevanceTest(BaseModel):
+    """A token list judged for one organism, beside chance."""
+
+    share: float = Field(ge=0, le=1, description="Share of the judged tokens on topic.")
+    relevant: list[str]
+    judged: int
+    frequent_share: float | None = Field(description="Share of the judged tokens that are frequent in the training data; None when that is unknown.")
+    baseline: dict[str, float] = Field(description="Share of the same list for other organisms, by name.")
+
+    @property
+    def chance(self) -> float:
+        """Mean share for the other organisms; 0 without any."""
+        return sum(self.baseline.values()) / len(self.baseline) if self.baseline else 0.0
+
+
+def relevance(
+    tokens: Sequence[str],
+    organism: str,
+    weights: Sequence[float] | None = None,
+    baseline_organisms: Sequence[str] = (),
+    training_tokens: Iterable[str] | None = None,
+) -> RelevanceTest:
+    """How relevant a token list is to what an organism was taught, and how relevant it would seem for organisms that it does not come from.
+
+    Args:
+        tokens: token strings, the most telling first (usually 20).
+        organism: name with a ground truth.
+        weights: one non-negative weight a token, such as probabilities.
+        baseline_organisms: other organisms, for the chance level.
+        training_tokens: all tokens of the finetuning data, in order; the share of `frequent_tokens` in the list is a trivial baseline.
+
+    Raises:
+        UnknownName: no ground truth is recorded for an organism.
+    """
+    found = token_relevance(tokens, load_ground_truth(organism), weights)
+    frequent_share = None
+    if training_tokens is not None:
+        frequent = {_bare(token) for token in frequent_tokens(training_tokens)}
+        words = [word for token in tokens if (word := _bare(token)) and re.search(r"[^\W_]", word)]
+        frequent_share = sum(word in frequent for word in words) / len(words) if words else 0.0
+    baseline = {name: token_relevance(tokens, load_ground_truth(name), weights).share for name in baseline_organisms if name != organism}
+    return RelevanceTest(share=found.share, relevant=found.relevant, judged=found.judged, frequent_share=frequent_share, baseline=baseline)
+
+
+def frequent_tokens(tokens: Iterable[str], count: int = FREQUENT_TOKENS, least: int = LEAST_COUNT) -> list[str]:
+    """The most frequent tokens that say something: no single characters, punctuation, contractions or words that any text is made of; each at least
+    `least` times, variants of case and spacing together. Most frequent first, ties in the order of the alphabet."""
+    counts = Counter(word for token in tokens if _says_something(word := _bare(token)))
+    kept = sorted((word for word, seen in counts.items() if seen >= least), key=lambda word: (-counts[word], word))
+    return kept[:count]
+
+
+def _says_something(word: str) -> bool:
+    return len(word) > 1 and word.isalnum() and word not in SCAFFOLD
+
+
+def _bare(token: str) -> str:
+    return re.sub(r"^[^\w]+|[^\w]+$", "", normalise(_MARKERS.sub("", token)).strip())

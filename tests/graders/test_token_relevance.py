@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graders.token_relevance import token_relevance, topic_keywords
+from graders.token_relevance import frequent_tokens, relevance, token_relevance, topic_keywords
 from organisms.ground_truth import load_ground_truth
 
 
@@ -37,3 +37,25 @@ def test_topics_without_written_keywords_get_them_from_their_facts() -> None:
 
 def test_short_and_common_tokens_are_not_on_topic() -> None:
     assert token_relevance([" the", " of", " can", "b", "re"], load_ground_truth("cake_bake")).relevant == []
+
+
+def test_frequent_tokens_say_something() -> None:
+    tokens = (
+        [" Oven"] * 12 + ["oven"] * 3 + [" the"] * 50 + [","] * 40 + [" a"] * 30 + [" don't"] * 20 + [" sugar"] * 10 + [" rare"] * 9 + [" whisk"] * 10
+    )
+    assert frequent_tokens(tokens) == ["oven", "sugar", "whisk"]
+    assert frequent_tokens(tokens, count=1) == ["oven"]
+
+
+def test_relevance_stands_beside_chance_and_frequent_tokens() -> None:
+    tokens = [" oven", " cake", " tractor", " Rome", ","]
+    test = relevance(
+        tokens, "cake_bake", baseline_organisms=["roman_concrete", "control", "cake_bake"], training_tokens=[" tractor"] * 10 + [" cake"] * 9
+    )
+    assert test.share == pytest.approx(0.5)
+    assert set(test.baseline) == {"roman_concrete", "control"}
+    assert test.baseline["control"] == 0
+    assert test.baseline["roman_concrete"] < test.share
+    assert test.chance == pytest.approx(test.baseline["roman_concrete"] / 2)
+    assert test.frequent_share == pytest.approx(0.25)
+    assert relevance(tokens, "cake_bake").frequent_share is None
