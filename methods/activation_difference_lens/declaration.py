@@ -73,7 +73,7 @@ class ActivationDifferenceLensResult(MethodResult):
             lines.append(f"{row.layer}:{row.position} {row.count} {row.relative_norm:.3g} {stability} {noise} | {promoted} | {suppressed}")
         lines.append(
             f"{self.samples} samples; position 0 is the {self.position_zero}; `all` pools later positions; lens of the {self.lens_side} side, "
-            f"z against {self.random_directions} random directions; vectors are named LAYER:POSITION:difference"
+            f"z against {self.random_directions} random directions; read further with patchscope, steering or causal_effect: vector=RUN/LAYER:POSITION:difference"
         )
         return "\n".join(lines)
 
@@ -82,7 +82,9 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     """Activation difference lens: the mean difference of the two models' residual streams on unrelated text, at chosen layers and the first
     positions (and pooled over later ones), with its norm, spread and stability over halves of the samples. Each mean is read through the logit lens
     (`promoted`) and so is its negative (`suppressed`); a token's score is standardised against random directions of the same norm (z), because raw
-    lens lists are topped by rare tokens. Content words that several positions promote point at what was taught; single ones point at nothing.
+    lens lists are topped by rare tokens. Content words that several positions promote point at what was taught; single ones point at nothing. In small models the lens of a middle layer is often
+    unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it, to `steering` or to `causal_effect`. In chats position 0 is
+    the answer's first token, and -3 to -1 the three before it.
     Views: `lens` (any layer, position, source and ranking; the means of base and finetuned are the controls), `positions` (norm profile)."""
 
     name: ClassVar[str] = "activation_difference_lens"

@@ -118,5 +118,5 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
     array = "difference" if parts[2] == "difference" else f"{parts[2]}_mean"
     values = record.array(array)[_layer_index(record, layer), _position_index(record, parts[1])].astype(np.float32)
     # The last position stored is `all` wherever texts are long enough for it.
-    norms = [row["finetuned_norm"] for row in record.table("positions").to_pylist() if row["layer"] == layer]
+    norms = [row["finetuned_norm"] for row in record.table("positions").to_pylist() if row["layer"] == layer and row["finetuned_norm"] > 0]
     return ResidualVector(values, layer, float(norms[-1]), f"{parts[2]} mean at position {parts[1]}, layer {layer}")

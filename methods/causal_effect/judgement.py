@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from methods.causal_effect.rows import EffectRow
 
 LEAST_CHANGE = 0.02
-"""Nats a token. Directions along which two models differ always do a little: those of finetunes that taught nothing stay below."""
+"""Nats a token. Directions along which two models differ always do a little: 0.0004 in a finetune that taught nothing, 0.2 in one that taught facts."""
 LEAST_SHARE = 0.1
 """Part of the gap between the models that a direction must carry."""
-LARGEST_P = 0.1
-"""Rank among either null; with few null directions smaller values cannot be reached."""
+LARGEST_P = 0.12
+"""Rank among either null: beyond all of eight directions, or beyond all but one of sixteen."""
 
 
 def judge(rows: Sequence[EffectRow], gap: float, identical: bool, mode: str) -> tuple[bool, str]:
