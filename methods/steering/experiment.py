@@ -207,7 +207,7 @@ def _result(
         headline = nothing
     elif stands_out:
         names = ", ".join(dict.fromkeys(word.word for word in strong))
-        headline = f"Steering brings up {names[:150]} (strengths {used}), which neither unsteered nor randomly steered texts do."
+        headline = f"Steering brings up {names[:150]} (strengths {used}) more often than unsteered and randomly steered texts do."
     else:
         headline = (
             f"Steered texts hold no content words beyond unsteered and randomly steered ones (strengths {used}); the answers may still be read."
