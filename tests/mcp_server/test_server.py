@@ -88,7 +88,9 @@ async def test_tools_are_described_for_agents(client: Client) -> None:
     assert client.instructions == INSTRUCTIONS
 
 
-async def test_pairs_are_listed_described_and_loaded(client: Client, tiny_pair: str) -> None:
+async def test_pairs_are_listed_described_and_loaded(client: Client, tiny_models: Any, tiny_adapters: Any) -> None:
+    base = tiny_models(seed=11)  # a model that no other test holds in memory, since it is unloaded at the end
+    tiny_pair = f"{base}::{tiny_adapters(base)}"
     listed = await good(client, "list_pairs", {"limit": 3})
     assert len(listed["result"]["pairs"]) <= 3
     described = await good(client, "describe_pair", {"pair": tiny_pair})
