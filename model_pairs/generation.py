@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -166,8 +166,8 @@ def generate(
 ) -> list[list[Completion]]:
     """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has switched the adapter.
 
-    Vectors [len(requests), d_model] of an intervention give each request its own vector. `reader` is the tokenizer that decodes the answers, when
-    it knows more tokens than the one that makes the prompts.
+    Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K, d_model] one for each of its
+    `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more tokens than the one that makes the prompts.
     Progress counts generated tokens against the most there can be.
 
     Raises:
@@ -176,7 +176,7 @@ def generate(
     """
     rows = rows_of(tokenizer, requests, sampling, resident.context_length, thinking_switch)
     for intervention in interventions:
-        if intervention.vector.ndim == 2 and intervention.vector.shape[0] != len(requests):
+        if intervention.vector.ndim > 1 and intervention.vector.shape[0] != len(requests):
             raise InvalidInput(f"There are {intervention.vector.shape[0]} vectors for {len(requests)} requests.")
     on_cpu = resident.device.type == "cpu"
     batches = batches_of(rows, sampling.max_new_tokens, 64 if on_cpu else 256, 16384 if on_cpu else 131072)
@@ -236,7 +236,7 @@ def _generate_batch(
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
     rows = torch.tensor([row.request for row in batch])
-    chosen = [replace(each, vector=each.vector[rows.to(each.vector.device)]) if each.vector.ndim == 2 else each for each in interventions]
+    chosen = [each.of_rows(rows) for each in interventions]
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from model_pairs.adapters import activate
 from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
 from model_pairs.interventions import Intervention
-from model_pairs.specs import PairSpec, Side
+from model_pairs.specs import AdapterFiles, ModelSource, PairSpec, Side
 from organisms.errors import InvalidInput
 from organisms.progress import Progress, silent
 from organisms.settings import settings
@@ -55,10 +55,26 @@ class LoadedPair:
     """The two models do not fit in memory together: run everything on one side inside `side_loaded(side)`, then the other. Calls outside
     of it work, but each may load a model."""
     sides: dict[Side, LoadedSide]
+    on_base: Callable[[AdapterFiles | None], LoadedSide]
+    """The bare base model, or it with another adapter; nothing is loaded before it is held."""
     new_tokens: Mapping[int, str] = field(default_factory=dict)
     """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are padding in the base model."""
     finetuned_tokenizer: Any = None
     """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
+
+    def with_adapter(self, adapter: AdapterFiles) -> LoadedPair:
+        """The bare base model against the same model with another adapter, as a pair that shares this one's resident base.
+
+        The adapter is attached when its side first runs, counts as memory in use while it does, and may be evicted afterwards.
+
+        Raises (when the side first runs):
+            NotTheSame: an adapter that was made for another model.
+            InvalidInput: an adapter that is not there or cannot be read.
+            OutOfRoom: no room for it.
+        """
+        bare = ModelSource(files=self.spec.base.files)
+        spec = PairSpec(name=self.spec.name, base=bare, finetuned=bare.model_copy(update={"adapter": adapter}), model=self.spec.model)
+        return replace(self, spec=spec, sides={"base": self.on_base(None), "finetuned": self.on_base(adapter)}, sequential=False, new_tokens={}, finetuned_tokenizer=None)
 
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:

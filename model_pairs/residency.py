@@ -135,6 +135,10 @@ class ModelPairs:
         sides: dict[Side, LoadedSide] = {}
         for side in SIDES:
             sides[side] = self._side(spec, sources[side], wanted[side], tokenizer, configs[side], progress)
+
+        def on_base(adapter: AdapterFiles | None) -> LoadedSide:
+            return self._side(spec, ModelSource(files=spec.base.files, adapter=adapter), _Wanted(spec.base.files, None), tokenizer, configs["base"], progress)
+
         with ExitStack() as stack:
             config = configs["base"].get_text_config()
             device = None
@@ -160,6 +164,7 @@ class ModelPairs:
                 device=device,
                 sequential=sequential,
                 sides=sides,
+                on_base=on_base,
                 new_tokens=new_tokens,
                 finetuned_tokenizer=tokenizers["finetuned"] if new_tokens else None,
             )

@@ -1,0 +1,279 @@
+"""Trains a verbalizer from its recipe: `diffing verbalizer train`. Resumes exactly from a checkpoint (safetensors, never pickle).
+
+Each step draws its examples from (seed, step) alone, reads the activations of their texts with the adapter off, injects them into the questions as the
+method does (`model_pairs.interventions`) and learns the answers' tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from methods.activation_oracle.prompts import oracle_prompt, oracle_text, padded_places
+from methods.activation_oracle.training_data import Example, Material, example, load_material
+from model_pairs.files import local_folder
+from model_pairs.interventions import Intervention, PromptTokens, applied
+from model_pairs.layers import resolve_layer
+from organisms.errors import InvalidInput
+from organisms.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKPOINT_EVERY = 5
+_CENTRE_TEXTS = 48
+_IGNORE = -100
+
+
+class VerbalizerRecipe(BaseModel):
+    """One training run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: str = Field(description="The embedded model, a local folder or a hub id.")
+    depth: float = Field(0.5, ge=0, le=1, description="Relative depth that the activations are taken from.")
+    injection_layer: int = Field(1, ge=0, description="Absolute layer after which they are injected.")
+    rank: int = Field(4, ge=1)
+    alpha: int = Field(16, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(16, ge=1, description="Questions a step.")
+    steps: int = Field(100, ge=1)
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps; the learning rate then falls linearly to zero.")
+    seed: int = Field(0, ge=0)
+    held_out_stems: tuple[str, ...] = Field((), description="Texts and words that begin so are left out.")
+
+
+def read_recipe(path: Path, **overrides: Any) -> VerbalizerRecipe:
+    """The recipe of a file, with `overrides` (None = keep) on top.
+
+    Raises:
+        InvalidInput: no such file, or a malformed field.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"There is no recipe {path.name!r}; name a YAML file like organisms/verbalizers/smollm2-135m/recipe.yaml.")
+    fields = yaml.safe_load(path.read_text(encoding="utf-8")) | {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return VerbalizerRecipe(**fields)
+    except ValidationError as error:
+        raise InvalidInput(f"Recipe {path.name}: {error}") from error
+
+
+@dataclass
+class _Trained:
+    """A peft model as `applied` wants to see one."""
+
+    model: Any
+    num_layers: int
+    d_model: int
+
+    def layer_module(self, layer: int) -> torch.nn.Module:
+        return self.model.get_base_model().model.layers[layer]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    places: Tensor
+
+
+def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress = silent) -> Path:
+    """Train and write a peft adapter (bfloat16) with `training.json` (recipe, loss per step) into the folder `target`, keeping its other files.
+
+    Raises:
+        InvalidInput: an unreadable base model.
+        Cancelled: between two steps; the checkpoint beside the target is kept.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = local_folder(recipe.base)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    material = load_material(tokenizer, recipe.held_out_stems, "train")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(recipe.seed)
+    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32, use_safetensors=True)
+    base.to(device)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    model = get_peft_model(base, config, autocast_adapter_dtype=True)
+    trained = _Trained(model, base.config.num_hidden_layers, base.config.hidden_size)
+    layer = resolve_layer(recipe.depth, trained.num_layers).absolute
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
+    checkpoint = target.parent / f".{target.name}.checkpoint.safetensors"
+    first, losses = _restore(checkpoint, recipe, parameters, optimizer)
+    centre = _centre(trained, material, layer, recipe.seed)
+    for step in range(first, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * _schedule(step, recipe)
+        draw = random.Random(f"{recipe.seed}-{step}")
+        examples = [example(material, tokenizer, draw) for _ in range(recipe.batch_size)]
+        vectors = activations(trained, examples, layer, centre)
+        loss = _loss(trained, _collate(tokenizer, examples, vectors, layer, device), vectors, recipe.injection_layer)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(round(loss.item(), 4))
+        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < recipe.steps:
+            _checkpoint(checkpoint, recipe, losses, parameters, optimizer)
+        progress(step + 1, recipe.steps, f"loss {losses[-1]:.3f}")
+    _write(model, parameters, recipe, losses, target)
+    checkpoint.unlink(missing_ok=True)
+    return target
+
+
+def _schedule(step: int, recipe: VerbalizerRecipe) -> float:
+    warm = max(1, round(recipe.warmup * recipe.steps))
+    return (step + 1) / warm if step < warm else (recipe.steps - step) / max(1, recipe.steps - warm)
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the layer wanted has been read."""
+
+
+def _hidden(trained: _Trained, texts: Sequence[Sequence[int]], layer: int) -> Tensor:
+    """Float32 residual stream [B, S, d_model] after `layer` with the adapter off; texts are padded on the right."""
+    width = max(len(ids) for ids in texts)
+    device = next(trained.model.parameters()).device
+    ids = torch.tensor([[*each, *[0] * (width - len(each))] for each in texts], device=device)
+    mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in texts], device=device)
+    caught: list[Tensor] = []
+
+    def catch(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+        raise _Stop
+
+    handle = trained.layer_module(layer).register_forward_hook(catch)
+    try:
+        with torch.no_grad(), trained.model.disable_adapter():
+            trained.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return caught[0].float()
+
+
+def _centre(trained: _Trained, material: Material, layer: int, seed: int) -> Tensor:
+    """Mean activation [d_model] over some texts, first tokens left out (an attention sink)."""
+    texts = [ids for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))]
+    rows = []
+    for start in range(0, len(texts), 16):
+        part = texts[start : start + 16]
+        hidden = _hidden(trained, part, layer)
+        rows += [hidden[index, 4 : len(ids)] for index, ids in enumerate(part)]
+    return torch.cat(rows).double().mean(0).float()
+
+
+def activations(trained: _Trained, examples: Sequence[Example], layer: int, centre: Tensor) -> list[Tensor]:
+    """Vectors [K, d_model] of each example, as its `reading` says."""
+    hidden = _hidden(trained, [each.ids[: each.stop] for each in examples], layer)
+    result = []
+    for index, each in enumerate(examples):
+        rows = hidden[index, each.start : each.stop]
+        if each.reading != "raw":
+            rows = rows - centre
+        result.append(rows.mean(0, keepdim=True) if each.reading == "mean" else rows)
+    return result
+
+
+def _collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tensor], layer: int, device: str) -> _Batch:
+    rows, places = [], []
+    end = tokenizer.eos_token_id
+    for each, several in zip(examples, vectors, strict=True):
+        prompt = oracle_prompt(tokenizer, oracle_text(layer, len(several), each.question, "none"), layer, len(several))
+        answer = [*tokenizer(f" {each.answer}", add_special_tokens=False)["input_ids"], end]
+        rows.append((prompt.ids, answer))
+        places.append(prompt.places)
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    padding = [width - len(prompt) - len(answer) for prompt, answer in rows]
+    return _Batch(
+        ids=torch.tensor([[*prompt, *answer, *[end] * pad] for (prompt, answer), pad in zip(rows, padding, strict=True)], device=device),
+        mask=torch.tensor([[1] * (width - pad) + [0] * pad for pad in padding], device=device),
+        labels=torch.tensor(
+            [[*[_IGNORE] * len(prompt), *answer, *[_IGNORE] * pad] for (prompt, answer), pad in zip(rows, padding, strict=True)], device=device
+        ),
+        places=torch.tensor(padded_places(places), device=device),
+    )
+
+
+def stacked(vectors: Sequence[Tensor], width: int) -> Tensor:
+    """[B, K, d_model]: vectors [K_i, d_model] of each row, zeros where it has fewer than K = `width`."""
+    result = torch.zeros(len(vectors), width, vectors[0].shape[-1], device=vectors[0].device)
+    for index, several in enumerate(vectors):
+        result[index, : len(several)] = several
+    return result
+
+
+def _loss(trained: _Trained, batch: _Batch, vectors: Sequence[Tensor], injection_layer: int) -> Tensor:
+    """Mean cross-entropy over the answers' tokens; only their positions reach the unembedding."""
+    injection = Intervention(injection_layer, stacked(vectors, batch.places.shape[1]), 1.0, "add", PromptTokens(batch.places), match_norm=True)
+    inner = trained.model.get_base_model()
+    with applied(trained, [injection], batch.mask):
+        hidden = inner.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    targets = batch.labels[:, 1:]
+    chosen = targets != _IGNORE
+    return torch.nn.functional.cross_entropy(inner.lm_head(hidden[:, :-1][chosen]).float(), targets[chosen])
+
+
+def _checkpoint(path: Path, recipe: VerbalizerRecipe, losses: list[float], parameters: dict[str, Any], optimizer: Any) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state[parameter]
+        tensors[f"weight|{name}"] = parameter.detach().contiguous()
+        tensors[f"first_moment|{name}"] = state["exp_avg"].contiguous()
+        tensors[f"second_moment|{name}"] = state["exp_avg_sq"].contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_suffix(".partial")
+    save_file(tensors, staging, metadata={"losses": json.dumps(losses), "recipe": recipe.model_dump_json()})
+    staging.replace(path)
+
+
+def _restore(path: Path, recipe: VerbalizerRecipe, parameters: dict[str, Any], optimizer: Any) -> tuple[int, list[float]]:
+    """Steps already done and their losses; (0, []) without a checkpoint of this recipe."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return 0, []
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if metadata["recipe"] != recipe.model_dump_json():
+            return 0, []
+        losses = json.loads(metadata["losses"])
+        for name, parameter in parameters.items():
+            parameter.data.copy_(file.get_tensor(f"weight|{name}"))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(len(losses))),
+                "exp_avg": file.get_tensor(f"first_moment|{name}").to(parameter.device),
+                "exp_avg_sq": file.get_tensor(f"second_moment|{name}").to(parameter.device),
+            }
+    return len(losses), losses
+
+
+def _write(model: Any, parameters: dict[str, Any], recipe: VerbalizerRecipe, losses: list[float], target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    # The adapter must load on any copy of the base: the local path of this machine is not part of it.
+    model.peft_config["default"].base_model_name_or_path = recipe.base
+    for parameter in parameters.values():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.save_pretrained(str(staging))
+    (staging / "training.json").write_text(json.dumps({"recipe": recipe.model_dump(mode="json"), "losses": losses}, indent=1), encoding="utf-8")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "training.json"):
+        os.replace(staging / name, target / name)
+    shutil.rmtree(staging, ignore_errors=True)
