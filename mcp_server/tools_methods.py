@@ -36,6 +36,8 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         spec = call.pair(arguments.pair)  # type: ignore[attr-defined]
         check_corpus(call, params)
         check_vectors(call, params)
+        if not call.caller.operator and (reason := method.operator_only(params)) is not None:
+            raise InvalidInput(reason)
         requests = [(method.name, params)]
         estimate = execute.estimate(call.workbench.size(spec), requests)
 

@@ -167,6 +167,10 @@ class DiffingMethod(Generic[P, R]):
         """Model interactions that a call costs in an investigation: one a prompt and sample where the caller chooses the prompts, else none."""
         return 0
 
+    def operator_only(self, params: P) -> str | None:
+        """Why only an operator may use these parameters through the server (they name files or hub ids), in words for the caller; None for most."""
+        return None
+
     def vector_names(self, record: RunRecord) -> Sequence[str]:
         """Names of the residual-stream vectors that a finished run offers to other methods, the most telling first; none for most methods.
 

@@ -27,6 +27,7 @@ _BUILT_IN = (
     ("methods.patchscope.declaration", "Patchscope"),
     ("methods.steering.declaration", "Steering"),
     ("methods.causal_effect.declaration", "CausalEffect"),
+    ("methods.activation_oracle.declaration", "ActivationOracle"),
 )
 
 log = logging.getLogger(__name__)

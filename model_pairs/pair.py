@@ -62,8 +62,8 @@ class LoadedPair:
     finetuned_tokenizer: Any = None
     """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
 
-    def with_adapter(self, adapter: AdapterFiles) -> LoadedPair:
-        """The bare base model against the same model with another adapter, as a pair that shares this one's resident base.
+    def with_adapter(self, adapter: AdapterFiles | None) -> LoadedPair:
+        """The bare base model against the same model with another adapter (None: bare as well), as a pair that shares this one's resident base.
 
         The adapter is attached when its side first runs, counts as memory in use while it does, and may be evicted afterwards.
 

@@ -137,7 +137,9 @@ class ModelPairs:
             sides[side] = self._side(spec, sources[side], wanted[side], tokenizer, configs[side], progress)
 
         def on_base(adapter: AdapterFiles | None) -> LoadedSide:
-            return self._side(spec, ModelSource(files=spec.base.files, adapter=adapter), _Wanted(spec.base.files, None), tokenizer, configs["base"], progress)
+            return self._side(
+                spec, ModelSource(files=spec.base.files, adapter=adapter), _Wanted(spec.base.files, None), tokenizer, configs["base"], progress
+            )
 
         with ExitStack() as stack:
             config = configs["base"].get_text_config()

@@ -31,8 +31,9 @@ from organisms.progress import Progress, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKPOINT_EVERY = 5
-_CENTRE_TEXTS = 48
+CHECKPOINT_EVERY = 10
+_CENTRE_TEXTS = 32
+_CENTRE_TOKENS = 32
 _IGNORE = -100
 
 
@@ -169,7 +170,7 @@ def _hidden(trained: _Trained, texts: Sequence[Sequence[int]], layer: int) -> Te
 
 def _centre(trained: _Trained, material: Material, layer: int, seed: int) -> Tensor:
     """Mean activation [d_model] over some texts, first tokens left out (an attention sink)."""
-    texts = [ids for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))]
+    texts = [ids[:_CENTRE_TOKENS] for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))]
     rows = []
     for start in range(0, len(texts), 16):
         part = texts[start : start + 16]
@@ -194,7 +195,7 @@ def _collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tens
     rows, places = [], []
     end = tokenizer.eos_token_id
     for each, several in zip(examples, vectors, strict=True):
-        prompt = oracle_prompt(tokenizer, oracle_text(layer, len(several), each.question, "none"), layer, len(several))
+        prompt = oracle_prompt(tokenizer, oracle_text(layer, len(several), each.question, "none"), len(several))
         answer = [*tokenizer(f" {each.answer}", add_special_tokens=False)["input_ids"], end]
         rows.append((prompt.ids, answer))
         places.append(prompt.places)

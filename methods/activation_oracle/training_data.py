@@ -34,7 +34,7 @@ SENTENCES = (
 LONGEST = 8
 _COMMON_TOKENS = 20_000
 _FIRST = 6
-_LATEST = 32
+_LATEST = 16
 """Activations are taken from the beginning of a text, so that reading them costs little."""
 _HELD_OUT_EVERY = 10
 
@@ -92,7 +92,7 @@ def keywords(text: str, material: Material, count: int = 3) -> list[str]:
 
 def example(material: Material, tokenizer: Any, draw: random.Random, kind: str | None = None) -> Example:
     """One example; equal states of `draw` give equal examples."""
-    kind = kind or draw.choices(("keywords", "sentence", "next", "before", "occurs", "either"), (30, 50, 5, 5, 5, 5))[0]
+    kind = kind or draw.choices(("keywords", "sentence", "next", "before", "occurs", "either"), (20, 65, 4, 3, 4, 4))[0]
     if kind == "sentence":
         return _sentence(material, tokenizer, draw)
     text, ids = draw.choice(material.texts)
