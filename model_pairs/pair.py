@@ -74,7 +74,14 @@ class LoadedPair:
         """
         bare = ModelSource(files=self.spec.base.files)
         spec = PairSpec(name=self.spec.name, base=bare, finetuned=bare.model_copy(update={"adapter": adapter}), model=self.spec.model)
-        return replace(self, spec=spec, sides={"base": self.on_base(None), "finetuned": self.on_base(adapter)}, sequential=False, new_tokens={}, finetuned_tokenizer=None)
+        return replace(
+            self,
+            spec=spec,
+            sides={"base": self.on_base(None), "finetuned": self.on_base(adapter)},
+            sequential=False,
+            new_tokens={},
+            finetuned_tokenizer=None,
+        )
 
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:
