@@ -1,23 +1,22 @@
-"""Takes activations of both sides, injects them into the verbalizer's prompts, and compares the answers."""
+"""Takes activations of both sides, has the verbalizer answer questions on them, and compares the answers."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from methods.activation_oracle.asking import ask
 from methods.activation_oracle.declaration import CONTEXT, ActivationOracleParams, ActivationOracleResult
-from methods.activation_oracle.prompts import Template, oracle_prompt, oracle_text, padded_places
 from methods.activation_oracle.rows import AnswerGroup, Kind, Mode, OracleAnswer, OracleWord
-from methods.activation_oracle.verbalizers import Verbalizer, choose_verbalizer
+from methods.activation_oracle.verbalizers import choose_verbalizer
 from methods.perplexity_difference.words import distinctive_words
 from methods.vectors import resolve
 from model_pairs.chat import ChatMessage
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.interventions import Intervention, PromptTokens
+from model_pairs.generation import Sampling
 from model_pairs.layers import LayerRef, resolve_layer
 from model_pairs.specs import SIDES, Side
 from organisms.errors import InvalidInput
@@ -44,9 +43,6 @@ class _Span:
     mode: Mode
     start: int
     stop: int
-
-
-Asked = list[tuple[OracleAnswer, str]]
 
 
 def read(pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progress: Progress) -> ActivationOracleResult:
@@ -76,22 +72,21 @@ def read(pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progr
         kinds = {side: [hidden[side][span.context][span.start : span.stop] for span in spans] for side in SIDES}
         if not identical:
             kinds["difference"] = [one - other for one, other in zip(kinds["finetuned"], kinds["base"], strict=True)]
+    sampling = Sampling(temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
     answers: list[OracleAnswer] = []
     for number, (kind, vectors) in enumerate(kinds.items()):
 
         def part(done: float, total: float | None = None, message: str = "", number: int = number, kind: str = kind) -> None:
             progress(number + (done / total if total else 0.0), len(kinds), f"asking about {kind} activations")
 
-        texts = _ask(pair, verbalizer, vectors, layer.absolute, params, part)
-        for (question, span), text in zip(_asked(params, spans), texts, strict=True):
+        asked = [(question, several) for question in params.questions for several in vectors]
+        texts = ask(pair, verbalizer, asked, layer.absolute, params.injection_layer, params.coefficient, sampling, part)
+        for index, ((question, _), text) in enumerate(zip(asked, texts, strict=True)):
+            span = spans[index % len(spans)]
             position = span.stop - 1 - lengths[span.context]
             answers.append(OracleAnswer(kind=kind, mode=span.mode, question=question, context=span.context, position=position, answer=text))
     run.add_table("answers", {name: [getattr(each, name) for each in answers] for name in OracleAnswer.model_fields})
     return _result(answers, params, layer, identical, verbalizer.adapter is None)
-
-
-def _asked(params: ActivationOracleParams, spans: Sequence[_Span]) -> list[tuple[str, _Span]]:
-    return [(question, span) for question in params.questions for span in spans]
 
 
 def _spans(context: int, length: int, params: ActivationOracleParams) -> list[_Span]:
@@ -129,47 +124,6 @@ def _activations(pair: LoadedPair, params: ActivationOracleParams, layer: int, p
                 hidden = pair.forward(side, *padded(batch, pair.tokenizer.pad_token_id), layers=[layer], logits=False).hidden[layer]
                 result[side] += [hidden[row, : len(each)].float().cpu() for row, each in enumerate(batch)]
     return result
-
-
-def _ask(
-    pair: LoadedPair, verbalizer: Verbalizer, vectors: Sequence[Tensor], layer: int, params: ActivationOracleParams, progress: Progress
-) -> list[str]:
-    """Answers to every question on every span's vectors, in the order of `_asked`. Equal calls draw equal random numbers."""
-    template: Template = verbalizer.template if pair.has_chat_template else "none"
-    requests: list[GenerationRequest] = []
-    places: list[list[int]] = []
-    known: dict[tuple[str, int], tuple[GenerationRequest, list[int]]] = {}
-    for question in params.questions:
-        for several in vectors:
-            key = (question, len(several))
-            if key not in known:
-                known[key] = _prompt(pair, verbalizer, layer, len(several), question, template)
-            requests.append(known[key][0])
-            places.append(known[key][1])
-    indices = torch.tensor(padded_places(places))
-    injected = torch.zeros(len(requests), indices.shape[1], pair.d_model)
-    for row in range(len(requests)):
-        several = vectors[row % len(vectors)]
-        injected[row, : len(several)] = several
-    # An untrained model knows no injections: for it the activations take the place of the placeholders, as in a patchscope.
-    mode: Any = "replace" if verbalizer.adapter is None else "add"
-    injection = Intervention(params.injection_layer, injected, params.coefficient, mode, PromptTokens(indices), match_norm=True)
-    sampling = Sampling(temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
-    asked = pair.with_adapter(verbalizer.adapter)
-    side: Side = "base" if verbalizer.adapter is None else "finetuned"
-    completions = asked.generate(side, requests, sampling, progress, [injection])
-    return [several[0].text.strip() for several in completions]
-
-
-def _prompt(
-    pair: LoadedPair, verbalizer: Verbalizer, layer: int, count: int, question: str, template: Template
-) -> tuple[GenerationRequest, list[int]]:
-    """The request of one question on `count` activations, and the tokens that they go into."""
-    words = oracle_text(None if verbalizer.adapter is None else layer, count, question, template)
-    if template == "none":
-        return GenerationRequest(text=words), oracle_prompt(pair.tokenizer, words, count).places
-    messages = (ChatMessage(role="user", content=words),)
-    return GenerationRequest(messages=messages), oracle_prompt(pair.tokenizer, pair.render_chat(messages), count, special=False).places
 
 
 def _result(

@@ -20,6 +20,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from methods.activation_oracle.asking import stacked
 from methods.activation_oracle.prompts import oracle_prompt, oracle_text, padded_places
 from methods.activation_oracle.training_data import Example, Material, example, load_material
 from model_pairs.files import local_folder
@@ -71,7 +72,7 @@ def read_recipe(path: Path, **overrides: Any) -> VerbalizerRecipe:
 
 
 @dataclass
-class _Trained:
+class InTraining:
     """A peft model as `applied` wants to see one."""
 
     model: Any
@@ -83,7 +84,9 @@ class _Trained:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class QuestionBatch:
+    """Prompts with their answers, padded on the right [B, S]; `labels` -100 where there is no loss; `places` [B, K] of the placeholders."""
+
     ids: Tensor
     mask: Tensor
     labels: Tensor
@@ -109,7 +112,7 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
     base.to(device)
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
     model = get_peft_model(base, config, autocast_adapter_dtype=True)
-    trained = _Trained(model, base.config.num_hidden_layers, base.config.hidden_size)
+    trained = InTraining(model, base.config.num_hidden_layers, base.config.hidden_size)
     layer = resolve_layer(recipe.depth, trained.num_layers).absolute
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
@@ -122,7 +125,7 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
         draw = random.Random(f"{recipe.seed}-{step}")
         examples = [example(material, tokenizer, draw) for _ in range(recipe.batch_size)]
         vectors = activations(trained, examples, layer, centre)
-        loss = _loss(trained, _collate(tokenizer, examples, vectors, layer, device), vectors, recipe.injection_layer)
+        loss = answer_loss(trained, collate(tokenizer, examples, vectors, layer, device), vectors, recipe.injection_layer)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
@@ -145,7 +148,7 @@ class _Stop(Exception):
     """Ends a forward pass once the layer wanted has been read."""
 
 
-def _hidden(trained: _Trained, texts: Sequence[Sequence[int]], layer: int) -> Tensor:
+def _hidden(trained: InTraining, texts: Sequence[Sequence[int]], layer: int) -> Tensor:
     """Float32 residual stream [B, S, d_model] after `layer` with the adapter off; texts are padded on the right."""
     width = max(len(ids) for ids in texts)
     device = next(trained.model.parameters()).device
@@ -168,7 +171,7 @@ def _hidden(trained: _Trained, texts: Sequence[Sequence[int]], layer: int) -> Te
     return caught[0].float()
 
 
-def _centre(trained: _Trained, material: Material, layer: int, seed: int) -> Tensor:
+def _centre(trained: InTraining, material: Material, layer: int, seed: int) -> Tensor:
     """Mean activation [d_model] over some texts, first tokens left out (an attention sink)."""
     texts = [ids[:_CENTRE_TOKENS] for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))]
     rows = []
@@ -179,7 +182,7 @@ def _centre(trained: _Trained, material: Material, layer: int, seed: int) -> Ten
     return torch.cat(rows).double().mean(0).float()
 
 
-def activations(trained: _Trained, examples: Sequence[Example], layer: int, centre: Tensor) -> list[Tensor]:
+def activations(trained: InTraining, examples: Sequence[Example], layer: int, centre: Tensor) -> list[Tensor]:
     """Vectors [K, d_model] of each example, as its `reading` says."""
     hidden = _hidden(trained, [each.ids[: each.stop] for each in examples], layer)
     result = []
@@ -191,7 +194,8 @@ def activations(trained: _Trained, examples: Sequence[Example], layer: int, cent
     return result
 
 
-def _collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tensor], layer: int, device: str) -> _Batch:
+def collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tensor], layer: int, device: str) -> QuestionBatch:
+    """The questions on `vectors`, followed by their answers and the end of the sequence."""
     rows, places = [], []
     end = tokenizer.eos_token_id
     for each, several in zip(examples, vectors, strict=True):
@@ -201,7 +205,7 @@ def _collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tens
         places.append(prompt.places)
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     padding = [width - len(prompt) - len(answer) for prompt, answer in rows]
-    return _Batch(
+    return QuestionBatch(
         ids=torch.tensor([[*prompt, *answer, *[end] * pad] for (prompt, answer), pad in zip(rows, padding, strict=True)], device=device),
         mask=torch.tensor([[1] * (width - pad) + [0] * pad for pad in padding], device=device),
         labels=torch.tensor(
@@ -211,15 +215,7 @@ def _collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tens
     )
 
 
-def stacked(vectors: Sequence[Tensor], width: int) -> Tensor:
-    """[B, K, d_model]: vectors [K_i, d_model] of each row, zeros where it has fewer than K = `width`."""
-    result = torch.zeros(len(vectors), width, vectors[0].shape[-1], device=vectors[0].device)
-    for index, several in enumerate(vectors):
-        result[index, : len(several)] = several
-    return result
-
-
-def _loss(trained: _Trained, batch: _Batch, vectors: Sequence[Tensor], injection_layer: int) -> Tensor:
+def answer_loss(trained: InTraining, batch: QuestionBatch, vectors: Sequence[Tensor], injection_layer: int) -> Tensor:
     """Mean cross-entropy over the answers' tokens; only their positions reach the unembedding."""
     injection = Intervention(injection_layer, stacked(vectors, batch.places.shape[1]), 1.0, "add", PromptTokens(batch.places), match_norm=True)
     inner = trained.model.get_base_model()

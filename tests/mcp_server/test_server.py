@@ -322,6 +322,7 @@ async def test_investigations_cannot_reach_each_others_jobs_and_runs(workbench: 
         assert "There is one pair here" in await refused(client, "kl", {"pair": tiny_pair})
         assert "corpus must be one of" in await refused(client, "kl", {"pair": second.label, "corpus": "/etc/hosts.txt"})
         assert "corpus must be one of" in await refused(client, "overview", {"pair": second.label, "corpus": "hub:some/data"})
+        assert "verbalizer must be one of" in await refused(client, "activation_oracle", {"pair": second.label, "verbalizer": "/some/folder"})
 
 
 async def test_prompts_and_resources(client: Client, tiny_pair: str) -> None:
