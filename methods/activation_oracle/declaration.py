@@ -25,6 +25,8 @@ CONTEXT = (
     "and somebody was mending a net by the light of a lamp. We spoke about nothing in particular until it grew cold, then we went home."
 )
 
+_HIGHEST_LEAD = 0.9
+
 
 class ActivationOracleParams(MethodParams):
     """Parameters of `activation_oracle`."""
@@ -73,12 +75,13 @@ class ActivationOracleResult(MethodResult):
     answers: int = Field(description="Answers on each kind of activations.")
 
     def evidence_words(self) -> list[EvidenceWord]:
-        """Distinctive words, for `overview`; a score of 1 is the null level."""
+        """Distinctive words; a score of 1 is the null level, which words of differences and vectors stay below: they are leads alone."""
         from methods.perplexity_difference.words import NULL_SURPRISE
 
         best: dict[str, float] = {}
         for row in self.words:
-            best[row.word] = max(best.get(row.word, 0.0), row.surprise / NULL_SURPRISE)
+            score = row.surprise / NULL_SURPRISE
+            best[row.word] = max(best.get(row.word, 0.0), score if row.kind == "finetuned" else min(score, _HIGHEST_LEAD))
         return [EvidenceWord(word=word, score=score) for word, score in sorted(best.items(), key=lambda item: -item[1])]
 
     def as_text(self) -> str:

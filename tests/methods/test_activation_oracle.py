@@ -135,6 +135,7 @@ def test_a_vector_of_its_own_is_a_lead_only(oracle: Oracle, pairs: Any, store: R
     token: Any = run(pairs, spec, store, verbalizer=str(oracle[1]), vector={"token": f" {word}", "layer": LAYER}).result()
     assert not token.stands_out
     assert {group.kind for group in token.groups} == {"vector", "opposite"}
+    assert all(row.score < 1 for row in token.evidence_words())
 
 
 def test_equal_models_differ_in_nothing(identical_pair: Any, pairs: Any, store: RunStore) -> None:
