@@ -55,7 +55,7 @@ class ActivationOracleParams(MethodParams):
     injection_layer: int = Field(1, ge=0, description="Absolute layer after which activations are injected.")
     coefficient: float = Field(1.0, gt=0, le=20, description="Injected length, in lengths of the residual stream at the place.")
     max_new_tokens: int = Field(20, ge=1, le=512, description="Tokens of an answer at most.")
-    temperature: float = Field(0.7, ge=0, le=2)
+    temperature: float = Field(0.7, ge=0, le=2, description="Of the answers; 0 takes the most probable token.")
     seed: int = Field(0, ge=0, description="Seed of the sampling; all kinds of activations are asked with the same numbers.")
 
 
