@@ -36,7 +36,12 @@ class CausalEffectParams(CorpusMethodParams):
     )
     max_samples: int = Field(32, ge=1, le=10_000, description="Documents read at most.")
     max_tokens: int = Field(48, ge=2, le=8192, description="Tokens of each document at most (of a chat: of the answer).")
-    random_directions: int = Field(16, ge=4, le=256, description="Gaussian directions, and as many differences of random base activations, as nulls.")
+    random_directions: int = Field(
+        24,
+        ge=4,
+        le=256,
+        description="Gaussian directions, and as many differences of random base activations, as nulls. Below 19 nothing can stand out.",
+    )
 
 
 class CausalEffectResult(MethodResult):
@@ -71,6 +76,7 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
 
     name: ClassVar[str] = "causal_effect"
     title: ClassVar[str] = "Causal effect of directions"
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = CausalEffectParams
     Result: ClassVar[type[MethodResult]] = CausalEffectResult
     cost: ClassVar[Cost] = "long"

@@ -10,8 +10,8 @@ LEAST_CHANGE = 0.02
 """Nats a token. Directions along which two models differ always do a little: 0.0004 in a finetune that taught nothing, 0.2 in one that taught facts."""
 LEAST_SHARE = 0.1
 """Part of the gap between the models that a direction must carry."""
-LARGEST_P = 0.12
-"""Rank among either null: beyond all of eight directions, or beyond all but one of sixteen."""
+LARGEST_P = 0.05
+"""Rank among either null. Ranks cannot go below 1 / (1 + nulls), so fewer than 19 nulls of a kind never make a finding."""
 
 
 def judge(rows: Sequence[EffectRow], gap: float, identical: bool, mode: str) -> tuple[bool, str]:

@@ -141,9 +141,9 @@ def test_a_basis_is_orthonormal_and_spans(count: int, seed: int) -> None:
 
 
 def test_only_a_large_certain_share_beyond_the_nulls_stands_out() -> None:
-    row = EffectRow(vector="v", layer=1, loss_change=0.2, low=0.1, high=0.3, share_of_gap=0.5, p_random=0.06, p_difference=0.06, largest_null=0.01)
+    row = EffectRow(vector="v", layer=1, loss_change=0.2, low=0.1, high=0.3, share_of_gap=0.5, p_random=0.04, p_difference=0.04, largest_null=0.01)
     assert judge([row], 0.4, False, "patch")[0]
-    for weaker in ({"loss_change": 0.01}, {"low": -0.1}, {"share_of_gap": None}, {"share_of_gap": 0.05}, {"p_difference": 0.3}):
+    for weaker in ({"loss_change": 0.01}, {"low": -0.1}, {"share_of_gap": None}, {"share_of_gap": 0.05}, {"p_difference": 0.06}):
         assert not judge([row.model_copy(update=weaker)], 0.4, False, "patch")[0]
     assert not judge([row], 0.0, True, "patch")[0]
 
