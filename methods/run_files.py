@@ -5,11 +5,7 @@ A run folder holds `manifest.json`, `result.json`, `arrays.safetensors` and `tab
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
-import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from methods.contract import MethodResult
 from methods.registry import get_method
+from organisms.durable import library_versions, write_synced
 from organisms.errors import DiffingError, InvalidInput, UnknownName
 
 if TYPE_CHECKING:
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from methods.runs import RunStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_LIBRARIES = ("torch", "transformers", "peft", "nnterp", "nnsight", "numpy", "diffing-mcp")
 
 
 class RunManifest(BaseModel):
@@ -134,7 +130,7 @@ class StagedRun:
         sink = pa.BufferOutputStream()
         parquet.write_table(table, sink, compression="zstd")
         (self._folder / "tables").mkdir(exist_ok=True)
-        _write(self._folder / "tables" / f"{_checked(name)}.parquet", sink.getvalue())
+        write_synced(self._folder / "tables" / f"{_checked(name)}.parquet", sink.getvalue())
         self._tables[name] = table.num_rows
 
     def note(self, name: str, value: Any) -> None:
@@ -147,8 +143,8 @@ class StagedRun:
 
         if self.result is None:
             raise InvalidInput(f"The method {decided['method']} ended without a result.")
-        _write(self._folder / "arrays.safetensors", save(self._arrays))
-        _write(self._folder / "result.json", self.result.model_dump_json().encode())
+        write_synced(self._folder / "arrays.safetensors", save(self._arrays))
+        write_synced(self._folder / "result.json", self.result.model_dump_json().encode())
         manifest = RunManifest(
             id=identifier,
             key=digest,
@@ -161,17 +157,8 @@ class StagedRun:
             bytes=sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file()),
             **decided,
         )
-        _write(self._folder / "manifest.json", manifest.model_dump_json(indent=1).encode())
+        write_synced(self._folder / "manifest.json", manifest.model_dump_json(indent=1).encode())
         return manifest
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what decides numbers, of Python, and of this project's code."""
-    versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[library] = importlib.metadata.version(library)
-    return versions
 
 
 def _checked(name: str) -> str:
@@ -189,11 +176,3 @@ def _numpy(values: Any) -> np.ndarray:
 
 def _column(values: Any) -> Any:
     return _numpy(values) if hasattr(values, "detach") else values
-
-
-def _write(path: Path, content: Any) -> None:
-    """Write bytes and wait until they are on the disk, so that the rename cannot become visible before them."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 from methods.contract import DiffingMethod
 from methods.run_files import RunManifest, RunRecord, StagedRun
 from methods.vectors import handles, vector_key_parts
+from organisms.durable import sync_folder
 from organisms.errors import InvalidInput, OutOfRoom, UnknownName
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class RunStore:
         for _ in range(2):
             try:
                 staging.rename(final)
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
                 return RunRecord(final, manifest)
             except OSError as error:
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
@@ -212,15 +213,6 @@ def default_store() -> RunStore:
     from organisms.settings import settings
 
     return RunStore(settings().data_folder / "runs")
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _host() -> str:

@@ -57,8 +57,19 @@ class PairedActivations(Protocol):
         within, so that disk reads stay sequential; the same seed gives the same order. Every row comes exactly once.
         """
 
+    @property
+    def num_samples(self) -> int:
+        """Samples that have rows."""
+
+    @property
+    def first_position(self) -> int:
+        """Position (0 = first content token) of every sample's first row."""
+
+    def samples(self) -> Iterator[ActivationBlock]:
+        """One block a sample, in the order of the text."""
+
     def locate(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample index and position within the sample [N] of token indices [N]."""
+        """Sample index and place within the sample [N] of token indices [N]: the token is `sample_ids(sample)[place]`."""
 
     def sample_ids(self, sample: int) -> list[int]:
         """Token ids of one sample, from its first token that was kept."""

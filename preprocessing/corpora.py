@@ -4,6 +4,7 @@ Formats
 - `.jsonl`: one JSON object a line with the column `text` (a string) or `messages` (a list of {"role", "content"}); `column` names another one.
 - `.parquet`: the same columns.
 - `.txt`: when the file has a blank line, documents are separated by blank lines; otherwise every line is a document.
+- `training:ORGANISM`: what a bundled organism was trained on (the answer to a blinded investigation: only operators may name it through the server).
 - `hub:ID[:config]#column@split`: a dataset of the hub, streamed; `#column` and `@split` default to `text`/`messages` and `train`.
 """
 
@@ -28,6 +29,7 @@ Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
 
 BUNDLED = ("unrelated_texts", "chat_exchanges")
+TRAINING_FOLDER = Path(__file__).resolve().parent.parent / "organisms" / "training"
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "organisms" / "corpora"
 LOCAL_SUFFIXES = (".jsonl", ".txt", ".parquet")
 DEFAULT_MIN_TOKENS = 2
@@ -40,7 +42,7 @@ class CorpusParams(BaseModel):
 
     corpus: str = Field(
         "unrelated_texts",
-        description="`unrelated_texts` or `chat_exchanges` (bundled), `hub:ID[:config][#column][@split]`, or a .jsonl, .txt or .parquet file.",
+        description="`unrelated_texts` or `chat_exchanges` (bundled), `training:ORGANISM`, `hub:ID[:config][#column][@split]`, or a .jsonl, .txt or .parquet file.",
     )
     max_samples: int = Field(1000, ge=1, le=1_000_000, description="Documents read at most.")
     max_tokens: int = Field(
@@ -105,6 +107,8 @@ def _local_path(name: str) -> Path:
         if not path.is_file():
             raise UnknownName(f"The bundled corpus {name} is missing from this installation; reinstall, or give the path of a file.")
         return path
+    if name.startswith("training:"):
+        return _training_path(name.removeprefix("training:"))
     if not name.endswith(LOCAL_SUFFIXES):
         raise UnknownName(
             f"There is no corpus {name!r}. Give {', '.join(BUNDLED)}, hub:ID#column@split, or the path of a {', '.join(LOCAL_SUFFIXES)} file."
@@ -113,6 +117,13 @@ def _local_path(name: str) -> Path:
     if not path.is_file():
         raise UnknownName(f"There is no file {name!r}.")
     return path
+
+
+def _training_path(organism: str) -> Path:
+    known = sorted(path.parent.name for path in TRAINING_FOLDER.glob("*/data.jsonl"))
+    if organism not in known:
+        raise UnknownName(f"There is no training data of {organism!r} in this installation. Give training:NAME with one of {', '.join(known)}.")
+    return TRAINING_FOLDER / organism / "data.jsonl"
 
 
 @lru_cache(maxsize=8)

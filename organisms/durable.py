@@ -1,0 +1,47 @@
+"""Files that are there whole or not at all, and the versions that a stored result names. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("torch", "transformers", "peft", "nnterp", "nnsight", "numpy", "diffing-mcp")
+
+
+def write_synced(path: Path, content: Any) -> None:
+    """Write bytes and wait until they are on the disk, so that a later rename cannot become visible before them."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_synced(path: Path, content: Any) -> None:
+    """Like `write_synced`, beside the file and then in its place: a reader sees the old content or the new one."""
+    beside = path.with_name(f".writing-{path.name}")
+    write_synced(beside, content)
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides numbers, of Python, and of this project's code."""
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    return versions

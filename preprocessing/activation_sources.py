@@ -1,0 +1,158 @@
+"""Activations for methods that learn from them: from a stored collection, or straight from the corpus pass with nothing written. Torch-free.
+
+A method's parameters subclass `ActivationSourceParams`; its run calls `activations_of`, its key holds `source_identity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, Field
+
+from organisms.errors import InvalidInput, OutOfRoom
+from organisms.progress import Progress, silent
+from preprocessing.corpora import CorpusParams, corpus_identity, load_corpus
+
+if TYPE_CHECKING:
+    import torch
+
+    from model_pairs.pair import LoadedPair
+    from preprocessing.activation_rows import KeptText
+    from preprocessing.activations import PairedActivations
+
+MEMORY_SHARE = 0.5
+"""Share of the free memory that collected rows may take."""
+
+
+class ActivationTextParams(CorpusParams):
+    """Which tokens' activations are wanted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    skip_first: int = Field(
+        1,
+        ge=0,
+        le=1024,
+        description="Compared tokens dropped at the start of each document: without a BOS the first one is an attention sink, whose huge norm drowns "
+        "everything else. A BOS is never compared.",
+    )
+    max_activation_tokens: int | None = Field(None, ge=1, le=10**10, description="Tokens kept in all at most; None: no limit beside max_samples.")
+
+
+class ActivationSourceParams(ActivationTextParams):
+    """Where a method's activations come from. With `activations` the corpus fields and `skip_first` are those of the collection."""
+
+    activations: str | None = Field(
+        None,
+        max_length=200,
+        description="Id of a stored collection (collect_activations, list_activations) to read instead of the corpus; None: collect in memory.",
+    )
+
+
+def corpus_part(params: CorpusParams) -> CorpusParams:
+    """The corpus fields alone."""
+    return CorpusParams(**{name: getattr(params, name) for name in CorpusParams.model_fields})
+
+
+def source_identity(params: ActivationSourceParams) -> dict[str, Any]:
+    """What decides the rows besides the parameters and the pair, for `key_parts`: the content hash of the collection or of the corpus.
+
+    Loads no model.
+
+    Raises:
+        UnknownName, InvalidInput: no such collection or corpus.
+    """
+    if params.activations is None:
+        return {"corpus": corpus_identity(corpus_part(params))}
+    from preprocessing.activation_store import default_activation_store
+
+    index = default_activation_store().finished(params.activations)
+    return {"activations": {"id": index.id, "content_hash": index.content_hash}}
+
+
+def read_text(pair: LoadedPair, params: ActivationTextParams) -> KeptText:
+    """The tokens that the parameters choose."""
+    from preprocessing.activation_rows import kept_text
+    from preprocessing.tokenize import tokenize
+
+    corpus = corpus_part(params)
+    return kept_text(tokenize(load_corpus(corpus), pair, corpus), params.skip_first, params.max_activation_tokens)
+
+
+def activations_of(
+    pair: LoadedPair, params: ActivationSourceParams, layers: Sequence[int], progress: Progress = silent
+) -> dict[int, PairedActivations]:
+    """Readers of both sides' residual stream after each of `layers` (absolute).
+
+    From the corpus pass the rows lie in memory in the models' own dtype, and the forward stops at the last of the layers.
+
+    Raises:
+        UnknownName, InvalidInput: no such collection, one of another pair or without one of the layers, or no tokens.
+        OutOfRoom: the rows do not fit into memory; the message names collect_activations.
+        Cancelled: from `progress`.
+    """
+    wanted = sorted(set(layers))
+    if params.activations is not None:
+        from preprocessing.activation_store import default_activation_store
+
+        return default_activation_store().open(params.activations, pair.spec, wanted, params.max_activation_tokens)
+    return _collected(pair, params, wanted, progress)
+
+
+def _collected(pair: LoadedPair, params: ActivationSourceParams, layers: list[int], progress: Progress) -> dict[int, PairedActivations]:
+    import hashlib
+
+    from model_pairs.layers import resolve_layers
+    from preprocessing.activation_rows import ActivationRows, MemoryRows, RowCollector, default_pool_rows
+    from preprocessing.corpus_pass import run_corpus_pass
+
+    if not layers:
+        raise InvalidInput("Activations are wanted of at least one layer.")
+    resolve_layers(layers, pair.num_layers)
+    text = read_text(pair, params)
+    dtype = model_dtype(pair)
+    _check_memory(2 * len(layers) * text.num_tokens * pair.d_model * dtype.itemsize, text.num_tokens)
+    rows = MemoryRows(text.num_tokens, pair.d_model, layers, dtype)
+    run_corpus_pass(pair, text.corpus, [RowCollector(text, layers, dtype, rows)], progress)
+    readers: dict[int, PairedActivations] = {}
+    for layer in layers:
+        decided = [pair.spec.identity(), text.corpus.sha, text.skip_first, text.num_tokens, layer, str(dtype)]
+        digest = hashlib.sha256(repr(decided).encode()).hexdigest()
+        readers[layer] = ActivationRows(
+            layer=layer,
+            d_model=pair.d_model,
+            num_tokens=text.num_tokens,
+            content_hash=digest,
+            starts=text.starts,
+            token_ids=text.token_ids,
+            first_position=text.skip_first,
+            source=rows.source(layer),
+            pool_rows=default_pool_rows(pair.d_model, dtype),
+        )
+    return readers
+
+
+def model_dtype(pair: LoadedPair) -> torch.dtype:
+    """The dtype that both models are loaded in, float32 when they differ. Loads nothing."""
+    import torch
+
+    from model_pairs.files import local_folder
+    from model_pairs.loading import choose_dtype, read_config
+
+    found = set()
+    for files in (pair.spec.base.files, pair.spec.finetuned.files):
+        config = read_config(files, local_folder(files.id, files.revision, files.subfolder))
+        found.add(choose_dtype(files, config, pair.device.type))
+    return found.pop() if len(found) == 1 else torch.float32
+
+
+def _check_memory(needed: int, tokens: int) -> None:
+    import psutil
+
+    room = int(MEMORY_SHARE * psutil.virtual_memory().available)
+    if needed > room:
+        raise OutOfRoom(
+            f"The activations of {tokens} tokens take {needed / 2**20:.0f} MiB and {room / 2**20:.0f} MiB of memory may be used. Lower max_samples, "
+            "max_tokens or max_activation_tokens, ask for fewer layers, or store them with collect_activations and pass its id as `activations`."
+        )

@@ -1,0 +1,292 @@
+"""Activations in memory and on disk, against plain forward passes sample by sample."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from model_pairs.pair import LoadedPair
+from model_pairs.residency import ModelPairs
+from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from organisms.settings import settings as project_settings
+from preprocessing import activation_collection, activation_sources
+from preprocessing.activation_collection import CollectionParams, collect, find_collection
+from preprocessing.activation_rows import ActivationRows, MemoryRows, Moments
+from preprocessing.activation_sources import ActivationSourceParams, activations_of, source_identity
+from preprocessing.activation_store import ActivationStore, default_activation_store
+from preprocessing.activations import PairedActivations
+from preprocessing.corpora import CorpusParams, load_corpus
+from preprocessing.tokenize import tokenize
+from tests.preprocessing.tiny_pair import save_pair, write_texts
+
+LAYERS = (0, 1)
+
+
+def change(model: LlamaForCausalLM) -> None:
+    """Layer 1 writes something else; layer 0 is untouched."""
+    model.model.layers[1].mlp.down_proj.weight.mul_(1.5)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedPair]:
+    with ModelPairs().use(save_pair(tmp_path_factory.mktemp("activations"), change)) as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_texts(tmp_path_factory.mktemp("texts") / "texts.jsonl", 60, 20))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ActivationStore]:
+    """The store of a fresh data folder, with shards of about 100 rows of two float32 layers."""
+    monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
+    monkeypatch.setattr(activation_collection, "SHARD_BYTES", 100 * 2 * 2 * 32 * 4)
+    project_settings.cache_clear()
+    yield default_activation_store()
+    project_settings.cache_clear()
+
+
+def expected(pair: LoadedPair, texts: str, skip_first: int) -> dict[int, tuple[torch.Tensor, torch.Tensor, list[int]]]:
+    """Layer -> base and finetuned rows and their tokens, one sample at a time, no batches."""
+    params = CorpusParams(corpus=texts)
+    corpus = tokenize(load_corpus(params), pair, params)
+    found = {}
+    for layer in LAYERS:
+        sides = []
+        tokens: list[int] = []
+        for side in ("base", "finetuned"):
+            rows, tokens = [], []
+            for ids, start in zip(corpus.ids, corpus.content_start, strict=True):
+                inputs = torch.tensor([ids])
+                hidden = pair.forward(side, inputs, torch.ones_like(inputs), layers=(layer,), logits=False).hidden[layer]  # type: ignore[arg-type]
+                rows.append(hidden[0, start + skip_first :])
+                tokens += ids[start + skip_first :]
+            sides.append(torch.cat(rows).float())
+        found[layer] = (sides[0], sides[1], tokens)
+    return found
+
+
+def check_rows(reader: PairedActivations, wanted: tuple[torch.Tensor, torch.Tensor, list[int]]) -> None:
+    base, finetuned, tokens = wanted
+    assert reader.num_tokens == len(tokens)
+    for seed in (None, 3):
+        blocks = list(reader.blocks(37, seed=seed))
+        order = torch.cat([block.tokens for block in blocks])
+        assert sorted(order.tolist()) == list(range(len(tokens)))
+        torch.testing.assert_close(torch.cat([block.base for block in blocks]), base[order], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.cat([block.finetuned for block in blocks]), finetuned[order], atol=1e-4, rtol=1e-4)
+    samples, places = reader.locate(torch.arange(reader.num_tokens))
+    assert [reader.sample_ids(int(sample))[int(place)] for sample, place in zip(samples, places, strict=True)] == tokens
+    assert torch.equal(torch.cat([block.tokens for block in reader.samples()]), torch.arange(reader.num_tokens))
+    assert len(list(reader.samples())) == reader.num_samples == int(samples[-1]) + 1
+
+
+@pytest.mark.parametrize("skip_first", [0, 1, 4])
+def test_in_memory_rows_are_those_of_plain_passes(pair: LoadedPair, texts: str, skip_first: int) -> None:
+    readers = activations_of(pair, ActivationSourceParams(corpus=texts, skip_first=skip_first), LAYERS)
+    wanted = expected(pair, texts, skip_first)
+    for layer in LAYERS:
+        check_rows(readers[layer], wanted[layer])
+    differences = {layer: torch.cat([block.difference for block in readers[layer].blocks(64)]) for layer in LAYERS}
+    assert differences[0].abs().max() == 0
+    assert differences[1].abs().max() > 0.01
+
+
+def test_nothing_is_written_and_the_token_limit_cuts_the_text(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    readers = activations_of(pair, ActivationSourceParams(corpus=texts, max_activation_tokens=50), (1,))
+    base, finetuned, tokens = expected(pair, texts, 1)[1]
+    check_rows(readers[1], (base[:50], finetuned[:50], tokens[:50]))
+    assert not store.folder.exists()
+
+
+def test_rows_that_do_not_fit_into_memory_are_refused_with_the_way_out(pair: LoadedPair, texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation_sources, "MEMORY_SHARE", 0.0)
+    with pytest.raises(OutOfRoom, match="collect_activations"):
+        activations_of(pair, ActivationSourceParams(corpus=texts), (1,))
+
+
+def test_dropping_every_token_is_refused(pair: LoadedPair, texts: str) -> None:
+    with pytest.raises(InvalidInput, match="skip_first"):
+        activations_of(pair, ActivationSourceParams(corpus=texts, skip_first=1000), (1,))
+
+
+def test_a_stored_collection_reads_like_memory(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    params = CollectionParams(corpus=texts, layers=(0, 0.5))
+    index = collect(store, pair, params)
+    assert index.finished
+    assert len(index.shards) > 3
+    assert index.layers == list(LAYERS)
+    assert find_collection(store, pair.spec, params) == index == collect(store, pair, params)
+    wanted = expected(pair, texts, 1)
+    readers = activations_of(pair, ActivationSourceParams(activations=index.id), LAYERS)
+    for layer in LAYERS:
+        check_rows(readers[layer], wanted[layer])
+        statistics = store.statistics(index, layer)
+        base, finetuned, _ = (values.double() if isinstance(values, torch.Tensor) else values for values in wanted[layer])
+        assert isinstance(base, torch.Tensor)
+        assert isinstance(finetuned, torch.Tensor)
+        for name, values in (("base", base), ("finetuned", finetuned), ("difference", finetuned - base)):
+            torch.testing.assert_close(statistics[name].mean, values.mean(0), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(statistics[name].std, values.std(0, correction=0), atol=1e-5, rtol=1e-4)
+    limited = activations_of(pair, ActivationSourceParams(activations=index.id, max_activation_tokens=120), (1,))[1]
+    check_rows(limited, (wanted[1][0][:120], wanted[1][1][:120], wanted[1][2][:120]))
+    identity = source_identity(ActivationSourceParams(activations=index.id))
+    assert identity == {"activations": {"id": index.id, "content_hash": index.content_hash}}
+
+
+def test_the_identical_pair_differs_nowhere(tmp_path: Path, texts: str, store: ActivationStore) -> None:
+    with ModelPairs().use(save_pair(tmp_path / "same", None)) as same:
+        index = collect(store, same, CollectionParams(corpus=texts, layers=(1,)))
+    assert store.statistics(index, 1)["difference"].std.abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_smaller_dtypes_are_the_rounded_rows(pair: LoadedPair, texts: str, store: ActivationStore, dtype: str) -> None:
+    index = collect(store, pair, CollectionParams.model_validate({"corpus": texts, "layers": [1], "dtype": dtype}))
+    [block] = store.open(index.id, pair.spec, [1])[1].blocks(10**6)
+    torch.testing.assert_close(block.base, expected(pair, texts, 1)[1][0].to(getattr(torch, dtype)).float(), atol=1e-2, rtol=1e-2)
+    assert torch.equal(block.base, block.base.to(getattr(torch, dtype)).float())
+
+
+def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(tmp_path: Path, pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    index = collect(store, pair, CollectionParams(corpus=texts, layers=(1,)))
+    with pytest.raises(InvalidInput, match="holds the layers 1"):
+        store.open(index.id, pair.spec, [2])
+    with pytest.raises(InvalidInput, match="another pair"):
+        store.open(index.id, save_pair(tmp_path / "other", None), [1])
+    with pytest.raises(UnknownName, match="list_activations"):
+        source_identity(ActivationSourceParams(activations="activations-../../etc"))
+
+
+def test_cancelled_collection_is_not_readable_and_goes_on_where_it_stopped(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    params = CollectionParams(corpus=texts, layers=LAYERS)
+
+    def stop(done: float, total: float | None = None, message: str = "") -> None:
+        if done > 250:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        collect(store, pair, params, stop)
+    [partial] = store.list()
+    assert 0 < len(partial.shards) < len(partial.plan)
+    with pytest.raises(InvalidInput, match="not finished"):
+        store.finished(partial.id)
+    seen: list[float] = []
+    index = collect(store, pair, params, lambda done, total=None, message="": seen.append(done))
+    assert min(seen) == partial.shards[-1].stop
+    assert index.shards[: len(partial.shards)] == partial.shards
+    check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
+
+
+def test_a_killed_collection_goes_on_at_the_last_finished_shard(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from model_pairs.residency import ModelPairs
+        from model_pairs.specs import PairSpec
+        from preprocessing import activation_collection
+        from preprocessing.activation_store import ActivationStore
+        activation_collection.SHARD_BYTES = int(sys.argv[4])
+        def kill(done, total=None, message=""):
+            if done > 250:
+                os.kill(os.getpid(), signal.SIGKILL)
+        with ModelPairs().use(PairSpec.model_validate_json(sys.argv[1])) as pair:
+            params = activation_collection.CollectionParams(corpus=sys.argv[2], layers=(0, 1))
+            activation_collection.collect(ActivationStore(Path(sys.argv[3])), pair, params, kill)
+        """
+    )
+    arguments = [pair.spec.model_dump_json(), texts, str(store.folder), str(activation_collection.SHARD_BYTES)]
+    root = Path(__file__).resolve().parents[2]
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    [partial] = store.list()
+    assert not partial.finished
+    assert 0 < len(partial.shards) < len(partial.plan)
+    assert list((store.folder / partial.key).glob(".writing-*"))
+    index = collect(store, pair, CollectionParams(corpus=texts, layers=LAYERS))
+    assert index.shards[: len(partial.shards)] == partial.shards
+    assert not list((store.folder / index.key).glob(".writing-*"))
+    assert store.damaged(index) == []
+    check_rows(store.open(index.id, pair.spec, [0])[0], expected(pair, texts, 1)[0])
+
+
+def test_no_room_is_refused_before_anything_is_written(pair: LoadedPair, texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(store.folder.parent if store.folder.parent.exists() else "/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(OutOfRoom, match="MiB of disk"):
+        collect(store, pair, CollectionParams(corpus=texts))
+    assert store.list() == []
+
+
+def test_delete_takes_one_collection_and_damage_is_seen(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    first = collect(store, pair, CollectionParams(corpus=texts, layers=(0,)))
+    second = collect(store, pair, CollectionParams(corpus=texts, layers=(1,)))
+    with store.lock(second.key), pytest.raises(InvalidInput, match="being collected"):
+        store.delete(second.id)
+    assert store.delete(first.id) == first.id
+    assert [index.id for index in store.list()] == [second.id]
+    assert not (store.folder / first.key).exists()
+    file = store.folder / second.key / "shard-00000" / "L1-base.bin"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    assert store.damaged(second) == ["shard-00000/L1-base.bin"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    rows=st.integers(1, 60),
+    pool_rows=st.integers(1, 50),
+    seed=st.integers(0, 5),
+    data=st.data(),
+)
+def test_every_row_comes_once_whatever_the_block(lengths: list[int], rows: int, pool_rows: int, seed: int, data: st.DataObject) -> None:
+    count = sum(lengths)
+    start = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(start, count))
+    memory = MemoryRows(count, 1, [0], torch.float32)
+    values = torch.arange(count, dtype=torch.float32).unsqueeze(1)
+    memory.put(0, values, -values, torch.arange(count))
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    reader = ActivationRows(0, 1, count, "", starts, torch.arange(count), 0, memory.source(0), pool_rows)
+    blocks = list(reader.blocks(rows, seed=seed, start=start, stop=stop))
+    assert all(len(block.tokens) == rows for block in blocks[:-1])
+    order = [int(token) for block in blocks for token in block.tokens]
+    assert sorted(order) == list(range(start, stop))
+    assert all(torch.equal(block.base[:, 0], block.tokens.float()) and torch.equal(block.finetuned, -block.base) for block in blocks)
+    again = [int(token) for block in reader.blocks(rows, seed=seed, start=start, stop=stop) for token in block.tokens]
+    assert again == order
+
+
+@given(st.lists(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_merged_moments_are_those_of_all_rows(parts: list[list[float]]) -> None:
+    merged = Moments.of(torch.tensor(parts[0], dtype=torch.float64).unsqueeze(1))
+    for part in parts[1:]:
+        merged = merged.merged(Moments.of(torch.tensor(part, dtype=torch.float64).unsqueeze(1)))
+    values = torch.tensor([value for part in parts for value in part], dtype=torch.float64)
+    torch.testing.assert_close(merged.mean[0], values.mean(), atol=1e-7, rtol=1e-9)
+    torch.testing.assert_close(merged.std[0], values.std(correction=0), atol=1e-6, rtol=1e-9)
+
+
+def test_training_data_is_a_corpus_and_an_unknown_organism_is_not() -> None:
+    corpus = load_corpus(CorpusParams(corpus="training:cake_bake"))
+    assert corpus.kind == "text"
+    assert len(corpus.documents) > 100
+    assert load_corpus(CorpusParams(corpus="training:flattery")).kind == "chat"
+    for wrong in ("training:nothing", "training:../corpora", "training:"):
+        with pytest.raises(UnknownName, match="cake_bake"):
+            load_corpus(CorpusParams(corpus=wrong))
