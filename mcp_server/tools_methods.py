@@ -102,7 +102,7 @@ def check_corpus(call: Call, params: BaseModel) -> None:
         return
     if not call.caller.operator:
         raise InvalidInput(f"corpus must be one of {', '.join(BUNDLED)}")
-    if params.corpus.startswith("hub:"):
+    if params.corpus.startswith(("hub:", "training:")):
         return
     allowed = settings().data_folder.resolve()
     if not Path(params.corpus).expanduser().resolve().is_relative_to(allowed):

@@ -72,7 +72,7 @@ def expected(pair: LoadedPair, texts: str, skip_first: int) -> dict[int, tuple[t
             rows, tokens = [], []
             for ids, start in zip(corpus.ids, corpus.content_start, strict=True):
                 inputs = torch.tensor([ids])
-                hidden = pair.forward(side, inputs, torch.ones_like(inputs), layers=(layer,), logits=False).hidden[layer]  # type: ignore[arg-type]
+                hidden = pair.forward(side, inputs, torch.ones_like(inputs), layers=(layer,), logits=False).hidden[layer]
                 rows.append(hidden[0, start + skip_first :])
                 tokens += ids[start + skip_first :]
             sides.append(torch.cat(rows).float())
