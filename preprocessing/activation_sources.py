@@ -46,7 +46,7 @@ class ActivationSourceParams(ActivationTextParams):
     activations: str | None = Field(
         None,
         max_length=200,
-        description="Id of a stored collection (collect_activations, list_activations) to read instead of the corpus; None: collect in memory.",
+        description="Id of a stored collection (`preprocessing.activation_collection`) to read instead of the corpus; None: collect in memory.",
     )
 
 
@@ -89,7 +89,7 @@ def activations_of(
 
     Raises:
         UnknownName, InvalidInput: no such collection, one of another pair or without one of the layers, or no tokens.
-        OutOfRoom: the rows do not fit into memory; the message names collect_activations.
+        OutOfRoom: the rows do not fit into memory; the message says how to store them instead.
         Cancelled: from `progress`.
     """
     wanted = sorted(set(layers))
@@ -154,5 +154,6 @@ def _check_memory(needed: int, tokens: int) -> None:
     if needed > room:
         raise OutOfRoom(
             f"The activations of {tokens} tokens take {needed / 2**20:.0f} MiB and {room / 2**20:.0f} MiB of memory may be used. Lower max_samples, "
-            "max_tokens or max_activation_tokens, ask for fewer layers, or store them with collect_activations and pass its id as `activations`."
+            "max_tokens or max_activation_tokens, ask for fewer layers, or store them with preprocessing.activation_collection.collect and pass the id as "
+            "`activations`."
         )

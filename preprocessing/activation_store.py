@@ -156,7 +156,7 @@ class ActivationStore:
         found = [index for name in names if (index := self.read(name)) is not None]
         if len(found) != 1:
             problem = "several collections start with" if found else "there is no collection"
-            raise UnknownName(f"{problem} {identifier!r}; list_activations lists them, collect_activations makes one")
+            raise UnknownName(f"{problem} {identifier!r}; ActivationStore.list() gives them all, activation_collection.collect() makes one")
         return found[0]
 
     def finished(self, identifier: str) -> CollectionIndex:
@@ -169,7 +169,7 @@ class ActivationStore:
         index = self.get(identifier)
         if not index.finished:
             raise InvalidInput(
-                f"The collection {index.id} is not finished ({len(index.shards)} of {len(index.plan)} shards). Call collect_activations with its "
+                f"The collection {index.id} is not finished ({len(index.shards)} of {len(index.plan)} shards). Call activation_collection.collect with its "
                 "parameters again to go on."
             )
         return index
@@ -188,7 +188,7 @@ class ActivationStore:
 
         index = self.finished(identifier)
         if index.pair != spec.identity():
-            raise InvalidInput(f"The collection {index.id} is of another pair. list_activations lists those of this one.")
+            raise InvalidInput(f"The collection {index.id} is of another pair. Name a collection of this one.")
         if missing := [layer for layer in layers if layer not in index.layers]:
             raise InvalidInput(
                 f"The collection {index.id} holds the layers {', '.join(map(str, index.layers))} of {index.num_layers}, not "
