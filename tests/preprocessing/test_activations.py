@@ -168,7 +168,7 @@ def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(tmp_path: Pa
         store.open(index.id, pair.spec, [2])
     with pytest.raises(InvalidInput, match="another pair"):
         store.open(index.id, save_pair(tmp_path / "other", None), [1])
-    with pytest.raises(UnknownName, match="ActivationStore.list"):
+    with pytest.raises(UnknownName, match=r"ActivationStore\.list"):
         source_identity(ActivationSourceParams(activations="activations-../../etc"))
 
 
