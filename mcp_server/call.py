@@ -134,8 +134,7 @@ class Call:
                 reply.job = reply.job or job
                 return reply
             case "failed":
-                assert job.error is not None  # `_end` sets it for every failure
-                raise job.error
+                raise job.error or RuntimeError(f"{job.id} failed without an error")
             case "cancelled":
                 if self.tool.name in ("get_job", "cancel_job"):
                     return Reply(job=job, text=f"{job.id} was cancelled; what it had reserved was given back.")

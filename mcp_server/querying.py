@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -133,8 +133,7 @@ def _puts_bos(tokenizer: Any) -> bool:
 
 def _rows(logits: torch.Tensor | None, start: int) -> torch.Tensor:
     """Logits that predict the tokens from `start` on [T, V], in the model's dtype on the CPU."""
-    assert logits is not None  # forward was asked for them
-    return logits[0, start - 1 : -1].cpu()
+    return cast(torch.Tensor, logits)[0, start - 1 : -1].cpu()
 
 
 def _scores(base_logits: torch.Tensor, finetuned_logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

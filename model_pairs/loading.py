@@ -105,7 +105,7 @@ def choose_device() -> str:
 def choose_dtype(files: ModelFiles, config: Any, device: str) -> torch.dtype:
     """The settings' dtype as it is, else the source's, else the checkpoint's.
 
-    On a CPU that has no instructions for 16-bit floats, 16-bit checkpoints run in float32: the same weights, up to seven times as fast and exact, for twice
+    On a CPU that has no instructions for 16-bit floats, 16-bit checkpoints run in float32: the same weights, several times as fast and exact, for twice
     the memory. The setting `dtype` forces another choice.
     """
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from model_pairs.adapters import activate
 from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
@@ -147,8 +147,7 @@ class LoadedPair:
             for start in range(0, input_ids.shape[0], rows):
                 ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
                 output = run_forward(resident, ids, mask, interventions=steering).cut(self.vocab_size)
-                assert output.logits is not None
-                results.append(next_token_log_probs(output.logits, ids, mask))
+                results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
 
     def generate(

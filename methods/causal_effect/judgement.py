@@ -1,4 +1,7 @@
-"""When the causal effect of a direction stands out."""
+"""When the causal effect of a direction stands out.
+
+The least change and share were set on one taught organism and one control, the runs they judge; no other null has been tried.
+"""
 
 from __future__ import annotations
 
