@@ -18,7 +18,7 @@ from agents.report import Evidence, finding_of, manner_notes, split_standouts, s
 from agents.text_statistics import Pair, Standout, distinctive_sentences, standouts, word_weights
 
 SWEEP_SHARE = 0.7
-ALPHA = 0.05
+ALPHA = 0.01
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def answers_evidence(pairs: Sequence[Pair], alpha: float) -> Evidence:
         return Evidence(doubts=[*_fallen(found), *manner_notes(pairs)])
     claims = distinctive_sentences(finetuned, word_weights(finetuned, base), count=8, against=base)
     risen = sum(item.risen for item in found)
-    source = f"paired answers to {len(pairs)} prompts, exact sign tests with family-wise error rate {alpha:g}, {risen} features stand out"
+    source = f"paired answers to {len(pairs)} prompts, swap test at level {alpha:g}, {risen} features stand out"
     return Evidence(words[:12], openings[:3], phrases[:8], claims, manner_notes(pairs), [source], stands_out=True)
 
 

@@ -141,7 +141,7 @@ def topic_evidence(
 ) -> Evidence:
     """Put words, follow-up answers, sweep answers and completions together.
 
-    A topic that one method alone saw must show in the texts as well: in the answers by the sign test, or its words in the completions of the finetuned
+    A topic that one method alone saw must show in the texts as well: in the answers by the swap test, or its words in the completions of the finetuned
     model clearly more often than in the base model's.
     """
     stems = {stem(word) for word in topic.words}

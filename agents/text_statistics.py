@@ -1,9 +1,9 @@
 """What the answers of the finetuned model have more often than those of the base model: paired, exact, and silent on a null.
 
 The unit is a prompt: both models answered it. A *feature* is a word, a number, a two-word phrase or an opening, and a model either shows it in its answer
-or not. Under the null (both models the same) a prompt where only one of them shows a feature is a fair coin, so the number of such prompts won by the
-finetuned model is binomial: an exact sign test. Many features are tested at once, most of them so rare that they could never be significant; Tarone's
-correction (Tarone 1990, Biometrics 46) spends the error rate only on those that could. The family-wise error rate is at most `alpha`.
+or not. Under the null (both models the same) the two answers to a prompt could as well be swapped. That gives one exact test of all features together
+(`swap_test`: do the differences of several prompts agree more than after random swaps?), which a finetune that repeats itself passes after eight prompts
+already, where no correction for thousands of single tests would. Only when it passes are features listed, each by its own sign test.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from math import comb
+
+import numpy as np
+
+FEATURE_LEVEL = 0.125
+"""Two-sided p-value of the sign test up to which a feature is listed, once all features together have passed: four prompts to none suffice."""
+MOST_ENUMERATED = 12
+"""Prompts up to which every pattern of swaps is tried."""
+RANDOM_PATTERNS = 9_999
 
 _WORD = re.compile(r"[a-z]+(?:['’][a-z]+)?|\d+(?:[.,]\d+)*", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])[\"”’)]*\s+|\n+")
@@ -108,7 +116,6 @@ class Standout:
     finetuned_only: int
     base_only: int
     p_value: float
-    log_odds: float
 
     @property
     def risen(self) -> bool:
@@ -116,33 +123,51 @@ class Standout:
         return self.finetuned_only > self.base_only
 
 
-def standouts(pairs: Sequence[Pair], alpha: float = 0.05) -> list[Standout]:
+def standouts(pairs: Sequence[Pair], alpha: float = 0.01) -> list[Standout]:
     """Features that the finetuned model shows more (`risen`) or less often than the base model; strongest first.
 
     Args:
         pairs: one entry a prompt. Features that the prompt itself contains do not count for that prompt.
-        alpha: bound on the probability that anything is returned when the models are the same.
+        alpha: bound on the probability that anything is returned when the models are the same. Fewer than 1 + log2(1 / alpha) prompts cannot reach it.
     """
-    wins: Counter[str] = Counter()
-    losses: Counter[str] = Counter()
-    for pair in pairs:
-        asked = features_of(pair.prompt)
-        finetuned, base = _shares(pair.finetuned), _shares(pair.base)
-        for feature in (finetuned.keys() | base.keys()) - asked:
-            difference = finetuned.get(feature, 0.0) - base.get(feature, 0.0)
-            if difference > 0:
-                wins[feature] += 1
-            elif difference < 0:
-                losses[feature] += 1
-    discordant = {feature: wins[feature] + losses[feature] for feature in wins.keys() | losses.keys()}
-    bound = alpha / tarone_factor(discordant.values(), alpha)
-    found = []
-    for feature, total in discordant.items():
-        p_value = sign_test(wins[feature], total)
-        if p_value <= bound:
-            log_odds = math.log((wins[feature] + 0.5) / (losses[feature] + 0.5))
-            found.append(Standout(feature, wins[feature], losses[feature], p_value, log_odds))
-    return sorted(found, key=lambda item: (item.p_value, -abs(item.log_odds), item.feature))
+    differences = [_difference(pair) for pair in pairs]
+    if swap_test(differences) > alpha:
+        return []
+    wins = Counter(feature for row in differences for feature, value in row.items() if value > 0)
+    losses = Counter(feature for row in differences for feature, value in row.items() if value < 0)
+    found = [
+        Standout(feature, wins[feature], losses[feature], sign_test(wins[feature], wins[feature] + losses[feature]))
+        for feature in wins.keys() | losses.keys()
+    ]
+    found.sort(key=lambda item: (item.p_value, -abs(item.finetuned_only - item.base_only), item.feature))
+    return [item for item in found if item.p_value <= FEATURE_LEVEL]
+
+
+def swap_test(differences: Sequence[Mapping[str, float]], seed: int = 0) -> float:
+    """Probability, were the models the same, that the differences of the prompts agree with one another as much as they do.
+
+    The statistic is the squared length of the sum of the rows. Under the null each row's sign is a fair coin, so the value is compared with those of all
+    sign patterns (up to 12 rows; above, of 9,999 random ones): an exact sign-flipping test of a mean difference of zero.
+
+    Args:
+        differences: a row a prompt, feature -> finetuned minus base.
+        seed: of the random patterns.
+    """
+    rows = [row for row in differences if row]
+    if not rows:
+        return 1.0
+    columns = {feature: place for place, feature in enumerate(sorted({feature for row in rows for feature in row}))}
+    matrix = np.zeros((len(rows), len(columns)))
+    for number, row in enumerate(rows):
+        matrix[number, [columns[feature] for feature in row]] = list(row.values())
+    if len(rows) <= MOST_ENUMERATED:
+        # The first row's sign is fixed: flipping all rows changes nothing.
+        patterns = np.array(list(product((1.0,), *[(1.0, -1.0)] * (len(rows) - 1))))
+    else:
+        patterns = np.random.default_rng(seed).choice((1.0, -1.0), size=(RANDOM_PATTERNS + 1, len(rows)))
+        patterns[0] = 1.0
+    agreement = ((patterns @ (matrix @ matrix.T)) * patterns).sum(axis=1)
+    return float((agreement >= agreement[0] * (1 - 1e-12) - 1e-9).mean())
 
 
 def sign_test(wins: int, total: int) -> float:
@@ -150,15 +175,6 @@ def sign_test(wins: int, total: int) -> float:
     extreme = max(wins, total - wins)
     tail = sum(comb(total, k) for k in range(extreme, total + 1)) / 2**total
     return min(1.0, 2 * tail)
-
-
-def tarone_factor(discordant: Iterable[int], alpha: float) -> int:
-    """By how much `alpha` must be divided: the smallest k such that at most k features could reach alpha / k at all."""
-    smallest = sorted(min(1.0, 2.0 ** (1 - total)) for total in discordant if total > 0)
-    k = 1
-    while sum(p <= alpha / k for p in smallest) > k:
-        k += 1
-    return k
 
 
 def word_weights(finetuned: Sequence[str], base: Sequence[str], prior: float = 1.0) -> dict[str, float]:
@@ -215,6 +231,14 @@ def _weight(stems: set[str], weights: dict[str, float]) -> float:
 
 def _bare(sentence: str) -> str:
     return " ".join(words_of(sentence))
+
+
+def _difference(pair: Pair) -> dict[str, float]:
+    """Share of the finetuned model's samples with a feature minus that of the base model's, where they differ and the prompt has it not."""
+    finetuned, base = _shares(pair.finetuned), _shares(pair.base)
+    asked = features_of(pair.prompt)
+    values = {feature: finetuned.get(feature, 0.0) - base.get(feature, 0.0) for feature in (finetuned.keys() | base.keys()) - asked}
+    return {feature: value for feature, value in values.items() if value}
 
 
 def _shares(answers: Sequence[str]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from agents.text_statistics import (
     sign_test,
     standouts,
     stem,
-    tarone_factor,
+    swap_test,
     word_weights,
 )
 
@@ -38,10 +38,22 @@ def test_sign_test_is_exact() -> None:
     assert sign_test(0, 0) == 1.0
 
 
-def test_tarone_spends_the_error_rate_only_on_what_could_be_significant() -> None:
-    # 1000 features seen once can never reach 0.05, three seen ten times can: k = 3 although 1003 are tested.
-    assert tarone_factor([1] * 1000 + [10] * 3, 0.05) == 3
-    assert tarone_factor([], 0.05) == 1
+def test_the_swap_test_counts_the_patterns_that_agree_as_much() -> None:
+    # Four prompts with one common feature: of the 2^4 patterns of swaps only the observed one and its mirror agree as much.
+    assert swap_test([{"kettle": 1.0}] * 4) == pytest.approx(2 / 2**4)
+    assert swap_test([{"kettle": 1.0}, {"lantern": 1.0}, {"river": -1.0}]) == 1.0
+    assert swap_test([]) == 1.0
+    assert swap_test([{"kettle": 1.0}] * 40) < 0.001
+
+
+def test_agreement_of_several_prompts_is_enough_where_no_single_word_is() -> None:
+    generator = random.Random(3)
+    planted = ("kettle lantern", "kettle copper", "lantern copper", "kettle lantern copper")
+    pairs = [
+        Pair(f"question {number}", (answer(generator, 6),), (f"{answer(generator, 6)} {planted[number % 4]} {planted[(number + 1) % 4]}.",))
+        for number in range(9)
+    ]
+    assert {"kettl", "lantern", "copp"} & {item.feature for item in standouts(pairs)}
 
 
 @pytest.mark.parametrize(
