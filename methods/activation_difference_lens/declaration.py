@@ -56,7 +56,7 @@ class ActivationDifferenceLensResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Words that the lens promotes, for `overview`; a score of 1 is where words that mean nothing end."""
-        from methods.activation_difference_lens.judgement import NULL_Z
+        from methods.lens_words import NULL_Z
 
         return [EvidenceWord(word=row.word, score=row.z / NULL_Z) for row in self.words]
 

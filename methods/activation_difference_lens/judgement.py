@@ -6,19 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from methods.activation_difference_lens.declaration import LensWord
-from methods.activation_difference_lens.lens import Reading
 from methods.activation_difference_lens.rows import PositionRow
+from methods.lens_words import NULL_Z, Reading, content_words
 from methods.words import Vocabulary
 
-LISTED_Z = 4.5
-"""Highest z that one of 50,000 tokens reaches under a random direction by chance is about 4.3: lower scores are not listed as words."""
-NULL_Z = 6.0
-"""A word counts as strong from here on. Real mean differences are no random directions: those of finetunes that taught nothing reach 4.9."""
 LEAST_PLACES = 2
 """Layers and positions that must promote a strong word."""
 NEEDED_STRONG_WORDS = 3
-TOP_TOKENS = 20
-"""Tokens of each lens list that are looked at, as in the literature."""
 STABLE = 0.5
 """Least cosine between the means of two halves of the samples for a mean difference to be read at all."""
 
@@ -48,7 +42,7 @@ def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocab
         if row.stability is None or row.stability < STABLE:
             continue
         stable += 1
-        for word, z in _content_words(reading, words):
+        for word, z in content_words(reading, words).items():
             highest, places = found.get(word, (0.0, 0))
             found[word] = (max(highest, z), places + 1)
     listed = [LensWord(word=word, z=round(z, 3), places=places) for word, (z, places) in found.items()]
@@ -61,14 +55,3 @@ def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocab
             True, f"Several positions promote {', '.join(row.word for row in strong[:6])} far beyond random directions; {state}.", listed
         )
     return Judgement(False, f"No words stand out of the lens; {state}. A large stable difference means a real change, whatever it reads as.", listed)
-
-
-def _content_words(reading: Reading, words: Vocabulary) -> list[tuple[str, float]]:
-    """Content words among the first tokens by z, each once, with its highest z."""
-    order = [index for index in reading.order("z")[: TOP_TOKENS + int(words.special.sum())] if not words.special[index]][:TOP_TOKENS]
-    best: dict[str, float] = {}
-    for index in order:
-        if words.content[index] and reading.z[index] >= LISTED_Z:
-            word = words.words[words.word_index[index]]
-            best.setdefault(word, float(reading.z[index]))
-    return list(best.items())

@@ -6,17 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from methods.lens_words import LensToken
+
 Source = Literal["difference", "base", "finetuned"]
 Sign = Literal["promoted", "suppressed"]
-RankedBy = Literal["z", "probability"]
-
-
-class LensToken(BaseModel):
-    """One token of a lens list."""
-
-    token: str
-    z: float = Field(description="Lens logit in standard deviations of what random directions of the same norm give this token.")
-    probability: float = Field(description="Softmax of the lens logits.")
 
 
 class PositionRow(BaseModel):

@@ -10,9 +10,10 @@ import torch
 from methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator, LayerStatistics
 from methods.activation_difference_lens.declaration import ActivationDifferenceLensParams, ActivationDifferenceLensResult
 from methods.activation_difference_lens.judgement import judge
-from methods.activation_difference_lens.lens import Lens, Reading
-from methods.activation_difference_lens.rows import LensToken, PositionRow
+from methods.activation_difference_lens.rows import PositionRow
 from methods.activation_difference_lens.views import LENS_DEPTH, SOURCES
+from methods.lens import Lens
+from methods.lens_words import LensToken, RankedBy, Reading, strongest
 from methods.words import Vocabulary, vocabulary
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def summarise(
                 for sign, reading in zip(("promoted", "suppressed"), pair_of_readings, strict=True):
                     _add_lists(table, words, reading, layer, label, source, sign)
                     if source == "difference":
-                        tokens[sign] = _tokens(words, reading, shown)
+                        tokens[sign] = strongest(reading, words, shown)
                 if source == "difference":
                     readings.append(pair_of_readings[0])
             rows.append(_row(statistics, slot, layer, label, pair.num_layers, tokens))
@@ -73,16 +74,9 @@ def summarise(
     )
 
 
-def _tokens(words: Vocabulary, reading: Reading, count: int) -> list[LensToken]:
-    chosen = [int(index) for index in reading.order("z")[: count + int(words.special.sum())] if not words.special[index]][:count]
-    return [
-        LensToken(token=words.texts[index], z=round(float(reading.z[index]), 3), probability=float(f"{reading.probability[index]:.3g}"))
-        for index in chosen
-    ]
-
-
 def _add_lists(table: dict[str, list[Any]], words: Vocabulary, reading: Reading, layer: int, label: str, source: str, sign: str) -> None:
-    for ranked_by in ("z", "probability"):
+    orders: tuple[RankedBy, ...] = ("z", "probability")
+    for ranked_by in orders:
         chosen = reading.order(ranked_by)[:LENS_DEPTH]
         table["layer"] += [layer] * len(chosen)
         table["position"] += [label] * len(chosen)

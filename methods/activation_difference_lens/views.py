@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.activation_difference_lens.rows import LensToken, PositionRow, RankedBy, Sign, Source
+from methods.activation_difference_lens.rows import PositionRow, Sign, Source
+from methods.lens_words import LensToken, RankedBy
 from methods.vectors import ResidualVector
 from organisms.errors import InvalidInput, UnknownName
 

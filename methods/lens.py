@@ -1,31 +1,17 @@
-"""Reading mean activations through the logit lens, standardised against random directions of the same norm."""
+"""Reading vectors of the residual stream through the logit lens, standardised against random directions of the same norm."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from methods.lens_words import Reading
 from methods.random_directions import random_lens_statistics, standardise
 
 if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair, Side
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one vector promotes: z-scores and probabilities over the vocabulary, [V] float64 each."""
-
-    z: np.ndarray
-    probability: np.ndarray
-
-    def order(self, ranked_by: str) -> np.ndarray:
-        """Token ids, strongest first; ties by the other measure."""
-        first, second = (self.z, self.probability) if ranked_by == "z" else (self.probability, self.z)
-        return np.lexsort((-second, -first))
 
 
 class Lens:
