@@ -154,6 +154,34 @@ def choose_tokens(scores: torch.Tensor, temperature: float, top_p: float, unifor
     return (chosen if order is None else order.gather(-1, chosen)).squeeze(-1)
 
 
+def left_padded(batch: Sequence[Row], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompt ids and attention mask [B, S] of a batch, padded on the left."""
+    width = max(len(row.prompt) for row in batch)
+    ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch], device=device)
+    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch], device=device)
+    return ids, mask
+
+
+def uniform_numbers(batch: Sequence[Row], sampling: Sampling, device: torch.device) -> torch.Tensor:
+    """The random numbers [B, max_new_tokens] float64 in [0, 1) that each row is sampled with."""
+    rows = [
+        torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(row.seed(sampling.seed)), dtype=torch.float64) for row in batch
+    ]
+    return torch.stack(rows).to(device if device.type != "mps" else "cpu")
+
+
+def completion_of(resident: ResidentModel, reader: Any, row: Row, ids: Sequence[int]) -> Completion:
+    """The completion that new token ids are, up to the first stop token."""
+    stop = next((index for index, token in enumerate(ids) if token in resident.stop_ids), None)
+    kept = ids if stop is None else ids[:stop]
+    return Completion(text=new_text(reader, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept))
+
+
+def batch_limits(device: torch.device) -> tuple[int, int]:
+    """Most rows, and most tokens, of a batch in generation."""
+    return (64, 16384) if device.type == "cpu" else (256, 131072)
+
+
 def generate(
     resident: ResidentModel,
     tokenizer: Any,
@@ -178,19 +206,14 @@ def generate(
     for intervention in interventions:
         if intervention.vector.ndim > 1 and intervention.vector.shape[0] != len(requests):
             raise InvalidInput(f"There are {intervention.vector.shape[0]} vectors for {len(requests)} requests.")
-    on_cpu = resident.device.type == "cpu"
-    batches = batches_of(rows, sampling.max_new_tokens, 64 if on_cpu else 256, 16384 if on_cpu else 131072)
+    batches = batches_of(rows, sampling.max_new_tokens, *batch_limits(resident.device))
     results: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
     total = float(len(rows) * sampling.max_new_tokens)
     done = 0.0
     progress(done, total, "generating")
     for batch in batches:
         for row, ids in zip(batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total), strict=True):
-            stop = next((index for index, token in enumerate(ids) if token in resident.stop_ids), None)
-            kept = ids if stop is None else ids[:stop]
-            results[row.request][row.sample] = Completion(
-                text=new_text(reader or tokenizer, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept)
-            )
+            results[row.request][row.sample] = completion_of(resident, reader or tokenizer, row, ids)
         done += len(batch) * sampling.max_new_tokens
         progress(done, total, "generating")
     return [[completion for completion in completions if completion is not None] for completions in results]
@@ -209,13 +232,10 @@ def _generate_batch(
     """New token ids of each row (with the stop token, if one came, and padding after it)."""
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-    width = max(len(row.prompt) for row in batch)
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch], device=resident.device)
-    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch], device=resident.device)
-    uniform = torch.stack(
-        [torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(row.seed(sampling.seed)), dtype=torch.float64) for row in batch]
-    ).to(resident.device if resident.device.type != "mps" else "cpu")
+    ids, mask = left_padded(batch, pad, resident.device)
+    width = ids.shape[1]
+    uniform = uniform_numbers(batch, sampling, resident.device)
 
     class Choose(LogitsProcessor):
         """Leaves one token possible in each row: the sampled one."""

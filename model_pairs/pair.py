@@ -7,21 +7,22 @@ threads may share a pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from model_pairs.adapters import activate
 from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
 from model_pairs.interventions import Intervention
-from model_pairs.specs import AdapterFiles, ModelSource, PairSpec, Side
-from organisms.errors import InvalidInput
+from model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
+from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress, silent
 from organisms.settings import settings
 
 if TYPE_CHECKING:
     import torch
 
+    from model_pairs.contrastive import ContrastiveCompletion
     from model_pairs.forward import ForwardOutput
     from model_pairs.generation import Completion, GenerationRequest, Sampling
     from model_pairs.loading import ResidentModel
@@ -177,6 +178,28 @@ class LoadedPair:
             reader = self.finetuned_tokenizer if side == "finetuned" else None
             return generate(resident, self.tokenizer, requests, sampling, progress, (*steering, *interventions), switch, reader)
 
+    def generate_contrastive(
+        self,
+        requests: Sequence[GenerationRequest],
+        alphas: Sequence[float],
+        sampling: Sampling,
+        plausibility: float = 0.1,
+        progress: Progress = silent,
+    ) -> list[list[list[ContrastiveCompletion]]]:
+        """Completions drawn from log p_ft + alpha (log p_ft - log p_base): [alpha][request][sample]; see `model_pairs.contrastive`.
+
+        Raises:
+            OutOfRoom: the two models do not fit in memory together.
+            InvalidInput, Cancelled: as `generate`.
+        """
+        from model_pairs.contrastive import generate_contrastive
+
+        with self._running_both() as readers:
+            switch = self.spec.base.files.thinking_switch
+            return generate_contrastive(
+                readers, self.tokenizer, self.vocab_size, self.context_length, requests, alphas, sampling, plausibility, progress, switch
+            )
+
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
         """The conversation in the chat template, with special tokens, up to where the assistant goes on after `prefill`."""
         return render_chat(self.tokenizer, messages, prefill, thinking, self.spec.base.files.thinking_switch)
@@ -203,3 +226,20 @@ class LoadedPair:
         with loaded.hold() as resident, resident.lock:
             activate(resident, loaded.adapter)
             yield resident, loaded.steering
+
+    @contextmanager
+    def _running_both(self) -> Iterator[list[tuple[ResidentModel, str | None, tuple[Intervention, ...]]]]:
+        """Model, adapter and steering of base and finetuned, both models locked; who runs a pass switches the adapter.
+
+        Locks are taken in one order whatever the pair, so that two pairs of the same models cannot wait for each other.
+        """
+        if self.sequential:
+            raise OutOfRoom(
+                "This needs both models at once, and they do not fit in memory together. Use a method that runs one after the other, such as "
+                "perplexity_difference, or raise memory_share."
+            )
+        with ExitStack() as stack:
+            residents = [stack.enter_context(self.sides[side].hold()) for side in SIDES]
+            for resident in sorted(residents, key=id):
+                stack.enter_context(resident.lock)
+            yield [(resident, self.sides[side].adapter, self.sides[side].steering) for resident, side in zip(residents, SIDES, strict=True)]

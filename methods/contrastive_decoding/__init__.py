@@ -1,0 +1,1 @@
+"""Contrastive decoding: text written with the difference of the two models amplified."""

@@ -1,0 +1,170 @@
+"""Writing at every alpha, its opposites and the plain models, and comparing the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
+from methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
+from methods.contrastive_decoding.starts import bundled_starts
+from methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
+from methods.perplexity_difference.words import distinctive_words
+from methods.steering.coherence import TextScores, repetition
+from model_pairs.chat import ChatMessage
+from model_pairs.generation import GenerationRequest, Sampling
+from organisms.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from methods.contract import RunWriter
+    from model_pairs.contrastive import ContrastiveCompletion
+    from model_pairs.pair import LoadedPair
+    from organisms.progress import Progress
+
+BASE, FINETUNED = -1.0, 0.0
+"""The alphas at which the plain models write."""
+COHERENT_SHARE = 0.75
+"""Share of texts that must be coherent for an alpha to be taken."""
+_SHOWN_CHARACTERS = 220
+_WORDS_SHOWN = 12
+_LEAST_SURPRISE_SHOWN = 1.3
+
+
+@dataclass(frozen=True)
+class Written:
+    """All texts at one alpha, in the order of prompts and samples. `starts` tells texts of different beginnings apart."""
+
+    alpha: float
+    starts: list[str]
+    prompts: list[str]
+    texts: list[ContrastiveCompletion]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Start and text, for the comparison of words."""
+        return [(start, text.text) for start, text in zip(self.starts, self.texts, strict=True)]
+
+    @property
+    def differences(self) -> np.ndarray:
+        """[N] float64, log-probability under finetuned minus under base, nats a token."""
+        return np.array([(text.finetuned_log_prob - text.base_log_prob) / max(1, text.tokens) for text in self.texts])
+
+    def scores(self) -> TextScores:
+        """How expected each text is by the nearer of the two models, and its repetition."""
+        nearer = [text.finetuned_log_prob if self.alpha >= (BASE + FINETUNED) / 2 else text.base_log_prob for text in self.texts]
+        perplexity = [-value / text.tokens if text.tokens else np.inf for value, text in zip(nearer, self.texts, strict=True)]
+        return TextScores(np.array(perplexity), np.array([repetition(text.text) for text in self.texts]))
+
+
+def opposite(alpha: float) -> float:
+    """The same distance beyond the base model: from log p_base + alpha (log p_base - log p_ft)."""
+    return BASE - alpha
+
+
+def decode(pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, progress: Progress) -> ContrastiveDecodingResult:
+    """Run the method; see its declaration."""
+    written = {each.alpha: each for each in _write(pair, params, progress)}
+    table: dict[str, list[object]] = {"alpha": [], "prompt": [], "text": [], "tokens": [], "difference": []}
+    for each in written.values():
+        table["alpha"] += [each.alpha] * len(each.texts)
+        table["prompt"] += each.prompts
+        table["text"] += [text.text for text in each.texts]
+        table["tokens"] += [text.tokens for text in each.texts]
+        table["difference"] += [round(float(value), 4) for value in each.differences]
+    run.add_table("texts", table)
+    plain = {BASE: written[BASE].scores(), FINETUNED: written[FINETUNED].scores()}
+    rows = [_row(written[alpha], plain[FINETUNED if alpha >= FINETUNED else BASE]) for alpha in sorted(written, reverse=True)]
+    coherent = [row.alpha for row in rows if row.alpha in params.alphas and row.coherent >= COHERENT_SHARE]
+    words = _words([written[alpha] for alpha in coherent], written)
+    return _result(written, rows, coherent, words, params)
+
+
+def _write(pair: LoadedPair, params: ContrastiveDecodingParams, progress: Progress) -> list[Written]:
+    if params.start == "chat" and not pair.has_chat_template:
+        raise InvalidInput("This pair's tokenizer has no chat template; call with start=prefixes.")
+    if params.start == "nothing" and params.prompts is not None:
+        raise InvalidInput("start=nothing takes no prompts; leave them out, or call with start=prefixes or start=chat.")
+    prompts = params.prompts or bundled_starts(params.start)
+    requests = [
+        GenerationRequest(messages=(ChatMessage(role="user", content=prompt),)) if params.start == "chat" else GenerationRequest(text=prompt)
+        for prompt in prompts
+    ]
+    alphas = list(dict.fromkeys([*params.alphas, FINETUNED, BASE, *map(opposite, params.alphas)]))
+    sampling = Sampling(n=params.samples_per_prompt, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
+    found = pair.generate_contrastive(requests, alphas, sampling, params.plausibility, progress)
+    repeated = [prompt for prompt in prompts for _ in range(params.samples_per_prompt)]
+    # Texts from nothing have no beginning in common that could repeat itself.
+    starts = [f" {index} " for index in range(len(repeated))] if params.start == "nothing" else repeated
+    return [
+        Written(alpha, starts, repeated, [text for several in of_alpha for text in several]) for alpha, of_alpha in zip(alphas, found, strict=True)
+    ]
+
+
+def _row(each: Written, plain: TextScores) -> AlphaRow:
+    scores = each.scores()
+    return AlphaRow(
+        alpha=each.alpha,
+        difference=round(float(each.differences.mean()), 3),
+        coherent=round(float(scores.coherent(plain).mean()), 3),
+        tokens=round(float(np.mean([text.tokens for text in each.texts])), 1),
+    )
+
+
+def _words(amplified: Sequence[Written], written: dict[float, Written]) -> list[AmplifiedWord]:
+    """Distinctive words at each alpha, most surprising first."""
+    words = []
+    for each in amplified:
+        for row in distinctive_words(each.pairs, [*written[opposite(each.alpha)].pairs, *written[BASE].pairs]):
+            if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN:
+                words.append(
+                    AmplifiedWord(
+                        word=row.word, alpha=each.alpha, amplified=row.finetuned, control=row.base, surprise=row.surprise, strong=row.strong
+                    )
+                )
+    best: dict[str, AmplifiedWord] = {}
+    for word in sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word)):
+        best.setdefault(word.word, word)
+    return list(best.values())
+
+
+def _result(
+    written: dict[float, Written], rows: list[AlphaRow], coherent: list[float], words: list[AmplifiedWord], params: ContrastiveDecodingParams
+) -> ContrastiveDecodingResult:
+    identical = all(text.finetuned_log_prob == text.base_log_prob for each in written.values() for text in each.texts)
+    strong = [word for word in words if word.strong]
+    stands_out = not identical and (len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong))
+    alpha = max(coherent, default=None)
+    if identical:
+        headline = "Both models give every text exactly the same probability: no difference to amplify."
+    elif alpha is None:
+        headline = "No alpha leaves the texts coherent; try smaller ones. The texts may still be read."
+    elif stands_out:
+        names = ", ".join(word.word for word in strong[:8])
+        headline = f"Amplifying the difference writes of {names}, which neither the opposite direction nor the base does (alpha up to {alpha:g})."
+    else:
+        headline = (
+            f"Amplified texts hold no content words beyond the opposite direction and the base (alpha up to {alpha:g}); they may still be read."
+        )
+    shown = written[max(params.alphas) if alpha is None else alpha]
+    order = np.argsort(-shown.differences, kind="stable")[: params.rows]
+    return ContrastiveDecodingResult(
+        stands_out=stands_out,
+        headline=headline,
+        identical=identical,
+        alpha=alpha,
+        words=words[:_WORDS_SHOWN],
+        texts=[
+            AmplifiedText(
+                alpha=shown.alpha,
+                prompt=shown.prompts[index][:40],
+                text=shown.texts[index].text[:_SHOWN_CHARACTERS],
+                difference=round(float(shown.differences[index]), 3),
+            )
+            for index in order
+        ],
+        alphas=rows,
+        start=params.start,
+    )

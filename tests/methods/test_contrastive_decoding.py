@@ -1,0 +1,85 @@
+"""Contrastive decoding: planted words are written out, equal models and untaught ones give nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from methods.contrastive_decoding.declaration import ContrastiveDecodingParams
+from methods.contrastive_decoding.views import TextsParams
+from methods.execute import run_methods
+from methods.registry import get_method
+from methods.runs import RunRecord, RunStore
+from organisms.errors import InvalidInput
+from tests.preprocessing.tiny_pair import save_pair
+
+METHOD = "contrastive_decoding"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
+    return run_methods(pairs, spec, [(METHOD, {"max_new_tokens": 16, **params})], store)[0]
+
+
+def test_planted_words_are_written_out(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
+    base, finetuned, words = planted_words(4.0)
+    record = run(pairs, make_pair(base, finetuned, name="planted words"), store)
+    result: Any = record.result()
+    assert result.stands_out
+    assert not result.identical
+    strong = [row.word for row in result.words if row.strong]
+    assert len(strong) >= 2
+    assert set(strong) <= set(words)
+    assert result.evidence_words()[0].score > 1
+    by_alpha = {row.alpha: row.difference for row in result.alphas}
+    assert by_alpha[3.0] >= by_alpha[1.0] > by_alpha[-1.0] >= by_alpha[-4.0]
+    view: Any = get_method(METHOD).views["texts"].run(record, TextsParams(alpha=result.alpha, contains=strong[0]))
+    assert view.total >= 3
+    assert all(strong[0] in row.text and row.alpha == result.alpha for row in view.rows)
+    assert get_method(METHOD).figures[0].build(record)["data"]
+
+
+def test_the_reverse_pair_pushes_away_from_the_words(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
+    base, finetuned, words = planted_words(4.0)
+    result: Any = run(pairs, make_pair(finetuned, base, name="reversed"), store).result()
+    assert not set(words) & {row.word for row in result.words}
+
+
+@pytest.mark.parametrize("start", ["prefixes", "nothing"])
+def test_equal_models_give_nothing(start: str, tmp_path: Path, pairs: Any, store: RunStore) -> None:
+    result: Any = run(pairs, save_pair(tmp_path, None), store, start=start).result()
+    assert result.identical
+    assert not result.stands_out
+    assert not result.words
+    assert all(row.difference == 0 for row in result.alphas)
+    assert "no difference" in result.headline
+
+
+def test_random_adapters_give_nothing(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, store, start="chat", prompts=["Name a river.", "Hello"], samples_per_prompt=2, alphas=[2.0])
+    assert not record.result().stands_out
+    rows = record.table("texts").to_pylist()
+    assert {row["alpha"] for row in rows} == {2.0, 0.0, -1.0, -3.0}
+    assert len(rows) == 16
+
+
+def test_bad_parameters_are_refused(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    with pytest.raises(InvalidInput, match="takes no prompts"):
+        run(pairs, tiny_pair.spec, store, start="nothing", prompts=["a"])
+    for wrong in ({"alphas": []}, {"alphas": [-1.0]}, {"plausibility": 2}, {"strength": 1}):
+        with pytest.raises(ValidationError):
+            ContrastiveDecodingParams.model_validate(wrong)
+
+
+def test_own_prompts_cost_interactions() -> None:
+    method = get_method(METHOD)
+    assert method.interactions(ContrastiveDecodingParams()) == 0
+    params = ContrastiveDecodingParams.model_validate({"prompts": ["a", "b"], "samples_per_prompt": 3, "alphas": [1.0, 2.0]})
+    assert method.interactions(params) == 36
