@@ -73,6 +73,7 @@ def test_random_adapters_give_nothing(tiny_pair: Any, pairs: Any, store: RunStor
 def test_bad_parameters_are_refused(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
     with pytest.raises(InvalidInput, match="takes no prompts"):
         run(pairs, tiny_pair.spec, store, start="nothing", prompts=["a"])
+    wrong: dict[str, Any]
     for wrong in ({"alphas": []}, {"alphas": [-1.0]}, {"plausibility": 2}, {"strength": 1}):
         with pytest.raises(ValidationError):
             ContrastiveDecodingParams.model_validate(wrong)
