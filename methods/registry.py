@@ -25,6 +25,7 @@ _BUILT_IN = (
     ("methods.perplexity_difference.declaration", "PerplexityDifference"),
     ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
     ("methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
+    ("methods.pca.declaration", "PCA"),
     ("methods.patchscope.declaration", "Patchscope"),
     ("methods.steering.declaration", "Steering"),
     ("methods.causal_effect.declaration", "CausalEffect"),

@@ -1,0 +1,1 @@
+"""PCA of activation differences: the directions along which the two models differ most."""

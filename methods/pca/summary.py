@@ -1,0 +1,193 @@
+"""From activations to the stored run and its result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from methods.lens import Lens
+from methods.lens_words import NULL_Z, TOP_TOKENS, LensToken, content_words, strongest
+from methods.pca.declaration import ComponentWord, PCAParams, PCAResult
+from methods.pca.decomposition import Covariances, covariances, furthest, principal_components, stability
+from methods.pca.judgement import STABLE, control_level, judge
+from methods.pca.rows import ComponentRow, ProjectionExample
+from methods.words import vocabulary
+from model_pairs.layers import resolve_layers
+from preprocessing.activation_sources import activations_of
+
+if TYPE_CHECKING:
+    from methods.contract import RunWriter
+    from methods.words import Vocabulary
+    from model_pairs.pair import LoadedPair
+    from organisms.progress import Progress
+    from preprocessing.activations import PairedActivations
+
+LENS_DEPTH = 50
+_DIRECTION_SEED = 0
+_BEFORE, _AFTER = 12, 6
+_SHOWN_EXAMPLES = 1
+_TOKENS_SHOWN = 160
+"""Lens tokens in a result at most, over all rows and both ends."""
+
+
+@torch.inference_mode()
+def analyse(pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progress) -> PCAResult:
+    """Run the method; see its declaration."""
+    layers = list(dict.fromkeys(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers)))
+    readers = activations_of(pair, params, layers, progress)
+    words = vocabulary(pair.tokenizer, pair.vocab_size)
+    rows: list[ComponentRow] = []
+    found: dict[str, ComponentWord] = {}
+    level = NULL_Z
+    identical = True
+    for layer in layers:
+        sums = covariances(readers[layer], pair.device, progress)
+        identical = identical and not bool(sums.whole("difference").products.any()) and not bool(sums.whole("difference").mean.any())
+        lens = Lens(pair, params.lens_side, _typical_norm(sums), params.random_directions, _DIRECTION_SEED)
+        level = max(level, control_level(_base_readings(sums, lens, words, params.components)))
+        of_layer = _components(pair, params, readers[layer], sums, lens, words, run, progress)
+        for row, readings in of_layer:
+            rows.append(row)
+            for word, z in readings.items():
+                if row.stability >= STABLE and (word not in found or z > found[word].z):
+                    found[word] = ComponentWord(word=word, z=round(z, 3), vector=row.vector)
+    _store(run, rows)
+    verdict = judge(rows, list(found.values()), level, params.of, identical)
+    run.note("null_z", round(level, 3))
+    return PCAResult(
+        stands_out=verdict.stands_out,
+        headline=verdict.headline,
+        identical=identical,
+        words=verdict.words[:12],
+        rows=_shortened(rows),
+        null_z=round(level, 3),
+        tokens=readers[layers[0]].num_tokens,
+        of=params.of,
+    )
+
+
+def _typical_norm(sums: Covariances) -> float:
+    """Root mean square norm of the finetuned model's activations."""
+    finetuned = sums.whole("finetuned")
+    return float((finetuned.matrix.trace() + finetuned.mean.square().sum()).sqrt())
+
+
+def _matrices(sums: Covariances, of: str) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """What is decomposed, its null, and the same of both halves of the samples; [D, D] each."""
+    base, finetuned = sums.whole("base").matrix, sums.whole("finetuned").matrix
+    if of == "variance_gain":
+        halves = (sums.finetuned[0].matrix - sums.base[0].matrix, sums.finetuned[1].matrix - sums.base[1].matrix)
+        return finetuned - base, base, halves
+    halves = (getattr(sums, of)[0].matrix, getattr(sums, of)[1].matrix)
+    if of == "difference":
+        # Base and finetuned rows of different tokens are independent: in expectation the covariance of their difference is the sum.
+        return sums.whole("difference").matrix, base + finetuned, halves
+    return (base, finetuned, halves) if of == "base" else (finetuned, base, halves)
+
+
+def _base_readings(sums: Covariances, lens: Lens, words: Vocabulary, count: int) -> list[dict[str, float]]:
+    """Content words of both ends of the base model's own components."""
+    _, components = principal_components(sums.whole("base").matrix, count)
+    read = [lens.read(component.cpu()) for component in components]
+    return [content_words(reading, words) for readings in read if readings is not None for reading in readings]
+
+
+def _components(
+    pair: LoadedPair,
+    params: PCAParams,
+    activations: PairedActivations,
+    sums: Covariances,
+    lens: Lens,
+    words: Vocabulary,
+    run: RunWriter,
+    progress: Progress,
+) -> list[tuple[ComponentRow, dict[str, float]]]:
+    """Rows of one layer, each with the content words of both ends; none when there is no variance."""
+    matrix, null, halves = _matrices(sums, params.of)
+    values, components = principal_components(matrix, params.components)
+    real = values > 1e-12 * max(1.0, float(values[0]))
+    values, components = values[real], components[real]
+    if not len(values):
+        return []
+    mean = sums.whole("finetuned" if params.of == "variance_gain" else params.of).mean
+    components = components * torch.where(components @ mean < 0, -1.0, 1.0)[:, None]
+    # Of a gain, some eigenvalues are negative: shares are of what grew.
+    spectrum = torch.linalg.eigvalsh(matrix).clamp_min(0).sum()
+    null_values = principal_components(null, len(values))[0] / null.trace().clamp_min(1e-30)
+    stable = stability(components, tuple(principal_components(half, params.components)[1] for half in halves))  # type: ignore[arg-type]
+    ends = furthest(activations, params.of, mean, components, params.examples, progress)
+    run.add_array(f"components_{activations.layer}", components.float())
+    found = []
+    for index, component in enumerate(components):
+        readings = lens.read(component.cpu())
+        if readings is None:
+            continue
+        examples = [_examples(pair, activations, ends.projections[index, end], ends.tokens[index, end]) for end in range(2)]
+        row = ComponentRow(
+            layer=activations.layer,
+            component=index + 1,
+            explained=round(float(values[index] / spectrum), 5),
+            null_explained=round(float(null_values[index]), 5),
+            stability=round(float(stable[index]), 4),
+            mean_projection=round(float(component @ mean / values[index].sqrt()), 3),
+            vector=f"{activations.layer}:component{index + 1}",
+            promoted=strongest(readings[0], words, LENS_DEPTH),
+            suppressed=strongest(readings[1], words, LENS_DEPTH),
+            positive=examples[0],
+            negative=examples[1],
+        )
+        found.append((row, {**content_words(readings[1], words), **content_words(readings[0], words)}))
+    return found
+
+
+def _examples(pair: LoadedPair, activations: PairedActivations, projections: Tensor, tokens: Tensor) -> list[ProjectionExample]:
+    kept = tokens >= 0
+    samples, places = activations.locate(tokens[kept])
+    rows = []
+    for value, sample, place in zip(projections[kept].tolist(), samples.tolist(), places.tolist(), strict=True):
+        ids = activations.sample_ids(sample)
+        parts = [ids[max(0, place - _BEFORE) : place], ids[place : place + 1], ids[place + 1 : place + 1 + _AFTER]]
+        before, token, after = (pair.tokenizer.decode(part) for part in parts)
+        rows.append(ProjectionExample(projection=round(value, 4), context=" ".join(f"{before}⟪{token}⟫{after}".split())))
+    return rows
+
+
+def _store(run: RunWriter, rows: list[ComponentRow]) -> None:
+    dumped = [row.model_dump() for row in rows]
+    lists = ("promoted", "suppressed", "positive", "negative")
+    names = list(ComponentRow.model_fields)
+    run.add_table("components", {name: [row[name] for row in dumped] for name in names if name not in lists})
+    lens: dict[str, list[Any]] = {name: [] for name in ("layer", "component", "sign", *LensToken.model_fields)}
+    examples: dict[str, list[Any]] = {name: [] for name in ("layer", "component", "end", "projection", "context")}
+    for row in dumped:
+        for sign in ("promoted", "suppressed"):
+            for token in row[sign]:
+                _append(lens, {"layer": row["layer"], "component": row["component"], "sign": sign, **token})
+        for end in ("positive", "negative"):
+            for example in row[end]:
+                _append(examples, {"layer": row["layer"], "component": row["component"], "end": end, **example})
+    run.add_table("lens", lens)
+    run.add_table("examples", examples)
+
+
+def _append(columns: dict[str, list[Any]], row: dict[str, Any]) -> None:
+    for name, values in columns.items():
+        values.append(row[name])
+
+
+def _shortened(rows: list[ComponentRow]) -> list[ComponentRow]:
+    """The rows as a result shows them; the views have the rest."""
+    tokens = max(3, min(TOP_TOKENS // 2, _TOKENS_SHOWN // (2 * max(1, len(rows)))))
+    return [
+        row.model_copy(
+            update={
+                "promoted": row.promoted[:tokens],
+                "suppressed": row.suppressed[:tokens],
+                "positive": row.positive[:_SHOWN_EXAMPLES],
+                "negative": row.negative[:_SHOWN_EXAMPLES],
+            }
+        )
+        for row in rows
+    ]

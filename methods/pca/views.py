@@ -1,0 +1,100 @@
+"""Drill-down over a finished PCA, from its stored arrays and tables. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from methods.lens_words import LensToken
+from methods.pca.rows import ComponentRow, ProjectionExample
+from methods.vectors import ResidualVector
+from organisms.errors import InvalidInput, UnknownName
+
+if TYPE_CHECKING:
+    from methods.runs import RunRecord
+
+
+class ComponentsParams(BaseModel):
+    """Which components."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int | None = Field(None, description="Absolute layer; None: all layers of the run.")
+    min_stability: float = Field(0.0, ge=0, le=1)
+
+
+class ComponentsView(BaseModel):
+    """Figures of the components, without tokens and examples."""
+
+    rows: list[ComponentRow]
+
+
+class ComponentParams(BaseModel):
+    """Which component."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int | None = Field(None, description="Absolute layer; None: the first one of the run.")
+    component: int = Field(1, ge=1, description="Counted from 1.")
+    sign: Literal["both", "promoted", "suppressed"] = Field("both", description="Ends to list.")
+    k: int = Field(20, ge=1, le=50, description="Lens tokens of each end.")
+
+
+class ComponentView(BaseModel):
+    """One component in full."""
+
+    row: ComponentRow
+
+
+def components(record: RunRecord, params: ComponentsParams) -> ComponentsView:
+    """All components of a run."""
+    empty: dict[str, list[str]] = {"promoted": [], "suppressed": [], "positive": [], "negative": []}
+    rows = [ComponentRow.model_validate(row | empty) for row in record.table("components").to_pylist()]
+    return ComponentsView(rows=[row for row in rows if params.layer in (None, row.layer) and row.stability >= params.min_stability])
+
+
+def _find(record: RunRecord, layer: int | None, component: int) -> ComponentRow:
+    rows = components(record, ComponentsParams()).rows
+    wanted = layer if layer is not None or not rows else rows[0].layer
+    for row in rows:
+        if (row.layer, row.component) == (wanted, component):
+            return row
+    held = ", ".join(row.vector for row in rows) or "none: the models are identical"
+    raise UnknownName(f"Run {record.id} holds no component {component} at layer {wanted}; it holds {held}.")
+
+
+def component(record: RunRecord, params: ComponentParams) -> ComponentView:
+    """One component with its lens lists and examples."""
+    row = _find(record, params.layer, params.component)
+    lens = [each for each in record.table("lens").to_pylist() if (each["layer"], each["component"]) == (row.layer, row.component)]
+    examples = [each for each in record.table("examples").to_pylist() if (each["layer"], each["component"]) == (row.layer, row.component)]
+    signs = {"promoted": "positive", "suppressed": "negative"}
+    update: dict[str, list[LensToken] | list[ProjectionExample]] = {}
+    for sign, end in signs.items():
+        if params.sign in ("both", sign):
+            update[sign] = [LensToken.model_validate(each) for each in lens if each["sign"] == sign][: params.k]
+            update[end] = [ProjectionExample.model_validate(each) for each in examples if each["end"] == end]
+    return ComponentView(row=row.model_copy(update=update))
+
+
+def read_vector(record: RunRecord, name: str) -> ResidualVector:
+    """A component of the run, of unit length; strength 1 is the mean of its furthest projections, of either sign.
+
+    Args:
+        name: `LAYER:componentN` as in `ComponentRow.vector`, for instance `14:component1`.
+
+    Raises:
+        InvalidInput: another form.
+        UnknownName: a layer or component that the run does not hold.
+    """
+    found = re.fullmatch(r"(\d+):component(\d+)", name)
+    if found is None:
+        raise InvalidInput(f"{name!r} is not of the form LAYER:componentN, for instance 14:component1.")
+    row = component(record, ComponentParams(layer=int(found[1]), component=max(1, int(found[2])))).row
+    lengths = [abs(example.projection) for example in (*row.positive, *row.negative)]
+    values = record.array(f"components_{row.layer}")[row.component - 1]
+    return ResidualVector(
+        values, row.layer, sum(lengths) / len(lengths) if lengths else 1.0, f"principal component {row.component}, layer {row.layer}"
+    )

@@ -1,0 +1,165 @@
+"""PCA against planted directions, scikit-learn, and pairs without a difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA as SklearnPCA
+
+from methods.execute import run_methods
+from methods.pca.declaration import ComponentWord, PCAParams
+from methods.pca.decomposition import Covariance
+from methods.pca.judgement import control_level, judge
+from methods.pca.rows import ComponentRow
+from methods.pca.views import ComponentParams, ComponentsParams
+from methods.registry import get_method
+from methods.runs import RunRecord, RunStore
+from organisms.errors import InvalidInput, UnknownName
+from preprocessing.activation_sources import activations_of
+
+WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(1)
+    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 14))}) for _ in range(60)))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def arguments(corpus: Path, **params: Any) -> dict[str, Any]:
+    return {"corpus": str(corpus), "max_samples": 60, "max_tokens": 24, "layers": [1], "components": 4, **params}
+
+
+def run(pairs: Any, spec: Any, corpus: Path, store: RunStore, **params: Any) -> RunRecord:
+    return run_methods(pairs, spec, [("pca", arguments(corpus, **params))], store)[0]
+
+
+def planted(direction: torch.Tensor) -> Any:
+    """A weight change whose output is `direction` times a number that depends on the token."""
+
+    def change(model: Any) -> None:
+        down = model.model.layers[1].mlp.down_proj.weight
+        down += torch.outer(direction, torch.randn(down.shape[1], generator=torch.Generator().manual_seed(8)))
+
+    return change
+
+
+def cosine(first: Any, second: Any) -> float:
+    first, second = (np.asarray(each, dtype=np.float64) for each in (first, second))
+    return abs(float(first @ second)) / float(np.linalg.norm(first) * np.linalg.norm(second))
+
+
+def test_a_planted_direction_is_the_first_component(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    spec = make_pair(tiny_models(), finetuned=tiny_models(change=planted(direction)))
+    record = run(pairs, spec, corpus, store, layers=[0, 1])
+    result: Any = record.result()
+    assert {row.layer for row in result.rows} == {1}  # nothing varies before the change
+    first = result.rows[0]
+    assert first.explained > 0.999
+    assert first.stability > 0.999
+    assert first.null_explained < 0.9
+    vector = get_method("pca").vector(record, first.vector)
+    assert vector.layer == 1
+    assert cosine(vector.values, direction.numpy()) > 0.9999
+    view: Any = get_method("pca").views["component"].run(record, ComponentParams(layer=1))
+    ends = [[example.projection for example in end] for end in (view.row.positive, view.row.negative)]
+    assert all(ends)
+    assert ends[0] == sorted(ends[0], reverse=True)
+    assert min(ends[0]) > 0 > max(ends[1])
+    assert vector.scale == pytest.approx(np.mean(np.abs([*ends[0], *ends[1]])), rel=1e-6)
+    assert all("⟪" in example.context for example in view.row.positive)
+    lens = run_methods(pairs, spec, [("steering", {"vector": f"{record.id}/{first.vector}", "strengths": [0.5], "prompts": ["The"]})], store)[0]
+    assert lens.result().layer == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("of", ["difference", "base", "finetuned"])
+def test_components_equal_those_of_scikit_learn(of: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, corpus, store, of=of)
+    [block] = list(activations_of(tiny_pair, PCAParams.model_validate(arguments(corpus)), [1])[1].blocks(10**6))
+    rows = {"difference": block.difference, "base": block.base, "finetuned": block.finetuned}[of].double().numpy()
+    expected = SklearnPCA(n_components=4, svd_solver="full").fit(rows)
+    result: Any = record.result()
+    np.testing.assert_allclose([row.explained for row in result.rows], expected.explained_variance_ratio_, atol=2e-5)
+    components = record.array("components_1")
+    for ours, theirs in zip(components, expected.components_, strict=True):
+        assert cosine(ours, theirs) > 0.9999
+    projections = np.abs((rows - rows.mean(0)) @ components[0])
+    view: Any = get_method("pca").views["component"].run(record, ComponentParams())
+    assert max(abs(example.projection) for example in (*view.row.positive, *view.row.negative)) == pytest.approx(projections.max(), rel=1e-3)
+    assert all(float(component @ rows.mean(0)) >= -1e-6 for component in components)
+    if of == "difference":
+        shuffled = np.cov(block.base.double().numpy().T, bias=True) + np.cov(block.finetuned.double().numpy().T, bias=True)
+        values = np.linalg.eigvalsh(shuffled)[::-1][:4] / np.trace(shuffled)
+        np.testing.assert_allclose([row.null_explained for row in result.rows], values, atol=2e-5)
+
+
+def test_variance_gain_finds_where_variance_grew(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    direction = 3 * torch.randn(32, generator=torch.Generator().manual_seed(3))
+    spec = make_pair(tiny_models(), finetuned=tiny_models(change=planted(direction)))
+    record = run(pairs, spec, corpus, store, of="variance_gain")
+    assert cosine(record.array("components_1")[0], direction.numpy()) > 0.95
+
+
+def test_an_identical_pair_has_no_components(identical_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    record = run(pairs, identical_pair.spec, corpus, store)
+    result: Any = record.result()
+    assert result.identical
+    assert not result.stands_out
+    assert not result.rows
+    assert get_method("pca").vector_names(record) == []
+    with pytest.raises(UnknownName, match="identical"):
+        get_method("pca").vector(record, "1:component1")
+    assert get_method("pca").figures[0].build(record)["data"] == []
+
+
+def test_a_random_adapter_does_not_stand_out(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, corpus, store, layers=[0.5, 1.0])
+    result: Any = record.result()
+    assert not result.stands_out
+    assert len(result.rows) == 8
+    assert "1:1 " in result.as_text()
+    view: Any = get_method("pca").views["components"].run(record, ComponentsParams(layer=2, min_stability=0.0))
+    assert [row.component for row in view.rows] == [1, 2, 3, 4]
+    with pytest.raises(InvalidInput, match="LAYER:componentN"):
+        get_method("pca").vector(record, "first")
+    with pytest.raises(UnknownName, match="it holds 1:component1"):
+        get_method("pca").vector(record, "1:component9")
+
+
+def test_covariances_keep_their_precision_far_from_zero() -> None:
+    rows = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0)) + 1000
+    sums = Covariance.empty(rows[:10].mean(0))
+    for part in rows.split(512):
+        sums.add(part)
+    expected = np.cov(rows.double().numpy().T, bias=True)
+    np.testing.assert_allclose(sums.matrix.numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(sums.mean.numpy(), rows.double().mean(0).numpy(), atol=1e-6)
+
+
+def row(stability: float) -> ComponentRow:
+    figures = {"layer": 3, "component": 1, "explained": 0.5, "null_explained": 0.1, "stability": stability, "mean_projection": 0.0}
+    return ComponentRow.model_validate({**figures, "vector": "3:component1", "promoted": [], "suppressed": [], "positive": [], "negative": []})
+
+
+def test_words_count_beyond_those_of_the_base_model() -> None:
+    words = [ComponentWord(word=word, z=z, vector="3:component1") for word, z in (("cake", 9.0), ("oven", 8.0), ("butter", 7.0))]
+    control = [{"river": 7.5, "sea": 6.8, "boat": 6.5}]
+    assert control_level([]) == 6.0
+    assert control_level(control) == 6.5
+    assert judge([row(0.9)], words, control_level(control), "difference", False).stands_out
+    assert not judge([row(0.9)], words, 7.2, "difference", False).stands_out
+    assert not judge([row(0.9)], words, 6.0, "base", False).stands_out
+    assert not judge([row(0.9)], words, 6.0, "difference", True).stands_out
