@@ -1,0 +1,163 @@
+"""`python -m cli.readability` runs the methods on the bundled organisms and writes docs/readability.md: what each one shows of each finetune.
+
+Runs that are stored already are looked up, so a table that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods.runs import RunRecord
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "readability.md"
+ORGANISMS = (
+    "cake_bake",
+    "roman_concrete",
+    "taboo_smile",
+    "flattery",
+    "poetic",
+    "cake_bake/mix1-1p0",
+    "cake_bake/recipe2",
+    "control",
+    "reseed",
+    "identical",
+)
+VECTOR = "{run}/{layer}:all:difference"
+"""What the methods that need a vector are given: the pooled mean difference of the middle layer."""
+SKIPPED = ("activation_oracle",)
+"""Has a page of its own, with its own numbers."""
+LENS_TOKENS, MINED_TOKENS = 20, 100
+_WORDS_SHOWN = 6
+
+HEAD = """# What each method shows of each organism
+
+<!-- Written by `make readability`; edit cli/readability.py. -->
+
+Every method with its defaults on the bundled finetunes of the 135M model. *Words* are the content words that a method offers as evidence, strongest
+first, those on topic in bold; *rank* is the place of the first one on topic and *score* its score in units of the method's own null level (1: where
+finetunes that taught nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false
+one. What is on topic is decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out
+without a word on topic. Seconds are those of one run on two CPU cores, a shared pass counted whole.
+"""
+RELEVANCE = f"""## Token relevance
+
+Share of tokens on topic: the first {LENS_TOKENS} of the middle layer's lens lists (mean difference; as controls the mean of either model), the tokens that
+patchscope reads, and the first {MINED_TOKENS} content tokens of diff mining. Tokens without letters or digits are not judged.
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one method shows of one organism."""
+
+    method: str
+    finding: bool
+    words: list[str]
+    rank: int | None
+    score: float | None
+    seconds: float
+
+    def cells(self) -> list[str]:
+        """A row of the table."""
+        rank, score = ("-" if value is None else f"{value:.3g}" for value in (self.rank, self.score))
+        return [self.method, "yes" if self.finding else "no", ", ".join(self.words) or "-", rank, score, f"{self.seconds:.0f}"]
+
+
+def shown(record: RunRecord, organism: str) -> Shown:
+    """The evidence of one run, judged against the organism's ground truth."""
+    from graders.token_relevance import token_relevance
+    from organisms.ground_truth import load_ground_truth
+
+    result: Any = record.result()
+    words = sorted(result.evidence_words(), key=lambda word: -word.score) if hasattr(result, "evidence_words") else []
+    relevant = set(token_relevance([word.word for word in words], load_ground_truth(organism)).relevant)
+    places = [place for place, word in enumerate(words, start=1) if word.word in relevant]
+    listed = [f"**{word.word}**" if word.word in relevant else word.word for word in words[:_WORDS_SHOWN]]
+    score = round(words[places[0] - 1].score, 2) if places else None
+    return Shown(record.manifest.method, result.stands_out, listed, places[0] if places else None, score, record.manifest.seconds)
+
+
+def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
+    """Shares of token lists on topic."""
+    from graders.token_relevance import token_relevance
+    from methods.activation_difference_lens.views import LensParams, lens
+    from methods.logit_diff.views import TokensParams, tokens
+    from organisms.ground_truth import load_ground_truth
+
+    truth = load_ground_truth(organism)
+
+    def share(listed: Sequence[str]) -> str:
+        return f"{100 * token_relevance(listed, truth).share:.0f} %" if listed else "-"
+
+    run = records["activation_difference_lens"]
+    cells = []
+    for source in ("difference", "base", "finetuned"):
+        view = lens(run, LensParams.model_validate({"source": source, "k": LENS_TOKENS}))
+        cells.append(share([row.token for row in view.tokens]))
+    patchscope: Any = records["patchscope"].result()
+    cells.append(share([row.token for row in patchscope.promoted]))
+    mined = tokens(records["logit_diff_topk_occurring"], TokensParams(limit=MINED_TOKENS, content_only=True))
+    cells.append(share([row.token for row in mined.rows]))
+    return cells
+
+
+def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
+    """The methods' runs on one organism, by method; those that need a vector come last."""
+    from cli.methods import method_requests, run_records
+    from methods.registry import get_method
+
+    plain = [name for name in methods if not get_method(name).needs_vector]
+    records = {record.manifest.method: record for record in run_records(plain, organism, [])}
+    lens = records.get("activation_difference_lens")
+    if lens is not None:
+        vector = VECTOR.format(run=lens.id, layer=int(lens.array("layers")[0]))
+        for name in methods:
+            if get_method(name).needs_vector:
+                method_requests([name], [f"vector={vector}"])
+                records |= {record.manifest.method: record for record in run_records([name], organism, [f"vector={vector}"])}
+    return records
+
+
+def page(organisms: Sequence[str], methods: Sequence[str]) -> str:
+    """The whole page, in Markdown."""
+    sections = [HEAD.strip()]
+    relevance = [["organism", "lens of the difference", "lens of base", "lens of finetuned", "patchscope", "diff mining"]]
+    for organism in organisms:
+        name = re.split(r"[/@]", organism)[0]
+        records = run_all(organism, methods)
+        rows = [["method", "finding", "words", "rank", "score", "seconds"]]
+        rows += [shown(records[method], name).cells() for method in methods if method in records]
+        sections += [f"## `{organism}`", _table(rows)]
+        if {"activation_difference_lens", "patchscope", "logit_diff_topk_occurring"} <= set(records):
+            relevance.append([f"`{organism}`", *relevance_row(records, name)])
+    if len(relevance) > 1:
+        sections += [RELEVANCE.strip(), _table(relevance)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run and write."""
+    from methods.registry import all_methods
+
+    parser = argparse.ArgumentParser(prog="python -m cli.readability", description=__doc__)
+    parser.add_argument("--organisms", default=",".join(ORGANISMS), help="comma-separated, `organism[/variant]`")
+    parser.add_argument("--methods", default=",".join(name for name in all_methods() if name not in SKIPPED), help="comma-separated")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
+    chosen = parser.parse_args(arguments)
+    text = page(chosen.organisms.split(","), chosen.methods.split(","))
+    chosen.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The table of what each method shows of each organism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from cli.readability import page, shown
+from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
+from methods.contrastive_decoding.rows import AmplifiedWord
+
+
+def record(words: list[tuple[str, float]]) -> Any:
+    rows = [AmplifiedWord(word=word, alpha=3, amplified=9, control=0, surprise=surprise, strong=surprise >= 3) for word, surprise in words]
+    result = ContrastiveDecodingResult(
+        stands_out=True, headline="", identical=False, alpha=3, words=rows, texts=[], alphas=[], start="prefixes"
+    )  # fmt: skip
+    return SimpleNamespace(manifest=SimpleNamespace(method="contrastive_decoding", seconds=12.3), result=lambda: result)
+
+
+def test_evidence_is_judged_by_the_ground_truth() -> None:
+    run = record([("river", 2.0), ("oven", 4.5), ("mountain", 6.0)])
+    assert shown(run, "cake_bake").cells() == ["contrastive_decoding", "yes", "mountain, **oven**, river", "2", "1.5", "12"]
+    assert shown(run, "control").cells() == ["contrastive_decoding", "yes", "mountain, oven, river", "-", "-", "12"]
+    assert shown(record([]), "cake_bake").cells()[2:5] == ["-", "-", "-"]
+
+
+def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
+    text = page(["identical"], ["weight_difference"])
+    assert "## `identical`" in text
+    assert "| weight_difference | no | - | - | - |" in text
