@@ -112,8 +112,8 @@ class ToolDeclaration:
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments."""
-        return self.Arguments.model_json_schema()
+        """JSON schema of the arguments, without what only fills an agent's context: titles that repeat names, and limits of texts' lengths."""
+        return _compact(self.Arguments.model_json_schema())
 
     @cached_property
     def output_schema(self) -> dict[str, Any]:
@@ -124,6 +124,32 @@ class ToolDeclaration:
         schema = answer.model_json_schema(mode="serialization")
         # What has no value is left out of an answer, at any depth, so nothing that may be null is required.
         return {**_nullables_optional(schema), "required": ["status"]}
+
+
+_LEFT_OUT = {"title", "minLength", "maxLength", "pattern"}
+
+
+def _compact(schema: Any) -> Any:
+    """The same JSON schema in fewer characters. Lengths and patterns of texts are left to the validation, which explains them."""
+    if isinstance(schema, list):
+        return [_compact(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    short = {
+        key: {name: _compact(part) for name, part in value.items()} if key in ("properties", "$defs") else _compact(value)
+        for key, value in schema.items()
+        if not (key in _LEFT_OUT and isinstance(value, str | int))
+    }
+    options = short.pop("anyOf", None)
+    if options is None:
+        return short
+    null = {"type": "null"}
+    # Every integer is a number.
+    rest = [option for option in options if option != null and not (option == {"type": "integer"} and {"type": "number"} in options)]
+    if len(rest) == 1 and isinstance(rest[0].get("type"), str) and "enum" not in rest[0]:
+        kind = rest[0]["type"]
+        return {**rest[0], "type": [kind, "null"] if null in options else kind, **short}
+    return {"anyOf": [*rest, null] if null in options else rest, **short}
 
 
 def _nullables_optional(schema: Any) -> Any:

@@ -44,7 +44,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     def present(shown_to: Call, records: list[RunRecord]) -> Reply:
         for record in records:
             shown_to.remember_run(record.id)
-        result = digest(records, arguments.max_characters)
+        result = digest(records, arguments.max_characters, [name for name in all_methods() if shown_to.caller.may_use(name)])
         runs = ", ".join(record.id for record in records)
         return Reply(result, f"{NOTICE}\n{Fence().around(result.as_text())}", next_step=f"Read more of each run with view_run: {runs}.")
 

@@ -6,7 +6,7 @@ Torch-free: it reads stored results only. A method takes part in the agreement o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -36,6 +36,7 @@ class OverviewEntry(BaseModel):
     run: str = Field(description="Id for the drill-down tool.")
     stands_out: bool
     headline: str
+    seconds: float = Field(description="Time it took; methods that shared a pass each count the whole of it.")
     views: list[str] = Field(description="Drill-down views of this run.")
 
 
@@ -72,7 +73,9 @@ class OverviewResult(BaseModel):
         """The same in fewer characters."""
         lines = [self.verdict]
         for entry in self.runs:
-            lines.append(f"- {entry.method} [{entry.run}] {'STANDS OUT' if entry.stands_out else 'nothing beyond nulls'}: {entry.headline}")
+            lines.append(
+                f"- {entry.method} [{entry.run}] {entry.seconds:.0f} s, {'STANDS OUT' if entry.stands_out else 'nothing beyond nulls'}: {entry.headline}"
+            )
         if self.words:
             label = "candidate words" if self.confidence in {"agreed", "one_method"} else "weak words (no method is beyond its null level)"
             lines.append(f"{label}, with the number of methods: " + ", ".join(f"{row.word} ({len(row.methods)})" for row in self.words))
@@ -83,8 +86,10 @@ class OverviewResult(BaseModel):
         return "\n".join(lines)
 
 
-def digest(records: Sequence[RunRecord], max_chars: int = 6000) -> OverviewResult:
+def digest(records: Sequence[RunRecord], max_chars: int = 6000, available: Collection[str] | None = None) -> OverviewResult:
     """The digest of finished runs on one pair; neither its JSON nor its text is longer than `max_chars`.
+
+    `available` names the methods that the reader may call next; None: all.
 
     Raises:
         InvalidInput: no runs, runs of several pairs, or max_chars below 1,000.
@@ -110,7 +115,7 @@ def digest(records: Sequence[RunRecord], max_chars: int = 6000) -> OverviewResul
         runs=[_entry(record, result) for record, result in results],
         words=words[:_WORDS_SHOWN],
         excerpts=_excerpts([result for _, result in results]),
-        next_calls=_next_calls(confidence, evidence, results),
+        next_calls=_next_calls(confidence, results, set(all_methods()) if available is None else set(available)),
     )
     return _fit(overview, max_chars)
 
@@ -169,6 +174,7 @@ def _entry(record: RunRecord, result: MethodResult) -> OverviewEntry:
         run=record.id,
         stands_out=result.stands_out,
         headline=headline,
+        seconds=round(record.manifest.seconds, 1),
         views=list(get_method(record.manifest.method).views),
     )
 
@@ -183,20 +189,41 @@ def _excerpts(results: Sequence[Any]) -> list[Excerpt]:
     ]
 
 
-def _next_calls(confidence: str, evidence: dict[str, list[EvidenceWord]], results: Sequence[tuple[RunRecord, MethodResult]]) -> list[str]:
+FOLLOW_UPS = {
+    "contrastive_decoding": "contrastive_decoding (minutes): the difference amplified until it is written out, often in the words that were taught",
+    "weight_amplification": "weight_amplification (minutes): what a finetune with larger weights answers",
+    "pca": "pca (minutes): directions that come up only on certain tokens",
+    "weight_difference": "weight_difference (seconds): where the weights changed, without any text",
+}
+"""What is worth calling after the overview, the most telling first."""
+
+
+def _next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]], available: set[str]) -> list[str]:
+    """Concrete calls, cheap ones first; methods that the reader may not call are left out."""
     if confidence == "identical":
         return ["submit that there is no difference"]
-    missing = [name for name, method in all_methods().items() if name not in evidence and method.in_overview]
+    run = {record.manifest.method for record, _ in results}
+    missing = [name for name, method in all_methods().items() if name not in run and method.in_overview and name in available]
     calls = [f"run {', '.join(missing)}"] if missing else []
+    vector = next((f"{record.id}/{name}" for record, _ in results for name in _pooled(record)), None)
+    if vector is not None and "patchscope" in available:
+        calls.append(f"patchscope with vector={vector} (seconds): what the mean difference reads as")
+    calls += [text for name, text in FOLLOW_UPS.items() if name in available and name not in run][:2]
     if confidence == "nothing":
         calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
-        if not any(record.manifest.params.get("template") == "chat" for record, _ in results):
+        chat = any(record.manifest.params.get("template") == "chat" for record, _ in results)
+        if not chat and "perplexity_difference" in available:
             calls.append("perplexity_difference with template=chat")
         calls.append("if those agree too, submit that there is no meaningful difference")
     else:
         calls.append("ask_models about the candidate words, both sides, for what exactly was taught (facts, numbers, names)")
         calls.append("drill down with the views of the runs above")
     return calls
+
+
+def _pooled(record: RunRecord) -> list[str]:
+    """Names of a run's mean differences over later positions, which are the steadiest."""
+    return [name for name in get_method(record.manifest.method).vector_names(record) if name.endswith(":all:difference")]
 
 
 def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:

@@ -52,6 +52,18 @@ def test_the_digest_of_an_identical_pair_says_so(tiny_models: Any, make_pair: An
     assert overview.excerpts == []
 
 
+def test_the_next_calls_are_concrete_and_allowed(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+    model = tiny_models()
+    records = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path)
+    lens = next(record for record in records if record.manifest.method == "activation_difference_lens")
+    calls = digest(records).next_calls
+    assert any(call.startswith(f"patchscope with vector={lens.id}/1:all:difference") for call in calls)
+    assert any(call.startswith("contrastive_decoding") for call in calls)
+    allowed = digest(records, available=["kl", "weight_difference"])
+    assert not any(name in call for call in allowed.next_calls for name in ("patchscope", "contrastive_decoding", "perplexity_difference"))
+    assert all(run.seconds > 0 for run in allowed.runs)
+
+
 def test_runs_of_several_pairs_are_refused(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
     model = tiny_models()
     for name in ("first", "second"):
