@@ -339,15 +339,19 @@ def activate(resident: ResidentModel, name: str | None) -> None:
 def _activate(resident: ResidentModel, name: str | None) -> None:
     """Put in the LoRA layers of adapter `name`, and the original layers everywhere else: the bare model pays nothing for adapters."""
     resident.active = name
-    if resident.other_wrappers or (name is not None and resident.peft_active != name):
+    modules = [slot.module_for(name) for slot in resident.slots]
+    # Peft's own switching walks through the whole model: it is only asked where its own modules run.
+    by_peft = resident.other_wrappers or any(module is slot.layer for module, slot in zip(modules, resident.slots, strict=True))
+    switch = by_peft and name is not None and resident.peft_active != name
+    if resident.other_wrappers or switch:
         _put_in(resident)
-    if name is not None and resident.peft_active != name:
+    if switch:
         resident.transformer.set_adapter(name)
         resident.peft_active = name
     if resident.other_wrappers:
         _switch_other_wrappers(resident, name)
-    for slot in resident.slots:
-        slot.parent._modules[slot.child_name] = slot.module_for(name)
+    for slot, module in zip(resident.slots, modules, strict=True):
+        slot.parent._modules[slot.child_name] = module
 
 
 def _switch_other_wrappers(resident: ResidentModel, name: str | None) -> None:
