@@ -21,6 +21,7 @@ from organisms.progress import Progress
 from preprocessing.corpora import CorpusParams, corpus_identity
 
 if TYPE_CHECKING:
+    from methods.example_writing import ExampleWriter
     from methods.runs import RunRecord, RunStore
     from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
@@ -88,6 +89,9 @@ class RunWriter(Protocol):
 
     def add_table(self, name: str, columns: Mapping[str, Sequence[Any] | Any]) -> None:
         """Columns of equal length (lists, numpy arrays; nested lists allowed); stored as tables/<name>.parquet."""
+
+    def examples(self, per_bin: int = 20) -> ExampleWriter:
+        """The writer of the run's max-activating examples (always the same one); other processes may append to its `path` until the run ends."""
 
     def note(self, name: str, value: Any) -> None:
         """A JSON value for the manifest's `notes` (timings, the noise floor, whether there was a BOS)."""

@@ -26,6 +26,7 @@ _BUILT_IN = (
     ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
     ("methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
     ("methods.pca.declaration", "PCA"),
+    ("methods.activation_analysis.declaration", "ActivationAnalysis"),
     ("methods.patchscope.declaration", "Patchscope"),
     ("methods.steering.declaration", "Steering"),
     ("methods.causal_effect.declaration", "CausalEffect"),

@@ -1,6 +1,7 @@
 """The files of one run: its manifest, the record that reads them, and the writer that a method fills. `methods.runs` is the store around them.
 
-A run folder holds `manifest.json`, `result.json`, `arrays.safetensors` and `tables/<name>.parquet`. No pickle. Torch-free.
+A run folder holds `manifest.json`, `result.json`, `arrays.safetensors`, `tables/<name>.parquet` and, where a method wrote examples, `examples.sqlite`.
+No pickle. Torch-free.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from methods.contract import MethodResult
+from methods.examples import FILE_NAME, ExampleReader
 from methods.registry import get_method
 from organisms.durable import library_versions, write_synced
 from organisms.errors import DiffingError, InvalidInput, UnknownName
@@ -23,6 +25,7 @@ from organisms.errors import DiffingError, InvalidInput, UnknownName
 if TYPE_CHECKING:
     import pyarrow
 
+    from methods.example_writing import ExampleWriter
     from methods.runs import RunStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -45,6 +48,7 @@ class RunManifest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     arrays: dict[str, list[int]] = Field(default_factory=dict, description="Name -> shape.")
     tables: dict[str, int] = Field(default_factory=dict, description="Name -> number of rows.")
+    examples: int = Field(0, description="Number of max-activating examples.")
     bytes: int = 0
 
 
@@ -101,6 +105,17 @@ class RunRecord:
         # A ParquetFile, because read_table would take the folder structure for partition columns.
         return parquet.ParquetFile(self.folder / "tables" / f"{name}.parquet").read(columns=columns)
 
+    def examples(self) -> ExampleReader:
+        """The run's max-activating examples.
+
+        Raises:
+            UnknownName: it has none.
+        """
+        path = self.folder / FILE_NAME
+        if not self.manifest.examples or not path.is_file():
+            raise UnknownName(f"Run {self.id} holds no max-activating examples.")
+        return ExampleReader(path)
+
 
 class StagedRun:
     """The `RunWriter` of one run that is being written. Set `result` before the context ends; `record` is there afterwards."""
@@ -112,6 +127,7 @@ class StagedRun:
         self._arrays: dict[str, np.ndarray] = {}
         self._tables: dict[str, int] = {}
         self._notes: dict[str, Any] = {}
+        self._examples: ExampleWriter | None = None
         self.result: MethodResult | None = None
         self.record: RunRecord | None = None
         self.seconds: float | None = None
@@ -133,6 +149,14 @@ class StagedRun:
         write_synced(self._folder / "tables" / f"{_checked(name)}.parquet", sink.getvalue())
         self._tables[name] = table.num_rows
 
+    def examples(self, per_bin: int = 20) -> ExampleWriter:
+        """See `methods.contract.RunWriter`."""
+        from methods.example_writing import ExampleWriter
+
+        if self._examples is None or self._examples.per_bin != per_bin:
+            self._examples = ExampleWriter(self._folder / FILE_NAME, per_bin)
+        return self._examples
+
     def note(self, name: str, value: Any) -> None:
         """See `methods.contract.RunWriter`."""
         self._notes[name] = value
@@ -143,6 +167,7 @@ class StagedRun:
 
         if self.result is None:
             raise InvalidInput(f"The method {decided['method']} ended without a result.")
+        examples = self._examples.finish() if self._examples is not None else 0
         write_synced(self._folder / "arrays.safetensors", save(self._arrays))
         write_synced(self._folder / "result.json", self.result.model_dump_json().encode())
         manifest = RunManifest(
@@ -154,6 +179,7 @@ class StagedRun:
             versions=library_versions(),
             arrays={name: list(array.shape) for name, array in self._arrays.items()},
             tables=self._tables,
+            examples=examples,
             bytes=sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file()),
             **decided,
         )

@@ -1,6 +1,6 @@
 """The run store: every result under one key, in one folder, written whole or not at all.
 
-A run folder holds `manifest.json`, `result.json`, `arrays.safetensors` and `tables/<name>.parquet`. It is written beside its final place and
+A run folder holds the files of `methods.run_files`. It is written beside its final place and
 renamed, so a half-written run is never visible; two writers of one key do no harm (the first to finish wins, both hold the same content). Ids
 are short (`kl-1f3a9c`) and unambiguous prefixes of them work. No pickle. Torch-free, so that the panel and drill-down questions can read runs.
 """

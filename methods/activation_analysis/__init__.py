@@ -1,0 +1,1 @@
+"""How far the two models' activations are apart, token by token."""

@@ -1,0 +1,111 @@
+"""Streaming side of `activation_analysis`: four numbers a token and layer, and sums of the difference by position and special token.
+
+Norms and distances in float32, sums in float64. The cosine distance is half the squared distance of the unit vectors: exact where 1 - cos rounds,
+and exactly 0 where the activations agree. Memory: O(tokens x layers) numbers, O(layers x labels x d_model) sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preprocessing.batches import Accumulator, PairedBatch
+
+if TYPE_CHECKING:
+    from preprocessing.tokenize import TokenizedCorpus
+
+COLUMNS = ("norm_difference", "cosine_distance", "norm_base", "norm_finetuned")
+MEASURED_POSITIONS = 5
+"""Positions with a mean of their own; later ones are pooled in `all` (earlier ones may be attention sinks)."""
+MAX_SPECIAL = 24
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass
+class LabelSums:
+    """By label: count [P], sum of differences [P, D], and sums of the norms of difference and finetuned activations [P], float64."""
+
+    count: Tensor
+    difference: Tensor
+    norm_difference: Tensor
+    norm_finetuned: Tensor
+
+
+def special_labels(corpus: TokenizedCorpus, tokenizer: Any) -> dict[int, str]:
+    """Special and added tokens that the corpus holds (BOS, control tokens of the chat template): id -> text, the most frequent first."""
+    special = np.asarray(sorted({*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}), dtype=np.int64)
+    ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in corpus.ids])
+    found, counts = np.unique(ids[np.isin(ids, special)], return_counts=True)
+    chosen = found[np.argsort(-counts, kind="stable")][:MAX_SPECIAL].tolist()
+    texts = tokenizer.convert_ids_to_tokens(chosen)
+    return {token: str(text) for token, text in zip(chosen, texts, strict=True)}
+
+
+def token_scores(base: Tensor, finetuned: Tensor) -> Tensor:
+    """The scores of `COLUMNS` of activations [N, d_model] float32: [4, N]."""
+    norms = [rows.norm(dim=1) for rows in (base, finetuned)]
+    units = [rows / norm.clamp_min(_TINY).unsqueeze(1) for rows, norm in zip((base, finetuned), norms, strict=True)]
+    return torch.stack([(finetuned - base).norm(dim=1), (units[1] - units[0]).square().sum(dim=1) / 2, *norms])
+
+
+class ActivationAnalysisAccumulator(Accumulator):
+    """See the module. Per-token arrays are in the order of the pass; `samples` and `positions` say what each entry is.
+
+    Args:
+        labels: special token id -> its text; these get a mean of their own, in prompts too.
+        before: positions of the pass before the answer's first token (chats), else 0.
+    """
+
+    def __init__(self, layers: tuple[int, ...], corpus: TokenizedCorpus, labels: dict[int, str], before: int, d_model: int, device: str) -> None:
+        self.layers = layers
+        self.corpus = corpus
+        self.single = before + MEASURED_POSITIONS
+        self.special_ids = torch.tensor(list(labels), dtype=torch.long)
+        self.labels = [*(str(place - before) for place in range(self.single)), "all", *labels.values()]
+        self.scores = {layer: np.zeros((len(COLUMNS), corpus.tokens), dtype=np.float32) for layer in layers}
+        self.samples = np.zeros(corpus.tokens, dtype=np.int32)
+        self.positions = np.zeros(corpus.tokens, dtype=np.int32)
+        self.token_ids = np.zeros(corpus.tokens, dtype=np.int32)
+        self.filled = 0
+        # Float64 does not exist on MPS.
+        self._device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        self.sums = {layer: self._empty(len(self.labels), d_model) for layer in layers}
+
+    def _empty(self, labels: int, d_model: int) -> LabelSums:
+        wide, flat = (labels, d_model), (labels,)
+        return LabelSums(*(torch.zeros(*shape, dtype=torch.float64, device=self._device) for shape in (flat, wide, flat, flat)))
+
+    def update(self, batch: PairedBatch) -> None:
+        """Take in a batch's hidden states."""
+        rows = batch.compared_rows
+        place = slice(self.filled, self.filled + len(rows))
+        self.filled += len(rows)
+        self.samples[place] = batch.row_samples[rows].cpu().numpy()
+        self.positions[place] = batch.flat_positions[rows].cpu().numpy()
+        self.token_ids[place] = batch.flat_ids[rows].cpu().numpy()
+        labelled, membership = self._membership(batch)
+        for layer in self.layers:
+            base, finetuned = batch.base_hidden[layer], batch.finetuned_hidden[layer]
+            base, finetuned = (hidden.reshape(-1, hidden.shape[-1]) for hidden in (base, finetuned))
+            self.scores[layer][:, place] = token_scores(base[rows].float(), finetuned[rows].float()).cpu().numpy()
+            before, after = (hidden[labelled].to(self._device, torch.float64) for hidden in (base, finetuned))
+            difference, sums = after - before, self.sums[layer]
+            sums.count += membership.sum(dim=1)
+            sums.difference += membership @ difference
+            sums.norm_difference += membership @ difference.norm(dim=1)
+            sums.norm_finetuned += membership @ after.norm(dim=1)
+
+    def _membership(self, batch: PairedBatch) -> tuple[Tensor, Tensor]:
+        """Rows that count for some label, and for which [labels, rows] float64."""
+        positions = batch.flat_positions
+        special = self.special_ids.to(positions.device)
+        specials = (batch.flat_ids.unsqueeze(0) == special.unsqueeze(1)) & (batch.attention_mask.reshape(1, -1) > 0)
+        rows = ((positions >= 0) | specials.any(dim=0)).nonzero().squeeze(1)
+        places = positions[rows]
+        numbers = torch.arange(self.single, device=places.device).unsqueeze(1)
+        parts = [places.unsqueeze(0) == numbers, (places >= self.single).unsqueeze(0), specials[:, rows]]
+        return rows, torch.cat(parts).to(self._device, torch.float64)
