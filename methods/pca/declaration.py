@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
+from methods.example_views import EXAMPLES_VIEW
 from methods.pca import figures, views
 from methods.pca.rows import ComponentRow
 from methods.words import EvidenceWord
@@ -78,7 +79,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     explains beside what shuffled pairing gives, its stability over halves of the documents, its logit lens on both ends, and the tokens that lie
     furthest out. The mean difference is removed first (activation_difference_lens reads it). A component that comes up only on certain tokens shows a
     change that depends on the input, which a mean hides. Content words count only beyond those of the base model's own components.
-    Views: `components`, `component` (whole lens lists and examples)."""
+    Views: `components`, `component` (whole lens lists), `examples`."""
 
     name: ClassVar[str] = "pca"
     title: ClassVar[str] = "PCA of activation differences"
@@ -88,6 +89,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     views: ClassVar[Mapping[str, View]] = {
         "components": View("components", "Variance, null and stability of all components.", views.ComponentsParams, views.components),
         "component": View("component", "One component: whole lens lists and examples of both ends.", views.ComponentParams, views.component),
+        "examples": EXAMPLES_VIEW,
     }
     figures: ClassVar[Sequence[Figure]] = (Figure("variance", "Variance explained, against its null", figures.variance),)
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from methods.top_examples import Found, TopExamples
+
 if TYPE_CHECKING:
     from organisms.progress import Progress
     from preprocessing.activations import ActivationBlock, PairedActivations
 
 ROWS_AT_ONCE = 8192
-_CANDIDATES = 16
-"""Tokens kept for each example that is wanted: several of the furthest may come from one document."""
 
 
 @dataclass
@@ -74,14 +74,6 @@ class Covariances:
         return first.plus(second)
 
 
-@dataclass(frozen=True)
-class Extremes:
-    """Furthest tokens of each component and end: projections [K, 2, M] float64 and token indices [K, 2, M] (-1: none); end 0 is the positive one."""
-
-    projections: Tensor
-    tokens: Tensor
-
-
 def covariances(activations: PairedActivations, device: torch.device, progress: Progress) -> Covariances:
     """One pass over the rows."""
     sums: dict[str, tuple[Covariance, Covariance]] = {}
@@ -109,40 +101,21 @@ def stability(components: Tensor, halves: tuple[Tensor, Tensor]) -> Tensor:
     return torch.minimum(*nearest).clamp_max(1.0)
 
 
-def furthest(activations: PairedActivations, of: str, mean: Tensor, components: Tensor, wanted: int, progress: Progress) -> Extremes:
-    """The tokens with the largest and smallest projections of rows minus `mean` [D] on `components` [K, D], one a sample: a second pass."""
+def furthest(activations: PairedActivations, of: str, mean: Tensor, components: Tensor, wanted: int, progress: Progress) -> Found:
+    """The tokens with the largest projections of rows minus `mean` [D] on the 2 K ends of `components` [K, D], one a sample: a second pass.
+
+    Feature 2 k is the positive end of component k, feature 2 k + 1 its negative one; scores are lengths along that end, above 0.
+    """
     device = components.device
     directions, offset = components.float().T, (components @ mean).float()
-    count, keep = len(components), _CANDIDATES * wanted
-    best = torch.full((2 * count, 0), -torch.inf, dtype=torch.float32, device=device)
-    tokens = torch.full((2 * count, 0), -1, dtype=torch.long, device=device)
+    top = TopExamples(wanted, least=0.0)
+    features = torch.arange(2 * len(components))[:, None]
     for block, _ in _blocks(activations, progress, "projections"):
         rows = block.difference if of == "difference" else block.base if of == "base" else block.finetuned
-        projected = (rows.to(device) @ directions - offset).T
-        values = torch.cat([best, torch.cat([projected, -projected])], dim=1)
-        places = torch.cat([tokens, block.tokens.to(device).expand(2 * count, -1)], dim=1)
-        best, order = values.topk(min(keep, values.shape[1]), dim=1)
-        tokens = places.gather(1, order)
-    return _one_a_sample(activations, best.cpu().double(), tokens.cpu(), wanted)
-
-
-def _one_a_sample(activations: PairedActivations, values: Tensor, tokens: Tensor, wanted: int) -> Extremes:
-    """Each sample's furthest token only, and only projections of that end's sign; rows [2K, M] are positive ends first."""
-    count = len(values) // 2
-    projections = torch.zeros(count, 2, wanted, dtype=torch.float64)
-    chosen = torch.full((count, 2, wanted), -1, dtype=torch.long)
-    samples = activations.locate(tokens.reshape(-1))[0].reshape(tokens.shape)
-    for row in range(len(values)):
-        component, end = row % count, row // count
-        seen: set[int] = set()
-        for value, token, sample in zip(values[row].tolist(), tokens[row].tolist(), samples[row].tolist(), strict=True):
-            if value <= 0 or len(seen) == wanted:
-                break
-            if sample not in seen:
-                projections[component, end, len(seen)] = value if end == 0 else -value
-                chosen[component, end, len(seen)] = token
-                seen.add(sample)
-    return Extremes(projections, chosen)
+        projected = rows.to(device) @ directions - offset
+        samples, places = activations.locate(block.tokens)
+        top.add(features, torch.stack([projected, -projected], dim=2).reshape(len(rows), -1).T, samples, places + activations.first_position)
+    return top.found()
 
 
 def _blocks(activations: PairedActivations, progress: Progress, doing: str) -> Iterator[tuple[ActivationBlock, Tensor]]:

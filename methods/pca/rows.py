@@ -6,12 +6,19 @@ from pydantic import BaseModel, Field
 
 from methods.lens_words import LensToken
 
+ENDS = ("positive", "negative")
+
+
+def feature_name(layer: int, component: int, end: str) -> str:
+    """Name of one end of a component in the run's examples."""
+    return f"{layer}:component{component}:{end}"
+
 
 class ProjectionExample(BaseModel):
     """A token whose activation lies far out on a component. Text of the corpus."""
 
     projection: float = Field(description="On the unit component, mean removed, in units of the residual stream.")
-    context: str = Field(description="The text around it, the token between ⟪ ⟫.")
+    context: str = Field(description="The text around it, the token between » and «.")
 
 
 class ComponentRow(BaseModel):

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from methods.example_views import example_row
+from methods.example_writing import activation_contexts, examples_of
 from methods.lens import Lens
 from methods.lens_words import NULL_Z, TOP_TOKENS, LensToken, content_words, strongest
 from methods.pca.declaration import ComponentWord, PCAParams, PCAResult
 from methods.pca.decomposition import Covariances, covariances, furthest, principal_components, stability
 from methods.pca.judgement import STABLE, control_level, judge
-from methods.pca.rows import ComponentRow, ProjectionExample
+from methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
 from methods.words import vocabulary
 from model_pairs.layers import resolve_layers
 from preprocessing.activation_sources import activations_of
 
 if TYPE_CHECKING:
     from methods.contract import RunWriter
+    from methods.top_examples import Found
     from methods.words import Vocabulary
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 LENS_DEPTH = 50
 _DIRECTION_SEED = 0
-_BEFORE, _AFTER = 12, 6
+_EXAMPLE_CHARACTERS = 80
 _SHOWN_EXAMPLES = 1
 _TOKENS_SHOWN = 160
 """Lens tokens in a result at most, over all rows and both ends."""
@@ -117,14 +120,13 @@ def _components(
     spectrum = torch.linalg.eigvalsh(matrix).clamp_min(0).sum()
     null_values = principal_components(null, len(values))[0] / null.trace().clamp_min(1e-30)
     stable = stability(components, tuple(principal_components(half, params.components)[1] for half in halves))  # type: ignore[arg-type]
-    ends = furthest(activations, params.of, mean, components, params.examples, progress)
+    examples = _examples(pair, params, activations, furthest(activations, params.of, mean, components, params.examples, progress), run)
     run.add_array(f"components_{activations.layer}", components.float())
     found = []
     for index, component in enumerate(components):
         readings = lens.read(component.cpu())
         if readings is None:
             continue
-        examples = [_examples(pair, activations, ends.projections[index, end], ends.tokens[index, end]) for end in range(2)]
         row = ComponentRow(
             layer=activations.layer,
             component=index + 1,
@@ -135,41 +137,39 @@ def _components(
             vector=f"{activations.layer}:component{index + 1}",
             promoted=strongest(readings[0], words, LENS_DEPTH),
             suppressed=strongest(readings[1], words, LENS_DEPTH),
-            positive=examples[0],
-            negative=examples[1],
+            positive=examples.get(2 * index, []),
+            negative=examples.get(2 * index + 1, []),
         )
         found.append((row, {**content_words(readings[1], words), **content_words(readings[0], words)}))
     return found
 
 
-def _examples(pair: LoadedPair, activations: PairedActivations, projections: Tensor, tokens: Tensor) -> list[ProjectionExample]:
-    kept = tokens >= 0
-    samples, places = activations.locate(tokens[kept])
-    rows = []
-    for value, sample, place in zip(projections[kept].tolist(), samples.tolist(), places.tolist(), strict=True):
-        ids = activations.sample_ids(sample)
-        parts = [ids[max(0, place - _BEFORE) : place], ids[place : place + 1], ids[place + 1 : place + 1 + _AFTER]]
-        before, token, after = (pair.tokenizer.decode(part) for part in parts)
-        rows.append(ProjectionExample(projection=round(value, 4), context=" ".join(f"{before}⟪{token}⟫{after}".split())))
+def _examples(
+    pair: LoadedPair, params: PCAParams, activations: PairedActivations, found: Found, run: RunWriter
+) -> dict[int, list[ProjectionExample]]:
+    """Stores the examples; gives those of each end of each component, furthest first."""
+    names = {feature: feature_name(activations.layer, feature // 2 + 1, ENDS[feature % 2]) for feature in set(found.features.tolist())}
+    made = list(examples_of(found, names.__getitem__, activation_contexts(activations, pair.tokenizer)))
+    run.examples(params.examples).append(made)
+    rows: dict[int, list[ProjectionExample]] = {}
+    for feature, example in zip(found.features.tolist(), made, strict=True):
+        sign = 1 if feature % 2 == 0 else -1
+        shown = ProjectionExample(projection=round(sign * example.score, 4), context=example_row(example, _EXAMPLE_CHARACTERS).text)
+        rows.setdefault(feature, []).append(shown)
     return rows
 
 
 def _store(run: RunWriter, rows: list[ComponentRow]) -> None:
     dumped = [row.model_dump() for row in rows]
-    lists = ("promoted", "suppressed", "positive", "negative")
+    lists = ("promoted", "suppressed", *ENDS)
     names = list(ComponentRow.model_fields)
     run.add_table("components", {name: [row[name] for row in dumped] for name in names if name not in lists})
     lens: dict[str, list[Any]] = {name: [] for name in ("layer", "component", "sign", *LensToken.model_fields)}
-    examples: dict[str, list[Any]] = {name: [] for name in ("layer", "component", "end", "projection", "context")}
     for row in dumped:
         for sign in ("promoted", "suppressed"):
             for token in row[sign]:
                 _append(lens, {"layer": row["layer"], "component": row["component"], "sign": sign, **token})
-        for end in ("positive", "negative"):
-            for example in row[end]:
-                _append(examples, {"layer": row["layer"], "component": row["component"], "end": end, **example})
     run.add_table("lens", lens)
-    run.add_table("examples", examples)
 
 
 def _append(columns: dict[str, list[Any]], row: dict[str, Any]) -> None:

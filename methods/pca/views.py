@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from methods.example_views import example_row
 from methods.lens_words import LensToken
-from methods.pca.rows import ComponentRow, ProjectionExample
+from methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
 from methods.vectors import ResidualVector
 from organisms.errors import InvalidInput, UnknownName
 
@@ -69,14 +70,23 @@ def component(record: RunRecord, params: ComponentParams) -> ComponentView:
     """One component with its lens lists and examples."""
     row = _find(record, params.layer, params.component)
     lens = [each for each in record.table("lens").to_pylist() if (each["layer"], each["component"]) == (row.layer, row.component)]
-    examples = [each for each in record.table("examples").to_pylist() if (each["layer"], each["component"]) == (row.layer, row.component)]
-    signs = {"promoted": "positive", "suppressed": "negative"}
+    signs = dict(zip(("promoted", "suppressed"), ENDS, strict=True))
     update: dict[str, list[LensToken] | list[ProjectionExample]] = {}
     for sign, end in signs.items():
         if params.sign in ("both", sign):
             update[sign] = [LensToken.model_validate(each) for each in lens if each["sign"] == sign][: params.k]
-            update[end] = [ProjectionExample.model_validate(each) for each in examples if each["end"] == end]
+            update[end] = _examples(record, row, end)
     return ComponentView(row=row.model_copy(update=update))
+
+
+def _examples(record: RunRecord, row: ComponentRow, end: str) -> list[ProjectionExample]:
+    """The furthest tokens of one end; none when no token lies there."""
+    try:
+        page = record.examples().examples(feature_name(row.layer, row.component, end))
+    except UnknownName:
+        return []
+    sign = 1 if end == ENDS[0] else -1
+    return [ProjectionExample(projection=round(sign * example.score, 4), context=example_row(example).text) for example in page.rows]
 
 
 def read_vector(record: RunRecord, name: str) -> ResidualVector:

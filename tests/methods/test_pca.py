@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
 
+from methods.example_views import ExamplesParams
 from methods.execute import run_methods
 from methods.pca.declaration import ComponentWord, PCAParams
 from methods.pca.decomposition import Covariance
@@ -80,7 +81,10 @@ def test_a_planted_direction_is_the_first_component(tiny_models: Any, make_pair:
     assert ends[0] == sorted(ends[0], reverse=True)
     assert min(ends[0]) > 0 > max(ends[1])
     assert vector.scale == pytest.approx(np.mean(np.abs([*ends[0], *ends[1]])), rel=1e-6)
-    assert all("⟪" in example.context for example in view.row.positive)
+    assert all("»" in example.context for example in view.row.positive)
+    searched: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", search="river"))
+    assert searched.total >= 1
+    assert {round(row.score, 4) for row in searched.examples} <= set(ends[0])
     lens = run_methods(pairs, spec, [("steering", {"vector": f"{record.id}/{first.vector}", "strengths": [0.5], "prompts": ["The"]})], store)[0]
     assert lens.result().layer == 1  # type: ignore[attr-defined]
 
