@@ -48,20 +48,17 @@ class CrosscoderTrainer:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(number)
-        raw = torch.relu(torch.addmm(self.encoder_bias, rows, self.encoder))
+        raw = torch.addmm(self.encoder_bias, rows, self.encoder)
         weights = selection_weights(self.decoder, SOURCES, "sum")
         if recipe.kind == "batch_top_k":
             active, smallest = batch_top_k(raw, raw.detach() * weights.detach(), recipe.k * len(rows))
             self._follow(number, smallest)
         else:
-            active = raw
+            active = torch.relu(raw)
         error = torch.addmm(self.decoder_bias, active, self.decoder) - rows
         squared = error.square().sum(1).mean()
-        loss = squared
-        if recipe.kind == "l1":
-            loss = loss + recipe.l1_weight * (active.mean(0) * weights).sum()
-        else:
-            loss = loss + AUXILIARY * self._auxiliary(raw, error.detach())
+        penalty = recipe.l1_weight * (active.mean(0) * weights).sum() if recipe.kind == "l1" else AUXILIARY * self._auxiliary(raw, error.detach())
+        loss = squared + penalty
         self.silent += len(rows)
         self.silent[active.detach().amax(0) > 0] = 0
         loss.backward()
@@ -87,7 +84,7 @@ class CrosscoderTrainer:
         dead = (self.silent >= self.recipe.dead_after).nonzero().squeeze(1)
         if not len(dead):
             return error.new_zeros(())
-        chosen = raw[:, dead]
+        chosen = torch.relu(raw[:, dead])
         count = min(len(dead), error.shape[1] // 2)
         if count < len(dead):
             least = torch.topk(chosen.detach(), count, dim=1, sorted=False).values.amin(1, keepdim=True)

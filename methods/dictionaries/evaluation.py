@@ -16,12 +16,14 @@ from preprocessing.activation_rows import Moments
 class ExplainedVariance:
     """Fraction of variance explained, `1 - sum |x - x_hat|^2 / sum |x - mean|^2`, and latents active a token.
 
-    `total` is over all sources, `by_source` has one number each (NaN for a source that does not vary).
+    `total` is over all sources, `by_source` has one number each (NaN for a source that does not vary), and so has `variance`: the squared distance of a
+    row from the mean, on average.
     """
 
     total: float
     by_source: list[float]
     active: float
+    variance: list[float]
 
 
 class ExplainedVarianceSums:
@@ -44,11 +46,15 @@ class ExplainedVarianceSums:
     def result(self) -> ExplainedVariance:
         """The fractions; NaN before the first rows."""
         if self._moments is None:
-            return ExplainedVariance(float("nan"), [float("nan")] * self._dictionary.sources, float("nan"))
+            unknown = [float("nan")] * self._dictionary.sources
+            return ExplainedVariance(float("nan"), unknown, float("nan"), unknown)
         spread = self._moments.squares.view(self._dictionary.sources, -1).sum(1)
         explained = torch.where(spread > 0, 1 - self._errors / spread, torch.nan)
         return ExplainedVariance(
-            total=float(1 - self._errors.sum() / spread.sum()), by_source=explained.tolist(), active=self._active / self._moments.count
+            total=float(1 - self._errors.sum() / spread.sum()),
+            by_source=explained.tolist(),
+            active=self._active / self._moments.count,
+            variance=(spread / self._moments.count).tolist(),
         )
 
 

@@ -72,9 +72,7 @@ class SparseDictionary:
 
     def to(self, device: torch.device | str) -> SparseDictionary:
         """The same on another device (the normalisation follows its rows)."""
-        moved = {
-            name: getattr(self, name).to(device) for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold")
-        }
+        moved = {name: getattr(self, name).to(device) for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold")}
         return replace(self, **moved)
 
     def encode(self, rows: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ class TrainingRecipe(BaseModel):
     latents: int = Field(ge=2)
     k: int = Field(ge=1, description="Mean active latents a token (BatchTopK).")
     l1_weight: float = Field(0.0, ge=0, description="Weight of the sparsity penalty (l1).")
-    dedicated: float = Field(0.0, ge=0, lt=0.5, description="Share of the latents that only the base writes and reads, and as many for the finetuned.")
+    dedicated: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of the latents that only the base writes and reads, and as many for the finetuned."
+    )
     steps: int = Field(ge=1)
     batch_rows: int = Field(ge=2, description="Tokens a step.")
     learning_rate: float = Field(gt=0)

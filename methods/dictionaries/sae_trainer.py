@@ -25,9 +25,10 @@ class _FastBatchTopKSAE(BatchTopKSAE):
 
     def encode(self, x: Tensor, return_active: bool = False, use_threshold: bool = True) -> Any:
         weight = self.encoder.weight
-        raw = torch.relu(torch.addmm(self.encoder.bias - weight @ self.b_dec, x, weight.T))
+        # Negative entries are masked with the others that are not kept, which spares a pass over the batch both ways.
+        raw = torch.addmm(self.encoder.bias - weight @ self.b_dec, x, weight.T)
         if use_threshold:
-            active = raw * (raw > self.threshold)
+            active = raw * (raw > self.threshold.clamp_min(0))
         else:
             active, self.smallest_kept = batch_top_k(raw, raw.detach(), self.count * len(x))
         return (active, active.detach().amax(0) > 0, raw) if return_active else active
@@ -76,6 +77,12 @@ class SAETrainer(BatchTopKTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         decoder.data /= decoder.data.norm(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
         return float(loss.detach())
+
+    def get_auxiliary_loss(self, residual_BD: Tensor, post_relu_acts_BF: Tensor) -> Tensor:
+        """The library's, which is given pre-activations here and needs none of them while no latent is dead."""
+        if not bool((self.num_tokens_since_fired >= self.dead_feature_threshold).any()):
+            return residual_BD.new_zeros(())
+        return super().get_auxiliary_loss(residual_BD, torch.relu(post_relu_acts_BF))
 
     def update_threshold(self, f: Tensor) -> None:
         """As the library's; the smallest activation kept is known already."""
