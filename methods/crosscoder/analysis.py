@@ -10,7 +10,7 @@ from scipy import stats
 
 from methods.dictionaries.evaluation import ExplainedVariance, ExplainedVarianceSums
 from methods.dictionaries.latent_scaling import BASE, FINETUNED, LatentScaling, LatentScalingSums
-from methods.dictionaries.latent_table import LatentCounts
+from methods.dictionaries.latent_table import LatentCounts, measured
 from methods.dictionaries.preparation import Prepared
 from organisms.progress import Progress, silent
 
@@ -87,8 +87,7 @@ def _assembled(prepared: Prepared, counts: LatentCounts, explained: ExplainedVar
     for target, values in scaling.beta.items():
         for side, name in ((BASE, "base"), (FINETUNED, "finetuned")):
             columns[f"beta_{target}_{name}"] = values[side].numpy()
-    # A parquet NaN or infinity would come back as a number: what was not measured is missing.
-    columns = {name: _missing(values) for name, values in columns.items()}
+    columns = {name: measured(values) if getattr(values, "dtype", None) == np.float64 else values for name, values in columns.items()}
     # By how far the evidence is beyond what is asked of it: with few documents, more is asked.
     margin = np.where(np.isfinite(evidence[FINETUNED]), evidence[FINETUNED] / np.where(np.isfinite(needed), needed, 1e9), -np.inf)
     order = np.lexsort((np.arange(len(dead)), -margin, dead))
@@ -109,9 +108,3 @@ def _tags(relative: np.ndarray, dead: np.ndarray) -> list[str]:
     names[relative > 1 - ONLY] = "finetuned_only"
     names[dead] = "dead"
     return [str(name) for name in names]
-
-
-def _missing(values: Any) -> Any:
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        return [float(value) if np.isfinite(value) else None for value in values]
-    return values

@@ -11,7 +11,7 @@ from methods.crosscoder import figures
 from methods.dictionaries import params as shared
 from methods.dictionaries.costs import estimate
 from methods.dictionaries.params import DictionaryParams
-from methods.dictionaries.rows import LatentRow, TrainingNote
+from methods.dictionaries.rows import LatentRow, LatentWord, TrainingNote
 from methods.dictionaries.views import VIEWS, read_vector, vector_names
 
 if TYPE_CHECKING:
@@ -32,14 +32,6 @@ class CrosscoderParams(DictionaryParams):
     dedicated: float = Field(
         0.0, ge=0, le=0.4, description="Share of the latents that only the finetuned model has, and as many only the base; 0: none are set apart."
     )
-
-
-class LatentWord(BaseModel):
-    """A content word that the finetuned model's own latents promote."""
-
-    word: str
-    z: float = Field(description="Highest z of the lens.")
-    latents: int = Field(description="Latents that promote it.")
 
 
 class CrosscoderResult(MethodResult):

@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from methods.crosscoder.analysis import CrosscoderAnalysis, analyse
-from methods.crosscoder.declaration import CrosscoderParams, CrosscoderResult, LatentWord
+from methods.crosscoder.declaration import CrosscoderParams, CrosscoderResult
 from methods.crosscoder.judgement import headline
 from methods.dictionaries.latent_scaling import FINETUNED
 from methods.dictionaries.preparation import Prepared, is_identical, open_reader, prepare
 from methods.dictionaries.reading import READ_LATENTS, LatentReading, read_latents
-from methods.dictionaries.rows import Example, LatentRow, TrainingNote
+from methods.dictionaries.rows import Example
+from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, training_note
 from methods.dictionaries.training import both_sides
 
 if TYPE_CHECKING:
     from methods.contract import RunWriter
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
-    from preprocessing.activations import PairedActivations
-
-_WORDS = 10
 
 
 def compare(pair: LoadedPair, params: CrosscoderParams, run: RunWriter, progress: Progress) -> CrosscoderResult:
@@ -44,12 +42,6 @@ def compare(pair: LoadedPair, params: CrosscoderParams, run: RunWriter, progress
     return _result(params, prepared, analysis, readings, examples)
 
 
-def finetuned_norm(reader: PairedActivations) -> float:
-    """Mean L2 norm of finetuned activations, over the first tokens of the corpus."""
-    block = next(iter(reader.blocks(4096)))
-    return float(block.finetuned.double().norm(dim=1).mean())
-
-
 def _result(
     params: CrosscoderParams,
     prepared: Prepared,
@@ -67,41 +59,10 @@ def _result(
         stands_out=stands_out,
         headline=sentence,
         identical=False,
-        training=training_note(prepared, analysis.explained.by_source, analysis, dead),
+        training=training_note(prepared, analysis.explained, dead),
         tags=dict(tags),
         owned_by_finetuned=finetuned,
         owned_by_base=base,
-        words=_words([readings[latent].words for latent in own]),
-        latents=[_row(columns, latent, readings, examples) for latent in list(readings)[: params.top_latents]],
+        words=common_words([readings[latent].words for latent in own]),
+        latents=[latent_row(columns, latent, readings, examples) for latent in list(readings)[: params.top_latents]],
     )
-
-
-def training_note(prepared: Prepared, by_side: list[float] | None, analysis: CrosscoderAnalysis, dead: int) -> TrainingNote:
-    """How good the dictionary is."""
-    return TrainingNote(
-        layer=prepared.reader.layer,
-        latents=prepared.dictionary.num_latents,
-        tokens=prepared.reader.num_tokens,
-        steps=prepared.training.steps if prepared.training else None,
-        stopped_early=bool(prepared.training and prepared.training.stopped_early),
-        variance_explained=analysis.explained.total,
-        variance_explained_by_side=by_side,
-        active=analysis.explained.active,
-        dead_share=dead / prepared.dictionary.num_latents,
-    )
-
-
-def _words(several: list[dict[str, float]]) -> list[LatentWord]:
-    best: dict[str, tuple[float, int]] = {}
-    for words in several:
-        for word, z in words.items():
-            highest, latents = best.get(word, (0.0, 0))
-            best[word] = (max(highest, z), latents + 1)
-    ranked = sorted(best.items(), key=lambda item: (-item[1][1], -item[1][0], item[0]))
-    return [LatentWord(word=word, z=round(z, 3), latents=latents) for word, (z, latents) in ranked[:_WORDS]]
-
-
-def _row(columns: dict[str, list[object]], latent: int, readings: dict[int, LatentReading], examples: dict[int, list[Example]]) -> LatentRow:
-    values = {name: columns[name][latent] for name in LatentRow.model_fields if name in columns}
-    reading = readings[latent]
-    return LatentRow(**values | {"tokens": reading.tokens, "words": list(reading.words), "examples": examples.get(latent, [])[:1]})

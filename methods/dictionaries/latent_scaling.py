@@ -111,3 +111,32 @@ class LatentScalingSums:
             ratio={target: values[BASE] / values[FINETUNED] for target, values in beta.items()},
             evidence=evidence,
         )
+
+
+class ActivationScalingSums:
+    """Latent scaling of a dictionary over one source (differences) towards the activations of each model: how much of the latent's direction the base and
+    the finetuned model have while it fires. Means are taken off. Where the dictionary is right, the coefficients differ by about 1."""
+
+    def __init__(self, dictionary: SparseDictionary) -> None:
+        self._decoder = dictionary.decoder
+        self._scale = dictionary.normalisation.scale
+        latents, width = dictionary.decoder.shape
+        self._fired = torch.zeros(2, latents, dtype=torch.float64)  # sums of activations and of squared ones
+        self._products = torch.zeros(2, latents, dtype=torch.float64)
+        self._totals = torch.zeros(2, width, dtype=torch.float64)
+        self._rows = 0
+
+    def update(self, base: Tensor, finetuned: Tensor, activations: Tensor) -> None:
+        """Rows [N, D] of both models in units of the residual stream, and the latents' activations [N, F] on their differences."""
+        self._rows += len(base)
+        self._fired += torch.stack([activations.sum(0), activations.square().sum(0)]).cpu()
+        for side, rows in enumerate((base, finetuned)):
+            self._totals[side] += rows.double().sum(0).cpu() * self._scale
+            projected = (rows.to(self._decoder.device) * self._scale) @ self._decoder.T
+            self._products[side] += (projected * activations).sum(0).cpu()
+
+    def result(self) -> Tensor:
+        """Coefficients [2, F] float64 of the base and of the finetuned model; NaN where a latent never fired."""
+        decoder = self._decoder.cpu().double()
+        constant = (self._totals / max(1, self._rows)) @ decoder.T * self._fired[0]
+        return (self._products - constant) / (self._fired[1] * decoder.square().sum(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,3 +38,8 @@ class LatentCounts:
     def frequency(self) -> Tensor:
         """[F], share of tokens at which a latent fired."""
         return self.fired / max(1, self.tokens)
+
+
+def measured(values: np.ndarray) -> list[float | None]:
+    """A column in which what was not measured (NaN, infinite) is missing."""
+    return [float(value) if np.isfinite(value) else None for value in values]

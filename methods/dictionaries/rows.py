@@ -66,6 +66,14 @@ def _short(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f}"
 
 
+class LatentWord(BaseModel):
+    """A content word that latents promote."""
+
+    word: str
+    z: float = Field(description="Highest z of the lens.")
+    latents: int = Field(description="Latents that promote it.")
+
+
 class TrainingNote(BaseModel):
     """How the dictionary came to be and how good it is."""
 
