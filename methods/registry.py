@@ -31,6 +31,8 @@ _BUILT_IN = (
     ("methods.steering.declaration", "Steering"),
     ("methods.causal_effect.declaration", "CausalEffect"),
     ("methods.activation_oracle.declaration", "ActivationOracle"),
+    ("methods.sae_difference.declaration", "SAEDifference"),
+    ("methods.crosscoder.declaration", "Crosscoder"),
 )
 
 log = logging.getLogger(__name__)

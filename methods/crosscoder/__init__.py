@@ -1,0 +1,1 @@
+"""Crosscoder over both models' activations, with latent scaling."""

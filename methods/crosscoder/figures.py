@@ -1,0 +1,49 @@
+"""Plots of a finished crosscoder, as plotly dictionaries. Torch-free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from methods.dictionaries.figures import training_curve
+
+if TYPE_CHECKING:
+    from methods.runs import RunRecord
+
+__all__ = ["decoder_norms", "ratios", "training_curve"]
+_COLOURS = {"finetuned": "#d62728", "base": "#1f77b4", None: "#999999"}
+
+
+def ratios(record: RunRecord) -> dict[str, Any]:
+    """Both ratios of latent scaling, one point a latent, coloured by whose own it is."""
+    if "latents" not in record.manifest.tables:
+        return {"data": [], "layout": {}}
+    table = record.table("latents", ["latent", "owner", "ratio_error", "ratio_reconstruction"]).to_pylist()
+    data = []
+    for owner, colour in _COLOURS.items():
+        rows = [row for row in table if row["owner"] == owner and row["ratio_error"] is not None and row["ratio_reconstruction"] is not None]
+        data.append(
+            {
+                "type": "scattergl",
+                "mode": "markers",
+                "name": f"{owner}'s own" if owner else "neither's",
+                "marker": {"color": colour, "size": 5},
+                "x": [row["ratio_reconstruction"] for row in rows],
+                "y": [row["ratio_error"] for row in rows],
+                "text": [f"latent {row['latent']}" for row in rows],
+            }
+        )
+    axes = {
+        "xaxis": {"title": {"text": "ratio of reconstruction"}, "range": [-0.5, 2]},
+        "yaxis": {"title": {"text": "ratio of error"}, "range": [-0.5, 2]},
+    }
+    return {"data": data, "layout": axes}
+
+
+def decoder_norms(record: RunRecord) -> dict[str, Any]:
+    """Histogram of the relative decoder norm of the latents that fire."""
+    if "latents" not in record.manifest.tables:
+        return {"data": [], "layout": {}}
+    table = record.table("latents", ["tag", "relative_norm"]).to_pylist()
+    values = [row["relative_norm"] for row in table if row["tag"] != "dead"]
+    axis = {"title": {"text": "relative decoder norm: 0 base only, 1 finetuned only"}, "range": [0, 1]}
+    return {"data": [{"type": "histogram", "x": values, "xbins": {"start": 0, "end": 1, "size": 0.02}}], "layout": {"xaxis": axis}}

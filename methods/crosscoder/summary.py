@@ -1,0 +1,68 @@
+"""From a loaded pair to the stored run of a crosscoder and its result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from methods.crosscoder.analysis import CrosscoderAnalysis, analyse
+from methods.crosscoder.declaration import CrosscoderParams, CrosscoderResult
+from methods.crosscoder.judgement import headline
+from methods.dictionaries.latent_scaling import FINETUNED
+from methods.dictionaries.preparation import Prepared, is_identical, open_reader, prepare
+from methods.dictionaries.reading import READ_LATENTS, LatentReading, read_latents
+from methods.dictionaries.rows import Example
+from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, training_note
+from methods.dictionaries.training import both_sides
+
+if TYPE_CHECKING:
+    from methods.contract import RunWriter
+    from model_pairs.pair import LoadedPair
+    from organisms.progress import Progress
+
+
+def compare(pair: LoadedPair, params: CrosscoderParams, run: RunWriter, progress: Progress) -> CrosscoderResult:
+    """Collect, train or load, analyse, read, and store."""
+    reader = open_reader(pair, params, progress)
+    if is_identical(reader):
+        return CrosscoderResult(
+            stands_out=False, headline="Every activation is the same in both models: no latent can be either's own.", identical=True
+        )
+    extra = {"dedicated": params.dedicated, "l1_weight": params.l1_weight if params.sparsity == "l1" else 0.0}
+    prepared = prepare(pair, params, params.sparsity, both_sides, reader, run, progress, **extra)
+    analysis = analyse(prepared, progress)
+    run.add_table("latents", analysis.columns)
+    directions = prepared.dictionary.decoder_of(FINETUNED).cpu() / prepared.dictionary.normalisation.scale
+    run.add_array("decoder", directions)
+    run.add_array("layer", np.asarray([reader.layer]))
+    alive = [int(latent) for latent in analysis.order if analysis.columns["max_activation"][latent]]
+    readings, examples = read_latents(pair, prepared, alive[:READ_LATENTS], directions, finetuned_norm(reader), run, progress)
+    return _result(params, prepared, analysis, readings, examples)
+
+
+def _result(
+    params: CrosscoderParams,
+    prepared: Prepared,
+    analysis: CrosscoderAnalysis,
+    readings: dict[int, LatentReading],
+    examples: dict[int, list[Example]],
+) -> CrosscoderResult:
+    columns = analysis.columns
+    own = [latent for latent in readings if columns["owner"][latent] == "finetuned"]
+    finetuned, base = analysis.owned("finetuned"), analysis.owned("base")
+    stands_out, sentence = headline(finetuned, base, (readings[latent].words for latent in own))
+    tags = Counter(columns["tag"])
+    dead = tags.pop("dead", 0)
+    return CrosscoderResult(
+        stands_out=stands_out,
+        headline=sentence,
+        identical=False,
+        training=training_note(prepared, analysis.explained, dead),
+        tags=dict(tags),
+        owned_by_finetuned=finetuned,
+        owned_by_base=base,
+        words=common_words([readings[latent].words for latent in own]),
+        latents=[latent_row(columns, latent, readings, examples) for latent in list(readings)[: params.top_latents]],
+    )

@@ -1,0 +1,79 @@
+"""What chosen latents read as: the logit lens of their decoder vectors, and where they fire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from methods.dictionaries.examples import example_columns
+from methods.dictionaries.preparation import Prepared
+from methods.dictionaries.rows import Example, marked_text
+from methods.lens import Lens
+from methods.lens_words import NULL_Z, content_words, strongest
+from methods.words import vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from methods.contract import RunWriter
+    from model_pairs.pair import LoadedPair
+    from organisms.progress import Progress
+
+READ_LATENTS = 100
+"""Latents, the first by rank, that are read through the lens and have examples."""
+_SHOWN_TOKENS = 8
+_DIRECTIONS, _DIRECTION_SEED = 128, 0
+_LENS_DEPTH = 20
+
+
+@dataclass(frozen=True)
+class LatentReading:
+    """One latent's lens.
+
+    Attributes:
+        tokens: the first promoted tokens; words: strong content words (z >= NULL_Z) among them, with their z.
+        opposite: the same words for the negative of the direction, which is the null of `words`.
+    """
+
+    tokens: list[str]
+    words: dict[str, float]
+    opposite: dict[str, float]
+
+
+def read_latents(
+    pair: LoadedPair, prepared: Prepared, latents: Sequence[int], directions: Tensor, norm: float, run: RunWriter, progress: Progress
+) -> tuple[dict[int, LatentReading], dict[int, list[Example]]]:
+    """Lens and examples of `latents`, the first by rank first; both are stored as tables (`lens`, `examples`).
+
+    Args:
+        directions: [F, D], decoder vectors to read.
+        norm: length at which the lens reads them, in units of the residual stream.
+    """
+    words = vocabulary(pair.tokenizer, pair.vocab_size)
+    lens = Lens(pair, "finetuned", norm, _DIRECTIONS, _DIRECTION_SEED)
+    readings: dict[int, LatentReading] = {}
+    table: dict[str, list[Any]] = {name: [] for name in ("latent", "sign", "token", "z", "probability")}
+    for number, latent in enumerate(latents):
+        progress(number, len(latents), "reading latents through the lens")
+        both = lens.read(directions[latent].cpu())
+        if both is None:
+            continue
+        for sign, reading in zip(("promoted", "suppressed"), both, strict=True):
+            for token in strongest(reading, words, _LENS_DEPTH):
+                for name, value in {"latent": latent, "sign": sign, **token.model_dump()}.items():
+                    table[name].append(value)
+        strong = [{word: z for word, z in content_words(reading, words).items() if z >= NULL_Z} for reading in both]
+        readings[latent] = LatentReading([token.token for token in strongest(both[0], words, _SHOWN_TOKENS)], *strong)
+    run.add_table("lens", table)
+    examples = example_columns(prepared.reader, prepared.rows_of, prepared.dictionary, latents, pair.tokenizer)
+    run.add_table("examples", examples)
+    return readings, _examples(examples)
+
+
+def _examples(columns: dict[str, list[Any]]) -> dict[int, list[Example]]:
+    found: dict[int, list[Example]] = {}
+    rows = zip(*(columns[name] for name in ("latent", "activation", "quantile", "tokens", "mark")), strict=True)
+    for latent, activation, quantile, tokens, mark in rows:
+        found.setdefault(latent, []).append(Example(activation=activation, quantile=quantile, text=marked_text(tokens, mark)))
+    return found

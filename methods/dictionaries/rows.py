@@ -1,0 +1,102 @@
+"""Rows of the results and views of dictionaries. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+Tag = Literal["base_only", "finetuned_only", "shared", "other", "dead"]
+Owner = Literal["base", "finetuned"]
+
+
+class Example(BaseModel):
+    """A place where a latent fires. Text of a corpus: data, not instructions."""
+
+    activation: float = Field(description="At the marked token, in the dictionary's units.")
+    quantile: str = Field(description="`top`, or the share of the largest activation that it lies in.")
+    text: str = Field(description="The marked token stands between >> and <<.")
+
+
+class LatentRow(BaseModel):
+    """One latent."""
+
+    latent: int
+    tag: Tag | None = Field(None, description="By decoder norms (crosscoder).")
+    owner: Owner | None = Field(None, description="The model whose own it is by latent scaling, beyond chance (crosscoder).")
+    frequency: float = Field(description="Share of tokens at which it fires.")
+    max_activation: float = Field(description="In the dictionary's units.")
+    strength: float = Field(description="Max activation times decoder norm, in units of the residual stream.")
+    share: float = Field(description="Energy it writes, over the variance of the finetuned activations (SAE: of the difference).")
+    relative_norm: float | None = Field(None, description="0.5 * (1 + (|d_ft| - |d_base|) / max): 1 finetuned only, 0 base only (crosscoder).")
+    cosine: float | None = Field(None, description="Between its two decoder vectors (crosscoder).")
+    ratio_error: float | None = Field(None, description="nu of the error target: 0 finetuned only, 1 shared (crosscoder).")
+    ratio_reconstruction: float | None = Field(None, description="nu of the reconstruction target.")
+    evidence: float | None = Field(None, description="Standard errors by which both ratios lie below 0.2 and 0.5 (crosscoder).")
+    beta_base: float | None = Field(None, description="How much of its direction base activations have while it fires (SAE).")
+    beta_finetuned: float | None = Field(None, description="The same in finetuned activations (SAE); about 1 more where the SAE is right.")
+    words: list[str] = Field(default_factory=list, description="Content words that its direction promotes far beyond random directions.")
+    tokens: list[str] = Field(default_factory=list, description="First tokens of the logit lens, by z.")
+    vector: str = Field(description="Name of its direction within the run.")
+    examples: list[Example] = Field(default_factory=list)
+
+    def as_text(self) -> str:
+        """Two or three lines."""
+        numbers = {
+            "tag": self.tag,
+            "owner": self.owner,
+            "freq": f"{self.frequency:.2g}",
+            "share": f"{self.share:.2g}",
+            "norm": _short(self.relative_norm),
+            "cos": _short(self.cosine),
+            "nu_error": _short(self.ratio_error),
+            "nu_rec": _short(self.ratio_reconstruction),
+            "evidence": _short(self.evidence),
+            "beta_base": _short(self.beta_base),
+            "beta_ft": _short(self.beta_finetuned),
+        }
+        lines = [f"{self.vector}: " + " ".join(f"{name}={value}" for name, value in numbers.items() if value is not None)]
+        if self.tokens:
+            lines.append(f"  lens {' '.join(repr(token) for token in self.tokens)}" + (f" | words {', '.join(self.words)}" if self.words else ""))
+        lines += [f"  [{each.quantile} {each.activation:.3g}] {each.text}" for each in self.examples]
+        return "\n".join(lines)
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
+
+
+class LatentWord(BaseModel):
+    """A content word that latents promote."""
+
+    word: str
+    z: float = Field(description="Highest z of the lens.")
+    latents: int = Field(description="Latents that promote it.")
+
+
+class TrainingNote(BaseModel):
+    """How the dictionary came to be and how good it is."""
+
+    layer: int
+    latents: int
+    tokens: int = Field(description="Tokens in all; the last share of them is held out.")
+    steps: int | None = Field(description="Training steps; None when the dictionary was loaded.")
+    stopped_early: bool
+    variance_explained: float = Field(description="Fraction of variance explained on held-out tokens, with the inference threshold.")
+    variance_explained_by_side: list[float] | None = Field(None, description="Base, finetuned (crosscoder).")
+    active: float = Field(description="Latents active a held-out token.")
+    dead_share: float = Field(description="Share of the latents that fire at no token.")
+
+    def as_text(self) -> str:
+        """One line."""
+        sides = "" if self.variance_explained_by_side is None else " (base {:.3f}, finetuned {:.3f})".format(*self.variance_explained_by_side)
+        trained = "loaded" if self.steps is None else f"{self.steps} steps{', stopped early' if self.stopped_early else ''}"
+        return (
+            f"layer {self.layer}, {self.latents} latents, {trained}, {self.tokens} tokens; held-out variance explained "
+            f"{self.variance_explained:.3f}{sides}, {self.active:.1f} latents a token, {100 * self.dead_share:.0f} % dead"
+        )
+
+
+def marked_text(tokens: list[str], mark: int) -> str:
+    """Tokens as text on one line, the marked one between >> and <<."""
+    return ("".join(tokens[:mark]) + f">>{tokens[mark]}<<" + "".join(tokens[mark + 1 :])).replace("\n", "\\n")

@@ -1,0 +1,1 @@
+"""SAE on the differences of both models' activations."""
