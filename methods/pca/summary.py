@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from methods.dictionaries.outliers import without_outliers
 from methods.example_views import example_row
 from methods.example_writing import activation_contexts, examples_of
 from methods.lens import Lens
@@ -46,11 +47,13 @@ def analyse(pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progr
     level = NULL_Z
     identical = True
     for layer in layers:
-        sums = covariances(readers[layer], pair.device, progress)
+        # A handful of attention sinks, with norms tens of times the usual, would be the first component of any pair.
+        reader = without_outliers(readers[layer])
+        sums = covariances(reader, pair.device, progress)
         identical = identical and not bool(sums.whole("difference").products.any()) and not bool(sums.whole("difference").mean.any())
         lens = Lens(pair, params.lens_side, _typical_norm(sums), params.random_directions, _DIRECTION_SEED)
         level = max(level, control_level(_base_readings(sums, lens, words, params.components)))
-        of_layer = _components(pair, params, readers[layer], sums, lens, words, run, progress)
+        of_layer = _components(pair, params, reader, sums, lens, words, run, progress)
         for row, readings in of_layer:
             rows.append(row)
             for word, z in readings.items():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA as SklearnPCA
+from transformers import AutoTokenizer
 
 from methods.example_views import ExamplesParams
 from methods.execute import run_methods
@@ -114,6 +115,23 @@ def test_variance_gain_finds_where_variance_grew(tiny_models: Any, make_pair: An
     direction = 3 * torch.randn(32, generator=torch.Generator().manual_seed(3))
     spec = make_pair(tiny_models(), finetuned=tiny_models(change=planted(direction)))
     record = run(pairs, spec, corpus, store, of="variance_gain")
+    assert cosine(record.array("components_1")[0], direction.numpy()) > 0.95
+
+
+def test_attention_sinks_do_not_become_components(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    [sink] = AutoTokenizer.from_pretrained(tiny_models())("x")["input_ids"]
+
+    def enlarge(model: Any) -> None:
+        model.model.embed_tokens.weight[sink] *= 3000
+
+    def change(model: Any) -> None:
+        enlarge(model)
+        model.model.embed_tokens.weight[sink] *= 1.1
+        planted(direction)(model)
+
+    spec = make_pair(tiny_models(change=enlarge), finetuned=tiny_models(change=change))
+    record = run(pairs, spec, corpus, store)
     assert cosine(record.array("components_1")[0], direction.numpy()) > 0.95
 
 
