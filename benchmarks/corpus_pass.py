@@ -42,7 +42,7 @@ def run(sizes: Sizes) -> list[Measurement]:
         # One short round each first: the first calls choose kernels and allocate.
         bare_passes(bare["switched"], batches[:1])
         bare_passes(bare["merged"], batches[:1])
-        seconds = _in_turn(rounds, sizes.repeats)
+        seconds = in_turn(rounds, sizes.repeats)
     wall = {name: spent[0] for name, spent in seconds.items()}
     processor = {name: spent[1] for name, spent in seconds.items()}
     detail = (
@@ -133,7 +133,7 @@ def _timed(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - started, time.process_time() - used
 
 
-def _in_turn(rounds: dict[str, Callable[[], None]], repeats: int) -> dict[str, tuple[float, float]]:
+def in_turn(rounds: dict[str, Callable[[], None]], repeats: int) -> dict[str, tuple[float, float]]:
     """Seconds of the fastest round of each: on the wall, and of processor time over all threads."""
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in rounds}
     for _ in range(repeats):

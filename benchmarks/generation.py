@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from benchmarks.corpus_pass import in_turn
 from benchmarks.measurement import Measurement, Sizes
 
 AIM = 1.2
@@ -46,23 +46,13 @@ def run(sizes: Sizes) -> list[Measurement]:
         }
         with _endless(pair):
             pair.generate("finetuned", requests[:2], Sampling(max_new_tokens=2))
-            seconds = _in_turn(kinds)
+            seconds = {name: wall for name, (wall, _) in in_turn(kinds, _ROUNDS).items()}
     detail = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items()) + f" for {_PROMPTS} x {sizes.tokens} tokens"
     both = seconds["plain"] + seconds["base"]
     return [
         Measurement(name="steered generation / plain generation", value=seconds["steered"] / seconds["plain"], unit="ratio", aim=AIM, detail=detail),
         Measurement(name="contrastive decoding / plain generation by both models", value=seconds["contrastive"] / both, unit="ratio", aim=AIM),
     ]
-
-
-def _in_turn(kinds: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    fastest = dict.fromkeys(kinds, float("inf"))
-    for _ in range(_ROUNDS):
-        for name, work in kinds.items():
-            started = time.perf_counter()
-            work()
-            fastest[name] = min(fastest[name], time.perf_counter() - started)
-    return fastest
 
 
 @contextmanager

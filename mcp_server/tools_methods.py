@@ -23,6 +23,8 @@ from methods.vectors import handles
 from model_pairs.specs import PairSpec
 from organisms.errors import InvalidInput, UnknownName
 from organisms.settings import settings
+from preprocessing.activation_sources import ActivationSourceParams
+from preprocessing.activation_store import default_activation_store
 from preprocessing.corpora import BUNDLED, CorpusParams
 
 MAX_TEXT = 8000
@@ -36,6 +38,7 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         spec = call.pair(arguments.pair)  # type: ignore[attr-defined]
         check_corpus(call, params)
         check_vectors(call, params)
+        await check_activations(call, spec, params)
         if not call.caller.operator and (reason := method.operator_only(params)) is not None:
             raise InvalidInput(reason)
         requests = [(method.name, params)]
@@ -121,6 +124,21 @@ def check_vectors(call: Call, params: BaseModel) -> None:
         record = find_run(call, handle.run)
         if call.caller.investigation is not None and record.id != handle.run:
             raise UnknownName(f"name the run of a vector by its whole id: {record.id}/{handle.name}")
+
+
+async def check_activations(call: Call, spec: PairSpec, params: BaseModel) -> None:
+    """An investigation reads stored activations of its own pair on a bundled corpus only, named by their whole id.
+
+    Raises:
+        UnknownName: any other collection, whether it exists or not.
+    """
+    if call.caller.operator or not isinstance(params, ActivationSourceParams) or params.activations is None:
+        return
+    name = params.activations
+    known = {index.id: index for index in await anyio.to_thread.run_sync(default_activation_store().list) if index.finished}
+    index = known.get(name)
+    if index is None or index.pair != await call.identity(spec) or index.corpus["id"] not in BUNDLED:
+        raise UnknownName(f"there are no stored activations {name!r} of this pair on a bundled corpus; leave out `activations` to collect them anew")
 
 
 def _fenced(text: str) -> str:

@@ -46,7 +46,7 @@ class ActivationSourceParams(ActivationTextParams):
     activations: str | None = Field(
         None,
         max_length=200,
-        description="Id of a stored collection (`preprocessing.activation_collection`) to read instead of the corpus; None: collect in memory.",
+        description="Id of a stored collection (collect_activations) to read instead of the corpus; None: collect in memory.",
     )
 
 
@@ -154,6 +154,6 @@ def _check_memory(needed: int, tokens: int) -> None:
     if needed > room:
         raise OutOfRoom(
             f"The activations of {tokens} tokens take {needed / 2**20:.0f} MiB and {room / 2**20:.0f} MiB of memory may be used. Lower max_samples, "
-            "max_tokens or max_activation_tokens, ask for fewer layers, or store them with preprocessing.activation_collection.collect and pass the id as "
-            "`activations`."
+            "max_tokens or max_activation_tokens, ask for fewer layers, or store them (collect_activations, or `diffing activations "
+            "collect`) and pass the id as `activations`."
         )

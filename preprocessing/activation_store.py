@@ -156,7 +156,9 @@ class ActivationStore:
         found = [index for name in names if (index := self.read(name)) is not None]
         if len(found) != 1:
             problem = "several collections start with" if found else "there is no collection"
-            raise UnknownName(f"{problem} {identifier!r}; ActivationStore.list() gives them all, activation_collection.collect() makes one")
+            raise UnknownName(
+                f"{problem} {identifier!r}; list_activations (`diffing activations list`) gives them all, collect_activations makes one"
+            )
         return found[0]
 
     def finished(self, identifier: str) -> CollectionIndex:
@@ -169,8 +171,8 @@ class ActivationStore:
         index = self.get(identifier)
         if not index.finished:
             raise InvalidInput(
-                f"The collection {index.id} is not finished ({len(index.shards)} of {len(index.plan)} shards). Call activation_collection.collect with its "
-                "parameters again to go on."
+                f"The collection {index.id} is not finished ({len(index.shards)} of {len(index.plan)} shards). Call collect_activations (`diffing activations "
+                "collect`) with its parameters again to go on."
             )
         return index
 

@@ -28,15 +28,20 @@ def reference(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Pat
 def test_the_models_part_reports_ratios_as_json(reference: str, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     sizes = ("--pair", reference, "--samples", "16", "--tokens", "12", "--repeats", "1")
-    finished = bench("--only", "corpus_pass,pass_memory,pair_memory,generation", *sizes, "--json", str(report))
+    finished = bench("--only", "corpus_pass,pass_memory,activation_collection,pair_memory,generation", *sizes, "--json", str(report))
     assert finished.returncode == 0, finished.stderr
     content = json.loads(report.read_text(encoding="utf-8"))
     assert content["sizes"]["samples"] == 16
     by_name = {entry["name"]: entry for entry in content["measurements"]}
     assert by_name["corpus pass with three readers / two bare passes"]["aim"] == 1.25
+    assert by_name["collecting activations / two bare passes stopped there"]["aim"] == 1.15
     assert by_name["memory of a LoRA pair / one model"]["aim"] == 1.05
     assert by_name["steered generation / plain generation"]["aim"] == 1.2
-    assert all(entry["value"] > 0 for entry in content["measurements"] if "pass beyond" not in entry["name"])
+    assert all(
+        entry["value"] > 0
+        for entry in content["measurements"]
+        if "pass beyond" not in entry["name"] and "peak memory of collecting" not in entry["name"]
+    )
     assert all(name in finished.stdout for name in by_name)
 
 

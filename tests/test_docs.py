@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +140,19 @@ def test_the_example_method_is_found_and_computes_what_it_says() -> None:
     assert result.mean_cosine == pytest.approx(0.5)
     assert result.layer == 2
     assert written == {"mean_cosine": [pytest.approx(0.5)]}
+
+
+def test_the_example_of_stored_activations_runs(
+    tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [code] = blocks(ROOT / "docs" / "activations.md", "python")
+    model = tiny_models()
+    monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path))
+    settings.cache_clear()
+    try:
+        names: dict[str, Any] = {}
+        exec(code.replace('"cake_bake"', repr(f"{model}::{tiny_adapters(model)}")), names)
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+    assert sum(len(part) for part in names["norms"]) == names["index"].tokens > 0

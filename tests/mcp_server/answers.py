@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import jsonschema
@@ -31,3 +34,24 @@ async def refused(client: Client, tool: str, arguments: dict[str, Any]) -> str:
     result = await client.call_tool(tool, arguments)
     assert result.is_error, result.structured_content
     return text_of(result)
+
+
+@asynccontextmanager
+async def held(client: Client) -> AsyncIterator[Client]:
+    """The client open in a task of its own: fixtures are set up and torn down in different tasks, which its cancel scopes do not allow."""
+    opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+
+    async def hold() -> None:
+        async with client as entered:
+            opened.set_result(entered)
+            await over.wait()
+
+    task = asyncio.create_task(hold())
+    while not opened.done() and not task.done():
+        await asyncio.sleep(0.005)
+    if task.done():
+        await task
+    yield opened.result()
+    over.set()
+    await task

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +16,9 @@ from mcp_server.serve import build_server
 from mcp_server.server import INSTRUCTIONS
 from mcp_server.workbench import Workbench
 from methods.registry import all_methods
-from tests.mcp_server.answers import good, refused, text_of
+from tests.mcp_server.answers import good, held, refused, text_of
 
 SMALL = {"max_samples": 24, "max_tokens": 12}
-
-
-@asynccontextmanager
-async def held(client: Client) -> AsyncIterator[Client]:
-    """The client open in a task of its own: fixtures are set up and torn down in different tasks, which its cancel scopes do not allow."""
-    opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
-    over = asyncio.Event()
-
-    async def hold() -> None:
-        async with client as entered:
-            opened.set_result(entered)
-            await over.wait()
-
-    task = asyncio.create_task(hold())
-    while not opened.done() and not task.done():
-        await asyncio.sleep(0.005)
-    if task.done():
-        await task
-    yield opened.result()
-    over.set()
-    await task
 
 
 @pytest.fixture(params=["auto", "legacy"])
