@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from model_pairs.forward import ForwardOutput
     from model_pairs.generation import Completion, GenerationRequest, Sampling
     from model_pairs.loading import ResidentModel
+    from model_pairs.weights import WeightDelta
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,12 @@ class LoadedPair:
                 output = run_forward(resident, ids, mask, interventions=steering).cut(self.vocab_size)
                 results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
+
+    def weight_deltas(self, progress: Progress = silent) -> Iterator[WeightDelta]:
+        """Finetuned minus base of every parameter, one after the other; see `model_pairs.weights`."""
+        from model_pairs.weights import weight_deltas
+
+        return weight_deltas(self, progress)
 
     def generate(
         self,
