@@ -24,6 +24,7 @@ _BUILT_IN = (
     ("methods.continuation_mining.declaration", "ContinuationMining"),
     ("methods.perplexity_difference.declaration", "PerplexityDifference"),
     ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
+    ("methods.weight_difference.declaration", "WeightDifference"),
     ("methods.patchscope.declaration", "Patchscope"),
     ("methods.steering.declaration", "Steering"),
     ("methods.causal_effect.declaration", "CausalEffect"),

@@ -50,6 +50,10 @@ class ModulePlace:
         """Last piece of the name: `down_proj`."""
         return self.path.rsplit(".", 1)[-1]
 
+    def named(self, name: str) -> bool:
+        """Whether `name` means this module: `all`, its part (`mlp`), its projection (`down_proj`) or its path."""
+        return name in ("all", self.part, self.projection, self.path) or self.path.startswith(f"{name}.")
+
     def writes(self, out: int, into: int, d_model: int) -> bool:
         """Whether a matrix [out, into] here writes to the residual stream: its output is added to it (or is it, for the input embedding)."""
         if self.part == "embedding":

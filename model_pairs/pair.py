@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from model_pairs.forward import ForwardOutput
     from model_pairs.generation import Completion, GenerationRequest, Sampling
     from model_pairs.loading import ResidentModel
+    from model_pairs.modules import ModulePlace
     from model_pairs.weights import WeightDelta
 
 
@@ -151,11 +152,11 @@ class LoadedPair:
                 results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
 
-    def weight_deltas(self, progress: Progress = silent) -> Iterator[WeightDelta]:
-        """Finetuned minus base of every parameter, one after the other; see `model_pairs.weights`."""
-        from model_pairs.weights import weight_deltas
+    def weight_deltas(self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None) -> Iterator[WeightDelta]:
+        """Finetuned minus base of every parameter (of the chosen modules), one after the other; see `model_pairs.weights`."""
+        from model_pairs.weights import everything, weight_deltas
 
-        return weight_deltas(self, progress)
+        return weight_deltas(self, progress, chosen or everything)
 
     def generate(
         self,

@@ -6,7 +6,7 @@ Nothing is ever held of both models but one weight at a time, and a product of L
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,16 @@ class WeightDelta:
     delta: LowRank | torch.Tensor | None
 
 
-def weight_deltas(pair: LoadedPair, progress: Progress = silent) -> Iterator[WeightDelta]:
-    """Every parameter of the pair, one after the other, weights that modules share once. Locks are held while one is read, not between.
+Chosen = Callable[[ModulePlace], bool]
+
+
+def everything(place: ModulePlace) -> bool:
+    """Every module."""
+    return True
+
+
+def weight_deltas(pair: LoadedPair, progress: Progress = silent, chosen: Chosen = everything) -> Iterator[WeightDelta]:
+    """Every parameter of the chosen modules, one after the other, weights that modules share once. Locks are held while one is read, not between.
 
     A pair whose two models do not fit in memory together has its base written to a scratch folder once, and is read from there.
 
@@ -53,7 +61,7 @@ def weight_deltas(pair: LoadedPair, progress: Progress = silent) -> Iterator[Wei
     """
     base, finetuned = pair.sides["base"], pair.sides["finetuned"]
     if pair.sequential:
-        yield from _in_turn(base, finetuned, progress)
+        yield from _in_turn(base, finetuned, progress, chosen)
         return
     with ExitStack() as stack:
         residents = [stack.enter_context(side.hold()) for side in (base, finetuned)]
@@ -66,6 +74,8 @@ def weight_deltas(pair: LoadedPair, progress: Progress = silent) -> Iterator[Wei
         seen: set[tuple[int, int]] = set()
         for done, (name, unit) in enumerate(units[0].items()):
             progress(done, len(units[0]), "comparing weights")
+            if not chosen(unit.place):
+                continue
             other = units[1][name]
             for parameter, value in unit.bare.named_parameters(recurse=False):
                 key = (value.data_ptr(), dict(other.bare.named_parameters(recurse=False))[parameter].data_ptr())
@@ -135,7 +145,7 @@ def _check_names(base: set[str], finetuned: set[str]) -> None:
         raise NotTheSame(f"The models have other weights: `{name}` is in one of them only. Name a finetune of this base model.")
 
 
-def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress) -> Iterator[WeightDelta]:
+def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen: Chosen) -> Iterator[WeightDelta]:
     """The same with one model in memory at a time."""
     from safetensors.torch import load_file, save_file
 
@@ -145,7 +155,11 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress) -> Ite
         try:
             with base.hold() as resident, resident.lock:
                 seen: set[int] = set()
-                for name, unit in units_of(resident, base.adapter).items():
+                units = units_of(resident, base.adapter)
+                names = _names(units)
+                for name, unit in units.items():
+                    if not chosen(unit.place):
+                        continue
                     progress(0, None, "writing the base's weights to disk")
                     for parameter, value in unit.values().items():
                         if unit.plain and value.data_ptr() in seen:
@@ -159,7 +173,7 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress) -> Ite
         with finetuned.hold() as resident:
             with resident.lock:
                 units = units_of(resident, finetuned.adapter)
-            _check_names({f"{name}.{parameter}" for name, parameter in written}, _names(units))
+            _check_names(names, _names(units))
             shared: set[int] = set()
             for done, ((name, parameter), path) in enumerate(written.items()):
                 progress(done, len(written), "comparing weights")
