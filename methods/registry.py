@@ -27,6 +27,7 @@ _BUILT_IN = (
     ("methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
     ("methods.pca.declaration", "PCA"),
     ("methods.activation_analysis.declaration", "ActivationAnalysis"),
+    ("methods.weight_difference.declaration", "WeightDifference"),
     ("methods.patchscope.declaration", "Patchscope"),
     ("methods.steering.declaration", "Steering"),
     ("methods.causal_effect.declaration", "CausalEffect"),

@@ -50,12 +50,17 @@ def contrast_vector(source: ContrastSource, pair: LoadedPair, progress: Progress
 
 def typical_norm(pair: LoadedPair, side: Side, layer: int, progress: Progress = silent) -> float:
     """Mean L2 norm of this side's activations after `layer` on bundled unrelated texts, sinks left out."""
+    return typical_norms(pair, side, [layer], progress)[layer]
+
+
+def typical_norms(pair: LoadedPair, side: Side, layers: Sequence[int], progress: Progress = silent) -> dict[int, float]:
+    """The same of several layers, from one pass."""
     corpus = tokenize(load_corpus(_NORM_TEXTS), pair, _NORM_TEXTS)
-    norms = [
-        rows[start + _NORM_FROM :].norm(dim=-1)
-        for start, rows in zip(corpus.content_start, _hidden(pair, side, layer, corpus.ids, progress), strict=True)
-    ]
-    return float(torch.cat(norms).mean())
+    hidden = _hidden(pair, side, layers, corpus.ids, progress)
+    return {
+        layer: float(torch.cat([rows[start + _NORM_FROM :].norm(dim=-1) for start, rows in zip(corpus.content_start, several, strict=True)]).mean())
+        for layer, several in hidden.items()
+    }
 
 
 def _text_means(pair: LoadedPair, side: Side, layer: int, texts: Sequence[str], average: str, progress: Progress) -> Tensor:
@@ -63,18 +68,21 @@ def _text_means(pair: LoadedPair, side: Side, layer: int, texts: Sequence[str], 
     ids = [list(pair.tokenizer(text)["input_ids"])[: pair.context_length] for text in texts]
     if empty := [index for index, each in enumerate(ids) if not each]:
         raise InvalidInput(f"Text {empty[0]} of the contrast is empty.")
-    rows = _hidden(pair, side, layer, ids, progress)
+    rows = _hidden(pair, side, [layer], ids, progress)[layer]
     return torch.stack([each[-1] if average == "last_token" or len(each) == 1 else each[1:].mean(dim=0) for each in rows])
 
 
-def _hidden(pair: LoadedPair, side: Side, layer: int, ids: Sequence[Sequence[int]], progress: Progress) -> list[Tensor]:
-    """Residual stream after `layer` of each text, [tokens, d_model] float64 on the CPU."""
-    result: list[Tensor] = [torch.empty(0)] * len(ids)
+def _hidden(
+    pair: LoadedPair, side: Side, layers: Sequence[int], ids: Sequence[Sequence[int]], progress: Progress
+) -> dict[int, list[Tensor]]:
+    """Layer -> residual stream after it of each text, [tokens, d_model] float64 on the CPU."""
+    result = {layer: [torch.empty(0)] * len(ids) for layer in layers}
     with pair.side_loaded(side):
         for done, batch in enumerate(plan_batches([len(each) for each in ids], settings().batch_tokens)):
             progress(done, None, "reading activations")
             input_ids, mask = padded([ids[index] for index in batch], pair.tokenizer.pad_token_id)
-            hidden = pair.forward(side, input_ids, mask, layers=[layer], logits=False).hidden[layer].to("cpu", torch.float64)
-            for row, index in enumerate(batch):
-                result[index] = hidden[row, : len(ids[index])]
+            output = pair.forward(side, input_ids, mask, layers=list(layers), logits=False)
+            for layer, hidden in output.hidden.items():
+                for row, index in enumerate(batch):
+                    result[layer][index] = hidden[row, : len(ids[index])].to("cpu", torch.float64)
     return result

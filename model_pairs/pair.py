@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from model_pairs.forward import ForwardOutput
     from model_pairs.generation import Completion, GenerationRequest, Sampling
     from model_pairs.loading import ResidentModel
+    from model_pairs.modules import ModulePlace
+    from model_pairs.weights import WeightDelta
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,12 @@ class LoadedPair:
                 output = run_forward(resident, ids, mask, interventions=steering).cut(self.vocab_size)
                 results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
+
+    def weight_deltas(self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None) -> Iterator[WeightDelta]:
+        """Finetuned minus base of every parameter (of the chosen modules), one after the other; see `model_pairs.weights`."""
+        from model_pairs.weights import everything, weight_deltas
+
+        return weight_deltas(self, progress, chosen or everything)
 
     def generate(
         self,

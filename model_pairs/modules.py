@@ -1,0 +1,265 @@
+"""The modules of a model that own weights: what each is called, where it sits, what it reads and writes, and what it is on one side of a pair.
+
+Names are those of the bare model (`model.layers.3.mlp.down_proj`), whatever peft has put around it, so the two sides of a pair can be matched. Torch
+is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from model_pairs.adapters import activate
+from organisms.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
+
+    from model_pairs.loading import ResidentModel
+
+Part = Literal["attention", "mlp", "norm", "embedding", "unembedding", "residual", "other"]
+"""`residual` is a steering vector: it belongs to no module."""
+
+_WRITERS = frozenset("o_proj out_proj c_proj dense wo down_proj dense_4h_to_h fc2 fc_out w2".split())
+_READERS = frozenset(
+    "q_proj k_proj v_proj qkv_proj query_key_value c_attn query key value wq wk wv gate_proj up_proj gate_up_proj c_fc dense_h_to_4h fc1 fc_in w1 w3".split()
+)
+"""Projections whose input and output are both as wide as the residual stream can be told apart by name only."""
+
+
+@dataclass(frozen=True)
+class ModulePlace:
+    """Where a module sits.
+
+    Attributes:
+        name: in the bare model, `model.layers.3.mlp.down_proj`.
+        layer: absolute layer; None outside of the blocks.
+        path: name within the block, `mlp.down_proj`; outside of the blocks the whole name.
+        part: kind.
+    """
+
+    name: str
+    layer: int | None
+    path: str
+    part: Part
+
+    @property
+    def projection(self) -> str:
+        """Last piece of the name: `down_proj`."""
+        return self.path.rsplit(".", 1)[-1]
+
+    def named(self, name: str) -> bool:
+        """Whether `name` means this module: `all`, its part (`mlp`), its projection (`down_proj`) or its path."""
+        return name in ("all", self.part, self.projection, self.path) or self.path.startswith(f"{name}.")
+
+    def writes(self, out: int, into: int, d_model: int) -> bool:
+        """Whether a matrix [out, into] here writes to the residual stream: its output is added to it (or is it, for the input embedding)."""
+        if self.part == "embedding":
+            return out == d_model
+        known = self.projection in _WRITERS
+        return self.part in ("attention", "mlp", "other") and out == d_model and (known or (into != d_model and self.projection not in _READERS))
+
+    def reads(self, out: int, into: int, d_model: int) -> bool:
+        """Whether a matrix [out, into] here reads the (normed) residual stream."""
+        if self.part == "unembedding":
+            return into == d_model
+        known = self.projection in _READERS
+        return self.part in ("attention", "mlp", "other") and into == d_model and (known or (out != d_model and self.projection not in _WRITERS))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix [out, in] as `left @ right`: left [out, r] (scaling included), right [r, in], both float64 on the CPU."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def dense(self) -> torch.Tensor:
+        """[out, in] float32."""
+        return (self.left @ self.right).float()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One module as it is on one side.
+
+    Attributes:
+        outer: the module that runs: the bare one, or what peft puts around it.
+        bare: the owner of the weights inside of it.
+        adapter: the side's adapter, when it changes this module.
+    """
+
+    place: ModulePlace
+    outer: Any
+    bare: Any
+    adapter: str | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is wrapped around the weights (a module that an adapter replaces as a whole is plain: its weights are the adapter's)."""
+        return self.outer is self.bare
+
+    def output(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """What the module gives for an input on this side, whichever adapter the model has switched on."""
+        with _switched(self.outer, self.adapter):
+            result: torch.Tensor = self.outer(*arguments, **named)
+        return result
+
+    def lora(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float] | None:
+        """A [r, in], B [out, r], B's bias and the scaling, when the side adds plain LoRA to a linear layer; else None."""
+        from peft.tuners.lora.layer import Linear
+
+        layer: Any = self.outer
+        if self.plain:
+            return None
+        if hasattr(layer, "first"):  # our own lean layer
+            return layer.first, layer.second, None, layer.scaling
+        if type(self.outer) is Linear and self.adapter not in layer.lora_variant:
+            second = layer.lora_B[self.adapter]
+            return layer.lora_A[self.adapter].weight, second.weight, second.bias, float(layer.scaling[self.adapter])
+        return None
+
+    def low_rank(self) -> LowRank | None:
+        """What the side's adapter adds to the weight, oriented [out, in]; None when it is no plain LoRA."""
+        from peft.tuners.lora.layer import Embedding
+
+        layer: Any = self.outer
+        if (lora := self.lora()) is not None:
+            first, second, _, scaling = lora
+        elif type(self.outer) is Embedding and self.adapter not in layer.lora_variant:
+            first, second = layer.lora_embedding_A[self.adapter], layer.lora_embedding_B[self.adapter]
+            scaling = float(layer.scaling[self.adapter])
+        else:
+            return None
+        return LowRank(second.detach().cpu().double() * scaling, first.detach().cpu().double())
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """The effective weights of this side by parameter name (`weight`, `bias`), as stored (see `oriented`), on the model's device."""
+        values = {name: parameter.detach() for name, parameter in self.bare.named_parameters(recurse=False)}
+        if self.plain:
+            return values
+        if "weight" not in values:
+            raise InvalidInput(f"The adapter changes `{self.place.name}`, a {type(self.bare).__name__}, in a way that is no change of one weight.")
+        if (low := self.low_rank()) is not None:
+            delta = low.dense() if oriented(self.bare, values["weight"]) is values["weight"] else low.dense().T
+            values["weight"] = values["weight"].float() + delta.to(values["weight"].device)
+        else:
+            values["weight"] = _merged_weight(self.outer, self.adapter)
+        if (lora := self.lora()) is not None and lora[2] is not None:
+            values["bias"] = values["bias"].float() + lora[3] * lora[2].detach().float()
+        return values
+
+
+def oriented(module: Any, weight: torch.Tensor) -> torch.Tensor:
+    """A module's weight as a matrix [out, in]: transposed for embeddings (a token's row is what it writes) and transformers' Conv1D."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return weight.T if weight.ndim == 2 and isinstance(module, torch.nn.Embedding | Conv1D) else weight
+
+
+def units_of(resident: ResidentModel, adapter: str | None) -> dict[str, Unit]:
+    """Every module that owns weights, by its name in the bare model, with an adapter switched on (None: bare). The caller holds `resident.lock`.
+
+    Weights that are shared (tied embeddings) appear once for each module that uses them.
+    """
+    activate(resident, adapter)
+    places = _Places(resident)
+    return {name: Unit(places.of(name, bare), outer, bare, adapter if outer is not bare else None) for name, outer, bare in _walk(resident, adapter)}
+
+
+def _walk(resident: ResidentModel, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:
+    """Name, the module that runs, and the owner of the weights inside of it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    def down(module: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+        if isinstance(module, ModulesToSaveWrapper):
+            saved = module.modules_to_save
+            yield from down(saved[adapter] if adapter is not None and adapter in saved else module.original_module, name)
+            return
+        if isinstance(module, TrainableTokensWrapper):
+            module = module.token_adapter
+        if isinstance(module, BaseTunerLayer) or hasattr(module, "base_layer"):
+            bare = module.base_layer
+            if isinstance(bare, BaseTunerLayer):
+                raise InvalidInput(f"The adapter changes `{name}` in two ways at once, which cannot be written as a change of weights.")
+            changed = hasattr(module, "first") or adapter in _adapters_of(module)
+            yield name, module if changed else bare, bare
+            return
+        if any(True for _ in module.parameters(recurse=False)):
+            yield name, module, module
+        for child_name, child in module._modules.items():
+            if child is not None:
+                yield from down(child, f"{name}.{child_name}" if name else child_name)
+
+    yield from down(resident.transformer, "")
+
+
+def _adapters_of(layer: Any) -> set[str]:
+    """Names of the adapters that have tensors in one of peft's layers."""
+    return {name for part in layer.adapter_layer_names for name in getattr(layer, part, {})}
+
+
+class _Places:
+    """Finds the place of a module by its name, from where the model's blocks are."""
+
+    def __init__(self, resident: ResidentModel) -> None:
+        names = {id(module): name for name, module in resident.transformer.named_modules()}
+        standard = resident.standardized
+        self._blocks = {names[id(resident.layer_module(layer))]: layer for layer in range(resident.num_layers)}
+        self._parts: dict[str, Part] = {}
+        for layer in range(resident.num_layers):
+            for part, accessor in (("attention", standard.attentions), ("mlp", standard.mlps)):
+                name = names.get(id(accessor[layer]._module))
+                if name is not None:
+                    self._parts[name] = part  # type: ignore[assignment]
+        self._output = names.get(id(resident.transformer.get_output_embeddings()))
+
+    def of(self, name: str, module: Any) -> ModulePlace:
+        """The place of the module of that name."""
+        import torch
+
+        pieces = name.split(".")
+        prefixes = [".".join(pieces[:count]) for count in range(1, len(pieces) + 1)]
+        block = next((prefix for prefix in prefixes if prefix in self._blocks), None)
+        part: Part = "other"
+        if name == self._output:
+            part = "unembedding"
+        elif isinstance(module, torch.nn.Embedding):
+            part = "embedding"
+        elif "norm" in type(module).__name__.lower():
+            part = "norm"
+        else:
+            part = next((self._parts[prefix] for prefix in prefixes if prefix in self._parts), "other")
+        return ModulePlace(name, self._blocks[block] if block else None, name[len(block) + 1 :] if block else name, part)
+
+
+@contextmanager
+def _switched(layer: Any, adapter: str | None) -> Iterator[None]:
+    """One of peft's layers with exactly this adapter on; other modules have no such state. Put back afterwards, come what may."""
+    if adapter is None or not hasattr(layer, "_active_adapter"):
+        yield
+        return
+    before = layer._active_adapter, layer._disable_adapters
+    layer._active_adapter, layer._disable_adapters = [adapter], False
+    try:
+        yield
+    finally:
+        layer._active_adapter, layer._disable_adapters = before
+
+
+def _merged_weight(layer: Any, adapter: str | None) -> torch.Tensor:
+    """The weight that a layer with trained token rows stands for, as stored.
+
+    Raises:
+        InvalidInput: another of peft's layers.
+    """
+    if not hasattr(layer, "get_merged_weights"):
+        raise InvalidInput(
+            f"The adapter's {type(layer).__name__} cannot be written as a change of weights. Merge it into a full model and name that."
+        )
+    merged: torch.Tensor = layer.get_merged_weights([adapter])
+    return merged.detach()

@@ -1,0 +1,189 @@
+"""The difference of the two sides' weights, module by module: as LoRA factors where both sides are adapters of one base, else dense.
+
+Nothing is ever held of both models but one weight at a time, and a product of LoRA factors is never formed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from model_pairs.modules import LowRank, ModulePlace, Unit, oriented, units_of
+from organisms.errors import NotTheSame, OutOfRoom
+from organisms.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from model_pairs.pair import LoadedPair, LoadedSide
+
+
+@dataclass(frozen=True)
+class WeightDelta:
+    """Finetuned minus base of one parameter.
+
+    Attributes:
+        place: the module.
+        parameter: `weight`, `bias`, or another name.
+        shape: of the parameter; matrices as [out, in] (`model_pairs.modules.oriented`).
+        base_norm: Frobenius norm of the base side's.
+        delta: None when it is exactly zero (unequal numbers of vocabulary rows: on the common ones); LoRA factors, or float32 values of `shape`,
+            on the CPU.
+    """
+
+    place: ModulePlace
+    parameter: str
+    shape: tuple[int, ...]
+    base_norm: float
+    delta: LowRank | torch.Tensor | None
+
+
+Chosen = Callable[[ModulePlace], bool]
+
+
+def everything(place: ModulePlace) -> bool:
+    """Every module."""
+    return True
+
+
+def weight_deltas(pair: LoadedPair, progress: Progress = silent, chosen: Chosen = everything) -> Iterator[WeightDelta]:
+    """Every parameter of the chosen modules, one after the other, weights that modules share once. Locks are held while one is read, not between.
+
+    A pair whose two models do not fit in memory together has its base written to a scratch folder once, and is read from there.
+
+    Raises:
+        NotTheSame: the two models have other modules.
+        OutOfRoom: no room for the scratch folder.
+    """
+    base, finetuned = pair.sides["base"], pair.sides["finetuned"]
+    if pair.sequential:
+        yield from _in_turn(base, finetuned, progress, chosen)
+        return
+    with ExitStack() as stack:
+        residents = [stack.enter_context(side.hold()) for side in (base, finetuned)]
+        shared = residents[0] is residents[1]
+        units = []
+        for resident, side in zip(residents, (base, finetuned), strict=True):
+            with resident.lock:
+                units.append(units_of(resident, side.adapter))
+        _check_names(_names(units[0]), _names(units[1]))
+        seen: set[tuple[int, int]] = set()
+        for done, (name, unit) in enumerate(units[0].items()):
+            progress(done, len(units[0]), "comparing weights")
+            if not chosen(unit.place):
+                continue
+            other = units[1][name]
+            for parameter, value in unit.bare.named_parameters(recurse=False):
+                key = (value.data_ptr(), dict(other.bare.named_parameters(recurse=False))[parameter].data_ptr())
+                if key in seen and unit.plain and other.plain:
+                    continue
+                seen.add(key)
+                with residents[0].lock, residents[1].lock if not shared else residents[0].lock:
+                    result = _compare(unit, other, parameter, shared)
+                yield result
+
+
+def _compare(base: Unit, finetuned: Unit, parameter: str, shared: bool) -> WeightDelta:
+    """One parameter of the two sides."""
+    if shared and base.outer is finetuned.outer:
+        value = oriented(base.bare, base.values()[parameter])
+        return WeightDelta(base.place, parameter, tuple(value.shape), _norm(value), None)
+    if shared and base.bare is finetuned.bare and parameter == "weight":
+        factors = [None if unit.plain else unit.low_rank() for unit in (base, finetuned)]
+        if all(unit.plain or low is not None for unit, low in zip((base, finetuned), factors, strict=True)):
+            weight = oriented(base.bare, base.bare.weight.detach())
+            return WeightDelta(base.place, parameter, tuple(weight.shape), _norm_with(weight, factors[0]), _difference(*factors))
+    before, after = (oriented(unit.bare, unit.values()[parameter]) for unit in (base, finetuned))
+    return _dense(base.place, parameter, before, after)
+
+
+def _difference(base: LowRank | None, finetuned: LowRank | None) -> LowRank | None:
+    """Finetuned minus base as one product: factors side by side, those of the base with a minus."""
+    parts = [(low, sign) for low, sign in ((finetuned, 1.0), (base, -1.0)) if low is not None and bool(low.left.any()) and bool(low.right.any())]
+    if not parts:
+        return None
+    return LowRank(torch.cat([sign * low.left for low, sign in parts], dim=1), torch.cat([low.right for low, _ in parts]))
+
+
+def _dense(place: ModulePlace, parameter: str, before: torch.Tensor, after: torch.Tensor) -> WeightDelta:
+    """Float32 difference on the common rows (a finetune may have added tokens)."""
+    if before.shape != after.shape:
+        common = [min(sizes) for sizes in zip(before.shape, after.shape, strict=True)]
+        if place.part not in ("embedding", "unembedding") or before.ndim != after.ndim:
+            raise NotTheSame(f"`{place.name}.{parameter}` is {tuple(before.shape)} in the base model and {tuple(after.shape)} in the finetuned one.")
+        for axis, size in enumerate(common):
+            before, after = before.narrow(axis, 0, size), after.narrow(axis, 0, size)
+    before, after = before.cpu().float(), after.cpu().float()
+    delta = after - before
+    return WeightDelta(place, parameter, tuple(before.shape), _norm(before), delta if bool(delta.any()) else None)
+
+
+def _norm(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values.float(), dtype=torch.float64))
+
+
+def _norm_with(weight: torch.Tensor, low: LowRank | None) -> float:
+    """Frobenius norm of weight + left @ right, from |W|^2 + 2 <W, LR> + |LR|^2."""
+    if low is None:
+        return _norm(weight)
+    cross = float(((low.left.T @ weight.detach().cpu().double()) * low.right).sum())
+    square = float(((low.left.T @ low.left) * (low.right @ low.right.T)).sum())
+    return float(max(0.0, _norm(weight) ** 2 + 2 * cross + square) ** 0.5)
+
+
+def _names(units: dict[str, Unit]) -> set[str]:
+    return {f"{name}.{parameter}" for name, unit in units.items() for parameter, _ in unit.bare.named_parameters(recurse=False)}
+
+
+def _check_names(base: set[str], finetuned: set[str]) -> None:
+    if base != finetuned:
+        name = sorted(base ^ finetuned)[0]
+        raise NotTheSame(f"The models have other weights: `{name}` is in one of them only. Name a finetune of this base model.")
+
+
+def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen: Chosen) -> Iterator[WeightDelta]:
+    """The same with one model in memory at a time."""
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory(prefix="base-weights-") as scratch:
+        written: dict[tuple[str, str], Path] = {}
+        aliases: set[tuple[str, str]] = set()
+        try:
+            with base.hold() as resident, resident.lock:
+                seen: set[int] = set()
+                units = units_of(resident, base.adapter)
+                names = _names(units)
+                for name, unit in units.items():
+                    if not chosen(unit.place):
+                        continue
+                    progress(0, None, "writing the base's weights to disk")
+                    for parameter, value in unit.values().items():
+                        if unit.plain and value.data_ptr() in seen:
+                            aliases.add((name, parameter))
+                        seen.add(value.data_ptr())
+                        path = Path(scratch) / f"{len(written)}.safetensors"
+                        save_file({"value": value.cpu().contiguous()}, path)
+                        written[name, parameter] = path
+        except OSError as error:
+            raise OutOfRoom("The two models do not fit in memory together, and the temporary folder has no room for the base's weights.") from error
+        with finetuned.hold() as resident:
+            with resident.lock:
+                units = units_of(resident, finetuned.adapter)
+            _check_names(names, _names(units))
+            shared: set[int] = set()
+            for done, ((name, parameter), path) in enumerate(written.items()):
+                progress(done, len(written), "comparing weights")
+                unit = units[name]
+                own = dict(unit.bare.named_parameters(recurse=False))[parameter].data_ptr()
+                if (name, parameter) in aliases and unit.plain and own in shared:
+                    continue
+                shared.add(own)
+                before = load_file(path)["value"]
+                with resident.lock:
+                    after = unit.values()[parameter]
+                    result = _dense(unit.place, parameter, oriented(unit.bare, before), oriented(unit.bare, after))
+                yield result
