@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lens:
-    """A logit lens (final norm, unembedding, soft-cap; float32) of one side, with its random baseline.
+    """A logit lens (final norm, unembedding, soft-cap; float32) of one side, with its random baseline; scores as `beyond_vocabulary` gives them.
 
     Every vector is scaled to `norm` first (so is the baseline): norms are reported beside, and the final norm would undo a scale anyway, but for
     its epsilon, which would flatten small vectors.
@@ -34,7 +34,18 @@ class Lens:
             return None
         scaled = (vector.to(torch.float64) * (self._norm / length)).to(torch.float32)
         logits = self._pair.logit_lens(self._side, torch.stack([scaled, -scaled]))
-        z = standardise(logits, self._mean, self._deviation)
+        z = beyond_vocabulary(standardise(logits, self._mean, self._deviation))
         probability = torch.log_softmax(logits.to("cpu", torch.float64), dim=-1).exp()
         promoted, suppressed = (Reading(z[row].numpy(), probability[row].numpy()) for row in range(2))
         return promoted, suppressed
+
+
+def beyond_vocabulary(z: Tensor) -> Tensor:
+    """Scores [..., V] counted from their median over the vocabulary, and in its robust standard deviation (1.4826 MAD) where that is above 1.
+
+    Under random directions both change nothing. Many real directions move the whole vocabulary along one axis, frequent words against rare ones: every rare
+    word would be far beyond random directions then, and a list of them would read like a topic.
+    """
+    middle = z.median(dim=-1, keepdim=True).values
+    spread = 1.4826 * (z - middle).abs().median(dim=-1, keepdim=True).values
+    return (z - middle) / spread.clamp_min(1.0)

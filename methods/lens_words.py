@@ -23,7 +23,7 @@ class LensToken(BaseModel):
     """One token of a lens list."""
 
     token: str
-    z: float = Field(description="Lens logit in standard deviations of what random directions of the same norm give this token.")
+    z: float = Field(description="Lens logit in standard deviations of what random directions of the same norm give this token; see `Lens`.")
     probability: float = Field(description="Softmax of the lens logits.")
 
 

@@ -89,7 +89,7 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
 
     name: ClassVar[str] = "activation_difference_lens"
     title: ClassVar[str] = "Activation difference lens"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = ActivationDifferenceLensParams
     Result: ClassVar[type[MethodResult]] = ActivationDifferenceLensResult
     cost: ClassVar[Cost] = "minutes"

@@ -83,7 +83,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
 
     name: ClassVar[str] = "pca"
     title: ClassVar[str] = "PCA of activation differences"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = PCAParams
     Result: ClassVar[type[MethodResult]] = PCAResult
     cost: ClassVar[Cost] = "minutes"
