@@ -163,12 +163,13 @@ def generate(
     interventions: Sequence[Intervention] = (),
     thinking_switch: bool = False,
     reader: Any | None = None,
+    stop_ids: frozenset[int] | None = None,
 ) -> list[list[Completion]]:
     """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has switched the adapter.
 
     Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K, d_model] one for each of its
     `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more tokens than the one that makes the prompts.
-    Progress counts generated tokens against the most there can be.
+    `stop_ids` take the place of the model's own. Progress counts generated tokens against the most there can be.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, or a conversation that cannot be rendered.
@@ -178,6 +179,7 @@ def generate(
     for intervention in interventions:
         if intervention.vector.ndim > 1 and intervention.vector.shape[0] != len(requests):
             raise InvalidInput(f"There are {intervention.vector.shape[0]} vectors for {len(requests)} requests.")
+    stops = resident.stop_ids if stop_ids is None else stop_ids
     on_cpu = resident.device.type == "cpu"
     batches = batches_of(rows, sampling.max_new_tokens, 64 if on_cpu else 256, 16384 if on_cpu else 131072)
     results: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
@@ -185,8 +187,10 @@ def generate(
     done = 0.0
     progress(done, total, "generating")
     for batch in batches:
-        for row, ids in zip(batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total), strict=True):
-            stop = next((index for index, token in enumerate(ids) if token in resident.stop_ids), None)
+        for row, ids in zip(
+            batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total, stops), strict=True
+        ):
+            stop = next((index for index, token in enumerate(ids) if token in stops), None)
             kept = ids if stop is None else ids[:stop]
             results[row.request][row.sample] = Completion(
                 text=new_text(reader or tokenizer, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept)
@@ -205,6 +209,7 @@ def _generate_batch(
     progress: Progress,
     done: float,
     total: float,
+    stop_ids: frozenset[int],
 ) -> list[list[int]]:
     """New token ids of each row (with the stop token, if one came, and padding after it)."""
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
@@ -241,7 +246,7 @@ def _generate_batch(
         do_sample=False,
         num_beams=1,
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(resident.stop_ids) or None,
+        eos_token_id=sorted(stop_ids) or None,
         pad_token_id=pad,
         use_cache=True,
     )
