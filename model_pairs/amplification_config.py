@@ -23,8 +23,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from model_pairs.files import is_local
 from model_pairs.layers import resolve_layer
 from model_pairs.modules import ModulePlace
+from model_pairs.resolve import resolve_pair
+from model_pairs.specs import AdapterFiles
 from organisms.errors import InvalidInput
 
 WeightOf = Callable[[ModulePlace], float]
@@ -182,3 +185,24 @@ def _explained(error: Any) -> str:
     field = owner.model_fields.get(next((piece for piece in reversed(path) if piece in owner.model_fields), ""))
     allowed = f" ({field.description})" if field is not None and field.description and field.description not in error["msg"] else ""
     return f"`{'.'.join(path)}`: {error['msg'].removeprefix('Value error, ')}{allowed}."
+
+
+def adapter_files(entry: AdapterAmplification, model: str | None = None) -> AdapterFiles:
+    """The adapter that an entry names, of an organism on a catalogue model (None: the organism's first).
+
+    Raises:
+        UnknownName: no such organism, variant or model.
+        InvalidInput: `custom` without a variant, or an organism that is no adapter.
+    """
+    if entry.organism_name == "custom":
+        if not entry.variant:
+            raise InvalidInput("`organism_name: custom` needs `variant`: a hub id (repository or repository/sub/folder) or a local folder.")
+        if is_local(entry.variant):
+            return AdapterFiles(id=entry.variant)
+        pieces = entry.variant.split("/")
+        return AdapterFiles(id="/".join(pieces[:2]), subfolder="/".join(pieces[2:]) or None)
+    text = str(entry.organism_name) + (f"/{entry.variant}" if entry.variant else "") + (f"@{model}" if model else "")
+    adapter = resolve_pair(text).finetuned.adapter
+    if adapter is None:
+        raise InvalidInput(f"`organism_name: {entry.organism_name}` is no adapter, so it cannot be mixed into another model.")
+    return adapter

@@ -64,7 +64,7 @@ def measure(pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, pr
     if not modules:
         raise InvalidInput("No module of this model is chosen by `layers` and `modules`. Leave one of them out, or read the names in the view `modules`.")
     words = vocabulary(pair.tokenizer, pair.vocab_size)
-    norms, readings = _read(pair, params, directions, progress)
+    norms, readings = _read(pair, params, directions, words, progress)
     scores = [(score(plus, words), score(minus, words)) for plus, minus in readings]
     rows, values = [], []
     for place, (direction, both) in enumerate(zip(directions, readings, strict=True)):
@@ -125,7 +125,7 @@ def _directions(each: WeightDelta, found: Spectrum, pair: LoadedPair, count: int
 
 
 def _read(
-    pair: LoadedPair, params: WeightDifferenceParams, directions: Sequence[Direction], progress: Progress
+    pair: LoadedPair, params: WeightDifferenceParams, directions: Sequence[Direction], words: Vocabulary, progress: Progress
 ) -> tuple[dict[int, float], list[BothSigns]]:
     """Typical norm of activations by layer (where something is written), and what every direction reads as."""
     if not directions:
@@ -139,7 +139,8 @@ def _read(
             layers = sorted({each.place.layer for each in directions if each.read_as == "writes" and each.place.layer is not None} | {pair.num_layers - 1})
             norms = typical_norms(pair, side, layers, progress)
             lens = Lens(pair, side, norms[pair.num_layers - 1], params.random_directions, _SEED)
-            readings |= dict(zip(kinds["writes"], read_written(lens, [directions[place].values for place in kinds["writes"]], progress), strict=True))
+            vectors = [directions[place].values for place in kinds["writes"]]
+            readings |= dict(zip(kinds["writes"], read_written(lens, vectors, ~words.special, progress), strict=True))
         if kinds["reads"]:
             vectors = [directions[place].values for place in kinds["reads"]]
             readings |= dict(zip(kinds["reads"], read_embeddings(pair, side, vectors, progress), strict=True))
