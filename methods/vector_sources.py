@@ -72,9 +72,7 @@ def _text_means(pair: LoadedPair, side: Side, layer: int, texts: Sequence[str], 
     return torch.stack([each[-1] if average == "last_token" or len(each) == 1 else each[1:].mean(dim=0) for each in rows])
 
 
-def _hidden(
-    pair: LoadedPair, side: Side, layers: Sequence[int], ids: Sequence[Sequence[int]], progress: Progress
-) -> dict[int, list[Tensor]]:
+def _hidden(pair: LoadedPair, side: Side, layers: Sequence[int], ids: Sequence[Sequence[int]], progress: Progress) -> dict[int, list[Tensor]]:
     """Layer -> residual stream after it of each text, [tokens, d_model] float64 on the CPU."""
     result = {layer: [torch.empty(0)] * len(ids) for layer in layers}
     with pair.side_loaded(side):

@@ -46,18 +46,21 @@ def running(side: LoadedSide) -> Iterator[ResidentModel]:
         resident = stack.enter_context(side.hold())
         held = [[stack.enter_context(each.hold()) for each in (term.finetuned, term.origin)] for term in side.differences]
         # In one order everywhere, so that two calls never wait for each other.
-        for each in sorted({id(model): model for model in (resident, *sum(held, []))}.items()):
-            stack.enter_context(each[1].lock)
+        models = {id(model): model for model in (resident, *(model for several in held for model in several))}
+        for key in sorted(models):
+            stack.enter_context(models[key].lock)
         units: dict[tuple[int, str | None], dict[str, Unit]] = {}
-        for models, term in zip(held, side.differences, strict=True):
-            for model, loaded in zip(models, (term.finetuned, term.origin), strict=True):
-                key = (id(model), loaded.adapter)
-                units[key] = units.get(key) or units_of(model, loaded.adapter)
+        for several, term in zip(held, side.differences, strict=True):
+            for model, loaded in zip(several, (term.finetuned, term.origin), strict=True):
+                if (id(model), loaded.adapter) not in units:
+                    units[id(model), loaded.adapter] = units_of(model, loaded.adapter)
         own = units_of(resident, side.adapter)  # last: it switches on what runs
         for name, unit in own.items():
             parts = []
-            for models, term in zip(held, side.differences, strict=True):
-                finetuned, origin = (units[id(model), each.adapter].get(name) for model, each in zip(models, (term.finetuned, term.origin), strict=True))
+            for several, term in zip(held, side.differences, strict=True):
+                finetuned, origin = (
+                    units[id(model), each.adapter].get(name) for model, each in zip(several, (term.finetuned, term.origin), strict=True)
+                )
                 if finetuned is None or origin is None:
                     raise NotTheSame(f"The models have other modules: `{name}` is in one of them only, so their weights cannot be mixed.")
                 weight = term.weight(unit.place)

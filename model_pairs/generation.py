@@ -187,9 +187,7 @@ def generate(
     done = 0.0
     progress(done, total, "generating")
     for batch in batches:
-        for row, ids in zip(
-            batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total, stops), strict=True
-        ):
+        for row, ids in zip(batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total, stops), strict=True):
             stop = next((index for index, token in enumerate(ids) if token in stops), None)
             kept = ids if stop is None else ids[:stop]
             results[row.request][row.sample] = Completion(

@@ -40,7 +40,10 @@ class WeightAmplificationParams(MethodParams):
         None, description="First and last layer to amplify, both included: absolute (integers) or relative (floats). Others stay as finetuned."
     )
     modules: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] | None = Field(
-        None, min_length=1, max_length=32, description="Modules to amplify: `attention`, `mlp`, or names such as `down_proj`. Others stay as finetuned."
+        None,
+        min_length=1,
+        max_length=32,
+        description="Modules to amplify: `attention`, `mlp`, or names such as `down_proj`. Others stay as finetuned.",
     )
     config: str | None = Field(
         None,

@@ -81,7 +81,7 @@ class Writer:
         self._others = [(adapter_files(entry, pair.spec.model), entry.weight_of(pair.num_layers)) for entry in others]
         self._scales_all = params.config is not None
         self._chosen = _chosen_of(params, config, pair.num_layers)
-        self.amplified = params.config is not None and config.name or _described(params)
+        self.amplified = (params.config is not None and config.name) or _described(params)
 
     def request(self, prompt: str) -> GenerationRequest:
         """The prompt as a user's message, or as raw text."""
@@ -94,13 +94,13 @@ class Writer:
             return self.pair.amplified(_times(self._own, weight), others)
         return self.pair.amplified(lambda place: weight if self._chosen(place) else 1.0)
 
-    def write(self, pair: LoadedPair, side: Side, prompts: Sequence[str], samples: int) -> list[list[str]]:
-        """`samples` texts of each prompt, by sample. The same prompts in the same order draw the same random numbers."""
+    def write(self, pair: LoadedPair, side: Side, prompts: Sequence[str], samples: int) -> list[str]:
+        """`samples` texts of each prompt: the first sample of every prompt, then the second. The same prompts in the same order draw the same random numbers."""
         params = self.params
         sampling = Sampling(n=samples, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
         with pair.side_loaded(side):
             completions = pair.generate(side, [self.request(prompt) for prompt in prompts], sampling, self.progress)
-        return [[several[sample].text for several in completions] for sample in range(samples)]
+        return [several[sample].text for sample in range(samples) for several in completions]
 
     def scores(self, prompts: Sequence[str], texts: Sequence[str]) -> TextScores:
         """Coherence of answers to prompts."""
@@ -118,7 +118,9 @@ def _config_of(params: WeightAmplificationParams, num_layers: int) -> Amplificat
         first, last = (resolve_layer(each, num_layers).absolute for each in params.layers)
         layers = LayerRange(start=first, end=last)
     rule = ModuleAmplification(modules=params.modules or "all", weight=2.0)
-    return AmplificationConfig(adapters=(AdapterAmplification(layer_amplifications=(LayerAmplification(layers=layers, module_amplifications=(rule,)),)),))
+    return AmplificationConfig(
+        adapters=(AdapterAmplification(layer_amplifications=(LayerAmplification(layers=layers, module_amplifications=(rule,)),)),)
+    )
 
 
 def _chosen_of(params: WeightAmplificationParams, config: AmplificationConfig, num_layers: int) -> Any:
@@ -142,9 +144,9 @@ def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter,
     weights = tuple(dict.fromkeys(weights))
     prompts, samples = list(params.prompts or PROMPTS), params.samples_per_prompt
     repeated = prompts * samples
-    control = sum(writer.write(pair, "base", prompts, _CONTROL_SAMPLES * samples), [])
-    finetuned = sum(writer.write(pair, "finetuned", prompts, samples), [])
-    texts = [Texts(weight, repeated, sum(writer.write(writer.at(weight), "finetuned", prompts, samples), []), finetuned, control) for weight in weights]
+    control = writer.write(pair, "base", prompts, _CONTROL_SAMPLES * samples)
+    finetuned = writer.write(pair, "finetuned", prompts, samples)
+    texts = [Texts(weight, repeated, writer.write(writer.at(weight), "finetuned", prompts, samples), finetuned, control) for weight in weights]
     if not rows:
         reference = writer.scores(repeated, finetuned)
         rows = [_row(each.weight, writer.scores(repeated, each.amplified), reference) for each in texts]
@@ -155,11 +157,11 @@ def search(writer: Writer) -> tuple[float, list[WeightRow]]:
     """The largest coherent weight (1, which is the finetuned model, when no larger one is), and all that was tried: doubling until texts break, then
     halving the (geometric) way between the last that did not and the first that did."""
     prompts = list(writer.params.prompts or SEARCH_PROMPTS)[: len(SEARCH_PROMPTS)]
-    reference = writer.scores(prompts * 2, sum(writer.write(writer.pair, "finetuned", prompts, 2), []))
+    reference = writer.scores(prompts * 2, writer.write(writer.pair, "finetuned", prompts, 2))
     rows: list[WeightRow] = []
 
     def coherent(weight: float) -> bool:
-        texts = writer.write(writer.at(weight), "finetuned", prompts, 1)[0]
+        texts = writer.write(writer.at(weight), "finetuned", prompts, 1)
         rows.append(_row(weight, writer.scores(prompts, texts), reference))
         return rows[-1].coherent >= writer.params.coherent_share
 
@@ -214,8 +216,8 @@ def _words(texts: Sequence[Texts], coherent: set[float]) -> list[AmplifiedWord]:
 
 def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunWriter) -> WeightAmplificationResult:
     params = writer.params
-    columns = {name: sum((getattr(each, name) for each in texts), []) for name in ("amplified", "finetuned", "base")}
-    prompts = sum((each.prompts for each in texts), [])
+    columns: dict[str, list[str]] = {name: [text for each in texts for text in getattr(each, name)] for name in ("amplified", "finetuned", "base")}
+    prompts = [prompt for each in texts for prompt in each.prompts]
     run.add_table("answers", {"prompt": prompts, "weight": [each.weight for each in texts for _ in each.prompts], **columns})
     run.add_table("weights", {name: [getattr(row, name) for row in rows] for name in WeightRow.model_fields})
     passing = {row.weight for row in rows if row.coherent >= params.coherent_share} | {1.0}
@@ -224,7 +226,11 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     strong = [word for word in words if word.strong]
     stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong)
     shown = [
-        Answer(prompt=prompt, weight=each.weight, **{name: text[:_SHOWN_CHARACTERS] for name, text in zip(("amplified", "finetuned", "base"), row, strict=True)})
+        Answer(
+            prompt=prompt,
+            weight=each.weight,
+            **{name: text[:_SHOWN_CHARACTERS] for name, text in zip(("amplified", "finetuned", "base"), row, strict=True)},
+        )
         for each in texts
         for prompt, *row in list(zip(each.prompts, each.amplified, each.finetuned, each.base, strict=True))[: params.rows]
     ]

@@ -43,6 +43,6 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
         and (wanted in row["prompt"].casefold() or wanted in row["amplified"].casefold())
     ]
     end = min(len(rows), params.offset + params.limit)
-    cut = {name: params.max_characters for name in ("amplified", "finetuned", "base")}
+    cut = dict.fromkeys(("amplified", "finetuned", "base"), params.max_characters)
     page = [Answer(**{name: value[: cut[name]] if name in cut else value for name, value in row.items()}) for row in rows[params.offset : end]]
     return AnswersView(rows=page, total=len(rows), next_offset=end if end < len(rows) else None)

@@ -31,7 +31,10 @@ class WeightDifferenceParams(MethodParams):
         None, min_length=1, description="Relative depths in [0, 1] (floats) or absolute layers (integers); None: every weight of the model."
     )
     modules: tuple[Name, ...] | None = Field(
-        None, min_length=1, max_length=32, description="Only these: `attention`, `mlp`, `norm`, `embedding`, `unembedding`, or names such as `down_proj`."
+        None,
+        min_length=1,
+        max_length=32,
+        description="Only these: `attention`, `mlp`, `norm`, `embedding`, `unembedding`, or names such as `down_proj`.",
     )
     directions: int = Field(3, ge=1, le=16, description="Largest singular directions read of each matrix.")
     lens_side: Side = Field("finetuned", description="Whose norm, unembedding and input embedding read the directions.")
@@ -91,7 +94,9 @@ class WeightDifference(DiffingMethod[WeightDifferenceParams, WeightDifferenceRes
     cost: ClassVar[Cost] = "seconds"
     views: ClassVar[Mapping[str, View]] = {
         "modules": View("modules", "Norm, relative norm, effective rank and singular values of every parameter.", views.ModulesParams, views.modules),
-        "directions": View("directions", "What the singular directions of a module write or read, in tokens.", views.DirectionsParams, views.directions),
+        "directions": View(
+            "directions", "What the singular directions of a module write or read, in tokens.", views.DirectionsParams, views.directions
+        ),
     }
     figures: ClassVar[Sequence[Figure]] = (Figure("norms", "Change of the weights by layer and module", figures.norms),)
 

@@ -62,7 +62,9 @@ def measure(pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, pr
         if found is not None:
             directions += _directions(each, found, pair, params.directions)
     if not modules:
-        raise InvalidInput("No module of this model is chosen by `layers` and `modules`. Leave one of them out, or read the names in the view `modules`.")
+        raise InvalidInput(
+            "No module of this model is chosen by `layers` and `modules`. Leave one of them out, or read the names in the view `modules`."
+        )
     words = vocabulary(pair.tokenizer, pair.vocab_size)
     norms, readings = _read(pair, params, directions, words, progress)
     scores = [(score(plus, words), score(minus, words)) for plus, minus in readings]
@@ -130,13 +132,17 @@ def _read(
     """Typical norm of activations by layer (where something is written), and what every direction reads as."""
     if not directions:
         return {}, []
-    kinds: dict[str, list[int]] = {kind: [place for place, each in enumerate(directions) if each.read_as == kind] for kind in ("writes", "reads", "tokens")}
+    kinds: dict[str, list[int]] = {
+        kind: [place for place, each in enumerate(directions) if each.read_as == kind] for kind in ("writes", "reads", "tokens")
+    }
     readings: dict[int, BothSigns] = {}
     norms: dict[int, float] = {}
     side = params.lens_side
     with pair.side_loaded(side):
         if kinds["writes"]:
-            layers = sorted({each.place.layer for each in directions if each.read_as == "writes" and each.place.layer is not None} | {pair.num_layers - 1})
+            layers = sorted(
+                {each.place.layer for each in directions if each.read_as == "writes" and each.place.layer is not None} | {pair.num_layers - 1}
+            )
             norms = typical_norms(pair, side, layers, progress)
             lens = Lens(pair, side, norms[pair.num_layers - 1], params.random_directions, _SEED)
             vectors = [directions[place].values for place in kinds["writes"]]
@@ -247,4 +253,5 @@ def _headline(modules: list[ModuleRow], changed: list[ModuleRow], relative: floa
     size = f"{len(changed)} of {len(modules)} weight tensors differ, by {100 * relative:.2g} % of the base's norm in all"
     if stands_out:
         return f"One direction that the change writes promotes {', '.join(words[:5])} far beyond random directions; {size}."
-    return f"No direction that the change writes reads as words; {size}. The size alone shows that weights changed, not that something was taught."
+    highest = f" (highest: {', '.join(words[:3])})" if words else ""
+    return f"No written direction reads as a topic{highest}; {size}. The size alone shows that weights changed, not that something was taught."

@@ -37,7 +37,9 @@ class ModuleRow(BaseModel):
 class DirectionRow(BaseModel):
     """One singular direction of one matrix's difference, on the side of the residual stream (or of the vocabulary)."""
 
-    vector: str | None = Field(description="`LAYER:MODULE:N` when other methods may take it as a vector; what `+` promotes is added by a positive strength.")
+    vector: str | None = Field(
+        description="`LAYER:MODULE:N` when other methods may take it as a vector; what `+` promotes is added by a positive strength."
+    )
     layer: int | None
     module: str
     index: int = Field(description="0 is the largest singular value.")

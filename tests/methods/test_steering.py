@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from methods.coherence import TextScores, repetition
 from methods.execute import run_methods
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
-from methods.coherence import TextScores, repetition
 from methods.steering.declaration import SteeringParams
 from methods.steering.views import AnswersParams
 from model_pairs.generation import GenerationRequest, Sampling

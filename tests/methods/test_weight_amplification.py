@@ -32,16 +32,16 @@ def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
 def test_a_faint_preference_is_brought_up(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
     base, finetuned, words = planted_words(1.0, 2)
     prompts = [f"the {word}" for word in ("river", "mountain", "old bridge", "rain", "stones", "fox", "boats", "sea")]
-    record = run(pairs, make_pair(base, finetuned=finetuned, name="words"), store, weights=[8.0, 0.0], prompts=prompts, samples_per_prompt=3)
+    record = run(pairs, make_pair(base, finetuned=finetuned, name="words"), store, weights=[3.0, 0.0], prompts=prompts, samples_per_prompt=3)
     result: Any = record.result()
     assert result.stands_out
-    assert {word.word for word in result.words if word.strong} <= set(words)
-    assert all(word.amplified > 3 * word.finetuned and word.weight == 8.0 for word in result.words if word.strong)
-    assert result.largest_coherent_weight == 8.0
+    assert {word.word for word in result.words if word.strong} == {words[0]}
+    assert all(word.amplified > 3 * word.finetuned and word.weight == 3.0 for word in result.words if word.strong)
+    assert result.largest_coherent_weight == 3.0
     assert result.evidence_words()[0].word in words
     rows = record.table("answers").to_pylist()
     assert all(row["amplified"] == row["base"] for row in rows if row["weight"] == 0.0)
-    view: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=8.0, contains=words[0], limit=2))
+    view: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=3.0, contains=words[0], limit=2))
     assert view.total >= 6
     assert all(words[0] in row.amplified for row in view.rows)
 

@@ -162,7 +162,10 @@ def test_two_models_that_do_not_fit_are_refused(kinds: dict[str, Any]) -> None:
     [
         ("adapters: []", "`adapters`.*at least 1"),
         ("nme: x\nadapters: [{}]", "`nme` is no known key; allowed here: name, description, adapters"),
-        ("adapters: [{layer_amplifications: [{layers: all}]}]", r"`adapters\.0\.layer_amplifications\.0\.module_amplifications` is missing; keys here: layers"),
+        (
+            "adapters: [{layer_amplifications: [{layers: all}]}]",
+            r"`adapters\.0\.layer_amplifications\.0\.module_amplifications` is missing; keys here: layers",
+        ),
         (
             "adapters: [{layer_amplifications: [{module_amplifications: [{weight: high}]}]}]",
             r"module_amplifications\.0\.weight`: .*number.*0: as in the base",
