@@ -105,7 +105,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     """Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - W_base), while the model answers everyday prompts;
     its answers stand beside those of the plain finetuned and of the base model, drawn with the same random numbers. What training made a little more
     likely becomes common: use it when the plain finetuned model hides its trait. Without `weights` the largest weight at which texts stay coherent is
-    searched for (perplexity under the base and repetition; no language model judges). Content words over-represented in amplified texts are tested
+    searched for (perplexity under the base, repetition and length; no language model judges). Content words over-represented in amplified texts are tested
     against the base's. Very large weights break any model, so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative
     weights invert the change. Own prompts cost one interaction a sample and weight, and one for the plain finetuned model.
     Views: `answers` (all answers by weight and text)."""

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 200
 _WORDS_SHOWN = 12
 _LEAST_SURPRISE_SHOWN = 1.3
+_LEAST_LENGTH = 0.25
+"""Share of the median length of the finetuned model's answers, in words, that a coherent answer has."""
 _CONTROL_SAMPLES = 2
 """Texts of the base for each amplified one: more control texts make rare words tell more."""
 
@@ -63,6 +65,18 @@ class Texts:
     def base(self) -> list[str]:
         """[N], with the same random numbers."""
         return self.control[: len(self.prompts)]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Coherence scores of some texts, and their lengths in words [N]."""
+
+    texts: TextScores
+    words: np.ndarray
+
+    def coherent(self, reference: Scored) -> np.ndarray:
+        """[N] bool: as `TextScores.coherent`, and not cut short: a broken model often ends its answer at once, which is probable and repeats nothing."""
+        return self.texts.coherent(reference.texts) & (self.words >= _LEAST_LENGTH * np.median(reference.words))
 
 
 class Writer:
@@ -102,9 +116,12 @@ class Writer:
             completions = pair.generate(side, [self.request(prompt) for prompt in prompts], sampling, self.progress)
         return [several[sample].text for sample in range(samples) for several in completions]
 
-    def scores(self, prompts: Sequence[str], texts: Sequence[str]) -> TextScores:
-        """Coherence of answers to prompts."""
-        return score_texts(self.pair, list(zip([self.request(prompt) for prompt in prompts], texts, strict=True)), self.progress)
+    def scores(self, prompts: Sequence[str], texts: Sequence[str]) -> Scored:
+        """What the coherence of answers to prompts is judged by."""
+        requests = [self.request(prompt) for prompt in prompts]
+        return Scored(
+            score_texts(self.pair, list(zip(requests, texts, strict=True)), self.progress), np.array([len(words_of(text)) for text in texts])
+        )
 
 
 def _times(weight: WeightOf, factor: float) -> WeightOf:
@@ -180,13 +197,13 @@ def search(writer: Writer) -> tuple[float, list[WeightRow]]:
     return best, rows
 
 
-def _row(weight: float, scores: TextScores, reference: TextScores) -> WeightRow:
-    finite = scores.log_perplexity[np.isfinite(scores.log_perplexity)]
+def _row(weight: float, scores: Scored, reference: Scored) -> WeightRow:
+    finite = scores.texts.log_perplexity[np.isfinite(scores.texts.log_perplexity)]
     return WeightRow(
         weight=weight,
         coherent=round(float(scores.coherent(reference).mean()), 3),
         log_perplexity=round(float(np.median(finite)) if len(finite) else 0.0, 3),
-        repetition=round(float(np.median(scores.repetition)), 3),
+        repetition=round(float(np.median(scores.texts.repetition)), 3),
     )
 
 

@@ -10,7 +10,7 @@ class WeightRow(BaseModel):
 
     weight: float = Field(description="0 is the base, 1 the finetuned model.")
     coherent: float = Field(
-        description="Share of the texts that are coherent: neither far less probable under the base than the plain finetune's nor more repetitive."
+        description="Share of the texts that are coherent: neither far less probable under the base than the plain finetune's, nor more repetitive, nor far shorter."
     )
     log_perplexity: float = Field(description="Median log-perplexity of the texts under the base, nats a token.")
     repetition: float = Field(description="Median share of word triples that had come before in the same text.")

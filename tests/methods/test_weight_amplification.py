@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from methods.coherence import TextScores
 from methods.execute import check_params, run_methods
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
 from methods.weight_amplification.declaration import WeightAmplificationParams
+from methods.weight_amplification.experiment import Scored
 from methods.weight_amplification.views import AnswersParams
 from organisms.errors import Cancelled, InvalidInput
 
@@ -76,6 +79,12 @@ def test_the_search_keeps_the_largest_coherent_weight(tiny_pair: Any, pairs: Any
     assert not broken.stands_out
     assert broken.words == []
     assert "incoherent" in broken.headline
+
+
+def test_answers_cut_short_are_not_coherent() -> None:
+    scores = TextScores(np.array([2.0, 2.0, 2.0]), np.zeros(3))
+    reference = Scored(scores, np.array([20, 24, 28]))
+    assert Scored(scores, np.array([30, 6, 1])).coherent(reference).tolist() == [True, True, False]
 
 
 def test_an_identical_pair_gives_nothing(identical_pair: Any, pairs: Any, store: RunStore) -> None:
