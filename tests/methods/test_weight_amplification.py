@@ -61,8 +61,13 @@ def test_one_is_the_finetuned_model_and_choices_narrow(tiny_pair: Any, pairs: An
     assert somewhere.result().amplified == "layers 0 to 0.5, mlp"
     changed = [[row["amplified"] for row in each.table("answers").to_pylist()] for each in (somewhere, everywhere)]
     assert changed[0] != changed[1]
+
+
+def test_a_config_is_what_layers_and_modules_say(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
     config = run(pairs, tiny_pair.spec, store, config=OWN)
     same = run(pairs, tiny_pair.spec, store, weights=[3.0], modules=["mlp"], layers=[0, 0])
+    with pytest.raises(InvalidInput, match="leave out `layers`"):
+        run(pairs, tiny_pair.spec, store, config=OWN, modules=["mlp"])
     assert [row["amplified"] for row in config.table("answers").to_pylist()] == [row["amplified"] for row in same.table("answers").to_pylist()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +42,32 @@ def scaled_adapter(adapter: Path, folder: Path, factor: float, part: str = "") -
 
 
 @pytest.fixture
-def kinds(tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> dict[str, Any]:
-    """One pair of each kind."""
-    model = tiny_models(attention_bias=True, mlp_bias=True)
-    adapter = tiny_adapters(model, scale=0.2)
+def kinds(tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> Callable[[str], Any]:
+    """A pair of each kind of finetune."""
 
     def retrain(net: Any) -> None:
         generator = torch.Generator().manual_seed(3)
         for parameter in net.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
-    return {
-        "adapter": make_pair(model, adapter=adapter),
-        "two adapters": make_pair(model, base_adapter=tiny_adapters(model, seed=5, scale=0.2, targets=["q_proj", "down_proj"]), adapter=adapter),
-        "full": make_pair(model, finetuned=tiny_models(attention_bias=True, mlp_bias=True, change=retrain)),
-        "merged": make_pair(model, adapter=adapter, merge=True),
-        "lora_bias": make_pair(model, adapter=tiny_adapters(model, seed=6, scale=0.2, targets=["q_proj", "down_proj"], lora_bias=True)),
-        "saved": make_pair(model, adapter=tiny_adapters(model, seed=7, targets=["q_proj"], modules_to_save=["lm_head"])),
-        "tokens": make_pair(model, adapter=tiny_adapters(model, seed=8, scale=0.2, targets=["v_proj", "embed_tokens"])),
-    }
+    def build(kind: str) -> Any:
+        model = tiny_models(attention_bias=True, mlp_bias=True)
+        if kind == "full":
+            return make_pair(model, finetuned=tiny_models(attention_bias=True, mlp_bias=True, change=retrain))
+        config: dict[str, Any] = {
+            "lora_bias": {"targets": ["q_proj", "down_proj"], "lora_bias": True},
+            "saved": {"targets": ["q_proj"], "modules_to_save": ["lm_head"]},
+            "tokens": {"targets": ["v_proj", "embed_tokens"]},
+        }.get(kind, {})
+        other = tiny_adapters(model, seed=5, scale=0.2, targets=["q_proj", "down_proj"]) if kind == "two adapters" else None
+        return make_pair(model, base_adapter=other, adapter=tiny_adapters(model, scale=0.2, **config), merge=kind == "merged")
+
+    return build
 
 
 @pytest.mark.parametrize("kind", ["adapter", "two adapters", "full", "merged", "lora_bias", "saved", "tokens"])
-def test_the_ends_are_the_two_models_and_nothing_remains(kind: str, kinds: dict[str, Any]) -> None:
-    with ModelPairs().use(kinds[kind]) as pair:
+def test_the_ends_are_the_two_models_and_nothing_remains(kind: str, kinds: Callable[[str], Any]) -> None:
+    with ModelPairs().use(kinds(kind)) as pair:
         base, finetuned = logits(pair, "base"), logits(pair)
         assert not torch.allclose(base, finetuned, atol=1e-3)
         torch.testing.assert_close(logits(pair.amplified(0.0)), base, rtol=1e-4, atol=1e-4)
@@ -134,9 +137,9 @@ def test_steering_vectors_are_scaled(tiny_models: Any, make_pair: Any, pairs: An
         torch.testing.assert_close(logits(pair.amplified(0.0)), logits(pair, "base"))
 
 
-def test_a_crash_in_the_middle_leaves_nothing_behind(kinds: dict[str, Any]) -> None:
+def test_a_crash_in_the_middle_leaves_nothing_behind(kinds: Callable[[str], Any]) -> None:
     for kind in ("adapter", "full"):
-        with ModelPairs().use(kinds[kind]) as pair:
+        with ModelPairs().use(kinds(kind)) as pair:
             base, finetuned = logits(pair, "base"), logits(pair)
 
             def stop(done: float, total: float | None = None, message: str = "") -> None:
@@ -151,9 +154,10 @@ def test_a_crash_in_the_middle_leaves_nothing_behind(kinds: dict[str, Any]) -> N
                 assert not any(type(hook).__name__ == "_Hook" for module in resident.transformer.modules() for hook in module._forward_hooks.values())
 
 
-def test_two_models_that_do_not_fit_are_refused(kinds: dict[str, Any]) -> None:
-    size = sum(file.stat().st_size for file in Path(kinds["full"].base.files.id).glob("*.safetensors"))
-    with ModelPairs(memory_limit=int(1.5 * size)).use(kinds["full"]) as pair, pytest.raises(OutOfRoom):
+def test_two_models_that_do_not_fit_are_refused(kinds: Callable[[str], Any]) -> None:
+    spec = kinds("full")
+    size = sum(file.stat().st_size for file in Path(spec.base.files.id).glob("*.safetensors"))
+    with ModelPairs(memory_limit=int(1.5 * size)).use(spec) as pair, pytest.raises(OutOfRoom):
         logits(pair.amplified(2.0))
 
 
