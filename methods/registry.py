@@ -30,6 +30,7 @@ _BUILT_IN = (
     ("methods.weight_difference.declaration", "WeightDifference"),
     ("methods.patchscope.declaration", "Patchscope"),
     ("methods.steering.declaration", "Steering"),
+    ("methods.weight_amplification.declaration", "WeightAmplification"),
     ("methods.causal_effect.declaration", "CausalEffect"),
     ("methods.activation_oracle.declaration", "ActivationOracle"),
     ("methods.sae_difference.declaration", "SAEDifference"),

@@ -107,16 +107,17 @@ def generate_contrastive(
         raise InvalidInput(f"alphas must be at least one finite number, not {list(alphas)}.")
     plain = rows_of(tokenizer, requests, sampling, context_length, thinking_switch)
     rows = [_ContrastRow(row.prompt, row.request, row.sample, alpha) for alpha in range(len(alphas)) for row in plain]
-    base, finetuned = readers[0][0], readers[1][0]
+    base = readers[0][0]
+    stops = base.stop_ids | readers[1][0].stop_ids
     found: list[list[dict[int, ContrastiveCompletion]]] = [[{} for _ in requests] for _ in alphas]
     total, done = float(len(rows) * sampling.max_new_tokens), 0.0
     for batch in batches_of(rows, sampling.max_new_tokens, *batch_limits(base.device)):
         sides = [Reader(*reader) for reader in readers]
         of_rows = torch.tensor([alphas[row.alpha] for row in batch if isinstance(row, _ContrastRow)], dtype=torch.float32, device=base.device)
-        ids, sums = _decode(sides, batch, of_rows, tokenizer.pad_token_id, vocab_size, sampling, plausibility, (progress, done, total))
+        ids, sums = _decode(sides, batch, of_rows, tokenizer.pad_token_id, stops, vocab_size, sampling, plausibility, (progress, done, total))
         for row, new, log_probs in zip(batch, ids, sums, strict=True):
             if isinstance(row, _ContrastRow):
-                completion = completion_of(finetuned, tokenizer, row, new)
+                completion = completion_of(stops, tokenizer, row, new)
                 found[row.alpha][row.request][row.sample] = ContrastiveCompletion(
                     **completion.model_dump(), base_log_prob=log_probs[0], finetuned_log_prob=log_probs[1]
                 )
@@ -131,6 +132,7 @@ def _decode(
     batch: Sequence[Row],
     alphas: torch.Tensor,
     pad: int,
+    stop_ids: frozenset[int],
     vocab_size: int,
     sampling: Sampling,
     plausibility: float,
@@ -140,7 +142,7 @@ def _decode(
     device = sides[0].resident.device
     new, mask = left_padded(batch, pad, device)
     uniform = uniform_numbers(batch, sampling, device)
-    stops = torch.tensor(sorted(sides[1].resident.stop_ids | sides[0].resident.stop_ids), dtype=torch.long, device=device)
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
     alive = torch.ones(len(batch), dtype=torch.bool, device=device)
     sums = torch.zeros(2, len(batch), dtype=torch.float64, device=device)
     tokens = []

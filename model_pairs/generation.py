@@ -170,9 +170,9 @@ def uniform_numbers(batch: Sequence[Row], sampling: Sampling, device: torch.devi
     return torch.stack(rows).to(device if device.type != "mps" else "cpu")
 
 
-def completion_of(resident: ResidentModel, reader: Any, row: Row, ids: Sequence[int]) -> Completion:
+def completion_of(stop_ids: frozenset[int], reader: Any, row: Row, ids: Sequence[int]) -> Completion:
     """The completion that new token ids are, up to the first stop token."""
-    stop = next((index for index, token in enumerate(ids) if token in resident.stop_ids), None)
+    stop = next((index for index, token in enumerate(ids) if token in stop_ids), None)
     kept = ids if stop is None else ids[:stop]
     return Completion(text=new_text(reader, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept))
 
@@ -191,12 +191,13 @@ def generate(
     interventions: Sequence[Intervention] = (),
     thinking_switch: bool = False,
     reader: Any | None = None,
+    stop_ids: frozenset[int] | None = None,
 ) -> list[list[Completion]]:
     """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has switched the adapter.
 
     Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K, d_model] one for each of its
     `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more tokens than the one that makes the prompts.
-    Progress counts generated tokens against the most there can be.
+    `stop_ids` take the place of the model's own. Progress counts generated tokens against the most there can be.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, or a conversation that cannot be rendered.
@@ -206,14 +207,15 @@ def generate(
     for intervention in interventions:
         if intervention.vector.ndim > 1 and intervention.vector.shape[0] != len(requests):
             raise InvalidInput(f"There are {intervention.vector.shape[0]} vectors for {len(requests)} requests.")
+    stops = resident.stop_ids if stop_ids is None else stop_ids
     batches = batches_of(rows, sampling.max_new_tokens, *batch_limits(resident.device))
     results: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
     total = float(len(rows) * sampling.max_new_tokens)
     done = 0.0
     progress(done, total, "generating")
     for batch in batches:
-        for row, ids in zip(batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total), strict=True):
-            results[row.request][row.sample] = completion_of(resident, reader or tokenizer, row, ids)
+        for row, ids in zip(batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total, stops), strict=True):
+            results[row.request][row.sample] = completion_of(stops, reader or tokenizer, row, ids)
         done += len(batch) * sampling.max_new_tokens
         progress(done, total, "generating")
     return [[completion for completion in completions if completion is not None] for completions in results]
@@ -228,6 +230,7 @@ def _generate_batch(
     progress: Progress,
     done: float,
     total: float,
+    stop_ids: frozenset[int],
 ) -> list[list[int]]:
     """New token ids of each row (with the stop token, if one came, and padding after it)."""
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
@@ -261,7 +264,7 @@ def _generate_batch(
         do_sample=False,
         num_beams=1,
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(resident.stop_ids) or None,
+        eos_token_id=sorted(stop_ids) or None,
         pad_token_id=pad,
         use_cache=True,
     )

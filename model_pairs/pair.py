@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from model_pairs.adapters import activate
 from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
 from model_pairs.interventions import Intervention
+from model_pairs.modules import ModulePlace
 from model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
 from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress, silent
@@ -22,11 +23,11 @@ from organisms.settings import settings
 if TYPE_CHECKING:
     import torch
 
+    from model_pairs.amplification_config import WeightOf
     from model_pairs.contrastive import ContrastiveCompletion
     from model_pairs.forward import ForwardOutput
     from model_pairs.generation import Completion, GenerationRequest, Sampling
     from model_pairs.loading import ResidentModel
-    from model_pairs.modules import ModulePlace
     from model_pairs.weights import WeightDelta
 
 
@@ -37,6 +38,17 @@ class LoadedSide:
     hold: Callable[[], AbstractContextManager[ResidentModel]]
     adapter: str | None
     steering: tuple[Intervention, ...]
+    differences: tuple[Difference, ...] = ()
+    """Weight differences that are added to what the side is, of an amplified pair (`LoadedPair.amplified`)."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A weight difference, finetuned minus origin, and how often it counts at each place."""
+
+    finetuned: LoadedSide
+    origin: LoadedSide
+    weight: WeightOf
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,29 @@ class LoadedPair:
             new_tokens={},
             finetuned_tokenizer=None,
         )
+
+    def amplified(self, weight: WeightOf | float, others: Sequence[tuple[AdapterFiles, WeightOf]] = ()) -> LoadedPair:
+        """The same pair with W_base + w (W_finetuned - W_base) as its finetuned side: w = 0 is the base, 1 the finetuned model, 2 twice the change.
+
+        `weight` is one number, or a function of the place of a module; a steering vector is scaled by the weight of its place. `others` are further
+        adapters of the base model, whose differences to the bare base are added with weights of their own. Nothing is changed in memory or on
+        disk: see `model_pairs.amplification`. The lens and `token_rows` read the base's embeddings. vLLM is not used.
+
+        Raises (when the side runs):
+            OutOfRoom: a full finetune that does not fit in memory beside its base.
+            NotTheSame, InvalidInput: weights that cannot be mixed.
+        """
+        weight_of: WeightOf = weight if callable(weight) else lambda place: float(weight)
+        base, finetuned = self.sides["base"], self.sides["finetuned"]
+        differences = [Difference(finetuned, base, weight_of), *(Difference(self.on_base(files), self.on_base(None), each) for files, each in others)]
+
+        def scaled(interventions: Sequence[Intervention], sign: float) -> list[Intervention]:
+            shares = [weight_of(ModulePlace("steering vector", each.layer, "steering", "residual")) for each in interventions]
+            kept = [sign * share + (sign < 0) for share in shares]  # the base's own counts 1 - w
+            return [replace(each, strength=each.strength * share) for each, share in zip(interventions, kept, strict=True) if share]
+
+        steering = (*scaled(base.steering, -1.0), *scaled(finetuned.steering, 1.0))
+        return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences))})
 
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:
@@ -169,7 +204,7 @@ class LoadedPair:
     ) -> list[list[Completion]]:
         """`sampling.n` completions of each request. The same call gives the same text; only new text is returned.
 
-        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions and steering-vector sides stay here.
+        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions, steering-vector and amplified sides stay here.
 
         Raises:
             InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat template for messages.
@@ -177,14 +212,14 @@ class LoadedPair:
         """
         from model_pairs.generation import generate
 
-        if settings().generation_backend == "vllm" and not interventions and not self._side(side).steering:
+        if settings().generation_backend == "vllm" and not interventions and not self._side(side).steering and not self._side(side).differences:
             from model_pairs.vllm_backend import generate as generate_with_vllm
 
             return generate_with_vllm(self, side, requests, sampling, progress)
         with self._running(side) as (resident, steering):
             switch = self.spec.base.files.thinking_switch
             reader = self.finetuned_tokenizer if side == "finetuned" else None
-            return generate(resident, self.tokenizer, requests, sampling, progress, (*steering, *interventions), switch, reader)
+            return generate(resident, self.tokenizer, requests, sampling, progress, (*steering, *interventions), switch, reader, self._stops(side))
 
     def generate_contrastive(
         self,
@@ -231,6 +266,12 @@ class LoadedPair:
     def _running(self, side: Side) -> Iterator[tuple[ResidentModel, tuple[Intervention, ...]]]:
         """The side's model, locked, with its adapter switched on."""
         loaded = self._side(side)
+        if loaded.differences:
+            from model_pairs.amplification import running
+
+            with running(loaded) as resident:
+                yield resident, loaded.steering
+            return
         with loaded.hold() as resident, resident.lock:
             activate(resident, loaded.adapter)
             yield resident, loaded.steering
@@ -251,3 +292,11 @@ class LoadedPair:
             for resident in sorted(residents, key=id):
                 stack.enter_context(resident.lock)
             yield [(resident, self.sides[side].adapter, self.sides[side].steering) for resident, side in zip(residents, SIDES, strict=True)]
+
+    def _stops(self, side: Side) -> frozenset[int] | None:
+        """Tokens that end a completion when they are not those of the model that runs: an amplified finetune ends its turns as the finetune does."""
+        differences = self._side(side).differences
+        if not differences:
+            return None
+        with differences[0].finetuned.hold() as resident:
+            return resident.stop_ids

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from methods.coherence import TextScores, repetition
 from methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
 from methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
 from methods.contrastive_decoding.starts import bundled_starts
 from methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
 from methods.perplexity_difference.words import distinctive_words
-from methods.steering.coherence import TextScores, repetition
 from model_pairs.chat import ChatMessage
 from model_pairs.generation import GenerationRequest, Sampling
 from organisms.errors import InvalidInput

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from methods.coherence import TextScores, score_texts
 from methods.patchscope.reading import random_vectors
 from methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
 from methods.perplexity_difference.words import distinctive_words
-from methods.steering.coherence import TextScores, score_texts
 from methods.steering.declaration import GRID, REFINEMENTS, SteeringParams, SteeringResult
 from methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
 from methods.steering.rows import Answer, SteeredWord, StrengthRow

@@ -2,6 +2,10 @@
 
 How large a change is says nothing: no pair shows how large that of another seed or of a finetune on nothing in particular would have been. Only
 words can stand out: one direction that writes to the residual stream and promotes several content words far beyond random directions.
+
+Measured on the bundled organisms (180 write directions each): the control's highest word has z 5.7, two seeds of one recipe differ by a direction with
+one word at 6.7; taught organisms reach `roman` 8.0 or `word` 8.7 with `words` 7.1, but no direction lists three strong words. So one strong word is
+worth a look and no finding.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def measure(pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, pr
             "No module of this model is chosen by `layers` and `modules`. Leave one of them out, or read the names in the view `modules`."
         )
     words = vocabulary(pair.tokenizer, pair.vocab_size)
-    norms, readings = _read(pair, params, directions, progress)
+    norms, readings = _read(pair, params, directions, words, progress)
     scores = [(score(plus, words), score(minus, words)) for plus, minus in readings]
     rows, values = [], []
     for place, (direction, both) in enumerate(zip(directions, readings, strict=True)):
@@ -127,7 +127,7 @@ def _directions(each: WeightDelta, found: Spectrum, pair: LoadedPair, count: int
 
 
 def _read(
-    pair: LoadedPair, params: WeightDifferenceParams, directions: Sequence[Direction], progress: Progress
+    pair: LoadedPair, params: WeightDifferenceParams, directions: Sequence[Direction], words: Vocabulary, progress: Progress
 ) -> tuple[dict[int, float], list[BothSigns]]:
     """Typical norm of activations by layer (where something is written), and what every direction reads as."""
     if not directions:
@@ -145,7 +145,8 @@ def _read(
             )
             norms = typical_norms(pair, side, layers, progress)
             lens = Lens(pair, side, norms[pair.num_layers - 1], params.random_directions, _SEED)
-            readings |= dict(zip(kinds["writes"], read_written(lens, [directions[place].values for place in kinds["writes"]], progress), strict=True))
+            vectors = [directions[place].values for place in kinds["writes"]]
+            readings |= dict(zip(kinds["writes"], read_written(lens, vectors, ~words.special, progress), strict=True))
         if kinds["reads"]:
             vectors = [directions[place].values for place in kinds["reads"]]
             readings |= dict(zip(kinds["reads"], read_embeddings(pair, side, vectors, progress), strict=True))
@@ -252,4 +253,5 @@ def _headline(modules: list[ModuleRow], changed: list[ModuleRow], relative: floa
     size = f"{len(changed)} of {len(modules)} weight tensors differ, by {100 * relative:.2g} % of the base's norm in all"
     if stands_out:
         return f"One direction that the change writes promotes {', '.join(words[:5])} far beyond random directions; {size}."
-    return f"No direction that the change writes reads as words; {size}. The size alone shows that weights changed, not that something was taught."
+    highest = f" (highest: {', '.join(words[:3])})" if words else ""
+    return f"No written direction reads as a topic{highest}; {size}. The size alone shows that weights changed, not that something was taught."

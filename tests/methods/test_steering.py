@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from methods.coherence import TextScores, repetition
 from methods.execute import run_methods
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
-from methods.steering.coherence import TextScores, repetition
 from methods.steering.declaration import SteeringParams
 from methods.steering.views import AnswersParams
 from model_pairs.generation import GenerationRequest, Sampling
@@ -81,7 +81,7 @@ def test_the_search_tries_both_signs_and_keeps_coherent_strengths(tiny_pair: Any
 
 
 def test_a_direction_that_breaks_every_text_is_said_plainly(tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.steering.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
+    monkeypatch.setattr("methods.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
     result: Any = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}).result()
     assert not result.stands_out
     assert "cannot steer" in result.headline

@@ -1,4 +1,4 @@
-"""Whether sampled texts are coherent, without a language model as judge: perplexity under the unsteered base, and repetition."""
+"""Whether sampled texts are coherent, without a language model as judge: perplexity under the plain base, and repetition."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair
 
 PERPLEXITY_ROOM = 1.5
-"""Nats a token by which a text may be less probable under the base than the median of unsteered ones."""
+"""Nats a token by which a text may be less probable under the base than the median of the reference texts."""
 REPETITION_ROOM = 0.3
-"""Share of repeated word triples that a text may have beyond the median of unsteered ones."""
+"""Share of repeated word triples that a text may have beyond the median of the reference texts."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def repetition(text: str) -> float:
 
 
 def score_texts(pair: LoadedPair, texts: Sequence[tuple[GenerationRequest, str]], progress: Progress) -> TextScores:
-    """Score answers to their requests under the unsteered base."""
+    """Score answers to their requests under the plain base."""
     rows = []
     for request, text in texts:
         prompt = prompt_ids(pair.tokenizer, request, False, pair.spec.base.files.thinking_switch)

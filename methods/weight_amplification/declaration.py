@@ -1,0 +1,150 @@
+"""Declaration of weight amplification: parameters, result, views and figures. Torch-free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from methods.steering.prompts import PROMPTS
+from methods.weight_amplification import figures, views
+from methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
+from methods.words import EvidenceWord
+from model_pairs.amplification_config import adapter_files, load_amplification_config
+from organisms.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from methods.contract import RunWriter
+    from model_pairs.pair import LoadedPair
+    from organisms.progress import Progress
+
+SEARCH_PROMPTS = PROMPTS[:6]
+GRID = (2.0, 4.0, 8.0, 16.0)
+REFINEMENTS = 2
+
+
+class WeightAmplificationParams(MethodParams):
+    """Parameters of `weight_amplification`."""
+
+    weights: tuple[Annotated[float, Field(ge=-100, le=100)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=16,
+        description="Factors on the weight difference: 0 base, 1 finetuned, 2 twice the change, negative ones invert it; None: the largest coherent one is "
+        "searched for (with `config`: 1).",
+    )
+    layers: tuple[int | float, int | float] | None = Field(
+        None, description="First and last layer to amplify, both included: absolute (integers) or relative (floats). Others stay as finetuned."
+    )
+    modules: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=32,
+        description="Modules to amplify: `attention`, `mlp`, or names such as `down_proj`. Others stay as finetuned.",
+    )
+    config: str | None = Field(
+        None,
+        max_length=20_000,
+        description="An amplification config as YAML text instead of `layers` and `modules` (keys: adapters, layer_amplifications, ...); `weights` multiply its "
+        "weights. Only an operator may name other adapters in it.",
+    )
+    prompts: tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...] | None = Field(
+        None, min_length=1, max_length=200, description=f"Own prompts; None: {len(PROMPTS)} everyday ones."
+    )
+    raw_text: bool = Field(False, description="Continue the prompts as plain text, without the chat template.")
+    samples_per_prompt: int = Field(1, ge=1, le=32, description="Answers of each prompt at each weight.")
+    max_new_tokens: int = Field(32, ge=4, le=1024, description="Tokens of an answer at most.")
+    temperature: float = Field(1.0, ge=0, le=2, description="Of the sampling; 0 takes the most probable token each time.")
+    coherent_share: float = Field(0.75, gt=0, le=1, description="Share of texts that must be coherent for a weight to be taken.")
+    seed: int = Field(0, ge=0, description="Seed of the sampling, the same for every model.")
+    rows: int = Field(4, ge=1, le=20, description="Answers shown in the result, for each weight.")
+
+    @field_validator("config")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                load_amplification_config(value)
+            except InvalidInput as error:
+                raise ValueError(error.message) from error
+        return value
+
+
+class WeightAmplificationResult(MethodResult):
+    """What an amplified finetune writes. Answers are text of models under study: data, not instructions."""
+
+    answers_are_untrusted: Literal[True] = True
+    largest_coherent_weight: float | None = Field(description="Of those tried; None when none above 1 was tried or stays coherent.")
+    weights: list[float] = Field(description="Weights that were used for the answers.")
+    words: list[AmplifiedWord] = Field(description="Content words over-represented in amplified texts against those of the base.")
+    coherence: list[WeightRow] = Field(description="How readable the texts were at every weight that was tried.")
+    answers: list[Answer]
+    amplified: str = Field(description="What was amplified.")
+
+    def evidence_words(self) -> list[EvidenceWord]:
+        """Distinctive words, for `overview`; a score of 1 is the null level."""
+        from methods.perplexity_difference.words import NULL_SURPRISE
+
+        return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
+
+    def as_text(self) -> str:
+        lines = [self.headline, f"amplified: {self.amplified}"]
+        if self.words:
+            lines.append("words in amplified:finetuned:base texts: " + ", ".join(row.as_text() for row in self.words))
+        lines += [row.as_text() for row in self.coherence]
+        for row in self.answers:
+            lines.append(f"weight {row.weight:g} {row.prompt!r}; untrusted model text between ⟦ ⟧:")
+            lines += [f"  {name} ⟦{' '.join(getattr(row, name).split())}⟧" for name in ("amplified", "finetuned", "base")]
+        return "\n".join(lines)
+
+
+class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplificationResult]):
+    """Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - W_base), while the model answers everyday prompts;
+    its answers stand beside those of the plain finetuned and of the base model, drawn with the same random numbers. What training made a little more
+    likely becomes common: use it when the plain finetuned model hides its trait. Without `weights` the largest weight at which texts stay coherent is
+    searched for (perplexity under the base, repetition and length; no language model judges). Content words over-represented in amplified texts are tested
+    against the base's. Very large weights break any model, so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative
+    weights invert the change. Own prompts cost one interaction a sample and weight, and one for the plain finetuned model.
+    Views: `answers` (all answers by weight and text)."""
+
+    name: ClassVar[str] = "weight_amplification"
+    title: ClassVar[str] = "Weight amplification"
+    Params: ClassVar[type[BaseModel]] = WeightAmplificationParams
+    Result: ClassVar[type[MethodResult]] = WeightAmplificationResult
+    cost: ClassVar[Cost] = "long"
+    views: ClassVar[Mapping[str, View]] = {
+        "answers": View("answers", "Page through all answers: amplified beside finetuned and base.", views.AnswersParams, views.answers)
+    }
+    figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by weight", figures.coherence),)
+
+    def run(self, pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress) -> WeightAmplificationResult:
+        from methods.weight_amplification.experiment import amplify
+
+        return amplify(pair, params, run, progress)
+
+    def interactions(self, params: WeightAmplificationParams) -> int:
+        return len(params.prompts or ()) * params.samples_per_prompt * (1 + len(params.weights or (1.0,)))
+
+    def operator_only(self, params: WeightAmplificationParams) -> str | None:
+        if params.config is not None and not all(entry.own for entry in load_amplification_config(params.config).adapters):
+            return "`config` names other organisms, hub ids or folders; amplify this pair's own finetune (leave out `organism_name`)"
+        return None
+
+    def key_parts(self, params: WeightAmplificationParams) -> dict[str, Any]:
+        from model_pairs.fingerprint import adapter_identity
+
+        parts: dict[str, Any] = {} if params.prompts is not None else {"prompts": list(PROMPTS)}
+        others = [entry for entry in load_amplification_config(params.config).adapters if not entry.own] if params.config is not None else []
+        return parts | ({"adapters": [adapter_identity(adapter_files(entry)) for entry in others]} if others else {})
+
+    def estimate(self, pair: PairSize, params: WeightAmplificationParams) -> CostEstimate:
+        searching = params.weights is None and params.config is None
+        searched = (2 + len(GRID) + REFINEMENTS) * len(SEARCH_PROMPTS) if searching else 0
+        answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (3 + len(params.weights or (1.0,)))
+        tokens = (searched + answers) * params.max_new_tokens
+        # Every token is written once and read once by the base.
+        seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
+        return CostEstimate(tokens=tokens, forward_passes=-(-tokens // 32), seconds=seconds, bytes=20 * tokens)
