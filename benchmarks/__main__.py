@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.measurement import Measurement, Sizes
 
-NAMES = ("corpus_pass", "pass_memory", "pair_memory", "round_trip")
+NAMES = ("corpus_pass", "pass_memory", "pair_memory", "round_trip", "dictionary_training")
 
 
 def main() -> None:

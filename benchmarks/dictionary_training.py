@@ -1,0 +1,64 @@
+"""A step of a dictionary's training against the matrix products that no step can do without.
+
+Bare means two products forward (encoder, decoder) and three backward (gradients of decoder, latents and encoder), dense, in float32, of the same shapes. Activation
+selection, auxiliary loss, clipping, Adam and the decoder's norms are what a step costs on top.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.measurement import Measurement, Sizes
+
+AIM = 1.5
+D_MODEL, LATENTS, ROWS, K = 576, 1152, 1024, 32
+_STEPS = 5
+_ROUNDS = 5
+
+
+def run(sizes: Sizes) -> list[Measurement]:
+    """Time steps and bare products in turn; the fastest round of each counts."""
+    return [
+        _measured(name, kind, sources) for name, kind, sources in (("SAE", "sae", 1), ("crosscoder", "batch_top_k", 2), ("L1 crosscoder", "l1", 2))
+    ]
+
+
+def _measured(name: str, kind: Any, sources: int) -> Measurement:
+    import torch
+
+    from methods.dictionaries.recipe import TrainingRecipe
+    from methods.dictionaries.training import make_trainer
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(ROWS, sources * D_MODEL, generator=generator)
+    recipe = TrainingRecipe(kind=kind, latents=LATENTS, k=K, l1_weight=0.1, steps=10_000, batch_rows=ROWS, learning_rate=1e-4)
+    trainer = make_trainer(recipe, D_MODEL, rows, "cpu")
+    encoder, decoder = torch.randn(sources * D_MODEL, LATENTS), torch.randn(LATENTS, sources * D_MODEL)
+
+    def step() -> None:
+        trainer.step(2000, rows)  # late enough for the threshold to be kept as well
+
+    def bare() -> None:
+        latents = rows @ encoder
+        written = latents @ decoder
+        latents.T @ written
+        rows.T @ (written @ decoder.T)
+
+    step()
+    bare()
+    spent: dict[str, list[float]] = {"step": [], "bare": []}
+    for _ in range(_ROUNDS):
+        spent["step"].append(_seconds(step))
+        spent["bare"].append(_seconds(bare))
+    best = {key: min(values) for key, values in spent.items()}
+    detail = f"{1 / best['step']:.1f} steps/s, bare {1 / best['bare']:.1f}; {ROWS} tokens, {LATENTS} latents, {sources} x {D_MODEL} dimensions"
+    return Measurement(name=f"{name}: training step / bare matrix products", value=best["step"] / best["bare"], unit="ratio", aim=AIM, detail=detail)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    for _ in range(_STEPS):
+        work()
+    return (time.perf_counter() - started) / _STEPS
