@@ -42,7 +42,8 @@ def run(pairs: Any, spec: Any, name: str, corpus: Path, store: RunStore, **param
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_views_vectors_and_figures(name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     record = run(pairs, tiny_pair.spec, name, corpus, store)
-    method, result = get_method(name), record.result()
+    method = get_method(name)
+    result: Any = record.result()
     assert result.training.latents == 48
     assert result.training.variance_explained > 0.3
     assert result.training.steps == 120
