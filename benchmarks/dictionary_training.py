@@ -20,9 +20,8 @@ _ROUNDS = 5
 
 def run(sizes: Sizes) -> list[Measurement]:
     """Time steps and bare products in turn; the fastest round of each counts."""
-    return [
-        _measured(name, kind, sources) for name, kind, sources in (("SAE", "sae", 1), ("crosscoder", "batch_top_k", 2), ("L1 crosscoder", "l1", 2))
-    ]
+    kinds = (("SAE", "sae", 1), ("crosscoder", "batch_top_k", 2), ("L1 crosscoder", "l1", 2))
+    return [measurement for name, kind, sources in kinds for measurement in _measured(name, kind, sources)]
 
 
 def _measured(name: str, kind: Any, sources: int) -> list[Measurement]:
