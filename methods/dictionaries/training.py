@@ -21,7 +21,7 @@ from methods.dictionaries.evaluation import explained_variance
 from methods.dictionaries.models import Normalisation, SparseDictionary
 from methods.dictionaries.recipe import TrainingRecipe
 from organisms.durable import replace_synced
-from organisms.errors import Cancelled
+from organisms.errors import Cancelled, InvalidInput
 from organisms.progress import Progress, silent
 from preprocessing.activation_rows import Moments
 from preprocessing.activations import ActivationBlock, PairedActivations
@@ -106,10 +106,16 @@ def batches(reader: PairedActivations, recipe: TrainingRecipe, stop: int, first:
 
 
 def make_trainer(recipe: TrainingRecipe, d_model: int, first_rows: Tensor, device: torch.device | str) -> Trainer:
-    """A fresh trainer."""
-    if recipe.kind == "sae":
-        from methods.dictionaries.sae_trainer import SAETrainer
+    """A fresh trainer.
 
+    Raises:
+        InvalidInput: the library that trains SAEs is not installed.
+    """
+    if recipe.kind == "sae":
+        try:
+            from methods.dictionaries.sae_trainer import SAETrainer
+        except ModuleNotFoundError as error:
+            raise InvalidInput(f"SAEs are trained with dictionary-learning, of which {error.name} is missing; run `make install`.") from error
         return SAETrainer(recipe, d_model, first_rows, device)
     from methods.dictionaries.crosscoder_trainer import CrosscoderTrainer
 

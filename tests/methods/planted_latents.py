@@ -68,11 +68,12 @@ def plant(
     d_model: int = 64,
     mean_active: float = 6.0,
     own_rate: float | None = None,
+    last_rate: float | None = None,
     noise: float = 0.02,
     identical: bool = False,
 ) -> PlantedActivations:
     """Features are active independently, `mean_active` a token, with strengths uniform in [0.5, 1.5]; the last `own` are the finetuned model's alone
-    (at a rate of their own when `own_rate` is given). Noise differs between the models unless they are identical."""
+    (at `own_rate` when given, the last of them at `last_rate`). Noise differs between the models unless they are identical."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(features, d_model, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
@@ -80,6 +81,8 @@ def plant(
     mine = list(range(features - own, features))
     if own_rate is not None:
         rate[mine] = own_rate
+    if last_rate is not None:
+        rate[-1] = last_rate
     active = torch.rand(tokens, features, generator=generator) < rate
     strengths = active * (0.5 + torch.rand(tokens, features, generator=generator))
     shared = strengths.clone()

@@ -1,0 +1,299 @@
+"""Training, files and latent scaling of dictionaries, on synthetic activations with planted features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from methods.crosscoder.analysis import CrosscoderAnalysis
+from methods.crosscoder.analysis import analyse as analyse_crosscoder
+from methods.crosscoder.judgement import headline
+from methods.dictionaries.crosscoder_trainer import dedicated_mask
+from methods.dictionaries.files import content_hash, load_dictionary, save_dictionary
+from methods.dictionaries.latent_scaling import LatentScalingSums
+from methods.dictionaries.models import SparseDictionary
+from methods.dictionaries.preparation import Prepared
+from methods.dictionaries.recipe import TrainingRecipe
+from methods.dictionaries.selection import batch_top_k, nth_largest
+from methods.dictionaries.training import RowsOf, Training, both_sides, differences, fit_normalisation, train
+from methods.sae_difference.analysis import analyse as analyse_sae
+from organisms.errors import Cancelled, InvalidInput
+from tests.methods.planted_latents import PlantedActivations, plant
+
+BENCHMARK = {"kind": "batch_top_k", "latents": 512, "k": 8, "steps": 1500, "batch_rows": 512, "learning_rate": 1e-3, "validate_every": 500}
+SMALL = {"kind": "batch_top_k", "latents": 96, "k": 3, "steps": 400, "batch_rows": 256, "learning_rate": 3e-3, "validate_every": 100}
+SMALL_DATA = {"features": 40, "own": 3, "d_model": 24, "mean_active": 2.0}
+
+
+def trained(data: PlantedActivations, recipe: TrainingRecipe, rows_of: RowsOf, **arguments: Any) -> Prepared:
+    stop = int(0.8 * data.num_tokens)
+    normalisation = fit_normalisation(data, rows_of, stop)
+    training = train(data, rows_of, recipe, normalisation, stop, **arguments)
+    return Prepared(data, training.dictionary, stop, training, rows_of)
+
+
+def crosscoder(data: PlantedActivations, **recipe: Any) -> tuple[CrosscoderAnalysis, Prepared]:
+    prepared = trained(data, TrainingRecipe(**recipe), both_sides)
+    return analyse_crosscoder(prepared), prepared
+
+
+def matches(data: PlantedActivations, vectors: torch.Tensor) -> list[int | None]:
+    """For each vector the planted feature with a cosine above 0.9 to it."""
+    cosine = torch.nn.functional.normalize(vectors, dim=1) @ data.directions.T
+    return [int(row.argmax()) if float(row.max()) > 0.9 else None for row in cosine]
+
+
+def check_recovery(data: PlantedActivations, analysis: CrosscoderAnalysis, prepared: Prepared) -> None:
+    """Every planted feature of the finetuned model is found by latent scaling, nothing else is, and the base has none of its own."""
+    owners = analysis.columns["owner"]
+    owned = [latent for latent, owner in enumerate(owners) if owner == "finetuned"]
+    found = matches(data, prepared.dictionary.decoder_of(1)[owned])
+    assert set(found) == set(data.own)
+    assert analysis.owned("base") == 0
+    first = [int(latent) for latent in analysis.order[: len(owned)]]
+    assert set(first) == set(owned)  # ranked first
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("own_rate", [None, 0.005])
+def test_planted_benchmark(seed: int, own_rate: float | None) -> None:
+    data = plant(seed, 100_000, own_rate=own_rate)
+    analysis, prepared = crosscoder(data, **BENCHMARK, seed=seed)
+    check_recovery(data, analysis, prepared)
+    assert analysis.explained.total >= 0.86
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[PlantedActivations, CrosscoderAnalysis, Prepared]:
+    data = plant(0, 20_000, **SMALL_DATA)
+    return data, *crosscoder(data, **SMALL)
+
+
+def test_planted_latents_are_recovered(small: Any) -> None:
+    data, analysis, prepared = small
+    check_recovery(data, analysis, prepared)
+    assert analysis.explained.total > 0.85
+    assert analysis.explained.active == pytest.approx(SMALL["k"], rel=0.2)  # the threshold for inference is as sparse as the training
+    assert headline(5, 0, [])[0]
+    assert not headline(2, 2, [])[0]
+
+
+def test_an_identical_pair_has_no_own_latent() -> None:
+    data = plant(1, 20_000, identical=True, **SMALL_DATA)
+    analysis, prepared = crosscoder(data, **SMALL | {"steps": 200})
+    assert analysis.owned("finetuned") == analysis.owned("base") == 0
+    assert not headline(0, 0, [])[0]
+    torch.testing.assert_close(prepared.dictionary.decoder_of(0), prepared.dictionary.decoder_of(1), rtol=0, atol=1e-6)
+
+
+def test_exchanged_models_exchange_owners(small: Any) -> None:
+    data, _, _ = small
+    analysis, _ = crosscoder(replace(data, base=data.finetuned, finetuned=data.base), **SMALL)
+    assert analysis.owned("finetuned") == 0
+    assert analysis.owned("base") == len(data.own)
+
+
+def test_rare_latents_that_decoder_norms_miss_are_found_by_latent_scaling() -> None:
+    data = plant(3, 60_000, own_rate=0.005, **SMALL_DATA)
+    analysis, prepared = crosscoder(data, **SMALL | {"steps": 800})
+    owned = [latent for latent, owner in enumerate(analysis.columns["owner"]) if owner == "finetuned"]
+    assert set(matches(data, prepared.dictionary.decoder_of(1)[owned])) >= set(data.own)
+    assert any(analysis.columns["tag"][latent] != "finetuned_only" for latent in owned)
+
+
+def test_dedicated_latents_stay_of_one_model() -> None:
+    data = plant(0, 20_000, **SMALL_DATA)
+    recipe = TrainingRecipe(**SMALL | {"dedicated": 0.1})
+    prepared = trained(data, recipe, both_sides)
+    mask = dedicated_mask(recipe, data.d_model)
+    assert not torch.any(prepared.dictionary.decoder[mask == 0])
+    assert not torch.any(prepared.dictionary.encoder.T[mask == 0])
+    assert prepared.dictionary.decoder_of(1)[-9:].norm(dim=1).min() > 0
+    analysis = analyse_crosscoder(prepared)
+    owned = [latent for latent, owner in enumerate(analysis.columns["owner"]) if owner == "finetuned"]
+    assert set(data.own) <= set(matches(data, prepared.dictionary.decoder_of(1)[owned]))
+
+
+def test_l1_is_sparse_too() -> None:
+    data = plant(0, 20_000, **SMALL_DATA)
+    weak, strong = (crosscoder(data, **SMALL | {"kind": "l1", "l1_weight": weight})[0].explained for weight in (0.01, 1.0))
+    assert strong.active < weak.active
+    assert weak.total > 0.8
+
+
+def test_latent_scaling_equals_least_squares(small: Any) -> None:
+    data, analysis, prepared = small
+    rows = torch.cat([rows for _, rows, _ in prepared.encoded(prepared.train_stop, data.num_tokens)]).double()
+    dictionary = prepared.dictionary
+    active = torch.cat([active for _, _, active in prepared.encoded(prepared.train_stop, data.num_tokens)]).double()
+    error = rows - active @ dictionary.decoder.double() - dictionary.decoder_bias.double()
+    latent = int(analysis.order[0])
+    fired = active[:, latent]
+    direction = dictionary.decoder_of(1)[latent].double()
+    for side, name in enumerate(("base", "finetuned")):
+        own = dictionary.decoder_of(side)[latent].double()
+        target = error.view(len(rows), 2, -1)[:, side] + fired[:, None] * own
+        design = (fired[:, None] * direction).flatten()
+        expected = (design @ target.flatten()) / (design @ design)
+        assert analysis.columns[f"beta_error_{name}"][latent] == pytest.approx(float(expected), abs=1e-4)
+    assert analysis.columns["beta_error_finetuned"][latent] == pytest.approx(1, abs=0.15)
+    assert abs(analysis.columns["ratio_error"][latent]) < 0.2
+
+
+def test_evidence_counts_documents_not_tokens(small: Any) -> None:
+    _, _, prepared = small
+    results = []
+    for repeat in (1, 8):  # the same tokens eight times over, in the same documents, are no more evidence
+        sums = LatentScalingSums(prepared.dictionary)
+        for block, rows, active in prepared.encoded(prepared.train_stop, prepared.train_stop + 4000):
+            sums.update(rows.repeat_interleave(repeat, 0), active.repeat_interleave(repeat, 0), block.tokens.repeat_interleave(repeat))
+        results.append(sums.result())
+    finite = results[0].evidence.isfinite()
+    torch.testing.assert_close(results[0].evidence[finite], results[1].evidence[finite], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "rows_of"), [("batch_top_k", both_sides), ("sae", differences)])
+def test_a_resumed_training_ends_the_same(kind: str, rows_of: RowsOf, tmp_path: Path) -> None:
+    data = plant(2, 4000, **SMALL_DATA)
+    recipe = TrainingRecipe(**SMALL | {"kind": kind, "steps": 60, "validate_every": 20, "seed": 5})
+    whole = trained(data, recipe, rows_of)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+
+    def stop(at: int) -> Any:
+        def progress(done: float, total: float | None = None, message: str = "") -> None:
+            if done == at:
+                raise Cancelled("stop")
+
+        return progress
+
+    for at in (7, 45):
+        with pytest.raises(Cancelled):
+            trained(data, recipe, rows_of, checkpoint=checkpoint, progress=stop(at))
+    resumed = trained(data, recipe, rows_of, checkpoint=checkpoint)
+    for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold"):
+        assert torch.equal(getattr(resumed.dictionary, name), getattr(whole.dictionary, name)), name
+    assert _training(resumed).curve[-1].variance_explained == _training(whole).curve[-1].variance_explained
+    other = trained(data, recipe.model_copy(update={"seed": 6}), rows_of, checkpoint=checkpoint)  # not this checkpoint's training
+    assert not torch.equal(other.dictionary.encoder, whole.dictionary.encoder)
+
+
+def _training(prepared: Prepared) -> Training:
+    assert prepared.training is not None
+    return prepared.training
+
+
+def test_a_training_without_gain_stops_early() -> None:
+    data = plant(2, 4000, **SMALL_DATA)
+    recipe = TrainingRecipe(**SMALL | {"steps": 400, "validate_every": 10, "learning_rate": 1e-7, "patience": 2})
+    training = _training(trained(data, recipe, both_sides))
+    assert training.stopped_early
+    assert training.steps < 300
+
+
+def test_an_sae_isolates_a_planted_trigger() -> None:
+    """The finetuned model has 19 features of its own that are common, and one on the 2 % of the tokens that have a trigger."""
+    data = plant(4, 20_000, **SMALL_DATA | {"own": 20}, last_rate=0.02)
+    prepared = trained(data, TrainingRecipe(**SMALL | {"kind": "sae", "latents": 48, "k": 1, "steps": 700}), differences)
+    analysis = analyse_sae(prepared)
+    trigger = data.own[-1]
+    assert set(data.own) <= set(matches(data, prepared.dictionary.decoder))
+    cosine = torch.nn.functional.normalize(prepared.dictionary.decoder, dim=1) @ data.directions[trigger]
+    latent = int(cosine.argmax())
+    assert float(cosine[latent]) > 0.95
+    fires = torch.cat([active[:, latent] > 0 for _, _, active in prepared.encoded(0, data.num_tokens)])
+    has = data.active[:, trigger]
+    assert int((fires & ~has).sum()) == 0  # precision 1
+    assert float((fires & has).sum() / has.sum()) > 0.95
+    assert analysis.columns["beta_base"][latent] == pytest.approx(0, abs=0.2)
+    assert analysis.columns["beta_finetuned"][latent] == pytest.approx(1, abs=0.2)
+    assert analysis.explained.total > 0.95
+
+
+@pytest.mark.parametrize(("kind", "rows_of", "sources"), [("batch_top_k", both_sides, 2), ("sae", differences, 1)])
+def test_dictionaries_load_as_they_were_saved(kind: str, rows_of: RowsOf, sources: int, tmp_path: Path) -> None:
+    data = plant(2, 4000, **SMALL_DATA)
+    dictionary = trained(data, TrainingRecipe(**SMALL | {"kind": kind, "steps": 30}), rows_of).dictionary
+    folder = save_dictionary(dictionary, tmp_path / "d", {"layer": 3})
+    loaded = load_dictionary(str(folder), sources, data.d_model)
+    _same_function(dictionary, loaded, data, rows_of)
+    assert len(content_hash(str(folder))) == 64
+    with pytest.raises(InvalidInput, match="wanted"):
+        load_dictionary(str(folder), 3 - sources, data.d_model)
+
+
+def _same_function(first: SparseDictionary, second: SparseDictionary, data: PlantedActivations, rows_of: RowsOf) -> None:
+    rows = rows_of(next(iter(data.blocks(500))))
+    codes = [each.encode(each.normalisation.apply(rows)) for each in (first, second)]
+    torch.testing.assert_close(codes[0], codes[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first.decode(codes[0]), second.decode(codes[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_published_forms_load(tmp_path: Path) -> None:
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+
+    generator = torch.Generator().manual_seed(0)
+    library = BatchTopKSAE(8, 16, 2)
+    for parameter in library.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    library.threshold = torch.tensor(0.7)
+    folder = tmp_path / "library"
+    folder.mkdir()
+    save_file({name: value.contiguous() for name, value in library.state_dict().items()}, folder / "model.safetensors")
+    rows = torch.randn(20, 8, generator=generator)
+    loaded = load_dictionary(str(folder), 1, 8)
+    torch.testing.assert_close(loaded.encode(rows), library.encode(rows).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.decode(loaded.encode(rows)), library(rows).detach(), rtol=1e-4, atol=1e-4)
+
+    weights = {
+        "encoder.weight": torch.randn(2, 8, 16, generator=generator),
+        "encoder.bias": torch.randn(16, generator=generator),
+        "decoder.weight": torch.randn(2, 16, 8, generator=generator),
+        "decoder.bias": torch.randn(2, 8, generator=generator),
+        "threshold": torch.tensor(20.0),
+        "k": torch.tensor(3),
+    }
+    folder = tmp_path / "crosscoder"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    both = torch.randn(20, 2, 8, generator=generator)
+    raw = torch.relu(torch.einsum("nsd,sdf->nf", both, weights["encoder.weight"]) + weights["encoder.bias"])
+    active = raw * (raw * weights["decoder.weight"].norm(dim=2).sum(0) > 20)
+    written = torch.einsum("nf,sfd->nsd", active, weights["decoder.weight"]) + weights["decoder.bias"]
+    loaded = load_dictionary(str(folder), 2, 8)
+    assert 0 < int((active > 0).sum()) < int((raw > 0).sum())
+    torch.testing.assert_close(loaded.encode(both.flatten(1)), active, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.decode(active), written.flatten(1), rtol=1e-4, atol=1e-4)
+    save_file(weights | {"something": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(InvalidInput, match="unknown meaning"):
+        load_dictionary(str(folder), 2, 8)
+    (folder / "model.safetensors").rename(folder / "model.pt")
+    with pytest.raises(InvalidInput, match="safetensors"):
+        load_dictionary(str(folder), 2, 8)
+
+
+def test_saved_crosscoders_have_the_published_layout(small: Any, tmp_path: Path) -> None:
+    _, _, prepared = small
+    tensors = load_file(save_dictionary(prepared.dictionary, tmp_path / "d", {}) / "model.safetensors")
+    assert tensors["encoder.weight"].shape == (2, 24, 96)
+    assert tensors["decoder.weight"].shape == (2, 96, 24)
+    torch.testing.assert_close(tensors["decoder.weight"][1], prepared.dictionary.decoder_of(1))
+
+
+def test_the_nth_largest_is_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape, count in (((700, 300), 2000), ((10, 10), 100), ((3, 5), 1), ((400, 400), 150_000)):
+        values = torch.randn(shape, generator=generator)
+        assert nth_largest(values, count) == values.flatten().sort(descending=True).values[count - 1]
+    tied = torch.zeros(500, 500)
+    tied[0, :5] = 1.0
+    assert nth_largest(tied, 100) == 0
+    active, smallest = batch_top_k(tied, tied, 100)
+    assert int((active > 0).sum()) == 5
+    assert math.isclose(float(smallest), 0)
