@@ -36,10 +36,8 @@ class PairArguments(Arguments):
 class WaitArguments(Arguments):
     """Arguments of a tool that may take long."""
 
-    wait_seconds: float = Field(
-        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; work that takes longer goes on and the answer is a job_id for get_job."
-    )
-    estimate_only: bool = Field(False, description="Only say what the call would cost; start and spend nothing.")
+    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; longer work goes on as a job (get_job).")
+    estimate_only: bool = Field(False, description="Only say what it would cost.")
 
 
 class JobState(BaseModel):
@@ -112,8 +110,8 @@ class ToolDeclaration:
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments."""
-        return self.Arguments.model_json_schema()
+        """JSON schema of the arguments. Titles that repeat the names of fields and defaults of null are left out: schemas fill an agent's context."""
+        return dict(_shortened(self.Arguments.model_json_schema()))
 
     @cached_property
     def output_schema(self) -> dict[str, Any]:
@@ -124,6 +122,19 @@ class ToolDeclaration:
         schema = answer.model_json_schema(mode="serialization")
         # What has no value is left out of an answer, at any depth, so nothing that may be null is required.
         return {**_nullables_optional(schema), "required": ["status"]}
+
+
+def _shortened(schema: Any, names: bool = False) -> Any:
+    """A JSON schema without titles and defaults of null; `names`: the keys here are names of fields or definitions, not keywords."""
+    if isinstance(schema, list):
+        return [_shortened(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value if key == "default" and not names else _shortened(value, names=not names and key in ("properties", "$defs"))
+        for key, value in schema.items()
+        if names or not ((key == "title" and isinstance(value, str)) or (key == "default" and value is None))
+    }
 
 
 def _nullables_optional(schema: Any) -> Any:
