@@ -36,10 +36,8 @@ class PairArguments(Arguments):
 class WaitArguments(Arguments):
     """Arguments of a tool that may take long."""
 
-    wait_seconds: float = Field(
-        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; work that takes longer goes on and the answer is a job_id for get_job."
-    )
-    estimate_only: bool = Field(False, description="Only say what the call would cost; start and spend nothing.")
+    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; longer work goes on as a job (get_job).")
+    estimate_only: bool = Field(False, description="Only say what it would cost.")
 
 
 class JobState(BaseModel):
@@ -112,7 +110,7 @@ class ToolDeclaration:
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments, without what only fills an agent's context: titles that repeat names, and limits of texts' lengths."""
+        """JSON schema of the arguments, without what only fills an agent's context: titles that repeat names, defaults of null, lengths of texts."""
         return _compact(self.Arguments.model_json_schema())
 
     @cached_property
@@ -136,9 +134,13 @@ def _compact(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     short = {
-        key: {name: _compact(part) for name, part in value.items()} if key in ("properties", "$defs") else _compact(value)
+        key: {name: _compact(part) for name, part in value.items()}
+        if key in ("properties", "$defs")
+        else value
+        if key == "default"
+        else _compact(value)
         for key, value in schema.items()
-        if not (key in _LEFT_OUT and isinstance(value, str | int))
+        if not ((key in _LEFT_OUT and isinstance(value, str | int)) or (key == "default" and value is None))
     }
     options = short.pop("anyOf", None)
     if options is None:

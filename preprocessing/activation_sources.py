@@ -34,10 +34,9 @@ class ActivationTextParams(CorpusParams):
         1,
         ge=0,
         le=1024,
-        description="Compared tokens dropped at the start of each document: without a BOS the first one is an attention sink, whose huge norm drowns "
-        "everything else. A BOS is never compared.",
+        description="Tokens dropped at the start of each document: without a BOS the first is an attention sink. A BOS is never compared.",
     )
-    max_activation_tokens: int | None = Field(None, ge=1, le=10**10, description="Tokens kept in all at most; None: no limit beside max_samples.")
+    max_activation_tokens: int | None = Field(None, ge=1, le=10**10, description="Tokens kept in all at most.")
 
 
 class ActivationSourceParams(ActivationTextParams):

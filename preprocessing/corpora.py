@@ -49,10 +49,10 @@ class CorpusParams(BaseModel):
         30, ge=1, le=8192, description="Tokens compared in each document at most (in a chat: counted from just before the answer)."
     )
     min_tokens: int | None = Field(
-        None, ge=1, description=f"Documents with fewer tokens are dropped and counted. None: {DEFAULT_MIN_TOKENS} (1 when max_tokens is 1)."
+        None, ge=1, description=f"Shorter documents are dropped and counted. None: {DEFAULT_MIN_TOKENS}, at most max_tokens."
     )
     seed: int = Field(0, ge=0, description="Order in which documents are drawn.")
-    column: str | None = Field(None, description="Column holding the text or the messages. None: `text`, else `messages`.")
+    column: str | None = Field(None, description="Column with the text. None: `text`, else `messages`.")
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> CorpusParams:
