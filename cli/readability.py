@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +124,8 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
     return records
 
 
-def page(organisms: Sequence[str], methods: Sequence[str]) -> str:
-    """The whole page, in Markdown."""
+def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
+    """The page in Markdown as far as it goes, after every organism."""
     sections = [HEAD.strip()]
     relevance = [["organism", "lens of the difference", "lens of base", "lens of finetuned", "patchscope", "diff mining"]]
     for organism in organisms:
@@ -136,9 +136,8 @@ def page(organisms: Sequence[str], methods: Sequence[str]) -> str:
         sections += [f"## `{organism}`", _table(rows)]
         if {"activation_difference_lens", "patchscope", "logit_diff_topk_occurring"} <= set(records):
             relevance.append([f"`{organism}`", *relevance_row(records, name)])
-    if len(relevance) > 1:
-        sections += [RELEVANCE.strip(), _table(relevance)]
-    return "\n\n".join(sections) + "\n"
+        end = [RELEVANCE.strip(), _table(relevance)] if len(relevance) > 1 else []
+        yield "\n\n".join([*sections, *end]) + "\n"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -155,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default=",".join(name for name in all_methods() if name not in SKIPPED), help="comma-separated")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
     chosen = parser.parse_args(arguments)
-    text = page(chosen.organisms.split(","), chosen.methods.split(","))
-    chosen.out.write_text(text, encoding="utf-8")
+    for text in page(chosen.organisms.split(","), chosen.methods.split(",")):
+        chosen.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,6 @@ def test_evidence_is_judged_by_the_ground_truth() -> None:
 
 
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
-    text = page(["identical"], ["weight_difference"])
+    [text] = page(["identical"], ["weight_difference"])
     assert "## `identical`" in text
     assert "| weight_difference | no | - | - | - |" in text
