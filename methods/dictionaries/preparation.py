@@ -14,7 +14,6 @@ from torch import Tensor
 
 from methods.dictionaries.files import load_dictionary, save_dictionary
 from methods.dictionaries.models import SparseDictionary
-from methods.dictionaries.outliers import without_outliers
 from methods.dictionaries.params import DictionaryParams
 from methods.dictionaries.recipe import Kind, TrainingRecipe
 from methods.dictionaries.training import CurvePoint, RowsOf, Training, fit_normalisation, train
@@ -22,6 +21,7 @@ from model_pairs.layers import resolve_layer
 from organisms.errors import InvalidInput
 from organisms.progress import Progress
 from organisms.settings import settings
+from preprocessing.activation_outliers import without_outliers
 from preprocessing.activation_sources import activations_of
 from preprocessing.activations import ActivationBlock, PairedActivations
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from methods.dictionaries.outliers import without_outliers
 from methods.example_views import example_row
 from methods.example_writing import activation_contexts, examples_of
 from methods.lens import Lens
@@ -18,6 +17,7 @@ from methods.pca.judgement import STABLE, control_level, judge
 from methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
 from methods.words import vocabulary
 from model_pairs.layers import resolve_layers
+from preprocessing.activation_outliers import without_outliers
 from preprocessing.activation_sources import activations_of
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
-"""Leaves out tokens whose activations are outliers: attention sinks (not the first token alone) have norms tens of times the usual, and a dictionary trained on
-squared errors would spend itself on them."""
+"""Leaves out tokens whose activations are outliers: attention sinks (not the first token alone) have norms tens of times the usual, and whatever minimises
+squared errors (principal components, dictionaries) would spend itself on them."""
 
 from __future__ import annotations
 
