@@ -54,11 +54,12 @@ def kinds(tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> Callable[[str
         model = tiny_models(attention_bias=True, mlp_bias=True)
         if kind == "full":
             return make_pair(model, finetuned=tiny_models(attention_bias=True, mlp_bias=True, change=retrain))
-        config: dict[str, Any] = {
+        configs: dict[str, dict[str, Any]] = {
             "lora_bias": {"targets": ["q_proj", "down_proj"], "lora_bias": True},
             "saved": {"targets": ["q_proj"], "modules_to_save": ["lm_head"]},
             "tokens": {"targets": ["v_proj", "embed_tokens"]},
-        }.get(kind, {})
+        }
+        config = configs.get(kind, {})
         other = tiny_adapters(model, seed=5, scale=0.2, targets=["q_proj", "down_proj"]) if kind == "two adapters" else None
         return make_pair(model, base_adapter=other, adapter=tiny_adapters(model, scale=0.2, **config), merge=kind == "merged")
 
