@@ -41,8 +41,12 @@ class Reading:
 
 
 def strongest_ids(reading: Reading, words: Vocabulary, count: int) -> list[int]:
-    """The first tokens by z, special ones left out."""
-    return [int(index) for index in reading.order("z")[: count + int(words.special.sum())] if not words.special[index]][:count]
+    """The first tokens by z, special ones left out; the head of `Reading.order`, without sorting the vocabulary."""
+    ordinary = np.flatnonzero(~words.special)
+    if len(ordinary) > count:
+        z = reading.z[ordinary]
+        ordinary = ordinary[z >= np.partition(z, len(z) - count)[len(z) - count]]  # with all that tie for the last place
+    return [int(index) for index in ordinary[np.lexsort((-reading.probability[ordinary], -reading.z[ordinary]))][:count]]
 
 
 def strongest(reading: Reading, words: Vocabulary, count: int) -> list[LensToken]:

@@ -91,7 +91,7 @@ class WeightDifference(DiffingMethod[WeightDifferenceParams, WeightDifferenceRes
     title: ClassVar[str] = "Weight difference"
     Params: ClassVar[type[BaseModel]] = WeightDifferenceParams
     Result: ClassVar[type[MethodResult]] = WeightDifferenceResult
-    cost: ClassVar[Cost] = "seconds"
+    cost: ClassVar[Cost] = "minutes"
     views: ClassVar[Mapping[str, View]] = {
         "modules": View("modules", "Norm, relative norm, effective rank and singular values of every parameter.", views.ModulesParams, views.modules),
         "directions": View(

@@ -146,7 +146,7 @@ def _read(
             norms = typical_norms(pair, side, layers, progress)
             lens = Lens(pair, side, norms[pair.num_layers - 1], params.random_directions, _SEED)
             vectors = [directions[place].values for place in kinds["writes"]]
-            readings |= dict(zip(kinds["writes"], read_written(lens, vectors, ~words.special, progress), strict=True))
+            readings |= dict(zip(kinds["writes"], read_written(lens, vectors, progress), strict=True))
         if kinds["reads"]:
             vectors = [directions[place].values for place in kinds["reads"]]
             readings |= dict(zip(kinds["reads"], read_embeddings(pair, side, vectors, progress), strict=True))

@@ -25,25 +25,15 @@ _DIRECTIONS = 64
 BothSigns = tuple[Reading, Reading]
 
 
-def read_written(lens: Lens, directions: Sequence[Tensor], ordinary: np.ndarray, progress: Progress) -> list[BothSigns]:
-    """What each direction [d_model] promotes, and what its negative does. `ordinary` [V] bool: tokens that are not special."""
+def read_written(lens: Lens, directions: Sequence[Tensor], progress: Progress) -> list[BothSigns]:
+    """What each direction [d_model] promotes, and what its negative does."""
     found = []
     for done, direction in enumerate(directions):
         progress(done, len(directions), "reading directions")
         readings = lens.read(direction)
         if readings is not None:  # unit vectors are never zero
-            found.append((_against_vocabulary(readings[0], ordinary), _against_vocabulary(readings[1], ordinary)))
+            found.append(readings)
     return found
-
-
-def _against_vocabulary(reading: Reading, ordinary: np.ndarray) -> Reading:
-    """z-scores less their mean over the vocabulary, and over their spread where that is larger than random directions'.
-
-    Training on anything moves late layers along directions that all rare (or all frequent) tokens share: there every token is far from what a random
-    direction gives it, and none is far from the others.
-    """
-    centred = reading.z - reading.z[ordinary].mean()
-    return Reading(centred / max(1.0, float(centred[ordinary].std())), reading.probability)
 
 
 def read_embeddings(pair: LoadedPair, side: Side, directions: Sequence[Tensor], progress: Progress) -> list[BothSigns]:
