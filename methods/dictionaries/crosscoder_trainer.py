@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.dictionaries.models import Normalisation, SparseDictionary, selection_weights
+from methods.dictionaries.models import Normalisation, Selection, SparseDictionary, selection_weights
 from methods.dictionaries.recipe import AUXILIARY, TrainingRecipe
 from methods.dictionaries.selection import batch_top_k
 
 SOURCES = 2
 _INITIAL_NORM = 1.0
 """Decoder norm of each source at the start."""
+_SELECTION: Selection = "sum"
 
 
 class CrosscoderTrainer:
@@ -49,7 +50,7 @@ class CrosscoderTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(number)
         raw = torch.addmm(self.encoder_bias, rows, self.encoder)
-        weights = selection_weights(self.decoder, SOURCES, "sum")
+        weights = selection_weights(self.decoder, SOURCES, _SELECTION)
         if recipe.kind == "batch_top_k":
             active, smallest = batch_top_k(raw, raw.detach() * weights.detach(), recipe.k * len(rows))
             self._follow(number, smallest)
@@ -80,7 +81,8 @@ class CrosscoderTrainer:
         self.threshold = smallest if self.threshold < 0 else memory * self.threshold + (1 - memory) * smallest
 
     def _auxiliary(self, raw: Tensor, error: Tensor) -> Tensor:
-        """What the strongest dead latents leave of the error, over its variance."""
+        """What the strongest dead latents leave of the error, in the units of the loss: over its variance, as where the loss is normalised too, it would be too
+        small to bring a latent back."""
         dead = (self.silent >= self.recipe.dead_after).nonzero().squeeze(1)
         if not len(dead):
             return error.new_zeros(())
@@ -89,8 +91,7 @@ class CrosscoderTrainer:
         if count < len(dead):
             least = torch.topk(chosen.detach(), count, dim=1, sorted=False).values.amin(1, keepdim=True)
             chosen = chosen * (chosen >= least)
-        left = (chosen @ self.decoder[dead] + error).square().sum(1).mean()
-        return left / (error - error.mean(0)).square().sum(1).mean().clamp_min(1e-12)
+        return (chosen @ self.decoder[dead] + error).square().sum(1).mean()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
@@ -112,7 +113,7 @@ class CrosscoderTrainer:
         return SparseDictionary(
             **values,
             threshold=threshold.expand(self.recipe.latents).clone(),
-            selection="sum",
+            selection=_SELECTION,
             normalisation=normalisation,
             sources=SOURCES,
         )

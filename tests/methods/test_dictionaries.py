@@ -26,8 +26,8 @@ from methods.sae_difference.analysis import analyse as analyse_sae
 from organisms.errors import Cancelled, InvalidInput
 from tests.methods.planted_latents import PlantedActivations, plant
 
-BENCHMARK = {"kind": "batch_top_k", "latents": 512, "k": 8, "steps": 1500, "batch_rows": 512, "learning_rate": 1e-3, "validate_every": 500}
-SMALL = {"kind": "batch_top_k", "latents": 96, "k": 3, "steps": 400, "batch_rows": 256, "learning_rate": 3e-3, "validate_every": 100}
+BENCHMARK = {"kind": "batch_top_k", "latents": 512, "k": 8, "steps": 1500, "batch_rows": 512, "learning_rate": 5e-3, "validate_every": 500}
+SMALL = {"kind": "batch_top_k", "latents": 96, "k": 3, "steps": 400, "batch_rows": 256, "learning_rate": 8e-3, "validate_every": 100}
 SMALL_DATA = {"features": 40, "own": 3, "d_model": 24, "mean_active": 2.0}
 
 
