@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from methods.dictionaries.models import Normalisation, Selection, SparseDictionary, selection_weights
-from methods.dictionaries.recipe import AUXILIARY, TrainingRecipe
+from methods.dictionaries.recipe import TrainingRecipe
 from methods.dictionaries.selection import batch_top_k
 
 SOURCES = 2
 _INITIAL_NORM = 1.0
 """Decoder norm of each source at the start."""
+_AUXILIARY = 1 / 8
+"""Weight of the auxiliary loss, in the units of the loss. With 1/32 latents of rare features (0.5 % of the tokens) merge or come late."""
 _SELECTION: Selection = "sum"
 
 
@@ -58,7 +60,7 @@ class CrosscoderTrainer:
             active = torch.relu(raw)
         error = torch.addmm(self.decoder_bias, active, self.decoder) - rows
         squared = error.square().sum(1).mean()
-        penalty = recipe.l1_weight * (active.mean(0) * weights).sum() if recipe.kind == "l1" else AUXILIARY * self._auxiliary(raw, error.detach())
+        penalty = recipe.l1_weight * (active.mean(0) * weights).sum() if recipe.kind == "l1" else _AUXILIARY * self._auxiliary(raw, error.detach())
         loss = squared + penalty
         self.silent += len(rows)
         self.silent[active.detach().amax(0) > 0] = 0
