@@ -9,13 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.dictionaries.models import Normalisation, SparseDictionary, selection_weights
-from methods.dictionaries.recipe import AUXILIARY, TrainingRecipe
+from methods.dictionaries.models import Normalisation, Selection, SparseDictionary, selection_weights
+from methods.dictionaries.recipe import TrainingRecipe
 from methods.dictionaries.selection import batch_top_k
 
 SOURCES = 2
 _INITIAL_NORM = 1.0
 """Decoder norm of each source at the start."""
+_AUXILIARY = 1 / 8
+"""Weight of the auxiliary loss, in the units of the loss. With 1/32 latents of rare features (0.5 % of the tokens) merge or come late."""
+_SELECTION: Selection = "sum"
 
 
 class CrosscoderTrainer:
@@ -49,7 +52,7 @@ class CrosscoderTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(number)
         raw = torch.addmm(self.encoder_bias, rows, self.encoder)
-        weights = selection_weights(self.decoder, SOURCES, "sum")
+        weights = selection_weights(self.decoder, SOURCES, _SELECTION)
         if recipe.kind == "batch_top_k":
             active, smallest = batch_top_k(raw, raw.detach() * weights.detach(), recipe.k * len(rows))
             self._follow(number, smallest)
@@ -57,7 +60,7 @@ class CrosscoderTrainer:
             active = torch.relu(raw)
         error = torch.addmm(self.decoder_bias, active, self.decoder) - rows
         squared = error.square().sum(1).mean()
-        penalty = recipe.l1_weight * (active.mean(0) * weights).sum() if recipe.kind == "l1" else AUXILIARY * self._auxiliary(raw, error.detach())
+        penalty = recipe.l1_weight * (active.mean(0) * weights).sum() if recipe.kind == "l1" else _AUXILIARY * self._auxiliary(raw, error.detach())
         loss = squared + penalty
         self.silent += len(rows)
         self.silent[active.detach().amax(0) > 0] = 0
@@ -80,7 +83,8 @@ class CrosscoderTrainer:
         self.threshold = smallest if self.threshold < 0 else memory * self.threshold + (1 - memory) * smallest
 
     def _auxiliary(self, raw: Tensor, error: Tensor) -> Tensor:
-        """What the strongest dead latents leave of the error, over its variance."""
+        """What the strongest dead latents leave of the error, in the units of the loss: over its variance, as where the loss is normalised too, it would be too
+        small to bring a latent back."""
         dead = (self.silent >= self.recipe.dead_after).nonzero().squeeze(1)
         if not len(dead):
             return error.new_zeros(())
@@ -89,8 +93,7 @@ class CrosscoderTrainer:
         if count < len(dead):
             least = torch.topk(chosen.detach(), count, dim=1, sorted=False).values.amin(1, keepdim=True)
             chosen = chosen * (chosen >= least)
-        left = (chosen @ self.decoder[dead] + error).square().sum(1).mean()
-        return left / (error - error.mean(0)).square().sum(1).mean().clamp_min(1e-12)
+        return (chosen @ self.decoder[dead] + error).square().sum(1).mean()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
@@ -112,7 +115,7 @@ class CrosscoderTrainer:
         return SparseDictionary(
             **values,
             threshold=threshold.expand(self.recipe.latents).clone(),
-            selection="sum",
+            selection=_SELECTION,
             normalisation=normalisation,
             sources=SOURCES,
         )

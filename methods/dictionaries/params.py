@@ -19,7 +19,7 @@ class DictionaryParams(ActivationSourceParams):
     k: int = Field(32, ge=1, le=4096, description="Mean active latents a token (BatchTopK).")
     steps: int = Field(600, ge=1, le=10_000_000, description="Training steps.")
     batch_rows: int = Field(1024, ge=2, le=65_536, description="Tokens a step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Highest learning rate of Adam.")
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Highest learning rate of Adam; None: 0.04 / sqrt(d_model).")
     patience: int | None = Field(5, ge=1, description="Validations (every 100 steps) without gain before the training stops; None: never.")
     training_seed: int = Field(0, ge=0, description="Initial weights and order of the tokens.")
     held_out: float = Field(0.2, gt=0, lt=1, description="Share of the tokens that judge the dictionary and are never trained on.")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair
 
 READ_ROWS = 2048
+RELATIVE_LEARNING_RATE = 0.04
+"""Learning rate in units of an entry of a decoder vector of length 1."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def prepare(
         k=min(params.k, max(1, round(params.expansion * pair.d_model) // 2)),
         steps=params.steps,
         batch_rows=params.batch_rows,
-        learning_rate=params.learning_rate,
+        learning_rate=params.learning_rate or RELATIVE_LEARNING_RATE / pair.d_model**0.5,
         patience=params.patience,
         seed=params.training_seed,
         **recipe,

@@ -12,7 +12,7 @@ AUXILIARY = 1 / 32
 """Weight of the loss that lets dead latents explain what is left (Gao et al., arXiv 2406.04093)."""
 DEAD_TOKENS = 10_000_000
 """Tokens without firing after which a latent counts as dead, in long trainings; short ones take `DEAD_SHARE` of their tokens."""
-DEAD_SHARE = 0.05
+DEAD_SHARE = 0.01
 WARMUP_STEPS = 1000
 WARMUP_SHARE = 0.05
 """The learning rate rises over this share of the steps, `WARMUP_STEPS` at most."""

@@ -74,7 +74,8 @@ def plant(
 ) -> PlantedActivations:
     """Features are active independently, `mean_active` a token, with strengths uniform in [0.5, 1.5]; the last `own` are the finetuned model's alone
     (at `own_rate` when given, the last of them at `last_rate`). Noise differs between the models unless they are identical."""
-    generator = torch.Generator().manual_seed(seed)
+    # Another stream than that of the weights: with equal seeds the first weights would be the planted directions.
+    generator = torch.Generator().manual_seed(1_000_003 + seed)
     directions = torch.randn(features, d_model, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
     rate = torch.full((features,), mean_active / features)

@@ -26,8 +26,8 @@ from methods.sae_difference.analysis import analyse as analyse_sae
 from organisms.errors import Cancelled, InvalidInput
 from tests.methods.planted_latents import PlantedActivations, plant
 
-BENCHMARK = {"kind": "batch_top_k", "latents": 512, "k": 8, "steps": 1500, "batch_rows": 512, "learning_rate": 1e-3, "validate_every": 500}
-SMALL = {"kind": "batch_top_k", "latents": 96, "k": 3, "steps": 400, "batch_rows": 256, "learning_rate": 3e-3, "validate_every": 100}
+BENCHMARK = {"kind": "batch_top_k", "latents": 512, "k": 8, "steps": 1500, "batch_rows": 512, "learning_rate": 5e-3, "validate_every": 500}
+SMALL = {"kind": "batch_top_k", "latents": 96, "k": 3, "steps": 400, "batch_rows": 256, "learning_rate": 8e-3, "validate_every": 100}
 SMALL_DATA = {"features": 40, "own": 3, "d_model": 24, "mean_active": 2.0}
 
 
@@ -101,11 +101,17 @@ def test_exchanged_models_exchange_owners(small: Any) -> None:
 
 
 def test_rare_latents_that_decoder_norms_miss_are_found_by_latent_scaling() -> None:
+    """Features on 0.5 % of the tokens: before their norms have had the time to part, the ratios have."""
     data = plant(3, 60_000, own_rate=0.005, **SMALL_DATA)
-    analysis, prepared = crosscoder(data, **SMALL | {"steps": 800})
+    analysis, prepared = crosscoder(data, **SMALL | {"steps": 800, "learning_rate": 1.5e-3})
     owned = [latent for latent, owner in enumerate(analysis.columns["owner"]) if owner == "finetuned"]
-    assert set(matches(data, prepared.dictionary.decoder_of(1)[owned])) >= set(data.own)
-    assert any(analysis.columns["tag"][latent] != "finetuned_only" for latent in owned)
+    cosine = torch.nn.functional.normalize(prepared.dictionary.decoder_of(1)[owned], dim=1) @ data.directions.T
+    nearest = {int(feature) for feature in cosine.argmax(1)}
+    assert nearest <= set(data.own)
+    assert len(nearest) >= 2
+    assert analysis.owned("base") == 0
+    assert "finetuned_only" not in [analysis.columns["tag"][latent] for latent in owned]
+    assert max(analysis.columns["ratio_error"][latent] for latent in owned) < 0.2
 
 
 def test_dedicated_latents_stay_of_one_model() -> None:

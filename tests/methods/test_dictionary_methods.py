@@ -19,7 +19,7 @@ from organisms.errors import InvalidInput, UnknownName
 
 NAMES = ("crosscoder", "sae_difference")
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
-SIZE = {"max_samples": 80, "max_tokens": 16, "layer": 1, "steps": 120, "batch_rows": 128, "k": 4, "expansion": 1.5, "learning_rate": 3e-3}
+SIZE = {"max_samples": 80, "max_tokens": 16, "layer": 1, "steps": 120, "batch_rows": 128, "k": 4, "expansion": 1.5}
 
 
 @pytest.fixture(scope="module")
