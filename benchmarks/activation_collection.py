@@ -117,7 +117,7 @@ def stopped_passes(models: tuple[Callable[[], Any], Callable[[], Any]], batches:
                 handle.remove()
 
 
-def tidy(*_: object) -> None:
+def tidy(done: float, total: float | None = None, message: str = "") -> None:
     """A `Progress` that collects garbage and returns free memory to the system."""
     resident_bytes()
 
