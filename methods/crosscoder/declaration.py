@@ -65,7 +65,7 @@ class Crosscoder(DiffingMethod[CrosscoderParams, CrosscoderResult]):
     chance on held-out tokens; stands out when the finetuned model owns more than the base does. Give RUN/latentN to `steering`, `patchscope` or
     `causal_effect`. Read the examples: a latent is what it fires on. On text far from what was taught its latents may never fire: choose the corpus
     accordingly. `dedicated` sets latents apart for each model (finds more, with more false ones).
-    Views: `latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` (by text)."""
+    Views: `latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` (by text), `examples`."""
 
     name: ClassVar[str] = "crosscoder"
     title: ClassVar[str] = "Crosscoder"

@@ -1,66 +1,71 @@
-"""Where chosen latents fire: the strongest places and some of each quantile, one a document, as columns of a table."""
+"""Where chosen latents fire: the strongest places of each quantile bin, one a document, put into the run's store of examples."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from methods.dictionaries.models import SparseDictionary
+from methods.dictionaries.rows import Example, latent_name, shown_example
 from methods.dictionaries.training import RowsOf
-from methods.words import token_texts
+from methods.example_writing import activation_contexts, examples_of
+from methods.top_examples import TopExamples
 from preprocessing.activations import PairedActivations
 
-TOP = 5
-PER_QUANTILE = 2
+if TYPE_CHECKING:
+    from methods.contract import RunWriter
+
+PER_BIN = 5
 QUANTILES = (0.25, 0.5, 0.75, 0.95)
-BEFORE, AFTER = 16, 8
-"""Tokens shown around the strongest one."""
+"""Inner edges of the bins, as shares of a latent's largest activation."""
 MAX_TOKENS = 1_000_000
 """Tokens looked at, at most."""
 _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class _Firing:
-    """Every firing of one latent, by token."""
+class _Firings:
+    """Every firing of the chosen latents [N], ordered by latent and token. `latents` are indices among the chosen ones."""
 
-    tokens: np.ndarray
+    latents: np.ndarray
+    samples: np.ndarray
+    places: np.ndarray
     values: np.ndarray
 
 
-def example_columns(
-    reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDictionary, latents: Sequence[int], tokenizer: Any, seed: int = 0
-) -> dict[str, list[Any]]:
-    """Columns `latent`, `quantile`, `activation`, `sample`, `position` (content token of the sample), `mark` (index within `tokens`), `tokens` and
-    `activations` (a token each)."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("latent", "quantile", "activation", "sample", "position", "mark", "tokens", "activations")}
-    chooser = random.Random(seed)
-    for latent, firing in zip(latents, _firings(reader, rows_of, dictionary, latents), strict=True):
-        if not len(firing.tokens):
-            continue
-        samples, places = (found.numpy() for found in reader.locate(torch.from_numpy(firing.tokens)))
-        for index, quantile in _chosen(firing, samples, chooser):
-            sample, place = int(samples[index]), int(places[index])
-            ids = reader.sample_ids(sample)
-            first, last = max(0, place - BEFORE), min(len(ids), place + AFTER + 1)
-            columns["latent"].append(latent)
-            columns["quantile"].append(quantile)
-            columns["activation"].append(float(firing.values[index]))
-            columns["sample"].append(sample)
-            columns["position"].append(place + reader.first_position)
-            columns["mark"].append(place - first)
-            columns["tokens"].append(token_texts(tokenizer, ids[first:last]))
-            columns["activations"].append(_around(firing, int(firing.tokens[index]) - place + first, last - first))
-    return columns
+def write_examples(
+    reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDictionary, latents: Sequence[int], tokenizer: Any, run: RunWriter
+) -> dict[int, list[Example]]:
+    """Stores the examples of `latents`; gives those of each, strongest first."""
+    found = _firings(reader, rows_of, dictionary, latents)
+    largest = np.ones(len(latents))
+    for latent in np.unique(found.latents):
+        largest[latent] = found.values[found.latents == latent].max()
+    top = TopExamples(PER_BIN, QUANTILES, largest, least=0.0)
+    top.add(found.latents, found.values, found.samples, found.places + reader.first_position)
+    bounds = np.searchsorted(found.latents, np.arange(len(latents) + 1))
+
+    def scores(latent: int, sample: int) -> np.ndarray:
+        part = slice(bounds[latent], bounds[latent + 1])
+        inside = found.samples[part] == sample
+        given = np.zeros(len(reader.sample_ids(sample)), dtype=np.float32)
+        given[found.places[part][inside]] = found.values[part][inside]
+        return given
+
+    made = list(examples_of(top.found(), lambda latent: latent_name(latents[latent]), activation_contexts(reader, tokenizer), scores))
+    run.examples(PER_BIN).append(made)
+    shown: dict[int, list[Example]] = {}
+    by_name = {latent_name(latent): latent for latent in latents}
+    for example in sorted(made, key=lambda example: -example.score):
+        shown.setdefault(by_name[example.feature], []).append(shown_example(example))
+    return shown
 
 
-def _firings(reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDictionary, latents: Sequence[int]) -> list[_Firing]:
+def _firings(reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDictionary, latents: Sequence[int]) -> _Firings:
     chosen = torch.as_tensor(latents, device=dictionary.decoder.device)
     part = replace(
         dictionary,
@@ -74,27 +79,7 @@ def _firings(reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDicti
         activations = part.encode(part.normalisation.apply(rows_of(block).to(part.decoder.device))).cpu()
         rows, columns = activations.nonzero(as_tuple=True)
         found.append((columns, block.tokens[rows], activations[rows, columns]))
-    owners, where, strengths = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
-    order = np.lexsort((where, owners))
-    bounds = np.searchsorted(owners[order], np.arange(len(latents) + 1))
-    return [_Firing(where[order[first:last]], strengths[order[first:last]]) for first, last in pairwise(bounds)]
-
-
-def _chosen(firing: _Firing, samples: np.ndarray, chooser: random.Random) -> list[tuple[int, str]]:
-    """Indices of the strongest firings and of some in each quantile of the largest one; the strongest of each document alone."""
-    order = np.argsort(-firing.values, kind="stable")
-    _, first = np.unique(samples[order], return_index=True)
-    ranked = order[np.sort(first)]
-    result = [(int(index), "top") for index in ranked[:TOP]]
-    shares = firing.values[ranked] / firing.values[ranked[0]]
-    bounds = (0.0, *QUANTILES, 1.0)
-    for low, high in zip(bounds[-2::-1], bounds[:0:-1], strict=True):
-        inside = [int(index) for index in ranked[TOP:][(shares[TOP:] > low) & (shares[TOP:] <= high)]]
-        result += [(index, f"{low:g}-{high:g}") for index in sorted(chooser.sample(inside, min(PER_QUANTILE, len(inside))))]
-    return result
-
-
-def _around(firing: _Firing, first: int, count: int) -> list[float]:
-    wanted = np.arange(first, first + count)
-    places = np.searchsorted(firing.tokens, wanted).clip(max=len(firing.tokens) - 1)
-    return [round(float(value), 4) for value in np.where(firing.tokens[places] == wanted, firing.values[places], 0.0)]
+    owners, tokens, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    samples, places = reader.locate(tokens)
+    order = np.lexsort((tokens.numpy(), owners.numpy()))
+    return _Firings(*(column.numpy()[order] for column in (owners, samples, places, values)))

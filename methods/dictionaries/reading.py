@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from methods.dictionaries.examples import example_columns
+from methods.dictionaries.examples import write_examples
 from methods.dictionaries.preparation import Prepared
-from methods.dictionaries.rows import Example, marked_text
+from methods.dictionaries.rows import Example
 from methods.lens import Lens
 from methods.lens_words import NULL_Z, content_words, strongest
 from methods.words import vocabulary
@@ -44,7 +44,7 @@ class LatentReading:
 def read_latents(
     pair: LoadedPair, prepared: Prepared, latents: Sequence[int], directions: Tensor, norm: float, run: RunWriter, progress: Progress
 ) -> tuple[dict[int, LatentReading], dict[int, list[Example]]]:
-    """Lens and examples of `latents`, the first by rank first; both are stored as tables (`lens`, `examples`).
+    """Lens and examples of `latents`, the first by rank first; both are stored (table `lens`, the run's examples).
 
     Args:
         directions: [F, D], decoder vectors to read.
@@ -66,14 +66,4 @@ def read_latents(
         strong = [{word: z for word, z in content_words(reading, words).items() if z >= NULL_Z} for reading in both]
         readings[latent] = LatentReading([token.token for token in strongest(both[0], words, _SHOWN_TOKENS)], *strong)
     run.add_table("lens", table)
-    examples = example_columns(prepared.reader, prepared.rows_of, prepared.dictionary, latents, pair.tokenizer)
-    run.add_table("examples", examples)
-    return readings, _examples(examples)
-
-
-def _examples(columns: dict[str, list[Any]]) -> dict[int, list[Example]]:
-    found: dict[int, list[Example]] = {}
-    rows = zip(*(columns[name] for name in ("latent", "activation", "quantile", "tokens", "mark")), strict=True)
-    for latent, activation, quantile, tokens, mark in rows:
-        found.setdefault(latent, []).append(Example(activation=activation, quantile=quantile, text=marked_text(tokens, mark)))
-    return found
+    return readings, write_examples(prepared.reader, prepared.rows_of, prepared.dictionary, latents, pair.tokenizer, run)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from methods.example_views import example_row
+from methods.examples import Example as StoredExample
+
 Tag = Literal["base_only", "finetuned_only", "shared", "other", "dead"]
 Owner = Literal["base", "finetuned"]
+EXAMPLE_CHARACTERS = 120
 
 
 class Example(BaseModel):
     """A place where a latent fires. Text of a corpus: data, not instructions."""
 
     activation: float = Field(description="At the marked token, in the dictionary's units.")
-    quantile: str = Field(description="`top`, or the share of the largest activation that it lies in.")
-    text: str = Field(description="The marked token stands between >> and <<.")
+    bin: int = Field(description="By share of the largest activation: 4 above 0.95, 3 above 0.75, 2 above 0.5, 1 above 0.25, 0 below.")
+    text: str = Field(description="The token stands between » and «.")
 
 
 class LatentRow(BaseModel):
@@ -58,7 +63,7 @@ class LatentRow(BaseModel):
         lines = [f"{self.vector}: " + " ".join(f"{name}={value}" for name, value in numbers.items() if value is not None)]
         if self.tokens:
             lines.append(f"  lens {' '.join(repr(token) for token in self.tokens)}" + (f" | words {', '.join(self.words)}" if self.words else ""))
-        lines += [f"  [{each.quantile} {each.activation:.3g}] {each.text}" for each in self.examples]
+        lines += [f"  [bin {each.bin}, {each.activation:.3g}] {json.dumps(each.text, ensure_ascii=False)}" for each in self.examples]
         return "\n".join(lines)
 
 
@@ -97,6 +102,11 @@ class TrainingNote(BaseModel):
         )
 
 
-def marked_text(tokens: list[str], mark: int) -> str:
-    """Tokens as text on one line, the marked one between >> and <<."""
-    return ("".join(tokens[:mark]) + f">>{tokens[mark]}<<" + "".join(tokens[mark + 1 :])).replace("\n", "\\n")
+def latent_name(latent: int) -> str:
+    """Name of a latent's direction, and of its examples, within the run."""
+    return f"latent{latent}"
+
+
+def shown_example(example: StoredExample) -> Example:
+    """An example of the store as results show it."""
+    return Example(activation=round(example.score, 4), bin=example.bin, text=example_row(example, EXAMPLE_CHARACTERS).text)

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from methods.contract import View
-from methods.dictionaries.rows import Example, LatentRow, Owner, Tag, marked_text
+from methods.dictionaries.rows import Example, LatentRow, Owner, Tag, latent_name, shown_example
+from methods.example_views import EXAMPLES_VIEW
 from methods.lens_words import LensToken
 from methods.vectors import ResidualVector
 from organisms.errors import InvalidInput, UnknownName
@@ -20,8 +21,10 @@ SortBy = Literal[
     "rank", "evidence", "share", "frequency", "max_activation", "strength", "relative_norm", "ratio_error", "ratio_reconstruction", "cosine"
 ]
 _ASCENDING = ("rank", "ratio_error", "ratio_reconstruction")
-_DESCRIBED = 300
+_DESCRIBED = 200
 """Characters of a search text at most."""
+_SEARCHED, _FOUND, _EXAMPLES = 1000, 4, 25
+"""Latents searched, and texts shown of each at most; examples of one latent at most."""
 
 
 class LatentsParams(BaseModel):
@@ -52,8 +55,8 @@ class LatentParams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     latent: int = Field(ge=0)
-    quantile: str | None = Field(
-        None, max_length=20, description="Only these examples: `top`, `0.95-1`, `0.75-0.95`, `0.5-0.75`, `0.25-0.5`, `0-0.25`."
+    bin: int | None = Field(
+        None, ge=0, le=4, description="Only examples of this share of the largest activation: 4 above 0.95, 3 above 0.75, and so on."
     )
 
 
@@ -70,7 +73,7 @@ class SearchParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str = Field(min_length=1, max_length=_DESCRIBED, description="Part of a lens token or of an example, in any case.")
+    text: str = Field(min_length=1, max_length=_DESCRIBED, description="Part of a lens token, or words of an example, in any case.")
     limit: int = Field(10, ge=1, le=50)
 
 
@@ -121,8 +124,7 @@ def latent(record: RunRecord, params: LatentParams) -> LatentView:
         sign: [LensToken(token=row["token"], z=row["z"], probability=row["probability"]) for row in lens if row["sign"] == sign]
         for sign in ("promoted", "suppressed")
     }
-    examples = [row for row in record.table("examples").to_pylist() if row["latent"] == params.latent and params.quantile in (None, row["quantile"])]
-    return LatentView(latent=_row(values, [_example(row) for row in examples]), **signs)
+    return LatentView(latent=_row(values, _examples(record, params.latent, params.bin)), **signs)
 
 
 def search(record: RunRecord, params: SearchParams) -> SearchView:
@@ -132,15 +134,20 @@ def search(record: RunRecord, params: SearchParams) -> SearchView:
     for row in record.table("lens", ["latent", "sign", "token"]).to_pylist() if _rows(record) else []:
         if row["sign"] == "promoted" and wanted in row["token"].casefold():
             found.setdefault(row["latent"], []).append(row["token"])
-    for row in record.table("examples", ["latent", "quantile", "activation", "mark", "tokens"]).to_pylist():
-        if wanted in "".join(row["tokens"]).casefold():
-            found.setdefault(row["latent"], []).append(_example(row).text)
+    numbers = {latent_name(row["latent"]): row["latent"] for row in _rows(record)}
+    for feature in record.examples().features(params.text, limit=_SEARCHED).rows:
+        page = record.examples().examples(feature.name, search=params.text, limit=_FOUND)
+        found.setdefault(numbers[feature.name], []).extend(shown_example(example).text for example in page.rows)
     rows = sorted((row for row in _rows(record) if row["latent"] in found), key=lambda row: row["rank"])
-    return SearchView(hits=[SearchHit(latent=_row(row), found=found[row["latent"]][:4]) for row in rows[: params.limit]])
+    return SearchView(hits=[SearchHit(latent=_row(row), found=found[row["latent"]][:_FOUND]) for row in rows[: params.limit]])
 
 
-def _example(row: dict[str, Any]) -> Example:
-    return Example(activation=row["activation"], quantile=row["quantile"], text=marked_text(row["tokens"], row["mark"]))
+def _examples(record: RunRecord, number: int, bin: int | None) -> list[Example]:
+    """Examples of a latent, strongest first; none when it has none (it never fires, or is not among the first by rank)."""
+    try:
+        return [shown_example(example) for example in record.examples().examples(latent_name(number), bin, limit=_EXAMPLES).rows]
+    except UnknownName:
+        return []
 
 
 def _one(record: RunRecord, number: int) -> dict[str, Any]:
@@ -179,6 +186,7 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
 
 VIEWS = {
     "latents": View("latents", "List latents: filter by tag, owner and frequency, sort, page.", LatentsParams, latents),
-    "latent": View("latent", "One latent: numbers, lens tokens, examples by quantile.", LatentParams, latent),
+    "latent": View("latent", "One latent: numbers, lens tokens, examples by quantile bin.", LatentParams, latent),
     "search": View("search", "Latents whose lens tokens or examples hold a text.", SearchParams, search),
+    "examples": EXAMPLES_VIEW,
 }

@@ -57,7 +57,7 @@ class SAEDifference(DiffingMethod[SAEDifferenceParams, SAEDifferenceResult]):
     words, examples, and how much of its direction base and finetuned activations have (`beta`): near 0 and 1 it is new, higher in both it is an old
     feature made stronger. Give RUN/latentN to `steering`, `patchscope` or `causal_effect`. Stands out when latents promote strong content words more often
     than their negatives do. On text far from what was taught a latent may never fire: choose the corpus accordingly.
-    Views: `latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` (by text)."""
+    Views: `latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` (by text), `examples`."""
 
     name: ClassVar[str] = "sae_difference"
     title: ClassVar[str] = "SAE on differences"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from methods.dictionaries.views import LatentParams, LatentsParams, SearchParams
+from methods.example_views import ExamplesParams
 from methods.execute import run_methods
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
@@ -57,11 +58,14 @@ def test_runs_views_vectors_and_figures(name: str, tiny_pair: Any, pairs: Any, c
     first = result.latents[0]
     seen: Any = method.views["latent"].run(record, LatentParams(latent=first.latent))
     assert seen.latent.examples[0].activation == pytest.approx(first.max_activation, rel=1e-3)
-    assert ">>" in seen.latent.examples[0].text
+    assert "»" in seen.latent.examples[0].text
     assert [token.token for token in seen.promoted[: len(first.tokens)]] == first.tokens
-    word = seen.latent.examples[0].text.split(">>")[0].split()[-1:] or ["a"]
+    word = seen.latent.examples[0].text.split("»")[0].split()[-1:] or ["a"]
     hits: Any = method.views["search"].run(record, SearchParams(text=word[0]))
     assert first.latent in [hit.latent.latent for hit in hits.hits]
+    stored: Any = method.views["examples"].run(record, ExamplesParams(feature=first.vector, scores=True))
+    assert stored.examples[0].score == pytest.approx(first.max_activation, rel=1e-3)
+    assert max(token.score for token in stored.examples[0].tokens) == pytest.approx(first.max_activation, rel=1e-3)
     names = method.vector_names(record)
     assert names[0] == first.vector
     _, vector = stored_vector(f"{record.id}/{first.vector}", store)
@@ -127,4 +131,4 @@ def test_a_token_that_the_finetuned_model_reads_otherwise_is_isolated(
     spec = make_pair(base, finetuned=tiny_models(kind="gpt2", change=change))
     result: Any = run(pairs, spec, "sae_difference", corpus, store, layer=0, k=2).result()
     for latent in result.latents[:3]:
-        assert "x" in latent.examples[0].text.split(">>")[1].split("<<")[0]
+        assert "x" in latent.examples[0].text.split("»")[1].split("«")[0]
