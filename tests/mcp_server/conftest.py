@@ -72,8 +72,9 @@ def small_params() -> Callable[[str], dict[str, Any]]:
             "prefills": ["The", "One day", "It is"],
             "vector": vector,
             "vectors": [vector],
-            "random_directions": 4,
         }
+        if get_method(method).needs_vector:
+            small["random_directions"] = 4
         return {name: value for name, value in small.items() if name in fields}
 
     return params
