@@ -168,7 +168,7 @@ def test_unknown_organisms_are_refused_before_anything_starts() -> None:
         chosen_organisms(" , ")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.long)])
 def test_an_interrupted_command_keeps_what_is_finished_and_leaves_no_server(evaluation_settings: Path, number: signal.Signals, code: int) -> None:
     command = [
         sys.executable,

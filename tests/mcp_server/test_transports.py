@@ -215,7 +215,7 @@ async def _start_long_job(url: str, token: str, label: str) -> dict[str, Any]:
         return finished
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 async def test_the_http_server_ends_cleanly_with_a_running_job(
     data_folder: Path, tiny_pair: str, how: signal.Signals, serving_process: Serving
 ) -> None:
