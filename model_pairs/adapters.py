@@ -195,7 +195,7 @@ def check_landed(transformer: torch.nn.Module, name: str, tensors: dict[str, tor
     loaded: dict[str, torch.nn.Parameter] = {}
     for key, parameter in transformer.named_parameters(remove_duplicate=False):
         if f".{name}" in key:
-            loaded[key.removeprefix(_PREFIX).replace(f".modules_to_save.{name}", "").replace(f".{name}", "")] = parameter
+            loaded[_saved_name(key, name)] = parameter
     missing: list[str] = []
     different: list[str] = []
     for key, tensor in tensors.items():
@@ -216,6 +216,12 @@ def check_landed(transformer: torch.nn.Module, name: str, tensors: dict[str, tor
             "Check that the adapter was trained on this base model and saved by peft."
         )
     return list(loaded.values())
+
+
+def _saved_name(key: str, name: str) -> str:
+    """The name under which peft saves a parameter of adapter `name`."""
+    saved = key.removeprefix(_PREFIX).replace(f".modules_to_save.{name}", "").replace(f".{name}", "")
+    return saved.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
 
 
 def changes_nothing(tensors: dict[str, torch.Tensor]) -> bool:
@@ -262,7 +268,7 @@ def attach(resident: ResidentModel, folder: Path) -> AttachedAdapter:
                 ) from error
         except Exception:
             if name in getattr(resident.transformer, "peft_config", {}):
-                _delete(resident, name)
+                resident.transformer.delete_adapter(name)
             _find_slots(resident)
             _activate(resident, resident.active)
             raise
@@ -318,16 +324,10 @@ def detach(resident: ResidentModel, name: str) -> None:
         if name not in resident.adapters:
             return
         _put_in(resident)
-        _delete(resident, name)
+        resident.transformer.delete_adapter(name)
         del resident.adapters[name]
         _find_slots(resident)
         _activate(resident, None if resident.active == name else resident.active)
-
-
-def _delete(resident: ResidentModel, name: str) -> None:
-    resident.transformer.delete_adapter(name)
-    if resident.peft_active == name:
-        resident.peft_active = None
 
 
 def activate(resident: ResidentModel, name: str | None) -> None:
@@ -339,19 +339,27 @@ def activate(resident: ResidentModel, name: str | None) -> None:
 def _activate(resident: ResidentModel, name: str | None) -> None:
     """Put in the LoRA layers of adapter `name`, and the original layers everywhere else: the bare model pays nothing for adapters."""
     resident.active = name
-    modules = [slot.module_for(name) for slot in resident.slots]
-    # Peft's own switching walks through the whole model: it is only asked where its own modules run.
-    by_peft = resident.other_wrappers or any(module is slot.layer for module, slot in zip(modules, resident.slots, strict=True))
-    switch = by_peft and name is not None and resident.peft_active != name
-    if resident.other_wrappers or switch:
-        _put_in(resident)
-    if switch:
-        resident.transformer.set_adapter(name)
-        resident.peft_active = name
     if resident.other_wrappers:
+        _put_in(resident)
         _switch_other_wrappers(resident, name)
-    for slot, module in zip(resident.slots, modules, strict=True):
+    for slot in resident.slots:
+        module = slot.module_for(name)
+        if module is slot.layer:
+            _select(slot.layer, name)
         slot.parent._modules[slot.child_name] = module
+
+
+def _select(layer: Any, name: str | None) -> None:
+    """Let a layer of peft compute with adapter `name` only; without any when that is None or no adapter of this layer.
+
+    Layer by layer, because transformers' `set_adapter` walks the whole model and raises at the first layer that does not know `name`.
+    """
+    if not any(name in getattr(layer, part) for part in layer.adapter_layer_names):
+        if not layer.disable_adapters:
+            layer.enable_adapters(False)
+    elif layer.disable_adapters or layer.active_adapters != [name]:
+        layer.enable_adapters(True)
+        layer.set_adapter(name, inference_mode=True)
 
 
 def _switch_other_wrappers(resident: ResidentModel, name: str | None) -> None:
@@ -369,7 +377,7 @@ def _switch_other_wrappers(resident: ResidentModel, name: str | None) -> None:
             if used:
                 module.set_adapter(str(name))
         elif isinstance(module, BaseTunerLayer):
-            module.enable_adapters(name is not None)
+            _select(module, name)
 
 
 def _put_in(resident: ResidentModel) -> None:

@@ -38,7 +38,6 @@ class ResidentModel:
         self.adapters: dict[str, AttachedAdapter] = {}
         self.active: str | None = None
         """Name of the adapter that passes use now; None: the bare model."""
-        self.peft_active: str | None = None
         self.slots: list[Slot] = []
         """Where LoRA layers belong."""
         self.other_wrappers = False

@@ -252,11 +252,22 @@ def _switched(layer: Any, adapter: str | None) -> Iterator[None]:
 
 
 def _merged_weight(layer: Any, adapter: str | None) -> torch.Tensor:
-    """The weight that a layer with trained token rows stands for, as stored.
+    """The weight that a DoRA layer or one with trained token rows stands for, as stored.
+
+    DoRA (Liu et al., arXiv 2402.09353) gives each row of W + scaling * B A the norm that its magnitude vector says.
 
     Raises:
         InvalidInput: another of peft's layers.
     """
+    from peft.tuners.lora.layer import Linear
+
+    # A variable of its own: the type of peft's class would say that these dictionaries of modules are modules.
+    is_linear: bool = type(layer) is Linear
+    if is_linear and adapter in layer.lora_magnitude_vector:
+        added = layer.lora_B[adapter].weight.detach().double() @ layer.lora_A[adapter].weight.detach().double()
+        directions = layer.base_layer.weight.detach().double() + float(layer.scaling[adapter]) * added
+        magnitudes = layer.lora_magnitude_vector[adapter].weight.detach().double()
+        return (magnitudes[:, None] * directions / directions.norm(dim=1, keepdim=True)).float()
     if not hasattr(layer, "get_merged_weights"):
         raise InvalidInput(
             f"The adapter's {type(layer).__name__} cannot be written as a change of weights. Merge it into a full model and name that."

@@ -197,3 +197,43 @@ def test_identity_follows_content_not_paths(tiny_models, tiny_adapters, make_pai
     identities = [json.dumps(each.identity(), sort_keys=True) for each in (spec, *others)]
     assert len(set(identities)) == len(identities)
     assert str(folder) not in identities[0]
+
+
+KINDS_OF_ADAPTERS = {
+    "plain": {"targets": ["q_proj", "down_proj"]},
+    "dora": {"targets": ["q_proj", "down_proj"], "use_dora": True},
+    "bias": {"targets": ["q_proj"], "lora_bias": True},
+    "head replaced": {"targets": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "token rows": {"targets": ["q_proj"], "trainable_token_indices": [7, 30]},
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_ADAPTERS if kind != "plain"])
+def test_adapters_of_other_kinds_next_to_plain_ones(kind, tiny_models, tiny_adapters, make_pair):
+    """Each side computes what peft itself computes with its adapter alone, whichever other adapters are on the base and in whatever order they came and went."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_models(attention_bias=True, mlp_bias=True)
+    plain = tiny_adapters(folder, seed=2, scale=0.2, **KINDS_OF_ADAPTERS["plain"])
+    other = tiny_adapters(folder, seed=3, scale=0.2, **KINDS_OF_ADAPTERS[kind])
+
+    def expected(adapter):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(adapter))
+        with torch.inference_mode():
+            return model.eval()(TOKENS).logits
+
+    def computed(pair, side="finetuned"):
+        return pair.forward(side, TOKENS, ONES).logits
+
+    pairs = ModelPairs()
+    with pairs.use(make_pair(folder, adapter=plain)) as first:
+        base = computed(first, "base")
+        with pairs.use(make_pair(folder, base_adapter=plain, adapter=other)) as second:
+            for _ in range(2):
+                torch.testing.assert_close(computed(second), expected(other), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(computed(second, "base"), expected(plain), rtol=1e-4, atol=1e-5)
+                assert torch.equal(computed(first, "base"), base)
+    with pairs.use(make_pair(folder, adapter=other)) as third:
+        torch.testing.assert_close(computed(third), expected(other), rtol=1e-4, atol=1e-5)
+        assert torch.equal(computed(third, "base"), base)

@@ -57,6 +57,7 @@ def kinds(tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> Callable[[str
         configs: dict[str, dict[str, Any]] = {
             "lora_bias": {"targets": ["q_proj", "down_proj"], "lora_bias": True},
             "saved": {"targets": ["q_proj"], "modules_to_save": ["lm_head"]},
+            "dora": {"targets": ["q_proj", "down_proj"], "use_dora": True},
             "tokens": {"targets": ["v_proj", "embed_tokens"]},
         }
         config = configs.get(kind, {})
@@ -66,7 +67,7 @@ def kinds(tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> Callable[[str
     return build
 
 
-@pytest.mark.parametrize("kind", ["adapter", "two adapters", "full", "merged", "lora_bias", "saved", "tokens"])
+@pytest.mark.parametrize("kind", ["adapter", "two adapters", "full", "merged", "lora_bias", "saved", "dora", "tokens"])
 def test_the_ends_are_the_two_models_and_nothing_remains(kind: str, kinds: Callable[[str], Any]) -> None:
     with ModelPairs().use(kinds(kind)) as pair:
         base, finetuned = logits(pair, "base"), logits(pair)

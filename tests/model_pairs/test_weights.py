@@ -66,7 +66,9 @@ def test_two_adapters_of_one_base_differ_by_their_factors(tiny_models: Any, tiny
         assert bare[name].base_norm == pytest.approx(float(weight.norm()), rel=1e-5)
 
 
-@pytest.mark.parametrize("config", [{"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"use_rslora": True}, {"trainable_token_indices": [7, 9]}])
+@pytest.mark.parametrize(
+    "config", [{"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"use_rslora": True}, {"trainable_token_indices": [7, 9]}, {"use_dora": True}]
+)
 def test_other_adapters_equal_the_merged_model(config: Any, tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> None:
     pairs = ModelPairs()
     model = tiny_models(attention_bias=True, mlp_bias=True)  # adapters with a bias merge into modules that have one
