@@ -43,15 +43,6 @@ def save_dictionary(dictionary: SparseDictionary, folder: Path, config: dict[str
     return folder
 
 
-def push_dictionary(folder: Path, repository: str, private: bool = True) -> str:
-    """Upload a saved dictionary to a model repository of the hub, which is made when it does not exist. Returns its address."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=["model.safetensors", "config.json"]))
-
-
 def _crosscoder_tensors(dictionary: SparseDictionary) -> dict[str, Tensor]:
     sources, width, latents = dictionary.sources, dictionary.width, dictionary.num_latents
     code = next(number for number, selection in _SELECTIONS.items() if selection == dictionary.selection)

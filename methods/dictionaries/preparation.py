@@ -16,11 +16,11 @@ from methods.dictionaries.files import load_dictionary, save_dictionary
 from methods.dictionaries.models import SparseDictionary
 from methods.dictionaries.params import DictionaryParams
 from methods.dictionaries.recipe import Kind, TrainingRecipe
+from methods.dictionaries.stored import dictionaries_folder
 from methods.dictionaries.training import CurvePoint, RowsOf, Training, fit_normalisation, train
 from model_pairs.layers import resolve_layer
 from organisms.errors import InvalidInput
 from organisms.progress import Progress
-from organisms.settings import settings
 from preprocessing.activation_outliers import without_outliers
 from preprocessing.activation_sources import activations_of
 from preprocessing.activations import ActivationBlock, PairedActivations
@@ -130,7 +130,7 @@ def _trained(
     progress: Progress,
 ) -> tuple[Training, Path]:
     decided = [recipe.model_dump_json(), reader.content_hash, train_stop]
-    folder = settings().data_folder / "dictionaries" / hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
+    folder = dictionaries_folder() / hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
     if (folder / "model.safetensors").is_file():
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         dictionary = load_dictionary(str(folder), 1 if recipe.kind == "sae" else 2, pair.d_model).to(device)

@@ -1,0 +1,94 @@
+"""`diffing dictionaries`: the sparse autoencoders and crosscoders that were trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="Id of a dictionary, from `diffing dictionaries list`, or of a run that trained one.")
+]
+
+dictionaries = typer.Typer(help="List, copy and upload trained dictionaries.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(dictionaries, name="dictionaries")
+
+
+@dictionaries.command("list")
+def list_dictionaries(as_json: JsonOption = False) -> None:
+    """List the dictionaries, newest first."""
+    from cli.output import print_json, print_rows
+    from methods.dictionaries.stored import stored_dictionaries
+
+    found = stored_dictionaries()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            each.id,
+            each.kind,
+            each.layer,
+            each.d_model,
+            each.latents,
+            each.k,
+            each.steps,
+            "-" if each.variance_explained is None else f"{each.variance_explained:.3f}",
+            f"{each.megabytes:.1f} MB",
+        )
+        for each in found
+    ]
+    print_rows(("id", "kind", "layer", "d_model", "latents", "k", "steps", "variance explained", "size"), rows)
+
+
+@dictionaries.command("export")
+def export_dictionary(
+    source: SourceArgument, folder: Annotated[Path, typer.Argument(help="Where the copy goes.")], as_json: JsonOption = False
+) -> None:
+    """Copy a dictionary into a folder, in the layout of published ones; `--set dictionary=FOLDER` uses it."""
+    from cli.output import print_json, print_plain
+    from methods.dictionaries.stored import export
+
+    target = export(_folder(source), folder)
+    if as_json:
+        print_json({"folder": str(target)})
+    else:
+        print_plain(f"wrote {target}")
+
+
+@dictionaries.command("push")
+def push_dictionary(
+    source: SourceArgument,
+    repository: Annotated[str, typer.Argument(help="Model repository of the hub, `account/name`. Needs a token in HF_TOKEN.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private otherwise.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a dictionary to the hub; `--set dictionary=account/name` uses it."""
+    from cli.output import print_json, print_plain
+    from methods.dictionaries.stored import push
+
+    address = push(_folder(source), repository, private=not public)
+    if as_json:
+        print_json({"address": address})
+    else:
+        print_plain(f"uploaded: {address}")
+
+
+def _folder(source: str) -> Path:
+    from methods.dictionaries.stored import folder_of, folder_of_run, stored_dictionaries
+    from methods.runs import default_store
+    from organisms.errors import UnknownName
+
+    if any(each.id.startswith(source) for each in stored_dictionaries()):
+        return folder_of(source)
+    try:
+        record = default_store().get(source)
+    except UnknownName as error:
+        raise UnknownName(f"No trained dictionary and no run begins with {source!r}. `diffing dictionaries list` shows the dictionaries.") from error
+    return folder_of_run(record)
