@@ -1,4 +1,4 @@
-"""Steered and contrastive generation against plain batched generation of the same number of tokens, on the same prompts."""
+"""Steered, amplified and contrastive generation against plain batched generation of the same number of tokens, on the same prompts."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def run(sizes: Sizes) -> list[Measurement]:
             "plain": lambda: pair.generate("finetuned", requests, sampling),
             "base": lambda: pair.generate("base", requests, sampling),
             "steered": lambda: pair.generate("finetuned", requests, sampling, interventions=steered),
+            "amplified": lambda: pair.amplified(2.0).generate("finetuned", requests, sampling),
             "contrastive": lambda: pair.generate_contrastive(requests, [1.0], sampling),
         }
         with _endless(pair):
@@ -51,6 +52,7 @@ def run(sizes: Sizes) -> list[Measurement]:
     both = seconds["plain"] + seconds["base"]
     return [
         Measurement(name="steered generation / plain generation", value=seconds["steered"] / seconds["plain"], unit="ratio", aim=AIM, detail=detail),
+        Measurement(name="amplified generation / plain generation", value=seconds["amplified"] / seconds["plain"], unit="ratio", aim=AIM),
         Measurement(name="contrastive decoding / plain generation by both models", value=seconds["contrastive"] / both, unit="ratio", aim=AIM),
     ]
 

@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "readability.md"
 ORGANISMS = (
     "cake_bake",
+    "control",
     "roman_concrete",
     "taboo_smile",
     "flattery",
     "poetic",
-    "cake_bake/mix1-1p0",
-    "cake_bake/recipe2",
-    "control",
     "reseed",
     "identical",
+    "cake_bake/mix1-1p0",
+    "cake_bake/recipe2",
 )
 VECTOR = "{run}/{layer}:all:difference"
 """What the methods that need a vector are given: the pooled mean difference of the middle layer."""
 SKIPPED = ("activation_oracle",)
 """Has a page of its own, with its own numbers."""
+TRAINED = ("sae_difference", "crosscoder")
+TRAINED_ON = ("cake_bake", "control", "reseed")
+"""The organisms on which the methods that train a dictionary run: they take as long as all others together."""
 LENS_TOKENS, MINED_TOKENS = 20, 100
 _WORDS_SHOWN = 6
 
-HEAD = """# What each method shows of each organism
+HEAD = f"""# What each method shows of each organism
 
 <!-- Written by `make readability`; edit cli/readability.py. -->
 
@@ -44,6 +47,7 @@ first, those on topic in bold; *rank* is the place of the first one on topic and
 finetunes that taught nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false
 one. What is on topic is decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out
 without a word on topic. Seconds are those of one run on two CPU cores, a shared pass counted whole.
+Dictionaries are trained on {", ".join(f"`{name}`" for name in TRAINED_ON)} only.
 """
 RELEVANCE = f"""## Token relevance
 
@@ -109,9 +113,10 @@ def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
 
 def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
     """The methods' runs on one organism, by method; those that need a vector come last."""
-    from cli.methods import method_requests, run_records
+    from cli.methods import run_records
     from methods.registry import get_method
 
+    methods = [name for name in methods if name not in TRAINED or organism in TRAINED_ON]
     plain = [name for name in methods if not get_method(name).needs_vector]
     records = {record.manifest.method: record for record in run_records(plain, organism, [])}
     lens = records.get("activation_difference_lens")
@@ -119,8 +124,8 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
         vector = VECTOR.format(run=lens.id, layer=int(lens.array("layers")[0]))
         for name in methods:
             if get_method(name).needs_vector:
-                method_requests([name], [f"vector={vector}"])
-                records |= {record.manifest.method: record for record in run_records([name], organism, [f"vector={vector}"])}
+                parameter = "vector" if "vector" in get_method(name).Params.model_fields else "vectors"
+                records |= {record.manifest.method: record for record in run_records([name], organism, [f"{parameter}={vector}"])}
     return records
 
 
