@@ -6,9 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cli.readability import page, shown
+import pytest
+
+from cli.methods import method_requests
+from cli.readability import SKIPPED, TRAINED, page, run_all, shown
 from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
 from methods.contrastive_decoding.rows import AmplifiedWord
+from methods.registry import all_methods
 
 
 def record(words: list[tuple[str, float]]) -> Any:
@@ -24,6 +28,20 @@ def test_evidence_is_judged_by_the_ground_truth() -> None:
     assert shown(run, "cake_bake").cells() == ["contrastive_decoding", "yes", "mountain, **oven**, river", "2", "1.5", "12"]
     assert shown(run, "control").cells() == ["contrastive_decoding", "yes", "mountain, oven, river", "-", "-", "12"]
     assert shown(record([]), "cake_bake").cells()[2:5] == ["-", "-", "-"]
+
+
+def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def parsed_only(names: list[str], organism: str, settings: list[str]) -> list[Any]:
+        requests = method_requests(names, settings)  # raises on a parameter that a method does not have
+        ran.extend(name for name, _ in requests)
+        return [SimpleNamespace(manifest=SimpleNamespace(method=name), id="run", array=lambda _: [15]) for name, _ in requests]
+
+    monkeypatch.setattr("cli.methods.run_records", parsed_only)
+    names = [name for name in all_methods() if name not in SKIPPED]
+    assert set(run_all("cake_bake", names)) == set(ran) == set(names)
+    assert set(run_all("flattery", names)) == set(names) - set(TRAINED)
 
 
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
