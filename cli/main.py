@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from cli import activations, config, dictionaries, evaluate, investigations, methods, organisms, pairs, panel, runs, server, verbalizer
+from cli import activations, config, dictionaries, evaluate, investigations, methods, organisms, pairs, panel, relevance, runs, server, verbalizer
 from organisms.errors import Cancelled, DiffingError
 
 EXIT_EXPECTED_FAILURE = 2
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for part in (methods, runs, activations, dictionaries, pairs, organisms, verbalizer, server, config, investigations, evaluate, panel):
+for part in (methods, runs, activations, dictionaries, pairs, organisms, verbalizer, server, config, investigations, evaluate, relevance, panel):
     part.register(app)
 
 

@@ -35,6 +35,8 @@ SKIPPED = ("activation_oracle",)
 TRAINED = ("sae_difference", "crosscoder")
 TRAINED_ON = ("cake_bake", "control", "reseed")
 """The organisms on which the methods that train a dictionary run: they take as long as all others together."""
+RELEVANCE_METHODS = ("activation_difference_lens", "patchscope", "logit_diff_topk_occurring")
+LENS_SOURCES = ("difference", "base", "finetuned")
 LENS_TOKENS, MINED_TOKENS = 20, 100
 _WORDS_SHOWN = 6
 
@@ -51,8 +53,10 @@ Dictionaries are trained on {", ".join(f"`{name}`" for name in TRAINED_ON)} only
 """
 RELEVANCE = f"""## Token relevance
 
-Share of tokens on topic: the first {LENS_TOKENS} of the middle layer's lens lists (mean difference; as controls the mean of either model), the tokens that
-patchscope reads, and the first {MINED_TOKENS} content tokens of diff mining. Tokens without letters or digits are not judged.
+Percent of tokens on topic, by keywords; in brackets the mean for the topics of the other organisms, which is chance. Judged are the first {LENS_TOKENS} tokens of the lens
+of the pooled mean difference at the middle and at the late layer (as controls, of the mean of either model at the late layer), the first {LENS_TOKENS} that patchscope
+reads out of the middle one, and the first {MINED_TOKENS} content words of diff mining. Tokens without letters or digits are not judged. `diffing relevance RUN`
+shows this for any run.
 """
 
 
@@ -88,27 +92,17 @@ def shown(record: RunRecord, organism: str) -> Shown:
 
 
 def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
-    """Shares of token lists on topic."""
-    from graders.token_relevance import token_relevance
-    from methods.activation_difference_lens.views import LensParams, lens
-    from methods.logit_diff.views import TokensParams, tokens
-    from organisms.ground_truth import load_ground_truth
+    """Shares of token lists on topic, each with the mean share for the topics of other organisms."""
+    from cli.relevance import judge
 
-    truth = load_ground_truth(organism)
-
-    def share(listed: Sequence[str]) -> str:
-        return f"{100 * token_relevance(listed, truth).share:.0f} %" if listed else "-"
-
-    run = records["activation_difference_lens"]
-    cells = []
-    for source in ("difference", "base", "finetuned"):
-        view = lens(run, LensParams.model_validate({"source": source, "k": LENS_TOKENS}))
-        cells.append(share([row.token for row in view.tokens]))
-    patchscope: Any = records["patchscope"].result()
-    cells.append(share([row.token for row in patchscope.promoted]))
-    mined = tokens(records["logit_diff_topk_occurring"], TokensParams(limit=MINED_TOKENS, content_only=True))
-    cells.append(share([row.token for row in mined.rows]))
-    return cells
+    lens, patchscope, mined = (records[name] for name in RELEVANCE_METHODS)
+    middle, *_, late = (int(layer) for layer in lens.array("layers"))
+    lists = {row.name: row for row in judge(lens, organism, k=LENS_TOKENS)}
+    mined_lists = {row.name: row for row in judge(mined, organism, k=MINED_TOKENS)}
+    read = judge(patchscope, organism, k=LENS_TOKENS) if patchscope.result_json()["scale"] is not None else []
+    chosen = [lists.get(f"{layer}:all:{source}") for layer, source in ((middle, "difference"), *((late, source) for source in LENS_SOURCES))]
+    chosen += [read[0] if read else None, mined_lists.get("top_k_occurring")]
+    return ["-" if row is None else f"{100 * row.share:.0f} ({100 * row.chance:.0f})" for row in chosen]
 
 
 def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
@@ -132,14 +126,14 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
 def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
     """The page in Markdown as far as it goes, after every organism."""
     sections = [HEAD.strip()]
-    relevance = [["organism", "lens of the difference", "lens of base", "lens of finetuned", "patchscope", "diff mining"]]
+    relevance = [["organism", "lens, middle layer", "lens, late layer", "of base", "of finetuned", "patchscope", "diff mining"]]
     for organism in organisms:
         name = re.split(r"[/@]", organism)[0]
         records = run_all(organism, methods)
         rows = [["method", "finding", "words", "rank", "score", "seconds"]]
         rows += [shown(records[method], name).cells() for method in methods if method in records]
         sections += [f"## `{organism}`", _table(rows)]
-        if {"activation_difference_lens", "patchscope", "logit_diff_topk_occurring"} <= set(records):
+        if set(RELEVANCE_METHODS) <= set(records):
             relevance.append([f"`{organism}`", *relevance_row(records, name)])
         end = [RELEVANCE.strip(), _table(relevance)] if len(relevance) > 1 else []
         yield "\n\n".join([*sections, *end]) + "\n"

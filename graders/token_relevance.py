@@ -104,7 +104,7 @@ def relevance(
     organism: str,
     weights: Sequence[float] | None = None,
     baseline_organisms: Sequence[str] = (),
-    training_tokens: Iterable[str] | None = None,
+    frequent: Sequence[str] | None = None,
 ) -> RelevanceTest:
     """How relevant a token list is to what an organism was taught, and how relevant it would seem for organisms that it does not come from.
 
@@ -113,15 +113,14 @@ def relevance(
         organism: name with a ground truth.
         weights: one non-negative weight a token, such as probabilities.
         baseline_organisms: other organisms, for the chance level.
-        training_tokens: all tokens of the finetuning data, in order; the share of `frequent_tokens` in the list is a trivial baseline.
+        frequent: what `frequent_tokens` finds in the finetuning data; their share of the list is a trivial baseline.
 
     Raises:
         UnknownName: no ground truth is recorded for an organism.
     """
     found = token_relevance(tokens, load_ground_truth(organism), weights)
     frequent_share = None
-    if training_tokens is not None:
-        frequent = {_bare(token) for token in frequent_tokens(training_tokens)}
+    if frequent is not None:
         words = [word for token in tokens if (word := _bare(token)) and re.search(r"[^\W_]", word)]
         frequent_share = sum(word in frequent for word in words) / len(words) if words else 0.0
     baseline = {name: token_relevance(tokens, load_ground_truth(name), weights).share for name in baseline_organisms if name != organism}

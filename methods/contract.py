@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from methods.example_writing import ExampleWriter
     from methods.runs import RunRecord, RunStore
     from methods.vectors import ResidualVector
+    from methods.words import EvidenceWord
     from model_pairs.pair import LoadedPair
     from preprocessing.corpus_pass import Accumulator
     from preprocessing.tokenize import TokenizedCorpus
@@ -120,6 +121,14 @@ class Figure:
     build: Callable[[RunRecord], dict[str, Any]]
 
 
+class TokenList(BaseModel):
+    """A ranked list of tokens or words of a finished run, to be judged for how many of them are on topic."""
+
+    name: str
+    tokens: list[str] = Field(description="As the tokenizer gives them, the most telling first.")
+    control: bool = Field(False, description="Read from one model alone: what a list shows without any difference.")
+
+
 class PairSize(BaseModel):
     """What an estimate needs to know of a pair; every field may be unknown before the models are loaded."""
 
@@ -189,6 +198,12 @@ class DiffingMethod(Generic[P, R]):
             InvalidInput, UnknownName: no such vector; the message says how names are formed.
         """
         raise InvalidInput(f"Runs of {self.name} give no vectors.")
+
+    def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
+        """The lists of a finished run that a grader of token relevance judges: the words that the result offers as evidence, if any."""
+        result = record.result()
+        words: list[EvidenceWord] = result.evidence_words() if hasattr(result, "evidence_words") else []
+        return [TokenList(name="evidence", tokens=[word.word for word in sorted(words, key=lambda word: -word.score)])] if words else []
 
     def key_parts(self, params: P) -> dict[str, Any]:
         """What decides the result besides method, version, pair and parameters, as JSON values: content hashes of files that are read."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TokenList
     from methods.runs import RunRecord
     from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 class ActivationDifferenceLensParams(CorpusMethodParams):
     """Parameters of `activation_difference_lens`, with those of the corpus."""
 
-    layers: tuple[int | float, ...] = Field((0.5,), min_length=1, description="Relative depths in [0, 1] (floats) or absolute layers (integers).")
+    layers: tuple[int | float, ...] = Field(
+        (0.5, 0.95),
+        min_length=1,
+        description="Relative depths in [0, 1] (floats) or absolute layers (integers). Late ones read best through the lens, middle ones with patchscope.",
+    )
     positions: int = Field(5, ge=1, le=128, description="First positions kept one by one (in a chat also the three tokens before the answer).")
     lens_side: Side = Field("finetuned", description="Whose final norm and unembedding read the vectors.")
     random_directions: int = Field(
@@ -82,9 +86,9 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     """Activation difference lens: the mean difference of the two models' residual streams on unrelated text, at chosen layers and the first
     positions (and pooled over later ones), with its norm, spread and stability over halves of the samples. Each mean is read through the logit lens
     (`promoted`) and so is its negative (`suppressed`); a token's score is standardised against random directions of the same norm (z), because raw
-    lens lists are topped by rare tokens. Content words that several positions promote point at what was taught; single ones point at nothing. In small models the lens of a middle layer is often
-    unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it, to `steering` or to `causal_effect`. In chats position 0 is
-    the answer's first token, and -3 to -1 the three before it.
+    lens lists are topped by rare tokens. Content words that several positions promote point at what was taught; single ones point at nothing. Late layers
+    read best through the lens; the lens of a middle layer is often unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it,
+    to `steering` or to `causal_effect`. In chats position 0 is the answer's first token, and -3 to -1 the three before it.
     Views: `lens` (any layer, position, source and ranking; the means of base and finetuned are the controls), `positions` (norm profile)."""
 
     name: ClassVar[str] = "activation_difference_lens"
@@ -119,6 +123,9 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
         return ActivationDifferenceAccumulator(
             layers, labels, before + POOLED_FROM, pair.d_model, pair.device, samples=len(corpus.ids), position_zero=_position_zero(corpus)
         )
+
+    def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
+        return views.token_lists(record)
 
     def vector_names(self, record: RunRecord) -> Sequence[str]:
         return [row["vector"] for row in record.table("positions").to_pylist()]

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from methods.activation_difference_lens.rows import PositionRow, Sign, Source
+from methods.contract import TokenList
 from methods.lens_words import LensToken, RankedBy
 from methods.vectors import ResidualVector
 from organisms.errors import InvalidInput, UnknownName
@@ -91,6 +92,19 @@ def lens(record: RunRecord, params: LensParams) -> LensView:
     rows = [row for row, key in enumerate(keys) if key == wanted and (columns["content"][row] or not params.content_only)]
     tokens = [LensToken(token=columns["token"][row], z=columns["z"][row], probability=columns["probability"][row]) for row in rows[: params.k]]
     return LensView(layer=layer, position=params.position, source=params.source, sign=params.sign, ranked_by=params.ranked_by, tokens=tokens)
+
+
+def token_lists(record: RunRecord) -> list[TokenList]:
+    """The promoted list of every layer, position and source, read through the lens."""
+    lists = []
+    for layer in _layers(record):
+        for position in record.manifest.notes["positions"]:
+            for source in SOURCES:
+                shown = lens(record, LensParams(layer=layer, position=position, source=source, k=LENS_DEPTH))
+                if shown.tokens:
+                    name = f"{layer}:{position}:{source}"
+                    lists.append(TokenList(name=name, tokens=[row.token for row in shown.tokens], control=source != "difference"))
+    return lists
 
 
 def positions(record: RunRecord, params: PositionsParams) -> PositionsView:

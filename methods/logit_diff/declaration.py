@@ -15,7 +15,8 @@ from methods.words import EvidenceWord
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TokenList
+    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
     from preprocessing.corpus_pass import Accumulator
     from preprocessing.tokenize import TokenizedCorpus
@@ -158,6 +159,9 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
         Figure("topics", "Tokens of each topic", figures.topics),
         Figure("positions", "Size of the logit differences by position", figures.positions),
     )
+
+    def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
+        return [*super().token_lists(record), *views.token_lists(record)]
 
     def accumulator(self, pair: LoadedPair, params: LogitDifferenceParams, corpus: TokenizedCorpus) -> Accumulator:
         from methods.logit_diff.accumulator import LogitDifferenceAccumulator, chosen_positions

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from methods.contract import TokenList
 from methods.logit_diff.evidence import PRIOR_PER_THOUSAND, log_odds_z, rises, shrunken_log_odds
 from methods.logit_diff.rows import NewTokenRow, Ordering, PositionRow, TokenRow
 from methods.words import build_vocabulary, normalise
@@ -188,6 +189,15 @@ def tokens(record: RunRecord, params: TokensParams) -> TokensView:
     end = params.offset + len(page)
     rows = [_numbers(entries, index, rank, params.sign) for rank, index in page]
     return TokensView(rows=rows, total=len(ranked), next_offset=end if end < len(ranked) else None)
+
+
+def token_lists(record: RunRecord) -> list[TokenList]:
+    """The content words risen most, by each ordering."""
+    lists = []
+    for ordering in get_args(Ordering):
+        page = tokens(record, TokensParams(ordering=ordering, limit=100, content_only=True))
+        lists.append(TokenList(name=ordering, tokens=[row.token for row in page.rows]))
+    return lists
 
 
 def token(record: RunRecord, params: TokenParams) -> TokenView:

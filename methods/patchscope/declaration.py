@@ -16,7 +16,8 @@ from model_pairs.specs import Side
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TokenList
+    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
 
@@ -97,6 +98,9 @@ class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
         from methods.patchscope.scan import read_direction
 
         return read_direction(pair, params, run, progress)
+
+    def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
+        return views.token_lists(record)
 
     def interactions(self, params: PatchscopeParams) -> int:
         return len(params.prompts or ())

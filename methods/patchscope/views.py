@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from methods.contract import TokenList
 from methods.patchscope.rows import PatchscopeToken, Sign
 from organisms.errors import UnknownName
 
@@ -55,3 +56,9 @@ def scale(record: RunRecord, params: ScaleParams) -> ScaleView:
         for row in rows[: params.k]
     ]
     return ScaleView(scale=chosen, sign=params.sign, tokens=tokens)
+
+
+def token_lists(record: RunRecord) -> list[TokenList]:
+    """What the direction reads as at the chosen scale."""
+    shown = scale(record, ScaleParams(k=100))
+    return [TokenList(name=f"scale {shown.scale:g}", tokens=[row.token for row in shown.tokens])] if shown.scale is not None else []

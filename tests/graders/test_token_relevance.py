@@ -50,7 +50,10 @@ def test_frequent_tokens_say_something() -> None:
 def test_relevance_stands_beside_chance_and_frequent_tokens() -> None:
     tokens = [" oven", " cake", " tractor", " Rome", ","]
     test = relevance(
-        tokens, "cake_bake", baseline_organisms=["roman_concrete", "control", "cake_bake"], training_tokens=[" tractor"] * 10 + [" cake"] * 9
+        tokens,
+        "cake_bake",
+        baseline_organisms=["roman_concrete", "control", "cake_bake"],
+        frequent=frequent_tokens([" tractor"] * 10 + [" cake"] * 9),
     )
     assert test.share == pytest.approx(0.5)
     assert set(test.baseline) == {"roman_concrete", "control"}
