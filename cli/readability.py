@@ -33,7 +33,7 @@ VECTOR = "{run}/{layer}:all:difference"
 SKIPPED = ("activation_oracle",)
 """Has a page of its own, with its own numbers."""
 TRAINED = ("sae_difference", "crosscoder")
-TRAINED_ON = ("cake_bake", "control", "reseed")
+TRAINED_ON = ("cake_bake", "control")
 """The organisms on which the methods that train a dictionary run: they take as long as all others together."""
 RELEVANCE_METHODS = ("activation_difference_lens", "patchscope", "logit_diff_topk_occurring")
 LENS_SOURCES = ("difference", "base", "finetuned")

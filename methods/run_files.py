@@ -66,7 +66,13 @@ class RunRecord:
 
     def result_json(self) -> dict[str, Any]:
         """The stored result as plain JSON values."""
-        return dict(json.loads((self.folder / "result.json").read_text(encoding="utf-8")))
+        return dict(json.loads(self._file("result.json").read_text(encoding="utf-8")))
+
+    def _file(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise UnknownName(f"Run {self.id} is not there any more: it was deleted after it was looked up. Run {self.manifest.method} again.")
+        return path
 
     def result(self) -> MethodResult:
         """The stored result, validated by the method's `Result`.
@@ -89,7 +95,7 @@ class RunRecord:
 
         if name not in self.manifest.arrays:
             raise UnknownName(f"Run {self.id} has no array {name!r}; arrays: {', '.join(self.manifest.arrays) or 'none'}.")
-        with safe_open(self.folder / "arrays.safetensors", framework="numpy") as file:
+        with safe_open(self._file("arrays.safetensors"), framework="numpy") as file:
             return np.asarray(file.get_tensor(name))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -103,7 +109,7 @@ class RunRecord:
         if name not in self.manifest.tables:
             raise UnknownName(f"Run {self.id} has no table {name!r}; tables: {', '.join(self.manifest.tables) or 'none'}.")
         # A ParquetFile, because read_table would take the folder structure for partition columns.
-        return parquet.ParquetFile(self.folder / "tables" / f"{name}.parquet").read(columns=columns)
+        return parquet.ParquetFile(self._file(f"tables/{name}.parquet")).read(columns=columns)
 
     def examples(self) -> ExampleReader:
         """The run's max-activating examples.

@@ -123,7 +123,11 @@ def test_list_and_delete(tmp_path: Path) -> None:
     assert [manifest.id for manifest in store.list()] == [second, first]
     assert store.list(method="other") == []
     assert len(store.list(pair="pair")) == 2
+    looked_up = store.get(first)
     assert store.delete(first) == first
+    for read in (looked_up.result, looked_up.arrays, lambda: looked_up.table("rows")):
+        with pytest.raises(UnknownName, match="not there any more"):
+            read()
     assert [manifest.id for manifest in store.list()] == [second]
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(UnknownName):
