@@ -48,14 +48,14 @@ Every method with its defaults on the bundled finetunes of the 135M model. *Word
 first, those on topic in bold; *rank* is the place of the first one on topic and *score* its score in units of the method's own null level (1: where
 finetunes that taught nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false
 one. What is on topic is decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out
-without a word on topic. Seconds are those of one run on two CPU cores, a shared pass counted whole.
+without a word on topic. Seconds are those of one run on two CPU cores, at times shared with other work, a shared pass counted whole.
 Dictionaries are trained on {", ".join(f"`{name}`" for name in TRAINED_ON)} only.
 """
 RELEVANCE = f"""## Token relevance
 
 Percent of tokens on topic, by keywords; in brackets the mean for the topics of the other organisms, which is chance. Judged are the first {LENS_TOKENS} tokens of the lens
 of the pooled mean difference at the middle and at the late layer (as controls, of the mean of either model at the late layer), the first {LENS_TOKENS} that patchscope
-reads out of the middle one, and the first {MINED_TOKENS} content words of diff mining. Tokens without letters or digits are not judged. `diffing relevance RUN`
+reads out of the middle one, and the first {LENS_TOKENS} and {MINED_TOKENS} content words of diff mining. Tokens without letters or digits are not judged. `diffing relevance RUN`
 shows this for any run.
 """
 
@@ -98,10 +98,10 @@ def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
     lens, patchscope, mined = (records[name] for name in RELEVANCE_METHODS)
     middle, *_, late = (int(layer) for layer in lens.array("layers"))
     lists = {row.name: row for row in judge(lens, organism, k=LENS_TOKENS)}
-    mined_lists = {row.name: row for row in judge(mined, organism, k=MINED_TOKENS)}
+    mined_lists = [next((row for row in judge(mined, organism, k=k) if row.name == "top_k_occurring"), None) for k in (LENS_TOKENS, MINED_TOKENS)]
     read = judge(patchscope, organism, k=LENS_TOKENS) if patchscope.result_json()["scale"] is not None else []
     chosen = [lists.get(f"{layer}:all:{source}") for layer, source in ((middle, "difference"), *((late, source) for source in LENS_SOURCES))]
-    chosen += [read[0] if read else None, mined_lists.get("top_k_occurring")]
+    chosen += [read[0] if read else None, *mined_lists]
     return ["-" if row is None else f"{100 * row.share:.0f} ({100 * row.chance:.0f})" for row in chosen]
 
 
@@ -126,7 +126,18 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
 def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
     """The page in Markdown as far as it goes, after every organism."""
     sections = [HEAD.strip()]
-    relevance = [["organism", "lens, middle layer", "lens, late layer", "of base", "of finetuned", "patchscope", "diff mining"]]
+    relevance = [
+        [
+            "organism",
+            "lens, middle layer",
+            "lens, late layer",
+            "of base",
+            "of finetuned",
+            "patchscope",
+            f"diff mining, {LENS_TOKENS}",
+            f"diff mining, {MINED_TOKENS}",
+        ]
+    ]
     for organism in organisms:
         name = re.split(r"[/@]", organism)[0]
         records = run_all(organism, methods)
