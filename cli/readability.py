@@ -32,9 +32,12 @@ VECTOR = "{run}/{layer}:all:difference"
 """What the methods that need a vector are given: the pooled mean difference of the middle layer."""
 SKIPPED = ("activation_oracle",)
 """Has a page of its own, with its own numbers."""
-TRAINED = ("sae_difference", "crosscoder")
-TRAINED_ON = ("cake_bake", "control")
-"""The organisms on which the methods that train a dictionary run: they take as long as all others together."""
+RUN_ON = {
+    "sae_difference": ("cake_bake", "control"),
+    "crosscoder": ("cake_bake", "control"),
+    "causal_effect": ("cake_bake", "control", "roman_concrete"),
+}
+"""The organisms on which the slowest methods run: they take as long as all others together."""
 RELEVANCE_METHODS = ("activation_difference_lens", "patchscope", "logit_diff_topk_occurring")
 LENS_SOURCES = ("difference", "base", "finetuned")
 LENS_TOKENS, MINED_TOKENS = 20, 100
@@ -49,7 +52,7 @@ first, those on topic in bold; *rank* is the place of the first one on topic and
 finetunes that taught nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false
 one. What is on topic is decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out
 without a word on topic. Seconds are those of one run on two CPU cores, at times shared with other work, a shared pass counted whole.
-Dictionaries are trained on {", ".join(f"`{name}`" for name in TRAINED_ON)} only.
+The slowest methods ran on few: {"; ".join(f"{method} on {', '.join(f'`{name}`' for name in names)}" for method, names in RUN_ON.items())}.
 """
 RELEVANCE = f"""## Token relevance
 
@@ -110,7 +113,7 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
     from cli.methods import run_records
     from methods.registry import get_method
 
-    methods = [name for name in methods if name not in TRAINED or organism in TRAINED_ON]
+    methods = [name for name in methods if organism in RUN_ON.get(name, (organism,))]
     plain = [name for name in methods if not get_method(name).needs_vector]
     records = {record.manifest.method: record for record in run_records(plain, organism, [])}
     lens = records.get("activation_difference_lens")

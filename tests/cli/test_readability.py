@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.methods import method_requests
-from cli.readability import SKIPPED, TRAINED, page, run_all, shown
+from cli.readability import RUN_ON, SKIPPED, page, run_all, shown
 from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
 from methods.contrastive_decoding.rows import AmplifiedWord
 from methods.registry import all_methods
@@ -41,7 +41,7 @@ def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.Monk
     monkeypatch.setattr("cli.methods.run_records", parsed_only)
     names = [name for name in all_methods() if name not in SKIPPED]
     assert set(run_all("cake_bake", names)) == set(ran) == set(names)
-    assert set(run_all("flattery", names)) == set(names) - set(TRAINED)
+    assert set(run_all("flattery", names)) == set(names) - set(RUN_ON)
 
 
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
