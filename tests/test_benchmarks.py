@@ -28,10 +28,14 @@ def reference(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Pat
 @pytest.mark.parametrize(
     ("names", "aims"),
     [
-        ("corpus_pass,generation", {"corpus pass with three readers / two bare passes": 1.25, "amplified generation / plain generation": 1.2}),
+        ("corpus_pass", {"corpus pass with three readers / two bare passes": 1.25}),
         pytest.param(
-            "pass_memory,activation_collection,pair_memory",
-            {"collecting activations / two bare passes stopped there": 1.15, "memory of a LoRA pair / one model": 1.05},
+            "generation,pass_memory,activation_collection,pair_memory",
+            {
+                "amplified generation / plain generation": 1.2,
+                "collecting activations / two bare passes stopped there": 1.15,
+                "memory of a LoRA pair / one model": 1.05,
+            },
             marks=pytest.mark.long,  # many fresh processes
         ),
     ],

@@ -249,7 +249,7 @@ async def test_a_killed_server_loses_nothing_finished(data_folder: Path, tiny_pa
     workbench.close()
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("legacy", marks=pytest.mark.long)])  # over HTTP both are always tested
 async def test_stdio_in_both_eras(data_folder: Path, tiny_pair: str, mode: str) -> None:
     parameters = StdioServerParameters(command=sys.executable, args=["-c", SERVE, "stdio"], env=dict(os.environ))
     async with Client(stdio_client(parameters), mode=mode) as client:
