@@ -49,7 +49,7 @@ HEAD = f"""# What each method shows of each organism
 
 Every method with its defaults on the bundled finetunes of the 135M model. *Words* are the content words that a method offers as evidence, strongest
 first, those on topic in bold; *rank* is the place of the first one on topic and *score* its score in units of the method's own null level (1: where
-finetunes that taught nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false
+finetunes that taught nothing end). *Finding* is the method's own verdict. `control` and `reseed` (and `identical`) were taught nothing: there, a finding is a false
 one. What is on topic is decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out
 without a word on topic. Seconds are those of one run on two CPU cores, at times shared with other work, a shared pass counted whole.
 The slowest methods ran on few: {"; ".join(f"{method} on {', '.join(f'`{name}`' for name in names)}" for method, names in RUN_ON.items())}.
