@@ -52,6 +52,7 @@ first, those on topic in bold; *rank* is the place of the first one on topic and
 finetunes that taught nothing end). *Finding* is the method's own verdict. `control` and `reseed` (and `identical`) were taught nothing: there, a finding is a false
 one. What is on topic is decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out
 without a word on topic. Seconds are those of one run on two CPU cores, at times shared with other work, a shared pass counted whole.
+Several null levels were set while looking at these nulls and organisms (docs/decisions/null-criterion.md), so the verdicts are no test on unseen finetunes.
 The slowest methods ran on few: {"; ".join(f"{method} on {', '.join(f'`{name}`' for name in names)}" for method, names in RUN_ON.items())}.
 """
 RELEVANCE = f"""## Token relevance
@@ -60,6 +61,8 @@ Percent of tokens on topic, by keywords; in brackets the mean for the topics of 
 of the pooled mean difference at the middle and at the late layer (as controls, of the mean of either model at the late layer), the first {LENS_TOKENS} that patchscope
 reads out of the middle one, and the first {LENS_TOKENS} and {MINED_TOKENS} content words of diff mining. Tokens without letters or digits are not judged. `diffing relevance RUN`
 shows this for any run.
+The late layer became a default after five depths were scanned on `cake_bake` and `roman_concrete` with this same measure: their shares there are chosen ones, and the
+other organisms say what to expect.
 """
 
 

@@ -65,7 +65,8 @@ def folder_of_run(record: RunRecord) -> Path:
     """The folder of the dictionary that a run trained or looked up.
 
     Raises:
-        InvalidInput: the run used none of ours, or it is not there any more.
+        InvalidInput: the run trained none.
+        UnknownName: it is not there any more.
     """
     noted = record.manifest.notes.get("dictionary")
     if noted is None:
