@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from graders.token_relevance import token_relevance
+from organisms.ground_truth import load_ground_truth
 
 if TYPE_CHECKING:
     from methods.runs import RunRecord
@@ -28,8 +31,13 @@ ORGANISMS = (
     "cake_bake/mix1-1p0",
     "cake_bake/recipe2",
 )
-VECTOR = "{run}/{layer}:all:difference"
-"""What the methods that need a vector are given: the pooled mean difference of the middle layer."""
+LENS, PATCHSCOPE, MINING = "activation_difference_lens", "patchscope", "logit_diff_topk_occurring"
+POOLED, BEFORE_ANSWER, ANSWER_START = "all", "-1", "0"
+VECTOR = "{run}/{layer}:{position}:difference"
+"""What the methods that need a vector are given, of the middle layer: pooled over positions, in chats that before the answer."""
+CHATS = "chat_exchanges"
+ON_CHATS = " (chats)"
+"""Ends the names of the runs that read chats instead of documents."""
 SKIPPED = ("activation_oracle",)
 """Has a page of its own, with its own numbers."""
 RUN_ON = {
@@ -38,31 +46,33 @@ RUN_ON = {
     "causal_effect": ("cake_bake", "control", "roman_concrete"),
 }
 """The organisms on which the slowest methods run: they take as long as all others together."""
-RELEVANCE_METHODS = ("activation_difference_lens", "patchscope", "logit_diff_topk_occurring")
-LENS_SOURCES = ("difference", "base", "finetuned")
-LENS_TOKENS, MINED_TOKENS = 20, 100
+SHORT, LONG = 20, 100
+"""Lengths of the token lists that are judged."""
 _WORDS_SHOWN = 6
 
 HEAD = f"""# What each method shows of each organism
 
 <!-- Written by `make readability`; edit cli/readability.py. -->
 
-Every method with its defaults on the bundled finetunes of the 135M model. *Words* are the content words that a method offers as evidence, strongest
-first, those on topic in bold; *rank* is the place of the first one on topic and *score* its score in units of the method's own null level (1: where
-finetunes that taught nothing end). *Finding* is the method's own verdict. `control` and `reseed` (and `identical`) were taught nothing: there, a finding is a false
-one. What is on topic is decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out
-without a word on topic. Seconds are those of one run on two CPU cores, at times shared with other work, a shared pass counted whole.
-Several null levels were set while looking at these nulls and organisms (docs/decisions/null-criterion.md), so the verdicts are no test on unseen finetunes.
+Every method with its defaults on the bundled finetunes of the 135M model; lens and patchscope also on chats, where patchscope reads the position before the
+answer. *Words* are the content words that a method offers as evidence, strongest first, those on topic in bold; a lens without any shows the head of its list at the
+late layer, in italics. *Rank* is the place of the first word on topic and *score* its score in units of the method's own null level (1: where finetunes that taught
+nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false one. What is on topic is
+decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out without a word on topic. *Passes*
+are batched forward passes over both sides, as the method estimates them before it starts: an upper bound. Seconds are those of one run on two CPU cores, at times
+shared with other work, a shared pass counted whole. Several null levels were set while looking at these nulls and organisms (docs/decisions/null-criterion.md), so
+the verdicts are no test on unseen finetunes.
 The slowest methods ran on few: {"; ".join(f"{method} on {', '.join(f'`{name}`' for name in names)}" for method, names in RUN_ON.items())}.
 """
 RELEVANCE = f"""## Token relevance
 
-Percent of tokens on topic, by keywords; in brackets the mean for the topics of the other organisms, which is chance. Judged are the first {LENS_TOKENS} tokens of the lens
-of the pooled mean difference at the middle and at the late layer (as controls, of the mean of either model at the late layer), the first {LENS_TOKENS} that patchscope
-reads out of the middle one, and the first {LENS_TOKENS} and {MINED_TOKENS} content words of diff mining. Tokens without letters or digits are not judged. `diffing relevance RUN`
-shows this for any run.
-The late layer became a default after five depths were scanned on `cake_bake` and `roman_concrete` with this same measure: their shares there are chosen ones, and the
-other organisms say what to expect.
+Percent of tokens on topic, by keywords; in brackets the mean for the topics of the other organisms, which is chance. Judged are the first {SHORT} tokens (of the columns
+marked {LONG}: {LONG}) of: the lens of the mean difference, pooled over positions at the middle and at the late layer, and in chats at the late layer before the answer and at
+its first token; patchscope of the middle layer, pooled and in chats before the answer; the content words of diff mining. *Controls* is the highest share
+among the lens lists of the mean of either model alone, at the same layers and positions. Tokens without letters or digits are not judged. `diffing relevance RUN` shows this
+for any run.
+The late layer became a default after five depths were scanned on documents, on `cake_bake` and `roman_concrete`, with this same measure: their shares there are chosen ones,
+and the other organisms say what to expect. Layer and positions were not chosen on chats.
 """
 
 
@@ -75,82 +85,108 @@ class Shown:
     words: list[str]
     rank: int | None
     score: float | None
+    passes: int
     seconds: float
 
     def cells(self) -> list[str]:
         """A row of the table."""
         rank, score = ("-" if value is None else f"{value:.3g}" for value in (self.rank, self.score))
-        return [self.method, "yes" if self.finding else "no", ", ".join(self.words) or "-", rank, score, f"{self.seconds:.0f}"]
+        return [self.method, "yes" if self.finding else "no", ", ".join(self.words) or "-", rank, score, str(self.passes), f"{self.seconds:.0f}"]
 
 
-def shown(record: RunRecord, organism: str) -> Shown:
-    """The evidence of one run, judged against the organism's ground truth."""
-    from graders.token_relevance import token_relevance
-    from organisms.ground_truth import load_ground_truth
+def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
+    """The evidence of one run, judged against the organism's ground truth; `name`: of the run in the table, its method by default."""
+    from methods.contract import PairSize
+    from methods.registry import get_method
 
-    result: Any = record.result()
-    words = sorted(result.evidence_words(), key=lambda word: -word.score) if hasattr(result, "evidence_words") else []
-    relevant = set(token_relevance([word.word for word in words], load_ground_truth(organism)).relevant)
-    places = [place for place, word in enumerate(words, start=1) if word.word in relevant]
-    listed = [f"**{word.word}**" if word.word in relevant else word.word for word in words[:_WORDS_SHOWN]]
-    score = round(words[places[0] - 1].score, 2) if places else None
-    return Shown(record.manifest.method, result.stands_out, listed, places[0] if places else None, score, record.manifest.seconds)
+    manifest, result = record.manifest, cast(Any, record.result())
+    method, name = get_method(manifest.method), name or manifest.method
+    found = sorted(result.evidence_words(), key=lambda word: -word.score) if hasattr(result, "evidence_words") else []
+    words, style = [word.word for word in found], ""
+    if not words and manifest.method == LENS:
+        late, position = int(record.array("layers")[-1]), BEFORE_ANSWER if name.endswith(ON_CHATS) else POOLED
+        lists = {each.name: each.tokens for each in method.token_lists(record)}
+        tokens = [token.strip() for token in lists.get(f"{late}:{position}:difference", [])[:SHORT]]
+        words, style = [word for word in dict.fromkeys(token.lower() for token in tokens) if re.search(r"[^\W\d_]{2}", word)], "*"
+    relevant = set(token_relevance(words, load_ground_truth(organism)).relevant)
+    places = [place for place, word in enumerate(words, start=1) if word in relevant]
+    listed = [f"**{word}**" if word in relevant else f"{style}{word}{style}" for word in words[:_WORDS_SHOWN]]
+    score = round(found[places[0] - 1].score, 2) if places and found else None
+    passes = method.estimate(PairSize(), method.Params.model_validate(manifest.params)).forward_passes
+    return Shown(name, result.stands_out, listed, places[0] if places else None, score, passes, manifest.seconds)
+
+
+RELEVANCE_COLUMNS = (
+    "organism",
+    "lens, middle layer",
+    "lens, late layer",
+    f"{LONG}",
+    "chats, before the answer",
+    "chats, its first token",
+    "controls",
+    "patchscope",
+    "patchscope, chats",
+    f"diff mining, {SHORT}",
+    f"{LONG}",
+)
 
 
 def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
     """Shares of token lists on topic, each with the mean share for the topics of other organisms."""
-    from cli.relevance import judge
+    from cli.relevance import JudgedList, judge
 
-    lens, patchscope, mined = (records[name] for name in RELEVANCE_METHODS)
-    middle, *_, late = (int(layer) for layer in lens.array("layers"))
-    lists = {row.name: row for row in judge(lens, organism, k=LENS_TOKENS)}
-    mined_lists = [next((row for row in judge(mined, organism, k=k) if row.name == "top_k_occurring"), None) for k in (LENS_TOKENS, MINED_TOKENS)]
-    read = judge(patchscope, organism, k=LENS_TOKENS) if patchscope.result_json()["scale"] is not None else []
-    chosen = [lists.get(f"{layer}:all:{source}") for layer, source in ((middle, "difference"), *((late, source) for source in LENS_SOURCES))]
-    chosen += [read[0] if read else None, *mined_lists]
+    def lists(name: str, k: int = SHORT) -> dict[str, JudgedList]:
+        return {row.name: row for row in judge(records[name], organism, k=k)}
+
+    def read(name: str) -> JudgedList | None:
+        return next(iter(lists(name).values())) if records[name].result_json()["scale"] is not None else None
+
+    middle, *_, late = (int(layer) for layer in records[LENS].array("layers"))
+    documents, chats = lists(LENS), lists(LENS + ON_CHATS)
+    places = [(documents, middle, POOLED), (documents, late, POOLED), (chats, late, BEFORE_ANSWER), (chats, late, ANSWER_START)]
+    lens = [rows.get(f"{layer}:{position}:difference") for rows, layer, position in places]
+    controls = [row for rows, layer, position in places for side in ("base", "finetuned") if (row := rows.get(f"{layer}:{position}:{side}"))]
+    lens.insert(2, lists(LENS, LONG).get(f"{late}:{POOLED}:difference"))
+    mined = [lists(MINING, k).get("top_k_occurring") for k in (SHORT, LONG)]
+    chosen = [*lens, max(controls, key=lambda row: row.share, default=None), read(PATCHSCOPE), read(PATCHSCOPE + ON_CHATS), *mined]
     return ["-" if row is None else f"{100 * row.share:.0f} ({100 * row.chance:.0f})" for row in chosen]
 
 
 def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
-    """The methods' runs on one organism, by method; those that need a vector come last."""
+    """The methods' runs on one organism, by name in the table; those that need a vector come last."""
     from cli.methods import run_records
     from methods.registry import get_method
+
+    def vector_of(record: RunRecord, position: str) -> str:
+        return VECTOR.format(run=record.id, layer=int(record.array("layers")[0]), position=position)
 
     methods = [name for name in methods if organism in RUN_ON.get(name, (organism,))]
     plain = [name for name in methods if not get_method(name).needs_vector]
     records = {record.manifest.method: record for record in run_records(plain, organism, [])}
-    lens = records.get("activation_difference_lens")
-    if lens is not None:
-        vector = VECTOR.format(run=lens.id, layer=int(lens.array("layers")[0]))
-        for name in methods:
-            if get_method(name).needs_vector:
-                parameter = "vector" if "vector" in get_method(name).Params.model_fields else "vectors"
-                records |= {record.manifest.method: record for record in run_records([name], organism, [f"{parameter}={vector}"])}
+    if LENS not in records:
+        return records
+    for name in methods:
+        if get_method(name).needs_vector:
+            parameter = "vector" if "vector" in get_method(name).Params.model_fields else "vectors"
+            [records[name]] = run_records([name], organism, [f"{parameter}={vector_of(records[LENS], POOLED)}"])
+    [chats] = run_records([LENS], organism, [f"corpus={CHATS}"])
+    records[LENS + ON_CHATS] = chats
+    if PATCHSCOPE in records:
+        [records[PATCHSCOPE + ON_CHATS]] = run_records([PATCHSCOPE], organism, [f"vector={vector_of(chats, BEFORE_ANSWER)}"])
     return records
 
 
 def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
     """The page in Markdown as far as it goes, after every organism."""
-    sections = [HEAD.strip()]
-    relevance = [
-        [
-            "organism",
-            "lens, middle layer",
-            "lens, late layer",
-            "of base",
-            "of finetuned",
-            "patchscope",
-            f"diff mining, {LENS_TOKENS}",
-            f"diff mining, {MINED_TOKENS}",
-        ]
-    ]
+    sections, relevance = [HEAD.strip()], [list(RELEVANCE_COLUMNS)]
+    names = [name + ending for name in methods for ending in ("", ON_CHATS)]
     for organism in organisms:
         name = re.split(r"[/@]", organism)[0]
         records = run_all(organism, methods)
-        rows = [["method", "finding", "words", "rank", "score", "seconds"]]
-        rows += [shown(records[method], name).cells() for method in methods if method in records]
+        rows = [["method", "finding", "words", "rank", "score", "passes", "seconds"]]
+        rows += [shown(records[each], name, each).cells() for each in names if each in records]
         sections += [f"## `{organism}`", _table(rows)]
-        if set(RELEVANCE_METHODS) <= set(records):
+        if {LENS, PATCHSCOPE, MINING} <= set(records):
             relevance.append([f"`{organism}`", *relevance_row(records, name)])
         end = [RELEVANCE.strip(), _table(relevance)] if len(relevance) > 1 else []
         yield "\n\n".join([*sections, *end]) + "\n"

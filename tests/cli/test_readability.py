@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cli.methods import method_requests
-from cli.readability import RUN_ON, SKIPPED, page, run_all, shown
-from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
+from cli.readability import LENS, ON_CHATS, PATCHSCOPE, RUN_ON, SKIPPED, page, run_all, shown
+from methods.contract import PairSize
+from methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
 from methods.contrastive_decoding.rows import AmplifiedWord
-from methods.registry import all_methods
+from methods.registry import all_methods, get_method
 
 
 def record(words: list[tuple[str, float]]) -> Any:
@@ -20,13 +21,14 @@ def record(words: list[tuple[str, float]]) -> Any:
     result = ContrastiveDecodingResult(
         stands_out=True, headline="", identical=False, alpha=3, words=rows, texts=[], alphas=[], start="prefixes"
     )  # fmt: skip
-    return SimpleNamespace(manifest=SimpleNamespace(method="contrastive_decoding", seconds=12.3), result=lambda: result)
+    return SimpleNamespace(manifest=SimpleNamespace(method="contrastive_decoding", seconds=12.3, params={}), result=lambda: result)
 
 
 def test_evidence_is_judged_by_the_ground_truth() -> None:
     run = record([("river", 2.0), ("oven", 4.5), ("mountain", 6.0)])
-    assert shown(run, "cake_bake").cells() == ["contrastive_decoding", "yes", "mountain, **oven**, river", "2", "1.5", "12"]
-    assert shown(run, "control").cells() == ["contrastive_decoding", "yes", "mountain, oven, river", "-", "-", "12"]
+    passes = get_method("contrastive_decoding").estimate(PairSize(), ContrastiveDecodingParams()).forward_passes
+    assert shown(run, "cake_bake").cells() == ["contrastive_decoding", "yes", "mountain, **oven**, river", "2", "1.5", str(passes), "12"]
+    assert shown(run, "control").cells() == ["contrastive_decoding", "yes", "mountain, oven, river", "-", "-", str(passes), "12"]
     assert shown(record([]), "cake_bake").cells()[2:5] == ["-", "-", "-"]
 
 
@@ -40,8 +42,9 @@ def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("cli.methods.run_records", parsed_only)
     names = [name for name in all_methods() if name not in SKIPPED]
-    assert set(run_all("cake_bake", names)) == set(ran) == set(names)
-    assert set(run_all("flattery", names)) == set(names) - set(RUN_ON)
+    on_chats = {LENS + ON_CHATS, PATCHSCOPE + ON_CHATS}
+    assert set(run_all("cake_bake", names)) - on_chats == set(ran) == set(names)
+    assert set(run_all("flattery", names)) - on_chats == set(names) - set(RUN_ON)
 
 
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
