@@ -141,12 +141,11 @@ class _Runner:
 
     def _in_blocks(self) -> Iterator[PairedBatch]:
         """One side of a block of batches goes to a temporary file, then the other side runs; every block starts with the side that is resident."""
-        first: Side = "base"
+        first, second = self.pair.resident_first()
         # Four bytes a value: enough for float32 models, and a reserve of two for the others.
         vocabulary = self.pair.vocab_size + len(self.pair.new_tokens)
         per_token = 4 * ((vocabulary if self.logits else 0) + len(self.layers) * self.pair.d_model)
         for block in split_blocks(self.plan, [len(ids) for ids in self.corpus.ids], per_token):
-            second: Side = "finetuned" if first == "base" else "base"
             with Spool() as spool:
                 batches = [self._inputs(indices) for indices in block]
                 with self.pair.side_loaded(first):
@@ -167,7 +166,7 @@ class _Runner:
                         self._attach(batch, first, _NOTHING)
                         self._attach(batch, second, _NOTHING)
                 self.statistics.spooled_bytes += spool.written
-            first = second
+            first, second = second, first
 
     @staticmethod
     def _attach(batch: PairedBatch, side: Side, output: ForwardOutput) -> None:

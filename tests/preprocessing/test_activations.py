@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from model_pairs import loading
+from model_pairs.loading import ResidentModel
 from model_pairs.pair import LoadedPair
 from model_pairs.residency import ModelPairs
+from model_pairs.specs import ModelFiles
 from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
 from organisms.settings import settings as project_settings
 from preprocessing import activation_collection, activation_sources
-from preprocessing.activation_collection import CollectionParams, collect, find_collection
+from preprocessing.activation_collection import CollectionParams, collect, collection_key, find_collection
 from preprocessing.activation_rows import ActivationRows, MemoryRows, Moments
 from preprocessing.activation_sources import ActivationSourceParams, activations_of, source_identity
 from preprocessing.activation_store import ActivationStore, default_activation_store
@@ -154,6 +158,65 @@ def test_the_identical_pair_differs_nowhere(tmp_path: Path, texts: str, store: A
     assert store.statistics(index, 1)["difference"].std.abs().max() == 0
 
 
+def stop_at(row: int) -> Callable[..., None]:
+    """A `Progress` that cancels beyond this row."""
+
+    def stop(done: float, total: float | None = None, message: str = "") -> None:
+        if done > row:
+            raise Cancelled("stop")
+
+    return stop
+
+
+def test_a_sequential_pair_loads_one_model_a_shard(
+    pair: LoadedPair, texts: str, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def counted(files: ModelFiles, *rest: Any) -> ResidentModel:
+        loads.append(files.id)
+        return load_model(files, *rest)
+
+    load_model = loading.load_model
+    monkeypatch.setattr(loading, "load_model", counted)
+    monkeypatch.setenv("DIFFING_CACHE_FOLDER", str(tmp_path / "cache"))
+    project_settings.cache_clear()
+    size = Path(pair.spec.base.files.id, "model.safetensors").stat().st_size
+    wanted = expected(pair, texts, 1)
+    with ModelPairs(memory_limit=int(1.5 * size)).use(pair.spec) as turns:
+        assert turns.sequential
+        whole = collect(store, turns, CollectionParams(corpus=texts, layers=LAYERS))
+        assert len(whole.shards) == 1, "larger shards where each costs a load"
+        assert len(loads) == 2
+        check_rows(store.open(whole.id, turns.spec, [1])[1], wanted[1])
+        # Small shards, and a stop between them: each begins with the model that is in memory.
+        params = CollectionParams(corpus=texts, layers=(1,))
+        monkeypatch.setattr(activation_collection, "SEQUENTIAL_SHARD_BYTES", activation_collection.SHARD_BYTES // 2)
+        loads.clear()
+        with pytest.raises(Cancelled):
+            collect(store, turns, params, stop_at(250))
+        begun = store.read(collection_key(turns.spec, params))
+        assert begun is not None
+        index = collect(store, turns, params)
+    assert 1 < len(begun.shards) < len(index.shards) - 1
+    assert len(loads) <= len(index.shards) + 1, "one a shard, one more for the shard that was cut off"
+    check_rows(store.open(index.id, pair.spec, [1])[1], wanted[1])
+
+
+def test_a_collection_goes_on_with_shards_of_another_size(
+    pair: LoadedPair, texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = CollectionParams(corpus=texts, layers=LAYERS)
+    with pytest.raises(Cancelled):
+        collect(store, pair, params, stop_at(250))
+    [partial] = store.list()
+    monkeypatch.setattr(activation_collection, "SHARD_BYTES", 10 * activation_collection.SHARD_BYTES)
+    index = collect(store, pair, params)
+    assert index.shards[: len(partial.shards)] == partial.shards
+    assert len(index.shards) == len(index.plan) == len(partial.shards) + 1
+    check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_smaller_dtypes_are_the_rounded_rows(pair: LoadedPair, texts: str, store: ActivationStore, dtype: str) -> None:
     index = collect(store, pair, CollectionParams.model_validate({"corpus": texts, "layers": [1], "dtype": dtype}))
@@ -175,12 +238,8 @@ def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(tmp_path: Pa
 def test_cancelled_collection_is_not_readable_and_goes_on_where_it_stopped(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
     params = CollectionParams(corpus=texts, layers=LAYERS)
 
-    def stop(done: float, total: float | None = None, message: str = "") -> None:
-        if done > 250:
-            raise Cancelled("stop")
-
     with pytest.raises(Cancelled):
-        collect(store, pair, params, stop)
+        collect(store, pair, params, stop_at(250))
     [partial] = store.list()
     assert 0 < len(partial.shards) < len(partial.plan)
     with pytest.raises(InvalidInput, match="not finished"):
