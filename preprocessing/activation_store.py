@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model_pairs.specs import PairSpec
-    from preprocessing.activation_rows import Moments
-    from preprocessing.activations import PairedActivations
+    from preprocessing.activation_rows import ActivationRows, Moments
 
 FORMAT = 1
 SIDES = ("base", "finetuned")
@@ -176,7 +175,7 @@ class ActivationStore:
             )
         return index
 
-    def open(self, identifier: str, spec: PairSpec, layers: Sequence[int], limit: int | None = None) -> dict[int, PairedActivations]:
+    def open(self, identifier: str, spec: PairSpec, layers: Sequence[int], limit: int | None = None) -> dict[int, ActivationRows]:
         """Readers of a finished collection of this pair: its first `limit` rows, or all.
 
         Raises:
@@ -206,7 +205,7 @@ class ActivationStore:
                 layer=layer,
                 d_model=index.d_model,
                 num_tokens=index.tokens if limit is None else min(limit, index.tokens),
-                content_hash=index.content_hash,
+                content_hash=f"{index.content_hash}:{layer}",
                 starts=tokens["starts"],
                 token_ids=tokens["token_ids"],
                 first_position=index.skip_first,

@@ -6,6 +6,7 @@ import pytest
 
 from model_pairs.residency import ModelPairs
 from organisms.errors import InvalidInput
+from preprocessing.activation_rows import kept_text
 from preprocessing.corpora import Corpus, CorpusParams
 from preprocessing.tokenize import PRE_ASSISTANT, tokenize
 from tests.preprocessing.tiny_pair import save_pair
@@ -62,3 +63,22 @@ def test_nothing_left(tmp_path: Path) -> None:
             tokenize(corpus("w1 w2", "w3"), pair, CorpusParams(min_tokens=4))
         with pytest.raises(InvalidInput, match="context"):
             tokenize(corpus("w1 " * 2000), pair, CorpusParams(max_tokens=2000))
+
+
+def test_token_ids_take_four_bytes_and_read_as_lists(tmp_path: Path) -> None:
+    spec = save_pair(tmp_path, None)
+    with ModelPairs().use(spec) as pair:
+        tokens = tokenize(corpus("w1 w2 w3", "w4 w5", "w6 w7 w8 w9"), pair, CorpusParams())
+        wanted = [pair.tokenizer(text)["input_ids"] for text in ("w1 w2 w3", "w4 w5", "w6 w7 w8 w9")]
+    assert tokens.ids.flat.nbytes == 4 * sum(map(len, wanted))
+    assert list(tokens.ids) == wanted
+    assert tokens.ids[-1] == wanted[2]
+    assert tokens.ids[1:] == wanted[1:]
+    with pytest.raises(IndexError):
+        tokens.ids[3]
+    assert list(tokens.ids.part(1, 3)) == wanted[1:]
+    assert list(tokens.ids.chosen([0, 2], {2: 3})) == [wanted[0], wanted[2][:3]]
+    kept = kept_text(tokens, 1, 4)
+    assert kept.token_ids.tolist() == [*wanted[0][2:], *wanted[1][2:], wanted[2][2]]
+    assert list(kept.corpus.ids) == [wanted[0], wanted[1], wanted[2][:3]]
+    assert list(kept.part(1, 3).corpus.ids) == [wanted[1], wanted[2][:3]]
