@@ -26,7 +26,7 @@ from organisms.durable import library_versions, replace_synced, sync_folder, wri
 from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress, silent
 from preprocessing.activation_sources import ActivationTextParams, corpus_part, model_dtype, read_text
-from preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name
+from preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name, short_id
 from preprocessing.corpora import corpus_identity
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptT
     layers = sorted(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))
     dtype = str(model_dtype(pair)).removeprefix("torch.") if params.dtype == "auto" else params.dtype
     return CollectionIndex(
-        id=f"activations-{key[:12]}",
+        id=short_id(key),
         key=key,
         finished=False,
         pair_name=pair.spec.name,
@@ -160,7 +160,7 @@ def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptT
         num_layers=pair.num_layers,
         d_model=pair.d_model,
         dtype=dtype,
-        skip_first=params.skip_first,
+        skip_first=text.skip_first,
         tokens=text.num_tokens,
         samples=len(text.corpus.ids),
         plan=[],

@@ -6,7 +6,7 @@ A method's parameters subclass `ActivationSourceParams`; its run calls `activati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -34,13 +34,19 @@ class ActivationTextParams(CorpusParams):
         1,
         ge=0,
         le=1024,
-        description="Tokens dropped at the start of each document: without a BOS the first is an attention sink. A BOS is never compared.",
+        description="Tokens dropped at the start of each document: without a BOS the first is an attention sink. A BOS is never compared. In a whole "
+        "chat a BOS counts as one of them; before an answer nothing is dropped.",
+    )
+    chat_part: Literal["answer", "whole"] = Field(
+        "answer",
+        description="What is kept of a chat: its first answer with the 3 tokens before it, or the whole chat, all turns and template tokens "
+        "(max_tokens then counts from its start).",
     )
     max_activation_tokens: int | None = Field(None, ge=1, le=10**10, description="Tokens kept in all at most.")
 
 
 class ActivationSourceParams(ActivationTextParams):
-    """Where a method's activations come from. With `activations` the corpus fields and `skip_first` are those of the collection."""
+    """Where a method's activations come from. With `activations` the corpus fields, `skip_first` and `chat_part` are those of the collection."""
 
     activations: str | None = Field(
         None,
@@ -83,7 +89,8 @@ def read_text(pair: LoadedPair, params: ActivationTextParams) -> KeptText:
     from preprocessing.tokenize import tokenize
 
     corpus = corpus_part(params)
-    return kept_text(tokenize(load_corpus(corpus), pair, corpus), params.skip_first, params.max_activation_tokens)
+    tokens = tokenize(load_corpus(corpus), pair, corpus, params.chat_part)
+    return kept_text(tokens, tokens.skipped(params.skip_first), params.max_activation_tokens)
 
 
 def activations_of(

@@ -4,6 +4,7 @@ Text: the document from its start, with the tokenizer's own special tokens. Posi
 Chat: the messages up to the first answer, rendered with the pair's chat template, then the answer's own tokens. The prompt is context that is
 read but not compared; comparison starts `PRE_ASSISTANT` tokens before the answer (the template's header of the answer, whose last token predicts
 the answer's first), so in a chat position 0 is that token and the answer starts at position `PRE_ASSISTANT`.
+Whole chat: all messages as the template renders them, every token compared, position 0 is the first token after BOS.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ PRE_ASSISTANT = 3
 
 MAX_PROMPT_TOKENS = 512
 """Chats with a longer prompt are dropped and counted."""
+
+ChatPart = Literal["answer", "whole"]
 
 _ROLES = ("system", "user", "assistant")
 _CHARACTERS_PER_TOKEN = 16
@@ -89,7 +92,7 @@ class TokenizedCorpus:
     content_start: list[int]
     """Index, in each sample's ids, of the token at position 0."""
     assistant_start: list[int | None]
-    """Index, in each sample's ids, of the answer's first token; None for text."""
+    """Index, in each sample's ids, of the answer's first token; None for text and for whole chats."""
     has_bos: bool
     dropped_short: int
     """Documents dropped because they have fewer than `min_tokens` tokens to compare (or no answer, or too long a prompt)."""
@@ -104,19 +107,33 @@ class TokenizedCorpus:
     @property
     def position_origin(self) -> str:
         """What position 0 is, for answers."""
-        if self.kind == "chat":
+        if self.kind == "chat" and self.assistant_start[0] is not None:
             return f"{PRE_ASSISTANT} tokens before the answer's first token"
         return "first token after BOS" if self.has_bos else "first token (this tokenizer adds no BOS)"
 
+    def skipped(self, skip_first: int) -> int:
+        """How many compared tokens to drop at the start of each sample so that its first `skip_first` tokens are left out, as attention sinks.
 
-def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams) -> TokenizedCorpus:
+        In a text these are content tokens, a BOS is left out besides. The answer of a chat has its prompt in front: nothing is dropped. Of a whole
+        chat no token of the template is dropped in the place of a BOS.
+        """
+        if self.kind == "text":
+            return skip_first
+        return 0 if self.assistant_start[0] is not None else max(0, skip_first - self.has_bos)
+
+
+def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams, chat_part: ChatPart = "answer") -> TokenizedCorpus:
     """Token ids of up to `max_samples` documents that have at least `min_tokens` tokens, each cut after `max_tokens` compared tokens.
+
+    Args:
+        chat_part: of a chat, its first answer with `PRE_ASSISTANT` tokens before it, or all of it.
 
     Raises:
         InvalidInput: every document was too short, or the samples do not fit into the pair's context.
     """
     if corpus.kind == "chat" and not pair.has_chat_template:
         raise InvalidInput(f"{corpus.id!r} holds chats, but this pair's tokenizer has no chat template. Give a corpus of plain text.")
+    chat_row = _chat_row if chat_part == "answer" else _whole_chat_row
     flat, starts = array("i"), array("q", [0])
     content_start: list[int] = []
     assistant_start: list[int | None] = []
@@ -127,7 +144,7 @@ def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams) -> Tokenize
             break
         documents = corpus.documents[begin : begin + _TOKENIZE_AT_ONCE]
         rows = (
-            _text_rows(documents, pair.tokenizer, params) if corpus.kind == "text" else [_chat_row(document, pair, params) for document in documents]
+            _text_rows(documents, pair.tokenizer, params) if corpus.kind == "text" else [chat_row(document, pair, params) for document in documents]
         )
         for row in rows:
             if len(content_start) >= params.max_samples:
@@ -167,6 +184,18 @@ def _text_rows(documents: tuple[str, ...], tokenizer: Any, params: CorpusParams)
         start = 1 if bos is not None and token_ids and token_ids[0] == bos else 0
         rows.append((token_ids[: start + params.max_tokens], start, None))
     return rows
+
+
+def _whole_chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:
+    if any(message["role"] not in _ROLES for message in messages):
+        return None
+    try:
+        rendered = pair.render_chat([ChatMessage.model_validate(message) for message in messages])
+    except InvalidInput:  # an order of turns that the template does not know
+        return None
+    ids = pair.tokenizer(rendered[: _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)], add_special_tokens=False)["input_ids"]
+    start = 1 if ids and ids[0] == getattr(pair.tokenizer, "bos_token_id", None) else 0
+    return list(ids[: start + params.max_tokens]), start, None
 
 
 def _chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:
