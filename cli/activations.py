@@ -77,7 +77,16 @@ def list_activations(
     print_rows(
         columns,
         [
-            (row.id, row.pair, row.corpus, ", ".join(map(str, row.layers)), row.tokens, row.dtype, "broken" if row.broken else row.shards, f"{row.megabytes:.1f} MB")
+            (
+                row.id,
+                row.pair,
+                row.corpus,
+                ", ".join(map(str, row.layers)),
+                row.tokens,
+                row.dtype,
+                "broken" if row.broken else row.shards,
+                f"{row.megabytes:.1f} MB",
+            )
             for row in rows
         ],
     )

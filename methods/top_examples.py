@@ -58,7 +58,12 @@ class TopExamples:
     """
 
     def __init__(
-        self, per_bin: int, edges: Sequence[float] | np.ndarray = (), scale: np.ndarray | None = None, per_document: bool = True, least: float = -np.inf
+        self,
+        per_bin: int,
+        edges: Sequence[float] | np.ndarray = (),
+        scale: np.ndarray | None = None,
+        per_document: bool = True,
+        least: float = -np.inf,
     ) -> None:
         self.per_bin = per_bin
         self.edges = np.asarray(edges, dtype=np.float64)

@@ -121,7 +121,7 @@ class LoadedPair:
             return [replace(each, strength=each.strength * share) for each, share in zip(interventions, kept, strict=True) if share]
 
         steering = (*scaled(base.steering, -1.0), *scaled(finetuned.steering, 1.0))
-        return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences))})
+        return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences), base.in_memory)})
 
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:

@@ -142,6 +142,29 @@ def test_examples_fill_quantile_bins_and_have_the_scores_of_all_tokens(tiny_pair
                 assert row.position == places[of_sample][scores[of_sample].argmax()] + reader.first_position
 
 
+def test_components_of_texts_and_whole_chats_together(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore, tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    chats = tmp_path / "chats.jsonl"
+    turns = [("user", 5), ("assistant", 6), ("user", 3), ("assistant", 8)]
+    rows = [[{"role": role, "content": " ".join(random.choice(WORDS, count))} for role, count in turns] for _ in range(20)]
+    chats.write_text("\n".join(json.dumps({"messages": messages}) for messages in rows))
+    texts = {"corpus": str(corpus), "max_samples": 60, "max_tokens": 24, "layers": [1]}
+    collected = [
+        collect(default_activation_store(), tiny_pair, CollectionParams.model_validate(params))
+        for params in (texts, {"corpus": str(chats), "chat_part": "whole", "max_tokens": 200, "layers": [1]})
+    ]
+    record = run(pairs, tiny_pair.spec, corpus, store, activations=",".join(index.id for index in collected))
+    result: Any = record.result()
+    assert result.tokens == sum(index.tokens for index in collected)
+    blocks = [default_activation_store().open(index.id, tiny_pair.spec, [1])[1].blocks(10**6) for index in collected]
+    together = np.concatenate([block.difference.double().numpy() for several in blocks for block in several])
+    expected = SklearnPCA(n_components=4, svd_solver="full").fit(together)
+    np.testing.assert_allclose([row.explained for row in result.rows], expected.explained_variance_ratio_, atol=2e-5)
+    examples: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", limit=100, max_characters=4000))
+    shown = "".join(row.text for row in examples.examples) + "".join(token.token for row in examples.examples for token in row.strongest)
+    assert "<|im_start|>" in shown.replace("»", "").replace("«", ""), "template tokens are there"
+
+
 def test_sums_are_kept_where_there_is_float64(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     """Devices of Apple's have none; this build cannot put a tensor there at all, so all of the method must stay on the CPU."""
     text = {name: value for name, value in arguments(corpus).items() if name != "components"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from preprocessing.activation_mixture import mixed
 from preprocessing.activation_rows import ActivationRows, MemoryRows, Moments
 from preprocessing.activation_sources import ActivationSourceParams, activations_of, source_identity
 from preprocessing.activation_store import ActivationStore, default_activation_store
+from preprocessing.activation_summary import broken_rows
 from preprocessing.activations import PairedActivations
 from preprocessing.corpora import CorpusParams, load_corpus
 from preprocessing.tokenize import tokenize
@@ -362,6 +365,97 @@ def test_no_room_is_refused_before_anything_is_written(pair: LoadedPair, texts: 
     with pytest.raises(OutOfRoom, match="MiB of disk"):
         collect(store, pair, CollectionParams(corpus=texts))
     assert store.list() == []
+
+
+def test_a_disk_that_becomes_full_keeps_the_finished_shards(
+    pair: LoadedPair, texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = CollectionParams(corpus=texts, layers=LAYERS)
+    write_all, calls = activation_collection._write_all, 0
+
+    def full(file: BinaryIO, content: memoryview) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 100:  # in the middle of a file
+            write_all(file, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_all(file, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(activation_collection, "_write_all", full)
+        with pytest.raises(OutOfRoom, match="free space and call again"):
+            collect(store, pair, params)
+    [partial] = store.list()
+    assert 0 < len(partial.shards) < len(partial.plan)
+    index = collect(store, pair, params)
+    assert index.shards[: len(partial.shards)] == partial.shards
+    assert store.damaged(index) == []
+    assert not list((store.folder / index.key).glob(".writing-*"))
+    check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
+
+
+def test_a_second_process_waits_for_the_first(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    params = CollectionParams(corpus=texts, layers=LAYERS)
+    processes = multiprocessing.get_context("fork")
+    begun, seen = processes.Event(), processes.Event()
+
+    def first() -> None:
+        def slow(done: float, total: float | None = None, message: str = "") -> None:
+            begun.set()
+            seen.wait(60)
+
+        collect(store, pair, params, slow)
+
+    other = processes.Process(target=first)
+    other.start()
+    assert begun.wait(60)
+    messages = []
+
+    def note(done: float, total: float | None = None, message: str = "") -> None:
+        messages.append(message)
+        seen.set()
+
+    index = collect(store, pair, params, note)
+    other.join(60)
+    assert other.exitcode == 0
+    assert index.finished
+    assert set(messages) == {"waiting for another process that collects the same"}, "nothing was computed twice"
+    check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
+
+
+def test_values_beyond_float16_are_refused(tmp_path: Path, texts: str, store: ActivationStore) -> None:
+    def enlarge(model: LlamaForCausalLM) -> None:
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e6)
+
+    with ModelPairs().use(save_pair(tmp_path / "large", enlarge)) as large:
+        with pytest.raises(InvalidInput, match=r"do not fit into float16.*dtype=float32"):
+            collect(store, large, CollectionParams(corpus=texts, layers=(1,), dtype="float16"))
+        assert not any(index.shards for index in store.list())
+        assert collect(store, large, CollectionParams(corpus=texts, layers=(1,))).finished
+
+
+def test_a_broken_index_is_listed_can_be_deleted_and_is_replaced(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    params = CollectionParams(corpus=texts, layers=(1,))
+    index = collect(store, pair, params)
+    file = store.folder / index.key / "index.json"
+    for content in (b"{", file.read_bytes()[:-20], b"\xff\xfe", None):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        assert store.list() == []
+        [row] = broken_rows(store)
+        assert (row.id, row.broken, row.finished) == (index.id, True, False)
+        assert "delete it" in row.as_text()
+        assert row.megabytes > 0
+        with pytest.raises(InvalidInput, match="Delete it"):
+            source_identity(ActivationSourceParams(activations=index.id))
+    assert collect(store, pair, params).content_hash == index.content_hash
+    assert broken_rows(store) == []
+    file.write_bytes(b"")
+    assert store.delete(index.id) == index.id
+    assert not (store.folder / index.key).exists()
+    assert broken_rows(store) == []
 
 
 def test_delete_takes_one_collection_and_damage_is_seen(pair: LoadedPair, texts: str, store: ActivationStore) -> None:

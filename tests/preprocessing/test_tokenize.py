@@ -89,7 +89,7 @@ def test_token_ids_take_four_bytes_and_read_as_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bos", [True, False])
 def test_whole_chats_keep_every_turn_and_template_token(tmp_path: Path, bos: bool) -> None:
     roles = ("user", "assistant", "user", "assistant")
-    chat = [{"role": role, "content": f"w{index}1 w{index}2"} for index, role in enumerate(roles)]
+    chat = [{"role": role, "content": f"w{index}1 w{index}2"} for index, role in enumerate(roles, start=1)]
     file = tmp_path / "chats.jsonl"
     file.write_text("\n".join(json.dumps({"messages": chat}) for _ in range(3)))
     params = ActivationTextParams(corpus=str(file), chat_part="whole", max_tokens=64)
@@ -99,12 +99,12 @@ def test_whole_chats_keep_every_turn_and_template_token(tmp_path: Path, bos: boo
         whole, answers = read_text(pair, params), read_text(pair, params.model_copy(update={"chat_part": "answer"}))
         kept, rendered = pair.tokenizer.decode(whole.token_ids[: int(whole.starts[1])]), pair.tokenizer.decode(whole.corpus.ids[0])
         answer = pair.tokenizer.decode(answers.token_ids[: int(answers.starts[1])])
-    assert [word for word in kept.split() if word.startswith("w")] == [f"w{index}{word}" for index in range(4) for word in (1, 2)]
+    assert [word for word in kept.split() if word.startswith("w")] == [f"w{index}{word}" for index in range(1, 5) for word in (1, 2)]
     # The first token is an attention sink: the BOS where there is one, else the template's first. Nothing else is dropped.
     assert rendered.startswith("<s>" if bos else "<u>")
     assert kept.split() == rendered.replace("<s>" if bos else "<u>", "", 1).split()
     assert ("BOS" in whole.corpus.position_origin, whole.skip_first) == (True, 0 if bos else 1)
     # An answer has its prompt in front; the tokens before it are kept.
     assert len(answers.token_ids[: int(answers.starts[1])]) == PRE_ASSISTANT + 2
-    assert answer.split()[-2:] == ["w11", "w12"]
+    assert answer.split()[-2:] == ["w21", "w22"]
     assert answers.skip_first == 0
