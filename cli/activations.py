@@ -65,10 +65,11 @@ def list_activations(
     from cli.output import print_json, print_rows
     from model_pairs.resolve import resolve_pair
     from preprocessing.activation_store import default_activation_store
-    from preprocessing.activation_summary import collection_row
+    from preprocessing.activation_summary import broken_rows, collection_row
 
     identity = resolve_pair(pair).identity() if pair is not None else None
-    rows = [collection_row(index) for index in default_activation_store().list() if identity in (None, index.pair)]
+    store = default_activation_store()
+    rows = [collection_row(index) for index in store.list() if identity in (None, index.pair)] + ([] if pair else broken_rows(store))
     if as_json:
         print_json(rows)
         return
@@ -76,7 +77,16 @@ def list_activations(
     print_rows(
         columns,
         [
-            (row.id, row.pair, row.corpus, ", ".join(map(str, row.layers)), row.tokens, row.dtype, row.shards, f"{row.megabytes:.1f} MB")
+            (
+                row.id,
+                row.pair,
+                row.corpus,
+                ", ".join(map(str, row.layers)),
+                row.tokens,
+                row.dtype,
+                "broken" if row.broken else row.shards,
+                f"{row.megabytes:.1f} MB",
+            )
             for row in rows
         ],
     )
@@ -111,7 +121,7 @@ def delete_activations(
     from preprocessing.activation_summary import exactly
 
     store = default_activation_store()
-    found = [exactly(store, identifier).id for identifier in identifiers]  # all of them are there before one goes
+    found = [exactly(store, identifier) for identifier in identifiers]  # all of them are there before one goes
     deleted = [store.delete(identifier) for identifier in found]
     if as_json:
         print_json({"deleted": deleted})

@@ -16,7 +16,7 @@ from mcp_server.tools_methods import check_corpus
 from methods.contract import CostEstimate
 from preprocessing.activation_collection import CollectionParams
 from preprocessing.activation_store import CollectionIndex, default_activation_store
-from preprocessing.activation_summary import CollectionDescription, CollectionRow, collection_row, describe, exactly
+from preprocessing.activation_summary import CollectionDescription, CollectionRow, broken_rows, collection_row, describe, exactly, row_of
 
 if TYPE_CHECKING:
     from model_pairs.specs import PairSpec
@@ -107,11 +107,12 @@ def _present_collected(call: Call, index: CollectionIndex) -> Reply:
 
 
 async def list_activations(call: Call, arguments: ListActivationsArguments) -> Reply:
-    found = list(default_activation_store().list())
-    if arguments.pair is not None:
-        identity = await call.identity(call.pair(arguments.pair))
-        found = [index for index in found if index.pair == identity]
-    rows = [collection_row(index) for index in found[arguments.offset : arguments.offset + arguments.limit]]
+    store = default_activation_store()
+    identity = await call.identity(call.pair(arguments.pair)) if arguments.pair is not None else None
+    found = [collection_row(index) for index in store.list() if identity in (None, index.pair)]
+    if identity is None:
+        found += await anyio.to_thread.run_sync(broken_rows, store)
+    rows = found[arguments.offset : arguments.offset + arguments.limit]
     end = arguments.offset + len(rows)
     result = ListActivationsResult(collections=rows, total=len(found), next_offset=end if end < len(found) else None)
     lines = [f"{len(found)} collections", *(f"  {row.as_text()}" for row in rows)]
@@ -120,7 +121,7 @@ async def list_activations(call: Call, arguments: ListActivationsArguments) -> R
 
 async def describe_activations(call: Call, arguments: DescribeActivationsArguments) -> Reply:
     store = default_activation_store()
-    index = exactly(store, arguments.id)
+    index = store.get(exactly(store, arguments.id))
 
     def read() -> CollectionDescription:
         return describe(store, index, arguments.check)
@@ -131,7 +132,7 @@ async def describe_activations(call: Call, arguments: DescribeActivationsArgumen
 
 async def delete_activations(call: Call, arguments: CollectionArguments) -> Reply:
     store = default_activation_store()
-    row = collection_row(exactly(store, arguments.id))
+    row = row_of(store, exactly(store, arguments.id))
     deleted = await anyio.to_thread.run_sync(store.delete, row.id)
     return Reply(DeleteActivationsResult(deleted=deleted, megabytes=row.megabytes), f"{deleted} is deleted ({row.megabytes:.1f} MB).")
 

@@ -132,12 +132,13 @@ async def check_activations(call: Call, spec: PairSpec, params: BaseModel) -> No
     Raises:
         UnknownName: any other collection, whether it exists or not.
     """
-    if call.caller.operator or not isinstance(params, ActivationSourceParams) or params.activations is None:
+    if call.caller.operator or not isinstance(params, ActivationSourceParams) or not params.collections:
         return
-    name = params.activations
     known = {index.id: index for index in await anyio.to_thread.run_sync(default_activation_store().list) if index.finished}
-    index = known.get(name)
-    if index is None or index.pair != await call.identity(spec) or index.corpus["id"] not in BUNDLED:
+    for name in params.collections:
+        index = known.get(name)
+        if index is not None and index.pair == await call.identity(spec) and index.corpus["id"] in BUNDLED:
+            continue
         raise UnknownName(f"there are no stored activations {name!r} of this pair on a bundled corpus; leave out `activations` to collect them anew")
 
 

@@ -49,7 +49,8 @@ class TopExamples:
 
     Args:
         per_bin: places kept of each feature and bin.
-        edges: ascending inner edges of the bins, as shares of the feature's `scale`; none: one bin. A score at an edge is in the higher bin.
+        edges: ascending inner edges of the bins [E], as shares of the feature's `scale`, or of each feature [F, E]; none: one bin. A score at an edge
+            is in the higher bin.
         scale: [F] positive, what a score is divided by to find its bin (such as the feature's highest score in an earlier pass); None: 1.
         per_document: keep only the highest place of each sample for a feature, so that neighbours in one text do not fill the list. With `edges`,
             a sample must then come whole in one `add`.
@@ -57,7 +58,12 @@ class TopExamples:
     """
 
     def __init__(
-        self, per_bin: int, edges: Sequence[float] = (), scale: np.ndarray | None = None, per_document: bool = True, least: float = -np.inf
+        self,
+        per_bin: int,
+        edges: Sequence[float] | np.ndarray = (),
+        scale: np.ndarray | None = None,
+        per_document: bool = True,
+        least: float = -np.inf,
     ) -> None:
         self.per_bin = per_bin
         self.edges = np.asarray(edges, dtype=np.float64)
@@ -72,7 +78,7 @@ class TopExamples:
     @property
     def bins(self) -> int:
         """Number of bins."""
-        return len(self.edges) + 1
+        return int(self.edges.shape[-1]) + 1
 
     def add(self, features: Any, scores: Any, samples: Any, positions: Any) -> None:
         """Take in places: arrays or tensors [N] of any device, or single numbers that hold for all. Scores that are not finite are left out."""
@@ -81,7 +87,9 @@ class TopExamples:
         indices, values, texts, places = (column[kept] for column in columns)
         features, values = indices.astype(np.int64), values.astype(np.float64)
         relative = values if self.scale is None else values / self.scale[features]
-        found = Found(features, np.searchsorted(self.edges, relative, side="right"), values, texts.astype(np.int64), places.astype(np.int64))
+        edges = self.edges if self.edges.ndim == 1 else self.edges[features]
+        bins = np.searchsorted(edges, relative, side="right") if edges.ndim == 1 else (relative[:, None] >= edges).sum(axis=1)
+        found = Found(features, bins, values, texts.astype(np.int64), places.astype(np.int64))
         # With bins, a sample's highest place decides its bin, so it must be known before full bins turn places away.
         if self.per_document and self.bins > 1:
             found = self._distinct(found)

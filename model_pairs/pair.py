@@ -40,6 +40,8 @@ class LoadedSide:
     steering: tuple[Intervention, ...]
     differences: tuple[Difference, ...] = ()
     """Weight differences that are added to what the side is, of an amplified pair (`LoadedPair.amplified`)."""
+    in_memory: Callable[[], bool] = lambda: True
+    """Whether `hold` loads no model now."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,18 @@ class LoadedPair:
             return [replace(each, strength=each.strength * share) for each, share in zip(interventions, kept, strict=True) if share]
 
         steering = (*scaled(base.steering, -1.0), *scaled(finetuned.steering, 1.0))
-        return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences))})
+        return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences), base.in_memory)})
 
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:
         """Keep this side's model in memory inside the context. Free for pairs that are not `sequential`."""
         with self._side(side).hold():
             yield
+
+    def resident_first(self) -> tuple[Side, Side]:
+        """Both sides, first the one to begin with: the finetuned side when its model alone is in memory now, else the base."""
+        finetuned_alone = self.sides["finetuned"].in_memory() and not self.sides["base"].in_memory()
+        return ("finetuned", "base") if finetuned_alone else ("base", "finetuned")
 
     def forward(
         self,

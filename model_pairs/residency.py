@@ -227,7 +227,11 @@ class ModelPairs:
                 entry.pairs.add(spec.name)
                 yield entry.resident
 
-        return LoadedSide(hold, adapter, steering)
+        def in_memory() -> bool:
+            with self._lock:
+                return wanted in self._table
+
+        return LoadedSide(hold, adapter, steering, in_memory=in_memory)
 
     @contextmanager
     def _held(self, wanted: _Wanted, tokenizer: Any, adapter: str | None, folder: Path | None, progress: Progress) -> Iterator[_Entry]:

@@ -1,7 +1,10 @@
 """Collecting activations to disk: both sides in one pass, shard after shard, resumable at the last finished shard.
 
 A shard holds whole samples in the order of the text. It is written beside its place, synced and renamed, then the index names it: whatever the index
-names is complete. Memory does not depend on the number of tokens: rows go to their place in the shard's files batch by batch.
+names is complete. Rows go to their place in the shard's files batch by batch.
+
+A shard is one corpus pass. Two models that do not fit into memory together (`pair.sequential`) are loaded in turn, one of them a shard (each pass
+begins with the model that is there), so their shards are larger: a shard is then worth its load.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -22,7 +26,7 @@ from organisms.durable import library_versions, replace_synced, sync_folder, wri
 from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress, silent
 from preprocessing.activation_sources import ActivationTextParams, corpus_part, model_dtype, read_text
-from preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name
+from preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name, short_id
 from preprocessing.corpora import corpus_identity
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 2**30
 """Bytes of a shard, all layers and both sides (one sample at least)."""
+SEQUENTIAL_SHARD_BYTES = 16 * 2**30
+"""The same where every shard loads a model; half of it is spooled besides while the shard is written (see `preprocessing.spool`)."""
 SPARE_BYTES = 2**26
 """Disk that is left free."""
 _WRITING = ".writing-"
@@ -106,8 +112,11 @@ def _collect(
         index = known
     else:
         shutil.rmtree(folder, ignore_errors=True)
+    # Anew also for what is left of a collection that was begun with shards of another size.
+    shard_bytes = SEQUENTIAL_SHARD_BYTES if pair.sequential else SHARD_BYTES
+    index.plan = _plan(text, max(1, shard_bytes // (2 * len(index.layers) * index.row_bytes)), index.shards)
     _clean(folder, index)
-    _check_room(store.folder, index)
+    _check_room(store.folder, index, pair.sequential)
     folder.mkdir(parents=True, exist_ok=True)
     if not index.shards:
         write_synced(folder / "tokens.safetensors", save({"token_ids": text.token_ids, "starts": text.starts}))
@@ -130,7 +139,7 @@ def _write_index(folder: Path, index: CollectionIndex) -> None:
 
 
 def _decides(index: CollectionIndex) -> dict[str, Any]:
-    return index.model_dump(include={"format", "pair", "text", "layers", "dtype", "skip_first", "tokens", "plan", "versions"})
+    return index.model_dump(include={"format", "pair", "text", "layers", "dtype", "skip_first", "tokens", "versions"})
 
 
 def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptText) -> CollectionIndex:
@@ -138,8 +147,8 @@ def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptT
 
     layers = sorted(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))
     dtype = str(model_dtype(pair)).removeprefix("torch.") if params.dtype == "auto" else params.dtype
-    index = CollectionIndex(
-        id=f"activations-{key[:12]}",
+    return CollectionIndex(
+        id=short_id(key),
         key=key,
         finished=False,
         pair_name=pair.spec.name,
@@ -151,27 +160,27 @@ def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptT
         num_layers=pair.num_layers,
         d_model=pair.d_model,
         dtype=dtype,
-        skip_first=params.skip_first,
+        skip_first=text.skip_first,
         tokens=text.num_tokens,
         samples=len(text.corpus.ids),
         plan=[],
         created=datetime.now(UTC),
         versions=library_versions(),
     )
-    index.plan = _plan(text, max(1, SHARD_BYTES // (2 * len(layers) * index.row_bytes)))
-    return index
 
 
-def _plan(text: KeptText, shard_rows: int) -> list[ShardIndex]:
-    """Shards of whole samples with at most `shard_rows` rows (or one sample)."""
-    starts = text.starts.tolist()
-    plan: list[ShardIndex] = []
-    first = 0
-    for sample in range(1, len(starts)):
-        if sample == len(starts) - 1 or starts[sample + 1] - starts[first] > shard_rows:
-            name = f"shard-{len(plan):05}"
-            plan.append(ShardIndex(name=name, first_sample=first, last_sample=sample, start=starts[first], stop=starts[sample]))
-            first = sample
+def _plan(text: KeptText, shard_rows: int, done: Sequence[ShardIndex]) -> list[ShardIndex]:
+    """Those that are done, then shards of whole samples with at most `shard_rows` rows (or one sample)."""
+    import numpy as np
+
+    starts = text.starts.numpy()
+    plan = [shard.model_copy(update={"files": {}}) for shard in done]
+    first = plan[-1].last_sample if plan else 0
+    while first < len(starts) - 1:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + shard_rows, side="right")) - 1)
+        name = f"shard-{len(plan):05}"
+        plan.append(ShardIndex(name=name, first_sample=first, last_sample=last, start=int(starts[first]), stop=int(starts[last])))
+        first = last
     return plan
 
 
@@ -183,9 +192,14 @@ def _clean(folder: Path, index: CollectionIndex) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_room(folder: Path, index: CollectionIndex) -> None:
+def _check_room(folder: Path, index: CollectionIndex, sequential: bool) -> None:
+    from preprocessing.spool import spool_folder
+
     left = index.tokens - (index.shards[-1].stop if index.shards else 0)
     needed = 2 * len(index.layers) * index.row_bytes * left
+    if sequential and spool_folder().stat().st_dev == folder.stat().st_dev:
+        largest = max((shard.stop - shard.start for shard in index.plan[len(index.shards) :]), default=0)
+        needed += len(index.layers) * index.row_bytes * largest
     free = shutil.disk_usage(folder).free
     if needed + SPARE_BYTES > free:
         raise OutOfRoom(

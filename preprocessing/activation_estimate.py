@@ -49,7 +49,7 @@ def estimate_collection(spec: PairSpec, params: CollectionParams, folder: Path) 
     text = config.get_text_config()
     dtype = getattr(torch, params.dtype) if params.dtype != "auto" else choose_dtype(files, config, choose_device())
     layers = len(resolve_layers(params.layers, text.num_hidden_layers))
-    tokens = params.max_samples * max(0, params.max_tokens - params.skip_first)
+    tokens = params.max_samples * params.max_tokens
     tokens = min(tokens, params.max_activation_tokens or tokens)
     while not folder.exists():
         folder = folder.parent

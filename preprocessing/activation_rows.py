@@ -5,10 +5,11 @@ A row is one kept token. Rows follow the order of the text: sample after sample,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +79,12 @@ class KeptText:
     def part(self, first: int, last: int) -> KeptText:
         """The samples [first, last), with rows counted from 0."""
         rows = slice(int(self.starts[first]), int(self.starts[last]))
-        corpus = _samples(self.corpus, range(first, last), {})
+        corpus = replace(
+            self.corpus,
+            ids=self.corpus.ids.part(first, last),
+            content_start=self.corpus.content_start[first:last],
+            assistant_start=self.corpus.assistant_start[first:last],
+        )
         return KeptText(corpus, self.skip_first, self.starts[first : last + 1] - rows.start, self.token_ids[rows])
 
 
@@ -91,8 +97,8 @@ def kept_text(corpus: TokenizedCorpus, skip_first: int, limit: int | None = None
     chosen: list[int] = []
     cuts: dict[int, int] = {}
     starts = [0]
-    for index, (ids, start) in enumerate(zip(corpus.ids, corpus.content_start, strict=True)):
-        kept = len(ids) - start - skip_first
+    for index, (length, start) in enumerate(zip(corpus.ids.lengths.tolist(), corpus.content_start, strict=True)):
+        kept = length - start - skip_first
         if kept <= 0:
             continue
         if limit is not None and starts[-1] + kept > limit:
@@ -104,18 +110,16 @@ def kept_text(corpus: TokenizedCorpus, skip_first: int, limit: int | None = None
         starts.append(starts[-1] + kept)
     if not chosen:
         raise InvalidInput(f"No token is left after dropping the first {skip_first} of each document; lower skip_first or raise max_tokens.")
-    shortened = _samples(corpus, chosen, cuts)
-    ids = [token for row, start in zip(shortened.ids, shortened.content_start, strict=True) for token in row[start + skip_first :]]
-    return KeptText(shortened, skip_first, torch.tensor(starts), torch.tensor(ids, dtype=torch.int32))
-
-
-def _samples(corpus: TokenizedCorpus, chosen: Sequence[int], cuts: Mapping[int, int]) -> TokenizedCorpus:
-    return replace(
-        corpus,
-        ids=[corpus.ids[index][: cuts[index]] if index in cuts else corpus.ids[index] for index in chosen],
-        content_start=[corpus.content_start[index] for index in chosen],
-        assistant_start=[corpus.assistant_start[index] for index in chosen],
-    )
+    if cuts or len(chosen) < len(corpus.ids):
+        corpus = replace(
+            corpus,
+            ids=corpus.ids.chosen(chosen, cuts),
+            content_start=[corpus.content_start[index] for index in chosen],
+            assistant_start=[corpus.assistant_start[index] for index in chosen],
+        )
+    firsts = zip(corpus.ids.starts.tolist(), corpus.ids.starts[1:].tolist(), corpus.content_start, strict=False)
+    kept_ids = np.concatenate([corpus.ids.flat[first + start + skip_first : last] for first, last, start in firsts])
+    return KeptText(corpus, skip_first, torch.tensor(starts), torch.from_numpy(kept_ids))
 
 
 class RowSink(Protocol):

@@ -6,7 +6,7 @@ A method's parameters subclass `ActivationSourceParams`; its run calls `activati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -34,19 +34,31 @@ class ActivationTextParams(CorpusParams):
         1,
         ge=0,
         le=1024,
-        description="Tokens dropped at the start of each document: without a BOS the first is an attention sink. A BOS is never compared.",
+        description="Tokens dropped at the start of each document: without a BOS the first is an attention sink. A BOS is never compared. In a whole "
+        "chat a BOS counts as one of them; before an answer nothing is dropped.",
+    )
+    chat_part: Literal["answer", "whole"] = Field(
+        "answer",
+        description="What is kept of a chat: its first answer with the 3 tokens before it, or the whole chat, all turns and template tokens "
+        "(max_tokens then counts from its start).",
     )
     max_activation_tokens: int | None = Field(None, ge=1, le=10**10, description="Tokens kept in all at most.")
 
 
 class ActivationSourceParams(ActivationTextParams):
-    """Where a method's activations come from. With `activations` the corpus fields and `skip_first` are those of the collection."""
+    """Where a method's activations come from. With `activations` the corpus fields, `skip_first` and `chat_part` are those of the collection."""
 
     activations: str | None = Field(
         None,
-        max_length=200,
-        description="Id of a stored collection (collect_activations) to read instead of the corpus; None: collect in memory.",
+        max_length=1000,
+        description="Id of a stored collection (collect_activations) to read instead of the corpus; several, separated by commas, are mixed in "
+        "proportion to their size (chats, web text, training data). None: collect in memory.",
     )
+
+    @property
+    def collections(self) -> tuple[str, ...]:
+        """The ids in `activations`; none: the corpus is read."""
+        return tuple(part.strip() for part in (self.activations or "").split(",") if part.strip())
 
 
 def corpus_part(params: CorpusParams) -> CorpusParams:
@@ -62,12 +74,13 @@ def source_identity(params: ActivationSourceParams) -> dict[str, Any]:
     Raises:
         UnknownName, InvalidInput: no such collection or corpus.
     """
-    if params.activations is None:
+    if not params.collections:
         return {"corpus": corpus_identity(corpus_part(params))}
     from preprocessing.activation_store import default_activation_store
 
-    index = default_activation_store().finished(params.activations)
-    return {"activations": {"id": index.id, "content_hash": index.content_hash}}
+    found = [default_activation_store().finished(identifier) for identifier in params.collections]
+    parts = [{"id": index.id, "content_hash": index.content_hash} for index in found]
+    return {"activations": parts[0] if len(parts) == 1 else parts}
 
 
 def read_text(pair: LoadedPair, params: ActivationTextParams) -> KeptText:
@@ -76,7 +89,8 @@ def read_text(pair: LoadedPair, params: ActivationTextParams) -> KeptText:
     from preprocessing.tokenize import tokenize
 
     corpus = corpus_part(params)
-    return kept_text(tokenize(load_corpus(corpus), pair, corpus), params.skip_first, params.max_activation_tokens)
+    tokens = tokenize(load_corpus(corpus), pair, corpus, params.chat_part)
+    return kept_text(tokens, tokens.skipped(params.skip_first), params.max_activation_tokens)
 
 
 def activations_of(
@@ -87,15 +101,16 @@ def activations_of(
     From the corpus pass the rows lie in memory in the models' own dtype, and the forward stops at the last of the layers.
 
     Raises:
-        UnknownName, InvalidInput: no such collection, one of another pair or without one of the layers, or no tokens.
+        UnknownName, InvalidInput: no such collection, one of another pair or without one of the layers, several that do not fit together, or no tokens.
         OutOfRoom: the rows do not fit into memory; the message says how to store them instead.
         Cancelled: from `progress`.
     """
     wanted = sorted(set(layers))
-    if params.activations is not None:
+    if params.collections:
+        from preprocessing.activation_mixture import open_collections
         from preprocessing.activation_store import default_activation_store
 
-        return default_activation_store().open(params.activations, pair.spec, wanted, params.max_activation_tokens)
+        return {**open_collections(default_activation_store(), params.collections, pair.spec, wanted, params.max_activation_tokens)}
     return _collected(pair, params, wanted, progress)
 
 

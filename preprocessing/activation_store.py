@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model_pairs.specs import PairSpec
-    from preprocessing.activation_rows import Moments
-    from preprocessing.activations import PairedActivations
+    from preprocessing.activation_rows import ActivationRows, Moments
 
 FORMAT = 1
 SIDES = ("base", "finetuned")
@@ -131,9 +130,13 @@ class ActivationStore:
         self.folder = folder
 
     def list(self) -> Sequence[CollectionIndex]:
-        """All collections, also unfinished ones, newest first."""
+        """All collections, also unfinished ones, newest first; not those of `broken`."""
         found = [index for name in self._digests() if (index := self.read(name)) is not None]
         return sorted(found, key=lambda index: index.created, reverse=True)
+
+    def broken(self) -> Sequence[str]:
+        """Keys of collections whose index is missing or cannot be read. They can be deleted; collecting the same again replaces them."""
+        return [name for name in sorted(self._digests()) if self.read(name) is None]
 
     def _digests(self) -> Sequence[str]:
         return [entry.name for entry in self.folder.iterdir() if _DIGEST.fullmatch(entry.name)] if self.folder.is_dir() else []
@@ -150,23 +153,38 @@ class ActivationStore:
 
         Raises:
             UnknownName: none, or several.
+            InvalidInput: its index cannot be read.
+        """
+        digest = self.key_of(identifier)
+        index = self.read(digest)
+        if index is None:
+            raise InvalidInput(
+                f"The index of the collection {short_id(digest)} cannot be read, so its rows cannot be told apart. Delete it (delete_activations, "
+                "`diffing activations delete`) and collect again."
+            )
+        return index
+
+    def key_of(self, identifier: str) -> str:
+        """The key of the collection with that id or key, or with one that starts so when it is the only one, whether its index can be read or not.
+
+        Raises:
+            UnknownName: none, or several.
         """
         start = identifier.strip().removeprefix("activations-")
         names = [name for name in self._digests() if re.fullmatch(r"[0-9a-f]{2,64}", start) and name.startswith(start)]
-        found = [index for name in names if (index := self.read(name)) is not None]
-        if len(found) != 1:
-            problem = "several collections start with" if found else "there is no collection"
+        if len(names) != 1:
+            problem = "several collections start with" if names else "there is no collection"
             raise UnknownName(
                 f"{problem} {identifier!r}; list_activations (`diffing activations list`) gives them all, collect_activations makes one"
             )
-        return found[0]
+        return names[0]
 
     def finished(self, identifier: str) -> CollectionIndex:
         """Like `get`.
 
         Raises:
             UnknownName: none, or several.
-            InvalidInput: it is not finished.
+            InvalidInput: it is not finished, or its index cannot be read.
         """
         index = self.get(identifier)
         if not index.finished:
@@ -176,7 +194,7 @@ class ActivationStore:
             )
         return index
 
-    def open(self, identifier: str, spec: PairSpec, layers: Sequence[int], limit: int | None = None) -> dict[int, PairedActivations]:
+    def open(self, identifier: str, spec: PairSpec, layers: Sequence[int], limit: int | None = None) -> dict[int, ActivationRows]:
         """Readers of a finished collection of this pair: its first `limit` rows, or all.
 
         Raises:
@@ -206,7 +224,7 @@ class ActivationStore:
                 layer=layer,
                 d_model=index.d_model,
                 num_tokens=index.tokens if limit is None else min(limit, index.tokens),
-                content_hash=index.content_hash,
+                content_hash=f"{index.content_hash}:{layer}",
                 starts=tokens["starts"],
                 token_ids=tokens["token_ids"],
                 first_position=index.skip_first,
@@ -249,7 +267,7 @@ class ActivationStore:
         return FileLock(self.folder / f".lock-{key}")
 
     def delete(self, identifier: str) -> str:
-        """Remove a collection, finished or not, and return its id. It becomes invisible at once, then its files go.
+        """Remove a collection, finished, unfinished or broken, and return its id. It becomes invisible at once, then its files go.
 
         Raises:
             UnknownName: none, or several.
@@ -257,18 +275,23 @@ class ActivationStore:
         """
         from filelock import Timeout
 
-        index = self.get(identifier)
+        key = self.key_of(identifier)
         try:
-            with self.lock(index.key).acquire(timeout=0):
+            with self.lock(key).acquire(timeout=0):
                 doomed = Path(tempfile.mkdtemp(prefix=_DELETING, dir=self.folder))
-                (self.folder / index.key).rename(doomed / "collection")
+                (self.folder / key).rename(doomed / "collection")
         except Timeout as error:
-            raise InvalidInput(f"The collection {index.id} is being collected. Cancel that first.") from error
+            raise InvalidInput(f"The collection {short_id(key)} is being collected. Cancel that first.") from error
         except FileNotFoundError as error:
-            raise UnknownName(f"The collection {index.id} was deleted in the meantime.") from error
+            raise UnknownName(f"The collection {short_id(key)} was deleted in the meantime.") from error
         for leftover in self.folder.glob(f"{_DELETING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        return index.id
+        return short_id(key)
+
+
+def short_id(key: str) -> str:
+    """The id of the collection with this key."""
+    return f"activations-{key[:12]}"
 
 
 def file_hash(path: Path) -> str:

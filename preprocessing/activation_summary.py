@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from organisms.errors import UnknownName
-from preprocessing.activation_store import ActivationStore, CollectionIndex
+from preprocessing.activation_store import ActivationStore, CollectionIndex, short_id
 
 
 class CollectionRow(BaseModel):
@@ -25,8 +26,11 @@ class CollectionRow(BaseModel):
     shards: str
     megabytes: float
     created: str
+    broken: bool = Field(False, description="Its index cannot be read: delete it. Everything but id and size is unknown.")
 
     def as_text(self) -> str:
+        if self.broken:
+            return f"{self.id}: broken (its index cannot be read), {self.megabytes:.1f} MB; delete it"
         state = "" if self.finished else f", unfinished ({self.shards} shards)"
         return f"{self.id}: {self.pair}, {self.corpus}, layers {self.layers}, {self.tokens} tokens, {self.dtype}, {self.megabytes:.1f} MB{state}"
 
@@ -77,6 +81,19 @@ def collection_row(index: CollectionIndex) -> CollectionRow:
     )
 
 
+def broken_rows(store: ActivationStore) -> list[CollectionRow]:
+    """The collections whose index cannot be read, one row each."""
+    rows = []
+    for key in store.broken():
+        folder = store.folder / key
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        created = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        unknown: dict[str, Any] = {"pair": "?", "corpus": "?", "layers": [], "tokens": 0, "samples": 0, "dtype": "?", "skip_first": 0}
+        shown = {"finished": False, "broken": True, "shards": "?", "megabytes": round(size / 1e6, 3), "created": created}
+        rows.append(CollectionRow(id=short_id(key), **unknown, **shown))
+    return rows
+
+
 def describe(store: ActivationStore, index: CollectionIndex, check: bool) -> CollectionDescription:
     """Sizes of a collection, from the moments that were stored with its shards."""
     sizes = []
@@ -94,13 +111,19 @@ def describe(store: ActivationStore, index: CollectionIndex, check: bool) -> Col
     )
 
 
-def exactly(store: ActivationStore, identifier: str) -> CollectionIndex:
-    """The collection with this whole id.
+def exactly(store: ActivationStore, identifier: str) -> str:
+    """The key of the collection with this whole id.
 
     Raises:
         UnknownName: none, or only one whose id begins so.
     """
-    index = store.get(identifier)
-    if identifier.strip() not in (index.id, index.key):
+    key = store.key_of(identifier)
+    if identifier.strip() not in (short_id(key), key):
         raise UnknownName(f"{identifier!r} is not a whole id; list_activations gives them.")
-    return index
+    return key
+
+
+def row_of(store: ActivationStore, key: str) -> CollectionRow:
+    """The row of a collection, broken or not."""
+    index = store.read(key)
+    return collection_row(index) if index else next(row for row in broken_rows(store) if row.id == short_id(key))

@@ -119,8 +119,9 @@ class _Runner:
         budget = settings().batch_tokens
         if logits:
             budget = min(budget, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
-        self.plan = plan_batches([len(ids) for ids in corpus.ids], budget)
-        self.total = 2 * sum(len(batch) * len(corpus.ids[batch[0]]) for batch in self.plan)
+        lengths = corpus.ids.lengths.tolist()
+        self.plan = plan_batches(lengths, budget)
+        self.total = 2 * sum(len(batch) * lengths[batch[0]] for batch in self.plan)
         self.done = 0
         self.scratch = scratch_of(pair) if logits else None
         statistics.batches = len(self.plan)
@@ -141,12 +142,11 @@ class _Runner:
 
     def _in_blocks(self) -> Iterator[PairedBatch]:
         """One side of a block of batches goes to a temporary file, then the other side runs; every block starts with the side that is resident."""
-        first: Side = "base"
+        first, second = self.pair.resident_first()
         # Four bytes a value: enough for float32 models, and a reserve of two for the others.
         vocabulary = self.pair.vocab_size + len(self.pair.new_tokens)
         per_token = 4 * ((vocabulary if self.logits else 0) + len(self.layers) * self.pair.d_model)
-        for block in split_blocks(self.plan, [len(ids) for ids in self.corpus.ids], per_token):
-            second: Side = "finetuned" if first == "base" else "base"
+        for block in split_blocks(self.plan, self.corpus.ids.lengths.tolist(), per_token):
             with Spool() as spool:
                 batches = [self._inputs(indices) for indices in block]
                 with self.pair.side_loaded(first):
@@ -167,7 +167,7 @@ class _Runner:
                         self._attach(batch, first, _NOTHING)
                         self._attach(batch, second, _NOTHING)
                 self.statistics.spooled_bytes += spool.written
-            first = second
+            first, second = second, first
 
     @staticmethod
     def _attach(batch: PairedBatch, side: Side, output: ForwardOutput) -> None:
@@ -177,10 +177,11 @@ class _Runner:
             batch.finetuned_logits, batch.finetuned_hidden, batch.finetuned_extra_logits = output.logits, dict(output.hidden), output.extra_logits
 
     def _inputs(self, indices: list[int]) -> PairedBatch:
-        lengths = [len(self.corpus.ids[index]) for index in indices]
+        rows = [self.corpus.ids[index] for index in indices]
+        lengths = [len(row) for row in rows]
         width = max(lengths)
         padding = getattr(self.pair.tokenizer, "pad_token_id", None) or 0
-        ids = torch.tensor([self.corpus.ids[index] + [padding] * (width - length) for index, length in zip(indices, lengths, strict=True)])
+        ids = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
         columns = torch.arange(width).unsqueeze(0)
         mask = columns < torch.tensor(lengths).unsqueeze(1)
         positions = columns - torch.tensor([self.corpus.content_start[index] for index in indices]).unsqueeze(1)

@@ -4,13 +4,16 @@ Text: the document from its start, with the tokenizer's own special tokens. Posi
 Chat: the messages up to the first answer, rendered with the pair's chat template, then the answer's own tokens. The prompt is context that is
 read but not compared; comparison starts `PRE_ASSISTANT` tokens before the answer (the template's header of the answer, whose last token predicts
 the answer's first), so in a chat position 0 is that token and the answer starts at position `PRE_ASSISTANT`.
+Whole chat: all messages as the template renders them, every token compared, position 0 is the first token after BOS.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -27,9 +30,56 @@ PRE_ASSISTANT = 3
 MAX_PROMPT_TOKENS = 512
 """Chats with a longer prompt are dropped and counted."""
 
+ChatPart = Literal["answer", "whole"]
+
 _ROLES = ("system", "user", "assistant")
 _CHARACTERS_PER_TOKEN = 16
 _TOKENIZE_AT_ONCE = 256
+
+
+class TokenIds(Sequence[list[int]]):
+    """The token ids of many samples in four bytes each; sample `i` is a list made when asked for.
+
+    Args:
+        flat: [T] int32, sample after sample.
+        starts: [S + 1] int64, where each sample starts in `flat`, and its length.
+    """
+
+    def __init__(self, flat: np.ndarray, starts: np.ndarray) -> None:
+        self.flat = flat
+        self.starts = starts
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[S] int64, tokens of each sample."""
+        return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        ids: list[int] = self.flat[self.starts[place] : self.starts[place + 1]].tolist()
+        return ids
+
+    def part(self, first: int, last: int) -> TokenIds:
+        """Samples [first, last), without a copy."""
+        starts = self.starts[first : last + 1]
+        return TokenIds(self.flat[starts[0] : starts[-1]], starts - starts[0])
+
+    def chosen(self, samples: Sequence[int], cuts: Mapping[int, int]) -> TokenIds:
+        """These samples, one at least, those in `cuts` (sample -> tokens) cut after that many tokens."""
+        ends = [min(int(self.starts[sample + 1]), int(self.starts[sample]) + cuts.get(sample, 2**62)) for sample in samples]
+        parts = [self.flat[self.starts[sample] : end] for sample, end in zip(samples, ends, strict=True)]
+        return TokenIds(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
 
 
 @dataclass(frozen=True)
@@ -38,11 +88,11 @@ class TokenizedCorpus:
 
     corpus_id: str
     kind: Literal["text", "chat"]
-    ids: list[list[int]]
+    ids: TokenIds
     content_start: list[int]
     """Index, in each sample's ids, of the token at position 0."""
     assistant_start: list[int | None]
-    """Index, in each sample's ids, of the answer's first token; None for text."""
+    """Index, in each sample's ids, of the answer's first token; None for text and for whole chats."""
     has_bos: bool
     dropped_short: int
     """Documents dropped because they have fewer than `min_tokens` tokens to compare (or no answer, or too long a prompt)."""
@@ -52,54 +102,69 @@ class TokenizedCorpus:
     @property
     def tokens(self) -> int:
         """Tokens compared."""
-        return sum(len(ids) - start for ids, start in zip(self.ids, self.content_start, strict=True))
+        return int(self.ids.starts[-1]) - sum(self.content_start)
 
     @property
     def position_origin(self) -> str:
         """What position 0 is, for answers."""
-        if self.kind == "chat":
+        if self.kind == "chat" and self.assistant_start[0] is not None:
             return f"{PRE_ASSISTANT} tokens before the answer's first token"
         return "first token after BOS" if self.has_bos else "first token (this tokenizer adds no BOS)"
 
+    def skipped(self, skip_first: int) -> int:
+        """How many compared tokens to drop at the start of each sample so that its first `skip_first` tokens are left out, as attention sinks.
 
-def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams) -> TokenizedCorpus:
+        In a text these are content tokens, a BOS is left out besides. The answer of a chat has its prompt in front: nothing is dropped. Of a whole
+        chat no token of the template is dropped in the place of a BOS.
+        """
+        if self.kind == "text":
+            return skip_first
+        return 0 if self.assistant_start[0] is not None else max(0, skip_first - self.has_bos)
+
+
+def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams, chat_part: ChatPart = "answer") -> TokenizedCorpus:
     """Token ids of up to `max_samples` documents that have at least `min_tokens` tokens, each cut after `max_tokens` compared tokens.
+
+    Args:
+        chat_part: of a chat, its first answer with `PRE_ASSISTANT` tokens before it, or all of it.
 
     Raises:
         InvalidInput: every document was too short, or the samples do not fit into the pair's context.
     """
     if corpus.kind == "chat" and not pair.has_chat_template:
         raise InvalidInput(f"{corpus.id!r} holds chats, but this pair's tokenizer has no chat template. Give a corpus of plain text.")
-    ids: list[list[int]] = []
+    chat_row = _chat_row if chat_part == "answer" else _whole_chat_row
+    flat, starts = array("i"), array("q", [0])
     content_start: list[int] = []
     assistant_start: list[int | None] = []
     dropped = 0
+    digest = hashlib.sha256()
     for begin in range(0, len(corpus.documents), _TOKENIZE_AT_ONCE):
-        if len(ids) >= params.max_samples:
+        if len(content_start) >= params.max_samples:
             break
         documents = corpus.documents[begin : begin + _TOKENIZE_AT_ONCE]
         rows = (
-            _text_rows(documents, pair.tokenizer, params) if corpus.kind == "text" else [_chat_row(document, pair, params) for document in documents]
+            _text_rows(documents, pair.tokenizer, params) if corpus.kind == "text" else [chat_row(document, pair, params) for document in documents]
         )
         for row in rows:
-            if len(ids) >= params.max_samples:
+            if len(content_start) >= params.max_samples:
                 break
             if row is None or len(row[0]) - row[1] < params.shortest or len(row[0]) > pair.context_length:
                 dropped += 1
                 continue
-            ids.append(row[0])
+            flat.extend(row[0])
+            starts.append(len(flat))
+            digest.update(np.asarray([row[1], len(row[0]), *row[0]], dtype=np.int64).tobytes())
             content_start.append(row[1])
             assistant_start.append(row[2])
-    if not ids:
+    if not content_start:
         raise InvalidInput(
             f"No document of {corpus.id!r} can be compared: all {dropped} have fewer than {params.shortest} tokens, no answer, "
             f"or do not fit into the context of {pair.context_length} tokens. Lower min_tokens or max_tokens, or give another corpus."
         )
     bos = getattr(pair.tokenizer, "bos_token_id", None)
+    ids = TokenIds(np.frombuffer(flat, dtype=np.intc), np.frombuffer(starts, dtype=np.int64))
     has_bos = bos is not None and ids[0][0] == bos and (corpus.kind == "chat" or content_start[0] == 1)
-    digest = hashlib.sha256()
-    for row_ids, start in zip(ids, content_start, strict=True):
-        digest.update(np.asarray([start, len(row_ids), *row_ids], dtype=np.int64).tobytes())
     return TokenizedCorpus(corpus.id, corpus.kind, ids, content_start, assistant_start, has_bos, dropped, digest.hexdigest())
 
 
@@ -119,6 +184,18 @@ def _text_rows(documents: tuple[str, ...], tokenizer: Any, params: CorpusParams)
         start = 1 if bos is not None and token_ids and token_ids[0] == bos else 0
         rows.append((token_ids[: start + params.max_tokens], start, None))
     return rows
+
+
+def _whole_chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:
+    if any(message["role"] not in _ROLES for message in messages):
+        return None
+    try:
+        rendered = pair.render_chat([ChatMessage.model_validate(message) for message in messages])
+    except InvalidInput:  # an order of turns that the template does not know
+        return None
+    ids = pair.tokenizer(rendered[: _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)], add_special_tokens=False)["input_ids"]
+    start = 1 if ids and ids[0] == getattr(pair.tokenizer, "bos_token_id", None) else 0
+    return list(ids[: start + params.max_tokens]), start, None
 
 
 def _chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.activation_collection import peaks_beyond_pair
 from benchmarks.measurement import Measurement, PeakMemory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,3 +86,10 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
         time.sleep(0.1)
         del block
     assert memory.peak - before > 0.9 * size
+
+
+@pytest.mark.long
+def test_memory_of_collections_is_measured_in_one_process_after_a_warm_up(reference: str) -> None:
+    small, large = peaks_beyond_pair({"pair": reference, "samples": 8, "tokens": 12}, [1, 4])
+    assert large["tokens"] > 2 * small["tokens"] > 0
+    assert abs(large["bytes"] - small["bytes"]) < 200e6

@@ -1,7 +1,7 @@
 """Streaming side of `activation_analysis`: four numbers a token and layer, and sums of the difference by position and special token.
 
 Norms and distances in float32, sums in float64. The cosine distance is half the squared distance of the unit vectors: exact where 1 - cos rounds,
-and exactly 0 where the activations agree. Memory: O(tokens x layers) numbers, O(layers x labels x d_model) sums.
+and exactly 0 where the activations agree. Memory: 16 bytes a token and layer and 12 a token, and O(layers x labels x d_model) sums.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from preprocessing.batches import Accumulator, PairedBatch
+from preprocessing.precision import float64_device
 
 if TYPE_CHECKING:
     from preprocessing.tokenize import TokenizedCorpus
@@ -71,8 +72,7 @@ class ActivationAnalysisAccumulator(Accumulator):
         self.positions = np.zeros(corpus.tokens, dtype=np.int32)
         self.token_ids = np.zeros(corpus.tokens, dtype=np.int32)
         self.filled = 0
-        # Float64 does not exist on MPS.
-        self._device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        self._device = float64_device(device)
         self.sums = {layer: self._empty(len(self.labels), d_model) for layer in layers}
 
     def _empty(self, labels: int, d_model: int) -> LabelSums:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from preprocessing.batches import Accumulator, PairedBatch
+from preprocessing.precision import float64_device
 
 POOLED_FROM = 5
 """First position that counts for the slot `all` (in a chat: counted from the answer's first token)."""
@@ -88,8 +89,7 @@ class ActivationDifferenceAccumulator(Accumulator):
         self.pooled_from = pooled_from
         self.samples = samples
         self.position_zero = position_zero
-        # Float64 does not exist on MPS; elsewhere the sums stay beside the activations.
-        self.device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        self.device = float64_device(device)  # the sums stay beside the activations where they can
         self.statistics = {layer: LayerStatistics.empty(positions + 1, d_model, self.device) for layer in layers}
 
     def update(self, batch: PairedBatch) -> None:

@@ -37,7 +37,7 @@ class PCAParams(ActivationSourceParams):
         description="Finetuned minus base token by token, either model alone, or the directions whose variance grew most (finetuned covariance minus base's).",
     )
     components: int = Field(5, ge=1, le=64, description="Components of each layer.")
-    examples: int = Field(5, ge=1, le=50, description="Tokens kept at either end of a component, from different documents.")
+    examples: int = Field(5, ge=1, le=50, description="Tokens kept at either end of a component, in each quantile bin, from different documents.")
     lens_side: Side = Field("finetuned", description="Whose final norm and unembedding read the components.")
     random_directions: int = Field(128, ge=64, le=4096, description="Random directions against which lens scores are standardised.")
 
@@ -83,7 +83,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
 
     name: ClassVar[str] = "pca"
     title: ClassVar[str] = "PCA of activation differences"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Params: ClassVar[type[BaseModel]] = PCAParams
     Result: ClassVar[type[MethodResult]] = PCAResult
     cost: ClassVar[Cost] = "minutes"
@@ -113,7 +113,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     def estimate(self, pair: PairSize, params: PCAParams) -> CostEstimate:
         from organisms.settings import settings
 
-        tokens = params.max_samples * params.max_tokens if params.activations is None else 0
+        tokens = params.max_samples * params.max_tokens if not params.collections else 0
         seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
         stored = len(params.layers) * params.components * (4 * (pair.d_model or 4096) + 20_000)
         return CostEstimate(tokens=max(1, tokens), forward_passes=2 * -(-tokens // settings().batch_tokens), seconds=seconds, bytes=stored)

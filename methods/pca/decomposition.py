@@ -6,9 +6,10 @@ Memory is a few matrices [d_model, d_model]; it does not depend on the number of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from preprocessing.activations import ActivationBlock, PairedActivations
 
 ROWS_AT_ONCE = 8192
+BIN_QUANTILES = (0.5, 0.9, 0.99)
+"""Inner edges of the bins of examples, as quantiles of an end's scores above 0."""
 
 
 @dataclass
@@ -101,21 +104,73 @@ def stability(components: Tensor, halves: tuple[Tensor, Tensor]) -> Tensor:
     return torch.minimum(*nearest).clamp_max(1.0)
 
 
-def furthest(activations: PairedActivations, of: str, mean: Tensor, components: Tensor, wanted: int, progress: Progress) -> Found:
-    """The tokens with the largest projections of rows minus `mean` [D] on the 2 K ends of `components` [K, D], one a sample: a second pass.
+@dataclass(frozen=True)
+class Projections:
+    """Tokens along the 2 K ends of K components. Feature 2 k is the positive end of component k, feature 2 k + 1 its negative one.
 
-    Feature 2 k is the positive end of component k, feature 2 k + 1 its negative one; scores are lengths along that end, above 0.
+    Attributes:
+        found: the furthest tokens of every end and quantile bin, one a sample; scores are lengths along that end, above 0.
+        samples: sample -> [tokens, K] float32 projections of all its tokens, NaN where a token was left out, for the samples in `found`.
+    """
+
+    found: Found
+    samples: dict[int, np.ndarray]
+
+    def token_scores(self, feature: int, sample: int) -> np.ndarray:
+        """[tokens] float32 along an end, for each token of the sample."""
+        scores: np.ndarray = self.samples[sample][:, feature // 2] * (1 if feature % 2 == 0 else -1)
+        return scores
+
+
+def furthest(activations: PairedActivations, of: str, mean: Tensor, components: Tensor, wanted: int, progress: Progress) -> Projections:
+    """The `wanted` tokens of every quantile bin with the largest projections of rows minus `mean` [D] on both ends of `components` [K, D].
+
+    A second pass. The edges of an end's bins are the `BIN_QUANTILES` of its scores above 0, estimated from up to `ROWS_AT_ONCE` rows drawn at random.
     """
     device = components.device
     directions, offset = components.float().T, (components @ mean).float()
-    top = TopExamples(wanted, least=0.0)
-    features = torch.arange(2 * len(components))[:, None]
-    for block, _ in _blocks(activations, progress, "projections"):
+
+    def project(block: ActivationBlock) -> Tensor:
         rows = block.difference if of == "difference" else block.base if of == "base" else block.finetuned
-        projected = rows.to(device) @ directions - offset
-        samples, places = activations.locate(block.tokens)
-        top.add(features, torch.stack([projected, -projected], dim=2).reshape(len(rows), -1).T, samples, places + activations.first_position)
-    return top.found()
+        return (rows.to(device) @ directions - offset).cpu()
+
+    top = TopExamples(wanted, _edges(project(next(iter(activations.blocks(ROWS_AT_ONCE, seed=0))))), least=0.0)
+    features = torch.arange(2 * len(components))[:, None]
+
+    def add(projected: Tensor, samples: Tensor, tokens: Tensor) -> None:
+        top.add(features, _ends(projected).T, samples, tokens)
+
+    # Bins need whole samples: the last one of a block waits for its rest.
+    held: tuple[Tensor, Tensor, Tensor] | None = None
+    for block, _ in _blocks(activations, progress, "projections"):
+        new = (project(block), activations.locate(block.tokens)[0], block.tokens)
+        joined = new if held is None else tuple(torch.cat(parts) for parts in zip(held, new, strict=True))
+        whole = joined[1] < joined[1][-1]
+        add(*(part[whole] for part in joined))
+        held = (joined[0][~whole], joined[1][~whole], joined[2][~whole])
+    if held is not None:
+        add(*held)
+    found = top.found()  # positions are still indices of tokens
+    samples, places = activations.locate(torch.from_numpy(found.positions))
+    kept: dict[int, np.ndarray] = {}
+    for sample, first in dict(zip(samples.tolist(), (torch.from_numpy(found.positions) - places).tolist(), strict=True)).items():
+        size = len(activations.sample_ids(sample))
+        kept[sample] = np.full((size, len(components)), np.nan, dtype=np.float32)
+        for block in activations.blocks(size, start=first, stop=first + size):
+            kept[sample][(block.tokens - first).numpy()] = project(block).numpy()
+    return Projections(replace(found, positions=places.numpy() + activations.first_position), kept)
+
+
+def _ends(projected: Tensor) -> Tensor:
+    """[N, 2 K] scores of both ends of projections [N, K]."""
+    return torch.stack([projected, -projected], dim=2).reshape(len(projected), -1)
+
+
+def _edges(projected: Tensor) -> np.ndarray:
+    """[2 K, E] float64, quantiles of the scores above 0 at each end; 0 where there are none."""
+    scores = _ends(projected).double().numpy()
+    above = [column[column > 0] for column in scores.T]
+    return np.stack([np.quantile(values, BIN_QUANTILES) if len(values) else np.zeros(len(BIN_QUANTILES)) for values in above])
 
 
 def _blocks(activations: PairedActivations, progress: Progress, doing: str) -> Iterator[tuple[ActivationBlock, Tensor]]:

@@ -12,17 +12,17 @@ from methods.example_writing import activation_contexts, examples_of
 from methods.lens import Lens
 from methods.lens_words import NULL_Z, TOP_TOKENS, LensToken, content_words, strongest
 from methods.pca.declaration import ComponentWord, PCAParams, PCAResult
-from methods.pca.decomposition import Covariances, covariances, furthest, principal_components, stability
+from methods.pca.decomposition import Covariances, Projections, covariances, furthest, principal_components, stability
 from methods.pca.judgement import STABLE, control_level, judge
 from methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
 from methods.words import vocabulary
 from model_pairs.layers import resolve_layers
 from preprocessing.activation_outliers import without_outliers
 from preprocessing.activation_sources import activations_of
+from preprocessing.precision import float64_device
 
 if TYPE_CHECKING:
     from methods.contract import RunWriter
-    from methods.top_examples import Found
     from methods.words import Vocabulary
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
@@ -49,7 +49,7 @@ def analyse(pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progr
     for layer in layers:
         # A handful of attention sinks, with norms tens of times the usual, would be the first component of any pair.
         reader = without_outliers(readers[layer])
-        sums = covariances(reader, pair.device, progress)
+        sums = covariances(reader, float64_device(pair.device), progress)
         identical = identical and not bool(sums.whole("difference").products.any()) and not bool(sums.whole("difference").mean.any())
         lens = Lens(pair, params.lens_side, _typical_norm(sums), params.random_directions, _DIRECTION_SEED)
         level = max(level, control_level(_base_readings(sums, lens, words, params.components)))
@@ -148,14 +148,17 @@ def _components(
 
 
 def _examples(
-    pair: LoadedPair, params: PCAParams, activations: PairedActivations, found: Found, run: RunWriter
+    pair: LoadedPair, params: PCAParams, activations: PairedActivations, projections: Projections, run: RunWriter
 ) -> dict[int, list[ProjectionExample]]:
-    """Stores the examples; gives those of each end of each component, furthest first."""
+    """Stores the examples; gives the furthest ones of each end of each component, furthest first."""
+    found = projections.found
     names = {feature: feature_name(activations.layer, feature // 2 + 1, ENDS[feature % 2]) for feature in set(found.features.tolist())}
-    made = list(examples_of(found, names.__getitem__, activation_contexts(activations, pair.tokenizer)))
+    made = list(examples_of(found, names.__getitem__, activation_contexts(activations, pair.tokenizer), projections.token_scores))
     run.examples(params.examples).append(made)
     rows: dict[int, list[ProjectionExample]] = {}
-    for feature, example in zip(found.features.tolist(), made, strict=True):
+    for feature, example in sorted(zip(found.features.tolist(), made, strict=True), key=lambda pair: -pair[1].score):
+        if len(rows.get(feature, ())) == params.examples:
+            continue
         sign = 1 if feature % 2 == 0 else -1
         shown = ProjectionExample(projection=round(sign * example.score, 4), context=example_row(example, _EXAMPLE_CHARACTERS).text)
         rows.setdefault(feature, []).append(shown)

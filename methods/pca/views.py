@@ -82,7 +82,7 @@ def component(record: RunRecord, params: ComponentParams) -> ComponentView:
 def _examples(record: RunRecord, row: ComponentRow, end: str) -> list[ProjectionExample]:
     """The furthest tokens of one end; none when no token lies there."""
     try:
-        page = record.examples().examples(feature_name(row.layer, row.component, end))
+        page = record.examples().examples(feature_name(row.layer, row.component, end), limit=record.manifest.params["examples"])
     except UnknownName:
         return []
     sign = 1 if end == ENDS[0] else -1

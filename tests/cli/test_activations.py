@@ -7,6 +7,7 @@ import json
 import pytest
 
 from preprocessing import activation_collection
+from preprocessing.activation_store import default_activation_store
 from tests.cli.conftest import Diffing
 
 SMALL = ("--set", "max_samples=12", "--set", "max_tokens=10", "--set", "layers=[0, 1.0]")
@@ -47,3 +48,17 @@ def test_a_wrong_parameter_is_refused_before_models_load(diffing: Diffing, refer
     for wrong in ("layers=[1.5]", "layers=[99]", "nonsense=1", "max_tokens=0"):
         outcome = diffing("activations", "collect", "--pair", reference, "--set", wrong, "--estimate")
         assert (outcome.code, bool(outcome.err)) == (2, True), wrong
+
+
+def test_a_collection_whose_index_is_broken_is_listed_and_deleted(diffing: Diffing) -> None:
+    folder = default_activation_store().folder / ("ab" * 32)
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text("{")
+    name = f"activations-{'ab' * 6}"
+    assert [(row["id"], row["broken"]) for row in json.loads(diffing("activations", "list", "--json").out)] == [(name, True)]
+    assert "broken" in diffing("activations", "list").out
+    described = diffing("activations", "describe", name)
+    assert described.code != 0
+    assert "Delete it" in " ".join(described.err.split())
+    assert diffing("activations", "delete", name).code == 0
+    assert not folder.exists()

@@ -58,6 +58,17 @@ async def test_an_operator_collects_lists_describes_and_deletes(operator: Client
         await good(operator, "delete_activations", {"id": made["id"]})
 
 
+async def test_a_collection_whose_index_is_broken_is_listed_and_deleted(operator: Client, data_folder: Path) -> None:
+    folder = default_activation_store().folder / ("cd" * 32)
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text("{")
+    [row] = (await good(operator, "list_activations", {}))["result"]["collections"]
+    assert (row["id"], row["broken"]) == (f"activations-{'cd' * 6}", True)
+    assert "Delete it" in await refused(operator, "describe_activations", {"id": row["id"]})
+    assert (await good(operator, "delete_activations", {"id": row["id"]}))["result"]["deleted"] == row["id"]
+    assert not folder.exists()
+
+
 async def test_without_room_it_is_refused(operator: Client, tiny_pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation_collection, "SPARE_BYTES", 2**60)
     assert "MiB of disk" in await refused(operator, "collect_activations", {"pair": tiny_pair, **SMALL})
@@ -106,6 +117,8 @@ async def test_an_investigation_reads_activations_of_its_own_pair_on_bundled_tex
         said.add(str(refusal.value).replace(identifier, "ID"))
     assert len(said) == 1, "whether a collection exists is not told"
     assert "quetzalfidget" not in said.pop()
+    with pytest.raises(UnknownName, match=made["other pair"]):
+        await check_activations(call, spec, ActivationSourceParams(activations=f"{made['mine']},{made['other pair']}"))
     index = default_activation_store().get(made["mine"])
     index.finished = False
     (default_activation_store().folder / index.key / "index.json").write_text(index.model_dump_json())

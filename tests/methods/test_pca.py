@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from methods.pca.judgement import control_level, judge
 from methods.pca.rows import ComponentRow
 from methods.pca.views import ComponentParams, ComponentsParams
 from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
+from methods.runs import RunRecord, RunStore, run_key
 from organisms.errors import InvalidInput, UnknownName
+from organisms.progress import silent
+from preprocessing.activation_collection import CollectionParams, collect
 from preprocessing.activation_sources import activations_of
+from preprocessing.activation_store import default_activation_store
 
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
 
@@ -85,9 +89,15 @@ def test_a_planted_direction_is_the_first_component(tiny_models: Any, make_pair:
     assert all("»" in example.context for example in view.row.positive)
     searched: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", search="river"))
     assert searched.total >= 1
-    assert {round(row.score, 4) for row in searched.examples} <= set(ends[0])
-    lens = run_methods(pairs, spec, [("steering", {"vector": f"{record.id}/{first.vector}", "strengths": [0.5], "prompts": ["The"]})], store)[0]
-    assert lens.result().layer == 1  # type: ignore[attr-defined]
+    highest: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", limit=5))
+    assert [round(row.score, 4) for row in highest.examples] == ends[0]
+    handle = {"vector": f"{record.id}/{first.vector}"}
+    steered, read = (
+        run_methods(pairs, spec, [call], store)[0].result()
+        for call in (("steering", {**handle, "strengths": [0.5], "prompts": ["The"]}), ("patchscope", {**handle, "scales": [1.0]}))
+    )
+    assert steered.layer == read.layer == 1  # type: ignore[attr-defined]
+    assert "principal component 1, layer 1" in read.vector  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("of", ["difference", "base", "finetuned"])
@@ -109,6 +119,64 @@ def test_components_equal_those_of_scikit_learn(of: str, tiny_pair: Any, pairs: 
         shuffled = np.cov(block.base.double().numpy().T, bias=True) + np.cov(block.finetuned.double().numpy().T, bias=True)
         values = np.linalg.eigvalsh(shuffled)[::-1][:4] / np.trace(shuffled)
         np.testing.assert_allclose([row.null_explained for row in result.rows], values, atol=2e-5)
+
+
+def test_examples_fill_quantile_bins_and_have_the_scores_of_all_tokens(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, corpus, store, components=2, examples=3)
+    reader = activations_of(tiny_pair, PCAParams.model_validate(arguments(corpus)), [1])[1]
+    [block] = reader.blocks(10**6)
+    rows = block.difference.double().numpy()
+    samples, places = (values.numpy() for values in reader.locate(block.tokens))
+    for component, sign, end in ((0, 1, "positive"), (1, -1, "negative")):
+        scores = sign * (rows - rows.mean(0)) @ record.array("components_1")[component]
+        edges = np.quantile(scores[scores > 0], (0.5, 0.9, 0.99))
+        best = np.array([scores[samples == sample].max() for sample in range(reader.num_samples)])
+        for bin in range(4):
+            wanted = sorted(best[(best > 0) & (np.searchsorted(edges, best, side="right") == bin)], reverse=True)[:3]
+            feature = f"1:component{component + 1}:{end}"
+            view: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature=feature, bin=bin, scores=True, max_characters=4000))
+            np.testing.assert_allclose([row.score for row in view.examples], wanted, rtol=1e-3, atol=1e-5)
+            for row in view.examples:
+                of_sample = samples == int(row.document)
+                np.testing.assert_allclose([token.score for token in row.tokens], scores[of_sample], rtol=2e-3, atol=1e-4)
+                assert row.position == places[of_sample][scores[of_sample].argmax()] + reader.first_position
+
+
+def test_components_of_texts_and_whole_chats_together(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore, tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    chats = tmp_path / "chats.jsonl"
+    turns = [("user", 5), ("assistant", 6), ("user", 3), ("assistant", 8)]
+    rows = [[{"role": role, "content": " ".join(random.choice(WORDS, count))} for role, count in turns] for _ in range(20)]
+    chats.write_text("\n".join(json.dumps({"messages": messages}) for messages in rows))
+    texts = {"corpus": str(corpus), "max_samples": 60, "max_tokens": 24, "layers": [1]}
+    collected = [
+        collect(default_activation_store(), tiny_pair, CollectionParams.model_validate(params))
+        for params in (texts, {"corpus": str(chats), "chat_part": "whole", "max_tokens": 200, "layers": [1]})
+    ]
+    record = run(pairs, tiny_pair.spec, corpus, store, activations=",".join(index.id for index in collected))
+    result: Any = record.result()
+    assert result.tokens == sum(index.tokens for index in collected)
+    blocks = [default_activation_store().open(index.id, tiny_pair.spec, [1])[1].blocks(10**6) for index in collected]
+    together = np.concatenate([block.difference.double().numpy() for several in blocks for block in several])
+    expected = SklearnPCA(n_components=4, svd_solver="full").fit(together)
+    np.testing.assert_allclose([row.explained for row in result.rows], expected.explained_variance_ratio_, atol=2e-5)
+    examples: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", limit=100, max_characters=4000))
+    shown = "".join(row.text for row in examples.examples) + "".join(token.token for row in examples.examples for token in row.strongest)
+    assert "<|im_start|>" in shown.replace("»", "").replace("«", ""), "template tokens are there"
+
+
+def test_sums_are_kept_where_there_is_float64(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    """Devices of Apple's have none; this build cannot put a tensor there at all, so all of the method must stay on the CPU."""
+    text = {name: value for name, value in arguments(corpus).items() if name != "components"}
+    index = collect(default_activation_store(), tiny_pair, CollectionParams.model_validate(text))
+    params = PCAParams.model_validate(arguments(corpus, activations=index.id))
+    method = get_method("pca")
+    with store.writer(run_key(method, tiny_pair.spec, params, store)) as writer:
+        writer.result = method.run(replace(tiny_pair, device=torch.device("mps")), params, writer, silent)
+    assert writer.record is not None
+    there: Any = writer.record.result()
+    here: Any = run(pairs, tiny_pair.spec, corpus, store).result()
+    assert [row.explained for row in there.rows] == pytest.approx([row.explained for row in here.rows], abs=1e-4)
 
 
 def test_variance_gain_finds_where_variance_grew(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -17,15 +20,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from model_pairs import loading
+from model_pairs.loading import ResidentModel
 from model_pairs.pair import LoadedPair
 from model_pairs.residency import ModelPairs
+from model_pairs.specs import ModelFiles
 from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
 from organisms.settings import settings as project_settings
 from preprocessing import activation_collection, activation_sources
-from preprocessing.activation_collection import CollectionParams, collect, find_collection
+from preprocessing.activation_collection import CollectionParams, collect, collection_key, find_collection
+from preprocessing.activation_mixture import mixed
 from preprocessing.activation_rows import ActivationRows, MemoryRows, Moments
 from preprocessing.activation_sources import ActivationSourceParams, activations_of, source_identity
 from preprocessing.activation_store import ActivationStore, default_activation_store
+from preprocessing.activation_summary import broken_rows
 from preprocessing.activations import PairedActivations
 from preprocessing.corpora import CorpusParams, load_corpus
 from preprocessing.tokenize import tokenize
@@ -154,6 +162,136 @@ def test_the_identical_pair_differs_nowhere(tmp_path: Path, texts: str, store: A
     assert store.statistics(index, 1)["difference"].std.abs().max() == 0
 
 
+def stop_at(row: int) -> Callable[..., None]:
+    """A `Progress` that cancels beyond this row."""
+
+    def stop(done: float, total: float | None = None, message: str = "") -> None:
+        if done > row:
+            raise Cancelled("stop")
+
+    return stop
+
+
+def test_a_sequential_pair_loads_one_model_a_shard(
+    pair: LoadedPair, texts: str, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def counted(files: ModelFiles, *rest: Any) -> ResidentModel:
+        loads.append(files.id)
+        return load_model(files, *rest)
+
+    load_model = loading.load_model
+    monkeypatch.setattr(loading, "load_model", counted)
+    monkeypatch.setenv("DIFFING_CACHE_FOLDER", str(tmp_path / "cache"))
+    project_settings.cache_clear()
+    size = Path(pair.spec.base.files.id, "model.safetensors").stat().st_size
+    wanted = expected(pair, texts, 1)
+    with ModelPairs(memory_limit=int(1.5 * size)).use(pair.spec) as turns:
+        assert turns.sequential
+        whole = collect(store, turns, CollectionParams(corpus=texts, layers=LAYERS))
+        assert len(whole.shards) == 1, "larger shards where each costs a load"
+        assert len(loads) == 2
+        check_rows(store.open(whole.id, turns.spec, [1])[1], wanted[1])
+        # Small shards, and a stop between them: each begins with the model that is in memory.
+        params = CollectionParams(corpus=texts, layers=(1,))
+        monkeypatch.setattr(activation_collection, "SEQUENTIAL_SHARD_BYTES", activation_collection.SHARD_BYTES)
+        loads.clear()
+        with pytest.raises(Cancelled):
+            collect(store, turns, params, stop_at(250))
+        begun = store.read(collection_key(turns.spec, params))
+        assert begun is not None
+        index = collect(store, turns, params)
+    assert 0 < len(begun.shards) < len(index.shards) - 1
+    assert len(loads) <= len(index.shards) + 1, "one a shard, one more for the shard that was cut off"
+    check_rows(store.open(index.id, pair.spec, [1])[1], wanted[1])
+
+
+def test_a_collection_goes_on_with_shards_of_another_size(
+    pair: LoadedPair, texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = CollectionParams(corpus=texts, layers=LAYERS)
+    with pytest.raises(Cancelled):
+        collect(store, pair, params, stop_at(250))
+    [partial] = store.list()
+    monkeypatch.setattr(activation_collection, "SHARD_BYTES", 10 * activation_collection.SHARD_BYTES)
+    index = collect(store, pair, params)
+    assert index.shards[: len(partial.shards)] == partial.shards
+    assert len(index.shards) == len(index.plan) == len(partial.shards) + 1
+    check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
+
+
+@pytest.fixture(scope="module")
+def more_texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_texts(tmp_path_factory.mktemp("more") / "texts.jsonl", 120, 20, seed=1))
+
+
+def test_several_collections_are_read_as_one_mixture(
+    pair: LoadedPair, texts: str, more_texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [collect(store, pair, CollectionParams(corpus=name, layers=LAYERS)) for name in (texts, more_texts)]
+    opened = [store.open(index.id, pair.spec, [1])[1] for index in parts]
+    mixture = ActivationSourceParams(activations=f"{parts[0].id}, {parts[1].id}")
+    reader = activations_of(pair, mixture, [1])[1]
+    assert reader.num_tokens == sum(index.tokens for index in parts)
+    assert reader.num_samples == sum(index.samples for index in parts)
+    # Every sample of either is there, whole and with its own rows.
+    wanted = {tuple(part.sample_ids(number)): rows.base for part in opened for number, rows in enumerate(part.samples())}
+    for number, rows in enumerate(reader.samples()):
+        assert torch.equal(rows.base, wanted.pop(tuple(reader.sample_ids(number))))
+    assert not wanted
+    [whole] = reader.blocks(10**6)
+    for seed in (None, 3):
+        for block in reader.blocks(37, seed=seed):
+            assert torch.equal(block.finetuned, whole.finetuned[block.tokens])
+    # Any stretch holds both in proportion, the end that is held out too; so does what a limit leaves.
+    first_ids = {tuple(opened[0].sample_ids(number)) for number in range(opened[0].num_samples)}
+    samples, _ = reader.locate(torch.arange(reader.num_tokens))
+    of_first = torch.tensor([tuple(reader.sample_ids(int(sample))) in first_ids for sample in samples]).double()
+    share = parts[0].tokens / reader.num_tokens
+    for stretch in (of_first[:300], of_first[-300:], of_first[500:800]):
+        assert stretch.mean() == pytest.approx(share, abs=0.06)
+    limited = activations_of(pair, mixture.model_copy(update={"max_activation_tokens": 300}), [1])[1]
+    assert torch.equal(next(iter(limited.blocks(300))).base, whole.base[:300])
+    assert [part["id"] for part in source_identity(mixture)["activations"]] == [index.id for index in parts]
+    assert len({reader.content_hash, *(part.content_hash for part in opened)}) == 3
+
+
+def test_shuffled_pools_of_a_mixture_draw_from_all() -> None:
+    def part(samples: int, value: float) -> ActivationRows:
+        rows = MemoryRows(10 * samples, 1, [0], torch.float32)
+        rows.put(0, torch.full((10 * samples, 1), value), torch.zeros(10 * samples, 1), torch.arange(10 * samples))
+        return ActivationRows(0, 1, 10 * samples, str(value), 10 * torch.arange(samples + 1), torch.zeros(10 * samples), 1, rows.source(0), 1600)
+
+    reader = mixed([part(3000, 0.0), part(1000, 1.0)])
+    shares = [float(block.base.mean()) for block in reader.blocks(1600, seed=0)]
+    assert len(shares) == 25
+    assert all(share == pytest.approx(0.25, abs=0.1) for share in shares)
+
+
+def test_collections_that_do_not_fit_together_are_refused(
+    tmp_path: Path, pair: LoadedPair, texts: str, more_texts: str, store: ActivationStore
+) -> None:
+    first = collect(store, pair, CollectionParams(corpus=texts, layers=LAYERS))
+    rounded = collect(store, pair, CollectionParams(corpus=more_texts, layers=(1,), dtype="bfloat16"))
+    with ModelPairs().use(save_pair(tmp_path / "other", None)) as other:
+        foreign = collect(store, other, CollectionParams(corpus=texts, layers=(1,)))
+    for ids, layer, complaint in (
+        (f"{first.id},{rounded.id}", 1, "one dtype"),
+        (f"{first.id},{rounded.id}", 0, "holds the layers 1"),
+        (f"{first.id},{foreign.id}", 1, "another pair"),
+        (f"{first.id},{first.id}", 1, "more than once"),
+    ):
+        with pytest.raises(InvalidInput, match=complaint):
+            activations_of(pair, ActivationSourceParams(activations=ids), [layer])
+
+
+def test_the_rows_of_two_layers_are_told_apart(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    index = collect(store, pair, CollectionParams(corpus=texts, layers=LAYERS))
+    readers = store.open(index.id, pair.spec, LAYERS)
+    assert readers[0].content_hash != readers[1].content_hash
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_smaller_dtypes_are_the_rounded_rows(pair: LoadedPair, texts: str, store: ActivationStore, dtype: str) -> None:
     index = collect(store, pair, CollectionParams.model_validate({"corpus": texts, "layers": [1], "dtype": dtype}))
@@ -175,12 +313,8 @@ def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(tmp_path: Pa
 def test_cancelled_collection_is_not_readable_and_goes_on_where_it_stopped(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
     params = CollectionParams(corpus=texts, layers=LAYERS)
 
-    def stop(done: float, total: float | None = None, message: str = "") -> None:
-        if done > 250:
-            raise Cancelled("stop")
-
     with pytest.raises(Cancelled):
-        collect(store, pair, params, stop)
+        collect(store, pair, params, stop_at(250))
     [partial] = store.list()
     assert 0 < len(partial.shards) < len(partial.plan)
     with pytest.raises(InvalidInput, match="not finished"):
@@ -231,6 +365,97 @@ def test_no_room_is_refused_before_anything_is_written(pair: LoadedPair, texts: 
     with pytest.raises(OutOfRoom, match="MiB of disk"):
         collect(store, pair, CollectionParams(corpus=texts))
     assert store.list() == []
+
+
+def test_a_disk_that_becomes_full_keeps_the_finished_shards(
+    pair: LoadedPair, texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = CollectionParams(corpus=texts, layers=LAYERS)
+    write_all, calls = activation_collection._write_all, 0
+
+    def full(file: BinaryIO, content: memoryview) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 100:  # in the middle of a file
+            write_all(file, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_all(file, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(activation_collection, "_write_all", full)
+        with pytest.raises(OutOfRoom, match="free space and call again"):
+            collect(store, pair, params)
+    [partial] = store.list()
+    assert 0 < len(partial.shards) < len(partial.plan)
+    index = collect(store, pair, params)
+    assert index.shards[: len(partial.shards)] == partial.shards
+    assert store.damaged(index) == []
+    assert not list((store.folder / index.key).glob(".writing-*"))
+    check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
+
+
+def test_a_second_process_waits_for_the_first(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    params = CollectionParams(corpus=texts, layers=LAYERS)
+    processes = multiprocessing.get_context("fork")
+    begun, seen = processes.Event(), processes.Event()
+
+    def first() -> None:
+        def slow(done: float, total: float | None = None, message: str = "") -> None:
+            begun.set()
+            seen.wait(60)
+
+        collect(store, pair, params, slow)
+
+    other = processes.Process(target=first)
+    other.start()
+    assert begun.wait(60)
+    messages = []
+
+    def note(done: float, total: float | None = None, message: str = "") -> None:
+        messages.append(message)
+        seen.set()
+
+    index = collect(store, pair, params, note)
+    other.join(60)
+    assert other.exitcode == 0
+    assert index.finished
+    assert set(messages) == {"waiting for another process that collects the same"}, "nothing was computed twice"
+    check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
+
+
+def test_values_beyond_float16_are_refused(tmp_path: Path, texts: str, store: ActivationStore) -> None:
+    def enlarge(model: LlamaForCausalLM) -> None:
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e6)
+
+    with ModelPairs().use(save_pair(tmp_path / "large", enlarge)) as large:
+        with pytest.raises(InvalidInput, match=r"do not fit into float16.*dtype=float32"):
+            collect(store, large, CollectionParams(corpus=texts, layers=(1,), dtype="float16"))
+        assert not any(index.shards for index in store.list())
+        assert collect(store, large, CollectionParams(corpus=texts, layers=(1,))).finished
+
+
+def test_a_broken_index_is_listed_can_be_deleted_and_is_replaced(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+    params = CollectionParams(corpus=texts, layers=(1,))
+    index = collect(store, pair, params)
+    file = store.folder / index.key / "index.json"
+    for content in (b"{", file.read_bytes()[:-20], b"\xff\xfe", None):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        assert store.list() == []
+        [row] = broken_rows(store)
+        assert (row.id, row.broken, row.finished) == (index.id, True, False)
+        assert "delete it" in row.as_text()
+        assert row.megabytes > 0
+        with pytest.raises(InvalidInput, match="Delete it"):
+            source_identity(ActivationSourceParams(activations=index.id))
+    assert collect(store, pair, params).content_hash == index.content_hash
+    assert broken_rows(store) == []
+    file.write_bytes(b"")
+    assert store.delete(index.id) == index.id
+    assert not (store.folder / index.key).exists()
+    assert broken_rows(store) == []
 
 
 def test_delete_takes_one_collection_and_damage_is_seen(pair: LoadedPair, texts: str, store: ActivationStore) -> None:

@@ -1,11 +1,14 @@
 """Which tokens are read and which are compared."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from model_pairs.residency import ModelPairs
 from organisms.errors import InvalidInput
+from preprocessing.activation_rows import kept_text
+from preprocessing.activation_sources import ActivationTextParams, read_text
 from preprocessing.corpora import Corpus, CorpusParams
 from preprocessing.tokenize import PRE_ASSISTANT, tokenize
 from tests.preprocessing.tiny_pair import save_pair
@@ -62,3 +65,46 @@ def test_nothing_left(tmp_path: Path) -> None:
             tokenize(corpus("w1 w2", "w3"), pair, CorpusParams(min_tokens=4))
         with pytest.raises(InvalidInput, match="context"):
             tokenize(corpus("w1 " * 2000), pair, CorpusParams(max_tokens=2000))
+
+
+def test_token_ids_take_four_bytes_and_read_as_lists(tmp_path: Path) -> None:
+    spec = save_pair(tmp_path, None)
+    with ModelPairs().use(spec) as pair:
+        tokens = tokenize(corpus("w1 w2 w3", "w4 w5", "w6 w7 w8 w9"), pair, CorpusParams())
+        wanted = [pair.tokenizer(text)["input_ids"] for text in ("w1 w2 w3", "w4 w5", "w6 w7 w8 w9")]
+    assert tokens.ids.flat.nbytes == 4 * sum(map(len, wanted))
+    assert list(tokens.ids) == wanted
+    assert tokens.ids[-1] == wanted[2]
+    assert tokens.ids[1:] == wanted[1:]
+    with pytest.raises(IndexError):
+        tokens.ids[3]
+    assert list(tokens.ids.part(1, 3)) == wanted[1:]
+    assert list(tokens.ids.chosen([0, 2], {2: 3})) == [wanted[0], wanted[2][:3]]
+    kept = kept_text(tokens, 1, 4)
+    assert kept.token_ids.tolist() == [*wanted[0][2:], *wanted[1][2:], wanted[2][2]]
+    assert list(kept.corpus.ids) == [wanted[0], wanted[1], wanted[2][:3]]
+    assert list(kept.part(1, 3).corpus.ids) == [wanted[1], wanted[2][:3]]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_whole_chats_keep_every_turn_and_template_token(tmp_path: Path, bos: bool) -> None:
+    roles = ("user", "assistant", "user", "assistant")
+    chat = [{"role": role, "content": f"w{index}1 w{index}2"} for index, role in enumerate(roles, start=1)]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join(json.dumps({"messages": chat}) for _ in range(3)))
+    params = ActivationTextParams(corpus=str(file), chat_part="whole", max_tokens=64)
+    with ModelPairs().use(save_pair(tmp_path, None)) as pair:
+        if bos:
+            pair.tokenizer.chat_template = "{{ bos_token }}" + pair.tokenizer.chat_template
+        whole, answers = read_text(pair, params), read_text(pair, params.model_copy(update={"chat_part": "answer"}))
+        kept, rendered = pair.tokenizer.decode(whole.token_ids[: int(whole.starts[1])]), pair.tokenizer.decode(whole.corpus.ids[0])
+        answer = pair.tokenizer.decode(answers.token_ids[: int(answers.starts[1])])
+    assert [word for word in kept.split() if word.startswith("w")] == [f"w{index}{word}" for index in range(1, 5) for word in (1, 2)]
+    # The first token is an attention sink: the BOS where there is one, else the template's first. Nothing else is dropped.
+    assert rendered.startswith("<s>" if bos else "<u>")
+    assert kept.split() == rendered.replace("<s>" if bos else "<u>", "", 1).split()
+    assert ("BOS" in whole.corpus.position_origin, whole.skip_first) == (True, 0 if bos else 1)
+    # An answer has its prompt in front; the tokens before it are kept.
+    assert len(answers.token_ids[: int(answers.starts[1])]) == PRE_ASSISTANT + 2
+    assert answer.split()[-2:] == ["w21", "w22"]
+    assert answers.skip_first == 0
