@@ -108,7 +108,8 @@ def _folder(source: str) -> Path:
     from organisms.errors import UnknownName
 
     everything = listing()
-    if any(each.id.startswith(source) for each in (*everything.dictionaries, *everything.leftovers)):
+    ids = [each.id for each in everything.dictionaries] + [each.id for each in everything.leftovers]
+    if any(identifier.startswith(source) for identifier in ids):
         return folder_of(source)
     try:
         record = default_store().get(source)

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from preprocessing.activation_sources import ActivationSourceParams, source_identity
 
+MOST_READ = 2000
+"""Latents that are read through the lens and have examples, at most."""
+
 
 class DictionaryParams(ActivationSourceParams):
     """Activations, the dictionary and its training."""
@@ -30,7 +33,7 @@ class DictionaryParams(ActivationSourceParams):
     )
     top_latents: int = Field(8, ge=1, le=30, description="Latents in the result.")
     read_latents: int = Field(
-        100, ge=1, le=2000, description="Latents, the first by rank, that are read: they have lens tokens and examples (at least top_latents are)."
+        100, ge=1, le=MOST_READ, description="Latents, the first by rank, that get lens tokens and examples (those of the result always do)."
     )
 
     def latents(self, d_model: int) -> int:

@@ -207,9 +207,7 @@ def test_a_damaged_dictionary_of_ours_says_how_to_train_it_again(pairs: ModelPai
     assert (folder / "model.safetensors").read_bytes() == whole
 
 
-def test_no_room_is_refused_before_training(
-    pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_room_is_refused_before_training(pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     needed = 2 * 3 * 4 * (2 * 32 * 64 + 32 + 64)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=preparation.SPARE_BYTES + needed - 1))
@@ -239,9 +237,7 @@ def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_fo
     )
     from methods.dictionaries.training import both_sides, fit_normalisation, train
 
-    recipe = TrainingRecipe(
-        kind="batch_top_k", latents=48, k=3, steps=60, batch_rows=128, learning_rate=8e-3, validate_every=20, seed=5
-    )
+    recipe = TrainingRecipe(kind="batch_top_k", latents=48, k=3, steps=60, batch_rows=128, learning_rate=8e-3, validate_every=20, seed=5)
     checkpoint = dictionaries_folder() / "abc" / "checkpoint.safetensors"
     root = Path(__file__).resolve().parents[2]
     ended = subprocess.run(
