@@ -12,7 +12,7 @@ SourceArgument = Annotated[
     str, typer.Argument(metavar="ID", help="Id of a dictionary, from `diffing dictionaries list`, or of a run that trained one.")
 ]
 
-dictionaries = typer.Typer(help="List, copy and upload trained dictionaries.", no_args_is_help=True, rich_markup_mode=None)
+dictionaries = typer.Typer(help="List, copy, upload and delete trained dictionaries.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,17 +22,18 @@ def register(app: typer.Typer) -> None:
 
 @dictionaries.command("list")
 def list_dictionaries(as_json: JsonOption = False) -> None:
-    """List the dictionaries, newest first."""
-    from cli.output import print_json, print_rows
-    from methods.dictionaries.stored import stored_dictionaries
+    """List the dictionaries, newest first, then trainings that were cut off and folders that cannot be read."""
+    from cli.output import note, print_json, print_rows
+    from methods.dictionaries.stored import listing
 
-    found = stored_dictionaries()
+    found = listing()
     if as_json:
-        print_json(found)
+        print_json([*found.dictionaries, *found.leftovers])
         return
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             each.id,
+            each.state,
             each.kind,
             each.layer,
             each.d_model,
@@ -42,9 +43,13 @@ def list_dictionaries(as_json: JsonOption = False) -> None:
             "-" if each.variance_explained is None else f"{each.variance_explained:.3f}",
             f"{each.megabytes:.1f} MB",
         )
-        for each in found
+        for each in found.dictionaries
     ]
-    print_rows(("id", "kind", "layer", "d_model", "latents", "k", "steps", "variance explained", "size"), rows)
+    for other in found.leftovers:
+        rows.append((other.id, other.state, other.kind, None, None, other.latents, other.k, other.steps, None, f"{other.megabytes:.1f} MB"))
+    print_rows(("id", "state", "kind", "layer", "d_model", "latents", "k", "steps", "variance explained", "size"), rows)
+    for other in found.leftovers:
+        note(f"{other.id}: {other.problem}")
 
 
 @dictionaries.command("export")
@@ -80,12 +85,31 @@ def push_dictionary(
         print_plain(f"uploaded: {address}")
 
 
+@dictionaries.command("delete")
+def delete_dictionaries(
+    identifiers: Annotated[list[str], typer.Argument(metavar="ID...", help="Whole ids, from `diffing dictionaries list`.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete dictionaries, trainings that were cut off, or folders that cannot be read. Results of runs that used them stay."""
+    from cli.output import print_json, print_plain
+    from methods.dictionaries.stored import delete, exactly
+
+    found = [exactly(identifier) for identifier in dict.fromkeys(identifiers)]  # all of them are there before one goes
+    megabytes = sum(delete(identifier) for identifier in found)
+    if as_json:
+        print_json({"deleted": found, "megabytes": megabytes})
+    else:
+        print_plain(f"deleted {', '.join(found)} ({megabytes:.1f} MB)")
+
+
 def _folder(source: str) -> Path:
-    from methods.dictionaries.stored import folder_of, folder_of_run, stored_dictionaries
+    from methods.dictionaries.stored import folder_of, folder_of_run, listing
     from methods.runs import default_store
     from organisms.errors import UnknownName
 
-    if any(each.id.startswith(source) for each in stored_dictionaries()):
+    everything = listing()
+    ids = [each.id for each in everything.dictionaries] + [each.id for each in everything.leftovers]
+    if any(identifier.startswith(source) for identifier in ids):
         return folder_of(source)
     try:
         record = default_store().get(source)

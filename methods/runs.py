@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from methods.contract import DiffingMethod
 from methods.run_files import RunManifest, RunRecord, StagedRun
 from methods.vectors import handles, vector_key_parts
-from organisms.durable import sync_folder
+from organisms.durable import DISK_FULL, sync_folder
 from organisms.errors import InvalidInput, OutOfRoom, UnknownName
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class RunStore:
             manifest = run.finish(self._free_id(key), key.digest, key.model_dump(), time.monotonic() - started)
             run.record = self._publish(staging, manifest)
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            if error.errno not in DISK_FULL:
                 raise
             raise OutOfRoom(
                 "There is not enough disk space to store the run; nothing of it was kept. Free space or delete runs, then call again."

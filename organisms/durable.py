@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from organisms.progress import Progress
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _LIBRARIES = ("torch", "transformers", "peft", "nnterp", "nnsight", "numpy", "diffing-mcp")
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of writes that find no room."""
 
 
 def write_synced(path: Path, content: Any) -> None:
@@ -36,6 +45,23 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(lock: FileLock, progress: Progress, message: str) -> Iterator[None]:
+    """Hold a lock of the file system; while another process has it, `progress` says `message` twice a second and may cancel the wait."""
+    from filelock import Timeout
+
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            progress(0, None, message)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def library_versions() -> dict[str, str]:

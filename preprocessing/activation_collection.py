@@ -9,7 +9,6 @@ begins with the model that is there), so their shards are larger: a shard is the
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pydantic import ConfigDict, Field
 
-from organisms.durable import library_versions, replace_synced, sync_folder, write_synced
+from organisms.durable import DISK_FULL, held, library_versions, replace_synced, sync_folder, write_synced
 from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress, silent
 from preprocessing.activation_sources import ActivationTextParams, corpus_part, model_dtype, read_text
@@ -43,7 +42,6 @@ SEQUENTIAL_SHARD_BYTES = 16 * 2**30
 SPARE_BYTES = 2**26
 """Disk that is left free."""
 _WRITING = ".writing-"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CollectionParams(ActivationTextParams):
@@ -79,25 +77,19 @@ def collect(store: ActivationStore, pair: LoadedPair, params: CollectionParams, 
         OutOfRoom: not enough disk, before anything is written or while it is.
         Cancelled: from `progress`; finished shards stay.
     """
-    from filelock import Timeout
-
     key = collection_key(pair.spec, params)
-    lock = store.lock(key)
-    while True:
-        try:
-            with lock.acquire(timeout=0.5):
-                known = store.read(key)
-                if known is not None and known.finished:
-                    return known
-                return _collect(store, pair, params, key, known, progress)
-        except Timeout:
-            progress(0, None, "waiting for another process that collects the same")
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise OutOfRoom(
-                "The disk became full while activations were written. Finished shards are kept: free space and call again to go on."
-            ) from error
+    try:
+        with held(store.lock(key), progress, "waiting for another process that collects the same"):
+            known = store.read(key)
+            if known is not None and known.finished:
+                return known
+            return _collect(store, pair, params, key, known, progress)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise OutOfRoom(
+            "The disk became full while activations were written. Finished shards are kept: free space and call again to go on."
+        ) from error
 
 
 def _collect(

@@ -69,6 +69,7 @@ class Crosscoder(DiffingMethod[CrosscoderParams, CrosscoderResult]):
 
     name: ClassVar[str] = "crosscoder"
     title: ClassVar[str] = "Crosscoder"
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = CrosscoderParams
     Result: ClassVar[type[MethodResult]] = CrosscoderResult
     cost: ClassVar[Cost] = "long"

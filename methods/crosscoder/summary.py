@@ -12,9 +12,9 @@ from methods.crosscoder.declaration import CrosscoderParams, CrosscoderResult
 from methods.crosscoder.judgement import headline
 from methods.dictionaries.latent_scaling import FINETUNED
 from methods.dictionaries.preparation import Prepared, is_identical, open_reader, prepare
-from methods.dictionaries.reading import READ_LATENTS, LatentReading, read_latents
+from methods.dictionaries.reading import LatentReading, read_latents
 from methods.dictionaries.rows import Example
-from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, training_note
+from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
 from methods.dictionaries.training import both_sides
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def compare(pair: LoadedPair, params: CrosscoderParams, run: RunWriter, progress
     extra = {"dedicated": params.dedicated, "l1_weight": params.l1_weight if params.sparsity == "l1" else 0.0}
     prepared = prepare(pair, params, params.sparsity, both_sides, reader, run, progress, **extra)
     analysis = analyse(prepared, progress)
+    chosen = latents_to_read(params, analysis.columns, analysis.order)
     run.add_table("latents", analysis.columns)
     directions = prepared.dictionary.decoder_of(FINETUNED).cpu() / prepared.dictionary.normalisation.scale
     run.add_array("decoder", directions)
     run.add_array("layer", np.asarray([reader.layer]))
-    alive = [int(latent) for latent in analysis.order if analysis.columns["max_activation"][latent]]
-    readings, examples = read_latents(pair, prepared, alive[:READ_LATENTS], directions, finetuned_norm(reader), run, progress)
+    readings, examples = read_latents(pair, prepared, chosen, directions, finetuned_norm(reader), run, progress)
     return _result(params, prepared, analysis, readings, examples)
 
 

@@ -10,16 +10,43 @@ _PRODUCTS = 5
 """Matrix products a step: two forward, three backward."""
 
 
+def dictionary_bytes(latents: int, width: int, sources: int) -> int:
+    """Of the weights in float32: encoder, decoder and their biases."""
+    return 4 * (2 * latents * sources * width + latents + sources * width)
+
+
+def training_bytes(latents: int, width: int, sources: int) -> int:
+    """Disk that a training takes at most: a checkpoint (weights and Adam's two moments), and the next one beside it before it takes its place."""
+    return 2 * 3 * dictionary_bytes(latents, width, sources)
+
+
 def estimate(pair: PairSize, params: DictionaryParams, sources: int) -> CostEstimate:
-    """Collection up to the layer, then training and the passes after it, scaled from the forward speed: a token of a forward pass takes about twice as many
-    operations as the model has parameters, a token of a step twice as many as the products have weights."""
-    tokens = params.max_samples * params.max_tokens
+    """Collection up to the layer (none when the activations are stored), then training and the passes after it, scaled from the forward speed: a token of a
+    forward pass takes about twice as many operations as the model has parameters, a token of a step twice as many as the products have weights.
+
+    Raises:
+        UnknownName, InvalidInput: no such stored collection.
+    """
+    read, tokens = _tokens(params)
     width = pair.d_model or 1024
     layers = pair.num_layers or 24
-    latents = params.expansion * width
+    latents = params.latents(width)
     parameters = layers * 12 * width**2
     step_tokens = 0 if params.dictionary else params.steps * params.batch_rows
     in_tokens = (_PRODUCTS * step_tokens + 6 * tokens) * latents * sources * width / parameters
-    seconds = (tokens * 2 * 0.6 + in_tokens) / pair.tokens_per_second if pair.tokens_per_second else None
-    passes = 2 * -(-tokens // settings().batch_tokens)
-    return CostEstimate(tokens=tokens, forward_passes=passes, seconds=seconds, bytes=int(8 * latents * sources * width))
+    seconds = (read * 2 * 0.6 + in_tokens) / pair.tokens_per_second if pair.tokens_per_second else None
+    passes = 2 * -(-read // settings().batch_tokens)
+    stored = 4 * latents * width + (0 if params.dictionary else training_bytes(latents, width, sources))
+    return CostEstimate(tokens=max(1, read), forward_passes=passes, seconds=seconds, bytes=stored)
+
+
+def _tokens(params: DictionaryParams) -> tuple[int, int]:
+    """Tokens that the models read, and tokens that the dictionary does, at most."""
+    if params.activations is None:
+        tokens = params.max_samples * params.max_tokens
+        tokens = min(tokens, params.max_activation_tokens or tokens)
+        return tokens, tokens
+    from preprocessing.activation_store import default_activation_store
+
+    stored = default_activation_store().finished(params.activations).tokens
+    return 0, min(stored, params.max_activation_tokens or stored)

@@ -42,9 +42,9 @@ def write_examples(
 ) -> dict[int, list[Example]]:
     """Stores the examples of `latents`; gives those of each, strongest first."""
     found = _firings(reader, rows_of, dictionary, latents)
-    largest = np.ones(len(latents))
-    for latent in np.unique(found.latents):
-        largest[latent] = found.values[found.latents == latent].max()
+    largest = np.zeros(len(latents))
+    np.maximum.at(largest, found.latents, found.values)
+    largest[largest == 0] = 1.0
     top = TopExamples(PER_BIN, QUANTILES, largest, least=0.0)
     top.add(found.latents, found.values, found.samples, found.places + reader.first_position)
     bounds = np.searchsorted(found.latents, np.arange(len(latents) + 1))

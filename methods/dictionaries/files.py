@@ -1,8 +1,7 @@
 """Dictionaries in files: a folder with `model.safetensors` and `config.json`, here or on the hub. Never pickle.
 
 Written in the layout of published ones, so that they load there too: crosscoders as `encoder.weight` [S, D, F], `encoder.bias`, `decoder.weight`
-[S, F, D], `decoder.bias` [S, D]; SAEs as in dictionary-learning (`encoder.weight` [F, D], `decoder.weight` [D, F], `b_dec`). Read in these and in that of
-SAELens (`W_enc`, `W_dec`). Our `normalisation.*` tensors are extra; a dictionary without them reads activations as they are.
+[S, F, D], `decoder.bias` [S, D]; SAEs as in dictionary-learning (`encoder.weight` [F, D], `decoder.weight` [D, F], `b_dec`). What is read: `file_layouts`.
 """
 
 from __future__ import annotations
@@ -15,20 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.dictionaries.models import Normalisation, Selection, SparseDictionary
-from organisms.durable import sync_folder, write_synced
+from methods.dictionaries.file_layouts import SELECTIONS, read_layout
+from methods.dictionaries.models import SparseDictionary
+from organisms.durable import replace_synced
 from organisms.errors import InvalidInput
 
-_SELECTIONS: dict[int, Selection] = {1: "sum", 2: "joint", 4: "none"}
-"""`code_normalization_id` of published crosscoders."""
 _NAMES = ("model.safetensors", "sae_weights.safetensors", "ae.safetensors")
-_LIBRARY = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias", "b_dec", "k", "threshold", "code_normalization_id"}
-_SAE_LENS = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
-_OURS = {"normalisation.mean", "normalisation.scale"}
+_CONFIGS = ("config.json", "cfg.json")
 
 
 def save_dictionary(dictionary: SparseDictionary, folder: Path, config: dict[str, Any]) -> Path:
-    """Write a dictionary and its `config` (JSON values: recipe, layer, what it was trained on) into `folder`."""
+    """Write a dictionary and its `config` (JSON values: recipe, layer, what it was trained on) into `folder`, the weights
+    last: a folder with weights holds a whole dictionary."""
     from safetensors.torch import save
 
     tensors = _crosscoder_tensors(dictionary) if dictionary.sources > 1 else _sae_tensors(dictionary)
@@ -37,15 +34,14 @@ def save_dictionary(dictionary: SparseDictionary, folder: Path, config: dict[str
     tensors["normalisation.scale"] = torch.tensor(dictionary.normalisation.scale)
     folder.mkdir(parents=True, exist_ok=True)
     shape = {"activation_dim": dictionary.width, "dict_size": dictionary.num_latents, "num_encoder_layers": dictionary.sources}
-    write_synced(folder / "config.json", json.dumps(shape | config, indent=1).encode())
-    write_synced(folder / "model.safetensors", save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
-    sync_folder(folder)
+    replace_synced(folder / "config.json", json.dumps(shape | config, indent=1).encode())
+    replace_synced(folder / "model.safetensors", save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
     return folder
 
 
 def _crosscoder_tensors(dictionary: SparseDictionary) -> dict[str, Tensor]:
     sources, width, latents = dictionary.sources, dictionary.width, dictionary.num_latents
-    code = next(number for number, selection in _SELECTIONS.items() if selection == dictionary.selection)
+    code = next(number for number, selection in SELECTIONS.items() if selection == dictionary.selection)
     return {
         "encoder.weight": dictionary.encoder.view(sources, width, latents),
         "encoder.bias": dictionary.encoder_bias,
@@ -65,19 +61,26 @@ def _sae_tensors(dictionary: SparseDictionary) -> dict[str, Tensor]:
 
 
 def weights_file(identifier: str) -> Path:
-    """The safetensors file of a dictionary: a local folder or a hub id, with `@revision` where wanted. Downloads when needed.
+    """The safetensors file of a dictionary: a local folder, or `account/repository[//folder][@revision]` on the hub. Downloads when needed.
 
     Raises:
         InvalidInput: there is none.
     """
     from model_pairs.files import is_local, local_folder
 
-    name, at, revision = identifier.partition("@") if not is_local(identifier) else (identifier, "", "")
-    folder = local_folder(name, revision if at else None)
-    found = [folder / name for name in _NAMES if (folder / name).is_file()] or sorted(folder.glob("*.safetensors"))
+    if is_local(identifier):
+        folder = local_folder(identifier)
+    else:
+        place, _, revision = identifier.partition("@")
+        name, _, subfolder = place.partition("//")
+        folder = local_folder(name, revision or None, subfolder.strip("/") or None)
+    found = [folder / name for name in _NAMES if (folder / name).is_file()]
+    found = found or sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
     if len(found) != 1:
+        inside = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob("*/**/*.safetensors")})
+        name_one = f" Its folders with some, to be named as REPOSITORY//FOLDER (here: a path): {', '.join(inside[:10])}." if inside else ""
         raise InvalidInput(
-            f"The dictionary {identifier!r} has {len(found) or 'no'} safetensors files; one is needed (model.safetensors). "
+            f"The dictionary {identifier!r} has {len(found) or 'no'} safetensors files; one is needed (model.safetensors).{name_one} "
             "Weights in .pt files are not read, because that format executes code."
         )
     return found[0]
@@ -99,18 +102,19 @@ def load_dictionary(identifier: str, sources: int, d_model: int) -> SparseDictio
     Raises:
         InvalidInput: no weights, another layout, or another number of sources or width.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = weights_file(identifier)
-    config_file = next((path.with_name(name) for name in ("config.json", "cfg.json") if path.with_name(name).is_file()), None)
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file else {}
-    tensors = load_file(path)
-    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    if unknown := set(tensors) - _LIBRARY - _SAE_LENS - _OURS:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
         raise InvalidInput(
-            f"The dictionary {identifier!r} has tensors of an unknown meaning ({', '.join(sorted(unknown)[:5])}); without them it would be read wrongly."
-        )
-    dictionary = _read(tensors, config, identifier)
+            f"The weights of the dictionary {identifier!r} are damaged or not complete. Copy or download them again; one that was trained here can be "
+            "deleted (`diffing dictionaries delete ID`) and trained again."
+        ) from error
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    dictionary = read_layout(tensors, _config_beside(path, identifier), identifier)
     if dictionary.sources != sources or dictionary.width != d_model:
         raise InvalidInput(
             f"The dictionary {identifier!r} has {dictionary.sources} source(s) of width {dictionary.width}; wanted: {sources} of width {d_model}."
@@ -118,48 +122,15 @@ def load_dictionary(identifier: str, sources: int, d_model: int) -> SparseDictio
     return dictionary
 
 
-def _read(tensors: dict[str, Tensor], config: dict[str, Any], identifier: str) -> SparseDictionary:
-    if {"W_enc", "b_enc", "W_dec", "b_dec"} <= set(tensors):
-        return _from_sae_lens(tensors, config)
-    if {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"} <= set(tensors):
-        return _from_crosscoder(tensors, config, identifier)
-    if {"encoder.weight", "encoder.bias", "decoder.weight", "b_dec"} <= set(tensors):
-        weight, bias = tensors["encoder.weight"], tensors["b_dec"]
-        parts = (weight.T.contiguous(), tensors["encoder.bias"] - weight @ bias, tensors["decoder.weight"].T.contiguous(), bias)
-        return _assembled(parts, tensors, "none", 1)
-    raise InvalidInput(
-        f"The weights of {identifier!r} are in no known layout. Known: crosscoders (encoder.weight, encoder.bias, decoder.weight, decoder.bias), "
-        "dictionary-learning's SAEs (with b_dec), and SAELens's (W_enc, b_enc, W_dec, b_dec)."
-    )
-
-
-def _from_crosscoder(tensors: dict[str, Tensor], config: dict[str, Any], identifier: str) -> SparseDictionary:
-    weight, decoder = tensors["encoder.weight"], tensors["decoder.weight"]
-    if weight.dim() != 3 or decoder.shape != (weight.shape[0], weight.shape[2], weight.shape[1]):
-        raise InvalidInput(f"The weights of {identifier!r} have the names of a crosscoder, but not its shapes [S, D, F] and [S, F, D].")
-    code = int(tensors["code_normalization_id"]) if "code_normalization_id" in tensors else 1
-    if code not in _SELECTIONS:
-        raise InvalidInput(f"The crosscoder {identifier!r} selects latents by mixed or decoupled norms, which is not supported.")
-    parts = (
-        weight.reshape(-1, weight.shape[2]),
-        tensors["encoder.bias"],
-        decoder.transpose(0, 1).reshape(weight.shape[2], -1),
-        tensors["decoder.bias"].flatten(),
-    )
-    return _assembled(parts, tensors, _SELECTIONS[code], len(weight))
-
-
-def _from_sae_lens(tensors: dict[str, Tensor], config: dict[str, Any]) -> SparseDictionary:
-    encoder, bias = tensors["W_enc"], tensors["b_enc"]
-    if config.get("apply_b_dec_to_input", False):
-        bias = bias - tensors["b_dec"] @ encoder
-    return _assembled((encoder, bias, tensors["W_dec"], tensors["b_dec"]), tensors, "none", 1)
-
-
-def _assembled(parts: tuple[Tensor, Tensor, Tensor, Tensor], tensors: dict[str, Tensor], selection: Selection, sources: int) -> SparseDictionary:
-    encoder, encoder_bias, decoder, decoder_bias = parts
-    threshold = tensors.get("threshold", torch.zeros(())).clamp_min(0.0).expand(len(encoder_bias)).clone()
-    normalisation = Normalisation.none(len(decoder_bias))
-    if set(tensors) >= _OURS:
-        normalisation = Normalisation(tensors["normalisation.mean"], float(tensors["normalisation.scale"]))
-    return SparseDictionary(encoder, encoder_bias, decoder, decoder_bias, threshold, selection, normalisation, sources)
+def _config_beside(weights: Path, identifier: str) -> dict[str, Any]:
+    """Configuration of published dictionaries; empty where there is none."""
+    file = next((weights.with_name(name) for name in _CONFIGS if weights.with_name(name).is_file()), None)
+    if file is None:
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{file.name} of the dictionary {identifier!r} is not JSON. Copy or download it again.") from error
+    if not isinstance(config, dict):
+        raise InvalidInput(f"{file.name} of the dictionary {identifier!r} holds no JSON object. Copy or download it again.")
+    return config

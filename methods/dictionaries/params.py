@@ -8,6 +8,9 @@ from pydantic import Field
 
 from preprocessing.activation_sources import ActivationSourceParams, source_identity
 
+MOST_READ = 2000
+"""Latents that are read through the lens and have examples, at most."""
+
 
 class DictionaryParams(ActivationSourceParams):
     """Activations, the dictionary and its training."""
@@ -24,9 +27,18 @@ class DictionaryParams(ActivationSourceParams):
     training_seed: int = Field(0, ge=0, description="Initial weights and order of the tokens.")
     held_out: float = Field(0.2, gt=0, lt=1, description="Share of the tokens that judge the dictionary and are never trained on.")
     dictionary: str | None = Field(
-        None, max_length=300, description="Local folder or hub id[@revision] of a trained dictionary to use instead of training one (operators only)."
+        None,
+        max_length=300,
+        description="Local folder or hub id[//folder][@revision] of a trained dictionary to use instead of training one (operators only).",
     )
     top_latents: int = Field(8, ge=1, le=30, description="Latents in the result.")
+    read_latents: int = Field(
+        100, ge=1, le=MOST_READ, description="Latents, the first by rank, that get lens tokens and examples (those of the result always do)."
+    )
+
+    def latents(self, d_model: int) -> int:
+        """Latents of a dictionary that is trained, for a residual stream of this width."""
+        return max(2, round(self.expansion * d_model))
 
 
 def identity(params: DictionaryParams) -> dict[str, Any]:

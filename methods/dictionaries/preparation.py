@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from methods.dictionaries.costs import training_bytes
 from methods.dictionaries.files import load_dictionary, save_dictionary
 from methods.dictionaries.models import SparseDictionary
 from methods.dictionaries.params import DictionaryParams
-from methods.dictionaries.recipe import Kind, TrainingRecipe
-from methods.dictionaries.stored import dictionaries_folder
-from methods.dictionaries.training import CurvePoint, RowsOf, Training, fit_normalisation, train
+from methods.dictionaries.recipe import CurvePoint, Kind, TrainingRecipe
+from methods.dictionaries.stored import CHECKPOINT, FILES, StoredConfig, dictionaries_folder, dictionary_lock, read_config, remove_checkpoint
+from methods.dictionaries.training import RowsOf, Training, fit_normalisation, train
 from model_pairs.layers import resolve_layer
-from organisms.errors import InvalidInput
+from organisms.durable import DISK_FULL, held
+from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress
+from preprocessing.activation_collection import SPARE_BYTES
 from preprocessing.activation_outliers import without_outliers
 from preprocessing.activation_sources import activations_of
 from preprocessing.activations import ActivationBlock, PairedActivations
@@ -94,7 +97,8 @@ def prepare(
     """The dictionary that the parameters ask for. A training that was interrupted goes on where it was; one that was finished is read.
 
     Raises:
-        InvalidInput: a dictionary of another shape.
+        InvalidInput: a dictionary of another shape, or a stored one that is damaged.
+        OutOfRoom: no disk for the checkpoints, before anything is trained or while it is.
         Cancelled: from `progress`; the checkpoint stays.
     """
     device = torch.device("cpu") if pair.device.type == "mps" else pair.device
@@ -103,10 +107,11 @@ def prepare(
     if params.dictionary:
         dictionary = load_dictionary(params.dictionary, sources, pair.d_model).to(device)
         return Prepared(reader, dictionary, train_stop, None, rows_of)
+    latents = params.latents(pair.d_model)
     asked = TrainingRecipe(
         kind=kind,
-        latents=max(2, round(params.expansion * pair.d_model)),
-        k=min(params.k, max(1, round(params.expansion * pair.d_model) // 2)),
+        latents=latents,
+        k=min(params.k, latents // 2),
         steps=params.steps,
         batch_rows=params.batch_rows,
         learning_rate=params.learning_rate or RELATIVE_LEARNING_RATE / pair.d_model**0.5,
@@ -131,23 +136,60 @@ def _trained(
 ) -> tuple[Training, Path]:
     decided = [recipe.model_dump_json(), reader.content_hash, train_stop]
     folder = dictionaries_folder() / hashlib.sha256(repr(decided).encode()).hexdigest()[:16]
-    if (folder / "model.safetensors").is_file():
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        dictionary = load_dictionary(str(folder), 1 if recipe.kind == "sae" else 2, pair.d_model).to(device)
-        return Training(dictionary, [CurvePoint(**point) for point in stored["curve"]], stored["steps"], stored["stopped_early"]), folder
-    normalisation = fit_normalisation(reader, rows_of, train_stop)
-    if normalisation is None:
-        raise InvalidInput("The rows to train on do not vary; raise max_samples or max_tokens.")
-    checkpoint = folder / "checkpoint.safetensors"
-    training = train(reader, rows_of, recipe, normalisation, train_stop, device, checkpoint, progress)
-    config = {
-        "recipe": recipe.model_dump(mode="json"),
-        "layer": reader.layer,
-        "rows": reader.content_hash,
-        "steps": training.steps,
-        "stopped_early": training.stopped_early,
-        "curve": [point.model_dump(mode="json") for point in training.curve],
-    }
-    save_dictionary(training.dictionary, folder, config)
-    checkpoint.unlink(missing_ok=True)
+    with held(dictionary_lock(folder.name), progress, "waiting for another process that trains the same dictionary"):
+        if (folder / FILES[0]).is_file():
+            return _read(folder, recipe, pair.d_model, device), folder
+        normalisation = fit_normalisation(reader, rows_of, train_stop)
+        if normalisation is None:
+            raise InvalidInput("The rows to train on do not vary; raise max_samples or max_tokens.")
+        _check_room(folder, training_bytes(recipe.latents, pair.d_model, 1 if recipe.kind == "sae" else 2))
+        try:
+            training = train(reader, rows_of, recipe, normalisation, train_stop, device, folder / CHECKPOINT, progress)
+            _store(training, recipe, reader, folder)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise OutOfRoom(
+                "The disk became full while the dictionary was trained. The last checkpoint is kept: free space and call again to go on from it."
+            ) from error
     return training, folder
+
+
+def _store(training: Training, recipe: TrainingRecipe, reader: PairedActivations, folder: Path) -> None:
+    """A finished dictionary into its folder. A process that dies in between leaves the checkpoint, from which the next one ends at once."""
+    config = StoredConfig(
+        recipe=recipe,
+        layer=reader.layer,
+        activation_dim=reader.d_model,
+        steps=training.steps,
+        stopped_early=training.stopped_early,
+        curve=training.curve,
+    )
+    save_dictionary(training.dictionary, folder, {"rows": reader.content_hash, **config.model_dump(mode="json")})
+    remove_checkpoint(folder)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Refuse a training whose checkpoints do not fit. One that is there already is paid for."""
+    checkpoint = folder / CHECKPOINT
+    needed -= checkpoint.stat().st_size if checkpoint.is_file() else 0
+    free = shutil.disk_usage(dictionaries_folder()).free
+    if needed + SPARE_BYTES > free:
+        raise OutOfRoom(
+            f"Training this dictionary takes {needed / 2**20:.0f} MiB of disk for its checkpoints and {free / 2**20:.0f} MiB are free. Lower `expansion`, or "
+            "free space (`diffing dictionaries list` shows what is there, `diffing dictionaries delete ID` removes it)."
+        )
+
+
+def _read(folder: Path, recipe: TrainingRecipe, d_model: int, device: torch.device) -> Training:
+    """A finished dictionary of the data folder."""
+    try:
+        config = read_config(folder)
+        dictionary = load_dictionary(str(folder), 1 if recipe.kind == "sae" else 2, d_model).to(device)
+    except (OSError, ValueError, InvalidInput) as error:
+        raise InvalidInput(
+            f"The dictionary {folder.name} that these parameters trained is damaged. `diffing dictionaries delete {folder.name}` removes it, and the next "
+            "call trains it anew; another training_seed trains another one."
+        ) from error
+    remove_checkpoint(folder)
+    return Training(dictionary, config.curve, config.steps, config.stopped_early)

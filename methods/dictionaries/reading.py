@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from methods.dictionaries.examples import write_examples
 from methods.dictionaries.preparation import Prepared
-from methods.dictionaries.rows import Example
+from methods.dictionaries.rows import SHOWN_TOKENS, Example
 from methods.lens import Lens
 from methods.lens_words import NULL_Z, content_words, strongest
 from methods.words import vocabulary
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
 
-READ_LATENTS = 100
-"""Latents, the first by rank, that are read through the lens and have examples."""
-_SHOWN_TOKENS = 8
 _DIRECTIONS, _DIRECTION_SEED = 128, 0
 _LENS_DEPTH = 20
 
@@ -64,6 +61,6 @@ def read_latents(
                 for name, value in {"latent": latent, "sign": sign, **token.model_dump()}.items():
                     table[name].append(value)
         strong = [{word: z for word, z in content_words(reading, words).items() if z >= NULL_Z} for reading in both]
-        readings[latent] = LatentReading([token.token for token in strongest(both[0], words, _SHOWN_TOKENS)], *strong)
+        readings[latent] = LatentReading([token.token for token in strongest(both[0], words, SHOWN_TOKENS)], *strong)
     run.add_table("lens", table)
     return readings, write_examples(prepared.reader, prepared.rows_of, prepared.dictionary, latents, pair.tokenizer, run)

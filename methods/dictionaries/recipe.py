@@ -59,3 +59,11 @@ class TrainingRecipe(BaseModel):
         warm = min(WARMUP_STEPS, max(1, round(WARMUP_SHARE * self.steps)))
         decay = max(1, round(DECAY_SHARE * self.steps))
         return self.learning_rate * min(1.0, (step + 1) / warm, (self.steps - step) / decay)
+
+
+class CurvePoint(BaseModel):
+    """The state of a training at a step."""
+
+    step: int
+    loss: float = Field(description="Mean training loss since the point before.")
+    variance_explained: float | None = Field(description="On held-out tokens, with the inference threshold; None before there is one.")

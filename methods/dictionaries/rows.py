@@ -13,6 +13,8 @@ from methods.examples import Example as StoredExample
 Tag = Literal["base_only", "finetuned_only", "shared", "other", "dead"]
 Owner = Literal["base", "finetuned"]
 EXAMPLE_CHARACTERS = 120
+SHOWN_TOKENS = 8
+"""Lens tokens of a latent in a list."""
 
 
 class Example(BaseModel):
@@ -35,11 +37,19 @@ class LatentRow(BaseModel):
     share: float = Field(description="Energy it writes, over the variance of the finetuned activations (SAE: of the difference).")
     relative_norm: float | None = Field(None, description="0.5 * (1 + (|d_ft| - |d_base|) / max): 1 finetuned only, 0 base only (crosscoder).")
     cosine: float | None = Field(None, description="Between its two decoder vectors (crosscoder).")
+    base_norm: float | None = Field(None, description="Length of its decoder vector in the base, in the dictionary's units (crosscoder).")
+    finetuned_norm: float | None = Field(None, description="The same in the finetuned model.")
+    decoder_norm: float | None = Field(None, description="Length of its decoder vector, in the dictionary's units (SAE).")
     ratio_error: float | None = Field(None, description="nu of the error target: 0 finetuned only, 1 shared (crosscoder).")
     ratio_reconstruction: float | None = Field(None, description="nu of the reconstruction target.")
+    ratio_activation: float | None = Field(None, description="nu of the activations themselves (crosscoder).")
     evidence: float | None = Field(None, description="Standard errors by which both ratios lie below 0.2 and 0.5 (crosscoder).")
+    evidence_base: float | None = Field(None, description="The same with the models exchanged.")
+    held_out_count: float | None = Field(None, description="Held-out tokens at which it fires (crosscoder).")
+    held_out_documents: float | None = Field(None, description="Held-out documents with such tokens; fewer than 5 are no evidence (crosscoder).")
     beta_base: float | None = Field(None, description="How much of its direction base activations have while it fires (SAE).")
     beta_finetuned: float | None = Field(None, description="The same in finetuned activations (SAE); about 1 more where the SAE is right.")
+    read: bool = Field(False, description="Whether it was read: only then it has lens tokens and examples.")
     words: list[str] = Field(default_factory=list, description="Content words that its direction promotes far beyond random directions.")
     tokens: list[str] = Field(default_factory=list, description="First tokens of the logit lens, by z.")
     vector: str = Field(description="Name of its direction within the run.")

@@ -1,22 +1,42 @@
-"""The dictionaries that were trained here, each a folder of the data folder. Torch-free."""
+"""The dictionaries that were trained here, each a folder of the data folder, and what trainings that were cut off left there. Torch-free.
+
+A folder holds `model.safetensors` (written last: with it the dictionary is there), `config.json`, and `checkpoint.safetensors` while it is trained.
+"""
 
 from __future__ import annotations
 
-import json
+import shutil
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from methods.dictionaries.recipe import TrainingRecipe
-from organisms.durable import sync_folder, write_synced
+from methods.dictionaries.recipe import CurvePoint, TrainingRecipe
+from organisms.durable import replace_synced
 from organisms.errors import InvalidInput, UnknownName
 from organisms.settings import settings
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
     from methods.runs import RunRecord
 
 FILES = ("model.safetensors", "config.json")
+CHECKPOINT = "checkpoint.safetensors"
+_DELETING = ".deleting-"
+
+
+class StoredConfig(BaseModel):
+    """`config.json` of a dictionary that was trained here."""
+
+    recipe: TrainingRecipe
+    layer: int
+    activation_dim: int
+    steps: int
+    stopped_early: bool
+    curve: list[CurvePoint]
 
 
 class StoredDictionary(BaseModel):
@@ -25,6 +45,7 @@ class StoredDictionary(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
+    state: Literal["finished"] = "finished"
     kind: str = Field(description="`sae`, or the crosscoder's `batch_top_k` or `l1`.")
     layer: int
     d_model: int
@@ -36,15 +57,108 @@ class StoredDictionary(BaseModel):
     folder: str
 
 
+class Leftover(BaseModel):
+    """A folder that holds no dictionary: a training that was cut off or still runs, or files that cannot be read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    state: Literal["unfinished", "unreadable"]
+    kind: str | None = None
+    latents: int | None = None
+    k: int | None = None
+    steps: int | None = Field(None, description="Steps done (unfinished).")
+    megabytes: float
+    problem: str = Field(description="What it is and what to do.")
+    folder: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything in the folder of dictionaries, newest first."""
+
+    dictionaries: list[StoredDictionary]
+    leftovers: list[Leftover]
+
+
 def dictionaries_folder() -> Path:
     """Where trained dictionaries lie."""
     return settings().data_folder / "dictionaries"
 
 
+def listing() -> Listing:
+    """Finished dictionaries, and what else lies among them. One folder that cannot be read hides no other."""
+    found: list[StoredDictionary | Leftover] = []
+    for folder in sorted(_folders(), key=_modified, reverse=True):
+        try:
+            found.append(_described(folder))
+        except (OSError, ValidationError, UnicodeDecodeError, InvalidInput) as error:
+            found.append(_leftover(folder, error))
+    return Listing([each for each in found if isinstance(each, StoredDictionary)], [each for each in found if isinstance(each, Leftover)])
+
+
 def stored_dictionaries() -> list[StoredDictionary]:
     """All finished ones, newest first."""
-    found = [path.parent for path in dictionaries_folder().glob(f"*/{FILES[0]}") if (path.parent / FILES[1]).is_file()]
-    return [_described(folder) for folder in sorted(found, key=lambda folder: -(folder / FILES[0]).stat().st_mtime)]
+    return listing().dictionaries
+
+
+def dictionary_lock(identifier: str) -> FileLock:
+    """Held while a dictionary is trained or deleted; a dead process holds none."""
+    from filelock import FileLock
+
+    dictionaries_folder().mkdir(parents=True, exist_ok=True)
+    return FileLock(dictionaries_folder() / f".lock-{identifier}")
+
+
+def read_config(folder: Path) -> StoredConfig:
+    """The configuration of a dictionary that was trained here.
+
+    Raises:
+        OSError, UnicodeDecodeError, ValidationError: there is none, or it is not one.
+    """
+    return StoredConfig.model_validate_json((folder / FILES[1]).read_text(encoding="utf-8"))
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """What a finished dictionary needs no more: the checkpoint, and files that a killed process had begun to write."""
+    for file in (folder / CHECKPOINT, *folder.glob(".writing-*")):
+        file.unlink(missing_ok=True)
+
+
+def exactly(identifier: str) -> str:
+    """The whole id of a folder that is there.
+
+    Raises:
+        UnknownName: none has it.
+    """
+    if identifier not in [folder.name for folder in _folders()]:
+        raise UnknownName(f"{identifier!r} is not the whole id of a dictionary; `diffing dictionaries list` gives them.")
+    return identifier
+
+
+def delete(identifier: str) -> float:
+    """Remove a dictionary, a training that was cut off, or what cannot be read, by its whole id; returns its megabytes. It becomes invisible at once, then
+    its files go. Runs that used it keep their results.
+
+    Raises:
+        UnknownName: nothing has that id.
+        InvalidInput: it is being trained.
+    """
+    from filelock import Timeout
+
+    folder = dictionaries_folder() / exactly(identifier)
+    megabytes = _megabytes(folder)
+    try:
+        with dictionary_lock(identifier).acquire(timeout=0):
+            doomed = Path(tempfile.mkdtemp(prefix=_DELETING, dir=folder.parent))
+            folder.rename(doomed / "dictionary")
+    except Timeout as error:
+        raise InvalidInput(f"The dictionary {identifier} is being trained. Cancel that first.") from error
+    except FileNotFoundError as error:
+        raise UnknownName(f"The dictionary {identifier} was deleted in the meantime.") from error
+    for leftover in folder.parent.glob(f"{_DELETING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return megabytes
 
 
 def folder_of(identifier: str) -> Path:
@@ -52,9 +166,13 @@ def folder_of(identifier: str) -> Path:
 
     Raises:
         UnknownName: none or several begin so.
+        InvalidInput: what begins so is unfinished or cannot be read.
     """
-    known = [Path(each.folder) for each in stored_dictionaries()]
+    everything = listing()
+    known = [Path(each.folder) for each in everything.dictionaries]
     found = [folder for folder in known if identifier and folder.name.startswith(identifier)]
+    if not found and (other := next((each for each in everything.leftovers if identifier and each.id.startswith(identifier)), None)):
+        raise InvalidInput(f"{other.id} is {other.state}: {other.problem}")
     if len(found) != 1:
         names = ", ".join(folder.name for folder in known) or "none; `diffing run crosscoder` and `diffing run sae_difference` train them"
         raise UnknownName(f"{len(found) or 'No'} trained dictionaries begin with {identifier!r}. There are: {names}.")
@@ -85,8 +203,7 @@ def export(folder: Path, target: Path) -> Path:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in reversed(FILES):  # the weights last: a folder with weights is whole
-            write_synced(target / name, (folder / name).read_bytes())
-        sync_folder(target)
+            replace_synced(target / name, (folder / name).read_bytes())
     except OSError as error:
         raise InvalidInput(f"{target} cannot be written: {error.strerror}.") from error
     return target
@@ -111,19 +228,67 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
         ) from error
 
 
+def _folders() -> list[Path]:
+    parent = dictionaries_folder()
+    return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")] if parent.is_dir() else []
+
+
+def _modified(folder: Path) -> float:
+    files = [folder / name for name in (*FILES, CHECKPOINT) if (folder / name).is_file()]
+    return max((file.stat().st_mtime for file in files), default=0.0)
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+
+
 def _described(folder: Path) -> StoredDictionary:
-    config = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
-    recipe = TrainingRecipe(**config["recipe"])
-    curve = config["curve"]
+    """Of a finished dictionary; whatever `listing` catches for another."""
+    header(folder / FILES[0])
+    config = read_config(folder)
     return StoredDictionary(
         id=folder.name,
-        kind=recipe.kind,
-        layer=config["layer"],
-        d_model=config["activation_dim"],
-        latents=recipe.latents,
-        k=recipe.k,
-        steps=config["steps"],
-        variance_explained=curve[-1]["variance_explained"] if curve else None,
-        megabytes=(folder / FILES[0]).stat().st_size / 1e6,
+        kind=config.recipe.kind,
+        layer=config.layer,
+        d_model=config.activation_dim,
+        latents=config.recipe.latents,
+        k=config.recipe.k,
+        steps=config.steps,
+        variance_explained=config.curve[-1].variance_explained if config.curve else None,
+        megabytes=_megabytes(folder),
         folder=str(folder),
     )
+
+
+def _leftover(folder: Path, error: Exception) -> Leftover:
+    values: dict[str, Any] = {"id": folder.name, "megabytes": _megabytes(folder), "folder": str(folder)}
+    remove = f"`diffing dictionaries delete {folder.name}` removes it"
+    if not (folder / FILES[0]).exists():
+        try:
+            noted = header(folder / CHECKPOINT)
+            recipe = TrainingRecipe.model_validate_json(noted["recipe"])
+            done = int(noted["steps"])
+        except (OSError, ValidationError, InvalidInput, KeyError, ValueError):
+            return Leftover(**values, state="unreadable", problem=f"It holds neither a dictionary nor a checkpoint; {remove}.")
+        problem = f"{done} of {recipe.steps} steps; the call that trains it goes on from there, {remove}."
+        return Leftover(**values, state="unfinished", kind=recipe.kind, latents=recipe.latents, k=recipe.k, steps=done, problem=problem)
+    if isinstance(error, InvalidInput):
+        return Leftover(**values, state="unreadable", problem=f"Its weights are damaged; {remove}, and the next call trains it anew.")
+    problem = f"Its {FILES[1]} is not that of a dictionary that was trained here; `dictionary={folder}` may read it all the same, {remove}."
+    return Leftover(**values, state="unreadable", problem=problem)
+
+
+def header(path: Path) -> dict[str, str]:
+    """The notes of a safetensors file; the weights are not read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InvalidInput: it is cut off or no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise InvalidInput(f"{path.name} is damaged or not complete.") from error

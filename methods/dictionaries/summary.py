@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from methods.dictionaries.evaluation import ExplainedVariance
+from methods.dictionaries.params import DictionaryParams
 from methods.dictionaries.preparation import Prepared
 from methods.dictionaries.reading import LatentReading
 from methods.dictionaries.rows import Example, LatentRow, LatentWord, TrainingNote
@@ -45,6 +48,16 @@ def common_words(several: list[dict[str, float]]) -> list[LatentWord]:
             best[word] = (max(highest, z), latents + 1)
     ranked = sorted(best.items(), key=lambda item: (-item[1][1], -item[1][0], item[0]))
     return [LatentWord(word=word, z=round(z, 3), latents=latents) for word, (z, latents) in ranked[:_WORDS]]
+
+
+def latents_to_read(params: DictionaryParams, columns: dict[str, Any], order: np.ndarray) -> list[int]:
+    """The first by rank of those that fire; `columns` learns which (`read`)."""
+    alive = [int(latent) for latent in order if columns["max_activation"][latent]]
+    chosen = alive[: max(params.read_latents, params.top_latents)]
+    read = np.zeros(len(order), dtype=bool)
+    read[chosen] = True
+    columns["read"] = read
+    return chosen
 
 
 def latent_row(columns: dict[str, Any], latent: int, readings: dict[int, LatentReading], examples: dict[int, list[Example]]) -> LatentRow:

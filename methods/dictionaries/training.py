@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
 from methods.dictionaries.evaluation import explained_variance
 from methods.dictionaries.models import Normalisation, SparseDictionary
-from methods.dictionaries.recipe import TrainingRecipe
+from methods.dictionaries.recipe import CurvePoint, TrainingRecipe
 from organisms.durable import replace_synced
 from organisms.errors import Cancelled, InvalidInput
 from organisms.progress import Progress, silent
@@ -50,14 +49,6 @@ class Trainer(Protocol):
 
     def dictionary(self, normalisation: Normalisation) -> SparseDictionary:
         """The dictionary as trained so far."""
-
-
-class CurvePoint(BaseModel):
-    """The state of a training at a step."""
-
-    step: int
-    loss: float = Field(description="Mean training loss since the point before.")
-    variance_explained: float | None = Field(description="On held-out tokens, with the inference threshold; None before there is one.")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from methods.contract import View
-from methods.dictionaries.rows import Example, LatentRow, Owner, Tag, latent_name, shown_example
+from methods.dictionaries.params import MOST_READ
+from methods.dictionaries.rows import SHOWN_TOKENS, Example, LatentRow, Owner, Tag, latent_name, shown_example
 from methods.example_views import EXAMPLES_VIEW
 from methods.lens_words import LensToken
 from methods.vectors import ResidualVector
@@ -18,9 +19,26 @@ if TYPE_CHECKING:
     from methods.runs import RunRecord
 
 SortBy = Literal[
-    "rank", "evidence", "share", "frequency", "max_activation", "strength", "relative_norm", "ratio_error", "ratio_reconstruction", "cosine"
+    "rank",
+    "evidence",
+    "evidence_base",
+    "share",
+    "frequency",
+    "max_activation",
+    "strength",
+    "relative_norm",
+    "base_norm",
+    "finetuned_norm",
+    "decoder_norm",
+    "cosine",
+    "ratio_error",
+    "ratio_reconstruction",
+    "ratio_activation",
+    "held_out_documents",
+    "beta_base",
+    "beta_finetuned",
 ]
-_ASCENDING = ("rank", "ratio_error", "ratio_reconstruction")
+_ASCENDING = ("rank", "ratio_error", "ratio_reconstruction", "ratio_activation")
 _DESCRIBED = 200
 """Characters of a search text at most."""
 _SEARCHED, _FOUND, _EXAMPLES = 1000, 4, 25
@@ -32,11 +50,12 @@ class LatentsParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tag: Tag | None = Field(None, description="Only these, by decoder norms.")
-    owner: Owner | None = Field(None, description="Only one model's own, by latent scaling.")
+    tag: Tag | None = Field(None, description="Only these, by decoder norms (crosscoder).")
+    owner: Owner | None = Field(None, description="Only one model's own, by latent scaling (crosscoder).")
+    alive: bool | None = Field(None, description="Only those that fire at some token (true) or at none (false).")
     min_frequency: float = Field(0.0, ge=0, le=1)
     max_frequency: float = Field(1.0, ge=0, le=1)
-    sort_by: SortBy = "rank"
+    sort_by: SortBy = Field("rank", description="A column; latents for which it was not measured come last.")
     reverse: bool = Field(False, description="The other end first.")
     offset: int = Field(0, ge=0)
     limit: int = Field(20, ge=1, le=100)
@@ -61,11 +80,16 @@ class LatentParams(BaseModel):
 
 
 class LatentView(BaseModel):
-    """One latent. Lens and examples exist for the first latents by rank."""
+    """One latent. Lens and examples exist for the latents that were read, the first by rank."""
 
     latent: LatentRow
     promoted: list[LensToken]
     suppressed: list[LensToken]
+    betas: dict[str, float | None] = Field(
+        default_factory=dict, description="Coefficients of latent scaling by target and model (crosscoder); the ratios are base over finetuned."
+    )
+    vector: str | None = Field(None, description="Handle of its direction for other methods; None when it never fires.")
+    next_step: str = Field("", description="What to call to see what it does, or to have it read.")
 
 
 class SearchParams(BaseModel):
@@ -97,23 +121,49 @@ def _rows(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(values: dict[str, Any], examples: list[Example] | None = None) -> LatentRow:
-    return LatentRow(**{name: values[name] for name in LatentRow.model_fields if name in values}, examples=examples or [])
+def _row(values: dict[str, Any], lens: dict[int, list[str]], examples: list[Example] | None = None) -> LatentRow:
+    known = {name: values[name] for name in LatentRow.model_fields if name in values}
+    tokens = lens.get(values["latent"], [])
+    # Runs of earlier versions have no such column.
+    return LatentRow(**{"read": bool(tokens), **known}, tokens=tokens, examples=examples or [])
+
+
+def _lens_tokens(record: RunRecord) -> dict[int, list[str]]:
+    """The first promoted tokens of every latent that was read."""
+    found: dict[int, list[str]] = {}
+    for row in record.table("lens", ["latent", "sign", "token"]).to_pylist():
+        if row["sign"] == "promoted" and len(tokens := found.setdefault(row["latent"], [])) < SHOWN_TOKENS:
+            tokens.append(row["token"])
+    return found
 
 
 def latents(record: RunRecord, params: LatentsParams) -> LatentsView:
-    """A page of the latent table."""
+    """A page of the latent table.
+
+    Raises:
+        InvalidInput: a filter or an order by a column that runs of this method do not have.
+    """
+    rows = _rows(record)
+    columns = rows[0].keys()
+    for name in ("tag", "owner"):
+        if getattr(params, name) is not None and name not in columns:
+            raise InvalidInput(f"Latents of {record.manifest.method} have no {name}; filter by `alive` or by frequency.")
+    if params.sort_by not in columns:
+        allowed = ", ".join(name for name in get_args(SortBy) if name in columns)
+        raise InvalidInput(f"Latents of {record.manifest.method} have no {params.sort_by}. Sort by one of: {allowed}.")
     chosen = [
         row
-        for row in _rows(record)
+        for row in rows
         if params.tag in (None, row.get("tag"))
         and params.owner in (None, row.get("owner"))
+        and params.alive in (None, row["max_activation"] > 0)
         and params.min_frequency <= row["frequency"] <= params.max_frequency
     ]
-    known = [row for row in chosen if row.get(params.sort_by) is not None]
+    known = [row for row in chosen if row[params.sort_by] is not None]
     known.sort(key=lambda row: row[params.sort_by], reverse=(params.sort_by not in _ASCENDING) != params.reverse)
-    page = known[params.offset : params.offset + params.limit]
-    return LatentsView(total=len(known), latents=[_row(row) for row in page])
+    ordered = known + [row for row in chosen if row[params.sort_by] is None]
+    lens = _lens_tokens(record)
+    return LatentsView(total=len(ordered), latents=[_row(row, lens) for row in ordered[params.offset : params.offset + params.limit]])
 
 
 def latent(record: RunRecord, params: LatentParams) -> LatentView:
@@ -124,7 +174,25 @@ def latent(record: RunRecord, params: LatentParams) -> LatentView:
         sign: [LensToken(token=row["token"], z=row["z"], probability=row["probability"]) for row in lens if row["sign"] == sign]
         for sign in ("promoted", "suppressed")
     }
-    return LatentView(latent=_row(values, _examples(record, params.latent, params.bin)), **signs)
+    row = _row(values, _lens_tokens(record), _examples(record, params.latent, params.bin))
+    fires = values["max_activation"] > 0
+    betas = {name.removeprefix("beta_"): values[name] for name in values if name.startswith("beta_") and name.count("_") == 2}
+    handle = f"{record.id}/{row.vector}" if fires else None
+    return LatentView(latent=row, **signs, betas=betas, vector=handle, next_step=_next_step(row, values["rank"], handle))
+
+
+def _next_step(row: LatentRow, rank: int, handle: str | None) -> str:
+    if handle is None:
+        return "It fires at no token of this text: there is nothing to read and no strength to steer with. Other text may make it fire."
+    steer = f'`steering` with vector="{handle}" shows what it makes the model write.'
+    if row.read:
+        return steer
+    if rank >= MOST_READ:
+        return f"It was not read: it is number {rank + 1} by rank, and at most {MOST_READ} are. {steer}"
+    return (
+        f"It was not read, so it has no lens tokens and no examples: call the method again with the same parameters and read_latents={rank + 1} "
+        f"(the trained dictionary is used again). {steer}"
+    )
 
 
 def search(record: RunRecord, params: SearchParams) -> SearchView:
@@ -139,7 +207,8 @@ def search(record: RunRecord, params: SearchParams) -> SearchView:
         page = record.examples().examples(feature.name, search=params.text, limit=_FOUND)
         found.setdefault(numbers[feature.name], []).extend(shown_example(example).text for example in page.rows)
     rows = sorted((row for row in _rows(record) if row["latent"] in found), key=lambda row: row["rank"])
-    return SearchView(hits=[SearchHit(latent=_row(row), found=found[row["latent"]][:_FOUND]) for row in rows[: params.limit]])
+    lens = _lens_tokens(record)
+    return SearchView(hits=[SearchHit(latent=_row(row, lens), found=found[row["latent"]][:_FOUND]) for row in rows[: params.limit]])
 
 
 def _examples(record: RunRecord, number: int, bin: int | None) -> list[Example]:
@@ -185,8 +254,8 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
 
 
 VIEWS = {
-    "latents": View("latents", "List latents: filter by tag, owner and frequency, sort, page.", LatentsParams, latents),
-    "latent": View("latent", "One latent: numbers, lens tokens, examples by quantile bin.", LatentParams, latent),
+    "latents": View("latents", "List latents with their lens tokens: filter by tag, owner, alive and frequency, sort, page.", LatentsParams, latents),
+    "latent": View("latent", "One latent: all its numbers, lens tokens, examples by quantile bin, its vector.", LatentParams, latent),
     "search": View("search", "Latents whose lens tokens or examples hold a text.", SearchParams, search),
     "examples": EXAMPLES_VIEW,
 }

@@ -61,6 +61,7 @@ class SAEDifference(DiffingMethod[SAEDifferenceParams, SAEDifferenceResult]):
 
     name: ClassVar[str] = "sae_difference"
     title: ClassVar[str] = "SAE on differences"
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = SAEDifferenceParams
     Result: ClassVar[type[MethodResult]] = SAEDifferenceResult
     cost: ClassVar[Cost] = "long"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from methods.dictionaries.preparation import is_identical, open_reader, prepare
-from methods.dictionaries.reading import READ_LATENTS, read_latents
-from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, training_note
+from methods.dictionaries.reading import read_latents
+from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
 from methods.dictionaries.training import differences
 from methods.sae_difference.analysis import analyse
 from methods.sae_difference.declaration import SAEDifferenceParams, SAEDifferenceResult
@@ -28,6 +28,7 @@ def compare(pair: LoadedPair, params: SAEDifferenceParams, run: RunWriter, progr
     prepared = prepare(pair, params, "sae", differences, reader, run, progress)
     analysis = analyse(prepared, progress)
     columns = analysis.columns
+    chosen = latents_to_read(params, columns, analysis.order)
     run.add_table("latents", columns)
     directions = prepared.dictionary.decoder.cpu() / prepared.dictionary.normalisation.scale
     run.add_array("decoder", directions)
@@ -35,15 +36,14 @@ def compare(pair: LoadedPair, params: SAEDifferenceParams, run: RunWriter, progr
     # What all differences have in common: it is no latent, and often the largest part.
     mean = prepared.dictionary.normalisation.mean
     run.add_array("mean_difference", mean)
-    alive = [int(latent) for latent in analysis.order if columns["max_activation"][latent]]
-    readings, examples = read_latents(pair, prepared, alive[:READ_LATENTS], directions, finetuned_norm(reader), run, progress)
+    readings, examples = read_latents(pair, prepared, chosen, directions, finetuned_norm(reader), run, progress)
     words = common_words([reading.words for reading in readings.values()])
     stands_out, headline = judge(list(readings.values()), words)
     return SAEDifferenceResult(
         stands_out=stands_out,
         headline=headline,
         identical=False,
-        training=training_note(prepared, analysis.explained, len(columns["latent"]) - len(alive)),
+        training=training_note(prepared, analysis.explained, int(np.sum(columns["max_activation"] == 0))),
         mean_share=_mean_share(mean.double().numpy(), analysis.explained.variance[0] / prepared.dictionary.normalisation.scale**2),
         words=words,
         latents=[latent_row(columns, latent, readings, examples) for latent in list(readings)[: params.top_latents]],

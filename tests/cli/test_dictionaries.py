@@ -42,6 +42,28 @@ def test_list_and_export(diffing: Diffing, trained: str, reference: str, tmp_pat
     assert "another folder" in again.err
 
 
+def test_delete_and_leftovers(diffing: Diffing, trained: str, own_data_folder: Path, tmp_path: Path) -> None:
+    [listed] = json.loads(diffing("dictionaries", "list", "--json").out)
+    foreign = own_data_folder / "dictionaries" / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text("{}")
+    assert [each["state"] for each in json.loads(diffing("dictionaries", "list", "--json").out)] == ["finished", "unreadable"]
+    table = diffing("dictionaries", "list")
+    assert "unreadable" in table.out
+    assert "diffing dictionaries delete foreign" in table.err
+    assert diffing("dictionaries", "export", trained, str(tmp_path / "copy")).code == 0
+    partly = diffing("dictionaries", "delete", "foreign", listed["id"][:6])
+    assert partly.code == 2
+    assert "whole id" in partly.err
+    assert foreign.is_dir(), "all of them are there before one goes"
+    gone = json.loads(diffing("dictionaries", "delete", "foreign", listed["id"], "--json").out)
+    assert gone["deleted"] == ["foreign", listed["id"]]
+    assert diffing("dictionaries", "list", "--json").out.strip() == "[]"
+    missing = diffing("dictionaries", "export", trained, str(tmp_path / "another"))
+    assert missing.code == 2
+    assert "dictionaries" in missing.err
+
+
 def test_unknown_dictionaries(diffing: Diffing, own_data_folder: Path, tmp_path: Path) -> None:
     outcome = diffing("dictionaries", "export", "nothing", str(tmp_path / "copy"))
     assert outcome.code == 2
@@ -73,3 +95,13 @@ def test_a_hub_takes_and_gives_a_dictionary(diffing: Diffing, trained: str, own_
         )
         used = run("-c", script)
         assert used.stdout.split() == ["True", "True"], used.stderr
+        # A repository of suites: one folder is read, the others are not fetched.
+        files = hub.repositories["me/crosscoder"]
+        hub.repositories["me/suite"] = {f"{layer}/{name}": content for layer in ("layer3", "layer8") for name, content in files.items()}
+        script = (
+            "from methods.dictionaries.files import content_hash, weights_file\n"
+            f"print(content_hash('me/suite//layer8@main') == content_hash({listed['folder']!r}))\n"
+            "print(sorted(path.parent.name for path in weights_file('me/suite//layer8').parents[1].rglob('*.safetensors')))"
+        )
+        used = run("-c", script)
+        assert used.stdout.splitlines() == ["True", "['layer8']"], used.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from methods.dictionaries.stored import stored_dictionaries
 from methods.dictionaries.views import LatentParams, LatentsParams, SearchParams
 from methods.example_views import ExamplesParams
 from methods.execute import run_methods
@@ -60,6 +61,7 @@ def test_runs_views_vectors_and_figures(name: str, tiny_pair: Any, pairs: Any, c
     assert seen.latent.examples[0].activation == pytest.approx(first.max_activation, rel=1e-3)
     assert "»" in seen.latent.examples[0].text
     assert [token.token for token in seen.promoted[: len(first.tokens)]] == first.tokens
+    assert next(row for row in everything.latents if row.latent == first.latent).tokens == first.tokens
     word = seen.latent.examples[0].text.split("»")[0].split()[-1:] or ["a"]
     hits: Any = method.views["search"].run(record, SearchParams(text=word[0]))
     assert first.latent in [hit.latent.latent for hit in hits.hits]
@@ -79,6 +81,90 @@ def test_runs_views_vectors_and_figures(name: str, tiny_pair: Any, pairs: Any, c
         method.vector(record, "42")
     with pytest.raises(UnknownName):
         method.vector(record, "latent48")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_views_reach_what_was_measured_and_say_what_was_not_read(name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, name, corpus, store, read_latents=3, top_latents=2)
+    views = get_method(name).views
+    table = {row["latent"]: row for row in record.table("latents").to_pylist()}
+    every: Any = views["latents"].run(record, LatentsParams(limit=100))
+    assert [row.latent for row in every.latents if row.read] == [row.latent for row in every.latents[:3]]
+    assert all(bool(row.tokens) == row.read for row in every.latents)
+    alive: Any = views["latents"].run(record, LatentsParams(alive=True, limit=100))
+    dead: Any = views["latents"].run(record, LatentsParams(alive=False, limit=100))
+    assert {row.latent for row in alive.latents} == {latent for latent, row in table.items() if row["max_activation"] > 0}
+    assert alive.total + dead.total == every.total
+    measured = {"crosscoder": ("finetuned_norm", "evidence_base", "held_out_documents"), "sae_difference": ("decoder_norm", "beta_finetuned")}
+    for column in measured[name]:
+        ordered: Any = views["latents"].run(record, LatentsParams(sort_by=column, limit=100))
+        values = [getattr(row, column) for row in ordered.latents]
+        known = [value for value in values if value is not None]
+        assert ordered.total == every.total
+        assert known == sorted(known, reverse=True) == values[: len(known)]
+        assert len(set(known)) > 1
+    other = "decoder_norm" if name == "crosscoder" else "ratio_error"
+    with pytest.raises(InvalidInput, match=rf"no {other}\. Sort by one of: rank, .*share"):
+        views["latents"].run(record, LatentsParams(sort_by=other))
+    if name == "sae_difference":
+        with pytest.raises(InvalidInput, match="have no owner"):
+            views["latents"].run(record, LatentsParams(owner="base"))
+    read, unread = every.latents[0], every.latents[3]
+    seen: Any = views["latent"].run(record, LatentParams(latent=read.latent))
+    assert seen.vector == f"{record.id}/latent{read.latent}"
+    assert seen.vector in seen.next_step
+    assert "not read" not in seen.next_step
+    if name == "crosscoder":
+        assert seen.betas["error_base"] == table[read.latent]["beta_error_base"]
+        assert len(seen.betas) == 6
+        assert seen.latent.ratio_activation == table[read.latent]["ratio_activation"] is not None
+    missing: Any = views["latent"].run(record, LatentParams(latent=unread.latent))
+    assert (missing.promoted, missing.latent.examples) == ([], [])
+    assert "read_latents=4" in missing.next_step
+    again = run(pairs, tiny_pair.spec, name, corpus, store, read_latents=4, top_latents=2)
+    assert again.manifest.notes["dictionary"] == record.manifest.notes["dictionary"]
+    found: Any = views["latent"].run(again, LatentParams(latent=unread.latent))
+    assert found.promoted
+    assert found.latent.examples
+    if dead.latents:
+        nothing: Any = views["latent"].run(record, LatentParams(latent=dead.latents[0].latent))
+        assert nothing.vector is None
+        assert "fires at no token" in nothing.next_step
+
+
+def test_a_latent_steers(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    """The handle that the view gives, given to `steering`: what is added is the latent at its largest activation."""
+    record = run(pairs, tiny_pair.spec, "sae_difference", corpus, store)
+    strongest: Any = get_method("sae_difference").views["latents"].run(record, LatentsParams(sort_by="strength", limit=1))
+    seen: Any = get_method("sae_difference").views["latent"].run(record, LatentParams(latent=strongest.latents[0].latent))
+    params = {"vector": seen.vector, "strengths": (50.0,), "prompts": ("The river",), "max_new_tokens": 8, "temperature": 0.0, "coherent_share": 0.01}
+    steered = run_methods(pairs, tiny_pair.spec, [("steering", params)], store)[0]
+    result: Any = steered.result()
+    assert result.layer == 1
+    assert f"latent {seen.latent.latent} of sae_difference" in result.vector
+    answers: Any = get_method("steering").views["answers"]
+    [answer] = answers.run(steered, answers.Params()).rows
+    assert answer.strength == 50
+    assert answer.steered != answer.unsteered
+
+
+@pytest.mark.parametrize("params", [{"sparsity": "l1", "l1_weight": 0.5}, {"dedicated": 0.25}])
+def test_other_crosscoders_through_the_public_entry(params: dict[str, Any], tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, "crosscoder", corpus, store, read_latents=2, top_latents=2, **params)
+    result: Any = record.result()
+    assert result.training.variance_explained > 0.2
+    stored = next(each for each in stored_dictionaries() if each.folder == record.manifest.notes["dictionary"])
+    assert stored.kind == params.get("sparsity", "batch_top_k")
+    view: Any = get_method("crosscoder").views["latents"].run(record, LatentsParams(limit=100))
+    norms = {row.latent: (row.base_norm, row.finetuned_norm) for row in view.latents}
+    if "dedicated" in params:  # a quarter of the 48 latents are each model's alone, by their place
+        assert all(norms[latent][1] == 0 for latent in range(12))
+        assert all(norms[latent][0] == 0 for latent in range(36, 48))
+        assert all(min(norms[latent]) > 0 for latent in range(12, 36))
+        assert {row.tag for row in view.latents if row.latent < 12} <= {"base_only", "dead"}
+    else:
+        weaker: Any = run(pairs, tiny_pair.spec, "crosscoder", corpus, store, read_latents=2, top_latents=2, sparsity="l1", l1_weight=0.01).result()
+        assert result.training.active < weaker.training.active
 
 
 @pytest.mark.parametrize("name", NAMES)
