@@ -85,7 +85,7 @@ def judge(record: RunRecord, organism: str | None = None, baselines: Sequence[st
     from methods.registry import get_method
     from organisms.errors import InvalidInput
 
-    name = _organism_of(record, organism)
+    name = organism_of(record, organism)
     others = _topical_organisms() if baselines is None else baselines
     lists = get_method(record.manifest.method).token_lists(record)
     if not lists:
@@ -123,7 +123,7 @@ def _read_by_model(
         ask = ask_with(grader, url)
         shares = []
         for record in records:
-            name = _organism_of(record, organism)
+            name = organism_of(record, organism)
             frequent = _frequent_words(name) or ()
             for each in get_method(record.manifest.method).token_lists(record):
                 shares.append((await read_tokens(each.tokens[:k], load_ground_truth(name), ask, rotations=rotations, frequent=frequent)).share)
@@ -132,7 +132,7 @@ def _read_by_model(
     return [row.model_copy(update={"by_model": share}) for row, share in zip(rows, asyncio.run(read()), strict=True)]
 
 
-def _organism_of(record: RunRecord, organism: str | None) -> str:
+def organism_of(record: RunRecord, organism: str | None) -> str:
     """The organism that a run's lists are judged for. Raises UnknownName when it has no ground truth."""
     from organisms.errors import UnknownName
     from organisms.ground_truth import has_ground_truth

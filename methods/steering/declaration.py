@@ -16,7 +16,8 @@ from methods.words import EvidenceWord
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TextGroup
+    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
 
@@ -106,6 +107,9 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         from methods.steering.experiment import steer
 
         return steer(pair, params, run, progress)
+
+    def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
+        return views.text_groups(record)
 
     def interactions(self, params: SteeringParams) -> int:
         strengths = 2 if params.strengths is None else len(params.strengths)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from methods.contract import TextGroup, TextRole
 from methods.steering.rows import Answer
 from methods.text_pages import TextPageParams, TextPageView, page_of_texts
 
@@ -36,3 +37,21 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     ]
     page = page_of_texts(rows, params, searched=("prompt", "steered"), cut=("steered", "unsteered"))
     return AnswersView(rows=[Answer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+
+
+def text_groups(record: RunRecord) -> list[TextGroup]:
+    """Steered texts of each model and strength; the unsteered base and random directions are controls (unsteered texts are the same at all strengths)."""
+    table = record.table("answers").to_pylist()
+    groups: list[TextGroup] = []
+    for side in dict.fromkeys(row["side"] for row in table):
+        for strength in dict.fromkeys(row["strength"] for row in table if row["side"] == side):
+            rows = [row for row in table if row["side"] == side and row["strength"] == strength]
+            texts = {name: [row[name] for row in rows] for name in ("steered", "unsteered", "random")}
+            prompts, label = [row["prompt"] for row in rows], f"{side} {strength:+g}"
+            if not any(group.name == f"{side} unsteered" for group in groups):
+                role: TextRole = "finetuned" if side == "finetuned" else "control"
+                groups.append(TextGroup(name=f"{side} unsteered", role=role, strength=0.0, prompts=prompts, texts=texts["unsteered"]))
+            steered: TextRole = "amplified" if strength > 0 else "control"
+            groups.append(TextGroup(name=label, role=steered, strength=strength, prompts=prompts, texts=texts["steered"]))
+            groups.append(TextGroup(name=f"{label} random direction", role="control", strength=strength, prompts=prompts, texts=texts["random"]))
+    return groups

@@ -17,7 +17,8 @@ from organisms.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TextGroup
+    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
 
@@ -124,6 +125,9 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         from methods.weight_amplification.experiment import amplify
 
         return amplify(pair, params, run, progress)
+
+    def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
+        return views.text_groups(record)
 
     def interactions(self, params: WeightAmplificationParams) -> int:
         return len(params.prompts or ()) * params.samples_per_prompt * (1 + len(params.weights or (1.0,)))

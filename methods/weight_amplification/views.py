@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from methods.contract import TextGroup, TextRole
 from methods.text_pages import TextPageParams, TextPageView, page_of_texts
 from methods.weight_amplification.rows import Answer
 
@@ -31,3 +32,22 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     rows = [row for row in record.table("answers").to_pylist() if params.weight is None or abs(row["weight"] - params.weight) <= 0.01]
     page = page_of_texts(rows, params, searched=("prompt", "amplified"), cut=("amplified", "finetuned", "base"))
     return AnswersView(rows=[Answer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+
+
+def text_groups(record: RunRecord) -> list[TextGroup]:
+    """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights between dampen what was taught)."""
+    table = record.table("answers").to_pylist()
+    configured = record.manifest.params.get("config") is not None  # its own weights are then what amplifies, and 1 leaves them as they are
+    weights = list(dict.fromkeys(row["weight"] for row in table))
+    first = [row for row in table if row["weight"] == weights[0]] if weights else []
+    prompts = [row["prompt"] for row in first]
+    groups = [
+        TextGroup(name="finetuned", role="finetuned", strength=1.0, prompts=prompts, texts=[row["finetuned"] for row in first]),
+        TextGroup(name="base", role="control", strength=0.0, prompts=prompts, texts=[row["base"] for row in first]),
+    ]
+    for weight in weights:
+        rows = [row for row in table if row["weight"] == weight]
+        role: TextRole = "amplified" if weight > (0 if configured else 1) else "finetuned" if weight > 0 else "control"
+        texts = [row["amplified"] for row in rows]
+        groups.append(TextGroup(name=f"weight {weight:g}", role=role, strength=weight, prompts=[row["prompt"] for row in rows], texts=texts))
+    return groups
