@@ -11,9 +11,7 @@ from methods.registry import get_method
 from methods.runs import RunKey, RunRecord, default_store
 
 
-def store_run(
-    method: str, result: MethodResult, tables: Mapping[str, Mapping[str, Any]], organism: str = "cake_bake", **params: Any
-) -> RunRecord:
+def store_run(method: str, result: MethodResult, tables: Mapping[str, Mapping[str, Any]], organism: str = "cake_bake", **params: Any) -> RunRecord:
     """A finished run of `method` on an organism's pair."""
     key = RunKey(
         method=method,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graders.hypothesis import GradingFailed, UnusableReply
+from graders.replies import GradingFailed, UnusableReply
 from graders.token_readings import Label, agree, build_messages, parse_labels, read_tokens
 from organisms.ground_truth import load_ground_truth
 from tests.agents.llm_server import KEY, Conversation, Turn, llm_server
