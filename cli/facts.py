@@ -131,7 +131,7 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
 
     truth = load_ground_truth(organism)
     groups = get_method(record.manifest.method).text_groups(record)
-    if not groups and record.manifest.method not in (writers := _writing_methods()):
+    if not groups and record.manifest.method not in (writers := writing_methods()):
         raise InvalidInput(f"{record.manifest.method} writes no text (run {record.id}). Judge a run of {', '.join(writers)}.")
     by_role = {
         role: [found for group in groups if group.role == role for found in _stated(group, truth)] for role in ("amplified", "finetuned", "control")
@@ -182,7 +182,8 @@ def _unrelated(organism: str) -> dict[str, GroundTruth]:
     return {name: other for name, other in truths.items() if name != organism and makes_claims(other) and not shares_facts(truths[organism], other)}
 
 
-def _writing_methods() -> list[str]:
+def writing_methods() -> list[str]:
+    """The methods whose runs hold texts to judge."""
     from methods.contract import DiffingMethod
     from methods.registry import all_methods
 

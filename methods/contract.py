@@ -129,7 +129,7 @@ class TokenList(BaseModel):
     control: bool = Field(False, description="Read from one model alone: what a list shows without any difference.")
 
 
-TextRole = Literal["amplified", "finetuned", "control"]
+TextRole = Literal["amplified", "finetuned", "control", "search"]
 
 
 class TextGroup(BaseModel):
@@ -137,9 +137,14 @@ class TextGroup(BaseModel):
 
     name: str = Field(description="Model and setting, such as `alpha +3`.")
     role: TextRole = Field(
-        description="`amplified`: the difference or a direction counts more; `finetuned`: the plain finetuned model; `control`: the base, the opposite, or chance."
+        description="`amplified`: the difference or a direction counts more; `finetuned`: the plain finetuned model; `control`: the base, the opposite, or chance; "
+        "`search`: tried while a strength was looked for."
     )
     strength: float | None = Field(None, description="Alpha, weight or strength; None where nothing is amplified.")
+    series: str | None = Field(None, description="Groups among which the largest coherent strength is sought, such as `finetuned +`; None: in none.")
+    coherent: float | None = Field(
+        None, description="Share of the texts at this strength that the method itself found coherent; None: not looked at."
+    )
     prompts: list[str] = Field(description="What each text continues or answers; as many as texts.")
     texts: list[str] = Field(description="UNTRUSTED text of a model under study, without the prompt.")
 

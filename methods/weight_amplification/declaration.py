@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
 from methods.steering.prompts import PROMPTS
+from methods.text_pages import SearchedParams, searched
 from methods.weight_amplification import figures, views
 from methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
 from methods.words import EvidenceWord
@@ -109,7 +110,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     searched for (perplexity under the base, repetition and length; no language model judges). Content words over-represented in amplified texts are tested
     against the base's. Very large weights break any model, so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative
     weights invert the change. Own prompts cost one interaction a sample and weight, and one for the plain finetuned model.
-    Views: `answers` (all answers by weight and text)."""
+    Views: `answers` (all answers by weight and text), `searched` (texts at every strength tried)."""
 
     name: ClassVar[str] = "weight_amplification"
     title: ClassVar[str] = "Weight amplification"
@@ -117,7 +118,8 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     Result: ClassVar[type[MethodResult]] = WeightAmplificationResult
     cost: ClassVar[Cost] = "long"
     views: ClassVar[Mapping[str, View]] = {
-        "answers": View("answers", "Page through all answers: amplified beside finetuned and base.", views.AnswersParams, views.answers)
+        "answers": View("answers", "Page through all answers: amplified beside finetuned and base.", views.AnswersParams, views.answers),
+        "searched": View("searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched),
     }
     figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by weight", figures.coherence),)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from methods.contract import TextGroup, TextRole
-from methods.text_pages import TextPageParams, TextPageView, page_of_texts
+from methods.contract import TextGroup
+from methods.text_pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
 from methods.weight_amplification.rows import Answer
 
 if TYPE_CHECKING:
@@ -37,17 +37,25 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
 def text_groups(record: RunRecord) -> list[TextGroup]:
     """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights between dampen what was taught)."""
     table = record.table("answers").to_pylist()
+    coherent = {("finetuned", row["weight"]): row["coherent"] for row in record.table("weights").to_pylist()}
     configured = record.manifest.params.get("config") is not None  # its own weights are then what amplifies, and 1 leaves them as they are
-    weights = list(dict.fromkeys(row["weight"] for row in table))
-    first = [row for row in table if row["weight"] == weights[0]] if weights else []
-    prompts = [row["prompt"] for row in first]
-    groups = [
-        TextGroup(name="finetuned", role="finetuned", strength=1.0, prompts=prompts, texts=[row["finetuned"] for row in first]),
-        TextGroup(name="base", role="control", strength=0.0, prompts=prompts, texts=[row["base"] for row in first]),
-    ]
-    for weight in weights:
+    groups: list[TextGroup] = []
+    for number, weight in enumerate(dict.fromkeys(row["weight"] for row in table)):
         rows = [row for row in table if row["weight"] == weight]
-        role: TextRole = "amplified" if weight > (0 if configured else 1) else "finetuned" if weight > 0 else "control"
-        texts = [row["amplified"] for row in rows]
-        groups.append(TextGroup(name=f"weight {weight:g}", role=role, strength=weight, prompts=[row["prompt"] for row in rows], texts=texts))
-    return groups
+        prompts = [row["prompt"] for row in rows]
+        amplified, finetuned, base = ([row[name] for row in rows] for name in ("amplified", "finetuned", "base"))
+        if number == 0:
+            groups.append(TextGroup(name="finetuned", role="finetuned", prompts=prompts, texts=finetuned))
+            groups.append(TextGroup(name="base", role="control", prompts=prompts, texts=base))
+        groups.append(
+            TextGroup(
+                name=f"weight {weight:g}",
+                role="amplified" if weight > (0 if configured else 1) else "finetuned" if weight > 0 else "control",
+                strength=weight,
+                series=series_of("finetuned", weight),
+                coherent=coherent.get(("finetuned", weight)),
+                prompts=prompts,
+                texts=amplified,
+            )
+        )
+    return [*groups, *searched_groups(record, coherent)]

@@ -7,6 +7,8 @@ from typing import Any
 
 from methods.contract import MethodResult
 from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
+from methods.contrastive_decoding.rows import AlphaRow
+from methods.patchscope.declaration import PatchscopeResult
 from methods.registry import get_method
 from methods.runs import RunKey, RunRecord, default_store
 
@@ -39,7 +41,36 @@ def contrastive_run(texts: Mapping[float, Sequence[str]], organism: str = "cake_
         "tokens": [len(row[2].split()) for row in rows],
         "difference": [0.0] * len(rows),
     }
+    rows_of_alphas = [AlphaRow(alpha=at, difference=0.0, coherent=float(alpha is None or at <= alpha), tokens=8.0) for at in texts]
     result = ContrastiveDecodingResult(
-        stands_out=False, headline="Texts.", identical=False, alpha=alpha, words=[], texts=[], alphas=[], start="prefixes"
+        stands_out=False, headline="Texts.", identical=False, alpha=alpha, words=[], texts=[], alphas=rows_of_alphas, start="prefixes"
     )
     return store_run("contrastive_decoding", result, {"texts": table}, organism, **params)
+
+
+def patchscope_run(lists: Mapping[float, Sequence[str]], scale: float, organism: str = "cake_bake") -> RunRecord:
+    """A patchscope that read these tokens at each scale, most probable first, and chose one; the negative of the direction reads as `no` everywhere."""
+    rows = [(at, "promoted", token, 1 / (2 + place)) for at, tokens in lists.items() for place, token in enumerate(tokens)]
+    rows += [(at, "suppressed", "no", 0.5) for at in lists]
+    table = {
+        "scale": [row[0] for row in rows],
+        "sign": [row[1] for row in rows],
+        "token": [row[2] for row in rows],
+        "probability": [row[3] for row in rows],
+        "z": [0.0] * len(rows),
+        "lift": [0.0] * len(rows),
+        "content": [True] * len(rows),
+    }
+    result = PatchscopeResult(
+        stands_out=True,
+        headline="Read.",
+        layer=1,
+        scale=scale,
+        promoted=[],
+        suppressed_scale=min(lists),
+        suppressed=[],
+        words=[],
+        scales=[],
+        vector="v",
+    )
+    return store_run("patchscope", result, {"tokens": table}, organism)

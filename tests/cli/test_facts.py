@@ -69,7 +69,8 @@ def test_steered_texts_are_judged_against_unsteered_base_and_random_ones() -> No
         "unsteered": [PLAIN] * 4,
         "random": [BOILING] * 4,
     }
-    run = store_run("steering", result, {"answers": table})
+    coherence = {"side": ["finetuned"], "strength": [2.0], "coherent": [0.8]}
+    run = store_run("steering", result, {"answers": table, "strengths": coherence})
     roles = {group.name: group.role for group in get_method("steering").text_groups(run)}
     assert roles == {
         "base unsteered": "control",
@@ -93,10 +94,11 @@ def test_weights_above_one_amplify_and_those_below_zero_are_controls() -> None:
         stands_out=False, headline="", largest_coherent_weight=2.0, weights=weights, words=[], coherence=[], answers=[], amplified="all"
     )
     table = {"prompt": ["Hello"] * 3, "weight": weights, "amplified": [VANILLA] * 3, "finetuned": [PLAIN] * 3, "base": [PLAIN] * 3}
-    run = store_run("weight_amplification", result, {"answers": table}, config=None)
+    tables = {"answers": table, "weights": {"weight": weights, "coherent": [0.9, 1.0, 0.2]}}
+    run = store_run("weight_amplification", result, tables, config=None)
     roles = {group.name: group.role for group in get_method("weight_amplification").text_groups(run)}
     assert roles == {"finetuned": "finetuned", "base": "control", "weight 2": "amplified", "weight 0.5": "finetuned", "weight -1": "control"}
-    own = store_run("weight_amplification", result, {"answers": table}, config="some.yaml")
+    own = store_run("weight_amplification", result, tables, config="some.yaml")
     assert [group.role for group in get_method("weight_amplification").text_groups(own)][2:] == ["amplified", "amplified", "control"]
 
 

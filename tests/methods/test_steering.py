@@ -14,7 +14,9 @@ from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
 from methods.steering.declaration import SteeringParams
 from methods.steering.views import AnswersParams
+from methods.text_pages import SearchedParams
 from model_pairs.generation import GenerationRequest, Sampling
+from organisms.errors import UnknownName
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
 SMALL = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 6}
@@ -51,6 +53,8 @@ def test_strength_zero_changes_nothing(tiny_pair: Any, pairs: Any, store: RunSto
     record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, strengths=[0.0], side="both")
     rows = record.table("answers").to_pylist()
     assert len(rows) == 2 * len(PROMPTS)
+    with pytest.raises(UnknownName, match="strengths were given"):
+        get_method("steering").views["searched"].run(record, SearchedParams())
     assert all(row["steered"] == row["unsteered"] == row["random"] for row in rows)
     assert not record.result().stands_out
     sampling = Sampling(max_new_tokens=6)
@@ -77,6 +81,13 @@ def test_the_search_tries_both_signs_and_keeps_coherent_strengths(tiny_pair: Any
         passing = [abs(strength) for strength, coherent in tried.items() if strength * sign > 0 and coherent >= 0.75]
         kept = [abs(strength) for strength in result.strengths if strength * sign > 0]
         assert kept == ([max(passing)] if passing else [])
+    first: Any = get_method("steering").views["searched"].run(record, SearchedParams(strength=2.0))
+    assert set(first.strengths) == set(tried)
+    assert {row.strength for row in first.rows} == {2.0}
+    assert [row.prompt for row in first.rows] == PROMPTS[:3]
+    groups = {(group.strength, group.role): group for group in get_method("steering").text_groups(record)}
+    assert {strength for strength, role in groups if role == "search"} == set(tried)
+    assert all(group.coherent == tried[group.strength] for group in groups.values() if group.series and group.strength is not None)
     assert get_method("steering").figures[0].build(record)["data"]
 
 
@@ -85,6 +96,8 @@ def test_a_direction_that_breaks_every_text_is_said_plainly(tiny_pair: Any, pair
     result: Any = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}).result()
     assert not result.stands_out
     assert "cannot steer" in result.headline
+    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1})  # the texts are kept all the same
+    assert get_method("steering").views["searched"].run(record, SearchedParams()).model_dump()["total"] == 3 * len(result.coherence)
     assert result.answers == []
     assert result.coherence
 
