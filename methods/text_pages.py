@@ -78,9 +78,10 @@ class SearchedView(TextPageView):
     rows: list[SearchedText]
 
 
-def add_searched(run: RunWriter, texts: Sequence[SearchedText]) -> None:
-    """Store the texts of a search, if there was one."""
-    if texts:
+def add_searched(run: RunWriter, texts: Sequence[SearchedText], own_prompts: bool) -> None:
+    """Store the texts of a search, if there was one. Those on the caller's `own_prompts` are not kept: answers to own prompts cost interactions, and only
+    those at the strengths taken are charged for."""
+    if texts and not own_prompts:
         run.add_table(SEARCHED, {name: [getattr(text, name) for text in texts] for name in SearchedText.model_fields})
 
 
@@ -92,7 +93,8 @@ def searched(record: RunRecord, params: SearchedParams) -> SearchedView:
     """
     if SEARCHED not in record.manifest.tables:
         raise UnknownName(
-            f"Run {record.id} keeps no searched texts: its strengths were given, or it was made before they were kept. Read the view `answers`."
+            f"Run {record.id} keeps no searched texts: its strengths were given, it ran on own prompts, or it was made before they were kept. "
+            "Read the view `answers`, or run again without `strengths` and `prompts`."
         )
     table = record.table(SEARCHED).to_pylist()
     rows = [row for row in table if params.strength is None or abs(row["strength"] - params.strength) <= 0.01]

@@ -92,7 +92,7 @@ def steer(pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Pr
         texts += found
         if params.strengths is not None:
             rows += _coherence_of(generator, found)
-    add_searched(run, searched)
+    add_searched(run, searched, params.prompts is not None)
     if not texts:
         return _result(rows, [], vector, params, run, "No strength leaves the texts coherent: this direction cannot steer the model.")
     return _result(rows, texts, vector, params, run, "")

@@ -159,7 +159,7 @@ def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter,
     if weights is None:
         best, rows, searched = search(writer)
         weights = (best,)
-        add_searched(run, searched)
+        add_searched(run, searched, params.prompts is not None)
     weights = tuple(dict.fromkeys(weights))
     prompts, samples = list(params.prompts or PROMPTS), params.samples_per_prompt
     repeated = prompts * samples

@@ -13,6 +13,7 @@ from methods.execute import run_methods
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
 from methods.steering.declaration import SteeringParams
+from methods.steering.prompts import SEARCH_PROMPTS
 from methods.steering.views import AnswersParams
 from methods.text_pages import SearchedParams
 from model_pairs.generation import GenerationRequest, Sampling
@@ -81,10 +82,17 @@ def test_the_search_tries_both_signs_and_keeps_coherent_strengths(tiny_pair: Any
         passing = [abs(strength) for strength, coherent in tried.items() if strength * sign > 0 and coherent >= 0.75]
         kept = [abs(strength) for strength in result.strengths if strength * sign > 0]
         assert kept == ([max(passing)] if passing else [])
+    with pytest.raises(UnknownName, match="own prompts"):  # whose answers are charged for at the strengths taken only
+        get_method("steering").views["searched"].run(record, SearchedParams())
+
+
+def test_the_texts_of_a_search_are_kept_to_be_judged(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, prompts=None)
+    tried = {row["strength"]: row["coherent"] for row in record.table("strengths").to_pylist()}
     first: Any = get_method("steering").views["searched"].run(record, SearchedParams(strength=2.0))
     assert set(first.strengths) == set(tried)
     assert {row.strength for row in first.rows} == {2.0}
-    assert [row.prompt for row in first.rows] == PROMPTS[:3]
+    assert [row.prompt for row in first.rows] == list(SEARCH_PROMPTS)
     groups = {(group.strength, group.role): group for group in get_method("steering").text_groups(record)}
     assert {strength for strength, role in groups if role == "search"} == set(tried)
     assert all(group.coherent == tried[group.strength] for group in groups.values() if group.series and group.strength is not None)
@@ -93,11 +101,11 @@ def test_the_search_tries_both_signs_and_keeps_coherent_strengths(tiny_pair: Any
 
 def test_a_direction_that_breaks_every_text_is_said_plainly(tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("methods.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
-    result: Any = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}).result()
+    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, prompts=None)
+    result: Any = record.result()
+    assert get_method("steering").views["searched"].run(record, SearchedParams()).model_dump()["total"] == 3 * len(result.coherence)
     assert not result.stands_out
     assert "cannot steer" in result.headline
-    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1})  # the texts are kept all the same
-    assert get_method("steering").views["searched"].run(record, SearchedParams()).model_dump()["total"] == 3 * len(result.coherence)
     assert result.answers == []
     assert result.coherence
 
