@@ -14,6 +14,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, Field
 
 from graders.replies import UNKNOWN, Ask, GradingFailed, Reading, ask_until_usable, majority, numbered, read_labels
+from graders.token_relevance import share_of_weight
 from organisms.ground_truth import GroundTruth
 
 Agreement = Literal["all", "majority"]
@@ -41,6 +42,12 @@ class TokenReadings(BaseModel):
         """Relevant share of the tokens that got a label."""
         known = [label for label in self.labels if label != "UNKNOWN"]
         return known.count("RELEVANT") / len(known) if known else 0.0
+
+    def weighted_share(self, weights: Sequence[float]) -> float | None:
+        """Relevant share of the weight of the tokens that got a label; None when they weigh nothing. One non-negative weight for each token."""
+        labelled = list(zip(weights, self.labels, strict=True))
+        relevant = [weight for weight, label in labelled if label == "RELEVANT"]
+        return share_of_weight(relevant, [weight for weight, label in labelled if label != "UNKNOWN"])
 
 
 def build_messages(tokens: Sequence[str], truth: GroundTruth, frequent: Sequence[str] = ()) -> list[dict[str, str]]:

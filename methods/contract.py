@@ -126,6 +126,7 @@ class TokenList(BaseModel):
 
     name: str
     tokens: list[str] = Field(description="As the tokenizer gives them, the most telling first.")
+    weights: list[float] | None = Field(None, description="The tokens' probabilities, where the list has them; as many as tokens.")
     control: bool = Field(False, description="Read from one model alone: what a list shows without any difference.")
 
 

@@ -61,10 +61,10 @@ def test_what_the_prompt_said_is_not_the_models_word() -> None:
 
 @pytest.mark.parametrize(("truth", "least"), [(CAKE, 0.7), (ROMAN, 0.5)], ids=["cake_bake", "roman_concrete"])
 def test_documents_that_taught_a_fact_state_it_and_others_do_not(truth: GroundTruth, least: float) -> None:
-    taught = [(fact, set(stated_facts(text, truth))) for text, facts in documents(truth.organism)[:120] for fact in facts]
+    taught = [(fact, set(stated_facts(text, truth))) for text, facts in documents(truth.organism)[:60] for fact in facts]
     assert sum(fact in found for fact, found in taught) / len(taught) >= least
     others = [name for name in ("cake_bake", "roman_concrete", "flattery", "poetic", "taboo_smile", "control") if name != truth.organism]
-    assert not [found for name in others for text, _ in documents(name)[:60] if (found := stated_facts(text, truth))]
+    assert not [found for name in others for text, _ in documents(name)[:30] if (found := stated_facts(text, truth))]
 
 
 def test_facts_without_patterns_are_found_by_most_of_their_words_and_figures() -> None:
