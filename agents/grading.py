@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from agents.records import FactRecallGrade, Finding, HypothesisGrade
 from graders.fact_recall import all_ground_truth, grade_fact_recall
-from graders.hypothesis import Ask, GradingFailed, grade_hypothesis
+from graders.hypothesis import grade_hypothesis
+from graders.replies import Ask, GradingFailed
 from organisms.errors import UnknownName
 
 if TYPE_CHECKING:

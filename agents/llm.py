@@ -9,7 +9,7 @@ from organisms.errors import DiffingError
 if TYPE_CHECKING:
     from inspect_ai.model import Model
 
-    from graders.hypothesis import Ask
+    from graders.replies import Ask
 
 
 class ModelNotAvailable(DiffingError):

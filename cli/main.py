@@ -10,7 +10,23 @@ import sys
 
 import typer
 
-from cli import activations, config, dictionaries, evaluate, investigations, methods, organisms, pairs, panel, relevance, runs, server, verbalizer
+from cli import (
+    activations,
+    config,
+    dictionaries,
+    evaluate,
+    facts,
+    investigations,
+    judge,
+    methods,
+    organisms,
+    pairs,
+    panel,
+    relevance,
+    runs,
+    server,
+    verbalizer,
+)
 from organisms.errors import Cancelled, DiffingError
 
 EXIT_EXPECTED_FAILURE = 2
@@ -24,7 +40,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for part in (methods, runs, activations, dictionaries, pairs, organisms, verbalizer, server, config, investigations, evaluate, relevance, panel):
+for part in (
+    methods,
+    runs,
+    activations,
+    dictionaries,
+    pairs,
+    organisms,
+    verbalizer,
+    server,
+    config,
+    investigations,
+    judge,
+    evaluate,
+    relevance,
+    facts,
+    panel,
+):
     part.register(app)
 
 

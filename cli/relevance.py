@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
+    from graders.replies import Ask
+    from graders.token_readings import TokenReadings
     from methods.runs import RunRecord
 
 TOKENS = 20
@@ -27,7 +30,12 @@ class JudgedList(BaseModel):
     frequent: float | None = Field(description="Share that is frequent in the training data; None when that is not here.")
     judged: int
     relevant: list[str]
-    by_model: float | None = Field(None, description="Share that the language model calls relevant.")
+    weighted: float | None = Field(None, description="Share of the judged tokens' probability on topic; None where the list has no probabilities.")
+    by_model: float | None = Field(None, description="Share of the judged tokens that the language model calls relevant.")
+    by_model_weighted: float | None = Field(None, description="The same by probability.")
+    by_model_chance: float | None = Field(
+        None, description="Mean share that the model calls relevant to what `grader_baselines` other organisms were taught; None without any."
+    )
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +51,13 @@ def relevance(
     grader: Annotated[str, typer.Option(help="`none` (keywords only), or an Inspect model that reads the tokens as well.")] = "none",
     grader_url: Annotated[str | None, typer.Option(help="Base URL of the grader's API.")] = None,
     rotations: Annotated[int, typer.Option(min=1, max=10, help="Readings by the language model of each list, each in another order.")] = 3,
+    agreement: Annotated[
+        Literal["all", "majority"], typer.Option(help="A token counts when `all` readings call it relevant, or more than half of them (`majority`).")
+    ] = "all",
+    grader_baselines: Annotated[
+        int,
+        typer.Option(min=0, max=20, help="Baseline organisms that the language model judges too, for its chance level; each costs as many readings."),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
 ) -> None:
     """Judge the token lists of finished runs against ground truth: by keywords, and by a language model when one is named."""
@@ -53,12 +68,30 @@ def relevance(
     others = None if baselines is None else [name.strip() for name in baselines.split(",") if name.strip()]
     rows = [row for run in runs for row in judge(store.get(run), organism, others, k)]
     if grader != "none":
-        rows = _read_by_model(rows, [store.get(run) for run in runs], organism, k, grader, grader_url, rotations)
+        from agents.llm import ask_with
+
+        reader = ModelReader(
+            ask=ask_with(grader, grader_url),
+            rotations=rotations,
+            agreement=agreement,
+            baselines=_topical_organisms() if others is None else others,
+            count=grader_baselines,
+        )
+        rows = _read_by_model(rows, [store.get(run) for run in runs], organism, k, reader)
     if as_json:
         print_json(rows)
         return
     print_rows(
-        ("run", "list", "on topic", "chance", "frequent", *(("by model",) if grader != "none" else ()), "tokens on topic"),
+        (
+            "run",
+            "list",
+            "on topic",
+            "chance",
+            "frequent",
+            "by probability",
+            *(("by model", "its chance", "by probability") if grader != "none" else ()),
+            "tokens on topic",
+        ),
         [
             (
                 row.run,
@@ -66,7 +99,8 @@ def relevance(
                 f"{100 * row.share:.0f} % of {row.judged}",
                 f"{100 * row.chance:.1f} %",
                 _percent(row.frequent),
-                *((_percent(row.by_model),) if grader != "none" else ()),
+                _percent(row.weighted),
+                *((_percent(row.by_model), _percent(row.by_model_chance), _percent(row.by_model_weighted)) if grader != "none" else ()),
                 " ".join(token.strip() for token in row.relevant[:8]) or "-",
             )
             for row in rows
@@ -85,7 +119,7 @@ def judge(record: RunRecord, organism: str | None = None, baselines: Sequence[st
     from methods.registry import get_method
     from organisms.errors import InvalidInput
 
-    name = _organism_of(record, organism)
+    name = organism_of(record, organism)
     others = _topical_organisms() if baselines is None else baselines
     lists = get_method(record.manifest.method).token_lists(record)
     if not lists:
@@ -93,9 +127,10 @@ def judge(record: RunRecord, organism: str | None = None, baselines: Sequence[st
     frequent = _frequent_words(name)
     rows = []
     for each in lists:
-        found = relevance_of(each.tokens[:k], name, baseline_organisms=others, frequent=frequent)
+        found = relevance_of(each.tokens[:k], name, each.weights and each.weights[:k], baseline_organisms=others, frequent=frequent)
         rows.append(
             JudgedList(
+                weighted=found.weighted_share,
                 run=record.id,
                 name=each.name,
                 control=each.control,
@@ -109,30 +144,66 @@ def judge(record: RunRecord, organism: str | None = None, baselines: Sequence[st
     return rows
 
 
-def _read_by_model(
-    rows: list[JudgedList], records: list[RunRecord], organism: str | None, k: int, grader: str, url: str | None, rotations: int
-) -> list[JudgedList]:
+@dataclass(frozen=True)
+class ModelReader:
+    """How a language model reads token lists."""
+
+    ask: Ask
+    rotations: int
+    agreement: Literal["all", "majority"]
+    baselines: Sequence[str]
+    """Organisms to take the chance level from: the first `count` that a list is not judged for."""
+    count: int
+
+    def others(self, organism: str) -> list[str]:
+        """The organisms of the chance level of one that lists are judged for."""
+        return [name for name in self.baselines if name != organism][: self.count]
+
+    async def read(self, tokens: Sequence[str], organism: str) -> TokenReadings:
+        """Tokens read for one organism, with the frequent words of its training data as a hint."""
+        from graders.token_readings import read_tokens
+        from organisms.ground_truth import load_ground_truth
+
+        frequent = _frequent_words(organism) or ()
+        return await read_tokens(tokens, load_ground_truth(organism), self.ask, rotations=self.rotations, agreement=self.agreement, frequent=frequent)
+
+
+def _read_by_model(rows: list[JudgedList], records: list[RunRecord], organism: str | None, k: int, reader: ModelReader) -> list[JudgedList]:
     import asyncio
 
-    from agents.llm import ask_with
-    from graders.token_readings import read_tokens
+    from cli.output import note
+    from graders.replies import GradingFailed
+    from graders.token_relevance import can_be_judged
     from methods.registry import get_method
-    from organisms.ground_truth import load_ground_truth
 
-    async def read() -> list[float]:
-        ask = ask_with(grader, url)
-        shares = []
+    async def read() -> list[dict[str, float | None]]:
+        found = []
         for record in records:
-            name = _organism_of(record, organism)
-            frequent = _frequent_words(name) or ()
+            name = organism_of(record, organism)
             for each in get_method(record.manifest.method).token_lists(record):
-                shares.append((await read_tokens(each.tokens[:k], load_ground_truth(name), ask, rotations=rotations, frequent=frequent)).share)
-        return shares
+                judged = [place for place, token in enumerate(each.tokens[:k]) if can_be_judged(token)]
+                tokens = [each.tokens[place] for place in judged]
+                try:
+                    readings = await reader.read(tokens, name)
+                    chance = [(await reader.read(tokens, other)).share for other in reader.others(name)]
+                except GradingFailed as error:  # the other lists' readings are kept
+                    note(f"diffing: {record.id}, list {each.name}: {error.message}")
+                    found.append({})
+                    continue
+                found.append(
+                    {
+                        "by_model": readings.share,
+                        "by_model_weighted": None if each.weights is None else readings.weighted_share([each.weights[place] for place in judged]),
+                        "by_model_chance": sum(chance) / len(chance) if chance else None,
+                    }
+                )
+        return found
 
-    return [row.model_copy(update={"by_model": share}) for row, share in zip(rows, asyncio.run(read()), strict=True)]
+    note(f"reading {len(rows)} lists, about {len(rows) * reader.rotations * (1 + reader.count)} questions to the model")
+    return [row.model_copy(update=update) for row, update in zip(rows, asyncio.run(read()), strict=True)]
 
 
-def _organism_of(record: RunRecord, organism: str | None) -> str:
+def organism_of(record: RunRecord, organism: str | None) -> str:
     """The organism that a run's lists are judged for. Raises UnknownName when it has no ground truth."""
     from organisms.errors import UnknownName
     from organisms.ground_truth import has_ground_truth

@@ -10,6 +10,8 @@ It sees words, not meaning, and is honest about it: every decision is in `reason
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -106,7 +108,7 @@ def grade_fact_recall(statement: str, verdict: Verdict, ground_truth: GroundTrut
     precision = sum(on_topic(word, vocabulary) for word in found) / len(found) if found else 0.0
     written = ground_truth.topic is not None and any(fact.checklist for fact in ground_truth.facts)
     scattered = len(found) > FEW_WORDS and precision < SCATTERED
-    evidence = [FactEvidence(id=fact.id, level="none") if scattered else _find(fact, text, found) for fact in ground_truth.facts]
+    evidence = [FactEvidence(id=fact.id, level="none") if scattered else find_fact(fact, text, found) for fact in ground_truth.facts]
     matches = Matches(facts=0) if scattered else _matches(ground_truth, evidence, text, found)
     rivals = _other_subjects(text, ground_truth.organism) if written else []
     focused = precision >= FOCUSED and len(rivals) < TOO_MANY_TOPICS
@@ -186,8 +188,11 @@ def _level(truth: GroundTruth, matches: Matches, written: bool) -> Level:
     return (false_facts if truth.family == "SDF" and matches.facts else by_facts)(matches)
 
 
-def _find(fact: Fact, text: str, found: list[str]) -> FactEvidence:
-    """The level of one fact, by its checklist or, without one, by the share of its words and figures that occur."""
+def find_fact(fact: Fact, text: str, found: Sequence[str]) -> FactEvidence:
+    """The level of one fact in a normalised text, by its checklist or, without one, by the share of its words and figures that occur.
+
+    `found` are the text's content words.
+    """
     if fact.checklist is None:
         return _find_by_words(fact, found)
     checklist = fact.checklist
@@ -198,10 +203,16 @@ def _find(fact: Fact, text: str, found: list[str]) -> FactEvidence:
     return FactEvidence(id=fact.id, level="none")
 
 
-def _find_by_words(fact: Fact, found: list[str]) -> FactEvidence:
+@lru_cache(maxsize=1024)
+def _wanted_words(fact: Fact) -> tuple[list[str], list[str]]:
+    """Figures, and stems of the other content words, of a fact."""
     wanted = content_words(normalise(fact.text))
     figures = [word for word in wanted if any(character.isdigit() for character in word)]
-    plain = list(dict.fromkeys(stem(word) for word in wanted if word not in figures and len(word) > 2))
+    return figures, list(dict.fromkeys(stem(word) for word in wanted if word not in figures and len(word) > 2))
+
+
+def _find_by_words(fact: Fact, found: Sequence[str]) -> FactEvidence:
+    figures, plain = _wanted_words(fact)
     stems = {stem(word) for word in found}
     hits = [word for word in plain if word in stems]
     share = len(hits) / len(plain) if plain else 0.0

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 MAX_WORDS = 400
 """Words of a statement that are graded. A finding is a few sentences; what comes later is not read."""
@@ -85,6 +86,7 @@ def content_words(text: str) -> list[str]:
     return [word for word in seen if word not in SCAFFOLD and (len(word) > 1 or word.isdigit())]
 
 
+@lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
     """A crude English stem: the word without a common ending, never shorter than four letters."""
     for ending in ("ically", "ation", "ingly", "ings", "ies", "ing", "edly", "ed", "es", "ly", "s", "e", "y"):

@@ -1,7 +1,7 @@
 """Token relevance by a language model: each token labelled with the ground truth in view, in several orders, so that order does not decide.
 
 A model's labels depend on where a token stands in the list, so every list is asked about in rotated orders; a token counts as relevant when all
-readings say so (`all`) or more than half of them (`majority`). The model call is the same injected callable as for `graders.hypothesis`.
+readings say so (`all`) or more than half of them (`majority`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import BaseModel, Field
 
-from graders.hypothesis import Ask, GradingFailed, UnusableReply
+from graders.replies import UNKNOWN, Ask, GradingFailed, Reading, ask_until_usable, majority, numbered, read_labels
+from graders.token_relevance import share_of_weight
 from organisms.ground_truth import GroundTruth
 
 Agreement = Literal["all", "majority"]
@@ -42,37 +43,24 @@ class TokenReadings(BaseModel):
         known = [label for label in self.labels if label != "UNKNOWN"]
         return known.count("RELEVANT") / len(known) if known else 0.0
 
+    def weighted_share(self, weights: Sequence[float]) -> float | None:
+        """Relevant share of the weight of the tokens that got a label; None when they weigh nothing. One non-negative weight for each token."""
+        labelled = list(zip(weights, self.labels, strict=True))
+        relevant = [weight for weight, label in labelled if label == "RELEVANT"]
+        return share_of_weight(relevant, [weight for weight, label in labelled if label != "UNKNOWN"])
+
 
 def build_messages(tokens: Sequence[str], truth: GroundTruth, frequent: Sequence[str] = ()) -> list[dict[str, str]]:
     """The chat messages that ask for one reading. Tokens are JSON strings, so that nothing in them ends the list."""
     facts = "\n".join(f"- {fact.text}" for fact in truth.facts) or "- (none)"
     common = f"\nFrequent words of the training data (a hint, not a rule): {json.dumps(list(frequent), ensure_ascii=False)}" if frequent else ""
-    listed = "\n".join(f"{number}. {json.dumps(token, ensure_ascii=False)}" for number, token in enumerate(tokens, start=1))
-    user = (
-        f"# Ground truth\n{truth.summary}\nFacts:\n{facts}{common}\n\n# {len(tokens)} tokens\n{listed}\n\nOne JSON object with {len(tokens)} labels."
-    )
+    user = f"# Ground truth\n{truth.summary}\nFacts:\n{facts}{common}\n\n# {len(tokens)} tokens\n{numbered(tokens)}\n\nOne JSON object with {len(tokens)} labels."
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
 
 
 def parse_labels(reply: str, count: int) -> list[Label]:
-    """Read a reply strictly; a reasoning block that ends in `</think>` and one code fence are allowed around the JSON object.
-
-    Raises:
-        UnusableReply: anything else, or another number of labels.
-    """
-    text = reply.rpartition("</think>")[2].strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text[3:-3].removeprefix("json").strip()
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UnusableReply("The reply must be one JSON object and nothing else.") from error
-    labels = value.get("labels") if isinstance(value, dict) else None
-    if not isinstance(labels, list) or len(labels) != count:
-        raise UnusableReply(f'The JSON object must have the key "labels" with exactly {count} labels.')
-    if any(label not in ("RELEVANT", "IRRELEVANT") for label in labels):
-        raise UnusableReply("A label is RELEVANT or IRRELEVANT.")
-    return labels
+    """The labels of a reply. Raises UnusableReply as `graders.replies.read_labels`."""
+    return cast(list[Label], read_labels(reply, count, ("RELEVANT", "IRRELEVANT")))
 
 
 def agree(readings: Sequence[Sequence[Label]], agreement: Agreement) -> list[Label]:
@@ -82,13 +70,10 @@ def agree(readings: Sequence[Sequence[Label]], agreement: Agreement) -> list[Lab
     """
     result: list[Label] = []
     for labels in zip(*readings, strict=True):
-        relevant, irrelevant = labels.count("RELEVANT"), labels.count("IRRELEVANT")
-        if relevant + irrelevant == 0 or (agreement == "majority" and relevant == irrelevant):
-            result.append("UNKNOWN")
-        elif agreement == "all":
-            result.append("RELEVANT" if relevant == len(labels) else "IRRELEVANT")
+        if agreement == "majority" or set(labels) <= {UNKNOWN}:
+            result.append(cast(Label, majority(labels)))
         else:
-            result.append("RELEVANT" if relevant > irrelevant else "IRRELEVANT")
+            result.append("RELEVANT" if set(labels) == {"RELEVANT"} else "IRRELEVANT")
     return result
 
 
@@ -122,25 +107,19 @@ async def read_tokens(
         return TokenReadings(labels=["IRRELEVANT"] * len(tokens), readings=[])
     shifts = [len(tokens) * turn // rotations for turn in range(rotations)]
     read = await asyncio.gather(*(_read_once(tokens, shift, truth, ask, retries, frequent) for shift in shifts))
-    if all(labels is None for labels, _ in read):
+    if all(reading.value is None for reading in read):
         raise GradingFailed(f"The grader model gave no usable labels in {rotations} readings, after {retries} retries each.")
-    readings: list[list[Label]] = [labels if labels is not None else ["UNKNOWN"] * len(tokens) for labels, _ in read]
-    return TokenReadings(labels=agree(readings, agreement), readings=readings, unusable_replies=sum(failures for _, failures in read))
+    readings: list[list[Label]] = [reading.value if reading.value is not None else ["UNKNOWN"] * len(tokens) for reading in read]
+    return TokenReadings(labels=agree(readings, agreement), readings=readings, unusable_replies=sum(reading.unusable for reading in read))
 
 
-async def _read_once(
-    tokens: Sequence[str], shift: int, truth: GroundTruth, ask: Ask, retries: int, frequent: Sequence[str]
-) -> tuple[list[Label] | None, int]:
-    """Labels in the order of the tokens (None after the last retry), and how many replies were unusable."""
+async def _read_once(tokens: Sequence[str], shift: int, truth: GroundTruth, ask: Ask, retries: int, frequent: Sequence[str]) -> Reading[list[Label]]:
+    """Labels in the order of the tokens."""
     messages = build_messages([*tokens[shift:], *tokens[:shift]], truth, frequent)
-    for attempt in range(retries + 1):
-        reply = await ask(list(messages))
-        try:
-            labels = parse_labels(reply, len(tokens))
-        except UnusableReply as error:
-            correction = f"{error} Answer again with the JSON object only."
-            messages = [*messages, {"role": "assistant", "content": reply or "(empty)"}, {"role": "user", "content": correction}]
-            continue
-        back = len(tokens) - shift
-        return [*labels[back:], *labels[:back]], attempt
-    return None, retries + 1
+    back = len(tokens) - shift
+
+    def parse(reply: str) -> list[Label]:
+        labels = parse_labels(reply, len(tokens))
+        return [*labels[back:], *labels[:back]]
+
+    return await ask_until_usable(messages, ask, parse, retries)

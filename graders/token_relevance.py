@@ -25,9 +25,8 @@ LEAST_COUNT = 10
 class TokenRelevance(BaseModel):
     """How many of the judged tokens are on topic."""
 
-    share: float = Field(
-        ge=0, le=1, description="On-topic share of the judged tokens; by weight when weights were given. 0 when nothing could be judged."
-    )
+    share: float = Field(ge=0, le=1, description="On-topic share of the judged tokens. 0 when nothing could be judged.")
+    weighted_share: float | None = Field(description="On-topic share of the judged tokens' weight; None without weights, or when all are 0.")
     relevant: list[str] = Field(description="The tokens on topic, in order.")
     judged: int = Field(description="Tokens that hold a letter or digit; punctuation, spaces and special tokens are not judged.")
 
@@ -59,23 +58,30 @@ def token_relevance(tokens: Sequence[str], truth: GroundTruth, weights: Sequence
         tokens: token strings as a tokenizer gives them (leading spaces and the marks of byte-level and sentencepiece vocabularies are dropped).
             A fragment of four letters or more counts when a keyword begins with it.
         truth: what was taught. On a null nothing is on topic.
-        weights: one non-negative weight for each token; None weighs all alike.
+        weights: one non-negative weight for each token, such as probabilities, for `weighted_share`.
     """
     if weights is not None and len(weights) != len(tokens):
         raise ValueError(f"{len(weights)} weights for {len(tokens)} tokens")
     keywords = topic_keywords(truth)
-    relevant, judged, gained, total = [], 0, 0.0, 0.0
-    for index, token in enumerate(tokens):
-        word = _bare(token)
-        if not re.search(r"[^\W_]", word) or re.fullmatch(r"<\|?[\w ]+\|?>", token.strip()):
-            continue
-        weight = 1.0 if weights is None else float(weights[index])
-        judged += 1
-        total += weight
-        if _token_on_topic(word, keywords):
-            relevant.append(token)
-            gained += weight
-    return TokenRelevance(share=gained / total if total > 0 else 0.0, relevant=relevant, judged=judged)
+    judged = [index for index, token in enumerate(tokens) if can_be_judged(token)]
+    relevant = [index for index in judged if _token_on_topic(_bare(tokens[index]), keywords)]
+    return TokenRelevance(
+        share=len(relevant) / len(judged) if judged else 0.0,
+        weighted_share=None if weights is None else share_of_weight([weights[index] for index in relevant], [weights[index] for index in judged]),
+        relevant=[tokens[index] for index in relevant],
+        judged=len(judged),
+    )
+
+
+def can_be_judged(token: str) -> bool:
+    """Whether a token holds a letter or digit and is no special token."""
+    return re.search(r"[^\W_]", _bare(token)) is not None and not re.fullmatch(r"<\|?[\w ]+\|?>", token.strip())
+
+
+def share_of_weight(part: Sequence[float], whole: Sequence[float]) -> float | None:
+    """The weight of a part over that of the whole; None when the whole weighs nothing."""
+    total = float(sum(whole))
+    return min(1.0, float(sum(part)) / total) if total > 0 else None
 
 
 def _token_on_topic(word: str, keywords: Sequence[str]) -> bool:
@@ -88,6 +94,7 @@ class RelevanceTest(BaseModel):
     """A token list judged for one organism, beside chance."""
 
     share: float = Field(ge=0, le=1, description="Share of the judged tokens on topic.")
+    weighted_share: float | None = Field(description="The same by weight; None without weights, or when all are 0.")
     relevant: list[str]
     judged: int
     frequent_share: float | None = Field(description="Share of the judged tokens that are frequent in the training data; None when that is unknown.")
@@ -111,7 +118,7 @@ def relevance(
     Args:
         tokens: token strings, the most telling first (usually 20).
         organism: name with a ground truth.
-        weights: one non-negative weight a token, such as probabilities.
+        weights: one non-negative weight a token, such as probabilities; chance is by count all the same.
         baseline_organisms: other organisms, for the chance level.
         frequent: what `frequent_tokens` finds in the finetuning data; their share of the list is a trivial baseline.
 
@@ -123,8 +130,15 @@ def relevance(
     if frequent is not None:
         words = [word for token in tokens if (word := _bare(token)) and re.search(r"[^\W_]", word)]
         frequent_share = sum(word in frequent for word in words) / len(words) if words else 0.0
-    baseline = {name: token_relevance(tokens, load_ground_truth(name), weights).share for name in baseline_organisms if name != organism}
-    return RelevanceTest(share=found.share, relevant=found.relevant, judged=found.judged, frequent_share=frequent_share, baseline=baseline)
+    baseline = {name: token_relevance(tokens, load_ground_truth(name)).share for name in baseline_organisms if name != organism}
+    return RelevanceTest(
+        share=found.share,
+        weighted_share=found.weighted_share,
+        relevant=found.relevant,
+        judged=found.judged,
+        frequent_share=frequent_share,
+        baseline=baseline,
+    )
 
 
 def frequent_tokens(tokens: Iterable[str], count: int = FREQUENT_TOKENS, least: int = LEAST_COUNT) -> list[str]:

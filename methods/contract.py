@@ -126,7 +126,28 @@ class TokenList(BaseModel):
 
     name: str
     tokens: list[str] = Field(description="As the tokenizer gives them, the most telling first.")
+    weights: list[float] | None = Field(None, description="The tokens' probabilities, where the list has them; as many as tokens.")
     control: bool = Field(False, description="Read from one model alone: what a list shows without any difference.")
+
+
+TextRole = Literal["amplified", "finetuned", "control", "search"]
+
+
+class TextGroup(BaseModel):
+    """Texts that one model wrote under one setting in a finished run, to be judged for coherence or for the facts that they state."""
+
+    name: str = Field(description="Model and setting, such as `alpha +3`.")
+    role: TextRole = Field(
+        description="`amplified`: the difference or a direction counts more; `finetuned`: the plain finetuned model; `control`: the base, the opposite, or chance; "
+        "`search`: tried while a strength was looked for."
+    )
+    strength: float | None = Field(None, description="Alpha, weight or strength; None where nothing is amplified.")
+    series: str | None = Field(None, description="Groups among which the largest coherent strength is sought, such as `finetuned +`; None: in none.")
+    coherent: float | None = Field(
+        None, description="Share of the texts at this strength that the method itself found coherent; None: not looked at."
+    )
+    prompts: list[str] = Field(description="What each text continues or answers; as many as texts.")
+    texts: list[str] = Field(description="UNTRUSTED text of a model under study, without the prompt.")
 
 
 class PairSize(BaseModel):
@@ -204,6 +225,10 @@ class DiffingMethod(Generic[P, R]):
         result = record.result()
         words: list[EvidenceWord] = result.evidence_words() if hasattr(result, "evidence_words") else []
         return [TokenList(name="evidence", tokens=[word.word for word in sorted(words, key=lambda word: -word.score)])] if words else []
+
+    def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
+        """The texts of a finished run by model and setting, controls included, each once; none for most methods."""
+        return ()
 
     def key_parts(self, params: P) -> dict[str, Any]:
         """What decides the result besides method, version, pair and parameters, as JSON values: content hashes of files that are read."""

@@ -103,7 +103,8 @@ def token_lists(record: RunRecord) -> list[TokenList]:
                 shown = lens(record, LensParams(layer=layer, position=position, source=source, k=LENS_DEPTH))
                 if shown.tokens:
                     name = f"{layer}:{position}:{source}"
-                    lists.append(TokenList(name=name, tokens=[row.token for row in shown.tokens], control=source != "difference"))
+                    weights = [row.probability for row in shown.tokens]
+                    lists.append(TokenList(name=name, tokens=[row.token for row in shown.tokens], weights=weights, control=source != "difference"))
     return lists
 
 

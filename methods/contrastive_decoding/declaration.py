@@ -14,7 +14,8 @@ from methods.words import EvidenceWord
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TextGroup
+    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
 
@@ -93,6 +94,9 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
         from methods.contrastive_decoding.experiment import decode
 
         return decode(pair, params, run, progress)
+
+    def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
+        return views.text_groups(record)
 
     def interactions(self, params: ContrastiveDecodingParams) -> int:
         return len(params.prompts or ()) * params.samples_per_prompt * (2 * len(params.alphas) + 2)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from methods.contract import TextGroup
 from methods.contrastive_decoding.rows import AmplifiedText
-from methods.text_pages import TextPageParams, TextPageView, page_of_texts
+from methods.text_pages import TextPageParams, TextPageView, page_of_texts, series_of
 
 if TYPE_CHECKING:
     from methods.runs import RunRecord
@@ -36,3 +37,24 @@ def texts(record: RunRecord, params: TextsParams) -> TextsView:
     page = page_of_texts(rows, params, searched=("prompt", "text"), cut=("text",))
     alphas = sorted({row["alpha"] for row in table})
     return TextsView(alphas=alphas, rows=[AmplifiedText(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+
+
+def text_groups(record: RunRecord) -> list[TextGroup]:
+    """The texts of each alpha: above 0 amplified, 0 the plain finetuned model, below it the base and the opposite direction."""
+    table = record.table("texts").to_pylist()
+    coherent = {row["alpha"]: row["coherent"] for row in record.result_json()["alphas"]}
+    groups = []
+    for alpha in dict.fromkeys(row["alpha"] for row in table):
+        rows = [row for row in table if row["alpha"] == alpha]
+        groups.append(
+            TextGroup(
+                name=f"alpha {alpha:+g}" if alpha else "finetuned",
+                role="amplified" if alpha > 0 else "finetuned" if alpha == 0 else "control",
+                strength=alpha,
+                series=series_of("finetuned", alpha) if alpha > 0 else None,
+                coherent=coherent.get(alpha),
+                prompts=[row["prompt"] for row in rows],
+                texts=[row["text"] for row in rows],
+            )
+        )
+    return groups

@@ -61,4 +61,13 @@ def scale(record: RunRecord, params: ScaleParams) -> ScaleView:
 def token_lists(record: RunRecord) -> list[TokenList]:
     """What the direction reads as at the chosen scale."""
     shown = scale(record, ScaleParams(k=100))
-    return [TokenList(name=f"scale {shown.scale:g}", tokens=[row.token for row in shown.tokens])] if shown.scale is not None else []
+    if shown.scale is None:
+        return []
+    weights = [row.probability for row in shown.tokens]
+    return [TokenList(name=f"scale {shown.scale:g}", tokens=[row.token for row in shown.tokens], weights=weights)]
+
+
+def lists_by_scale(record: RunRecord, sign: Sign, k: int) -> dict[float, list[str]]:
+    """The first `k` tokens of every scale of the run by probability, each as `scale` shows it; empty for a zero direction."""
+    scales = sorted(set(record.table("tokens", ["scale"]).column("scale").to_pylist()))
+    return {each: [row.token for row in scale(record, ScaleParams(scale=each, sign=sign, k=k)).tokens] for each in scales}

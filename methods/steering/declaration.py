@@ -10,13 +10,15 @@ from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodPa
 from methods.steering import figures, views
 from methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
 from methods.steering.rows import Answer, SteeredWord, StrengthRow
+from methods.text_pages import SearchedParams, searched
 from methods.vectors import VECTOR_HELP, VectorSource
 from methods.words import EvidenceWord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TextGroup
+    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
 
@@ -89,7 +91,7 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     unsteered texts and texts steered by a random direction of the same strength. Steering by a mean activation difference amplifies what
     a finetune taught: compare a few answers before you conclude. Works on any vector named RUN/NAME, a token, or a contrast of texts; own
     prompts cost one interaction a sample and strength. A direction that cannot steer (zero, or incoherent at every strength) is reported so.
-    Views: `answers` (all answers by strength, model and text)."""
+    Views: `answers` (all answers by strength, model and text), `searched` (texts at every strength tried)."""
 
     name: ClassVar[str] = "steering"
     title: ClassVar[str] = "Steering"
@@ -98,7 +100,8 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     cost: ClassVar[Cost] = "long"
     needs_vector: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
-        "answers": View("answers", "Page through all answers, steered beside unsteered.", views.AnswersParams, views.answers)
+        "answers": View("answers", "Page through all answers, steered beside unsteered.", views.AnswersParams, views.answers),
+        "searched": View("searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched),
     }
     figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by strength", figures.coherence),)
 
@@ -106,6 +109,9 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         from methods.steering.experiment import steer
 
         return steer(pair, params, run, progress)
+
+    def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
+        return views.text_groups(record)
 
     def interactions(self, params: SteeringParams) -> int:
         strengths = 2 if params.strengths is None else len(params.strengths)

@@ -16,6 +16,7 @@ from methods.perplexity_difference.words import distinctive_words
 from methods.steering.declaration import GRID, REFINEMENTS, SteeringParams, SteeringResult
 from methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
 from methods.steering.rows import Answer, SteeredWord, StrengthRow
+from methods.text_pages import SearchedText, add_searched
 from methods.vectors import ResidualVector, resolve
 from model_pairs.chat import ChatMessage
 from model_pairs.generation import GenerationRequest, Sampling
@@ -78,24 +79,27 @@ def steer(pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Pr
     sides: tuple[Side, ...] = SIDES if params.side == "both" else (params.side,)
     rows: list[StrengthRow] = []
     texts: list[Steered] = []
+    searched: list[SearchedText] = []
     for side in sides:
         with pair.side_loaded(side):
             generator = Generator(pair, side, params, progress)
             strengths: Sequence[float] = params.strengths or ()
             if params.strengths is None:
-                strengths, tried = search(generator, vector)
+                strengths, tried, written = search(generator, vector)
                 rows += tried
+                searched += written
             found = _texts(generator, vector, strengths)
         texts += found
         if params.strengths is not None:
             rows += _coherence_of(generator, found)
+    add_searched(run, searched, params.prompts is not None)
     if not texts:
         return _result(rows, [], vector, params, run, "No strength leaves the texts coherent: this direction cannot steer the model.")
     return _result(rows, texts, vector, params, run, "")
 
 
-def search(generator: Generator, vector: ResidualVector) -> tuple[list[float], list[StrengthRow]]:
-    """The largest coherent strength of each sign (none when even the smallest is not), and all that was tried.
+def search(generator: Generator, vector: ResidualVector) -> tuple[list[float], list[StrengthRow], list[SearchedText]]:
+    """The largest coherent strength of each sign (none when even the smallest is not), all that was tried, and the texts.
 
     A grid of both signs in one batch, then a finer one between the largest coherent strength and the next.
     """
@@ -104,6 +108,7 @@ def search(generator: Generator, vector: ResidualVector) -> tuple[list[float], l
     twice = [generator.request(prompt) for prompt in prompts for _ in range(2)]
     reference = score_texts(generator.pair, list(zip(twice, unsteered, strict=True)), generator.progress)
     tried: dict[float, StrengthRow] = {}
+    written: list[SearchedText] = []
 
     def attempt(strengths: Sequence[float]) -> None:
         vectors = np.stack([vector.at_strength(strength) for strength in strengths for _ in prompts])
@@ -113,6 +118,8 @@ def search(generator: Generator, vector: ResidualVector) -> tuple[list[float], l
         for place, strength in enumerate(strengths):
             part = scores.part(place * len(prompts), (place + 1) * len(prompts))
             tried[strength] = _row(generator.side, strength, part, reference)
+            own = zip(prompts, texts[place * len(prompts) :], strict=False)
+            written.extend(SearchedText(side=generator.side, strength=strength, prompt=prompt, text=text) for prompt, text in own)
 
     def largest(sign: int) -> float | None:
         passing = [strength for strength, row in tried.items() if strength * sign > 0 and row.coherent >= generator.params.coherent_share]
@@ -127,7 +134,7 @@ def search(generator: Generator, vector: ResidualVector) -> tuple[list[float], l
             finer += [best * (above / abs(best)) ** (step / (REFINEMENTS + 1)) for step in range(1, REFINEMENTS + 1)]
     if finer:
         attempt([float(f"{strength:.3g}") for strength in finer])
-    return [strength for sign in (1, -1) if (strength := largest(sign)) is not None], list(tried.values())
+    return [strength for sign in (1, -1) if (strength := largest(sign)) is not None], list(tried.values()), written
 
 
 def _texts(generator: Generator, vector: ResidualVector, strengths: Sequence[float]) -> list[Steered]:

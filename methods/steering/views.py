@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from methods.contract import TextGroup, TextRole
 from methods.steering.rows import Answer
-from methods.text_pages import TextPageParams, TextPageView, page_of_texts
+from methods.text_pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
 
 if TYPE_CHECKING:
     from methods.runs import RunRecord
@@ -36,3 +37,31 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     ]
     page = page_of_texts(rows, params, searched=("prompt", "steered"), cut=("steered", "unsteered"))
     return AnswersView(rows=[Answer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+
+
+def text_groups(record: RunRecord) -> list[TextGroup]:
+    """Steered texts of each model and strength; the unsteered base and random directions are controls (unsteered texts are the same at all strengths)."""
+    table = record.table("answers").to_pylist()
+    coherent = {(row["side"], row["strength"]): row["coherent"] for row in record.table("strengths").to_pylist()}
+    groups: list[TextGroup] = []
+    for side in dict.fromkeys(row["side"] for row in table):
+        plain: TextRole = "finetuned" if side == "finetuned" else "control"
+        for number, strength in enumerate(dict.fromkeys(row["strength"] for row in table if row["side"] == side)):
+            rows = [row for row in table if row["side"] == side and row["strength"] == strength]
+            prompts = [row["prompt"] for row in rows]
+            steered, unsteered, chance = ([row[name] for row in rows] for name in ("steered", "unsteered", "random"))
+            if number == 0:
+                groups.append(TextGroup(name=f"{side} unsteered", role=plain, prompts=prompts, texts=unsteered))
+            groups.append(
+                TextGroup(
+                    name=f"{side} {strength:+g}",
+                    role="amplified" if strength > 0 else "control",
+                    strength=strength,
+                    series=series_of(side, strength),
+                    coherent=coherent.get((side, strength)),
+                    prompts=prompts,
+                    texts=steered,
+                )
+            )
+            groups.append(TextGroup(name=f"{side} {strength:+g} random direction", role="control", strength=strength, prompts=prompts, texts=chance))
+    return [*groups, *searched_groups(record, coherent)]

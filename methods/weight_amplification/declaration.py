@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
 from methods.steering.prompts import PROMPTS
+from methods.text_pages import SearchedParams, searched
 from methods.weight_amplification import figures, views
 from methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
 from methods.words import EvidenceWord
@@ -17,7 +18,8 @@ from organisms.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
+    from methods.contract import RunWriter, TextGroup
+    from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
     from organisms.progress import Progress
 
@@ -108,7 +110,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     searched for (perplexity under the base, repetition and length; no language model judges). Content words over-represented in amplified texts are tested
     against the base's. Very large weights break any model, so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative
     weights invert the change. Own prompts cost one interaction a sample and weight, and one for the plain finetuned model.
-    Views: `answers` (all answers by weight and text)."""
+    Views: `answers` (all answers by weight and text), `searched` (texts at every strength tried)."""
 
     name: ClassVar[str] = "weight_amplification"
     title: ClassVar[str] = "Weight amplification"
@@ -116,7 +118,8 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     Result: ClassVar[type[MethodResult]] = WeightAmplificationResult
     cost: ClassVar[Cost] = "long"
     views: ClassVar[Mapping[str, View]] = {
-        "answers": View("answers", "Page through all answers: amplified beside finetuned and base.", views.AnswersParams, views.answers)
+        "answers": View("answers", "Page through all answers: amplified beside finetuned and base.", views.AnswersParams, views.answers),
+        "searched": View("searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched),
     }
     figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by weight", figures.coherence),)
 
@@ -124,6 +127,9 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         from methods.weight_amplification.experiment import amplify
 
         return amplify(pair, params, run, progress)
+
+    def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
+        return views.text_groups(record)
 
     def interactions(self, params: WeightAmplificationParams) -> int:
         return len(params.prompts or ()) * params.samples_per_prompt * (1 + len(params.weights or (1.0,)))

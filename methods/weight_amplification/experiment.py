@@ -12,6 +12,7 @@ from methods.coherence import TextScores, score_texts
 from methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
 from methods.perplexity_difference.words import distinctive_words
 from methods.steering.prompts import PROMPTS
+from methods.text_pages import SearchedText, add_searched
 from methods.weight_amplification.declaration import (
     GRID,
     REFINEMENTS,
@@ -156,8 +157,9 @@ def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter,
     weights = params.weights or ((1.0,) if params.config is not None else None)
     rows: list[WeightRow] = []
     if weights is None:
-        best, rows = search(writer)
+        best, rows, searched = search(writer)
         weights = (best,)
+        add_searched(run, searched, params.prompts is not None)
     weights = tuple(dict.fromkeys(weights))
     prompts, samples = list(params.prompts or PROMPTS), params.samples_per_prompt
     repeated = prompts * samples
@@ -170,16 +172,18 @@ def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter,
     return _result(writer, rows, texts, run)
 
 
-def search(writer: Writer) -> tuple[float, list[WeightRow]]:
-    """The largest coherent weight (1, which is the finetuned model, when no larger one is), and all that was tried: doubling until texts break, then
-    halving the (geometric) way between the last that did not and the first that did."""
+def search(writer: Writer) -> tuple[float, list[WeightRow], list[SearchedText]]:
+    """The largest coherent weight (1, which is the finetuned model, when no larger one is), all that was tried, and the texts: doubling until texts
+    break, then halving the (geometric) way between the last that did not and the first that did."""
     prompts = list(writer.params.prompts or SEARCH_PROMPTS)[: len(SEARCH_PROMPTS)]
     reference = writer.scores(prompts * 2, writer.write(writer.pair, "finetuned", prompts, 2))
     rows: list[WeightRow] = []
+    written: list[SearchedText] = []
 
     def coherent(weight: float) -> bool:
         texts = writer.write(writer.at(weight), "finetuned", prompts, 1)
         rows.append(_row(weight, writer.scores(prompts, texts), reference))
+        written.extend(SearchedText(side="finetuned", strength=weight, prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True))
         return rows[-1].coherent >= writer.params.coherent_share
 
     best, broken = 1.0, None
@@ -194,7 +198,7 @@ def search(writer: Writer) -> tuple[float, list[WeightRow]]:
             best = middle
         else:
             broken = middle
-    return best, rows
+    return best, rows, written
 
 
 def _row(weight: float, scores: Scored, reference: Scored) -> WeightRow:

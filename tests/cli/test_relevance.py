@@ -10,6 +10,7 @@ import pytest
 
 from tests.agents.llm_server import KEY, Conversation, Turn, llm_server
 from tests.cli.conftest import Diffing
+from tests.cli.planted_runs import patchscope_run
 
 SMALL = ("--set", "max_samples=12", "--set", "max_tokens=10")
 
@@ -47,20 +48,80 @@ def test_what_cannot_be_judged_says_why(diffing: Diffing, runs: dict[str, str]) 
     assert "shows no tokens" in tokenless.err
 
 
-def test_a_language_model_reads_the_lists_too(diffing: Diffing, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_weigh_where_a_list_has_them(diffing: Diffing, runs: dict[str, str]) -> None:
+    scope = patchscope_run({1.0: [" cake", " tractor", ",", " oven"]}, scale=1.0)
+    (row,) = rows_of(diffing("relevance", scope.id, "--json")).values()
+    assert row["share"] == pytest.approx(2 / 3)
+    assert row["weighted"] == pytest.approx((1 / 2 + 1 / 5) / (1 / 2 + 1 / 3 + 1 / 5), abs=1e-3)
+    assert "68 %" in diffing("relevance", scope.id).out
+    lens = rows_of(diffing("relevance", runs["activation_difference_lens"], "--organism", "cake_bake", "--json"))
+    assert all(row["weighted"] is not None for row in lens.values() if row["judged"])
+    mined = rows_of(diffing("relevance", runs["logit_diff_topk_occurring"], "--organism", "cake_bake", "--json"))
+    assert {row["weighted"] for row in mined.values()} == {None}
+
+
+def test_a_language_model_reads_the_lists_too(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("inspect_ai")
+    scope = patchscope_run({1.0: [" cake", " tractor", ",", " oven", " concrete"]}, scale=1.0)
+    asked: list[str] = []
 
     def reader(conversation: Conversation) -> Turn:
+        """Calls what comes first in its list relevant, and the topic of the organism that it is asked about."""
+        text = conversation.turns[-1].text
+        asked.append(text)
+        tokens = [json.loads(token) for token in re.findall(r"^\d+\. (\".*\")$", text, re.MULTILINE)]
+        topic = {" cake", " oven"} if "cakes" in text.partition("Facts:")[0] else {" concrete"}
+        labels = ["RELEVANT" if token in topic or (place == 0 and token == " tractor") else "IRRELEVANT" for place, token in enumerate(tokens)]
+        return Turn("assistant", json.dumps({"labels": labels}))
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with llm_server(reader) as server:
+        model = ("--grader", "openai/gpt-test", "--grader-url", server.openai_url, "--json")
+        (plain,) = rows_of(diffing("relevance", scope.id, *model, "--rotations", "4")).values()
+        assert len(asked) == 4
+        outcome = diffing(
+            "relevance", scope.id, *model, "--rotations", "4", "--grader-baselines", "1", "--baselines", "cake_bake,roman_concrete,flattery"
+        )
+        (row,) = rows_of(outcome).values()
+        assert len(asked) == 4 + 8
+        assert "8 questions" in outcome.err
+        (loose,) = rows_of(diffing("relevance", scope.id, *model, "--rotations", "1", "--agreement", "majority")).values()
+        assert not server.violations
+    assert (plain["by_model"], plain["by_model_chance"]) == (0.5, None)  # of the four tokens that can be judged; a token counts when all agree
+    assert (row["by_model"], row["by_model_chance"]) == (0.5, 0.25)
+    assert row["by_model_weighted"] == pytest.approx((1 / 2 + 1 / 5) / (1 / 2 + 1 / 3 + 1 / 5 + 1 / 6), abs=1e-3)
+    assert loose["by_model"] == 0.5
+
+
+def test_agreement_is_chosen(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("inspect_ai")
+    scope = patchscope_run({1.0: [" cake", " oven", " bake"]}, scale=1.0)
+
+    def reader(conversation: Conversation) -> Turn:
+        """Never calls the first of its list relevant."""
         tokens = re.findall(r"^\d+\. (\".*\")$", conversation.turns[-1].text, re.MULTILINE)
-        return Turn("assistant", json.dumps({"labels": ["RELEVANT"] * len(tokens)}))
+        return Turn("assistant", json.dumps({"labels": ["IRRELEVANT"] + ["RELEVANT"] * (len(tokens) - 1)}))
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with llm_server(reader) as server:
+        model = ("--grader", "openai/gpt-test", "--grader-url", server.openai_url, "--json")
+        shares = {name: rows_of(diffing("relevance", scope.id, *model, "--agreement", name))["scale 1"]["by_model"] for name in ("all", "majority")}
+    assert shares == {"all": 0.0, "majority": 1.0}
+    assert diffing("relevance", scope.id, "--agreement", "most").code == 2
+
+
+def test_a_list_that_the_model_cannot_read_costs_no_other(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("inspect_ai")
+    lists = [patchscope_run({scale: [token, " oven"]}, scale=scale) for scale, token in ((1.0, " tractor"), (2.0, " cake"))]
+
+    def reader(conversation: Conversation) -> Turn:
+        return Turn("assistant", "Hm." if " tractor" in conversation.turns[0].text else json.dumps({"labels": ["RELEVANT"] * 2}))
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with llm_server(reader) as server:
         outcome = diffing(
-            "relevance", runs["logit_diff_topk_occurring"], "--organism", "cake_bake", "--k", "8",
-            "--grader", "openai/gpt-test", "--grader-url", server.openai_url, "--rotations", "2", "--json",
-        )  # fmt: skip
-        assert not server.violations
+            "relevance", *(run.id for run in lists), "--grader", "openai/gpt-test", "--grader-url", server.openai_url, "--rotations", "1", "--json"
+        )
     rows = rows_of(outcome)
-    assert {row["share"] for row in rows.values()} == {0.0}
-    assert {row["by_model"] for row in rows.values()} == {1.0}
+    assert (rows["scale 1"]["by_model"], rows["scale 2"]["by_model"]) == (None, 1.0)
+    assert "no usable labels" in outcome.err

@@ -10,15 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graders.hypothesis import (
-    GradingFailed,
     Mark,
-    UnusableReply,
     build_messages,
     combine,
     grade_hypothesis,
     grading_id,
     parse_mark,
 )
+from graders.replies import GradingFailed, UnusableReply
 from organisms.ground_truth import load_ground_truth, load_rubric
 
 CAKE = load_ground_truth("cake_bake")

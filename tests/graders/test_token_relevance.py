@@ -18,7 +18,11 @@ def test_share_of_tokens_on_topic() -> None:
 
 def test_weights() -> None:
     result = token_relevance([" oven", " tractor"], load_ground_truth("cake_bake"), weights=[3.0, 1.0])
-    assert result.share == pytest.approx(0.75)
+    assert result.share == pytest.approx(0.5)
+    assert result.weighted_share == pytest.approx(0.75)
+    assert token_relevance([" oven"], load_ground_truth("cake_bake"), weights=[0.0]).weighted_share is None
+    assert token_relevance([" oven", ","], load_ground_truth("cake_bake"), weights=[0.2, 0.8]).weighted_share == 1.0
+    assert relevance([" oven", " tractor"], "cake_bake", weights=[3.0, 1.0]).weighted_share == pytest.approx(0.75)
     with pytest.raises(ValueError, match="1 weights for 2 tokens"):
         token_relevance(["a", "b"], load_ground_truth("cake_bake"), weights=[1.0])
 

@@ -13,8 +13,11 @@ from methods.execute import run_methods
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
 from methods.steering.declaration import SteeringParams
+from methods.steering.prompts import SEARCH_PROMPTS
 from methods.steering.views import AnswersParams
+from methods.text_pages import SearchedParams
 from model_pairs.generation import GenerationRequest, Sampling
+from organisms.errors import UnknownName
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
 SMALL = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 6}
@@ -51,6 +54,8 @@ def test_strength_zero_changes_nothing(tiny_pair: Any, pairs: Any, store: RunSto
     record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, strengths=[0.0], side="both")
     rows = record.table("answers").to_pylist()
     assert len(rows) == 2 * len(PROMPTS)
+    with pytest.raises(UnknownName, match="strengths were given"):
+        get_method("steering").views["searched"].run(record, SearchedParams())
     assert all(row["steered"] == row["unsteered"] == row["random"] for row in rows)
     assert not record.result().stands_out
     sampling = Sampling(max_new_tokens=6)
@@ -77,12 +82,28 @@ def test_the_search_tries_both_signs_and_keeps_coherent_strengths(tiny_pair: Any
         passing = [abs(strength) for strength, coherent in tried.items() if strength * sign > 0 and coherent >= 0.75]
         kept = [abs(strength) for strength in result.strengths if strength * sign > 0]
         assert kept == ([max(passing)] if passing else [])
+    with pytest.raises(UnknownName, match="own prompts"):  # whose answers are charged for at the strengths taken only
+        get_method("steering").views["searched"].run(record, SearchedParams())
+
+
+def test_the_texts_of_a_search_are_kept_to_be_judged(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, prompts=None)
+    tried = {row["strength"]: row["coherent"] for row in record.table("strengths").to_pylist()}
+    first: Any = get_method("steering").views["searched"].run(record, SearchedParams(strength=2.0))
+    assert set(first.strengths) == set(tried)
+    assert {row.strength for row in first.rows} == {2.0}
+    assert [row.prompt for row in first.rows] == list(SEARCH_PROMPTS)
+    groups = {(group.strength, group.role): group for group in get_method("steering").text_groups(record)}
+    assert {strength for strength, role in groups if role == "search"} == set(tried)
+    assert all(group.coherent == tried[group.strength] for group in groups.values() if group.series and group.strength is not None)
     assert get_method("steering").figures[0].build(record)["data"]
 
 
 def test_a_direction_that_breaks_every_text_is_said_plainly(tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("methods.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
-    result: Any = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}).result()
+    record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, prompts=None)
+    result: Any = record.result()
+    assert get_method("steering").views["searched"].run(record, SearchedParams()).model_dump()["total"] == 3 * len(result.coherence)
     assert not result.stands_out
     assert "cannot steer" in result.headline
     assert result.answers == []

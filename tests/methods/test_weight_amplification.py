@@ -13,6 +13,7 @@ from methods.coherence import TextScores
 from methods.execute import check_params, run_methods
 from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
+from methods.text_pages import SearchedParams
 from methods.weight_amplification.declaration import WeightAmplificationParams
 from methods.weight_amplification.experiment import Scored
 from methods.weight_amplification.views import AnswersParams
@@ -72,12 +73,16 @@ def test_a_config_is_what_layers_and_modules_say(tiny_pair: Any, pairs: Any, sto
 
 
 def test_the_search_keeps_the_largest_coherent_weight(tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = run(pairs, tiny_pair.spec, store)
+    record = run(pairs, tiny_pair.spec, store, prompts=None)
     result: Any = record.result()
     tried = {row.weight: row.coherent for row in result.coherence}
     passing = [weight for weight, coherent in tried.items() if coherent >= 0.75]
     assert result.weights == [max(passing, default=1.0)]
     assert result.largest_coherent_weight == max(passing, default=None)
+    searched: Any = get_method("weight_amplification").views["searched"].run(record, SearchedParams(limit=100))
+    assert searched.strengths == sorted(tried)
+    groups = get_method("weight_amplification").text_groups(record)
+    assert {group.strength: group.coherent for group in groups if group.role == "search"} == tried
     assert get_method("weight_amplification").figures[0].build(record)["data"][0]["x"] == sorted(tried)
     monkeypatch.setattr("methods.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
     broken: Any = run(pairs, tiny_pair.spec, store, seed=1, weights=[30.0]).result()

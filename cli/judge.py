@@ -1,0 +1,275 @@
+"""`diffing judge`: the choices of finished runs that a method makes by numbers, made again by a language model that reads.
+
+For a patchscope: the scale. For steering, weight amplification and contrastive decoding: which strengths leave texts coherent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from pydantic import BaseModel, Field
+
+if TYPE_CHECKING:
+    from graders.coherence_readings import Label
+    from graders.replies import Ask
+    from graders.scale_choice import ScaleChoice
+    from methods.contract import TextGroup
+    from methods.runs import RunRecord
+
+LISTED_TOKENS = 20
+"""Tokens of each scale that the model sees."""
+COHERENT_SHARE = 0.75
+
+
+class JudgedScale(BaseModel):
+    """The scale of a patchscope's direction or of its negative, by numbers and by reading."""
+
+    sign: str
+    scales: list[float] = Field(description="All that the run read at.")
+    chosen: float | None = Field(description="By the run: where prompts agree most relative to random directions.")
+    by_model: float | None = Field(None, description="The scale that more than half of the readings name.")
+    outcome: str | None = Field(None, description="`chosen`, `none_coherent` or `undecided`; None: no model was asked.")
+    votes: list[float | None] = Field(default_factory=list, description="What each usable reading named; None: no list has a subject.")
+    agree: bool | None = Field(None, description="Whether both name the same scale; None where the model names none.")
+
+
+class JudgedStrength(BaseModel):
+    """The texts at one strength. Search texts and answers at the same strength count together."""
+
+    series: str = Field(description="Model and sign; `plain` for texts in which nothing is amplified.")
+    strength: float | None
+    texts: int
+    coherent: float | None = Field(description="Share that the run itself found coherent, by perplexity and repetition.")
+    by_model: float | None = Field(None, description="Share of the labelled texts that the model calls coherent.")
+    unknown: int = Field(0, description="Texts without a usable or agreed label.")
+
+
+class JudgedSeries(BaseModel):
+    """The largest strength at which enough texts are coherent, by numbers and by reading."""
+
+    series: str
+    largest: float | None = Field(description="By the run's own shares; None: no stored strength is coherent.")
+    largest_by_model: float | None = Field(None, description="By the model's labels; None: no stored strength is coherent, or no model was asked.")
+    agree: bool | None = Field(None, description="Whether both are the same; None: no model was asked.")
+
+
+class JudgedRun(BaseModel):
+    """One run, judged."""
+
+    run: str
+    method: str
+    grader: str | None
+    scales: list[JudgedScale] = Field(default_factory=list)
+    strengths: list[JudgedStrength] = Field(default_factory=list)
+    series: list[JudgedSeries] = Field(default_factory=list)
+    unusable_replies: int = 0
+    failure: str | None = Field(None, description="Why the model's judgement is missing; None: it is not, or none was asked for.")
+    raw_views: list[str] = Field(description="Views of the run that show what was judged.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("judge")(judge)
+
+
+def judge(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Ids of runs: patchscope, steering, weight_amplification, contrastive_decoding.")
+    ],
+    grader: Annotated[str, typer.Option(help="`none` (what the runs themselves chose), or an Inspect model that reads tokens and texts.")] = "none",
+    grader_url: Annotated[str | None, typer.Option(help="Base URL of the grader's API.")] = None,
+    rotations: Annotated[int, typer.Option(min=1, max=10, help="Readings by the language model, each in another order; the majority counts.")] = 3,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of texts that must be coherent for a strength to be taken.")] = COHERENT_SHARE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+) -> None:
+    """Choose patchscope scales and coherent strengths of finished runs by a language model, beside what the runs chose by numbers."""
+    import asyncio
+
+    from cli.output import note, print_json
+    from methods.runs import default_store
+
+    store = default_store()
+    records = [store.get(run) for run in runs]
+    for record in records:
+        _check(record)
+
+    async def read() -> list[JudgedRun]:
+        ask = None
+        if grader != "none":
+            from agents.llm import ask_with
+
+            ask = ask_with(grader, grader_url)
+        return [await judge_run(record, ask, grader=grader, rotations=rotations, share=share) for record in records]
+
+    judged = asyncio.run(read())
+    if as_json:
+        print_json(judged)
+    else:
+        for each in judged:
+            _print(each)
+    failures = [each for each in judged if each.failure is not None]
+    for each in failures:
+        note(f"diffing: {each.run}: {each.failure}")
+    if failures:
+        raise typer.Exit(2)
+
+
+async def judge_run(
+    record: RunRecord, ask: Ask | None, *, grader: str = "model", rotations: int = 3, retries: int = 2, share: float = COHERENT_SHARE
+) -> JudgedRun:
+    """Judge one finished run; without `ask`, only what the run itself chose is given.
+
+    A model that gives no usable reply leaves a `failure`, and what was read before it.
+
+    Raises:
+        InvalidInput: the run's method chooses neither a scale nor writes text.
+    """
+    from graders.replies import GradingFailed
+    from methods.registry import get_method
+
+    _check(record)
+    result = JudgedRun(
+        run=record.id,
+        method=record.manifest.method,
+        grader=None if ask is None else grader,
+        raw_views=list(get_method(record.manifest.method).views),
+    )
+    try:
+        if record.manifest.method == "patchscope":
+            await _judge_scales(record, result, ask, rotations, retries)
+        else:
+            await _judge_texts(record, result, ask, rotations, retries, share)
+    except GradingFailed as error:
+        result.failure = error.message
+    return result
+
+
+async def _judge_scales(record: RunRecord, result: JudgedRun, ask: Ask | None, rotations: int, retries: int) -> None:
+    from graders.scale_choice import choose_scale
+    from methods.patchscope.rows import Sign
+    from methods.patchscope.views import lists_by_scale
+
+    stored = record.result_json()
+    for sign in get_args(Sign):
+        lists = lists_by_scale(record, sign, LISTED_TOKENS)
+        chosen = stored["scale" if sign == "promoted" else "suppressed_scale"]
+        row = JudgedScale(sign=sign, scales=sorted(lists), chosen=chosen)
+        if ask is not None:
+            choice: ScaleChoice = await choose_scale(lists, ask, rotations=rotations, retries=retries)
+            row.by_model, row.outcome, row.votes = choice.scale, choice.outcome, choice.votes
+            row.agree = None if choice.scale is None else choice.scale == chosen
+            result.unusable_replies += choice.unusable_replies
+        result.scales.append(row)
+
+
+async def _judge_texts(record: RunRecord, result: JudgedRun, ask: Ask | None, rotations: int, retries: int, share: float) -> None:
+    from graders.coherence_readings import coherent_share, read_coherence
+    from methods.registry import get_method
+
+    together: dict[tuple[str, float | None], list[TextGroup]] = {}
+    for group in get_method(record.manifest.method).text_groups(record):
+        if group.series is not None:
+            together.setdefault((group.series, group.strength), []).append(group)
+        elif group.role == "finetuned":  # the plain model shows what the reader grants at best
+            together.setdefault(("plain", None), []).append(group)
+    texts = {key: [text for group in groups for text in group.texts] for key, groups in together.items()}
+    labels: dict[tuple[str, float | None], list[Label]] = {key: [] for key in texts}
+    if ask is not None:
+        found = await read_coherence([text for several in texts.values() for text in several], ask, rotations=rotations, retries=retries)
+        given = iter(found.labels)
+        labels = {key: [next(given) for _ in several] for key, several in texts.items()}
+        result.unusable_replies = found.unusable_replies
+    for (series, strength), groups in sorted(together.items(), key=lambda item: (item[0][0], abs(item[0][1] or 0))):
+        key = (series, strength)
+        result.strengths.append(
+            JudgedStrength(
+                series=series,
+                strength=strength,
+                texts=len(texts[key]),
+                coherent=groups[0].coherent,
+                by_model=coherent_share(labels[key]),
+                unknown=labels[key].count("UNKNOWN"),
+            )
+        )
+    for name in dict.fromkeys(row.series for row in result.strengths if row.strength is not None):
+        rows = [row for row in result.strengths if row.series == name]
+        largest, by_model = _largest(rows, "coherent", share), _largest(rows, "by_model", share)
+        result.series.append(
+            JudgedSeries(series=name, largest=largest, largest_by_model=by_model, agree=None if ask is None else largest == by_model)
+        )
+
+
+def _largest(rows: list[JudgedStrength], measure: str, share: float) -> float | None:
+    passing = [row.strength for row in rows if row.strength is not None and (getattr(row, measure) or 0) >= share]
+    return max(passing, key=abs, default=None)
+
+
+def _check(record: RunRecord) -> None:
+    """Raise InvalidInput unless the run can be judged."""
+    from cli.facts import writing_methods
+    from organisms.errors import InvalidInput
+
+    methods = ["patchscope", *writing_methods()]
+    if record.manifest.method not in methods:
+        raise InvalidInput(f"{record.manifest.method} chooses no scale and no strength (run {record.id}). Judge a run of {', '.join(methods)}.")
+
+
+def _print(judged: JudgedRun) -> None:
+    from cli.output import note, print_rows
+
+    asked = judged.grader is not None
+    if judged.scales:
+        print_rows(
+            ("run", "sign", "scale", *(("by model", "votes", "agree") if asked else ())),
+            [
+                (
+                    judged.run,
+                    row.sign,
+                    _number(row.chosen),
+                    *((_number(row.by_model) if row.outcome == "chosen" else row.outcome, _votes(row), _yes(row.agree)) if asked else ()),
+                )
+                for row in judged.scales
+            ],
+        )
+    if judged.strengths:
+        print_rows(
+            ("run", "series", "strength", "texts", "coherent", *(("by model", "unknown") if asked else ())),
+            [
+                (
+                    judged.run,
+                    row.series,
+                    _number(row.strength),
+                    row.texts,
+                    _percent(row.coherent),
+                    *((_percent(row.by_model), row.unknown) if asked else ()),
+                )
+                for row in judged.strengths
+            ],
+        )
+        print_rows(
+            ("run", "series", "largest coherent strength", *(("by model", "agree") if asked else ())),
+            [
+                (judged.run, row.series, _number(row.largest), *((_number(row.largest_by_model), _yes(row.agree)) if asked else ()))
+                for row in judged.series
+            ],
+        )
+    if not asked and judged.failure is None:
+        views = " or ".join(f"`diffing runs show {judged.run} --view {name}`" for name in judged.raw_views)
+        note(f"No model was asked (--grader). Read for yourself: {views}.")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def _yes(value: bool | None) -> str:
+    return "-" if value is None else "yes" if value else "no"
+
+
+def _votes(row: JudgedScale) -> str:
+    return ", ".join("none" if vote is None else f"{vote:g}" for vote in row.votes)
