@@ -105,8 +105,10 @@ def run_methods(
             for text, group in shared.items():
                 records |= _run_shared(pair, text, group, store, progress)
             for request in alone:
+                before = pair.forwards.copy()
                 with store.writer(request.key) as run:
                     run.result = request.method.run(pair, request.params, run, progress)
+                    run.forwards = pair.forwards - before
                 records[request.key.digest] = _record(run.record)
     return [records[request.key.digest] for request in asked]
 
@@ -117,7 +119,7 @@ def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request],
     from preprocessing.corpus_pass import run_corpus_pass
     from preprocessing.tokenize import tokenize
 
-    started = time.monotonic()
+    started, before = time.monotonic(), pair.forwards.copy()
     corpus = tokenize(load_corpus(text), pair, text)
     fed = []
     for request in group:
@@ -126,11 +128,11 @@ def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request],
             raise TypeError(f"{method.name} takes no part in a corpus pass")
         fed.append((request, method, method.accumulator(pair, request.params, corpus)))
     statistics = run_corpus_pass(pair, corpus, [accumulator for _, _, accumulator in fed], progress)
-    pass_seconds = time.monotonic() - started
+    pass_seconds, pass_forwards = time.monotonic() - started, pair.forwards - before
     records: dict[str, RunRecord] = {}
     failure: Exception | None = None
     for request, method, accumulator in fed:
-        summary_started = time.monotonic()
+        summary_started, summary_before = time.monotonic(), pair.forwards.copy()
         try:
             with store.writer(request.key) as run:
                 run.note("corpus_pass", {name: round(value, 3) for name, value in vars(statistics).items()})
@@ -138,6 +140,7 @@ def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request],
                 run.note("text", {"has_bos": corpus.has_bos, "position_origin": corpus.position_origin, "dropped": corpus.dropped_short})
                 run.result = method.summarise(accumulator, pair, request.params, run)
                 run.seconds = pass_seconds + time.monotonic() - summary_started
+                run.forwards = pass_forwards + (pair.forwards - summary_before)
             records[request.key.digest] = _record(run.record)
         except Cancelled:
             raise
