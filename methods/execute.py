@@ -64,16 +64,17 @@ def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) ->
     for name, raw in requests:
         method = get_method(name)
         params = check_params(method, raw)
-        cost = method.estimate(spec_size, params)
-        total.bytes += cost.bytes
+        costs = [(1, method.estimate(spec_size, params))]
+        total.bytes += costs[0][1].bytes
         if isinstance(method, CorpusMethod):
             text = method.corpus_params(params)
-            if text in passes:
-                continue
+            if text in passes:  # of a pass that is counted already, only what the method does besides it
+                costs.append((-1, CorpusMethod.estimate(method, spec_size, params)))
             passes.add(text)
-        total.tokens += cost.tokens
-        total.forward_passes += cost.forward_passes
-        total.seconds = None if total.seconds is None or cost.seconds is None else total.seconds + cost.seconds
+        for sign, cost in costs:
+            total.tokens += sign * cost.tokens
+            total.forward_passes += sign * cost.forward_passes
+            total.seconds = None if total.seconds is None or cost.seconds is None else total.seconds + sign * cost.seconds
     return total
 
 
