@@ -136,16 +136,34 @@ def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, Ba
 def overview(
     pair: PairOption,
     settings: SetOption = None,
+    budget: Annotated[int, typer.Option(min=500, help="Tokens that the models may read and write for it, both sides together.")] = 90_000,
     characters: Annotated[int, typer.Option(min=1000, help="Size of the digest.")] = 6000,
     as_json: JsonOption = False,
 ) -> None:
-    """One digest of what the cheap methods say about a pair; they share one pass over the text."""
-    from cli.output import print_json, print_plain
+    """One digest of what the methods that fit a budget say about a pair, the cheap ones first."""
+    from cli.output import note, print_json, print_plain, progress_bar
+    from methods.contract import PairSize
+    from methods.execute import run_methods
     from methods.overview import digest
+    from methods.overview_plan import PENDING, choose, run_plan
     from methods.registry import all_methods
+    from methods.runs import default_store
+    from model_pairs.residency import ModelPairs
+    from model_pairs.resolve import resolve_pair
 
-    names = [name for name, method in all_methods().items() if method.in_overview]
-    result = digest(run_records(names, pair, settings or []), characters)
+    offered = [method for method in all_methods().values() if method.in_overview]
+    vectors = [f"{method.name}.vector={PENDING}" for method in offered if method.needs_vector]
+    plan = choose(dict(method_requests([method.name for method in offered], [*(settings or []), *vectors])), PairSize(), budget)
+    if not plan.requests:
+        raise InvalidInput(
+            f"A budget of {budget} tokens allows no method; the cheapest is {plan.left_out[0].method}, {plan.left_out[0].tokens} tokens."
+        )
+    spec = resolve_pair(pair)
+    note(f"{spec.name}: {', '.join(name for name, _ in plan.all)}")
+    pairs, store = ModelPairs(), default_store()
+    with progress_bar("loading") as progress:
+        records, left_out = run_plan(plan, lambda requests: run_methods(pairs, spec, requests, store, progress))
+    result = digest(records, characters, left_out=left_out)
     if as_json:
         print_json(result)
     else:

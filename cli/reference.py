@@ -1,4 +1,4 @@
-"""`python -m cli.reference` writes docs/methods.md from the methods' declarations; `--check` says whether it is current."""
+"""`python -m cli.reference` writes docs/methods.md and docs/tools.md from the declarations; `--check` says whether they are current."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "methods.md"
+TOOLS_PAGE = DOCS / "tools.md"
 
 HEAD = """# Methods
 
@@ -18,6 +20,15 @@ HEAD = """# Methods
 Every method is a command (`diffing run METHOD --pair PAIR --set name=value`), a tool of the MCP server with the same parameters, and a page of the panel.
 Differences are finetuned minus base; log-probabilities and divergences are in nats. A layer is a relative depth in [0, 1] or an absolute index.
 Every result begins with `stands_out` (did the method see more than noise or a null finetune shows?) and `headline` (the outcome in a sentence).
+"""
+
+TOOLS_HEAD = """# Tools
+
+<!-- Written by `make reference` from the declarations in mcp_server/; edit those. -->
+
+The tools of the MCP server besides the methods, each of which is a tool as well ([Methods](methods.md)). Every answer is an envelope with `status`, the
+`result` described here, `run_id` of the stored run behind it, `job` of work that goes on (`get_job`), `budget` and `next_step`. A *price* is what a call takes
+from an investigation's model interactions. Operators' tools are not offered to investigations.
 """
 
 
@@ -40,6 +51,25 @@ def reference() -> str:
         if method.figures:
             lines.append("### Figures in the panel")
             lines.append("\n".join(f"- {figure.title}" for figure in method.figures))
+        sections.append("\n\n".join(lines))
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def tools_reference() -> str:
+    """The page of the tools that are not methods: one section a tool with its arguments and its result."""
+    from mcp_server.toolset import toolset
+    from methods.registry import all_methods
+
+    sections = [TOOLS_HEAD]
+    for name, tool in toolset().items():
+        if name in all_methods():
+            continue
+        notes = [f"price: {tool.price}"] if tool.price else []
+        notes += ["for operators"] if tool.operator_only else []
+        lines = [f"## {tool.title}", f"`{name}`" + (f" ({'; '.join(notes)})" if notes else ""), " ".join(tool.description.split())]
+        if tool.Arguments.model_fields:
+            lines += ["### Arguments", table(tool.Arguments, defaults=True)]
+        lines += ["### Result", table(tool.Result, defaults=False)]
         sections.append("\n\n".join(lines))
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
@@ -89,16 +119,17 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Write the page, or with --check compare."""
+    """Write the pages, or with --check compare."""
     parser = argparse.ArgumentParser(prog="python -m cli.reference", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 when docs/methods.md is not current; write nothing")
-    if parser.parse_args().check:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != reference():
-            sys.exit("docs/methods.md is not current; run: make reference")
-        return
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(reference(), encoding="utf-8")
-    print(PAGE)
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a page is not current; write nothing")
+    check = parser.parse_args().check
+    for page, made in ((PAGE, reference()), (TOOLS_PAGE, tools_reference())):
+        if check:
+            if not page.exists() or page.read_text(encoding="utf-8") != made:
+                sys.exit(f"docs/{page.name} is not current; run: make reference")
+        else:
+            page.write_text(made, encoding="utf-8")
+            print(page)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,14 @@ def list_runs(
         print_json(list(manifests))
         return
     rows = [
-        (m.id, m.pair_name, m.method, m.created.astimezone().strftime("%Y-%m-%d %H:%M"), f"{m.seconds:.1f} s", f"{m.bytes / 1e6:.1f} MB")
+        (
+            *(m.id, m.pair_name, m.method, m.created.astimezone().strftime("%Y-%m-%d %H:%M"), f"{m.seconds:.1f} s"),
+            *(f"{count:,}" if count is not None else "-" for count in (m.forward_passes, m.forward_tokens, m.generated_tokens)),
+            f"{m.bytes / 1e6:.1f} MB",
+        )
         for m in manifests
     ]
-    print_rows(("run", "pair", "method", "made", "took", "size"), rows)
+    print_rows(("run", "pair", "method", "made", "took", "passes", "tokens read", "generated", "size"), rows)
 
 
 @runs.command("show")

@@ -1,4 +1,4 @@
-"""The overview: one call that runs the cheap methods over one shared pass and digests what they say."""
+"""The overview: one call that runs what a budget allows, the cheap methods first, and digests what they say."""
 
 from __future__ import annotations
 
@@ -13,21 +13,34 @@ from mcp_server.render import NOTICE, Fence
 from mcp_server.tools_methods import check_corpus, find_finished, run_records
 from methods import execute
 from methods.overview import OverviewResult
+from methods.overview_plan import DEFAULT_BUDGET, LENS, LeftOut, OverviewPlan, choose, later_requests, named, pending_vector, run_plan
 from methods.registry import all_methods
 from methods.runs import RunRecord
+from model_pairs.specs import PairSpec
 from organisms.errors import InvalidInput
 
 CORPUS_FIELDS = ("corpus", "max_samples", "max_tokens", "seed")
+
+Outcome = tuple[list[RunRecord], list[LeftOut]]
 
 
 class OverviewArguments(PairArguments, WaitArguments):
     """Arguments of overview. The corpus fields are those of the methods; left out, each method uses its default."""
 
     corpus: str | None = Field(None, description="Text that the methods reading text read: `unrelated_texts` (default) or `chat_exchanges`.")
-    max_samples: int | None = Field(None, ge=1, le=100_000, description="Documents read at most (default 1000). Fewer are faster and noisier.")
+    max_samples: int | None = Field(None, ge=1, le=100_000, description="Documents read at most (default 1000). Fewer are noisier and cost less.")
     max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each document (default 30).")
     seed: int | None = Field(None, ge=0, description="Order in which documents are drawn (default 0).")
-    methods: list[str] | None = Field(None, description="Only these methods; default: the cheap ones.")
+    budget: int = Field(
+        DEFAULT_BUDGET,
+        ge=500,
+        description="Tokens that the models may read and write for it, both sides together. Methods are taken by cost, cheap ones first; what did not fit "
+        "is named with its cost. 10000: weight_difference and contrastive_decoding only; 200000: nearly everything.",
+    )
+    methods: list[str] | None = Field(
+        None,
+        description="Exactly these methods, whatever they cost. Those that need a vector read the mean difference of activation_difference_lens.",
+    )
     max_characters: int = Field(6000, ge=1000, le=40_000, description="Size of the digest.")
 
 
@@ -35,44 +48,63 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     from methods.overview import digest
 
     spec = call.pair(arguments.pair)
-    requests = _requests(call, arguments)
-    estimate = execute.estimate(call.workbench.size(spec), requests)
+    plan = _plan(call, spec, arguments)
+    estimate = execute.estimate(call.workbench.size(spec), plan.all)
 
-    def work(job: Job) -> list[RunRecord]:
-        return run_records(call.workbench, spec, requests, job)
+    def work(job: Job) -> Outcome:
+        return run_plan(plan, lambda requests: run_records(call.workbench, spec, requests, job))
 
-    def present(shown_to: Call, records: list[RunRecord]) -> Reply:
+    def present(shown_to: Call, outcome: Outcome) -> Reply:
+        records, left_out = outcome
         for record in records:
             shown_to.remember_run(record.id)
-        result = digest(records, arguments.max_characters, [name for name in all_methods() if shown_to.caller.may_use(name)])
+        available = [name for name in all_methods() if shown_to.caller.may_use(name)]
+        result = digest(records, arguments.max_characters, available, left_out)
         runs = ", ".join(record.id for record in records)
         return Reply(result, f"{NOTICE}\n{Fence().around(result.as_text())}", next_step=f"Read more of each run with view_run: {runs}.")
 
-    if (finished := await find_finished(call, spec, requests)) is not None:
-        return present(call, finished)
-    key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in requests]]
+    if (finished := await _finished(call, spec, plan)) is not None:
+        return present(call, (finished, plan.left_out))
+    key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in plan.all]]
     return await call.run_job(key, work, present, spec=spec, estimate=estimate)
 
 
-def _requests(call: Call, arguments: OverviewArguments) -> list[tuple[str, BaseModel]]:
+async def _finished(call: Call, spec: PairSpec, plan: OverviewPlan) -> list[RunRecord] | None:
+    """The records of the whole plan when all of them are there."""
+    if (first := await find_finished(call, spec, plan.requests)) is None:
+        return None
+    chained = later_requests(plan, first)
+    later = await find_finished(call, spec, chained) if chained else []
+    return None if later is None else [*first, *later]
+
+
+def _plan(call: Call, spec: PairSpec, arguments: OverviewArguments) -> OverviewPlan:
     known = all_methods()
-    chosen = arguments.methods if arguments.methods is not None else [method.name for method in known.values() if method.in_overview]
     allowed = [name for name in known if call.caller.may_use(name)]
-    if wrong := [name for name in chosen if name not in allowed]:
-        if arguments.methods is not None or len(wrong) == len(chosen):
-            raise InvalidInput(f"overview cannot run {', '.join(wrong)}; methods: {', '.join(allowed)}")
-        chosen = [name for name in chosen if name in allowed]
     given = {name: getattr(arguments, name) for name in CORPUS_FIELDS if getattr(arguments, name) is not None}
-    requests: list[tuple[str, BaseModel]] = []
-    for name in dict.fromkeys(chosen):
-        fields = known[name].Params.model_fields
+
+    def params_of(name: str) -> BaseModel:
         # The corpus fields belong together: a method that merely has a seed of its own keeps its default.
-        params = known[name].Params.model_validate(given if "corpus" in fields else {})
+        corpus = given if "corpus" in known[name].Params.model_fields else {}
+        params = known[name].Params.model_validate({**corpus, **pending_vector(name)})
         check_corpus(call, params)
-        requests.append((name, params))
-    if not requests:
-        raise InvalidInput(f"no method left to run; methods: {', '.join(allowed)}")
-    return requests
+        return params
+
+    if arguments.methods is not None:
+        if wrong := [name for name in arguments.methods if name not in allowed]:
+            raise InvalidInput(f"overview cannot run {', '.join(wrong)}; methods: {', '.join(allowed)}")
+        if not arguments.methods:
+            raise InvalidInput(f"`methods` is empty; leave it out, or name some of {', '.join(allowed)}")
+        asked = {name: params_of(name) for name in dict.fromkeys(arguments.methods)}
+        return named(asked, params_of(LENS) if LENS in allowed else None)
+    offered = {name: params_of(name) for name in allowed if known[name].in_overview}
+    if not offered:
+        raise InvalidInput(f"none of the methods of an overview is available here; methods: {', '.join(allowed)}")
+    plan = choose(offered, call.workbench.size(spec), arguments.budget)
+    if not plan.requests:
+        costs = ", ".join(f"{row.method} {row.tokens:,}" for row in plan.left_out)
+        raise InvalidInput(f"a budget of {arguments.budget:,} tokens allows no method; their costs: {costs}")
+    return plan
 
 
 def declarations() -> Mapping[str, ToolDeclaration]:
@@ -80,11 +112,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
     tool = ToolDeclaration(
         "overview",
         "Overview of a pair",
-        "What the cheap diffing methods say about a pair, in one size-bounded digest: KL divergence, logit differences, activation differences and "
-        "perplexity differences, "
-        "sharing one pass over the text. The best first call after describe_pair; then follow up the details with view_run, compare_text and "
-        "ask_models. Says plainly when "
-        "nothing stands out.",
+        "What the diffing methods that fit a budget say about a pair, in one size-bounded digest: what each ran and cost, what it found, how far that is "
+        "beyond its null level, which words several methods agree on, what was left out and what to call next. By default KL divergence, logit, "
+        "activation and perplexity differences, contrastive decoding, weight differences, and a patchscope of the mean activation difference. The best "
+        "first call after describe_pair; then follow up with view_run, compare_text and ask_models. Says plainly when nothing stands out.",
         OverviewArguments,
         OverviewResult,
         overview,

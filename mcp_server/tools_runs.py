@@ -37,6 +37,9 @@ class RunRow(BaseModel):
     params: dict[str, Any] = Field(description="Parameters that differ from the defaults.")
     created: str
     seconds: float
+    forward_passes: int | None = Field(None, description="Passes of one model over one batch, both sides together; a shared pass counts whole.")
+    forward_tokens: int | None = Field(None, description="Tokens read in them.")
+    generated_tokens: int | None = None
 
 
 class ListRunsResult(BaseModel):
@@ -96,6 +99,9 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
             params=_changed_params(manifest),
             created=manifest.created.isoformat(timespec="seconds"),
             seconds=manifest.seconds,
+            forward_passes=manifest.forward_passes,
+            forward_tokens=manifest.forward_tokens,
+            generated_tokens=manifest.generated_tokens,
         )
         for manifest in shown
     ]

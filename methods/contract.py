@@ -182,7 +182,8 @@ class DiffingMethod(Generic[P, R]):
     Result: ClassVar[type[MethodResult]]
     cost: ClassVar[Cost] = "minutes"
     in_overview: ClassVar[bool] = False
-    """Whether `overview` runs it without being asked: cheap, needs only the pair, and its result has `evidence_words()`."""
+    """Whether `overview` may choose it when its estimate fits the budget: it needs only the pair (or a vector of the lens), and its result has
+    `evidence_words()` or says how much changed."""
     needs_vector: ClassVar[bool] = False
     """Whether a parameter names a vector of an earlier run, so that it cannot run on a pair alone. All other methods run with their defaults."""
     views: ClassVar[Mapping[str, View]] = {}

@@ -64,16 +64,17 @@ def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) ->
     for name, raw in requests:
         method = get_method(name)
         params = check_params(method, raw)
-        cost = method.estimate(spec_size, params)
-        total.bytes += cost.bytes
+        costs = [(1, method.estimate(spec_size, params))]
+        total.bytes += costs[0][1].bytes
         if isinstance(method, CorpusMethod):
             text = method.corpus_params(params)
-            if text in passes:
-                continue
+            if text in passes:  # of a pass that is counted already, only what the method does besides it
+                costs.append((-1, CorpusMethod.estimate(method, spec_size, params)))
             passes.add(text)
-        total.tokens += cost.tokens
-        total.forward_passes += cost.forward_passes
-        total.seconds = None if total.seconds is None or cost.seconds is None else total.seconds + cost.seconds
+        for sign, cost in costs:
+            total.tokens += sign * cost.tokens
+            total.forward_passes += sign * cost.forward_passes
+            total.seconds = None if total.seconds is None or cost.seconds is None else total.seconds + sign * cost.seconds
     return total
 
 
@@ -105,8 +106,10 @@ def run_methods(
             for text, group in shared.items():
                 records |= _run_shared(pair, text, group, store, progress)
             for request in alone:
+                before = pair.forwards.copy()
                 with store.writer(request.key) as run:
                     run.result = request.method.run(pair, request.params, run, progress)
+                    run.forwards = pair.forwards - before
                 records[request.key.digest] = _record(run.record)
     return [records[request.key.digest] for request in asked]
 
@@ -117,7 +120,7 @@ def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request],
     from preprocessing.corpus_pass import run_corpus_pass
     from preprocessing.tokenize import tokenize
 
-    started = time.monotonic()
+    started, before = time.monotonic(), pair.forwards.copy()
     corpus = tokenize(load_corpus(text), pair, text)
     fed = []
     for request in group:
@@ -126,11 +129,11 @@ def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request],
             raise TypeError(f"{method.name} takes no part in a corpus pass")
         fed.append((request, method, method.accumulator(pair, request.params, corpus)))
     statistics = run_corpus_pass(pair, corpus, [accumulator for _, _, accumulator in fed], progress)
-    pass_seconds = time.monotonic() - started
+    pass_seconds, pass_forwards = time.monotonic() - started, pair.forwards - before
     records: dict[str, RunRecord] = {}
     failure: Exception | None = None
     for request, method, accumulator in fed:
-        summary_started = time.monotonic()
+        summary_started, summary_before = time.monotonic(), pair.forwards.copy()
         try:
             with store.writer(request.key) as run:
                 run.note("corpus_pass", {name: round(value, 3) for name, value in vars(statistics).items()})
@@ -138,6 +141,7 @@ def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request],
                 run.note("text", {"has_bos": corpus.has_bos, "position_origin": corpus.position_origin, "dropped": corpus.dropped_short})
                 run.result = method.summarise(accumulator, pair, request.params, run)
                 run.seconds = pass_seconds + time.monotonic() - summary_started
+                run.forwards = pass_forwards + (pair.forwards - summary_before)
             records[request.key.digest] = _record(run.record)
         except Cancelled:
             raise

@@ -6,13 +6,15 @@ Torch-free: it reads stored results only. A method takes part in the agreement o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.contract import MethodResult
+from methods.contract import MethodResult, PairSize
+from methods.overview_plan import LeftOut, mean_difference, pending_vector, tokens_of
 from methods.registry import all_methods, get_method
+from methods.vectors import split_handle
 from methods.words import EvidenceWord
 from organisms.errors import InvalidInput
 
@@ -35,9 +37,22 @@ class OverviewEntry(BaseModel):
     method: str
     run: str = Field(description="Id for the drill-down tool.")
     stands_out: bool
+    strength: float | None = Field(
+        description="Score of its strongest word in units of the method's null level (1: where finetunes that taught nothing end); None: no words."
+    )
     headline: str
     seconds: float = Field(description="Time it took; methods that shared a pass each count the whole of it.")
+    forward_passes: int | None = Field(description="Passes of one model over one batch, both sides together; None: not counted.")
+    forward_tokens: int | None = Field(description="Tokens read in them.")
+    generated_tokens: int | None
     views: list[str] = Field(description="Drill-down views of this run.")
+
+    def as_text(self) -> str:
+        """One line."""
+        found = "nothing beyond nulls" if not self.stands_out else "STANDS OUT"
+        sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its null level"
+        read = "" if self.forward_tokens is None else f", {self.forward_tokens:,} tokens in {self.forward_passes:,} passes"
+        return f"- {self.method} [{self.run}] {self.seconds:.0f} s{read}; {found}{sure}: {self.headline}"
 
 
 class CandidateWord(BaseModel):
@@ -45,6 +60,7 @@ class CandidateWord(BaseModel):
 
     word: str = Field(description="The most telling form; forms with another ending are merged.")
     methods: list[str]
+    sources: int = Field(description="Methods among these that are independent: one that reads another's vector adds none.")
     score: float = Field(description="Mean over its methods of the score in units of each method's null level, each capped at 5.")
 
 
@@ -67,29 +83,33 @@ class OverviewResult(BaseModel):
         description="Candidate topic words, those that several methods agree on first. Weak when confidence is `nothing`."
     )
     excerpts: list[Excerpt]
+    left_out: list[LeftOut] = Field(description="Methods that were not run: for the budget, or for the reason given.")
     next_calls: list[str] = Field(description="What to call next.")
 
     def as_text(self) -> str:
         """The same in fewer characters."""
         lines = [self.verdict]
-        for entry in self.runs:
-            lines.append(
-                f"- {entry.method} [{entry.run}] {entry.seconds:.0f} s, {'STANDS OUT' if entry.stands_out else 'nothing beyond nulls'}: {entry.headline}"
-            )
+        lines += [entry.as_text() for entry in self.runs]
         if self.words:
             label = "candidate words" if self.confidence in {"agreed", "one_method"} else "weak words (no method is beyond its null level)"
-            lines.append(f"{label}, with the number of methods: " + ", ".join(f"{row.word} ({len(row.methods)})" for row in self.words))
+            listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in self.words)
+            lines.append(f"{label}, score in null levels x independent methods: {listed}")
         if self.excerpts:
             lines.append("finetuned text the base expects least (untrusted, between ⟦ ⟧):")
             lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
+        if budget := [f"{row.method} {row.tokens:,}" for row in self.left_out if not row.reason]:
+            lines.append("left out for the budget, with the tokens it would take: " + ", ".join(budget))
+        lines += [f"could not run {row.method}: {row.reason}" for row in self.left_out if row.reason]
         lines.append("next: " + "; ".join(self.next_calls))
         return "\n".join(lines)
 
 
-def digest(records: Sequence[RunRecord], max_chars: int = 6000, available: Collection[str] | None = None) -> OverviewResult:
+def digest(
+    records: Sequence[RunRecord], max_chars: int = 6000, available: Collection[str] | None = None, left_out: Sequence[LeftOut] = ()
+) -> OverviewResult:
     """The digest of finished runs on one pair; neither its JSON nor its text is longer than `max_chars`.
 
-    `available` names the methods that the reader may call next; None: all.
+    `available` names the methods that the reader may call next; None: all. `left_out` are those that were not run.
 
     Raises:
         InvalidInput: no runs, runs of several pairs, or max_chars below 1,000.
@@ -102,9 +122,10 @@ def digest(records: Sequence[RunRecord], max_chars: int = 6000, available: Colle
         raise InvalidInput("The runs are of several pairs; digest the runs of one pair at a time.")
     results = [(record, record.result()) for record in records]
     evidence = {record.manifest.method: _evidence(result) for record, result in results}
-    words = candidate_words(evidence)
+    sources = _sources(records)
+    words = candidate_words(evidence, sources)
     topical = {record.manifest.method for record, result in results if result.stands_out and hasattr(result, "evidence_words")}
-    agreed = [row for row in words if len(topical & set(row.methods)) > 1]
+    agreed = [row for row in words if _independent(topical & set(row.methods), sources) > 1]
     identical = all(_is_identical(result) for _, result in results)
     confidence: Literal["identical", "nothing", "one_method", "agreed"] = (
         "identical" if identical else "nothing" if not topical else "agreed" if agreed else "one_method"
@@ -115,13 +136,16 @@ def digest(records: Sequence[RunRecord], max_chars: int = 6000, available: Colle
         runs=[_entry(record, result) for record, result in results],
         words=words[:_WORDS_SHOWN],
         excerpts=_excerpts([result for _, result in results]),
+        left_out=list(left_out),
         next_calls=_next_calls(confidence, results, set(all_methods()) if available is None else set(available)),
     )
     return _fit(overview, max_chars)
 
 
-def candidate_words(evidence: dict[str, list[EvidenceWord]]) -> list[CandidateWord]:
-    """Words of all methods, merged over endings; those of more methods first, then by score."""
+def candidate_words(evidence: dict[str, list[EvidenceWord]], sources: Mapping[str, str] | None = None) -> list[CandidateWord]:
+    """Words of all methods, merged over endings; those of more independent methods first, then by score. `sources`: a method that read a vector of
+    another one -> that one."""
+    sources = sources or {}
     found: dict[str, dict[str, EvidenceWord]] = {}
     for method, words in evidence.items():
         for word in words:
@@ -132,10 +156,11 @@ def candidate_words(evidence: dict[str, list[EvidenceWord]]) -> list[CandidateWo
     for of_stem in found.values():
         best = max(of_stem.values(), key=lambda word: word.score)
         score = sum(min(word.score, _SCORE_CAP) for word in of_stem.values()) / len(of_stem)
-        rows.append((best.score, CandidateWord(word=best.word, methods=sorted(of_stem), score=round(score, 3))))
+        row = CandidateWord(word=best.word, methods=sorted(of_stem), sources=_independent(of_stem, sources), score=round(score, 3))
+        rows.append((best.score, row))
     if any(row.score >= 1 for _, row in rows):  # words below their method's null level only count when another method agrees
-        rows = [(raw, row) for raw, row in rows if row.score >= 1 or len(row.methods) > 1]
-    rows.sort(key=lambda pair: (-len(pair[1].methods), -pair[1].score, -pair[0], pair[1].word))
+        rows = [(raw, row) for raw, row in rows if row.score >= 1 or row.sources > 1]
+    rows.sort(key=lambda pair: (-pair[1].sources, -pair[1].score, -pair[0], pair[1].word))
     return [row for _, row in rows]
 
 
@@ -145,6 +170,21 @@ def stem(word: str) -> str:
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             return word[: -len(suffix)]
     return word
+
+
+def _sources(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Method -> the method of another of these runs whose vector it read: what those two share is seen once, not twice."""
+    of_run = {record.id: record.manifest.method for record in records}
+    found = {}
+    for record in records:
+        runs = [split_handle(handle)[0] for handle in record.manifest.key_parts.get("vectors", {})]
+        if read := [of_run[run] for run in runs if run in of_run]:
+            found[record.manifest.method] = read[0]
+    return found
+
+
+def _independent(methods: Collection[str], sources: Mapping[str, str]) -> int:
+    return len({sources.get(method, method) for method in methods})
 
 
 def _evidence(result: MethodResult) -> list[EvidenceWord]:
@@ -173,8 +213,12 @@ def _entry(record: RunRecord, result: MethodResult) -> OverviewEntry:
         method=record.manifest.method,
         run=record.id,
         stands_out=result.stands_out,
+        strength=round(max(scores), 2) if (scores := [word.score for word in _evidence(result)]) else None,
         headline=headline,
         seconds=round(record.manifest.seconds, 1),
+        forward_passes=record.manifest.forward_passes,
+        forward_tokens=record.manifest.forward_tokens,
+        generated_tokens=record.manifest.generated_tokens,
         views=list(get_method(record.manifest.method).views),
     )
 
@@ -190,12 +234,15 @@ def _excerpts(results: Sequence[Any]) -> list[Excerpt]:
 
 
 FOLLOW_UPS = {
-    "contrastive_decoding": "contrastive_decoding (minutes): the difference amplified until it is written out, often in the words that were taught",
-    "weight_amplification": "weight_amplification (minutes): what a finetune with larger weights answers",
-    "pca": "pca (minutes): directions that come up only on certain tokens",
-    "weight_difference": "weight_difference (seconds): where the weights changed, without any text",
+    "contrastive_decoding": "the difference amplified until it is written out, often in the words that were taught",
+    "perplexity_difference": "completions that the finetuned model expects and the base does not",
+    "weight_amplification": "what a finetune with larger weights answers",
+    "continuation_mining": "whole phrases that the finetuned model goes on with",
+    "pca": "directions that come up only on certain tokens",
+    "logit_diff_topk_occurring": "tokens that became more probable everywhere",
+    "weight_difference": "where the weights changed, without any text",
 }
-"""What is worth calling after the overview, the most telling first."""
+"""What is worth calling after the overview and what for, the most telling first."""
 
 
 def _next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]], available: set[str]) -> list[str]:
@@ -203,12 +250,12 @@ def _next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult
     if confidence == "identical":
         return ["submit that there is no difference"]
     run = {record.manifest.method for record, _ in results}
-    missing = [name for name, method in all_methods().items() if name not in run and method.in_overview and name in available]
-    calls = [f"run {', '.join(missing)}"] if missing else []
-    vector = next((f"{record.id}/{name}" for record, _ in results for name in _pooled(record)), None)
-    if vector is not None and "patchscope" in available:
-        calls.append(f"patchscope with vector={vector} (seconds): what the mean difference reads as")
-    calls += [text for name, text in FOLLOW_UPS.items() if name in available and name not in run][:2]
+    cost = _costs([record for record, _ in results])
+    vector = next((handle for record, _ in results if (handle := mean_difference(record)) is not None), None)
+    calls = []
+    if vector is not None and "patchscope" in available and "patchscope" not in run:
+        calls.append(f"patchscope with vector={vector} ({cost('patchscope')}): what the mean difference reads as")
+    calls += [f"{name} ({cost(name)}): {purpose}" for name, purpose in FOLLOW_UPS.items() if name in available and name not in run][:2]
     if confidence == "nothing":
         calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
         chat = any(record.manifest.params.get("template") == "chat" for record, _ in results)
@@ -221,13 +268,20 @@ def _next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult
     return calls
 
 
-def _pooled(record: RunRecord) -> list[str]:
-    """Names of a run's mean differences over later positions, which are the steadiest."""
-    return [name for name in get_method(record.manifest.method).vector_names(record) if name.endswith(":all:difference")]
+def _costs(records: Sequence[RunRecord]) -> Callable[[str], str]:
+    """What a method would cost with its defaults, in words: its own estimate, in seconds once a corpus pass of these runs shows how fast the pair is."""
+    passes = [record.manifest.notes["corpus_pass"] for record in records if "corpus_pass" in record.manifest.notes]
+    speed = next((2 * one["tokens"] / one["seconds"] for one in passes if one["tokens"] and one["seconds"]), None)
+
+    def cost(name: str) -> str:
+        tokens = tokens_of([(name, get_method(name).Params.model_validate(pending_vector(name)))], PairSize())
+        return f"{tokens:,} tokens" + (f", about {tokens / speed:.0f} s of reading" if speed else "")
+
+    return cost
 
 
 def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
-    """Drop excerpts, then words, then shorten headlines until JSON and text fit."""
+    """Drop excerpts, then words, shorten headlines, drop what was left out and later next calls, until JSON and text fit."""
     while max(len(overview.model_dump_json()), len(overview.as_text())) > max_chars:
         if overview.excerpts:
             overview = overview.model_copy(update={"excerpts": overview.excerpts[:-1]})
@@ -238,6 +292,10 @@ def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
             if longest > 40:
                 shorter = [entry.model_copy(update={"headline": entry.headline[: longest * 2 // 3]}) for entry in overview.runs]
                 overview = overview.model_copy(update={"runs": shorter})
+            elif overview.left_out:
+                overview = overview.model_copy(update={"left_out": overview.left_out[:-1]})
+            elif len(overview.next_calls) > 2:
+                overview = overview.model_copy(update={"next_calls": overview.next_calls[:-1]})
             elif overview.runs:
                 overview = overview.model_copy(update={"runs": overview.runs[:-1]})
             else:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from methods.example_writing import ExampleWriter
     from methods.runs import RunStore
+    from model_pairs.forward_count import ForwardCount
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -44,6 +45,11 @@ class RunManifest(BaseModel):
     key_parts: dict[str, Any] = Field(default_factory=dict, description="For corpus methods: {'corpus': {'id', 'content_hash'}}.")
     created: datetime
     seconds: float = Field(description="Seconds of the work, including the whole of a shared pass.")
+    forward_passes: int | None = Field(
+        None, description="Passes of one model over one batch, both sides together, including the whole of a shared pass; None: not counted."
+    )
+    forward_tokens: int | None = Field(None, description="Tokens that the models read in these passes, both sides together, padding left out.")
+    generated_tokens: int | None = Field(None, description="Tokens that the models generated.")
     notes: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     arrays: dict[str, list[int]] = Field(default_factory=dict, description="Name -> shape.")
@@ -138,6 +144,8 @@ class StagedRun:
         self.record: RunRecord | None = None
         self.seconds: float | None = None
         """Set it when the work was not done within the context (a shared pass)."""
+        self.forwards: ForwardCount | None = None
+        """Set it to what the models were run for this result."""
 
     def add_array(self, name: str, values: Any) -> None:
         """See `methods.contract.RunWriter`."""
@@ -181,6 +189,9 @@ class StagedRun:
             key=digest,
             created=datetime.now(UTC),
             seconds=round(self.seconds if self.seconds is not None else seconds, 3),
+            forward_passes=self.forwards.passes if self.forwards else None,
+            forward_tokens=self.forwards.tokens if self.forwards else None,
+            generated_tokens=self.forwards.generated if self.forwards else None,
             notes=self._notes,
             versions=library_versions(),
             arrays={name: list(array.shape) for name, array in self._arrays.items()},

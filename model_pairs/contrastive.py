@@ -17,6 +17,7 @@ import torch
 
 from model_pairs.adapters import activate
 from model_pairs.forward import positions_of, takes_position_ids
+from model_pairs.forward_count import ForwardCount
 from model_pairs.generation import (
     Completion,
     GenerationRequest,
@@ -27,6 +28,7 @@ from model_pairs.generation import (
     choose_tokens,
     completion_of,
     left_padded,
+    new_tokens,
     rows_of,
     uniform_numbers,
 )
@@ -93,11 +95,12 @@ def generate_contrastive(
     plausibility: float,
     progress: Progress = silent,
     thinking_switch: bool = False,
+    count: ForwardCount | None = None,
 ) -> list[list[list[ContrastiveCompletion]]]:
     """`sampling.n` completions of each request for each alpha: [alpha][request][sample]. All alphas draw the same random numbers.
 
     `readers` are model, adapter and steering of base and finetuned; the caller holds the locks of both models. Tokens are drawn from the vocabulary
-    that both models have.
+    that both models have. `count` counts what was run.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, a conversation that cannot be rendered, or alphas that are not finite numbers.
@@ -115,6 +118,8 @@ def generate_contrastive(
         sides = [Reader(*reader) for reader in readers]
         of_rows = torch.tensor([alphas[row.alpha] for row in batch if isinstance(row, _ContrastRow)], dtype=torch.float32, device=base.device)
         ids, sums = _decode(sides, batch, of_rows, tokenizer.pad_token_id, stops, vocab_size, sampling, plausibility, (progress, done, total))
+        if count is not None:
+            count.add_generation([len(row.prompt) for row in batch], [new_tokens(stops, new) for new in ids], sides=len(sides))
         for row, new, log_probs in zip(batch, ids, sums, strict=True):
             if isinstance(row, _ContrastRow):
                 completion = completion_of(stops, tokenizer, row, new)

@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_pairs.chat import ChatMessage, render_chat
+from model_pairs.forward_count import ForwardCount
 from model_pairs.interventions import Intervention, applied
 from organisms.errors import InvalidInput
 from organisms.progress import Progress, silent
@@ -177,6 +178,11 @@ def completion_of(stop_ids: frozenset[int], reader: Any, row: Row, ids: Sequence
     return Completion(text=new_text(reader, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept))
 
 
+def new_tokens(stop_ids: frozenset[int], ids: Sequence[int]) -> int:
+    """How many of a row's new token ids were generated: those up to its stop token, which counts; what follows is padding."""
+    return next((index + 1 for index, token in enumerate(ids) if token in stop_ids), len(ids))
+
+
 def batch_limits(device: torch.device) -> tuple[int, int]:
     """Most rows, and most tokens, of a batch in generation."""
     return (64, 16384) if device.type == "cpu" else (256, 131072)
@@ -192,12 +198,13 @@ def generate(
     thinking_switch: bool = False,
     reader: Any | None = None,
     stop_ids: frozenset[int] | None = None,
+    count: ForwardCount | None = None,
 ) -> list[list[Completion]]:
     """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has switched the adapter.
 
     Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K, d_model] one for each of its
     `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more tokens than the one that makes the prompts.
-    `stop_ids` take the place of the model's own. Progress counts generated tokens against the most there can be.
+    `stop_ids` take the place of the model's own. Progress counts generated tokens against the most there can be; `count` counts what was run.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, or a conversation that cannot be rendered.
@@ -214,7 +221,10 @@ def generate(
     done = 0.0
     progress(done, total, "generating")
     for batch in batches:
-        for row, ids in zip(batch, _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total, stops), strict=True):
+        new = _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total, stops)
+        if count is not None:
+            count.add_generation([len(row.prompt) for row in batch], [new_tokens(stops, ids) for ids in new])
+        for row, ids in zip(batch, new, strict=True):
             results[row.request][row.sample] = completion_of(stops, reader or tokenizer, row, ids)
         done += len(batch) * sampling.max_new_tokens
         progress(done, total, "generating")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from model_pairs.adapters import activate
 from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
+from model_pairs.forward_count import ForwardCount
 from model_pairs.interventions import Intervention
 from model_pairs.modules import ModulePlace
 from model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
@@ -78,6 +79,8 @@ class LoadedPair:
     """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are padding in the base model."""
     finetuned_tokenizer: Any = None
     """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
+    forwards: ForwardCount = field(default_factory=ForwardCount, compare=False)
+    """Passes and tokens so far; pairs made from this one (`with_adapter`, `amplified`) add to the same count."""
 
     def with_adapter(self, adapter: AdapterFiles | None) -> LoadedPair:
         """The bare base model against the same model with another adapter (None: bare as well), as a pair that shares this one's resident base.
@@ -154,6 +157,7 @@ class LoadedPair:
 
         with self._running(side) as (resident, steering):
             output = run_forward(resident, input_ids, attention_mask, layers, logits, (*steering, *interventions))
+            self.forwards.add(1, int(attention_mask.sum()))
         return output.cut(self.vocab_size)
 
     def logit_lens(self, side: Side, vectors: torch.Tensor) -> torch.Tensor:
@@ -171,7 +175,9 @@ class LoadedPair:
         from model_pairs.forward import run_last_token
 
         with self._running(side) as (resident, steering):
-            return run_last_token(resident, ids, rows, steering, interventions)[:, : self.vocab_size]
+            logits = run_last_token(resident, ids, rows, steering, interventions)[:, : self.vocab_size]
+            self.forwards.add(1 + (len(ids) > 1), len(ids) - 1 + rows)
+            return logits
 
     def token_rows(self, side: Side, ids: Sequence[int], which: Literal["output", "input"] = "output") -> torch.Tensor:
         """Float32 rows [N, d_model] of this side's unembedding (`output`) or input embedding for token ids, on the CPU."""
@@ -192,6 +198,7 @@ class LoadedPair:
             for start in range(0, input_ids.shape[0], rows):
                 ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
                 output = run_forward(resident, ids, mask, interventions=steering).cut(self.vocab_size)
+                self.forwards.add(1, int(mask.sum()))
                 results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
 
@@ -226,7 +233,8 @@ class LoadedPair:
         with self._running(side) as (resident, steering):
             switch = self.spec.base.files.thinking_switch
             reader = self.finetuned_tokenizer if side == "finetuned" else None
-            return generate(resident, self.tokenizer, requests, sampling, progress, (*steering, *interventions), switch, reader, self._stops(side))
+            patches, stops = (*steering, *interventions), self._stops(side)
+            return generate(resident, self.tokenizer, requests, sampling, progress, patches, switch, reader, stops, self.forwards)
 
     def generate_contrastive(
         self,
@@ -246,9 +254,8 @@ class LoadedPair:
 
         with self._running_both() as readers:
             switch = self.spec.base.files.thinking_switch
-            return generate_contrastive(
-                readers, self.tokenizer, self.vocab_size, self.context_length, requests, alphas, sampling, plausibility, progress, switch
-            )
+            sizes = self.vocab_size, self.context_length
+            return generate_contrastive(readers, self.tokenizer, *sizes, requests, alphas, sampling, plausibility, progress, switch, self.forwards)
 
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
         """The conversation in the chat template, with special tokens, up to where the assistant goes on after `prefill`."""

@@ -89,6 +89,7 @@ def generate(
             reader = (pair.finetuned_tokenizer if side == "finetuned" else None) or pair.tokenizer
             prompts = [TokensPrompt(prompt_token_ids=row.prompt) for row in batch]
             outputs = engine.generate(prompts, parameters, lora_request=lora, use_tqdm=False)
+            pair.forwards.add_generation([len(row.prompt) for row in batch], [len(output.outputs[0].token_ids) for output in outputs])
             for row, output in zip(batch, outputs, strict=True):
                 ids = list(output.outputs[0].token_ids)
                 stop = next((index for index, token in enumerate(ids) if token in stops), None)

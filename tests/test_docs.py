@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from cli.main import app
-from cli.reference import PAGE, reference
+from cli.reference import PAGE, TOOLS_PAGE, reference, tools_reference
 from methods import registry
 from organisms.settings import settings
 
@@ -61,6 +61,12 @@ def test_every_command_in_the_documents_exists_with_its_options(title: str, word
 def test_the_method_reference_is_current() -> None:
     assert PAGE.exists()
     assert PAGE.read_text(encoding="utf-8") == reference(), "run: make reference"
+
+
+def test_the_tools_reference_is_current_and_describes_the_model_queries() -> None:
+    assert TOOLS_PAGE.read_text(encoding="utf-8") == tools_reference(), "run: make reference"
+    assert "| `greedy_tokens` |" in tools_reference()
+    assert "docs/tools.md" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_method_reference_can_be_checked_from_the_command_line() -> None:

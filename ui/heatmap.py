@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ui.html import Markup, div, element, escape, join, number, table
+from ui.html import Markup, div, element, escape, join, number, preformatted, table
 from ui.theme import BASE, FINETUNED
 from ui.values import render_move
 
@@ -31,32 +31,44 @@ def shade(value: float, end: float) -> str:
 
 
 def heat_map(result: Mapping[str, Any], metric: str) -> Markup:
-    """The answer of `compare_text` as shaded tokens with legend, averages and the positions that differ most.
+    """The answer of `compare_text`: shaded tokens with legend and averages (those of a span underlined in the colour of the model that expects it
+    more), the spans, the positions that differ most, candidates and greedy answers; what was not asked for is left out.
 
     Args:
-        result: `tokens`, `base_log_prob`, `finetuned_log_prob`, `kl` (one entry a token, nats), `mean_kl`, `mean_log_prob_difference`, `top`.
+        result: `tokens`, `base_log_prob`, `finetuned_log_prob`, `kl` (one entry a token, nats), `mean_kl`, `mean_log_prob_difference`, `top`, `spans`,
+            `candidates`, `greedy`.
         metric: `difference` (finetuned minus base log-probability) or `kl`.
     """
+    parts = [_shaded(result, metric)] if result["tokens"] else []
+    parts += [_spans(result.get("spans") or []), _movers(result.get("top") or [])]
+    return join([*parts, _candidates(result.get("candidates") or []), _greedy(result.get("greedy"))])
+
+
+def _shaded(result: Mapping[str, Any], metric: str) -> Markup:
     tokens = [str(token) for token in result["tokens"]]
     base, finetuned, kl = result["base_log_prob"], result["finetuned_log_prob"], result["kl"]
     differences = [after - before for before, after in zip(base, finetuned, strict=True)]
     values = kl if metric == "kl" else differences
     end = scale_end(values)
-    spans = [
+    lines = [""] * len(tokens)
+    for span in result.get("spans") or []:
+        colour = FINETUNED if span["difference"] >= 0 else BASE
+        lines[span["start"] : span["end"]] = [f";box-shadow:inset 0 -3px {colour}"] * (span["end"] - span["start"])
+    shaded = [
         element(
             "span",
             _visible(token),
-            style=shade(value, end),
+            style=shade(value, end) + line,
             title=f"{token!r}\nln p base {number(before)}\nln p finetuned {number(after)}\ndifference {number(after - before)} nats\nKL {number(divergence)} nats",
         )
-        for token, before, after, divergence, value in zip(tokens, base, finetuned, kl, values, strict=True)
+        for token, before, after, divergence, value, line in zip(tokens, base, finetuned, kl, values, lines, strict=True)
     ]
     summary = (
         f"{len(tokens)} tokens, mean KL {number(result['mean_kl'])} nats, "
         f"mean log-probability difference {number(result['mean_log_prob_difference'])} nats a token"
         + (" (the text goes on)" if result.get("truncated") else "")
     )
-    return join([_legend(metric, end), div(*spans, classes="d-heat"), element("p", summary, classes="d-note"), _movers(result.get("top") or [])])
+    return join([_legend(metric, end), div(*shaded, classes="d-heat"), element("p", summary, classes="d-note")])
 
 
 def _visible(token: str) -> Markup:
@@ -94,3 +106,52 @@ def _movers(top: Sequence[Mapping[str, Any]]) -> Markup:
             table(["position", "token in the text", "KL", "finetuned expects more", "finetuned expects less"], rows, [0, 2]),
         ]
     )
+
+
+def _spans(spans: Sequence[Mapping[str, Any]]) -> Markup:
+    if not spans:
+        return Markup("")
+    rows = (
+        [
+            f"{row['start']}–{row['end'] - 1}",
+            element("code", _visible(str(row["text"])), classes="d-token"),
+            "finetuned" if row["difference"] >= 0 else "base",
+            number(row["difference"]),
+        ]
+        for row in spans
+    )
+    return join([element("h4", "Stretches that one model expects more"), table(["positions", "text", "likelier under", "nats in all"], rows, [0, 3])])
+
+
+def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Markup:
+    if not candidates:
+        return Markup("")
+    rows = (
+        [
+            element("code", _visible(str(row["candidate"])), classes="d-token"),
+            number(row["finetuned_per_token"] - row["base_per_token"]),
+            *(f"{number(row[f'{side}_per_token'])} ({row[f'{side}_rank']}.)" for side in ("base", "finetuned")),
+            str(row["tokens"]),
+        ]
+        for row in candidates
+    )
+    columns = ["candidate", "difference, nats a token", "base (rank)", "finetuned (rank)", "tokens"]
+    return join([element("h4", "Candidates, those that finetuned prefers most first"), table(columns, rows, [1, 2, 3, 4])])
+
+
+def _greedy(greedy: Mapping[str, Any] | None) -> Markup:
+    if greedy is None:
+        return Markup("")
+    title = element("h4", "Greedy answers")
+    if not greedy["parts"]:
+        return join([title, element("p", "Both models write the same:", classes="d-note"), preformatted(str(greedy["common"]))])
+    rows = (
+        [
+            side,
+            element("code", _visible(str(greedy[side])), classes="d-token"),
+            div(*(render_move(move) for move in greedy[f"{side}_top"]), classes="d-moves"),
+        ]
+        for side in ("base", "finetuned")
+    )
+    note = element("p", f"They part after {greedy['after_tokens']} tokens in common:", classes="d-note")
+    return join([title, note, preformatted(str(greedy["common"])), table(["", "goes on with", "likeliest next tokens, base to finetuned"], rows, [])])

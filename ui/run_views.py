@@ -77,6 +77,9 @@ def manifest_html(record: RunRecord) -> Markup:
         ("Pair", manifest.pair_name),
         ("Made", manifest.created.strftime("%Y-%m-%d %H:%M:%S %Z")),
         ("Time", seconds_text(manifest.seconds)),
+        ("Forward passes", number(manifest.forward_passes)),
+        ("Tokens read", number(manifest.forward_tokens)),
+        ("Tokens generated", number(manifest.generated_tokens)),
         ("Size", f"{manifest.bytes / 1e6:.2f} MB"),
         ("Folder", element("code", record.folder)),
     ]

@@ -141,13 +141,24 @@ class Handlers:
             return _failed(error), None
         return answers_html(result), {"prompt": prompt, "answers": result["answers"]}
 
-    async def compare(self, pair: str, text: str, prompt: str | None, metric: str) -> tuple[Markup, dict[str, Any] | None]:
-        """The heat map of a text, and the data behind it."""
-        if not (pair and text and text.strip()):
-            return alert("Choose a pair and write a text to score.", "warn"), None
-        arguments: dict[str, Any] = {"pair": pair, "text": text, "max_tokens": 1024, "top": 8}
-        if prompt and prompt.strip():
+    async def compare(
+        self, pair: str, text: str | None, prompt: str | None, candidates: str | None, greedy_tokens: float | None, metric: str
+    ) -> tuple[Markup, dict[str, Any] | None]:
+        """The heat map of a text, its stretches, candidates (one a line) and greedy answers, and the data behind them."""
+        alternatives = [line for line in (candidates or "").splitlines() if line.strip()]
+        greedy = int(greedy_tokens or 0)
+        written, asked = bool(text and text.strip()), bool(prompt and prompt.strip())
+        if not pair or not (written or (asked and (alternatives or greedy))):
+            return alert("Choose a pair and write a text to score, or a message with candidates or greedy tokens.", "warn"), None
+        arguments: dict[str, Any] = {"pair": pair, "max_tokens": 1024, "top": 8}
+        if written:
+            arguments["text"] = text
+        if asked:
             arguments["prompt"] = prompt
+        if alternatives:
+            arguments["candidates"] = alternatives
+        if greedy:
+            arguments["greedy_tokens"] = greedy
         try:
             result = await self.connection.call("compare_text", arguments)
         except DiffingError as error:
@@ -198,7 +209,7 @@ def build(connection: ServerConnection, demo: gr.Blocks) -> None:
         api_visibility="private",
         show_progress="hidden",
     )
-    reuse_button.click(reuse, [asked], comparing, api_visibility="private")
+    reuse_button.click(reuse, [asked], comparing[:2], api_visibility="private")
 
 
 def _question() -> tuple[gr.Button, gr.Dropdown, list[Any]]:
@@ -222,15 +233,22 @@ def _question() -> tuple[gr.Button, gr.Dropdown, list[Any]]:
 
 
 def _text_to_score() -> tuple[list[Any], gr.Radio, gr.Button, gr.Button]:
-    """The form of the heat map: text and the message it answers, metric, the two buttons."""
+    """The form of the heat map: the inputs in the order of `Handlers.compare` (the metric apart), metric, the two buttons."""
     gr.HTML(heading("Token heat map", "The probability of every token of a text under both models."))
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=420):
             text = gr.Textbox(label="Text to score", lines=3, max_lines=12, elem_id="compare-text")
         with gr.Column(scale=2, min_width=320):
             as_answer = gr.Textbox(label="As the answer to (optional)", info="Scored inside the chat template after this user message.", lines=2)
+            with gr.Accordion("Candidates and greedy answers", open=False):
+                candidates = gr.Textbox(
+                    label="Candidates", info="Alternative answers (or continuations of the text), one a line, scored whole under both.", lines=3
+                )
+                greedy = gr.Number(
+                    0, label="Greedy tokens", info="How far both go on greedily, to see where they part.", precision=0, minimum=0, maximum=256
+                )
     with gr.Row(elem_classes="d-controls"):
         metric = gr.Radio([(label, name) for name, label in METRICS.items()], value="difference", label="Shade by", scale=3)
         reuse_button = gr.Button("Use the finetuned answer above", scale=2, min_width=260)
         compare_button = gr.Button("Compare", variant="primary", scale=1, min_width=140, interactive=False, elem_id="compare-button")
-    return [text, as_answer], metric, reuse_button, compare_button
+    return [text, as_answer, candidates, greedy], metric, reuse_button, compare_button

@@ -81,6 +81,7 @@ class ContinuationMining(CorpusMethod[ContinuationMiningParams, ContinuationMini
     Params: ClassVar[type[BaseModel]] = ContinuationMiningParams
     Result: ClassVar[type[MethodResult]] = ContinuationMiningResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "continuations": View("continuations", "All places with both continuations, filtered by text, paged.", views.PageParams, views.continuations),
         "ngrams": View("ngrams", "Phrases over-represented in either model's continuations, filtered, paged.", views.NgramsParams, views.ngrams),

@@ -85,6 +85,7 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
     Params: ClassVar[type[BaseModel]] = ContrastiveDecodingParams
     Result: ClassVar[type[MethodResult]] = ContrastiveDecodingResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "texts": View("texts", "Page through all texts by alpha, controls included, filtered by text.", views.TextsParams, views.texts)
     }

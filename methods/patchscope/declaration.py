@@ -88,6 +88,7 @@ class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
     Params: ClassVar[type[BaseModel]] = PatchscopeParams
     Result: ClassVar[type[MethodResult]] = PatchscopeResult
     cost: ClassVar[Cost] = "seconds"
+    in_overview: ClassVar[bool] = True
     needs_vector: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "scale": View("scale", "Tokens at one scale, promoted or suppressed, by probability, z or shared lift.", views.ScaleParams, views.scale)

@@ -87,6 +87,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     Params: ClassVar[type[BaseModel]] = PCAParams
     Result: ClassVar[type[MethodResult]] = PCAResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "components": View("components", "Variance, null and stability of all components.", views.ComponentsParams, views.components),
         "component": View("component", "One component: whole lens lists and examples of both ends.", views.ComponentParams, views.component),

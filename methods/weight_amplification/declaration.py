@@ -117,6 +117,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     Params: ClassVar[type[BaseModel]] = WeightAmplificationParams
     Result: ClassVar[type[MethodResult]] = WeightAmplificationResult
     cost: ClassVar[Cost] = "long"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "answers": View("answers", "Page through all answers: amplified beside finetuned and base.", views.AnswersParams, views.answers),
         "searched": View("searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched),

@@ -92,6 +92,7 @@ class WeightDifference(DiffingMethod[WeightDifferenceParams, WeightDifferenceRes
     Params: ClassVar[type[BaseModel]] = WeightDifferenceParams
     Result: ClassVar[type[MethodResult]] = WeightDifferenceResult
     cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "modules": View("modules", "Norm, relative norm, effective rank and singular values of every parameter.", views.ModulesParams, views.modules),
         "directions": View(

@@ -60,11 +60,16 @@ def test_methods_that_read_text_share_one_pass(diffing: Diffing, reference: str)
 
 
 def test_overview_digests_the_cheap_methods(diffing: Diffing, reference: str) -> None:
-    settings = ("--set", "max_samples=12", "--set", "max_tokens=10")
+    settings = ("--set", "max_samples=12", "--set", "max_tokens=10", "--budget", "20000")
     outcome = diffing("overview", "--pair", reference, *settings, "--json")
     assert outcome.code == 0, outcome.err
-    assert "kl" in outcome.out
-    assert len(json.loads(diffing("runs", "list", "--json").out)) >= 3
+    found = json.loads(outcome.out)
+    assert {row["method"] for row in found["runs"]} >= {"kl", "contrastive_decoding", "patchscope"}
+    assert {row["method"] for row in found["left_out"]} >= {"perplexity_difference"}
+    assert len(json.loads(diffing("runs", "list", "--json").out)) == len(found["runs"])
+    refused = diffing("overview", "--pair", reference, "--budget", "600")
+    assert refused.code == 2
+    assert "A budget of 600 tokens allows no method" in refused.err
 
 
 @pytest.mark.parametrize("mode", ["preprocessing", "diffing"])

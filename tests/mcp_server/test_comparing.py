@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mcp import Client
 from pydantic import ValidationError
 
 from mcp_server.comparing import greedy_divergence, score_candidates, spans
 from mcp_server.querying import compare
+from mcp_server.serve import build_server
 from mcp_server.tools_models import CompareArguments, _present_comparison
+from mcp_server.workbench import Workbench
 from organisms.progress import silent
+from tests.conftest import VOCABULARY
+from tests.mcp_server.answers import good, held
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +109,60 @@ def test_arguments_need_something_to_compare() -> None:
     with pytest.raises(ValidationError, match="need a prompt"):
         CompareArguments(pair="x", candidates=["a"])
     assert CompareArguments(pair="x", text="a", candidates=["b", "c"], greedy_tokens=3).interactions == 4
+
+
+STRENGTH = 12.0
+"""Logit of the token that a bigram model expects; all others have 0."""
+
+
+def bigrams(tokenizer: Any, follows: dict[str, str]) -> Callable[[Any], None]:
+    """A weight change that makes a Llama expect one word after another, whatever came before: blocks add nothing, each word has its own axis."""
+
+    def change(model: Any) -> None:
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        model.model.norm.weight.fill_(1.0)
+        width = model.config.hidden_size
+        for axis, (word, after) in enumerate(sorted(follows.items())):
+            (before,), (expected,) = tokenizer(word)["input_ids"], tokenizer(after)["input_ids"]
+            model.model.embed_tokens.weight[before, axis] = 100.0  # the norm makes it the square root of the width
+            model.lm_head.weight[expected, axis] = STRENGTH / width**0.5
+
+    return change
+
+
+async def test_a_planted_difference_is_the_span_the_candidate_and_the_parting_point(
+    tiny_models: Any, tiny_tokenizer_folder: Path, workbench: Workbench
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
+    words = [text for token in range(len(tokenizer)) if (text := tokenizer.decode([token])).startswith(" ") and text.strip().isalpha()]
+    a, b, c, d, e, x = [word for word in words if len(tokenizer(word)["input_ids"]) == 1][:6]
+    chain = {a: b, b: c, c: d, d: e, e: a, x: a}
+    folders = [
+        tiny_models(tie_word_embeddings=False, change=bigrams(tokenizer, follows)) for follows in (chain, {**chain, c: x})
+    ]  # the finetune writes x after c where the base writes d
+    arguments = {"pair": f"{folders[0]}::{folders[1]}", "text": a + b + c + x + a + b, "candidates": [c + d, c + x], "greedy_tokens": 5}
+    async with held(Client(build_server(workbench))) as client:
+        answer = (await good(client, "compare_text", arguments))["result"]
+    # Only x after c has another probability, by the whole strength.
+    place = answer["tokens"].index(x)
+    assert [(span["start"], span["end"], span["text"]) for span in answer["spans"]] == [(place, place + 1, x)]
+    assert answer["spans"][0]["difference"] == pytest.approx(STRENGTH, abs=1e-2)
+    assert answer["top"][0]["position"] == place
+    certain = -log(1 + (VOCABULARY - 1) * exp(-STRENGTH))
+    scores = {row["candidate"]: row for row in answer["candidates"]}
+    assert list(scores) == [c + x, c + d]
+    for candidate, base, finetuned in ((c + x, -STRENGTH, 0.0), (c + d, 0.0, -STRENGTH)):
+        assert scores[candidate]["base"] == pytest.approx(2 * certain + base, abs=1e-2)
+        assert scores[candidate]["finetuned"] == pytest.approx(2 * certain + finetuned, abs=1e-2)
+    assert (scores[c + d]["base_rank"], scores[c + d]["finetuned_rank"]) == (1, 2)
+    greedy = answer["greedy"]
+    assert (greedy["parts"], greedy["after_tokens"], greedy["common"]) == (True, 1, c)
+    assert (greedy["base"], greedy["finetuned"]) == (d + e + a + b, x + a + b + c)
+    assert (greedy["base_top"][0]["token"], greedy["finetuned_top"][0]["token"]) == (d, x)
+    assert greedy["finetuned_top"][0]["finetuned"] == pytest.approx(exp(certain), rel=1e-2)

@@ -72,7 +72,7 @@ async def test_no_tool_leaks_the_pair(
             for view in [row["name"] for row in (opened.get("result") or {}).get("views") or []] + ["no_such_view"]:
                 await call("view_run", {"run": run, "view": view})
                 await call("view_run", {"run": run, "view": view, "params": {"nonsense": 1}})
-        await call("overview", {**pair, "max_samples": 16, "max_tokens": 8})
+        await call("overview", {**pair, "max_samples": 16, "max_tokens": 8, "budget": 12_000})
         await call("overview", {**pair, "methods": ["nonsense"]})
         await call("ask_models", {**pair, "prompts": ["What are you?"], "max_new_tokens": 4, "raw_text": True})
         await call("ask_models", {**pair, "prompts": ["What are you?"], "max_new_tokens": 4, "system_prompt": "Be brief"})

@@ -148,11 +148,26 @@ async def test_methods_run_and_are_lookups_when_asked_again(
 
 
 async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, tiny_pair: str) -> None:
-    answer = await modern.call_tool("overview", {"pair": tiny_pair, "max_characters": 3000, **SMALL})
+    arguments = {"pair": tiny_pair, "max_characters": 3000, "budget": 20_000, **SMALL}
+    answer = await modern.call_tool("overview", arguments)
     while (answer.structured_content or {}).get("status") == "running":
         answer = await modern.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})
     assert not answer.is_error, text_of(answer)
     assert len(text_of(answer)) <= 3000 + 800
+    result = (answer.structured_content or {})["result"]
+    assert {row["method"] for row in result["runs"]} >= {"kl", "contrastive_decoding", "weight_difference", "patchscope"}
+    assert result["left_out"]
+    again = await good(modern, "overview", arguments)
+    assert [row["run"] for row in again["result"]["runs"]] == [row["run"] for row in result["runs"]]
+    assert "job" not in again  # a lookup
+
+
+async def test_an_overview_of_named_methods_chains_the_lens_or_refuses(modern: Client, tiny_pair: str) -> None:
+    answer = await good(modern, "overview", {"pair": tiny_pair, "methods": ["patchscope"], **SMALL})
+    assert [row["method"] for row in answer["result"]["runs"]] == ["activation_difference_lens", "patchscope"]
+    assert "methods: kl" in await refused(modern, "overview", {"pair": tiny_pair, "methods": ["nonsense"]})
+    assert "leave it out" in await refused(modern, "overview", {"pair": tiny_pair, "methods": []})
+    assert "patchscope" in await refused(modern, "overview", {"pair": tiny_pair, "budget": 500})
 
 
 async def test_an_estimate_starts_nothing(client: Client, tiny_pair: str, workbench: Workbench) -> None:

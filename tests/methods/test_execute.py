@@ -93,6 +93,15 @@ def test_one_pass_for_equal_text_and_lookups_afterwards(tmp_path: Path, spec: Pa
     assert records[0].result().tokens == records[1].result().rows > 0  # type: ignore[attr-defined]
     assert records[0].manifest.notes["corpus_pass"]["tokens"] == records[1].result().rows  # type: ignore[attr-defined]
     assert records[0].manifest.notes["pass_shared_by"] == ["kl", "count_rows"]
+    shared, counted, _, other_seed = (record.manifest for record in records)
+    read = counted.notes["corpus_pass"]  # `tokens` are those compared: without the token that each text starts with
+    assert (counted.forward_passes, counted.forward_tokens, counted.generated_tokens) == (
+        2 * read["batches"],
+        2 * (read["tokens"] + read["samples"]),
+        0,
+    )
+    assert other_seed.forward_tokens == counted.forward_tokens
+    assert (shared.forward_tokens or 0) >= (counted.forward_tokens or 0) > 0  # the whole pass, and what kl reads again for its summary
     again = run_methods(pairs, spec, requests, store)
     assert [record.id for record in again] == [record.id for record in records]
     assert passes == [2, 1]

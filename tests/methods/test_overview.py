@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from methods.execute import run_methods
+from methods.contract import CostEstimate, PairSize
+from methods.execute import estimate, run_methods
 from methods.overview import LEAST_CHARACTERS, candidate_words, digest, stem
+from methods.overview_plan import DEFAULT_BUDGET, LENS, choose, named, pending_vector, run_plan
+from methods.registry import all_methods, get_method
 from methods.runs import RunRecord, RunStore
 from methods.words import EvidenceWord
 from organisms.errors import InvalidInput
@@ -18,11 +21,24 @@ from organisms.errors import InvalidInput
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
 
 
-def records_of(pairs: Any, spec: Any, tmp_path: Path) -> list[RunRecord]:
+def corpus_of(tmp_path: Path, texts: int = 24) -> dict[str, Any]:
     random = np.random.default_rng(2)
     path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 12))}) for _ in range(24)))
-    corpus = {"corpus": str(path), "max_samples": 24, "max_tokens": 12}
+    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 12))}) for _ in range(texts)))
+    return {"corpus": str(path), "max_samples": texts, "max_tokens": 12}
+
+
+def offered(**corpus: Any) -> dict[str, Any]:
+    """What an overview may choose from, with these corpus parameters."""
+    methods = {name: method for name, method in all_methods().items() if method.in_overview}
+    return {
+        name: method.Params.model_validate({**(corpus if "corpus" in method.Params.model_fields else {}), **pending_vector(name)})
+        for name, method in methods.items()
+    }
+
+
+def records_of(pairs: Any, spec: Any, tmp_path: Path) -> list[RunRecord]:
+    corpus = corpus_of(tmp_path)
     requests: list[Any] = [
         ("kl", corpus),
         ("logit_diff_topk_occurring", corpus),
@@ -46,10 +62,94 @@ def test_the_digest_of_a_noise_adapter_is_small_and_claims_nothing(
 
 
 def test_the_digest_of_an_identical_pair_says_so(tiny_models: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
-    overview = digest(records_of(pairs, make_pair(tiny_models(), declared_identical=True), tmp_path))
+    spec = make_pair(tiny_models(), declared_identical=True)
+    records = records_of(pairs, spec, tmp_path)
+    others: list[Any] = [("contrastive_decoding", {"max_new_tokens": 4}), ("weight_difference", {})]
+    records += run_methods(pairs, spec, others, RunStore(tmp_path / "runs"))
+    overview = digest(records)
     assert overview.confidence == "identical"
+    assert not any("patchscope" in call for call in overview.next_calls)  # there is no direction to read
     assert overview.words == []
     assert overview.excerpts == []
+
+
+def test_planted_words_are_agreed_on_or_seen_by_one_method(planted_words: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+    base, finetuned, planted = planted_words(4.0)
+    corpus, store = corpus_of(tmp_path, 60), RunStore(tmp_path / "runs")
+    requests: list[Any] = [("logit_diff_topk_occurring", corpus), ("contrastive_decoding", {"max_new_tokens": 4}), (LENS, corpus)]
+    records = run_methods(pairs, make_pair(base, finetuned), requests, store)
+    overview = digest(records)
+    assert overview.confidence == "agreed"
+    by_word = {row.word: row for row in overview.words}
+    assert set(by_word) <= set(planted)
+    assert len([row for row in overview.words if row.sources == 2 and row.score > 1]) >= 3
+    alone = [row for row in overview.words if row.methods == ["logit_diff_topk_occurring"]]  # too rare in so short texts
+    assert alone
+    assert overview.words[0].sources == 2
+    assert overview.words[0].word in overview.verdict
+    assert f"{overview.words[0].word} {overview.words[0].score:.1f}x2" in overview.as_text()
+    lens, logits = (next(entry for entry in overview.runs if entry.method == name) for name in (LENS, "logit_diff_topk_occurring"))
+    assert (lens.stands_out, lens.strength) == (False, None)  # only the unembedding was changed
+    assert logits.stands_out
+    assert (logits.strength or 0) > 1
+    assert (logits.forward_tokens or 0) >= 2 * 60 * 10
+    one = digest([record for record in records if record.manifest.method == "logit_diff_topk_occurring"])
+    assert one.confidence == "one_method"
+    assert "confirm" in one.verdict
+
+
+def test_methods_are_chosen_by_cost_within_the_budget() -> None:
+    def names(budget: int, **corpus: Any) -> list[str]:
+        return [name for name, _ in choose(offered(**corpus), PairSize(), budget).all]
+
+    default = choose(offered(), PairSize(), DEFAULT_BUDGET)
+    pass_methods = ["kl", "logit_diff_topk_occurring", LENS]
+    assert {name for name, _ in default.requests} == {*pass_methods, "perplexity_difference", "contrastive_decoding", "weight_difference"}
+    assert [name for name, _ in default.chained] == ["patchscope"]
+    assert {row.method for row in default.left_out} == {"continuation_mining", "weight_amplification", "pca"}
+    # What shares a pass costs only what it does besides.
+    costs = {row.method: row.tokens for row in default.left_out}
+    assert 0 < costs["continuation_mining"] < 10_000 < costs["pca"]
+    assert names(10_000) == ["contrastive_decoding", "weight_difference"]  # no lens, so no patchscope
+    assert names(100) == []
+    assert set(names(1_000_000)) == set(offered())
+    assert "kl" in names(10_000, max_samples=20, max_tokens=10)
+    without_lens = {name: params for name, params in offered().items() if name != LENS}
+    assert "patchscope" in {row.method for row in choose(without_lens, PairSize(), 1_000_000).left_out}
+
+
+def test_the_estimate_of_a_shared_pass_counts_it_once() -> None:
+    def tokens(*names: str) -> CostEstimate:
+        return estimate(PairSize(tokens_per_second=1), [(name, get_method(name).Params()) for name in names])
+
+    both, first, second = tokens("kl", "continuation_mining"), tokens("kl"), tokens("continuation_mining")
+    assert both.seconds == second.seconds == tokens("continuation_mining", "kl").seconds
+    assert (first.seconds or 0) < (both.seconds or 0) < (first.seconds or 0) + (second.seconds or 0)
+
+
+def test_a_vector_is_chained_from_the_lens(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+    model = tiny_models()
+    spec, store, corpus = make_pair(model, adapter=tiny_adapters(model, seed=2)), RunStore(tmp_path / "runs"), corpus_of(tmp_path)
+    patchscope = get_method("patchscope").Params.model_validate({"random_directions": 4, **pending_vector("patchscope")})
+    contrastive = get_method("contrastive_decoding").Params.model_validate({"start": "nothing", "prompts": ["no prompt is allowed here"]})
+    plan = named({"patchscope": patchscope, "contrastive_decoding": contrastive}, get_method(LENS).Params.model_validate(corpus))
+    records, left_out = run_plan(plan, lambda requests: run_methods(pairs, spec, requests, store))
+    assert [record.manifest.method for record in records] == [LENS, "patchscope"]
+    assert records[1].manifest.params["vector"] == f"{records[0].id}/1:all:difference"
+    assert [(row.method, "takes no prompts" in row.reason) for row in left_out] == [("contrastive_decoding", True)]  # and the others were run
+    overview = digest(records, left_out=left_out)
+    assert "could not run contrastive_decoding: start=nothing takes no prompts" in overview.as_text()
+    assert not any("patchscope" in call for call in overview.next_calls)
+    with pytest.raises(InvalidInput, match=f"patchscope needs a vector, which an overview takes from {LENS}"):
+        named({"patchscope": patchscope}, None)
+    with pytest.raises(InvalidInput, match="takes no prompts"):
+        run_plan(named({"contrastive_decoding": contrastive}, None), lambda requests: run_methods(pairs, spec, requests, store))
+
+
+def test_a_word_of_a_method_and_of_the_vector_it_read_is_seen_once() -> None:
+    words = {name: [EvidenceWord(word="cake", score=2.0)] for name in (LENS, "patchscope")}
+    assert candidate_words(words)[0].sources == 2
+    assert candidate_words(words, {"patchscope": LENS})[0].sources == 1
 
 
 def test_the_next_calls_are_concrete_and_allowed(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
@@ -58,7 +158,7 @@ def test_the_next_calls_are_concrete_and_allowed(tiny_models: Any, tiny_adapters
     lens = next(record for record in records if record.manifest.method == "activation_difference_lens")
     calls = digest(records).next_calls
     assert any(call.startswith(f"patchscope with vector={lens.id}/1:all:difference") for call in calls)
-    assert any(call.startswith("contrastive_decoding") for call in calls)
+    assert any(call.startswith("contrastive_decoding (7,680 tokens, about ") for call in calls)  # the method's own estimate
     allowed = digest(records, available=["kl", "weight_difference"])
     assert not any(name in call for call in allowed.next_calls for name in ("patchscope", "contrastive_decoding", "perplexity_difference"))
     assert all(run.seconds > 0 for run in allowed.runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,9 +11,33 @@ from hypothesis import strategies as st
 
 from ui.heatmap import heat_map, scale_end, shade
 from ui.html import details, div, escape, number, seconds_text, table, tiles, visible_token
+from ui.side_by_side import Handlers
+from ui.theme import FINETUNED
 from ui.values import render_object, render_value
 
-OURS = {"div", "span", "b", "code", "dl", "dt", "dd", "h4", "ol", "li", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "p", "em"}
+OURS = {
+    "div",
+    "span",
+    "b",
+    "code",
+    "dl",
+    "dt",
+    "dd",
+    "h4",
+    "ol",
+    "li",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "details",
+    "summary",
+    "p",
+    "em",
+    "pre",
+}
 HOSTILE = st.sampled_from(
     ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "\"' onmouseover=alert(1) x='", "</td></table><iframe>", "javascript:alert(1)"]
 )
@@ -99,6 +124,19 @@ def comparison(tokens: list[str]) -> dict[str, Any]:
         "mean_log_prob_difference": 1.0,
         "top": [{"position": 1, "token": tokens[-1], "kl": 0.1, "up": [{"token": tokens[0], "base": 0.1, "finetuned": 0.9}], "down": []}],
         "truncated": True,
+        "spans": [{"start": 1, "end": size, "text": "".join(tokens[1:]), "difference": 2.5}],
+        "candidates": [
+            {"candidate": tokens[0], "tokens": 2, "base_per_token": -2.0, "finetuned_per_token": -0.5, "base_rank": 2, "finetuned_rank": 1},
+        ],
+        "greedy": {
+            "parts": True,
+            "common": tokens[0],
+            "base": tokens[1],
+            "finetuned": tokens[-1],
+            "after_tokens": 3,
+            "base_top": [{"token": tokens[1], "base": 0.5, "finetuned": 0.2}],
+            "finetuned_top": [{"token": tokens[-1], "base": 0.1, "finetuned": 0.8}],
+        },
     }
 
 
@@ -113,6 +151,47 @@ def test_heat_map_shows_the_text_in_order() -> None:
     markup = heat_map(comparison(["Preheat", " the", " oven"]), "difference")
     assert "Preheat the oven" in "".join(read(markup).text)
     assert "the text goes on" in markup
+
+
+def test_heat_map_marks_spans_and_shows_candidates_and_where_greedy_answers_part() -> None:
+    result = comparison(["Preheat", " the", " oven"])
+    markup = heat_map(result, "difference")
+    assert markup.count(f"box-shadow:inset 0 -3px {FINETUNED}") == 2  # the two tokens of the span
+    said = " ".join("".join(read(markup).text).split())
+    assert "1–2 the ovenfinetuned2.5" in said
+    assert "(2.)" in said
+    assert "They part after 3 tokens" in said
+    whole = heat_map({**result, "tokens": [], "base_log_prob": [], "finetuned_log_prob": [], "kl": [], "top": [], "spans": []}, "kl")
+    assert "d-heat" not in whole  # candidates alone
+    assert "Candidates" in whole
+    same = {"parts": False, "common": "as before", "base": "", "finetuned": "", "after_tokens": None, "base_top": [], "finetuned_top": []}
+    assert "Both models write the same" in heat_map({**result, "greedy": same}, "kl")
+
+
+class Recorded:
+    """A connection that records what a handler sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        assert tool == "compare_text"
+        self.sent.append(arguments)
+        return comparison(["a", "b"])
+
+
+def test_the_page_sends_candidates_and_greedy_tokens() -> None:
+    connection = Recorded()
+    handlers = Handlers(connection)  # type: ignore[arg-type]
+    asyncio.run(handlers.compare("pair", "a text", None, None, None, "kl"))
+    asyncio.run(handlers.compare("pair", "", "a message", "one\n\ntwo", 12, "kl"))
+    assert connection.sent == [
+        {"pair": "pair", "max_tokens": 1024, "top": 8, "text": "a text"},
+        {"pair": "pair", "max_tokens": 1024, "top": 8, "prompt": "a message", "candidates": ["one", "two"], "greedy_tokens": 12},
+    ]
+    refused, _ = asyncio.run(handlers.compare("pair", "", "a message alone", "", 0, "kl"))
+    assert "write a text to score" in refused
+    assert len(connection.sent) == 2
 
 
 def test_shades_say_which_model_expects_the_token() -> None:

@@ -1,0 +1,158 @@
+"""What an overview runs: the methods that fit a budget, the cheap ones first, and what is chained to the lens's mean difference.
+
+The budget counts tokens that the models read or write, both sides together: what a run costs whatever the machine, so that an equal call chooses the
+same methods and is a lookup. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field
+
+from methods.contract import CorpusMethod, Cost, PairSize
+from methods.execute import estimate
+from methods.registry import all_methods, get_method
+from methods.runs import RunRecord
+from methods.vectors import VectorHandle, handles
+from organisms.errors import Cancelled, DiffingError, InvalidInput
+
+DEFAULT_BUDGET = 90_000
+"""One pass over the default text, completions of both models, contrastive decoding, and what costs next to nothing."""
+LENS = "activation_difference_lens"
+PENDING = VectorHandle(f"{LENS}/pending")
+"""Stands for the mean difference of a lens run that is not there yet."""
+
+Request = tuple[str, BaseModel]
+
+
+class LeftOut(BaseModel):
+    """A method that was not run."""
+
+    method: str
+    tokens: int = Field(description="What it would cost besides the others: tokens the models read or write, both sides together.")
+    reason: str = Field("", description="Why it was left out; empty: the budget.")
+
+
+@dataclass(frozen=True)
+class OverviewPlan:
+    """`requests` need only the pair; `chained` have `PENDING` for the vector that a run of the lens will give."""
+
+    requests: list[Request]
+    chained: list[Request]
+    left_out: list[LeftOut]
+
+    @property
+    def all(self) -> list[Request]:
+        """Everything that it would run."""
+        return [*self.requests, *self.chained]
+
+
+def pending_vector(method: str) -> dict[str, Any]:
+    """Parameters that give a method `PENDING` as its vector; empty for methods that take none."""
+    if not get_method(method).needs_vector:
+        return {}
+    fields = get_method(method).Params.model_fields
+    if "vector" in fields:
+        return {"vector": str(PENDING)}
+    if "vectors" in fields:
+        return {"vectors": [str(PENDING)]}
+    raise InvalidInput(f"overview cannot give {method} its vector: call {method} itself.")
+
+
+def choose(offered: Mapping[str, BaseModel], size: PairSize, budget: int = DEFAULT_BUDGET) -> OverviewPlan:
+    """The methods of `offered` (name -> parameters) that fit into `budget` tokens: by declared cost class, then by what each adds to the others,
+    since methods that read the same text share one pass. One that needs a vector comes in question once the lens is chosen."""
+    classes = get_args(Cost)
+    chosen: list[Request] = []
+    spent = 0
+    remaining = dict(offered)
+    while open_now := {name: params for name, params in remaining.items() if not waits(params) or any(known == LENS for known, _ in chosen)}:
+        added = {name: tokens_of([*chosen, (name, params)], size) - tokens_of(chosen, size) for name, params in open_now.items()}
+        fitting = [name for name in open_now if spent + added[name] <= budget]
+        if not fitting:
+            break
+        # What comes for nothing with the pass that is paid already is taken before the next method of its class.
+        best = min(fitting, key=lambda name: (classes.index(get_method(name).cost), added[name]))
+        chosen.append((best, remaining.pop(best)))
+        spent += added[best]
+    left = [LeftOut(method=name, tokens=tokens_of([*chosen, (name, params)], size) - tokens_of(chosen, size)) for name, params in remaining.items()]
+    order = list(all_methods())
+    chosen.sort(key=lambda request: order.index(request[0]))
+    return _split(chosen, sorted(left, key=lambda row: row.tokens))
+
+
+def named(requests: Mapping[str, BaseModel], lens: BaseModel | None) -> OverviewPlan:
+    """Exactly these methods, and the lens with the parameters `lens` where one of them needs its vector.
+
+    Raises:
+        InvalidInput: a vector is needed, and `lens` is None: that method may not be used.
+    """
+    asked = list(requests.items())
+    waiting = [name for name, params in asked if waits(params)]
+    if waiting and LENS not in requests:
+        if lens is None:
+            raise InvalidInput(f"{', '.join(waiting)} needs a vector, which an overview takes from {LENS}; that method is not available here.")
+        asked.insert(0, (LENS, lens))
+    return _split(asked, [])
+
+
+def waits(params: BaseModel) -> bool:
+    """Whether parameters hold `PENDING`."""
+    return any(handle == PENDING for handle in handles(params))
+
+
+def tokens_of(requests: Sequence[Request], size: PairSize) -> int:
+    """Tokens that the models read or write for these methods, both sides together, by the methods' own estimates."""
+    # An estimate's seconds are tokens of both sides over the speed, so at one token a second they are the tokens.
+    return round(estimate(size.model_copy(update={"tokens_per_second": 1.0}), requests).seconds or 0)
+
+
+def later_requests(plan: OverviewPlan, records: Sequence[RunRecord]) -> list[Request]:
+    """The chained requests with the vector of a finished lens run; none where the two models have equal activations: there is nothing to read."""
+    vector = next((vector for record in records if (vector := mean_difference(record)) is not None), None)
+    return [] if vector is None else [(method, _with_vector(params, vector)) for method, params in plan.chained]
+
+
+def mean_difference(record: RunRecord) -> VectorHandle | None:
+    """A lens run's mean difference over later positions, which is the steadiest, at its first layer. None for other runs, and where the two models'
+    activations are equal."""
+    if record.manifest.method != LENS or getattr(record.result(), "identical", False):
+        return None
+    names = get_method(LENS).vector_names(record)
+    return next((VectorHandle(f"{record.id}/{name}") for name in names if name.endswith(":all:difference")), None)
+
+
+def run_plan(plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunRecord]]) -> tuple[list[RunRecord], list[LeftOut]]:
+    """Records of everything that could be run, and what was left out: a method that cannot run on this pair does not take the others with it.
+
+    Raises:
+        Cancelled, and the first error when nothing could be run.
+    """
+    shared = [request for request in plan.requests if isinstance(get_method(request[0]), CorpusMethod)]
+    records: list[RunRecord] = list(run(shared)) if shared else []
+    left_out, failure = list(plan.left_out), None
+    alone = [request for request in plan.requests if request not in shared]
+    for request in [*alone, *later_requests(plan, records)]:
+        try:
+            records += run([request])
+        except Cancelled:
+            raise
+        except DiffingError as error:
+            failure = failure or error
+            left_out.append(LeftOut(method=request[0], tokens=tokens_of([request], PairSize()), reason=error.message))
+    if not records and failure is not None:
+        raise failure
+    order = [name for name, _ in plan.all]
+    return sorted(records, key=lambda record: order.index(record.manifest.method)), left_out
+
+
+def _split(requests: Sequence[Request], left_out: list[LeftOut]) -> OverviewPlan:
+    return OverviewPlan([each for each in requests if not waits(each[1])], [each for each in requests if waits(each[1])], left_out)
+
+
+def _with_vector(params: BaseModel, handle: VectorHandle) -> BaseModel:
+    changed = {"vector": handle} if "vector" in type(params).model_fields else {"vectors": (handle,)}
+    return params.model_copy(update=changed)
