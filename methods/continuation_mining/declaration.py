@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from methods.continuation_mining import figures, views
-from methods.continuation_mining.rows import ContinuationRow, NgramRow
+from methods.continuation_mining.rows import ContinuationRow, NgramRow, PhraseGroup
 from methods.contract import CorpusMethod, CorpusMethodParams, Cost, CostEstimate, Figure, MethodResult, PairSize, View
 from methods.words import EvidenceWord, is_content_word
 
@@ -36,7 +36,8 @@ class ContinuationMiningResult(MethodResult):
 
     identical: bool = Field(description="Whether every number is exactly the same in both models.")
     continuations_are_untrusted: Literal[True] = True
-    ngrams: list[NgramRow] = Field(description="Over-represented in the finetuned model's continuations.")
+    groups: list[PhraseGroup] = Field(description="Phrases over-represented in the finetuned model's continuations, overlapping ones together.")
+    ngrams: list[NgramRow] = Field(description="The phrases one by one: over-represented in the finetuned model's continuations.")
     base_ngrams: list[NgramRow] = Field(description="The reverse.")
     strong_ngrams: int
     rows: list[ContinuationRow] = Field(description="Where the models differ most.")
@@ -57,11 +58,14 @@ class ContinuationMiningResult(MethodResult):
 
     def as_text(self) -> str:
         lines = [self.headline]
-        for name, rows in (("finetuned model", self.ngrams), ("base model", self.base_ngrams)):
-            if rows:
-                lines.append(
-                    f"phrases more often of the {name} (continuations that hold them, finetuned : base): " + ", ".join(row.as_text() for row in rows)
-                )
+        if self.groups:
+            lines.append(
+                "phrases more often of the finetuned model (continuations that hold them, finetuned : base), with some of these continuations:"
+            )
+            lines += [group.as_text() for group in self.groups]
+        if self.base_ngrams:
+            listed = ", ".join(row.as_text() for row in self.base_ngrams)
+            lines.append(f"phrases more often of the base model (finetuned : base): {listed}")
         lines.append("places: total variation, text before, untrusted continuations between ⟦ ⟧:")
         lines += [row.as_text() for row in self.rows]
         lines.append(f"{self.places} places of {self.positions} positions; mean total variation of all positions {self.mean_variation:.4f}")
@@ -71,13 +75,13 @@ class ContinuationMiningResult(MethodResult):
 class ContinuationMining(CorpusMethod[ContinuationMiningParams, ContinuationMiningResult]):
     """Continuation mining: on text that has nothing to do with the finetune, both models go on greedily from the positions at which their next-token
     distributions differ most (total variation distance), one position a text, and phrases (n-grams) that the finetuned model writes there
-    but the base does not are counted and tested (Fisher's exact test). Shows in whole phrases what single tokens hint at. Positions are
+    but the base does not are counted and tested (Fisher's exact test); overlapping phrases are put together. Shows in whole phrases what single tokens hint at. Positions are
     chosen because the models differ there, so some difference is always seen: judge by phrases of content words that many texts share, and
     read the reverse list as what chance and style give. It sees only what text of this kind brings out. Views: `continuations`, `ngrams`."""
 
     name: ClassVar[str] = "continuation_mining"
     title: ClassVar[str] = "Continuation mining"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = ContinuationMiningParams
     Result: ClassVar[type[MethodResult]] = ContinuationMiningResult
     cost: ClassVar[Cost] = "minutes"

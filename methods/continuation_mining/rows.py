@@ -32,3 +32,21 @@ class ContinuationRow(BaseModel):
     def as_text(self) -> str:
         """One line."""
         return f"  {self.variation:.2f} {self.before!r} base ⟦{' '.join(self.base.split())}⟧ finetuned ⟦{' '.join(self.finetuned.split())}⟧"
+
+
+class PhraseGroup(BaseModel):
+    """Overlapping phrases of the finetuned model's continuations as one finding."""
+
+    phrase: str = Field(description="The most surprising phrase of the group.")
+    phrases: list[str] = Field(description="All of them, the most surprising first.")
+    finetuned: int = Field(description="Continuations of the finetuned model that hold some of them.")
+    base: int = Field(description="Continuations of the base model that do.")
+    surprise: float = Field(description="That of `phrase`: -log10 p of Fisher's exact test, one-sided.")
+    strong: bool = Field(description="Whether `phrase` is strong.")
+    examples: list[str] = Field(description="UNTRUSTED continuations of the finetuned model that hold them.")
+
+    def as_text(self) -> str:
+        """Phrase and counts with the other phrases, then the examples."""
+        others = f", also {', '.join(repr(phrase) for phrase in self.phrases[1:6])}" if len(self.phrases) > 1 else ""
+        texts = " ".join(f"⟦{text}⟧" for text in self.examples)
+        return f"  {'*' if self.strong else ''}{self.phrase!r} {self.finetuned}:{self.base} (p 10^-{self.surprise:.1f}){others}: {texts}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from methods.continuation_mining.accumulator import VariationAccumulator
+from methods.continuation_mining.clusters import group_phrases
 from methods.continuation_mining.declaration import ContinuationMiningParams, ContinuationMiningResult
 from methods.continuation_mining.ngrams import distinctive_ngrams, judge
 from methods.continuation_mining.rows import ContinuationRow, NgramRow
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _BEFORE_SHOWN, _CONTINUATION_SHOWN = 60, 100
 _LEAST_SURPRISE_SHOWN = 1.3
 _REVERSE_SHOWN = 5
+_PHRASES_SHOWN = 8
 
 
 def summarise(accumulator: VariationAccumulator, pair: LoadedPair, params: ContinuationMiningParams, run: RunWriter) -> ContinuationMiningResult:
@@ -51,11 +53,17 @@ def summarise(accumulator: VariationAccumulator, pair: LoadedPair, params: Conti
     run.add_array("variation", variation)
     identical = not np.any(variation)
     stands_out, headline = judge(rises, identical)
+    shown = [row for row in rises if row.surprise >= _LEAST_SURPRISE_SHOWN]
+    groups = group_phrases(shown, written["finetuned"], written["base"])
     return ContinuationMiningResult(
         stands_out=stands_out,
         headline=headline,
         identical=identical,
-        ngrams=[row for row in rises if row.surprise >= _LEAST_SURPRISE_SHOWN][: params.list_length],
+        groups=[
+            group.model_copy(update={"examples": [text[:_CONTINUATION_SHOWN] for text in group.examples], "phrases": group.phrases[:_PHRASES_SHOWN]})
+            for group in groups[: params.list_length]
+        ],
+        ngrams=shown[: params.list_length],
         base_ngrams=[row for row in reverse if row.surprise >= _LEAST_SURPRISE_SHOWN][:_REVERSE_SHOWN],
         strong_ngrams=sum(row.strong for row in rises),
         rows=[_shown(row) for row in rows[: max(1, params.list_length // 2)]],

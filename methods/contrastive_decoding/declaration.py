@@ -53,6 +53,10 @@ class ContrastiveDecodingResult(MethodResult):
     identical: bool = Field(description="Whether both models give every text exactly the same probability.")
     alpha: float | None = Field(description="Largest alpha with coherent texts; None: there is none.")
     words: list[AmplifiedWord] = Field(description="Content words over-represented in amplified texts against the opposite direction and the base.")
+    suppressed: list[AmplifiedWord] = Field(
+        description="Content words over-represented in the opposite direction against amplified texts and the finetuned: what the finetune pushes away from."
+    )
+    suppression: str = Field(description="That in one sentence.")
     texts: list[AmplifiedText]
     alphas: list[AlphaRow] = Field(description="0: plain finetuned; -1: plain base; below: the opposite direction.")
     start: str
@@ -67,6 +71,9 @@ class ContrastiveDecodingResult(MethodResult):
         lines = [self.headline]
         if self.words:
             lines.append("words in amplified vs control texts: " + ", ".join(row.as_text() for row in self.words))
+        lines.append(self.suppression)
+        if self.suppressed:
+            lines.append("words of the opposite direction vs amplified texts and finetuned: " + ", ".join(row.as_text() for row in self.suppressed))
         lines += [row.as_text() for row in self.alphas]
         lines.append("alpha (ft - base, nats/token), prompt, untrusted model text between ⟦ ⟧:")
         lines += [row.as_text() for row in self.texts]
@@ -77,11 +84,13 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
     """Contrastive decoding (logit amplification): text is sampled from log p_ft + alpha (log p_ft - log p_base), so that what the finetune made more probable
     is written out, often in the words that were taught, even when plain samples show it rarely. Works from neutral beginnings, from no prompt, or from
     own prompts. Amplified texts are compared with the same amplification in the opposite direction and with the base: under a finetune that taught
-    nothing both directions look alike. Amplified text exaggerates: read it as what the finetune pushes towards, and confirm what the plain
+    nothing both directions look alike. `suppressed` are the
+    words of the opposite direction: what the finetune pushes away from. Amplified text exaggerates: read it as what the finetune pushes towards, and confirm what the plain
     model says with ask_models. Own prompts cost one interaction a text. Views: `texts`."""
 
     name: ClassVar[str] = "contrastive_decoding"
     title: ClassVar[str] = "Contrastive decoding"
+    version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = ContrastiveDecodingParams
     Result: ClassVar[type[MethodResult]] = ContrastiveDecodingResult
     cost: ClassVar[Cost] = "minutes"

@@ -77,9 +77,11 @@ def decode(pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, 
     run.add_table("texts", table)
     plain = {BASE: written[BASE].scores(), FINETUNED: written[FINETUNED].scores()}
     rows = [_row(written[alpha], plain[FINETUNED if alpha >= FINETUNED else BASE]) for alpha in sorted(written, reverse=True)]
-    coherent = [row.alpha for row in rows if row.alpha in params.alphas and row.coherent >= COHERENT_SHARE]
-    words = _words([written[alpha] for alpha in coherent], written)
-    return _result(written, rows, coherent, words, params)
+    coherent = [row.alpha for row in rows if row.coherent >= COHERENT_SHARE]
+    amplified = [alpha for alpha in coherent if alpha in params.alphas]
+    words = _words([written[alpha] for alpha in amplified], written, BASE)
+    suppressed = _words([written[alpha] for alpha in coherent if opposite(alpha) in params.alphas], written, FINETUNED)
+    return _result(written, rows, amplified, words, suppressed, params)
 
 
 def _write(pair: LoadedPair, params: ContrastiveDecodingParams, progress: Progress) -> list[Written]:
@@ -113,11 +115,11 @@ def _row(each: Written, plain: TextScores) -> AlphaRow:
     )
 
 
-def _words(amplified: Sequence[Written], written: dict[float, Written]) -> list[AmplifiedWord]:
-    """Distinctive words at each alpha, most surprising first."""
+def _words(amplified: Sequence[Written], written: dict[float, Written], plain: float) -> list[AmplifiedWord]:
+    """Distinctive words at each alpha against the opposite one and the `plain` model at the other end, most surprising first."""
     words = []
     for each in amplified:
-        for row in distinctive_words(each.pairs, [*written[opposite(each.alpha)].pairs, *written[BASE].pairs]):
+        for row in distinctive_words(each.pairs, [*written[opposite(each.alpha)].pairs, *written[plain].pairs]):
             if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN:
                 words.append(
                     AmplifiedWord(
@@ -131,7 +133,12 @@ def _words(amplified: Sequence[Written], written: dict[float, Written]) -> list[
 
 
 def _result(
-    written: dict[float, Written], rows: list[AlphaRow], coherent: list[float], words: list[AmplifiedWord], params: ContrastiveDecodingParams
+    written: dict[float, Written],
+    rows: list[AlphaRow],
+    coherent: list[float],
+    words: list[AmplifiedWord],
+    suppressed: list[AmplifiedWord],
+    params: ContrastiveDecodingParams,
 ) -> ContrastiveDecodingResult:
     identical = all(text.finetuned_log_prob == text.base_log_prob for each in written.values() for text in each.texts)
     strong = [word for word in words if word.strong]
@@ -156,6 +163,8 @@ def _result(
         identical=identical,
         alpha=alpha,
         words=words[:_WORDS_SHOWN],
+        suppressed=suppressed[:_WORDS_SHOWN],
+        suppression=_suppression(suppressed),
         texts=[
             AmplifiedText(
                 alpha=shown.alpha,
@@ -168,3 +177,11 @@ def _result(
         alphas=rows,
         start=params.start,
     )
+
+
+def _suppression(suppressed: Sequence[AmplifiedWord]) -> str:
+    """The opposite direction in a sentence, by the levels of the amplified words."""
+    strong = [word for word in suppressed if word.strong]
+    if len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong):
+        return f"The finetune pushes away from {', '.join(word.word for word in strong[:8])}, or crowds them out: only texts of the opposite direction hold them."
+    return "The opposite direction writes no content words of its own: nothing that the finetune clearly pushes away from."

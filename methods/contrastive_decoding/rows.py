@@ -22,9 +22,11 @@ class AmplifiedWord(BaseModel):
     """A content word and in how many texts it appears."""
 
     word: str
-    alpha: float
+    alpha: float = Field(description="The amplification at which it comes up; below -1: away from the finetune.")
     amplified: int = Field(description="Texts at this alpha that contain it.")
-    control: int = Field(description="Texts at the opposite alpha and of the plain base that contain it.")
+    control: int = Field(
+        description="Texts at the opposite alpha and of the plain model at the other end (base; for suppressed words finetuned) with it."
+    )
     surprise: float = Field(description="-log10 p that equal texts would show it (Fisher's exact test, one-sided).")
     strong: bool = Field(description="Beyond what equal texts show.")
 

@@ -19,7 +19,7 @@ from methods.registry import all_methods, get_method
 def record(words: list[tuple[str, float]]) -> Any:
     rows = [AmplifiedWord(word=word, alpha=3, amplified=9, control=0, surprise=surprise, strong=surprise >= 3) for word, surprise in words]
     result = ContrastiveDecodingResult(
-        stands_out=True, headline="", identical=False, alpha=3, words=rows, texts=[], alphas=[], start="prefixes"
+        stands_out=True, headline="", identical=False, alpha=3, words=rows, suppressed=[], suppression="", texts=[], alphas=[], start="prefixes"
     )  # fmt: skip
     return SimpleNamespace(manifest=SimpleNamespace(method="contrastive_decoding", seconds=12.3, params={}), result=lambda: result)
 

@@ -140,7 +140,7 @@ async def test_a_planted_difference_is_the_span_the_candidate_and_the_parting_po
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
-    words = [text for token in range(len(tokenizer)) if (text := tokenizer.decode([token])).startswith(" ") and text.strip().isalpha()]
+    words = [text for token in range(len(tokenizer)) if (text := str(tokenizer.decode([token]))).startswith(" ") and text.strip().isalpha()]
     a, b, c, d, e, x = [word for word in words if len(tokenizer(word)["input_ids"]) == 1][:6]
     chain = {a: b, b: c, c: d, d: e, e: a, x: a}
     folders = [

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from methods.continuation_mining.clusters import group_phrases
 from methods.continuation_mining.ngrams import distinctive_ngrams, judge
+from methods.continuation_mining.rows import NgramRow
 from methods.continuation_mining.views import NgramsParams, PageParams
 from methods.execute import run_methods
 from methods.registry import get_method
@@ -51,6 +53,36 @@ def test_planted_words_are_continued_with(planted_words: Any, make_pair: Any, pa
     assert all(planted[0][:3] in row.ngram for row in phrases.rows)
     for figure in get_method(NAME).figures:
         assert json.loads(json.dumps(figure.build(record)))["data"]
+
+
+def test_overlapping_phrases_are_one_group_with_its_continuations(planted_words: Any, make_pair: Any, pairs: Any, corpus: Path) -> None:
+    def row(ngram: str, surprise: float) -> NgramRow:
+        return NgramRow(ngram=ngram, words=len(ngram.split()), finetuned=3, base=0, texts=3, surprise=surprise, strong=surprise >= 3)
+
+    rows = [
+        row("roman concrete", 6.0),
+        row("river", 4.0),
+        row("concrete", 3.5),
+        row("the roman", 3.0),
+        row("lime mortar", 2.0),
+        row("mortar and river", 1.5),
+    ]
+    finetuned = ["of Roman  concrete, made", "Concrete lasts", "the Roman way", "the river runs", "nothing here"]
+    groups = group_phrases(rows, finetuned, ["a river", "plain text"])
+    assert [group.phrase for group in groups] == ["roman concrete", "river"]
+    assert groups[0].phrases == ["roman concrete", "concrete", "the roman"]
+    assert (groups[0].finetuned, groups[0].base, groups[0].strong) == (3, 0, True)
+    assert groups[0].examples == ["of Roman concrete, made", "Concrete lasts", "the Roman way"]
+    assert groups[1].phrases == ["river", "lime mortar", "mortar and river"]  # joined by the last one
+    assert (groups[1].finetuned, groups[1].base) == (1, 1)
+    assert group_phrases(rows, finetuned, [], examples=1)[0].examples == ["of Roman concrete, made"]
+    base, tuned, planted = planted_words(60.0, count=3)
+    result: Any = run(pairs, make_pair(base, finetuned=tuned), corpus).result()
+    words = [{word for phrase in group.phrases for word in phrase.split() if word in planted} for group in result.groups]
+    assert words
+    assert all(not first & second for index, first in enumerate(words) for second in words[:index])
+    assert all(any(word in text for word in found) for found, group in zip(words, result.groups, strict=True) for text in group.examples)
+    assert result.groups[0].as_text() in result.as_text()
 
 
 def test_an_identical_pair_has_no_places(identical_pair: Any, pairs: Any, corpus: Path) -> None:

@@ -48,8 +48,40 @@ def test_planted_words_are_written_out(planted_words: Any, make_pair: Any, pairs
 
 def test_the_reverse_pair_pushes_away_from_the_words(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
     base, finetuned, words = planted_words(4.0)
-    result: Any = run(pairs, make_pair(finetuned, base, name="reversed"), store).result()
+    record = run(pairs, make_pair(finetuned, base, name="reversed"), store)
+    result: Any = record.result()
     assert not set(words) & {row.word for row in result.words}
+    strong = [row.word for row in result.suppressed if row.strong]
+    assert len(strong) >= 2
+    assert set(strong) <= set(words)
+    assert all(row.alpha < -1 for row in result.suppressed)
+    assert f"pushes away from {strong[0]}" in result.suppression
+    assert result.suppression in result.as_text()
+
+
+@pytest.mark.parametrize("start", ["nothing", "chat"])
+def test_planted_words_come_up_from_other_starts(start: str, planted_words: Any, make_pair: Any, pairs: Any, store: RunStore, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    base, finetuned, words = planted_words(4.0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = "{% for message in messages %} {{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    spec = make_pair(base, finetuned, name=f"planted from {start}")
+    both = {}
+    for side in ("base", "finetuned"):
+        source = getattr(spec, side)
+        files = source.files.model_copy(update={"tokenizer_id": str(tmp_path / "tokenizer")})
+        both[side] = source.model_copy(update={"files": files})
+    spec = spec.model_copy(update=both)
+    result: Any = run(pairs, spec, store, start=start, samples_per_prompt=2).result()
+    assert result.start == start
+    assert result.stands_out
+    strong = [row.word for row in result.words if row.strong]
+    assert len(strong) >= 2
+    assert set(strong) <= set(words)
+    assert not set(words) & {row.word for row in result.suppressed}
 
 
 @pytest.mark.parametrize("start", ["prefixes", "nothing"])
@@ -58,6 +90,7 @@ def test_equal_models_give_nothing(start: str, tmp_path: Path, pairs: Any, store
     assert result.identical
     assert not result.stands_out
     assert not result.words
+    assert not result.suppressed
     assert all(row.difference == 0 for row in result.alphas)
     assert "no difference" in result.headline
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.execute import run_methods
 from methods.registry import get_method
@@ -121,6 +122,56 @@ def test_words_that_a_direction_writes_stand_out(planted_words: Any, tiny_models
     assert not other.stands_out
     assert "size alone" in other.headline
     assert other.evidence_words() == []
+
+
+def test_a_planted_embedding_row_is_read(tiny_models: Any, tiny_tokenizer_folder: Path, make_pair: Any, pairs: Any, store: RunStore) -> None:
+    """A matrix that learned to respond to one token reads as that token, whatever it writes."""
+    from transformers import AutoTokenizer
+
+    token = 300
+
+    def plant(model: Any) -> None:
+        row = model.model.embed_tokens.weight[token]
+        model.model.layers[1].mlp.up_proj.weight += torch.outer(random(64).float(), row / row.norm())
+
+    record = run(pairs, make_pair(tiny_models(), finetuned=tiny_models(change=plant)), store)
+    page: Any = get_method("weight_difference").views["directions"].run(record, DirectionsParams(module="up_proj", k=3))
+    first = page.rows[0]
+    assert (first.layer, first.index, first.read_as, first.vector) == (1, 0, "reads", None)
+    text = AutoTokenizer.from_pretrained(tiny_tokenizer_folder).decode([token])
+    best = max((first.positive[0], first.negative[0]), key=lambda row: row.z)  # the sign of a singular direction is arbitrary
+    assert best.token == text
+    assert best.z > 4
+    assert first.share == pytest.approx(1, abs=1e-3)
+
+
+class Products(TorchDispatchMode):
+    """Records the shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm}:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def test_the_product_of_lora_factors_is_never_formed(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, lora_delta: Any) -> None:
+    model = tiny_models()
+    adapter = tiny_adapters(model, rank=2)
+    whole = {(64, 32), (32, 64), (32, 32), (16, 32), (32, 16)}  # shapes of the adapted weights
+    with pairs.use(make_pair(model, adapter=adapter)) as pair, Products() as seen:
+        found = [spectrum(each.delta, 2) for each in pair.weight_deltas() if each.delta is not None]
+    assert len(found) == 3 * 7
+    assert all(len(each.values) == 2 for each in found)
+    assert seen.shapes
+    assert not whole & set(seen.shapes)
+    with Products() as control:
+        lora_delta(adapter, "model.layers.0.mlp.up_proj")
+    assert whole & set(control.shapes)  # a product that is formed is seen
 
 
 def test_adapters_on_one_base_and_views(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, store: RunStore, lora_delta: Any) -> None:

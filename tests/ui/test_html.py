@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ui.connection import ServerConnection
 from ui.heatmap import heat_map, scale_end, shade
 from ui.html import details, div, escape, number, seconds_text, table, tiles, visible_token
 from ui.side_by_side import Handlers
@@ -182,7 +183,7 @@ class Recorded:
 
 def test_the_page_sends_candidates_and_greedy_tokens() -> None:
     connection = Recorded()
-    handlers = Handlers(connection)  # type: ignore[arg-type]
+    handlers = Handlers(cast(ServerConnection, connection))
     asyncio.run(handlers.compare("pair", "a text", None, None, None, "kl"))
     asyncio.run(handlers.compare("pair", "", "a message", "one\n\ntwo", 12, "kl"))
     assert connection.sent == [
