@@ -177,7 +177,7 @@ def _read_by_model(rows: list[JudgedList], records: list[RunRecord], organism: s
     from methods.registry import get_method
 
     async def read() -> list[dict[str, float | None]]:
-        found = []
+        found: list[dict[str, float | None]] = []
         for record in records:
             name = organism_of(record, organism)
             for each in get_method(record.manifest.method).token_lists(record):

@@ -21,7 +21,7 @@ def store_run(method: str, result: MethodResult, tables: Mapping[str, Mapping[st
         pair_name=f"{organism}/default@tiny",
         pair={"of": organism},
         params=params,
-        key_parts={},
+        key_parts={"tables": repr(tables)},
     )
     with default_store().writer(key) as run:
         for name, columns in tables.items():
