@@ -141,10 +141,11 @@ def test_a_stored_collection_costs_no_forward_pass(tiny_pair: Any, pairs: Any, c
         index = collect(default_activation_store(), pair, CollectionParams(corpus=str(corpus), max_samples=80, max_tokens=16, layers=(1,)))
     method = get_method("crosscoder")
     size = PairSize(num_layers=3, d_model=32, tokens_per_second=1000.0)
-    straight, from_store, part = (
+    estimates: Any = [
         method.estimate(size, method.Params(**SIZE, **params))
         for params in ({}, {"activations": index.id}, {"activations": index.id, "max_activation_tokens": 10})
-    )
+    ]
+    straight, from_store, part = estimates
     assert straight.forward_passes > 0
     assert from_store.forward_passes == 0
     assert part.seconds < from_store.seconds < straight.seconds - 1
