@@ -132,6 +132,29 @@ def test_views_reach_what_was_measured_and_say_what_was_not_read(name: str, tiny
         assert "fires at no token" in nothing.next_step
 
 
+def test_a_stored_collection_costs_no_forward_pass(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    from methods.contract import PairSize
+    from preprocessing.activation_collection import CollectionParams, collect
+    from preprocessing.activation_store import default_activation_store
+
+    with pairs.use(tiny_pair.spec) as pair:
+        index = collect(default_activation_store(), pair, CollectionParams(corpus=str(corpus), max_samples=80, max_tokens=16, layers=(1,)))
+    method = get_method("crosscoder")
+    size = PairSize(num_layers=3, d_model=32, tokens_per_second=1000.0)
+    estimates: Any = [
+        method.estimate(size, method.Params(**SIZE, **params))
+        for params in ({}, {"activations": index.id}, {"activations": index.id, "max_activation_tokens": 10})
+    ]
+    straight, from_store, part = estimates
+    assert straight.forward_passes > 0
+    assert from_store.forward_passes == 0
+    assert part.seconds < from_store.seconds < straight.seconds - 1
+    record = run(pairs, tiny_pair.spec, "crosscoder", corpus, store, activations=index.id, read_latents=2, top_latents=2)
+    assert record.result().training.tokens == index.tokens  # type: ignore[attr-defined]
+    with pytest.raises(UnknownName):
+        method.estimate(size, method.Params(activations="activations-000000000000"))
+
+
 def test_a_latent_steers(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     """The handle that the view gives, given to `steering`: what is added is the latent at its largest activation."""
     record = run(pairs, tiny_pair.spec, "sae_difference", corpus, store)

@@ -263,3 +263,33 @@ def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_fo
         assert torch.equal(getattr(resumed.dictionary, name), getattr(whole.dictionary, name)), name
     delete("abc")
     assert listing().leftovers == []
+
+
+def test_a_cancelled_run_goes_on_from_its_checkpoint(pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path) -> None:
+    """Through the entry that every surface uses: loss and validation while it trains, a cancel that leaves nothing but the checkpoint, then the rest."""
+    store = RunStore(tmp_path / "runs")
+    seen: list[tuple[float, str]] = []
+
+    def watch(stop_at: float | None) -> Any:
+        def progress(done: float, total: float | None = None, message: str = "") -> None:
+            if message.startswith("loss"):
+                seen.append((done, message))
+                if done == stop_at:
+                    raise Cancelled("stop")
+
+        return progress
+
+    with pytest.raises(Cancelled):
+        run(pairs, tiny_pair.spec, store, corpus, progress=watch(205), steps=230)
+    losses = [float(message.split()[1].rstrip(",")) for _, message in seen]
+    assert losses[-1] < losses[0]
+    assert "held-out variance explained" in seen[-1][1]
+    assert store.list() == []
+    [left] = listing().leftovers
+    assert (left.state, left.steps, left.kind) == ("unfinished", 205, "batch_top_k")
+    seen.clear()
+    record = run(pairs, tiny_pair.spec, store, corpus, progress=watch(None), steps=230)
+    assert [done for done, _ in seen] == list(range(206, 231))
+    assert record.result().training.steps == 230  # type: ignore[attr-defined]
+    assert listing().leftovers == []
+    assert sorted(path.name for path in folder_of_run(record).iterdir()) == ["config.json", "model.safetensors"]
