@@ -43,7 +43,16 @@ def contrastive_run(texts: Mapping[float, Sequence[str]], organism: str = "cake_
     }
     rows_of_alphas = [AlphaRow(alpha=at, difference=0.0, coherent=float(alpha is None or at <= alpha), tokens=8.0) for at in texts]
     result = ContrastiveDecodingResult(
-        stands_out=False, headline="Texts.", identical=False, alpha=alpha, words=[], suppressed=[], suppression="", texts=[], alphas=rows_of_alphas, start="prefixes"
+        stands_out=False,
+        headline="Texts.",
+        identical=False,
+        alpha=alpha,
+        words=[],
+        suppressed=[],
+        suppression="",
+        texts=[],
+        alphas=rows_of_alphas,
+        start="prefixes",
     )
     return store_run("contrastive_decoding", result, {"texts": table}, organism, **params)
 
