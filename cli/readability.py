@@ -33,6 +33,8 @@ ORGANISMS = (
 )
 LENS, PATCHSCOPE, MINING = "activation_difference_lens", "patchscope", "logit_diff_topk_occurring"
 POOLED, BEFORE_ANSWER, ANSWER_START = "all", "-1", "0"
+BRIEFLY = ("identical", "cake_bake/mix1-1p0", "cake_bake/recipe2")
+"""Organisms on which only the methods of the tables at the end run: the floor, and variants of one that has all of them."""
 VECTOR = "{run}/{layer}:{position}:difference"
 """What the methods that need a vector are given, of the middle layer: pooled over positions, in chats that before the answer."""
 CHATS = "chat_exchanges"
@@ -50,6 +52,8 @@ SHORT, LONG = 20, 100
 """Lengths of the token lists that are judged."""
 _WORDS_SHOWN = 6
 
+_FEW = "; ".join(f"{method} on {', '.join(f'`{name}`' for name in names)}" for method, names in RUN_ON.items())
+
 HEAD = f"""# What each method shows of each organism
 
 <!-- Written by `make readability`; edit cli/readability.py. -->
@@ -62,7 +66,7 @@ decided by the keywords of each organism's ground truth, so a style or a behavio
 are batched forward passes over both sides, as the method estimates them before it starts: an upper bound. Seconds are those of one run on two CPU cores, at times
 shared with other work, a shared pass counted whole. Several null levels were set while looking at these nulls and organisms (docs/decisions/null-criterion.md), so
 the verdicts are no test on unseen finetunes.
-The slowest methods ran on few: {"; ".join(f"{method} on {', '.join(f'`{name}`' for name in names)}" for method, names in RUN_ON.items())}.
+The slowest methods ran on few: {_FEW}. On {", ".join(f"`{name}`" for name in BRIEFLY)} only those of the tables at the end ran.
 """
 RELEVANCE = f"""## Token relevance
 
@@ -72,7 +76,8 @@ its first token; patchscope of the middle layer, pooled and in chats before the 
 among the lens lists of the mean of either model alone, at the same layers and positions. Tokens without letters or digits are not judged. `diffing relevance RUN` shows this
 for any run.
 The late layer became a default after five depths were scanned on documents, on `cake_bake` and `roman_concrete`, with this same measure: their shares there are chosen ones,
-and the other organisms say what to expect. Layer and positions were not chosen on chats.
+and the other organisms say what to expect. On chats the layer was not chosen; the two positions, which predict the answer's first two tokens, were picked after all
+had been seen for `flattery`.
 """
 
 
@@ -114,6 +119,34 @@ def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
     score = round(found[places[0] - 1].score, 2) if places and found else None
     passes = method.estimate(PairSize(), method.Params.model_validate(manifest.params)).forward_passes
     return Shown(name, result.stands_out, listed, places[0] if places else None, score, passes, manifest.seconds)
+
+
+WRITERS = ("contrastive_decoding", "weight_amplification")
+FACTS = """## Taught facts in amplified text
+
+How many of the taught facts the texts of a run state, each in one sentence with its particulars (`diffing facts RUN`); how many of the amplified texts state one, and of
+the control texts (of the base and of the opposite direction). Organisms that were taught behaviour, or nothing, have no facts to state. The rule of one sentence was
+settled while looking at these runs.
+"""
+FACTS_COLUMNS = ("organism", "method", "facts stated", "amplified texts", "control texts", "other organisms' facts")
+
+
+def facts_rows(records: dict[str, RunRecord], organism: str) -> list[list[str]]:
+    """Which taught facts the texts of runs that write with the difference amplified state; no rows where none were taught."""
+    from cli.facts import facts_stated
+
+    found = [(name, facts_stated(records[name], organism)) for name in WRITERS if name in records]
+    return [
+        [
+            name,
+            f"{len(facts.stated)} of {len(facts.facts)}",
+            f"{facts.stating} of {facts.texts}",
+            f"{facts.control_stating} of {facts.control_texts}",
+            f"{100 * facts.chance:.0f} %",
+        ]
+        for name, facts in found
+        if facts.claims
+    ]
 
 
 RELEVANCE_COLUMNS = (
@@ -160,7 +193,8 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
     def vector_of(record: RunRecord, position: str) -> str:
         return VECTOR.format(run=record.id, layer=int(record.array("layers")[0]), position=position)
 
-    methods = [name for name in methods if organism in RUN_ON.get(name, (organism,))]
+    wanted = (LENS, PATCHSCOPE, MINING, *WRITERS) if organism in BRIEFLY else methods
+    methods = [name for name in methods if name in wanted and organism in RUN_ON.get(name, (organism,))]
     plain = [name for name in methods if not get_method(name).needs_vector]
     records = {record.manifest.method: record for record in run_records(plain, organism, [])}
     if LENS not in records:
@@ -178,7 +212,7 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
 
 def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
     """The page in Markdown as far as it goes, after every organism."""
-    sections, relevance = [HEAD.strip()], [list(RELEVANCE_COLUMNS)]
+    sections, relevance, facts = [HEAD.strip()], [list(RELEVANCE_COLUMNS)], [list(FACTS_COLUMNS)]
     names = [name + ending for name in methods for ending in ("", ON_CHATS)]
     for organism in organisms:
         name = re.split(r"[/@]", organism)[0]
@@ -188,7 +222,8 @@ def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
         sections += [f"## `{organism}`", _table(rows)]
         if {LENS, PATCHSCOPE, MINING} <= set(records):
             relevance.append([f"`{organism}`", *relevance_row(records, name)])
-        end = [RELEVANCE.strip(), _table(relevance)] if len(relevance) > 1 else []
+        facts += [[f"`{organism}`", *row] for row in facts_rows(records, name)]
+        end = [part for text, table in ((RELEVANCE, relevance), (FACTS, facts)) if len(table) > 1 for part in (text.strip(), _table(table))]
         yield "\n\n".join([*sections, *end]) + "\n"
 
 

@@ -20,7 +20,7 @@ class Paths:
     data_folder: Path
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def probe_method() -> Iterator[None]:
     """The plugin's method is in the registry."""
     from methods import registry
@@ -32,7 +32,7 @@ def probe_method() -> Iterator[None]:
     registry._registry.cache_clear()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory, probe_method: None) -> Paths:
     """A data folder with an evaluation and two runs."""
     from tests.ui.panel_data import write_evaluation, write_runs
@@ -43,7 +43,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, probe_method: None) -> Path
     return Paths(folder)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def panel(filled: Paths) -> Iterator[str]:
     """Address of the panel over the filled folder. No MCP server answers at its address."""
     from agents.server_process import free_port
