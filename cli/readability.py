@@ -66,7 +66,7 @@ decided by the keywords of each organism's ground truth, so a style or a behavio
 are batched forward passes over both sides, as the method estimates them before it starts: an upper bound. Seconds are those of one run on two CPU cores, at times
 shared with other work, a shared pass counted whole. Several null levels were set while looking at these nulls and organisms (docs/decisions/null-criterion.md), so
 the verdicts are no test on unseen finetunes.
-The slowest methods ran on few: {_FEW}. On {", ".join(f"`{name}`" for name in BRIEFLY)} only those of the tables at the end ran.
+The slowest methods ran on few: {_FEW}.
 """
 RELEVANCE = f"""## Token relevance
 
@@ -212,7 +212,9 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
 
 def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
     """The page in Markdown as far as it goes, after every organism."""
-    sections, relevance, facts = [HEAD.strip()], [list(RELEVANCE_COLUMNS)], [list(FACTS_COLUMNS)]
+    brief = ", ".join(f"`{name}`" for name in organisms if name in BRIEFLY)
+    sections = [HEAD.strip() + (f"\nOn {brief} only those of the tables at the end ran." if brief else "")]
+    relevance, facts = [list(RELEVANCE_COLUMNS)], [list(FACTS_COLUMNS)]
     names = [name + ending for name in methods for ending in ("", ON_CHATS)]
     for organism in organisms:
         name = re.split(r"[/@]", organism)[0]
