@@ -48,6 +48,8 @@ def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.Monk
 
 
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
-    [text] = page(["identical"], ["weight_difference"])
-    assert "## `identical`" in text
-    assert "| weight_difference | no | - | - | - |" in text
+    first, both = page(["control", "identical"], ["weight_difference"])
+    assert "## `control`" in first
+    assert "| weight_difference | no | - | - | - |" in first
+    assert "identical` only those of the tables" in both
+    assert both.count("| weight_difference |") == 1
