@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from methods.contract import DiffingMethod
 from methods.run_files import RunManifest, RunRecord, StagedRun
 from methods.vectors import handles, vector_key_parts
-from organisms.durable import DISK_FULL, sync_folder
+from organisms.durable import DISK_FULL, discard, sync_folder
 from organisms.errors import InvalidInput, OutOfRoom, UnknownName
 
 if TYPE_CHECKING:
@@ -191,13 +191,10 @@ class RunStore:
     def delete(self, identifier: str) -> str:
         """Remove a run and return its id. It becomes invisible at once, then its files go."""
         record = self.get(identifier)
-        doomed = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{_host()}~{os.getpid()}~", dir=self.folder))
         try:
-            record.folder.rename(doomed / "run")
+            discard(record.folder)
         except FileNotFoundError as error:
             raise UnknownName(f"Run {record.id} was deleted in the meantime.") from error
-        finally:
-            shutil.rmtree(doomed, ignore_errors=True)
         return record.id
 
     def list(self, method: str | None = None, pair: str | None = None) -> Sequence[RunManifest]:

@@ -7,6 +7,8 @@ import errno
 import importlib.metadata
 import os
 import platform
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from organisms.progress import Progress
 if TYPE_CHECKING:
     from filelock import FileLock
 
+_DELETING = ".deleting-"
 _LIBRARIES = ("torch", "transformers", "peft", "nnterp", "nnsight", "numpy", "diffing-mcp")
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of writes that find no room."""
@@ -45,6 +48,17 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder: it becomes invisible at once, by a new hidden name beside it, then its files go, and those of deletions that were cut off.
+
+    Raises:
+        FileNotFoundError: there is no such folder (any more).
+    """
+    folder.rename(folder.parent / f"{_DELETING}{uuid.uuid4().hex}")
+    for doomed in folder.parent.glob(f"{_DELETING}*"):
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,6 @@ raw file a layer and side (`L14-base.bin`, rows [N, d_model] in the stored dtype
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from organisms.durable import discard
 from organisms.errors import InvalidInput, NotTheSame, UnknownName
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 SIDES = ("base", "finetuned")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_DELETING = ".deleting-"
 
 
 class ShardIndex(BaseModel):
@@ -278,14 +276,11 @@ class ActivationStore:
         key = self.key_of(identifier)
         try:
             with self.lock(key).acquire(timeout=0):
-                doomed = Path(tempfile.mkdtemp(prefix=_DELETING, dir=self.folder))
-                (self.folder / key).rename(doomed / "collection")
+                discard(self.folder / key)
         except Timeout as error:
             raise InvalidInput(f"The collection {short_id(key)} is being collected. Cancel that first.") from error
         except FileNotFoundError as error:
             raise UnknownName(f"The collection {short_id(key)} was deleted in the meantime.") from error
-        for leftover in self.folder.glob(f"{_DELETING}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         return short_id(key)
 
 

@@ -51,6 +51,17 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     settings.cache_clear()
 
 
+@pytest.fixture
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fresh data folder for one test; settings are read again with it."""
+    from organisms.settings import settings
+
+    monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
+    settings.cache_clear()
+    yield tmp_path / "data"
+    settings.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE tokenizer with 320 entries and a ChatML template that knows `enable_thinking`."""

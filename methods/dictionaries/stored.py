@@ -5,8 +5,6 @@ A folder holds `model.safetensors` (written last: with it the dictionary is ther
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from methods.dictionaries.recipe import CurvePoint, TrainingRecipe
-from organisms.durable import replace_synced
+from organisms.durable import discard, replace_synced
 from organisms.errors import InvalidInput, UnknownName
 from organisms.settings import settings
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 FILES = ("model.safetensors", "config.json")
 CHECKPOINT = "checkpoint.safetensors"
-_DELETING = ".deleting-"
 
 
 class StoredConfig(BaseModel):
@@ -97,11 +94,6 @@ def listing() -> Listing:
     return Listing([each for each in found if isinstance(each, StoredDictionary)], [each for each in found if isinstance(each, Leftover)])
 
 
-def stored_dictionaries() -> list[StoredDictionary]:
-    """All finished ones, newest first."""
-    return listing().dictionaries
-
-
 def dictionary_lock(identifier: str) -> FileLock:
     """Held while a dictionary is trained or deleted; a dead process holds none."""
     from filelock import FileLock
@@ -150,14 +142,11 @@ def delete(identifier: str) -> float:
     megabytes = _megabytes(folder)
     try:
         with dictionary_lock(identifier).acquire(timeout=0):
-            doomed = Path(tempfile.mkdtemp(prefix=_DELETING, dir=folder.parent))
-            folder.rename(doomed / "dictionary")
+            discard(folder)
     except Timeout as error:
         raise InvalidInput(f"The dictionary {identifier} is being trained. Cancel that first.") from error
     except FileNotFoundError as error:
         raise UnknownName(f"The dictionary {identifier} was deleted in the meantime.") from error
-    for leftover in folder.parent.glob(f"{_DELETING}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     return megabytes
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from organisms.settings import settings
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,8 @@ Diffing = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
-def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A fresh data folder for every test."""
-    monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
-    settings.cache_clear()
-    yield tmp_path / "data"
-    settings.cache_clear()
+def fresh_data_folder(own_data_folder: Path) -> None:
+    """Every command has a data folder of its own."""
 
 
 @pytest.fixture

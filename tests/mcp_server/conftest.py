@@ -17,12 +17,9 @@ from preprocessing.corpora import CorpusParams
 
 
 @pytest.fixture
-def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A fresh data folder; settings are read again with it."""
-    monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
-    settings.cache_clear()
-    yield tmp_path / "data"
-    settings.cache_clear()
+def data_folder(own_data_folder: Path) -> Path:
+    """Here always one of the test's own."""
+    return own_data_folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.dictionaries.stored import stored_dictionaries
+from methods.dictionaries.stored import listing
 from methods.dictionaries.views import LatentParams, LatentsParams, SearchParams
 from methods.example_views import ExamplesParams
 from methods.execute import run_methods
@@ -176,7 +176,7 @@ def test_other_crosscoders_through_the_public_entry(params: dict[str, Any], tiny
     record = run(pairs, tiny_pair.spec, "crosscoder", corpus, store, read_latents=2, top_latents=2, **params)
     result: Any = record.result()
     assert result.training.variance_explained > 0.2
-    stored = next(each for each in stored_dictionaries() if each.folder == record.manifest.notes["dictionary"])
+    stored = next(each for each in listing().dictionaries if each.folder == record.manifest.notes["dictionary"])
     assert stored.kind == params.get("sparsity", "batch_top_k")
     view: Any = get_method("crosscoder").views["latents"].run(record, LatentsParams(limit=100))
     norms = {row.latent: (row.base_norm, row.finetuned_norm) for row in view.latents}

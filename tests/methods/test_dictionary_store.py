@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +29,17 @@ from methods.dictionaries.stored import (
     folder_of,
     folder_of_run,
     listing,
-    stored_dictionaries,
 )
 from methods.execute import run_methods
 from methods.runs import RunRecord, RunStore
 from model_pairs.residency import ModelPairs
 from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
-from organisms.settings import settings
 from tests.methods.planted_latents import plant
+
+pytestmark = pytest.mark.usefixtures("own_data_folder")
 
 RECIPE = TrainingRecipe(kind="sae", latents=4, k=1, steps=20, batch_rows=8, learning_rate=0.01)
 TRAINING = {"max_samples": 24, "max_tokens": 16, "layer": 1, "steps": 40, "batch_rows": 64, "k": 4, "expansion": 1, "read_latents": 2}
-
-
-@pytest.fixture(autouse=True)
-def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
-    settings.cache_clear()
-    yield tmp_path / "data"
-    settings.cache_clear()
 
 
 @pytest.fixture
@@ -79,7 +70,7 @@ def test_broken_neighbours_hide_no_dictionary_and_are_named(own_data_folder: Pat
     (unparsable / "config.json").write_bytes(b"\xff{")
     empty.mkdir()
     found = listing()
-    assert [each.id for each in found.dictionaries] == [each.id for each in stored_dictionaries()] == ["a1"]
+    assert [each.id for each in found.dictionaries] == [each.id for each in listing().dictionaries] == ["a1"]
     problems = {each.id: each.problem for each in found.leftovers}
     assert set(problems) == {"b1", "c1", "d1", "e1"}
     assert {each.state for each in found.leftovers} == {"unreadable"}
@@ -113,7 +104,7 @@ def test_a_write_that_fails_leaves_the_dictionary_that_was_there(monkeypatch: py
         with pytest.raises(OSError, match="No space"):
             stored(name, layer=2)
     assert (folder / "model.safetensors").read_bytes() == before
-    assert [each.id for each in stored_dictionaries()] == ["a1"]
+    assert [each.id for each in listing().dictionaries] == ["a1"]
     assert [each.id for each in listing().leftovers] == ["b1"]
 
 
@@ -142,7 +133,7 @@ def test_deletion_takes_one_folder_by_its_whole_id(tmp_path: Path) -> None:
     assert delete("a1") > 0
     cut_off(folder_of("b1") / "model.safetensors")
     delete("b1")
-    assert [each.id for each in stored_dictionaries()] == ["a12"]
+    assert [each.id for each in listing().dictionaries] == ["a12"]
     assert listing().leftovers == []
     assert [path.name for path in dictionaries_folder().iterdir() if not path.name.startswith(".lock-")] == ["a12"]
     assert (tmp_path / "elsewhere").is_dir()
@@ -188,7 +179,7 @@ def test_two_that_train_the_same_train_once(pairs: ModelPairs, tiny_pair: Any, c
     thread.join(60)
     assert (steps["first"], steps["second"]) == (TRAINING["steps"], 0)
     assert records["first"].id != records["second"].id
-    [trained] = stored_dictionaries()
+    [trained] = listing().dictionaries
     assert {folder_of_run(record).name for record in records.values()} == {trained.id}
     assert records["first"].result().training == records["second"].result().training  # type: ignore[attr-defined]
 
@@ -216,7 +207,7 @@ def test_no_room_is_refused_before_training(pairs: ModelPairs, tiny_pair: Any, c
     assert listing().leftovers == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=preparation.SPARE_BYTES + needed))
     run(pairs, tiny_pair.spec, RunStore(tmp_path / "runs"), corpus)
-    assert len(stored_dictionaries()) == 1
+    assert len(listing().dictionaries) == 1
 
 
 def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_folder: Path) -> None:
