@@ -33,8 +33,8 @@ ORGANISMS = (
 )
 LENS, PATCHSCOPE, MINING = "activation_difference_lens", "patchscope", "logit_diff_topk_occurring"
 POOLED, BEFORE_ANSWER, ANSWER_START = "all", "-1", "0"
-BRIEFLY = ("identical", "cake_bake/mix1-1p0", "cake_bake/recipe2")
-"""Organisms on which only the methods of the tables at the end run: the floor, and variants of one that has all of them."""
+BRIEFLY = ("cake_bake/mix1-1p0", "cake_bake/recipe2")
+"""Organisms on which only the methods of the tables at the end run: variants of one that has all of them."""
 VECTOR = "{run}/{layer}:{position}:difference"
 """What the methods that need a vector are given, of the middle layer: pooled over positions, in chats that before the answer."""
 CHATS = "chat_exchanges"
@@ -43,9 +43,9 @@ ON_CHATS = " (chats)"
 SKIPPED = ("activation_oracle",)
 """Has a page of its own, with its own numbers."""
 RUN_ON = {
-    "sae_difference": ("cake_bake", "control"),
-    "crosscoder": ("cake_bake", "control"),
-    "causal_effect": ("cake_bake", "control", "roman_concrete"),
+    "sae_difference": ("cake_bake", "control", "identical"),
+    "crosscoder": ("cake_bake", "control", "identical"),
+    "causal_effect": ("cake_bake", "control", "roman_concrete", "flattery"),
 }
 """The organisms on which the slowest methods run: they take as long as all others together."""
 SHORT, LONG = 20, 100
@@ -63,9 +63,9 @@ answer. *Words* are the content words that a method offers as evidence, stronges
 late layer, in italics. *Rank* is the place of the first word on topic and *score* its score in units of the method's own null level (1: where finetunes that taught
 nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false one. What is on topic is
 decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out without a word on topic. *Passes*
-are batched forward passes over both sides, as the method estimates them before it starts: an upper bound. Seconds are those of one run on two CPU cores, at times
-shared with other work, a shared pass counted whole. Several null levels were set while looking at these nulls and organisms (docs/decisions/null-criterion.md), so
-the verdicts are no test on unseen finetunes.
+are forward passes of one model over one batch and *tokens* what it read in them, in thousands, both counted, over both sides; a pass that methods share is counted
+whole for each, as are its seconds, which are of one run on two CPU cores, at times shared with other work. Several null levels were set while looking at these nulls
+and organisms (docs/decisions/null-criterion.md), so the verdicts are no test on unseen finetunes.
 The slowest methods ran on few: {_FEW}.
 """
 RELEVANCE = f"""## Token relevance
@@ -90,18 +90,19 @@ class Shown:
     words: list[str]
     rank: int | None
     score: float | None
-    passes: int
+    passes: int | None
+    tokens: int | None
     seconds: float
 
     def cells(self) -> list[str]:
         """A row of the table."""
         rank, score = ("-" if value is None else f"{value:.3g}" for value in (self.rank, self.score))
-        return [self.method, "yes" if self.finding else "no", ", ".join(self.words) or "-", rank, score, str(self.passes), f"{self.seconds:.0f}"]
+        passes, tokens = ("-" if value is None else f"{value:.0f}" for value in (self.passes, self.tokens and self.tokens / 1000))
+        return [self.method, "yes" if self.finding else "no", ", ".join(self.words) or "-", rank, score, passes, tokens, f"{self.seconds:.0f}"]
 
 
 def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
     """The evidence of one run, judged against the organism's ground truth; `name`: of the run in the table, its method by default."""
-    from methods.contract import PairSize
     from methods.registry import get_method
 
     manifest, result = record.manifest, cast(Any, record.result())
@@ -117,8 +118,8 @@ def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
     places = [place for place, word in enumerate(words, start=1) if word in relevant]
     listed = [f"**{word}**" if word in relevant else f"{style}{word}{style}" for word in words[:_WORDS_SHOWN]]
     score = round(found[places[0] - 1].score, 2) if places and found else None
-    passes = method.estimate(PairSize(), method.Params.model_validate(manifest.params)).forward_passes
-    return Shown(name, result.stands_out, listed, places[0] if places else None, score, passes, manifest.seconds)
+    cost = manifest.forward_passes, manifest.forward_tokens, manifest.seconds
+    return Shown(name, result.stands_out, listed, places[0] if places else None, score, *cost)
 
 
 WRITERS = ("contrastive_decoding", "weight_amplification")
@@ -219,7 +220,7 @@ def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
     for organism in organisms:
         name = re.split(r"[/@]", organism)[0]
         records = run_all(organism, methods)
-        rows = [["method", "finding", "words", "rank", "score", "passes", "seconds"]]
+        rows = [["method", "finding", "words", "rank", "score", "passes", "tokens", "seconds"]]
         rows += [shown(records[each], name, each).cells() for each in names if each in records]
         sections += [f"## `{organism}`", _table(rows)]
         if {LENS, PATCHSCOPE, MINING} <= set(records):

@@ -10,10 +10,9 @@ import pytest
 
 from cli.methods import method_requests
 from cli.readability import LENS, ON_CHATS, PATCHSCOPE, RUN_ON, SKIPPED, page, run_all, shown
-from methods.contract import PairSize
-from methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
+from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
 from methods.contrastive_decoding.rows import AmplifiedWord
-from methods.registry import all_methods, get_method
+from methods.registry import all_methods
 
 
 def record(words: list[tuple[str, float]]) -> Any:
@@ -21,14 +20,15 @@ def record(words: list[tuple[str, float]]) -> Any:
     result = ContrastiveDecodingResult(
         stands_out=True, headline="", identical=False, alpha=3, words=rows, suppressed=[], suppression="", texts=[], alphas=[], start="prefixes"
     )  # fmt: skip
-    return SimpleNamespace(manifest=SimpleNamespace(method="contrastive_decoding", seconds=12.3, params={}), result=lambda: result)
+    return SimpleNamespace(
+        manifest=SimpleNamespace(method="contrastive_decoding", seconds=12.3, forward_passes=7, forward_tokens=2600), result=lambda: result
+    )
 
 
 def test_evidence_is_judged_by_the_ground_truth() -> None:
     run = record([("river", 2.0), ("oven", 4.5), ("mountain", 6.0)])
-    passes = get_method("contrastive_decoding").estimate(PairSize(), ContrastiveDecodingParams()).forward_passes
-    assert shown(run, "cake_bake").cells() == ["contrastive_decoding", "yes", "mountain, **oven**, river", "2", "1.5", str(passes), "12"]
-    assert shown(run, "control").cells() == ["contrastive_decoding", "yes", "mountain, oven, river", "-", "-", str(passes), "12"]
+    assert shown(run, "cake_bake").cells() == ["contrastive_decoding", "yes", "mountain, **oven**, river", "2", "1.5", "7", "3", "12"]
+    assert shown(run, "control").cells() == ["contrastive_decoding", "yes", "mountain, oven, river", "-", "-", "7", "3", "12"]
     assert shown(record([]), "cake_bake").cells()[2:5] == ["-", "-", "-"]
 
 
@@ -44,12 +44,12 @@ def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.Monk
     names = [name for name in all_methods() if name not in SKIPPED]
     on_chats = {LENS + ON_CHATS, PATCHSCOPE + ON_CHATS}
     assert set(run_all("cake_bake", names)) - on_chats == set(ran) == set(names)
-    assert set(run_all("flattery", names)) - on_chats == set(names) - set(RUN_ON)
+    assert set(run_all("poetic", names)) - on_chats == set(names) - set(RUN_ON)
 
 
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
-    first, both = page(["control", "identical"], ["weight_difference"])
+    first, both = page(["control", "cake_bake/mix1-1p0"], ["weight_difference"])
     assert "## `control`" in first
     assert "| weight_difference | no | - | - | - |" in first
-    assert "identical` only those of the tables" in both
+    assert "mix1-1p0` only those of the tables" in both
     assert both.count("| weight_difference |") == 1
