@@ -136,13 +136,14 @@ def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, Ba
 def overview(
     pair: PairOption,
     settings: SetOption = None,
-    budget: Annotated[int, typer.Option(min=500, help="Tokens that the models may read and write for it, both sides together.")] = 90_000,
+    budget: Annotated[
+        int, typer.Option(min=500, help="Tokens that the models may read for it, both sides together; a generated one counts as several.")
+    ] = 180_000,
     characters: Annotated[int, typer.Option(min=1000, help="Size of the digest.")] = 6000,
     as_json: JsonOption = False,
 ) -> None:
     """One digest of what the methods that fit a budget say about a pair, the cheap ones first."""
     from cli.output import note, print_json, print_plain, progress_bar
-    from methods.contract import PairSize
     from methods.execute import run_methods
     from methods.overview import digest
     from methods.overview_plan import PENDING, choose, run_plan
@@ -153,11 +154,9 @@ def overview(
 
     offered = [method for method in all_methods().values() if method.in_overview]
     vectors = [f"{method.name}.vector={PENDING}" for method in offered if method.needs_vector]
-    plan = choose(dict(method_requests([method.name for method in offered], [*(settings or []), *vectors])), PairSize(), budget)
+    plan = choose(dict(method_requests([method.name for method in offered], [*(settings or []), *vectors])), budget)
     if not plan.requests:
-        raise InvalidInput(
-            f"A budget of {budget} tokens allows no method; the cheapest is {plan.left_out[0].method}, {plan.left_out[0].tokens} tokens."
-        )
+        raise InvalidInput(f"A budget of {budget} allows no method; the cheapest is {plan.left_out[0].method}, {plan.left_out[0].work}.")
     spec = resolve_pair(pair)
     note(f"{spec.name}: {', '.join(name for name, _ in plan.all)}")
     pairs, store = ModelPairs(), default_store()

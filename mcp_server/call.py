@@ -167,7 +167,10 @@ def estimate_text(estimate: CostEstimate | None, interactions: int = 0) -> str:
     """An estimate in words."""
     if estimate is None:
         return "unknown"
-    parts = [f"{estimate.tokens} tokens", f"{estimate.forward_passes} forward passes"]
+    tokens = {"tokens read": estimate.tokens, "generated": estimate.generated_tokens}
+    parts = [f"{count:,} {name}" for name, count in tokens.items() if count]
+    if estimate.forward_passes:
+        parts.append(f"{estimate.forward_passes:,} forward passes")
     parts.append(f"about {estimate.seconds:.0f} s" if estimate.seconds is not None else "seconds not known yet")
     if estimate.bytes:
         parts.append(f"{estimate.bytes / 1e6:.1f} MB on disk")

@@ -71,11 +71,8 @@ async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
 
     def look() -> tuple[CollectionIndex | None, CostEstimate]:
         size = estimate_collection(spec, params, store.folder)
-        speed = call.workbench.size(spec).tokens_per_second
         read = params.max_samples * params.max_tokens
-        cost = CostEstimate(
-            tokens=size.tokens, forward_passes=2 * -(-read // _batch_tokens()), seconds=2 * read / speed if speed else None, bytes=size.bytes
-        )
+        cost = call.workbench.size(spec).cost(2 * read, 2 * -(-read // _batch_tokens()), bytes=size.bytes)
         return find_collection(store, spec, params), cost
 
     finished, estimate = await anyio.to_thread.run_sync(look)

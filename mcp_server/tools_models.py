@@ -12,7 +12,6 @@ from mcp_server.call import Call
 from mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration, WaitArguments
 from mcp_server.jobs import Job
 from mcp_server.render import NOTICE, Fence, clip, fair_shares, quote
-from methods.contract import CostEstimate
 
 SideName = Literal["base", "finetuned"]
 
@@ -228,9 +227,10 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         return _present_answers(arguments, completions)
 
     key = [await call.identity(spec), arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only", "max_characters"}, mode="json")]
-    tokens = arguments.interactions * arguments.max_new_tokens
-    seconds = call.workbench.writing_seconds(spec, tokens * len(sides))
-    estimate = CostEstimate(tokens=tokens, forward_passes=len(sides) * arguments.max_new_tokens, seconds=seconds, bytes=0)
+    generated = arguments.interactions * arguments.max_new_tokens * len(sides)
+    estimate = call.workbench.size(spec).cost(0, len(sides) * arguments.max_new_tokens, generated_tokens=generated)
+    if (seconds := call.workbench.writing_seconds(spec, generated)) is not None:
+        estimate.seconds = seconds
     return await call.run_job(key, work, present, spec=spec, interactions=arguments.interactions, estimate=estimate)
 
 
@@ -278,9 +278,9 @@ async def compare_text(call: Call, arguments: CompareArguments) -> Reply:
             return compare(pair, arguments, job)
 
     key = [await call.identity(spec), arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only"}, mode="json")]
-    tokens = sum(min(arguments.max_tokens, len(text)) for text in (arguments.text, *arguments.candidates)) + arguments.greedy_tokens
+    tokens = 2 * sum(min(arguments.max_tokens, len(text)) for text in (arguments.text, *arguments.candidates))
     passes = 2 * (bool(arguments.text) + -(-len(arguments.candidates) // 8) + arguments.greedy_tokens)
-    estimate = CostEstimate(tokens=tokens, forward_passes=passes, seconds=None, bytes=0)
+    estimate = call.workbench.size(spec).cost(tokens, passes, generated_tokens=2 * arguments.greedy_tokens)
     return await call.run_job(key, work, _present_comparison, spec=spec, interactions=arguments.interactions, estimate=estimate)
 
 

@@ -12,6 +12,7 @@ from mcp_server.jobs import Job
 from mcp_server.render import NOTICE, Fence
 from mcp_server.tools_methods import check_corpus, find_finished, run_records
 from methods import execute
+from methods.contract import GENERATED_WORK
 from methods.overview import OverviewResult
 from methods.overview_plan import DEFAULT_BUDGET, LENS, LeftOut, OverviewPlan, choose, later_requests, named, pending_vector, run_plan
 from methods.registry import all_methods
@@ -34,8 +35,9 @@ class OverviewArguments(PairArguments, WaitArguments):
     budget: int = Field(
         DEFAULT_BUDGET,
         ge=500,
-        description="Tokens that the models may read and write for it, both sides together. Methods are taken by cost, cheap ones first; what did not fit "
-        "is named with its cost. 10000: weight_difference and contrastive_decoding only; 200000: nearly everything.",
+        description=f"Tokens that the models may read for it, both sides together; a generated one counts {GENERATED_WORK}. Methods are taken by cost, "
+        "cheap ones first; what did not fit "
+        "is named with its cost. 50000: contrastive_decoding and weight_difference only; 300000: everything.",
     )
     methods: list[str] | None = Field(
         None,
@@ -100,10 +102,10 @@ def _plan(call: Call, spec: PairSpec, arguments: OverviewArguments) -> OverviewP
     offered = {name: params_of(name) for name in allowed if known[name].in_overview}
     if not offered:
         raise InvalidInput(f"none of the methods of an overview is available here; methods: {', '.join(allowed)}")
-    plan = choose(offered, call.workbench.size(spec), arguments.budget)
+    plan = choose(offered, arguments.budget)
     if not plan.requests:
-        costs = ", ".join(f"{row.method} {row.tokens:,}" for row in plan.left_out)
-        raise InvalidInput(f"a budget of {arguments.budget:,} tokens allows no method; their costs: {costs}")
+        costs = ", ".join(f"{row.method} {row.work:,}" for row in plan.left_out)
+        raise InvalidInput(f"a budget of {arguments.budget:,} allows no method; their costs: {costs}")
     return plan
 
 

@@ -150,22 +150,49 @@ class TextGroup(BaseModel):
     texts: list[str] = Field(description="UNTRUSTED text of a model under study, without the prompt.")
 
 
+GENERATED_WORK = 6
+"""Tokens that are read in the time that generating one takes, a step giving only one token a text: 5 to 9 where all texts were generated in batches, on two
+CPU cores with the bundled model; more in small batches."""
+
+
+class CostEstimate(BaseModel):
+    """What a call will cost at most, said before it starts. Both sides together."""
+
+    tokens: int = Field(description="Tokens that the models read, those that they generate themselves left out.")
+    generated_tokens: int = Field(0, description="Tokens that the models generate.")
+    work: int = Field(description=f"All of the work in tokens read: a generated token counts {GENERATED_WORK}, for each model that is run for it.")
+    forward_passes: int = Field(description="Passes of one model over one batch.")
+    seconds: float | None = Field(description="None while the speed of this pair is unknown.")
+    bytes: int = Field(description="Disk bytes of the stored run, roughly.")
+
+
 class PairSize(BaseModel):
     """What an estimate needs to know of a pair; every field may be unknown before the models are loaded."""
 
     num_layers: int | None = None
     d_model: int | None = None
     vocab_size: int | None = None
-    tokens_per_second: float | None = Field(None, description="Measured forward speed of one side.")
+    tokens_per_second: float | None = Field(None, description="Measured: tokens that are read a second, of whichever side.")
 
+    def cost(
+        self, tokens: float, forward_passes: int, *, generated_tokens: int = 0, models: int = 1, other_work: float = 0, bytes: int = 0
+    ) -> CostEstimate:
+        """An estimate with its work and seconds.
 
-class CostEstimate(BaseModel):
-    """What a call will cost, said before it starts."""
-
-    tokens: int = Field(description="Tokens read by each model, or generated.")
-    forward_passes: int = Field(description="Batched forward passes over both sides.")
-    seconds: float | None = Field(description="None while the speed of this pair is unknown.")
-    bytes: int = Field(description="Disk bytes of the stored run, roughly.")
+        Args:
+            tokens: read, both sides together.
+            models: run for each generated token.
+            other_work: what takes as long as reading this many tokens.
+        """
+        work = tokens + other_work + GENERATED_WORK * models * generated_tokens
+        return CostEstimate(
+            tokens=round(tokens),
+            generated_tokens=generated_tokens,
+            work=max(1, round(work)),
+            forward_passes=forward_passes,
+            seconds=round(work / self.tokens_per_second, 1) if self.tokens_per_second else None,
+            bytes=bytes,
+        )
 
 
 class DiffingMethod(Generic[P, R]):
@@ -280,6 +307,5 @@ class CorpusMethod(DiffingMethod[P, R]):
         corpus = self.corpus_params(params)
         tokens = corpus.max_samples * corpus.max_tokens
         passes = 2 * -(-tokens // settings().batch_tokens)
-        seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
         # Per-token scalars in float32 and token ids, plus a few vocabulary-sized float64 rows.
-        return CostEstimate(tokens=tokens, forward_passes=passes, seconds=seconds, bytes=40 * tokens + 64 * (pair.vocab_size or 50_000))
+        return pair.cost(2 * tokens, passes, bytes=40 * tokens + 64 * (pair.vocab_size or 50_000))

@@ -59,7 +59,7 @@ def find_finished(spec: PairSpec, name: str, params: ParamsLike, store: RunStore
 
 def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) -> CostEstimate:
     """What a call of `run_methods` costs when nothing of it is finished; methods that share a pass are counted once."""
-    total = CostEstimate(tokens=0, forward_passes=0, seconds=0.0, bytes=0)
+    total = CostEstimate(tokens=0, work=0, forward_passes=0, seconds=0.0, bytes=0)
     passes: set[CorpusParams] = set()
     for name, raw in requests:
         method = get_method(name)
@@ -73,6 +73,8 @@ def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) ->
             passes.add(text)
         for sign, cost in costs:
             total.tokens += sign * cost.tokens
+            total.generated_tokens += sign * cost.generated_tokens
+            total.work += sign * cost.work
             total.forward_passes += sign * cost.forward_passes
             total.seconds = None if total.seconds is None or cost.seconds is None else total.seconds + sign * cost.seconds
     return total

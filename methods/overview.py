@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.contract import MethodResult, PairSize
-from methods.overview_plan import LeftOut, mean_difference, pending_vector, tokens_of
+from methods.contract import MethodResult
+from methods.overview_plan import LeftOut, mean_difference, pending_vector, work_of
 from methods.registry import all_methods, get_method
 from methods.vectors import split_handle
 from methods.words import EvidenceWord
@@ -97,8 +97,8 @@ class OverviewResult(BaseModel):
         if self.excerpts:
             lines.append("finetuned text the base expects least (untrusted, between ⟦ ⟧):")
             lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
-        if budget := [f"{row.method} {row.tokens:,}" for row in self.left_out if not row.reason]:
-            lines.append("left out for the budget, with the tokens it would take: " + ", ".join(budget))
+        if budget := [f"{row.method} {row.work:,}" for row in self.left_out if not row.reason]:
+            lines.append("left out for the budget, with what it would take of it: " + ", ".join(budget))
         lines += [f"could not run {row.method}: {row.reason}" for row in self.left_out if row.reason]
         lines.append("next: " + "; ".join(self.next_calls))
         return "\n".join(lines)
@@ -274,8 +274,8 @@ def _costs(records: Sequence[RunRecord]) -> Callable[[str], str]:
     speed = next((2 * one["tokens"] / one["seconds"] for one in passes if one["tokens"] and one["seconds"]), None)
 
     def cost(name: str) -> str:
-        tokens = tokens_of([(name, get_method(name).Params.model_validate(pending_vector(name)))], PairSize())
-        return f"{tokens:,} tokens" + (f", about {tokens / speed:.0f} s of reading" if speed else "")
+        work = work_of([(name, get_method(name).Params.model_validate(pending_vector(name)))])
+        return f"{work:,} of budget" + (f", about {work / speed:.0f} s" if speed else "")
 
     return cost
 

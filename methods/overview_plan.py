@@ -1,11 +1,12 @@
 """What an overview runs: the methods that fit a budget, the cheap ones first, and what is chained to the lens's mean difference.
 
-The budget counts tokens that the models read or write, both sides together: what a run costs whatever the machine, so that an equal call chooses the
-same methods and is a lookup. Torch-free.
+The budget counts tokens that the models read, both sides together, and each token that they generate as several (`CostEstimate.work`): what a run costs
+whatever the machine, so that an equal call chooses the same methods and is a lookup. Torch-free.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -18,9 +19,10 @@ from methods.registry import all_methods, get_method
 from methods.runs import RunRecord
 from methods.vectors import VectorHandle, handles
 from organisms.errors import Cancelled, DiffingError, InvalidInput
+from preprocessing.corpora import CorpusParams
 
-DEFAULT_BUDGET = 90_000
-"""One pass over the default text, completions of both models, contrastive decoding, and what costs next to nothing."""
+DEFAULT_BUDGET = 180_000
+"""One pass over the default text with what it leads to, completions of both models, contrastive decoding, and what costs next to nothing."""
 LENS = "activation_difference_lens"
 PENDING = VectorHandle(f"{LENS}/pending")
 """Stands for the mean difference of a lens run that is not there yet."""
@@ -32,7 +34,7 @@ class LeftOut(BaseModel):
     """A method that was not run."""
 
     method: str
-    tokens: int = Field(description="What it would cost besides the others: tokens the models read or write, both sides together.")
+    work: int = Field(description="What it would cost besides the others: tokens read, both sides together, a generated one counted as several.")
     reason: str = Field("", description="Why it was left out; empty: the budget.")
 
 
@@ -62,26 +64,34 @@ def pending_vector(method: str) -> dict[str, Any]:
     raise InvalidInput(f"overview cannot give {method} its vector: call {method} itself.")
 
 
-def choose(offered: Mapping[str, BaseModel], size: PairSize, budget: int = DEFAULT_BUDGET) -> OverviewPlan:
-    """The methods of `offered` (name -> parameters) that fit into `budget` tokens: by declared cost class, then by what each adds to the others,
-    since methods that read the same text share one pass. One that needs a vector comes in question once the lens is chosen."""
+def choose(offered: Mapping[str, BaseModel], budget: int = DEFAULT_BUDGET) -> OverviewPlan:
+    """The methods of `offered` (name -> parameters) that fit into `budget`: by declared cost class, then by what each adds to the others, where methods that
+    read the same text divide the cost of their pass. One that needs a vector comes in question once the lens is chosen."""
     classes = get_args(Cost)
     chosen: list[Request] = []
     spent = 0
     remaining = dict(offered)
     while open_now := {name: params for name, params in remaining.items() if not waits(params) or any(known == LENS for known, _ in chosen)}:
-        added = {name: tokens_of([*chosen, (name, params)], size) - tokens_of(chosen, size) for name, params in open_now.items()}
+        added = {name: work_of([*chosen, (name, params)]) - work_of(chosen) for name, params in open_now.items()}
         fitting = [name for name in open_now if spent + added[name] <= budget]
         if not fitting:
             break
+        texts = {name: _text_of(name, params) for name, params in open_now.items()}
+        readers = Counter(text for text in texts.values() if text is not None)
         # What comes for nothing with the pass that is paid already is taken before the next method of its class.
-        best = min(fitting, key=lambda name: (classes.index(get_method(name).cost), added[name]))
+        best = min(fitting, key=lambda name: (classes.index(get_method(name).cost), added[name] / max(1, readers[texts[name]])))
         chosen.append((best, remaining.pop(best)))
         spent += added[best]
-    left = [LeftOut(method=name, tokens=tokens_of([*chosen, (name, params)], size) - tokens_of(chosen, size)) for name, params in remaining.items()]
+    left = [LeftOut(method=name, work=work_of([*chosen, (name, params)]) - work_of(chosen)) for name, params in remaining.items()]
     order = list(all_methods())
     chosen.sort(key=lambda request: order.index(request[0]))
-    return _split(chosen, sorted(left, key=lambda row: row.tokens))
+    return _split(chosen, sorted(left, key=lambda row: row.work))
+
+
+def _text_of(name: str, params: BaseModel) -> CorpusParams | None:
+    """The text that a method reads in a pass which it may share."""
+    method = get_method(name)
+    return method.corpus_params(params) if isinstance(method, CorpusMethod) else None
 
 
 def named(requests: Mapping[str, BaseModel], lens: BaseModel | None) -> OverviewPlan:
@@ -104,10 +114,9 @@ def waits(params: BaseModel) -> bool:
     return any(handle == PENDING for handle in handles(params))
 
 
-def tokens_of(requests: Sequence[Request], size: PairSize) -> int:
-    """Tokens that the models read or write for these methods, both sides together, by the methods' own estimates."""
-    # An estimate's seconds are tokens of both sides over the speed, so at one token a second they are the tokens.
-    return round(estimate(size.model_copy(update={"tokens_per_second": 1.0}), requests).seconds or 0)
+def work_of(requests: Sequence[Request]) -> int:
+    """The work of these methods by their own estimates, the same for every pair."""
+    return estimate(PairSize(), requests).work
 
 
 def later_requests(plan: OverviewPlan, records: Sequence[RunRecord]) -> list[Request]:
@@ -142,7 +151,7 @@ def run_plan(plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunReco
             raise
         except DiffingError as error:
             failure = failure or error
-            left_out.append(LeftOut(method=request[0], tokens=tokens_of([request], PairSize()), reason=error.message))
+            left_out.append(LeftOut(method=request[0], work=work_of([request]), reason=error.message))
     if not records and failure is not None:
         raise failure
     order = [name for name, _ in plan.all]

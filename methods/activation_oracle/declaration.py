@@ -139,6 +139,5 @@ class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleRes
         per_context = params.samples if params.vector is not None else sum(each[mode] for mode in set(params.modes))
         kinds, contexts = (2, 1) if params.vector is not None else (3, len(params.contexts or (CONTEXT,)))
         answers = kinds * contexts * len(params.questions) * per_context
-        tokens = answers * (params.max_new_tokens + 30)
-        seconds = tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return CostEstimate(tokens=tokens, forward_passes=-(-answers // 64) * params.max_new_tokens, seconds=seconds, bytes=200 * answers)
+        passes = -(-answers // 64) * params.max_new_tokens
+        return pair.cost(30 * answers, passes, generated_tokens=answers * params.max_new_tokens, bytes=200 * answers)

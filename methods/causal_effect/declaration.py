@@ -10,6 +10,7 @@ from methods.causal_effect import figures, views
 from methods.causal_effect.rows import EffectRow
 from methods.contract import CorpusMethodParams, Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
 from methods.vectors import VECTOR_HELP, VectorSource
+from organisms.settings import settings
 from preprocessing.corpora import CorpusParams, corpus_identity
 
 if TYPE_CHECKING:
@@ -103,9 +104,8 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
         tested = 1 if params.subspace else len(params.vectors)
         # Vectors may lie in different layers, each with nulls of its own; how many is known only once they are looked up.
         passes = 2 + tested + 2 * params.random_directions
-        tokens = samples * params.max_tokens * passes
-        seconds = tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return CostEstimate(tokens=tokens, forward_passes=passes, seconds=seconds, bytes=16 * samples * passes)
+        batches = -(-samples * params.max_tokens // settings().batch_tokens)
+        return pair.cost(samples * params.max_tokens * passes, passes * batches, bytes=16 * samples * passes)
 
 
 def corpus_of(params: CausalEffectParams) -> CorpusParams:

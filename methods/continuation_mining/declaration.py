@@ -103,8 +103,7 @@ class ContinuationMining(CorpusMethod[ContinuationMiningParams, ContinuationMini
         return summarise(accumulator, pair, params, run)
 
     def estimate(self, pair: PairSize, params: ContinuationMiningParams) -> CostEstimate:
-        cost = super().estimate(pair, params)
-        cost.tokens += params.places * (params.new_tokens + params.max_tokens)
-        cost.forward_passes += 2 * params.new_tokens * -(-params.places // 64)
-        cost.seconds = 2 * cost.tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return cost
+        read = super().estimate(pair, params)
+        passes = read.forward_passes + 2 * params.new_tokens * -(-params.places // 64)
+        tokens = read.tokens + 2 * params.places * params.max_tokens
+        return pair.cost(tokens, passes, generated_tokens=2 * params.places * params.new_tokens, bytes=read.bytes)

@@ -118,6 +118,5 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
 
     def estimate(self, pair: PairSize, params: ContrastiveDecodingParams) -> CostEstimate:
         texts = len(params.prompts or range(BUNDLED_STARTS)) * params.samples_per_prompt * (2 * len(params.alphas) + 2)
-        tokens = texts * params.max_new_tokens
-        seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return CostEstimate(tokens=tokens, forward_passes=2 * -(-texts // 64) * params.max_new_tokens, seconds=seconds, bytes=20 * tokens)
+        generated = texts * params.max_new_tokens
+        return pair.cost(0, 2 * -(-texts // 64) * params.max_new_tokens, generated_tokens=generated, models=2, bytes=20 * generated)

@@ -8,6 +8,8 @@ from organisms.settings import settings
 
 _PRODUCTS = 5
 """Matrix products a step: two forward, three backward."""
+_DEPTH = 0.6
+"""Share of a forward pass up to a middle layer."""
 
 
 def dictionary_bytes(latents: int, width: int, sources: int) -> int:
@@ -34,10 +36,9 @@ def estimate(pair: PairSize, params: DictionaryParams, sources: int) -> CostEsti
     parameters = layers * 12 * width**2
     step_tokens = 0 if params.dictionary else params.steps * params.batch_rows
     in_tokens = (_PRODUCTS * step_tokens + 6 * tokens) * latents * sources * width / parameters
-    seconds = (read * 2 * 0.6 + in_tokens) / pair.tokens_per_second if pair.tokens_per_second else None
     passes = 2 * -(-read // settings().batch_tokens)
     stored = 4 * latents * width + (0 if params.dictionary else training_bytes(latents, width, sources))
-    return CostEstimate(tokens=max(1, read), forward_passes=passes, seconds=seconds, bytes=stored)
+    return pair.cost(2 * read, passes, other_work=in_tokens - 2 * (1 - _DEPTH) * read, bytes=stored)
 
 
 def _tokens(params: DictionaryParams) -> tuple[int, int]:

@@ -190,11 +190,8 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
         return summarise(accumulator.statistics, accumulator.layers[0], pair, params, run)
 
     def estimate(self, pair: PairSize, params: LogitDifferenceParams) -> CostEstimate:
-        cost = super().estimate(pair, params)
-        if params.extraction == "patchscope":
-            positions = min(params.patchscope_positions, cost.tokens)
-            cost.tokens += positions
-            cost.forward_passes += 2 * -(-positions // 256)
-        if pair.tokens_per_second:
-            cost.seconds = 2 * cost.tokens / pair.tokens_per_second
-        return cost
+        read = super().estimate(pair, params)
+        if params.extraction != "patchscope":
+            return read
+        positions = min(params.patchscope_positions, read.tokens // 2)
+        return pair.cost(read.tokens + 2 * positions, read.forward_passes + 2 * -(-positions // 256), bytes=read.bytes)

@@ -109,6 +109,4 @@ class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
     def estimate(self, pair: PairSize, params: PatchscopeParams) -> CostEstimate:
         prompts = 3 if params.prompts is None else len(params.prompts)
         rows = (2 + params.random_directions) * len(params.scales)
-        tokens = prompts * (rows + _PROMPT_TOKENS)
-        seconds = tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return CostEstimate(tokens=tokens, forward_passes=2 * prompts * len(params.scales), seconds=seconds, bytes=40_000 * len(params.scales))
+        return pair.cost(prompts * (rows + _PROMPT_TOKENS), 2 * prompts * len(params.scales), bytes=40_000 * len(params.scales))

@@ -115,6 +115,5 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
         from organisms.settings import settings
 
         tokens = params.max_samples * params.max_tokens if not params.collections else 0
-        seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
         stored = len(params.layers) * params.components * (4 * (pair.d_model or 4096) + 20_000)
-        return CostEstimate(tokens=max(1, tokens), forward_passes=2 * -(-tokens // settings().batch_tokens), seconds=seconds, bytes=stored)
+        return pair.cost(2 * tokens, 2 * -(-tokens // settings().batch_tokens), bytes=stored)

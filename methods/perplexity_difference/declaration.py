@@ -124,8 +124,7 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
     def estimate(self, pair: PairSize, params: PerplexityDifferenceParams) -> CostEstimate:
         bundled = BUNDLED_PREFILLS if params.template == "none" else BUNDLED_QUESTIONS
         completions = 2 * params.samples_per_prefill * (bundled if params.prefills is None else len(params.prefills))
-        tokens = completions * params.max_new_tokens
-        batches = -(-completions // 64)
+        generated = completions * params.max_new_tokens
+        passes = -(-completions // 64) * (params.max_new_tokens + 2)
         # Each token is generated once and then scored by both sides.
-        seconds = 3 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return CostEstimate(tokens=tokens, forward_passes=batches * (params.max_new_tokens + 2), seconds=seconds, bytes=20 * tokens)
+        return pair.cost(2 * generated, passes, generated_tokens=generated, bytes=20 * generated)

@@ -126,7 +126,6 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         searched = 0 if params.strengths is not None else 2 * (len(GRID) + REFINEMENTS) * len(SEARCH_PROMPTS)
         strengths = 2 if params.strengths is None else len(params.strengths)
         answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (1 + 2 * strengths)
-        tokens = sides * (searched + answers) * params.max_new_tokens
-        # Every token is written once and read once by the base.
-        seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return CostEstimate(tokens=tokens, forward_passes=-(-tokens // 32), seconds=seconds, bytes=20 * tokens)
+        generated = sides * (searched + answers) * params.max_new_tokens
+        # Every token is generated once and read once by the base.
+        return pair.cost(generated, -(-generated // 32), generated_tokens=generated, bytes=20 * generated)

@@ -151,7 +151,6 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         searching = params.weights is None and params.config is None
         searched = (2 + len(GRID) + REFINEMENTS) * len(SEARCH_PROMPTS) if searching else 0
         answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (3 + len(params.weights or (1.0,)))
-        tokens = (searched + answers) * params.max_new_tokens
-        # Every token is written once and read once by the base.
-        seconds = 2 * tokens / pair.tokens_per_second if pair.tokens_per_second else None
-        return CostEstimate(tokens=tokens, forward_passes=-(-tokens // 32), seconds=seconds, bytes=20 * tokens)
+        generated = (searched + answers) * params.max_new_tokens
+        # Every token is generated once and read once by the base.
+        return pair.cost(generated, -(-generated // 32), generated_tokens=generated, bytes=20 * generated)

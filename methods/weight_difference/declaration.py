@@ -116,6 +116,5 @@ class WeightDifference(DiffingMethod[WeightDifferenceParams, WeightDifferenceRes
         layers = (pair.num_layers or 32) if params.layers is None else len(params.layers)
         directions = 9 * layers * params.directions
         rows = params.random_directions + 2 * directions  # each costs the unembedding, about a token
-        seconds = rows / pair.tokens_per_second if pair.tokens_per_second else None
         width = pair.d_model or 2048
-        return CostEstimate(tokens=rows, forward_passes=1, seconds=seconds, bytes=directions * (4 * width + 2000))
+        return pair.cost(0, 0, other_work=rows, bytes=directions * (4 * width + 2000))

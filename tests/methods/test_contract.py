@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from methods.contract import CorpusMethod, MethodResult, PairSize, compact_text
+from methods.contract import GENERATED_WORK, CorpusMethod, MethodResult, PairSize, compact_text
 from methods.execute import check_params, estimate
 from methods.registry import all_methods, get_method
 from organisms.errors import InvalidInput, UnknownName
@@ -29,7 +29,9 @@ def test_every_method_is_declared_whole() -> None:
         if method.needs_vector:
             continue
         assert method.Params()  # every parameter has a default
-        assert method.estimate(PairSize(tokens_per_second=1000.0), method.Params()).tokens > 0
+        cost = method.estimate(PairSize(tokens_per_second=1000.0), method.Params())
+        assert cost.work >= cost.generated_tokens * GENERATED_WORK
+        assert cost.seconds == round(cost.work / 1000, 1) > 0
 
 
 def test_unknown_method_names_the_near_one() -> None:
@@ -50,10 +52,10 @@ def test_a_shared_pass_is_counted_once() -> None:
     shared = [name for name, method in all_methods().items() if isinstance(method, CorpusMethod)]
     params = {"max_samples": 100, "max_tokens": 20}
     one = estimate(size, [("kl", params)])
-    assert (one.tokens, one.seconds) == (2000, 8.0)
+    assert (one.tokens, one.seconds) == (4000, 8.0)
     same_text = [name for name in shared if check_params(get_method(name), params)]
-    assert estimate(size, [("kl", params), ("kl", {**params, "examples": 5})]).tokens == 2000
-    assert estimate(size, [("kl", params), ("kl", {**params, "seed": 1})]).tokens == 4000
+    assert estimate(size, [("kl", params), ("kl", {**params, "examples": 5})]).tokens == 4000
+    assert estimate(size, [("kl", params), ("kl", {**params, "seed": 1})]).tokens == 8000
     assert len(same_text) >= 1
     assert estimate(PairSize(), [("kl", params)]).seconds is None
 

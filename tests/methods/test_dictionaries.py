@@ -413,8 +413,8 @@ def test_estimates_know_checkpoints_and_stored_activations(kind: str, sources: i
     loaded = method.estimate(size, method.Params(**text, dictionary="./somewhere"))
     weights = 4 * (2 * 64 * 32 * sources + 64 + 32 * sources)
     assert trained.bytes - loaded.bytes == 6 * weights  # two checkpoints of the weights and two moments each
-    assert trained.tokens == 1000
-    assert method.estimate(size, method.Params(**text, max_activation_tokens=300)).tokens == 300
+    assert trained.tokens == 2000  # both sides
+    assert method.estimate(size, method.Params(**text, max_activation_tokens=300)).tokens == 600
 
 
 def test_the_nth_largest_is_exact() -> None:
