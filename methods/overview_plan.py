@@ -77,9 +77,10 @@ def choose(offered: Mapping[str, BaseModel], budget: int = DEFAULT_BUDGET) -> Ov
         if not fitting:
             break
         texts = {name: _text_of(name, params) for name, params in open_now.items()}
-        readers = Counter(text for text in texts.values() if text is not None)
+        readers = Counter(texts.values())
+        shares = {name: added[name] / (readers[text] if text else 1) for name, text in texts.items()}
         # What comes for nothing with the pass that is paid already is taken before the next method of its class.
-        best = min(fitting, key=lambda name: (classes.index(get_method(name).cost), added[name] / max(1, readers[texts[name]])))
+        best = min(fitting, key=lambda name: (classes.index(get_method(name).cost), shares[name]))
         chosen.append((best, remaining.pop(best)))
         spent += added[best]
     left = [LeftOut(method=name, work=work_of([*chosen, (name, params)]) - work_of(chosen)) for name, params in remaining.items()]
