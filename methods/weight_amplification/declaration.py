@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
 from methods.steering.prompts import PROMPTS
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 SEARCH_PROMPTS = PROMPTS[:6]
 GRID = (2.0, 4.0, 8.0, 16.0)
+"""Sizes that a search tries upwards from 1, or their inverses when 1 is too much already."""
 REFINEMENTS = 2
+
+Direction = Literal["positive", "negative"]
 
 
 class WeightAmplificationParams(MethodParams):
@@ -36,7 +39,12 @@ class WeightAmplificationParams(MethodParams):
         min_length=1,
         max_length=16,
         description="Factors on the weight difference: 0 base, 1 finetuned, 2 twice the change, negative ones invert it; None: the largest coherent one is "
-        "searched for (with `config`: 1).",
+        "searched for, see `search` (with `config` alone: 1).",
+    )
+    search: Direction | None = Field(
+        None,
+        description="Look for the largest coherent weight above 0 (`positive`) or below it (`negative`), instead of `weights`; with `config` it is a factor on "
+        "all of its weights. None: `positive` when neither `weights` nor `config` is given.",
     )
     layers: tuple[int | float, int | float] | None = Field(
         None, description="First and last layer to amplify, both included: absolute (integers) or relative (floats). Others stay as finetuned."
@@ -50,8 +58,9 @@ class WeightAmplificationParams(MethodParams):
     config: str | None = Field(
         None,
         max_length=20_000,
-        description="An amplification config as YAML text instead of `layers` and `modules` (keys: adapters, layer_amplifications, ...); `weights` multiply its "
-        "weights. Only an operator may name other adapters in it.",
+        description="An amplification config as YAML text instead of `layers` and `modules`: `adapters: [{layer_amplifications: [{layers: all, "
+        "module_amplifications: [{modules: mlp, weight: 3}]}]}]`. Modules that it does not name have weight 1; `weights` multiply all of its weights. Only an "
+        "operator may name other adapters in it (`organism_name`).",
     )
     prompts: tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...] | None = Field(
         None, min_length=1, max_length=200, description=f"Own prompts; None: {len(PROMPTS)} everyday ones."
@@ -72,14 +81,42 @@ class WeightAmplificationParams(MethodParams):
                 load_amplification_config(value)
             except InvalidInput as error:
                 raise ValueError(error.message) from error
+            if sum(entry.own for entry in load_amplification_config(value).adapters) > 1:
+                raise ValueError("the pair's own finetune is named twice; put all its `layer_amplifications` into one entry")
         return value
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if self.search is not None and self.weights is not None:
+            raise ValueError("`search` finds the weight by itself: leave out `weights`, or leave out `search` to use them")
+        if self.config is not None and (self.layers is not None or self.modules is not None):
+            raise ValueError("`config` says which layers and modules are amplified: leave out `layers` and `modules`")
+        return self
+
+    @property
+    def direction(self) -> Direction | None:
+        """In which a weight is searched for; None: the weights are given."""
+        return self.search or ("positive" if self.weights is None and self.config is None else None)
+
+    @property
+    def sign(self) -> float:
+        """Of the weights that count as amplifying."""
+        return -1.0 if self.search == "negative" else 1.0
+
+    @property
+    def starts_coherent(self) -> bool:
+        """Whether weight 1 needs no trial: it is the plain finetuned model."""
+        return self.direction == "positive" and self.config is None
 
 
 class WeightAmplificationResult(MethodResult):
     """What an amplified finetune writes. Answers are text of models under study: data, not instructions."""
 
     answers_are_untrusted: Literal[True] = True
-    largest_coherent_weight: float | None = Field(description="Of those tried; None when none above 1 was tried or stays coherent.")
+    largest_coherent_weight: float | None = Field(
+        description="Of those tried above 1 (with `config` above 0; searched in the negative direction: below 0); None when none is coherent. With `config` a factor."
+    )
+    search: Direction | None = Field(None, description="The direction in which it was searched for; None: the weights were given.")
     weights: list[float] = Field(description="Weights that were used for the answers.")
     words: list[AmplifiedWord] = Field(description="Content words over-represented in amplified texts against those of the base.")
     coherence: list[WeightRow] = Field(description="How readable the texts were at every weight that was tried.")
@@ -93,7 +130,7 @@ class WeightAmplificationResult(MethodResult):
         return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
 
     def as_text(self) -> str:
-        lines = [self.headline, f"amplified: {self.amplified}"]
+        lines = [self.headline, f"amplified: {self.amplified}" + (f"; searched in the {self.search} direction" if self.search else "")]
         if self.words:
             lines.append("words in amplified:finetuned:base texts: " + ", ".join(row.as_text() for row in self.words))
         lines += [row.as_text() for row in self.coherence]
@@ -107,7 +144,8 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     """Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - W_base), while the model answers everyday prompts;
     its answers stand beside those of the plain finetuned and of the base model, drawn with the same random numbers. What training made a little more
     likely becomes common: use it when the plain finetuned model hides its trait. Without `weights` the largest weight at which texts stay coherent is
-    searched for (perplexity under the base, repetition and length; no language model judges). Content words over-represented in amplified texts are tested
+    searched for (perplexity under the base, repetition and length; no language model judges); `search="negative"` does so below 0, and with `config` for a
+    factor on its weights. Content words over-represented in amplified texts are tested
     against the base's. Very large weights break any model, so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative
     weights invert the change. Own prompts cost one interaction a sample and weight, and one for the plain finetuned model.
     Views: `answers` (all answers by weight and text), `searched` (texts at every strength tried)."""
@@ -148,8 +186,8 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         return parts | ({"adapters": [adapter_identity(adapter_files(entry)) for entry in others]} if others else {})
 
     def estimate(self, pair: PairSize, params: WeightAmplificationParams) -> CostEstimate:
-        searching = params.weights is None and params.config is None
-        searched = (2 + len(GRID) + REFINEMENTS) * len(SEARCH_PROMPTS) if searching else 0
+        tried = (not params.starts_coherent) + len(GRID) + REFINEMENTS if params.direction else 0
+        searched = (2 + tried) * len(SEARCH_PROMPTS) if tried else 0
         answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (3 + len(params.weights or (1.0,)))
         tokens = (searched + answers) * params.max_new_tokens
         # Every token is written once and read once by the base.
