@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,6 @@ from model_pairs.amplification_config import (
 from model_pairs.chat import ChatMessage
 from model_pairs.generation import GenerationRequest, Sampling
 from model_pairs.layers import resolve_layer
-from organisms.errors import InvalidInput
 
 if TYPE_CHECKING:
     from methods.contract import RunWriter
@@ -187,16 +187,16 @@ def search(writer: Writer) -> tuple[float, list[WeightRow], list[SearchedText]]:
         written.extend(SearchedText(side="finetuned", strength=weight, prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True))
         return rows[-1].coherent >= writer.params.coherent_share
 
-    best = 1.0 if writer.params.starts_coherent or coherent(1.0) else None
-    broken = None if best else 1.0
+    best = 1.0 if writer.params.starts_coherent or coherent(1.0) else 0.0
+    broken = math.inf if best else 1.0
     for size in GRID if best else [1 / each for each in GRID]:
         if coherent(size):
             best = size
         else:
             broken = size
-        if best and broken:
+        if 0 < best < broken < math.inf:
             break
-    for _ in range(REFINEMENTS if best and broken else 0):
+    for _ in range(REFINEMENTS if 0 < best < broken < math.inf else 0):
         middle = float(f"{(best * broken) ** 0.5:.3g}")
         if coherent(middle):
             best = middle

@@ -48,6 +48,8 @@ def test_a_faint_preference_is_brought_up(planted_words: Any, make_pair: Any, pa
     view: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=3.0, contains=words[0], limit=2))
     assert view.total >= 6
     assert all(words[0] in row.amplified for row in view.rows)
+    of_base: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=3.0, contains=words[0], within="base"))
+    assert of_base.total == sum(words[0] in row["base"] for row in rows if row["weight"] == 3.0) < view.total / 2
 
 
 def test_one_is_the_finetuned_model_and_choices_narrow(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
