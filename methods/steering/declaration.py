@@ -91,7 +91,7 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     unsteered texts and texts steered by a random direction of the same strength. Steering by a mean activation difference amplifies what
     a finetune taught: compare a few answers before you conclude. Works on any vector named RUN/NAME, a token, or a contrast of texts; own
     prompts cost one interaction a sample and strength, controls included. A direction that cannot steer (zero, or incoherent at every strength) is reported so.
-    Views: `answers` (all answers by strength, model and text, random-direction controls beside them), `searched` (texts at every strength tried)."""
+    Views: `answers` (all answers and controls by strength, model and text), `searched` (texts at every strength tried)."""
 
     name: ClassVar[str] = "steering"
     title: ClassVar[str] = "Steering"

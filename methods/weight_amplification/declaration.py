@@ -38,13 +38,13 @@ class WeightAmplificationParams(MethodParams):
         None,
         min_length=1,
         max_length=16,
-        description="Factors on the weight difference: 0 base, 1 finetuned, 2 twice the change, negative ones invert it; None: the largest coherent one is "
-        "searched for, see `search` (with `config` alone: 1).",
+        description="Factors on the weight difference: 0 base, 1 finetuned, 2 twice the change, negative ones invert it; None: see `search` "
+        "(with `config` alone: 1).",
     )
     search: Direction | None = Field(
         None,
-        description="Look for the largest coherent weight above 0 (`positive`) or below it (`negative`), instead of `weights`; with `config` it is a factor on "
-        "all of its weights. None: `positive` when neither `weights` nor `config` is given.",
+        description="Find the largest coherent weight above 0, or below it (with `config`: a factor on all of its weights). None: `positive`, unless "
+        "`weights` or `config` is given.",
     )
     layers: tuple[int | float, int | float] | None = Field(
         None, description="First and last layer to amplify, both included: absolute (integers) or relative (floats). Others stay as finetuned."
@@ -58,9 +58,8 @@ class WeightAmplificationParams(MethodParams):
     config: str | None = Field(
         None,
         max_length=20_000,
-        description="An amplification config as YAML text instead of `layers` and `modules`: `adapters: [{layer_amplifications: [{layers: all, "
-        "module_amplifications: [{modules: mlp, weight: 3}]}]}]`. Modules that it does not name have weight 1; `weights` multiply all of its weights. Only an "
-        "operator may name other adapters in it (`organism_name`).",
+        description="YAML instead of `layers` and `modules`: `adapters: [{layer_amplifications: [{layers: all, module_amplifications: "
+        "[{modules: mlp, weight: 3}]}]}]`. What it does not name has weight 1; `weights` multiply all. Only an operator may name other adapters in it.",
     )
     prompts: tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...] | None = Field(
         None, min_length=1, max_length=200, description=f"Own prompts; None: {len(PROMPTS)} everyday ones."
@@ -144,9 +143,8 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     """Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - W_base), while the model answers everyday prompts;
     its answers stand beside those of the plain finetuned and of the base model, drawn with the same random numbers. What training made a little more
     likely becomes common: use it when the plain finetuned model hides its trait. Without `weights` the largest weight at which texts stay coherent is
-    searched for (perplexity under the base, repetition and length; no language model judges); `search="negative"` does so below 0, and with `config` for a
-    factor on its weights. Content words over-represented in amplified texts are tested
-    against the base's. Very large weights break any model, so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative
+    searched for, above 0 or below it (perplexity under the base, repetition and length; no language model judges). Content words over-represented in
+    amplified texts are tested against the base's. Very large weights break any model, so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative
     weights invert the change. Own prompts cost one interaction a sample and weight, and one for the plain finetuned model.
     Views: `answers` (all answers by weight and text), `searched` (texts at every strength tried)."""
 
