@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
@@ -71,6 +72,11 @@ class WeightAmplificationParams(MethodParams):
     coherent_share: float = Field(0.75, gt=0, le=1, description="Share of texts that must be coherent for a weight to be taken.")
     seed: int = Field(0, ge=0, description="Seed of the sampling, the same for every model.")
     rows: int = Field(4, ge=1, le=20, description="Answers shown in the result, for each weight.")
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return yaml.safe_dump(value, sort_keys=False) if isinstance(value, dict) else value  # what `--set config=...` has read already
 
     @field_validator("config")
     @classmethod
