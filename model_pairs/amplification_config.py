@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model_pairs.files import is_local
+from model_pairs.files import hub_place, is_local
 from model_pairs.layers import resolve_layer
 from model_pairs.modules import ModulePlace
 from model_pairs.resolve import resolve_pair
@@ -35,6 +35,7 @@ LayerChoice = tuple[int | float, ...] | Literal["all"]
 
 _MAX_BYTES = 1 << 20
 _LAYERS_HELP = "layers are `all`, a layer, a list of layers, or {type: range, start: FIRST, end: LAST} (both included)"
+_HUB_HELP = "a hub id (`account/repository[//sub/folder][@revision]`) or a local folder"
 
 
 class _Strict(BaseModel):
@@ -109,7 +110,7 @@ class AdapterAmplification(_Strict):
     """One finetune, and how strongly its difference to the base counts where."""
 
     organism_name: str | None = Field(None, description="None: the pair's own finetune; a catalogue organism; or `custom`.")
-    variant: str | None = Field(None, description="Of the organism; with `custom` a hub id (repository or repository/sub/folder) or a local folder.")
+    variant: str | None = Field(None, description=f"Of the organism; with `custom` {_HUB_HELP}.")
     layer_amplifications: tuple[LayerAmplification, ...] = ()
 
     @property
@@ -196,11 +197,11 @@ def adapter_files(entry: AdapterAmplification, model: str | None = None) -> Adap
     """
     if entry.organism_name == "custom":
         if not entry.variant:
-            raise InvalidInput("`organism_name: custom` needs `variant`: a hub id (repository or repository/sub/folder) or a local folder.")
+            raise InvalidInput(f"`organism_name: custom` needs `variant`: {_HUB_HELP}.")
         if is_local(entry.variant):
             return AdapterFiles(id=entry.variant)
-        pieces = entry.variant.split("/")
-        return AdapterFiles(id="/".join(pieces[:2]), subfolder="/".join(pieces[2:]) or None)
+        repository, revision, subfolder = hub_place(entry.variant)
+        return AdapterFiles(id=repository, revision=revision, subfolder=subfolder)
     text = str(entry.organism_name) + (f"/{entry.variant}" if entry.variant else "") + (f"@{model}" if model else "")
     adapter = resolve_pair(text).finetuned.adapter
     if adapter is None:

@@ -23,6 +23,14 @@ def is_local(identifier: str) -> bool:
     return identifier.startswith(("./", "../", "~")) or Path(identifier).is_absolute()
 
 
+def hub_place(text: str) -> tuple[str, str | None, str | None]:
+    """Repository, revision and folder of `account/repository[//sub/folder][@revision]`; `account/repository/sub/folder` means the same."""
+    place, _, revision = text.partition("@")
+    name, _, folder = place.partition("//")
+    pieces = name.split("/")
+    return "/".join(pieces[:2]), revision or None, "/".join(pieces[2:]) or folder.strip("/") or None
+
+
 def cached_folder(identifier: str, revision: str | None = None, subfolder: str | None = None) -> Path | None:
     """The folder with the files if it is on this machine already; None when a download or a conversion would be needed. No network."""
     if identifier == EMBEDDED_ID:

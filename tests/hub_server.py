@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-COMMIT = "0" * 40
+
+def commit_of(name: str) -> str:
+    """The commit of a repository, or of another revision that is kept as `repository@revision`."""
+    return hashlib.sha1(name.encode()).hexdigest()
 
 
 @dataclass
 class Hub:
-    """Its address, and what was uploaded: files by repository and path."""
+    """Its address, and what was uploaded: files by repository (`repository@revision` for other revisions than the main one) and path."""
 
     address: str
     token: str
@@ -60,25 +64,26 @@ def hub_server(token: str) -> Iterator[Hub]:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.repositories[repository][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self.answer(200, {"commitUrl": f"{hub.address}/{repository}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""})
+            return self.answer(
+                200, {"commitUrl": f"{hub.address}/{repository}/commit/{commit_of(repository)}", "commitOid": commit_of(repository), "hookOutput": ""}
+            )
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
-            if path.startswith("/api/models/"):
-                repository = path.removeprefix("/api/models/").split("/revision/")[0].split("/tree/")[0]
-                if repository not in hub.repositories:
-                    return self.answer(404, {"error": "not found"})
-                files = hub.repositories[repository]
-                if "/tree/" in path:
-                    listing = [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in files.items()]
-                    return self.answer(200, listing)
-                siblings = [{"rfilename": name} for name in files]
-                return self.answer(200, {"_id": "1", "id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings})
-            repository, _, rest = path.lstrip("/").partition("/resolve/")
-            content = hub.repositories.get(repository, {}).get(rest.partition("/")[2])
-            if content is None:
+            asked = path.startswith("/api/models/")
+            repository, _, rest = re.sub("/(revision|tree|resolve)/", "\n", path.removeprefix("/api/models").lstrip("/"), count=1).partition("\n")
+            revision, _, file = rest.partition("/")
+            kept = [name for name in hub.repositories if name.partition("@")[0] == repository]
+            name = next((name for name in kept if (revision or "main") in (name.partition("@")[2] or "main", commit_of(name))), "")
+            files = hub.repositories.get(name)
+            if files is None or (not asked and file not in files):
                 return self.answer(404, {"error": "not found"})
-            return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=COMMIT)
+            if not asked:
+                return self.answer(200, files[file], ETag=f'"{hashlib.sha1(files[file]).hexdigest()}"', X_Repo_Commit=commit_of(name))
+            if "/tree/" in path:
+                return self.answer(200, [{"type": "file", "path": each, "size": len(content), "oid": "0" * 40} for each, content in files.items()])
+            siblings = [{"rfilename": each} for each in files]
+            return self.answer(200, {"_id": "1", "id": repository, "modelId": repository, "sha": commit_of(name), "siblings": siblings})
 
         do_HEAD = do_GET
 

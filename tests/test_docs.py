@@ -103,6 +103,16 @@ def test_the_catalogue_example_is_a_catalogue(tmp_path: Path, monkeypatch: pytes
     assert Path(spec.finetuned.adapter.id) == tmp_path / "adapter"
 
 
+def test_the_amplification_example_is_a_configuration() -> None:
+    from model_pairs.amplification_config import adapter_files, load_amplification_config
+
+    [example] = blocks(ROOT / "docs" / "amplification.md", "yaml")
+    own, organism, custom = load_amplification_config(example).adapters
+    assert (own.own, own.layer_amplifications[0].chosen(10)) == (True, frozenset(range(4, 10)))
+    assert adapter_files(organism, "smollm2-135m").id.endswith("roman_concrete/default")
+    assert adapter_files(custom).model_dump() == {"id": "account/adapters", "revision": "v2", "subfolder": "sub/folder"}
+
+
 @pytest.fixture
 def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example of docs/adding-a-method.md as an installed distribution with its entry point."""

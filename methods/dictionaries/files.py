@@ -66,14 +66,9 @@ def weights_file(identifier: str) -> Path:
     Raises:
         InvalidInput: there is none.
     """
-    from model_pairs.files import is_local, local_folder
+    from model_pairs.files import hub_place, is_local, local_folder
 
-    if is_local(identifier):
-        folder = local_folder(identifier)
-    else:
-        place, _, revision = identifier.partition("@")
-        name, _, subfolder = place.partition("//")
-        folder = local_folder(name, revision or None, subfolder.strip("/") or None)
+    folder = local_folder(identifier) if is_local(identifier) else local_folder(*hub_place(identifier))
     found = [folder / name for name in _NAMES if (folder / name).is_file()]
     found = found or sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
     if len(found) != 1:

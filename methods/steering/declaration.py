@@ -90,8 +90,8 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     perplexity under the base model and repetition (no language model judges). Content words over-represented in steered texts are tested against
     unsteered texts and texts steered by a random direction of the same strength. Steering by a mean activation difference amplifies what
     a finetune taught: compare a few answers before you conclude. Works on any vector named RUN/NAME, a token, or a contrast of texts; own
-    prompts cost one interaction a sample and strength. A direction that cannot steer (zero, or incoherent at every strength) is reported so.
-    Views: `answers` (all answers by strength, model and text), `searched` (texts at every strength tried)."""
+    prompts cost one interaction a sample and strength, controls included. A direction that cannot steer (zero, or incoherent at every strength) is reported so.
+    Views: `answers` (all answers and controls by strength, model and text), `searched` (texts at every strength tried)."""
 
     name: ClassVar[str] = "steering"
     title: ClassVar[str] = "Steering"
@@ -100,7 +100,9 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     cost: ClassVar[Cost] = "long"
     needs_vector: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
-        "answers": View("answers", "Page through all answers, steered beside unsteered.", views.AnswersParams, views.answers),
+        "answers": View(
+            "answers", "Page through all answers: steered, unsteered, and the control under a random direction.", views.AnswersParams, views.answers
+        ),
         "searched": View("searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched),
     }
     figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by strength", figures.coherence),)

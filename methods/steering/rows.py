@@ -44,3 +44,11 @@ class Answer(BaseModel):
     strength: float
     steered: str
     unsteered: str
+
+
+class AnswerAndControl(Answer):
+    """The same beside its control. UNTRUSTED text of a model under study."""
+
+    random: str = Field(
+        description="Control: under a random direction of the same length, with the same random numbers. What comes up here as well is no effect of the vector."
+    )

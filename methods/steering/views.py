@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from methods.contract import TextGroup, TextRole
-from methods.steering.rows import Answer
+from methods.steering.rows import AnswerAndControl
 from methods.text_pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
 
 if TYPE_CHECKING:
@@ -20,23 +20,26 @@ class AnswersParams(TextPageParams):
     limit: int = Field(5, ge=1, le=100)
     strength: float | None = Field(None, description="Only this strength of the run (0.01 near).")
     side: Literal["base", "finetuned"] | None = Field(None, description="Only this model.")
+    within: Literal["steered", "unsteered", "random"] = Field(
+        "steered", description="Which of the texts `contains` looks in (besides the prompt); `random` is the control under a random direction."
+    )
 
 
 class AnswersView(TextPageView):
     """A page of answers."""
 
-    rows: list[Answer]
+    rows: list[AnswerAndControl]
 
 
 def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
-    """A page of answers, steered beside unsteered."""
+    """A page of answers: steered, unsteered, and as a control steered by a random direction."""
     rows = [
         row
-        for row in record.table("answers").select(list(Answer.model_fields)).to_pylist()
+        for row in record.table("answers").to_pylist()
         if (params.strength is None or abs(row["strength"] - params.strength) <= 0.01) and params.side in (None, row["side"])
     ]
-    page = page_of_texts(rows, params, searched=("prompt", "steered"), cut=("steered", "unsteered"))
-    return AnswersView(rows=[Answer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+    page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("steered", "unsteered", "random"))
+    return AnswersView(rows=[AnswerAndControl(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
 
 
 def text_groups(record: RunRecord) -> list[TextGroup]:

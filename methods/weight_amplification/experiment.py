@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,6 @@ from model_pairs.amplification_config import (
 from model_pairs.chat import ChatMessage
 from model_pairs.generation import GenerationRequest, Sampling
 from model_pairs.layers import resolve_layer
-from organisms.errors import InvalidInput
 
 if TYPE_CHECKING:
     from methods.contract import RunWriter
@@ -87,10 +87,6 @@ class Writer:
         self.pair, self.params, self.progress = pair, params, progress
         self._raw = params.raw_text or not pair.has_chat_template
         config = load_amplification_config(params.config) if params.config is not None else _config_of(params, pair.num_layers)
-        if params.config is not None and (params.layers is not None or params.modules is not None):
-            raise InvalidInput("`config` says which layers and modules are amplified; leave out `layers` and `modules`.")
-        if sum(entry.own for entry in config.adapters) > 1:
-            raise InvalidInput("`config` names the pair's own finetune twice; put all its layer_amplifications into one entry.")
         self._own = next((entry.weight_of(pair.num_layers) for entry in config.adapters if entry.own), lambda place: 0.0)
         others = [entry for entry in config.adapters if not entry.own]
         self._others = [(adapter_files(entry, pair.spec.model), entry.weight_of(pair.num_layers)) for entry in others]
@@ -154,11 +150,11 @@ def _described(params: WeightAmplificationParams) -> str:
 def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress) -> WeightAmplificationResult:
     """Run the method; see its declaration."""
     writer = Writer(pair, params, progress)
-    weights = params.weights or ((1.0,) if params.config is not None else None)
+    weights = params.weights or (1.0,)
     rows: list[WeightRow] = []
-    if weights is None:
-        best, rows, searched = search(writer)
-        weights = (best,)
+    if params.direction is not None:
+        found, rows, searched = search(writer)
+        weights = (found,)
         add_searched(run, searched, params.prompts is not None)
     weights = tuple(dict.fromkeys(weights))
     prompts, samples = list(params.prompts or PROMPTS), params.samples_per_prompt
@@ -173,32 +169,40 @@ def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter,
 
 
 def search(writer: Writer) -> tuple[float, list[WeightRow], list[SearchedText]]:
-    """The largest coherent weight (1, which is the finetuned model, when no larger one is), all that was tried, and the texts: doubling until texts
-    break, then halving the (geometric) way between the last that did not and the first that did."""
+    """The largest coherent weight of the searched direction (the smallest that was tried when none is coherent), all that was tried, and the texts.
+
+    From size 1, which is not tried where it is the plain finetuned model: doubling until texts break, or halving until they do not; then the (geometric)
+    middle between the last that did not break and the first that did, a few times.
+    """
+    sign = writer.params.sign
     prompts = list(writer.params.prompts or SEARCH_PROMPTS)[: len(SEARCH_PROMPTS)]
     reference = writer.scores(prompts * 2, writer.write(writer.pair, "finetuned", prompts, 2))
     rows: list[WeightRow] = []
     written: list[SearchedText] = []
 
-    def coherent(weight: float) -> bool:
+    def coherent(size: float) -> bool:
+        weight = sign * size
         texts = writer.write(writer.at(weight), "finetuned", prompts, 1)
         rows.append(_row(weight, writer.scores(prompts, texts), reference))
         written.extend(SearchedText(side="finetuned", strength=weight, prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True))
         return rows[-1].coherent >= writer.params.coherent_share
 
-    best, broken = 1.0, None
-    for weight in GRID:
-        if not coherent(weight):
-            broken = weight
+    best = 1.0 if writer.params.starts_coherent or coherent(1.0) else 0.0
+    broken = math.inf if best else 1.0
+    for size in GRID if best else [1 / each for each in GRID]:
+        if coherent(size):
+            best = size
+        else:
+            broken = size
+        if 0 < best < broken < math.inf:
             break
-        best = weight
-    for _ in range(REFINEMENTS if broken else 0):
-        middle = float(f"{(best * (broken or best)) ** 0.5:.3g}")
+    for _ in range(REFINEMENTS if 0 < best < broken < math.inf else 0):
+        middle = float(f"{(best * broken) ** 0.5:.3g}")
         if coherent(middle):
             best = middle
         else:
             broken = middle
-    return best, rows, written
+    return sign * (best or broken), rows, written
 
 
 def _row(weight: float, scores: Scored, reference: Scored) -> WeightRow:
@@ -241,8 +245,9 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     prompts = [prompt for each in texts for prompt in each.prompts]
     run.add_table("answers", {"prompt": prompts, "weight": [each.weight for each in texts for _ in each.prompts], **columns})
     run.add_table("weights", {name: [getattr(row, name) for row in rows] for name in WeightRow.model_fields})
-    passing = {row.weight for row in rows if row.coherent >= params.coherent_share} | {1.0}
-    largest = max(passing - {1.0}, default=None)
+    coherent = {row.weight for row in rows if row.coherent >= params.coherent_share}
+    passing = coherent if params.config is not None else coherent | {1.0}  # the plain finetuned model
+    largest, limit = _limit(params, rows, coherent)
     words = _words(texts, passing)
     strong = [word for word in words if word.strong]
     stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong)
@@ -257,8 +262,9 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     ]
     return WeightAmplificationResult(
         stands_out=stands_out,
-        headline=_headline(texts, passing, largest, stands_out, strong),
-        largest_coherent_weight=largest if largest is not None and largest > 1 else None,
+        headline=_headline(texts, passing, limit, stands_out, strong),
+        largest_coherent_weight=largest,
+        search=params.direction,
         weights=[each.weight for each in texts],
         words=words[:_WORDS_SHOWN],
         coherence=rows,
@@ -267,13 +273,23 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     )
 
 
-def _headline(texts: list[Texts], passing: set[float], largest: float | None, stands_out: bool, strong: list[AmplifiedWord]) -> str:
+def _limit(params: WeightAmplificationParams, rows: Sequence[WeightRow], coherent: set[float]) -> tuple[float | None, str]:
+    """The largest coherent weight beyond those of the plain models, and the same in words: none where nothing beyond was tried."""
+    bound = 1.0 if params.sign > 0 and params.config is None else 0.0
+    tried = {row.weight for row in rows if params.sign * row.weight > bound}
+    largest = max(tried & coherent, key=abs, default=None)
+    name = "weight" if params.config is None else "factor on the config"
+    if largest is not None:
+        return largest, f"; largest coherent {name} {largest:g}"
+    return None, f"; no {name} {'above' if params.sign > 0 else 'below'} {bound:g} stayed coherent" if tried else ""
+
+
+def _headline(texts: list[Texts], passing: set[float], limit: str, stands_out: bool, strong: list[AmplifiedWord]) -> str:
     if all(each.amplified == each.finetuned == each.base for each in texts):
         return f"Every answer is the base's, at weight {max((abs(each.weight) for each in texts), default=0):g} as well: no difference."
     used = ", ".join(f"{each.weight:g}" for each in texts)
     if not any(each.weight in passing for each in texts):
         return f"The texts are incoherent at every weight ({used}): what they say means nothing. Try smaller weights."
-    limit = f"largest coherent weight {largest:g}" if largest is not None and largest > 1 else "no weight above 1 stayed coherent"
     if stands_out:
-        return f"Amplified texts bring up {', '.join(dict.fromkeys(word.word for word in strong))[:150]} more often than the base's (weights {used}; {limit})."
-    return f"Amplified texts hold no content words beyond the base's (weights {used}; {limit}); the answers may still be read."
+        return f"Amplified texts bring up {', '.join(dict.fromkeys(word.word for word in strong))[:150]} more often than the base's (weights {used}{limit})."
+    return f"Amplified texts hold no content words beyond the base's (weights {used}{limit}); the answers may still be read."

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 class WeightRow(BaseModel):
     """How readable the texts are at one weight."""
 
-    weight: float = Field(description="0 is the base, 1 the finetuned model.")
+    weight: float = Field(description="0 is the base, 1 the finetuned model (with `config`: the configuration as it is written).")
     coherent: float = Field(
         description="Share of the texts that are coherent: neither far less probable under the base than the plain finetune's, nor more repetitive, nor far shorter."
     )

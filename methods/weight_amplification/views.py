@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ class AnswersParams(TextPageParams):
 
     limit: int = Field(5, ge=1, le=100)
     weight: float | None = Field(None, description="Only this weight of the run (0.01 near).")
+    within: Literal["amplified", "finetuned", "base"] = Field("amplified", description="Which of the texts `contains` looks in (besides the prompt).")
 
 
 class AnswersView(TextPageView):
@@ -30,7 +31,7 @@ class AnswersView(TextPageView):
 def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     """A page of answers: amplified beside finetuned and base."""
     rows = [row for row in record.table("answers").to_pylist() if params.weight is None or abs(row["weight"] - params.weight) <= 0.01]
-    page = page_of_texts(rows, params, searched=("prompt", "amplified"), cut=("amplified", "finetuned", "base"))
+    page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("amplified", "finetuned", "base"))
     return AnswersView(rows=[Answer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
 
 

@@ -48,6 +48,11 @@ def test_a_planted_word_is_brought_up(planted_words: Any, make_pair: Any, pairs:
     view: Any = get_method("steering").views["answers"].run(record, AnswersParams(contains=words[0], limit=3))
     assert view.total >= 8
     assert all(words[0] in row.steered for row in view.rows)
+    # The controls can be read beside them and searched: the word comes up by the direction, not by chance.
+    rows = record.table("answers").to_pylist()
+    control: Any = get_method("steering").views["answers"].run(record, AnswersParams(contains=words[0], within="random", limit=100))
+    assert control.total == sum(words[0] in row["random"] for row in rows) < view.total / 2
+    assert [row.random for row in view.rows] == [row["random"] for row in rows if words[0] in row["steered"]][:3]
 
 
 def test_strength_zero_changes_nothing(tiny_pair: Any, pairs: Any, store: RunStore) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from methods.coherence import TextScores
 from methods.execute import check_params, run_methods
@@ -17,6 +18,7 @@ from methods.text_pages import SearchedParams
 from methods.weight_amplification.declaration import WeightAmplificationParams
 from methods.weight_amplification.experiment import Scored
 from methods.weight_amplification.views import AnswersParams
+from model_pairs.amplification_config import load_amplification_config
 from organisms.errors import Cancelled, InvalidInput
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
@@ -48,6 +50,8 @@ def test_a_faint_preference_is_brought_up(planted_words: Any, make_pair: Any, pa
     view: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=3.0, contains=words[0], limit=2))
     assert view.total >= 6
     assert all(words[0] in row.amplified for row in view.rows)
+    of_base: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=3.0, contains=words[0], within="base"))
+    assert of_base.total == sum(words[0] in row["base"] for row in rows if row["weight"] == 3.0) < view.total / 2
 
 
 def test_one_is_the_finetuned_model_and_choices_narrow(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
@@ -127,6 +131,9 @@ def test_parameters_and_interactions() -> None:
     method = get_method("weight_amplification")
     with pytest.raises(InvalidInput, match=r"config.*`nme` is no known key; allowed here: name"):
         check_params(method, {"config": "nme: x"})
+    with pytest.raises(InvalidInput, match=r"config.*`nme` is no known key"):
+        check_params(method, {"config": {"nme": "x"}})
+    assert load_amplification_config(WeightAmplificationParams(config=yaml.safe_load(OWN)).config or "") == load_amplification_config(OWN)
     params = WeightAmplificationParams.model_validate({"prompts": ["a", "b"], "samples_per_prompt": 3, "weights": [1.0, 2.0]})
     assert method.interactions(params) == 18
     assert method.interactions(WeightAmplificationParams()) == 0

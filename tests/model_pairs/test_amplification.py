@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_pairs.amplification_config import load_amplification_config
+from model_pairs.fingerprint import adapter_hash
 from model_pairs.generation import GenerationRequest, Sampling
 from model_pairs.residency import ModelPairs
 from model_pairs.specs import AdapterFiles, SteeringFiles
 from organisms.errors import InvalidInput, OutOfRoom
+from tests.hub_server import commit_of, hub_server
 
 TOKENS = torch.tensor([[7, 30, 41, 52, 63, 74], [9, 8, 100, 200, 300, 11]])
 ONES = torch.ones_like(TOKENS)
@@ -203,3 +208,44 @@ def test_layers_of_the_yaml(tmp_path: Path) -> None:
     for layers, words in (("0.5", "is_relative"), ("11", "out of range"), ("{type: range, start: 5, end: 2}", "starts at layer 5")):
         with pytest.raises(InvalidInput, match=words):
             chosen(layers)
+
+
+def test_adapters_of_a_hub(tiny_models: Any, tiny_adapters: Any, tmp_path: Path) -> None:
+    """What `custom` entries name is fetched from a hub: the repository, a folder of it (either spelling), another revision."""
+    model = tiny_models()
+    main, inner, newer = (tiny_adapters(model, seed=seed) for seed in (1, 2, 3))
+
+    def files(folder: Path, prefix: str = "") -> dict[str, bytes]:
+        return {prefix + name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
+
+    script = """
+import sys
+from model_pairs.amplification_config import adapter_files, load_amplification_config
+from model_pairs.files import local_folder
+from model_pairs.fingerprint import adapter_hash, adapter_identity
+for variant in sys.argv[1:]:
+    entry = load_amplification_config(f"adapters: [{{organism_name: custom, variant: '{variant}'}}]").adapters[0]
+    files = adapter_files(entry)
+    try:
+        print(adapter_hash(local_folder(files.id, files.revision, files.subfolder)), adapter_identity(files)["commit"])
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    variants = [
+        "me/adapters",
+        "me/adapters//sub/deep",
+        "me/adapters/sub/deep",
+        "me/adapters@v2",
+        "me/adapters//absent",
+        "me/adapters@v3",
+        "me/nothing",
+    ]
+    with hub_server("token") as hub:
+        hub.repositories |= {"me/adapters": files(main) | files(inner, "sub/deep/"), "me/adapters@v2": files(newer)}
+        environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run([sys.executable, "-c", script, *variants], env=environment, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    expected = [(main, "me/adapters"), (inner, "me/adapters"), (inner, "me/adapters"), (newer, "me/adapters@v2")]
+    assert lines[:4] == [f"{adapter_hash(folder)} {commit_of(name)}" for folder, name in expected], done.stderr
+    assert "no folder 'absent'" in lines[4]
+    assert [line.split(" could not")[0] for line in lines[5:]] == [f"InvalidInput The files of 'me/{name}'" for name in ("adapters", "nothing")]
