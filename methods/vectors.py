@@ -112,7 +112,7 @@ def _form(value: Any) -> str | None:
         return "handle"
     if isinstance(value, Mapping):
         return "token" if "token" in value else "contrast" if {"positive", "negative"} & set(value) else None
-    return {TokenSource: "token", ContrastSource: "contrast"}.get(type(value))
+    return "token" if isinstance(value, TokenSource) else "contrast" if isinstance(value, ContrastSource) else None
 
 
 class _AnyOf:

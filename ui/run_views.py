@@ -112,6 +112,9 @@ def figures(record: RunRecord) -> list[tuple[str, str, dict[str, Any] | Markup]]
             log.exception("figure %s of run %s", figure.name, record.id)
             built.append((figure.title, "", alert(f"{figure.title}: this plot could not be made ({error}).", "warn")))
             continue
+        if not any(len(trace.get(axis) or ()) for trace in plain["data"] for axis in "xyz"):
+            built.append((figure.title, "", element("p", "Nothing to draw: the run found none of it.", classes="d-note")))
+            continue
         # Above the plot the title wraps and can be selected; inside it would be cut off in half a page.
         inner = _title(plain)
         plain["layout"].pop("title", None)
