@@ -31,7 +31,7 @@ def language_model(name: str, base_url: str | None = None) -> Model:
     try:
         return get_model(name, base_url=base_url)
     except Exception as error:  # Inspect has its own error for each provider; the first line says what is missing
-        reason = " ".join(str(error).split())[:400]
+        reason = " ".join(str(error).split())[:400].rstrip(".")
         raise ModelNotAvailable(
             f"The model {name!r} cannot be used: {reason}. Models are named as in Inspect: anthropic/NAME, openai/NAME, openai-api/SERVICE/NAME."
         ) from error
@@ -67,7 +67,7 @@ def ask_with(name: str, base_url: str | None = None) -> Ask:
         except Exception as error:  # each provider has its own errors, and what it says of them is what the reader can act on
             retries = 0  # many questions must not wait one after the other for a server that is down
             cause = error.__cause__ or error  # Inspect puts the whole question in front of what the provider said
-            reason = " ".join(str(cause).split())[:400] or type(cause).__name__
+            reason = " ".join(str(cause).split())[:400].rstrip(".") or type(cause).__name__
             where = f" at {base_url}" if base_url else ""
             raise GradingFailed(
                 f"The grader model {name!r}{where} gave no answer: {reason}. Check that it runs, its address, name and key."
