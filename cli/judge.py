@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from methods.contract import TextGroup
     from methods.runs import RunRecord
 
+TextsAtStrengths = dict[tuple[str, float | None], "list[TextGroup]"]
+"""The groups of texts of each series and strength."""
+
 LISTED_TOKENS = 20
 """Tokens of each scale that the model sees."""
 COHERENT_SHARE = 0.75
@@ -120,7 +123,7 @@ async def judge_run(
 ) -> JudgedRun:
     """Judge one finished run; without `ask`, only what the run itself chose is given.
 
-    A model that gives no usable reply leaves a `failure`, and what was read before it.
+    A model that gives no usable reply leaves a `failure`, what was read before it, and what the run itself chose.
 
     Raises:
         InvalidInput: the run's method chooses neither a scale nor writes text.
@@ -151,53 +154,64 @@ async def _judge_scales(record: RunRecord, result: JudgedRun, ask: Ask | None, r
     from methods.patchscope.views import lists_by_scale
 
     stored = record.result_json()
-    for sign in get_args(Sign):
-        lists = lists_by_scale(record, sign, LISTED_TOKENS)
-        chosen = stored["scale" if sign == "promoted" else "suppressed_scale"]
-        row = JudgedScale(sign=sign, scales=sorted(lists), chosen=chosen)
-        if ask is not None:
-            choice: ScaleChoice = await choose_scale(lists, ask, rotations=rotations, retries=retries)
-            row.by_model, row.outcome, row.votes = choice.scale, choice.outcome, choice.votes
-            row.agree = None if choice.scale is None else choice.scale == chosen
-            result.unusable_replies += choice.unusable_replies
-        result.scales.append(row)
+    lists = {sign: lists_by_scale(record, sign, LISTED_TOKENS) for sign in get_args(Sign)}
+    chosen = {"promoted": stored["scale"], "suppressed": stored["suppressed_scale"]}
+    result.scales = [JudgedScale(sign=sign, scales=sorted(found), chosen=chosen[sign]) for sign, found in lists.items()]
+    if ask is None:
+        return
+    for row in result.scales:
+        choice: ScaleChoice = await choose_scale(lists[row.sign], ask, rotations=rotations, retries=retries)
+        row.by_model, row.outcome, row.votes = choice.scale, choice.outcome, choice.votes
+        row.agree = None if choice.scale is None else choice.scale == row.chosen
+        result.unusable_replies += choice.unusable_replies
 
 
 async def _judge_texts(record: RunRecord, result: JudgedRun, ask: Ask | None, rotations: int, retries: int, share: float) -> None:
-    from graders.coherence_readings import coherent_share, read_coherence
+    from graders.coherence_readings import read_coherence
     from methods.registry import get_method
 
-    together: dict[tuple[str, float | None], list[TextGroup]] = {}
+    together: TextsAtStrengths = {}
     for group in get_method(record.manifest.method).text_groups(record):
         if group.series is not None:
             together.setdefault((group.series, group.strength), []).append(group)
         elif group.role == "finetuned":  # the plain model shows what the reader grants at best
             together.setdefault(("plain", None), []).append(group)
+    result.strengths, result.series = _by_strength(together, None, share)
+    if ask is None:
+        return
     texts = {key: [text for group in groups for text in group.texts] for key, groups in together.items()}
-    labels: dict[tuple[str, float | None], list[Label]] = {key: [] for key in texts}
-    if ask is not None:
-        found = await read_coherence([text for several in texts.values() for text in several], ask, rotations=rotations, retries=retries)
-        given = iter(found.labels)
-        labels = {key: [next(given) for _ in several] for key, several in texts.items()}
-        result.unusable_replies = found.unusable_replies
+    found = await read_coherence([text for several in texts.values() for text in several], ask, rotations=rotations, retries=retries)
+    given = iter(found.labels)
+    labels = {key: [next(given) for _ in several] for key, several in texts.items()}
+    result.strengths, result.series = _by_strength(together, labels, share)
+    result.unusable_replies = found.unusable_replies
+
+
+def _by_strength(
+    together: TextsAtStrengths, labels: dict[tuple[str, float | None], list[Label]] | None, share: float
+) -> tuple[list[JudgedStrength], list[JudgedSeries]]:
+    """The rows of all strengths and series; without labels only what the run itself found."""
+    from graders.coherence_readings import coherent_share
+
+    strengths = []
     for (series, strength), groups in sorted(together.items(), key=lambda item: (item[0][0], abs(item[0][1] or 0))):
-        key = (series, strength)
-        result.strengths.append(
+        labelled = [] if labels is None else labels[series, strength]
+        strengths.append(
             JudgedStrength(
                 series=series,
                 strength=strength,
-                texts=len(texts[key]),
+                texts=sum(len(group.texts) for group in groups),
                 coherent=groups[0].coherent,
-                by_model=coherent_share(labels[key]),
-                unknown=labels[key].count("UNKNOWN"),
+                by_model=coherent_share(labelled),
+                unknown=labelled.count("UNKNOWN"),
             )
         )
-    for name in dict.fromkeys(row.series for row in result.strengths if row.strength is not None):
-        rows = [row for row in result.strengths if row.series == name]
+    judged = []
+    for name in dict.fromkeys(row.series for row in strengths if row.strength is not None):
+        rows = [row for row in strengths if row.series == name]
         largest, by_model = _largest(rows, "coherent", share), _largest(rows, "by_model", share)
-        result.series.append(
-            JudgedSeries(series=name, largest=largest, largest_by_model=by_model, agree=None if ask is None else largest == by_model)
-        )
+        judged.append(JudgedSeries(series=name, largest=largest, largest_by_model=by_model, agree=None if labels is None else largest == by_model))
+    return strengths, judged
 
 
 def _largest(rows: list[JudgedStrength], measure: str, share: float) -> float | None:

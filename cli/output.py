@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from organisms.complaints import complaints
 from organisms.errors import InvalidInput
 from organisms.progress import Progress
 
@@ -35,7 +36,7 @@ def parse_params(params: type[P], settings: Sequence[str]) -> P:
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise InvalidInput(f"--set takes key=value, not {text!r}. Parameters: {_allowed(params)}.")
+            raise InvalidInput(f"--set takes key=value, not {text!r}. Parameters: {', '.join(params.model_fields)}.")
         if key in values:
             raise InvalidInput(f"--set {key} is given twice.")
         try:
@@ -61,24 +62,8 @@ def validated(params: type[P], values: dict[str, Any]) -> P:
                 raise first
             return params.model_validate({key: [value] if key in listed else value for key, value in values.items()})
         except ValidationError as error:
-            raise InvalidInput(_complaints(error, params)) from error
-
-
-def _complaints(error: ValidationError, params: type[BaseModel]) -> str:
-    complaints = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "parameters"
-        if problem["type"] == "extra_forbidden":
-            complaints.append(f"there is no parameter {where!r}")
-        elif problem["type"] == "missing":
-            complaints.append(f"{where} is required")
-        else:
-            complaints.append(f"{where}={problem['input']!r}: {problem['msg']}")
-    return f"{'; '.join(complaints)}. Parameters: {_allowed(params)}."
-
-
-def _allowed(params: type[BaseModel]) -> str:
-    return ", ".join(params.model_fields)
+            fields = params.model_fields
+            raise InvalidInput(f"{complaints(error, fields)}. Parameters: {', '.join(fields)}.") from error
 
 
 def print_json(value: Any) -> None:

@@ -145,6 +145,7 @@ def _compact(schema: Any) -> Any:
     options = short.pop("anyOf", None)
     if options is None:
         return short
+    options = [part for option in options for part in (option["anyOf"] if set(option) == {"anyOf"} else [option])]
     null = {"type": "null"}
     # Every integer is a number.
     rest = [option for option in options if option != null and not (option == {"type": "integer"} and {"type": "number"} in options)]

@@ -25,6 +25,7 @@ from mcp_server.render import rounded
 from mcp_server.resources import add_prompts, add_resources
 from mcp_server.toolset import toolset
 from mcp_server.workbench import Workbench
+from organisms.complaints import complaints
 from organisms.errors import DiffingError, InvalidInput, UnknownName
 
 logger = logging.getLogger(__name__)
@@ -235,7 +236,8 @@ def _validated(tool: ToolDeclaration, arguments: dict[str, Any]) -> BaseModel:
                 return tool.Arguments.model_validate(decoded)
             except ValidationError:
                 pass
-        raise InvalidInput(_complaints(tool, error)) from None
+        fields = list(tool.Arguments.model_fields)
+        raise InvalidInput(f"{tool.name}: {complaints(error, fields)}. Arguments: {', '.join(fields)}.") from None
 
 
 def _decoded(value: Any) -> Any:
@@ -245,19 +247,3 @@ def _decoded(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _complaints(tool: ToolDeclaration, error: ValidationError) -> str:
-    allowed = list(tool.Arguments.model_fields)
-    complaints = []
-    for detail in error.errors(include_url=False)[:5]:
-        where = ".".join(str(part) for part in detail["loc"]) or "arguments"
-        if detail["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(where, allowed, n=1)
-            complaints.append(f"`{where}` is unknown{f', did you mean `{close[0]}`?' if close else ''}")
-        elif detail["type"] == "missing":
-            complaints.append(f"`{where}` is missing")
-        else:
-            complaints.append(f"`{where}`: {detail['msg']}")
-    more = error.error_count() - len(complaints)
-    return f"{tool.name}: {'; '.join(complaints)}{f' and {more} more' if more > 0 else ''}. Arguments: {', '.join(allowed)}."

@@ -49,7 +49,7 @@ async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
 async def cancel_job(call: Call, arguments: CancelJobArguments) -> Reply:
     job = call.workbench.jobs.get(arguments.job_id, None if call.caller.operator else call.caller.scope)
     if job.state in ("completed", "failed", "cancelled"):
-        return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} had {job.state} before; nothing to cancel.")
+        return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} is {job.state} already; nothing to cancel.")
     call.workbench.jobs.cancel(job)
     # Long enough for most batches, so that the answer can say that the device is free again.
     await call.workbench.jobs.wait(job, 10, call.report)

@@ -108,7 +108,7 @@ def check_corpus(call: Call, params: BaseModel) -> None:
     if params.corpus.startswith(("hub:", "training:")):
         return
     allowed = settings().data_folder.resolve()
-    if not Path(params.corpus).expanduser().resolve().is_relative_to(allowed):
+    if "\0" in params.corpus or not Path(params.corpus).expanduser().resolve().is_relative_to(allowed):
         raise InvalidInput(
             f"through the server, corpus files must lie inside the data folder ({allowed}); or use {', '.join(BUNDLED)} or hub:ID#column@split"
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import to_jsonable_python
 
 from mcp_server import investigations
 from mcp_server.call import Call
@@ -14,6 +15,7 @@ from mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments
 from mcp_server.render import NOTICE, Fence
 from methods.contract import View, compact_text
 from methods.registry import get_method
+from organisms.complaints import complaints
 from organisms.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class RunRow(BaseModel):
 
     run_id: str
     method: str
-    headline: str
+    headline: str = Field(description="Its outcome in a sentence. Holds untrusted words.")
     params: dict[str, Any] = Field(description="Parameters that differ from the defaults.")
     created: str
     seconds: float
@@ -106,8 +108,12 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
         for manifest in shown
     ]
     result = ListRunsResult(runs=rows, total=len(found), next_offset=end if end < len(found) else None)
-    lines = [f"{len(found)} runs" + (f", showing {arguments.offset + 1} to {end}" if len(shown) < len(found) else "")]
-    lines += [f"  {row.run_id} {json.dumps(row.params, separators=(',', ':'))}: {row.headline}" for row in rows]
+    if not found and arguments.method is not None:
+        get_method(arguments.method)  # a mistyped name is an error, not an empty list
+    counted = f"{len(found)} runs" + (f", showing {arguments.offset + 1} to {end}" if 0 < len(shown) < len(found) else "" if shown else ", none here")
+    # Headlines quote what the models say.
+    listed = "\n".join(f"{row.run_id} {json.dumps(row.params, separators=(',', ':'))}: {row.headline}" for row in rows)
+    lines = [counted, NOTICE, Fence().around(listed)] if rows else [counted]
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
 
 
@@ -130,9 +136,8 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
     try:
         view_params = view.Params.model_validate(arguments.params)
     except ValidationError as error:
-        problems = "; ".join(f"`{'.'.join(map(str, detail['loc']))}`: {detail['msg']}" for detail in error.errors(include_url=False)[:5])
         allowed = json.dumps(_parameter_schemas(view), separators=(",", ":"))
-        raise InvalidInput(f"view {view.name}: {problems}. Parameters: {allowed}") from None
+        raise InvalidInput(f"view {view.name}: {complaints(error, view.Params.model_fields)}. Parameters: {allowed}") from None
     # Arrays and tables are read here: off the event loop, so that other calls are answered meanwhile.
     data = await anyio.to_thread.run_sync(view.run, record, view_params)
     values = data.model_dump(mode="json")
@@ -168,9 +173,8 @@ def _changed_params(manifest: RunManifest) -> dict[str, Any]:
         fields = get_method(manifest.method).Params.model_fields
     except UnknownName:
         return manifest.params
-    return {
-        name: value for name, value in manifest.params.items() if name not in fields or fields[name].get_default(call_default_factory=True) != value
-    }
+    defaults = {name: to_jsonable_python(field.get_default(call_default_factory=True), fallback=str) for name, field in fields.items()}
+    return {name: value for name, value in manifest.params.items() if name not in defaults or defaults[name] != value}
 
 
 def _parameter_schemas(view: View) -> dict[str, Any]:

@@ -10,6 +10,7 @@ attributes; the registry holds one instance of each. Methods have no state: ever
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
@@ -56,25 +57,52 @@ class MethodResult(BaseModel):
 
 
 def compact_text(values: Mapping[str, Any]) -> str:
-    """Headline first, then one line a field: numbers in 4 significant digits, lists of objects as one line an object."""
+    """Headline first, then one line a field: numbers in 4 significant digits; lists of objects below their name, one line an object, and lists inside
+    of an object below it, further in. Texts inside of an object stand in quotes, so that none of them can look like the next field."""
     lines = [str(values["headline"])] if "headline" in values else []
-    lines += [f"{name}: {_compact(value)}" for name, value in values.items() if name != "headline" and value is not None]
+    for name, value in values.items():
+        if name != "headline" and value is not None:
+            lines += _field(name, value, "")
     return "\n".join(lines)
 
 
-def _compact(value: Any) -> str:
+def _field(name: str, value: Any, indent: str) -> list[str]:
+    if _holds_objects(value):
+        return [f"{indent}{name}:", *(line for item in value for line in _object(item, indent + "  "))]
+    if isinstance(value, Mapping) and any(map(_holds_objects, value.values())):
+        return [f"{indent}{name}:", *_object(value, indent + "  ")]
+    return [f"{indent}{name}: {_short(value)}"]
+
+
+def _object(value: Any, indent: str) -> list[str]:
+    if not isinstance(value, Mapping):
+        return [indent + _short(value, inner=True)]
+    filled = {name: item for name, item in value.items() if item not in (None, [], {})}
+    nested = {name: item for name, item in filled.items() if _holds_objects(item)}
+    first = indent + " ".join(f"{name}={_short(item, inner=True)}" for name, item in filled.items() if name not in nested)
+    return [first, *(line for name, item in nested.items() for line in _field(name, item, indent + "  "))]
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+
+
+_WORD = re.compile(r'[^\s",=]+')
+
+
+def _short(value: Any, inner: bool = False) -> str:
+    """A value in one line; `inner`: inside of an object or list, where a text needs quotes unless it is a single word."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False) if value.strip() != value or not value else value
-    if isinstance(value, dict):
-        return " ".join(f"{key}={_compact(item)}" for key, item in value.items() if item is not None)
+        plain = _WORD.fullmatch(value) if inner else value and value.strip() == value and "\n" not in value
+        return value if plain else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_short(item, inner=True)}" for key, item in value.items() if item is not None) or "none"
     if isinstance(value, list):
-        if any(isinstance(item, dict) for item in value):
-            return "".join(f"\n  {_compact(item)}" for item in value)
-        return ", ".join(_compact(item) for item in value)
+        return ", ".join(_short(item, inner=True) for item in value) or "none"
     return str(value)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from methods.contract import CorpusMethod, CostEstimate, DiffingMethod, PairSize
 from methods.registry import get_method
 from methods.runs import RunKey, RunRecord, RunStore, run_key
+from organisms.complaints import complaints
 from organisms.errors import Cancelled, InvalidInput
 from organisms.progress import Progress, silent
 from preprocessing.corpora import CorpusParams
@@ -47,8 +48,8 @@ def check_params(method: DiffingMethod[Any, Any], params: ParamsLike) -> BaseMod
     try:
         return method.Params.model_validate(params.model_dump() if isinstance(params, BaseModel) else params)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(str(part) for part in problem['loc']) or 'parameters'}: {problem['msg']}" for problem in error.errors())
-        raise InvalidInput(f"{method.name}: {problems}. Parameters: {', '.join(method.Params.model_fields)}.") from error
+        fields = method.Params.model_fields
+        raise InvalidInput(f"{method.name}: {complaints(error, fields)}. Parameters: {', '.join(fields)}.") from error
 
 
 def find_finished(spec: PairSpec, name: str, params: ParamsLike, store: RunStore) -> RunRecord | None:

@@ -183,7 +183,7 @@ class RunStore:
         if found:
             raise UnknownName(f"{identifier!r} is the start of several runs: {', '.join(record.id for record in found[:10])}. Give more of the id.")
         known = [manifest.id for manifest in self.list()]
-        close = difflib.get_close_matches(identifier, known, n=3) or known[:5]
+        close = [name for name in known if name.startswith(identifier)][:5] or difflib.get_close_matches(identifier, known, n=3) or known[:5]
         raise UnknownName(
             f"There is no run {identifier!r}. " + (f"Some runs: {', '.join(close)}." if close else "No run has been stored yet: call a method first.")
         )

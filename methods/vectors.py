@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from model_pairs.specs import Side
@@ -62,8 +63,15 @@ class VectorHandle(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        text = core_schema.str_schema(pattern=r"^[^/\s]+/.+$", max_length=300, strip_whitespace=True)
-        return core_schema.no_info_after_validator_function(cls, text)
+        return core_schema.no_info_after_validator_function(cls._checked, core_schema.str_schema(max_length=300, strip_whitespace=True))
+
+    @classmethod
+    def _checked(cls, text: str) -> VectorHandle:
+        try:
+            split_handle(text)
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
+        return cls(text)
 
     @property
     def run(self) -> str:
@@ -98,7 +106,32 @@ class ContrastSource(_Source):
     average: Literal["last_token", "all_tokens"] = Field("all_tokens", description="`all_tokens` leaves out the first.")
 
 
-VectorSource = VectorHandle | TokenSource | ContrastSource
+def _form(value: Any) -> str | None:
+    """Which of the three forms a value has, so that only what is wrong with that one is said."""
+    if isinstance(value, str):
+        return "handle"
+    if isinstance(value, Mapping):
+        return "token" if "token" in value else "contrast" if {"positive", "negative"} & set(value) else None
+    return "token" if isinstance(value, TokenSource) else "contrast" if isinstance(value, ContrastSource) else None
+
+
+class _AnyOf:
+    """Keeps `anyOf` in the JSON schema, which says enough and which more hosts know than the `oneOf` of forms told apart."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        made = handler(schema)
+        return {"anyOf": made["oneOf"]}
+
+
+VectorSource = Annotated[
+    Annotated[VectorHandle, Tag("handle")] | Annotated[TokenSource, Tag("token")] | Annotated[ContrastSource, Tag("contrast")],
+    Discriminator(
+        _form,
+        custom_error_type="vector_source",
+        custom_error_message='A direction is "RUN/NAME", {"token": " cake"}, or {"positive": [texts], "negative": [texts]}',
+    ),
+    _AnyOf(),
+]
 VECTOR_HELP = (
     'A direction: "RUN/NAME" (a vector of a finished run, such as `activation_difference_lens-1f3a9c/14:all:difference`), {"token": " cake"} '
     '(an unembedding row) or {"positive": [texts], "negative": [texts]} (a difference of mean activations).'

@@ -46,8 +46,8 @@ class LayerRange(_Strict):
     """Layers from `start` to `end`, both included."""
 
     type: Literal["range"] = "range"
-    start: int | float
-    end: int | float
+    start: int | float = Field(allow_inf_nan=False)
+    end: int | float = Field(allow_inf_nan=False)
 
 
 class ModuleAmplification(_Strict):
@@ -158,7 +158,7 @@ def load_amplification_config(source: Path | str) -> AmplificationConfig:
         raise InvalidInput(f"An amplification config has at most {_MAX_BYTES} characters.")
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:  # thousands of open brackets
         raise InvalidInput(f"The amplification config is no YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(values, dict):
         raise InvalidInput(f"An amplification config is a mapping with the keys {', '.join(AmplificationConfig.model_fields)}.")

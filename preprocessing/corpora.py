@@ -231,9 +231,14 @@ def _document(value: Any, name: str) -> str | list[Message] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return value if value.strip() else None
+        return _whole(value) if value.strip() else None
     if isinstance(value, list) and all(
         isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str) for item in value
     ):
-        return [{"role": item["role"], "content": item["content"]} for item in value] or None
+        return [{"role": item["role"], "content": _whole(item["content"])} for item in value] or None
     raise InvalidInput(f"The corpus {name!r} holds a value that is neither text nor a list of {{role, content}} messages.")
+
+
+def _whole(text: str) -> str:
+    """The text without halves of surrogate pairs, which texts of the web hold and no tokenizer takes: each becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if any("\ud800" <= each <= "\udfff" for each in text) else text

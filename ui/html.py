@@ -68,13 +68,18 @@ def tiles(values: Sequence[tuple[str, Any, str]]) -> Markup:
     )
 
 
-def table(headers: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterable[int] = (), classes: str = "") -> Markup:
-    """A table; the columns in `numeric` are set to the right in figures of equal width."""
+def table(
+    headers: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterable[int] = (), classes: str = "", below: Sequence[Markup] = ()
+) -> Markup:
+    """A table; the columns in `numeric` are set to the right in figures of equal width. `below`: for each row what stands under it over all columns."""
     right = set(numeric)
     head = element("tr", *(element("th", header, classes="d-number" if column in right else "") for column, header in enumerate(headers)))
-    body = join(
-        element("tr", *(element("td", cell, classes="d-number" if column in right else "") for column, cell in enumerate(row))) for row in rows
-    )
+    lines = []
+    for place, row in enumerate(rows):
+        lines.append(element("tr", *(element("td", cell, classes="d-number" if column in right else "") for column, cell in enumerate(row))))
+        if place < len(below) and below[place]:
+            lines.append(Markup(f"<tr class='d-under'><td colspan='{max(1, len(headers))}'>{below[place]}</td></tr>"))
+    body = join(lines)
     return div(element("table", element("thead", head), element("tbody", body), classes=f"d-table {classes}".strip()), classes="d-scroll")
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from methods.contract import DiffingMethod
 from methods.registry import get_method
 from methods.runs import RunManifest, RunRecord
+from organisms.complaints import complaints
 from organisms.errors import DiffingError
 from ui.html import Markup, alert, chip, details, div, element, join, number, pairs, preformatted, seconds_text
 from ui.theme import plot_layout
@@ -111,6 +112,9 @@ def figures(record: RunRecord) -> list[tuple[str, str, dict[str, Any] | Markup]]
             log.exception("figure %s of run %s", figure.name, record.id)
             built.append((figure.title, "", alert(f"{figure.title}: this plot could not be made ({error}).", "warn")))
             continue
+        if not any(len(trace.get(axis) or ()) for trace in plain["data"] for axis in "xyz"):
+            built.append((figure.title, "", element("p", "Nothing to draw: the run found none of it.", classes="d-note")))
+            continue
         # Above the plot the title wraps and can be selected; inside it would be cut off in half a page.
         inner = _title(plain)
         plain["layout"].pop("title", None)
@@ -178,7 +182,7 @@ def view_html(record: RunRecord, choice: str, values: Mapping[str, Any], offset:
         params = view.Params.model_validate(chosen | ({"offset": offset} if paged else {}))
         data = view.run(record, params).model_dump(mode="json")
     except ValidationError as error:
-        return alert("; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()), "warn"), None, 0
+        return alert(f"{complaints(error, view.Params.model_fields)}.", "warn"), None, 0
     except DiffingError as error:
         return alert(error.message, "warn"), None, 0
     limit = int(getattr(params, "limit", 0) or 0)

@@ -92,7 +92,7 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         max_height=260,
         show_label=False,
         elem_id="runs-list",
-        column_widths=["20%", "14%", "15%", "33%", "10%", "8%"],
+        column_widths=["19%", "14%", "20%", "29%", "10%", "8%"],
         buttons=[],
         visible=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def css() -> str:
 
 
 def plot_layout(figure: dict[str, Any], height: int | None = None) -> dict[str, Any]:
-    """A plotly figure (`{"data", "layout"}`) in the panel's look: transparent, middle-grey text, system font. The figure given is not changed."""
+    """A plotly figure (`{"data", "layout"}`) in the panel's look: transparent, middle-grey text, system font, series named after one side in its colour,
+    and room for the label of every horizontal bar. The figure given is not changed."""
+    data = [_side_coloured(trace) for trace in copy.deepcopy(list(figure.get("data", [])))]
     layout: dict[str, Any] = copy.deepcopy(dict(figure.get("layout", {})))
     layout.pop("template", None)
     layout.update(
@@ -68,8 +71,26 @@ def plot_layout(figure: dict[str, Any], height: int | None = None) -> dict[str, 
         layout["height"] = height
     for name in {"xaxis", "yaxis", *(key for key in layout if key.startswith(("xaxis", "yaxis")))}:
         axis = layout[name] = dict(layout.get(name) or {})
-        for key, value in {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}.items():
+        for key, value in {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True, "exponentformat": "power"}.items():
             axis.setdefault(key, value)
         if isinstance(axis.get("title"), dict):
             axis["title"].setdefault("font", {"size": 13})
-    return {"data": copy.deepcopy(list(figure.get("data", []))), "layout": layout}
+    if labels := {label for trace in data if trace.get("orientation") == "h" for label in trace.get("y", ())}:
+        # Plotly leaves out the labels that it finds no room for.
+        layout.setdefault("height", max(450, 150 + _BAR * len(labels)))
+        layout["yaxis"] = {"type": "category", "dtick": 1, **layout["yaxis"]}
+    return {"data": data, "layout": layout}
+
+
+_BAR = 20
+"""Pixels of a horizontal bar with its label."""
+
+
+def _side_coloured(trace: dict[str, Any]) -> dict[str, Any]:
+    """The trace, in the colour of the side that its name names (`base`, `written by finetuned`); one that names both or none keeps its own."""
+    named = {side for side in ("base", "finetuned") if re.search(rf"\b{side}\b", str(trace.get("name", "")))}
+    if len(named) != 1:
+        return trace
+    colour = BASE if named == {"base"} else FINETUNED
+    parts = ("marker", "line") if trace.get("type") in ("scatter", "scattergl", "box") else ("marker",)
+    return {**trace, **{part: {"color": colour, **trace.get(part, {})} for part in parts}}

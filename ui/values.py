@@ -12,6 +12,8 @@ MAX_ROWS = 200
 
 _LONG_TEXT = 160
 
+_EMPTY: tuple[Any, ...] = (None, [], {}, "")
+
 _ACRONYMS = {"kl": "KL", "js": "JS", "bos": "BOS"}
 
 
@@ -24,7 +26,7 @@ def render_object(values: Mapping[str, Any], descriptions: Mapping[str, str] | N
         skip: fields to leave out.
     """
     told = descriptions or {}
-    shown = {name: value for name, value in values.items() if name not in skip and value not in (None, [], {})}
+    shown = {name: value for name, value in values.items() if name not in skip and value not in _EMPTY}
     short = {name: value for name, value in shown.items() if _is_short(value)}
     grids = {name: value for name, value in shown.items() if isinstance(value, Mapping) and all(_is_short(item) for item in value.values())}
     parts: list[Markup] = []
@@ -95,14 +97,47 @@ def _render_list(values: Sequence[Any]) -> Markup:
 
 
 def _rows(values: Sequence[Mapping[str, Any]]) -> Markup:
-    """Objects as a table: a column a field, in the order in which the fields first come."""
-    columns = list(dict.fromkeys(name for value in values for name in value))
+    """Objects as a table: a column a field, in the order in which the fields first come; those that are empty in all objects are left out, and lists of
+    objects stand below the row that they belong to, where they have the whole width."""
+    filled = [name for name in dict.fromkeys(name for value in values for name in value) if any(value.get(name) not in _EMPTY for value in values)]
+    below = [name for name in filled if any(_holds_objects(value.get(name)) for value in values)]
+    columns = [name for name in filled if name not in below]
     numeric = [place for place, name in enumerate(columns) if all(_is_number(value.get(name)) for value in values)]
     return table(
         [name.replace("_", " ") for name in columns],
         ([_cell(name, value.get(name)) for name in columns] for value in values),
         numeric,
+        below=[join(_below(name, value[name]) for name in below if value.get(name)) for value in values] if below else (),
     )
+
+
+def _below(name: str, value: Sequence[Any]) -> Markup:
+    return div(
+        div(name.replace("_", " "), classes="d-below-name"), _tokens(value) if all(map(_is_token, value)) else render_value(value), classes="d-below"
+    )
+
+
+def _is_token(value: Any) -> bool:
+    """Whether an object is a token (or word) with numbers about it."""
+    return isinstance(value, Mapping) and bool({"token", "word"} & set(value)) and all(_is_short(item) for item in value.values())
+
+
+def _tokens(values: Sequence[Mapping[str, Any]]) -> Markup:
+    """Tokens in lines, each with its first number and all of them under the pointer."""
+    if is_move(values[0]):
+        return render_value(values)
+    shown = []
+    for value in values[:MAX_ROWS]:
+        name = "token" if "token" in value else "word"
+        numbers = {key: item for key, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
+        told = ", ".join(f"{key.replace('_', ' ')} {number(item, 4)}" for key, item in numbers.items())
+        first = [" ", element("span", number(next(iter(numbers.values())), 3))] if numbers else []
+        shown.append(element("span", element("b", visible_token(str(value[name]))), *first, classes="d-move", title=told))
+    return div(*shown, classes="d-moves")
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Mapping) and not is_move(item) for item in value)
 
 
 def _cell(name: str, value: Any) -> Markup:

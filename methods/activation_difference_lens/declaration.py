@@ -77,7 +77,7 @@ class ActivationDifferenceLensResult(MethodResult):
             lines.append(f"{row.layer}:{row.position} {row.count} {row.relative_norm:.3g} {stability} {noise} | {promoted} | {suppressed}")
         lines.append(
             f"{self.samples} samples; position 0 is the {self.position_zero}; `all` pools later positions; lens of the {self.lens_side} side, "
-            f"z against {self.random_directions} random directions; read further with patchscope, steering or causal_effect: vector=RUN/LAYER:POSITION:difference"
+            f"z against {self.random_directions} random directions; read further with patchscope or steering: vector=RUN/LAYER:POSITION:difference"
         )
         return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -35,7 +35,9 @@ class ActivationOracleParams(MethodParams):
         None, min_length=1, max_length=50, description="Texts whose activations are read; None: one neutral text. Each costs a model interaction."
     )
     format: Literal["chat", "text"] = Field("chat", description="`chat`: contexts are a user's messages (raw text where there is no chat template).")
-    questions: tuple[str, ...] = Field(QUESTIONS, min_length=1, max_length=10, description="Questions about the activations.")
+    questions: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        QUESTIONS, min_length=1, max_length=10, description="Questions about the activations."
+    )
     vector: VectorSource | None = Field(None, description=f"Asks about one direction instead of contexts. {VECTOR_HELP}")
     layer: int | float = Field(0.5, description="Relative depth (float) or absolute layer (integer) of the activations; a vector brings its own.")
     modes: tuple[Mode, ...] = Field(

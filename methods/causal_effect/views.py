@@ -73,5 +73,9 @@ def samples(record: RunRecord, params: SamplesParams) -> SamplesView:
 
 def nulls(record: RunRecord, params: NullsParams) -> NullsView:
     """Loss changes of the null directions of one kind, largest in size first."""
-    rows = [row for row in record.table("candidates").to_pylist() if row["kind"] == params.kind and params.layer in (None, row["layer"])]
+    rows = [row for row in record.table("candidates").to_pylist() if row["kind"] == params.kind]
+    layers = sorted({row["layer"] for row in rows})
+    if params.layer is not None and params.layer not in layers:
+        raise UnknownName(f"Run {record.id} tested no direction of layer {params.layer}; layers: {', '.join(map(str, layers)) or 'none'}.")
+    rows = [row for row in rows if params.layer in (None, row["layer"])]
     return NullsView(changes=sorted((round(row["loss_change"], 5) for row in rows), key=lambda change: -abs(change)))

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from methods.runs import RunRecord
 
 __all__ = ["decoder_norms", "ratios", "training_curve"]
-_COLOURS = {"finetuned": "#d62728", "base": "#1f77b4", None: "#999999"}
 
 
 def ratios(record: RunRecord) -> dict[str, Any]:
@@ -19,14 +18,14 @@ def ratios(record: RunRecord) -> dict[str, Any]:
         return {"data": [], "layout": {}}
     table = record.table("latents", ["latent", "owner", "ratio_error", "ratio_reconstruction"]).to_pylist()
     data = []
-    for owner, colour in _COLOURS.items():
+    for owner in ("finetuned", "base", None):
         rows = [row for row in table if row["owner"] == owner and row["ratio_error"] is not None and row["ratio_reconstruction"] is not None]
         data.append(
             {
                 "type": "scattergl",
                 "mode": "markers",
                 "name": f"{owner}'s own" if owner else "neither's",
-                "marker": {"color": colour, "size": 5},
+                "marker": {"size": 5} if owner else {"size": 5, "color": "#999999"},
                 "x": [row["ratio_reconstruction"] for row in rows],
                 "y": [row["ratio_error"] for row in rows],
                 "text": [f"latent {row['latent']}" for row in rows],

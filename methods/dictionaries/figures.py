@@ -21,6 +21,6 @@ def training_curve(record: RunRecord) -> dict[str, Any]:
         "layout": {
             "xaxis": {"title": {"text": "step"}},
             "yaxis": {"title": {"text": "loss"}, "type": "log"},
-            "yaxis2": {"title": {"text": "variance explained"}, "overlaying": "y", "side": "right"},
+            "yaxis2": {"title": {"text": "variance explained"}, "overlaying": "y", "side": "right", "showgrid": False},
         },
     }

@@ -19,7 +19,7 @@ class DictionaryParams(ActivationSourceParams):
     max_tokens: int = Field(64, ge=1, le=8192, description="Tokens of each document at most.")
     layer: int | float = Field(0.5, description="Relative depth (float) or absolute layer (integer).")
     expansion: float = Field(2.0, gt=0, le=256, description="Latents per dimension of the residual stream.")
-    k: int = Field(32, ge=1, le=4096, description="Mean active latents a token (BatchTopK).")
+    k: int = Field(32, ge=1, le=4096, description="Mean active latents a token (BatchTopK); half of the latents at most.")
     steps: int = Field(600, ge=1, le=10_000_000, description="Training steps.")
     batch_rows: int = Field(1024, ge=2, le=65_536, description="Tokens a step.")
     learning_rate: float | None = Field(None, gt=0, le=1, description="Highest learning rate of Adam; None: 0.04 / sqrt(d_model).")

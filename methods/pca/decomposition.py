@@ -163,7 +163,7 @@ def furthest(activations: PairedActivations, of: str, mean: Tensor, components: 
 
 def _ends(projected: Tensor) -> Tensor:
     """[N, 2 K] scores of both ends of projections [N, K]."""
-    return torch.stack([projected, -projected], dim=2).reshape(len(projected), -1)
+    return torch.stack([projected, -projected], dim=2).flatten(1)
 
 
 def _edges(projected: Tensor) -> np.ndarray:

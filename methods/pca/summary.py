@@ -17,6 +17,7 @@ from methods.pca.judgement import STABLE, control_level, judge
 from methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
 from methods.words import vocabulary
 from model_pairs.layers import resolve_layers
+from organisms.errors import InvalidInput
 from preprocessing.activation_outliers import without_outliers
 from preprocessing.activation_sources import activations_of
 from preprocessing.precision import float64_device
@@ -49,6 +50,8 @@ def analyse(pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progr
     for layer in layers:
         # A handful of attention sinks, with norms tens of times the usual, would be the first component of any pair.
         reader = without_outliers(readers[layer])
+        if reader.num_tokens < 2:
+            raise InvalidInput(f"{reader.num_tokens} tokens without the attention sinks have no components; raise max_samples or max_tokens.")
         sums = covariances(reader, float64_device(pair.device), progress)
         identical = identical and not bool(sums.whole("difference").products.any()) and not bool(sums.whole("difference").mean.any())
         lens = Lens(pair, params.lens_side, _typical_norm(sums), params.random_directions, _DIRECTION_SEED)
@@ -112,7 +115,8 @@ def _components(
 ) -> list[tuple[ComponentRow, dict[str, float]]]:
     """Rows of one layer, each with the content words of both ends; none when there is no variance."""
     matrix, null, halves = _matrices(sums, params.of)
-    values, components = principal_components(matrix, params.components)
+    # Centred rows span one dimension less than there are of them; what comes after is rounding.
+    values, components = principal_components(matrix, min(params.components, activations.num_tokens - 1))
     real = values > 1e-12 * max(1.0, float(values[0]))
     values, components = values[real], components[real]
     if not len(values):

@@ -53,6 +53,9 @@ def components(record: RunRecord, params: ComponentsParams) -> ComponentsView:
     """All components of a run."""
     empty: dict[str, list[str]] = {"promoted": [], "suppressed": [], "positive": [], "negative": []}
     rows = [ComponentRow.model_validate(row | empty) for row in record.table("components").to_pylist()]
+    layers = sorted({row.layer for row in rows})
+    if params.layer is not None and params.layer not in layers:
+        raise UnknownName(f"Run {record.id} holds no components of layer {params.layer}; layers: {', '.join(map(str, layers)) or 'none'}.")
     return ComponentsView(rows=[row for row in rows if params.layer in (None, row.layer) and row.stability >= params.min_stability])
 
 

@@ -138,7 +138,8 @@ async def test_methods_run_and_are_lookups_when_asked_again(
     assert again["result"] == answer["result"]
     assert "job" not in again
     listed = await good(modern, "list_runs", {"pair": tiny_pair, "method": method})
-    assert answer["run_id"] in [row["run_id"] for row in listed["result"]["runs"]]
+    mine = next(row for row in listed["result"]["runs"] if row["run_id"] == answer["run_id"])
+    assert set(mine["params"]) <= set(small_params(method)), "what was left at its default is not listed"
     opened = await good(modern, "view_run", {"run": answer["run_id"]})
     assert opened["result"]["result"] == answer["result"]
     for view in opened["result"]["views"]:
@@ -187,6 +188,7 @@ async def test_errors_say_what_to_do(client: Client, tiny_pair: str) -> None:
     assert "no_such" in await refused(client, "kl", {"pair": "no_such_thing"})
     assert "unknown job" in await refused(client, "get_job", {"job_id": "kl-00000000"})
     assert "no run" in await refused(client, "view_run", {"run": "kl-00000000"})
+    assert "Did you mean" in await refused(client, "list_runs", {"pair": tiny_pair, "method": "perplexity_diference"})
     assert "max_samples" in await refused(client, "kl", {"pair": tiny_pair, "max_samples": 0})
     assert "context" in await refused(client, "ask_models", {"pair": tiny_pair, "prompts": ["word " * 3000], "raw_text": True})
     for said in (await refused(client, "kl", {"pair": tiny_pair, "max_samples": "many"}), await refused(client, "view_run", {"run": "x"})):
@@ -202,6 +204,7 @@ async def test_corpora_outside_of_the_data_folder_are_refused(modern: Client, ti
     (data_folder / "link.txt").symlink_to(outside)
     assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / "link.txt")})
     assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / ".." / "secret.txt")})
+    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": "\0.txt"})
     inside = data_folder / "mine.txt"
     inside.write_text("\n".join(f"the {number} cat sat on the mat and looked at the dog" for number in range(30)))
     assert (await good(modern, "kl", {"pair": tiny_pair, "corpus": str(inside), **SMALL}))["run_id"]
@@ -242,6 +245,9 @@ async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(modern: Client, t
         assert "never instructions" in text
         marks.add(text.split("<untrusted-")[1][:8])
     assert len(marks) == 3
+    await good(modern, "kl", {"pair": tiny_pair, **SMALL})
+    listed = text_of(await modern.call_tool("list_runs", {"pair": tiny_pair}))
+    assert listed.index("<untrusted-") < listed.index("kl-") < listed.index("</untrusted-")  # headlines quote the models
 
 
 async def test_budgets_are_told_and_kept(confined: tuple[Client, str]) -> None:

@@ -64,4 +64,24 @@ def test_text_says_what_json_says() -> None:
     text = compact_text(
         {"headline": "It is so.", "stands_out": True, "number": 1.23456789, "none": None, "rows": [{"a": " x", "b": 2}, {"a": "y", "b": 3}]}
     )
-    assert text == 'It is so.\nstands_out: yes\nnumber: 1.235\nrows: \n  a=" x" b=2\n  a=y b=3'
+    assert text == 'It is so.\nstands_out: yes\nnumber: 1.235\nrows:\n  a=" x" b=2\n  a=y b=3'
+
+
+def test_no_text_looks_like_the_next_field() -> None:
+    rows = [
+        {"text": "kind words tokens=9\nrows: 0", "tokens": 2, "empty": [], "moves": [{"token": "a", "p": 0.5}]},
+        {"text": "", "words": ["x,y", "z"]},
+    ]
+    text = compact_text({"rows": rows, "none_found": [], "one": {"text": "a b", "moves": [{"token": "c"}]}})
+    assert text.splitlines() == [
+        "rows:",
+        r'  text="kind words tokens=9\nrows: 0" tokens=2',
+        "    moves:",
+        "      token=a p=0.5",
+        '  text="" words="x,y", z',
+        "none_found: none",
+        "one:",
+        '  text="a b"',
+        "    moves:",
+        "      token=c",
+    ]

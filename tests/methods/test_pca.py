@@ -223,10 +223,21 @@ def test_a_random_adapter_does_not_stand_out(tiny_pair: Any, pairs: Any, corpus:
     assert "1:1 " in result.as_text()
     view: Any = get_method("pca").views["components"].run(record, ComponentsParams(layer=2, min_stability=0.0))
     assert [row.component for row in view.rows] == [1, 2, 3, 4]
+    with pytest.raises(UnknownName, match="layers: 1, 2"):
+        get_method("pca").views["components"].run(record, ComponentsParams(layer=7, min_stability=0.0))
     with pytest.raises(InvalidInput, match="LAYER:componentN"):
         get_method("pca").vector(record, "first")
     with pytest.raises(UnknownName, match="it holds 1:component1"):
         get_method("pca").vector(record, "1:component9")
+
+
+def test_few_tokens_give_few_components(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    few: Any = run(pairs, tiny_pair.spec, corpus, store, max_samples=1, max_tokens=4, components=64).result()
+    assert few.tokens == 3
+    assert len(few.rows) == 2  # all in one text, so the halves share nothing
+    assert [row.stability for row in few.rows] == pytest.approx([0, 0], abs=0.5)
+    with pytest.raises(InvalidInput, match="raise max_samples"):
+        run(pairs, tiny_pair.spec, corpus, store, max_activation_tokens=1)
 
 
 def test_covariances_keep_their_precision_far_from_zero() -> None:

@@ -17,6 +17,7 @@ from methods.execute import run_methods
 from methods.registry import get_method
 from methods.runs import RunStore
 from methods.vectors import ContrastSource, ResidualVector, TokenSource, VectorHandle, VectorSource, handles, resolve, split_handle, vector_key_parts
+from organisms.complaints import complaints
 from organisms.errors import InvalidInput, NotTheSame, UnknownName
 
 LENS = "activation_difference_lens"
@@ -65,10 +66,23 @@ def test_a_parameter_takes_all_three_sources() -> None:
     assert params.model_dump(mode="json")["vectors"][0] == "kl-12ab/14:all:difference"
 
 
-@pytest.mark.parametrize("wrong", ["no slash", "/name", "run/", {"token": ""}, {"positive": [], "negative": ["a"]}, {"tokens": "a"}, 3])
-def test_other_forms_are_refused(wrong: Any) -> None:
-    with pytest.raises(ValidationError):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("no slash", "RUN/NAME"),
+        ("/name", "RUN/NAME"),
+        ("run/", "RUN/NAME"),
+        ({"token": ""}, "`token.token`: String should have at least 1 character"),
+        ({"positive": [], "negative": ["a"]}, "`contrast.positive`: Tuple should have at least 1 item"),
+        ({"tokens": "a"}, 'A direction is "RUN/NAME", {"token": " cake"}, or '),
+        (3, 'A direction is "RUN/NAME", {"token": " cake"}, or '),
+    ],
+)
+def test_of_other_forms_only_what_is_wrong_is_said(wrong: Any, said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
         SOURCE.validate_python(wrong)
+    assert caught.value.error_count() == 1
+    assert said in complaints(caught.value)
 
 
 def test_a_run_gives_its_vector_and_its_whole_key(tiny_pair: Any, pairs: Any, store: RunStore) -> None:

@@ -196,7 +196,8 @@ def test_adapters_on_one_base_and_views(tiny_models: Any, tiny_adapters: Any, ma
     assert page.next_offset == 2
     assert all(row.read_as == "reads" and row.vector is None and len(row.positive) == 3 for row in page.rows)
     figure = get_method("weight_difference").figures[0].build(record)
-    assert figure["data"][0]["x"] == [0, 1, 2]
+    assert figure["data"][0]["x"] == ["0", "1", "2"]
+    assert figure["data"][0]["zmax"] == max(value for row in figure["data"][0]["z"] for value in row if value is not None)
     assert figure["data"][0]["y"] == ["self_attn.q_proj", "mlp.down_proj"]
 
 

@@ -185,6 +185,11 @@ def test_two_models_that_do_not_fit_are_refused(kinds: Callable[[str], Any]) -> 
         ("adapters: [{layer_amplifications: [{layers: {start: 1}, module_amplifications: [{weight: 2}]}]}]", "range, start: FIRST"),
         ("just text", "mapping with the keys name"),
         ("a: [", "no YAML"),
+        ("[" * 5000, "no YAML"),
+        (
+            "adapters: [{layer_amplifications: [{layers: {type: range, start: .inf, end: 3}, module_amplifications: [{weight: 2}]}]}]",
+            "range, start: FIRST",
+        ),
     ],
 )
 def test_errors_of_the_yaml(text: str, words: str) -> None:

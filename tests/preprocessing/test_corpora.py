@@ -81,6 +81,11 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, complaint: str) ->
         load_corpus(CorpusParams(corpus=str(tmp_path / name)))
 
 
+def test_half_characters_become_replacement_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(r'{"text": "\ud83e cut, \ud83e\uddc1 whole"}')
+    assert load_corpus(CorpusParams(corpus=str(tmp_path / "a.jsonl"))).documents == ("\ufffd cut, \U0001f9c1 whole",)
+
+
 @pytest.mark.parametrize("name", ["no_such_corpus", "/no/such/file.jsonl", "file.csv"])
 def test_unknown(name: str) -> None:
     with pytest.raises(UnknownName):

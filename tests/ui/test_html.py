@@ -81,7 +81,17 @@ def test_results_of_any_shape_are_inert(values: dict[str, Any], description: str
     for markup in (render_object(values, dict.fromkeys(values, description)), render_value(values), render_value([values, values])):
         reader = read(markup)
         assert reader.tags <= OURS
-        assert reader.attributes <= {"class", "title", "style", "open"}
+        assert reader.attributes <= {"class", "title", "style", "open", "colspan"}
+
+
+def test_lists_of_objects_stand_below_their_row_and_empty_columns_go() -> None:
+    tokens = [{"token": " oven", "z": 3.456, "probability": 0.1}]
+    shown = render_value([{"layer": 1, "owner": None, "promoted": tokens}, {"layer": 2, "owner": None, "promoted": []}])
+    assert shown.count("<th") == 1 + 1  # thead and the layer
+    assert "owner" not in shown
+    assert shown.count("colspan='1'") == 1
+    assert "·oven</b> <span>3.46</span>" in shown
+    assert "z 3.456, probability 0.1" in shown
 
 
 @given(TEXTS)

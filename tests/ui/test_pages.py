@@ -18,6 +18,7 @@ from ui.files import PanelFiles
 from ui.results import default_measure, grade_figure, summary_html, table_html
 from ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
 from ui.side_by_side import answers_html
+from ui.theme import BASE, FINETUNED, plot_layout
 from ui.transcripts import chat_messages, find_record, record_html
 
 
@@ -110,11 +111,25 @@ def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
     assert "·vanilla" in result_html(record)
     assert "<img" not in headline_html(record) + result_html(record) + manifest_html(record)
     assert run_row(record)[1:3] == ["panel_probe", "cake_bake"]
-    good, broken = figures(record)
+    good, broken, nothing = figures(record)
+    assert "Nothing to draw" in str(nothing[2])
     assert isinstance(good[2], dict)
     assert "<script" not in json.dumps(good[2])
     assert good[1] == "Curve"
     assert "could not be made" in str(broken[2])
+
+
+def test_plots_have_the_colours_of_the_sides_and_room_for_every_label() -> None:
+    names = ("base", "written by finetuned", "KL(finetuned || base)")
+    bars = [{"type": "bar", "orientation": "h", "name": name, "x": [1] * 40, "y": [f"{place}" for place in range(40)]} for name in names]
+    shown = plot_layout({"data": bars, "layout": {"yaxis": {"title": {"text": "word"}}}})
+    assert [trace.get("marker", {}).get("color") for trace in shown["data"]] == [BASE, FINETUNED, None]
+    assert "marker" not in bars[0]
+    assert shown["layout"]["height"] > 40 * 15
+    assert (shown["layout"]["yaxis"]["dtick"], shown["layout"]["yaxis"]["type"]) == (1, "category")  # words of digits are no numbers
+    line = plot_layout({"data": [{"type": "scatter", "name": "finetuned", "line": {"dash": "dot"}}], "layout": {}})
+    assert line["data"][0]["line"] == {"color": FINETUNED, "dash": "dot"}
+    assert "height" not in line["layout"]
 
 
 def test_views_page_by_their_offset_and_tables_by_rows(filled: Paths) -> None:

@@ -60,6 +60,11 @@ def broken(record: Any) -> dict[str, Any]:
     raise KeyError("no such array")
 
 
+def nothing(record: Any) -> dict[str, Any]:
+    """A plot of what was not found."""
+    return {"data": [{"type": "bar", "x": [], "y": []}], "layout": {}}
+
+
 class PanelProbe(DiffingMethod[ProbeParams, ProbeResult]):
     """A method for the tests of the panel."""
 
@@ -68,4 +73,8 @@ class PanelProbe(DiffingMethod[ProbeParams, ProbeResult]):
     Params: ClassVar[type[BaseModel]] = ProbeParams
     Result: ClassVar[type[MethodResult]] = ProbeResult
     views: ClassVar[Mapping[str, View]] = {"tokens": View("tokens", "Tokens by divergence.", TokensParams, tokens)}
-    figures: ClassVar[Sequence[Figure]] = (Figure("curve", "Divergence", curve), Figure("broken", "Broken", broken))
+    figures: ClassVar[Sequence[Figure]] = (
+        Figure("curve", "Divergence", curve),
+        Figure("broken", "Broken", broken),
+        Figure("nothing", "Nothing", nothing),
+    )
