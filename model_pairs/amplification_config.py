@@ -16,7 +16,7 @@ Every module starts at weight 1 (the finetune as it is); later entries override 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -142,6 +142,20 @@ class AmplificationConfig(_Strict):
     name: Annotated[str, Field(min_length=1, max_length=100)] = "amplified"
     description: str = ""
     adapters: tuple[AdapterAmplification, ...] = Field(min_length=1, max_length=16)
+
+    def check_modules(self, places: Sequence[ModulePlace]) -> None:
+        """Whether every name of modules means some of a model, whose places these are (`LoadedPair.module_places`).
+
+        Raises:
+            InvalidInput: one means none; the message lists what there is.
+        """
+        rules = [rule for adapter in self.adapters for entry in adapter.layer_amplifications for rule in entry.module_amplifications]
+        names = {name for rule in rules for name in ((rule.modules,) if isinstance(rule.modules, str) else rule.modules)}
+        if unknown := sorted(name for name in names if not any(place.named(name) for place in places)):
+            known = dict.fromkeys([*(place.part for place in places), *(place.projection for place in places)])
+            raise InvalidInput(
+                f"The model has no modules {', '.join(unknown)}; modules: all, {', '.join(name for name in known if name != 'other')}."
+            )
 
 
 def load_amplification_config(source: Path | str) -> AmplificationConfig:

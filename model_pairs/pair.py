@@ -119,7 +119,7 @@ class LoadedPair:
         differences = [Difference(finetuned, base, weight_of), *(Difference(self.on_base(files), self.on_base(None), each) for files, each in others)]
 
         def scaled(interventions: Sequence[Intervention], sign: float) -> list[Intervention]:
-            shares = [weight_of(ModulePlace("steering vector", each.layer, "steering", "residual")) for each in interventions]
+            shares = [weight_of(_steering_place(each)) for each in interventions]
             kept = [sign * share + (sign < 0) for share in shares]  # the base's own counts 1 - w
             return [replace(each, strength=each.strength * share) for each, share in zip(interventions, kept, strict=True) if share]
 
@@ -207,6 +207,14 @@ class LoadedPair:
         from model_pairs.weights import everything, weight_deltas
 
         return weight_deltas(self, progress, chosen or everything)
+
+    def module_places(self) -> list[ModulePlace]:
+        """What `amplified` asks the weight of: where modules with weights sit in the base, in the order of the model, and steering vectors of the sides."""
+        from model_pairs.modules import units_of
+
+        steering = [_steering_place(each) for side in self.sides.values() for each in side.steering]
+        with self.on_base(None).hold() as resident, resident.lock:
+            return [*(unit.place for unit in units_of(resident, None).values()), *steering]
 
     def generate(
         self,
@@ -314,3 +322,7 @@ class LoadedPair:
             return None
         with differences[0].finetuned.hold() as resident:
             return resident.stop_ids
+
+
+def _steering_place(vector: Intervention) -> ModulePlace:
+    return ModulePlace("steering vector", vector.layer, "steering", "residual")

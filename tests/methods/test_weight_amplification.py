@@ -68,6 +68,14 @@ def test_one_is_the_finetuned_model_and_choices_narrow(tiny_pair: Any, pairs: An
     assert changed[0] != changed[1]
 
 
+def test_modules_that_the_model_lacks_are_refused(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    unknown = OWN.replace("modules: mlp", "modules: [mlp, nope]")
+    for params in ({"modules": ["mlp", "nope"]}, {"config": unknown}):
+        with pytest.raises(InvalidInput, match=r"no modules nope; modules: all, .*mlp.*down_proj"):
+            run(pairs, tiny_pair.spec, store, weights=[3.0], **params)
+    run(pairs, tiny_pair.spec, store, weights=[3.0], modules=["mlp.down_proj"], max_new_tokens=4)
+
+
 def test_a_config_is_what_layers_and_modules_say(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
     config = run(pairs, tiny_pair.spec, store, config=OWN)
     same = run(pairs, tiny_pair.spec, store, weights=[3.0], modules=["mlp"], layers=[0, 0])
