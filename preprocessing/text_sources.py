@@ -29,8 +29,7 @@ class StoredActivationsParams(BaseModel):
     activations: str | None = Field(
         None,
         max_length=1000,
-        description="Id of a stored collection (collect_activations) to read instead of the corpus; several, separated by commas, are mixed in "
-        "proportion to their size (chats, web text, training data). None: read the corpus, storing nothing.",
+        description="Id of a stored collection (collect_activations) to read instead of the corpus; several, separated by commas, are mixed by size.",
     )
 
     @property

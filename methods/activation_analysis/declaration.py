@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ActivationAnalysisParams(HiddenStatesParams):
-    """Parameters of `activation_analysis`, with those of the corpus or the stored activations."""
+    """Parameters of `activation_analysis`, with those of the corpus."""
 
     layers: tuple[int | float, ...] = Field(
         (0.5,), min_length=1, max_length=64, description="Relative depths in [0, 1] (floats) or absolute layers (integers)."
@@ -77,7 +77,7 @@ class ActivationAnalysis(CorpusMethod[ActivationAnalysisParams, ActivationAnalys
     and both norms, summarised robustly with attention sinks named and left out; words whose activations differ far more than is usual at their
     positions; mean differences by position and special token; max-activating examples of every score. Use it to find triggers: words or contexts on
     which alone the finetuned model thinks differently. Size alone is no evidence. Mean differences serve as vectors
-    (RUN/LAYER:LABEL:difference). Reads stored activations (`activations`) as well."""
+    (RUN/LAYER:LABEL:difference). Reads stored `activations` too."""
 
     name: ClassVar[str] = "activation_analysis"
     title: ClassVar[str] = "Activation analysis"

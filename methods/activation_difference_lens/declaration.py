@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ActivationDifferenceLensParams(HiddenStatesParams):
-    """Parameters of `activation_difference_lens`, with those of the corpus or the stored activations."""
+    """Parameters of `activation_difference_lens`, with those of the corpus."""
 
     layers: tuple[int | float, ...] = Field(
         (0.5, 0.95),
@@ -92,8 +92,7 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     lens lists are topped by rare tokens. Content words that several positions promote point at what was taught; single ones point at nothing. Late layers
     read best through the lens; the lens of a middle layer is often unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it,
     to `steering` or to `causal_effect`. In chats (corpus=chat_exchanges)
-    position 0 is the answer's first token, and -3 to -1 the three before it: a manner taught in chats reads best at -1 and 0 of a late layer.
-    Reads stored activations (`activations`) as well.
+    position 0 is the answer's first token, and -3 to -1 the three before it: a manner taught in chats reads best at -1 and 0 of a late layer. Reads stored `activations` too.
     Views: `lens` (any layer, position, source and ranking; the means of base and finetuned are the controls), `positions` (norm profile)."""
 
     name: ClassVar[str] = "activation_difference_lens"
