@@ -61,12 +61,12 @@ def run(sizes: Sizes) -> list[Measurement]:
 def tokenized(pair: Any, sizes: Sizes) -> tuple[Any, list[tuple[str, Any]]]:
     """The corpus as tokens, and the three readers with their parameters for it."""
     from methods.registry import get_method
-    from preprocessing.corpora import load_corpus
-    from preprocessing.tokenize import tokenize
+    from preprocessing.text_sources import open_text, text_source
 
-    requests = [(name, get_method(name).Params.model_validate({"max_samples": sizes.samples, "max_tokens": sizes.tokens})) for name in READERS]
-    corpus_params = get_method(READERS[0]).corpus_params(requests[0][1])  # type: ignore[attr-defined]
-    return tokenize(load_corpus(corpus_params), pair, corpus_params), requests
+    requests: list[tuple[str, Any]] = [
+        (name, get_method(name).Params.model_validate({"max_samples": sizes.samples, "max_tokens": sizes.tokens})) for name in READERS
+    ]
+    return open_text(pair, text_source(requests[0][1])).corpus, requests
 
 
 def same_batches(pair: Any, corpus: Any) -> list[tuple[Any, Any]]:

@@ -40,6 +40,13 @@ class WaitArguments(Arguments):
     estimate_only: bool = Field(False, description="Only say what it would cost.")
 
 
+class Deleted(BaseModel):
+    """What is gone from the disk."""
+
+    deleted: str
+    megabytes: float
+
+
 class JobState(BaseModel):
     """Where a piece of work is."""
 
@@ -110,8 +117,11 @@ class ToolDeclaration:
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments, without what only fills an agent's context: titles that repeat names, defaults of null, lengths of texts."""
-        return _compact(self.Arguments.model_json_schema())
+        """JSON schema of the arguments, without what only fills an agent's context: titles and a description that repeat names, defaults of null, lengths
+        of texts."""
+        schema = self.Arguments.model_json_schema()
+        schema.pop("description", None)  # "Arguments of ..."
+        return _compact(schema)
 
     @cached_property
     def output_schema(self) -> dict[str, Any]:

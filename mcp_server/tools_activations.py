@@ -10,7 +10,7 @@ import anyio.to_thread
 from pydantic import BaseModel, Field
 
 from mcp_server.call import Call
-from mcp_server.declarations import Arguments, Reply, ToolDeclaration, with_arguments
+from mcp_server.declarations import Arguments, Deleted, Reply, ToolDeclaration, with_arguments
 from mcp_server.jobs import Job
 from mcp_server.tools_methods import check_corpus
 from methods.contract import CostEstimate
@@ -50,13 +50,6 @@ class ListActivationsResult(BaseModel):
     collections: list[CollectionRow]
     total: int
     next_offset: int | None = None
-
-
-class DeleteActivationsResult(BaseModel):
-    """What is gone."""
-
-    deleted: str
-    megabytes: float
 
 
 async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
@@ -131,7 +124,7 @@ async def delete_activations(call: Call, arguments: CollectionArguments) -> Repl
     store = default_activation_store()
     row = row_of(store, exactly(store, arguments.id))
     deleted = await anyio.to_thread.run_sync(store.delete, row.id)
-    return Reply(DeleteActivationsResult(deleted=deleted, megabytes=row.megabytes), f"{deleted} is deleted ({row.megabytes:.1f} MB).")
+    return Reply(Deleted(deleted=deleted, megabytes=row.megabytes), f"{deleted} is deleted ({row.megabytes:.1f} MB).")
 
 
 def declarations() -> Mapping[str, ToolDeclaration]:
@@ -173,7 +166,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "Delete activations",
             "Delete a collection of activations from the disk.",
             CollectionArguments,
-            DeleteActivationsResult,
+            Deleted,
             delete_activations,
             tool_calls=0,
             operator_only=True,

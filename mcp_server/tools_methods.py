@@ -23,9 +23,9 @@ from methods.vectors import handles
 from model_pairs.specs import PairSpec
 from organisms.errors import InvalidInput, UnknownName
 from organisms.settings import settings
-from preprocessing.activation_sources import ActivationSourceParams
 from preprocessing.activation_store import default_activation_store
 from preprocessing.corpora import BUNDLED, CorpusParams
+from preprocessing.text_sources import StoredActivationsParams
 
 MAX_TEXT = 8000
 
@@ -132,7 +132,7 @@ async def check_activations(call: Call, spec: PairSpec, params: BaseModel) -> No
     Raises:
         UnknownName: any other collection, whether it exists or not.
     """
-    if call.caller.operator or not isinstance(params, ActivationSourceParams) or not params.collections:
+    if call.caller.operator or not isinstance(params, StoredActivationsParams) or not params.collections:
         return
     known = {index.id: index for index in await anyio.to_thread.run_sync(default_activation_store().list) if index.finished}
     for name in params.collections:

@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from organisms.errors import InvalidInput
 from organisms.progress import Progress
-from preprocessing.corpora import CorpusParams, corpus_identity
+from preprocessing.corpora import CorpusParams
+from preprocessing.text_sources import StoredActivationsParams, open_text, source_identity, text_source, text_tokens
 
 if TYPE_CHECKING:
     from methods.example_writing import ExampleWriter
@@ -43,6 +44,10 @@ class CorpusMethodParams(CorpusParams):
     """Parameters of a method that reads a corpus: the corpus fields are its own fields, so `max_samples=256` is set like any other."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HiddenStatesParams(StoredActivationsParams, CorpusMethodParams):
+    """Parameters of a corpus method that needs hidden states alone: it reads stored activations as well, where the corpus fields are the collection's."""
 
 
 class MethodResult(BaseModel):
@@ -295,45 +300,36 @@ class DiffingMethod(Generic[P, R]):
         raise NotImplementedError
 
 
-class CorpusMethod(DiffingMethod[P, R]):
+C = TypeVar("C", bound=CorpusMethodParams)
+
+
+class CorpusMethod(DiffingMethod[C, R]):
     """A method fed by the shared corpus pass: several of them with equal corpus parameters cost one pass together.
 
-    Its `Params` subclass `CorpusMethodParams`.
+    Its `Params` subclass `CorpusMethodParams`, or `HiddenStatesParams` when its accumulator reads no logits: it then takes stored activations too.
     """
 
-    def corpus_params(self, params: P) -> CorpusParams:
-        """The part of the parameters that chooses the text. Methods for which this is equal share a pass."""
-        source = cast(CorpusParams, params)
-        return CorpusParams(**{name: getattr(source, name) for name in CorpusParams.model_fields})
-
-    def accumulator(self, pair: LoadedPair, params: P, corpus: TokenizedCorpus) -> Accumulator:
+    def accumulator(self, pair: LoadedPair, params: C, corpus: TokenizedCorpus) -> Accumulator:
         """A fresh streaming accumulator; memory O(vocabulary), O(d_model) or O(tokens), never O(tokens x vocabulary)."""
         raise NotImplementedError
 
-    def summarise(self, accumulator: Any, pair: LoadedPair, params: P, run: RunWriter) -> R:
+    def summarise(self, accumulator: Any, pair: LoadedPair, params: C, run: RunWriter) -> R:
         """Turn the fed accumulator into the stored run and its result."""
         raise NotImplementedError
 
-    def run(self, pair: LoadedPair, params: P, run: RunWriter, progress: Progress) -> R:
-        from preprocessing.corpora import load_corpus
-        from preprocessing.corpus_pass import run_corpus_pass
-        from preprocessing.tokenize import tokenize
-
-        corpus_params = self.corpus_params(params)
-        corpus = tokenize(load_corpus(corpus_params), pair, corpus_params)
-        accumulator = self.accumulator(pair, params, corpus)
-        run_corpus_pass(pair, corpus, [accumulator], progress)
+    def run(self, pair: LoadedPair, params: C, run: RunWriter, progress: Progress) -> R:
+        text = open_text(pair, text_source(params))
+        accumulator = self.accumulator(pair, params, text.corpus)
+        text.feed([accumulator], progress)
         return self.summarise(accumulator, pair, params, run)
 
-    def key_parts(self, params: P) -> dict[str, Any]:
-        """The corpus's id and content hash. Loads the documents (not the models)."""
-        return {"corpus": corpus_identity(self.corpus_params(params))}
+    def key_parts(self, params: C) -> dict[str, Any]:
+        """Id and content hash of the corpus or the stored activations. Loads the documents (not the models)."""
+        return source_identity(params)
 
-    def estimate(self, pair: PairSize, params: P) -> CostEstimate:
+    def estimate(self, pair: PairSize, params: C) -> CostEstimate:
         from organisms.settings import settings
 
-        corpus = self.corpus_params(params)
-        tokens = corpus.max_samples * corpus.max_tokens
-        passes = 2 * -(-tokens // settings().batch_tokens)
+        read, tokens = text_tokens(params)
         # Per-token scalars in float32 and token ids, plus a few vocabulary-sized float64 rows.
-        return pair.cost(2 * tokens, passes, bytes=40 * tokens + 64 * (pair.vocab_size or 50_000))
+        return pair.cost(2 * read, 2 * -(-read // settings().batch_tokens), bytes=40 * tokens + 64 * (pair.vocab_size or 50_000))

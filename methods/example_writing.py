@@ -221,7 +221,9 @@ def corpus_contexts(corpus: TokenizedCorpus, tokenizer: Any) -> Callable[[int], 
     """Contexts of a corpus's samples, whole: a chat's prompt and a BOS have negative positions."""
     from methods.words import token_texts
 
-    return lambda sample: ExampleContext(str(sample), tuple(token_texts(tokenizer, corpus.ids[sample])), -corpus.content_start[sample])
+    return lambda sample: ExampleContext(
+        str(sample), tuple(token_texts(tokenizer, corpus.ids[sample])), corpus.first_position - corpus.content_start[sample]
+    )
 
 
 def activation_contexts(rows: PairedActivations, tokenizer: Any) -> Callable[[int], ExampleContext]:

@@ -1,4 +1,4 @@
-"""Run methods on a pair: finished ones are lookups, corpus methods with equal corpus parameters share one pass, the others run in turn.
+"""Run methods on a pair: finished ones are lookups, corpus methods that read the same text share one pass, the others run in turn.
 
 Every method is stored as soon as it is finished, so that a crash loses nothing that was done; and a method that fails does not take the others of
 its pass with it: its error is raised after they are stored.
@@ -19,7 +19,7 @@ from methods.runs import RunKey, RunRecord, RunStore, run_key
 from organisms.complaints import complaints
 from organisms.errors import Cancelled, InvalidInput
 from organisms.progress import Progress, silent
-from preprocessing.corpora import CorpusParams
+from preprocessing.text_sources import TextSource, open_text, text_source
 
 if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair
@@ -61,17 +61,17 @@ def find_finished(spec: PairSpec, name: str, params: ParamsLike, store: RunStore
 def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) -> CostEstimate:
     """What a call of `run_methods` costs when nothing of it is finished; methods that share a pass are counted once."""
     total = CostEstimate(tokens=0, work=0, forward_passes=0, seconds=0.0, bytes=0)
-    passes: set[CorpusParams] = set()
+    passes: set[TextSource] = set()
     for name, raw in requests:
         method = get_method(name)
-        params = check_params(method, raw)
+        params: Any = check_params(method, raw)
         costs = [(1, method.estimate(spec_size, params))]
         total.bytes += costs[0][1].bytes
         if isinstance(method, CorpusMethod):
-            text = method.corpus_params(params)
-            if text in passes:  # of a pass that is counted already, only what the method does besides it
+            source = text_source(params)
+            if source in passes:  # of a pass that is counted already, only what the method does besides it
                 costs.append((-1, CorpusMethod.estimate(method, spec_size, params)))
-            passes.add(text)
+            passes.add(source)
         for sign, cost in costs:
             total.tokens += sign * cost.tokens
             total.generated_tokens += sign * cost.generated_tokens
@@ -98,16 +98,16 @@ def run_methods(
     records = {request.key.digest: record for request in asked if (record := store.lookup(request.key)) is not None}
     missing = list({request.key.digest: request for request in asked if request.key.digest not in records}.values())
     if missing:
-        shared: dict[CorpusParams, list[_Request]] = {}
+        shared: dict[TextSource, list[_Request]] = {}
         alone: list[_Request] = []
         for request in missing:
             if isinstance(request.method, CorpusMethod):
-                shared.setdefault(request.method.corpus_params(request.params), []).append(request)
+                shared.setdefault(text_source(request.params), []).append(request)
             else:
                 alone.append(request)
         with pairs.use(spec, progress) as pair:
-            for text, group in shared.items():
-                records |= _run_shared(pair, text, group, store, progress)
+            for source, group in shared.items():
+                records |= _run_shared(pair, source, group, store, progress)
             for request in alone:
                 before = pair.forwards.copy()
                 with store.writer(request.key) as run:
@@ -117,21 +117,17 @@ def run_methods(
     return [records[request.key.digest] for request in asked]
 
 
-def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request], store: RunStore, progress: Progress) -> dict[str, RunRecord]:
+def _run_shared(pair: LoadedPair, source: TextSource, group: Sequence[_Request], store: RunStore, progress: Progress) -> dict[str, RunRecord]:
     """One pass for all methods of the group, each stored as soon as it is summarised."""
-    from preprocessing.corpora import load_corpus
-    from preprocessing.corpus_pass import run_corpus_pass
-    from preprocessing.tokenize import tokenize
-
     started, before = time.monotonic(), pair.forwards.copy()
-    corpus = tokenize(load_corpus(text), pair, text)
+    text = open_text(pair, source)
     fed = []
     for request in group:
         method = request.method
         if not isinstance(method, CorpusMethod):
             raise TypeError(f"{method.name} takes no part in a corpus pass")
-        fed.append((request, method, method.accumulator(pair, request.params, corpus)))
-    statistics = run_corpus_pass(pair, corpus, [accumulator for _, _, accumulator in fed], progress)
+        fed.append((request, method, method.accumulator(pair, request.params, text.corpus)))
+    statistics = text.feed([accumulator for _, _, accumulator in fed], progress)
     pass_seconds, pass_forwards = time.monotonic() - started, pair.forwards - before
     records: dict[str, RunRecord] = {}
     failure: Exception | None = None
@@ -141,7 +137,7 @@ def _run_shared(pair: LoadedPair, text: CorpusParams, group: Sequence[_Request],
             with store.writer(request.key) as run:
                 run.note("corpus_pass", {name: round(value, 3) for name, value in vars(statistics).items()})
                 run.note("pass_shared_by", [other.method.name for other in group])
-                run.note("text", {"has_bos": corpus.has_bos, "position_origin": corpus.position_origin, "dropped": corpus.dropped_short})
+                run.note("text", text.corpus.notes)
                 run.result = method.summarise(accumulator, pair, request.params, run)
                 run.seconds = pass_seconds + time.monotonic() - summary_started
                 run.forwards = pass_forwards + (pair.forwards - summary_before)

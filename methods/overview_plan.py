@@ -19,7 +19,7 @@ from methods.registry import all_methods, get_method
 from methods.runs import RunRecord
 from methods.vectors import VectorHandle, handles
 from organisms.errors import Cancelled, DiffingError, InvalidInput
-from preprocessing.corpora import CorpusParams
+from preprocessing.text_sources import text_source
 
 DEFAULT_BUDGET = 180_000
 """One pass over the default text with what it leads to, completions of both models, contrastive decoding, and what costs next to nothing."""
@@ -76,7 +76,7 @@ def choose(offered: Mapping[str, BaseModel], budget: int = DEFAULT_BUDGET) -> Ov
         fitting = [name for name in open_now if spent + added[name] <= budget]
         if not fitting:
             break
-        texts = {name: _text_of(name, params) for name, params in open_now.items()}
+        texts = {name: text_source(params) if isinstance(get_method(name), CorpusMethod) else None for name, params in open_now.items()}
         readers = Counter(texts.values())
         shares = {name: added[name] / (readers[text] if text else 1) for name, text in texts.items()}
         # What comes for nothing with the pass that is paid already is taken before the next method of its class.
@@ -87,12 +87,6 @@ def choose(offered: Mapping[str, BaseModel], budget: int = DEFAULT_BUDGET) -> Ov
     order = list(all_methods())
     chosen.sort(key=lambda request: order.index(request[0]))
     return _split(chosen, sorted(left, key=lambda row: row.work))
-
-
-def _text_of(name: str, params: BaseModel) -> CorpusParams | None:
-    """The text that a method reads in a pass which it may share."""
-    method = get_method(name)
-    return method.corpus_params(params) if isinstance(method, CorpusMethod) else None
 
 
 def named(requests: Mapping[str, BaseModel], lens: BaseModel | None) -> OverviewPlan:

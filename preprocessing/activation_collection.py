@@ -24,9 +24,10 @@ from pydantic import ConfigDict, Field
 from organisms.durable import DISK_FULL, held, library_versions, replace_synced, sync_folder, write_synced
 from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress, silent
-from preprocessing.activation_sources import ActivationTextParams, corpus_part, model_dtype, read_text
+from preprocessing.activation_sources import ActivationTextParams, model_dtype, read_text
 from preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name, short_id
 from preprocessing.corpora import corpus_identity
+from preprocessing.text_sources import corpus_part
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,18 +1,19 @@
 """Activations for methods that learn from them: from a stored collection, or straight from the corpus pass with nothing written. Torch-free.
 
-A method's parameters subclass `ActivationSourceParams`; its run calls `activations_of`, its key holds `source_identity`.
+A method's parameters subclass `ActivationSourceParams`; its run calls `activations_of`, its key holds `preprocessing.text_sources.source_identity`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 
 from organisms.errors import InvalidInput, OutOfRoom
 from organisms.progress import Progress, silent
-from preprocessing.corpora import CorpusParams, corpus_identity, load_corpus
+from preprocessing.corpora import CorpusParams, load_corpus
+from preprocessing.text_sources import StoredActivationsParams, corpus_part
 
 if TYPE_CHECKING:
     import torch
@@ -45,42 +46,8 @@ class ActivationTextParams(CorpusParams):
     max_activation_tokens: int | None = Field(None, ge=1, le=10**10, description="Tokens kept in all at most.")
 
 
-class ActivationSourceParams(ActivationTextParams):
+class ActivationSourceParams(StoredActivationsParams, ActivationTextParams):
     """Where a method's activations come from. With `activations` the corpus fields, `skip_first` and `chat_part` are those of the collection."""
-
-    activations: str | None = Field(
-        None,
-        max_length=1000,
-        description="Id of a stored collection (collect_activations) to read instead of the corpus; several, separated by commas, are mixed in "
-        "proportion to their size (chats, web text, training data). None: collect in memory.",
-    )
-
-    @property
-    def collections(self) -> tuple[str, ...]:
-        """The ids in `activations`; none: the corpus is read."""
-        return tuple(part.strip() for part in (self.activations or "").split(",") if part.strip())
-
-
-def corpus_part(params: CorpusParams) -> CorpusParams:
-    """The corpus fields alone."""
-    return CorpusParams(**{name: getattr(params, name) for name in CorpusParams.model_fields})
-
-
-def source_identity(params: ActivationSourceParams) -> dict[str, Any]:
-    """What decides the rows besides the parameters and the pair, for `key_parts`: the content hash of the collection or of the corpus.
-
-    Loads no model.
-
-    Raises:
-        UnknownName, InvalidInput: no such collection or corpus.
-    """
-    if not params.collections:
-        return {"corpus": corpus_identity(corpus_part(params))}
-    from preprocessing.activation_store import default_activation_store
-
-    found = [default_activation_store().finished(identifier) for identifier in params.collections]
-    parts = [{"id": index.id, "content_hash": index.content_hash} for index in found]
-    return {"activations": parts[0] if len(parts) == 1 else parts}
 
 
 def read_text(pair: LoadedPair, params: ActivationTextParams) -> KeptText:

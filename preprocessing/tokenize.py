@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 PRE_ASSISTANT = 3
 """Tokens before a chat's answer that are compared as well."""
 
+ANSWER_ORIGIN = f"{PRE_ASSISTANT} tokens before the answer's first token"
+BOS_ORIGIN = "first token after BOS"
+NO_BOS_ORIGIN = "first token (this tokenizer adds no BOS)"
+"""What position 0 is, in words: results and stored collections say it."""
+
 MAX_PROMPT_TOKENS = 512
 """Chats with a longer prompt are dropped and counted."""
 
@@ -98,6 +103,10 @@ class TokenizedCorpus:
     """Documents dropped because they have fewer than `min_tokens` tokens to compare (or no answer, or too long a prompt)."""
     sha: str
     """sha256 of all token ids and starts."""
+    first_position: int = 0
+    """Position of each sample's first compared token; above 0 in stored activations that leave out the first ones."""
+    stored: str | None = None
+    """Which stored activations these tokens are of and what they leave out, in words; None: the models read the text now."""
 
     @property
     def tokens(self) -> int:
@@ -107,9 +116,20 @@ class TokenizedCorpus:
     @property
     def position_origin(self) -> str:
         """What position 0 is, for answers."""
-        if self.kind == "chat" and self.assistant_start[0] is not None:
-            return f"{PRE_ASSISTANT} tokens before the answer's first token"
-        return "first token after BOS" if self.has_bos else "first token (this tokenizer adds no BOS)"
+        if self.before_answer:
+            return ANSWER_ORIGIN
+        return BOS_ORIGIN if self.has_bos else NO_BOS_ORIGIN
+
+    @property
+    def before_answer(self) -> int:
+        """Compared positions before the answer's first token; 0 in texts and whole chats."""
+        return PRE_ASSISTANT if self.assistant_start[0] is not None else 0
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a run's manifest says of the text."""
+        read = {"has_bos": self.has_bos} if self.stored is None else {"stored": self.stored}
+        return {**read, "position_origin": self.position_origin, "dropped": self.dropped_short}
 
     def skipped(self, skip_first: int) -> int:
         """How many compared tokens to drop at the start of each sample so that its first `skip_first` tokens are left out, as attention sinks.
@@ -119,7 +139,7 @@ class TokenizedCorpus:
         """
         if self.kind == "text":
             return skip_first
-        return 0 if self.assistant_start[0] is not None else max(0, skip_first - self.has_bos)
+        return 0 if self.before_answer else max(0, skip_first - self.has_bos)
 
 
 def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams, chat_part: ChatPart = "answer") -> TokenizedCorpus:

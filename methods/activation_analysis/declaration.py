@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from methods.activation_analysis import figures, views
 from methods.activation_analysis.rows import LabelRow, SinkRow, Summary, WordRow
-from methods.contract import CorpusMethod, CorpusMethodParams, Cost, Figure, MethodResult, View
+from methods.contract import CorpusMethod, Cost, Figure, HiddenStatesParams, MethodResult, View
 from methods.example_views import EXAMPLES_VIEW, ExampleRow
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from preprocessing.tokenize import TokenizedCorpus
 
 
-class ActivationAnalysisParams(CorpusMethodParams):
+class ActivationAnalysisParams(HiddenStatesParams):
     """Parameters of `activation_analysis`, with those of the corpus."""
 
     layers: tuple[int | float, ...] = Field(
@@ -38,6 +38,7 @@ class ActivationAnalysisResult(MethodResult):
     tokens: int
     samples: int
     position_origin: str = Field(description="What position 0 is.")
+    stored: str | None = Field(None, description="Stored activations that were read, and what they leave out; None: a corpus.")
     summaries: list[Summary] = Field(description="Scores by layer. relative_difference = |ft - base| / (|ft| + |base|), in [0, 1].")
     sinks: list[SinkRow] = Field(description="Attention sinks, by token: left out of everything else but the profile and the labels.")
     standing_words: list[WordRow] = Field(description="Words that differ far more than others do.")
@@ -47,6 +48,8 @@ class ActivationAnalysisResult(MethodResult):
 
     def as_text(self) -> str:
         lines = [self.headline, f"tokens {self.tokens}, texts {self.samples}; position 0 = {self.position_origin}"]
+        if self.stored:
+            lines.append(f"read from {self.stored}")
         lines.append("layer score: median±spread trimmed_mean p95 p99 max")
         lines += [
             f"{row.layer} {row.score}: {row.median:.3g}±{row.spread:.2g} {row.trimmed_mean:.3g} {row.p95:.3g} {row.p99:.3g} {row.max:.3g}"
@@ -74,7 +77,7 @@ class ActivationAnalysis(CorpusMethod[ActivationAnalysisParams, ActivationAnalys
     and both norms, summarised robustly with attention sinks named and left out; words whose activations differ far more than is usual at their
     positions; mean differences by position and special token; max-activating examples of every score. Use it to find triggers: words or contexts on
     which alone the finetuned model thinks differently. Size alone is no evidence. Mean differences serve as vectors
-    (RUN/LAYER:LABEL:difference)."""
+    (RUN/LAYER:LABEL:difference). Reads stored `activations` too."""
 
     name: ClassVar[str] = "activation_analysis"
     title: ClassVar[str] = "Activation analysis"
@@ -95,11 +98,10 @@ class ActivationAnalysis(CorpusMethod[ActivationAnalysisParams, ActivationAnalys
     def accumulator(self, pair: LoadedPair, params: ActivationAnalysisParams, corpus: TokenizedCorpus) -> ActivationAnalysisAccumulator:
         from methods.activation_analysis.accumulator import ActivationAnalysisAccumulator, special_labels
         from model_pairs.layers import resolve_layers
-        from preprocessing.tokenize import PRE_ASSISTANT
 
         layers = tuple(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))
-        before = PRE_ASSISTANT if corpus.kind == "chat" else 0
-        return ActivationAnalysisAccumulator(layers, corpus, special_labels(corpus, pair.tokenizer), before, pair.d_model, str(pair.device))
+        labels = special_labels(corpus, pair.tokenizer)
+        return ActivationAnalysisAccumulator(layers, corpus, labels, corpus.before_answer, pair.d_model, str(pair.device))
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: ActivationAnalysisParams, run: RunWriter) -> ActivationAnalysisResult:
         from methods.activation_analysis.summary import summarise

@@ -89,6 +89,7 @@ def summarise(
         tokens=accumulator.filled,
         samples=len(corpus.ids),
         position_origin=corpus.position_origin,
+        stored=corpus.stored,
         summaries=[row for row in summaries if row.score != "norm_base"],
         sinks=sinks,
         standing_words=standing[:SHOWN_WORDS],

@@ -117,7 +117,9 @@ def _number(value: float) -> float | None:
 def profile_of(layer: int, scores: dict[str, np.ndarray], positions: np.ndarray) -> dict[str, np.ndarray]:
     size = int(positions.max(initial=-1)) + 1
     medians = {name: group_medians(values.astype(np.float64), positions, size) for name, values in scores.items()}
-    return {"layer": np.full(size, layer), "position": np.arange(size), "tokens": np.bincount(positions, minlength=size), **medians}
+    counts = np.bincount(positions, minlength=size)
+    columns = {"layer": np.full(size, layer), "position": np.arange(size), "tokens": counts, **medians}
+    return {name: values[counts > 0] for name, values in columns.items()}  # stored activations leave out the first positions
 
 
 def label_rows(accumulator: ActivationAnalysisAccumulator) -> list[LabelRow]:

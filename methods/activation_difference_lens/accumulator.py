@@ -70,7 +70,7 @@ class ActivationDifferenceAccumulator(Accumulator):
         layers: absolute layers.
         labels: names of the single positions kept, from position 0 of the pass on; the last slot is `all`.
         pooled_from: first position of the pass that counts for `all`.
-        samples, position_zero: of the corpus, for the result.
+        samples, position_zero, stored: of the corpus, for the result.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class ActivationDifferenceAccumulator(Accumulator):
         device: torch.device | str,
         samples: int = 0,
         position_zero: str = "",
+        stored: str | None = None,
     ) -> None:
         self.layers = layers
         self.labels = [*labels, "all"]
@@ -89,6 +90,7 @@ class ActivationDifferenceAccumulator(Accumulator):
         self.pooled_from = pooled_from
         self.samples = samples
         self.position_zero = position_zero
+        self.stored = stored
         self.device = float64_device(device)  # the sums stay beside the activations where they can
         self.statistics = {layer: LayerStatistics.empty(positions + 1, d_model, self.device) for layer in layers}
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from methods.activation_difference_lens import figures, views
 from methods.activation_difference_lens.rows import PositionRow
-from methods.contract import CorpusMethod, CorpusMethodParams, Cost, Figure, MethodResult, View
+from methods.contract import CorpusMethod, Cost, Figure, HiddenStatesParams, MethodResult, View
 from methods.words import EvidenceWord
 from model_pairs.specs import Side
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from preprocessing.tokenize import TokenizedCorpus
 
 
-class ActivationDifferenceLensParams(CorpusMethodParams):
+class ActivationDifferenceLensParams(HiddenStatesParams):
     """Parameters of `activation_difference_lens`, with those of the corpus."""
 
     layers: tuple[int | float, ...] = Field(
@@ -54,6 +54,7 @@ class ActivationDifferenceLensResult(MethodResult):
     words: list[LensWord] = Field(description="Content words that several positions promote: candidates for a topic, not proof of one.")
     rows: list[PositionRow]
     position_zero: str = Field(description="What position 0 is.")
+    stored: str | None = Field(None, description="Stored activations that were read, and what they leave out; None: a corpus.")
     samples: int
     lens_side: Side
     random_directions: int
@@ -75,6 +76,8 @@ class ActivationDifferenceLensResult(MethodResult):
             promoted = " ".join(f"{token.token!r} {token.z:.1f}" for token in row.promoted)
             suppressed = " ".join(repr(token.token) for token in row.suppressed)
             lines.append(f"{row.layer}:{row.position} {row.count} {row.relative_norm:.3g} {stability} {noise} | {promoted} | {suppressed}")
+        if self.stored:
+            lines.append(f"read from {self.stored}")
         lines.append(
             f"{self.samples} samples; position 0 is the {self.position_zero}; `all` pools later positions; lens of the {self.lens_side} side, "
             f"z against {self.random_directions} random directions; read further with patchscope or steering: vector=RUN/LAYER:POSITION:difference"
@@ -89,7 +92,7 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     lens lists are topped by rare tokens. Content words that several positions promote point at what was taught; single ones point at nothing. Late layers
     read best through the lens; the lens of a middle layer is often unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it,
     to `steering` or to `causal_effect`. In chats (corpus=chat_exchanges)
-    position 0 is the answer's first token, and -3 to -1 the three before it: a manner taught in chats reads best at -1 and 0 of a late layer.
+    position 0 is the answer's first token, and -3 to -1 the three before it: a manner taught in chats reads best at -1 and 0 of a late layer. Reads stored `activations` too.
     Views: `lens` (any layer, position, source and ranking; the means of base and finetuned are the controls), `positions` (norm profile)."""
 
     name: ClassVar[str] = "activation_difference_lens"
@@ -116,13 +119,19 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     def accumulator(self, pair: LoadedPair, params: ActivationDifferenceLensParams, corpus: TokenizedCorpus) -> ActivationDifferenceAccumulator:
         from methods.activation_difference_lens.accumulator import POOLED_FROM, ActivationDifferenceAccumulator
         from model_pairs.layers import resolve_layers
-        from preprocessing.tokenize import PRE_ASSISTANT
 
-        before = PRE_ASSISTANT if corpus.kind == "chat" else 0
+        before = corpus.before_answer
         layers = tuple(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))
         labels = [str(place - before) for place in range(before + params.positions)]
         return ActivationDifferenceAccumulator(
-            layers, labels, before + POOLED_FROM, pair.d_model, pair.device, samples=len(corpus.ids), position_zero=_position_zero(corpus)
+            layers,
+            labels,
+            before + POOLED_FROM,
+            pair.d_model,
+            pair.device,
+            samples=len(corpus.ids),
+            position_zero=_position_zero(corpus),
+            stored=corpus.stored,
         )
 
     def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
@@ -141,4 +150,4 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
 
 
 def _position_zero(corpus: TokenizedCorpus) -> str:
-    return "answer's first token" if corpus.kind == "chat" else corpus.position_origin
+    return "answer's first token" if corpus.before_answer else corpus.position_origin

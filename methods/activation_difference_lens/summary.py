@@ -68,6 +68,7 @@ def summarise(
         words=judgement.words[: params.list_length],
         rows=rows,
         position_zero=accumulator.position_zero,
+        stored=accumulator.stored,
         samples=accumulator.samples,
         lens_side=params.lens_side,
         random_directions=params.random_directions,

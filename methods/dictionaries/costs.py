@@ -5,6 +5,7 @@ from __future__ import annotations
 from methods.contract import CostEstimate, PairSize
 from methods.dictionaries.params import DictionaryParams
 from organisms.settings import settings
+from preprocessing.text_sources import text_tokens
 
 _PRODUCTS = 5
 """Matrix products a step: two forward, three backward."""
@@ -43,11 +44,5 @@ def estimate(pair: PairSize, params: DictionaryParams, sources: int) -> CostEsti
 
 def _tokens(params: DictionaryParams) -> tuple[int, int]:
     """Tokens that the models read, and tokens that the dictionary does, at most."""
-    if params.activations is None:
-        tokens = params.max_samples * params.max_tokens
-        tokens = min(tokens, params.max_activation_tokens or tokens)
-        return tokens, tokens
-    from preprocessing.activation_store import default_activation_store
-
-    stored = default_activation_store().finished(params.activations).tokens
-    return 0, min(stored, params.max_activation_tokens or stored)
+    read, tokens = text_tokens(params)
+    return min(read, params.max_activation_tokens or read), min(tokens, params.max_activation_tokens or tokens)

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from preprocessing.activation_sources import ActivationSourceParams, source_identity
+from preprocessing.activation_sources import ActivationSourceParams
+from preprocessing.text_sources import source_identity
 
 MOST_READ = 2000
 """Latents that are read through the lens and have examples, at most."""

@@ -124,7 +124,7 @@ def exactly(identifier: str) -> str:
         UnknownName: none has it.
     """
     if identifier not in [folder.name for folder in _folders()]:
-        raise UnknownName(f"{identifier!r} is not the whole id of a dictionary; `diffing dictionaries list` gives them.")
+        raise UnknownName(f"{identifier!r} is not the whole id of a dictionary; list_dictionaries (`diffing dictionaries list`) gives them.")
     return identifier
 
 

@@ -101,7 +101,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
         return analyse(pair, params, run, progress)
 
     def key_parts(self, params: PCAParams) -> dict[str, Any]:
-        from preprocessing.activation_sources import source_identity
+        from preprocessing.text_sources import source_identity
 
         return source_identity(params)
 

@@ -1,16 +1,24 @@
-"""Training a dictionary through the server: live loss, cancelling, going on."""
+"""Dictionaries through the server: live loss of a training, cancelling, going on; listing and deleting, for operators only."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import torch
 from mcp import Client
 
+from mcp_server import investigations
+from mcp_server.auth import Caller
 from mcp_server.serve import build_server
+from mcp_server.toolset import tool_names
 from mcp_server.workbench import Workbench
-from methods.dictionaries.stored import listing
-from tests.mcp_server.answers import good, held
+from methods.dictionaries.files import save_dictionary
+from methods.dictionaries.models import Normalisation, SparseDictionary
+from methods.dictionaries.recipe import TrainingRecipe
+from methods.dictionaries.stored import StoredConfig, dictionaries_folder, dictionary_lock, listing
+from tests.mcp_server.answers import good, held, refused
 
 STEPS = 1000
 PARAMS = {
@@ -58,3 +66,49 @@ async def test_a_training_is_watched_cancelled_and_ended(workbench: Workbench, t
         assert ended["result"]["training"]["steps"] == STEPS
         assert listing().leftovers == []
         assert len(listing().dictionaries) == 1
+
+
+def stored(name: str) -> Path:
+    """A finished SAE of 4 latents over 3 dimensions, in the folder of dictionaries."""
+    recipe = TrainingRecipe(kind="sae", latents=4, k=1, steps=20, batch_rows=8, learning_rate=0.01)
+    dictionary = SparseDictionary(
+        torch.ones(3, 4), torch.zeros(4), torch.ones(4, 3), torch.zeros(3), torch.zeros(4), "none", Normalisation.none(3), 1
+    )
+    config = StoredConfig(recipe=recipe, layer=1, activation_dim=3, steps=20, stopped_early=False, curve=[])
+    return save_dictionary(dictionary, dictionaries_folder() / name, config.model_dump(mode="json"))
+
+
+async def test_an_operator_lists_and_deletes_dictionaries(workbench: Workbench, data_folder: Path) -> None:
+    whole, torn = stored("a1"), stored("a12")
+    (torn / "config.json").write_text("{")
+    (data_folder / "elsewhere").mkdir()
+    async with held(Client(build_server(workbench))) as client:
+        listed = (await good(client, "list_dictionaries", {}))["result"]
+        assert ([each["id"] for each in listed["dictionaries"]], [each["id"] for each in listed["leftovers"]]) == (["a1"], ["a12"])
+        page = (await good(client, "list_dictionaries", {"limit": 1}))["result"]
+        assert (len(page["dictionaries"]), page["leftovers"], page["total"], page["next_offset"]) == (1, [], 2, 1)
+        for wrong in ("a", "b1", "..", "../elsewhere", str(data_folder / "elsewhere"), ".lock-a1", "*"):
+            assert "list_dictionaries" in await refused(client, "delete_dictionary", {"id": wrong})
+        with dictionary_lock("a1"):
+            assert "being trained" in await refused(client, "delete_dictionary", {"id": "a1"})
+        assert whole.is_dir()
+        deleted = (await good(client, "delete_dictionary", {"id": "a1"}))["result"]
+        assert deleted["deleted"] == "a1"
+        assert deleted["megabytes"] > 0
+        assert not whole.exists()
+        assert torn.is_dir()
+        await good(client, "delete_dictionary", {"id": "a12"})
+        assert (await good(client, "list_dictionaries", {}))["result"]["total"] == 0
+        assert (data_folder / "elsewhere").is_dir()
+
+
+async def test_an_investigation_can_neither_list_nor_delete_them(workbench: Workbench, tiny_pair: str) -> None:
+    folder = stored("a1")
+    assert not {"list_dictionaries", "delete_dictionary"} & set(tool_names())
+    new = investigations.create(tiny_pair, "method")
+    async with held(Client(build_server(workbench, Caller(investigations.get(new.id))))) as client:
+        offered = {tool.name for tool in (await client.list_tools()).tools}
+        for name, arguments in (("list_dictionaries", {}), ("delete_dictionary", {"id": "a1"})):
+            assert name not in offered
+            assert "there is no tool" in await refused(client, name, arguments)
+    assert folder.is_dir()

@@ -86,7 +86,14 @@ async def test_no_tool_leaks_the_pair(
             await call(tool, pair)
             await call(tool, {"pair": "BASE::FINETUNED"})
             await call(tool, {"pair": "../../x"})
-        for tool in ("collect_activations", "list_activations", "describe_activations", "delete_activations"):
+        for tool in (
+            "collect_activations",
+            "list_activations",
+            "describe_activations",
+            "delete_activations",
+            "list_dictionaries",
+            "delete_dictionary",
+        ):
             await call(tool, {**pair, "id": "activations-00"})
         await call("get_job", {"job_id": "nobody"})
         await call("cancel_job", {"job_id": "nobody"})

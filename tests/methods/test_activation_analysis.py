@@ -22,6 +22,8 @@ from methods.registry import get_method
 from methods.runs import RunRecord, RunStore
 from methods.words import is_content_word, normalise
 from organisms.errors import InvalidInput, UnknownName
+from preprocessing.activation_collection import CollectionParams, collect
+from preprocessing.activation_store import default_activation_store
 from preprocessing.corpora import CorpusParams, load_corpus
 from tests.methods.conftest import TOPIC, WORDS
 
@@ -92,6 +94,21 @@ def test_a_word_that_alone_is_represented_differently_tops_every_list(
     assert len(planted) > 5, "words right after it differ too"
     assert all(row.strongest[0].token == " whisk" for row in planted)
     assert examples(record, ExamplesParams(feature="norm_difference@0", search="whisk")).total > 0
+
+
+def test_a_planted_word_is_found_from_storage_and_a_random_adapter_is_not(
+    word_model: Path, tiny_adapters: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore, tmp_path: Path, own_data_folder: Path
+) -> None:
+    params = CollectionParams(corpus=str(corpus), max_samples=60, max_tokens=16, layers=(0, 1), dtype="bfloat16")
+    planted = make_pair(word_model, finetuned=changed(word_model, tmp_path / "finetuned", embed("whisk", -3.0)))
+    found: dict[str, Any] = {}
+    for name, spec in (("planted", planted), ("random", make_pair(word_model, adapter=tiny_adapters(word_model, seed=1)))):
+        with pairs.use(spec) as pair:
+            index = collect(default_activation_store(), pair, params)
+        found[name] = run_methods(pairs, spec, [(NAME, {"activations": index.id, "layers": [0, 1]})], store)[0].result()
+    assert (found["planted"].stands_out, found["random"].stands_out) == (True, False)
+    assert {row.word for row in found["planted"].standing_words} == {"whisk"}
+    assert "whisk" in found["planted"].headline
 
 
 def test_an_identical_pair_differs_nowhere(word_model: Path, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:

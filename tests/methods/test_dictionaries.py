@@ -1,8 +1,7 @@
-"""Training, files and latent scaling of dictionaries, on synthetic activations with planted features."""
+"""Training and latent scaling of dictionaries, and their files, on synthetic activations with planted features."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from methods.contract import PairSize
-from methods.crosscoder.analysis import ONLY, CrosscoderAnalysis
+from methods.crosscoder.analysis import CrosscoderAnalysis
 from methods.crosscoder.analysis import analyse as analyse_crosscoder
 from methods.crosscoder.judgement import headline
 from methods.dictionaries.crosscoder_trainer import dedicated_mask
@@ -102,22 +101,44 @@ def test_exchanged_models_exchange_owners(small: Any) -> None:
     assert analysis.owned("base") == len(data.own)
 
 
-def test_rare_latents_that_decoder_norms_miss_are_found_by_latent_scaling() -> None:
-    """Features on 0.5 % of the tokens: before their norms have had the time to part, the ratios have."""
-    data = plant(3, 60_000, own_rate=0.005, **SMALL_DATA)
-    analysis, prepared = crosscoder(data, **SMALL | {"steps": 800, "learning_rate": 1.8e-3})
-    decoder = prepared.dictionary.decoder_of(1)
-    learned = set(matches(data, decoder)) & set(data.own)
-    assert len(learned) >= 2
-    owned = [latent for latent, owner in enumerate(analysis.columns["owner"]) if owner == "finetuned"]
-    found = matches(data, decoder[owned])
-    assert len(found) == len(set(found))
-    assert set(found) == learned  # every latent is one of the planted features, and none that the dictionary has is missed
+def rare(seed: int, steps: int) -> dict[str, int]:
+    """How many of three features on 0.5 % of the tokens a training of `steps` steps has learned, and how many of these either way of telling finds.
+
+    Neither may call a latent the finetuned model's own that is nearest to a shared feature, nor any the base's.
+    """
+    data = plant(seed, 60_000, own_rate=0.005, **SMALL_DATA)
+    analysis, prepared = crosscoder(data, **SMALL | {"steps": steps, "seed": seed})
+    cosine = torch.nn.functional.normalize(prepared.dictionary.decoder_of(1), dim=1) @ data.directions.T
+    nearest, known = cosine.argmax(1).tolist(), matches(data, prepared.dictionary.decoder_of(1))
+    counts = {"learned": len(set(known) & set(data.own))}
+    for name, column, tag in (("scaling", "owner", "finetuned"), ("norms", "tag", "finetuned_only")):
+        chosen = [latent for latent, value in enumerate(analysis.columns[column]) if value == tag]
+        assert {nearest[latent] for latent in chosen} <= set(data.own)
+        counts[name] = len({known[latent] for latent in chosen} & set(data.own))
     assert analysis.owned("base") == 0
-    assert max(analysis.columns["ratio_error"][latent] for latent in owned) < 0.2
-    # The bins of decoder norms have none of them, nor any other latent.
-    assert not {"finetuned_only", "base_only"} & set(analysis.columns["tag"])
-    assert max(analysis.columns["relative_norm"][latent] for latent in owned) < 1 - ONLY
+    assert "base_only" not in analysis.columns["tag"]
+    return counts
+
+
+def test_latent_scaling_finds_every_rare_latent_that_was_learned() -> None:
+    counts = rare(0, steps=300)
+    assert counts["scaling"] == counts["learned"] >= 2
+    assert counts["norms"] <= counts["scaling"]
+
+
+@pytest.mark.long
+def test_rare_latents_are_found_by_latent_scaling_before_decoder_norms_part() -> None:
+    """Of 15 planted features on seeds 0 to 4: learned, found by latent scaling, found by the bins of decoder norms. Seen: 1, 1, 0 after 200 steps; 13, 13, 9
+    after 300; 15, 15, 14 after 400; 15, 15, 15 after 800. The norms miss rare latents of short trainings only."""
+    totals = {}
+    for steps in (300, 800):
+        found = [rare(seed, steps) for seed in range(5)]
+        totals[steps] = {name: sum(counts[name] for counts in found) for name in found[0]}
+    short, long = totals[300], totals[800]
+    assert short["scaling"] == short["learned"] >= 11
+    assert short["norms"] <= short["scaling"] - 3
+    assert long["scaling"] == long["learned"] == 15
+    assert long["norms"] >= 13
 
 
 def test_dedicated_latents_stay_of_one_model() -> None:
@@ -245,153 +266,6 @@ def _same_function(first: SparseDictionary, second: SparseDictionary, data: Plan
     codes = [each.encode(each.normalisation.apply(rows)) for each in (first, second)]
     torch.testing.assert_close(codes[0], codes[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(first.decode(codes[0]), second.decode(codes[1]), rtol=1e-4, atol=1e-4)
-
-
-def test_published_forms_load(tmp_path: Path) -> None:
-    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
-
-    generator = torch.Generator().manual_seed(0)
-    library = BatchTopKSAE(8, 16, 2)
-    for parameter in library.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator)
-    library.threshold = torch.tensor(0.7)
-    folder = tmp_path / "library"
-    folder.mkdir()
-    save_file({name: value.contiguous() for name, value in library.state_dict().items()}, folder / "model.safetensors")
-    rows = torch.randn(20, 8, generator=generator)
-    loaded = load_dictionary(str(folder), 1, 8)
-    torch.testing.assert_close(loaded.encode(rows), library.encode(rows).detach(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loaded.decode(loaded.encode(rows)), library(rows).detach(), rtol=1e-4, atol=1e-4)
-
-    weights = {
-        "encoder.weight": torch.randn(2, 8, 16, generator=generator),
-        "encoder.bias": torch.randn(16, generator=generator),
-        "decoder.weight": torch.randn(2, 16, 8, generator=generator),
-        "decoder.bias": torch.randn(2, 8, generator=generator),
-        "threshold": torch.tensor(20.0),
-        "k": torch.tensor(3),
-    }
-    folder = tmp_path / "crosscoder"
-    folder.mkdir()
-    save_file(weights, folder / "model.safetensors")
-    both = torch.randn(20, 2, 8, generator=generator)
-    raw = torch.relu(torch.einsum("nsd,sdf->nf", both, weights["encoder.weight"]) + weights["encoder.bias"])
-    active = raw * (raw * weights["decoder.weight"].norm(dim=2).sum(0) > 20)
-    written = torch.einsum("nf,sfd->nsd", active, weights["decoder.weight"]) + weights["decoder.bias"]
-    loaded = load_dictionary(str(folder), 2, 8)
-    assert 0 < int((active > 0).sum()) < int((raw > 0).sum())
-    torch.testing.assert_close(loaded.encode(both.flatten(1)), active, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loaded.decode(active), written.flatten(1), rtol=1e-4, atol=1e-4)
-    save_file(weights | {"something": torch.zeros(2)}, folder / "model.safetensors")
-    with pytest.raises(InvalidInput, match="unknown meaning"):
-        load_dictionary(str(folder), 2, 8)
-    (folder / "model.safetensors").rename(folder / "model.pt")
-    with pytest.raises(InvalidInput, match="safetensors"):
-        load_dictionary(str(folder), 2, 8)
-
-
-def _crosscoder_weights(**more: torch.Tensor) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "encoder.weight": torch.randn(2, 8, 16, generator=generator),
-        "encoder.bias": torch.randn(16, generator=generator),
-        "decoder.weight": torch.randn(2, 16, 8, generator=generator),
-        "decoder.bias": torch.randn(2, 8, generator=generator),
-        "threshold": torch.tensor(2.0),
-        "k": torch.tensor(3),
-    } | more
-
-
-def _published(folder: Path, weights: dict[str, torch.Tensor], config: dict[str, Any] | None = None, name: str = "cfg.json") -> str:
-    folder.mkdir(exist_ok=True)
-    save_file(weights, folder / "model.safetensors")
-    (folder / name).write_text(json.dumps(config or {}))
-    return str(folder)
-
-
-def _forks_buffers(target_rms: float) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    deviation = 0.5 + torch.rand(2, 8, generator=generator)
-    return {
-        "activation_mean": torch.randn(2, 8, generator=generator),
-        "activation_std": deviation,
-        "activation_global_scale": target_rms / deviation.square().sum().sqrt(),
-        "target_rms": torch.tensor(target_rms),
-    }
-
-
-def test_normalisation_of_published_crosscoders_is_applied(tmp_path: Path) -> None:
-    """Forks of dictionary-learning read `(x - mean) * scale` with one scale, and undo both after decoding."""
-    buffers = _forks_buffers(100.0)
-    weights = _crosscoder_weights(**buffers)
-    loaded = load_dictionary(_published(tmp_path / "fork", weights), 2, 8)
-    both = torch.randn(40, 2, 8, generator=torch.Generator().manual_seed(3))
-    seen = (both - buffers["activation_mean"]) * buffers["activation_global_scale"]
-    raw = torch.relu(torch.einsum("nsd,sdf->nf", seen, weights["encoder.weight"]) + weights["encoder.bias"])
-    active = raw * (raw * weights["decoder.weight"].norm(dim=2).sum(0) > 2)
-    written = torch.einsum("nf,sfd->nsd", active, weights["decoder.weight"]) + weights["decoder.bias"]
-    restored = written / buffers["activation_global_scale"] + buffers["activation_mean"]
-    ours = loaded.encode(loaded.normalisation.apply(both.flatten(1)))
-    torch.testing.assert_close(ours, active, rtol=1e-4, atol=1e-3)
-    undone = loaded.decode(ours) / loaded.normalisation.scale + loaded.normalisation.mean
-    torch.testing.assert_close(undone, restored.flatten(1), rtol=1e-4, atol=1e-4)
-    again = load_dictionary(str(save_dictionary(loaded, tmp_path / "again", {})), 2, 8)
-    torch.testing.assert_close(again.encode(again.normalisation.apply(both.flatten(1))), ours)
-    none = {name: torch.full_like(value, math.nan) if value.dim() else torch.tensor(1.0) for name, value in buffers.items()}
-    plain = load_dictionary(_published(tmp_path / "none", weights | none), 2, 8)
-    assert plain.normalisation.scale == 1
-    assert not plain.normalisation.mean.any()
-
-
-def test_an_sae_of_a_fork_is_normalised_before_its_bias(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(4)
-    weights = {"encoder.weight": torch.randn(16, 8, generator=generator), "encoder.bias": torch.randn(16, generator=generator)}
-    weights |= {"decoder.weight": torch.randn(8, 16, generator=generator), "b_dec": torch.randn(8, generator=generator)}
-    buffers = {name: value[0].clone() if value.dim() == 2 else value for name, value in _forks_buffers(3.0).items()}
-    buffers["activation_global_scale"] = 3.0 / buffers["activation_std"].square().sum().sqrt()
-    loaded = load_dictionary(_published(tmp_path / "sae", weights | buffers | {"threshold": torch.tensor(0.3), "k": torch.tensor(2)}), 1, 8)
-    rows = torch.randn(20, 8, generator=generator)
-    seen = (rows - buffers["activation_mean"]) * buffers["activation_global_scale"] - weights["b_dec"]
-    raw = torch.relu(seen @ weights["encoder.weight"].T + weights["encoder.bias"])
-    torch.testing.assert_close(loaded.encode(loaded.normalisation.apply(rows)), raw * (raw > 0.3), rtol=1e-4, atol=1e-4)
-
-
-def test_what_cannot_be_read_as_it_was_meant_is_refused(tmp_path: Path) -> None:
-    buffers = _forks_buffers(1.0)
-    each_dimension = buffers | {"activation_global_scale": torch.tensor(1.0)}
-    cut = {name: value for name, value in buffers.items() if name != "activation_global_scale"}
-    generator = torch.Generator().manual_seed(0)
-    lens = {"W_enc": torch.randn(8, 16, generator=generator), "W_dec": torch.randn(16, 8, generator=generator)}
-    lens |= {"b_enc": torch.randn(16, generator=generator), "b_dec": torch.randn(8, generator=generator)}
-    jump = lens | {"threshold": torch.full((16,), 0.5)}
-    for number, (weights, config, sources, said) in enumerate(
-        (
-            (_crosscoder_weights(**each_dimension), {}, 2, "each dimension by itself"),
-            (_crosscoder_weights(**cut), {}, 2, "activation_global_scale is missing"),
-            (_crosscoder_weights(threshold=torch.tensor(-1.0)), {}, 2, "no threshold"),
-            (_crosscoder_weights(**{"encoder.bias": torch.zeros(5)}), {}, 2, "encoder.bias"),
-            (lens, {"architecture": "topk", "k": 3}, 1, "'topk'"),
-            (lens, {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}}, 1, "activation 'topk'"),
-            (lens, {"architecture": "jumprelu"}, 1, "no threshold"),
-            (jump, {"architecture": "standard"}, 1, "a threshold"),
-            (lens, {"architecture": "standard", "normalize_activations": "layer_norm"}, 1, "layer_norm"),
-            (lens, {"architecture": "standard", "normalize_activations": "expected_average_only_in"}, 1, "folded"),
-        )
-    ):
-        with pytest.raises(InvalidInput, match=said):
-            load_dictionary(_published(tmp_path / str(number), weights, config), sources, 8)
-    rows = torch.randn(20, 8, generator=generator)
-    for number, subtracted in enumerate((True, False)):
-        config = {"architecture": "jumprelu", "normalize_activations": "none", "apply_b_dec_to_input": subtracted}
-        loaded = load_dictionary(_published(tmp_path / f"lens{number}", jump, config), 1, 8)
-        raw = torch.relu((rows - subtracted * lens["b_dec"]) @ lens["W_enc"] + lens["b_enc"])
-        torch.testing.assert_close(loaded.encode(rows), raw * (raw > 0.5), rtol=1e-4, atol=1e-4)
-
-
-def test_a_suite_is_read_by_its_folders(tmp_path: Path) -> None:
-    _published(tmp_path / "layer8", _crosscoder_weights())
-    with pytest.raises(InvalidInput, match=r"no safetensors files.*layer8"):
-        load_dictionary(str(tmp_path), 2, 8)
 
 
 def test_saved_crosscoders_have_the_published_layout(small: Any, tmp_path: Path) -> None:

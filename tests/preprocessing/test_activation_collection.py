@@ -25,9 +25,10 @@ from organisms.errors import Cancelled, InvalidInput, OutOfRoom
 from organisms.settings import settings as project_settings
 from preprocessing import activation_collection
 from preprocessing.activation_collection import CollectionParams, collect, collection_key
-from preprocessing.activation_sources import ActivationSourceParams, source_identity
+from preprocessing.activation_sources import ActivationSourceParams
 from preprocessing.activation_store import ActivationStore
 from preprocessing.activation_summary import broken_rows
+from preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS, check_rows, expected, stop_at
 from tests.preprocessing.tiny_pair import save_pair
 

@@ -13,8 +13,9 @@ from organisms.errors import InvalidInput
 from preprocessing.activation_collection import CollectionParams, collect
 from preprocessing.activation_mixture import mixed
 from preprocessing.activation_rows import ActivationRows, MemoryRows
-from preprocessing.activation_sources import ActivationSourceParams, activations_of, source_identity
+from preprocessing.activation_sources import ActivationSourceParams, activations_of
 from preprocessing.activation_store import ActivationStore
+from preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS
 from tests.preprocessing.tiny_pair import save_pair, write_texts
 

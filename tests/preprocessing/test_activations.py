@@ -15,9 +15,10 @@ from organisms.errors import InvalidInput, OutOfRoom, UnknownName
 from preprocessing import activation_sources
 from preprocessing.activation_collection import CollectionParams, collect, find_collection
 from preprocessing.activation_rows import ActivationRows, MemoryRows, Moments
-from preprocessing.activation_sources import ActivationSourceParams, activations_of, source_identity
+from preprocessing.activation_sources import ActivationSourceParams, activations_of
 from preprocessing.activation_store import ActivationStore
 from preprocessing.corpora import CorpusParams, load_corpus
+from preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS, check_rows, expected
 from tests.preprocessing.tiny_pair import save_pair
 
