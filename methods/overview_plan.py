@@ -70,7 +70,7 @@ def choose(offered: Mapping[str, BaseModel], budget: int = DEFAULT_BUDGET) -> Ov
     classes = get_args(Cost)
     chosen: list[Request] = []
     spent = 0
-    remaining = dict(offered)
+    remaining: dict[str, Any] = dict(offered)
     while open_now := {name: params for name, params in remaining.items() if not waits(params) or any(known == LENS for known, _ in chosen)}:
         added = {name: work_of([*chosen, (name, params)]) - work_of(chosen) for name, params in open_now.items()}
         fitting = [name for name in open_now if spent + added[name] <= budget]
