@@ -42,19 +42,13 @@ ON_CHATS = " (chats)"
 """Ends the names of the runs that read chats instead of documents."""
 SKIPPED = ("activation_oracle",)
 """Has a page of its own, with its own numbers."""
-RUN_ON = {
-    "sae_difference": ("cake_bake", "control", "identical"),
-    "crosscoder": ("cake_bake", "control", "identical"),
-    "causal_effect": ("cake_bake", "control", "roman_concrete", "flattery"),
-}
-"""The organisms on which the slowest methods run: they take as long as all others together."""
+NOT_ON = {"causal_effect": ("identical",)}
+"""Where a method refuses to run: there is no direction to change."""
 SHORT, LONG = 20, 100
 """Lengths of the token lists that are judged."""
 _WORDS_SHOWN = 6
 
-_FEW = "; ".join(f"{method} on {', '.join(f'`{name}`' for name in names)}" for method, names in RUN_ON.items())
-
-HEAD = f"""# What each method shows of each organism
+HEAD = """# What each method shows of each organism
 
 <!-- Written by `make readability`; edit cli/readability.py. -->
 
@@ -65,8 +59,7 @@ nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `id
 decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out without a word on topic. *Passes*
 are forward passes of one model over one batch and *tokens* what it read in them, in thousands, both counted, over both sides; a pass that methods share is counted
 whole for each, as are its seconds, which are of one run on two CPU cores, at times shared with other work. Several null levels were set while looking at these nulls
-and organisms (docs/decisions/null-criterion.md), so the verdicts are no test on unseen finetunes.
-The slowest methods ran on few: {_FEW}.
+and organisms (docs/decisions/null-criterion.md), so the verdicts are no test on unseen finetunes. The activation oracle has [a page of its own](activation-oracle.md).
 """
 RELEVANCE = f"""## Token relevance
 
@@ -195,7 +188,7 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
         return VECTOR.format(run=record.id, layer=int(record.array("layers")[0]), position=position)
 
     wanted = (LENS, PATCHSCOPE, MINING, *WRITERS) if organism in BRIEFLY else methods
-    methods = [name for name in methods if name in wanted and organism in RUN_ON.get(name, (organism,))]
+    methods = [name for name in methods if name in wanted and organism not in NOT_ON.get(name, ())]
     plain = [name for name in methods if not get_method(name).needs_vector]
     records = {record.manifest.method: record for record in run_records(plain, organism, [])}
     if LENS not in records:

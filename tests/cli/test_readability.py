@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.methods import method_requests
-from cli.readability import LENS, ON_CHATS, PATCHSCOPE, RUN_ON, SKIPPED, page, run_all, shown
+from cli.readability import LENS, NOT_ON, ON_CHATS, PATCHSCOPE, SKIPPED, page, run_all, shown
 from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
 from methods.contrastive_decoding.rows import AmplifiedWord
 from methods.registry import all_methods
@@ -44,7 +44,7 @@ def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.Monk
     names = [name for name in all_methods() if name not in SKIPPED]
     on_chats = {LENS + ON_CHATS, PATCHSCOPE + ON_CHATS}
     assert set(run_all("cake_bake", names)) - on_chats == set(ran) == set(names)
-    assert set(run_all("poetic", names)) - on_chats == set(names) - set(RUN_ON)
+    assert set(run_all("identical", names)) - on_chats == set(names) - set(NOT_ON)
 
 
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:

@@ -149,7 +149,7 @@ async def test_methods_run_and_are_lookups_when_asked_again(
 
 
 async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, tiny_pair: str) -> None:
-    arguments = {"pair": tiny_pair, "max_characters": 3000, "budget": 20_000, **SMALL}
+    arguments = {"pair": tiny_pair, "max_characters": 3000, "budget": 75_000, **SMALL}
     answer = await modern.call_tool("overview", arguments)
     while (answer.structured_content or {}).get("status") == "running":
         answer = await modern.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})

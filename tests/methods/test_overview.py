@@ -161,7 +161,7 @@ def test_the_next_calls_are_concrete_and_allowed(tiny_models: Any, tiny_adapters
     assert any(call.startswith("contrastive_decoding (46,080 of budget, about ") for call in calls)  # the method's own estimate
     allowed = digest(records, available=["kl", "weight_difference"])
     assert not any(name in call for call in allowed.next_calls for name in ("patchscope", "contrastive_decoding", "perplexity_difference"))
-    assert all(run.seconds > 0 for run in allowed.runs)
+    assert [run.seconds for run in allowed.runs] == [round(record.manifest.seconds, 1) for record in records]
 
 
 def test_runs_of_several_pairs_are_refused(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
