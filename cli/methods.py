@@ -238,7 +238,7 @@ def _prepare(reference: str, requests: list[tuple[str, BaseModel]]) -> dict[str,
         prepared["layers"] = loaded.num_layers
         prepared["vocabulary"] = loaded.vocab_size
         for name, params in requests:
-            parts = get_method(name).key_parts(params)
+            parts = get_method(name).key_parts(params, spec)
             if "corpus" in parts:
                 prepared[f"text of {name}"] = parts["corpus"]["content_hash"][:12]
     return prepared

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from methods.vectors import ResidualVector
     from methods.words import EvidenceWord
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from preprocessing.corpus_pass import Accumulator
     from preprocessing.tokenize import TokenizedCorpus
 
@@ -291,7 +292,7 @@ class DiffingMethod(Generic[P, R]):
         """The texts of a finished run by model and setting, controls included, each once; none for most methods."""
         return ()
 
-    def key_parts(self, params: P) -> dict[str, Any]:
+    def key_parts(self, params: P, spec: PairSpec) -> dict[str, Any]:
         """What decides the result besides method, version, pair and parameters, as JSON values: content hashes of files that are read."""
         return {}
 
@@ -323,7 +324,7 @@ class CorpusMethod(DiffingMethod[C, R]):
         text.feed([accumulator], progress)
         return self.summarise(accumulator, pair, params, run)
 
-    def key_parts(self, params: C) -> dict[str, Any]:
+    def key_parts(self, params: C, spec: PairSpec) -> dict[str, Any]:
         """Id and content hash of the corpus or the stored activations. Loads the documents (not the models)."""
         return source_identity(params)
 

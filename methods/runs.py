@@ -64,7 +64,7 @@ def run_key(method: DiffingMethod[Any, Any], spec: PairSpec, params: BaseModel, 
     Raises:
         UnknownName: a vector is named of a run that is not there.
     """
-    parts = method.key_parts(params)
+    parts = method.key_parts(params, spec)
     if any(True for _ in handles(params)):
         parts = {**parts, "vectors": vector_key_parts(params, store or default_store())}
     return RunKey(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from methods.contract import RunWriter
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 QUESTIONS = ("What is this about?",)
@@ -131,7 +132,7 @@ class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleRes
             return None
         return f"verbalizer must be one of {', '.join(known_names())}"
 
-    def key_parts(self, params: ActivationOracleParams) -> dict[str, Any]:
+    def key_parts(self, params: ActivationOracleParams, spec: PairSpec) -> dict[str, Any]:
         from methods.activation_oracle.verbalizers import verbalizer_key
 
         return {"verbalizer": verbalizer_key(params.verbalizer)}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from methods.contract import RunWriter
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 
@@ -96,7 +97,7 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
     def interactions(self, params: CausalEffectParams) -> int:
         return len(params.texts or ())
 
-    def key_parts(self, params: CausalEffectParams) -> dict[str, Any]:
+    def key_parts(self, params: CausalEffectParams, spec: PairSpec) -> dict[str, Any]:
         return {} if params.texts is not None else {"corpus": corpus_identity(corpus_of(params))}
 
     def estimate(self, pair: PairSize, params: CausalEffectParams) -> CostEstimate:

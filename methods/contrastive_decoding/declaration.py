@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from methods.contract import RunWriter, TextGroup
     from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
@@ -111,7 +112,7 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
     def interactions(self, params: ContrastiveDecodingParams) -> int:
         return len(params.prompts or ()) * params.samples_per_prompt * (2 * len(params.alphas) + 2)
 
-    def key_parts(self, params: ContrastiveDecodingParams) -> dict[str, Any]:
+    def key_parts(self, params: ContrastiveDecodingParams, spec: PairSpec) -> dict[str, Any]:
         from methods.contrastive_decoding.starts import bundled_starts
 
         return {} if params.prompts is not None else {"starts": list(bundled_starts(params.start))}

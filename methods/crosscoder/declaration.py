@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from methods.runs import RunRecord
     from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 
@@ -88,7 +89,7 @@ class Crosscoder(DiffingMethod[CrosscoderParams, CrosscoderResult]):
     def operator_only(self, params: CrosscoderParams) -> str | None:
         return shared.operator_only(params)
 
-    def key_parts(self, params: CrosscoderParams) -> dict[str, Any]:
+    def key_parts(self, params: CrosscoderParams, spec: PairSpec) -> dict[str, Any]:
         return shared.identity(params)
 
     def vector_names(self, record: RunRecord) -> Sequence[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from methods.runs import RunRecord
     from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 
@@ -100,7 +101,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
 
         return analyse(pair, params, run, progress)
 
-    def key_parts(self, params: PCAParams) -> dict[str, Any]:
+    def key_parts(self, params: PCAParams, spec: PairSpec) -> dict[str, Any]:
         from preprocessing.text_sources import source_identity
 
         return source_identity(params)

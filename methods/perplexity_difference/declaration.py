@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from methods.contract import RunWriter
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 BUNDLED_PREFILLS = 40
@@ -116,7 +117,7 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
 
         return sample_and_score(pair, params, run, progress)
 
-    def key_parts(self, params: PerplexityDifferenceParams) -> dict[str, Any]:
+    def key_parts(self, params: PerplexityDifferenceParams, spec: PairSpec) -> dict[str, Any]:
         from methods.perplexity_difference.prefills import prefill_digest
 
         return {"prefills": prefill_digest(params.template, params.prefills)}

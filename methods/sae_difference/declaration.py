@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from methods.runs import RunRecord
     from methods.vectors import ResidualVector
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 
@@ -79,7 +80,7 @@ class SAEDifference(DiffingMethod[SAEDifferenceParams, SAEDifferenceResult]):
     def operator_only(self, params: SAEDifferenceParams) -> str | None:
         return shared.operator_only(params)
 
-    def key_parts(self, params: SAEDifferenceParams) -> dict[str, Any]:
+    def key_parts(self, params: SAEDifferenceParams, spec: PairSpec) -> dict[str, Any]:
         return shared.identity(params)
 
     def vector_names(self, record: RunRecord) -> Sequence[str]:

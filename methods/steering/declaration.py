@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from methods.contract import RunWriter, TextGroup
     from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 Strength = Annotated[float, Field(ge=-1000, le=1000)]
@@ -120,7 +121,7 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         sides = 2 if params.side == "both" else 1
         return len(params.prompts or ()) * params.samples_per_prompt * strengths * sides
 
-    def key_parts(self, params: SteeringParams) -> dict[str, Any]:
+    def key_parts(self, params: SteeringParams, spec: PairSpec) -> dict[str, Any]:
         return {} if params.prompts is not None else {"prompts": list(PROMPTS)}
 
     def estimate(self, pair: PairSize, params: SteeringParams) -> CostEstimate:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from methods.contract import RunWriter, TextGroup
     from methods.runs import RunRecord
     from model_pairs.pair import LoadedPair
+    from model_pairs.specs import PairSpec
     from organisms.progress import Progress
 
 SEARCH_PROMPTS = PROMPTS[:6]
@@ -182,12 +183,12 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
             return "`config` names other organisms, hub ids or folders; amplify this pair's own finetune (leave out `organism_name`)"
         return None
 
-    def key_parts(self, params: WeightAmplificationParams) -> dict[str, Any]:
+    def key_parts(self, params: WeightAmplificationParams, spec: PairSpec) -> dict[str, Any]:
         from model_pairs.fingerprint import adapter_identity
 
         parts: dict[str, Any] = {} if params.prompts is not None else {"prompts": list(PROMPTS)}
         others = [entry for entry in load_amplification_config(params.config).adapters if not entry.own] if params.config is not None else []
-        return parts | ({"adapters": [adapter_identity(adapter_files(entry)) for entry in others]} if others else {})
+        return parts | ({"adapters": [adapter_identity(adapter_files(entry, spec.model)) for entry in others]} if others else {})
 
     def estimate(self, pair: PairSize, params: WeightAmplificationParams) -> CostEstimate:
         tried = (not params.starts_coherent) + len(GRID) + REFINEMENTS if params.direction else 0

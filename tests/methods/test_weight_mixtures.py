@@ -44,13 +44,16 @@ def adapters(tiny_models: Any, tiny_adapters: Any) -> dict[str, Path]:
 
 @pytest.fixture
 def catalogue(adapters: dict[str, Path], tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The organisms `own` and `other` on the catalogue model `small`."""
-    organisms = {name: {"variants": {"small": {"default": {"kind": "adapter", "id": str(adapters[name])}}}} for name in ("own", "other")}
+    """The organisms `own` and `other` on the catalogue model `small`; `other` is first of all an adapter of the model `large`."""
+
+    def variants(name: str) -> dict[str, Any]:
+        return {"default": {"kind": "adapter", "id": str(adapters[name])}}
+
+    organisms = {"own": {"variants": {"small": variants("own")}}, "other": {"variants": {"large": variants("custom"), "small": variants("other")}}}
+    models = {name: {"model_id": str(tiny_models()), "dtype": "float32"} for name in ("large", "small")}
     folder = tmp_path / "catalogue"
     folder.mkdir()
-    (folder / "all.yaml").write_text(
-        yaml.safe_dump({"models": {"small": {"model_id": str(tiny_models()), "dtype": "float32"}}, "organisms": organisms})
-    )
+    (folder / "all.yaml").write_text(yaml.safe_dump({"models": models, "organisms": organisms}, sort_keys=False))
     monkeypatch.setenv("DIFFING_CATALOGUE_FOLDERS", f'["{folder}"]')
     settings.cache_clear()
     yield
