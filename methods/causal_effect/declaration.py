@@ -78,7 +78,7 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
 
     name: ClassVar[str] = "causal_effect"
     title: ClassVar[str] = "Causal effect of directions"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = CausalEffectParams
     Result: ClassVar[type[MethodResult]] = CausalEffectResult
     cost: ClassVar[Cost] = "long"

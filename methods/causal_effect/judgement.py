@@ -1,6 +1,6 @@
 """When the causal effect of a direction stands out.
 
-The least change and share were set on one taught organism and one control, the runs they judge; no other null has been tried.
+The least change and share were set on the bundled organisms, the runs they judge: five that were taught something and two that were not.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from methods.causal_effect.rows import EffectRow
 
-LEAST_CHANGE = 0.02
-"""Nats a token. Directions along which two models differ always do a little: 0.0004 in a finetune that taught nothing, 0.2 in one that taught facts."""
+LEAST_CHANGE = 0.05
+"""Nats a token. Directions along which two models differ always do a little: 0.001 and 0.03 in finetunes that taught nothing, 0.09 to 0.3 in those that taught
+something. A share of the gap says little by itself: one of the former carries more than half of a gap of 0.05."""
 LEAST_SHARE = 0.1
 """Part of the gap between the models that a direction must carry."""
 LARGEST_P = 0.05
