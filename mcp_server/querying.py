@@ -102,6 +102,7 @@ def _compare_text(pair: LoadedPair, arguments: CompareArguments, progress: Progr
         mean_log_prob_difference=float(f"{float(difference.mean()):.4g}"),
         top=details,
         truncated=truncated,
+        unscored=_token(pair, ids[0]) if arguments.prompt is None and not _puts_bos(pair.tokenizer) else None,
         spans=spans(difference.tolist(), lambda begin, end: str(pair.tokenizer.decode(targets[begin:end]))),
     )
 

@@ -201,6 +201,7 @@ class CompareResult(BaseModel):
     )
     top: list[PositionDetail]
     truncated: bool = Field(description="Whether the text went on after the last token scored.")
+    unscored: str | None = Field(None, description="The first token where nothing stands before it (no prompt, no BOS): no model predicts it.")
     spans: list[Span] = Field(default_factory=list, description="Stretches whose summed log-probability difference is largest, by size.")
     candidates: list[CandidateScore] = Field(default_factory=list, description="By how much finetuned prefers them over base, a token.")
     greedy: GreedyDivergence | None = None
@@ -300,6 +301,8 @@ def _present_comparison(call: Call, result: CompareResult) -> Reply:
             f"mean KL {result.mean_kl:.4g} nats, mean log-probability difference {result.mean_log_prob_difference:+.4g} nats a token over "
             f"{len(result.tokens)} tokens" + (" (the text goes on; raise max_tokens)" if result.truncated else "")
         )
+        if result.unscored is not None:
+            fenced.append(f"not scored, as nothing stands before it: {quote(result.unscored)}")
         if result.spans:
             fenced += ["stretches that one model expects more (finetuned - base, nats):"]
             fenced += [f"{span.start}-{span.end - 1} {span.difference:+.2f} {quote(span.text)}" for span in result.spans]

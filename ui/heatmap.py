@@ -36,7 +36,7 @@ def heat_map(result: Mapping[str, Any], metric: str) -> Markup:
 
     Args:
         result: `tokens`, `base_log_prob`, `finetuned_log_prob`, `kl` (one entry a token, nats), `mean_kl`, `mean_log_prob_difference`, `top`, `spans`,
-            `candidates`, `greedy`.
+            `candidates`, `greedy`, `unscored`.
         metric: `difference` (finetuned minus base log-probability) or `kl`.
     """
     parts = [_shaded(result, metric)] if result["tokens"] else []
@@ -63,6 +63,8 @@ def _shaded(result: Mapping[str, Any], metric: str) -> Markup:
         )
         for token, before, after, divergence, value, line in zip(tokens, base, finetuned, kl, values, lines, strict=True)
     ]
+    if result.get("unscored"):
+        shaded.insert(0, element("span", _visible(str(result["unscored"])), style="opacity:.5", title="Not scored: nothing stands before it."))
     summary = (
         f"{len(tokens)} tokens, mean KL {number(result['mean_kl'])} nats, "
         f"mean log-probability difference {number(result['mean_log_prob_difference'])} nats a token"

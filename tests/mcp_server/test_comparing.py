@@ -98,6 +98,8 @@ def test_text_shows_all_parts_and_what_was_not_asked_is_left_out(loaded) -> None
     whole = compare(loaded, CompareArguments(pair="x", text="the lazy dog", candidates=[" runs"], greedy_tokens=4), silent)
     shown = _present_comparison(None, whole).text
     assert all(words in shown for words in ("mean KL", "candidates", "greedy answers"))
+    assert (whole.unscored or "") + "".join(whole.tokens) == "the lazy dog"
+    assert ("not scored" in shown) == (whole.unscored is not None)
     alone = compare(loaded, CompareArguments(pair="x", prompt="the lazy dog", candidates=["runs", "stays"]), silent)
     assert alone.tokens == []
     assert "mean KL" not in _present_comparison(None, alone).text

@@ -160,6 +160,8 @@ def test_heat_map_keeps_every_token_and_is_inert(tokens: list[str], metric: str)
 
 def test_heat_map_shows_the_text_in_order() -> None:
     markup = heat_map(comparison(["Preheat", " the", " oven"]), "difference")
+    assert "Not scored" not in markup
+    assert "Not scored: nothing stands before it." in heat_map({**comparison(["Preheat", " the", " oven"]), "unscored": "Preheat"}, "kl")
     assert "Preheat the oven" in "".join(read(markup).text)
     assert "the text goes on" in markup
 
