@@ -55,7 +55,11 @@ async def server_process(log: Path, command: Sequence[str] | None = None, port: 
         await _healthy(process, f"http://127.0.0.1:{port}/health", log)
         yield f"http://127.0.0.1:{port}/mcp"
     finally:
-        await asyncio.to_thread(_stop, process)
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(_wait, process)
+        except RuntimeError:  # at the end of the interpreter no thread starts any more
+            _wait(process)
 
 
 def free_port() -> int:
@@ -82,9 +86,7 @@ async def _healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
     raise ServerDidNotStart(f"The server did not answer within {START_SECONDS} s. The end of {log}:\n{_tail(log)}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+def _wait(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:

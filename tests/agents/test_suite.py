@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -103,6 +104,27 @@ async def test_session_follows_jobs_and_reports_errors(evaluation_settings: Path
     assert [message.role for message in session.messages] == ["assistant", "tool", "assistant", "tool"]
     assert session.messages[-1].is_error
     assert session.run_ids == [reply.run_id]
+
+
+def test_a_server_ends_with_a_program_that_did_not_stop_it(tmp_path: Path) -> None:
+    server = "import http.server as h; H = type('H', (h.BaseHTTPRequestHandler,), {'do_GET': lambda s: (s.send_response(200), s.end_headers())})"
+    program = f"""
+import atexit, sys
+from contextlib import ExitStack
+from pathlib import Path
+from anyio.from_thread import start_blocking_portal
+from agents.server_process import free_port, server_process
+port, held = free_port(), ExitStack()
+command = [sys.executable, "-c", {server!r} + f"; h.HTTPServer(('127.0.0.1', {{port}}), H).serve_forever()"]
+atexit.register(held.close)
+portal = held.enter_context(start_blocking_portal())
+print(held.enter_context(portal.wrap_async_context_manager(server_process(Path({str(tmp_path)!r}) / "log", command, port))))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr
+    with pytest.raises(OSError):
+        urllib.request.urlopen(ended.stdout.strip().removesuffix("/mcp") + "/health", timeout=2)
 
 
 async def test_server_process_starts_answers_and_stops(evaluation_settings: Path, tmp_path: Path) -> None:
