@@ -56,7 +56,8 @@ class PCAResult(MethodResult):
 
     identical: bool = Field(description="Whether the models' activations are exactly equal.")
     words: list[ComponentWord] = Field(description="Content words of stable components that the base model's own components do not reach.")
-    rows: list[ComponentRow]
+    rows: list[ComponentRow] = Field(description="The first components of each layer.")
+    rows_left_out: int = Field(0, description="Components that the view `components` shows besides.")
     null_z: float = Field(description="z that the base model's own components reach in content words: what a lens reads without any finetune.")
     tokens: int = Field(description="Tokens of the text.")
     of: str
@@ -71,6 +72,8 @@ class PCAResult(MethodResult):
             lines.append("words (highest z): " + ", ".join(f"{row.word} {row.z:.1f} at {row.vector}" for row in self.words))
         lines.append("layer:component explained, null, stability, mean | promoted (z) | suppressed, then examples of both ends")
         lines += [row.as_text() for row in self.rows]
+        if self.rows_left_out:
+            lines.append(f"{self.rows_left_out} more in the view `components`")
         lines.append(f"{self.tokens} tokens, of {self.of}; read further: patchscope or steering with vector=RUN/LAYER:componentN")
         return "\n".join(lines)
 

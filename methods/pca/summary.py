@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LENS_DEPTH = 50
 _DIRECTION_SEED = 0
 _EXAMPLE_CHARACTERS = 80
+_ROWS_SHOWN = 20
 _SHOWN_EXAMPLES = 1
 _TOKENS_SHOWN = 160
 """Lens tokens in a result at most, over all rows and both ends."""
@@ -65,12 +66,14 @@ def analyse(pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progr
     _store(run, rows)
     verdict = judge(rows, list(found.values()), level, params.of, identical)
     run.note("null_z", round(level, 3))
+    shown = _shortened(rows)
     return PCAResult(
         stands_out=verdict.stands_out,
         headline=verdict.headline,
         identical=identical,
         words=verdict.words[:12],
-        rows=_shortened(rows),
+        rows=shown,
+        rows_left_out=len(rows) - len(shown),
         null_z=round(level, 3),
         tokens=readers[layers[0]].num_tokens,
         of=params.of,
@@ -188,7 +191,9 @@ def _append(columns: dict[str, list[Any]], row: dict[str, Any]) -> None:
 
 
 def _shortened(rows: list[ComponentRow]) -> list[ComponentRow]:
-    """The rows as a result shows them; the views have the rest."""
+    """The rows as a result shows them, the first of each layer; the views have the rest."""
+    most = max(1, _ROWS_SHOWN // max(1, len({row.layer for row in rows})))
+    rows = [row for row in rows if row.component <= most]
     tokens = max(3, min(TOP_TOKENS // 2, _TOKENS_SHOWN // (2 * max(1, len(rows)))))
     return [
         row.model_copy(

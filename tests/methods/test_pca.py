@@ -215,6 +215,17 @@ def test_an_identical_pair_has_no_components(identical_pair: Any, pairs: Any, co
     assert get_method("pca").figures[0].build(record)["data"] == []
 
 
+def test_many_components_leave_the_result_small(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+    record = run(pairs, tiny_pair.spec, corpus, store, layers=[0, 1], components=16)
+    result: Any = record.result()
+    assert [row.component for row in result.rows] == [*range(1, 11)] * 2
+    assert result.rows_left_out == 12
+    assert "12 more in the view `components`" in result.as_text()
+    view: Any = get_method("pca").views["components"].run(record, ComponentsParams(min_stability=0.0))
+    assert len(view.rows) == 32
+    assert get_method("pca").vector(record, "1:component16").layer == 1
+
+
 def test_a_random_adapter_does_not_stand_out(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store, layers=[0.5, 1.0])
     result: Any = record.result()
