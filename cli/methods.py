@@ -137,8 +137,11 @@ def overview(
     pair: PairOption,
     settings: SetOption = None,
     budget: Annotated[
-        int, typer.Option(min=500, help="Tokens that the models may read for it, both sides together; a generated one counts as several.")
-    ] = 180_000,
+        int | None,
+        typer.Option(
+            min=500, help="Tokens that the models may read for it, both sides together; a generated one counts as several. Default: enough for most."
+        ),
+    ] = None,
     characters: Annotated[int, typer.Option(min=1000, help="Size of the digest.")] = 6000,
     as_json: JsonOption = False,
 ) -> None:
@@ -146,7 +149,7 @@ def overview(
     from cli.output import note, print_json, print_plain, progress_bar
     from methods.execute import run_methods
     from methods.overview import digest
-    from methods.overview_plan import PENDING, choose, run_plan
+    from methods.overview_plan import DEFAULT_BUDGET, PENDING, choose, run_plan
     from methods.registry import all_methods
     from methods.runs import default_store
     from model_pairs.residency import ModelPairs
@@ -154,6 +157,7 @@ def overview(
 
     offered = [method for method in all_methods().values() if method.in_overview]
     vectors = [f"{method.name}.vector={PENDING}" for method in offered if method.needs_vector]
+    budget = budget or DEFAULT_BUDGET
     plan = choose(dict(method_requests([method.name for method in offered], [*(settings or []), *vectors])), budget)
     if not plan.requests:
         raise InvalidInput(f"A budget of {budget} allows no method; the cheapest is {plan.left_out[0].method}, {plan.left_out[0].work}.")

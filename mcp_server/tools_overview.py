@@ -50,7 +50,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     from methods.overview import digest
 
     spec = call.pair(arguments.pair)
-    plan = _plan(call, spec, arguments)
+    plan = _plan(call, arguments)
     estimate = execute.estimate(call.workbench.size(spec), plan.all)
 
     def work(job: Job) -> Outcome:
@@ -80,7 +80,7 @@ async def _finished(call: Call, spec: PairSpec, plan: OverviewPlan) -> list[RunR
     return None if later is None else [*first, *later]
 
 
-def _plan(call: Call, spec: PairSpec, arguments: OverviewArguments) -> OverviewPlan:
+def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
     known = all_methods()
     allowed = [name for name in known if call.caller.may_use(name)]
     given = {name: getattr(arguments, name) for name in CORPUS_FIELDS if getattr(arguments, name) is not None}

@@ -143,15 +143,19 @@ class AmplificationConfig(_Strict):
     description: str = ""
     adapters: tuple[AdapterAmplification, ...] = Field(min_length=1, max_length=16)
 
+    @property
+    def named_modules(self) -> frozenset[str]:
+        """What the rules call modules by, but for `all`."""
+        rules = [rule for adapter in self.adapters for entry in adapter.layer_amplifications for rule in entry.module_amplifications]
+        return frozenset(name for rule in rules for name in ((rule.modules,) if isinstance(rule.modules, str) else rule.modules)) - {"all"}
+
     def check_modules(self, places: Sequence[ModulePlace]) -> None:
         """Whether every name of modules means some of a model, whose places these are (`LoadedPair.module_places`).
 
         Raises:
             InvalidInput: one means none; the message lists what there is.
         """
-        rules = [rule for adapter in self.adapters for entry in adapter.layer_amplifications for rule in entry.module_amplifications]
-        names = {name for rule in rules for name in ((rule.modules,) if isinstance(rule.modules, str) else rule.modules)}
-        if unknown := sorted(name for name in names if not any(place.named(name) for place in places)):
+        if unknown := sorted(name for name in self.named_modules if not any(place.named(name) for place in places)):
             known = dict.fromkeys([*(place.part for place in places), *(place.projection for place in places)])
             raise InvalidInput(
                 f"The model has no modules {', '.join(unknown)}; modules: all, {', '.join(name for name in known if name != 'other')}."

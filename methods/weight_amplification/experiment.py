@@ -87,7 +87,8 @@ class Writer:
         self.pair, self.params, self.progress = pair, params, progress
         self._raw = params.raw_text or not pair.has_chat_template
         config = load_amplification_config(params.config) if params.config is not None else _config_of(params, pair.num_layers)
-        config.check_modules(pair.module_places())
+        if config.named_modules:  # a pair that does not fit in memory would load its base for it
+            config.check_modules(pair.module_places())
         self._own = next((entry.weight_of(pair.num_layers) for entry in config.adapters if entry.own), lambda place: 0.0)
         others = [entry for entry in config.adapters if not entry.own]
         self._others = [(adapter_files(entry, pair.spec.model), entry.weight_of(pair.num_layers)) for entry in others]
