@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model_pairs.adapter_files import StoredAdapter
-from model_pairs.adapters import check_acts, check_landed, loading_by_peft, probe_logits
+from model_pairs.adapters import check_acts, check_landed, loading_by_peft, probe_ids, probe_logits
 from organisms.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _loaded(transformer: Any, stored: StoredAdapter) -> PeftModel:
     with loading_by_peft(stored):
         model = PeftModel.from_pretrained(transformer, str(stored.folder), adapter_name=OWN_ADAPTER, is_trainable=False)
         # Once more, because only this tells what did not land.
-        check_landed(stored, model.load_adapter(str(stored.folder), OWN_ADAPTER, is_trainable=False), OWN_ADAPTER)
+        check_landed(stored, model.load_adapter(str(stored.folder), OWN_ADAPTER, is_trainable=False), model, OWN_ADAPTER)
     return model.requires_grad_(False).eval()
 
 
@@ -160,6 +160,24 @@ def _check_same(model: PeftModel, inner: Any, stored: StoredAdapter, hooked: boo
             f"peft runs this {stored.kind} adapter in a way that the model itself does not show (its logits are {worst:.2g} standard deviations away), so its "
             "layers cannot be read. Merge it into a full model, if its kind allows, and name that."
         )
+    if not probe_in_batch(inner, stored, own) <= _TOLERANCE.get(first.dtype, _COARSE) * 10:
+        raise InvalidInput(
+            f"What this {stored.kind} adapter makes of a text depends on the other texts of a batch and on padding, so it has no one answer for a text and cannot "
+            "be compared with its base."
+        )
+
+
+def probe_in_batch(inner: Any, stored: StoredAdapter, alone: torch.Tensor) -> float:
+    """Largest difference, in standard deviations of the logits, that a longer text in the same batch makes to the probe's logits."""
+    ids = probe_ids(inner, stored)
+    half = ids.shape[1] // 2
+    rows = torch.cat([ids, torch.cat([ids[:, :half], torch.zeros_like(ids[:, half:])], dim=1)])
+    mask = torch.ones_like(rows)
+    mask[1, half:] = 0
+    with torch.inference_mode():
+        both = inner(input_ids=rows, attention_mask=mask, use_cache=False).logits
+    worst = max(float((both[0] - alone[0]).abs().max()), float((both[1, :half] - alone[0, :half]).abs().max()))
+    return worst / float(alone.float().std().clamp_min(1e-12))
 
 
 def check_weights_change(prompt: LearnedPrompt | None) -> None:

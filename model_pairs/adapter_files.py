@@ -27,8 +27,8 @@ PREFIX = "base_model.model."
 
 PLAIN_OPTIONS = frozenset(
     "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules exclude_modules lora_alpha "
-    "lora_dropout fan_in_fan_out use_rslora modules_to_save init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern "
-    "megatron_core qalora_group_size loftq_config eva_config trainable_token_indices use_dora velora_config runtime_config lora_bias".split()
+    "lora_dropout fan_in_fan_out use_rslora init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern "
+    "megatron_core qalora_group_size loftq_config eva_config use_dora velora_config runtime_config lora_bias".split()
 )
 """Options of a LoRA that decide no more than which matrices are added where: only these may differ from their defaults on a shared base."""
 
@@ -136,10 +136,8 @@ class StoredAdapter:
         return any(name.endswith(tuple(f"{each}{middle}.weight" for each in inputs for middle in ("", ".base_layer"))) for name in self.shapes)
 
     def _whole_weights(self) -> list[str]:
-        """Names of weights that are neither LoRA's nor a replaced module's."""
-        replaced = tuple(self.config.get("modules_to_save") or ())
-        others = [name for name in self.shapes if "lora_" not in name and "token_adapter" not in name and "trainable_tokens" not in name]
-        return [name for name in others if not any(f".{module}." in f".{name.removeprefix(PREFIX)}" for module in replaced)]
+        """Names of weights that are not LoRA's."""
+        return [name for name in self.shapes if ".lora_" not in name]
 
     def _set_options(self) -> list[str]:
         """Options that differ from their defaults."""

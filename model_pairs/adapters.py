@@ -120,12 +120,6 @@ def attach(resident: ResidentModel, stored: StoredAdapter) -> AttachedAdapter:
         check_unspoiled(resident)
         if name in resident.adapters:
             return resident.adapters[name]
-        whole = set(stored.config.get("modules_to_save") or ())
-        if shared := sorted(whole & {slot.child_name for slot in resident.slots}):
-            raise InvalidInput(
-                f"This adapter replaces the whole module {shared[0]!r}, which another adapter in memory changes by LoRA; peft cannot hold both on one "
-                "base. Unload the base model first, or merge one of the two."
-            )
         _put_in(resident)
         try:
             parameters = _injected(resident.transformer, name, stored)
@@ -161,11 +155,10 @@ def _injected(transformer: Any, name: str, stored: StoredAdapter) -> list[Any]:
         config.inference_mode = True
         inject_adapter_in_model(config, transformer, name)
         transformer._hf_peft_config_loaded = True
-        _free_copies(transformer, name)
         tensors = load_peft_weights(str(stored.folder), device="cpu", key_mapping=getattr(transformer, "_checkpoint_conversion_mapping", {}))
         # Without a `PeftModel` around it the model has no prefix; peft looks for one in the names of its matrices only.
         tensors = {key if ".lora_" in key else key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
-        check_landed(stored, set_peft_model_state_dict(transformer, tensors, adapter_name=name), name)
+        check_landed(stored, set_peft_model_state_dict(transformer, tensors, adapter_name=name), transformer, name)
     return [parameter for key, parameter in transformer.named_parameters(remove_duplicate=False) if name in key.split(".")]
 
 
@@ -199,18 +192,20 @@ def loading_by_peft(stored: StoredAdapter) -> Iterator[None]:
         ) from error
 
 
-def check_landed(stored: StoredAdapter, result: Any, name: str) -> None:
+def check_landed(stored: StoredAdapter, result: Any, model: Any, name: str) -> None:
     """Raise NotTheSame unless every tensor of the file went into the model and no tensor of the adapter was left unfilled.
 
     `result` is what peft's loading functions return: keys that it found no place for, and adapter keys that it found no tensor for. Such an adapter
     would silently compare the base model with itself, or with something that nobody trained.
     """
-    unexpected = sorted(key.replace(f".{name}", "") for key in result.unexpected_keys)
-    if not stored.config.get("save_projection", True):
-        unfilled = []  # projections that are drawn from a seed are not in the file
-    else:
-        shared = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")  # held once, named in every layer
-        unfilled = sorted(key.replace(f".{name}", "") for key in result.missing_keys if f".{name}" in key and not any(part in key for part in shared))
+    # The tensor of a learned prompt is no parameter of the model: peft puts it where it belongs apart from the others.
+    unexpected = sorted(key.replace(f".{name}", "") for key in result.unexpected_keys if key != "prompt_embeddings")
+    missing = {key for key in result.missing_keys if name in key.split(".") and not key.startswith("prompt_encoder.")}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for key, parameter in named.items() if key not in missing}
+    # What several layers share is in the file once, and projections that are drawn from a seed are not in it.
+    drawn = not stored.config.get("save_projection", True)
+    unfilled = sorted(key.replace(f".{name}", "") for key in missing if key in named and id(named[key]) not in filled and not drawn)
     lines = []
     if unexpected:
         lines.append(f"{len(unexpected)} of {len(stored.shapes)} tensors have no place in the model, such as {unexpected[0]}")
@@ -265,8 +260,8 @@ def check_acts(stored: StoredAdapter, base: torch.Tensor, finetuned: torch.Tenso
         )
 
 
-def probe_logits(model: Any, stored: StoredAdapter) -> torch.Tensor:
-    """Logits [1, 48, V] of a model on a fixed row of token ids: drawn from the whole vocabulary, those that the adapter trained first."""
+def probe_ids(model: Any, stored: StoredAdapter) -> torch.Tensor:
+    """A fixed row of token ids [1, 48]: drawn from the whole vocabulary, those that the adapter trained first."""
     import torch
 
     config = stored.config
@@ -274,21 +269,17 @@ def probe_logits(model: Any, stored: StoredAdapter) -> torch.Tensor:
     chosen = [index for indices in (trained.values() if isinstance(trained, dict) else [trained]) for index in indices][:16]
     rows = int(model.get_input_embeddings().weight.shape[0])
     drawn = torch.randint(0, rows, (_PROBE_TOKENS - len(chosen),), generator=torch.Generator().manual_seed(0)).tolist()
-    ids = torch.tensor([[*chosen, *drawn]], device=model.device)
+    return torch.tensor([[*chosen, *drawn]], device=model.device)
+
+
+def probe_logits(model: Any, stored: StoredAdapter) -> torch.Tensor:
+    """Logits [1, 48, V] of a model on `probe_ids`; of a model that puts learned tokens in front, those of the row alone."""
+    import torch
+
+    ids = probe_ids(model, stored)
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits[:, -_PROBE_TOKENS:]
-
-
-def _free_copies(transformer: Any, name: str) -> None:
-    """Give modules that the adapter replaces as a whole, which peft makes by deepcopy, their own forward: else the new weights would never be used."""
-    from peft.utils.other import ModulesToSaveWrapper
-
-    from model_pairs.modules import untraced
-
-    for wrapper in [module for module in transformer.modules() if isinstance(module, ModulesToSaveWrapper)]:
-        if name in wrapper.modules_to_save:
-            untraced(wrapper.modules_to_save[name])
 
 
 def _to_model_dtype(resident: ResidentModel, name: str) -> None:
@@ -342,9 +333,6 @@ def activate(resident: ResidentModel, name: str | None) -> None:
 def _activate(resident: ResidentModel, name: str | None) -> None:
     """Put in the LoRA layers of adapter `name`, and the original layers everywhere else: the bare model pays nothing for adapters."""
     resident.active = name
-    if resident.other_wrappers:
-        _put_in(resident)
-        _switch_other_wrappers(resident, name)
     for slot in resident.slots:
         module = slot.module_for(name)
         if module is slot.layer:
@@ -365,24 +353,6 @@ def _select(layer: Any, name: str | None) -> None:
         layer.set_adapter(name, inference_mode=True)
 
 
-def _switch_other_wrappers(resident: ResidentModel, name: str | None) -> None:
-    """Switch what peft wraps besides plain LoRA layers: modules replaced as a whole, trained token rows, layers wrapped twice.
-
-    By hand, because transformers' `enable_adapters` leaves replaced modules off after `disable_adapters`.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    for module in resident.transformer.modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            used = name in module._adapters
-            module.enable_adapters(used)
-            if used:
-                module.set_adapter(str(name))
-        elif isinstance(module, BaseTunerLayer):
-            _select(module, name)
-
-
 def _put_in(resident: ResidentModel) -> None:
     """Put every LoRA layer back, as peft's own functions expect to find them."""
     for slot in resident.slots:
@@ -390,22 +360,15 @@ def _put_in(resident: ResidentModel) -> None:
 
 
 def _find_slots(resident: ResidentModel) -> None:
-    """Find where LoRA layers sit (all are put in), drop those that no adapter uses any more, and note other wrappers of peft."""
+    """Find where LoRA layers sit (all are put in), and drop those that no adapter uses any more."""
     from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
 
     resident.slots = []
-    inside: set[int] = set()
     for parent in list(resident.transformer.modules()):
         for child_name, child in list(parent._modules.items()):
-            if not isinstance(child, LoraLayer) or isinstance(parent, LoraLayer) or isinstance(child.base_layer, LoraLayer):
+            if not isinstance(child, LoraLayer) or isinstance(parent, LoraLayer):
                 continue
-            inside.add(id(child))
             if child.lora_A or child.lora_embedding_A:
                 resident.slots.append(Slot(parent, child_name, child))
             else:
                 parent._modules[child_name] = child.base_layer
-    resident.other_wrappers = any(
-        isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and id(module) not in inside for module in resident.transformer.modules()
-    )

@@ -54,8 +54,6 @@ class ResidentModel:
         """An adapter changed the base's weights: nothing may run on it any more."""
         self.slots: list[Slot] = []
         """Where LoRA layers belong."""
-        self.other_wrappers = False
-        """The model holds peft wrappers besides plain LoRA layers (whole modules that an adapter replaces, for instance)."""
         self.config = self.transformer.config.get_text_config()
         self.num_layers: int = model.num_layers
         self.d_model: int = int(model.hidden_size)
