@@ -132,6 +132,8 @@ class Call:
             case "completed":
                 reply = present(self, job.result)
                 reply.job = reply.job or job
+                if not reply.remarks and isinstance(job.payload, JobPayload) and job.payload.spec is not None:
+                    reply.remarks = self.workbench.remarks(job.payload.spec)
                 return reply
             case "failed":
                 raise job.error or RuntimeError(f"{job.id} failed without an error")

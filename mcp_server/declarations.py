@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,6 +70,9 @@ class Answer(BaseModel):
     estimate: CostEstimate | None = None
     budget: BudgetState | None = Field(None, description="What the investigation has left.")
     next_step: str | None = None
+    remarks: list[str] | None = Field(
+        None, description="What to know of how the pair was loaded, or of a stored run's models, before trusting the numbers."
+    )
 
 
 @dataclass
@@ -82,6 +85,8 @@ class Reply:
     job: Job | None = None
     estimate: CostEstimate | None = None
     next_step: str | None = None
+    remarks: Sequence[str] = ()
+    """They may name models: shown to operators only."""
 
 
 @dataclass(frozen=True)

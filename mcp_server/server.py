@@ -164,6 +164,7 @@ class DiffingServer(MCPServer):
         if reply.result is None and job is not None and job.state == "cancelled":
             status = "cancelled"
         budget = self._budget(call.caller)
+        remarks = list(reply.remarks) if call.caller.operator else []
         answer: dict[str, Any] = Answer(
             status=status,
             run_id=reply.run_id,
@@ -171,11 +172,12 @@ class DiffingServer(MCPServer):
             estimate=reply.estimate,
             budget=budget,
             next_step=reply.next_step,
+            remarks=remarks or None,
         ).model_dump(mode="json")
         answer = {name: value for name, value in answer.items() if value is not None}
         if reply.result is not None:
             answer["result"] = rounded(reply.result.model_dump(mode="json"))
-        lines = [reply.text]
+        lines = [*(f"Remark: {remark}" for remark in remarks), reply.text]
         if reply.run_id is not None:
             lines.append(f"run: {reply.run_id}")
         if reply.next_step:

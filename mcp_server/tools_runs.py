@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
@@ -15,6 +16,7 @@ from mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments
 from mcp_server.render import NOTICE, Fence
 from methods.contract import View, compact_text
 from methods.registry import get_method
+from methods.runs import changed_since
 from organisms.complaints import complaints
 from organisms.errors import InvalidInput, UnknownName
 
@@ -118,9 +120,9 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
 
 
 async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
-    import anyio.to_thread
-
     record = find_run(call, arguments.run)
+    changed = await anyio.to_thread.run_sync(changed_since, record.manifest)
+    remarks = [*record.remarks, *([changed] if changed else [])]
     method = get_method(record.manifest.method)
     params = _changed_params(record.manifest)
     if arguments.view is None:
@@ -129,7 +131,7 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
         answer = ViewRunResult(run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json"))
         lines = [f"{record.id}: {method.title}, parameters {json.dumps(params)}", NOTICE, Fence().around(result.as_text()), "views:"]
         lines += [f"  {view.name}({', '.join(view.params)}): {view.description}" for view in views] or ["  none"]
-        return Reply(answer, "\n".join(lines), run_id=record.id)
+        return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks)
     if arguments.view not in method.views:
         raise UnknownName(f"{record.id} has no view {arguments.view!r}. Views: {', '.join(method.views) or 'none'}.")
     view = method.views[arguments.view]
@@ -148,7 +150,7 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
             f"view {view.name} would say {len(text)} characters; narrow it down with its parameters: {', '.join(view.Params.model_fields)}"
         )
     answer = ViewRunResult(run_id=record.id, method=method.name, params=params, view=view.name, data=values)
-    return Reply(answer, f"{record.id}, {view.name}:\n{NOTICE}\n{Fence().around(text)}", run_id=record.id)
+    return Reply(answer, f"{record.id}, {view.name}:\n{NOTICE}\n{Fence().around(text)}", run_id=record.id, remarks=remarks)
 
 
 def find_run(call: Call, identifier: str) -> RunRecord:

@@ -29,6 +29,7 @@ class Workbench:
         self._lock = threading.Lock()
         self._pairs = pairs
         self._sizes: dict[str, PairSize] = {}
+        self._remarks: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, float] = {}
         self._closed = False
 
@@ -64,7 +65,12 @@ class Workbench:
         known = self._sizes.get(spec.name, PairSize())
         size = known.model_copy(update={"num_layers": pair.num_layers, "d_model": pair.d_model, "vocab_size": pair.vocab_size})
         self._sizes[spec.name] = size
+        self._remarks[spec.name] = pair.remarks
         return size
+
+    def remarks(self, spec: PairSpec) -> tuple[str, ...]:
+        """What should be said of how the pair was put together when it was last loaded; they may name models."""
+        return self._remarks.get(spec.name, ())
 
     def note_speed(self, spec: PairSpec, tokens: int, seconds: float) -> None:
         """Remember how fast a pair read `tokens` tokens per side, so that the next estimate knows its seconds."""

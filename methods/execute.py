@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from methods.contract import CorpusMethod, CostEstimate, DiffingMethod, PairSize
 from methods.registry import get_method
-from methods.runs import RunKey, RunRecord, RunStore, run_key
+from methods.runs import RunKey, RunRecord, RunStore, StagedRun, run_key
 from organisms.complaints import complaints
 from organisms.errors import Cancelled, InvalidInput
 from organisms.progress import Progress, silent
@@ -113,6 +113,7 @@ def run_methods(
                 with store.writer(request.key) as run:
                     run.result = request.method.run(pair, request.params, run, progress)
                     run.forwards = pair.forwards - before
+                    _note_pair(pair, run)
                 records[request.key.digest] = _record(run.record)
     return [records[request.key.digest] for request in asked]
 
@@ -141,6 +142,7 @@ def _run_shared(pair: LoadedPair, source: TextSource, group: Sequence[_Request],
                 run.result = method.summarise(accumulator, pair, request.params, run)
                 run.seconds = pass_seconds + time.monotonic() - summary_started
                 run.forwards = pass_forwards + (pair.forwards - summary_before)
+                _note_pair(pair, run)
             records[request.key.digest] = _record(run.record)
         except Cancelled:
             raise
@@ -149,6 +151,13 @@ def _run_shared(pair: LoadedPair, source: TextSource, group: Sequence[_Request],
     if failure is not None:
         raise failure
     return records
+
+
+def _note_pair(pair: LoadedPair, run: StagedRun) -> None:
+    """What was compared, by content, and what should be said of how it was put together."""
+    run.note("weights", pair.weight_digests())
+    if pair.remarks:
+        run.note("remarks", list(pair.remarks))
 
 
 def _record(record: RunRecord | None) -> RunRecord:

@@ -70,6 +70,11 @@ class RunRecord:
         """Short id, such as `kl-1f3a9c`."""
         return self.manifest.id
 
+    @property
+    def remarks(self) -> list[str]:
+        """What should be said of how the pair was put together when the run was made."""
+        return [str(remark) for remark in self.manifest.notes.get("remarks", [])]
+
     def result_json(self) -> dict[str, Any]:
         """The stored result as plain JSON values."""
         return dict(json.loads(self._file("result.json").read_text(encoding="utf-8")))

@@ -28,12 +28,12 @@ from methods.contract import DiffingMethod
 from methods.run_files import RunManifest, RunRecord, StagedRun
 from methods.vectors import handles, vector_key_parts
 from organisms.durable import DISK_FULL, discard, sync_folder
-from organisms.errors import InvalidInput, OutOfRoom, UnknownName
+from organisms.errors import DiffingError, InvalidInput, OutOfRoom, UnknownName
 
 if TYPE_CHECKING:
     from model_pairs.specs import PairSpec
 
-__all__ = ["RunKey", "RunManifest", "RunRecord", "RunStore", "StagedRun", "default_store", "run_key"]
+__all__ = ["RunKey", "RunManifest", "RunRecord", "RunStore", "StagedRun", "changed_since", "default_store", "run_key"]
 
 _STAGING = ".writing-"
 
@@ -75,6 +75,39 @@ def run_key(method: DiffingMethod[Any, Any], spec: PairSpec, params: BaseModel, 
         params=params.model_dump(mode="json"),
         key_parts=parts,
     )
+
+
+def changed_since(manifest: RunManifest) -> str | None:
+    """One sentence when the models that a run names are not those that it compared any more; None when they are, as far as this machine can tell.
+
+    Loads no model: files are compared by content. A run of `BASE::FINETUNED` or of the catalogue is looked up by its pair's name.
+    """
+    from model_pairs.resolve import resolve_pair
+
+    weights = manifest.notes.get("weights") or {}
+    compared = f" (it compared {weights['base']} with {weights['finetuned']})" if {"base", "finetuned"} <= set(weights) else ""
+    try:
+        now = resolve_pair(manifest.pair_name).identity()
+    except DiffingError:
+        return None
+    sides = [side for side in ("base", "finetuned") if _other(now[side], manifest.pair.get(side))]
+    if not sides:
+        return None
+    return (
+        f"The {' and the '.join(sides)} side of {manifest.pair_name} has changed since this run was made{compared}: its numbers are those of other weights. "
+        "Run the method again for the models as they are now."
+    )
+
+
+def _other(now: Any, before: Any) -> bool:
+    """Whether two identities of a side are known to differ: parts that nobody can tell now, or that were hashed in another way, are no difference."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        return any(_other(value, before[key]) for key, value in now.items() if key in before)
+    if now is None or before is None:
+        return False
+    if isinstance(now, str) and isinstance(before, str) and {now.partition(":")[0], before.partition(":")[0]} == {"sha256", "sampled-sha256"}:
+        return False
+    return bool(now != before)
 
 
 _active: set[Path] = set()

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model_pairs.adapter_files import StoredAdapter
+from model_pairs.adapter_files import OWN_ADAPTER, StoredAdapter
 from model_pairs.adapters import check_acts, check_landed, loading_by_peft, probe_ids, probe_logits
 from organisms.errors import InvalidInput
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-OWN_ADAPTER = "default"
-"""Name of the one adapter of a model that it has to itself."""
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _COARSE = 2e-2
@@ -123,7 +120,7 @@ def _learned_prompt(model: PeftModel, stored: StoredAdapter) -> LearnedPrompt | 
         return None
     from transformers import DynamicCache
 
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     with loading_by_peft(stored), torch.inference_mode():
         if stored.kind in ("PREFIX_TUNING", "CARTRIDGE"):
             cache = model.get_prompt(batch_size=1)
@@ -152,7 +149,9 @@ def _check_same(model: PeftModel, inner: Any, stored: StoredAdapter, hooked: boo
     if first.shape != own.shape:
         raise InvalidInput(f"peft's {stored.kind} gives logits of the shape {tuple(first.shape)}, the model inside {tuple(own.shape)}.")
     if not torch.equal(first, second):
-        raise InvalidInput(f"This {stored.kind} adapter draws random numbers when it runs, so no two passes agree and no difference could be trusted.")
+        raise InvalidInput(
+            f"This {stored.kind} adapter draws random numbers when it runs, so no two passes agree and no difference could be trusted."
+        )
     scale = float(first.float().std().clamp_min(1e-12))
     worst = float((first.float() - own.float()).abs().max()) / scale
     if not worst <= _TOLERANCE.get(first.dtype, _COARSE):
@@ -187,4 +186,3 @@ def check_weights_change(prompt: LearnedPrompt | None) -> None:
             f"This finetune is a learned prompt ({prompt.kind}, {prompt.tokens} tokens in front of every text): its weights are the base model's, so there is "
             "no difference of weights to read or to amplify. Use a method that reads texts or activations."
         )
-

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+OWN_ADAPTER = "default"
+"""Name of the adapter inside a model that it has to itself."""
 PREFIX = "base_model.model."
 """What peft puts in front of a module's name in its files."""
 
@@ -142,9 +144,7 @@ class StoredAdapter:
     def _set_options(self) -> list[str]:
         """Options that differ from their defaults."""
         defaults = _defaults(self.kind)
-        return [
-            name for name, value in self.config.items() if value not in (None, False, {}, [], "", "none") and value != defaults.get(name, None)
-        ]
+        return [name for name, value in self.config.items() if value not in (None, False, {}, [], "", "none") and value != defaults.get(name, None)]
 
 
 def adapter_name(folder: Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_pairs.adapter_files import PREFIX, StoredAdapter, adapter_name
-from organisms.errors import DiffingError, InvalidInput, NotTheSame
+from organisms.errors import DiffingError, NotTheSame
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +154,7 @@ def _injected(transformer: Any, name: str, stored: StoredAdapter) -> list[Any]:
         config = PeftConfig.from_pretrained(str(stored.folder))
         config.inference_mode = True
         inject_adapter_in_model(config, transformer, name)
+        transformer.eval()  # new layers come in training mode, with their dropout on
         transformer._hf_peft_config_loaded = True
         tensors = load_peft_weights(str(stored.folder), device="cpu", key_mapping=getattr(transformer, "_checkpoint_conversion_mapping", {}))
         # Without a `PeftModel` around it the model has no prefix; peft looks for one in the names of its matrices only.
@@ -198,8 +199,12 @@ def check_landed(stored: StoredAdapter, result: Any, model: Any, name: str) -> N
     `result` is what peft's loading functions return: keys that it found no place for, and adapter keys that it found no tensor for. Such an adapter
     would silently compare the base model with itself, or with something that nobody trained.
     """
-    # The tensor of a learned prompt is no parameter of the model: peft puts it where it belongs apart from the others.
-    unexpected = sorted(key.replace(f".{name}", "") for key in result.unexpected_keys if key != "prompt_embeddings")
+    # peft puts a learned prompt where it belongs apart from the others, and with a resized vocabulary it saves replaced modules twice.
+    unexpected = sorted(
+        key.replace(f".{name}", "")
+        for key in result.unexpected_keys
+        if key != "prompt_embeddings" and not (".modules_to_save." in key and key.replace(".modules_to_save.", ".") in stored.shapes)
+    )
     missing = {key for key in result.missing_keys if name in key.split(".") and not key.startswith("prompt_encoder.")}
     named = dict(model.named_parameters(remove_duplicate=False))
     filled = {id(parameter) for key, parameter in named.items() if key not in missing}

@@ -1,65 +1,81 @@
-"""Cheap identities of model files, and the exact question whether two models have the same weights. No torch at import.
+"""Identities of model files by content, and the exact question whether two models have the same weights. No torch at import.
 
-An adapter is hashed as a whole (it is small). A full local model is identified by the SHA-256 over its configuration, and for each
-safetensors file its size, its header (names, shapes, dtypes of all tensors) and 64 sampled chunks of 16 KiB spread evenly over the
-data, so a 16 GB model costs 1 MB of reading. The kind of the hash is written with it (`sampled-sha256`, `sha256`). A hub model is its
-commit. `same_weights` compares every byte, and stops at the first tensor that differs.
+Every byte counts: a finetune may differ from its base in one number, and a run is looked up by these hashes. A file is read once at the speed of SHA-256;
+its hash is kept in memory and, for large files, in the cache folder, by path, size and time. A hub model is its commit. `same_weights` compares every
+value, and stops at the first tensor that differs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from model_pairs.files import commit_of, is_local, local_folder
 from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, SteeringFiles
+from organisms.durable import write_synced
 from organisms.embedded import EMBEDDED_ID
 from organisms.errors import InvalidInput
 from organisms.settings import settings
 
-_CHUNKS = 64
-_CHUNK_BYTES = 16 * 1024
+_KEPT_ON_DISK = 64 << 20
+"""Bytes from which on a file's hash is kept between processes."""
+_READERS = 4
 _EMBEDDED_VERSION = "bf16-v1"
 
-_cache: dict[tuple[str, str, int, int], str] = {}
+_cache: dict[tuple[str, int, int], str] = {}
 _cache_lock = threading.Lock()
 
 
-def file_hash(path: Path, sampled: bool = False) -> str:
-    """`sha256:...` over all bytes, or `sampled-sha256:...` over size, safetensors header and spread chunks. Cached by path, size and time."""
+def file_hash(path: Path) -> str:
+    """`sha256:...` over all bytes of a file. Cached by path, size and time."""
     status = path.stat()
-    kind = "sampled-sha256" if sampled else "sha256"
-    key = (str(path.resolve()), kind, status.st_size, status.st_mtime_ns)
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
     with _cache_lock:
         if key in _cache:
             return _cache[key]
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if not sampled or status.st_size <= _CHUNKS * _CHUNK_BYTES:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        else:
-            digest.update(str(status.st_size).encode())
-            header = file.read(8)
-            digest.update(header)
-            digest.update(file.read(min(int.from_bytes(header, "little"), 64 << 20)))
-            for index in range(_CHUNKS):
-                file.seek((status.st_size - _CHUNK_BYTES) * index // (_CHUNKS - 1))
-                digest.update(file.read(_CHUNK_BYTES))
-    value = f"{kind}:{digest.hexdigest()}"
+    note = settings().cache_folder / "hashes" / f"{hashlib.sha256(key[0].encode()).hexdigest()[:32]}.json"
+    value = _noted(note, key) if status.st_size >= _KEPT_ON_DISK else None
+    if value is None:
+        with path.open("rb") as file:
+            value = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if status.st_size >= _KEPT_ON_DISK:
+            _note(note, key, value)
     with _cache_lock:
         _cache[key] = value
     return value
 
 
-def folder_hash(folder: Path, names: list[Path], sampled: bool) -> str:
-    """One hash over these files of a folder, by name and content."""
+def _noted(note: Path, key: tuple[str, int, int]) -> str | None:
+    """The hash that an earlier process found for this state of a file."""
+    try:
+        stored = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(stored["hash"]) if isinstance(stored, dict) and stored.get("key") == list(key) and "hash" in stored else None
+
+
+def _note(note: Path, key: tuple[str, int, int], value: str) -> None:
+    staging = note.with_suffix(f".{threading.get_ident()}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(staging, json.dumps({"key": key, "hash": value}).encode())
+        staging.replace(note)
+    except OSError:  # a cache that cannot be written costs time only
+        staging.unlink(missing_ok=True)
+
+
+def folder_hash(paths: list[Path]) -> str:
+    """One hash over files, by name and content; several are read at a time."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        hashes = list(pool.map(file_hash, sorted(paths)))
     digest = hashlib.sha256()
-    for path in sorted(names):
-        digest.update(f"{path.name}\n{file_hash(path, sampled and path.suffix == '.safetensors')}\n".encode())
-    return f"{'sampled-sha256' if sampled else 'sha256'}:{digest.hexdigest()}"
+    for path, value in zip(sorted(paths), hashes, strict=True):
+        digest.update(f"{path.name}\n{value}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def adapter_hash(folder: Path) -> str:
@@ -67,14 +83,14 @@ def adapter_hash(folder: Path) -> str:
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
     if missing := [file.name for file in files if not file.is_file()]:
         raise InvalidInput(f"An adapter folder holds adapter_config.json and adapter_model.safetensors; this one has no {' and no '.join(missing)}.")
-    return folder_hash(folder, files, sampled=False)
+    return folder_hash(files)
 
 
 def model_hash(folder: Path) -> str:
-    """Sampled hash of a full local model: configuration, tokenizer and weights. Raises InvalidInput when there are no safetensors weights."""
+    """Hash of a full local model: configuration, tokenizer and weights. Raises InvalidInput when there are no safetensors weights."""
     weights = weight_files(folder)
     rest = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja") if (folder / name).is_file()]
-    return folder_hash(folder, [*weights, *rest], sampled=True)
+    return folder_hash([*weights, *rest])
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -29,11 +29,9 @@ log = logging.getLogger(__name__)
 class ResidentModel:
     """One full model in memory, and the adapters attached to it. `lock` is held by whoever switches adapters or runs a pass."""
 
-    def __init__(
-        self, label: str, model: Any, folder: Path, stop_ids: frozenset[int] = frozenset(), adapted: AdaptedModel | None = None
-    ) -> None:
+    def __init__(self, label: str, model: Any, folder: Path, stop_ids: frozenset[int] = frozenset(), adapted: AdaptedModel | None = None) -> None:
         """`adapted`: the model has an adapter to itself, which is on for good."""
-        from model_pairs.adapted_model import OWN_ADAPTER
+        from model_pairs.adapter_files import OWN_ADAPTER
         from model_pairs.weight_digest import base_digest
 
         self.label = label

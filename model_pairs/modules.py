@@ -169,7 +169,10 @@ def units_of(resident: ResidentModel, adapter: str | None) -> dict[str, Unit]:
     check_weights_change(resident.prompt)
     activate(resident, adapter)
     places = _Places(resident)
-    return {name: Unit(places.of(name, bare), outer, bare, adapter if outer is not bare else None) for name, outer, bare in _walk(resident.transformer, adapter)}
+    return {
+        name: Unit(places.of(name, bare), outer, bare, adapter if outer is not bare else None)
+        for name, outer, bare in _walk(resident.transformer, adapter)
+    }
 
 
 def unit_of(resident: ResidentModel, module: Any) -> Unit:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from model_pairs.adapter_files import OWN_ADAPTER
 from model_pairs.adapters import activate
 from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
 from model_pairs.forward_count import ForwardCount
@@ -130,6 +131,10 @@ class LoadedPair:
         steering = (*scaled(base.steering, -1.0), *scaled(finetuned.steering, 1.0))
         return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences), base.in_memory)})
 
+    def weight_digests(self) -> dict[str, str]:
+        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See `model_pairs.weight_digest`."""
+        return {side: self._side(side).digest() for side in SIDES}
+
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:
         """Keep this side's model in memory inside the context. Free for pairs that are not `sequential`."""
@@ -230,7 +235,8 @@ class LoadedPair:
     ) -> list[list[Completion]]:
         """`sampling.n` completions of each request. The same call gives the same text; only new text is returned.
 
-        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions, steering-vector and amplified sides stay here.
+        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions, steering-vector and amplified sides stay here, and so do
+        adapters that are no plain LoRA.
 
         Raises:
             InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat template for messages.
@@ -238,7 +244,9 @@ class LoadedPair:
         """
         from model_pairs.generation import generate
 
-        if settings().generation_backend == "vllm" and not interventions and not self._side(side).steering and not self._side(side).differences:
+        chosen = self._side(side)
+        plain = not (interventions or chosen.steering or chosen.differences or chosen.adapter == OWN_ADAPTER)
+        if settings().generation_backend == "vllm" and plain:
             from model_pairs.vllm_backend import generate as generate_with_vllm
 
             return generate_with_vllm(self, side, requests, sampling, progress)

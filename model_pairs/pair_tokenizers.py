@@ -88,7 +88,9 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, of_adapter: bool)
         remarks.append("The sides have different chat templates; chats are rendered with the base model's for both.")
     if new_tokens and of_adapter:
         shown = ", ".join(repr(token) for token in list(new_tokens.values())[:5])
-        remarks.append(f"The adapter's tokenizer knows {len(new_tokens)} more tokens than the base model's ({shown}); it reads the finetuned answers.")
+        remarks.append(
+            f"The adapter's tokenizer knows {len(new_tokens)} more tokens than the base model's ({shown}); it reads the finetuned answers."
+        )
     return PairTokenizers(prompts, finetuned if new_tokens else None, new_tokens, compared, known, tuple(remarks))
 
 

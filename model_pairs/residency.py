@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_pairs.adapter_files import WEIGHTS, StoredAdapter, adapter_name, read_adapter
+from model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
 from model_pairs.files import local_folder
 from model_pairs.layers import resolve_layer
 from model_pairs.pair import LoadedPair, LoadedSide
@@ -233,8 +233,6 @@ class ModelPairs:
 
     def _side(self, spec: PairSpec, source: ModelSource, tokenizer: Any, config: Any, progress: Progress) -> LoadedSide:
         """How to hold one side, with its adapter's name and steering vector."""
-        from model_pairs.adapted_model import OWN_ADAPTER
-
         wanted = _wanted(source)
         stored = None
         if source.adapter is not None:
@@ -262,7 +260,9 @@ class ModelPairs:
             if known is None:
                 with hold() as resident:
                     known = resident.digest
-            return side_digest(known, None if stored is None else adapter_name(stored.folder), [(each.layer, each.strength, each.vector) for each in steering])
+            return side_digest(
+                known, None if stored is None else adapter_name(stored.folder), [(each.layer, each.strength, each.vector) for each in steering]
+            )
 
         return LoadedSide(hold, name, steering, in_memory=in_memory, digest=digest)
 

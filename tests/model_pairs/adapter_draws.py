@@ -67,7 +67,7 @@ def _lora(family: str, draw: random.Random) -> dict[str, Any]:
     if options.get("init_lora_weights") == "orthogonal":
         options["r"] = 4
         options.pop("rank_pattern", None)
-    if embedding in options["target_modules"]:
+    if embedding in options["target_modules"] or options.get("modules_to_save") == [embedding]:
         options.pop("trainable_token_indices", None)  # peft takes one of the two for a module
     if options.get("use_dora") and (embedding in options["target_modules"] or isinstance(options.get("init_lora_weights"), str)):
         options.pop("use_dora")

@@ -100,7 +100,7 @@ def test_damaged_and_incomplete_adapter_folders(tiny_models, tiny_adapters, make
     other = shutil.copytree(adapter, tmp_path / "ia3")
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
-    with pytest.raises(InvalidInput, match="does not know.*lora_alpha"), pairs.use(make_pair(folder, adapter=other)):
+    with pytest.raises(InvalidInput, match=r"does not know.*lora_alpha"), pairs.use(make_pair(folder, adapter=other)):
         pass
 
 

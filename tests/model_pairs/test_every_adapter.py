@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,8 @@ def check(seed: int, tiny_models: Callable[..., Path], make_pair: Callable[..., 
     with pairs.use(make_pair(base, adapter=folder)) as pair:
         for side, truth in (("finetuned", expected), ("base", bare), ("finetuned", expected)):
             for ours, theirs in zip(computed(pair, side), truth, strict=True):
-                torch.testing.assert_close(ours[:, : theirs.shape[1]], theirs, rtol=1e-4, atol=2e-4, msg=lambda text: f"{first}, {side}: {text}")
+                worst = float((ours[:, : theirs.shape[1]] - theirs).abs().max())
+                assert worst < 5e-4, f"seed {seed}, {first}, {side}: log-probabilities differ by {worst}"
 
 
 def run_block(block: int, tiny_models: Any, make_pair: Any, tmp_path: Path) -> None:
