@@ -191,7 +191,7 @@ def _part(part: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    if value is None or value == "" or value == []:
+    if value is None or value in ("", []):
         return "nothing"
     if isinstance(value, str) and not value.strip():
         return "blank text"

@@ -114,7 +114,7 @@ def test_the_first_places_of_a_reason_are_named(tmp_path: Path) -> None:
     corpus = read(tmp_path / "a.jsonl", *["x" if number % 2 else {"text": f"text {number}"} for number in range(10)])
     assert corpus.documents == read(tmp_path / "b.jsonl", *[{"text": f"text {number}"} for number in range(0, 10, 2)]).documents
     assert corpus.dropped.lines() == ["5 x not JSON (Expecting value) (a.jsonl, lines 2, 4, 6, ...)"]
-    numbers = {document: number for document, number in zip(corpus.documents, corpus.numbers, strict=True)}
+    numbers = dict(zip(corpus.documents, corpus.numbers, strict=True))
     assert numbers == {f"text {number}": number + 1 for number in range(0, 10, 2)}
 
 
