@@ -31,8 +31,8 @@ def byte_bpe(**options: Any) -> Tokenizer:
 
 
 def word_pieces() -> Tokenizer:
-    """Words beyond 20 characters are unknown as wholes: half of one would be known."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=20))  # type: ignore[call-arg]
+    """Words beyond 100 characters are unknown as wholes: a part of one is many tokens."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=100))  # type: ignore[call-arg]
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(TRAINING_TEXT * 4, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False))
@@ -187,6 +187,13 @@ def test_first_tokens_of_long_texts(tokenizer: Any, draws: int) -> None:
         assert first_tokens(tokenizer, texts, count, special) == wanted
 
     drawn(draws, check, texts=st.lists(documents, max_size=4), count=st.integers(1, 700), special=st.booleans())
+
+
+def test_a_cut_does_not_part_a_word(tokenizer: Any) -> None:
+    """Few words in very many characters, so that cuts fall into all places of a word whose parts are other tokens."""
+    texts = [" " * pad + word for pad in range(0, 800, 7) for word in ("e" * 5000, "a mountain stays " + "e" * 90 + " sea")]
+    for count in (1, 4):
+        assert first_tokens(tokenizer, texts, count) == [tokenizer(text, add_special_tokens=False)["input_ids"][:count] for text in texts]
 
 
 def test_chats_that_cannot_be_rendered_are_dropped_and_named(tokenizer: Any) -> None:
