@@ -47,7 +47,8 @@ class CorpusParams(BaseModel):
 
     corpus: str = Field(
         "unrelated_texts",
-        description="`unrelated_texts` or `chat_exchanges` (bundled), `training:ORGANISM`, `hub:ID[:config][#column][@split]`, or a .jsonl, .txt or .parquet file.",
+        description="`unrelated_texts` or `chat_exchanges` (bundled), `training:ORGANISM`, `hub:ID[:config][#column][@split]`, or a .jsonl, .txt or "
+        ".parquet file. Rows that cannot be read are dropped and counted.",
     )
     max_samples: int = Field(1000, ge=1, le=1_000_000, description="Documents read at most.")
     max_tokens: int = Field(

@@ -32,7 +32,7 @@ def byte_bpe(**options: Any) -> Tokenizer:
 
 def word_pieces() -> Tokenizer:
     """Words beyond 100 characters are unknown as wholes: a part of one is many tokens."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=100))  # type: ignore[call-arg]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(TRAINING_TEXT * 4, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False))
