@@ -47,8 +47,7 @@ class CorpusParams(BaseModel):
 
     corpus: str = Field(
         "unrelated_texts",
-        description="`unrelated_texts` or `chat_exchanges` (bundled), `training:ORGANISM`, `hub:ID[:config][#column][@split]`, or a .jsonl, .txt or "
-        ".parquet file. Rows that cannot be read are dropped and counted.",
+        description="`unrelated_texts` or `chat_exchanges` (bundled), `training:ORGANISM`, `hub:ID[:config][#column][@split]`, or a .jsonl, .txt or .parquet file.",
     )
     max_samples: int = Field(1000, ge=1, le=1_000_000, description="Documents read at most.")
     max_tokens: int = Field(
@@ -58,9 +57,7 @@ class CorpusParams(BaseModel):
         None, ge=1, description=f"Shorter documents are dropped and counted. None: {DEFAULT_MIN_TOKENS}, at most max_tokens."
     )
     seed: int = Field(0, ge=0, description="Order in which documents are drawn.")
-    column: str | None = Field(
-        None, description="Column with the text or chat. None: `text`, `messages`, `conversations` or a pair such as `prompt` and `completion`."
-    )
+    column: str | None = Field(None, description="Column of the text or chat. None: `text`, `messages` or another known.")
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> CorpusParams:
