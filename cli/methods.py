@@ -82,7 +82,7 @@ def run(
         return
     for record in records:
         print_plain(f"{record.id}  ({record.manifest.seconds:.1f} s)")
-        print_plain(results[record.manifest.method].as_text())
+        print_plain(record.report(results[record.manifest.method]))
         print_plain("")
 
 

@@ -71,7 +71,9 @@ def show_run(
         answer = declared.run(record, parse_params(declared.Params, settings or []))  # type: ignore[assignment]
     if as_json:
         print_json(answer)
-    elif isinstance(answer, MethodResult) or hasattr(answer, "as_text"):
+    elif isinstance(answer, MethodResult):
+        print_plain(record.report(answer))
+    elif hasattr(answer, "as_text"):
         print_plain(answer.as_text())
     else:
         print_plain(compact_text(answer.model_dump(mode="json")))

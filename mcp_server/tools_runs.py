@@ -129,7 +129,7 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
         views = [ViewRow(name=view.name, description=view.description, params=_parameter_schemas(view)) for view in method.views.values()]
         result = record.result()
         answer = ViewRunResult(run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json"))
-        lines = [f"{record.id}: {method.title}, parameters {json.dumps(params)}", NOTICE, Fence().around(result.as_text()), "views:"]
+        lines = [f"{record.id}: {method.title}, parameters {json.dumps(params)}", NOTICE, Fence().around(record.report(result)), "views:"]
         lines += [f"  {view.name}({', '.join(view.params)}): {view.description}" for view in views] or ["  none"]
         return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks)
     if arguments.view not in method.views:

@@ -42,7 +42,9 @@ class RunManifest(BaseModel):
     pair_name: str
     pair: dict[str, Any] = Field(description="PairSpec.identity()")
     params: dict[str, Any]
-    key_parts: dict[str, Any] = Field(default_factory=dict, description="For corpus methods: {'corpus': {'id', 'content_hash'}}.")
+    key_parts: dict[str, Any] = Field(
+        default_factory=dict, description="For corpus methods: {'corpus': {'id', 'content_hash'}}, and 'dropped' in it."
+    )
     created: datetime
     seconds: float = Field(description="Seconds of the work, including the whole of a shared pass.")
     forward_passes: int | None = Field(
@@ -99,6 +101,12 @@ class RunRecord:
                 f"Run {self.id} was written by version {self.manifest.method_version} of {method.name}; this is version {method.version}. "
                 "Run the method again."
             ) from error
+
+    def report(self, result: MethodResult) -> str:
+        """The result as text, and which rows and documents of its corpus were left out."""
+        of_corpus = self.manifest.key_parts.get("corpus", {}).get("dropped")
+        left_out = self.manifest.notes.get("text", {}).get("dropped_rows", of_corpus)
+        return result.as_text() + (f"\nleft out of the corpus: {left_out}" if left_out else "")
 
     def array(self, name: str) -> np.ndarray:
         """One stored array, read without the others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,13 +21,12 @@ class ChatMessage(BaseModel):
 
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether this tokenizer can render messages."""
-    return bool(tokenizer.chat_template)
+    return bool(_templates(tokenizer))
 
 
 def knows_thinking(tokenizer: Any) -> bool:
     """Whether the chat template reads `enable_thinking`."""
-    template = tokenizer.chat_template
-    return "enable_thinking" in (template if isinstance(template, str) else str(template or ""))
+    return "enable_thinking" in (_chosen(_templates(tokenizer)) or "")
 
 
 def render_chat(tokenizer: Any, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False, thinking_switch: bool = False) -> str:
@@ -38,27 +37,67 @@ def render_chat(tokenizer: Any, messages: Sequence[ChatMessage], prefill: str = 
     system prompt, it is put in front of the first user message.
 
     Raises:
-        InvalidInput: no chat template, no message, two turns of one role in a row, or a template that refuses the conversation.
+        InvalidInput: no chat template, no message, two turns of one role in a row, or a template that refuses the conversation or fails on it.
     """
-    import jinja2
-
-    if not has_chat_template(tokenizer):
-        raise InvalidInput("This model has no chat template: it is a plain language model. Give it raw `text` to continue instead of messages.")
     turns = list(messages)
     if turns and turns[-1].role == "assistant":
         prefill = turns.pop().content + prefill
     if not turns or turns[-1].role != "user":
         raise InvalidInput("A conversation needs a user message last (or an assistant message to continue, after a user message).")
+    return _rendered(tokenizer, turns, True, thinking, thinking_switch) + prefill
+
+
+def render_conversation(tokenizer: Any, messages: Sequence[ChatMessage], thinking_switch: bool = False) -> str:
+    """A finished conversation as the template renders it, with what it writes after the last message; otherwise as `render_chat`."""
+    if not messages:
+        raise InvalidInput("A conversation needs a message.")
+    return _rendered(tokenizer, messages, False, False, thinking_switch)
+
+
+def _rendered(tokenizer: Any, turns: Sequence[ChatMessage], to_answer: bool, thinking: bool, thinking_switch: bool) -> str:
+    import jinja2
+
+    templates = _templates(tokenizer)
+    if not templates:
+        raise InvalidInput("This model has no chat template: it is a plain language model. Give it raw `text` to continue instead of messages.")
+    template = _chosen(templates)
+    if template is None:
+        raise InvalidInput(
+            f"This model has several chat templates ({', '.join(sorted(templates))}) and none of them is `default`. "
+            "Set `chat_template` of the model in the catalogue to the text of the one that it is to be read with."
+        )
     if any(turn.role == "system" for turn in turns[1:]):
         raise InvalidInput("A system message can only be the first message.")
-    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": to_answer, "chat_template": template}
     if thinking_switch or knows_thinking(tokenizer):
         options["enable_thinking"] = thinking
     try:
-        rendered = tokenizer.apply_chat_template([turn.model_dump() for turn in turns], **options)
-    except jinja2.TemplateError as error:
-        if turns[0].role != "system":
+        rendered: str = tokenizer.apply_chat_template([turn.model_dump() for turn in turns], **options)
+    except Exception as error:  # a template is a program: besides what it refuses, anything in it may fail
+        if [turn.role for turn in turns[:2]] == ["system", "user"]:
+            first = ChatMessage(role="user", content=f"{turns[0].content}\n\n{turns[1].content}")
+            return _rendered(tokenizer, [first, *turns[2:]], to_answer, thinking, thinking_switch)
+        if isinstance(error, jinja2.UndefinedError):
+            raise InvalidInput(
+                f"The model's chat template needs a variable that it is not given ({error}). "
+                "Set `chat_template` of the model in the catalogue to one that needs messages alone."
+            ) from error
+        if isinstance(error, jinja2.TemplateError):
             raise InvalidInput(f"The model's chat template refuses this conversation: {error}") from error
-        first = ChatMessage(role="user", content=f"{turns[0].content}\n\n{turns[1].content}")
-        return render_chat(tokenizer, [first, *turns[2:]], prefill, thinking, thinking_switch)
-    return rendered + prefill
+        raise InvalidInput(f"The model's chat template fails on this conversation ({type(error).__name__}: {error}).") from error
+    return rendered
+
+
+def _templates(tokenizer: Any) -> dict[str, str]:
+    """The chat templates by name; a single one is `default`."""
+    given = tokenizer.chat_template
+    if isinstance(given, Mapping):
+        return {name: template for name, template in given.items() if template}
+    if isinstance(given, list | tuple):  # as tokenizer_config.json holds named ones
+        return {each["name"]: each["template"] for each in given}
+    return {"default": given} if given else {}
+
+
+def _chosen(templates: Mapping[str, str]) -> str | None:
+    """`default`, or the only one there is."""
+    return templates.get("default") or (next(iter(templates.values())) if len(templates) == 1 else None)

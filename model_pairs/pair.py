@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from model_pairs.adapter_files import OWN_ADAPTER
 from model_pairs.adapters import activate
-from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat
+from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat, render_conversation
 from model_pairs.forward_count import ForwardCount
 from model_pairs.interventions import Intervention
 from model_pairs.modules import ModulePlace
@@ -280,6 +280,10 @@ class LoadedPair:
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
         """The conversation in the chat template, with special tokens, up to where the assistant goes on after `prefill`."""
         return render_chat(self.tokenizer, messages, prefill, thinking, self.spec.base.files.thinking_switch)
+
+    def render_conversation(self, messages: Sequence[ChatMessage]) -> str:
+        """A finished conversation in the chat template, with special tokens, to its end."""
+        return render_conversation(self.tokenizer, messages, self.spec.base.files.thinking_switch)
 
     @property
     def has_chat_template(self) -> bool:

@@ -148,7 +148,7 @@ def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptT
         pair=pair.spec.identity(),
         params=params.model_dump(mode="json"),
         corpus=corpus_identity(corpus_part(params)),
-        text={"sha256": text.corpus.sha, "position_origin": text.corpus.position_origin, "dropped": text.corpus.dropped_short},
+        text={"sha256": text.corpus.sha, "position_origin": text.corpus.position_origin, "dropped": text.corpus.dropped.count},
         layers=layers,
         num_layers=pair.num_layers,
         d_model=pair.d_model,

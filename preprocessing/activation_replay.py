@@ -20,6 +20,7 @@ from preprocessing.activation_mixture import open_collections
 from preprocessing.activation_store import CollectionIndex, default_activation_store
 from preprocessing.batches import Accumulator, PairedBatch
 from preprocessing.corpus_pass import PassStatistics
+from preprocessing.corpus_rows import Dropped
 from preprocessing.tokenize import ANSWER_ORIGIN, BOS_ORIGIN, PRE_ASSISTANT, TokenIds, TokenizedCorpus
 
 if TYPE_CHECKING:
@@ -115,6 +116,10 @@ def _corpus(found: Sequence[CollectionIndex], rows: ActivationRows) -> Tokenized
     samples, origin, first = rows.num_samples, found[0].text["position_origin"], rows.first_position
     answers, has_bos = origin == ANSWER_ORIGIN, origin == BOS_ORIGIN
     left_out = "answers with the tokens just before them, without the prompts" if answers else f"tokens from position {first} on"
+    dropped = Dropped()
+    for index in found:
+        if index.text["dropped"]:
+            dropped.add("left out when the activations were collected", count=int(index.text["dropped"]))
     held = ", ".join(f"{index.id} ({index.dtype})" for index in found)
     return TokenizedCorpus(
         corpus_id=", ".join(index.id for index in found),
@@ -123,7 +128,7 @@ def _corpus(found: Sequence[CollectionIndex], rows: ActivationRows) -> Tokenized
         content_start=[0] * samples,
         assistant_start=[PRE_ASSISTANT if answers else None] * samples,
         has_bos=has_bos,
-        dropped_short=sum(int(index.text["dropped"]) for index in found),
+        dropped=dropped,
         sha=rows.content_hash,
         first_position=first,
         stored=f"{held}: {left_out}{', without the BOS' if has_bos else ''}",

@@ -52,7 +52,7 @@ class CollectionIndex(BaseModel):
     pair_name: str
     pair: dict[str, Any] = Field(description="PairSpec.identity()")
     params: dict[str, Any]
-    corpus: dict[str, str] = Field(description="Id and content hash.")
+    corpus: dict[str, str] = Field(description="Id and content hash, and which rows were dropped.")
     text: dict[str, Any] = Field(description="Hash of the token ids, what position 0 is, documents dropped.")
     layers: list[int] = Field(description="Absolute layers; rows are the residual stream after them.")
     num_layers: int

@@ -17,6 +17,7 @@ class CollectionRow(BaseModel):
     id: str = Field(description="Give it to a method as `activations`.")
     pair: str
     corpus: str
+    dropped: str | None = Field(None, description="Rows of the corpus that are no document, and were left out.")
     layers: list[int] = Field(description="Absolute layers.")
     tokens: int = Field(description="Rows a layer and side.")
     samples: int
@@ -32,7 +33,9 @@ class CollectionRow(BaseModel):
         if self.broken:
             return f"{self.id}: broken (its index cannot be read), {self.megabytes:.1f} MB; delete it"
         state = "" if self.finished else f", unfinished ({self.shards} shards)"
-        return f"{self.id}: {self.pair}, {self.corpus}, layers {self.layers}, {self.tokens} tokens, {self.dtype}, {self.megabytes:.1f} MB{state}"
+        left_out = f"; left out of the corpus: {self.dropped}" if self.dropped else ""
+        size = f"{self.tokens} tokens, {self.dtype}, {self.megabytes:.1f} MB"
+        return f"{self.id}: {self.pair}, {self.corpus}, layers {self.layers}, {size}{state}{left_out}"
 
 
 class LayerSizes(BaseModel):
@@ -69,6 +72,7 @@ def collection_row(index: CollectionIndex) -> CollectionRow:
         id=index.id,
         pair=index.pair_name,
         corpus=index.corpus["id"],
+        dropped=index.corpus.get("dropped"),
         layers=index.layers,
         tokens=index.tokens,
         samples=index.samples,

@@ -1,11 +1,16 @@
 """Where text comes from: bundled corpora, local files (.jsonl, .txt, .parquet) and Hugging Face datasets. Torch-free.
 
 Formats
-- `.jsonl`: one JSON object a line with the column `text` (a string) or `messages` (a list of {"role", "content"}); `column` names another one.
-- `.parquet`: the same columns.
+- `.jsonl`: one JSON object a line; `.parquet`: a table. Without `column` the first of these that a row has is read:
+  `text` (a string), `messages` or `conversations` (a list of {"role", "content"} or, as in ShareGPT, {"from", "value"}), or what a user says and its
+  answer: `prompt` and `completion`, `instruction` (with `input`) and `output`, `prompt` and `response`, `question` and `answer`.
+  Of a content that is a list of parts, the texts count, joined by newlines. A role `developer` is `system`.
 - `.txt`: when the file has a blank line, documents are separated by blank lines; otherwise every line is a document.
 - `training:ORGANISM`: what a bundled organism was trained on (the answer to a blinded investigation: only operators may name it through the server).
-- `hub:ID[:config]#column@split`: a dataset of the hub, streamed; `#column` and `@split` default to `text`/`messages` and `train`.
+- `hub:ID[:config][#column][@split]`: a dataset of the hub, streamed, with the columns above; `@split` defaults to `train`.
+
+Rows that are no document (not JSON, no known column, a message without text) are dropped and counted, and the first of them named
+(`Corpus.dropped`); so is, where texts and chats are mixed, whichever is less frequent. Empty texts and blank lines are no rows.
 """
 
 from __future__ import annotations
@@ -14,19 +19,19 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from organisms.errors import InvalidInput, UnknownName
-
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+from preprocessing.corpus_rows import BadRow, Document, Dropped, columns_of, json_document, plain_document, row_document
 
 BUNDLED = ("unrelated_texts", "chat_exchanges")
 TRAINING_FOLDER = Path(__file__).resolve().parent.parent / "organisms" / "training"
@@ -52,7 +57,7 @@ class CorpusParams(BaseModel):
         None, ge=1, description=f"Shorter documents are dropped and counted. None: {DEFAULT_MIN_TOKENS}, at most max_tokens."
     )
     seed: int = Field(0, ge=0, description="Order in which documents are drawn.")
-    column: str | None = Field(None, description="Column with the text. None: `text`, else `messages`.")
+    column: str | None = Field(None, description="Column of the text or chat. None: `text`, `messages` or another known.")
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> CorpusParams:
@@ -75,23 +80,35 @@ class Corpus:
     kind: Literal["text", "chat"]
     documents: tuple[Any, ...]
     """strings when `kind` is "text", lists of messages when it is "chat" """
+    numbers: tuple[int, ...] = ()
+    """Line, row or document of the file, from 1, that each document comes from; empty: its own place in `documents`."""
+    dropped: Dropped = field(default_factory=Dropped)
+    """Rows that were read and are no documents."""
+
+    def number(self, index: int) -> int:
+        """Where document `index` comes from, in `dropped.unit`s."""
+        return self.numbers[index] if self.numbers else index + 1
 
 
 def corpus_identity(params: CorpusParams) -> dict[str, str]:
-    """Id and content hash of what `load_corpus(params)` gives: the part of a run's key that names the text."""
+    """Id and content hash of what `load_corpus(params)` gives: the part of a run's key that names the text.
+
+    Where rows were dropped it says so (`dropped`): a run names them, so it is another run when others are.
+    """
     corpus = load_corpus(params)
-    return {"id": corpus.id, "content_hash": corpus.content_hash}
+    dropped = {"dropped": "; ".join(corpus.dropped.lines())} if corpus.dropped.count else {}
+    return {"id": corpus.id, "content_hash": corpus.content_hash, **dropped}
 
 
 def load_corpus(params: CorpusParams) -> Corpus:
     """The documents of a corpus in a seeded random order.
 
-    At most `max(4 * max_samples, 20_000)` documents of a local file are read (from its start) before they are put in order, and twice
+    At most `max(4 * max_samples, 20_000)` rows of a local file are read (from its start) before they are put in order, and twice
     `max_samples` plus 100 of a hub dataset, so that a corpus larger than memory does no harm.
 
     Raises:
         UnknownName: no such bundled corpus or file.
-        InvalidInput: no documents, a missing column, a malformed line, an unreadable file or dataset.
+        InvalidInput: no documents (it says what became of the rows), an unreadable file or dataset.
     """
     name = params.corpus
     if name.startswith("hub:"):
@@ -113,10 +130,11 @@ def _local_path(name: str) -> Path:
         raise UnknownName(
             f"There is no corpus {name!r}. Give {', '.join(BUNDLED)}, hub:ID#column@split, or the path of a {', '.join(LOCAL_SUFFIXES)} file."
         )
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UnknownName(f"There is no file {name!r}.")
-    return path
+    with suppress(OSError, RuntimeError):  # a name too long, a folder that must not be read, a home folder of nobody
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+    raise UnknownName(f"There is no file {name!r}.")
 
 
 def _training_path(organism: str) -> Path:
@@ -126,81 +144,135 @@ def _training_path(organism: str) -> Path:
     return TRAINING_FOLDER / organism / "data.jsonl"
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What a source holds, row by row, before anything is asked of a row."""
+
+    source: str
+    unit: Literal["line", "row", "document"]
+    numbered: Iterator[tuple[int, Any]]
+    """Numbers from 1 and what stands there."""
+    document: Callable[[Any], Document | None]
+    """What stands there as a document, None when it is empty; raises BadRow."""
+
+
 @lru_cache(maxsize=8)
 def _load_cached(name: str, column: str | None, seed: int, limit: int, _stamp: int) -> Corpus:
-    rows = list(islice(_hub_rows(name, column, seed, limit) if name.startswith("hub:") else _file_rows(_local_path(name), column), limit))
-    documents = [document for document in (_document(row, name) for row in rows) if document]
-    if not documents:
-        raise InvalidInput(f"The corpus {name!r} holds no documents.")
-    kinds = {"text" if isinstance(document, str) else "chat" for document in documents}
-    if len(kinds) > 1:
-        raise InvalidInput(f"The corpus {name!r} mixes plain texts and chats; give a column that holds one kind.")
-    random.Random(seed).shuffle(documents)
-    digest = hashlib.sha256(json.dumps(documents, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
-    kind: Literal["text", "chat"] = "text" if "text" in kinds else "chat"
-    return Corpus(id=name, content_hash=digest, kind=kind, documents=tuple(documents))
-
-
-def _file_rows(path: Path, column: str | None) -> Iterator[Any]:
-    try:
-        if path.suffix == ".txt":
-            yield from _text_rows(path)
-        elif path.suffix == ".jsonl":
-            yield from _jsonl_rows(path, column)
+    rows = _hub_rows(name, column, seed, limit) if name.startswith("hub:") else _file_rows(name, column)
+    dropped = Dropped(rows.source, rows.unit)
+    found: list[tuple[int, Document]] = []
+    for number, row in islice(rows.numbered, limit):
+        try:
+            document = rows.document(row)
+        except BadRow as error:
+            dropped.add(str(error), number)
+            continue
+        if document:
+            found.append((number, document))
+    if not found:
+        why = f"What was read of it: {'; '.join(dropped.lines())}" if dropped.count else "It is empty"
+        raise InvalidInput(
+            f"The corpus {name!r} holds no documents. {why}. A row needs a column `text`, `messages`, `conversations` or a pair such as `prompt` and "
+            "`completion`; name another one with `column`."
+        )
+    kind = _most_frequent_kind([document for _, document in found])
+    kept = []
+    for number, document in found:
+        if _kind(document) == kind:
+            kept.append((number, document))
         else:
-            yield from _parquet_rows(path, column)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path.name} is not UTF-8 text (byte {error.start}).") from error
+            dropped.add("a chat among plain texts" if kind == "text" else "a plain text among chats", number)
+    random.Random(seed).shuffle(kept)
+    documents = tuple(document for _, document in kept)
+    digest = hashlib.sha256(json.dumps(documents, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+    return Corpus(name, digest, kind, documents, tuple(number for number, _ in kept), dropped)
 
 
-def _text_rows(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8-sig").strip()  # universal newlines
+def _kind(document: Document) -> Literal["text", "chat"]:
+    return "text" if isinstance(document, str) else "chat"
+
+
+def _most_frequent_kind(documents: list[Document]) -> Literal["text", "chat"]:
+    """On a tie that of the first."""
+    return Counter(map(_kind, documents)).most_common(1)[0][0]
+
+
+def _file_rows(name: str, column: str | None) -> _Rows:
+    path = _local_path(name)
+    source = name if name in BUNDLED or name.startswith("training:") else path.name
+    if path.suffix == ".parquet":
+        return _Rows(source, "row", enumerate(_parquet_rows(path, column), start=1), lambda row: row_document(_python(row), column))
+    if path.suffix == ".jsonl":
+        return _Rows(source, "line", _lines(path), lambda line: json_document(line, column))
+    return _Rows(source, "document", enumerate(_blocks(path), start=1), plain_document)
+
+
+def _open(path: Path) -> TextIO:
+    """The text of a file, in which bytes that are not UTF-8 are halves of surrogate pairs: rows that have any are dropped."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):  # read as UTF-8, most of it would be letters with NULs between them
+                raise InvalidInput(f"{path.name} is UTF-16, not UTF-8 text. Save it as UTF-8.")
+        return path.open(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise InvalidInput(f"{path.name} could not be read ({error.strerror}).") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with _open(path) as lines:
+        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _blocks(path: Path) -> list[str]:
+    with _open(path) as file:
+        text = file.read().strip()  # universal newlines
     blocks = re.split(r"\n(?:[ \t]*\n)+", text)
     return blocks if len(blocks) > 1 else text.split("\n")
 
 
-def _jsonl_rows(path: Path, column: str | None) -> Iterator[Any]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InvalidInput(f"{path.name}, line {number}: not JSON ({error.msg}).") from error
-            if not isinstance(row, dict):
-                raise InvalidInput(f'{path.name}, line {number}: each line must be a JSON object, such as {{"text": "..."}}.')
-            yield row[_choose_column(row, column, f"{path.name}, line {number}")]
-
-
-def _parquet_rows(path: Path, column: str | None) -> Iterator[Any]:
+def _parquet_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
+    """Rows as scalars of arrow: each may be broken by itself."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path)
-        name = _choose_column(file.schema_arrow.names, column, path.name)
-        for batch in file.iter_batches(columns=[name]):
-            yield from batch.column(0).to_pylist()
-    except pa.ArrowInvalid as error:
+        columns = columns_of(file.schema_arrow.names, column)
+        for batch in file.iter_batches(columns=list(columns)):
+            yield from (dict(zip(columns, row, strict=True)) for row in zip(*(batch.column(name) for name in columns), strict=True))
+    except BadRow as error:
+        raise InvalidInput(f"{path.name}: {error}.") from error
+    except (pa.ArrowException, OSError) as error:
         raise InvalidInput(f"{path.name} is not a readable parquet file.") from error
 
 
-def _hub_rows(name: str, column: str | None, seed: int, limit: int) -> Iterator[Any]:
-    from datasets import load_dataset
-
-    identifier, config, named_column, split = parse_hub(name)
+def _python(row: dict[str, Any]) -> dict[str, Any]:
     try:
-        dataset = load_dataset(identifier, config, split=split, streaming=True)
-        dataset = dataset.shuffle(seed=seed, buffer_size=min(10 * limit, 10_000))
-        for row in dataset:
-            yield row[_choose_column(row, column or named_column, name)]
-    except InvalidInput:
-        raise
-    except Exception as error:  # datasets raises many kinds: missing, gated, offline, bad split
-        raise InvalidInput(
-            f"The dataset {name!r} could not be read ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})."
-        ) from error
+        return {name: scalar.as_py() for name, scalar in row.items()}
+    except UnicodeDecodeError as error:
+        raise BadRow("not UTF-8") from error
+
+
+def _hub_rows(name: str, column: str | None, seed: int, limit: int) -> _Rows:
+    identifier, config, named_column, split = parse_hub(name)
+    wanted = column or named_column
+
+    def rows() -> Iterator[dict[str, Any]]:
+        from datasets import load_dataset
+
+        try:
+            dataset = load_dataset(identifier, config, split=split, streaming=True)
+            if dataset.column_names:
+                columns_of(dataset.column_names, wanted)
+            yield from dataset.shuffle(seed=seed, buffer_size=min(10 * limit, 10_000))
+        except BadRow as error:
+            raise InvalidInput(f"{name}: {error}.") from error
+        except Exception as error:  # datasets raises many kinds: missing, gated, offline, bad split
+            raise InvalidInput(
+                f"The dataset {name!r} could not be read ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})."
+            ) from error
+
+    return _Rows(name, "row", enumerate(rows(), start=1), lambda row: row_document(row, wanted))
 
 
 def parse_hub(name: str) -> tuple[str, str | None, str | None, str]:
@@ -215,30 +287,3 @@ def parse_hub(name: str) -> tuple[str, str | None, str | None, str]:
     if not identifier or (at and not split) or (mark and not column) or (colon and not config):
         raise InvalidInput(f"{name!r} is not of the form hub:ID[:config][#column][@split].")
     return identifier, config or None, column or None, split or "train"
-
-
-def _choose_column(names: Iterable[str], column: str | None, where: str) -> str:
-    present = list(names)
-    wanted = [column] if column else ["text", "messages"]
-    for name in wanted:
-        if name in present:
-            return name
-    raise InvalidInput(f"{where}: no column {' or '.join(repr(name) for name in wanted)}; columns: {', '.join(present[:20])}.")
-
-
-def _document(value: Any, name: str) -> str | list[Message] | None:
-    """A document as text or messages; None when it is empty."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return _whole(value) if value.strip() else None
-    if isinstance(value, list) and all(
-        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str) for item in value
-    ):
-        return [{"role": item["role"], "content": _whole(item["content"])} for item in value] or None
-    raise InvalidInput(f"The corpus {name!r} holds a value that is neither text nor a list of {{role, content}} messages.")
-
-
-def _whole(text: str) -> str:
-    """The text without halves of surrogate pairs, which texts of the web hold and no tokenizer takes: each becomes U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if any("\ud800" <= each <= "\udfff" for each in text) else text

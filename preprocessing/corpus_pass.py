@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model_pairs.forward import ForwardOutput
+from organisms.errors import NotTheSame
 from organisms.progress import Progress, silent
 from organisms.settings import settings
 from preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
@@ -73,20 +74,29 @@ def run_corpus_pass(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Seq
     Raises:
         Cancelled: from `progress`, between batches.
         OutOfRoom: a sequential pair needs more disk than there is.
+        NotTheSame: sides that are not declared identical predict exactly the same everywhere: every difference would be reported as zero.
     """
     started = time.monotonic()
     layers = tuple(sorted({layer for accumulator in accumulators for layer in accumulator.layers}))
     readers = [accumulator for accumulator in accumulators if accumulator.needs_logits]
     statistics = PassStatistics(tokens=corpus.tokens, samples=len(corpus.ids), batches=0, read_tokens=0, seconds=0.0, forward_seconds=0.0)
     runner = _Runner(pair, corpus, layers, bool(readers), progress, statistics)
+    differs = not readers or pair.spec.declared_identical
     with torch.inference_mode():
         for batch in runner.batches():
             if readers:
                 for chunk in batch.logit_chunks():
+                    differs = differs or not torch.equal(chunk.base_logits, chunk.finetuned_logits)
                     for reader in readers:
                         reader.update_logits(chunk)
             for accumulator in accumulators:
                 accumulator.update(batch)
+    if not differs:
+        raise NotTheSame(
+            f"The two sides predict exactly the same, to the last bit, at all {corpus.tokens} positions of this text, although their weights differ: the "
+            "change does not reach it (it may act on tokens or positions that the text does not have, or lie below the resolution of the models' type). "
+            "Give another text (`corpus`), or set DIFFING_DTYPE=float32."
+        )
     statistics.seconds = time.monotonic() - started
     return statistics
 

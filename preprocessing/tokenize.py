@@ -4,22 +4,26 @@ Text: the document from its start, with the tokenizer's own special tokens. Posi
 Chat: the messages up to the first answer, rendered with the pair's chat template, then the answer's own tokens. The prompt is context that is
 read but not compared; comparison starts `PRE_ASSISTANT` tokens before the answer (the template's header of the answer, whose last token predicts
 the answer's first), so in a chat position 0 is that token and the answer starts at position `PRE_ASSISTANT`.
-Whole chat: all messages as the template renders them, every token compared, position 0 is the first token after BOS.
+Whole chat: all messages as the template renders them, with what it writes after the last one, every token compared; position 0 is the first token
+after BOS.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
+from pydantic import ValidationError
 
 from model_pairs.chat import ChatMessage
 from organisms.errors import InvalidInput
-from preprocessing.corpora import Corpus, CorpusParams, Message
+from preprocessing.corpora import Corpus, CorpusParams
+from preprocessing.corpus_rows import Dropped, Message
 
 if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair
@@ -37,8 +41,11 @@ MAX_PROMPT_TOKENS = 512
 
 ChatPart = Literal["answer", "whole"]
 
-_ROLES = ("system", "user", "assistant")
-_CHARACTERS_PER_TOKEN = 16
+_ROLES = get_args(ChatMessage.model_fields["role"].annotation)
+_CHARACTERS_PER_TOKEN = 8
+_SPARE = 32
+_LONGEST_WORD = 4096
+_WORD_END = re.compile(r"\w(?=\s)")
 _TOKENIZE_AT_ONCE = 256
 
 
@@ -99,8 +106,8 @@ class TokenizedCorpus:
     assistant_start: list[int | None]
     """Index, in each sample's ids, of the answer's first token; None for text and for whole chats."""
     has_bos: bool
-    dropped_short: int
-    """Documents dropped because they have fewer than `min_tokens` tokens to compare (or no answer, or too long a prompt)."""
+    dropped: Dropped
+    """What was left out: rows of the corpus that are no document, and documents that are too short, have no answer, too long a prompt, ..."""
     sha: str
     """sha256 of all token ids and starts."""
     first_position: int = 0
@@ -129,7 +136,7 @@ class TokenizedCorpus:
     def notes(self) -> dict[str, Any]:
         """What a run's manifest says of the text."""
         read = {"has_bos": self.has_bos} if self.stored is None else {"stored": self.stored}
-        return {**read, "position_origin": self.position_origin, "dropped": self.dropped_short}
+        return {**read, "position_origin": self.position_origin, **self.dropped.notes}
 
     def skipped(self, skip_first: int) -> int:
         """How many compared tokens to drop at the start of each sample so that its first `skip_first` tokens are left out, as attention sinks.
@@ -149,86 +156,141 @@ def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams, chat_part: 
         chat_part: of a chat, its first answer with `PRE_ASSISTANT` tokens before it, or all of it.
 
     Raises:
-        InvalidInput: every document was too short, or the samples do not fit into the pair's context.
+        InvalidInput: no document can be compared; it says what became of them.
     """
     if corpus.kind == "chat" and not pair.has_chat_template:
         raise InvalidInput(f"{corpus.id!r} holds chats, but this pair's tokenizer has no chat template. Give a corpus of plain text.")
-    chat_row = _chat_row if chat_part == "answer" else _whole_chat_row
+    rows_of = _text_rows if corpus.kind == "text" else _answer_rows if chat_part == "answer" else _whole_chat_rows
     flat, starts = array("i"), array("q", [0])
     content_start: list[int] = []
     assistant_start: list[int | None] = []
-    dropped = 0
+    dropped = Dropped(corpus.dropped.source or corpus.id, corpus.dropped.unit)
     digest = hashlib.sha256()
     for begin in range(0, len(corpus.documents), _TOKENIZE_AT_ONCE):
         if len(content_start) >= params.max_samples:
             break
-        documents = corpus.documents[begin : begin + _TOKENIZE_AT_ONCE]
-        rows = (
-            _text_rows(documents, pair.tokenizer, params) if corpus.kind == "text" else [chat_row(document, pair, params) for document in documents]
-        )
-        for row in rows:
+        rows = rows_of(corpus.documents[begin : begin + _TOKENIZE_AT_ONCE], pair, params)
+        for index, row in enumerate(rows, start=begin):
             if len(content_start) >= params.max_samples:
                 break
-            if row is None or len(row[0]) - row[1] < params.shortest or len(row[0]) > pair.context_length:
-                dropped += 1
+            if (reason := _unfit(row, params.shortest, pair.context_length)) is not None:
+                dropped.add(reason, corpus.number(index))
                 continue
-            flat.extend(row[0])
+            flat.extend(row.ids)
             starts.append(len(flat))
-            digest.update(np.asarray([row[1], len(row[0]), *row[0]], dtype=np.int64).tobytes())
-            content_start.append(row[1])
-            assistant_start.append(row[2])
+            digest.update(np.asarray([row.start, len(row.ids), *row.ids], dtype=np.int64).tobytes())
+            content_start.append(row.start)
+            assistant_start.append(row.answer)
     if not content_start:
         raise InvalidInput(
-            f"No document of {corpus.id!r} can be compared: all {dropped} have fewer than {params.shortest} tokens, no answer, "
-            f"or do not fit into the context of {pair.context_length} tokens. Lower min_tokens or max_tokens, or give another corpus."
+            f"No document of {corpus.id!r} can be compared: {'; '.join(dropped.lines())}. Lower min_tokens or max_tokens, or give another corpus."
         )
     bos = getattr(pair.tokenizer, "bos_token_id", None)
     ids = TokenIds(np.frombuffer(flat, dtype=np.intc), np.frombuffer(starts, dtype=np.int64))
     has_bos = bos is not None and ids[0][0] == bos and (corpus.kind == "chat" or content_start[0] == 1)
-    return TokenizedCorpus(corpus.id, corpus.kind, ids, content_start, assistant_start, has_bos, dropped, digest.hexdigest())
+    return TokenizedCorpus(corpus.id, corpus.kind, ids, content_start, assistant_start, has_bos, corpus.dropped.and_then(dropped), digest.hexdigest())
 
 
-Row = tuple[list[int], int, int | None]
+@dataclass(frozen=True)
+class _Row:
+    """One document: its ids, where the compared ones begin and where an answer does; or why it cannot be read."""
+
+    ids: list[int]
+    start: int = 0
+    answer: int | None = None
+    refused: str | None = None
 
 
-def _text_rows(documents: tuple[str, ...], tokenizer: Any, params: CorpusParams) -> list[Row | None]:
+def _unfit(row: _Row, shortest: int, context: int) -> str | None:
+    if row.refused is not None:
+        return row.refused
+    if len(row.ids) - row.start < shortest:
+        return f"fewer than {shortest} tokens"
+    return f"longer than the context of {context} tokens" if len(row.ids) > context else None
+
+
+def _text_rows(documents: Sequence[str], pair: LoadedPair, params: CorpusParams) -> list[_Row]:
+    start = int(_adds_bos(pair.tokenizer))
+    return [_Row(ids, start) for ids in first_tokens(pair.tokenizer, documents, start + params.max_tokens, add_special_tokens=True)]
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a BOS before every text. One that a document itself begins with is a token of the document."""
     bos = getattr(tokenizer, "bos_token_id", None)
-    # Long documents are cut by characters first: only their first tokens are wanted. The cut is generous, and undone where it was not enough.
-    limit = _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)
-    encoded = tokenizer([document[:limit] for document in documents], add_special_tokens=True)["input_ids"]
-    rows: list[Row | None] = []
-    for document, cut_ids in zip(documents, encoded, strict=True):
-        token_ids = list(cut_ids)
-        if len(document) > limit and len(token_ids) < params.max_tokens + 2:
-            token_ids = list(tokenizer(document, add_special_tokens=True)["input_ids"])
-        start = 1 if bos is not None and token_ids and token_ids[0] == bos else 0
-        rows.append((token_ids[: start + params.max_tokens], start, None))
-    return rows
+    with_added, without = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    return bos is not None and with_added[:1] == [bos] and without[:1] != [bos]
 
 
-def _whole_chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:
-    if any(message["role"] not in _ROLES for message in messages):
-        return None
+def _whole_chat_rows(documents: Sequence[list[Message]], pair: LoadedPair, params: CorpusParams) -> list[_Row]:
+    return [_whole_chat_row(messages, pair, params) for messages in documents]
+
+
+def _whole_chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> _Row:
     try:
-        rendered = pair.render_chat([ChatMessage.model_validate(message) for message in messages])
-    except InvalidInput:  # an order of turns that the template does not know
-        return None
-    ids = pair.tokenizer(rendered[: _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)], add_special_tokens=False)["input_ids"]
+        rendered = pair.render_conversation(_turns(messages))
+    except InvalidInput as error:
+        return _Row([], refused=error.message)
+    [ids] = first_tokens(pair.tokenizer, [rendered], params.max_tokens + 1)
     start = 1 if ids and ids[0] == getattr(pair.tokenizer, "bos_token_id", None) else 0
-    return list(ids[: start + params.max_tokens]), start, None
+    return _Row(ids[: start + params.max_tokens], start)
 
 
-def _chat_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> Row | None:
+def _answer_rows(documents: Sequence[list[Message]], pair: LoadedPair, params: CorpusParams) -> list[_Row]:
+    return [_answer_row(messages, pair, params) for messages in documents]
+
+
+def _answer_row(messages: list[Message], pair: LoadedPair, params: CorpusParams) -> _Row:
     answer = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), None)
-    if not answer or any(message["role"] not in _ROLES for message in messages[:answer]):
-        return None
-    turns = [ChatMessage.model_validate(message) for message in messages[:answer]]
-    prompt = pair.tokenizer(pair.render_chat(turns), add_special_tokens=False)["input_ids"]
+    if not answer:
+        return _Row([], refused="no answer, or none after a question")
+    try:
+        rendered = pair.render_chat(_turns(messages[:answer]))
+    except InvalidInput as error:
+        return _Row([], refused=error.message)
+    [prompt] = first_tokens(pair.tokenizer, [rendered], MAX_PROMPT_TOKENS + 1)
     if len(prompt) > MAX_PROMPT_TOKENS:
-        return None
-    content = messages[answer]["content"][: _CHARACTERS_PER_TOKEN * (params.max_tokens + 2)]
-    reply = pair.tokenizer(content, add_special_tokens=False)["input_ids"]
+        return _Row([], refused=f"a prompt of more than {MAX_PROMPT_TOKENS} tokens")
+    [reply] = first_tokens(pair.tokenizer, [messages[answer]["content"]], params.max_tokens)
     if not reply:
-        return None
+        return _Row([], refused="an empty answer")
     start = max(0, len(prompt) - PRE_ASSISTANT)
-    return [*prompt, *reply][: start + params.max_tokens], start, len(prompt)
+    return _Row([*prompt, *reply][: start + params.max_tokens], start, len(prompt))
+
+
+def _turns(messages: Sequence[Message]) -> list[ChatMessage]:
+    """Raises InvalidInput for a role that templates are not sure to know."""
+    try:
+        return [ChatMessage.model_validate(message) for message in messages]
+    except ValidationError as error:
+        raise InvalidInput(f"messages of a role other than {', '.join(_ROLES)}") from error
+
+
+def first_tokens(tokenizer: Any, texts: Sequence[str], count: int, add_special_tokens: bool = False) -> list[list[int]]:
+    """The first `count` ids of each text, as those of the whole text are, without tokenising long texts to their ends.
+
+    A long text is cut where a word ends, so that no word is tokenised by half; only in one of more than `_LONGEST_WORD` characters the cut may
+    fall. Tokens that may not be those of the whole text are the last ones then, so `_SPARE` more are wanted; where there are fewer, a longer part
+    is tokenised.
+    """
+    found: list[list[int]] = [[] for _ in texts]
+    left = list(range(len(texts)))
+    limit = _CHARACTERS_PER_TOKEN * (count + _SPARE)
+    while left:
+        parts = [_begin(texts[index], limit) for index in left]
+        encoded = tokenizer(parts, add_special_tokens=add_special_tokens)["input_ids"]
+        again = []
+        for index, part, ids in zip(left, parts, encoded, strict=True):
+            if len(part) < len(texts[index]) and len(ids) < count + _SPARE:
+                again.append(index)
+            else:
+                found[index] = list(ids[:count])
+        left, limit = again, 8 * limit
+    return found
+
+
+def _begin(text: str, characters: int) -> str:
+    """The text up to the end of the first word that ends at or behind `characters`, or `_LONGEST_WORD` characters further on."""
+    if len(text) <= characters:
+        return text
+    end = _WORD_END.search(text, characters, characters + _LONGEST_WORD)
+    return text[: end.end() if end else characters + _LONGEST_WORD]

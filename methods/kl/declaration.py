@@ -44,7 +44,7 @@ class KLResult(MethodResult):
     )
     tokens: int
     samples: int
-    dropped: int = Field(description="Documents too short (or, in chats, without an answer) that were left out.")
+    dropped: int = Field(description="Documents left out: too short, without an answer, or rows that are no document.")
     position_origin: str = Field(description="What position 0 is.")
     kl_finetuned_base: Spread = Field(description="Per token, KL(finetuned || base).")
     kl_base_finetuned: Spread = Field(description="Per token, KL(base || finetuned).")

@@ -92,7 +92,7 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
         amount=amount,
         tokens=accumulator.filled,
         samples=len(counts),
-        dropped=corpus.dropped_short,
+        dropped=corpus.dropped.count,
         position_origin=corpus.position_origin,
         per_text=_spread(per_text["kl_finetuned_base"], np.arange(len(counts)), np.ones(len(counts))),
         rounding_noise=noise,

@@ -110,6 +110,28 @@ def test_one_pass_for_equal_text_and_lookups_afterwards(tmp_path: Path, spec: Pa
     assert found.id == records[0].id
 
 
+def test_a_bad_row_is_left_out_of_every_run_and_named_in_its_report(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
+    clean, file = write_texts(tmp_path / "clean.jsonl", 20, 10), tmp_path / "t.jsonl"
+    file.write_text("no json\n" + clean.read_text() + '{"text": "w1"}\n')
+    store = RunStore(tmp_path / "runs")
+    requests: list[tuple[str, dict[str, Any]]] = [(name, {"corpus": str(file)}) for name in ("kl", "count_rows", "pca")]
+    kl, counted, pca = run_methods(ModelPairs(), spec, requests, store)
+    bad, short = "1 x not JSON (Expecting value) (t.jsonl, line 1)", "1 x fewer than 2 tokens (t.jsonl, line 22)"
+    for record in (kl, counted):
+        assert record.report(record.result()).endswith(f"\nleft out of the corpus: {bad}; {short}")
+        assert record.manifest.notes["text"]["dropped"] == 2
+    assert kl.result().dropped == 2  # type: ignore[attr-defined]
+    assert pca.report(pca.result()).endswith(f"\nleft out of the corpus: {bad}"), (
+        "rows that no method can read, for those without a pass of their own"
+    )
+    [same] = run_methods(ModelPairs(), spec, [("kl", {"corpus": str(clean)})], store)
+    assert "left out" not in same.report(same.result())
+    assert same.result().kl_finetuned_base.mean == pytest.approx(kl.result().kl_finetuned_base.mean, rel=1e-5)  # type: ignore[attr-defined]
+    file.write_text(clean.read_text())
+    [mended] = run_methods(ModelPairs(), spec, requests[:1], store)
+    assert "left out" not in mended.report(mended.result()), "not the run of the file as it was"
+
+
 def test_a_failing_method_does_not_take_the_others_with_it(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
     text = {"corpus": str(write_texts(tmp_path / "t.jsonl", 20, 10))}
     store = RunStore(tmp_path / "runs")

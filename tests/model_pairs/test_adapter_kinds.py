@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from methods.execute import run_methods
-from methods.runs import RunStore
+from methods.runs import RunStore, changed_since
 from model_pairs.residency import ModelPairs
 from model_pairs.weights import weight_deltas
 from organisms.errors import InvalidInput, NotTheSame
@@ -318,3 +318,31 @@ def test_an_adapter_of_another_base_is_said_in_the_result(tiny_models, make_pair
     (record,) = run_methods(ModelPairs(), make_pair(base, adapter=adapter), [("kl", {"max_samples": 4})], store)
     assert record.remarks == []
     assert record.manifest.notes["weights"]["base"] != record.manifest.notes["weights"]["finetuned"]
+
+
+def test_a_change_that_no_text_reaches_is_no_zero(tiny_models, make_pair, save, own_data_folder):
+    base = tiny_models(tie_word_embeddings=False)
+    adapter = save(base, "TRAINABLE_TOKENS", target_modules=["embed_tokens"], token_indices=[4])  # a token that no text of the corpus has
+    with pytest.raises(NotTheSame, match="predict exactly the same"):
+        run_methods(ModelPairs(), make_pair(base, adapter=adapter), [("kl", {"max_samples": 4})], RunStore(own_data_folder / "runs"))
+    assert RunStore(own_data_folder / "runs").list() == []
+
+
+def test_a_run_says_when_its_models_have_changed(tiny_models, own_data_folder, tmp_path):
+    from model_pairs.resolve import resolve_pair
+
+    base, finetuned = shutil.copytree(tiny_models(), tmp_path / "base"), shutil.copytree(tiny_models(seed=1), tmp_path / "finetuned")
+    store = RunStore(own_data_folder / "runs")
+    (record,) = run_methods(ModelPairs(), resolve_pair(f"{base}::{finetuned}"), [("kl", {"max_samples": 4})], store)
+    assert changed_since(record.manifest) is None
+    tensors = load_file(finetuned / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] += 0.01
+    save_file(tensors, finetuned / "model.safetensors", metadata={"format": "pt"})
+    told = changed_since(record.manifest)
+    assert told is not None
+    assert "finetuned side" in told
+    assert record.manifest.notes["weights"]["finetuned"] in told
+    (again,) = run_methods(ModelPairs(), resolve_pair(f"{base}::{finetuned}"), [("kl", {"max_samples": 4})], store)
+    assert again.id != record.id
+    assert again.manifest.notes["weights"]["base"] == record.manifest.notes["weights"]["base"]
+    assert again.manifest.notes["weights"]["finetuned"] != record.manifest.notes["weights"]["finetuned"]

@@ -61,32 +61,12 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert corpus_identity(CorpusParams(corpus=str(file))) != before
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "complaint"),
-    [
-        ("a.jsonl", b"", "no documents"),
-        ("a.jsonl", b'{"text": ""}\n', "no documents"),
-        ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2"),
-        ("a.jsonl", b"[1]\n", "object"),
-        ("a.jsonl", b'{"body": "a"}\n', "columns: body"),
-        ("a.jsonl", b'{"text": 3}\n', "neither text"),
-        ("a.jsonl", b'{"text": "a"}\n{"messages": [{"role": "user", "content": "b"}]}\n', "mixes"),
-        ("a.txt", b"\xff\xfe\x00", "UTF-8"),
-        ("a.parquet", b"no parquet", "parquet"),
-    ],
-)
-def test_bad_files(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InvalidInput, match=complaint):
-        load_corpus(CorpusParams(corpus=str(tmp_path / name)))
-
-
 def test_half_characters_become_replacement_characters(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(r'{"text": "\ud83e cut, \ud83e\uddc1 whole"}')
     assert load_corpus(CorpusParams(corpus=str(tmp_path / "a.jsonl"))).documents == ("\ufffd cut, \U0001f9c1 whole",)
 
 
-@pytest.mark.parametrize("name", ["no_such_corpus", "/no/such/file.jsonl", "file.csv"])
+@pytest.mark.parametrize("name", ["no_such_corpus", "/no/such/file.jsonl", "file.csv", "a\0b.txt", "long" * 200 + ".txt", "~nobody-at-all/a.txt"])
 def test_unknown(name: str) -> None:
     with pytest.raises(UnknownName):
         load_corpus(CorpusParams(corpus=name))

@@ -27,7 +27,7 @@ def test_text_positions_start_after_bos(tmp_path: Path, bos: bool) -> None:
     assert tokens.content_start == [int(bos)] * 2
     assert [len(ids) - int(bos) for ids in tokens.ids] == [4, 5]
     assert tokens.tokens == 9
-    assert tokens.dropped_short == 1
+    assert tokens.dropped.count == 1
     assert ("BOS" in tokens.position_origin) is True
 
 
@@ -54,7 +54,7 @@ def test_chats_compare_the_answer(tmp_path: Path) -> None:
         assert pair.tokenizer.decode(tokens.ids[0][start:]).split() == ["w4", "w5"]
         assert tokens.ids[0][start - 1] == pair.tokenizer.convert_tokens_to_ids("<a>")
     assert tokens.content_start == [start - PRE_ASSISTANT]
-    assert tokens.dropped_short == 3
+    assert tokens.dropped.count == 3
     assert tokens.tokens == 5
 
 
