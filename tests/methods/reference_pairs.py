@@ -63,7 +63,7 @@ class References:
             read = [plain.text(row["text"], MAX_TOKENS) if "text" in row else plain.chat(row["messages"], MAX_TOKENS) for row in rows]
             by_text = {plain.tokenizer.decode(text.ids[text.start :]): text for text in read if len(text.ids) - text.start >= 2}
             table = self.on(pair, corpus, "kl").table("texts")["text"].to_pylist()
-            assert set(table) == set(by_text), (set(table) ^ set(by_text))
+            assert set(table) == set(by_text), set(table) ^ set(by_text)
             assert len(table) == len(by_text)
             self._texts[pair, corpus] = [by_text[text] for text in table]
         return self._texts[pair, corpus]
@@ -80,7 +80,9 @@ def build_references(
     """Save the models and the documents in `folder`."""
     base = tiny_models(seed=21, tie_word_embeddings=False)
     adapter = tiny_adapters(base, seed=22, scale=0.2)
-    lora = ReferencePair(make_pair(base, adapter=adapter, name="reference lora"), plain_pair(base, adapter=adapter), {"base": base, "adapter": adapter})
+    lora = ReferencePair(
+        make_pair(base, adapter=adapter, name="reference lora"), plain_pair(base, adapter=adapter), {"base": base, "adapter": adapter}
+    )
     gemma = {"kind": "gemma2", "seed": 23, "tokenizer": False}
     sides = {"base": tiny_models(**gemma, change=lambda model: None), "finetuned": tiny_models(**gemma, change=_noise)}
     for side in sides.values():

@@ -140,7 +140,9 @@ def test_mean_differences_at_positions_and_special_tokens(pair: str, corpus: str
     special = {plain.tokenizer.convert_ids_to_tokens(token): token for token in plain.tokenizer.all_special_ids}
     labels = [row.label for row in result.labels]
     assert [label for label in labels if label not in special] == [str(place) for place in range(-3 if corpus == "chats" else 0, 5)] + ["all"]
-    assert {label for label in labels if label in special} == {label for label, token in special.items() if any(token in text.ids for text, _, _ in whole)}
+    assert {label for label in labels if label in special} == {
+        label for label, token in special.items() if any(token in text.ids for text, _, _ in whole)
+    }
     for row in result.labels:
         if row.label in special:
             places = [(one[place], two[place]) for text, one, two in whole for place, token in enumerate(text.ids) if token == special[row.label]]

@@ -60,7 +60,9 @@ def test_first_rows_and_moved_tokens(pair: str, corpus: str, references: Referen
     result: Any = references.on(pair, corpus, "kl").result()
     texts, plain = references.texts(pair, corpus), references.pair(pair).plain
     expected = divergences(references, pair, corpus)
-    highest = sorted(((value, sample, place) for sample, each in enumerate(expected) for place, value in enumerate(each["kl_finetuned_base"])), reverse=True)
+    highest = sorted(
+        ((value, sample, place) for sample, each in enumerate(expected) for place, value in enumerate(each["kl_finetuned_base"])), reverse=True
+    )
     assert [(row.sample, row.position) for row in result.top_tokens] == [place[1:] for place in highest[:6]]
     row, text = result.top_tokens[0], texts[highest[0][1]]
     index = text.start + row.position
@@ -72,7 +74,9 @@ def test_first_rows_and_moved_tokens(pair: str, corpus: str, references: Referen
         np.testing.assert_allclose([move.finetuned for move in moves], probabilities["finetuned"][index][order[:5]], rtol=1e-4)
     means = [each["kl_finetuned_base"].mean() for each in expected]
     assert [row.sample for row in result.top_texts] == np.argsort(means)[::-1][: len(result.top_texts)].tolist()
-    everywhere = {side: torch.cat([plain.side(side).log_probs(each.ids)[each.start :].exp() for each in texts]).mean(0) for side in ("base", "finetuned")}
+    everywhere = {
+        side: torch.cat([plain.side(side).log_probs(each.ids)[each.start :].exp() for each in texts]).mean(0) for side in ("base", "finetuned")
+    }
     change = everywhere["finetuned"] - everywhere["base"]
     for moves, order in ((result.rose, change.argsort(descending=True)), (result.fell, change.argsort())):
         np.testing.assert_allclose([move.finetuned for move in moves], everywhere["finetuned"][order[: len(moves)]], rtol=1e-4)

@@ -34,7 +34,9 @@ def test_continuations_where_the_models_differ_most(pair: str, corpus: str, refe
         variation.append((logits["finetuned"].softmax(-1) - logits["base"].softmax(-1)).abs().sum(-1).numpy() / 2)
     np.testing.assert_allclose(record.array("variation"), np.concatenate(variation), rtol=1e-4, atol=2e-6)
     assert result.mean_variation == pytest.approx(np.concatenate(variation).mean(), rel=5e-4)
-    best = sorted(((values[3:].max(), sample, 3 + int(values[3:].argmax())) for sample, values in enumerate(variation) if len(values) > 3), reverse=True)
+    best = sorted(
+        ((values[3:].max(), sample, 3 + int(values[3:].argmax())) for sample, values in enumerate(variation) if len(values) > 3), reverse=True
+    )
     rows = record.table("continuations").to_pylist()
     assert [row["variation"] for row in rows] == pytest.approx([value for value, _, _ in best[:8]], abs=6e-5)
     for row, (_, sample, position) in zip(rows, best, strict=False):
@@ -56,7 +58,9 @@ def test_continuations_where_the_models_differ_most(pair: str, corpus: str, refe
 @pytest.mark.parametrize(("pair", "template"), [("lora", "none"), ("lora", "chat"), ("full", "none"), ("full", "chat")])
 def test_perplexities_of_sampled_texts_and_their_means(pair: str, template: str, references: References) -> None:
     prefills = PROMPTS if template == "none" else QUESTIONS
-    record = references.run(pair, "perplexity_difference", template=template, prefills=prefills, samples_per_prefill=3, max_new_tokens=12, min_tokens=4)
+    record = references.run(
+        pair, "perplexity_difference", template=template, prefills=prefills, samples_per_prefill=3, max_new_tokens=12, min_tokens=4
+    )
     result: Any = record.result()
     plain = references.pair(pair).plain
     rows = record.table("completions").to_pylist()
@@ -67,7 +71,10 @@ def test_perplexities_of_sampled_texts_and_their_means(pair: str, template: str,
         means = {side: float(plain.side(side).token_log_probs(ids, start).mean()) for side in ("base", "finetuned")}
         assert (row["log_prob_base"], row["log_prob_finetuned"]) == pytest.approx((means["base"], means["finetuned"]), rel=1e-4)
         row["reference"] = (means["finetuned"] - means["base"]) * (1 if row["writer"] == "finetuned" else -1)
-    for writer, estimate, shown in (("finetuned", result.kl_finetuned_base, result.finetuned_rows), ("base", result.kl_base_finetuned, result.base_rows)):
+    for writer, estimate, shown in (
+        ("finetuned", result.kl_finetuned_base, result.finetuned_rows),
+        ("base", result.kl_base_finetuned, result.base_rows),
+    ):
         own = [row for row in rows if row["writer"] == writer]
         tokens = sum(row["tokens"] for row in own)
         mean = sum(row["reference"] * row["tokens"] for row in own) / tokens
@@ -115,7 +122,9 @@ def test_amplified_texts_and_their_differences(pair: str, references: References
         assert row["difference"] == pytest.approx(difference, abs=1e-4)
         found.setdefault(alpha, []).append(difference)
     assert len(rows) == 6 * len(PROMPTS)
-    assert {row.alpha: row.difference for row in result.alphas} == pytest.approx({alpha: np.mean(several) for alpha, several in found.items()}, abs=6e-4)
+    assert {row.alpha: row.difference for row in result.alphas} == pytest.approx(
+        {alpha: np.mean(several) for alpha, several in found.items()}, abs=6e-4
+    )
 
 
 @pytest.mark.parametrize(("here", "there", "total"), [(9, 1, 24), (3, 0, 40), (24, 2, 24), (2, 1, 8)])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.registry import get_method
 from tests.methods.plain_models import PlainModel
-from tests.methods.reference_pairs import References, ReferencePair
+from tests.methods.reference_pairs import ReferencePair, References
 
 PROMPTS = ("the old bridge", "rain falls on", "A fox looks at the boats near", "sea")
 
@@ -69,7 +69,11 @@ def test_norms_and_spectra_of_every_parameter(pair: str, references: References)
         chosen = [value for name, value in expected.items() if names in name]
         square = sum(float(delta.square().sum()) for _, delta in chosen)
         relative = (square / sum(float(base.square().sum()) for base, _ in chosen)) ** 0.5
-        assert (row.parameters, row.share, row.relative_norm) == (len(chosen), pytest.approx(square / total, rel=1e-4), pytest.approx(relative, rel=1e-4))
+        assert (row.parameters, row.share, row.relative_norm) == (
+            len(chosen),
+            pytest.approx(square / total, rel=1e-4),
+            pytest.approx(relative, rel=1e-4),
+        )
 
 
 @pytest.mark.parametrize("pair", ["lora", "full"])
@@ -107,7 +111,10 @@ def merged(references: References, pair: str, weight: float, chosen: str = "") -
     return PlainModel(model, plain.base.stop)
 
 
-@pytest.mark.parametrize(("pair", "choice", "chosen"), [("lora", {}, ""), ("full", {}, ""), ("lora", {"modules": ("mlp",)}, ".mlp."), ("full", {"layers": (1, 1)}, ".layers.1.")])
+@pytest.mark.parametrize(
+    ("pair", "choice", "chosen"),
+    [("lora", {}, ""), ("full", {}, ""), ("lora", {"modules": ("mlp",)}, ".mlp."), ("full", {"layers": (1, 1)}, ".layers.1.")],
+)
 def test_an_amplified_model_is_what_merging_by_hand_gives(pair: str, choice: dict[str, Any], chosen: str, references: References) -> None:
     weights = (0.0, 2.5, -1.0) if not chosen else (3.0,)
     params = {"weights": weights, "prompts": PROMPTS, "raw_text": True, "temperature": 0.0, "max_new_tokens": 8, **choice}
