@@ -107,10 +107,19 @@ class PlainPair:
         start = int(ids[0] == self.tokenizer.bos_token_id)
         return PlainText(ids[: start + max_tokens], start)
 
+    def rendered(self, messages: list[dict[str, str]]) -> str:
+        """A chat up to where the model answers, without thinking."""
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        return text
+
     def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids up to where the model answers, without thinking."""
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        """The same as token ids."""
+        ids: list[int] = self.tokenizer(self.rendered(messages), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def whole_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of all turns; the last answer is read as the model writes it, before its turn ends."""
+        ids: list[int] = self.tokenizer(self.rendered(messages[:-1]) + messages[-1]["content"], add_special_tokens=False)["input_ids"]
         return ids
 
     def chat(self, messages: list[dict[str, str]], max_tokens: int) -> PlainText:
@@ -135,10 +144,11 @@ class PlainPair:
         return text
 
 
-def plain_pair(base: Path, finetuned: Path | None = None, adapter: Path | None = None) -> PlainPair:
+def plain_pair(base: Path, finetuned: Path | None = None, adapter: Path | None = None, base_adapter: Path | None = None) -> PlainPair:
     """Both sides in float64."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (base, finetuned or base)]
-    if adapter is not None:
-        models[1] = PeftModel.from_pretrained(models[1], adapter).double()
+    for place, folder in enumerate((base_adapter, adapter)):
+        if folder is not None:
+            models[place] = PeftModel.from_pretrained(models[place], folder).double()
     return PlainPair(*(PlainModel(model, tokenizer.eos_token_id) for model in models), tokenizer)

@@ -20,7 +20,7 @@ from tests.methods.plain_models import PlainPair, PlainText, plain_pair
 
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
 MAX_TOKENS = 20
-TEXT = {"max_samples": 16, "max_tokens": MAX_TOKENS}
+TEXT = {"max_samples": 100, "max_tokens": MAX_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,11 @@ class ReferencePair:
 
 @dataclass(frozen=True)
 class References:
-    """`lora`: Llama and an adapter, no BOS. `full`: two Gemma 2 models (soft-capped logits, tied embeddings), with a BOS."""
+    """`lora`: Llama and an adapter, no BOS. `adapters`: two adapters on that Llama, one of rsLoRA with an unembedding of its own. `full`: two Gemma 2
+    models (soft-capped logits, tied embeddings), with a BOS."""
 
     lora: ReferencePair
+    adapters: ReferencePair
     full: ReferencePair
     corpora: dict[str, Path]
     pairs: ModelPairs
@@ -52,8 +54,8 @@ class References:
         return self.run(pair, method, corpus=str(self.corpora[corpus]), **{**TEXT, **params})
 
     def pair(self, name: str) -> ReferencePair:
-        """`lora` or `full`."""
-        return self.lora if name == "lora" else self.full
+        """By its name."""
+        return {"lora": self.lora, "adapters": self.adapters, "full": self.full}[name]
 
     def texts(self, pair: str, corpus: str) -> list[PlainText]:
         """The documents that can be compared, in the order in which the runs number them, which the table of `kl` tells by their text."""
@@ -79,16 +81,18 @@ def build_references(
 ) -> References:
     """Save the models and the documents in `folder`."""
     base = tiny_models(seed=21, tie_word_embeddings=False)
-    adapter = tiny_adapters(base, seed=22, scale=0.2)
-    lora = ReferencePair(
-        make_pair(base, adapter=adapter, name="reference lora"), plain_pair(base, adapter=adapter), {"base": base, "adapter": adapter}
-    )
+    lora = {"base": base, "adapter": tiny_adapters(base, seed=22, scale=0.2)}
+    saved = tiny_adapters(base, seed=26, scale=0.2, use_rslora=True, targets=["q_proj", "down_proj"], modules_to_save=["lm_head"])
+    adapters = {"base": base, "base_adapter": tiny_adapters(base, seed=25, rank=2, scale=0.2, targets=["v_proj", "down_proj"]), "adapter": saved}
     gemma = {"kind": "gemma2", "seed": 23, "tokenizer": False}
     sides = {"base": tiny_models(**gemma, change=lambda model: None), "finetuned": tiny_models(**gemma, change=_noise)}
     for side in sides.values():
         _save_bos_tokenizer(tokenizer_folder, side)
-    full = ReferencePair(make_pair(sides["base"], sides["finetuned"], name="reference full"), plain_pair(**sides), sides)
-    return References(lora, full, _documents(folder), pairs, RunStore(folder / "runs"))
+    made = {
+        name: ReferencePair(make_pair(**folders, name=f"reference {name}"), plain_pair(**folders), folders)
+        for name, folders in (("lora", lora), ("adapters", adapters), ("full", sides))
+    }
+    return References(**made, corpora=_documents(folder), pairs=pairs, store=RunStore(folder / "runs"))
 
 
 def _noise(model: Any) -> None:
@@ -110,7 +114,8 @@ def _save_bos_tokenizer(source: Path, target: Path) -> None:
 
 
 def _documents(folder: Path) -> dict[str, Path]:
-    """Texts of 1 to 20 words (some are cut, one is too short to be compared), and chats with prompts of every length."""
+    """Texts of 1 to 20 words (some are cut, one is too short to be compared), chats with prompts of every length, and many short
+    texts of few words."""
     random = np.random.default_rng(3)
 
     def words(count: int) -> str:
@@ -123,7 +128,9 @@ def _documents(folder: Path) -> dict[str, Path]:
         system = [{"role": "system", "content": words(3)}] if index % 3 == 0 else []
         later = [{"role": "user", "content": words(2)}, {"role": "assistant", "content": words(3)}] if index % 2 else []
         chats.append({"messages": system + turns + later})
-    paths = {"texts": folder / "texts.jsonl", "chats": folder / "chats.jsonl"}
-    for name, rows in (("texts", texts), ("chats", chats)):
+    named = [*WORDS, *"harbour lantern orchard violin copper meadow window garden silver thunder".split()]
+    many = [{"text": " ".join(random.choice(named, count))} for count in random.integers(3, 9, 60)]
+    paths = {name: folder / f"{name}.jsonl" for name in ("texts", "chats", "many")}
+    for name, rows in (("texts", texts), ("chats", chats), ("many", many)):
         paths[name].write_text("\n".join(json.dumps(row) for row in rows))
     return paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from methods.registry import get_method
 from tests.methods.plain_models import PlainText
 from tests.methods.reference_pairs import References
 
-READ = [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats")]
+READ = [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "texts")]
 LAYERS = (1, 2)
 
 
@@ -66,7 +67,7 @@ def test_mean_differences_by_position(pair: str, corpus: str, layer: int, refere
             assert row.stability == pytest.approx(float(torch.cosine_similarity(difference[odd].sum(0), difference[~odd].sum(0), dim=0)), rel=1e-3)
 
 
-@pytest.mark.parametrize("pair", ["lora", "full"])
+@pytest.mark.parametrize("pair", ["adapters", "full"])
 def test_the_lens_of_a_mean_difference(pair: str, references: References) -> None:
     """Probabilities are exactly those of the finetuned model's own final norm and unembedding on the mean, in the length of typical activations; z is
     compared with thousands of random directions of the reference's own."""
@@ -187,3 +188,19 @@ def test_components(pair: str, corpus: str, of: str, references: References) -> 
     halves = [PCA(n_components=4, svd_solver="full").fit(rows[sample % 2 == half]).components_ for half in range(2)]
     nearest = [np.abs(oracle.components_ @ half.T).max(axis=1) for half in halves]
     assert [row.stability for row in result.rows] == pytest.approx(np.minimum(*nearest), abs=1e-3)
+
+
+@pytest.mark.parametrize("pair", ["lora", "full"])
+def test_components_of_whole_chats(pair: str, references: References) -> None:
+    """All turns with the tokens of the template; of these the first is left out, unless it is a BOS, which is never kept."""
+    record = references.on(pair, "chats", "pca", layers=(1,), components=3, chat_part="whole", max_tokens=40)
+    plain = references.pair(pair).plain
+    rows = []
+    for line in references.corpora["chats"].read_text().splitlines():
+        ids = plain.whole_chat(json.loads(line)["messages"])
+        start = int(ids[0] == plain.tokenizer.bos_token_id)
+        base, finetuned = (plain.side(side).read(ids[: start + 40])[1][1] for side in ("base", "finetuned"))
+        rows.append((finetuned - base)[1:])
+    oracle = PCA(n_components=3, svd_solver="full").fit(torch.cat(rows).numpy())
+    result: Any = record.result()
+    assert [row.explained for row in result.rows] == pytest.approx(oracle.explained_variance_ratio_, abs=2e-5)

@@ -88,9 +88,9 @@ def test_an_sae_on_differences(pair: str, references: References) -> None:
             assert beta == pytest.approx(float(np.linalg.lstsq(column, centred.ravel(), rcond=None)[0][0]), rel=5e-3, abs=2e-3)
 
 
-@pytest.mark.parametrize("pair", ["lora", "full"])
-def test_a_crosscoder_and_its_latent_scaling(pair: str, references: References) -> None:
-    record = references.on(pair, "texts", "crosscoder", **TRAINING)
+@pytest.mark.parametrize(("pair", "kind"), [("lora", {}), ("full", {}), ("lora", {"sparsity": "l1"}), ("adapters", {"dedicated": 0.2})])
+def test_a_crosscoder_and_its_latent_scaling(pair: str, kind: dict[str, Any], references: References) -> None:
+    record = references.on(pair, "texts", "crosscoder", **TRAINING, **kind)
     result: Any = record.result()
     found, tensors = rows_of(references, pair), saved(record)
     scale, mean = float(tensors["normalisation.scale"]), tensors["normalisation.mean"].reshape(2, -1)

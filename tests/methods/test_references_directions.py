@@ -38,7 +38,7 @@ def replace_last(vector: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda stream: torch.cat([stream[:-1], vector[None]])
 
 
-@pytest.mark.parametrize(("pair", "side"), [("lora", "finetuned"), ("lora", "base"), ("full", "finetuned")])
+@pytest.mark.parametrize(("pair", "side"), [("lora", "finetuned"), ("lora", "base"), ("full", "finetuned"), ("adapters", "base")])
 def test_patchscope(pair: str, side: str, references: References) -> None:
     handle, vector, _ = mean_difference(references, pair)
     prompts, scales = ("a a\nthe", "cake cake\nsea", "1 1\n?"), (0.5, 2.0)
@@ -123,7 +123,7 @@ def test_steered_texts(pair: str, raw: bool, positions: str, references: Referen
 
 
 @pytest.mark.parametrize(("direction", "mode"), [("base_to_ft", "patch"), ("ft_to_base", "patch"), ("base_to_ft", "ablate")])
-@pytest.mark.parametrize(("pair", "corpus"), [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats")])
+@pytest.mark.parametrize(("pair", "corpus"), [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "texts")])
 def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, references: References) -> None:
     handle, vector, _ = mean_difference(references, pair)
     params = {"vectors": (handle,), "direction": direction, "mode": mode, "random_directions": 5}
@@ -173,10 +173,27 @@ def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, refere
         assert found == pytest.approx(tuple(drawn.confidence_interval), abs=0.12 * width + 2e-6)
 
 
+def test_causal_effect_of_a_subspace(references: References) -> None:
+    """The part of the stream that lies in the span of two directions is that of the base model."""
+    handle, vector, _ = mean_difference(references, "full")
+    streams = [references.full.plain.read(text)[1] for text in references.texts("full", "texts")]
+    second = torch.stack([each["finetuned"][LAYER][2] - each["base"][LAYER][2] for each in streams if len(each["base"][LAYER]) > 2]).mean(0)
+    vectors = (handle, handle.replace(":all:", ":2:"))
+    record = references.on("full", "texts", "causal_effect", vectors=vectors, subspace=True, random_directions=4)
+    basis = np.linalg.qr(torch.stack([vector, second]).numpy().T)[0]
+    projector = torch.from_numpy(basis @ basis.T)
+    plain, changed = references.full.plain, []
+    for text in references.texts("full", "texts"):
+        theirs = plain.base.read(text.ids)[1][LAYER]
+        with plain.finetuned.hooked(LAYER, lambda stream, theirs=theirs: stream + (theirs - stream) @ projector):
+            changed.append(-float(plain.finetuned.token_log_probs(text.ids, 1).sum()))
+    np.testing.assert_allclose(record.array("changed_nats")[record.table("candidates")["kind"].to_pylist().index("tested")], changed, rtol=1e-5)
+
+
 def oracle_prompt(plain: PlainPair, head: str, count: int, question: str) -> tuple[list[int], list[int]]:
     """Token ids of a user's message with `count` placeholders ` ?` after its head, and the last token of each placeholder."""
     message = [{"role": "user", "content": f"{head}{' ?' * count}\n{question}"}]
-    text = plain.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    text = plain.rendered(message)
     encoded = plain.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ends = [text.index(head) + len(head) + 2 * (place + 1) for place in range(count)]
     last = [end for _, end in encoded["offset_mapping"]]

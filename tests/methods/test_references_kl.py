@@ -11,7 +11,7 @@ from scipy import stats
 
 from tests.methods.reference_pairs import References
 
-READ = [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats")]
+READ = [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "texts")]
 
 
 def divergences(references: References, pair: str, corpus: str) -> list[dict[str, np.ndarray]]:

@@ -16,7 +16,7 @@ from tests.methods.reference_pairs import References
 
 NAME = "logit_diff_topk_occurring"
 TOP_K = 12
-READ = [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats")]
+READ = [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "chats")]
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,20 @@ def test_logit_lens_of_a_layer(references: References) -> None:
     streams = [plain.read(text)[1] for text in references.texts("full", "texts")]
     read_off = [plain.side(side).lens(torch.cat([each[side][1] for each in streams])) for side in ("base", "finetuned")]
     np.testing.assert_allclose(record.array("mean_difference"), (read_off[1] - read_off[0]).mean(0), rtol=1e-4, atol=5e-6)
+
+
+def test_merged_words_count_once_a_position(references: References) -> None:
+    record = references.on("lora", "texts", NAME, top_k=TOP_K, topic_entries="none", normalise=True)
+    found = read(references, "lora", "texts")
+    tokenizer = references.lora.plain.tokenizer
+    texts = record.table("entries")["text"].to_pylist()
+    for word in ("the", "in", "it", "a", "e"):
+        variants = [token for token in range(found.difference.shape[1]) if tokenizer.decode([token]).strip().lower() == word]
+        assert len(variants) > (word in ("a", "e"))
+        for name, sign in (("risen", 1), ("fallen", -1)):
+            values, ids = (sign * found.difference).topk(TOP_K)
+            held = (torch.isin(ids, torch.tensor(variants)) & (values > 0)).any(1)
+            assert record.array(name)[texts.index(word)] == int(held.sum())
+        mean = float(found.difference[:, variants].mean())
+        assert record.array("mean_difference")[texts.index(word)] == pytest.approx(mean, rel=1e-4, abs=2e-6)
+        assert record.array("entry_expected_base")[texts.index(word)] == pytest.approx(float(found.base[:, variants].sum()), rel=1e-4)

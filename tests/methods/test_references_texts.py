@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
+from model_pairs.generation import GenerationRequest, Sampling
 from tests.methods.plain_models import PlainPair
 from tests.methods.reference_pairs import References
 
@@ -87,14 +87,12 @@ def test_perplexities_of_sampled_texts_and_their_means(pair: str, template: str,
 
 def _scored(plain: PlainPair, template: str, prefill: str, text: str) -> tuple[list[int], int]:
     """Token ids of prefill and completion, and the first that ends within the completion."""
-    chat = [{"role": "user", "content": prefill}]
-    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-    before = prefill if template == "none" else plain.tokenizer.apply_chat_template(chat, **options)
+    before = prefill if template == "none" else plain.rendered([{"role": "user", "content": prefill}])
     encoded = plain.tokenizer(before + text, add_special_tokens=template == "none", return_offsets_mapping=True)
     return encoded["input_ids"], sum(end <= len(before) for _, end in encoded["offset_mapping"])
 
 
-@pytest.mark.parametrize("pair", ["lora", "full"])
+@pytest.mark.parametrize("pair", ["lora", "full", "adapters"])
 def test_amplified_texts_and_their_differences(pair: str, references: References) -> None:
     """Temperature 0 takes the largest log p_ft + alpha (log p_ft - log p_base) among tokens with a tenth of the nearer model's best probability."""
     record = references.run(pair, "contrastive_decoding", prompts=PROMPTS, alphas=[0.5, 2.0], temperature=0.0, max_new_tokens=8)
@@ -139,21 +137,33 @@ def test_a_written_word_is_as_surprising_as_fishers_test_says(here: int, there: 
     assert row.log_odds == pytest.approx(np.log(halved[0, 0] * halved[1, 1] / (halved[0, 1] * halved[1, 0])), abs=1e-3)
 
 
-def test_sampling_follows_the_softmax_at_a_temperature(references: References) -> None:
-    """First tokens of 1,000 samples, against the plain model's distribution by a chi-squared test (at a fixed seed)."""
-    from model_pairs.generation import GenerationRequest, Sampling
-
+@pytest.mark.parametrize("alpha", [None, 1.0, -2.0])
+def test_sampling_follows_the_softmax_at_a_temperature(alpha: float | None, references: References) -> None:
+    """First tokens of 1,000 samples, against the distribution of the plain model (or the contrast of both) by a chi-squared test at a fixed seed."""
     plain, temperature = references.lora.plain, 0.7
+    sampling = Sampling(n=1000, temperature=temperature, max_new_tokens=1, seed=5)
+    requests = [GenerationRequest(text=PROMPTS[0])]
     with references.pairs.use(references.lora.spec) as pair:
-        sampling = Sampling(n=1000, temperature=temperature, max_new_tokens=1, seed=5)
-        texts = [each.text for each in pair.generate("finetuned", [GenerationRequest(text=PROMPTS[0])], sampling)[0]]
-    probabilities = (plain.finetuned.read(plain.tokenizer(PROMPTS[0])["input_ids"])[0][-1] / temperature).softmax(-1)
+        if alpha is None:
+            texts = [each.text for each in pair.generate("finetuned", requests, sampling)[0]]
+        else:
+            texts = [each.text for each in pair.generate_contrastive(requests, [alpha], sampling, 0.1)[0][0]]
+    base, scores = (plain.side(side).log_probs(plain.tokenizer(PROMPTS[0])["input_ids"])[-1] for side in ("base", "finetuned"))
+    if alpha is not None:
+        nearer = scores if alpha > 0 else base
+        scores = (scores + alpha * (scores - base)).masked_fill(nearer < nearer.max() + np.log(0.1), -np.inf)
     expected: dict[str, float] = {}
-    for token, probability in enumerate(probabilities.tolist()):
+    for token, probability in enumerate((scores / temperature).softmax(-1).tolist()):
         text = "" if token == plain.finetuned.stop else plain.written([token])
         expected[text] = expected.get(text, 0.0) + 1000 * probability
+    assert set(texts) <= {text for text, count in expected.items() if count > 0}
     common = [text for text, count in expected.items() if count >= 5]
-    counts = [texts.count(text) for text in common]
-    rest = 1000 - sum(counts)
-    assert torch.isfinite(probabilities).all()
-    assert stats.chisquare([*counts, rest], [*(expected[text] for text in common), 1000 - sum(expected[text] for text in common)]).pvalue > 0.01
+    counts = [*map(texts.count, common)]
+    rest, expected_rest = 1000 - sum(counts), 1000 - sum(expected[text] for text in common)
+    wanted = [expected[text] for text in common]
+    if expected_rest >= 1:
+        counts, wanted = [*counts, rest], [*wanted, expected_rest]
+    else:
+        wanted = [value * sum(counts) / sum(wanted) for value in wanted]
+    assert len(common) > 3
+    assert stats.chisquare(counts, wanted).pvalue > 0.01

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from methods.registry import get_method
 from tests.methods.plain_models import PlainModel
@@ -25,6 +27,9 @@ def deltas(pair: ReferencePair) -> dict[str, tuple[Tensor, Tensor]]:
     if "finetuned" in pair.folders:
         after = load_file(pair.folders["finetuned"] / "model.safetensors")
         return {name: (value, after[name].double() - value) for name, value in base.items()}
+    if "base_adapter" in pair.folders:
+        sides = [_merged_by_peft(pair.folders["base"], pair.folders[name]) for name in ("base_adapter", "adapter")]
+        return {name: (value, sides[1][name] - value) for name, value in sides[0].items()}
     factors = load_file(pair.folders["adapter"] / "adapter_model.safetensors")
     config = json.loads((pair.folders["adapter"] / "adapter_config.json").read_text())
     found = {}
@@ -37,13 +42,18 @@ def deltas(pair: ReferencePair) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
+def _merged_by_peft(base: Path, adapter: Path) -> dict[str, Tensor]:
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64), adapter).double()
+    return {name: value.detach() for name, value in model.merge_and_unload().named_parameters()}
+
+
 def place_of(name: str) -> tuple[int | None, str]:
     """Layer and module of a parameter's name in the files."""
     parts = name.removesuffix(".weight").removeprefix("model.").split(".")
     return (int(parts[1]), ".".join(parts[2:])) if parts[0] == "layers" else (None, parts[-1])
 
 
-@pytest.mark.parametrize("pair", ["lora", "full"])
+@pytest.mark.parametrize("pair", ["lora", "full", "adapters"])
 def test_norms_and_spectra_of_every_parameter(pair: str, references: References) -> None:
     record = references.run(pair, "weight_difference")
     result: Any = record.result()
@@ -76,13 +86,13 @@ def test_norms_and_spectra_of_every_parameter(pair: str, references: References)
         )
 
 
-@pytest.mark.parametrize("pair", ["lora", "full"])
+@pytest.mark.parametrize("pair", ["lora", "full", "adapters"])
 def test_what_a_module_writes_most(pair: str, references: References) -> None:
     """The first left singular vector of a down projection, and its lens list in the finetuned model."""
     record = references.run(pair, "weight_difference")
     values, plain = deltas(references.pair(pair)), references.pair(pair).plain
     rows = [row for row in record.table("directions").to_pylist() if (row["read_as"], row["index"]) == ("writes", 0) and row["layer"] is not None]
-    assert {row["module"] for row in rows} == {"mlp.down_proj", "self_attn.o_proj"}
+    assert {row["module"] for row in rows} == ({"mlp.down_proj"} if pair == "adapters" else {"mlp.down_proj", "self_attn.o_proj"})
     tokens = record.table("tokens").to_pylist()
     for number, row in enumerate(record.table("directions").to_pylist()):
         if row not in rows:
@@ -103,17 +113,16 @@ def test_what_a_module_writes_most(pair: str, references: References) -> None:
 
 def merged(references: References, pair: str, weight: float, chosen: str = "") -> PlainModel:
     """W_base + weight * (W_finetuned - W_base) where the parameter's name holds `chosen`, elsewhere the finetuned model."""
-    plain = references.pair(pair).plain
-    model = copy.deepcopy(plain.base.model)
+    model = AutoModelForCausalLM.from_pretrained(references.pair(pair).folders["base"], dtype=torch.float64)
     parameters = dict(model.named_parameters())
     for name, (base, delta) in deltas(references.pair(pair)).items():
         parameters[name].data = base + (weight if chosen in name else 1.0) * delta
-    return PlainModel(model, plain.base.stop)
+    return PlainModel(model, references.pair(pair).plain.base.stop)
 
 
 @pytest.mark.parametrize(
     ("pair", "choice", "chosen"),
-    [("lora", {}, ""), ("full", {}, ""), ("lora", {"modules": ("mlp",)}, ".mlp."), ("full", {"layers": (1, 1)}, ".layers.1.")],
+    [("lora", {}, ""), ("full", {}, ""), ("adapters", {}, ""), ("lora", {"modules": ("mlp",)}, ".mlp."), ("full", {"layers": (1, 1)}, ".layers.1.")],
 )
 def test_an_amplified_model_is_what_merging_by_hand_gives(pair: str, choice: dict[str, Any], chosen: str, references: References) -> None:
     weights = (0.0, 2.5, -1.0) if not chosen else (3.0,)
