@@ -33,7 +33,7 @@ class PlainModel:
 
     def __init__(self, model: Any, stop: int | None) -> None:
         self.model = model.eval()
-        self.inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.inner: Any = getattr(model, "get_base_model", lambda: model)()
         self.stop = stop
         self.blocks: list[Any] = list(self.inner.model.layers)
 
@@ -147,8 +147,9 @@ class PlainPair:
 def plain_pair(base: Path, finetuned: Path | None = None, adapter: Path | None = None, base_adapter: Path | None = None) -> PlainPair:
     """Both sides in float64."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (base, finetuned or base)]
+    models: list[Any] = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (base, finetuned or base)]
     for place, folder in enumerate((base_adapter, adapter)):
         if folder is not None:
             models[place] = PeftModel.from_pretrained(models[place], folder).double()
-    return PlainPair(*(PlainModel(model, tokenizer.eos_token_id) for model in models), tokenizer)
+    sides = [PlainModel(model, tokenizer.eos_token_id) for model in models]
+    return PlainPair(sides[0], sides[1], tokenizer)

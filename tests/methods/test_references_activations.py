@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,23 +20,31 @@ READ = [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats
 LAYERS = (1, 2)
 
 
-def streams(references: References, pair: str, corpus: str, layer: int) -> list[tuple[PlainText, Tensor, Tensor]]:
-    """By text: base's and finetuned stream [T, d_model] of the compared tokens."""
+class Streams(NamedTuple):
+    """A text, and both models' streams [T, d_model] at its tokens."""
+
+    text: PlainText
+    base: Tensor
+    finetuned: Tensor
+
+
+def streams(references: References, pair: str, corpus: str, layer: int) -> list[Streams]:
+    """Of every text, the compared tokens."""
     found = []
     for text in references.texts(pair, corpus):
         _, hidden = references.pair(pair).plain.read(text)
-        found.append((text, hidden["base"][layer], hidden["finetuned"][layer]))
+        found.append(Streams(text, hidden["base"][layer], hidden["finetuned"][layer]))
     return found
 
 
-def at(read: list[tuple[PlainText, Tensor, Tensor]], label: str) -> tuple[Tensor, Tensor, list[int]]:
+def at(read: list[Streams], label: str) -> tuple[Tensor, Tensor, list[int]]:
     """Rows of both models at a position (in chats: counted from the answer), or at all later ones, and the text that each is of."""
     rows: list[tuple[Tensor, Tensor, int]] = []
     for sample, (text, base, finetuned) in enumerate(read):
         zero = 0 if text.answer is None else text.answer - text.start
         chosen = range(zero + 5, len(base)) if label == "all" else [zero + int(label)]
         rows += [(base[place], finetuned[place], sample) for place in chosen if place < len(base)]
-    base, finetuned = (torch.stack([row[side] for row in rows]) for side in range(2))
+    base, finetuned = (torch.stack(several) for several in ([row[0] for row in rows], [row[1] for row in rows]))
     return base, finetuned, [row[2] for row in rows]
 
 
@@ -97,7 +105,7 @@ def test_scores_of_every_token(pair: str, corpus: str, references: References) -
     record = references.on(pair, corpus, "activation_analysis", layers=(1,))
     summaries = record.table("summaries").to_pylist()
     read = streams(references, pair, corpus, 1)
-    base, finetuned = (torch.cat([each[side] for each in read]) for side in (1, 2))
+    base, finetuned = torch.cat([each.base for each in read]), torch.cat([each.finetuned for each in read])
     norms = {"norm_base": base.norm(dim=1), "norm_finetuned": finetuned.norm(dim=1)}
     difference = (finetuned - base).norm(dim=1)
     scores = {
@@ -137,7 +145,7 @@ def test_mean_differences_at_positions_and_special_tokens(pair: str, corpus: str
     result: Any = record.result()
     plain = references.pair(pair).plain
     read = streams(references, pair, corpus, 1)
-    whole = [(text, *(plain.side(side).read(text.ids)[1][1] for side in ("base", "finetuned"))) for text in references.texts(pair, corpus)]
+    whole = [Streams(each.text, *(plain.side(side).read(each.text.ids)[1][1] for side in ("base", "finetuned"))) for each in read]
     special = {plain.tokenizer.convert_ids_to_tokens(token): token for token in plain.tokenizer.all_special_ids}
     labels = [row.label for row in result.labels]
     assert [label for label in labels if label not in special] == [str(place) for place in range(-3 if corpus == "chats" else 0, 5)] + ["all"]
@@ -166,7 +174,9 @@ def test_components(pair: str, corpus: str, of: str, references: References) -> 
     result: Any = record.result()
     read = streams(references, pair, corpus, 1)
     skipped = 0 if corpus == "chats" else 1  # of a text the first token, which may be an attention sink
-    base, finetuned = (torch.cat([each[side][skipped:] for each in read]).numpy() for side in (1, 2))
+    base, finetuned = (
+        torch.cat([rows[skipped:] for rows in side]).numpy() for side in ([each.base for each in read], [each.finetuned for each in read])
+    )
     norms = np.maximum(np.linalg.norm(base, axis=1), np.linalg.norm(finetuned, axis=1))
     assert norms.max() < 10 * np.median(norms)  # no outliers, which would be left out
     rows = {"difference": finetuned - base, "base": base, "finetuned": finetuned}[of]

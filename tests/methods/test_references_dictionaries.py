@@ -139,8 +139,8 @@ def test_a_crosscoder_and_its_latent_scaling(pair: str, kind: dict[str, Any], re
         # How sure it is that the other model's coefficient lies below the limit: a t statistic over documents, the weaker of two targets.
         for number, name in ((1, "evidence"), (0, "evidence_base")):
             scores = []
-            for target, limit in (("error", 0.2), ("reconstruction", 0.5)):
-                products = (targets[target] @ direction) * strength[:, None]
+            for kept, limit in (("error", 0.2), ("reconstruction", 0.5)):
+                products = (targets[kept] @ direction) * strength[:, None]
                 sums = [products[documents == document].sum(0) for document in here]
                 scores.append(stats.ttest_1samp([float(limit * each[number] - each[1 - number]) for each in sums], 0).statistic)
             assert table[name][latent] == pytest.approx(min(scores), rel=1e-2, abs=1e-2)

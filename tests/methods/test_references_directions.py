@@ -122,6 +122,14 @@ def test_steered_texts(pair: str, raw: bool, positions: str, references: Referen
     assert changes >= 6
 
 
+def projected(wanted: Tensor, unit: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda stream: stream + (wanted - stream @ unit)[:, None] * unit
+
+
+def carried_over(theirs: Tensor, projector: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda stream: stream + (theirs - stream) @ projector
+
+
 @pytest.mark.parametrize(("direction", "mode"), [("base_to_ft", "patch"), ("ft_to_base", "patch"), ("base_to_ft", "ablate")])
 @pytest.mark.parametrize(("pair", "corpus"), [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "texts")])
 def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, references: References) -> None:
@@ -142,7 +150,7 @@ def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, refere
         changed = []
         for unit in units:
             wanted = theirs @ unit if mode == "patch" else torch.zeros(len(theirs), dtype=torch.float64)
-            with target.hooked(LAYER, lambda stream, wanted=wanted, unit=unit: stream + (wanted - stream @ unit)[:, None] * unit):
+            with target.hooked(LAYER, projected(wanted, unit)):
                 changed.append(-float(target.token_log_probs(text.ids, first).sum()))
         losses["changed_nats"].append(changed)
     arrays = {name: np.array(values).T for name, values in losses.items()}
@@ -185,7 +193,7 @@ def test_causal_effect_of_a_subspace(references: References) -> None:
     plain, changed = references.full.plain, []
     for text in references.texts("full", "texts"):
         theirs = plain.base.read(text.ids)[1][LAYER]
-        with plain.finetuned.hooked(LAYER, lambda stream, theirs=theirs: stream + (theirs - stream) @ projector):
+        with plain.finetuned.hooked(LAYER, carried_over(theirs, projector)):
             changed.append(-float(plain.finetuned.token_log_probs(text.ids, 1).sum()))
     np.testing.assert_allclose(record.array("changed_nats")[record.table("candidates")["kind"].to_pylist().index("tested")], changed, rtol=1e-5)
 
