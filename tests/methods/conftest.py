@@ -50,3 +50,11 @@ def planted_words(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) ->
         return base, finetuned, list(single)[:count]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def references(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tiny_tokenizer_folder: Path, tmp_path_factory: Any) -> Any:
+    """Two tiny pairs beside plain models of the same weights, and texts and chats to read: see `tests.methods.reference_pairs.References`."""
+    from tests.methods.reference_pairs import build_references
+
+    return build_references(tiny_models, tiny_adapters, make_pair, pairs, tiny_tokenizer_folder, tmp_path_factory.mktemp("references"))
