@@ -79,6 +79,8 @@ class LoadedPair:
     """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are padding in the base model."""
     finetuned_tokenizer: Any = None
     """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
+    remarks: tuple[str, ...] = ()
+    """What is to be said beside every result of this pair, in sentences: how its files were read where that is not as they say."""
     forwards: ForwardCount = field(default_factory=ForwardCount, compare=False)
     """Passes and tokens so far; pairs made from this one (`with_adapter`, `amplified`) add to the same count."""
 

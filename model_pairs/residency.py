@@ -10,7 +10,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from organisms.errors import InvalidInput, NotTheSame, OutOfRoom, UnknownName
 from organisms.progress import Progress, silent
 
 if TYPE_CHECKING:
+    import torch
+
     from model_pairs.interventions import Intervention
     from model_pairs.loading import ResidentModel
 
@@ -46,10 +48,11 @@ class ModelStatus(BaseModel):
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A full model as the table knows it: its files, and an adapter merged into it."""
+    """A full model as the table knows it: its files, an adapter merged into it, and the dtype that its pair runs in."""
 
     files: ModelFiles
     merge: AdapterFiles | None
+    dtype: torch.dtype
 
     @property
     def label(self) -> str:
@@ -97,16 +100,17 @@ class ModelPairs:
             InvalidInput: files that are not there or cannot be read.
             OutOfRoom: no room beside the models in use.
         """
-        from model_pairs.checks import added_tokens, check_configs, check_different, check_tokenizers, check_vocabularies
-        from model_pairs.loading import choose_device, context_length_of, estimated_bytes, read_config
+        from model_pairs.checks import check_configs, check_different, check_tokenizers, check_vocabularies
+        from model_pairs.loading import choose_device, compute_dtype, context_length_of, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}
-        wanted = {side: _Wanted(source.files, source.adapter if source.merge else None) for side, source in sources.items()}
         configs = {side: read_config(source.files, _folder(source.files)) for side, source in sources.items()}
-        tokenizers = {side: self._tokenizer(source.files) for side, source in sources.items()}
+        rows = {side: int(config.get_text_config().vocab_size) for side, config in configs.items()}
+        tokenizers = {side: self._tokenizer(source.files, rows[side]) for side, source in sources.items()}
+        dtype, remarks = compute_dtype(spec.base.files, spec.finetuned.files, choose_device())
+        wanted = {side: _Wanted(source.files, source.adapter if source.merge else None, dtype) for side, source in sources.items()}
         two_tokenizers = tokenizers["base"] is not None and tokenizers["finetuned"] is not None and tokenizers["base"] is not tokenizers["finetuned"]
-        new_tokens: dict[int, str] = {}
         if spec not in self._checked:
             check_configs(configs["base"], configs["finetuned"])
             if two_tokenizers:
@@ -114,23 +118,15 @@ class ModelPairs:
             check_different(spec)
             with self._lock:
                 self._checked.add(spec)
-        given = [each for each in tokenizers.values() if each is not None]
-        if not given:
-            raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
-        # The base's tokenizer, unless only the finetune has a chat template.
-        tokenizer = next((each for each in given if each.chat_template), given[0])
-        if two_tokenizers and (new_tokens := added_tokens(tokenizers["base"], tokenizers["finetuned"])):
-            # Prompts must mean the same to both sides, so they are made without the new tokens.
-            template, tokenizer = tokenizer.chat_template, given[0]
-            if not tokenizer.chat_template and template:
-                tokenizer = _with_template(tokenizer, template)
-        vocabulary = check_vocabularies(configs["base"], configs["finetuned"], 1 + max(given[0].get_vocab().values()), two_tokenizers)
+        tokenizer, new_tokens = _shared_tokenizer(tokenizers, rows["finetuned"])
+        known = 1 + max(index for index in (tokenizers["base"] or tokenizer).get_vocab().values() if index < rows["base"])
+        vocabulary = check_vocabularies(configs["base"], configs["finetuned"], known, two_tokenizers)
 
         sequential = False
         if wanted["base"] != wanted["finetuned"]:
             with self._lock:
                 others = sum(entry.bytes for key, entry in self._table.items() if entry.users and key not in wanted.values())
-            sequential = others + sum(estimated_bytes(source.files) for source in sources.values()) > self.memory_limit
+            sequential = others + sum(estimated_bytes(source.files, dtype) for source in sources.values()) > self.memory_limit
 
         sides: dict[Side, LoadedSide] = {}
         for side in SIDES:
@@ -138,20 +134,21 @@ class ModelPairs:
 
         def on_base(adapter: AdapterFiles | None) -> LoadedSide:
             return self._side(
-                spec, ModelSource(files=spec.base.files, adapter=adapter), _Wanted(spec.base.files, None), tokenizer, configs["base"], progress
+                spec, ModelSource(files=spec.base.files, adapter=adapter), _Wanted(spec.base.files, None, dtype), tokenizer, configs["base"], progress
             )
 
         with ExitStack() as stack:
             config = configs["base"].get_text_config()
             device = None
             if not sequential:
-                rows = []
+                unembeddings = []
                 for side in SIDES:
                     resident = stack.enter_context(sides[side].hold())
                     device = device or resident.device
-                    rows.append(resident.vocab_size)
+                    unembeddings.append(resident.vocab_size)
+                    remarks += tuple(remark for remark in resident.remarks if remark not in remarks)
                 # Some unembeddings have another number of rows than the configuration says.
-                vocabulary = min(rows)
+                vocabulary = min(unembeddings)
             if device is None:
                 import torch
 
@@ -169,6 +166,7 @@ class ModelPairs:
                 on_base=on_base,
                 new_tokens=new_tokens,
                 finetuned_tokenizer=tokenizers["finetuned"] if new_tokens else None,
+                remarks=remarks,
             )
 
     def status(self) -> list[ModelStatus]:
@@ -202,12 +200,12 @@ class ModelPairs:
                 self._drop(key)
             return freed
 
-    def _tokenizer(self, files: ModelFiles) -> Any | None:
+    def _tokenizer(self, files: ModelFiles, rows: int) -> Any | None:
         from model_pairs.loading import read_tokenizer
 
         with self._lock:
             if files not in self._tokenizers:
-                self._tokenizers[files] = read_tokenizer(files)
+                self._tokenizers[files] = read_tokenizer(files, rows)
             return self._tokenizers[files]
 
     def _side(self, spec: PairSpec, source: ModelSource, wanted: _Wanted, tokenizer: Any, config: Any, progress: Progress) -> LoadedSide:
@@ -264,9 +262,9 @@ class ModelPairs:
                 if entry := self._table.get(wanted):
                     entry.users += 1
                     return entry
-                self._make_room(estimated_bytes(wanted.files))
+                self._make_room(estimated_bytes(wanted.files, wanted.dtype))
             progress(0, None, "loading a model")
-            resident = load_model(wanted.files, wanted.label, tokenizer, wanted.merge)
+            resident = load_model(wanted.files, wanted.label, tokenizer, wanted.merge, wanted.dtype)
             entry = _Entry(resident, resident.bytes(), users=1)
             with self._lock:
                 self._table[wanted] = entry
@@ -347,6 +345,32 @@ class ModelPairs:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _shared_tokenizer(tokenizers: Mapping[Side, Any | None], rows: int) -> tuple[Any, dict[int, str]]:
+    """The tokenizer that makes the prompts for both sides, and the tokens that only the finetuned side knows and has a row for: id -> text.
+
+    `rows`: size of the finetuned model's vocabulary.
+
+    Raises:
+        InvalidInput: neither side brings a tokenizer.
+    """
+    from model_pairs.checks import added_tokens
+
+    given = [each for each in tokenizers.values() if each is not None]
+    if not given:
+        raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
+    # The base's tokenizer, unless only the finetune has a chat template.
+    tokenizer = next((each for each in given if each.chat_template), given[0])
+    new_tokens: dict[int, str] = {}
+    if len(given) == 2 and given[0] is not given[1]:
+        new_tokens = {index: text for index, text in added_tokens(given[0], given[1]).items() if index < rows}
+        if new_tokens:
+            # Prompts must mean the same to both sides, so they are made without the new tokens.
+            template, tokenizer = tokenizer.chat_template, given[0]
+            if not tokenizer.chat_template and template:
+                tokenizer = _with_template(tokenizer, template)
+    return tokenizer, new_tokens
 
 
 def _with_template(tokenizer: Any, template: str) -> Any:
