@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from model_pairs.finite import check_hidden, check_logits, check_values
 from model_pairs.interventions import Intervention, applied
 from organisms.errors import InvalidInput
 
@@ -47,18 +48,33 @@ def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def check_batch(resident: ResidentModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-    """Raise InvalidInput for a batch that the model cannot take."""
+    """Raise InvalidInput for a batch that the model cannot take. What stands at padded positions is not looked at."""
     if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape or input_ids.numel() == 0:
         raise InvalidInput(
             f"A batch is input_ids and attention_mask of one shape [rows, tokens] with at least one token; "
             f"these are {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}."
         )
     longest = int(attention_mask.sum(-1).max())
+    if not longest:
+        raise InvalidInput("A batch has at least one token that is not padding.")
     if longest > resident.context_length:
         raise InvalidInput(f"A text has {longest} tokens; this model's context holds {resident.context_length}. Shorten the text.")
-    smallest, highest = int(input_ids.min()), int(input_ids.max())
+    read = input_ids[attention_mask.bool()]
+    smallest, highest = int(read.min()), int(read.max())
     if smallest < 0 or highest >= resident.vocab_size:
-        raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; the batch holds {smallest if smallest < 0 else highest}.")
+        raise InvalidInput(_no_row(resident, smallest if smallest < 0 else highest))
+
+
+def _no_row(resident: ResidentModel, index: int) -> str:
+    """What is wrong with a text that holds a token id outside of the vocabulary, and what to do."""
+    told = f"Token ids lie in [0, {resident.vocab_size - 1}]; the text holds {index}"
+    tokenizer = getattr(resident.standardized, "tokenizer", None)
+    if index < 0 or tokenizer is None or index >= len(tokenizer):
+        return f"{told}."
+    return (
+        f"{told}, the token {tokenizer.convert_ids_to_tokens(index)!r}, which was added to the tokenizer but not to the model. Leave it out of the text, "
+        "or save the model again after `resize_token_embeddings(len(tokenizer))`."
+    )
 
 
 def run_forward(
@@ -73,6 +89,7 @@ def run_forward(
 
     Raises:
         InvalidInput: a layer that is not there, a batch of a wrong shape, a text longer than the context.
+        NotFinite: NaN or infinite numbers in a layer or in the logits.
     """
     check_batch(resident, input_ids, attention_mask)
     wanted = sorted(set(layers))
@@ -81,8 +98,8 @@ def run_forward(
     if not wanted and not logits:
         raise InvalidInput("A forward pass needs layers or logits to return.")
     model = resident.standardized
-    ids = input_ids.to(resident.device)
     mask = attention_mask.to(resident.device)
+    ids = input_ids.to(resident.device) * mask.bool()  # a model looks its padding up as well, so that must be a token that it has
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if takes_position_ids(resident):
         inputs["position_ids"] = positions_of(mask)
@@ -99,6 +116,7 @@ def run_forward(
                 for layer in wanted:
                     hidden[layer] = model.layers_output[layer].save()
                 scores = model.logits.save()
+    check_hidden(hidden, mask)
     return ForwardOutput(logits=scores, hidden=hidden)
 
 
@@ -158,7 +176,9 @@ def token_rows(resident: ResidentModel, ids: Sequence[int], which: Literal["outp
         raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; {outside[0]} does not.")
     with torch.inference_mode():
         weight, _ = effective_weight(resident, which)
-        return weight[torch.as_tensor(list(ids), dtype=torch.long, device=weight.device)].float().cpu()
+        rows = weight[torch.as_tensor(list(ids), dtype=torch.long, device=weight.device)].float().cpu()
+        check_values(rows, f"the {which} embedding")
+        return rows
 
 
 def final_norm(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
@@ -192,6 +212,7 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
             result /= scaling
         if cap := getattr(config, "final_logit_softcapping", None):
             result = cap * torch.tanh(result / cap)
+        check_logits(result)
         return result.reshape(*vectors.shape[:-1], weight.shape[0])
 
 
@@ -202,7 +223,7 @@ def next_token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, attentio
     """
     with torch.inference_mode():
         batch, length, vocabulary = logits.shape
-        ids = input_ids.to(logits.device)
+        ids = input_ids.to(logits.device) * attention_mask.to(logits.device).bool()
         targets = ids[:, 1:].reshape(-1)
         rows = logits[:, :-1].reshape(-1, vocabulary)
         result = torch.empty(rows.shape[0], dtype=torch.float32, device=logits.device)

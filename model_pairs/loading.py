@@ -48,6 +48,9 @@ class ResidentModel:
         """The nnterp StandardizedTransformer."""
         self.transformer = model._model
         """The transformers model inside."""
+        from model_pairs.finite import check_output
+
+        self.transformer.register_forward_hook(check_output, with_kwargs=True)
         self.lock = threading.RLock()
         self.adapters: dict[str, AttachedAdapter] = {}
         self.active: str | None = None

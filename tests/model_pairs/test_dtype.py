@@ -62,7 +62,8 @@ def _cast(folder: Path, target: Path, dtype: torch.dtype | None = None, change: 
     tensors = load_file(folder / "model.safetensors")
     kind = dtype or tensors["model.norm.weight"].dtype
     tensors = {name: tensor.to(kind) for name, tensor in tensors.items()}
-    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += change
+    if change:
+        tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += change
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "dtype": said or str(kind).removeprefix("torch.")}))

@@ -42,7 +42,7 @@ def _logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
 def test_both_readings_are_asked_for(both: tuple[Path, Path, Path]) -> None:
     base, folder, _ = both
     for text in (f"{base}::{folder}", f"{folder}::{base}", f"{folder}::{folder}"):
-        with pytest.raises(InvalidInput, match="#model.*#adapter"):
+        with pytest.raises(InvalidInput, match=r"#model.*#adapter"):
             resolve_pair(text)
 
 

@@ -1,0 +1,96 @@
+"""Numbers that are not finite end as an error that names the side and the weights, never as a result.
+
+Logits are checked by a hook that every resident model has, so that whatever runs a model is covered; hidden states where they are taken. A reduction over
+the vocabulary costs less than a hundredth of a pass. Token ids that a model switches off on purpose (a logit of -inf) are the lowest finite number
+from there on: their probability is 0 either way, and differences of two sides stay numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from organisms.errors import NotFinite
+
+if TYPE_CHECKING:
+    from model_pairs.pair import LoadedSide
+    from model_pairs.specs import Side
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return values.numel() == 0 or bool(torch.isfinite(torch.stack([values.amax(), values.amin()])).all())
+
+
+def check_values(values: torch.Tensor, where: str) -> None:
+    """Raise NotFinite when a value is NaN or infinite."""
+    if not is_finite(values):
+        raise NotFinite(f"{_kind(values)} in {where}")
+
+
+def check_hidden(hidden: Mapping[int, torch.Tensor], mask: torch.Tensor) -> None:
+    """Raise NotFinite for the first layer whose states [B, S, d_model] are not finite where the mask [B, S] is 1."""
+    for layer in sorted(hidden):
+        rows = torch.stack([hidden[layer].amax(-1), hidden[layer].amin(-1)], -1)
+        if not is_finite(rows[mask.to(rows.device).bool()]):
+            raise NotFinite(f"{_kind(rows)} in the residual stream after layer {layer}")
+
+
+def check_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    """Raise NotFinite when logits [..., V] are NaN or +inf, or -inf in a whole row, where the mask [...] is 1; other -inf become the lowest number."""
+    highest, lowest = logits.detach().amax(-1), logits.detach().amin(-1)
+    if mask is not None:
+        highest = highest[mask.to(highest.device).bool()]
+    if not is_finite(highest):
+        raise NotFinite(f"{_kind(highest)} in the logits")
+    if not logits.requires_grad and not is_finite(lowest):
+        logits.clamp_(min=torch.finfo(logits.dtype).min)
+
+
+def check_output(_module: Any, _arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    """Forward hook of a transformer: `check_logits` at the positions that are text; of a generation step at the last position, which always is."""
+    logits = output.logits
+    mask = named.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] >= logits.shape[1]:
+        check_logits(logits, mask[:, mask.shape[1] - logits.shape[1] :])
+    else:
+        check_logits(logits[:, -1:])
+
+
+def explained(found: str, running: Mapping[Side, LoadedSide]) -> str:
+    """What was found, on which of the running sides, with the weights that cause it or what else may."""
+    broken: dict[Side, tuple[int, str]] = {}
+    dtypes: set[torch.dtype] = set()
+    for side, loaded in running.items():
+        names: list[str] = []
+        for each in (loaded, *(term.finetuned for term in loaded.differences)):
+            with each.hold() as resident:
+                dtypes.add(resident.dtype)
+                unused = [name for name in resident.adapters if name != each.adapter]
+                names += [
+                    name.replace(f".{each.adapter}", "")
+                    for name, parameter in resident.transformer.named_parameters()
+                    if not any(f".{adapter}" in name for adapter in unused) and parameter.is_floating_point() and not is_finite(parameter.detach())
+                ]
+        if names:
+            broken[side] = len(names), names[0]
+    who = " and ".join(f"the {side} side" for side in (broken or running))
+    message = f"{who[0].upper()}{who[1:]} gives {found}."
+    if broken:
+        count, name = next(iter(broken.values()))
+        return f"{message} `{name}` holds NaN or infinite numbers ({count} of its weights do): the checkpoint is damaged. Download or save it again."
+    if dtypes - {torch.float32}:
+        return f"{message} The weights are finite, so the numbers overflow {_names(dtypes)}: set DIFFING_DTYPE=float32."
+    return (
+        f"{message} The weights are finite, but too large for float32, or changed by too much: check the checkpoint, or lower the strength or weight."
+    )
+
+
+def _names(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def _kind(values: torch.Tensor) -> str:
+    return "NaN" if bool(values.isnan().any()) else "infinite numbers"
