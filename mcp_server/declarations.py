@@ -30,11 +30,7 @@ class Arguments(BaseModel):
 class PairArguments(Arguments):
     """Arguments of a tool about one pair."""
 
-    pair: str = Field(
-        description="The pair's name, from list_pairs; or BASE::FINETUNED, with `#model` or `#adapter` after a place that holds both.",
-        min_length=1,
-        max_length=1000,
-    )
+    pair: str = Field(description="The pair's name, from list_pairs.", min_length=1, max_length=1000)
 
 
 class WaitArguments(Arguments):

@@ -52,32 +52,43 @@ def check_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> None
 def check_output(_module: Any, _arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
     """Forward hook of a transformer: `check_logits` at the positions that are text; of a generation step at the last position, which always is."""
     logits = output.logits
-    mask = named.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] >= logits.shape[1]:
-        check_logits(logits, mask[:, mask.shape[1] - logits.shape[1] :])
-    else:
+    mask = mask_of(named, logits.shape[1])
+    if mask is None:
         check_logits(logits[:, -1:])
+    else:
+        check_logits(logits, mask)
+
+
+def mask_of(named: Mapping[str, Any], length: int) -> torch.Tensor | None:
+    """The attention mask [B, length] of the last positions among the arguments of a pass; None: they have none of two axes."""
+    mask = named.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
+        return mask[:, mask.shape[1] - length :]
+    return None
 
 
 def explained(found: str, running: Mapping[Side, LoadedSide]) -> str:
     """What was found, on which of the running sides, with the weights that cause it or what else may."""
+    from model_pairs.adapters import activate
+
     broken: dict[Side, tuple[int, str]] = {}
     dtypes: set[torch.dtype] = set()
     for side, loaded in running.items():
         names: list[str] = []
         for each in (loaded, *(term.finetuned for term in loaded.differences)):
-            with each.hold() as resident:
+            with each.hold() as resident, resident.lock:
+                activate(resident, each.adapter)
                 dtypes.add(resident.dtype)
                 unused = [name for name in resident.adapters if name != each.adapter]
                 names += [
-                    name.replace(f".{each.adapter}", "")
+                    _saved_name(name).replace(f".{each.adapter}", "")
                     for name, parameter in resident.transformer.named_parameters()
                     if not any(f".{adapter}" in name for adapter in unused) and parameter.is_floating_point() and not is_finite(parameter.detach())
                 ]
         if names:
             broken[side] = len(names), names[0]
     who = " and ".join(f"the {side} side" for side in (broken or running))
-    message = f"{who[0].upper()}{who[1:]} gives {found}."
+    message = f"{who[0].upper()}{who[1:]} {'give' if ' and ' in who else 'gives'} {found}."
     if broken:
         count, name = next(iter(broken.values()))
         return f"{message} `{name}` holds NaN or infinite numbers ({count} of its weights do): the checkpoint is damaged. Download or save it again."
@@ -86,6 +97,14 @@ def explained(found: str, running: Mapping[Side, LoadedSide]) -> str:
     return (
         f"{message} The weights are finite, but too large for float32, or changed by too much: check the checkpoint, or lower the strength or weight."
     )
+
+
+def _saved_name(name: str) -> str:
+    """A parameter's name as files have it: a LoRA layer that is switched on holds its matrices by other names."""
+    for inside, saved in ((".first", ".lora_A.weight"), (".second", ".lora_B.weight")):
+        if name.endswith(inside):
+            return name.removesuffix(inside) + saved
+    return name.replace(".base_layer", "")
 
 
 def _names(dtypes: set[torch.dtype]) -> str:

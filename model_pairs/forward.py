@@ -6,13 +6,13 @@ The pass ends after the last layer that is wanted when the logits are not.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from model_pairs.finite import check_hidden, check_logits, check_values
+from model_pairs.finite import check_hidden, check_logits, check_values, mask_of
 from model_pairs.interventions import Intervention, applied
 from organisms.errors import InvalidInput
 
@@ -59,22 +59,34 @@ def check_batch(resident: ResidentModel, input_ids: torch.Tensor, attention_mask
         raise InvalidInput("A batch has at least one token that is not padding.")
     if longest > resident.context_length:
         raise InvalidInput(f"A text has {longest} tokens; this model's context holds {resident.context_length}. Shorten the text.")
-    read = input_ids[attention_mask.bool()]
-    smallest, highest = int(read.min()), int(read.max())
-    if smallest < 0 or highest >= resident.vocab_size:
-        raise InvalidInput(_no_row(resident, smallest if smallest < 0 else highest))
+    check_ids(input_ids[attention_mask.bool()], resident.vocab_size, resident.standardized.tokenizer)
 
 
-def _no_row(resident: ResidentModel, index: int) -> str:
-    """What is wrong with a text that holds a token id outside of the vocabulary, and what to do."""
-    told = f"Token ids lie in [0, {resident.vocab_size - 1}]; the text holds {index}"
-    tokenizer = getattr(resident.standardized, "tokenizer", None)
+def check_ids(ids: torch.Tensor, rows: int, tokenizer: Any) -> None:
+    """Raise InvalidInput for a token id that a model with so many `rows` does not have, naming the token."""
+    smallest, highest = int(ids.min()), int(ids.max())
+    if smallest >= 0 and highest < rows:
+        return
+    index = smallest if smallest < 0 else highest
+    told = f"Token ids lie in [0, {rows - 1}]; the text holds {index}"
     if index < 0 or tokenizer is None or index >= len(tokenizer):
-        return f"{told}."
-    return (
+        raise InvalidInput(f"{told}.")
+    raise InvalidInput(
         f"{told}, the token {tokenizer.convert_ids_to_tokens(index)!r}, which was added to the tokenizer but not to the model. Leave it out of the text, "
         "or save the model again after `resize_token_embeddings(len(tokenizer))`."
     )
+
+
+def input_check(rows: int, tokenizer: Any) -> Callable[..., None]:
+    """Forward pre-hook of a transformer: `check_ids` of what is text. A device would end the process over an id that is not there."""
+
+    def check(_module: Any, _arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids")
+        if isinstance(ids, torch.Tensor):
+            mask = mask_of(named, ids.shape[1])
+            check_ids(ids if mask is None else ids[mask.to(ids.device).bool()], rows, tokenizer)
+
+    return check
 
 
 def run_forward(

@@ -48,9 +48,6 @@ class ResidentModel:
         """The nnterp StandardizedTransformer."""
         self.transformer = model._model
         """The transformers model inside."""
-        from model_pairs.finite import check_output
-
-        self.transformer.register_forward_hook(check_output, with_kwargs=True)
         self.lock = threading.RLock()
         self.adapters: dict[str, AttachedAdapter] = {}
         self.active: str | None = None
@@ -69,6 +66,15 @@ class ResidentModel:
         self.context_length: int = context_length_of(self.config)
         self.stop_ids = stop_ids
         """Tokens that end a completion."""
+        self._watch()
+
+    def _watch(self) -> None:
+        """Check what goes into every pass and what comes out, whoever runs it."""
+        from model_pairs.finite import check_output
+        from model_pairs.forward import input_check
+
+        self.transformer.register_forward_pre_hook(input_check(self.vocab_size, self.standardized.tokenizer), with_kwargs=True)
+        self.transformer.register_forward_hook(check_output, with_kwargs=True)
 
     def layer_module(self, layer: int) -> torch.nn.Module:
         """The torch module of block `layer`."""
@@ -302,8 +308,8 @@ def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:
     except Exception as error:  # nnterp runs a pass to check its names: an unknown architecture breaks it anywhere
         log.info("nnterp has no names", exc_info=True)
         raise InvalidInput(
-            f"The architecture {type(transformer).__name__} cannot be read: nnterp finds no attention blocks with a residual stream in it (state-space, "
-            "recurrent and some multimodal models have none). Name a transformer decoder."
+            f"The architecture {type(transformer).__name__} cannot be read: nnterp has no standard names for its modules (it has none for state-space and "
+            "recurrent models, and for some decoders). Name a model of another architecture, such as Llama, Qwen, Gemma, Mistral or OLMo."
         ) from error
 
 

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from model_pairs import loading
 from model_pairs.loading import choose_dtype
+from model_pairs.pair import LoadedPair
 from model_pairs.residency import ModelPairs
-from model_pairs.specs import SIDES, ModelFiles
+from model_pairs.specs import SIDES, ModelFiles, Side
 from organisms.settings import settings
 from preprocessing.activation_sources import model_dtype
 
@@ -54,6 +55,13 @@ def test_the_setting_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 IDS = torch.tensor([[7, 30, 41, 52, 63, 74, 85, 96]])
 ONES = torch.ones_like(IDS)
+
+
+def _logits(pair: LoadedPair, side: Side) -> torch.Tensor:
+    """Logits [B, S, V] of one pass."""
+    logits = pair.forward(side, IDS, ONES).logits
+    assert logits is not None
+    return logits
 
 
 def _cast(folder: Path, target: Path, dtype: torch.dtype | None = None, change: float = 0.0, said: str | None = None) -> Path:
@@ -109,7 +117,7 @@ def test_one_type_for_both_sides(kind: str, order: str, saved: Any, make_pair: A
         files = spec.finetuned.files.model_copy(update={"dtype": "float32"})
         spec = spec.model_copy(update={"finetuned": spec.finetuned.model_copy(update={"files": files})})
     with ModelPairs().use(spec) as pair:
-        outputs = [pair.forward(side, IDS, ONES).logits for side in SIDES]
+        outputs = [_logits(pair, side) for side in SIDES]
         assert [output.dtype for output in outputs] == [torch.float32, torch.float32]
         assert _divergence(*outputs) == pytest.approx(expected, rel=1e-3)
         assert any("float32" in remark for remark in pair.remarks)
@@ -125,7 +133,7 @@ def test_equal_types_stay_as_they_are(dtype: torch.dtype, tiny_models: Any, make
     base = _cast(tiny_models(), tmp_path / "base", dtype)
     spec = make_pair(base, finetuned=_cast(base, tmp_path / "finetuned", change=0.01))
     with ModelPairs().use(spec) as pair:
-        assert pair.forward("base", IDS, ONES).logits.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+        assert _logits(pair, "base").dtype == (torch.float32 if dtype == torch.float16 else dtype)
         assert pair.remarks == ()
     assert {side["model"]["dtype"] for side in spec.identity().values()} == {"auto"}
 
@@ -139,7 +147,7 @@ def test_types_of_single_tensors_decide_nothing(tiny_models: Any, make_pair: Any
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     spec = make_pair(base, declared_identical=True)
     with ModelPairs().use(spec) as pair:
-        assert pair.forward("base", IDS, ONES).logits.dtype == torch.bfloat16
+        assert _logits(pair, "base").dtype == torch.bfloat16
         assert pair.remarks == ()
 
 
@@ -147,7 +155,7 @@ def test_eight_bit_floats_are_computed_in_sixteen_bits(tiny_models: Any, make_pa
     monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
     base = _cast(tiny_models(), tmp_path / "base", torch.float8_e4m3fn)
     with ModelPairs().use(make_pair(base, declared_identical=True)) as pair:
-        logits = pair.forward("base", IDS, ONES).logits
+        logits = _logits(pair, "base")
         assert logits.dtype == torch.bfloat16
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         torch.testing.assert_close(logits.float(), plain(IDS).logits, atol=0.3, rtol=0.1)
