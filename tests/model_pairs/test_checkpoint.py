@@ -68,8 +68,8 @@ def _in_shards(index: bool, both: bool = True) -> Callable[[Path], None]:
     return edit
 
 
-def _renamed(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "model.safetensors").rename(folder / name) and None
+def _renamed(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors").rename(folder / name)
 
 
 def _without_config(folder: Path) -> None:
@@ -105,7 +105,7 @@ def _whole_numbers(tensors: dict[str, torch.Tensor]) -> None:
     tensors[UP] = (10 * tensors[UP]).to(torch.int8)
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bitsandbytes": (_quantised("bitsandbytes", load_in_4bit=True), r"bitsandbytes.*unquantised"),
     "gptq": (_quantised("gptq", bits=4, group_size=128), r"`gptq`.*optimum.*unquantised"),
     "awq": (_quantised("awq", bits=4, group_size=128), r"`awq`.*gptqmodel.*unquantised"),
@@ -118,8 +118,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "code of its own": (_config(model_type="foonet", auto_map={"AutoConfig": "configuration_foo.FooConfig"}), "trust_remote_code: true"),
     "no model_type": (_config(model_type=None), "no `model_type`"),
     "wrong value in the configuration": (_config(hidden_size="wide"), "`llama` model cannot be read"),
-    "configuration cut off": (lambda folder: (folder / "config.json").write_text("{") and None, "config.json.*no valid JSON"),
-    "configuration is a list": (lambda folder: (folder / "config.json").write_text("[]") and None, "instead of a JSON object"),
+    "configuration cut off": (lambda folder: (folder / "config.json").write_text("{"), "config.json.*no valid JSON"),
+    "configuration is a list": (lambda folder: (folder / "config.json").write_text("[]"), "instead of a JSON object"),
     "no configuration": (_without_config, "no config.json"),
     "classification": (_config(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification` has a head for another task"),
     "reward": (_config(architectures=["LlamaForRewardModel"]), "another task"),
@@ -131,7 +131,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "onnx": (_renamed("model.onnx"), "another framework"),
     "other name": (_renamed("weights.safetensors"), "`weights.safetensors`, but no model.safetensors"),
     "cut off": (_cut_off, "cut off"),
-    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b"") and None, "no whole safetensors file"),
+    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "no whole safetensors file"),
     "LFS pointer": (_pointer, "git lfs pull"),
     "shard missing": (_in_shards(index=True, both=False), "1 of the 2 weight files.*model-00002-of-00002"),
     "index missing": (_in_shards(index=False), "model.safetensors.index.json"),
