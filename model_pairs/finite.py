@@ -1,8 +1,8 @@
 """Numbers that are not finite end as an error that names the side and the weights, never as a result.
 
-Logits are checked by a hook that every resident model has, so that whatever runs a model is covered; hidden states where they are taken. A reduction over
-the vocabulary costs about a hundredth of a pass of a small model, less of larger ones. Token ids that a model switches off on purpose (a logit of -inf) are the lowest finite number
-from there on: their probability is 0 either way, and differences of two sides stay numbers.
+Logits are checked by a hook that every resident model has, so that whatever runs a model is covered; hidden states where they are taken. A reduction
+over the vocabulary costs about a hundredth of a pass of a small model, less of larger ones. Token ids that a model switches off on purpose (a logit of
+-inf) are the lowest finite number from there on: their probability is 0 either way, and differences of two sides stay numbers.
 """
 
 from __future__ import annotations
