@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from methods.runs import RunRecord
 
-PAIR_HELP = "`organism[/variant][@model]`, or `BASE::FINETUNED` for any two catalogue names, hub ids or local folders."
+PAIR_HELP = "`organism[/variant][@model]`, or `BASE::FINETUNED` for any two catalogue names, hub ids or local folders (`#model` or `#adapter` after one that holds both)."
 SET_HELP = "A parameter as key=value (YAML), repeatable; METHOD.key=value when several methods run and only one shall take it."
 
 PairOption = Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)]

@@ -108,7 +108,9 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
     lines = [f"{len(found)} pairs{f', showing {arguments.offset + 1} to {end}' if len(shown) < len(found) else ''} (offline = all files are here):"]
     lines += [f"  {pair.name}{' (offline)' if pair.available_offline else ''}" for pair in shown]
     lines += [f"in memory: {row.label}, {row.megabytes:.0f} MB{', in use' if row.in_use else ''}" for row in result.resident]
-    lines.append("Any other pair can be named as BASE::FINETUNED (catalogue names, hub ids or local folders).")
+    lines.append(
+        "Any other pair can be named as BASE::FINETUNED (catalogue names, hub ids or local folders; `#model` or `#adapter` after one that holds both)."
+    )
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
 
 

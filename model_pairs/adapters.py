@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_pairs.adapter_files import PREFIX, StoredAdapter, adapter_name
-from organisms.errors import DiffingError, NotTheSame
+from organisms.errors import DiffingError, NotFinite, NotTheSame
 
 if TYPE_CHECKING:
     import torch
@@ -248,6 +248,8 @@ def _check_acts(resident: ResidentModel, stored: StoredAdapter, name: str) -> No
         for each in (None, name):
             activate(resident, each)
             outputs.append(probe_logits(resident.transformer, stored))
+    except NotFinite:  # the first pass says of which side and of which weights
+        return
     finally:
         activate(resident, before)
     check_acts(stored, *outputs)

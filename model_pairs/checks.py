@@ -28,8 +28,8 @@ def check_vocabularies(base: Any, finetuned: Any, known: int, same_ids: bool) ->
     """The number of token ids that both full models have: what is compared of their next-token distributions.
 
     A finetune may have more rows in its unembedding (tokens that it added, padding), or fewer (padding cut off). Arguments are transformers
-    configurations; `known` is one more than the highest id of the base's tokenizer, `same_ids` whether each side brought a tokenizer and
-    `check_tokenizers` found their common ids to mean the same.
+    configurations; `known` is one more than the highest id of the base's tokenizer that the base has a row for, `same_ids` whether each side brought a
+    tokenizer and `check_tokenizers` found their common ids to mean the same.
 
     Raises:
         NotTheSame: a side has no row for a token that the base's tokenizer knows, or the sizes differ and no tokenizer says why.

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from model_pairs.checkpoint import read_header
 from model_pairs.files import commit_of, is_local, local_folder
 from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, SteeringFiles
 from organisms.durable import write_synced
@@ -149,20 +151,11 @@ def source_identity(source: ModelSource) -> dict[str, Any]:
 
 def stored_bytes(folder: Path, bytes_per_parameter: int | None = None) -> int:
     """Bytes the weights of a full model take in memory, from the safetensors headers: as stored, or at so many bytes a parameter."""
-    import json
-
     total = 0
     for path in weight_files(folder):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
+        for tensor in read_header(path).values():
             begin, end = tensor["data_offsets"]
-            parameters = 1
-            for size in tensor["shape"]:
-                parameters *= size
-            total += end - begin if bytes_per_parameter is None else parameters * bytes_per_parameter
+            total += end - begin if bytes_per_parameter is None else math.prod(tensor["shape"]) * bytes_per_parameter
     return total
 
 

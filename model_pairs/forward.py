@@ -6,12 +6,13 @@ The pass ends after the last layer that is wanted when the logits are not.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from model_pairs.finite import check_hidden, check_logits, check_values, mask_of
 from model_pairs.interventions import Intervention, applied
 from organisms.errors import InvalidInput
 
@@ -47,18 +48,45 @@ def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def check_batch(resident: ResidentModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-    """Raise InvalidInput for a batch that the model cannot take."""
+    """Raise InvalidInput for a batch that the model cannot take. What stands at padded positions is not looked at."""
     if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape or input_ids.numel() == 0:
         raise InvalidInput(
             f"A batch is input_ids and attention_mask of one shape [rows, tokens] with at least one token; "
             f"these are {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}."
         )
     longest = int(attention_mask.sum(-1).max())
+    if not longest:
+        raise InvalidInput("A batch has at least one token that is not padding.")
     if longest > resident.context_length:
         raise InvalidInput(f"A text has {longest} tokens; this model's context holds {resident.context_length}. Shorten the text.")
-    smallest, highest = int(input_ids.min()), int(input_ids.max())
-    if smallest < 0 or highest >= resident.vocab_size:
-        raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; the batch holds {smallest if smallest < 0 else highest}.")
+    check_ids(input_ids[attention_mask.bool()], resident.vocab_size, resident.standardized.tokenizer)
+
+
+def check_ids(ids: torch.Tensor, rows: int, tokenizer: Any) -> None:
+    """Raise InvalidInput for a token id that a model with so many `rows` does not have, naming the token."""
+    smallest, highest = int(ids.min()), int(ids.max())
+    if smallest >= 0 and highest < rows:
+        return
+    index = smallest if smallest < 0 else highest
+    told = f"Token ids lie in [0, {rows - 1}]; the text holds {index}"
+    if index < 0 or tokenizer is None or index >= len(tokenizer):
+        raise InvalidInput(f"{told}.")
+    raise InvalidInput(
+        f"{told}, the token {tokenizer.convert_ids_to_tokens(index)!r}, which was added to the tokenizer but not to the model. Leave it out of the text, "
+        "or save the model again after `resize_token_embeddings(len(tokenizer))`."
+    )
+
+
+def input_check(rows: int, tokenizer: Any) -> Callable[..., None]:
+    """Forward pre-hook of a transformer: `check_ids` of what is text. A device would end the process over an id that is not there."""
+
+    def check(_module: Any, _arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids")
+        if isinstance(ids, torch.Tensor):
+            mask = mask_of(named, ids.shape[1])
+            check_ids(ids if mask is None else ids[mask.to(ids.device).bool()], rows, tokenizer)
+
+    return check
 
 
 def run_forward(
@@ -73,6 +101,7 @@ def run_forward(
 
     Raises:
         InvalidInput: a layer that is not there, a batch of a wrong shape, a text longer than the context.
+        NotFinite: NaN or infinite numbers in a layer or in the logits.
     """
     check_batch(resident, input_ids, attention_mask)
     wanted = sorted(set(layers))
@@ -81,8 +110,8 @@ def run_forward(
     if not wanted and not logits:
         raise InvalidInput("A forward pass needs layers or logits to return.")
     model = resident.standardized
-    ids = input_ids.to(resident.device)
     mask = attention_mask.to(resident.device)
+    ids = input_ids.to(resident.device) * mask.bool()  # a model looks its padding up as well, so that must be a token that it has
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if takes_position_ids(resident):
         inputs["position_ids"] = positions_of(mask)
@@ -99,6 +128,7 @@ def run_forward(
                 for layer in wanted:
                     hidden[layer] = model.layers_output[layer].save()
                 scores = model.logits.save()
+    check_hidden(hidden, mask)
     return ForwardOutput(logits=scores, hidden=hidden)
 
 
@@ -151,7 +181,9 @@ def token_rows(resident: ResidentModel, ids: Sequence[int], which: Literal["outp
         raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; {outside[0]} does not.")
     with torch.inference_mode():
         weight, _ = effective_weight(resident, which)
-        return weight[torch.as_tensor(list(ids), dtype=torch.long, device=weight.device)].float().cpu()
+        rows = weight[torch.as_tensor(list(ids), dtype=torch.long, device=weight.device)].float().cpu()
+        check_values(rows, f"the {which} embedding")
+        return rows
 
 
 def final_norm(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
@@ -185,6 +217,7 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
             result /= scaling
         if cap := getattr(config, "final_logit_softcapping", None):
             result = cap * torch.tanh(result / cap)
+        check_logits(result)
         return result.reshape(*vectors.shape[:-1], weight.shape[0])
 
 
@@ -195,7 +228,7 @@ def next_token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, attentio
     """
     with torch.inference_mode():
         batch, length, vocabulary = logits.shape
-        ids = input_ids.to(logits.device)
+        ids = input_ids.to(logits.device) * attention_mask.to(logits.device).bool()
         targets = ids[:, 1:].reshape(-1)
         rows = logits[:, :-1].reshape(-1, vocabulary)
         result = torch.empty(rows.shape[0], dtype=torch.float32, device=logits.device)

@@ -10,10 +10,22 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_pairs.checkpoint import (
+    check_kind,
+    check_landed,
+    check_stored_types,
+    config_problem,
+    load_problem,
+    model_class,
+    read_config_file,
+    weight_paths,
+    without_adapter,
+)
 from model_pairs.files import local_folder
 from model_pairs.fingerprint import stored_bytes
+from model_pairs.precision import computed_dtype, pair_dtype
 from model_pairs.specs import ModelFiles
-from organisms.errors import DiffingError, InvalidInput, OutOfRoom
+from organisms.errors import InvalidInput, OutOfRoom
 from organisms.settings import settings
 
 if TYPE_CHECKING:
@@ -29,12 +41,22 @@ log = logging.getLogger(__name__)
 class ResidentModel:
     """One full model in memory, and the adapters attached to it. `lock` is held by whoever switches adapters or runs a pass."""
 
-    def __init__(self, label: str, model: Any, folder: Path, stop_ids: frozenset[int] = frozenset(), adapted: AdaptedModel | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        model: Any,
+        folder: Path,
+        stop_ids: frozenset[int] = frozenset(),
+        remarks: tuple[str, ...] = (),
+        adapted: AdaptedModel | None = None,
+    ) -> None:
         """`adapted`: the model has an adapter to itself, which is on for good."""
         from model_pairs.adapter_files import OWN_ADAPTER
         from model_pairs.weight_digest import base_digest
 
         self.label = label
+        self.remarks = remarks
+        """What is to be said about its files."""
         self.folder = folder
         self.standardized = model
         """The nnterp StandardizedTransformer."""
@@ -64,6 +86,15 @@ class ResidentModel:
         """Tokens that end a completion."""
         self.digest = base_digest(self)
         """Content of all its own parameters, adapters left out."""
+        self._watch()
+
+    def _watch(self) -> None:
+        """Check what goes into every pass and what comes out, whoever runs it."""
+        from model_pairs.finite import check_output
+        from model_pairs.forward import input_check
+
+        self.transformer.register_forward_pre_hook(input_check(self.vocab_size, self.standardized.tokenizer), with_kwargs=True)
+        self.transformer.register_forward_hook(check_output, with_kwargs=True)
 
     def layer_module(self, layer: int) -> torch.nn.Module:
         """The torch module of block `layer`."""
@@ -114,7 +145,25 @@ def choose_device() -> str:
 
 
 def choose_dtype(files: ModelFiles, config: Any, device: str) -> torch.dtype:
-    """The settings' dtype as it is, else the source's, else the checkpoint's.
+    """The settings' dtype as it is, else the source's, else the one that the configuration names, as `device_dtype` has it."""
+    stored: Any = files.dtype
+    if stored == "auto":
+        stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or "float32"
+    return device_dtype(computed_dtype(str(stored).removeprefix("torch.")), device)
+
+
+def compute_dtype(base: ModelFiles, finetuned: ModelFiles, device: str) -> tuple[torch.dtype, tuple[str, ...]]:
+    """The one dtype that both sides of a pair run in on a device, and what is to be said about it. Loads nothing.
+
+    Raises:
+        InvalidInput: files that are damaged or not there.
+    """
+    name, remarks = pair_dtype(base, finetuned)
+    return device_dtype(name, device), remarks
+
+
+def device_dtype(name: str, device: str) -> torch.dtype:
+    """The settings' dtype, else the named one where the device computes it.
 
     On a CPU that has no instructions for 16-bit floats, 16-bit checkpoints run in float32: the same weights, several times as fast and exact, for twice
     the memory. The setting `dtype` forces another choice.
@@ -123,10 +172,7 @@ def choose_dtype(files: ModelFiles, config: Any, device: str) -> torch.dtype:
 
     if settings().dtype != "auto":
         return getattr(torch, settings().dtype)
-    stored: Any = files.dtype
-    if stored == "auto":
-        stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
-    dtype = getattr(torch, stored) if isinstance(stored, str) else stored
+    dtype: torch.dtype = getattr(torch, name)
     slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_computes_bfloat16())
     return torch.float32 if device == "cpu" and slow else dtype
 
@@ -162,27 +208,30 @@ def memory_limit(device: str | None = None) -> int:
 
 
 def read_config(files: ModelFiles, folder: Path) -> Any:
-    """The model's transformers configuration. Raises InvalidInput when it cannot be read."""
+    """The model's transformers configuration. Raises InvalidInput when it cannot be read, or is not that of a causal language model."""
     from transformers import AutoConfig
 
+    stored = read_config_file(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=files.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(
-            "The configuration of this model cannot be read: the folder needs a config.json of an architecture that transformers knows. "
-            f"({type(error).__name__})"
-        ) from error
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=files.trust_remote_code)
+    except Exception as error:  # code of the architecture runs here: anything may be raised
+        log.info("configuration not read", exc_info=True)
+        raise InvalidInput(config_problem(stored, error)) from error
+    check_kind(config, stored)
+    return config
 
 
-def estimated_bytes(files: ModelFiles) -> int:
-    """Bytes the model will take in memory, from the headers of its files, without loading it."""
-    folder = local_folder(files.id, files.revision, files.subfolder)
-    dtype = choose_dtype(files, read_config(files, folder), choose_device())
-    return stored_bytes(folder, dtype.itemsize)
+def estimated_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
+    """Bytes the model will take in memory in this dtype, from the headers of its files, without loading it."""
+    return stored_bytes(local_folder(files.id, files.revision, files.subfolder), dtype.itemsize)
 
 
-def read_tokenizer(files: ModelFiles) -> Any | None:
-    """The tokenizer of a source, padding on the left, with a padding token; None when the source brings none."""
+def read_tokenizer(files: ModelFiles, rows: int) -> Any | None:
+    """The tokenizer of a source, padding on the left with a token that the model has one of its `rows` for; None when the source brings none.
+
+    Padding is masked wherever it stands, so which token it is means nothing; but a model cannot look up one that it has no row for (a token added for
+    padding without resizing the model).
+    """
     from transformers import AutoTokenizer
 
     folder = local_folder(files.tokenizer_id) if files.tokenizer_id else local_folder(files.id, files.revision, files.subfolder)
@@ -190,70 +239,104 @@ def read_tokenizer(files: ModelFiles) -> Any | None:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=files.trust_remote_code, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"The tokenizer of this model cannot be read ({type(error).__name__}). Name one with `tokenizer_id`.") from error
+    except Exception as error:  # tokenizers raise bare exceptions, and missing packages ImportError
+        log.info("tokenizer not read", exc_info=True)
+        needs = f": {str(error).strip().splitlines()[0]}" if isinstance(error, ImportError) and str(error).strip() else ""
+        raise InvalidInput(
+            f"The tokenizer of this model cannot be read ({type(error).__name__}{needs}). Name one with `tokenizer_id` in a catalogue folder, or save "
+            "it again with `save_pretrained`."
+        ) from error
     if files.chat_template:
         tokenizer.chat_template = files.chat_template
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        end = tokenizer.eos_token_id
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end if end is not None and end < rows else 0)
     return tokenizer
 
 
-def load_model(files: ModelFiles, label: str, tokenizer: Any, adapter: StoredAdapter | None = None, merge: bool = False) -> ResidentModel:
-    """Load a full model; with `adapter`, one that has this adapter for good: put on as peft does, or merged into its weights.
+def load_model(
+    files: ModelFiles, label: str, tokenizer: Any, dtype: torch.dtype | None = None, adapter: StoredAdapter | None = None, merge: bool = False
+) -> ResidentModel:
+    """Load a full model in `dtype` (None: its own); with `adapter`, one that has this adapter for good: put on as peft does, or merged.
 
     Raises:
-        InvalidInput: no safetensors weights, unreadable files, or an architecture nnterp has no names for.
+        InvalidInput: no safetensors weights, unreadable or incomplete files, or an architecture nnterp has no names for.
         NotTheSame: the adapter to merge is not one of this model.
         OutOfRoom: the device's memory does not hold it.
     """
     import torch
-    from nnterp import StandardizedTransformer
-    from nnterp.rename_utils import RenamingError
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     from model_pairs.adapted_model import adapted, merged
 
     folder = local_folder(files.id, files.revision, files.subfolder)
-    config = read_config(files, folder)
+    config, stored = read_config(files, folder), read_config_file(folder)
+    check_stored_types(weight_paths(folder), stored)
     device = choose_device()
     if settings().threads:
         torch.set_num_threads(settings().threads or 1)
-    options: dict[str, Any] = {"dtype": choose_dtype(files, config, device), "use_safetensors": True, "trust_remote_code": files.trust_remote_code}
+    options: dict[str, Any] = {
+        "dtype": dtype or compute_dtype(files, files, device)[0],
+        "use_safetensors": True,
+        "trust_remote_code": files.trust_remote_code,
+        "output_loading_info": True,
+    }
     if device != "cpu":
         options["device_map"] = device if device == "auto" else {"": device}
     if files.attn_implementation:
         options["attn_implementation"] = files.attn_implementation
     try:
-        transformer = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-        transformer.requires_grad_(False)
-        changed = None
+        with without_adapter(folder) as bare:
+            transformer, info = _auto_class(config).from_pretrained(bare, **options)
+    except Exception as error:  # code of the architecture and of quantisation packages runs here: anything may be raised
+        log.info("loading failed", exc_info=True)
+        _raise_if_out_of_room(error, folder)
+        raise InvalidInput(load_problem(stored, error)) from error
+    remarks = check_landed(transformer, info)
+    transformer = transformer.eval().requires_grad_(False)
+    changed = None
+    try:
         if adapter is not None and merge:
             transformer = merged(transformer, adapter)
         elif adapter is not None:
             changed = adapted(transformer, adapter)
             transformer = changed.transformer
-        # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights, not on a placeholder.
-        wrapped = StandardizedTransformer(transformer, tokenizer=tokenizer, allow_multimodal=True)
-    except DiffingError:
-        raise
-    except RenamingError as error:
-        raise InvalidInput(
-            f"The architecture {type(transformer).__name__} has no standard module names in nnterp, so it cannot be read: {error}"
-        ) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfRoom(f"The model does not fit: it takes about {stored_bytes(folder, 2) >> 20} MB in 16 bits.") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        log.exception("loading failed")
-        if "out of memory" in str(error).lower():
-            raise OutOfRoom(f"The model does not fit: it takes about {stored_bytes(folder, 2) >> 20} MB in 16 bits.") from error
-        raise InvalidInput(
-            f"The weights of this model cannot be read ({type(error).__name__}). It needs config.json and *.safetensors of a causal language model."
-        ) from error
+        _raise_if_out_of_room(error, folder)
+    wrapped = _with_standard_names(transformer, tokenizer)
     stops = stop_tokens(transformer, tokenizer, files)
     # The checkpoint's own sampling defaults (penalties, temperatures) must not slip into comparisons: generation states all of them.
     transformer.generation_config = GenerationConfig()
-    return ResidentModel(label, wrapped, folder, stops, changed)
+    return ResidentModel(label, wrapped, folder, stops, remarks, changed)
+
+
+def _auto_class(config: Any) -> Any:
+    """The auto class that loads this configuration; code that comes with a model registers itself for causal language models."""
+    from transformers import AutoModelForCausalLM
+
+    return model_class(config) or AutoModelForCausalLM
+
+
+def _raise_if_out_of_room(error: Exception, folder: Path) -> None:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower():
+        raise OutOfRoom(f"The model does not fit: it takes about {stored_bytes(folder, 2) >> 20} MB in 16 bits.") from error
+
+
+def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:
+    """The model wrapped by nnterp. Raises InvalidInput for an architecture whose modules it cannot name."""
+    from nnterp import StandardizedTransformer
+
+    try:
+        # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights, not on a placeholder.
+        return StandardizedTransformer(transformer, tokenizer=tokenizer, allow_multimodal=True)
+    except Exception as error:  # nnterp runs a pass to check its names: an unknown architecture breaks it anywhere
+        log.info("nnterp has no names", exc_info=True)
+        raise InvalidInput(
+            f"The architecture {type(transformer).__name__} cannot be read: nnterp has no standard names for its modules (it has none for state-space and "
+            "recurrent models, and for some decoders). Name a model of another architecture, such as Llama, Qwen, Gemma, Mistral or OLMo."
+        ) from error
 
 
 def stop_tokens(transformer: Any, tokenizer: Any, files: ModelFiles) -> frozenset[int]:

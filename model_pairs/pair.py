@@ -18,7 +18,7 @@ from model_pairs.forward_count import ForwardCount
 from model_pairs.interventions import Intervention
 from model_pairs.modules import ModulePlace
 from model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
-from organisms.errors import InvalidInput, OutOfRoom
+from organisms.errors import InvalidInput, NotFinite, OutOfRoom
 from organisms.progress import Progress, silent
 from organisms.settings import settings
 
@@ -83,7 +83,7 @@ class LoadedPair:
     finetuned_tokenizer: Any = None
     """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
     remarks: tuple[str, ...] = ()
-    """What a reader of any result should know of how the pair was put together."""
+    """What is to be said beside every result of this pair, in sentences: how its files were read where that is not as they say."""
     forwards: ForwardCount = field(default_factory=ForwardCount, compare=False)
     """Passes and tokens so far; pairs made from this one (`with_adapter`, `amplified`) add to the same count."""
 
@@ -161,6 +161,7 @@ class LoadedPair:
 
         Raises:
             InvalidInput: a layer out of range, token ids outside the vocabulary, or a text longer than the context.
+            NotFinite (as every call that runs a side): NaN or infinite numbers.
         """
         from model_pairs.forward import run_forward
 
@@ -215,7 +216,8 @@ class LoadedPair:
         """Finetuned minus base of every parameter (of the chosen modules), one after the other; see `model_pairs.weights`."""
         from model_pairs.weights import everything, weight_deltas
 
-        return weight_deltas(self, progress, chosen or everything)
+        with self._named_when_not_finite(self.sides):
+            yield from weight_deltas(self, progress, chosen or everything)
 
     def module_places(self) -> list[ModulePlace]:
         """What `amplified` asks the weight of: where modules with weights sit in the base, in the order of the model, and steering vectors of the sides."""
@@ -302,17 +304,28 @@ class LoadedPair:
 
     @contextmanager
     def _running(self, side: Side) -> Iterator[tuple[ResidentModel, tuple[Intervention, ...]]]:
-        """The side's model, locked, with its adapter switched on."""
+        """The side's model, locked, with its adapter switched on. Numbers that are not finite raise NotFinite with the side's name."""
         loaded = self._side(side)
-        if loaded.differences:
-            from model_pairs.amplification import running
+        with self._named_when_not_finite({side: loaded}):
+            if loaded.differences:
+                from model_pairs.amplification import running
 
-            with running(loaded) as resident:
+                with running(loaded) as resident:
+                    yield resident, loaded.steering
+                return
+            with loaded.hold() as resident, resident.lock:
+                activate(resident, loaded.adapter)
                 yield resident, loaded.steering
-            return
-        with loaded.hold() as resident, resident.lock:
-            activate(resident, loaded.adapter)
-            yield resident, loaded.steering
+
+    @contextmanager
+    def _named_when_not_finite(self, running: Mapping[Side, LoadedSide]) -> Iterator[None]:
+        """Say of numbers that are not finite which of the running sides gave them, and why."""
+        try:
+            yield
+        except NotFinite as error:
+            from model_pairs.finite import explained
+
+            raise NotFinite(explained(error.message, running)) from error
 
     @contextmanager
     def _running_both(self) -> Iterator[list[tuple[ResidentModel, str | None, tuple[Intervention, ...]]]]:
@@ -325,7 +338,7 @@ class LoadedPair:
                 "This needs both models at once, and they do not fit in memory together. Use a method that runs one after the other, such as "
                 "perplexity_difference, or raise memory_share."
             )
-        with ExitStack() as stack:
+        with self._named_when_not_finite(self.sides), ExitStack() as stack:
             residents = [stack.enter_context(self.sides[side].hold()) for side in SIDES]
             for resident in sorted(residents, key=id):
                 stack.enter_context(resident.lock)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +52,8 @@ def tokenizer_files(source: ModelSource) -> ModelFiles:
     return source.files.model_copy(update=changes) if changes else source.files
 
 
-def choose_tokenizers(base: Any | None, finetuned: Any | None, of_adapter: bool) -> PairTokenizers:
-    """The tokenizers of a pair whose sides bring these (None: none); the same object for both when they share one.
+def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[int], of_adapter: bool) -> PairTokenizers:
+    """The tokenizers of a pair whose sides bring these (None: none); the same object for both when they share one. `rows`: each side's vocabulary rows.
 
     The base's makes the prompts, with the finetuned side's chat template when the base has none. An adapter whose tokenizer cuts text otherwise than
     its base's is read with the base's, and a remark says so; for a full model that is an error.
@@ -66,7 +66,7 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, of_adapter: bool)
     if not given:
         raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
     first = given[0]
-    known = 1 + max(first.get_vocab().values())
+    known = 1 + max(index for index in first.get_vocab().values() if index < rows[0])
     if base is None or finetuned is None or base is finetuned:
         return PairTokenizers(first, known=known)
     remarks: list[str] = []
@@ -78,7 +78,7 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, of_adapter: bool)
             raise
         compared = False
         remarks.append(f"The adapter brings a tokenizer that does not fit its base's, which was used instead. {error.message}")
-    new_tokens = added_tokens(base, finetuned) if compared else {}
+    new_tokens = {index: text for index, text in added_tokens(base, finetuned).items() if index < rows[1]} if compared else {}
     prompts = base
     if not base.chat_template and finetuned.chat_template:
         # Made without the new tokens, so that prompts mean the same to both sides.

@@ -10,7 +10,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ from organisms.errors import InvalidInput, NotTheSame, OutOfRoom, UnknownName
 from organisms.progress import Progress, silent
 
 if TYPE_CHECKING:
+    import torch
+
     from model_pairs.interventions import Intervention
     from model_pairs.loading import ResidentModel
 
@@ -51,6 +53,8 @@ class _Wanted:
     """A full model as the table knows it: its files, and an adapter that it has for good."""
 
     files: ModelFiles
+    dtype: torch.dtype
+    """The type that its pair runs in."""
     adapter: AdapterFiles | None = None
     """An adapter that this model has to itself."""
     merge: bool = False
@@ -68,14 +72,23 @@ def _vocabulary(files: ModelFiles) -> int:
     return int(read_config(files, _folder(files)).get_text_config().vocab_size)
 
 
-def _wanted(source: ModelSource) -> _Wanted:
+def _rows(source: ModelSource, config: Any) -> int:
+    """Rows of a side's vocabulary: as its adapter brings them, else as the model's configuration says."""
+    if source.adapter is not None:
+        rows = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)).vocabulary_rows
+        if rows is not None:
+            return rows
+    return int(config.get_text_config().vocab_size)
+
+
+def _wanted(source: ModelSource, dtype: torch.dtype) -> _Wanted:
     """The model that a side runs on: a base that adapters share, or one with its adapter for good."""
     if source.adapter is None:
-        return _Wanted(source.files)
+        return _Wanted(source.files, dtype)
     stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
     if source.merge or stored.own_model_reason(_vocabulary(source.files)) is not None:
-        return _Wanted(source.files, source.adapter, source.merge)
-    return _Wanted(source.files)
+        return _Wanted(source.files, dtype, source.adapter, source.merge)
+    return _Wanted(source.files, dtype)
 
 
 @dataclass
@@ -122,13 +135,14 @@ class ModelPairs:
             OutOfRoom: no room beside the models in use.
         """
         from model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
-        from model_pairs.loading import choose_device, context_length_of, estimated_bytes, read_config
+        from model_pairs.loading import choose_device, compute_dtype, context_length_of, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}
-        wanted = {side: _wanted(source) for side, source in sources.items()}
         configs = {side: read_config(source.files, _folder(source.files)) for side, source in sources.items()}
-        tokenizers = self._pair_tokenizers(spec)
+        dtype, remarks = compute_dtype(spec.base.files, spec.finetuned.files, choose_device())
+        wanted = {side: _wanted(source, dtype) for side, source in sources.items()}
+        tokenizers = self._pair_tokenizers(spec, configs)
         if spec not in self._checked:
             check_configs(configs["base"], configs["finetuned"])
             check_different(spec)
@@ -141,26 +155,27 @@ class ModelPairs:
         if wanted["base"] != wanted["finetuned"]:
             with self._lock:
                 others = sum(entry.bytes for key, entry in self._table.items() if entry.users and key not in wanted.values())
-            sequential = others + sum(estimated_bytes(source.files) for source in sources.values()) > self.memory_limit
+            sequential = others + sum(estimated_bytes(source.files, dtype) for source in sources.values()) > self.memory_limit
 
         sides: dict[Side, LoadedSide] = {}
         for side in SIDES:
-            sides[side] = self._side(spec, sources[side], tokenizer, configs[side], progress)
+            sides[side] = self._side(spec, sources[side], dtype, tokenizer, configs[side], progress)
 
         def on_base(adapter: AdapterFiles | None) -> LoadedSide:
-            return self._side(spec, ModelSource(files=spec.base.files, adapter=adapter), tokenizer, configs["base"], progress)
+            return self._side(spec, ModelSource(files=spec.base.files, adapter=adapter), dtype, tokenizer, configs["base"], progress)
 
         with ExitStack() as stack:
             config = configs["base"].get_text_config()
             device = None
             if not sequential:
-                rows = []
+                unembeddings = []
                 for side in SIDES:
                     resident = stack.enter_context(sides[side].hold())
                     device = device or resident.device
-                    rows.append(resident.vocab_size)
+                    unembeddings.append(resident.vocab_size)
+                    remarks += tuple(remark for remark in resident.remarks if remark not in remarks)
                 # Some unembeddings have another number of rows than the configuration says.
-                vocabulary = min(rows)
+                vocabulary = min(unembeddings)
             if device is None:
                 import torch
 
@@ -178,7 +193,7 @@ class ModelPairs:
                 on_base=on_base,
                 new_tokens=tokenizers.new_tokens,
                 finetuned_tokenizer=tokenizers.answers,
-                remarks=(*tokenizers.remarks, *adapter_remarks(spec.base), *adapter_remarks(spec.finetuned)),
+                remarks=(*remarks, *tokenizers.remarks, *adapter_remarks(spec.base), *adapter_remarks(spec.finetuned)),
             )
 
     def status(self) -> list[ModelStatus]:
@@ -212,28 +227,29 @@ class ModelPairs:
                 self._drop(key)
             return freed
 
-    def _pair_tokenizers(self, spec: PairSpec) -> PairTokenizers:
+    def _pair_tokenizers(self, spec: PairSpec, configs: Mapping[Side, Any]) -> PairTokenizers:
         places = tokenizer_files(spec.base), tokenizer_files(spec.finetuned)
         key = (*places, spec.finetuned.adapter is not None)
         with self._lock:
             found = self._chosen_tokenizers.get(key)
         if found is None:
-            found = choose_tokenizers(self._tokenizer(places[0]), self._tokenizer(places[1]), key[2])
+            rows = [_rows(spec.base, configs["base"]), _rows(spec.finetuned, configs["finetuned"])]
+            found = choose_tokenizers(self._tokenizer(places[0], rows[0]), self._tokenizer(places[1], rows[1]), rows, key[2])
             with self._lock:
                 self._chosen_tokenizers[key] = found
         return found
 
-    def _tokenizer(self, files: ModelFiles) -> Any | None:
+    def _tokenizer(self, files: ModelFiles, rows: int) -> Any | None:
         from model_pairs.loading import read_tokenizer
 
         with self._lock:
             if files not in self._tokenizers:
-                self._tokenizers[files] = read_tokenizer(files)
+                self._tokenizers[files] = read_tokenizer(files, rows)
             return self._tokenizers[files]
 
-    def _side(self, spec: PairSpec, source: ModelSource, tokenizer: Any, config: Any, progress: Progress) -> LoadedSide:
+    def _side(self, spec: PairSpec, source: ModelSource, dtype: torch.dtype, tokenizer: Any, config: Any, progress: Progress) -> LoadedSide:
         """How to hold one side, with its adapter's name and steering vector."""
-        wanted = _wanted(source)
+        wanted = _wanted(source, dtype)
         stored = None
         if source.adapter is not None:
             stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
@@ -303,9 +319,9 @@ class ModelPairs:
                 if entry := self._table.get(wanted):
                     entry.users += 1
                     return entry
-                self._make_room(estimated_bytes(wanted.files))
+                self._make_room(estimated_bytes(wanted.files, wanted.dtype))
             progress(0, None, "loading a model")
-            resident = load_model(wanted.files, wanted.label, tokenizer, stored, wanted.merge)
+            resident = load_model(wanted.files, wanted.label, tokenizer, wanted.dtype, stored, wanted.merge)
             entry = _Entry(resident, resident.bytes(), users=1)
             with self._lock:
                 self._table[wanted] = entry

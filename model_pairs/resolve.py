@@ -2,7 +2,8 @@
 
 A side of an ad hoc pair is a catalogue model, an organism (its finetuned side), a hub id (`organisation/repository`, with
 `//sub/folder` for a folder inside of it), or a local folder; models and adapters alike. An adapter goes on the model of the other side,
-or on the model that its configuration names.
+or on the model that its configuration names. Where one place holds both, `#model` or `#adapter` after it says which is meant (no hub id has
+a `#`, and of a folder's own name only what stands before the last of these two counts).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +26,12 @@ from organisms.specs import BaseModelSpec, OrganismSpec, VariantSpec
 
 log = logging.getLogger(__name__)
 
-FORMS = "`organism[/variant][@model]`, or `BASE::FINETUNED` with catalogue models, organisms, hub ids or local folders on either side"
+FORMS = (
+    "`organism[/variant][@model]`, or `BASE::FINETUNED` with catalogue models, organisms, hub ids or local folders on either side "
+    "(with `#model` or `#adapter` after a hub id or folder that holds both)"
+)
+
+_READINGS = ("model", "adapter")
 
 _REFERENCE = re.compile(r"^(?P<organism>[^/@]+)(?:/(?P<variant>[^@]+))?(?:@(?P<model>.+))?$")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -207,30 +214,62 @@ def _files_named(catalogue: Catalogue, identifier: str) -> ModelFiles:
 
 
 def _named(catalogue: Catalogue, text: str) -> _Named:
-    identifier, _, subfolder = text.partition("//")
     if catalogue.has_model(text) or text == EMBEDDED_ID:
         return _Named(text, ModelSource(files=_files_named(catalogue, text)))
     match = _REFERENCE.match(text)
     if match is not None and match["organism"] in catalogue.organisms:
         spec = _organism_pair(catalogue, match["organism"], match["variant"], match["model"])
         return _Named(text, spec.finetuned)
-    if is_local(text) or Path(text).is_dir():
-        folder = Path(text).expanduser().resolve()
+    place, wanted = _reading(text)
+    if is_local(place) or Path(place).is_dir():
+        folder = Path(place).expanduser().resolve()
         if not folder.is_dir():
-            raise UnknownName(f"There is no folder {text!r} on this machine.")
-        if (folder / "adapter_config.json").is_file():
+            raise UnknownName(f"There is no folder {place!r} on this machine.")
+        if _chosen(place, wanted, _held([path.name for path in folder.iterdir()])) == "adapter":
             return _Named(text, None, AdapterFiles(id=str(folder)), _declared_base(folder))
-        if (folder / "config.json").is_file():
-            return _Named(text, ModelSource(files=ModelFiles(id=str(folder))))
-        raise InvalidInput(f"The folder {text!r} holds neither a model (config.json) nor an adapter (adapter_config.json).")
+        return _Named(text, ModelSource(files=ModelFiles(id=str(folder))))
+    identifier, _, subfolder = place.partition("//")
     if _HUB_ID.match(identifier):
         sub = subfolder or None
-        if _hub_adapter(identifier, sub):
+        if _chosen(place, wanted, _hub_held(identifier, sub)) == "adapter":
             folder_here = cached_folder(identifier, None, sub)
             return _Named(text, None, AdapterFiles(id=identifier, subfolder=sub), _declared_base(folder_here) if folder_here else None)
         files = _files_named(catalogue, identifier)
         return _Named(text, ModelSource(files=files.model_copy(update={"subfolder": sub}) if sub else files))
     raise _unknown(text, catalogue)
+
+
+def _reading(text: str) -> tuple[str, str | None]:
+    """A place, and how it is to be read: `model`, `adapter`, or None where the text does not say."""
+    place, mark, wanted = text.rpartition("#")
+    return (place, wanted) if mark and place and wanted in _READINGS else (text, None)
+
+
+def _held(names: Sequence[str]) -> frozenset[str]:
+    """What a folder with these files holds of `model` and `adapter`."""
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".gguf"))]
+    adapter_weights = any(name.startswith("adapter_model.") for name in weights)
+    held = set()
+    if "config.json" in names and ("adapter_config.json" not in names or any(not name.startswith("adapter_") for name in weights)):
+        held.add("model")
+    # Without its weights, beside a model, the configuration of an adapter is a leftover.
+    if "adapter_config.json" in names and (adapter_weights or not held):
+        held.add("adapter")
+    return frozenset(held)
+
+
+def _chosen(place: str, wanted: str | None, held: frozenset[str]) -> str:
+    """How to read a place. Raises InvalidInput when it holds neither, both and nobody says which, or not what is wanted."""
+    if not held:
+        raise InvalidInput(f"{place!r} holds neither a model (config.json) nor an adapter (adapter_config.json).")
+    if wanted is not None and wanted not in held:
+        raise InvalidInput(f"{place!r} holds no {wanted}, only {'an adapter' if wanted == 'model' else 'a model'}. Leave out `#{wanted}`.")
+    if wanted is None and len(held) > 1:
+        raise InvalidInput(
+            f"{place!r} holds a complete model (config.json) and an adapter (adapter_config.json). Write `{place}#model` for that model without the adapter, "
+            f"or `{place}#adapter` for the adapter on the model of the other side."
+        )
+    return wanted or next(iter(held))
 
 
 def _declared_base(folder: Path) -> str | None:
@@ -241,23 +280,25 @@ def _declared_base(folder: Path) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _hub_adapter(identifier: str, subfolder: str | None) -> bool:
-    """Whether a hub repository holds an adapter: from its files here, from the catalogue, else from the hub; a model when nobody knows."""
+def _hub_held(identifier: str, subfolder: str | None) -> frozenset[str]:
+    """What a hub repository holds of `model` and `adapter`: from its files here, from the catalogue, else from the hub; a model when nobody knows."""
     folder = cached_folder(identifier, None, subfolder)
     if folder is not None:
-        return (folder / "adapter_config.json").is_file()
+        return _held([path.name for path in folder.iterdir()]) or frozenset({"model"})
     for organism in load_catalogue().organisms.values():
         for variants in organism.variants.values():
             for variant in variants.values():
                 if variant.id == identifier:
-                    return variant.kind in ("adapter", "merged", "adapter_pair")
+                    return frozenset({"adapter" if variant.kind in ("adapter", "merged", "adapter_pair") else "model"})
     try:
         from huggingface_hub import HfApi
 
-        return HfApi().file_exists(identifier, f"{subfolder}/adapter_config.json" if subfolder else "adapter_config.json")
+        prefix = f"{subfolder}/" if subfolder else ""
+        names = [name.removeprefix(prefix) for name in HfApi().list_repo_files(identifier) if name.startswith(prefix)]
+        return _held([name for name in names if "/" not in name]) or frozenset({"model"})
     except Exception as error:  # offline, or no such repository: loading says which
         log.info("cannot ask the hub about %s: %s", identifier, error)
-        return False
+        return frozenset({"model"})
 
 
 def _close(name: str, names: list[str]) -> str:

@@ -30,7 +30,9 @@ class ModelFiles(_Frozen):
     chat_template: str | None = Field(None, description="Jinja template that replaces the tokenizer's.")
     end_of_turn_token: str | None = Field(None, description="Token that ends a chat turn when it is not the end-of-sequence token.")
     dtype: DtypeName = Field(
-        "auto", description="`auto`: as stored in the checkpoint (16 bits become float32 on a CPU that has no instructions for them)."
+        "auto",
+        description="`auto`: as stored in the checkpoint (16 bits become float32 on a CPU that has no instructions for them). The two sides of a pair "
+        "run in one type, float32 when theirs are unequal.",
     )
     attn_implementation: str | None = None
     thinking_switch: bool = Field(False, description="The chat template knows `enable_thinking`.")
@@ -76,11 +78,17 @@ class PairSpec(_Frozen):
     def identity(self) -> dict[str, Any]:
         """Everything that decides results, as JSON values: hub ids with commits, hashes of local files, subfolders, dtype, merge, steering.
 
-        Names and local paths are left out: the same files under another path are the same pair. Hashes are cached by path, size and time.
+        The dtype is that of the description, or the one for both sides where their files are of unequal types. Names and local paths are left out:
+        the same files under another path are the same pair. Hashes are cached by path, size and time.
         """
         from model_pairs.fingerprint import source_identity
+        from model_pairs.precision import settled_dtype
 
-        return {"base": source_identity(self.base), "finetuned": source_identity(self.finetuned)}
+        identity = {"base": source_identity(self.base), "finetuned": source_identity(self.finetuned)}
+        if settled := settled_dtype(self.base.files, self.finetuned.files):
+            for side in identity.values():
+                side["model"]["dtype"] = settled
+        return identity
 
 
 class PairSummary(_Frozen):

@@ -5,6 +5,7 @@ Nothing is ever held of both models but one weight at a time, and a product of L
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from model_pairs.finite import check_values, is_finite
 from model_pairs.modules import LowRank, ModulePlace, Unit, oriented, units_of
 from organisms.errors import NotTheSame, OutOfRoom
 from organisms.progress import Progress, silent
@@ -58,6 +60,7 @@ def weight_deltas(pair: LoadedPair, progress: Progress = silent, chosen: Chosen 
     Raises:
         NotTheSame: the two models have other modules.
         OutOfRoom: no room for the scratch folder.
+        NotFinite: weights that are NaN or infinite on one side.
     """
     base, finetuned = pair.sides["base"], pair.sides["finetuned"]
     if pair.sequential:
@@ -103,6 +106,10 @@ def _compare(base: Unit, finetuned: Unit, parameter: str, shared: bool) -> Weigh
 
 def _difference(base: LowRank | None, finetuned: LowRank | None) -> LowRank | None:
     """Finetuned minus base as one product: factors side by side, those of the base with a minus."""
+    for low in (finetuned, base):
+        if low is not None:
+            check_values(low.left, "a LoRA matrix")
+            check_values(low.right, "a LoRA matrix")
     parts = [(low, sign) for low, sign in ((finetuned, 1.0), (base, -1.0)) if low is not None and bool(low.left.any()) and bool(low.right.any())]
     if not parts:
         return None
@@ -119,11 +126,16 @@ def _dense(place: ModulePlace, parameter: str, before: torch.Tensor, after: torc
             before, after = before.narrow(axis, 0, size), after.narrow(axis, 0, size)
     before, after = before.cpu().float(), after.cpu().float()
     delta = after - before
+    if not is_finite(delta):  # rows that nothing reads may hold anything, as long as it is the same on both sides
+        delta = torch.where((before == after) | (before.isnan() & after.isnan()), 0.0, delta)
+        check_values(delta, f"`{place.name}.{parameter}`")
     return WeightDelta(place, parameter, tuple(before.shape), _norm(before), delta if bool(delta.any()) else None)
 
 
 def _norm(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values.float(), dtype=torch.float64))
+    norm = float(torch.linalg.vector_norm(values.float(), dtype=torch.float64))
+    # Values that both sides have and nothing reads may be infinite; the norm is that of the others.
+    return norm if math.isfinite(norm) else float(torch.linalg.vector_norm(values.float().nan_to_num(0.0, 0.0, 0.0), dtype=torch.float64))
 
 
 def _norm_with(weight: torch.Tensor, low: LowRank | None) -> float:

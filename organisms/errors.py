@@ -41,6 +41,12 @@ class OutOfRoom(DiffingError):
     code = "out_of_room"
 
 
+class NotFinite(DiffingError):
+    """A model gives NaN or infinite numbers. The message says which side, where, and what to check."""
+
+    code = "not_finite"
+
+
 class Cancelled(DiffingError):
     """The work was cancelled between batches."""
 

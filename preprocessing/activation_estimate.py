@@ -42,12 +42,12 @@ def estimate_collection(spec: PairSpec, params: CollectionParams, folder: Path) 
 
     from model_pairs.files import local_folder
     from model_pairs.layers import resolve_layers
-    from model_pairs.loading import choose_device, choose_dtype, read_config
+    from model_pairs.loading import choose_device, compute_dtype, read_config
 
     files = spec.base.files
     config = read_config(files, local_folder(files.id, files.revision, files.subfolder))
     text = config.get_text_config()
-    dtype = getattr(torch, params.dtype) if params.dtype != "auto" else choose_dtype(files, config, choose_device())
+    dtype = getattr(torch, params.dtype) if params.dtype != "auto" else compute_dtype(files, spec.finetuned.files, choose_device())[0]
     layers = len(resolve_layers(params.layers, text.num_hidden_layers))
     tokens = params.max_samples * params.max_tokens
     tokens = min(tokens, params.max_activation_tokens or tokens)

@@ -115,17 +115,10 @@ def _collected(pair: LoadedPair, params: ActivationSourceParams, layers: list[in
 
 
 def model_dtype(pair: LoadedPair) -> torch.dtype:
-    """The dtype that both models are loaded in, float32 when they differ. Loads nothing."""
-    import torch
+    """The dtype that both models are loaded in. Loads nothing."""
+    from model_pairs.loading import compute_dtype
 
-    from model_pairs.files import local_folder
-    from model_pairs.loading import choose_dtype, read_config
-
-    found = set()
-    for files in (pair.spec.base.files, pair.spec.finetuned.files):
-        config = read_config(files, local_folder(files.id, files.revision, files.subfolder))
-        found.add(choose_dtype(files, config, pair.device.type))
-    return found.pop() if len(found) == 1 else torch.float32
+    return compute_dtype(pair.spec.base.files, pair.spec.finetuned.files, pair.device.type)[0]
 
 
 def _check_memory(needed: int, tokens: int) -> None:

@@ -136,7 +136,9 @@ def test_learned_prompts_are_computed_in_batches_and_in_generation(kind, tiny_mo
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
         ids = torch.tensor([[0, 0, 0, *TEXT[:7]], TEXT])
         mask = (ids != 0).long()
-        rows = pair.forward("finetuned", ids, mask).logits.float().log_softmax(-1)
+        logits = pair.forward("finetuned", ids, mask).logits
+        assert logits is not None
+        rows = logits.float().log_softmax(-1)
         for ours, theirs in zip((rows[0, 3:], rows[1]), peft_log_probs(base, adapter, [TEXT[:7], TEXT]), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         assert pair.forward("finetuned", ids, mask, layers=[1], logits=False).hidden[1].shape == (2, 10, 32)
@@ -275,6 +277,8 @@ def test_an_adapter_brings_its_tokenizer_its_template_and_its_rows(tiny_models, 
         truth = PeftModel.from_pretrained(fresh, str(folder)).eval()(IDS).logits[0].float()
     with ModelPairs().use(make_pair(plain, adapter=folder)) as pair:
         output = pair.forward("finetuned", IDS, ONES)
+        assert output.logits is not None
+        assert output.extra_logits is not None
         torch.testing.assert_close(output.logits[0], truth[:, : pair.vocab_size], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(output.extra_logits[0], truth[:, pair.vocab_size :], atol=1e-4, rtol=1e-4)
         assert torch.equal(log_probs(pair, "base"), peft_log_probs(plain, None, [TEXT])[0])
