@@ -61,6 +61,19 @@ def check_batch(resident: ResidentModel, input_ids: torch.Tensor, attention_mask
         raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; the batch holds {smallest if smallest < 0 else highest}.")
 
 
+def make_head_input_contiguous(transformer: Any) -> None:
+    """Let the output head of a model (and every copy that an adapter makes of it later) see contiguous tensors only.
+
+    The last position of each row, `hidden[:, -1:]` [B, 1, d_model], is a slice with gaps: torch then multiplies row by row and copies the unembedding
+    for each of them, which takes B times its memory and hundreds of times as long.
+    """
+
+    def contiguous(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(each.contiguous() if isinstance(each, torch.Tensor) else each for each in arguments)
+
+    transformer.get_output_embeddings().register_forward_pre_hook(contiguous)
+
+
 def run_forward(
     resident: ResidentModel,
     input_ids: torch.Tensor,

@@ -200,6 +200,8 @@ def load_model(files: ModelFiles, label: str, tokenizer: Any, merge: AdapterFile
     from nnterp.rename_utils import RenamingError
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    from model_pairs.forward import make_head_input_contiguous
+
     folder = local_folder(files.id, files.revision, files.subfolder)
     config = read_config(files, folder)
     device = choose_device()
@@ -217,6 +219,7 @@ def load_model(files: ModelFiles, label: str, tokenizer: Any, merge: AdapterFile
             from model_pairs.adapters import merged
 
             transformer = merged(transformer, local_folder(merge.id, merge.revision, merge.subfolder))
+        make_head_input_contiguous(transformer)
         # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights, not on a placeholder.
         wrapped = StandardizedTransformer(transformer, tokenizer=tokenizer, allow_multimodal=True)
     except DiffingError:
