@@ -18,7 +18,7 @@ from model_pairs.chat import ChatMessage, render_chat
 from model_pairs.decoding import Reader, choose_tokens, decode
 from model_pairs.forward_count import ForwardCount
 from model_pairs.interventions import Intervention
-from model_pairs.room import cost_of, free_bytes, most_rows
+from model_pairs.room import cost_of, devices_of, free_bytes, most_rows
 from organisms.errors import InvalidInput
 from organisms.progress import Progress, silent
 
@@ -142,7 +142,7 @@ def batches_for(residents: Sequence[ResidentModel], rows: Sequence[Row], max_new
         OutOfRoom: not even the longest row alone fits.
     """
     costs = [cost_of(resident) for resident in residents]
-    free = min(free_bytes(resident) for resident in residents)
+    free = min(free_bytes(devices_of(resident)) for resident in residents)
     max_rows, max_tokens = batch_limits(residents[0].device)
 
     def most(prompt: int) -> int:

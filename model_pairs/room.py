@@ -1,8 +1,8 @@
-"""How much memory a batch of texts takes in generation, and how much is free: batches are made to fit before the first pass."""
+"""How much memory a batch of texts takes, and how much is free: batches are made to fit before the first pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from organisms.errors import OutOfRoom
+from organisms.settings import settings
 
 if TYPE_CHECKING:
     from model_pairs.loading import ResidentModel
 
+LOGIT_BYTES = 512 * 2**20
+"""Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than `settings().batch_tokens`."""
 USABLE_SHARE = 0.9
 """Of the free memory: the rest is for what the estimate leaves out."""
 _WINDOWED = ("sliding_attention", "chunked_attention")
@@ -87,9 +90,28 @@ def most_rows(costs: Sequence[RowCost], prompt: int, new: int, free: int) -> int
     return free // needed
 
 
-def free_bytes(resident: ResidentModel) -> int:
-    """Bytes that work on this model may take: a share of what its GPUs, or this machine or its control group, have free now."""
-    devices = {parameter.device for parameter in resident.transformer.parameters()}
+def logit_tokens(vocab_size: int, itemsize: int) -> int:
+    """Tokens of a batch whose logits [tokens, V] are read, `itemsize` bytes a number."""
+    return min(settings().batch_tokens, max(1, LOGIT_BYTES // (itemsize * vocab_size)))
+
+
+def check_logits(tokens: int, vocab_size: int, itemsize: int, free: int) -> None:
+    """Raise OutOfRoom when the logits of both sides for a batch of so many tokens do not fit in `free` bytes."""
+    needed = 2 * tokens * vocab_size * itemsize
+    if needed > free:
+        raise OutOfRoom(
+            f"The logits of both models for a batch of {tokens} tokens take {_megabytes(needed)}, and {_megabytes(free)} are free. Lower max_tokens, "
+            "unload models, or lower memory_share so that fewer stay loaded."
+        )
+
+
+def devices_of(resident: ResidentModel) -> set[torch.device]:
+    """The devices that hold the model's weights."""
+    return {parameter.device for parameter in resident.transformer.parameters()}
+
+
+def free_bytes(devices: Iterable[torch.device]) -> int:
+    """Bytes that work on these devices may take: a share of what the GPUs, or this machine or its control group, have free now."""
     gpus = [device for device in devices if device.type == "cuda"]
     if gpus:
         # What torch has reserved and does not use is free to the next pass.
@@ -97,10 +119,10 @@ def free_bytes(resident: ResidentModel) -> int:
         return int(USABLE_SHARE * (unused + sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)))
     import psutil
 
-    return int(USABLE_SHARE * min(psutil.virtual_memory().available, _free_in_group()))
+    return int(USABLE_SHARE * min(psutil.virtual_memory().available, free_in_group()))
 
 
-def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
+def free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes left to this control group, file pages that can be dropped counted as free; without a limit a number that limits nothing."""
     limit, current, statistics = folder / "memory.max", folder / "memory.current", folder / "memory.stat"
     if not (limit.is_file() and current.is_file() and (text := limit.read_text().strip()).isdigit()):
