@@ -58,13 +58,16 @@ def seconds_of_both(pair: str | None, folder: str, tokens: int, repeats: int) ->
 
 
 def peak(pair: str | None, folder: str, tokens: int, kind: str) -> dict[str, int]:
-    """Bytes that the model and one such loop take at the highest, and those beyond the model once it has run a little."""
+    """Bytes that the model and one such loop take at the highest, and those beyond the model once it has run a little; the lower of two rounds."""
     before = after_imports()
+    found = []
     with _loops(pair, folder, tokens, (kind,)) as loops:
-        loaded = resident_bytes()
-        with PeakMemory() as memory:
-            loops[kind]()
-    return {"bytes": memory.peak - before, "beyond": memory.peak - loaded}
+        for _ in range(2):
+            loaded = resident_bytes()
+            with PeakMemory() as memory:
+                loops[kind]()
+            found.append({"bytes": memory.peak - before, "beyond": memory.peak - loaded})
+    return min(found, key=lambda round: round["bytes"])
 
 
 @contextmanager
@@ -129,12 +132,12 @@ def _large(folder: Path) -> Any:
 
     config = transformers.Gemma3TextConfig(
         vocab_size=LARGE_VOCABULARY,
-        hidden_size=128,
+        hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=1,
-        head_dim=32,
+        head_dim=64,
         max_position_embeddings=2048,
     )
     if not (folder / "config.json").exists():

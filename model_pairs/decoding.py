@@ -5,14 +5,13 @@ Bookkeeping (ids, masks, random numbers) stays on the CPU; one small transfer a 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model_pairs.forward import positions_of, takes_position_ids
+from model_pairs.forward import last_logits_only, positions_of, takes_position_ids
 from model_pairs.interventions import Intervention, applied
 from organisms.errors import InvalidInput
 
@@ -66,11 +65,6 @@ class Reader:
         """Go on with some rows [N] of the batch alone."""
         self.cache.reorder_cache(rows)
         self.interventions = [each.of_rows(rows) for each in self.interventions]
-
-
-def last_logits_only(resident: ResidentModel) -> dict[str, Any]:
-    """Arguments that make a pass return the logits of the last position only, where the model knows them."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(resident.transformer).forward).parameters else {}
 
 
 @torch.inference_mode()

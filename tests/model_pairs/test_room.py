@@ -120,3 +120,18 @@ def test_logits_of_a_batch_stay_within_their_bytes() -> None:
     room.check_logits(1024, 262_144, 2, 2**30)
     with pytest.raises(OutOfRoom, match=r"1024 tokens take 1,024 MB.*max_tokens"):
         room.check_logits(1024, 262_144, 2, 2**30 - 1)
+
+
+def test_texts_are_scored_a_few_at_a_time(tiny_pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.randint(5, 300, (5, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    logits = tiny_pair.forward("base", ids, mask).logits
+    expected = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2) * mask[:, 1:]
+    usual = tiny_pair.token_log_probs("base", ids, mask)
+    torch.testing.assert_close(usual, expected, atol=1e-5, rtol=1e-5)
+    before = tiny_pair.forwards.copy()
+    monkeypatch.setattr(room, "LOGIT_BYTES", 2 * 12 * 4 * tiny_pair.vocab_size)
+    monkeypatch.setattr("model_pairs.forward._ROW_BYTES", 3 * 4 * tiny_pair.vocab_size)
+    torch.testing.assert_close(tiny_pair.token_log_probs("base", ids, mask), expected, atol=1e-5, rtol=1e-5)
+    assert (tiny_pair.forwards - before).passes == 3
