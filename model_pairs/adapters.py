@@ -1,18 +1,20 @@
-"""LoRA adapters on a resident model: attached with proof that every tensor landed, switched on and off, detached.
+"""Plain LoRA adapters on a resident model: attached with proof that every tensor landed and no base weight changed, switched on and off, detached.
 
 With no adapter active the adapter's modules are taken out of the model, so the base side runs exactly the bare model, at its speed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_pairs.fingerprint import adapter_hash
+from model_pairs.adapter_files import PREFIX, StoredAdapter, adapter_name
 from organisms.errors import DiffingError, InvalidInput, NotTheSame
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "base_model.model."
+_PROBE_TOKENS = 48
 
 
 @dataclass
@@ -103,203 +105,181 @@ def _lean(layer: Any, name: str) -> Any:
     return LeanLora().eval()
 
 
-def adapter_name(folder: Path) -> str:
-    """Name of an adapter inside a model: from its content, so equal adapters share one and different ones never clash."""
-    return "adapter_" + adapter_hash(folder).split(":")[1][:16]
+def attach(resident: ResidentModel, stored: StoredAdapter) -> AttachedAdapter:
+    """Attach a LoRA (or find it attached) without activating it, as peft's own `PeftModel` loads it; the model is as before when this fails.
 
-
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Configuration and tensors of an adapter folder. Raises InvalidInput when they are not there or are not those of a LoRA."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    adapter_hash(folder)
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (json.JSONDecodeError, SafetensorError, OSError) as error:
-        raise InvalidInput(f"The adapter's files cannot be read ({type(error).__name__}): they are damaged or incomplete.") from error
-    if config.get("peft_type") != "LORA":
-        raise InvalidInput(
-            f"Adapters of the type LORA can be attached, this one is {config.get('peft_type')}. Merge it into a full model and name that."
-        )
-    if not any(".lora_B" in key or ".lora_embedding_B" in key for key in tensors):
-        raise NotTheSame("The adapter's file holds no lora_B matrix, so it could not change anything. It is not a complete adapter.")
-    return config, tensors
-
-
-def check_fits(transformer: torch.nn.Module, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Raise NotTheSame when the adapter was made for another model: modules that do not exist here, or other sizes.
-
-    LoRA: lora_A is [rank, in], lora_B [out, rank], for a base weight [out, in] (transposed for transformers' Conv1D).
-    """
-    modules = dict(transformer.named_modules())
-    absent = []
-    for key, tensor in tensors.items():
-        for part in (".lora_A.", ".lora_B."):
-            if part not in key or tensor.ndim != 2:
-                continue
-            name = key.removeprefix(_PREFIX).split(part)[0]
-            module = modules.get(name)
-            if module is None:
-                absent.append(name)
-                continue
-            weight = getattr(getattr(module, "base_layer", module), "weight", None)
-            if weight is None or weight.ndim != 2:
-                continue
-            size = tensor.shape[1] if part == ".lora_A." else tensor.shape[0]
-            if size not in weight.shape:
-                raise NotTheSame(
-                    f"The adapter was made for another model: its {part.strip('.')} for `{name}` has size {size}, "
-                    f"the base model's weight there is {tuple(weight.shape)}. Name the base model that the adapter was trained on."
-                )
-    # A key that names no module is fatal when none does; some newer architectures fuse modules and peft converts names at load.
-    if absent and len(absent) * 1.0 >= sum(".lora_" in key for key in tensors):
-        raise NotTheSame(
-            f"The adapter was made for another model: it changes `{sorted(absent)[0]}`, which this base model does not have. "
-            "Name the base model that the adapter was trained on."
-        )
-
-
-def take_restated(transformer: torch.nn.Module, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Take out of `tensors` the base weights that peft saved with the adapter (embeddings it targets).
+    The base's weights and layers are the same afterwards, to the last bit: `ResidentModel.digest` is compared.
 
     Raises:
-        NotTheSame: they are not the base model's: loading them would overwrite the side they are compared with.
+        NotTheSame: made for another model, not all of it landed, weights that are not zero and yet change nothing, or a base that was changed (which
+            is then not used any more).
+        InvalidInput: not a readable adapter.
     """
-    import torch
-
-    parameters = {name.replace(".base_layer", ""): parameter for name, parameter in transformer.named_parameters(remove_duplicate=False)}
-    replaced = tuple(config.get("modules_to_save") or ())
-    for key in list(tensors):
-        name = key.removeprefix(_PREFIX).replace(".base_layer", "")
-        if name not in parameters or name.rsplit(".", 1)[0].endswith(replaced or ("\0",)):
-            continue
-        base = parameters[name].detach().cpu()
-        if base.shape != tensors[key].shape or not torch.equal(base, tensors[key].to(base.dtype)):
-            raise NotTheSame(
-                f"The adapter brings a changed `{name}` {tuple(tensors[key].shape)} that is no LoRA; the base model's {tuple(base.shape)} would be "
-                "overwritten. Merge the adapter into a full model and name that as the finetuned side."
-            )
-        del tensors[key]
-
-
-def check_landed(transformer: torch.nn.Module, name: str, tensors: dict[str, torch.Tensor]) -> list[torch.nn.Parameter]:
-    """The adapter's parameters inside the model, after comparing every tensor of the file with the one loaded, by name and value.
-
-    Raises:
-        NotTheSame: naming what did not land. Such an adapter would silently compare the base model with itself.
-    """
-    import torch
-
-    loaded: dict[str, torch.nn.Parameter] = {}
-    for key, parameter in transformer.named_parameters(remove_duplicate=False):
-        if f".{name}" in key:
-            loaded[_saved_name(key, name)] = parameter
-    missing: list[str] = []
-    different: list[str] = []
-    for key, tensor in tensors.items():
-        found = loaded.get(key.removeprefix(_PREFIX))
-        if found is None:
-            missing.append(key)
-        elif found.shape != tensor.shape or not torch.equal(found.detach().cpu(), tensor.to(found.dtype)):
-            different.append(key)
-    unfilled = sorted(set(loaded) - {key.removeprefix(_PREFIX) for key in tensors})
-    unfilled = [key for key in unfilled if ".lora_B" in key or ".lora_embedding_B" in key]
-    if missing or different or unfilled:
-        lines = []
-        for what, keys in (("are not in the model", missing), ("have other values in the model", different), ("were never filled", unfilled)):
-            if keys:
-                lines.append(f"{len(keys)} of {len(tensors)} {what}, such as {keys[0]}")
-        raise NotTheSame(
-            f"The adapter's weights did not land on the base model: {'; '.join(lines)}. The finetuned side would not be the finetune. "
-            "Check that the adapter was trained on this base model and saved by peft."
-        )
-    return list(loaded.values())
-
-
-def _saved_name(key: str, name: str) -> str:
-    """The name under which peft saves a parameter of adapter `name`."""
-    saved = key.removeprefix(_PREFIX).replace(f".modules_to_save.{name}", "").replace(f".{name}", "")
-    return saved.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-
-
-def changes_nothing(tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether an adapter with these tensors leaves the model as it is: every B (or every A) is zero and no other tensor is there."""
-    others = [key for key in tensors if ".lora_A" not in key and ".lora_B" not in key and ".lora_embedding_" not in key]
-    if others:
-        return False
-    second = [tensor for key, tensor in tensors.items() if ".lora_B" in key or ".lora_embedding_B" in key]
-    return all(not bool(tensor.any()) for tensor in second)
-
-
-def attach(resident: ResidentModel, folder: Path) -> AttachedAdapter:
-    """Attach an adapter (or find it attached) without activating it; the model is as before when this fails.
-
-    Raises:
-        NotTheSame: made for another model, or not all of it landed.
-        InvalidInput: not a readable LoRA adapter.
-    """
-    name = adapter_name(folder)
+    name = adapter_name(stored.folder)
     with resident.lock:
+        check_unspoiled(resident)
         if name in resident.adapters:
             return resident.adapters[name]
-        config, tensors = read_adapter(folder)
-        whole = set(config.get("modules_to_save") or ())
-        if shared := sorted(whole & {slot.child_name for slot in resident.slots}):
-            raise InvalidInput(
-                f"This adapter replaces the whole module {shared[0]!r}, which another adapter in memory changes by LoRA; peft cannot hold both on one "
-                "base. Unload the base model first, or merge one of the two."
-            )
         _put_in(resident)
         try:
-            check_fits(resident.transformer, config, tensors)
-            take_restated(resident.transformer, config, tensors)
-            try:
-                resident.transformer.load_adapter(str(folder), adapter_name=name)
-                _free_copies(resident.transformer, name)
-                parameters = check_landed(resident.transformer, name, tensors)
-            except DiffingError:
-                raise
-            except (RuntimeError, ValueError, KeyError, OSError, TypeError) as error:
-                log.exception("attaching failed")
-                raise NotTheSame(
-                    f"The adapter cannot be attached to this base model ({type(error).__name__}): it was made for another model or is damaged."
-                ) from error
+            parameters = _injected(resident.transformer, name, stored)
         except Exception:
-            if name in getattr(resident.transformer, "peft_config", {}):
-                resident.transformer.delete_adapter(name)
+            _remove(resident, name)
             _find_slots(resident)
             _activate(resident, resident.active)
             raise
         for parameter in parameters:
             parameter.requires_grad_(False)
         _to_model_dtype(resident, name)
-        adapter = AttachedAdapter(name, folder, changes_nothing(tensors), parameters)
+        adapter = AttachedAdapter(name, stored.folder, stored.changes_nothing, parameters)
         resident.adapters[name] = adapter
         _find_slots(resident)
         _activate(resident, resident.active)
+        try:
+            check_base_unchanged(resident)
+            if not adapter.changes_nothing:
+                _check_acts(resident, stored, name)
+        except Exception:
+            detach(resident, name)
+            raise
         return adapter
 
 
-def _free_copies(transformer: Any, name: str) -> None:
-    """Give modules that the adapter replaces as a whole their own forward.
+def _injected(transformer: Any, name: str, stored: StoredAdapter) -> list[Any]:
+    """The adapter's parameters after peft has put its layers into the model and filled them."""
+    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
 
-    peft makes them by deepcopy, and the copy of a traced module still calls the original one: the new weights would never be used.
+    with loading_by_peft(stored):
+        config = PeftConfig.from_pretrained(str(stored.folder))
+        config.inference_mode = True
+        inject_adapter_in_model(config, transformer, name)
+        transformer._hf_peft_config_loaded = True
+        tensors = load_peft_weights(str(stored.folder), device="cpu", key_mapping=getattr(transformer, "_checkpoint_conversion_mapping", {}))
+        # Without a `PeftModel` around it the model has no prefix; peft looks for one in the names of its matrices only.
+        tensors = {key if ".lora_" in key else key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+        check_landed(stored, set_peft_model_state_dict(transformer, tensors, adapter_name=name), transformer, name)
+    return [parameter for key, parameter in transformer.named_parameters(remove_duplicate=False) if name in key.split(".")]
+
+
+@contextmanager
+def loading_by_peft(stored: StoredAdapter) -> Iterator[None]:
+    """Turns what peft raises into what a reader can act on; what it warns of is checked here and not repeated."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DiffingError:
+        raise
+    except Exception as error:
+        log.exception("peft could not load an adapter")
+        text = str(error)
+        mismatch = re.search(r"size mismatch for (\S+):.*?Size\((\[[\d, ]*\])\).*?Size\((\[[\d, ]*\])\)", text, re.DOTALL)
+        if mismatch:
+            raise NotTheSame(
+                f"The adapter was made for another model: its `{mismatch[1]}` has the shape {mismatch[2]}, this base model needs {mismatch[3]}. "
+                "Name the base model that the adapter was trained on."
+            ) from error
+        if "Target modules" in text or "target_modules" in text or "No modules were targeted" in text:
+            raise NotTheSame(
+                "The adapter was made for another model: it changes modules that this base model does not have. Name the base model that the adapter "
+                "was trained on."
+            ) from error
+        reason = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
+        raise NotTheSame(
+            f"peft cannot put this {stored.kind} adapter on this base model ({type(error).__name__}: {reason}). It was made for another model, another "
+            "version of peft, or its files are incomplete."
+        ) from error
+
+
+def check_landed(stored: StoredAdapter, result: Any, model: Any, name: str) -> None:
+    """Raise NotTheSame unless every tensor of the file went into the model and no tensor of the adapter was left unfilled.
+
+    `result` is what peft's loading functions return: keys that it found no place for, and adapter keys that it found no tensor for. Such an adapter
+    would silently compare the base model with itself, or with something that nobody trained.
     """
-    from accelerate.hooks import add_hook_to_module
-    from peft.utils.other import ModulesToSaveWrapper
+    # The tensor of a learned prompt is no parameter of the model: peft puts it where it belongs apart from the others.
+    unexpected = sorted(key.replace(f".{name}", "") for key in result.unexpected_keys if key != "prompt_embeddings")
+    missing = {key for key in result.missing_keys if name in key.split(".") and not key.startswith("prompt_encoder.")}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for key, parameter in named.items() if key not in missing}
+    # What several layers share is in the file once, and projections that are drawn from a seed are not in it.
+    drawn = not stored.config.get("save_projection", True)
+    unfilled = sorted(key.replace(f".{name}", "") for key in missing if key in named and id(named[key]) not in filled and not drawn)
+    lines = []
+    if unexpected:
+        lines.append(f"{len(unexpected)} of {len(stored.shapes)} tensors have no place in the model, such as {unexpected[0]}")
+    if unfilled:
+        lines.append(f"{len(unfilled)} tensors of the adapter were never filled, such as {unfilled[0]}")
+    if lines:
+        raise NotTheSame(
+            f"The adapter's weights did not land on the base model: {'; '.join(lines)}. The finetuned side would not be the finetune. "
+            "Check that the adapter was trained on this base model and saved by peft."
+        )
 
-    for wrapper in [module for module in transformer.modules() if isinstance(module, ModulesToSaveWrapper)]:
-        if name not in wrapper.modules_to_save:
-            continue
-        for module in wrapper.modules_to_save[name].modules():
-            if "__nnsight_forward__" in module.__dict__:
-                hook = module.__dict__.get("_hf_hook")
-                for attribute in ("forward", "__nnsight_forward__", "__source_accessor__", "_hf_hook", "_old_forward"):
-                    module.__dict__.pop(attribute, None)
-                if hook is not None:
-                    add_hook_to_module(module, hook)
+
+def check_unspoiled(resident: ResidentModel) -> None:
+    """Raise NotTheSame for a base whose weights an adapter has changed."""
+    if resident.spoiled:
+        raise NotTheSame("An adapter changed the weights of this base model, which is being dropped from memory. Call again: it is loaded anew.")
+
+
+def check_base_unchanged(resident: ResidentModel) -> None:
+    """Raise NotTheSame when the base's own parameters or layers are not those that were loaded. The caller holds the lock."""
+    from model_pairs.weight_digest import base_digest
+
+    if base_digest(resident) != resident.digest:
+        resident.spoiled = True
+        raise NotTheSame(
+            "Loading this adapter changed the base model that it is compared with, so neither side could be trusted. The base is dropped from memory and "
+            "loaded anew by the next call. Merge the adapter into a full model and name that."
+        )
+
+
+def _check_acts(resident: ResidentModel, stored: StoredAdapter, name: str) -> None:
+    before = resident.active
+    try:
+        outputs = []
+        for each in (None, name):
+            activate(resident, each)
+            outputs.append(probe_logits(resident.transformer, stored))
+    finally:
+        activate(resident, before)
+    check_acts(stored, *outputs)
+
+
+def check_acts(stored: StoredAdapter, base: torch.Tensor, finetuned: torch.Tensor) -> None:
+    """Raise NotTheSame for an adapter with weights that are not zero whose model predicts exactly what the base does."""
+    import torch
+
+    if torch.equal(base, finetuned) and any(bool(tensor.any()) for tensor in stored.tensors.values()):
+        raise NotTheSame(
+            f"This {stored.kind} adapter holds weights that are not zero, and yet the model with it predicts exactly what the base model does: either it "
+            f"does not act on plain text, or its changes are below the resolution of {str(base.dtype).removeprefix('torch.')} (set DIFFING_DTYPE=float32). "
+            "Every difference would be reported as zero."
+        )
+
+
+def probe_ids(model: Any, stored: StoredAdapter) -> torch.Tensor:
+    """A fixed row of token ids [1, 48]: drawn from the whole vocabulary, those that the adapter trained first."""
+    import torch
+
+    config = stored.config
+    trained = config.get("trainable_token_indices") or config.get("token_indices") or []
+    chosen = [index for indices in (trained.values() if isinstance(trained, dict) else [trained]) for index in indices][:16]
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    drawn = torch.randint(0, rows, (_PROBE_TOKENS - len(chosen),), generator=torch.Generator().manual_seed(0)).tolist()
+    return torch.tensor([[*chosen, *drawn]], device=model.device)
+
+
+def probe_logits(model: Any, stored: StoredAdapter) -> torch.Tensor:
+    """Logits [1, 48, V] of a model on `probe_ids`; of a model that puts learned tokens in front, those of the row alone."""
+    import torch
+
+    ids = probe_ids(model, stored)
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits[:, -_PROBE_TOKENS:]
 
 
 def _to_model_dtype(resident: ResidentModel, name: str) -> None:
@@ -324,14 +304,28 @@ def detach(resident: ResidentModel, name: str) -> None:
         if name not in resident.adapters:
             return
         _put_in(resident)
-        resident.transformer.delete_adapter(name)
+        _remove(resident, name)
         del resident.adapters[name]
         _find_slots(resident)
         _activate(resident, None if resident.active == name else resident.active)
 
 
+def _remove(resident: ResidentModel, name: str) -> None:
+    """Take an adapter out of every layer of peft, whether or not all of it had been put in. All layers are put in."""
+    from peft.functional import delete_adapter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which adapter is active is set afterwards
+        delete_adapter(resident.transformer, adapter_name=name, prefix="lora_")
+    configs = getattr(resident.transformer, "peft_config", {})
+    configs.pop(name, None)
+    if not configs and hasattr(resident.transformer, "peft_config"):
+        del resident.transformer.peft_config
+
+
 def activate(resident: ResidentModel, name: str | None) -> None:
     """Switch the model to an attached adapter, or to the bare model (None). The caller holds `resident.lock`."""
+    check_unspoiled(resident)
     if resident.active != name:
         _activate(resident, name)
 
@@ -339,9 +333,6 @@ def activate(resident: ResidentModel, name: str | None) -> None:
 def _activate(resident: ResidentModel, name: str | None) -> None:
     """Put in the LoRA layers of adapter `name`, and the original layers everywhere else: the bare model pays nothing for adapters."""
     resident.active = name
-    if resident.other_wrappers:
-        _put_in(resident)
-        _switch_other_wrappers(resident, name)
     for slot in resident.slots:
         module = slot.module_for(name)
         if module is slot.layer:
@@ -362,24 +353,6 @@ def _select(layer: Any, name: str | None) -> None:
         layer.set_adapter(name, inference_mode=True)
 
 
-def _switch_other_wrappers(resident: ResidentModel, name: str | None) -> None:
-    """Switch what peft wraps besides plain LoRA layers: modules replaced as a whole, trained token rows, layers wrapped twice.
-
-    By hand, because transformers' `enable_adapters` leaves replaced modules off after `disable_adapters`.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    for module in resident.transformer.modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            used = name in module._adapters
-            module.enable_adapters(used)
-            if used:
-                module.set_adapter(str(name))
-        elif isinstance(module, BaseTunerLayer):
-            _select(module, name)
-
-
 def _put_in(resident: ResidentModel) -> None:
     """Put every LoRA layer back, as peft's own functions expect to find them."""
     for slot in resident.slots:
@@ -387,38 +360,15 @@ def _put_in(resident: ResidentModel) -> None:
 
 
 def _find_slots(resident: ResidentModel) -> None:
-    """Find where LoRA layers sit (all are put in), drop those that no adapter uses any more, and note other wrappers of peft."""
+    """Find where LoRA layers sit (all are put in), and drop those that no adapter uses any more."""
     from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
 
     resident.slots = []
-    inside: set[int] = set()
     for parent in list(resident.transformer.modules()):
         for child_name, child in list(parent._modules.items()):
-            if not isinstance(child, LoraLayer) or isinstance(parent, LoraLayer) or isinstance(child.base_layer, LoraLayer):
+            if not isinstance(child, LoraLayer) or isinstance(parent, LoraLayer):
                 continue
-            inside.add(id(child))
             if child.lora_A or child.lora_embedding_A:
                 resident.slots.append(Slot(parent, child_name, child))
             else:
                 parent._modules[child_name] = child.base_layer
-    resident.other_wrappers = any(
-        isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and id(module) not in inside for module in resident.transformer.modules()
-    )
-
-
-def merged(transformer: Any, folder: Path) -> Any:
-    """The model with the adapter merged into its weights (in the model's dtype), no adapter left. Raises NotTheSame like `attach`."""
-    from peft import PeftModel
-
-    config, tensors = read_adapter(folder)
-    check_fits(transformer, config, tensors)
-    take_restated(transformer, config, tensors)
-    name = adapter_name(folder)
-    try:
-        peft_model = PeftModel.from_pretrained(transformer, str(folder), adapter_name=name, is_trainable=False)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise NotTheSame(f"The adapter cannot be attached to this base model ({type(error).__name__}): it was made for another model.") from error
-    check_landed(peft_model, name, tensors)
-    return peft_model.merge_and_unload(adapter_names=[name]).requires_grad_(False).eval()

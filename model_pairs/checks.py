@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from model_pairs.files import local_folder
@@ -73,14 +74,34 @@ def check_tokenizers(base: Any, finetuned: Any) -> None:
             )
 
 
+def adapter_remarks(source: ModelSource) -> list[str]:
+    """What should be said of a side's adapter: it declares another base model than the one that it was put on."""
+    if source.adapter is None:
+        return []
+    from model_pairs.adapter_files import read_adapter
+
+    declared = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)).declared_base
+    if declared is None or _short_name(declared) == _short_name(source.files.id):
+        return []
+    return [
+        f"The adapter says that it was trained on {declared!r}, and it was put on {source.files.id!r}: its effect is the trained one only if these are the "
+        "same weights."
+    ]
+
+
+def _short_name(identifier: str) -> str:
+    """Last piece of a hub id, path or embedded model's name, in lower case."""
+    return re.split(r"[/\\:]", identifier.rstrip("/"))[-1].lower()
+
+
 def _effective_adapter(adapter: AdapterFiles | None) -> str | None:
     """Content name of an adapter that changes something; None for none or one that is zero."""
     if adapter is None:
         return None
-    from model_pairs.adapters import adapter_name, changes_nothing, read_adapter
+    from model_pairs.adapter_files import adapter_name, read_adapter
 
-    folder = local_folder(adapter.id, adapter.revision, adapter.subfolder)
-    return None if changes_nothing(read_adapter(folder)[1]) else adapter_name(folder)
+    stored = read_adapter(local_folder(adapter.id, adapter.revision, adapter.subfolder))
+    return None if stored.changes_nothing else adapter_name(stored.folder)
 
 
 def read_vector(steering: SteeringFiles) -> Any:

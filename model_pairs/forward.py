@@ -157,18 +157,11 @@ def last_logits_only(resident: ResidentModel) -> dict[str, Any]:
 
 def effective_weight(resident: ResidentModel, which: Literal["output", "input"] = "output") -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight [V, d_model] and bias of the unembedding (or of the input embedding, without bias) as the active adapter makes them."""
+    from model_pairs.modules import unit_of
+
     module: Any = resident.transformer.get_output_embeddings() if which == "output" else resident.transformer.get_input_embeddings()
-    adapter = resident.active
-    for slot in resident.slots:
-        if slot.parent._modules[slot.child_name] is module:
-            base = slot.layer.base_layer
-            if adapter is not None and (adapter in slot.layer.lora_A or adapter in slot.layer.lora_embedding_A):
-                return base.weight + slot.layer.get_delta_weight(adapter).to(base.weight.dtype), getattr(base, "bias", None)
-            return base.weight, getattr(base, "bias", None)
-    saved = getattr(module, "modules_to_save", None)
-    if saved is not None:
-        module = saved[adapter] if adapter is not None and adapter in saved else module.original_module
-    return module.weight, getattr(module, "bias", None)
+    values = unit_of(resident, module).values()
+    return values["weight"], values.get("bias")
 
 
 def token_rows(resident: ResidentModel, ids: Sequence[int], which: Literal["output", "input"]) -> torch.Tensor:

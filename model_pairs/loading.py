@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from model_pairs.files import local_folder
 from model_pairs.fingerprint import stored_bytes
-from model_pairs.specs import AdapterFiles, ModelFiles
+from model_pairs.specs import ModelFiles
 from organisms.errors import DiffingError, InvalidInput, OutOfRoom
 from organisms.settings import settings
 
 if TYPE_CHECKING:
     import torch
 
+    from model_pairs.adapted_model import AdaptedModel
+    from model_pairs.adapter_files import StoredAdapter
     from model_pairs.adapters import AttachedAdapter, Slot
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,13 @@ log = logging.getLogger(__name__)
 class ResidentModel:
     """One full model in memory, and the adapters attached to it. `lock` is held by whoever switches adapters or runs a pass."""
 
-    def __init__(self, label: str, model: Any, folder: Path, stop_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, label: str, model: Any, folder: Path, stop_ids: frozenset[int] = frozenset(), adapted: AdaptedModel | None = None
+    ) -> None:
+        """`adapted`: the model has an adapter to itself, which is on for good."""
+        from model_pairs.adapted_model import OWN_ADAPTER
+        from model_pairs.weight_digest import base_digest
+
         self.label = label
         self.folder = folder
         self.standardized = model
@@ -36,12 +44,16 @@ class ResidentModel:
         """The transformers model inside."""
         self.lock = threading.RLock()
         self.adapters: dict[str, AttachedAdapter] = {}
-        self.active: str | None = None
+        self.own_adapter = OWN_ADAPTER if adapted is not None else None
+        """Name of the adapter that this model has to itself; None: adapters are attached to it and switched."""
+        self.prompt = adapted.prompt if adapted is not None else None
+        """Learned tokens that it reads in front of every text."""
+        self.active: str | None = self.own_adapter
         """Name of the adapter that passes use now; None: the bare model."""
+        self.spoiled = False
+        """An adapter changed the base's weights: nothing may run on it any more."""
         self.slots: list[Slot] = []
         """Where LoRA layers belong."""
-        self.other_wrappers = False
-        """The model holds peft wrappers besides plain LoRA layers (whole modules that an adapter replaces, for instance)."""
         self.config = self.transformer.config.get_text_config()
         self.num_layers: int = model.num_layers
         self.d_model: int = int(model.hidden_size)
@@ -52,6 +64,8 @@ class ResidentModel:
         self.context_length: int = context_length_of(self.config)
         self.stop_ids = stop_ids
         """Tokens that end a completion."""
+        self.digest = base_digest(self)
+        """Content of all its own parameters, adapters left out."""
 
     def layer_module(self, layer: int) -> torch.nn.Module:
         """The torch module of block `layer`."""
@@ -187,8 +201,8 @@ def read_tokenizer(files: ModelFiles) -> Any | None:
     return tokenizer
 
 
-def load_model(files: ModelFiles, label: str, tokenizer: Any, merge: AdapterFiles | None = None) -> ResidentModel:
-    """Load a full model; with `merge`, an adapter is merged into its weights for good.
+def load_model(files: ModelFiles, label: str, tokenizer: Any, adapter: StoredAdapter | None = None, merge: bool = False) -> ResidentModel:
+    """Load a full model; with `adapter`, one that has this adapter for good: put on as peft does, or merged into its weights.
 
     Raises:
         InvalidInput: no safetensors weights, unreadable files, or an architecture nnterp has no names for.
@@ -200,6 +214,7 @@ def load_model(files: ModelFiles, label: str, tokenizer: Any, merge: AdapterFile
     from nnterp.rename_utils import RenamingError
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    from model_pairs.adapted_model import adapted, merged
     from model_pairs.forward import make_head_input_contiguous
 
     folder = local_folder(files.id, files.revision, files.subfolder)
@@ -215,10 +230,12 @@ def load_model(files: ModelFiles, label: str, tokenizer: Any, merge: AdapterFile
     try:
         transformer = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
         transformer.requires_grad_(False)
-        if merge is not None:
-            from model_pairs.adapters import merged
-
-            transformer = merged(transformer, local_folder(merge.id, merge.revision, merge.subfolder))
+        changed = None
+        if adapter is not None and merge:
+            transformer = merged(transformer, adapter)
+        elif adapter is not None:
+            changed = adapted(transformer, adapter)
+            transformer = changed.transformer
         make_head_input_contiguous(transformer)
         # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights, not on a placeholder.
         wrapped = StandardizedTransformer(transformer, tokenizer=tokenizer, allow_multimodal=True)
@@ -240,7 +257,7 @@ def load_model(files: ModelFiles, label: str, tokenizer: Any, merge: AdapterFile
     stops = stop_tokens(transformer, tokenizer, files)
     # The checkpoint's own sampling defaults (penalties, temperatures) must not slip into comparisons: generation states all of them.
     transformer.generation_config = GenerationConfig()
-    return ResidentModel(label, wrapped, folder, stops)
+    return ResidentModel(label, wrapped, folder, stops, changed)
 
 
 def stop_tokens(transformer: Any, tokenizer: Any, files: ModelFiles) -> frozenset[int]:

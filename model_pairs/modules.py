@@ -6,11 +6,13 @@ is imported when it is needed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from model_pairs.adapted_model import check_weights_change
 from model_pairs.adapters import activate
 from organisms.errors import InvalidInput
 
@@ -142,11 +144,10 @@ class Unit:
             return values
         if "weight" not in values:
             raise InvalidInput(f"The adapter changes `{self.place.name}`, a {type(self.bare).__name__}, in a way that is no change of one weight.")
-        if (low := self.low_rank()) is not None:
-            delta = low.dense() if oriented(self.bare, values["weight"]) is values["weight"] else low.dense().T
-            values["weight"] = values["weight"].float() + delta.to(values["weight"].device)
-        else:
-            values["weight"] = _merged_weight(self.outer, self.adapter)
+        if (low := self.low_rank()) is None:
+            return values | _affine(self.outer, self.bare, self.adapter)
+        delta = low.dense() if oriented(self.bare, values["weight"]) is values["weight"] else low.dense().T
+        values["weight"] = values["weight"].float() + delta.to(values["weight"].device)
         if (lora := self.lora()) is not None and lora[2] is not None:
             values["bias"] = values["bias"].float() + lora[3] * lora[2].detach().float()
         return values
@@ -165,13 +166,30 @@ def units_of(resident: ResidentModel, adapter: str | None) -> dict[str, Unit]:
 
     Weights that are shared (tied embeddings) appear once for each module that uses them.
     """
+    check_weights_change(resident.prompt)
     activate(resident, adapter)
     places = _Places(resident)
-    return {name: Unit(places.of(name, bare), outer, bare, adapter if outer is not bare else None) for name, outer, bare in _walk(resident, adapter)}
+    return {name: Unit(places.of(name, bare), outer, bare, adapter if outer is not bare else None) for name, outer, bare in _walk(resident.transformer, adapter)}
 
 
-def _walk(resident: ResidentModel, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:
-    """Name, the module that runs, and the owner of the weights inside of it."""
+def unit_of(resident: ResidentModel, module: Any) -> Unit:
+    """One module of the model as it is with the adapter that is switched on now. The caller holds `resident.lock`."""
+    _, outer, bare = next(_walk(module, resident.active))
+    return Unit(ModulePlace("", None, "", "other"), outer, bare, resident.active if outer is not bare else None)
+
+
+def parameters_of(resident: ResidentModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter of the model without the adapters attached to it, by its name in the bare model. The caller holds `resident.lock`."""
+    if resident.own_adapter is not None:
+        yield from ((name, value.detach()) for name, value in resident.transformer.named_parameters())
+        return
+    for name, _, bare in _walk(resident.transformer, None):
+        for parameter, value in bare.named_parameters(recurse=False):
+            yield f"{name}.{parameter}", value.detach()
+
+
+def _walk(root: Any, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:
+    """Of everything below a module: name, the module that runs, and the owner of the weights inside of it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
@@ -182,12 +200,18 @@ def _walk(resident: ResidentModel, adapter: str | None) -> Iterator[tuple[str, A
             return
         if isinstance(module, TrainableTokensWrapper):
             module = module.token_adapter
+        if adapter is not None and adapter in (replaced := getattr(module, "ln_tuning_layers", {})):
+            yield from down(replaced[adapter], name)
+            return
         if isinstance(module, BaseTunerLayer) or hasattr(module, "base_layer"):
             bare = module.base_layer
+            changed = hasattr(module, "first") or adapter in _adapters_of(module)
+            if not changed:
+                yield from down(bare, name)
+                return
             if isinstance(bare, BaseTunerLayer):
                 raise InvalidInput(f"The adapter changes `{name}` in two ways at once, which cannot be written as a change of weights.")
-            changed = hasattr(module, "first") or adapter in _adapters_of(module)
-            yield name, module if changed else bare, bare
+            yield name, module, bare
             return
         if any(True for _ in module.parameters(recurse=False)):
             yield name, module, module
@@ -195,7 +219,7 @@ def _walk(resident: ResidentModel, adapter: str | None) -> Iterator[tuple[str, A
             if child is not None:
                 yield from down(child, f"{name}.{child_name}" if name else child_name)
 
-    yield from down(resident.transformer, "")
+    yield from down(root, "")
 
 
 def _adapters_of(layer: Any) -> set[str]:
@@ -251,26 +275,54 @@ def _switched(layer: Any, adapter: str | None) -> Iterator[None]:
         layer._active_adapter, layer._disable_adapters = before
 
 
-def _merged_weight(layer: Any, adapter: str | None) -> torch.Tensor:
-    """The weight that a DoRA layer or one with trained token rows stands for, as stored.
+_ROWS_AT_ONCE = 1024
 
-    DoRA (Liu et al., arXiv 2402.09353) gives each row of W + scaling * B A the norm that its magnitude vector says.
+
+def _affine(layer: Any, bare: Any, adapter: str | None) -> dict[str, torch.Tensor]:
+    """Weight and bias, float32 as stored, of the affine map that one of peft's layers computes: read off a float32 copy of it.
+
+    Whatever the layer does (DoRA, IA3, orthogonal, low-rank products, trained token rows), its outputs at the unit vectors and at zero are its effective
+    weight and bias.
 
     Raises:
-        InvalidInput: another of peft's layers.
+        InvalidInput: a layer that is not an affine map, or no linear layer or embedding inside.
     """
-    from peft.tuners.lora.layer import Linear
+    import torch
+    from transformers.pytorch_utils import Conv1D
 
-    # A variable of its own: the type of peft's class would say that these dictionaries of modules are modules.
-    is_linear: bool = type(layer) is Linear
-    if is_linear and adapter in layer.lora_magnitude_vector:
-        added = layer.lora_B[adapter].weight.detach().double() @ layer.lora_A[adapter].weight.detach().double()
-        directions = layer.base_layer.weight.detach().double() + float(layer.scaling[adapter]) * added
-        magnitudes = layer.lora_magnitude_vector[adapter].weight.detach().double()
-        return (magnitudes[:, None] * directions / directions.norm(dim=1, keepdim=True)).float()
-    if not hasattr(layer, "get_merged_weights"):
-        raise InvalidInput(
-            f"The adapter's {type(layer).__name__} cannot be written as a change of weights. Merge it into a full model and name that."
-        )
-    merged: torch.Tensor = layer.get_merged_weights([adapter])
-    return merged.detach()
+    own = untraced(copy.deepcopy(layer)).float()
+    device = bare.weight.device
+    with torch.inference_mode(), _switched(own, adapter):
+        if isinstance(bare, torch.nn.Embedding):
+            ids = torch.arange(bare.weight.shape[0], device=device)
+            return {"weight": torch.cat([own(part).float() for part in ids.split(_ROWS_AT_ONCE)])}
+        if not isinstance(bare, torch.nn.Linear | Conv1D):
+            raise InvalidInput(f"The adapter changes a {type(bare).__name__} in a way that cannot be written as a change of weights.")
+        width = bare.weight.shape[0 if isinstance(bare, Conv1D) else 1]
+        bias = own(torch.zeros(1, width, device=device))[0]
+        units = torch.eye(width, device=device)
+        columns = torch.cat([own(part) - bias for part in units.split(_ROWS_AT_ONCE)])
+        probe = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device)
+        found, expected = own(probe), probe @ columns + bias
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max().clamp_min(1e-6))):
+            raise InvalidInput(f"The adapter makes a {type(layer).__name__} that is no affine map, so it cannot be written as a change of weights.")
+    values = {"weight": columns if isinstance(bare, Conv1D) else columns.T.contiguous()}
+    if getattr(bare, "bias", None) is not None:
+        values["bias"] = bias
+    elif bool(bias.any()):
+        raise InvalidInput("The adapter adds a bias to a layer that has none, which cannot be written as a change of its weights.")
+    return values
+
+
+def untraced(module: Any) -> Any:
+    """A copied module with forwards of its own: tracing sets a forward on every module, and in a copy that one still calls the original."""
+    from accelerate.hooks import add_hook_to_module
+
+    for each in module.modules():
+        if "__nnsight_forward__" in each.__dict__:
+            hook = each.__dict__.get("_hf_hook")
+            for attribute in ("forward", "__nnsight_forward__", "__source_accessor__", "_hf_hook", "_old_forward"):
+                each.__dict__.pop(attribute, None)
+            if hook is not None:
+                add_hook_to_module(each, hook)
+    return module

@@ -43,6 +43,8 @@ class LoadedSide:
     """Weight differences that are added to what the side is, of an amplified pair (`LoadedPair.amplified`)."""
     in_memory: Callable[[], bool] = lambda: True
     """Whether `hold` loads no model now."""
+    digest: Callable[[], str] = str
+    """Content of the weights that run: those of the model, the adapter's and the steering vector's."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class LoadedPair:
     """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are padding in the base model."""
     finetuned_tokenizer: Any = None
     """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
+    remarks: tuple[str, ...] = ()
+    """What a reader of any result should know of how the pair was put together."""
     forwards: ForwardCount = field(default_factory=ForwardCount, compare=False)
     """Passes and tokens so far; pairs made from this one (`with_adapter`, `amplified`) add to the same count."""
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_pairs.adapter_files import WEIGHTS, StoredAdapter, adapter_name, read_adapter
 from model_pairs.files import local_folder
 from model_pairs.layers import resolve_layer
 from model_pairs.pair import LoadedPair, LoadedSide
+from model_pairs.pair_tokenizers import PairTokenizers, choose_tokenizers, tokenizer_files
 from model_pairs.specs import SIDES, AdapterFiles, ModelFiles, ModelSource, PairSpec, Side
 from organisms.errors import InvalidInput, NotTheSame, OutOfRoom, UnknownName
 from organisms.progress import Progress, silent
@@ -46,14 +48,34 @@ class ModelStatus(BaseModel):
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A full model as the table knows it: its files, and an adapter merged into it."""
+    """A full model as the table knows it: its files, and an adapter that it has for good."""
 
     files: ModelFiles
-    merge: AdapterFiles | None
+    adapter: AdapterFiles | None = None
+    """An adapter that this model has to itself."""
+    merge: bool = False
+    """It is merged into the weights."""
 
     @property
     def label(self) -> str:
-        return self.files.id + (f" with {self.merge.id} merged" if self.merge else "")
+        return self.files.id + (f" with {self.adapter.id}{' merged' if self.merge else ''}" if self.adapter else "")
+
+
+def _vocabulary(files: ModelFiles) -> int:
+    """Rows of a model's embedding, as its configuration says."""
+    from model_pairs.loading import read_config
+
+    return int(read_config(files, _folder(files)).get_text_config().vocab_size)
+
+
+def _wanted(source: ModelSource) -> _Wanted:
+    """The model that a side runs on: a base that adapters share, or one with its adapter for good."""
+    if source.adapter is None:
+        return _Wanted(source.files)
+    stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
+    if source.merge or stored.own_model_reason(_vocabulary(source.files)) is not None:
+        return _Wanted(source.files, source.adapter, source.merge)
+    return _Wanted(source.files)
 
 
 @dataclass
@@ -76,6 +98,8 @@ class ModelPairs:
         self._table: dict[_Wanted, _Entry] = {}
         self._tokenizers: dict[ModelFiles, Any] = {}
         self._checked: set[PairSpec] = set()
+        self._chosen_tokenizers: dict[tuple[ModelFiles, ModelFiles, bool], PairTokenizers] = {}
+        self._digests: dict[_Wanted, str] = {}
         self._lock = threading.RLock()
         self._loading = threading.RLock()
 
@@ -97,34 +121,21 @@ class ModelPairs:
             InvalidInput: files that are not there or cannot be read.
             OutOfRoom: no room beside the models in use.
         """
-        from model_pairs.checks import added_tokens, check_configs, check_different, check_tokenizers, check_vocabularies
+        from model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
         from model_pairs.loading import choose_device, context_length_of, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}
-        wanted = {side: _Wanted(source.files, source.adapter if source.merge else None) for side, source in sources.items()}
+        wanted = {side: _wanted(source) for side, source in sources.items()}
         configs = {side: read_config(source.files, _folder(source.files)) for side, source in sources.items()}
-        tokenizers = {side: self._tokenizer(source.files) for side, source in sources.items()}
-        two_tokenizers = tokenizers["base"] is not None and tokenizers["finetuned"] is not None and tokenizers["base"] is not tokenizers["finetuned"]
-        new_tokens: dict[int, str] = {}
+        tokenizers = self._pair_tokenizers(spec)
         if spec not in self._checked:
             check_configs(configs["base"], configs["finetuned"])
-            if two_tokenizers:
-                check_tokenizers(tokenizers["base"], tokenizers["finetuned"])
             check_different(spec)
             with self._lock:
                 self._checked.add(spec)
-        given = [each for each in tokenizers.values() if each is not None]
-        if not given:
-            raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
-        # The base's tokenizer, unless only the finetune has a chat template.
-        tokenizer = next((each for each in given if each.chat_template), given[0])
-        if two_tokenizers and (new_tokens := added_tokens(tokenizers["base"], tokenizers["finetuned"])):
-            # Prompts must mean the same to both sides, so they are made without the new tokens.
-            template, tokenizer = tokenizer.chat_template, given[0]
-            if not tokenizer.chat_template and template:
-                tokenizer = _with_template(tokenizer, template)
-        vocabulary = check_vocabularies(configs["base"], configs["finetuned"], 1 + max(given[0].get_vocab().values()), two_tokenizers)
+        tokenizer = tokenizers.prompts
+        vocabulary = check_vocabularies(configs["base"], configs["finetuned"], tokenizers.known, tokenizers.compared)
 
         sequential = False
         if wanted["base"] != wanted["finetuned"]:
@@ -134,12 +145,10 @@ class ModelPairs:
 
         sides: dict[Side, LoadedSide] = {}
         for side in SIDES:
-            sides[side] = self._side(spec, sources[side], wanted[side], tokenizer, configs[side], progress)
+            sides[side] = self._side(spec, sources[side], tokenizer, configs[side], progress)
 
         def on_base(adapter: AdapterFiles | None) -> LoadedSide:
-            return self._side(
-                spec, ModelSource(files=spec.base.files, adapter=adapter), _Wanted(spec.base.files, None), tokenizer, configs["base"], progress
-            )
+            return self._side(spec, ModelSource(files=spec.base.files, adapter=adapter), tokenizer, configs["base"], progress)
 
         with ExitStack() as stack:
             config = configs["base"].get_text_config()
@@ -167,8 +176,9 @@ class ModelPairs:
                 sequential=sequential,
                 sides=sides,
                 on_base=on_base,
-                new_tokens=new_tokens,
-                finetuned_tokenizer=tokenizers["finetuned"] if new_tokens else None,
+                new_tokens=tokenizers.new_tokens,
+                finetuned_tokenizer=tokenizers.answers,
+                remarks=(*tokenizers.remarks, *adapter_remarks(spec.base), *adapter_remarks(spec.finetuned)),
             )
 
     def status(self) -> list[ModelStatus]:
@@ -202,6 +212,17 @@ class ModelPairs:
                 self._drop(key)
             return freed
 
+    def _pair_tokenizers(self, spec: PairSpec) -> PairTokenizers:
+        places = tokenizer_files(spec.base), tokenizer_files(spec.finetuned)
+        key = (*places, spec.finetuned.adapter is not None)
+        with self._lock:
+            found = self._chosen_tokenizers.get(key)
+        if found is None:
+            found = choose_tokenizers(self._tokenizer(places[0]), self._tokenizer(places[1]), key[2])
+            with self._lock:
+                self._chosen_tokenizers[key] = found
+        return found
+
     def _tokenizer(self, files: ModelFiles) -> Any | None:
         from model_pairs.loading import read_tokenizer
 
@@ -210,20 +231,22 @@ class ModelPairs:
                 self._tokenizers[files] = read_tokenizer(files)
             return self._tokenizers[files]
 
-    def _side(self, spec: PairSpec, source: ModelSource, wanted: _Wanted, tokenizer: Any, config: Any, progress: Progress) -> LoadedSide:
+    def _side(self, spec: PairSpec, source: ModelSource, tokenizer: Any, config: Any, progress: Progress) -> LoadedSide:
         """How to hold one side, with its adapter's name and steering vector."""
-        from model_pairs.adapters import adapter_name
+        from model_pairs.adapted_model import OWN_ADAPTER
 
-        adapter, folder = None, None
-        if source.adapter is not None and not source.merge:
-            folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
-            adapter = adapter_name(folder)
+        wanted = _wanted(source)
+        stored = None
+        if source.adapter is not None:
+            stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
+        shared = stored if wanted.adapter is None else None
+        name = adapter_name(shared.folder) if shared is not None else OWN_ADAPTER if wanted.adapter is not None and not wanted.merge else None
         text = config.get_text_config()
         steering = _steering(source, text.num_hidden_layers, text.hidden_size)
 
         @contextmanager
         def hold() -> Iterator[ResidentModel]:
-            with self._held(wanted, tokenizer, adapter, folder, progress) as entry:
+            with self._held(wanted, tokenizer, stored, shared, progress) as entry:
                 entry.pairs.add(spec.name)
                 yield entry.resident
 
@@ -231,28 +254,44 @@ class ModelPairs:
             with self._lock:
                 return wanted in self._table
 
-        return LoadedSide(hold, adapter, steering, in_memory=in_memory)
+        def digest() -> str:
+            from model_pairs.weight_digest import side_digest
+
+            with self._lock:
+                known = self._digests.get(wanted)
+            if known is None:
+                with hold() as resident:
+                    known = resident.digest
+            return side_digest(known, None if stored is None else adapter_name(stored.folder), [(each.layer, each.strength, each.vector) for each in steering])
+
+        return LoadedSide(hold, name, steering, in_memory=in_memory, digest=digest)
 
     @contextmanager
-    def _held(self, wanted: _Wanted, tokenizer: Any, adapter: str | None, folder: Path | None, progress: Progress) -> Iterator[_Entry]:
-        """A resident model that stays in memory inside the context, with its adapter attached."""
-        entry = self._acquire(wanted, tokenizer, progress)
+    def _held(
+        self, wanted: _Wanted, tokenizer: Any, stored: StoredAdapter | None, shared: StoredAdapter | None, progress: Progress
+    ) -> Iterator[_Entry]:
+        """A resident model that stays in memory inside the context, with an adapter attached (`shared`) or of its own (`stored`)."""
+        entry = self._acquire(wanted, tokenizer, stored if shared is None else None, progress)
         try:
-            if adapter is not None and folder is not None:
-                self._attach(entry, adapter, folder)
+            if shared is None:
+                yield entry
+                return
+            name = adapter_name(shared.folder)
+            self._attach(entry, name, shared)
             try:
                 yield entry
             finally:
-                if adapter is not None:
-                    with self._lock:
-                        entry.adapter_users[adapter] -= 1
-                        entry.adapter_used[adapter] = time.time()
+                with self._lock:
+                    entry.adapter_users[name] -= 1
+                    entry.adapter_used[name] = time.time()
         finally:
             with self._lock:
                 entry.users -= 1
                 entry.last_used = time.time()
+                if entry.resident.spoiled and self._table.get(wanted) is entry:
+                    del self._table[wanted]
 
-    def _acquire(self, wanted: _Wanted, tokenizer: Any, progress: Progress) -> _Entry:
+    def _acquire(self, wanted: _Wanted, tokenizer: Any, stored: StoredAdapter | None, progress: Progress) -> _Entry:
         with self._lock:
             if entry := self._table.get(wanted):
                 entry.users += 1
@@ -266,36 +305,37 @@ class ModelPairs:
                     return entry
                 self._make_room(estimated_bytes(wanted.files))
             progress(0, None, "loading a model")
-            resident = load_model(wanted.files, wanted.label, tokenizer, wanted.merge)
+            resident = load_model(wanted.files, wanted.label, tokenizer, stored, wanted.merge)
             entry = _Entry(resident, resident.bytes(), users=1)
             with self._lock:
                 self._table[wanted] = entry
+                self._digests[wanted] = resident.digest
             return entry
 
-    def _attach(self, entry: _Entry, adapter: str, folder: Path) -> None:
+    def _attach(self, entry: _Entry, name: str, stored: StoredAdapter) -> None:
         """Attach the adapter if it is not there yet, and count one more user of it."""
         from model_pairs.adapters import attach
 
         with self._lock:
-            if adapter in entry.resident.adapters:
-                entry.adapter_users[adapter] = entry.adapter_users.get(adapter, 0) + 1
+            if name in entry.resident.adapters:
+                entry.adapter_users[name] = entry.adapter_users.get(name, 0) + 1
                 return
         # The model's lock first, then the table's: whoever runs a pass holds the former and may take the latter.
         with entry.resident.lock:
             with self._lock:
-                entry.adapter_users[adapter] = entry.adapter_users.get(adapter, 0) + 1
-                if adapter not in entry.resident.adapters:
+                entry.adapter_users[name] = entry.adapter_users.get(name, 0) + 1
+                if name not in entry.resident.adapters:
                     try:
-                        self._make_room((folder / "adapter_model.safetensors").stat().st_size)
+                        self._make_room((stored.folder / WEIGHTS).stat().st_size)
                     except OutOfRoom:
-                        entry.adapter_users[adapter] -= 1
+                        entry.adapter_users[name] -= 1
                         raise
             try:
-                attach(entry.resident, folder)
+                attach(entry.resident, stored)
                 size = entry.resident.bytes()
             except Exception:
                 with self._lock:
-                    entry.adapter_users[adapter] -= 1
+                    entry.adapter_users[name] -= 1
                 raise
             with self._lock:
                 entry.bytes = size
@@ -347,15 +387,6 @@ class ModelPairs:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _with_template(tokenizer: Any, template: str) -> Any:
-    """A copy of the tokenizer with a chat template."""
-    import copy
-
-    copied = copy.copy(tokenizer)
-    copied.chat_template = template
-    return copied
 
 
 def _folder(files: ModelFiles) -> Path:

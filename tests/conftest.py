@@ -103,6 +103,10 @@ def _tiny_config(kind: str, vocabulary: int, layers: int, width: int, **override
         "qwen2": ("Qwen2Config", llama_like),
         "qwen3": ("Qwen3Config", {**llama_like, **heads}),
         "mistral": ("MistralConfig", llama_like),
+        "qwen3_moe": (
+            "Qwen3MoeConfig",
+            {**llama_like, **heads, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": width, "decoder_sparse_step": 1},
+        ),
         "olmo2": ("Olmo2Config", llama_like),
         "phi3": ("Phi3Config", llama_like),
         "gemma2": ("Gemma2Config", {**gemma, "final_logit_softcapping": 5.0}),

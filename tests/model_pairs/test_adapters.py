@@ -72,7 +72,7 @@ def test_adapter_with_renamed_keys_does_not_land(tiny_models, tiny_adapters, mak
 def test_adapter_of_another_model(tiny_models, tiny_adapters, make_pair, pairs):
     folder = tiny_models()
     with (
-        pytest.raises(NotTheSame, match=r"made for another model.*64.*\(32, 32\)"),
+        pytest.raises(NotTheSame, match=r"made for another model.*64\].*32\]"),
         pairs.use(make_pair(folder, adapter=tiny_adapters(tiny_models(width=64), targets=["q_proj"]))),
     ):
         pass
@@ -100,7 +100,7 @@ def test_damaged_and_incomplete_adapter_folders(tiny_models, tiny_adapters, make
     other = shutil.copytree(adapter, tmp_path / "ia3")
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
-    with pytest.raises(InvalidInput, match="IA3"), pairs.use(make_pair(folder, adapter=other)):
+    with pytest.raises(InvalidInput, match="does not know.*lora_alpha"), pairs.use(make_pair(folder, adapter=other)):
         pass
 
 

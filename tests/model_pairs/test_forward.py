@@ -156,8 +156,10 @@ def test_adapter_on_the_unembedding_reaches_the_lens(tiny_models, tiny_adapters,
             assert (pair.forward("finetuned", TOKENS, ONES).logits - pair.forward("base", TOKENS, ONES).logits).abs().max() > 1e-2
     folder = tiny_models(seed=3)
     first, second = (make_pair(folder, adapter=tiny_adapters(folder, **options)) for options in (lora, whole))
-    with pairs.use(first), pytest.raises(InvalidInput, match="whole module"), pairs.use(second):
-        pass
+    with pairs.use(first) as one, pairs.use(second) as other:
+        outputs = [pair.forward("finetuned", TOKENS, ONES).logits for pair in (one, other, one)]
+        assert torch.equal(outputs[0], outputs[2])
+        assert not torch.equal(outputs[0], outputs[1])
 
 
 def test_projections_are_set_to_targets(tiny_pair):

@@ -1,0 +1,99 @@
+"""Which tokenizer a pair is read with: prompts must mean the same to both sides, and an adapter may bring a tokenizer or a chat template of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from model_pairs.checks import added_tokens, check_tokenizers
+from model_pairs.files import local_folder
+from model_pairs.specs import ModelFiles, ModelSource
+from organisms.errors import InvalidInput, NotTheSame
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+"""A folder with one of these brings a tokenizer."""
+_TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class PairTokenizers:
+    """How the two sides of a pair are read and written.
+
+    Attributes:
+        prompts: makes the prompts of both sides.
+        answers: reads what the finetuned side says, when it knows more tokens; else None.
+        new_tokens: token ids that only the finetuned side's tokenizer knows, and their text.
+        compared: each side brought a tokenizer, and the ids that both know mean the same.
+        known: one more than the highest id that the base's tokenizer knows.
+        remarks: what a reader of results should know of the choice.
+    """
+
+    prompts: Any
+    answers: Any = None
+    new_tokens: Mapping[int, str] = field(default_factory=dict)
+    compared: bool = False
+    known: int = 0
+    remarks: tuple[str, ...] = ()
+
+
+def tokenizer_files(source: ModelSource) -> ModelFiles:
+    """Where one side's tokenizer and chat template are: in the adapter's folder when they are there, else with the model."""
+    if source.adapter is None:
+        return source.files
+    folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
+    changes: dict[str, Any] = {}
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        changes["tokenizer_id"] = str(folder.resolve())
+    template = folder / _TEMPLATE
+    if source.files.chat_template is None and template.is_file():
+        changes["chat_template"] = template.read_text(encoding="utf-8")
+    return source.files.model_copy(update=changes) if changes else source.files
+
+
+def choose_tokenizers(base: Any | None, finetuned: Any | None, of_adapter: bool) -> PairTokenizers:
+    """The tokenizers of a pair whose sides bring these (None: none); the same object for both when they share one.
+
+    The base's makes the prompts, with the finetuned side's chat template when the base has none. An adapter whose tokenizer cuts text otherwise than
+    its base's is read with the base's, and a remark says so; for a full model that is an error.
+
+    Raises:
+        InvalidInput: neither side brings a tokenizer.
+        NotTheSame: two full models whose ids mean different texts.
+    """
+    given = [each for each in (base, finetuned) if each is not None]
+    if not given:
+        raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
+    first = given[0]
+    known = 1 + max(first.get_vocab().values())
+    if base is None or finetuned is None or base is finetuned:
+        return PairTokenizers(first, known=known)
+    remarks: list[str] = []
+    try:
+        check_tokenizers(base, finetuned)
+        compared = True
+    except NotTheSame as error:
+        if not of_adapter:
+            raise
+        compared = False
+        remarks.append(f"The adapter brings a tokenizer that does not fit its base's, which was used instead. {error.message}")
+    new_tokens = added_tokens(base, finetuned) if compared else {}
+    prompts = base
+    if not base.chat_template and finetuned.chat_template:
+        # Made without the new tokens, so that prompts mean the same to both sides.
+        prompts = finetuned if compared and not new_tokens else _with_template(base, finetuned.chat_template)
+        remarks.append("Chats are rendered with the chat template of the finetuned side; the base model has none.")
+    elif finetuned.chat_template and finetuned.chat_template != base.chat_template:
+        remarks.append("The sides have different chat templates; chats are rendered with the base model's for both.")
+    if new_tokens and of_adapter:
+        shown = ", ".join(repr(token) for token in list(new_tokens.values())[:5])
+        remarks.append(f"The adapter's tokenizer knows {len(new_tokens)} more tokens than the base model's ({shown}); it reads the finetuned answers.")
+    return PairTokenizers(prompts, finetuned if new_tokens else None, new_tokens, compared, known, tuple(remarks))
+
+
+def _with_template(tokenizer: Any, template: Any) -> Any:
+    """A copy of a tokenizer with another chat template."""
+    result = copy.deepcopy(tokenizer)
+    result.chat_template = template
+    return result
