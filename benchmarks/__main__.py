@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.measurement import Measurement, Sizes
 
-NAMES = ("corpus_pass", "pass_memory", "activation_collection", "pair_memory", "generation", "dictionary_training", "round_trip")
+NAMES = ("corpus_pass", "pass_memory", "activation_collection", "pair_memory", "generation", "generation_memory", "dictionary_training", "round_trip")
 
 
 def main() -> None:

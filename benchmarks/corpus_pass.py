@@ -73,10 +73,9 @@ def same_batches(pair: Any, corpus: Any) -> list[tuple[Any, Any]]:
     """Token ids and masks of the batches that the pass makes of the corpus."""
     import torch
 
-    from organisms.settings import settings
-    from preprocessing.corpus_pass import LOGIT_BYTES, plan_batches
+    from preprocessing.corpus_pass import logit_batch_tokens, plan_batches
 
-    budget = min(settings().batch_tokens, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
+    budget = logit_batch_tokens(pair)
     batches = []
     for indices in plan_batches([len(ids) for ids in corpus.ids], budget):
         rows = [corpus.ids[index] for index in indices]

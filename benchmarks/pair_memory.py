@@ -36,7 +36,7 @@ def bytes_of_one_model(pair: str) -> int:
 
     files = resolve_pair(pair).base.files
     source = local_folder(files.id, files.revision, files.subfolder)
-    before = _after_imports()
+    before = after_imports()
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(files, read_config(files, source), "cpu")).eval()
     ids = _ids()
@@ -59,7 +59,7 @@ def bytes_of_pair(pair: str, adapter: bool) -> int:
     spec = resolve_pair(pair)
     if not adapter:
         spec = spec.model_copy(update={"name": "base alone", "finetuned": spec.base, "declared_identical": True})
-    before = _after_imports()
+    before = after_imports()
     with ModelPairs().use(spec, silent) as loaded:
         ids = _ids()
         for side in ("base", "finetuned"):
@@ -67,7 +67,7 @@ def bytes_of_pair(pair: str, adapter: bool) -> int:
         return resident_bytes() - before
 
 
-def _after_imports() -> int:
+def after_imports() -> int:
     """Memory once everything that either process needs is imported and has made its first allocations."""
     import nnterp
     import peft

@@ -11,8 +11,7 @@ import numpy as np
 from methods.words import words_of
 from model_pairs.generation import prompt_ids
 from organisms.progress import Progress
-from organisms.settings import settings
-from preprocessing.corpus_pass import LOGIT_BYTES, plan_batches
+from preprocessing.corpus_pass import logit_batch_tokens, plan_batches
 from preprocessing.padding import padded
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def score_texts(pair: LoadedPair, texts: Sequence[tuple[GenerationRequest, str]]
         rows.append(([*prompt, *answer][: pair.context_length], len(prompt)))
     scores = np.full(len(rows), np.inf)
     scored = [index for index, (ids, start) in enumerate(rows) if len(ids) > start]
-    budget = min(settings().batch_tokens, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
+    budget = logit_batch_tokens(pair)
     with pair.side_loaded("base"):
         for batch in plan_batches([len(rows[index][0]) for index in scored], budget):
             progress(0, None, "scoring texts")

@@ -180,12 +180,3 @@ def probe_in_batch(inner: Any, stored: StoredAdapter, alone: torch.Tensor) -> fl
         both = inner(input_ids=rows, attention_mask=mask, use_cache=False).logits
     worst = max(float((both[0] - alone[0]).abs().max()), float((both[1, :half] - alone[0, :half]).abs().max()))
     return worst / float(alone.float().std().clamp_min(1e-12))
-
-
-def check_weights_change(prompt: LearnedPrompt | None) -> None:
-    """Raise InvalidInput for a finetune whose weights are those of the base."""
-    if prompt is not None:
-        raise InvalidInput(
-            f"This finetune is a learned prompt ({prompt.kind}, {prompt.tokens} tokens in front of every text): its weights are the base model's, so there is "
-            "no difference of weights to read or to amplify. Use a method that reads texts or activations."
-        )

@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from model_pairs.adapters import activate
-from model_pairs.forward import positions_of, takes_position_ids
+from model_pairs.decoding import Reader, choose_tokens, decode
 from model_pairs.forward_count import ForwardCount
 from model_pairs.generation import (
     Completion,
     GenerationRequest,
     Row,
     Sampling,
-    batch_limits,
-    batches_of,
-    choose_tokens,
+    batches_for,
     completion_of,
-    left_padded,
     new_tokens,
+    reporting,
     rows_of,
-    uniform_numbers,
 )
-from model_pairs.interventions import Intervention, applied
+from model_pairs.interventions import Intervention
 from organisms.errors import InvalidInput
 from organisms.progress import Progress, silent
 
@@ -45,27 +42,6 @@ class ContrastiveCompletion(Completion):
 
     base_log_prob: float
     finetuned_log_prob: float
-
-
-@dataclass
-class Reader:
-    """One side reading a growing batch, its keys and values kept. The caller holds the lock of its model."""
-
-    resident: ResidentModel
-    adapter: str | None
-    steering: tuple[Intervention, ...]
-    cache: Any = None
-
-    def log_probs(self, new: torch.Tensor, mask: torch.Tensor, vocab_size: int) -> torch.Tensor:
-        """Float32 log-probabilities [B, vocab_size] of the next token after `new` [B, S] tokens; `mask` [B, all tokens so far]."""
-        activate(self.resident, self.adapter)
-        inputs: dict[str, Any] = {"input_ids": new.to(self.resident.device), "attention_mask": mask.to(self.resident.device)}
-        if takes_position_ids(self.resident):
-            inputs["position_ids"] = positions_of(inputs["attention_mask"])[:, -new.shape[1] :]
-        with applied(self.resident, self.steering, inputs["attention_mask"]) if self.steering else nullcontext():
-            output = self.resident.transformer(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
-        return torch.log_softmax(output.logits[:, -1, :vocab_size].float(), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +80,7 @@ def generate_contrastive(
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, a conversation that cannot be rendered, or alphas that are not finite numbers.
+        OutOfRoom: one completion alone takes more memory than is free.
         Cancelled: between two tokens, when progress says so.
     """
     if not alphas or not all(math.isfinite(alpha) for alpha in alphas):
@@ -114,10 +91,13 @@ def generate_contrastive(
     stops = base.stop_ids | readers[1][0].stop_ids
     found: list[list[dict[int, ContrastiveCompletion]]] = [[{} for _ in requests] for _ in alphas]
     total, done = float(len(rows) * sampling.max_new_tokens), 0.0
-    for batch in batches_of(rows, sampling.max_new_tokens, *batch_limits(base.device)):
-        sides = [Reader(*reader) for reader in readers]
-        of_rows = torch.tensor([alphas[row.alpha] for row in batch if isinstance(row, _ContrastRow)], dtype=torch.float32, device=base.device)
-        ids, sums = _decode(sides, batch, of_rows, tokenizer.pad_token_id, stops, vocab_size, sampling, plausibility, (progress, done, total))
+    for batch in batches_for([reader[0] for reader in readers], rows, sampling.max_new_tokens):
+        sides = [Reader(resident, steering, partial(activate, resident, adapter)) for resident, adapter, steering in readers]
+        of_rows = torch.tensor([alphas[row.alpha] for row in batch if isinstance(row, _ContrastRow)], dtype=torch.float32)
+        rule = _Contrast(of_rows, vocab_size, plausibility, sampling, stops)
+        report = reporting(progress, done, total, len(batch))
+        ids = decode(sides, batch, rule, sampling, stops, tokenizer.pad_token_id, report)
+        sums: list[list[float]] = rule.sums.T.tolist()
         if count is not None:
             count.add_generation([len(row.prompt) for row in batch], [new_tokens(stops, new) for new in ids], sides=len(sides))
         for row, new, log_probs in zip(batch, ids, sums, strict=True):
@@ -131,38 +111,20 @@ def generate_contrastive(
     return [[[samples[index] for index in range(sampling.n)] for samples in of_alpha] for of_alpha in found]
 
 
-@torch.inference_mode()
-def _decode(
-    sides: Sequence[Reader],
-    batch: Sequence[Row],
-    alphas: torch.Tensor,
-    pad: int,
-    stop_ids: frozenset[int],
-    vocab_size: int,
-    sampling: Sampling,
-    plausibility: float,
-    report: tuple[Progress, float, float],
-) -> tuple[list[list[int]], list[tuple[float, float]]]:
-    """New token ids of each row (with the stop token, if one came, and padding after it), and its log-probability under base and finetuned."""
-    device = sides[0].resident.device
-    new, mask = left_padded(batch, pad, device)
-    uniform = uniform_numbers(batch, sampling, device)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-    alive = torch.ones(len(batch), dtype=torch.bool, device=device)
-    sums = torch.zeros(2, len(batch), dtype=torch.float64, device=device)
-    tokens = []
-    progress, done, total = report
-    for step in range(sampling.max_new_tokens):
-        base, finetuned = (side.log_probs(new, mask, vocab_size).to(device) for side in sides)
-        chosen = choose_tokens(contrast(base, finetuned, alphas, plausibility), sampling.temperature, sampling.top_p, uniform[:, step]).to(device)
-        chosen = chosen.masked_fill(~alive, pad)
-        alive = alive & ~torch.isin(chosen, stops)
+class _Contrast:
+    """How tokens are chosen in one batch, and the sums of their log-probabilities, stop tokens left out: `sums` [2, B] float64, base first."""
+
+    def __init__(self, alphas: torch.Tensor, vocab_size: int, plausibility: float, sampling: Sampling, stop_ids: frozenset[int]) -> None:
+        self.alphas, self.vocab_size, self.plausibility, self.sampling = alphas, vocab_size, plausibility, sampling
+        self.stops = torch.tensor(sorted(stop_ids), dtype=torch.long)
+        self.sums = torch.zeros(2, len(alphas), dtype=torch.float64)
+
+    def __call__(self, logits: Sequence[torch.Tensor], rows: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        device = logits[0].device
+        base, finetuned = (torch.log_softmax(each[:, : self.vocab_size].to(device).float(), dim=-1) for each in logits)
+        scores = contrast(base, finetuned, self.alphas[rows].to(device), self.plausibility)
+        chosen = choose_tokens(scores, self.sampling.temperature, self.sampling.top_p, uniform)
+        counts = ~torch.isin(chosen.cpu(), self.stops)
         for place, log_probs in enumerate((base, finetuned)):
-            sums[place] += log_probs.gather(1, chosen[:, None]).squeeze(1).double() * alive
-        tokens.append(chosen)
-        progress(done + (step + 1) * len(batch), total, "generating")
-        if not bool(alive.any()):
-            break
-        new = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
-    return torch.stack(tokens, dim=1).tolist(), [(float(low), float(high)) for low, high in sums.T.tolist()]
+            self.sums[place, rows] += log_probs.gather(1, chosen[:, None]).squeeze(1).double().cpu() * counts
+        return chosen

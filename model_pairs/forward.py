@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from model_pairs.loading import ResidentModel
 
 _VOCABULARY_CHUNK = 8192
-_ROW_CHUNK = 128
+_ROW_BYTES = 32 * 2**20
+"""Bytes of one float32 copy [rows, V] of logits: their log-softmax is taken for a few rows at a time."""
 
 
 @dataclass
@@ -89,6 +90,19 @@ def input_check(rows: int, tokenizer: Any) -> Callable[..., None]:
     return check
 
 
+def make_head_input_contiguous(transformer: Any) -> None:
+    """Let the output head of a model (and every copy that an adapter makes of it later) see contiguous tensors only.
+
+    The last position of each row, `hidden[:, -1:]` [B, 1, d_model], is a slice with gaps: torch then multiplies row by row and copies the unembedding
+    for each of them, which takes B times its memory and hundreds of times as long.
+    """
+
+    def contiguous(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(each.contiguous() if isinstance(each, torch.Tensor) else each for each in arguments)
+
+    transformer.get_output_embeddings().register_forward_pre_hook(contiguous)
+
+
 def run_forward(
     resident: ResidentModel,
     input_ids: torch.Tensor,
@@ -148,7 +162,7 @@ def run_last_token(
             before = text[:, :-1]
             with applied(resident, always, torch.ones_like(before)):
                 cache = resident.transformer(
-                    input_ids=before, attention_mask=torch.ones_like(before), use_cache=True, logits_to_keep=1
+                    input_ids=before, attention_mask=torch.ones_like(before), use_cache=True, **last_logits_only(resident)
                 ).past_key_values
             cache.batch_repeat_interleave(rows)
         last = text[:, -1:].expand(rows, 1)
@@ -164,6 +178,11 @@ def takes_position_ids(resident: ResidentModel) -> bool:
     """Whether the architecture has positions that padding on the left would shift (models with relative positions take none)."""
     forward = type(resident.transformer).forward
     return "position_ids" in inspect.signature(forward).parameters and getattr(resident.transformer.config, "vision_config", None) is None
+
+
+def last_logits_only(resident: ResidentModel) -> dict[str, Any]:
+    """Arguments that make a pass return the logits of the last position only, where the model knows them."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(resident.transformer).forward).parameters else {}
 
 
 def effective_weight(resident: ResidentModel, which: Literal["output", "input"] = "output") -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -230,11 +249,13 @@ def next_token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, attentio
         batch, length, vocabulary = logits.shape
         ids = input_ids.to(logits.device) * attention_mask.to(logits.device).bool()
         targets = ids[:, 1:].reshape(-1)
-        rows = logits[:, :-1].reshape(-1, vocabulary)
-        result = torch.empty(rows.shape[0], dtype=torch.float32, device=logits.device)
-        for start in range(0, rows.shape[0], _ROW_CHUNK):
-            part = rows[start : start + _ROW_CHUNK].float()
-            chosen = part.gather(1, targets[start : start + _ROW_CHUNK, None]).squeeze(1)
-            result[start : start + _ROW_CHUNK] = chosen - part.logsumexp(-1)
+        rows = logits.reshape(-1, vocabulary)  # all positions: without the last of each text, this would be a copy of the logits
+        scored = torch.arange(batch * length, device=logits.device).view(batch, length)[:, :-1].reshape(-1)
+        result = torch.empty(len(scored), dtype=torch.float32, device=logits.device)
+        chunk = max(1, _ROW_BYTES // (4 * vocabulary))
+        for start in range(0, len(scored), chunk):
+            part = rows[scored[start : start + chunk]].float()
+            chosen = part.gather(1, targets[start : start + chunk, None]).squeeze(1)
+            result[start : start + chunk] = chosen - part.logsumexp(-1)
         mask = attention_mask.to(logits.device).bool()
         return (result.reshape(batch, length - 1) * (mask[:, 1:] & mask[:, :-1])).cpu()

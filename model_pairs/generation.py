@@ -7,7 +7,7 @@ text, and the two sides of a pair draw the same numbers, so equal models give eq
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,8 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_pairs.chat import ChatMessage, render_chat
+from model_pairs.decoding import Reader, choose_tokens, decode
 from model_pairs.forward_count import ForwardCount
-from model_pairs.interventions import Intervention, applied
+from model_pairs.interventions import Intervention
+from model_pairs.room import cost_of, devices_of, free_bytes, most_rows
 from organisms.errors import InvalidInput
 from organisms.progress import Progress, silent
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from model_pairs.loading import ResidentModel
 
 _ANCHOR_TOKENS = 4
-_TOP_P_CANDIDATES = 1024
 
 
 class GenerationRequest(BaseModel):
@@ -121,54 +122,33 @@ def rows_of(
     return rows
 
 
-def batches_of(rows: Sequence[Row], max_new_tokens: int, max_rows: int, max_tokens: int) -> list[list[Row]]:
-    """Rows of similar prompt length together, at most `max_rows` and `max_tokens` (prompt and new tokens) a batch; longest first."""
+def batches_of(rows: Sequence[Row], most: Callable[[int], int]) -> list[list[Row]]:
+    """Rows of similar prompt length together, longest first; `most` says how many rows a batch may have whose longest prompt has so many tokens."""
     batches: list[list[Row]] = []
+    allowed = 0
     for row in sorted(rows, key=lambda row: -len(row.prompt)):
-        if batches:
-            last = batches[-1]
-            width = len(last[0].prompt) + max_new_tokens
-            if len(last) < max_rows and (len(last) + 1) * width <= max_tokens:
-                last.append(row)
-                continue
-        batches.append([row])
+        if batches and len(batches[-1]) < allowed:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            allowed = most(len(row.prompt))
     return batches
 
 
-def choose_tokens(scores: torch.Tensor, temperature: float, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
-    """Next token of each row: scores [B, V], uniform numbers [B] in [0, 1) -> [B]. Inverse CDF in the order of the vocabulary
-    (with top_p: in the order of falling probability)."""
-    if temperature == 0:
-        return scores.argmax(-1)
-    probabilities = torch.softmax(scores.float() / temperature, dim=-1)
-    order = None
-    if top_p < 1:
-        count = min(_TOP_P_CANDIDATES, probabilities.shape[-1])
-        values, order = probabilities.topk(count, dim=-1)
-        if bool((values.sum(-1) < top_p).any()):
-            values, order = probabilities.sort(dim=-1, descending=True)
-        # A token stays when those before it do not reach top_p yet: the first always stays.
-        probabilities = values.masked_fill(values.cumsum(-1) - values >= top_p, 0)
-    cumulative = probabilities.double().cumsum(-1)
-    threshold = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, threshold, right=True).clamp_max(cumulative.shape[-1] - 1)
-    return (chosen if order is None else order.gather(-1, chosen)).squeeze(-1)
+def batches_for(residents: Sequence[ResidentModel], rows: Sequence[Row], max_new_tokens: int) -> list[list[Row]]:
+    """The rows in batches that fit in the free memory when each of the models reads them (one that reads them twice counts twice).
 
+    Raises:
+        OutOfRoom: not even the longest row alone fits.
+    """
+    costs = [cost_of(resident) for resident in residents]
+    free = min(free_bytes(devices_of(resident)) for resident in residents)
+    max_rows, max_tokens = batch_limits(residents[0].device)
 
-def left_padded(batch: Sequence[Row], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids and attention mask [B, S] of a batch, padded on the left."""
-    width = max(len(row.prompt) for row in batch)
-    ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch], device=device)
-    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch], device=device)
-    return ids, mask
+    def most(prompt: int) -> int:
+        return min(most_rows(costs, prompt, max_new_tokens, free), max_rows, max(1, max_tokens // (prompt + max_new_tokens)))
 
-
-def uniform_numbers(batch: Sequence[Row], sampling: Sampling, device: torch.device) -> torch.Tensor:
-    """The random numbers [B, max_new_tokens] float64 in [0, 1) that each row is sampled with."""
-    rows = [
-        torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(row.seed(sampling.seed)), dtype=torch.float64) for row in batch
-    ]
-    return torch.stack(rows).to(device if device.type != "mps" else "cpu")
+    return batches_of(rows, most)
 
 
 def completion_of(stop_ids: frozenset[int], reader: Any, row: Row, ids: Sequence[int]) -> Completion:
@@ -184,7 +164,7 @@ def new_tokens(stop_ids: frozenset[int], ids: Sequence[int]) -> int:
 
 
 def batch_limits(device: torch.device) -> tuple[int, int]:
-    """Most rows, and most tokens, of a batch in generation."""
+    """Most rows, and most tokens (prompt and new), of a batch in generation, where memory allows them."""
     return (64, 16384) if device.type == "cpu" else (256, 131072)
 
 
@@ -208,6 +188,7 @@ def generate(
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, or a conversation that cannot be rendered.
+        OutOfRoom: one completion alone takes more memory than is free.
         Cancelled: between two tokens, when progress says so.
     """
     rows = rows_of(tokenizer, requests, sampling, resident.context_length, thinking_switch)
@@ -215,13 +196,19 @@ def generate(
         if intervention.vector.ndim > 1 and intervention.vector.shape[0] != len(requests):
             raise InvalidInput(f"There are {intervention.vector.shape[0]} vectors for {len(requests)} requests.")
     stops = resident.stop_ids if stop_ids is None else stop_ids
-    batches = batches_of(rows, sampling.max_new_tokens, *batch_limits(resident.device))
     results: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
-    total = float(len(rows) * sampling.max_new_tokens)
-    done = 0.0
+    total, done = float(len(rows) * sampling.max_new_tokens), 0.0
+
+    def choose(logits: Sequence[torch.Tensor], rows: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return choose_tokens(logits[0], sampling.temperature, sampling.top_p, uniform)
+
+    batches = batches_for([resident], rows, sampling.max_new_tokens)
     progress(done, total, "generating")
     for batch in batches:
-        new = _generate_batch(resident, tokenizer, batch, sampling, interventions, progress, done, total, stops)
+        of_rows = torch.tensor([row.request for row in batch])
+        side = Reader(resident, [each.of_rows(of_rows) for each in interventions])
+        report = reporting(progress, done, total, len(batch))
+        new = decode([side], batch, choose, sampling, stops, tokenizer.pad_token_id, report)
         if count is not None:
             count.add_generation([len(row.prompt) for row in batch], [new_tokens(stops, ids) for ids in new])
         for row, ids in zip(batch, new, strict=True):
@@ -231,59 +218,6 @@ def generate(
     return [[completion for completion in completions if completion is not None] for completions in results]
 
 
-def _generate_batch(
-    resident: ResidentModel,
-    tokenizer: Any,
-    batch: Sequence[Row],
-    sampling: Sampling,
-    interventions: Sequence[Intervention],
-    progress: Progress,
-    done: float,
-    total: float,
-    stop_ids: frozenset[int],
-) -> list[list[int]]:
-    """New token ids of each row (with the stop token, if one came, and padding after it)."""
-    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-
-    pad = tokenizer.pad_token_id
-    ids, mask = left_padded(batch, pad, resident.device)
-    width = ids.shape[1]
-    uniform = uniform_numbers(batch, sampling, resident.device)
-
-    class Choose(LogitsProcessor):
-        """Leaves one token possible in each row: the sampled one."""
-
-        step = 0
-
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            numbers = uniform[:, self.step].to(scores.device)
-            chosen = choose_tokens(scores, sampling.temperature, sampling.top_p, numbers)
-            self.step += 1
-            return torch.full_like(scores, float("-inf")).scatter_(1, chosen.unsqueeze(1), 0.0)
-
-    class Report(StoppingCriteria):
-        """Reports each token, and never stops by itself (progress raises when the work is cancelled)."""
-
-        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            progress(done + (input_ids.shape[1] - width) * len(batch), total, "generating")
-            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-    rows = torch.tensor([row.request for row in batch])
-    chosen = [each.of_rows(rows) for each in interventions]
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(stop_ids) or None,
-        pad_token_id=pad,
-        use_cache=True,
-    )
-    with torch.inference_mode(), applied(resident, chosen, mask):
-        output = resident.transformer.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([Choose()]),
-            stopping_criteria=StoppingCriteriaList([Report()]),
-        )
-    return output[:, width:].tolist()
+def reporting(progress: Progress, done: float, total: float, rows: int) -> Callable[[int], None]:
+    """What reports the tokens of one batch of `rows`, `done` of `total` having been generated before it."""
+    return lambda tokens: progress(done + tokens * rows, total, "generating")

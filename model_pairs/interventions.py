@@ -190,8 +190,8 @@ def _changed_at(
 
 
 @contextmanager
-def applied(resident: Layered, interventions: Sequence[Intervention], attention_mask: torch.Tensor) -> Iterator[None]:
-    """Apply the interventions, in order, to every pass of the model inside the context.
+def applied(resident: Layered, interventions: Sequence[Intervention], attention_mask: torch.Tensor, step: int = 0) -> Iterator[None]:
+    """Apply the interventions, in order, to every pass of the model inside the context; `step` passes over the same texts went before it.
 
     `attention_mask` [B, S] is that of the prompt. In generation, the first pass carries the prompt and every further pass one new token.
 
@@ -201,7 +201,7 @@ def applied(resident: Layered, interventions: Sequence[Intervention], attention_
     handles = []
     for layer in sorted({intervention.layer for intervention in interventions}):
         chosen = [intervention for intervention in interventions if intervention.layer == layer]
-        passes = [0]
+        passes = [step]
 
         def hook(
             module: torch.nn.Module, arguments: Any, output: Any, chosen: list[Intervention] = chosen, passes: list[int] = passes

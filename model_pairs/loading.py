@@ -268,6 +268,7 @@ def load_model(
     from transformers import GenerationConfig
 
     from model_pairs.adapted_model import adapted, merged
+    from model_pairs.forward import make_head_input_contiguous
 
     folder = local_folder(files.id, files.revision, files.subfolder)
     config, stored = read_config(files, folder), read_config_file(folder)
@@ -301,6 +302,7 @@ def load_model(
         elif adapter is not None:
             changed = adapted(transformer, adapter)
             transformer = changed.transformer
+        make_head_input_contiguous(transformer)
     except (torch.OutOfMemoryError, MemoryError) as error:
         _raise_if_out_of_room(error, folder)
     wrapped = _with_standard_names(transformer, tokenizer)

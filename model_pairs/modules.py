@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_pairs.adapted_model import check_weights_change
 from model_pairs.adapters import activate
 from organisms.errors import InvalidInput
 
@@ -166,7 +165,11 @@ def units_of(resident: ResidentModel, adapter: str | None) -> dict[str, Unit]:
 
     Weights that are shared (tied embeddings) appear once for each module that uses them.
     """
-    check_weights_change(resident.prompt)
+    if (prompt := resident.prompt) is not None:
+        raise InvalidInput(
+            f"This finetune is a learned prompt ({prompt.kind}, {prompt.tokens} tokens in front of every text): its weights are the base model's, so "
+            "there is no difference of weights to read or to amplify. Use a method that reads texts or activations."
+        )
     activate(resident, adapter)
     places = _Places(resident)
     return {

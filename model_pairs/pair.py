@@ -201,10 +201,11 @@ class LoadedPair:
         import torch
 
         from model_pairs.forward import next_token_log_probs, run_forward
+        from model_pairs.room import logit_tokens
 
-        rows = max(1, settings().batch_tokens // max(1, input_ids.shape[1]))
         results = []
         with self._running(side) as (resident, steering):
+            rows = max(1, logit_tokens(resident.vocab_size, resident.dtype.itemsize) // max(1, input_ids.shape[1]))
             for start in range(0, input_ids.shape[0], rows):
                 ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
                 output = run_forward(resident, ids, mask, interventions=steering).cut(self.vocab_size)

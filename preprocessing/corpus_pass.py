@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from model_pairs.forward import ForwardOutput
+from model_pairs.room import check_logits, free_bytes, logit_tokens
 from organisms.errors import NotTheSame
 from organisms.progress import Progress, silent
 from organisms.settings import settings
+from preprocessing.activation_sources import model_dtype
 from preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
 from preprocessing.spool import Spool, split_blocks
 from preprocessing.tokenize import TokenizedCorpus
@@ -29,13 +31,11 @@ if TYPE_CHECKING:
     from model_pairs.pair import LoadedPair
     from model_pairs.specs import Side
 
-__all__ = ["Accumulator", "LogitChunk", "PairedBatch", "PassStatistics", "Scratch", "plan_batches", "run_corpus_pass"]
+__all__ = ["Accumulator", "LogitChunk", "PairedBatch", "PassStatistics", "Scratch", "logit_batch_tokens", "plan_batches", "run_corpus_pass"]
 
 CHUNK_BYTES_CPU = 2 * 2**20
 """Bytes of one float32 [rows, vocabulary] buffer on a CPU: about ten rows of 49,152 tokens."""
 CHUNK_BYTES_GPU = 256 * 2**20
-LOGIT_BYTES = 512 * 2**20
-"""Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than `settings().batch_tokens`."""
 
 
 _NOTHING = ForwardOutput(None)
@@ -73,7 +73,7 @@ def run_corpus_pass(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Seq
 
     Raises:
         Cancelled: from `progress`, between batches.
-        OutOfRoom: a sequential pair needs more disk than there is.
+        OutOfRoom: a sequential pair needs more disk than there is, or the logits of one batch more memory.
         NotTheSame: sides that are not declared identical predict exactly the same everywhere: every difference would be reported as zero.
     """
     started = time.monotonic()
@@ -101,6 +101,11 @@ def run_corpus_pass(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Seq
     return statistics
 
 
+def logit_batch_tokens(pair: LoadedPair) -> int:
+    """Tokens of a batch whose logits are read: `settings().batch_tokens`, or fewer where the vocabulary is large."""
+    return logit_tokens(pair.vocab_size, model_dtype(pair).itemsize)
+
+
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices of samples in batches of similar length, longest first; a batch padded to its longest sample holds at most `batch_tokens` tokens
     (or one sample)."""
@@ -126,11 +131,11 @@ class _Runner:
         self.progress = progress
         self.statistics = statistics
         self.device = torch.device(pair.device)
-        budget = settings().batch_tokens
-        if logits:
-            budget = min(budget, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
         lengths = corpus.ids.lengths.tolist()
-        self.plan = plan_batches(lengths, budget)
+        self.plan = plan_batches(lengths, logit_batch_tokens(pair) if logits else settings().batch_tokens)
+        if logits and self.plan:
+            largest = max(len(batch) * lengths[batch[0]] for batch in self.plan)
+            check_logits(largest, pair.vocab_size, model_dtype(pair).itemsize, free_bytes([self.device]))
         self.total = 2 * sum(len(batch) * lengths[batch[0]] for batch in self.plan)
         self.done = 0
         self.scratch = scratch_of(pair) if logits else None

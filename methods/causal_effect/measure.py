@@ -19,9 +19,8 @@ from methods.vectors import ResidualVector, resolve
 from model_pairs.forward import next_token_log_probs
 from model_pairs.interventions import Intervention, projection
 from organisms.errors import InvalidInput
-from organisms.settings import settings
 from preprocessing.corpora import load_corpus
-from preprocessing.corpus_pass import LOGIT_BYTES, plan_batches
+from preprocessing.corpus_pass import logit_batch_tokens, plan_batches
 from preprocessing.padding import padded
 from preprocessing.tokenize import tokenize
 
@@ -79,6 +78,7 @@ def measure(pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progre
     other_nats, target_nats = np.zeros(len(texts)), np.zeros(len(texts))
     changed = np.zeros((len(candidates), len(texts)))
     layers = sorted({candidate.layer for candidate in candidates})
+    budget = logit_batch_tokens(pair)
     with pair.side_loaded(other):
         for batch in batches:
             step(len(batch))
@@ -92,7 +92,7 @@ def measure(pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progre
             ids, mask = padded([text.ids for text in chosen], pair.tokenizer.pad_token_id)
             step(len(batch))
             target_nats[batch] = _nats(pair.forward(target, ids, mask).logits, ids, mask, chosen)
-            for group in _groups(candidates, ids.numel(), _budget(pair)):
+            for group in _groups(candidates, ids.numel(), budget):
                 step(len(batch) * len(group))
                 patches = _patches([candidates[index] for index in group], [given[index] for index in group], len(batch), params.mode)
                 logits = pair.forward(target, ids.repeat(len(group), 1), mask.repeat(len(group), 1), interventions=patches).logits
@@ -160,12 +160,8 @@ def _nulls(pair: LoadedPair, params: CausalEffectParams, texts: Sequence[Text], 
     return [Candidate(kind, f"{kind} {number % count}", layer, orthonormal(basis)) for number, (kind, basis) in enumerate(nulls) if bool(basis.any())]
 
 
-def _budget(pair: LoadedPair) -> int:
-    return min(settings().batch_tokens, max(1, LOGIT_BYTES // (2 * pair.vocab_size)))
-
-
 def _batches(pair: LoadedPair, texts: Sequence[Text]) -> list[list[int]]:
-    return plan_batches([len(text.ids) for text in texts], _budget(pair))
+    return plan_batches([len(text.ids) for text in texts], logit_batch_tokens(pair))
 
 
 def _groups(candidates: Sequence[Candidate], tokens: int, budget: int) -> list[list[int]]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from model_pairs.chat import ChatMessage
-from model_pairs.generation import GenerationRequest, Row, Sampling, batches_of, choose_tokens, new_text
+from model_pairs.decoding import choose_tokens
+from model_pairs.generation import GenerationRequest, Row, Sampling, batches_of, new_text
 from model_pairs.interventions import Intervention
 from organisms.errors import Cancelled, InvalidInput
 
@@ -169,11 +170,13 @@ def test_top_p_never_leaves_the_smallest_set(size, top_p, temperature, seed):
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=80), st.integers(1, 64), st.integers(1, 4000))
 def test_batches_hold_every_row_once_within_the_limits(lengths, max_rows, max_tokens):
     rows = [Row([1] * length, index, 0) for index, length in enumerate(lengths)]
-    batches = batches_of(rows, 10, max_rows, max_tokens)
+    batches = batches_of(rows, lambda prompt: max(1, min(max_rows, max_tokens // (prompt + 10))))
     assert sorted(row.request for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= max_rows
         assert len(batch) == 1 or len(batch) * (max(len(row.prompt) for row in batch) + 10) <= max_tokens
+    for full in batches[:-1]:  # no batch ends early
+        assert len(full) == max_rows or (len(full) + 1) * (len(full[0].prompt) + 10) > max_tokens
 
 
 @settings(max_examples=60, deadline=None)

@@ -179,3 +179,13 @@ def test_batches_hold_every_sample_once_within_the_limit(lengths: list[int], lim
     assert all(len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= limit for batch in plan)
     firsts = [lengths[batch[0]] for batch in plan]
     assert firsts == sorted(firsts, reverse=True)
+
+
+def test_logits_that_memory_does_not_hold_are_refused_before_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = CorpusParams(corpus=str(write_texts(tmp_path / "texts.jsonl", 6, 12)), max_samples=6)
+    with ModelPairs().use(save_pair(tmp_path, change)) as pair:
+        tokens = tokenize(load_corpus(params), pair, params)
+        monkeypatch.setattr(corpus_pass, "free_bytes", lambda devices: 1000)
+        with pytest.raises(OutOfRoom, match=r"logits of both models.*max_tokens"):
+            run_corpus_pass(pair, tokens, [Everything()])
+        assert pair.forwards.passes == 0
