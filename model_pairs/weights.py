@@ -95,13 +95,19 @@ def _compare(base: Unit, finetuned: Unit, parameter: str, shared: bool) -> Weigh
     if shared and base.outer is finetuned.outer:
         value = oriented(base.bare, base.values()[parameter])
         return WeightDelta(base.place, parameter, tuple(value.shape), _norm(value), None)
-    if shared and base.bare is finetuned.bare and parameter == "weight":
+    if parameter == "weight" and _same_bare(base, finetuned):
         factors = [None if unit.plain else unit.low_rank() for unit in (base, finetuned)]
         if all(unit.plain or low is not None for unit, low in zip((base, finetuned), factors, strict=True)):
             weight = oriented(base.bare, base.bare.weight.detach())
             return WeightDelta(base.place, parameter, tuple(weight.shape), _norm_with(weight, factors[0]), _difference(*factors))
     before, after = (oriented(unit.bare, unit.values()[parameter]) for unit in (base, finetuned))
     return _dense(base.place, parameter, before, after)
+
+
+def _same_bare(base: Unit, finetuned: Unit) -> bool:
+    """Whether both sides change the same weight: then factors say the difference exactly, whichever copy of the base each hangs on."""
+    one, other = base.bare.weight, finetuned.bare.weight
+    return one is other or (not (base.plain and finetuned.plain) and one.shape == other.shape and torch.equal(one, other.to(one.device)))
 
 
 def _difference(base: LowRank | None, finetuned: LowRank | None) -> LowRank | None:

@@ -84,6 +84,7 @@ def run_corpus_pass(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Seq
     differs = not readers or pair.spec.declared_identical
     with torch.inference_mode():
         for batch in runner.batches():
+            differs = differs or batch.finetuned_extra_logits is not None
             if readers:
                 for chunk in batch.logit_chunks():
                     differs = differs or not torch.equal(chunk.base_logits, chunk.finetuned_logits)

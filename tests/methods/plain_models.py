@@ -118,8 +118,9 @@ class PlainPair:
         return ids
 
     def whole_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of all turns; the last answer is read as the model writes it, before its turn ends."""
-        ids: list[int] = self.tokenizer(self.rendered(messages[:-1]) + messages[-1]["content"], add_special_tokens=False)["input_ids"]
+        """Token ids of all turns, each with the tokens of the template around it."""
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False, enable_thinking=False)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def chat(self, messages: list[dict[str, str]], max_tokens: int) -> PlainText:
