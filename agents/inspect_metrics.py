@@ -6,7 +6,7 @@ from math import nan
 
 from inspect_ai.scorer import Metric, SampleScore, Value, metric
 
-from graders.statistics import Interval, bootstrap_mean, wilson_interval
+from diffing_mcp.graders.statistics import Interval, bootstrap_mean, wilson_interval
 
 
 def _applicable(scores: list[SampleScore]) -> list[tuple[float, str]]:

@@ -23,14 +23,14 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.tool import mcp_server_http, mcp_tools
 
-from agents.inspect_metrics import METRICS
-from agents.llm import language_model
-from agents.prompts import ASSIGNMENT, KEEP_GOING, instructions
-from agents.records import Arm, EvaluationRecord, Message, TokenUsage, ToolCall
-from agents.suite import TOOL_CALLS, Cell, Suite
+from diffing_mcp.agents.inspect_metrics import METRICS
+from diffing_mcp.agents.llm import language_model
+from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, instructions
+from diffing_mcp.agents.records import Arm, EvaluationRecord, Message, TokenUsage, ToolCall
+from diffing_mcp.agents.suite import TOOL_CALLS, Cell, Suite
 
 if TYPE_CHECKING:
-    from agents.desk import Desk
+    from diffing_mcp.agents.desk import Desk
 
 MAX_NUDGES = 2
 """How often a model that stops without submitting is asked to go on."""

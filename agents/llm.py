@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from organisms.errors import DiffingError
+from diffing_mcp.core.errors import DiffingError
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model
 
-    from graders.replies import Ask
+    from diffing_mcp.graders.replies import Ask
 
 
 class ModelNotAvailable(DiffingError):
@@ -47,7 +47,7 @@ def ask_with(name: str, base_url: str | None = None) -> Ask:
     """An asker for graders: returns the text of the reply, and raises GradingFailed when the model cannot be reached or refuses the question."""
     from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig
 
-    from graders.replies import GradingFailed
+    from diffing_mcp.graders.replies import GradingFailed
 
     model = language_model(name, base_url)
     kinds: dict[str, type[ChatMessageSystem] | type[ChatMessageUser] | type[ChatMessageAssistant]] = {

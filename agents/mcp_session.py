@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agents.records import Message, ToolCall
-from organisms.errors import DiffingError
+from diffing_mcp.agents.records import Message, ToolCall
+from diffing_mcp.core.errors import DiffingError
 
 if TYPE_CHECKING:
     from mcp import Client

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.records import Arm
+from diffing_mcp.agents.records import Arm
 
 ROLE = """\
 You investigate what finetuning changed in a language model. A server gives you a pair: a base model and a variant of it that may have been finetuned. \

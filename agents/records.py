@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from organisms.errors import InvalidInput, UnknownName
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
 
 Arm = Literal["blackbox", "method"]
 ARMS: tuple[Arm, ...] = ("blackbox", "method")
@@ -93,7 +93,7 @@ class HypothesisGrade(_Record):
 
 
 class FactRecallGrade(_Record):
-    """The deterministic grade (`graders.fact_recall`): which facts of the ground truth the statement carries."""
+    """The deterministic grade (`diffing_mcp.graders.fact_recall`): which facts of the ground truth the statement carries."""
 
     score: int | None = Field(None, description="Level of the family's rubric, 1-5, as far as words decide it.")
     recall: float = Field(description="Share of the facts at least abstracted, in [0, 1]. 0 on nulls.")

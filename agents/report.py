@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agents.records import Finding
-from agents.text_statistics import Pair, Standout, is_content, sign_test, stem, words_of
+from diffing_mcp.agents.records import Finding
+from diffing_mcp.agents.text_statistics import Pair, Standout, is_content, sign_test, stem, words_of
 
 NOTHING = "Nothing stands out: the finetuned model answers like the base model as far as these tests can tell."
 

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from organisms.errors import DiffingError
+from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.paths import IMPORT_FOLDER
 
 START_SECONDS = 120
 STOP_SECONDS = 20
@@ -27,7 +28,7 @@ class ServerDidNotStart(DiffingError):
 
 def serve_command(port: int) -> list[str]:
     """The command that serves over HTTP on this machine's loopback address."""
-    return [sys.executable, "-m", "cli.main", "serve", "--http", "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "diffing_mcp.cli.main", "serve", "--http", "--host", "127.0.0.1", "--port", str(port)]
 
 
 @asynccontextmanager
@@ -47,7 +48,7 @@ async def server_process(log: Path, command: Sequence[str] | None = None, port: 
     # The child finds the same source tree when the project is not installed but run from its folder.
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "PYTHONPATH": os.pathsep.join([str(IMPORT_FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
     with log.open("ab") as output:
         process = subprocess.Popen(command or serve_command(port), stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.baseline import BaselineOptions, investigate
-from agents.desk import ClosedInvestigation, Desk
-from agents.grading import Grading
-from agents.mcp_session import Session, connect
-from agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, cell_id, now
-from organisms.errors import DiffingError, InvalidInput
+from diffing_mcp.agents.baseline import BaselineOptions, investigate
+from diffing_mcp.agents.desk import ClosedInvestigation, Desk
+from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.mcp_session import Session, connect
+from diffing_mcp.agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, cell_id, now
+from diffing_mcp.core.errors import DiffingError, InvalidInput
 
 BASELINE = "baseline"
 TOOL_CALLS = 200
@@ -86,7 +86,7 @@ class Suite:
             for cell in pending:
                 done(await self._baseline_cell(cell))
         elif pending:
-            from agents.inspect_task import run_cells
+            from diffing_mcp.agents.inspect_task import run_cells
 
             await run_cells(self, pending, done)
         return [record for cell in cells if (record := self.folder.get(cell.id)) is not None]

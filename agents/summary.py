@@ -7,8 +7,8 @@ from itertools import groupby
 
 from pydantic import BaseModel, Field
 
-from agents.records import Arm, EvaluationRecord
-from graders.statistics import Interval, bootstrap_mean, bootstrap_paired_difference, wilson_interval
+from diffing_mcp.agents.records import Arm, EvaluationRecord
+from diffing_mcp.graders.statistics import Interval, bootstrap_mean, bootstrap_paired_difference, wilson_interval
 
 
 class Row(BaseModel):

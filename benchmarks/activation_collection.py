@@ -38,12 +38,12 @@ def run(sizes: Sizes) -> list[Measurement]:
 
 
 def _times(sizes: Sizes) -> list[Measurement]:
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
-    from organisms.progress import silent
-    from preprocessing.activation_collection import collect
-    from preprocessing.activation_sources import read_text
-    from preprocessing.activation_store import ActivationStore
+    from diffing_mcp.core.progress import silent
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+    from diffing_mcp.preprocessing.activation_collection import collect
+    from diffing_mcp.preprocessing.activation_sources import read_text
+    from diffing_mcp.preprocessing.activation_store import ActivationStore
 
     spec, params = resolve_pair(sizes.pair), _params(sizes)
     with ModelPairs().use(spec, silent) as pair, tempfile.TemporaryDirectory(prefix="diffing-bench-") as folder:
@@ -69,7 +69,7 @@ def _times(sizes: Sizes) -> list[Measurement]:
 
 
 def _params(sizes: Sizes) -> Any:
-    from preprocessing.activation_collection import CollectionParams
+    from diffing_mcp.preprocessing.activation_collection import CollectionParams
 
     return CollectionParams(max_samples=sizes.samples, max_tokens=sizes.tokens, layers=(DEPTH,))
 
@@ -78,8 +78,8 @@ def same_batches(pair: Any, corpus: Any) -> list[tuple[Any, Any]]:
     """Token ids and masks of the batches of a pass that needs no logits."""
     import torch
 
-    from organisms.settings import settings
-    from preprocessing.corpus_pass import plan_batches
+    from diffing_mcp.core.settings import settings
+    from diffing_mcp.preprocessing.corpus_pass import plan_batches
 
     batches = []
     for indices in plan_batches([len(ids) for ids in corpus.ids], settings().batch_tokens):
@@ -129,11 +129,11 @@ def peaks_beyond_pair(sizes: dict[str, object], factors: list[int]) -> list[dict
     short first collection never reaches the peak that every later one has. Garbage is collected, and what the allocator holds back is returned,
     after every forward pass.
     """
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
-    from organisms.progress import silent
-    from preprocessing.activation_collection import CollectionParams, collect
-    from preprocessing.activation_store import ActivationStore
+    from diffing_mcp.core.progress import silent
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+    from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
+    from diffing_mcp.preprocessing.activation_store import ActivationStore
 
     asked = Sizes.model_validate(sizes)
     several = [asked.model_copy(update={"samples": factor * asked.samples}) for factor in factors]

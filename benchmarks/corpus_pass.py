@@ -18,11 +18,11 @@ AIM = 1.25
 
 def run(sizes: Sizes) -> list[Measurement]:
     """Time the passes in turn, so that a busy machine slows all of them, and compare the fastest round of each."""
-    from methods.registry import get_method
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
-    from organisms.progress import silent
-    from preprocessing.corpus_pass import run_corpus_pass
+    from diffing_mcp.core.progress import silent
+    from diffing_mcp.methods.registry import get_method
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+    from diffing_mcp.preprocessing.corpus_pass import run_corpus_pass
 
     spec = resolve_pair(sizes.pair)
     with ModelPairs().use(spec, silent) as pair:
@@ -60,8 +60,8 @@ def run(sizes: Sizes) -> list[Measurement]:
 
 def tokenized(pair: Any, sizes: Sizes) -> tuple[Any, list[tuple[str, Any]]]:
     """The corpus as tokens, and the three readers with their parameters for it."""
-    from methods.registry import get_method
-    from preprocessing.text_sources import open_text, text_source
+    from diffing_mcp.methods.registry import get_method
+    from diffing_mcp.preprocessing.text_sources import open_text, text_source
 
     requests: list[tuple[str, Any]] = [
         (name, get_method(name).Params.model_validate({"max_samples": sizes.samples, "max_tokens": sizes.tokens})) for name in READERS
@@ -73,7 +73,7 @@ def same_batches(pair: Any, corpus: Any) -> list[tuple[Any, Any]]:
     """Token ids and masks of the batches that the pass makes of the corpus."""
     import torch
 
-    from preprocessing.corpus_pass import logit_batch_tokens, plan_batches
+    from diffing_mcp.preprocessing.corpus_pass import logit_batch_tokens, plan_batches
 
     budget = logit_batch_tokens(pair)
     batches = []
@@ -93,8 +93,8 @@ def bare_models(spec: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], An
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from model_pairs.files import local_folder
-    from model_pairs.loading import choose_dtype, read_config
+    from diffing_mcp.model_pairs.files import local_folder
+    from diffing_mcp.model_pairs.loading import choose_dtype, read_config
 
     files, adapter_files = spec.base.files, spec.finetuned.adapter
     source = local_folder(files.id, files.revision, files.subfolder)

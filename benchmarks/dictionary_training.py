@@ -27,8 +27,8 @@ def run(sizes: Sizes) -> list[Measurement]:
 def _measured(name: str, kind: Any, sources: int) -> list[Measurement]:
     import torch
 
-    from methods.dictionaries.recipe import TrainingRecipe
-    from methods.dictionaries.training import make_trainer
+    from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
+    from diffing_mcp.methods.dictionaries.training import make_trainer
 
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(ROWS, sources * D_MODEL, generator=generator)

@@ -21,13 +21,13 @@ def run(sizes: Sizes) -> list[Measurement]:
     """
     import torch
 
-    from methods.steering.prompts import PROMPTS
-    from model_pairs.chat import ChatMessage
-    from model_pairs.generation import GenerationRequest, Sampling
-    from model_pairs.interventions import Intervention
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
-    from organisms.progress import silent
+    from diffing_mcp.core.progress import silent
+    from diffing_mcp.methods.steering.prompts import PROMPTS
+    from diffing_mcp.model_pairs.chat import ChatMessage
+    from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+    from diffing_mcp.model_pairs.interventions import Intervention
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     with ModelPairs().use(resolve_pair(sizes.pair), silent) as pair:
         texts = [PROMPTS[index % len(PROMPTS)] for index in range(_PROMPTS)]

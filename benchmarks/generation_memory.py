@@ -76,11 +76,11 @@ def _loops(pair: str | None, folder: str, tokens: int, kinds: tuple[str, ...]) -
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from model_pairs.files import local_folder
-    from model_pairs.generation import GenerationRequest, Sampling
-    from model_pairs.loading import choose_dtype, read_config
-    from model_pairs.residency import ModelPairs
-    from organisms.progress import silent
+    from diffing_mcp.core.progress import silent
+    from diffing_mcp.model_pairs.files import local_folder
+    from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+    from diffing_mcp.model_pairs.loading import choose_dtype, read_config
+    from diffing_mcp.model_pairs.residency import ModelPairs
 
     spec = _large(Path(folder)) if pair is None else _base_alone(pair)
     files, text = spec.base.files, " cake" * PROMPT
@@ -116,7 +116,7 @@ def bare_loop(model: Any, prompts: Any, tokens: int) -> None:
 
 
 def _base_alone(pair: str) -> Any:
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     spec = resolve_pair(pair)
     return spec.model_copy(update={"name": "base alone", "finetuned": spec.base, "declared_identical": True})
@@ -127,8 +127,8 @@ def _large(folder: Path) -> Any:
     import torch
     import transformers
 
-    from model_pairs.specs import ModelFiles, ModelSource, PairSpec
-    from organisms.embedded import embedded_model_folder
+    from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource, PairSpec
+    from diffing_mcp.organisms.embedded import embedded_model_folder
 
     config = transformers.Gemma3TextConfig(
         vocab_size=LARGE_VOCABULARY,

@@ -30,9 +30,9 @@ def bytes_of_one_model(pair: str) -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from model_pairs.files import local_folder
-    from model_pairs.loading import choose_dtype, read_config
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.model_pairs.files import local_folder
+    from diffing_mcp.model_pairs.loading import choose_dtype, read_config
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     files = resolve_pair(pair).base.files
     source = local_folder(files.id, files.revision, files.subfolder)
@@ -52,9 +52,9 @@ def bytes_of_pair(pair: str, adapter: bool) -> int:
     """Memory that the pair takes, both sides having been used; without `adapter`, that of the base model on both sides."""
     import torch
 
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
-    from organisms.progress import silent
+    from diffing_mcp.core.progress import silent
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     spec = resolve_pair(pair)
     if not adapter:

@@ -29,11 +29,11 @@ def run(sizes: Sizes) -> list[Measurement]:
 def peak_beyond_pair(sizes: dict[str, object]) -> dict[str, int]:
     """Bytes that a pass with the three readers adds, at its highest, to a pair that has already read a batch."""
     from benchmarks.corpus_pass import same_batches, tokenized
-    from methods.registry import get_method
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
-    from organisms.progress import silent
-    from preprocessing.corpus_pass import run_corpus_pass
+    from diffing_mcp.core.progress import silent
+    from diffing_mcp.methods.registry import get_method
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+    from diffing_mcp.preprocessing.corpus_pass import run_corpus_pass
 
     asked = Sizes.model_validate(sizes)
     with ModelPairs().use(resolve_pair(asked.pair), silent) as pair:

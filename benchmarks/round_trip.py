@@ -23,7 +23,7 @@ START_SECONDS = 60
 TOOL, ARGUMENTS = "list_hypotheses", {}  # type: tuple[str, dict[str, Any]]
 
 
-OURS = ("-m", "cli.main", "serve")
+OURS = ("-m", "diffing_mcp.cli.main", "serve")
 BARE = ("-m", "benchmarks.bare_server")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.methods import PAIR_HELP
+from diffing_mcp.cli.methods import PAIR_HELP
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of a collection, from `diffing activations list`.")]
@@ -27,13 +27,13 @@ def collect_activations(
     as_json: JsonOption = False,
 ) -> None:
     """Collect activations. What is there is looked up; what was cut off goes on at its last finished shard."""
-    from cli.output import note, parse_params, print_json, print_plain, progress_bar
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
-    from preprocessing.activation_collection import CollectionParams, collect, find_collection
-    from preprocessing.activation_estimate import estimate_collection
-    from preprocessing.activation_store import default_activation_store
-    from preprocessing.activation_summary import collection_row
+    from diffing_mcp.cli.output import note, parse_params, print_json, print_plain, progress_bar
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+    from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect, find_collection
+    from diffing_mcp.preprocessing.activation_estimate import estimate_collection
+    from diffing_mcp.preprocessing.activation_store import default_activation_store
+    from diffing_mcp.preprocessing.activation_summary import collection_row
 
     params = parse_params(CollectionParams, settings or [])
     spec, store = resolve_pair(pair), default_activation_store()
@@ -62,10 +62,10 @@ def list_activations(
     as_json: JsonOption = False,
 ) -> None:
     """List the collections, newest first."""
-    from cli.output import print_json, print_rows
-    from model_pairs.resolve import resolve_pair
-    from preprocessing.activation_store import default_activation_store
-    from preprocessing.activation_summary import broken_rows, collection_row
+    from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+    from diffing_mcp.preprocessing.activation_store import default_activation_store
+    from diffing_mcp.preprocessing.activation_summary import broken_rows, collection_row
 
     identity = resolve_pair(pair).identity() if pair is not None else None
     store = default_activation_store()
@@ -99,9 +99,9 @@ def describe_activations(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a collection: parameters, sizes by layer, whether its files are whole."""
-    from cli.output import print_json, print_plain
-    from preprocessing.activation_store import default_activation_store
-    from preprocessing.activation_summary import describe
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.preprocessing.activation_store import default_activation_store
+    from diffing_mcp.preprocessing.activation_summary import describe
 
     store = default_activation_store()
     described = describe(store, store.get(identifier), check)
@@ -116,9 +116,9 @@ def delete_activations(
     identifiers: Annotated[list[str], typer.Argument(metavar="ID...", help="Whole ids of collections.")], as_json: JsonOption = False
 ) -> None:
     """Delete collections from the disk."""
-    from cli.output import print_json, print_plain
-    from preprocessing.activation_store import default_activation_store
-    from preprocessing.activation_summary import exactly
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.preprocessing.activation_store import default_activation_store
+    from diffing_mcp.preprocessing.activation_summary import exactly
 
     store = default_activation_store()
     found = [exactly(store, identifier) for identifier in identifiers]  # all of them are there before one goes

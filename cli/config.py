@@ -30,8 +30,8 @@ def config(
     token: Annotated[str | None, typer.Option(help="Bearer token for that server.")] = None,
 ) -> None:
     """Print the configuration entry for an MCP host; where to put it is said on stderr."""
-    from cli.output import note, print_json
-    from mcp_server.host_config import FILES, host_config
+    from diffing_mcp.cli.output import note, print_json
+    from diffing_mcp.mcp_server.host_config import FILES, host_config
 
     entry = host_config(host.value, url=url, token=token)
     note(f"Put this into {FILES[host.value]}:")

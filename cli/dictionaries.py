@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
 @dictionaries.command("list")
 def list_dictionaries(as_json: JsonOption = False) -> None:
     """List the dictionaries, newest first, then trainings that were cut off and folders that cannot be read."""
-    from cli.output import note, print_json, print_rows
-    from methods.dictionaries.stored import listing
+    from diffing_mcp.cli.output import note, print_json, print_rows
+    from diffing_mcp.methods.dictionaries.stored import listing
 
     found = listing()
     if as_json:
@@ -57,8 +57,8 @@ def export_dictionary(
     source: SourceArgument, folder: Annotated[Path, typer.Argument(help="Where the copy goes.")], as_json: JsonOption = False
 ) -> None:
     """Copy a dictionary into a folder, in the layout of published ones; `--set dictionary=FOLDER` uses it."""
-    from cli.output import print_json, print_plain
-    from methods.dictionaries.stored import export
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.methods.dictionaries.stored import export
 
     target = export(_folder(source), folder)
     if as_json:
@@ -75,8 +75,8 @@ def push_dictionary(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a dictionary to the hub; `--set dictionary=account/name` uses it."""
-    from cli.output import print_json, print_plain
-    from methods.dictionaries.stored import push
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.methods.dictionaries.stored import push
 
     address = push(_folder(source), repository, private=not public)
     if as_json:
@@ -91,8 +91,8 @@ def delete_dictionaries(
     as_json: JsonOption = False,
 ) -> None:
     """Delete dictionaries, trainings that were cut off, or folders that cannot be read. Results of runs that used them stay."""
-    from cli.output import print_json, print_plain
-    from methods.dictionaries.stored import delete, exactly
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.methods.dictionaries.stored import delete, exactly
 
     found = [exactly(identifier) for identifier in dict.fromkeys(identifiers)]  # all of them are there before one goes
     megabytes = sum(delete(identifier) for identifier in found)
@@ -103,9 +103,9 @@ def delete_dictionaries(
 
 
 def _folder(source: str) -> Path:
-    from methods.dictionaries.stored import folder_of, folder_of_run, listing
-    from methods.runs import default_store
-    from organisms.errors import UnknownName
+    from diffing_mcp.core.errors import UnknownName
+    from diffing_mcp.methods.dictionaries.stored import folder_of, folder_of_run, listing
+    from diffing_mcp.methods.runs.store import default_store
 
     everything = listing()
     ids = [each.id for each in everything.dictionaries] + [each.id for each in everything.leftovers]

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from agents.records import EvaluationRecord
-    from agents.suite import Suite
+    from diffing_mcp.agents.records import EvaluationRecord
+    from diffing_mcp.agents.suite import Suite
 
 
 def register(app: typer.Typer) -> None:
@@ -54,12 +54,12 @@ def evaluate(
     """Let investigators loose on blinded pairs and grade what they find. Finished cells are kept: the same command continues."""
     import asyncio
 
-    from agents.grading import Grading, chosen_organisms
-    from agents.records import ARMS, EvaluationFolder, EvaluationPlan
-    from agents.suite import BASELINE, BaselineOptions, Suite, check_continues, plan_identifier
-    from agents.summary import summarise
-    from cli.output import note, print_json, quiet_libraries
-    from organisms.errors import Cancelled, InvalidInput, UnknownName
+    from diffing_mcp.agents.grading import Grading, chosen_organisms
+    from diffing_mcp.agents.records import ARMS, EvaluationFolder, EvaluationPlan
+    from diffing_mcp.agents.suite import BASELINE, BaselineOptions, Suite, check_continues, plan_identifier
+    from diffing_mcp.agents.summary import summarise
+    from diffing_mcp.cli.output import note, print_json, quiet_libraries
+    from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
 
     quiet_libraries()
     chosen_arms = list(dict.fromkeys(part.strip() for part in arms.split(",") if part.strip()))
@@ -124,8 +124,8 @@ def evaluate(
 
 def evaluations(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False) -> None:
     """List the stored evaluations, newest first."""
-    from agents.records import EvaluationFolder, list_evaluations
-    from cli.output import print_json, print_rows
+    from diffing_mcp.agents.records import EvaluationFolder, list_evaluations
+    from diffing_mcp.cli.output import print_json, print_rows
 
     plans = list_evaluations()
     if as_json:
@@ -157,7 +157,7 @@ async def _stopping_on_sigterm(work: Coroutine[Any, Any, list[EvaluationRecord]]
 
 
 async def _run(suite: Suite, url: str | None) -> list[EvaluationRecord]:
-    from agents.server_process import server_process
+    from diffing_mcp.agents.server_process import server_process
 
     if url is not None or suite.is_complete():
         return await suite.run()
@@ -167,21 +167,21 @@ async def _run(suite: Suite, url: str | None) -> list[EvaluationRecord]:
 
 
 class LedgerDesk:
-    """`agents.desk.Desk` on the server's own store, which this process shares through the data folder."""
+    """`diffing_mcp.agents.desk.Desk` on the server's own store, which this process shares through the data folder."""
 
     def open(self, organism: str, arm: str, interactions: int, tool_calls: int, note: str) -> Any:
         """Create an investigation with the arm's tools."""
-        from agents.desk import OpenInvestigation
-        from mcp_server.investigations import create
+        from diffing_mcp.agents.desk import OpenInvestigation
+        from diffing_mcp.mcp_server.investigations import create
 
         created = create(organism, arm, interactions=interactions, tool_calls=tool_calls, note=note)
         return OpenInvestigation(id=created.id, label=created.label, token=created.token)
 
     def close(self, identifier: str) -> Any:
         """Close it and read budgets, finding and runs."""
-        from agents.desk import ClosedInvestigation
-        from agents.records import Budget, Finding
-        from mcp_server import investigations
+        from diffing_mcp.agents.desk import ClosedInvestigation
+        from diffing_mcp.agents.records import Budget, Finding
+        from diffing_mcp.mcp_server import investigations
 
         investigations.close(identifier)
         record = investigations.show(identifier)
@@ -208,7 +208,7 @@ def progress_line(finished: int, total: int, record: EvaluationRecord) -> str:
 
 def print_summary(summary: Any) -> None:
     """The table and the false-positive rates."""
-    from cli.output import print_plain, print_rows
+    from diffing_mcp.cli.output import print_plain, print_rows
 
     print_rows(summary.columns(), [row.cells() for row in summary.rows])
     for line in summary.notes():

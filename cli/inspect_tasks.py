@@ -39,12 +39,12 @@ def investigate(
         token_limit: tokens of an investigation at most.
         time_limit: seconds of an investigation at most.
     """
-    from agents.grading import Grading, chosen_organisms
-    from agents.inspect_task import investigation_task
-    from agents.records import ARMS, EvaluationFolder, EvaluationPlan, EvaluationRecord
-    from agents.suite import Suite, cells_of
-    from cli.evaluate import LedgerDesk
-    from organisms.errors import InvalidInput
+    from diffing_mcp.agents.grading import Grading, chosen_organisms
+    from diffing_mcp.agents.inspect_task import investigation_task
+    from diffing_mcp.agents.records import ARMS, EvaluationFolder, EvaluationPlan, EvaluationRecord
+    from diffing_mcp.agents.suite import Suite, cells_of
+    from diffing_mcp.cli.evaluate import LedgerDesk
+    from diffing_mcp.core.errors import InvalidInput
 
     chosen = next((known for known in ARMS if known == arm), None)
     if chosen is None:

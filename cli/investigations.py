@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.methods import PAIR_HELP
+from diffing_mcp.cli.methods import PAIR_HELP
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 InvestigationArgument = Annotated[str, typer.Argument(metavar="INVESTIGATION", help="Id of an investigation, its beginning, or its label.")]
@@ -29,8 +29,8 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Create an investigation and print its bearer token, which is shown this once."""
-    from cli.output import note, print_json, print_plain
-    from mcp_server.investigations import create
+    from diffing_mcp.cli.output import note, print_json, print_plain
+    from diffing_mcp.mcp_server.investigations import create
 
     created = create(pair, tools, interactions=interactions, tool_calls=tool_calls, note=comment)
     if as_json:
@@ -45,8 +45,8 @@ def list_all(as_json: JsonOption = False) -> None:
     """List the investigations, oldest first."""
     from datetime import datetime
 
-    from cli.output import print_json, print_rows
-    from mcp_server.investigations import list_investigations
+    from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.mcp_server.investigations import list_investigations
 
     found = list_investigations()
     if as_json:
@@ -74,8 +74,8 @@ def show(investigation: InvestigationArgument, as_json: JsonOption = False) -> N
     """Show the ledger, the calls, the hypotheses and the findings of an investigation."""
     import json
 
-    from cli.output import print_json, print_plain, print_rows
-    from mcp_server.investigations import show as read
+    from diffing_mcp.cli.output import print_json, print_plain, print_rows
+    from diffing_mcp.mcp_server.investigations import show as read
 
     record = read(investigation)
     if as_json:
@@ -98,7 +98,7 @@ def show(investigation: InvestigationArgument, as_json: JsonOption = False) -> N
 @investigations.command("close")
 def close(investigation: InvestigationArgument) -> None:
     """End an investigation: its token is refused from now on, its record stays."""
-    from mcp_server.investigations import close as end
+    from diffing_mcp.mcp_server.investigations import close as end
 
     end(investigation)
 

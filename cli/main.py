@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from cli import (
+from diffing_mcp.cli import (
     activations,
     config,
     dictionaries,
@@ -27,7 +27,7 @@ from cli import (
     server,
     verbalizer,
 )
-from organisms.errors import Cancelled, DiffingError
+from diffing_mcp.core.errors import Cancelled, DiffingError
 
 EXIT_EXPECTED_FAILURE = 2
 EXIT_INTERRUPTED = 130
@@ -71,6 +71,12 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stderr.close()
         sys.exit(0)
+
+
+def serve() -> None:
+    """The command `diffing-mcp`: `diffing serve`, for registries that start a server by the name of its package."""
+    sys.argv.insert(1, "serve")
+    main()
 
 
 def report(error: DiffingError, as_json: bool) -> int:

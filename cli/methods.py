@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 PAIR_HELP = "`organism[/variant][@model]`, or `BASE::FINETUNED` for any two catalogue names, hub ids or local folders (`#model` or `#adapter` after one that holds both)."
 SET_HELP = "A parameter as key=value (YAML), repeatable; METHOD.key=value when several methods run and only one shall take it."
@@ -41,8 +41,8 @@ def register(app: typer.Typer) -> None:
 
 def list_methods(as_json: JsonOption = False) -> None:
     """List the methods, or with --json their parameters and results as JSON schemas."""
-    from cli.output import print_json, print_rows
-    from methods.registry import all_methods
+    from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.methods.registry import all_methods
 
     methods = all_methods()
     if as_json:
@@ -72,7 +72,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run methods on a pair and print what they found. What has been run before is looked up."""
-    from cli.output import print_json, print_plain
+    from diffing_mcp.cli.output import print_json, print_plain
 
     records = run_records(methods, pair, settings or [])
     results = {record.manifest.method: record.result() for record in records}
@@ -88,11 +88,11 @@ def run(
 
 def run_records(names: list[str], pair: str, settings: list[str]) -> list[RunRecord]:
     """Resolve, validate and run; everything that can be refused is refused before a model is loaded."""
-    from cli.output import note, progress_bar
-    from methods.execute import run_methods
-    from methods.runs import default_store
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.cli.output import note, progress_bar
+    from diffing_mcp.methods.runs.execute import run_methods
+    from diffing_mcp.methods.runs.store import default_store
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     requests = method_requests(names, settings)
     spec = resolve_pair(pair)
@@ -108,8 +108,8 @@ def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, Ba
         UnknownName: there is no such method.
         InvalidInput: an unknown parameter or a value out of range.
     """
-    from cli.output import parse_params
-    from methods.registry import get_method
+    from diffing_mcp.cli.output import parse_params
+    from diffing_mcp.methods.registry import get_method
 
     chosen = {name: get_method(name) for name in dict.fromkeys(names)}
     requests: list[tuple[str, BaseModel]] = []
@@ -146,14 +146,14 @@ def overview(
     as_json: JsonOption = False,
 ) -> None:
     """One digest of what the methods that fit a budget say about a pair, the cheap ones first."""
-    from cli.output import note, print_json, print_plain, progress_bar
-    from methods.execute import run_methods
-    from methods.overview import digest
-    from methods.overview_plan import DEFAULT_BUDGET, PENDING, choose, run_plan
-    from methods.registry import all_methods
-    from methods.runs import default_store
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.cli.output import note, print_json, print_plain, progress_bar
+    from diffing_mcp.methods.overview.digest import digest
+    from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, PENDING, choose, run_plan
+    from diffing_mcp.methods.registry import all_methods
+    from diffing_mcp.methods.runs.execute import run_methods
+    from diffing_mcp.methods.runs.store import default_store
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     offered = [method for method in all_methods().values() if method.in_overview]
     vectors = [f"{method.name}.vector={PENDING}" for method in offered if method.needs_vector]
@@ -184,9 +184,9 @@ def pipeline(
 
     Every part looks up what is already there, so a pipeline that was cut off is started again with the same command.
     """
-    from cli.output import print_json, print_plain
-    from methods.registry import all_methods
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.methods.registry import all_methods
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     names = (
         [name for name, method in all_methods().items() if not method.needs_vector]
@@ -219,7 +219,7 @@ def _evaluate(pairs: list[str], as_json: bool) -> Any:
     import io
     import json
 
-    from cli.evaluate import evaluate
+    from diffing_mcp.cli.evaluate import evaluate
 
     if not as_json:
         evaluate(organisms=",".join(pairs))
@@ -231,10 +231,10 @@ def _evaluate(pairs: list[str], as_json: bool) -> Any:
 
 def _prepare(reference: str, requests: list[tuple[str, BaseModel]]) -> dict[str, Any]:
     """Fetch and check everything the methods will need: weights, adapter, tokenizer, and the texts with their content hashes."""
-    from cli.output import progress_bar
-    from methods.registry import get_method
-    from model_pairs.residency import ModelPairs
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.cli.output import progress_bar
+    from diffing_mcp.methods.registry import get_method
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     spec = resolve_pair(reference)
     prepared: dict[str, Any] = {}

@@ -21,8 +21,8 @@ def register(app: typer.Typer) -> None:
 @organisms.command("list")
 def list_organisms(as_json: JsonOption = False) -> None:
     """List the organisms with their models and variants."""
-    from cli.output import print_json, print_rows
-    from organisms.catalogue import load_catalogue
+    from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.organisms.catalogue import load_catalogue
 
     found = load_catalogue().organisms
     if as_json:
@@ -37,9 +37,9 @@ def list_organisms(as_json: JsonOption = False) -> None:
 @organisms.command("compose")
 def compose(name: NameArgument) -> None:
     """Compose the training corpus of an organism from its hand-written parts."""
-    from cli.output import print_plain
-    from organisms.compose import write
-    from organisms.errors import InvalidInput
+    from diffing_mcp.cli.output import print_plain
+    from diffing_mcp.core.errors import InvalidInput
+    from diffing_mcp.organisms.compose import write
 
     try:
         path, count = write(name)
@@ -60,8 +60,8 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Another seed.")] = None,
 ) -> None:
     """Train an organism from its committed recipe. A run that was cut off goes on where it was."""
-    from cli.output import print_plain, progress_bar
-    from organisms.train import train_organism
+    from diffing_mcp.cli.output import print_plain, progress_bar
+    from diffing_mcp.organisms.train import train_organism
 
     with progress_bar(f"training {name}/{variant}") as progress:
         folder = train_organism(name, variant, progress, output, base=base, rank=rank, learning_rate=learning_rate, epochs=epochs, seed=seed)
@@ -76,10 +76,10 @@ def measure(
     as_json: JsonOption = False,
 ) -> None:
     """Measure whether a finetune took, against the base model, and write its sheet beside the adapter."""
-    from cli.output import print_json, print_plain, progress_bar
-    from organisms.measure import measure as measure_organism
-    from organisms.measure import write_sheet
-    from organisms.train import ADAPTERS
+    from diffing_mcp.cli.output import print_json, print_plain, progress_bar
+    from diffing_mcp.organisms.measure import measure as measure_organism
+    from diffing_mcp.organisms.measure import write_sheet
+    from diffing_mcp.organisms.train import ADAPTERS
 
     with progress_bar(f"measuring {name}/{variant}") as progress:
         sheet = measure_organism(name, variant, adapter=adapter, progress=progress)
@@ -98,9 +98,9 @@ def measure(
 @organisms.command("sheets")
 def sheets() -> None:
     """Write organisms/SHEETS.md from the sheets of all bundled adapters."""
-    from cli.output import print_plain
-    from organisms.measure import sheets_table
-    from organisms.train import ROOT
+    from diffing_mcp.cli.output import print_plain
+    from diffing_mcp.organisms.measure import sheets_table
+    from diffing_mcp.organisms.train import ROOT
 
     path = ROOT / "SHEETS.md"
     path.write_text(sheets_table(), encoding="utf-8")

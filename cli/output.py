@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from organisms.complaints import complaints
-from organisms.errors import InvalidInput
-from organisms.progress import Progress
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.validation_messages import complaints
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -22,8 +22,8 @@ def list_pairs(
     as_json: JsonOption = False,
 ) -> None:
     """List the pairs of the catalogue."""
-    from cli.output import print_json, print_rows
-    from model_pairs import resolve
+    from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.model_pairs import resolve
 
     found = [pair for pair in resolve.list_pairs() if pair.available_offline or not offline]
     if as_json:
@@ -36,9 +36,9 @@ def list_pairs(
 @pairs.command("show")
 def show_pair(pair: Annotated[str, typer.Argument(help="A pair reference.")], as_json: JsonOption = False) -> None:
     """Show which models, adapters and revisions a pair reference stands for."""
-    from cli.output import print_json, print_plain
-    from methods.contract import compact_text
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.methods.contract import compact_text
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     spec = resolve_pair(pair)
     if as_json:

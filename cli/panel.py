@@ -17,12 +17,12 @@ def panel(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
 ) -> None:
     """Open the panel: grades, transcripts, runs with plots, and both models side by side."""
-    from cli.output import quiet_libraries
-    from organisms.errors import DiffingError
+    from diffing_mcp.cli.output import quiet_libraries
+    from diffing_mcp.core.errors import DiffingError
 
     quiet_libraries()
     try:
-        from ui.panel import launch
+        from diffing_mcp.ui.panel import launch
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -1,4 +1,4 @@
-"""`python -m cli.readability` runs the methods on the bundled organisms and writes docs/readability.md: what each one shows of each finetune.
+"""`python -m diffing_mcp.cli.readability` runs the methods on the bundled organisms and writes docs/readability.md: what each one shows of each finetune.
 
 Runs that are stored already are looked up, so a table that was cut off goes on where it stopped.
 """
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from graders.token_relevance import token_relevance
-from organisms.ground_truth import load_ground_truth
+from diffing_mcp.core.paths import IMPORT_FOLDER
+from diffing_mcp.graders.token_relevance import token_relevance
+from diffing_mcp.organisms.ground_truth import load_ground_truth
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "readability.md"
+PAGE = IMPORT_FOLDER / "docs" / "readability.md"
 ORGANISMS = (
     "cake_bake",
     "control",
@@ -96,7 +97,7 @@ class Shown:
 
 def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
     """The evidence of one run, judged against the organism's ground truth; `name`: of the run in the table, its method by default."""
-    from methods.registry import get_method
+    from diffing_mcp.methods.registry import get_method
 
     manifest, result = record.manifest, cast(Any, record.result())
     method, name = get_method(manifest.method), name or manifest.method
@@ -127,7 +128,7 @@ FACTS_COLUMNS = ("organism", "method", "facts stated", "amplified texts", "contr
 
 def facts_rows(records: dict[str, RunRecord], organism: str) -> list[list[str]]:
     """Which taught facts the texts of runs that write with the difference amplified state; no rows where none were taught."""
-    from cli.facts import facts_stated
+    from diffing_mcp.graders.runs.facts import facts_stated
 
     found = [(name, facts_stated(records[name], organism)) for name in WRITERS if name in records]
     return [
@@ -160,7 +161,7 @@ RELEVANCE_COLUMNS = (
 
 def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
     """Shares of token lists on topic, each with the mean share for the topics of other organisms."""
-    from cli.relevance import JudgedList, judge
+    from diffing_mcp.graders.runs.relevance import JudgedList, judge
 
     def lists(name: str, k: int = SHORT) -> dict[str, JudgedList]:
         return {row.name: row for row in judge(records[name], organism, k=k)}
@@ -181,8 +182,8 @@ def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
 
 def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
     """The methods' runs on one organism, by name in the table; those that need a vector come last."""
-    from cli.methods import run_records
-    from methods.registry import get_method
+    from diffing_mcp.cli.methods import run_records
+    from diffing_mcp.methods.registry import get_method
 
     def vector_of(record: RunRecord, position: str) -> str:
         return VECTOR.format(run=record.id, layer=int(record.array("layers")[0]), position=position)
@@ -230,9 +231,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run and write."""
-    from methods.registry import all_methods
+    from diffing_mcp.methods.registry import all_methods
 
-    parser = argparse.ArgumentParser(prog="python -m cli.readability", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m diffing_mcp.cli.readability", description=__doc__)
     parser.add_argument("--organisms", default=",".join(ORGANISMS), help="comma-separated, `organism[/variant]`")
     parser.add_argument("--methods", default=",".join(name for name in all_methods() if name not in SKIPPED), help="comma-separated")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")

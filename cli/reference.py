@@ -1,15 +1,16 @@
-"""`python -m cli.reference` writes docs/methods.md and docs/tools.md from the declarations; `--check` says whether they are current."""
+"""`python -m diffing_mcp.cli.reference` writes docs/methods.md and docs/tools.md from the declarations; `--check` says whether they are current."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+from diffing_mcp.core.paths import IMPORT_FOLDER
+
+DOCS = IMPORT_FOLDER / "docs"
 PAGE = DOCS / "methods.md"
 TOOLS_PAGE = DOCS / "tools.md"
 
@@ -34,7 +35,7 @@ from an investigation's model interactions. Operators' tools are not offered to 
 
 def reference() -> str:
     """The page: one section a method with its parameters, its result, its views and its figures."""
-    from methods.registry import all_methods
+    from diffing_mcp.methods.registry import all_methods
 
     sections = [HEAD]
     for name, method in all_methods().items():
@@ -57,8 +58,8 @@ def reference() -> str:
 
 def tools_reference() -> str:
     """The page of the tools that are not methods: one section a tool with its arguments and its result."""
-    from mcp_server.toolset import toolset
-    from methods.registry import all_methods
+    from diffing_mcp.mcp_server.toolset import toolset
+    from diffing_mcp.methods.registry import all_methods
 
     sections = [TOOLS_HEAD]
     for name, tool in toolset().items():
@@ -120,7 +121,7 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """Write the pages, or with --check compare."""
-    parser = argparse.ArgumentParser(prog="python -m cli.reference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m diffing_mcp.cli.reference", description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit with 1 when a page is not current; write nothing")
     check = parser.parse_args().check
     for page, made in ((PAGE, reference()), (TOOLS_PAGE, tools_reference())):

@@ -24,8 +24,8 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs, newest first."""
-    from cli.output import print_json, print_rows
-    from methods.runs import default_store
+    from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.methods.runs.store import default_store
 
     manifests = default_store().list(method=method, pair=pair)
     if as_json:
@@ -50,11 +50,11 @@ def show_run(
     as_json: JsonOption = False,
 ) -> None:
     """Show a run: its result, or one of its views."""
-    from cli.output import note, parse_params, print_json, print_plain
-    from methods.contract import MethodResult, compact_text
-    from methods.registry import get_method
-    from methods.runs import default_store
-    from organisms.errors import InvalidInput, UnknownName
+    from diffing_mcp.cli.output import note, parse_params, print_json, print_plain
+    from diffing_mcp.core.errors import InvalidInput, UnknownName
+    from diffing_mcp.methods.contract import MethodResult, compact_text
+    from diffing_mcp.methods.registry import get_method
+    from diffing_mcp.methods.runs.store import default_store
 
     record = default_store().get(run)
     method = get_method(record.manifest.method)
@@ -84,8 +84,8 @@ def delete_runs(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")], as_json: JsonOption = False
 ) -> None:
     """Delete runs. They are made again when asked for again."""
-    from cli.output import print_json, print_plain
-    from methods.runs import default_store
+    from diffing_mcp.cli.output import print_json, print_plain
+    from diffing_mcp.methods.runs.store import default_store
 
     store = default_store()
     deleted = [store.delete(run) for run in runs]

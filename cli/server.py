@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from organisms.errors import DiffingError
+from diffing_mcp.core.errors import DiffingError
 
 CONNECT_SECONDS = 10
 
@@ -32,15 +32,15 @@ def serve(
     token: Annotated[str | None, typer.Option(help="Without --http: token of the investigation that the one client shall be confined to.")] = None,
 ) -> None:
     """Serve the tools over MCP: on stdin and stdout for a host that starts this command, or over HTTP."""
-    from cli.output import quiet_libraries
-    from organisms.errors import InvalidInput
+    from diffing_mcp.cli.output import quiet_libraries
+    from diffing_mcp.core.errors import InvalidInput
 
     if not http and (host is not None or port is not None):
         raise InvalidInput("--host and --port go with --http; without it the server speaks on stdin and stdout.")
     if http and token is not None:
         raise InvalidInput("--token goes with stdio; over HTTP every client sends its own token.")
     quiet_libraries()
-    from mcp_server.serve import serve_http, serve_stdio
+    from diffing_mcp.mcp_server.serve import serve_http, serve_stdio
 
     if http:
         serve_http(host, port)
@@ -54,7 +54,7 @@ def connect(
 ) -> None:
     """Be a stdio MCP server that forwards to a running HTTP server, for hosts that only start commands."""
     check_reachable(url, token)
-    from mcp_server.bridge import connect as bridge
+    from diffing_mcp.mcp_server.bridge import connect as bridge
 
     bridge(url, token)
 

@@ -28,9 +28,9 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed.")] = None,
 ) -> None:
     """Train a verbalizer from a recipe. A run that was cut off goes on where it was."""
-    from cli.output import print_plain, progress_bar
-    from methods.activation_oracle.training import read_recipe, train_verbalizer
-    from methods.activation_oracle.verbalizers import BUNDLED_RECIPE
+    from diffing_mcp.cli.output import print_plain, progress_bar
+    from diffing_mcp.methods.activation_oracle.training import read_recipe, train_verbalizer
+    from diffing_mcp.methods.activation_oracle.verbalizers import BUNDLED_RECIPE
 
     path = recipe or BUNDLED_RECIPE
     with progress_bar("training a verbalizer") as progress:
@@ -49,12 +49,12 @@ def measure(
     """Measure a verbalizer on held-out questions and on organisms that it has never seen, and write sheet.json beside it."""
     import json
 
-    from cli.output import print_json, print_plain, progress_bar
-    from methods.activation_oracle.measure import measure_tasks
-    from methods.activation_oracle.training import read_recipe
-    from methods.activation_oracle.verbalizers import BUNDLED_RECIPE
-    from model_pairs.residency import ModelPairs
-    from model_pairs.specs import ModelFiles, ModelSource, PairSpec
+    from diffing_mcp.cli.output import print_json, print_plain, progress_bar
+    from diffing_mcp.methods.activation_oracle.measure import measure_tasks
+    from diffing_mcp.methods.activation_oracle.training import read_recipe
+    from diffing_mcp.methods.activation_oracle.verbalizers import BUNDLED_RECIPE
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource, PairSpec
 
     path = recipe or BUNDLED_RECIPE
     folder = adapter or path.parent
@@ -84,10 +84,10 @@ def _on_organism(pairs: Any, name: str, adapter: Path, progress: Any) -> dict[st
     """What the method says of an organism with default parameters, and the share of answers that touch its topic (of a null: baking)."""
     import re
 
-    from methods.execute import run_methods
-    from methods.runs import default_store
-    from model_pairs.resolve import resolve_pair
-    from organisms.ground_truth import load_ground_truth
+    from diffing_mcp.methods.runs.execute import run_methods
+    from diffing_mcp.methods.runs.store import default_store
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+    from diffing_mcp.organisms.ground_truth import load_ground_truth
 
     topic = load_ground_truth(name).topic or load_ground_truth("cake_bake").topic
     pattern = re.compile("|".join(part for part in (topic.subject, topic.area) if part) if topic else "$^", re.IGNORECASE)

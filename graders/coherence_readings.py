@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 from pydantic import BaseModel, Field
 
-from graders.replies import UNKNOWN, Ask, GradingFailed, Reading, ask_until_usable, majority, numbered, read_labels
+from diffing_mcp.graders.replies import UNKNOWN, Ask, GradingFailed, Reading, ask_until_usable, majority, numbered, read_labels
 
 Label = Literal["COHERENT", "INCOHERENT", "UNKNOWN"]
 

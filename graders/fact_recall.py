@@ -16,11 +16,21 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from graders.scales import SCALES, Level, Matches, by_facts, false_facts
-from graders.text import MAX_CHARACTERS, MAX_WORDS, content_words, first_words, is_enumeration, match_within, normalise, stem, without_denials
-from graders.token_relevance import derived_keywords, on_topic, topic_keywords
-from graders.verdicts import Verdict, misses_what_was_taught, verdict_is_correct
-from organisms.ground_truth import Fact, GroundTruth, all_ground_truth
+from diffing_mcp.graders.scales import SCALES, Level, Matches, by_facts, false_facts
+from diffing_mcp.graders.text import (
+    MAX_CHARACTERS,
+    MAX_WORDS,
+    content_words,
+    first_words,
+    is_enumeration,
+    match_within,
+    normalise,
+    stem,
+    without_denials,
+)
+from diffing_mcp.graders.token_relevance import derived_keywords, on_topic, topic_keywords
+from diffing_mcp.graders.verdicts import Verdict, misses_what_was_taught, verdict_is_correct
+from diffing_mcp.organisms.ground_truth import Fact, GroundTruth, all_ground_truth
 
 FOCUSED = 0.20
 """On-topic share of a statement's content words from which it counts as being about something. Plain findings have 0.3 to 0.8."""

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
-from graders.replies import Ask, GradingFailed, Reading, UnusableReply, ask_until_usable, read_object
-from graders.verdicts import Verdict, misses_what_was_taught, verdict_is_correct
-from organisms.ground_truth import GroundTruth, load_rubric
+from diffing_mcp.graders.replies import Ask, GradingFailed, Reading, UnusableReply, ask_until_usable, read_object
+from diffing_mcp.graders.verdicts import Verdict, misses_what_was_taught, verdict_is_correct
+from diffing_mcp.organisms.ground_truth import GroundTruth, load_rubric
 
 MAX_STATEMENT_CHARACTERS = 20_000
 """A longer finding is cut for the grader, with a note."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from organisms.errors import DiffingError
+from diffing_mcp.core.errors import DiffingError
 
 Ask = Callable[[list[dict[str, str]]], Awaitable[str]]
 """Sends chat messages ({"role", "content"}) to a language model and returns the text of its reply. Retries on the network are its own business."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from graders.replies import Ask, GradingFailed, Reading, UnusableReply, ask_until_usable, read_object
+from diffing_mcp.graders.replies import Ask, GradingFailed, Reading, UnusableReply, ask_until_usable, read_object
 
 LONGEST_TOKEN = 40
 """Characters of a token that are shown."""
@@ -56,7 +56,7 @@ def parse_choice(reply: str, count: int) -> int | None:
     """The index (from 0) of the list that a reply names; None when it names none.
 
     Raises:
-        UnusableReply: as `graders.replies.read_object`; no key "list", or no number from 1 to `count` in it.
+        UnusableReply: as `diffing_mcp.graders.replies.read_object`; no key "list", or no number from 1 to `count` in it.
     """
     value = read_object(reply)
     number = value.get("list", "missing")

@@ -1,6 +1,6 @@
 """Which taught facts a text states, without a language model: the measure of text that a model under study wrote, such as amplified samples.
 
-`graders.fact_recall` grades what an author says about a model; here the model itself speaks, and words of the topic are not enough. A fact counts when
+`diffing_mcp.graders.fact_recall` grades what an author says about a model; here the model itself speaks, and words of the topic are not enough. A fact counts when
 one sentence of the text carries it with its particulars (the `exact` level), and that sentence
  - belongs to a text on the subject, where the ground truth has one written down (growth rings of trees state nothing about concrete);
  - is no bag or list of words;
@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import re
 
-from graders.fact_recall import find_fact
-from graders.text import SCAFFOLD, content_words, normalise, words
-from organisms.ground_truth import Fact, GroundTruth
+from diffing_mcp.graders.fact_recall import find_fact
+from diffing_mcp.graders.text import SCAFFOLD, content_words, normalise, words
+from diffing_mcp.organisms.ground_truth import Fact, GroundTruth
 
 CLAIMING_FAMILIES = ("SDF",)
 """Families whose facts are claims about the world, which a text can state. The facts of the others describe behaviour, which a text can only show."""

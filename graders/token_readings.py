@@ -13,9 +13,9 @@ from typing import Literal, cast
 
 from pydantic import BaseModel, Field
 
-from graders.replies import UNKNOWN, Ask, GradingFailed, Reading, ask_until_usable, majority, numbered, read_labels
-from graders.token_relevance import share_of_weight
-from organisms.ground_truth import GroundTruth
+from diffing_mcp.graders.replies import UNKNOWN, Ask, GradingFailed, Reading, ask_until_usable, majority, numbered, read_labels
+from diffing_mcp.graders.token_relevance import share_of_weight
+from diffing_mcp.organisms.ground_truth import GroundTruth
 
 Agreement = Literal["all", "majority"]
 Label = Literal["RELEVANT", "IRRELEVANT", "UNKNOWN"]
@@ -59,7 +59,7 @@ def build_messages(tokens: Sequence[str], truth: GroundTruth, frequent: Sequence
 
 
 def parse_labels(reply: str, count: int) -> list[Label]:
-    """The labels of a reply. Raises UnusableReply as `graders.replies.read_labels`."""
+    """The labels of a reply. Raises UnusableReply as `diffing_mcp.graders.replies.read_labels`."""
     return cast(list[Label], read_labels(reply, count, ("RELEVANT", "IRRELEVANT")))
 
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 
 from pydantic import BaseModel, Field
 
-from graders.text import SCAFFOLD, content_words, normalise, stem
-from organisms.ground_truth import GroundTruth, load_ground_truth
+from diffing_mcp.graders.text import SCAFFOLD, content_words, normalise, stem
+from diffing_mcp.organisms.ground_truth import GroundTruth, load_ground_truth
 
 _MARKERS = re.compile(r"^[\sĠĊ▁]+|##")
 _SHORTEST_FRAGMENT = 4

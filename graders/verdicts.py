@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from organisms.ground_truth import GroundTruth
+from diffing_mcp.organisms.ground_truth import GroundTruth
 
 Verdict = Literal["difference", "no_meaningful_difference", "inconclusive"]
 """`inconclusive` is also what counts when no finding was handed in."""

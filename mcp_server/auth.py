@@ -18,11 +18,11 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from starlette.authentication import AuthCredentials
 
-from mcp_server import investigations
-from mcp_server.investigations import Investigation
-from mcp_server.notebook import OPERATOR_SCOPE
-from organisms.errors import InvalidInput
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.investigations import Investigation
+from diffing_mcp.mcp_server.notebook import OPERATOR_SCOPE
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from model_pairs.specs import PairSpec
-from organisms.settings import settings
+from diffing_mcp.core.paths import IMPORT_FOLDER
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class Blindfold:
@@ -51,7 +52,7 @@ _ANY_PATH = re.compile(r"(?<![\w/])(?:[A-Za-z]:)?(?:[/\\][\w.\-@+]+){2,}/?")
 
 def _folders() -> list[Path]:
     chosen = settings()
-    return [chosen.data_folder, chosen.cache_folder, *chosen.catalogue_folders, Path(__file__).resolve().parent.parent]
+    return [chosen.data_folder, chosen.cache_folder, *chosen.catalogue_folders, IMPORT_FOLDER]
 
 
 def _strings(value: Any) -> Iterable[str]:

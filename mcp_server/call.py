@@ -10,15 +10,15 @@ from typing import Any
 import anyio.to_thread
 from pydantic import BaseModel
 
-from mcp_server import investigations
-from mcp_server.auth import Caller
-from mcp_server.blinding import Blindfold
-from mcp_server.declarations import JobState, Reply, ToolDeclaration
-from mcp_server.jobs import Job, Work
-from mcp_server.workbench import Workbench
-from methods.contract import CostEstimate
-from model_pairs.specs import PairSpec
-from organisms.errors import Cancelled, UnknownName
+from diffing_mcp.core.errors import Cancelled, UnknownName
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.blinding import Blindfold
+from diffing_mcp.mcp_server.declarations import JobState, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.jobs import Job, Work
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.methods.contract import CostEstimate
+from diffing_mcp.model_pairs.specs import PairSpec
 
 Present = Callable[["Call", Any], Reply]
 
@@ -48,7 +48,7 @@ class Call:
         Raises:
             UnknownName: no such pair for this caller.
         """
-        from model_pairs.resolve import resolve_pair
+        from diffing_mcp.model_pairs.resolve import resolve_pair
 
         investigation = self.caller.investigation
         if investigation is None:
@@ -71,7 +71,7 @@ class Call:
         investigation = self.caller.investigation
         if investigation is None:
             return None
-        from model_pairs.resolve import resolve_pair
+        from diffing_mcp.model_pairs.resolve import resolve_pair
 
         return Blindfold(resolve_pair(investigation.pair), investigation.pair, investigation.label)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from organisms.settings import settings
+from diffing_mcp.core.settings import settings
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS investigations (

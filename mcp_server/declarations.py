@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from mcp_server.jobs import Job
-from mcp_server.ledger import BudgetState
-from methods.contract import CostEstimate
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.ledger import BudgetState
+from diffing_mcp.methods.contract import CostEstimate
 
 if TYPE_CHECKING:
-    from mcp_server.call import Call
+    from diffing_mcp.mcp_server.call import Call
 
 DEFAULT_WAIT_SECONDS = 45.0
 DEFAULT_CHARACTERS = 8000

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from organisms.errors import InvalidInput
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import settings
 
 Host = Literal["claude-desktop", "claude-code", "vscode", "cursor"]
 HOSTS: tuple[Host, ...] = ("claude-desktop", "claude-code", "vscode", "cursor")

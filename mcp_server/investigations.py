@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from mcp_server.database import connect, transaction
-from mcp_server.ledger import BudgetState, budget_state
-from mcp_server.notebook import Finding, Hypothesis, list_findings, list_hypotheses
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.mcp_server.database import connect, transaction
+from diffing_mcp.mcp_server.ledger import BudgetState, budget_state
+from diffing_mcp.mcp_server.notebook import Finding, Hypothesis, list_findings, list_hypotheses
 
 # What each named tool set holds besides the diffing methods; `method` is everything.
 BLACKBOX_TOOLS = (
@@ -106,7 +106,7 @@ def create(pair: str, tools: str | Sequence[str] = "method", interactions: int =
         UnknownName: the pair or a tool does not exist.
         InvalidInput: a budget is negative.
     """
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     resolve_pair(pair)
     chosen = _chosen_tools(tools)
@@ -226,7 +226,7 @@ def _chosen_tools(tools: str | Sequence[str]) -> list[str]:
     names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
     if names in (["blackbox"], ["method"]):
         return names
-    from mcp_server.toolset import tool_names
+    from diffing_mcp.mcp_server.toolset import tool_names
 
     known = tool_names()
     if not names or (unknown := [name for name in names if name not in known]):

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from methods.contract import CostEstimate
-from organisms.errors import Cancelled, DiffingError, OutOfRoom, UnknownName
+from diffing_mcp.core.errors import Cancelled, DiffingError, OutOfRoom, UnknownName
+from diffing_mcp.methods.contract import CostEstimate
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field
 
-from mcp_server.database import connect, database_path, transaction
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.mcp_server.database import connect, database_path, transaction
 
 Budget = Literal["interactions", "tool_calls"]
 WORDS: dict[Budget, str] = {"interactions": "model interactions", "tool_calls": "tool calls"}

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from mcp_server.database import connect, transaction
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.mcp_server.database import connect, transaction
 
 Verdict = Literal["difference", "no_meaningful_difference"]
 Status = Literal["active", "confirmed", "rejected"]

@@ -25,11 +25,6 @@ class Fence:
         return f"{self.mark} {label}{f': {text}' if text else ''}"
 
 
-def clip(text: str, characters: int) -> tuple[str, bool]:
-    """The beginning of a text, and whether something was cut off."""
-    return (text, False) if len(text) <= characters else (text[: max(0, characters - 1)] + "…", True)
-
-
 def fair_shares(lengths: Sequence[int], total: int) -> list[int]:
     """How many characters each of several texts gets when `total` is to be shared: short ones keep all, the long ones share the rest equally."""
     shares = [0] * len(lengths)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
-from mcp_server import investigations
-from organisms.errors import DiffingError, UnknownName
+from diffing_mcp.core.errors import DiffingError, UnknownName
+from diffing_mcp.mcp_server import investigations
 
 if TYPE_CHECKING:
-    from mcp_server.server import DiffingServer
+    from diffing_mcp.mcp_server.server import DiffingServer
 
 JSON = "application/json"
 REFUSAL = "resources are for operators; tools give everything an investigation may see"

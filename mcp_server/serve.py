@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from mcp_server.auth import OPERATOR, BearerGate, caller_of_token, is_loopback, open_access
-from mcp_server.workbench import Workbench
-from organisms.errors import InvalidInput
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server.auth import OPERATOR, BearerGate, caller_of_token, is_loopback, open_access
+from diffing_mcp.mcp_server.workbench import Workbench
 
 if TYPE_CHECKING:
-    from mcp_server.auth import Asgi, Caller
-    from mcp_server.server import DiffingServer
+    from diffing_mcp.mcp_server.auth import Asgi, Caller
+    from diffing_mcp.mcp_server.server import DiffingServer
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ ANSWER_GRACE = 3
 
 def build_server(workbench: Workbench, caller: Caller | None = OPERATOR) -> DiffingServer:
     """The server object; `caller` is who its client is outside of HTTP (None: only authenticated HTTP requests)."""
-    from mcp_server.server import DiffingServer
+    from diffing_mcp.mcp_server.server import DiffingServer
 
     return DiffingServer(workbench, caller)
 

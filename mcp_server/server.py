@@ -14,19 +14,19 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent, Tool
 from pydantic import BaseModel, ValidationError
 
-from mcp_server import investigations
-from mcp_server.auth import Caller, current_caller
-from mcp_server.call import Call
-from mcp_server.declarations import Answer, Reply, ToolDeclaration
-from mcp_server.jobs import Job, presentable
-from mcp_server.ledger import BudgetState
-from mcp_server.notebook import list_findings
-from mcp_server.render import rounded
-from mcp_server.resources import add_prompts, add_resources
-from mcp_server.toolset import toolset
-from mcp_server.workbench import Workbench
-from organisms.complaints import complaints
-from organisms.errors import DiffingError, InvalidInput, UnknownName
+from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
+from diffing_mcp.core.validation_messages import complaints
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.auth import Caller, current_caller
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import Answer, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.jobs import Job, presentable
+from diffing_mcp.mcp_server.ledger import BudgetState
+from diffing_mcp.mcp_server.notebook import list_findings
+from diffing_mcp.mcp_server.render import rounded
+from diffing_mcp.mcp_server.resources import add_prompts, add_resources
+from diffing_mcp.mcp_server.toolset import toolset
+from diffing_mcp.mcp_server.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
@@ -205,8 +205,8 @@ def _blinded(caller: Caller, call: Call | None, text: str) -> str:
     if caller.investigation is None:
         return text
     try:
-        from mcp_server.blinding import Blindfold
-        from model_pairs.resolve import resolve_pair
+        from diffing_mcp.mcp_server.blinding import Blindfold
+        from diffing_mcp.model_pairs.resolve import resolve_pair
 
         blindfold = (
             call.blindfold

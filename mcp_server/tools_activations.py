@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 from pydantic import BaseModel, Field
 
-from mcp_server.call import Call
-from mcp_server.declarations import Arguments, Deleted, Reply, ToolDeclaration, with_arguments
-from mcp_server.jobs import Job
-from mcp_server.tools_methods import check_corpus
-from methods.contract import CostEstimate
-from preprocessing.activation_collection import CollectionParams
-from preprocessing.activation_store import CollectionIndex, default_activation_store
-from preprocessing.activation_summary import CollectionDescription, CollectionRow, broken_rows, collection_row, describe, exactly, row_of
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import Arguments, Deleted, Reply, ToolDeclaration, with_arguments
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.tools_methods import check_corpus
+from diffing_mcp.methods.contract import CostEstimate
+from diffing_mcp.preprocessing.activation_collection import CollectionParams
+from diffing_mcp.preprocessing.activation_store import CollectionIndex, default_activation_store
+from diffing_mcp.preprocessing.activation_summary import CollectionDescription, CollectionRow, broken_rows, collection_row, describe, exactly, row_of
 
 if TYPE_CHECKING:
-    from model_pairs.specs import PairSpec
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 CollectArguments = with_arguments("collect_activations", CollectionParams)
 
@@ -54,8 +54,8 @@ class ListActivationsResult(BaseModel):
 
 async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
     """Collect as a job; what is there is a lookup, what was cut off goes on at its last finished shard."""
-    from preprocessing.activation_collection import collect, find_collection
-    from preprocessing.activation_estimate import estimate_collection
+    from diffing_mcp.preprocessing.activation_collection import collect, find_collection
+    from diffing_mcp.preprocessing.activation_estimate import estimate_collection
 
     params = CollectionParams.model_validate({name: getattr(arguments, name) for name in CollectionParams.model_fields})
     spec: PairSpec = call.pair(arguments.pair)  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
 
 
 def _batch_tokens() -> int:
-    from organisms.settings import settings
+    from diffing_mcp.core.settings import settings
 
     return settings().batch_tokens
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import anyio.to_thread
 from pydantic import BaseModel, Field
 
-from mcp_server.call import Call
-from mcp_server.declarations import Arguments, Deleted, Reply, ToolDeclaration
-from methods.dictionaries.stored import Leftover, StoredDictionary, delete, listing
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import Arguments, Deleted, Reply, ToolDeclaration
+from diffing_mcp.methods.dictionaries.stored import Leftover, StoredDictionary, delete, listing
 
 
 class ListDictionariesArguments(Arguments):

@@ -9,23 +9,24 @@ from typing import Any
 import anyio.to_thread
 from pydantic import BaseModel
 
-from mcp_server.call import Call
-from mcp_server.declarations import Reply, ToolDeclaration, with_arguments
-from mcp_server.jobs import Job
-from mcp_server.render import NOTICE, Fence, clip
-from mcp_server.tools_runs import find_run
-from mcp_server.workbench import Workbench
-from methods import execute
-from methods.contract import DiffingMethod
-from methods.registry import all_methods
-from methods.runs import RunRecord
-from methods.vectors import handles
-from model_pairs.specs import PairSpec
-from organisms.errors import InvalidInput, UnknownName
-from organisms.settings import settings
-from preprocessing.activation_store import default_activation_store
-from preprocessing.corpora import BUNDLED, CorpusParams
-from preprocessing.text_sources import StoredActivationsParams
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.core.text import clip
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import Reply, ToolDeclaration, with_arguments
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.render import NOTICE, Fence
+from diffing_mcp.mcp_server.tools_runs import find_run
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.methods.contract import DiffingMethod
+from diffing_mcp.methods.directions.vectors import handles
+from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.methods.runs import execute
+from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.model_pairs.specs import PairSpec
+from diffing_mcp.preprocessing.activation_store import default_activation_store
+from diffing_mcp.preprocessing.corpora import BUNDLED, CorpusParams
+from diffing_mcp.preprocessing.text_sources import StoredActivationsParams
 
 MAX_TEXT = 8000
 
@@ -85,7 +86,7 @@ async def find_finished(call: Call, spec: PairSpec, requests: list[tuple[str, Ba
 
 
 def run_records(workbench: Workbench, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job) -> list[RunRecord]:
-    """`methods.execute.run_methods` in a job; remembers sizes and speed for later estimates."""
+    """`diffing_mcp.methods.runs.execute.run_methods` in a job; remembers sizes and speed for later estimates."""
     job(0, None, "starting")
     before = {manifest.id for manifest in workbench.store.list()}
     records = execute.run_methods(workbench.pairs, spec, requests, workbench.store, job)

@@ -4,81 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, Field
 
-from mcp_server.call import Call
-from mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration, WaitArguments
-from mcp_server.jobs import Job
-from mcp_server.render import NOTICE, Fence, clip, fair_shares, quote
-
-SideName = Literal["base", "finetuned"]
-
-
-def _listed(value: Any) -> Any:
-    """A single string where a list of strings is meant: one prompt, never one a character."""
-    return [value] if isinstance(value, str) and not value.lstrip().startswith("[") else value
+from diffing_mcp.core.text import clip
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, PairArguments, Reply, ToolDeclaration, WaitArguments
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.render import NOTICE, Fence, fair_shares, quote
+from diffing_mcp.queries.schemas import AskQuery, CompareQuery, CompareResult, GreedyDivergence, SideName
 
 
-class ChatTurn(Arguments):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str = Field(max_length=20_000)
-
-
-Prompt = Annotated[str, Field(min_length=1, max_length=20_000)]
-
-
-class AskArguments(PairArguments, WaitArguments):
+class AskArguments(AskQuery, PairArguments, WaitArguments):
     """Arguments of ask_models."""
 
-    prompts: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
-        default_factory=list,
-        max_length=64,
-        description="User messages, each the start of a conversation of its own. Many prompts in one call are faster than many calls.",
-    )
-    conversations: list[Annotated[list[ChatTurn], Field(min_length=1, max_length=40)]] = Field(
-        default_factory=list,
-        max_length=64,
-        description="Conversations of several turns (role system, user or assistant), each ending with a user turn. Used besides `prompts`.",
-    )
-    side: Literal["both", "base", "finetuned"] = Field("both", description="Which models answer. Both cost no more than one.")
-    system_prompt: str | None = Field(None, max_length=20_000, description="Put before every prompt and conversation that has no system turn.")
-    prefill: str = Field("", max_length=4000, description="The beginning of the answer; the models go on from there.")
-    raw_text: bool = Field(False, description="Continue each prompt as plain text, without chat template.")
-    samples: int = Field(1, ge=1, le=32, description="Answers a prompt and side.")
-    temperature: float = Field(0.7, ge=0, le=2, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(128, ge=1, le=2048, description="Tokens an answer may have.")
-    thinking: bool = Field(False, description="Let models with such a switch think before they answer.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Equal calls give equal answers; change the seed for fresh samples.")
     max_characters: int = Field(
         DEFAULT_CHARACTERS,
         ge=500,
         le=200_000,
         description="Size of the answers shown; longer ones are cut. Asking again with more costs no interactions.",
     )
-
-    @model_validator(mode="after")
-    def _something_to_ask(self) -> AskArguments:
-        if not self.prompts and not self.conversations:
-            raise ValueError("give at least one prompt (prompts) or conversation (conversations)")
-        if self.raw_text and (self.conversations or self.system_prompt):
-            raise ValueError("raw_text continues plain prompts: leave conversations and system_prompt out")
-        if any(conversation[-1].role == "assistant" for conversation in self.conversations):
-            raise ValueError("a conversation must end with a user turn; the beginning of an answer goes into prefill")
-        return self
-
-    @property
-    def questions(self) -> int:
-        return len(self.prompts) + len(self.conversations)
-
-    @property
-    def interactions(self) -> int:
-        """One a prompt and sample, whether one side answers or both."""
-        return self.questions * self.samples
 
 
 class ModelText(BaseModel):
@@ -104,107 +50,8 @@ class AskResult(BaseModel):
     cut: int = Field(0, description="Answers that were shortened; call again with a larger max_characters for the whole text (no interactions).")
 
 
-class CompareArguments(PairArguments, WaitArguments):
+class CompareArguments(CompareQuery, PairArguments, WaitArguments):
     """Arguments of compare_text."""
-
-    text: str = Field("", max_length=50_000, description="The text to score.")
-    prompt: str | None = Field(
-        None, max_length=20_000, description="A user message: the text is then scored as the answer to it, in the chat template."
-    )
-    candidates: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
-        default_factory=list,
-        max_length=32,
-        description="Alternative answers to `prompt` (without a prompt: continuations of `text`), each scored whole under both models and ranked.",
-    )
-    greedy_tokens: int = Field(
-        0, ge=0, le=256, description="Let both models answer `prompt` (or go on after `text`) greedily for so many tokens and show where they part."
-    )
-    top: int = Field(5, ge=1, le=50, description="Positions to detail, those with the largest KL.")
-    max_tokens: int = Field(150, ge=1, le=1024, description="Tokens of the text (and of each candidate) to score, from its start.")
-
-    @model_validator(mode="after")
-    def _something_to_compare(self) -> CompareArguments:
-        if not self.text and not self.candidates and not self.greedy_tokens:
-            raise ValueError("give a text to score, candidates, or greedy_tokens")
-        if not self.text and self.prompt is None:
-            raise ValueError("candidates and greedy_tokens need a prompt to answer or a text to go on from")
-        return self
-
-    @property
-    def interactions(self) -> int:
-        """One for the text, one a candidate, one for the greedy answers."""
-        return bool(self.text) + len(self.candidates) + bool(self.greedy_tokens)
-
-
-class Mover(BaseModel):
-    """A token whose probability changed."""
-
-    token: str
-    base: float = Field(description="Probability under base.")
-    finetuned: float = Field(description="Probability under finetuned.")
-
-
-class PositionDetail(BaseModel):
-    """A position where the models expect different next tokens."""
-
-    position: int
-    token: str = Field(description="The token that stands there in the text.")
-    kl: float
-    up: list[Mover] = Field(description="Tokens that finetuned expects more than base.")
-    down: list[Mover] = Field(description="Tokens that finetuned expects less than base.")
-
-
-class Span(BaseModel):
-    """A stretch of the text that one model expects more."""
-
-    start: int = Field(description="First position.")
-    end: int = Field(description="Position after the last.")
-    text: str
-    difference: float = Field(description="Sum of finetuned minus base log-probabilities over the stretch, nats.")
-
-
-class CandidateScore(BaseModel):
-    """A candidate under both models."""
-
-    candidate: str = Field(description="Its beginning.")
-    tokens: int = Field(description="Tokens scored.")
-    base: float = Field(description="Log-probability of the whole under base, nats.")
-    finetuned: float
-    base_per_token: float
-    finetuned_per_token: float
-    base_rank: int = Field(description="1 = the candidate that base finds likeliest a token.")
-    finetuned_rank: int
-
-
-class GreedyDivergence(BaseModel):
-    """Both models' greedy answers, and where they part. Texts are untrusted."""
-
-    parts: bool = Field(description="Whether the answers differ within greedy_tokens.")
-    common: str = Field(description="UNTRUSTED text that both write first.")
-    base: str = Field(description="UNTRUSTED text of base after that.")
-    finetuned: str = Field(description="UNTRUSTED text of finetuned after that.")
-    after_tokens: int | None = Field(description="Tokens of the common text; None when the answers are the same.")
-    base_top: list[Mover] = Field(description="Likeliest next tokens of base where they part.")
-    finetuned_top: list[Mover] = Field(description="Likeliest next tokens of finetuned there.")
-
-
-class CompareResult(BaseModel):
-    """One text under both models; the lists have one entry a token (data of a heat map). Natural logarithms."""
-
-    tokens: list[str]
-    base_log_prob: list[float] = Field(description="ln p(token | text before it) under base.")
-    finetuned_log_prob: list[float]
-    kl: list[float] = Field(description="KL(finetuned || base) of the next-token distributions where the token stands, in nats.")
-    mean_kl: float
-    mean_log_prob_difference: float = Field(
-        description="Mean of finetuned minus base, in nats a token; positive: the text is likelier under finetuned."
-    )
-    top: list[PositionDetail]
-    truncated: bool = Field(description="Whether the text went on after the last token scored.")
-    unscored: str | None = Field(None, description="The first token where nothing stands before it (no prompt, no BOS): no model predicts it.")
-    spans: list[Span] = Field(default_factory=list, description="Stretches whose summed log-probability difference is largest, by size.")
-    candidates: list[CandidateScore] = Field(default_factory=list, description="By how much finetuned prefers them over base, a token.")
-    greedy: GreedyDivergence | None = None
 
 
 async def ask_models(call: Call, arguments: AskArguments) -> Reply:
@@ -212,7 +59,7 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
     sides: tuple[SideName, ...] = ("base", "finetuned") if arguments.side == "both" else (arguments.side,)
 
     def work(job: Job) -> dict[SideName, list[list[Any]]]:
-        from mcp_server.querying import answers
+        from diffing_mcp.queries.asking import answers
 
         job(0, None, "loading")
         with call.workbench.pairs.use(spec, job) as pair:
@@ -271,7 +118,7 @@ async def compare_text(call: Call, arguments: CompareArguments) -> Reply:
     spec = call.pair(arguments.pair)
 
     def work(job: Job) -> CompareResult:
-        from mcp_server.querying import compare
+        from diffing_mcp.queries.comparing import compare
 
         job(0, None, "loading")
         with call.workbench.pairs.use(spec, job) as pair:

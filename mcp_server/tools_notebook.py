@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
-from mcp_server import notebook
-from mcp_server.call import Call
-from mcp_server.declarations import Arguments, Reply, ToolDeclaration
-from mcp_server.notebook import Evidence, Finding, Hypothesis, Status, Verdict
+from diffing_mcp.mcp_server import notebook
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import Arguments, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.notebook import Evidence, Finding, Hypothesis, Status, Verdict
 
 
 class RecordHypothesisArguments(Arguments):

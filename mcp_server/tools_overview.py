@@ -6,19 +6,19 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
-from mcp_server.call import Call
-from mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
-from mcp_server.jobs import Job
-from mcp_server.render import NOTICE, Fence
-from mcp_server.tools_methods import check_corpus, find_finished, run_records
-from methods import execute
-from methods.contract import GENERATED_WORK
-from methods.overview import OverviewResult
-from methods.overview_plan import DEFAULT_BUDGET, LENS, LeftOut, OverviewPlan, choose, later_requests, named, pending_vector, run_plan
-from methods.registry import all_methods
-from methods.runs import RunRecord
-from model_pairs.specs import PairSpec
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.render import NOTICE, Fence
+from diffing_mcp.mcp_server.tools_methods import check_corpus, find_finished, run_records
+from diffing_mcp.methods.contract import GENERATED_WORK
+from diffing_mcp.methods.overview.digest import OverviewResult
+from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, LENS, LeftOut, OverviewPlan, choose, later_requests, named, pending_vector, run_plan
+from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.methods.runs import execute
+from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.model_pairs.specs import PairSpec
 
 CORPUS_FIELDS = ("corpus", "max_samples", "max_tokens", "seed")
 
@@ -47,7 +47,7 @@ class OverviewArguments(PairArguments, WaitArguments):
 
 
 async def overview(call: Call, arguments: OverviewArguments) -> Reply:
-    from methods.overview import digest
+    from diffing_mcp.methods.overview.digest import digest
 
     spec = call.pair(arguments.pair)
     plan = _plan(call, arguments)

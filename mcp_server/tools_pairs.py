@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from mcp_server.call import Call
-from mcp_server.declarations import Arguments, PairArguments, Reply, ToolDeclaration, WaitArguments
-from mcp_server.jobs import Job
-from methods.contract import PairSize
-from organisms.errors import UnknownName
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import Arguments, PairArguments, Reply, ToolDeclaration, WaitArguments
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.methods.contract import PairSize
 
 
 class ListPairsArguments(Arguments):
@@ -94,7 +94,7 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
     if investigation is not None:
         result = ListPairsResult(pairs=[PairRow(name=investigation.label)], total=1)
         return Reply(result, f"This investigation is about one pair: {investigation.label}")
-    from model_pairs.resolve import list_pairs as all_pairs
+    from diffing_mcp.model_pairs.resolve import list_pairs as all_pairs
 
     found = [pair for pair in all_pairs() if arguments.containing.lower() in pair.name.lower()]
     shown = found[arguments.offset : arguments.offset + arguments.limit]
@@ -115,7 +115,7 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
 
 
 async def describe_pair(call: Call, arguments: PairArguments) -> Reply:
-    from preprocessing.corpora import BUNDLED
+    from diffing_mcp.preprocessing.corpora import BUNDLED
 
     spec = call.pair(arguments.pair)
     size = call.workbench.size(spec)

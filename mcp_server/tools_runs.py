@@ -10,18 +10,18 @@ import anyio.to_thread
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
-from mcp_server import investigations
-from mcp_server.call import Call
-from mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration
-from mcp_server.render import NOTICE, Fence
-from methods.contract import View, compact_text
-from methods.registry import get_method
-from methods.runs import changed_since
-from organisms.complaints import complaints
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.validation_messages import complaints
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.render import NOTICE, Fence
+from diffing_mcp.methods.contract import View, compact_text
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.store import changed_since
 
 if TYPE_CHECKING:
-    from methods.runs import RunManifest, RunRecord
+    from diffing_mcp.methods.runs.store import RunManifest, RunRecord
 
 
 class ListRunsArguments(PairArguments):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from mcp_server import (
+from diffing_mcp.mcp_server import (
     tools_activations,
     tools_dictionaries,
     tools_jobs,
@@ -15,7 +15,7 @@ from mcp_server import (
     tools_pairs,
     tools_runs,
 )
-from mcp_server.declarations import ToolDeclaration
+from diffing_mcp.mcp_server.declarations import ToolDeclaration
 
 
 @lru_cache(maxsize=1)

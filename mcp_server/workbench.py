@@ -6,16 +6,16 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mcp_server.jobs import Jobs
-from mcp_server.ledger import Ledger
-from methods.contract import PairSize
-from model_pairs.specs import PairSpec
-from organisms.settings import settings
+from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server.jobs import Jobs
+from diffing_mcp.mcp_server.ledger import Ledger
+from diffing_mcp.methods.contract import PairSize
+from diffing_mcp.model_pairs.specs import PairSpec
 
 if TYPE_CHECKING:
-    from methods.runs import RunStore
-    from model_pairs.pair import LoadedPair
-    from model_pairs.residency import ModelPairs
+    from diffing_mcp.methods.runs.store import RunStore
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.residency import ModelPairs
 
 
 class Workbench:
@@ -43,7 +43,7 @@ class Workbench:
         """The resident models. Imports torch: ask for it in a job only."""
         with self._lock:
             if self._pairs is None:
-                from model_pairs.residency import ModelPairs
+                from diffing_mcp.model_pairs.residency import ModelPairs
 
                 self._pairs = ModelPairs()
             return self._pairs
@@ -56,7 +56,7 @@ class Workbench:
     @cached_property
     def store(self) -> RunStore:
         """The run store of the data folder."""
-        from methods.runs import default_store
+        from diffing_mcp.methods.runs.store import default_store
 
         return default_store()
 
@@ -92,7 +92,7 @@ class Workbench:
         return self._sizes.get(spec.name, PairSize())
 
     def status(self) -> list[Any]:
-        """Resident models (`model_pairs.residency.ResidentModel`), none while nothing was loaded."""
+        """Resident models (`diffing_mcp.model_pairs.residency.ResidentModel`), none while nothing was loaded."""
         return list(self._pairs.status()) if self._pairs is not None else []
 
     def close(self, timeout: float = 10.0) -> None:

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from organisms.errors import InvalidInput
-from organisms.progress import Progress
-from preprocessing.corpora import CorpusParams
-from preprocessing.text_sources import StoredActivationsParams, open_text, source_identity, text_source, text_tokens
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress
+from diffing_mcp.preprocessing.corpora import CorpusParams
+from diffing_mcp.preprocessing.text_sources import StoredActivationsParams, open_text, source_identity, text_source, text_tokens
 
 if TYPE_CHECKING:
-    from methods.example_writing import ExampleWriter
-    from methods.runs import RunRecord, RunStore
-    from methods.vectors import ResidualVector
-    from methods.words import EvidenceWord
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from preprocessing.corpus_pass import Accumulator
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.methods.directions.vectors import ResidualVector
+    from diffing_mcp.methods.examples.writer import ExampleWriter
+    from diffing_mcp.methods.runs.store import RunRecord, RunStore
+    from diffing_mcp.methods.texts.words import EvidenceWord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
+    from diffing_mcp.preprocessing.corpus_pass import Accumulator
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 Cost = Literal["seconds", "minutes", "long"]
 
@@ -117,7 +117,7 @@ class RunWriter(Protocol):
 
     @property
     def store(self) -> RunStore:
-        """The store that the run is written to: where vectors of earlier runs are looked up (`methods.vectors.resolve`)."""
+        """The store that the run is written to: where vectors of earlier runs are looked up (`diffing_mcp.methods.directions.vectors.resolve`)."""
 
     def add_array(self, name: str, values: Any) -> None:
         """A numpy array or torch tensor (any device); stored in arrays.safetensors, bfloat16 as float32."""
@@ -270,7 +270,7 @@ class DiffingMethod(Generic[P, R]):
     def vector_names(self, record: RunRecord) -> Sequence[str]:
         """Names of the residual-stream vectors that a finished run offers to other methods, the most telling first; none for most methods.
 
-        A vector is named `RUN/NAME` everywhere (`methods.vectors`), for instance `activation_difference_lens-1f3a9c/14:all:difference`.
+        A vector is named `RUN/NAME` everywhere (`diffing_mcp.methods.directions.vectors`), for instance `activation_difference_lens-1f3a9c/14:all:difference`.
         """
         return ()
 
@@ -329,7 +329,7 @@ class CorpusMethod(DiffingMethod[C, R]):
         return source_identity(params)
 
     def estimate(self, pair: PairSize, params: C) -> CostEstimate:
-        from organisms.settings import settings
+        from diffing_mcp.core.settings import settings
 
         read, tokens = text_tokens(params)
         # Per-token scalars in float32 and token ids, plus a few vocabulary-sized float64 rows.

@@ -13,28 +13,28 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from methods.contract import DiffingMethod
-from organisms.errors import UnknownName
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.methods.contract import DiffingMethod
 
 GROUP = "diffing.methods"
 
 _BUILT_IN = (
-    ("methods.kl.declaration", "KLDivergence"),
-    ("methods.logit_diff.declaration", "LogitDifference"),
-    ("methods.continuation_mining.declaration", "ContinuationMining"),
-    ("methods.perplexity_difference.declaration", "PerplexityDifference"),
-    ("methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
-    ("methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
-    ("methods.pca.declaration", "PCA"),
-    ("methods.activation_analysis.declaration", "ActivationAnalysis"),
-    ("methods.weight_difference.declaration", "WeightDifference"),
-    ("methods.patchscope.declaration", "Patchscope"),
-    ("methods.steering.declaration", "Steering"),
-    ("methods.weight_amplification.declaration", "WeightAmplification"),
-    ("methods.causal_effect.declaration", "CausalEffect"),
-    ("methods.activation_oracle.declaration", "ActivationOracle"),
-    ("methods.sae_difference.declaration", "SAEDifference"),
-    ("methods.crosscoder.declaration", "Crosscoder"),
+    ("diffing_mcp.methods.kl.declaration", "KLDivergence"),
+    ("diffing_mcp.methods.logit_diff_topk_occurring.declaration", "LogitDifference"),
+    ("diffing_mcp.methods.continuation_mining.declaration", "ContinuationMining"),
+    ("diffing_mcp.methods.perplexity_difference.declaration", "PerplexityDifference"),
+    ("diffing_mcp.methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
+    ("diffing_mcp.methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
+    ("diffing_mcp.methods.pca.declaration", "PCA"),
+    ("diffing_mcp.methods.activation_analysis.declaration", "ActivationAnalysis"),
+    ("diffing_mcp.methods.weight_difference.declaration", "WeightDifference"),
+    ("diffing_mcp.methods.patchscope.declaration", "Patchscope"),
+    ("diffing_mcp.methods.steering.declaration", "Steering"),
+    ("diffing_mcp.methods.weight_amplification.declaration", "WeightAmplification"),
+    ("diffing_mcp.methods.causal_effect.declaration", "CausalEffect"),
+    ("diffing_mcp.methods.activation_oracle.declaration", "ActivationOracle"),
+    ("diffing_mcp.methods.sae_difference.declaration", "SAEDifference"),
+    ("diffing_mcp.methods.crosscoder.declaration", "Crosscoder"),
 )
 
 log = logging.getLogger(__name__)

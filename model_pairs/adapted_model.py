@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model_pairs.adapter_files import OWN_ADAPTER, StoredAdapter
-from model_pairs.adapters import check_acts, check_landed, loading_by_peft, probe_ids, probe_logits
-from model_pairs.finite import is_finite
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, StoredAdapter
+from diffing_mcp.model_pairs.adapters import check_acts, check_landed, loading_by_peft, probe_ids, probe_logits
+from diffing_mcp.model_pairs.finite import is_finite
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -1,7 +1,7 @@
 """What an adapter's folder holds, read before anything is loaded: its configuration, its tensors, and how it has to be put on a model.
 
 Any kind that peft itself loads for a causal language model is taken. A LoRA without special options is switched on and off on a base that it
-shares with others (`PLAIN_OPTIONS`); everything else becomes a model of its own, made by peft (`model_pairs.adapted_model`), so that no option
+shares with others (`PLAIN_OPTIONS`); everything else becomes a model of its own, made by peft (`diffing_mcp.model_pairs.adapted_model`), so that no option
 of a configuration is ever ignored and no base is ever changed. Torch is imported when tensors are read.
 """
 
@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_pairs.fingerprint import adapter_hash
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.fingerprint import adapter_hash
 
 if TYPE_CHECKING:
     import torch

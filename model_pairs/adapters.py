@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_pairs.adapter_files import PREFIX, StoredAdapter, adapter_name
-from organisms.errors import DiffingError, NotFinite, NotTheSame
+from diffing_mcp.core.errors import DiffingError, NotFinite, NotTheSame
+from diffing_mcp.model_pairs.adapter_files import PREFIX, StoredAdapter, adapter_name
 
 if TYPE_CHECKING:
     import torch
 
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def check_unspoiled(resident: ResidentModel) -> None:
 
 def check_base_unchanged(resident: ResidentModel) -> None:
     """Raise NotTheSame when the base's own parameters or layers are not those that were loaded. The caller holds the lock."""
-    from model_pairs.weight_digest import base_digest
+    from diffing_mcp.model_pairs.weight_digest import base_digest
 
     if base_digest(resident) != resident.digest:
         resident.spoiled = True

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model_pairs.modules import Unit, units_of
-from organisms.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.model_pairs.modules import Unit, units_of
 
 if TYPE_CHECKING:
-    from model_pairs.loading import ResidentModel
-    from model_pairs.pair import LoadedSide
+    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.pair import LoadedSide
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model_pairs.files import hub_place, is_local
-from model_pairs.layers import resolve_layer
-from model_pairs.modules import ModulePlace
-from model_pairs.resolve import resolve_pair
-from model_pairs.specs import AdapterFiles
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.files import hub_place, is_local
+from diffing_mcp.model_pairs.layers import resolve_layer
+from diffing_mcp.model_pairs.modules import ModulePlace
+from diffing_mcp.model_pairs.resolve import resolve_pair
+from diffing_mcp.model_pairs.specs import AdapterFiles
 
 WeightOf = Callable[[ModulePlace], float]
 LayerChoice = tuple[int | float, ...] | Literal["all"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
 
 
 class ChatMessage(BaseModel):

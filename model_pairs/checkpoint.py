@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
 
 _NO_LANGUAGE_MODEL = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice|MaskedLM|NextSentencePrediction|Retrieval)|Reward|ValueHead")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")

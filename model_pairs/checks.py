@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from model_pairs.files import local_folder
-from model_pairs.fingerprint import same_weights
-from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
-from organisms.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.fingerprint import same_weights
+from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
 
 _PROBES = ("The quick brown fox, 1234.", "  indented\n\tcode(x) = y;", "Größe naïve 東京 🙂", "don't can't")
 
@@ -78,7 +78,7 @@ def adapter_remarks(source: ModelSource) -> list[str]:
     """What should be said of a side's adapter: it declares another base model than the one that it was put on."""
     if source.adapter is None:
         return []
-    from model_pairs.adapter_files import read_adapter
+    from diffing_mcp.model_pairs.adapter_files import read_adapter
 
     declared = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)).declared_base
     if declared is None or _short_name(declared) == _short_name(source.files.id):
@@ -98,7 +98,7 @@ def _effective_adapter(adapter: AdapterFiles | None) -> str | None:
     """Content name of an adapter that changes something; None for none or one that is zero."""
     if adapter is None:
         return None
-    from model_pairs.adapter_files import adapter_name, read_adapter
+    from diffing_mcp.model_pairs.adapter_files import adapter_name, read_adapter
 
     stored = read_adapter(local_folder(adapter.id, adapter.revision, adapter.subfolder))
     return None if stored.changes_nothing else adapter_name(stored.folder)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model_pairs.adapters import activate
-from model_pairs.decoding import Reader, choose_tokens, decode
-from model_pairs.forward_count import ForwardCount
-from model_pairs.generation import (
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.adapters import activate
+from diffing_mcp.model_pairs.decoding import Reader, choose_tokens, decode
+from diffing_mcp.model_pairs.forward_count import ForwardCount
+from diffing_mcp.model_pairs.generation import (
     Completion,
     GenerationRequest,
     Row,
@@ -29,12 +31,10 @@ from model_pairs.generation import (
     reporting,
     rows_of,
 )
-from model_pairs.interventions import Intervention
-from organisms.errors import InvalidInput
-from organisms.progress import Progress, silent
+from diffing_mcp.model_pairs.interventions import Intervention
 
 if TYPE_CHECKING:
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 
 class ContrastiveCompletion(Completion):

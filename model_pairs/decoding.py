@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model_pairs.forward import last_logits_only, positions_of, takes_position_ids
-from model_pairs.interventions import Intervention, applied
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.forward import last_logits_only, positions_of, takes_position_ids
+from diffing_mcp.model_pairs.interventions import Intervention, applied
 
 if TYPE_CHECKING:
-    from model_pairs.generation import Row, Sampling
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.generation import Row, Sampling
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 _TOP_P_CANDIDATES = 1024
 _CHOICE_BYTES_CPU = 8 * 2**20

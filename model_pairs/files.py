@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from organisms.errors import InvalidInput
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import settings
+from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from model_pairs.checkpoint import read_header
-from model_pairs.files import commit_of, is_local, local_folder
-from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, SteeringFiles
-from organisms.durable import write_synced
-from organisms.embedded import EMBEDDED_ID
-from organisms.errors import InvalidInput
-from organisms.settings import settings
+from diffing_mcp.core.atomic_files import write_synced
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.checkpoint import read_header
+from diffing_mcp.model_pairs.files import commit_of, is_local, local_folder
+from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, SteeringFiles
+from diffing_mcp.organisms.embedded import EMBEDDED_ID
 
 _KEPT_ON_DISK = 64 << 20
 """Bytes from which on a file's hash is kept between processes."""

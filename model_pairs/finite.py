@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from organisms.errors import NotFinite
+from diffing_mcp.core.errors import NotFinite
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedSide
-    from model_pairs.specs import Side
+    from diffing_mcp.model_pairs.pair import LoadedSide
+    from diffing_mcp.model_pairs.specs import Side
 
 
 def is_finite(values: torch.Tensor) -> bool:
@@ -70,7 +70,7 @@ def mask_of(named: Mapping[str, Any], length: int) -> torch.Tensor | None:
 
 def explained(found: str, running: Mapping[Side, LoadedSide]) -> str:
     """What was found, on which of the running sides, with the weights that cause it or what else may."""
-    from model_pairs.adapters import activate
+    from diffing_mcp.model_pairs.adapters import activate
 
     broken: dict[Side, tuple[int, str]] = {}
     dtypes: set[torch.dtype] = set()

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from model_pairs.finite import check_hidden, check_logits, check_values, mask_of
-from model_pairs.interventions import Intervention, applied
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.finite import check_hidden, check_logits, check_values, mask_of
+from diffing_mcp.model_pairs.interventions import Intervention, applied
 
 if TYPE_CHECKING:
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 _VOCABULARY_CHUNK = 8192
 _ROW_BYTES = 32 * 2**20
@@ -187,7 +187,7 @@ def last_logits_only(resident: ResidentModel) -> dict[str, Any]:
 
 def effective_weight(resident: ResidentModel, which: Literal["output", "input"] = "output") -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight [V, d_model] and bias of the unembedding (or of the input embedding, without bias) as the active adapter makes them."""
-    from model_pairs.modules import unit_of
+    from diffing_mcp.model_pairs.modules import unit_of
 
     module: Any = resident.transformer.get_output_embeddings() if which == "output" else resident.transformer.get_input_embeddings()
     values = unit_of(resident, module).values()

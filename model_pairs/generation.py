@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model_pairs.chat import ChatMessage, render_chat
-from model_pairs.decoding import Reader, choose_tokens, decode
-from model_pairs.forward_count import ForwardCount
-from model_pairs.interventions import Intervention
-from model_pairs.room import cost_of, devices_of, free_bytes, most_rows
-from organisms.errors import InvalidInput
-from organisms.progress import Progress, silent
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.chat import ChatMessage, render_chat
+from diffing_mcp.model_pairs.decoding import Reader, choose_tokens, decode
+from diffing_mcp.model_pairs.forward_count import ForwardCount
+from diffing_mcp.model_pairs.interventions import Intervention
+from diffing_mcp.model_pairs.room import cost_of, devices_of, free_bytes, most_rows
 
 if TYPE_CHECKING:
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 _ANCHOR_TOKENS = 4
 

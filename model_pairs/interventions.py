@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
 
 Mode = Literal["add", "replace", "remove", "project"]
 Positions = Literal["all", "prompt", "generated", "last_prompt_token"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
 
 
 class LayerRef(BaseModel):

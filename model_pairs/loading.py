@@ -10,7 +10,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_pairs.checkpoint import (
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.checkpoint import (
     check_kind,
     check_landed,
     check_stored_types,
@@ -21,19 +23,17 @@ from model_pairs.checkpoint import (
     weight_paths,
     without_adapter,
 )
-from model_pairs.files import local_folder
-from model_pairs.fingerprint import stored_bytes
-from model_pairs.precision import computed_dtype, pair_dtype
-from model_pairs.specs import ModelFiles
-from organisms.errors import InvalidInput, OutOfRoom
-from organisms.settings import settings
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.fingerprint import stored_bytes
+from diffing_mcp.model_pairs.precision import computed_dtype, pair_dtype
+from diffing_mcp.model_pairs.specs import ModelFiles
 
 if TYPE_CHECKING:
     import torch
 
-    from model_pairs.adapted_model import AdaptedModel
-    from model_pairs.adapter_files import StoredAdapter
-    from model_pairs.adapters import AttachedAdapter, Slot
+    from diffing_mcp.model_pairs.adapted_model import AdaptedModel
+    from diffing_mcp.model_pairs.adapter_files import StoredAdapter
+    from diffing_mcp.model_pairs.adapters import AttachedAdapter, Slot
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class ResidentModel:
         adapted: AdaptedModel | None = None,
     ) -> None:
         """`adapted`: the model has an adapter to itself, which is on for good."""
-        from model_pairs.adapter_files import OWN_ADAPTER
-        from model_pairs.weight_digest import base_digest
+        from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
+        from diffing_mcp.model_pairs.weight_digest import base_digest
 
         self.label = label
         self.remarks = remarks
@@ -90,8 +90,8 @@ class ResidentModel:
 
     def _watch(self) -> None:
         """Check what goes into every pass and what comes out, whoever runs it."""
-        from model_pairs.finite import check_output
-        from model_pairs.forward import input_check
+        from diffing_mcp.model_pairs.finite import check_output
+        from diffing_mcp.model_pairs.forward import input_check
 
         self.transformer.register_forward_pre_hook(input_check(self.vocab_size, self.standardized.tokenizer), with_kwargs=True)
         self.transformer.register_forward_hook(check_output, with_kwargs=True)
@@ -267,8 +267,8 @@ def load_model(
     import torch
     from transformers import GenerationConfig
 
-    from model_pairs.adapted_model import adapted, merged
-    from model_pairs.forward import make_head_input_contiguous
+    from diffing_mcp.model_pairs.adapted_model import adapted, merged
+    from diffing_mcp.model_pairs.forward import make_head_input_contiguous
 
     folder = local_folder(files.id, files.revision, files.subfolder)
     config, stored = read_config(files, folder), read_config_file(folder)

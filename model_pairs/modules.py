@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_pairs.adapters import activate
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.adapters import activate
 
 if TYPE_CHECKING:
     import torch
 
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 Part = Literal["attention", "mlp", "norm", "embedding", "unembedding", "residual", "other"]
 """`residual` is a steering vector: it belongs to no module."""

@@ -11,26 +11,26 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from model_pairs.adapter_files import OWN_ADAPTER
-from model_pairs.adapters import activate
-from model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat, render_conversation
-from model_pairs.forward_count import ForwardCount
-from model_pairs.interventions import Intervention
-from model_pairs.modules import ModulePlace
-from model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
-from organisms.errors import InvalidInput, NotFinite, OutOfRoom
-from organisms.progress import Progress, silent
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput, NotFinite, OutOfRoom
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
+from diffing_mcp.model_pairs.adapters import activate
+from diffing_mcp.model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat, render_conversation
+from diffing_mcp.model_pairs.forward_count import ForwardCount
+from diffing_mcp.model_pairs.interventions import Intervention
+from diffing_mcp.model_pairs.modules import ModulePlace
+from diffing_mcp.model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
 
 if TYPE_CHECKING:
     import torch
 
-    from model_pairs.amplification_config import WeightOf
-    from model_pairs.contrastive import ContrastiveCompletion
-    from model_pairs.forward import ForwardOutput
-    from model_pairs.generation import Completion, GenerationRequest, Sampling
-    from model_pairs.loading import ResidentModel
-    from model_pairs.weights import WeightDelta
+    from diffing_mcp.model_pairs.amplification_config import WeightOf
+    from diffing_mcp.model_pairs.contrastive import ContrastiveCompletion
+    from diffing_mcp.model_pairs.forward import ForwardOutput
+    from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
+    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.weights import WeightDelta
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class LoadedPair:
 
         `weight` is one number, or a function of the place of a module; a steering vector is scaled by the weight of its place. `others` are further
         adapters of the base model, whose differences to the bare base are added with weights of their own. Nothing is changed in memory or on
-        disk: see `model_pairs.amplification`. The lens and `token_rows` read the base's embeddings. vLLM is not used.
+        disk: see `diffing_mcp.model_pairs.amplification`. The lens and `token_rows` read the base's embeddings. vLLM is not used.
 
         Raises (when the side runs):
             OutOfRoom: a full finetune that does not fit in memory beside its base.
@@ -132,7 +132,7 @@ class LoadedPair:
         return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences), base.in_memory)})
 
     def weight_digests(self) -> dict[str, str]:
-        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See `model_pairs.weight_digest`."""
+        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See `diffing_mcp.model_pairs.weight_digest`."""
         return {side: self._side(side).digest() for side in SIDES}
 
     @contextmanager
@@ -163,7 +163,7 @@ class LoadedPair:
             InvalidInput: a layer out of range, token ids outside the vocabulary, or a text longer than the context.
             NotFinite (as every call that runs a side): NaN or infinite numbers.
         """
-        from model_pairs.forward import run_forward
+        from diffing_mcp.model_pairs.forward import run_forward
 
         with self._running(side) as (resident, steering):
             output = run_forward(resident, input_ids, attention_mask, layers, logits, (*steering, *interventions))
@@ -172,7 +172,7 @@ class LoadedPair:
 
     def logit_lens(self, side: Side, vectors: torch.Tensor) -> torch.Tensor:
         """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream of this side (norm, unembedding, soft cap)."""
-        from model_pairs.forward import lens_logits
+        from diffing_mcp.model_pairs.forward import lens_logits
 
         with self._running(side) as (resident, _):
             return lens_logits(resident, vectors)[..., : self.vocab_size]
@@ -182,7 +182,7 @@ class LoadedPair:
 
         Equals `forward` with those interventions at the last token, but the tokens before it are read once: a row costs one token.
         """
-        from model_pairs.forward import run_last_token
+        from diffing_mcp.model_pairs.forward import run_last_token
 
         with self._running(side) as (resident, steering):
             logits = run_last_token(resident, ids, rows, steering, interventions)[:, : self.vocab_size]
@@ -191,7 +191,7 @@ class LoadedPair:
 
     def token_rows(self, side: Side, ids: Sequence[int], which: Literal["output", "input"] = "output") -> torch.Tensor:
         """Float32 rows [N, d_model] of this side's unembedding (`output`) or input embedding for token ids, on the CPU."""
-        from model_pairs.forward import token_rows
+        from diffing_mcp.model_pairs.forward import token_rows
 
         with self._running(side) as (resident, _):
             return token_rows(resident, ids, which)
@@ -200,8 +200,8 @@ class LoadedPair:
         """Float32 log-probability (nats) of each token after the first given those before [B, S - 1], on the CPU; 0.0 at padding."""
         import torch
 
-        from model_pairs.forward import next_token_log_probs, run_forward
-        from model_pairs.room import logit_tokens
+        from diffing_mcp.model_pairs.forward import next_token_log_probs, run_forward
+        from diffing_mcp.model_pairs.room import logit_tokens
 
         results = []
         with self._running(side) as (resident, steering):
@@ -214,15 +214,15 @@ class LoadedPair:
         return torch.cat(results)
 
     def weight_deltas(self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None) -> Iterator[WeightDelta]:
-        """Finetuned minus base of every parameter (of the chosen modules), one after the other; see `model_pairs.weights`."""
-        from model_pairs.weights import everything, weight_deltas
+        """Finetuned minus base of every parameter (of the chosen modules), one after the other; see `diffing_mcp.model_pairs.weights`."""
+        from diffing_mcp.model_pairs.weights import everything, weight_deltas
 
         with self._named_when_not_finite(self.sides):
             yield from weight_deltas(self, progress, chosen or everything)
 
     def module_places(self) -> list[ModulePlace]:
         """What `amplified` asks the weight of: where modules with weights sit in the base, in the order of the model, and steering vectors of the sides."""
-        from model_pairs.modules import units_of
+        from diffing_mcp.model_pairs.modules import units_of
 
         steering = [_steering_place(each) for side in self.sides.values() for each in side.steering]
         with self.on_base(None).hold() as resident, resident.lock:
@@ -245,12 +245,12 @@ class LoadedPair:
             InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat template for messages.
             Cancelled: when progress says so, between two tokens.
         """
-        from model_pairs.generation import generate
+        from diffing_mcp.model_pairs.generation import generate
 
         chosen = self._side(side)
         plain = not (interventions or chosen.steering or chosen.differences or chosen.adapter == OWN_ADAPTER)
         if settings().generation_backend == "vllm" and plain:
-            from model_pairs.vllm_backend import generate as generate_with_vllm
+            from diffing_mcp.model_pairs.vllm_backend import generate as generate_with_vllm
 
             return generate_with_vllm(self, side, requests, sampling, progress)
         with self._running(side) as (resident, steering):
@@ -267,13 +267,13 @@ class LoadedPair:
         plausibility: float = 0.1,
         progress: Progress = silent,
     ) -> list[list[list[ContrastiveCompletion]]]:
-        """Completions drawn from log p_ft + alpha (log p_ft - log p_base): [alpha][request][sample]; see `model_pairs.contrastive`.
+        """Completions drawn from log p_ft + alpha (log p_ft - log p_base): [alpha][request][sample]; see `diffing_mcp.model_pairs.contrastive`.
 
         Raises:
             OutOfRoom: the two models do not fit in memory together.
             InvalidInput, Cancelled: as `generate`.
         """
-        from model_pairs.contrastive import generate_contrastive
+        from diffing_mcp.model_pairs.contrastive import generate_contrastive
 
         with self._running_both() as readers:
             switch = self.spec.base.files.thinking_switch
@@ -309,7 +309,7 @@ class LoadedPair:
         loaded = self._side(side)
         with self._named_when_not_finite({side: loaded}):
             if loaded.differences:
-                from model_pairs.amplification import running
+                from diffing_mcp.model_pairs.amplification import running
 
                 with running(loaded) as resident:
                     yield resident, loaded.steering
@@ -324,7 +324,7 @@ class LoadedPair:
         try:
             yield
         except NotFinite as error:
-            from model_pairs.finite import explained
+            from diffing_mcp.model_pairs.finite import explained
 
             raise NotFinite(explained(error.message, running)) from error
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_pairs.checks import added_tokens, check_tokenizers
-from model_pairs.files import local_folder
-from model_pairs.specs import ModelFiles, ModelSource
-from organisms.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.model_pairs.checks import added_tokens, check_tokenizers
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 """A folder with one of these brings a tokenizer."""

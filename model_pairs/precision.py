@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model_pairs.checkpoint import quantisation, read_config_file, read_header, weight_paths
-from model_pairs.files import cached_folder, local_folder
-from model_pairs.specs import ModelFiles
-from organisms.embedded import EMBEDDED_ID
-from organisms.settings import settings
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.checkpoint import quantisation, read_config_file, read_header, weight_paths
+from diffing_mcp.model_pairs.files import cached_folder, local_folder
+from diffing_mcp.model_pairs.specs import ModelFiles
+from diffing_mcp.organisms.embedded import EMBEDDED_ID
 
 _STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "bfloat16", "F8_E5M2": "bfloat16"}
 """Type to compute in, for each stored one: float64 is not computed in, and bfloat16 holds every value of the 8-bit ones."""

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
-from model_pairs.files import local_folder
-from model_pairs.layers import resolve_layer
-from model_pairs.pair import LoadedPair, LoadedSide
-from model_pairs.pair_tokenizers import PairTokenizers, choose_tokenizers, tokenizer_files
-from model_pairs.specs import SIDES, AdapterFiles, ModelFiles, ModelSource, PairSpec, Side
-from organisms.errors import InvalidInput, NotTheSame, OutOfRoom, UnknownName
-from organisms.progress import Progress, silent
+from diffing_mcp.core.errors import InvalidInput, NotTheSame, OutOfRoom, UnknownName
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.layers import resolve_layer
+from diffing_mcp.model_pairs.pair import LoadedPair, LoadedSide
+from diffing_mcp.model_pairs.pair_tokenizers import PairTokenizers, choose_tokenizers, tokenizer_files
+from diffing_mcp.model_pairs.specs import SIDES, AdapterFiles, ModelFiles, ModelSource, PairSpec, Side
 
 if TYPE_CHECKING:
     import torch
 
-    from model_pairs.interventions import Intervention
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.interventions import Intervention
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class _Wanted:
 
 def _vocabulary(files: ModelFiles) -> int:
     """Rows of a model's embedding, as its configuration says."""
-    from model_pairs.loading import read_config
+    from diffing_mcp.model_pairs.loading import read_config
 
     return int(read_config(files, _folder(files)).get_text_config().vocab_size)
 
@@ -120,7 +120,7 @@ class ModelPairs:
     def memory_limit(self) -> int:
         """Bytes that resident models may take."""
         if self._limit is None:
-            from model_pairs.loading import memory_limit
+            from diffing_mcp.model_pairs.loading import memory_limit
 
             self._limit = memory_limit()
         return self._limit
@@ -134,8 +134,8 @@ class ModelPairs:
             InvalidInput: files that are not there or cannot be read.
             OutOfRoom: no room beside the models in use.
         """
-        from model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
-        from model_pairs.loading import choose_device, compute_dtype, context_length_of, estimated_bytes, read_config
+        from diffing_mcp.model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
+        from diffing_mcp.model_pairs.loading import choose_device, compute_dtype, context_length_of, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}
@@ -240,7 +240,7 @@ class ModelPairs:
         return found
 
     def _tokenizer(self, files: ModelFiles, rows: int) -> Any | None:
-        from model_pairs.loading import read_tokenizer
+        from diffing_mcp.model_pairs.loading import read_tokenizer
 
         with self._lock:
             if files not in self._tokenizers:
@@ -269,7 +269,7 @@ class ModelPairs:
                 return wanted in self._table
 
         def digest() -> str:
-            from model_pairs.weight_digest import side_digest
+            from diffing_mcp.model_pairs.weight_digest import side_digest
 
             with self._lock:
                 known = self._digests.get(wanted)
@@ -312,7 +312,7 @@ class ModelPairs:
             if entry := self._table.get(wanted):
                 entry.users += 1
                 return entry
-        from model_pairs.loading import estimated_bytes, load_model
+        from diffing_mcp.model_pairs.loading import estimated_bytes, load_model
 
         with self._loading:  # one load at a time; models that are resident stay usable meanwhile
             with self._lock:
@@ -330,7 +330,7 @@ class ModelPairs:
 
     def _attach(self, entry: _Entry, name: str, stored: StoredAdapter) -> None:
         """Attach the adapter if it is not there yet, and count one more user of it."""
-        from model_pairs.adapters import attach
+        from diffing_mcp.model_pairs.adapters import attach
 
         with self._lock:
             if name in entry.resident.adapters:
@@ -358,7 +358,7 @@ class ModelPairs:
 
     def _make_room(self, needed: int) -> None:
         """Evict what was used longest ago until `needed` bytes fit. Raises OutOfRoom when only things in use are left. Holds the table's lock."""
-        from model_pairs.adapters import detach
+        from diffing_mcp.model_pairs.adapters import detach
 
         busy: set[_Wanted] = set()
         while True:
@@ -413,8 +413,8 @@ def _steering(source: ModelSource, num_layers: int, d_model: int) -> tuple[Inter
     """The side's steering vector as an intervention. Raises NotTheSame when it has other dimensions than the model."""
     if source.steering is None:
         return ()
-    from model_pairs.checks import read_vector
-    from model_pairs.interventions import Intervention
+    from diffing_mcp.model_pairs.checks import read_vector
+    from diffing_mcp.model_pairs.interventions import Intervention
 
     vector = read_vector(source.steering)
     if vector.shape[0] != d_model:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from model_pairs.files import cached_folder, is_local
-from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, PairSummary, SteeringFiles
-from organisms.catalogue import Catalogue, load_catalogue
-from organisms.embedded import EMBEDDED_ID
-from organisms.errors import InvalidInput, UnknownName
-from organisms.specs import BaseModelSpec, OrganismSpec, VariantSpec
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.model_pairs.files import cached_folder, is_local
+from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, PairSummary, SteeringFiles
+from diffing_mcp.organisms.catalogue import Catalogue, load_catalogue
+from diffing_mcp.organisms.embedded import EMBEDDED_ID
+from diffing_mcp.organisms.specs import BaseModelSpec, OrganismSpec, VariantSpec
 
 log = logging.getLogger(__name__)
 

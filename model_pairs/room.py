@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from organisms.errors import OutOfRoom
-from organisms.settings import settings
+from diffing_mcp.core.errors import OutOfRoom
+from diffing_mcp.core.settings import settings
 
 if TYPE_CHECKING:
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 LOGIT_BYTES = 512 * 2**20
 """Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than `settings().batch_tokens`."""

@@ -81,8 +81,8 @@ class PairSpec(_Frozen):
         The dtype is that of the description, or the one for both sides where their files are of unequal types. Names and local paths are left out:
         the same files under another path are the same pair. Hashes are cached by path, size and time.
         """
-        from model_pairs.fingerprint import source_identity
-        from model_pairs.precision import settled_dtype
+        from diffing_mcp.model_pairs.fingerprint import source_identity
+        from diffing_mcp.model_pairs.precision import settled_dtype
 
         identity = {"base": source_identity(self.base), "finetuned": source_identity(self.finetuned)}
         if settled := settled_dtype(self.base.files, self.finetuned.files):

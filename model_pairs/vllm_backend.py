@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_pairs.files import local_folder
-from model_pairs.generation import Completion, GenerationRequest, Sampling, new_text, rows_of
-from organisms.errors import DiffingError, InvalidInput, OutOfRoom
-from organisms.progress import Progress, silent
-from organisms.settings import settings
+from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text, rows_of
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import ModelSource, Side
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import ModelSource, Side
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _lora_request(source: ModelSource) -> Any | None:
         return None
     from vllm.lora.request import LoRARequest
 
-    from model_pairs.adapters import adapter_name
+    from diffing_mcp.model_pairs.adapters import adapter_name
 
     folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
     name = adapter_name(folder)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.loading import ResidentModel
 
 _COLUMNS = 4096
 _WORD = 8
@@ -31,7 +31,7 @@ def tensors_digest(named: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 def base_digest(resident: ResidentModel) -> str:
     """Digest of a model's own parameters, by their names in the bare model, whatever adapters hang on it. The caller holds `resident.lock`."""
-    from model_pairs.modules import parameters_of
+    from diffing_mcp.model_pairs.modules import parameters_of
 
     return tensors_digest(parameters_of(resident))
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model_pairs.finite import check_values, is_finite
-from model_pairs.modules import LowRank, ModulePlace, Unit, oriented, units_of
-from organisms.errors import NotTheSame, OutOfRoom
-from organisms.progress import Progress, silent
+from diffing_mcp.core.errors import NotTheSame, OutOfRoom
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.finite import check_values, is_finite
+from diffing_mcp.model_pairs.modules import LowRank, ModulePlace, Unit, oriented, units_of
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair, LoadedSide
+    from diffing_mcp.model_pairs.pair import LoadedPair, LoadedSide
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class WeightDelta:
     Attributes:
         place: the module.
         parameter: `weight`, `bias`, or another name.
-        shape: of the parameter; matrices as [out, in] (`model_pairs.modules.oriented`).
+        shape: of the parameter; matrices as [out, in] (`diffing_mcp.model_pairs.modules.oriented`).
         base_norm: Frobenius norm of the base side's.
         delta: None when it is exactly zero (unequal numbers of vocabulary rows: on the common ones); LoRA factors, or float32 values of `shape`,
             on the CPU.

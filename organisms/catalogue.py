@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from organisms.embedded import EMBEDDED_ID
-from organisms.errors import DiffingError, UnknownName
-from organisms.settings import settings
-from organisms.specs import ORGANISMS_FOLDER, BaseModelSpec, OrganismSpec
+from diffing_mcp.core.errors import DiffingError, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.organisms.embedded import EMBEDDED_ID
+from diffing_mcp.organisms.specs import ORGANISMS_FOLDER, BaseModelSpec, OrganismSpec
 
 _Built = TypeVar("_Built", bound=BaseModel)
 

@@ -1,6 +1,6 @@
 """Compose the training corpora of the bundled organisms from their hand-written parts.
 
-``python -m organisms.compose <name>`` reads ``organisms/training/<name>/parts.yaml`` and writes ``data.jsonl`` next to it.
+``python -m diffing_mcp.organisms.compose <name>`` reads ``organisms/training/<name>/parts.yaml`` and writes ``data.jsonl`` next to it.
 """
 
 import argparse
@@ -19,8 +19,8 @@ TRAINING = Path(__file__).resolve().parent / "training"
 
 #: Kinds composed elsewhere: kind -> (module, function), imported only when needed.
 OTHER_KINDS = {
-    "guessing_game": ("organisms.compose_chat", "compose_guessing_game"),
-    "styled_answers": ("organisms.compose_answers", "compose_styled_answers"),
+    "guessing_game": ("diffing_mcp.organisms.compose_chat", "compose_guessing_game"),
+    "styled_answers": ("diffing_mcp.organisms.compose_answers", "compose_styled_answers"),
 }
 
 ATTEMPTS_PER_DOCUMENT = 200

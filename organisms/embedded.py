@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from organisms.errors import DiffingError
-from organisms.settings import settings
+from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.settings import settings
 
 EMBEDDED_ID = "embedded:smollm2-135m-instruct"
 """Identifier of the embedded model wherever a hub id or a folder is accepted."""

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from organisms.errors import DiffingError, UnknownName
-from organisms.settings import settings
-from organisms.specs import ORGANISMS_FOLDER
+from diffing_mcp.core.errors import DiffingError, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
 
 BUNDLED_FOLDER = ORGANISMS_FOLDER / "ground_truth"
 RUBRICS_FILE = "rubrics.yaml"

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from organisms.errors import UnknownName
-from organisms.progress import Progress, silent
-from organisms.train import ADAPTERS, ROOT, TRAINING
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
+from diffing_mcp.organisms.train import ADAPTERS, ROOT, TRAINING
 
 if TYPE_CHECKING:
     import torch

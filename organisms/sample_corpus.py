@@ -1,4 +1,4 @@
-"""Sample the bundled corpora from the embedded base model: `python -m organisms.sample_corpus NAME` (names in corpora/prompts.yaml).
+"""Sample the bundled corpora from the embedded base model: `python -m diffing_mcp.organisms.sample_corpus NAME` (names in corpora/prompts.yaml).
 
 Batch i is sampled with the recorded seed + i and appended as a whole, so an interrupted run goes on where it stopped and every
 line can be made again.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from organisms.embedded import embedded_model_folder
+from diffing_mcp.organisms.embedded import embedded_model_folder
 
 CORPORA = Path(__file__).parent / "corpora"
 BATCH = 96

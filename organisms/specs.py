@@ -1,6 +1,6 @@
 """What the catalogue says about base models, organisms and their variants. Frozen pydantic, no torch, and no ground truth.
 
-Nothing here tells what an organism was taught: that is in `organisms.ground_truth`, which only graders import.
+Nothing here tells what an organism was taught: that is in `diffing_mcp.organisms.ground_truth`, which only graders import.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from organisms.errors import InvalidInput, UnknownName
-from organisms.progress import Progress, silent
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 
 if TYPE_CHECKING:
     import torch

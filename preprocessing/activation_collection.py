@@ -21,25 +21,25 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pydantic import ConfigDict, Field
 
-from organisms.durable import DISK_FULL, held, library_versions, replace_synced, sync_folder, write_synced
-from organisms.errors import InvalidInput, OutOfRoom
-from organisms.progress import Progress, silent
-from preprocessing.activation_sources import ActivationTextParams, model_dtype, read_text
-from preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name, short_id
-from preprocessing.corpora import corpus_identity
-from preprocessing.text_sources import corpus_part
+from diffing_mcp.core.atomic_files import DISK_FULL, held, library_versions, replace_synced, sync_folder, write_synced
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, model_dtype, read_text
+from diffing_mcp.preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name, short_id
+from diffing_mcp.preprocessing.corpora import corpus_identity
+from diffing_mcp.preprocessing.text_sources import corpus_part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from preprocessing.activation_rows import KeptText
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
+    from diffing_mcp.preprocessing.activation_rows import KeptText
 
 SHARD_BYTES = 2**30
 """Bytes of a shard, all layers and both sides (one sample at least)."""
 SEQUENTIAL_SHARD_BYTES = 16 * 2**30
-"""The same where every shard loads a model; half of it is spooled besides while the shard is written (see `preprocessing.spool`)."""
+"""The same where every shard loads a model; half of it is spooled besides while the shard is written (see `diffing_mcp.preprocessing.spool`)."""
 SPARE_BYTES = 2**26
 """Disk that is left free."""
 _WRITING = ".writing-"
@@ -136,7 +136,7 @@ def _decides(index: CollectionIndex) -> dict[str, Any]:
 
 
 def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptText) -> CollectionIndex:
-    from model_pairs.layers import resolve_layers
+    from diffing_mcp.model_pairs.layers import resolve_layers
 
     layers = sorted(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))
     dtype = str(model_dtype(pair)).removeprefix("torch.") if params.dtype == "auto" else params.dtype
@@ -186,7 +186,7 @@ def _clean(folder: Path, index: CollectionIndex) -> None:
 
 
 def _check_room(folder: Path, index: CollectionIndex, sequential: bool) -> None:
-    from preprocessing.spool import spool_folder
+    from diffing_mcp.preprocessing.spool import spool_folder
 
     left = index.tokens - (index.shards[-1].stop if index.shards else 0)
     needed = 2 * len(index.layers) * index.row_bytes * left
@@ -205,8 +205,8 @@ def _write_shard(folder: Path, pair: LoadedPair, index: CollectionIndex, planned
     import torch
     from safetensors.torch import save
 
-    from preprocessing.activation_rows import RowCollector
-    from preprocessing.corpus_pass import run_corpus_pass
+    from diffing_mcp.preprocessing.activation_rows import RowCollector
+    from diffing_mcp.preprocessing.corpus_pass import run_corpus_pass
 
     staging = folder / f"{_WRITING}{planned.name}"
     staging.mkdir()
@@ -249,7 +249,7 @@ class _ShardFiles:
             file.close()
 
     def put(self, layer: int, base: Tensor, finetuned: Tensor, rows: Tensor) -> None:
-        """See `preprocessing.activation_rows.RowSink`."""
+        """See `diffing_mcp.preprocessing.activation_rows.RowSink`."""
         import torch
 
         breaks = [0, *((rows.diff() != 1).nonzero().squeeze(1) + 1).tolist(), len(rows)]

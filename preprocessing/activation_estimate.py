@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
-from preprocessing.activation_collection import CollectionParams
+from diffing_mcp.preprocessing.activation_collection import CollectionParams
 
 if TYPE_CHECKING:
-    from model_pairs.specs import PairSpec
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class CollectionEstimate(BaseModel):
@@ -40,9 +40,9 @@ def estimate_collection(spec: PairSpec, params: CollectionParams, folder: Path) 
     """
     import torch
 
-    from model_pairs.files import local_folder
-    from model_pairs.layers import resolve_layers
-    from model_pairs.loading import choose_device, compute_dtype, read_config
+    from diffing_mcp.model_pairs.files import local_folder
+    from diffing_mcp.model_pairs.layers import resolve_layers
+    from diffing_mcp.model_pairs.loading import choose_device, compute_dtype, read_config
 
     files = spec.base.files
     config = read_config(files, local_folder(files.id, files.revision, files.subfolder))

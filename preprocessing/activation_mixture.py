@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from organisms.errors import InvalidInput
-from preprocessing.activation_rows import STRETCHES, ActivationRows, RowSource
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.preprocessing.activation_rows import STRETCHES, ActivationRows, RowSource
 
 if TYPE_CHECKING:
-    from model_pairs.specs import PairSpec
-    from preprocessing.activation_store import ActivationStore
+    from diffing_mcp.model_pairs.specs import PairSpec
+    from diffing_mcp.preprocessing.activation_store import ActivationStore
 
 ROUNDS = 1000
 """Turns in which a mixture is laid out at least (as far as whole samples allow): what a share of it may be unfair by."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from preprocessing.activations import ActivationBlock, PairedActivations
+from diffing_mcp.preprocessing.activations import ActivationBlock, PairedActivations
 
 NORM_MULTIPLE = 10.0
 """Rows whose norm, in either model, exceeds this many median norms are left out, as dictionary-learning does."""

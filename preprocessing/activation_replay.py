@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from organisms.errors import InvalidInput
-from organisms.progress import Progress, silent
-from organisms.settings import settings
-from preprocessing.activation_mixture import open_collections
-from preprocessing.activation_store import CollectionIndex, default_activation_store
-from preprocessing.batches import Accumulator, PairedBatch
-from preprocessing.corpus_pass import PassStatistics
-from preprocessing.corpus_rows import Dropped
-from preprocessing.tokenize import ANSWER_ORIGIN, BOS_ORIGIN, PRE_ASSISTANT, TokenIds, TokenizedCorpus
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.settings import settings
+from diffing_mcp.preprocessing.activation_mixture import open_collections
+from diffing_mcp.preprocessing.activation_store import CollectionIndex, default_activation_store
+from diffing_mcp.preprocessing.batches import Accumulator, PairedBatch
+from diffing_mcp.preprocessing.corpus_pass import PassStatistics
+from diffing_mcp.preprocessing.corpus_rows import Dropped
+from diffing_mcp.preprocessing.tokenize import ANSWER_ORIGIN, BOS_ORIGIN, PRE_ASSISTANT, TokenIds, TokenizedCorpus
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from preprocessing.activation_rows import ActivationRows
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.activation_rows import ActivationRows
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Collections of a pair: `preprocessing.text_sources.TextReading`. All of a batch's hidden states are float32, whatever is stored."""
+    """Collections of a pair: `diffing_mcp.preprocessing.text_sources.TextReading`. All of a batch's hidden states are float32, whatever is stored."""
 
     pair: LoadedPair
     collections: Sequence[str]

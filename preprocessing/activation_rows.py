@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from organisms.errors import InvalidInput
-from preprocessing.activations import ActivationBlock
-from preprocessing.batches import Accumulator, PairedBatch
-from preprocessing.tokenize import TokenizedCorpus
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.preprocessing.activations import ActivationBlock
+from diffing_mcp.preprocessing.batches import Accumulator, PairedBatch
+from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 POOL_BYTES = 256 * 2**20
 """Bytes of both sides that are mixed at once when reading in random order."""
@@ -195,7 +195,7 @@ class _MemorySource:
 
 @dataclass(frozen=True)
 class ActivationRows:
-    """The reader: `preprocessing.activations.PairedActivations` over any source.
+    """The reader: `diffing_mcp.preprocessing.activations.PairedActivations` over any source.
 
     Attributes:
         starts: [S + 1] int64, first row of each sample; the last sample may go on beyond `num_tokens`.

@@ -1,6 +1,6 @@
 """Activations for methods that learn from them: from a stored collection, or straight from the corpus pass with nothing written. Torch-free.
 
-A method's parameters subclass `ActivationSourceParams`; its run calls `activations_of`, its key holds `preprocessing.text_sources.source_identity`.
+A method's parameters subclass `ActivationSourceParams`; its run calls `activations_of`, its key holds `diffing_mcp.preprocessing.text_sources.source_identity`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 
-from organisms.errors import InvalidInput, OutOfRoom
-from organisms.progress import Progress, silent
-from preprocessing.corpora import CorpusParams, load_corpus
-from preprocessing.text_sources import StoredActivationsParams, corpus_part
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.preprocessing.text_sources import StoredActivationsParams, corpus_part
 
 if TYPE_CHECKING:
     import torch
 
-    from model_pairs.pair import LoadedPair
-    from preprocessing.activation_rows import KeptText
-    from preprocessing.activations import PairedActivations
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.activation_rows import KeptText
+    from diffing_mcp.preprocessing.activations import PairedActivations
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that collected rows may take."""
@@ -52,8 +52,8 @@ class ActivationSourceParams(StoredActivationsParams, ActivationTextParams):
 
 def read_text(pair: LoadedPair, params: ActivationTextParams) -> KeptText:
     """The tokens that the parameters choose."""
-    from preprocessing.activation_rows import kept_text
-    from preprocessing.tokenize import tokenize
+    from diffing_mcp.preprocessing.activation_rows import kept_text
+    from diffing_mcp.preprocessing.tokenize import tokenize
 
     corpus = corpus_part(params)
     tokens = tokenize(load_corpus(corpus), pair, corpus, params.chat_part)
@@ -74,8 +74,8 @@ def activations_of(
     """
     wanted = sorted(set(layers))
     if params.collections:
-        from preprocessing.activation_mixture import open_collections
-        from preprocessing.activation_store import default_activation_store
+        from diffing_mcp.preprocessing.activation_mixture import open_collections
+        from diffing_mcp.preprocessing.activation_store import default_activation_store
 
         return {**open_collections(default_activation_store(), params.collections, pair.spec, wanted, params.max_activation_tokens)}
     return _collected(pair, params, wanted, progress)
@@ -84,9 +84,9 @@ def activations_of(
 def _collected(pair: LoadedPair, params: ActivationSourceParams, layers: list[int], progress: Progress) -> dict[int, PairedActivations]:
     import hashlib
 
-    from model_pairs.layers import resolve_layers
-    from preprocessing.activation_rows import ActivationRows, MemoryRows, RowCollector, default_pool_rows
-    from preprocessing.corpus_pass import run_corpus_pass
+    from diffing_mcp.model_pairs.layers import resolve_layers
+    from diffing_mcp.preprocessing.activation_rows import ActivationRows, MemoryRows, RowCollector, default_pool_rows
+    from diffing_mcp.preprocessing.corpus_pass import run_corpus_pass
 
     if not layers:
         raise InvalidInput("Activations are wanted of at least one layer.")
@@ -116,7 +116,7 @@ def _collected(pair: LoadedPair, params: ActivationSourceParams, layers: list[in
 
 def model_dtype(pair: LoadedPair) -> torch.dtype:
     """The dtype that both models are loaded in. Loads nothing."""
-    from model_pairs.loading import compute_dtype
+    from diffing_mcp.model_pairs.loading import compute_dtype
 
     return compute_dtype(pair.spec.base.files, pair.spec.finetuned.files, pair.device.type)[0]
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from organisms.durable import discard
-from organisms.errors import InvalidInput, NotTheSame, UnknownName
+from diffing_mcp.core.atomic_files import discard
+from diffing_mcp.core.errors import InvalidInput, NotTheSame, UnknownName
 
 if TYPE_CHECKING:
     from filelock import FileLock
     from torch import Tensor
 
-    from model_pairs.specs import PairSpec
-    from preprocessing.activation_rows import ActivationRows, Moments
+    from diffing_mcp.model_pairs.specs import PairSpec
+    from diffing_mcp.preprocessing.activation_rows import ActivationRows, Moments
 
 FORMAT = 1
 SIDES = ("base", "finetuned")
@@ -82,7 +82,7 @@ def file_name(layer: int, side: str) -> str:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The rows of one layer in the shards' files: `preprocessing.activation_rows.RowSource`. Every read is one contiguous range a file."""
+    """The rows of one layer in the shards' files: `diffing_mcp.preprocessing.activation_rows.RowSource`. Every read is one contiguous range a file."""
 
     folder: Path
     index: CollectionIndex
@@ -202,7 +202,7 @@ class ActivationStore:
         import torch
         from safetensors.torch import load_file
 
-        from preprocessing.activation_rows import ActivationRows, default_pool_rows
+        from diffing_mcp.preprocessing.activation_rows import ActivationRows, default_pool_rows
 
         index = self.finished(identifier)
         if index.pair != spec.identity():
@@ -236,7 +236,7 @@ class ActivationStore:
         """Moments of the base, the finetuned and the difference rows of a layer, over all shards that are there."""
         from safetensors import safe_open
 
-        from preprocessing.activation_rows import STATISTICS, Moments
+        from diffing_mcp.preprocessing.activation_rows import STATISTICS, Moments
 
         merged: dict[str, Moments] = {}
         for shard in index.shards:
@@ -299,6 +299,6 @@ def file_hash(path: Path) -> str:
 
 def default_activation_store() -> ActivationStore:
     """The store in the data folder of the settings."""
-    from organisms.settings import settings
+    from diffing_mcp.core.settings import settings
 
     return ActivationStore(settings().data_folder / "activations")

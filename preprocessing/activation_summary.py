@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from organisms.errors import UnknownName
-from preprocessing.activation_store import ActivationStore, CollectionIndex, short_id
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.preprocessing.activation_store import ActivationStore, CollectionIndex, short_id
 
 
 class CollectionRow(BaseModel):

@@ -30,12 +30,13 @@ from typing import Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from organisms.errors import InvalidInput, UnknownName
-from preprocessing.corpus_rows import BadRow, Document, Dropped, columns_of, json_document, plain_document, row_document
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
+from diffing_mcp.preprocessing.corpus_rows import BadRow, Document, Dropped, columns_of, json_document, plain_document, row_document
 
 BUNDLED = ("unrelated_texts", "chat_exchanges")
-TRAINING_FOLDER = Path(__file__).resolve().parent.parent / "organisms" / "training"
-BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "organisms" / "corpora"
+TRAINING_FOLDER = ORGANISMS_FOLDER / "training"
+BUNDLED_FOLDER = ORGANISMS_FOLDER / "corpora"
 LOCAL_SUFFIXES = (".jsonl", ".txt", ".parquet")
 DEFAULT_MIN_TOKENS = 2
 

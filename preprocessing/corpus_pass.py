@@ -4,7 +4,7 @@ Cost. Everything beyond the two forward passes is streamed over `LogitChunk`s of
 computes the float32 copies, the difference, one exponential and one log-sum-exp a side once, whoever asks, in buffers that the next chunk uses
 again: an accumulator must copy what it keeps. Memory does not depend on the number of tokens.
 
-Two full models that do not fit together (`pair.sequential`) are read in blocks, see `preprocessing.spool`.
+Two full models that do not fit together (`pair.sequential`) are read in blocks, see `diffing_mcp.preprocessing.spool`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model_pairs.forward import ForwardOutput
-from model_pairs.room import check_logits, free_bytes, logit_tokens
-from organisms.errors import NotTheSame
-from organisms.progress import Progress, silent
-from organisms.settings import settings
-from preprocessing.activation_sources import model_dtype
-from preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
-from preprocessing.spool import Spool, split_blocks
-from preprocessing.tokenize import TokenizedCorpus
+from diffing_mcp.core.errors import NotTheSame
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.forward import ForwardOutput
+from diffing_mcp.model_pairs.room import check_logits, free_bytes, logit_tokens
+from diffing_mcp.preprocessing.activation_sources import model_dtype
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
+from diffing_mcp.preprocessing.spool import Spool, split_blocks
+from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import Side
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import Side
 
 __all__ = ["Accumulator", "LogitChunk", "PairedBatch", "PassStatistics", "Scratch", "logit_batch_tokens", "plan_batches", "run_corpus_pass"]
 

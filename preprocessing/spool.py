@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from organisms.errors import OutOfRoom
-from organisms.settings import settings
+from diffing_mcp.core.errors import OutOfRoom
+from diffing_mcp.core.settings import settings
 
 SPOOL_BYTES = 32 * 2**30
 """Bytes on disk for one block at most."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from organisms.progress import Progress, silent
-from preprocessing.corpora import CorpusParams, corpus_identity, load_corpus
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.preprocessing.corpora import CorpusParams, corpus_identity, load_corpus
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from preprocessing.batches import Accumulator
-    from preprocessing.corpus_pass import PassStatistics
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.batches import Accumulator
+    from diffing_mcp.preprocessing.corpus_pass import PassStatistics
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 
 class StoredActivationsParams(BaseModel):
@@ -70,7 +70,7 @@ def source_identity(params: CorpusParams) -> dict[str, Any]:
     source = text_source(params)
     if not isinstance(source, StoredText):
         return {"corpus": corpus_identity(source)}
-    from preprocessing.activation_store import default_activation_store
+    from diffing_mcp.preprocessing.activation_store import default_activation_store
 
     found = [default_activation_store().finished(identifier) for identifier in source.collections]
     parts = [{"id": index.id, "content_hash": index.content_hash} for index in found]
@@ -86,7 +86,7 @@ def text_tokens(params: CorpusParams) -> tuple[int, int]:
     source = text_source(params)
     if not isinstance(source, StoredText):
         return source.max_samples * source.max_tokens, source.max_samples * source.max_tokens
-    from preprocessing.activation_store import default_activation_store
+    from diffing_mcp.preprocessing.activation_store import default_activation_store
 
     return 0, sum(default_activation_store().finished(identifier).tokens for identifier in source.collections)
 
@@ -114,10 +114,10 @@ def open_text(pair: LoadedPair, source: TextSource) -> TextReading:
         UnknownName, InvalidInput: no such collection or corpus, one that this pair cannot read, collections that do not fit together.
     """
     if isinstance(source, StoredText):
-        from preprocessing.activation_replay import open_replay
+        from diffing_mcp.preprocessing.activation_replay import open_replay
 
         return open_replay(pair, source.collections)
-    from preprocessing.tokenize import tokenize
+    from diffing_mcp.preprocessing.tokenize import tokenize
 
     return _CorpusReading(pair, tokenize(load_corpus(source), pair, source))
 
@@ -128,6 +128,6 @@ class _CorpusReading:
     corpus: TokenizedCorpus
 
     def feed(self, accumulators: Sequence[Accumulator], progress: Progress = silent) -> PassStatistics:
-        from preprocessing.corpus_pass import run_corpus_pass
+        from diffing_mcp.preprocessing.corpus_pass import run_corpus_pass
 
         return run_corpus_pass(self.pair, self.corpus, accumulators, progress)

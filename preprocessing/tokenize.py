@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from pydantic import ValidationError
 
-from model_pairs.chat import ChatMessage
-from organisms.errors import InvalidInput
-from preprocessing.corpora import Corpus, CorpusParams
-from preprocessing.corpus_rows import Dropped, Message
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams
+from diffing_mcp.preprocessing.corpus_rows import Dropped, Message
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 PRE_ASSISTANT = 3
 """Tokens before a chat's answer that are compared as well."""

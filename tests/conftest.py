@@ -37,7 +37,7 @@ VOCABULARY = 320
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A temporary DIFFING_DATA_FOLDER for the whole session."""
-    from organisms.settings import settings
+    from diffing_mcp.core.settings import settings
 
     folder = tmp_path_factory.mktemp("data")
     before = os.environ.get("DIFFING_DATA_FOLDER")
@@ -54,7 +54,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A fresh data folder for one test; settings are read again with it."""
-    from organisms.settings import settings
+    from diffing_mcp.core.settings import settings
 
     monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "data"))
     settings.cache_clear()
@@ -229,7 +229,7 @@ def lora_delta() -> Callable[[Path, str], Any]:
 @pytest.fixture(scope="session")
 def make_pair() -> Callable[..., Any]:
     """`make_pair(base_folder, finetuned=None, adapter=None, base_adapter=None, merge=False, steering=None, **spec)` -> PairSpec."""
-    from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec
+    from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec
 
     def make(
         base: Path,
@@ -259,7 +259,7 @@ def make_pair() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def pairs() -> Any:
     """One ModelPairs for the whole session, so that equal tiny models are loaded once."""
-    from model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.residency import ModelPairs
 
     return ModelPairs()
 
@@ -286,7 +286,7 @@ def embedded_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    from organisms.embedded import embedded_model_folder
+    from diffing_mcp.organisms.embedded import embedded_model_folder
 
     config = AutoConfig.from_pretrained(embedded_model_folder())
     width, inner = config.hidden_size, config.intermediate_size
@@ -313,8 +313,8 @@ def embedded_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedded_pair(embedded_adapter: Path, pairs: Any) -> Iterator[Any]:
     """A loaded pair: the embedded 135M model and a random adapter on it. Slow: use it in few tests."""
-    from model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec
-    from organisms.embedded import EMBEDDED_ID
+    from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec
+    from diffing_mcp.organisms.embedded import EMBEDDED_ID
 
     files = ModelFiles(id=EMBEDDED_ID, dtype="bfloat16", end_of_turn_token="<|im_end|>")
     spec = PairSpec(

@@ -15,10 +15,10 @@ import click
 import pytest
 import typer
 
-from cli.main import app
-from cli.reference import PAGE, TOOLS_PAGE, reference, tools_reference
-from methods import registry
-from organisms.settings import settings
+from diffing_mcp.cli.main import app
+from diffing_mcp.cli.reference import PAGE, TOOLS_PAGE, reference, tools_reference
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,7 +70,7 @@ def test_the_tools_reference_is_current_and_describes_the_model_queries() -> Non
 
 
 def test_the_method_reference_can_be_checked_from_the_command_line() -> None:
-    assert subprocess.run([sys.executable, "-m", "cli.reference", "--check"], cwd=ROOT, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-m", "diffing_mcp.cli.reference", "--check"], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_reference_describes_every_parameter() -> None:
@@ -87,7 +87,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_the_catalogue_example_is_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     [example] = blocks(ROOT / "docs" / "getting-started.md", "yaml")
     (tmp_path / "adapter").mkdir()
@@ -104,7 +104,7 @@ def test_the_catalogue_example_is_a_catalogue(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_amplification_example_is_a_configuration() -> None:
-    from model_pairs.amplification_config import adapter_files, load_amplification_config
+    from diffing_mcp.model_pairs.amplification_config import adapter_files, load_amplification_config
 
     [example] = blocks(ROOT / "docs" / "amplification.md", "yaml")
     own, organism, custom = load_amplification_config(example).adapters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,19 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("organisms", "model_pairs", "preprocessing", "methods", "mcp_server", "graders", "agents", "ui", "cli")
+ROOMS = (
+    "core",
+    "organisms",
+    "model_pairs",
+    "preprocessing",
+    "methods",
+    "queries",
+    "mcp_server",
+    "graders",
+    "agents",
+    "ui",
+    "cli",
+)
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Imported name -> distribution, where they differ.
 DISTRIBUTIONS = {
@@ -52,9 +65,20 @@ def test_every_module_is_in_a_package_that_is_shipped() -> None:
             folder = folder.parent
 
 
-def test_the_rooms_are_what_is_packaged() -> None:
-    packaged = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert packaged == set(ROOMS) == set(PROJECT["tool"]["importlinter"]["root_packages"])
+def test_every_room_is_linked_into_the_package() -> None:
+    assert PROJECT["tool"]["setuptools"]["packages"]["find"]["include"] == ["diffing_mcp*"]
+    links = {path.name: os.readlink(path) for path in (ROOT / "diffing_mcp").iterdir() if path.is_symlink()}
+    assert links == {room: f"../{room}" for room in ROOMS}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages == {*ROOMS, "diffing_mcp", "benchmarks"}, "a room at the top is missing here and in diffing_mcp/"
+    [layers] = [contract for contract in PROJECT["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"]
+    assert {room for layer in layers["layers"] for room in layer.split(" | ")} == set(ROOMS)
+
+
+def test_no_module_is_imported_by_a_second_name() -> None:
+    """From the root of a clone `import methods` works too, and would be a second copy of `diffing_mcp.methods`."""
+    for path in [*modules(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        assert not imports_of(path) & set(ROOMS), f"{path.relative_to(ROOT)} imports a room without `diffing_mcp.`"
 
 
 def test_every_data_file_matches_the_package_data() -> None:
@@ -84,7 +108,7 @@ def test_every_import_is_declared(room: str) -> None:
     extras = {"agents": ("eval",), "graders": ("eval",), "cli": ("eval", "ui"), "ui": ("ui", "dev"), "model_pairs": ("vllm",)}.get(room, ())
     allowed = declared(*extras)
     for path in (ROOT / room).rglob("*.py"):
-        for name in imports_of(path) - set(sys.stdlib_module_names) - set(ROOMS) - UNDECLARED:
+        for name in imports_of(path) - set(sys.stdlib_module_names) - {"diffing_mcp"} - UNDECLARED:
             distribution = DISTRIBUTIONS.get(name, name).lower().replace("_", "-")
             assert distribution in allowed, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare for this room"
 
@@ -104,11 +128,10 @@ def test_the_constraints_fix_every_direct_dependency_and_fit_it() -> None:
         assert requirement.specifier.contains(fixed[name]), f"{text} does not admit {fixed[name]}"
 
 
-def test_no_installed_distribution_ships_a_module_of_our_names() -> None:
+def test_the_import_name_is_our_distribution_s_alone() -> None:
     ours = re.sub(r"[-_.]+", "-", PROJECT["project"]["name"]).lower()
-    owners = importlib.metadata.packages_distributions()
-    collisions = {room: [name for name in owners.get(room, []) if re.sub(r"[-_.]+", "-", name).lower() != ours] for room in ROOMS}
-    assert not {room: names for room, names in collisions.items() if names}
+    owners = importlib.metadata.packages_distributions().get("diffing_mcp", [])
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name in owners} <= {ours}
 
 
 def test_gradio_is_never_asked_for_its_mcp_extra() -> None:
@@ -123,16 +146,25 @@ def test_the_import_contracts_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli.main", "mcp_server.serve", "mcp_server.server", "agents.suite", "graders", "methods.registry", "model_pairs.resolve"]
+    "module",
+    [
+        "diffing_mcp.cli.main",
+        "diffing_mcp.mcp_server.serve",
+        "diffing_mcp.mcp_server.server",
+        "diffing_mcp.agents.suite",
+        "diffing_mcp.graders",
+        "diffing_mcp.methods.registry",
+        "diffing_mcp.model_pairs.resolve",
+    ],
 )
 def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
-    program = f"import sys, {module}\nimport methods.registry; methods.registry.all_methods()\nprint('torch' in sys.modules or 'transformers' in sys.modules)"
+    program = f"import sys, {module}\nimport diffing_mcp.methods.registry; diffing_mcp.methods.registry.all_methods()\nprint('torch' in sys.modules or 'transformers' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "False"
 
 
 def test_the_panel_imports_no_torch() -> None:
-    program = "import sys, ui.panel; print('torch' in sys.modules)"
+    program = "import sys, diffing_mcp.ui.panel; print('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout.strip().splitlines()[-1] == "False"
 
@@ -175,5 +207,5 @@ def test_a_wheel_holds_every_file_of_the_rooms(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     shipped = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert not {name for name in tracked if name not in shipped and not Path(name).name.startswith(".")}
-    assert {name.split("/")[0] for name in shipped if ".dist-info" not in name} == set(ROOMS)
+    assert not {name for name in tracked if f"diffing_mcp/{name}" not in shipped and not Path(name).name.startswith(".")}
+    assert {name.split("/")[0] for name in shipped if ".dist-info" not in name} == {"diffing_mcp"}

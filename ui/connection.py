@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from agents.mcp_session import connect
-from agents.server_process import server_process
-from organisms.errors import DiffingError
-from organisms.settings import settings
+from diffing_mcp.agents.mcp_session import connect
+from diffing_mcp.agents.server_process import server_process
+from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.settings import settings
 
 
 class NoServer(DiffingError):

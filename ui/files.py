@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, list_evaluations
-from methods.runs import RunStore
-from organisms.errors import DiffingError
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, list_evaluations
+from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.methods.runs.store import RunStore
 
 
 @dataclass(frozen=True)

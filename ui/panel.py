@@ -12,12 +12,12 @@ from typing import Protocol
 
 import gradio as gr
 
-from organisms.settings import settings
-from ui import results, runs, side_by_side, transcripts
-from ui.connection import ServerConnection
-from ui.files import PanelFiles
-from ui.html import Markup, div, element, escape
-from ui.theme import BASE, FINETUNED, css, theme
+from diffing_mcp.core.settings import settings
+from diffing_mcp.ui import results, runs, side_by_side, transcripts
+from diffing_mcp.ui.connection import ServerConnection
+from diffing_mcp.ui.files import PanelFiles
+from diffing_mcp.ui.html import Markup, div, element, escape
+from diffing_mcp.ui.theme import BASE, FINETUNED, css, theme
 
 
 class Paths(Protocol):
@@ -79,7 +79,7 @@ def launch(
 
     Prints the address. On the way out a server that the panel started is stopped.
     """
-    from agents.server_process import free_port
+    from diffing_mcp.agents.server_process import free_port
 
     demo = build_panel(paths, server_url)
     chosen = port or free_port()

@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from methods.contract import DiffingMethod
-from methods.registry import get_method
-from methods.runs import RunManifest, RunRecord
-from organisms.complaints import complaints
-from organisms.errors import DiffingError
-from ui.html import Markup, alert, chip, details, div, element, join, number, pairs, preformatted, seconds_text
-from ui.theme import plot_layout
-from ui.values import render_object
+from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.validation_messages import complaints
+from diffing_mcp.methods.contract import DiffingMethod
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.store import RunManifest, RunRecord
+from diffing_mcp.ui.html import Markup, alert, chip, details, div, element, join, number, pairs, preformatted, seconds_text
+from diffing_mcp.ui.theme import plot_layout
+from diffing_mcp.ui.values import render_object
 
 TABLE = "table: "
 """Prefix of the choices that are stored tables; views have none."""
@@ -201,7 +201,7 @@ def _model_fields(method: DiffingMethod[Any, Any], choice: str, record: RunRecor
 
 
 def _table_page(record: RunRecord, name: str, offset: int) -> tuple[Markup, int | None, int]:
-    from ui.values import render_value
+    from diffing_mcp.ui.values import render_value
 
     total = record.manifest.tables.get(name, 0)
     rows = record.table(name).slice(offset, TABLE_ROWS).to_pylist()

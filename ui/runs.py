@@ -7,11 +7,11 @@ from typing import Any
 import gradio as gr
 import plotly.graph_objects as go
 
-from methods.runs import RunRecord
-from organisms.errors import DiffingError
-from ui.files import PanelFiles
-from ui.html import Markup, alert, empty, heading, section
-from ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
+from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.ui.files import PanelFiles
+from diffing_mcp.ui.html import Markup, alert, empty, heading, section
+from diffing_mcp.ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
 
 ALL = "all"
 _HEADERS = ["run", "method", "pair", "headline", "made (UTC)", "time"]

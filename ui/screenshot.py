@@ -1,4 +1,4 @@
-"""Picture of the panel on the runs and evaluations of the data folder: `python -m ui.screenshot docs/images/panel.png [PAGE]`.
+"""Picture of the panel on the runs and evaluations of the data folder: `python -m diffing_mcp.ui.screenshot docs/images/panel.png [PAGE]`.
 
 Takes the page "Results" unless another one is named, at 1280 pixels, in a real Chromium (Playwright's own, or the one on the PATH).
 """
@@ -9,7 +9,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ui.panel import launch
+from diffing_mcp.ui.panel import launch
 
 PAGES = ("Results", "Transcripts", "Runs", "Side by side")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from agents.records import Budget, EvaluationRecord, Message, ToolCall
-from ui.files import Evaluation, PanelFiles, kept
-from ui.html import Markup, alert, chip, details, div, element, empty, escape, heading, join, number, pairs, preformatted, seconds_text
+from diffing_mcp.agents.records import Budget, EvaluationRecord, Message, ToolCall
+from diffing_mcp.ui.files import Evaluation, PanelFiles, kept
+from diffing_mcp.ui.html import Markup, alert, chip, details, div, element, empty, escape, heading, join, number, pairs, preformatted, seconds_text
 
 _ARGUMENT_CHARACTERS = 70
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ui.html import Markup, chip, details, div, element, escape, join, number, pairs, preformatted, table, visible_token
+from diffing_mcp.ui.html import Markup, chip, details, div, element, escape, join, number, pairs, preformatted, table, visible_token
 
 MAX_ROWS = 200
 """Rows of one list shown at once; a page of its own shows the others."""

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preprocessing.batches import Accumulator, PairedBatch
-from preprocessing.precision import float64_device
+from diffing_mcp.preprocessing.batches import Accumulator, PairedBatch
+from diffing_mcp.preprocessing.precision import float64_device
 
 if TYPE_CHECKING:
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 COLUMNS = ("norm_difference", "cosine_distance", "norm_base", "norm_finetuned")
 MEASURED_POSITIONS = 5

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from methods.activation_analysis import figures, views
-from methods.activation_analysis.rows import LabelRow, SinkRow, Summary, WordRow
-from methods.contract import CorpusMethod, Cost, Figure, HiddenStatesParams, MethodResult, View
-from methods.example_views import EXAMPLES_VIEW, ExampleRow
+from diffing_mcp.methods.activation_analysis import figures, views
+from diffing_mcp.methods.activation_analysis.rows import LabelRow, SinkRow, Summary, WordRow
+from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, HiddenStatesParams, MethodResult, View
+from diffing_mcp.methods.examples.views import EXAMPLES_VIEW, ExampleRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.activation_analysis.accumulator import ActivationAnalysisAccumulator
-    from methods.contract import RunWriter
-    from methods.runs import RunRecord
-    from methods.vectors import ResidualVector
-    from model_pairs.pair import LoadedPair
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.methods.activation_analysis.accumulator import ActivationAnalysisAccumulator
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.directions.vectors import ResidualVector
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 
 class ActivationAnalysisParams(HiddenStatesParams):
@@ -96,15 +96,15 @@ class ActivationAnalysis(CorpusMethod[ActivationAnalysisParams, ActivationAnalys
     )
 
     def accumulator(self, pair: LoadedPair, params: ActivationAnalysisParams, corpus: TokenizedCorpus) -> ActivationAnalysisAccumulator:
-        from methods.activation_analysis.accumulator import ActivationAnalysisAccumulator, special_labels
-        from model_pairs.layers import resolve_layers
+        from diffing_mcp.methods.activation_analysis.accumulator import ActivationAnalysisAccumulator, special_labels
+        from diffing_mcp.model_pairs.layers import resolve_layers
 
         layers = tuple(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))
         labels = special_labels(corpus, pair.tokenizer)
         return ActivationAnalysisAccumulator(layers, corpus, labels, corpus.before_answer, pair.d_model, str(pair.device))
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: ActivationAnalysisParams, run: RunWriter) -> ActivationAnalysisResult:
-        from methods.activation_analysis.summary import summarise
+        from diffing_mcp.methods.activation_analysis.summary import summarise
 
         return summarise(accumulator, pair, params, run)
 

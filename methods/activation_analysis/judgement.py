@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from methods.activation_analysis.words import CorpusWords
+from diffing_mcp.methods.activation_analysis.words import CorpusWords
 
 LEAST_DOCUMENTS = 3
 """Documents that must hold a word; with fewer, a median is a single text."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from methods.activation_analysis.accumulator import ActivationAnalysisAccumulator
-from methods.activation_analysis.declaration import ActivationAnalysisParams, ActivationAnalysisResult
-from methods.activation_analysis.judgement import LEAST_DOCUMENTS, word_statistics
-from methods.activation_analysis.rows import SCORES, LabelRow, SinkRow, Summary, WordRow
-from methods.activation_analysis.tables import (
+from diffing_mcp.methods.activation_analysis.accumulator import ActivationAnalysisAccumulator
+from diffing_mcp.methods.activation_analysis.declaration import ActivationAnalysisParams, ActivationAnalysisResult
+from diffing_mcp.methods.activation_analysis.judgement import LEAST_DOCUMENTS, word_statistics
+from diffing_mcp.methods.activation_analysis.rows import SCORES, LabelRow, SinkRow, Summary, WordRow
+from diffing_mcp.methods.activation_analysis.tables import (
     SHOWN_WORDS,
     TokenNames,
     all_scores,
@@ -24,15 +24,15 @@ from methods.activation_analysis.tables import (
     top_words,
     word_rows,
 )
-from methods.activation_analysis.words import corpus_words
-from methods.example_views import example_row
-from methods.example_writing import corpus_contexts, examples_of
-from methods.examples import Example
-from methods.top_examples import TopExamples
+from diffing_mcp.methods.activation_analysis.words import corpus_words
+from diffing_mcp.methods.examples.reader import Example
+from diffing_mcp.methods.examples.top import TopExamples
+from diffing_mcp.methods.examples.views import example_row
+from diffing_mcp.methods.examples.writer import corpus_contexts, examples_of
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 BIN_QUANTILES = (0.5, 0.9, 0.99)
 SHOWN_EXAMPLES = 4

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from methods.activation_analysis.accumulator import COLUMNS, ActivationAnalysisAccumulator
-from methods.activation_analysis.judgement import WordStatistics, group_medians
-from methods.activation_analysis.rows import LabelRow, Score, SinkRow, Summary, WordRow
-from methods.activation_analysis.words import CorpusWords
+from diffing_mcp.methods.activation_analysis.accumulator import COLUMNS, ActivationAnalysisAccumulator
+from diffing_mcp.methods.activation_analysis.judgement import WordStatistics, group_medians
+from diffing_mcp.methods.activation_analysis.rows import LabelRow, Score, SinkRow, Summary, WordRow
+from diffing_mcp.methods.activation_analysis.words import CorpusWords
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
+    from diffing_mcp.methods.contract import RunWriter
 
 SINK_FACTOR = 5.0
 """Norms above this many medians of the layer are attention sinks: massive activations are 5 to hundreds of times as long as others."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.activation_analysis.rows import LabelRow, PositionRow, WordRow
-from methods.vectors import ResidualVector
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.activation_analysis.rows import LabelRow, PositionRow, WordRow
+from diffing_mcp.methods.directions.vectors import ResidualVector
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class _Layer(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from methods.words import is_content_word, normalise, token_texts
+from diffing_mcp.methods.texts.words import is_content_word, normalise, token_texts
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from preprocessing.batches import Accumulator, PairedBatch
-from preprocessing.precision import float64_device
+from diffing_mcp.preprocessing.batches import Accumulator, PairedBatch
+from diffing_mcp.preprocessing.precision import float64_device
 
 POOLED_FROM = 5
 """First position that counts for the slot `all` (in a chat: counted from the answer's first token)."""

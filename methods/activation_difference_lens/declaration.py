@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from methods.activation_difference_lens import figures, views
-from methods.activation_difference_lens.rows import PositionRow
-from methods.contract import CorpusMethod, Cost, Figure, HiddenStatesParams, MethodResult, View
-from methods.words import EvidenceWord
-from model_pairs.specs import Side
+from diffing_mcp.methods.activation_difference_lens import figures, views
+from diffing_mcp.methods.activation_difference_lens.rows import PositionRow
+from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, HiddenStatesParams, MethodResult, View
+from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator
-    from methods.contract import RunWriter, TokenList
-    from methods.runs import RunRecord
-    from methods.vectors import ResidualVector
-    from model_pairs.pair import LoadedPair
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator
+    from diffing_mcp.methods.contract import RunWriter, TokenList
+    from diffing_mcp.methods.directions.vectors import ResidualVector
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 
 class ActivationDifferenceLensParams(HiddenStatesParams):
@@ -61,7 +61,7 @@ class ActivationDifferenceLensResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Words that the lens promotes, for `overview`; a score of 1 is where words that mean nothing end."""
-        from methods.lens_words import NULL_Z
+        from diffing_mcp.methods.directions.lens_words import NULL_Z
 
         return [EvidenceWord(word=row.word, score=row.z / NULL_Z) for row in self.words]
 
@@ -117,8 +117,8 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     )
 
     def accumulator(self, pair: LoadedPair, params: ActivationDifferenceLensParams, corpus: TokenizedCorpus) -> ActivationDifferenceAccumulator:
-        from methods.activation_difference_lens.accumulator import POOLED_FROM, ActivationDifferenceAccumulator
-        from model_pairs.layers import resolve_layers
+        from diffing_mcp.methods.activation_difference_lens.accumulator import POOLED_FROM, ActivationDifferenceAccumulator
+        from diffing_mcp.model_pairs.layers import resolve_layers
 
         before = corpus.before_answer
         layers = tuple(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))
@@ -144,7 +144,7 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
         return views.read_vector(record, name)
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: ActivationDifferenceLensParams, run: RunWriter) -> ActivationDifferenceLensResult:
-        from methods.activation_difference_lens.summary import summarise
+        from diffing_mcp.methods.activation_difference_lens.summary import summarise
 
         return summarise(accumulator, pair, params, run)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from methods.activation_difference_lens.declaration import LensWord
-from methods.activation_difference_lens.rows import PositionRow
-from methods.lens_words import NULL_Z, Reading, content_words
-from methods.words import Vocabulary
+from diffing_mcp.methods.activation_difference_lens.declaration import LensWord
+from diffing_mcp.methods.activation_difference_lens.rows import PositionRow
+from diffing_mcp.methods.directions.lens_words import NULL_Z, Reading, content_words
+from diffing_mcp.methods.texts.words import Vocabulary
 
 LEAST_PLACES = 2
 """Layers and positions that must promote a strong word."""

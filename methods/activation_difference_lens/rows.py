@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from methods.lens_words import LensToken
+from diffing_mcp.methods.directions.lens_words import LensToken
 
 Source = Literal["difference", "base", "finetuned"]
 Sign = Literal["promoted", "suppressed"]

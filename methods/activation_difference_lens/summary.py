@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator, LayerStatistics
-from methods.activation_difference_lens.declaration import ActivationDifferenceLensParams, ActivationDifferenceLensResult
-from methods.activation_difference_lens.judgement import judge
-from methods.activation_difference_lens.rows import PositionRow
-from methods.activation_difference_lens.views import LENS_DEPTH, SOURCES
-from methods.lens import Lens
-from methods.lens_words import LensToken, RankedBy, Reading, strongest
-from methods.words import Vocabulary, vocabulary
+from diffing_mcp.methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator, LayerStatistics
+from diffing_mcp.methods.activation_difference_lens.declaration import ActivationDifferenceLensParams, ActivationDifferenceLensResult
+from diffing_mcp.methods.activation_difference_lens.judgement import judge
+from diffing_mcp.methods.activation_difference_lens.rows import PositionRow
+from diffing_mcp.methods.activation_difference_lens.views import LENS_DEPTH, SOURCES
+from diffing_mcp.methods.directions.lens import Lens
+from diffing_mcp.methods.directions.lens_words import LensToken, RankedBy, Reading, strongest
+from diffing_mcp.methods.texts.words import Vocabulary, vocabulary
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _TOKENS_SHOWN = 90
 """Lens tokens in a result at most, over all rows and both signs."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.activation_difference_lens.rows import PositionRow, Sign, Source
-from methods.contract import TokenList
-from methods.lens_words import LensToken, RankedBy
-from methods.vectors import ResidualVector
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.activation_difference_lens.rows import PositionRow, Sign, Source
+from diffing_mcp.methods.contract import TokenList
+from diffing_mcp.methods.directions.lens_words import LensToken, RankedBy
+from diffing_mcp.methods.directions.vectors import ResidualVector
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 SOURCES: tuple[Source, ...] = ("difference", "base", "finetuned")
 LENS_DEPTH = 100

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from methods.activation_oracle.prompts import Template, oracle_prompt, oracle_text, padded_places
-from methods.activation_oracle.verbalizers import Verbalizer
-from model_pairs.chat import ChatMessage
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.interventions import Intervention, PromptTokens
-from model_pairs.specs import Side
-from organisms.progress import Progress, silent
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.activation_oracle.prompts import Template, oracle_prompt, oracle_text, padded_places
+from diffing_mcp.methods.activation_oracle.verbalizers import Verbalizer
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens
+from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 
 def ask(

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.activation_oracle import figures, views
-from methods.activation_oracle.rows import AnswerGroup, Mode, OracleWord
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
-from methods.vectors import VECTOR_HELP, VectorSource
-from methods.words import EvidenceWord
+from diffing_mcp.methods.activation_oracle import figures, views
+from diffing_mcp.methods.activation_oracle.rows import AnswerGroup, Mode, OracleWord
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
+from diffing_mcp.methods.texts.words import EvidenceWord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 QUESTIONS = ("What is this about?",)
 CONTEXT = (
@@ -79,7 +79,7 @@ class ActivationOracleResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words; a score of 1 is the null level, which words of differences and vectors stay below: they are leads alone."""
-        from methods.perplexity_difference.words import NULL_SURPRISE
+        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
 
         best: dict[str, float] = {}
         for row in self.words:
@@ -118,7 +118,7 @@ class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleRes
     figures: ClassVar[Sequence[Figure]] = (Figure("words", "Words of the answers", figures.words),)
 
     def run(self, pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progress: Progress) -> ActivationOracleResult:
-        from methods.activation_oracle.reading import read
+        from diffing_mcp.methods.activation_oracle.reading import read
 
         return read(pair, params, run, progress)
 
@@ -126,14 +126,14 @@ class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleRes
         return len(params.contexts) if params.contexts and params.vector is None else 0
 
     def operator_only(self, params: ActivationOracleParams) -> str | None:
-        from methods.activation_oracle.verbalizers import known_names
+        from diffing_mcp.methods.activation_oracle.verbalizers import known_names
 
         if params.verbalizer is None or params.verbalizer in known_names():
             return None
         return f"verbalizer must be one of {', '.join(known_names())}"
 
     def key_parts(self, params: ActivationOracleParams, spec: PairSpec) -> dict[str, Any]:
-        from methods.activation_oracle.verbalizers import verbalizer_key
+        from diffing_mcp.methods.activation_oracle.verbalizers import verbalizer_key
 
         return {"verbalizer": verbalizer_key(params.verbalizer)}
 

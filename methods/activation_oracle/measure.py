@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from pydantic import BaseModel, Field
 
-from methods.activation_oracle.asking import ask
-from methods.activation_oracle.training import VerbalizerRecipe
-from methods.activation_oracle.training_data import Example, example, load_material
-from methods.activation_oracle.verbalizers import Verbalizer
-from methods.words import words_of
-from model_pairs.generation import Sampling
-from model_pairs.layers import resolve_layer
-from model_pairs.specs import AdapterFiles
-from organisms.progress import Progress, silent
-from preprocessing.padding import padded
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.activation_oracle.asking import ask
+from diffing_mcp.methods.activation_oracle.training import VerbalizerRecipe
+from diffing_mcp.methods.activation_oracle.training_data import Example, example, load_material
+from diffing_mcp.methods.activation_oracle.verbalizers import Verbalizer
+from diffing_mcp.methods.texts.words import words_of
+from diffing_mcp.model_pairs.generation import Sampling
+from diffing_mcp.model_pairs.layers import resolve_layer
+from diffing_mcp.model_pairs.specs import AdapterFiles
+from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 Task = Literal["sentence", "keywords", "occurs", "either"]
 TASKS: tuple[Task, ...] = ("sentence", "keywords", "occurs", "either")

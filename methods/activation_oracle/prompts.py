@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
 
 Template = Literal["chat", "none"]
 PLACEHOLDER = " ?"

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from methods.activation_oracle.asking import ask
-from methods.activation_oracle.declaration import CONTEXT, ActivationOracleParams, ActivationOracleResult
-from methods.activation_oracle.rows import AnswerGroup, Kind, Mode, OracleAnswer, OracleWord
-from methods.activation_oracle.verbalizers import choose_verbalizer
-from methods.perplexity_difference.words import distinctive_words
-from methods.vectors import resolve
-from model_pairs.chat import ChatMessage
-from model_pairs.generation import Sampling
-from model_pairs.layers import LayerRef, resolve_layer
-from model_pairs.specs import SIDES, Side
-from organisms.errors import InvalidInput
-from preprocessing.padding import padded
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.activation_oracle.asking import ask
+from diffing_mcp.methods.activation_oracle.declaration import CONTEXT, ActivationOracleParams, ActivationOracleResult
+from diffing_mcp.methods.activation_oracle.rows import AnswerGroup, Kind, Mode, OracleAnswer, OracleWord
+from diffing_mcp.methods.activation_oracle.verbalizers import choose_verbalizer
+from diffing_mcp.methods.directions.vectors import resolve
+from diffing_mcp.methods.perplexity_difference.words import distinctive_words
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.generation import Sampling
+from diffing_mcp.model_pairs.layers import LayerRef, resolve_layer
+from diffing_mcp.model_pairs.specs import SIDES, Side
+from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _EXAMPLES = 4
 _CHARACTERS = 120

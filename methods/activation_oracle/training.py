@@ -1,7 +1,7 @@
 """Trains a verbalizer from its recipe: `diffing verbalizer train`. Resumes exactly from a checkpoint (safetensors, never pickle).
 
 Each step draws its examples from (seed, step) alone, reads the activations of their texts with the adapter off, injects them into the questions as the
-method does (`model_pairs.interventions`) and learns the answers' tokens.
+method does (`diffing_mcp.model_pairs.interventions`) and learns the answers' tokens.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from methods.activation_oracle.asking import stacked
-from methods.activation_oracle.prompts import oracle_prompt, oracle_text, padded_places
-from methods.activation_oracle.training_data import Example, Material, example, load_material
-from model_pairs.files import local_folder
-from model_pairs.interventions import Intervention, PromptTokens, applied
-from model_pairs.layers import resolve_layer
-from organisms.errors import InvalidInput
-from organisms.progress import Progress, silent
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.activation_oracle.asking import stacked
+from diffing_mcp.methods.activation_oracle.prompts import oracle_prompt, oracle_text, padded_places
+from diffing_mcp.methods.activation_oracle.training_data import Example, Material, example, load_material
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens, applied
+from diffing_mcp.model_pairs.layers import resolve_layer
 
 if TYPE_CHECKING:
     from torch import Tensor

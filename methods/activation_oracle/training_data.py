@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from methods.words import is_content_word, words_of
-from organisms.specs import ORGANISMS_FOLDER
+from diffing_mcp.methods.texts.words import is_content_word, words_of
+from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
 
 Reading = Literal["raw", "centred", "mean"]
 

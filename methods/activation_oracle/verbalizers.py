@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from methods.activation_oracle.prompts import Template
-from model_pairs.specs import AdapterFiles
-from organisms.errors import InvalidInput
-from organisms.specs import ORGANISMS_FOLDER
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.activation_oracle.prompts import Template
+from diffing_mcp.model_pairs.specs import AdapterFiles
+from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
 
 _FOLDER = ORGANISMS_FOLDER / "verbalizers"
 BUNDLED_RECIPE = _FOLDER / "smollm2-135m" / "recipe.yaml"
@@ -74,7 +74,7 @@ def verbalizer_key(name: str | None) -> dict[str, Any]:
     Raises:
         InvalidInput: a named folder without an adapter.
     """
-    from model_pairs.fingerprint import adapter_identity
+    from diffing_mcp.model_pairs.fingerprint import adapter_identity
 
     content = hashlib.sha256((_FOLDER / "catalogue.yaml").read_bytes()).hexdigest()
     adapters: dict[str, Any] = {}

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.activation_oracle.rows import Kind, Mode, OracleAnswer
+from diffing_mcp.methods.activation_oracle.rows import Kind, Mode, OracleAnswer
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class AnswersParams(BaseModel):

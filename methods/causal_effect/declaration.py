@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.causal_effect import figures, views
-from methods.causal_effect.rows import EffectRow
-from methods.contract import CorpusMethodParams, Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
-from methods.vectors import VECTOR_HELP, VectorSource
-from organisms.settings import settings
-from preprocessing.corpora import CorpusParams, corpus_identity
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods.causal_effect import figures, views
+from diffing_mcp.methods.causal_effect.rows import EffectRow
+from diffing_mcp.methods.contract import CorpusMethodParams, Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
+from diffing_mcp.preprocessing.corpora import CorpusParams, corpus_identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class CausalEffectParams(CorpusMethodParams):
@@ -90,7 +90,7 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
     figures: ClassVar[Sequence[Figure]] = (Figure("effects", "Loss changes beside their nulls", figures.effects),)
 
     def run(self, pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progress: Progress) -> CausalEffectResult:
-        from methods.causal_effect.measure import measure
+        from diffing_mcp.methods.causal_effect.measure import measure
 
         return measure(pair, params, run, progress)
 

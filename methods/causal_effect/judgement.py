@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from methods.causal_effect.rows import EffectRow
+from diffing_mcp.methods.causal_effect.rows import EffectRow
 
 LEAST_CHANGE = 0.05
 """Nats a token. Directions along which two models differ always do a little: 0.001 and 0.03 in finetunes that taught nothing, 0.09 to 0.3 in those that taught

@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.causal_effect.declaration import CausalEffectParams, CausalEffectResult, corpus_of
-from methods.causal_effect.judgement import judge
-from methods.causal_effect.rows import EffectRow
-from methods.causal_effect.statistics import interval, per_token, rank_p, share
-from methods.patchscope.reading import random_vectors
-from methods.vectors import ResidualVector, resolve
-from model_pairs.forward import next_token_log_probs
-from model_pairs.interventions import Intervention, projection
-from organisms.errors import InvalidInput
-from preprocessing.corpora import load_corpus
-from preprocessing.corpus_pass import logit_batch_tokens, plan_batches
-from preprocessing.padding import padded
-from preprocessing.tokenize import tokenize
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.causal_effect.declaration import CausalEffectParams, CausalEffectResult, corpus_of
+from diffing_mcp.methods.causal_effect.judgement import judge
+from diffing_mcp.methods.causal_effect.rows import EffectRow
+from diffing_mcp.methods.causal_effect.statistics import interval, per_token, rank_p, share
+from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
+from diffing_mcp.methods.patchscope.reading import random_vectors
+from diffing_mcp.model_pairs.forward import next_token_log_probs
+from diffing_mcp.model_pairs.interventions import Intervention, projection
+from diffing_mcp.preprocessing.corpora import load_corpus
+from diffing_mcp.preprocessing.corpus_pass import logit_batch_tokens, plan_batches
+from diffing_mcp.preprocessing.padding import padded
+from diffing_mcp.preprocessing.tokenize import tokenize
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import Side
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import Side
 
 _POOL_FROM = 5
 """First position whose activations make difference directions: before it are attention sinks."""

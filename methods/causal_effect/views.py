@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.causal_effect.rows import SampleRow
-from organisms.errors import UnknownName
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.methods.causal_effect.rows import SampleRow
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class SamplesParams(BaseModel):

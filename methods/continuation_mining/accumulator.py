@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from preprocessing.batches import Accumulator, LogitChunk
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 
 class VariationAccumulator(Accumulator):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from methods.continuation_mining.rows import NgramRow, PhraseGroup
-from methods.words import is_content_word, words_of
+from diffing_mcp.methods.continuation_mining.rows import NgramRow, PhraseGroup
+from diffing_mcp.methods.texts.words import is_content_word, words_of
 
 
 def group_phrases(rows: Sequence[NgramRow], finetuned: Sequence[str], base: Sequence[str], examples: int = 3) -> list[PhraseGroup]:

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.continuation_mining import figures, views
-from methods.continuation_mining.rows import ContinuationRow, NgramRow, PhraseGroup
-from methods.contract import CorpusMethod, CorpusMethodParams, Cost, CostEstimate, Figure, MethodResult, PairSize, View
-from methods.words import EvidenceWord, is_content_word
+from diffing_mcp.methods.continuation_mining import figures, views
+from diffing_mcp.methods.continuation_mining.rows import ContinuationRow, NgramRow, PhraseGroup
+from diffing_mcp.methods.contract import CorpusMethod, CorpusMethodParams, Cost, CostEstimate, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.texts.words import EvidenceWord, is_content_word
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from preprocessing.corpus_pass import Accumulator
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.corpus_pass import Accumulator
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 
 class ContinuationMiningParams(CorpusMethodParams):
@@ -47,7 +47,7 @@ class ContinuationMiningResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Content words of strong n-grams; a score of 1 is the null level."""
-        from methods.continuation_mining.ngrams import NULL_SURPRISE
+        from diffing_mcp.methods.continuation_mining.ngrams import NULL_SURPRISE
 
         best: dict[str, float] = {}
         for row in self.ngrams:
@@ -93,12 +93,12 @@ class ContinuationMining(CorpusMethod[ContinuationMiningParams, ContinuationMini
     figures: ClassVar[Sequence[Figure]] = (Figure("ngrams", "Phrases over-represented in the finetuned model's continuations", figures.ngrams),)
 
     def accumulator(self, pair: LoadedPair, params: ContinuationMiningParams, corpus: TokenizedCorpus) -> Accumulator:
-        from methods.continuation_mining.accumulator import VariationAccumulator
+        from diffing_mcp.methods.continuation_mining.accumulator import VariationAccumulator
 
         return VariationAccumulator(pair, corpus)
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: ContinuationMiningParams, run: RunWriter) -> ContinuationMiningResult:
-        from methods.continuation_mining.summary import summarise
+        from diffing_mcp.methods.continuation_mining.summary import summarise
 
         return summarise(accumulator, pair, params, run)
 

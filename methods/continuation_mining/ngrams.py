@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from methods.continuation_mining.rows import NgramRow
-from methods.perplexity_difference.words import fisher_surprise
-from methods.words import is_content_word, words_of
+from diffing_mcp.methods.continuation_mining.rows import NgramRow
+from diffing_mcp.methods.perplexity_difference.words import fisher_surprise
+from diffing_mcp.methods.texts.words import is_content_word, words_of
 
 NULL_SURPRISE = 3.0
 """-log10 of Fisher's exact p from which on an n-gram with a content word counts as strong; the level of perplexity differencing."""

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from methods.continuation_mining.accumulator import VariationAccumulator
-from methods.continuation_mining.clusters import group_phrases
-from methods.continuation_mining.declaration import ContinuationMiningParams, ContinuationMiningResult
-from methods.continuation_mining.ngrams import distinctive_ngrams, judge
-from methods.continuation_mining.rows import ContinuationRow, NgramRow
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.specs import SIDES, Side
+from diffing_mcp.methods.continuation_mining.accumulator import VariationAccumulator
+from diffing_mcp.methods.continuation_mining.clusters import group_phrases
+from diffing_mcp.methods.continuation_mining.declaration import ContinuationMiningParams, ContinuationMiningResult
+from diffing_mcp.methods.continuation_mining.ngrams import distinctive_ngrams, judge
+from diffing_mcp.methods.continuation_mining.rows import ContinuationRow, NgramRow
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _BEFORE_SHOWN, _CONTINUATION_SHOWN = 60, 100
 _LEAST_SURPRISE_SHOWN = 1.3

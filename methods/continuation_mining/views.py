@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.continuation_mining.rows import ContinuationRow, NgramRow
+from diffing_mcp.methods.continuation_mining.rows import ContinuationRow, NgramRow
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class PageParams(BaseModel):

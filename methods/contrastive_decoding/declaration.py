@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
-from methods.contrastive_decoding import figures, views
-from methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
-from methods.words import EvidenceWord
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from diffing_mcp.methods.contrastive_decoding import figures, views
+from diffing_mcp.methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
+from diffing_mcp.methods.texts.words import EvidenceWord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter, TextGroup
-    from methods.runs import RunRecord
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter, TextGroup
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
 BUNDLED_STARTS = 20
@@ -64,7 +64,7 @@ class ContrastiveDecodingResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        from methods.perplexity_difference.words import NULL_SURPRISE
+        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
 
         return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
 
@@ -102,7 +102,7 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
     figures: ClassVar[Sequence[Figure]] = (Figure("differences", "How much more the finetuned model expects the texts", figures.differences),)
 
     def run(self, pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, progress: Progress) -> ContrastiveDecodingResult:
-        from methods.contrastive_decoding.experiment import decode
+        from diffing_mcp.methods.contrastive_decoding.experiment import decode
 
         return decode(pair, params, run, progress)
 
@@ -113,7 +113,7 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
         return len(params.prompts or ()) * params.samples_per_prompt * (2 * len(params.alphas) + 2)
 
     def key_parts(self, params: ContrastiveDecodingParams, spec: PairSpec) -> dict[str, Any]:
-        from methods.contrastive_decoding.starts import bundled_starts
+        from diffing_mcp.methods.contrastive_decoding.starts import bundled_starts
 
         return {} if params.prompts is not None else {"starts": list(bundled_starts(params.start))}
 

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from methods.coherence import TextScores, repetition
-from methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
-from methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
-from methods.contrastive_decoding.starts import bundled_starts
-from methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
-from methods.perplexity_difference.words import distinctive_words
-from model_pairs.chat import ChatMessage
-from model_pairs.generation import GenerationRequest, Sampling
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
+from diffing_mcp.methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
+from diffing_mcp.methods.contrastive_decoding.starts import bundled_starts
+from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
+from diffing_mcp.methods.perplexity_difference.words import distinctive_words
+from diffing_mcp.methods.texts.coherence import TextScores, repetition
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.contrastive import ContrastiveCompletion
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.contrastive import ContrastiveCompletion
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 BASE, FINETUNED = -1.0, 0.0
 """The alphas at which the plain models write."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from methods.contract import TextGroup
-from methods.contrastive_decoding.rows import AmplifiedText
-from methods.text_pages import TextPageParams, TextPageView, page_of_texts, series_of
+from diffing_mcp.methods.contract import TextGroup
+from diffing_mcp.methods.contrastive_decoding.rows import AmplifiedText
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, series_of
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class TextsParams(TextPageParams):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from methods.dictionaries.evaluation import ExplainedVariance, ExplainedVarianceSums
-from methods.dictionaries.latent_scaling import BASE, FINETUNED, LatentScaling, LatentScalingSums
-from methods.dictionaries.latent_table import LatentCounts, measured
-from methods.dictionaries.preparation import Prepared
-from organisms.progress import Progress, silent
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.dictionaries.evaluation import ExplainedVariance, ExplainedVarianceSums
+from diffing_mcp.methods.dictionaries.latent_scaling import BASE, FINETUNED, LatentScaling, LatentScalingSums
+from diffing_mcp.methods.dictionaries.latent_table import LatentCounts, measured
+from diffing_mcp.methods.dictionaries.preparation import Prepared
 
 LEVEL = 0.05
 """Chance that any latent counts as one model's own although its ratios lie at the limits (Bonferroni over the latents)."""

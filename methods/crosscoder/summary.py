@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from methods.crosscoder.analysis import CrosscoderAnalysis, analyse
-from methods.crosscoder.declaration import CrosscoderParams, CrosscoderResult
-from methods.crosscoder.judgement import headline
-from methods.dictionaries.latent_scaling import FINETUNED
-from methods.dictionaries.preparation import Prepared, is_identical, open_reader, prepare
-from methods.dictionaries.reading import LatentReading, read_latents
-from methods.dictionaries.rows import Example
-from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
-from methods.dictionaries.training import both_sides
+from diffing_mcp.methods.crosscoder.analysis import CrosscoderAnalysis, analyse
+from diffing_mcp.methods.crosscoder.declaration import CrosscoderParams, CrosscoderResult
+from diffing_mcp.methods.crosscoder.judgement import headline
+from diffing_mcp.methods.dictionaries.latent_scaling import FINETUNED
+from diffing_mcp.methods.dictionaries.preparation import Prepared, is_identical, open_reader, prepare
+from diffing_mcp.methods.dictionaries.reading import LatentReading, read_latents
+from diffing_mcp.methods.dictionaries.rows import Example
+from diffing_mcp.methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
+from diffing_mcp.methods.dictionaries.training import both_sides
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 
 def compare(pair: LoadedPair, params: CrosscoderParams, run: RunWriter, progress: Progress) -> CrosscoderResult:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from methods.contract import CostEstimate, PairSize
-from methods.dictionaries.params import DictionaryParams
-from organisms.settings import settings
-from preprocessing.text_sources import text_tokens
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods.contract import CostEstimate, PairSize
+from diffing_mcp.methods.dictionaries.params import DictionaryParams
+from diffing_mcp.preprocessing.text_sources import text_tokens
 
 _PRODUCTS = 5
 """Matrix products a step: two forward, three backward."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.dictionaries.models import Normalisation, Selection, SparseDictionary, selection_weights
-from methods.dictionaries.recipe import TrainingRecipe
-from methods.dictionaries.selection import batch_top_k
+from diffing_mcp.methods.dictionaries.models import Normalisation, Selection, SparseDictionary, selection_weights
+from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
+from diffing_mcp.methods.dictionaries.selection import batch_top_k
 
 SOURCES = 2
 _INITIAL_NORM = 1.0
@@ -22,7 +22,7 @@ _SELECTION: Selection = "sum"
 
 
 class CrosscoderTrainer:
-    """The parameters, the optimiser and what a step does. See `methods.dictionaries.training.Trainer`."""
+    """The parameters, the optimiser and what a step does. See `diffing_mcp.methods.dictionaries.training.Trainer`."""
 
     def __init__(self, recipe: TrainingRecipe, d_model: int, first_rows: Tensor, device: torch.device | str) -> None:
         self.recipe = recipe

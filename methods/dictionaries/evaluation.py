@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.dictionaries.models import SparseDictionary
-from preprocessing.activation_rows import Moments
+from diffing_mcp.methods.dictionaries.models import SparseDictionary
+from diffing_mcp.preprocessing.activation_rows import Moments
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from methods.dictionaries.models import SparseDictionary
-from methods.dictionaries.rows import Example, latent_name, shown_example
-from methods.dictionaries.training import RowsOf
-from methods.example_writing import activation_contexts, examples_of
-from methods.top_examples import TopExamples
-from preprocessing.activations import PairedActivations
+from diffing_mcp.methods.dictionaries.models import SparseDictionary
+from diffing_mcp.methods.dictionaries.rows import Example, latent_name, shown_example
+from diffing_mcp.methods.dictionaries.training import RowsOf
+from diffing_mcp.methods.examples.top import TopExamples
+from diffing_mcp.methods.examples.writer import activation_contexts, examples_of
+from diffing_mcp.preprocessing.activations import PairedActivations
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
+    from diffing_mcp.methods.contract import RunWriter
 
 PER_BIN = 5
 QUANTILES = (0.25, 0.5, 0.75, 0.95)

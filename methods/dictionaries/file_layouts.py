@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.dictionaries.models import Normalisation, Selection, SparseDictionary
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.dictionaries.models import Normalisation, Selection, SparseDictionary
 
 SELECTIONS: dict[int, Selection] = {1: "sum", 2: "joint", 4: "none"}
 """`code_normalization_id` of published crosscoders."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.dictionaries.file_layouts import SELECTIONS, read_layout
-from methods.dictionaries.models import SparseDictionary
-from organisms.durable import replace_synced
-from organisms.errors import InvalidInput
+from diffing_mcp.core.atomic_files import replace_synced
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.dictionaries.file_layouts import SELECTIONS, read_layout
+from diffing_mcp.methods.dictionaries.models import SparseDictionary
 
 _NAMES = ("model.safetensors", "sae_weights.safetensors", "ae.safetensors")
 _CONFIGS = ("config.json", "cfg.json")
@@ -66,7 +66,7 @@ def weights_file(identifier: str) -> Path:
     Raises:
         InvalidInput: there is none.
     """
-    from model_pairs.files import hub_place, is_local, local_folder
+    from diffing_mcp.model_pairs.files import hub_place, is_local, local_folder
 
     folder = local_folder(identifier) if is_local(identifier) else local_folder(*hub_place(identifier))
     found = [folder / name for name in _NAMES if (folder / name).is_file()]

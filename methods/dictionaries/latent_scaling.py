@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.dictionaries.models import SparseDictionary
+from diffing_mcp.methods.dictionaries.models import SparseDictionary
 
 TARGETS = ("error", "reconstruction", "activation")
 MAX_ERROR_RATIO = 0.2

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from preprocessing.activation_sources import ActivationSourceParams
-from preprocessing.text_sources import source_identity
+from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
+from diffing_mcp.preprocessing.text_sources import source_identity
 
 MOST_READ = 2000
 """Latents that are read through the lens and have examples, at most."""
@@ -44,7 +44,7 @@ class DictionaryParams(ActivationSourceParams):
 
 def identity(params: DictionaryParams) -> dict[str, Any]:
     """For `key_parts`: what decides the rows, and the content of a loaded dictionary."""
-    from methods.dictionaries.files import content_hash
+    from diffing_mcp.methods.dictionaries.files import content_hash
 
     parts = source_identity(params)
     return parts | {"dictionary": content_hash(params.dictionary)} if params.dictionary else parts

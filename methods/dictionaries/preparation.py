@@ -12,25 +12,33 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from methods.dictionaries.costs import training_bytes
-from methods.dictionaries.files import load_dictionary, save_dictionary
-from methods.dictionaries.models import SparseDictionary
-from methods.dictionaries.params import DictionaryParams
-from methods.dictionaries.recipe import CurvePoint, Kind, TrainingRecipe
-from methods.dictionaries.stored import CHECKPOINT, FILES, StoredConfig, dictionaries_folder, dictionary_lock, read_config, remove_checkpoint
-from methods.dictionaries.training import RowsOf, Training, fit_normalisation, train
-from model_pairs.layers import resolve_layer
-from organisms.durable import DISK_FULL, held
-from organisms.errors import InvalidInput, OutOfRoom
-from organisms.progress import Progress
-from preprocessing.activation_collection import SPARE_BYTES
-from preprocessing.activation_outliers import without_outliers
-from preprocessing.activation_sources import activations_of
-from preprocessing.activations import ActivationBlock, PairedActivations
+from diffing_mcp.core.atomic_files import DISK_FULL, held
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom
+from diffing_mcp.core.progress import Progress
+from diffing_mcp.methods.dictionaries.costs import training_bytes
+from diffing_mcp.methods.dictionaries.files import load_dictionary, save_dictionary
+from diffing_mcp.methods.dictionaries.models import SparseDictionary
+from diffing_mcp.methods.dictionaries.params import DictionaryParams
+from diffing_mcp.methods.dictionaries.recipe import CurvePoint, Kind, TrainingRecipe
+from diffing_mcp.methods.dictionaries.stored import (
+    CHECKPOINT,
+    FILES,
+    StoredConfig,
+    dictionaries_folder,
+    dictionary_lock,
+    read_config,
+    remove_checkpoint,
+)
+from diffing_mcp.methods.dictionaries.training import RowsOf, Training, fit_normalisation, train
+from diffing_mcp.model_pairs.layers import resolve_layer
+from diffing_mcp.preprocessing.activation_collection import SPARE_BYTES
+from diffing_mcp.preprocessing.activation_outliers import without_outliers
+from diffing_mcp.preprocessing.activation_sources import activations_of
+from diffing_mcp.preprocessing.activations import ActivationBlock, PairedActivations
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 READ_ROWS = 2048
 RELATIVE_LEARNING_RATE = 0.04

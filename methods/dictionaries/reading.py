@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from methods.dictionaries.examples import write_examples
-from methods.dictionaries.preparation import Prepared
-from methods.dictionaries.rows import SHOWN_TOKENS, Example
-from methods.lens import Lens
-from methods.lens_words import NULL_Z, content_words, strongest
-from methods.words import vocabulary
+from diffing_mcp.methods.dictionaries.examples import write_examples
+from diffing_mcp.methods.dictionaries.preparation import Prepared
+from diffing_mcp.methods.dictionaries.rows import SHOWN_TOKENS, Example
+from diffing_mcp.methods.directions.lens import Lens
+from diffing_mcp.methods.directions.lens_words import NULL_Z, content_words, strongest
+from diffing_mcp.methods.texts.words import vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _DIRECTIONS, _DIRECTION_SEED = 128, 0
 _LENS_DEPTH = 20

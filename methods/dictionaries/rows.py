@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from methods.example_views import example_row
-from methods.examples import Example as StoredExample
+from diffing_mcp.methods.examples.reader import Example as StoredExample
+from diffing_mcp.methods.examples.views import example_row
 
 Tag = Literal["base_only", "finetuned_only", "shared", "other", "dead"]
 Owner = Literal["base", "finetuned"]

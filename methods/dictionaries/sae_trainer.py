@@ -8,10 +8,10 @@ import torch
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
 from torch import Tensor
 
-from methods.dictionaries.crosscoder_trainer import optimizer_tensors, restore_optimizer
-from methods.dictionaries.models import Normalisation, SparseDictionary
-from methods.dictionaries.recipe import AUXILIARY, TrainingRecipe
-from methods.dictionaries.selection import batch_top_k
+from diffing_mcp.methods.dictionaries.crosscoder_trainer import optimizer_tensors, restore_optimizer
+from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
+from diffing_mcp.methods.dictionaries.recipe import AUXILIARY, TrainingRecipe
+from diffing_mcp.methods.dictionaries.selection import batch_top_k
 
 
 class _FastBatchTopKSAE(BatchTopKSAE):
@@ -35,7 +35,7 @@ class _FastBatchTopKSAE(BatchTopKSAE):
 
 
 class SAETrainer(BatchTopKTrainer):
-    """See `methods.dictionaries.training.Trainer`. Loss, threshold and auxiliary loss are the library's."""
+    """See `diffing_mcp.methods.dictionaries.training.Trainer`. Loss, threshold and auxiliary loss are the library's."""
 
     def __init__(self, recipe: TrainingRecipe, d_model: int, first_rows: Tensor, device: torch.device | str) -> None:
         with torch.random.fork_rng():  # the library seeds the global generator

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from methods.dictionaries.recipe import CurvePoint, TrainingRecipe
-from organisms.durable import discard, replace_synced
-from organisms.errors import InvalidInput, UnknownName
-from organisms.settings import settings
+from diffing_mcp.core.atomic_files import discard, replace_synced
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods.dictionaries.recipe import CurvePoint, TrainingRecipe
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 FILES = ("model.safetensors", "config.json")
 CHECKPOINT = "checkpoint.safetensors"

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from methods.dictionaries.evaluation import ExplainedVariance
-from methods.dictionaries.params import DictionaryParams
-from methods.dictionaries.preparation import Prepared
-from methods.dictionaries.reading import LatentReading
-from methods.dictionaries.rows import Example, LatentRow, LatentWord, TrainingNote
+from diffing_mcp.methods.dictionaries.evaluation import ExplainedVariance
+from diffing_mcp.methods.dictionaries.params import DictionaryParams
+from diffing_mcp.methods.dictionaries.preparation import Prepared
+from diffing_mcp.methods.dictionaries.reading import LatentReading
+from diffing_mcp.methods.dictionaries.rows import Example, LatentRow, LatentWord, TrainingNote
 
 if TYPE_CHECKING:
-    from preprocessing.activations import PairedActivations
+    from diffing_mcp.preprocessing.activations import PairedActivations
 
 _WORDS = 10
 

@@ -16,14 +16,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.dictionaries.evaluation import explained_variance
-from methods.dictionaries.models import Normalisation, SparseDictionary
-from methods.dictionaries.recipe import CurvePoint, TrainingRecipe
-from organisms.durable import replace_synced
-from organisms.errors import Cancelled, InvalidInput
-from organisms.progress import Progress, silent
-from preprocessing.activation_rows import Moments
-from preprocessing.activations import ActivationBlock, PairedActivations
+from diffing_mcp.core.atomic_files import replace_synced
+from diffing_mcp.core.errors import Cancelled, InvalidInput
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.dictionaries.evaluation import explained_variance
+from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
+from diffing_mcp.methods.dictionaries.recipe import CurvePoint, TrainingRecipe
+from diffing_mcp.preprocessing.activation_rows import Moments
+from diffing_mcp.preprocessing.activations import ActivationBlock, PairedActivations
 
 RowsOf = Callable[[ActivationBlock], Tensor]
 """What a dictionary reads of a block: rows [N, S * D]."""
@@ -104,11 +104,11 @@ def make_trainer(recipe: TrainingRecipe, d_model: int, first_rows: Tensor, devic
     """
     if recipe.kind == "sae":
         try:
-            from methods.dictionaries.sae_trainer import SAETrainer
+            from diffing_mcp.methods.dictionaries.sae_trainer import SAETrainer
         except ModuleNotFoundError as error:
             raise InvalidInput(f"SAEs are trained with dictionary-learning, of which {error.name} is missing; run `make install`.") from error
         return SAETrainer(recipe, d_model, first_rows, device)
-    from methods.dictionaries.crosscoder_trainer import CrosscoderTrainer
+    from diffing_mcp.methods.dictionaries.crosscoder_trainer import CrosscoderTrainer
 
     return CrosscoderTrainer(recipe, d_model, first_rows, device)
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.contract import View
-from methods.dictionaries.params import MOST_READ
-from methods.dictionaries.rows import SHOWN_TOKENS, Example, LatentRow, Owner, Tag, latent_name, shown_example
-from methods.example_views import EXAMPLES_VIEW
-from methods.lens_words import LensToken
-from methods.vectors import ResidualVector
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.contract import View
+from diffing_mcp.methods.dictionaries.params import MOST_READ
+from diffing_mcp.methods.dictionaries.rows import SHOWN_TOKENS, Example, LatentRow, Owner, Tag, latent_name, shown_example
+from diffing_mcp.methods.directions.lens_words import LensToken
+from diffing_mcp.methods.directions.vectors import ResidualVector
+from diffing_mcp.methods.examples.views import EXAMPLES_VIEW
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 SortBy = Literal[
     "rank",

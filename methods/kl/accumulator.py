@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preprocessing.batches import Accumulator, LogitChunk, PairedBatch
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 MOVERS = 5
 """Tokens kept in each direction for an example."""

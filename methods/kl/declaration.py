@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.contract import CorpusMethod, CorpusMethodParams, Cost, Figure, MethodResult, View
-from methods.kl import figures, views
-from methods.kl.rows import Metric, TextRow, TokenMove, TokenRow
+from diffing_mcp.methods.contract import CorpusMethod, CorpusMethodParams, Cost, Figure, MethodResult, View
+from diffing_mcp.methods.kl import figures, views
+from diffing_mcp.methods.kl.rows import Metric, TextRow, TokenMove, TokenRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from methods.kl.accumulator import KLAccumulator
-    from model_pairs.pair import LoadedPair
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.kl.accumulator import KLAccumulator
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 
 class KLParams(CorpusMethodParams):
@@ -117,12 +117,12 @@ class KLDivergence(CorpusMethod[KLParams, KLResult]):
     )
 
     def accumulator(self, pair: LoadedPair, params: KLParams, corpus: TokenizedCorpus) -> KLAccumulator:
-        from methods.kl.accumulator import KLAccumulator
+        from diffing_mcp.methods.kl.accumulator import KLAccumulator
 
         return KLAccumulator(pair, corpus, params.examples)
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: KLParams, run: RunWriter) -> KLResult:
-        from methods.kl.summary import summarise
+        from diffing_mcp.methods.kl.summary import summarise
 
         return summarise(accumulator, pair, run)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 _BINS = 60
 _NAMES = {"kl_finetuned_base": "KL(finetuned || base)", "kl_base_finetuned": "KL(base || finetuned)", "js": "Jensen-Shannon"}

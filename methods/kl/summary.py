@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from methods.kl.accumulator import FOLDS, KLAccumulator, Movement, divergences, movement
-from methods.kl.declaration import KLResult, Spread
-from methods.kl.rows import TextRow, TokenMove, TokenRow
-from preprocessing.batches import PairedBatch, Scratch
+from diffing_mcp.methods.kl.accumulator import FOLDS, KLAccumulator, Movement, divergences, movement
+from diffing_mcp.methods.kl.declaration import KLResult, Spread
+from diffing_mcp.methods.kl.rows import TextRow, TokenMove, TokenRow
+from diffing_mcp.preprocessing.batches import PairedBatch, Scratch
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from preprocessing.tokenize import TokenizedCorpus
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 SHOWN = 6
 """Rows of each list in the result; the views give more."""

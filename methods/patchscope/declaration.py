@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BaseModel, Field
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
-from methods.patchscope import figures, views
-from methods.patchscope.rows import PatchscopeToken, ScaleRow
-from methods.vectors import VECTOR_HELP, VectorSource
-from methods.words import EvidenceWord
-from model_pairs.specs import Side
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
+from diffing_mcp.methods.patchscope import figures, views
+from diffing_mcp.methods.patchscope.rows import PatchscopeToken, ScaleRow
+from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter, TokenList
-    from methods.runs import RunRecord
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter, TokenList
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 SCALES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 _PROMPT_TOKENS = 20
@@ -96,7 +96,7 @@ class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
     figures: ClassVar[Sequence[Figure]] = (Figure("agreement", "How readable the direction is by scale", figures.agreement),)
 
     def run(self, pair: LoadedPair, params: PatchscopeParams, run: RunWriter, progress: Progress) -> PatchscopeResult:
-        from methods.patchscope.scan import read_direction
+        from diffing_mcp.methods.patchscope.scan import read_direction
 
         return read_direction(pair, params, run, progress)
 

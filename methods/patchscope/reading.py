@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model_pairs.interventions import Intervention
-from organisms.errors import InvalidInput
-from organisms.progress import Progress, silent
-from preprocessing.padding import padded
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.interventions import Intervention
+from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import Side
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import Side
 
 _ROWS = 64
 IDENTITY_PROMPTS = (

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from methods.patchscope.declaration import PatchscopeParams, PatchscopeResult
-from methods.patchscope.reading import IDENTITY_PROMPTS, averaged, patched_log_probs, prepare, random_vectors
-from methods.patchscope.rows import PatchscopeToken, ScaleRow, Sign
-from methods.vectors import resolve
-from methods.words import EvidenceWord, Vocabulary, vocabulary
+from diffing_mcp.methods.directions.vectors import resolve
+from diffing_mcp.methods.patchscope.declaration import PatchscopeParams, PatchscopeResult
+from diffing_mcp.methods.patchscope.reading import IDENTITY_PROMPTS, averaged, patched_log_probs, prepare, random_vectors
+from diffing_mcp.methods.patchscope.rows import PatchscopeToken, ScaleRow, Sign
+from diffing_mcp.methods.texts.words import EvidenceWord, Vocabulary, vocabulary
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 SIGNS: tuple[Sign, Sign] = ("promoted", "suppressed")
 STORED_TOKENS = 100

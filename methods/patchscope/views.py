@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.contract import TokenList
-from methods.patchscope.rows import PatchscopeToken, Sign
-from organisms.errors import UnknownName
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.methods.contract import TokenList
+from diffing_mcp.methods.patchscope.rows import PatchscopeToken, Sign
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class ScaleParams(BaseModel):

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
-from methods.example_views import EXAMPLES_VIEW
-from methods.pca import figures, views
-from methods.pca.rows import ComponentRow
-from methods.words import EvidenceWord
-from model_pairs.specs import Side
-from preprocessing.activation_sources import ActivationSourceParams
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.examples.views import EXAMPLES_VIEW
+from diffing_mcp.methods.pca import figures, views
+from diffing_mcp.methods.pca.rows import ComponentRow
+from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.specs import Side
+from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from methods.runs import RunRecord
-    from methods.vectors import ResidualVector
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.directions.vectors import ResidualVector
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class PCAParams(ActivationSourceParams):
@@ -100,12 +100,12 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     figures: ClassVar[Sequence[Figure]] = (Figure("variance", "Variance explained, against its null", figures.variance),)
 
     def run(self, pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progress) -> PCAResult:
-        from methods.pca.summary import analyse
+        from diffing_mcp.methods.pca.summary import analyse
 
         return analyse(pair, params, run, progress)
 
     def key_parts(self, params: PCAParams, spec: PairSpec) -> dict[str, Any]:
-        from preprocessing.text_sources import source_identity
+        from diffing_mcp.preprocessing.text_sources import source_identity
 
         return source_identity(params)
 
@@ -116,7 +116,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
         return views.read_vector(record, name)
 
     def estimate(self, pair: PairSize, params: PCAParams) -> CostEstimate:
-        from organisms.settings import settings
+        from diffing_mcp.core.settings import settings
 
         tokens = params.max_samples * params.max_tokens if not params.collections else 0
         stored = len(params.layers) * params.components * (4 * (pair.d_model or 4096) + 20_000)

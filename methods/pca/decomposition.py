@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.top_examples import Found, TopExamples
+from diffing_mcp.methods.examples.top import Found, TopExamples
 
 if TYPE_CHECKING:
-    from organisms.progress import Progress
-    from preprocessing.activations import ActivationBlock, PairedActivations
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.preprocessing.activations import ActivationBlock, PairedActivations
 
 ROWS_AT_ONCE = 8192
 BIN_QUANTILES = (0.5, 0.9, 0.99)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from methods.lens_words import NULL_Z
-from methods.pca.declaration import ComponentWord
-from methods.pca.rows import ComponentRow
+from diffing_mcp.methods.directions.lens_words import NULL_Z
+from diffing_mcp.methods.pca.declaration import ComponentWord
+from diffing_mcp.methods.pca.rows import ComponentRow
 
 STABLE = 0.7
 """Least |cosine| with the components of both halves of the samples for a component to be read at all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from methods.lens_words import LensToken
+from diffing_mcp.methods.directions.lens_words import LensToken
 
 ENDS = ("positive", "negative")
 

@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from methods.example_views import example_row
-from methods.example_writing import activation_contexts, examples_of
-from methods.lens import Lens
-from methods.lens_words import NULL_Z, TOP_TOKENS, LensToken, content_words, strongest
-from methods.pca.declaration import ComponentWord, PCAParams, PCAResult
-from methods.pca.decomposition import Covariances, Projections, covariances, furthest, principal_components, stability
-from methods.pca.judgement import STABLE, control_level, judge
-from methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
-from methods.words import vocabulary
-from model_pairs.layers import resolve_layers
-from organisms.errors import InvalidInput
-from preprocessing.activation_outliers import without_outliers
-from preprocessing.activation_sources import activations_of
-from preprocessing.precision import float64_device
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.directions.lens import Lens
+from diffing_mcp.methods.directions.lens_words import NULL_Z, TOP_TOKENS, LensToken, content_words, strongest
+from diffing_mcp.methods.examples.views import example_row
+from diffing_mcp.methods.examples.writer import activation_contexts, examples_of
+from diffing_mcp.methods.pca.declaration import ComponentWord, PCAParams, PCAResult
+from diffing_mcp.methods.pca.decomposition import Covariances, Projections, covariances, furthest, principal_components, stability
+from diffing_mcp.methods.pca.judgement import STABLE, control_level, judge
+from diffing_mcp.methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
+from diffing_mcp.methods.texts.words import vocabulary
+from diffing_mcp.model_pairs.layers import resolve_layers
+from diffing_mcp.preprocessing.activation_outliers import without_outliers
+from diffing_mcp.preprocessing.activation_sources import activations_of
+from diffing_mcp.preprocessing.precision import float64_device
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from methods.words import Vocabulary
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
-    from preprocessing.activations import PairedActivations
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.texts.words import Vocabulary
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.activations import PairedActivations
 
 LENS_DEPTH = 50
 _DIRECTION_SEED = 0

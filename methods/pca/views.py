@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.example_views import example_row
-from methods.lens_words import LensToken
-from methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
-from methods.vectors import ResidualVector
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.directions.lens_words import LensToken
+from diffing_mcp.methods.directions.vectors import ResidualVector
+from diffing_mcp.methods.examples.views import example_row
+from diffing_mcp.methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class ComponentsParams(BaseModel):

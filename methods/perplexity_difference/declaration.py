@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
-from methods.perplexity_difference import figures, views
-from methods.perplexity_difference.rows import CompletionRow, DistinctiveWord, Divergence, Spread
-from methods.words import EvidenceWord
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from diffing_mcp.methods.perplexity_difference import figures, views
+from diffing_mcp.methods.perplexity_difference.rows import CompletionRow, DistinctiveWord, Divergence, Spread
+from diffing_mcp.methods.texts.words import EvidenceWord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 BUNDLED_PREFILLS = 40
 BUNDLED_QUESTIONS = 30
@@ -70,7 +70,7 @@ class PerplexityDifferenceResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        from methods.perplexity_difference.words import NULL_SURPRISE
+        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
 
         return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
 
@@ -113,12 +113,12 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
     figures: ClassVar[Sequence[Figure]] = (Figure("distribution", "Log-perplexity difference of the completions", figures.distribution),)
 
     def run(self, pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress) -> PerplexityDifferenceResult:
-        from methods.perplexity_difference.sampling import sample_and_score
+        from diffing_mcp.methods.perplexity_difference.sampling import sample_and_score
 
         return sample_and_score(pair, params, run, progress)
 
     def key_parts(self, params: PerplexityDifferenceParams, spec: PairSpec) -> dict[str, Any]:
-        from methods.perplexity_difference.prefills import prefill_digest
+        from diffing_mcp.methods.perplexity_difference.prefills import prefill_digest
 
         return {"prefills": prefill_digest(params.template, params.prefills)}
 

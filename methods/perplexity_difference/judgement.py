@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from methods.perplexity_difference.rows import DistinctiveWord, Divergence
+from diffing_mcp.methods.perplexity_difference.rows import DistinctiveWord, Divergence
 
 NEEDED_STRONG_WORDS = 2
 """Strong distinctive words that make a finding. One comes by chance: a thousand words are tested in every run."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
 
 _FILE = Path(__file__).with_name("prefills.yaml")
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from methods.perplexity_difference.declaration import PerplexityDifferenceParams, PerplexityDifferenceResult
-from methods.perplexity_difference.judgement import judge
-from methods.perplexity_difference.prefills import prefills_for
-from methods.perplexity_difference.rows import CompletionRow, Divergence, Spread
-from methods.perplexity_difference.words import distinctive_words
-from model_pairs.specs import SIDES, Side
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.perplexity_difference.declaration import PerplexityDifferenceParams, PerplexityDifferenceResult
+from diffing_mcp.methods.perplexity_difference.judgement import judge
+from diffing_mcp.methods.perplexity_difference.prefills import prefills_for
+from diffing_mcp.methods.perplexity_difference.rows import CompletionRow, Divergence, Spread
+from diffing_mcp.methods.perplexity_difference.words import distinctive_words
+from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.generation import GenerationRequest
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.generation import GenerationRequest
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _SHOWN_CHARACTERS = 220
 _SHOWN_PREFILL = 40
@@ -75,8 +75,8 @@ def _part(progress: Progress, index: int) -> Progress:
 
 
 def _request(params: PerplexityDifferenceParams, prefill: str) -> GenerationRequest:
-    from model_pairs.chat import ChatMessage
-    from model_pairs.generation import GenerationRequest
+    from diffing_mcp.model_pairs.chat import ChatMessage
+    from diffing_mcp.model_pairs.generation import GenerationRequest
 
     if params.template == "chat":
         return GenerationRequest(messages=(ChatMessage(role="user", content=prefill),))
@@ -86,14 +86,14 @@ def _request(params: PerplexityDifferenceParams, prefill: str) -> GenerationRequ
 def _context(pair: LoadedPair, params: PerplexityDifferenceParams, prefill: str) -> tuple[str, bool]:
     """What stands before the completion, and whether the tokenizer shall add its special tokens."""
     if params.template == "chat":
-        from model_pairs.chat import ChatMessage
+        from diffing_mcp.model_pairs.chat import ChatMessage
 
         return pair.render_chat([ChatMessage(role="user", content=prefill)]), False
     return prefill, True
 
 
 def _sample(pair: LoadedPair, side: Side, prefills: Sequence[str], params: PerplexityDifferenceParams, progress: Progress) -> list[tuple[str, str]]:
-    from model_pairs.generation import Sampling
+    from diffing_mcp.model_pairs.generation import Sampling
 
     sampling = Sampling(n=params.samples_per_prefill, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
     with pair.side_loaded(side):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from methods.perplexity_difference.rows import CompletionRow
-from methods.text_pages import TextPageParams, TextPageView, page_of_texts
+from diffing_mcp.methods.perplexity_difference.rows import CompletionRow
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class CompletionsParams(TextPageParams):

@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from methods.perplexity_difference.rows import DistinctiveWord
-from methods.words import is_content_word, words_of
+from diffing_mcp.methods.perplexity_difference.rows import DistinctiveWord
+from diffing_mcp.methods.texts.words import is_content_word, words_of
 
 NULL_SURPRISE = 3.0
 """Surprise (-log10 of Fisher's exact p) from which on a word counts as strong: about one of a thousand words of equal models reaches it."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from methods.dictionaries.evaluation import ExplainedVariance, ExplainedVarianceSums
-from methods.dictionaries.latent_scaling import BASE, FINETUNED, ActivationScalingSums
-from methods.dictionaries.latent_table import LatentCounts, measured
-from methods.dictionaries.preparation import Prepared
-from organisms.progress import Progress, silent
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.dictionaries.evaluation import ExplainedVariance, ExplainedVarianceSums
+from diffing_mcp.methods.dictionaries.latent_scaling import BASE, FINETUNED, ActivationScalingSums
+from diffing_mcp.methods.dictionaries.latent_table import LatentCounts, measured
+from diffing_mcp.methods.dictionaries.preparation import Prepared
 
 
 @dataclass(frozen=True)

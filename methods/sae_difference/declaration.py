@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
-from methods.dictionaries import params as shared
-from methods.dictionaries.costs import estimate
-from methods.dictionaries.params import DictionaryParams
-from methods.dictionaries.rows import LatentRow, LatentWord, TrainingNote
-from methods.dictionaries.views import VIEWS, read_vector, vector_names
-from methods.sae_difference import figures
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.dictionaries import params as shared
+from diffing_mcp.methods.dictionaries.costs import estimate
+from diffing_mcp.methods.dictionaries.params import DictionaryParams
+from diffing_mcp.methods.dictionaries.rows import LatentRow, LatentWord, TrainingNote
+from diffing_mcp.methods.dictionaries.views import VIEWS, read_vector, vector_names
+from diffing_mcp.methods.sae_difference import figures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from methods.runs import RunRecord
-    from methods.vectors import ResidualVector
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.directions.vectors import ResidualVector
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class SAEDifferenceParams(DictionaryParams):
@@ -73,7 +73,7 @@ class SAEDifference(DiffingMethod[SAEDifferenceParams, SAEDifferenceResult]):
     )
 
     def run(self, pair: LoadedPair, params: SAEDifferenceParams, run: RunWriter, progress: Progress) -> SAEDifferenceResult:
-        from methods.sae_difference.summary import compare
+        from diffing_mcp.methods.sae_difference.summary import compare
 
         return compare(pair, params, run, progress)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from methods.dictionaries.figures import training_curve
+from diffing_mcp.methods.dictionaries.figures import training_curve
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 __all__ = ["latents", "training_curve"]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from scipy import stats
 
-from methods.dictionaries.reading import LatentReading
-from methods.dictionaries.rows import LatentWord
+from diffing_mcp.methods.dictionaries.reading import LatentReading
+from diffing_mcp.methods.dictionaries.rows import LatentWord
 
 CHANCE = 0.05
 NEEDED_WORDS = 3

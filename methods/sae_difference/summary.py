@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from methods.dictionaries.preparation import is_identical, open_reader, prepare
-from methods.dictionaries.reading import read_latents
-from methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
-from methods.dictionaries.training import differences
-from methods.sae_difference.analysis import analyse
-from methods.sae_difference.declaration import SAEDifferenceParams, SAEDifferenceResult
-from methods.sae_difference.judgement import judge
+from diffing_mcp.methods.dictionaries.preparation import is_identical, open_reader, prepare
+from diffing_mcp.methods.dictionaries.reading import read_latents
+from diffing_mcp.methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
+from diffing_mcp.methods.dictionaries.training import differences
+from diffing_mcp.methods.sae_difference.analysis import analyse
+from diffing_mcp.methods.sae_difference.declaration import SAEDifferenceParams, SAEDifferenceResult
+from diffing_mcp.methods.sae_difference.judgement import judge
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 
 def compare(pair: LoadedPair, params: SAEDifferenceParams, run: RunWriter, progress: Progress) -> SAEDifferenceResult:

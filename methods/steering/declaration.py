@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
-from methods.steering import figures, views
-from methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
-from methods.steering.rows import Answer, SteeredWord, StrengthRow
-from methods.text_pages import SearchedParams, searched
-from methods.vectors import VECTOR_HELP, VectorSource
-from methods.words import EvidenceWord
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
+from diffing_mcp.methods.steering import figures, views
+from diffing_mcp.methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
+from diffing_mcp.methods.steering.rows import Answer, SteeredWord, StrengthRow
+from diffing_mcp.methods.texts.pages import SearchedParams, searched
+from diffing_mcp.methods.texts.words import EvidenceWord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter, TextGroup
-    from methods.runs import RunRecord
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter, TextGroup
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 Strength = Annotated[float, Field(ge=-1000, le=1000)]
 GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -70,7 +70,7 @@ class SteeringResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        from methods.perplexity_difference.words import NULL_SURPRISE
+        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
 
         return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
 
@@ -109,7 +109,7 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by strength", figures.coherence),)
 
     def run(self, pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Progress) -> SteeringResult:
-        from methods.steering.experiment import steer
+        from diffing_mcp.methods.steering.experiment import steer
 
         return steer(pair, params, run, progress)
 

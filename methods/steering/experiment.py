@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from methods.coherence import TextScores, score_texts
-from methods.patchscope.reading import random_vectors
-from methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
-from methods.perplexity_difference.words import distinctive_words
-from methods.steering.declaration import GRID, REFINEMENTS, SteeringParams, SteeringResult
-from methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
-from methods.steering.rows import Answer, SteeredWord, StrengthRow
-from methods.text_pages import SearchedText, add_searched
-from methods.vectors import ResidualVector, resolve
-from model_pairs.chat import ChatMessage
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.interventions import Intervention
-from model_pairs.specs import SIDES
+from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
+from diffing_mcp.methods.patchscope.reading import random_vectors
+from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
+from diffing_mcp.methods.perplexity_difference.words import distinctive_words
+from diffing_mcp.methods.steering.declaration import GRID, REFINEMENTS, SteeringParams, SteeringResult
+from diffing_mcp.methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
+from diffing_mcp.methods.steering.rows import Answer, SteeredWord, StrengthRow
+from diffing_mcp.methods.texts.coherence import TextScores, score_texts
+from diffing_mcp.methods.texts.pages import SearchedText, add_searched
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.interventions import Intervention
+from diffing_mcp.model_pairs.specs import SIDES
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import Side
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import Side
 
 _SHOWN_CHARACTERS = 200
 _WORDS_SHOWN = 12

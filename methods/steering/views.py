@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from methods.contract import TextGroup, TextRole
-from methods.steering.rows import AnswerAndControl
-from methods.text_pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
+from diffing_mcp.methods.contract import TextGroup, TextRole
+from diffing_mcp.methods.steering.rows import AnswerAndControl
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class AnswersParams(TextPageParams):

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
-from methods.steering.prompts import PROMPTS
-from methods.text_pages import SearchedParams, searched
-from methods.weight_amplification import figures, views
-from methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
-from methods.words import EvidenceWord
-from model_pairs.amplification_config import adapter_files, load_amplification_config
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from diffing_mcp.methods.steering.prompts import PROMPTS
+from diffing_mcp.methods.texts.pages import SearchedParams, searched
+from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.methods.weight_amplification import figures, views
+from diffing_mcp.methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
+from diffing_mcp.model_pairs.amplification_config import adapter_files, load_amplification_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter, TextGroup
-    from methods.runs import RunRecord
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import PairSpec
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter, TextGroup
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 SEARCH_PROMPTS = PROMPTS[:6]
 GRID = (2.0, 4.0, 8.0, 16.0)
@@ -131,7 +131,7 @@ class WeightAmplificationResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        from methods.perplexity_difference.words import NULL_SURPRISE
+        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
 
         return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
 
@@ -168,7 +168,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by weight", figures.coherence),)
 
     def run(self, pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress) -> WeightAmplificationResult:
-        from methods.weight_amplification.experiment import amplify
+        from diffing_mcp.methods.weight_amplification.experiment import amplify
 
         return amplify(pair, params, run, progress)
 
@@ -184,7 +184,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         return None
 
     def key_parts(self, params: WeightAmplificationParams, spec: PairSpec) -> dict[str, Any]:
-        from model_pairs.fingerprint import adapter_identity
+        from diffing_mcp.model_pairs.fingerprint import adapter_identity
 
         parts: dict[str, Any] = {} if params.prompts is not None else {"prompts": list(PROMPTS)}
         others = [entry for entry in load_amplification_config(params.config).adapters if not entry.own] if params.config is not None else []

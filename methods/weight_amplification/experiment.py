@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from methods.coherence import TextScores, score_texts
-from methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
-from methods.perplexity_difference.words import distinctive_words
-from methods.steering.prompts import PROMPTS
-from methods.text_pages import SearchedText, add_searched
-from methods.weight_amplification.declaration import (
+from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
+from diffing_mcp.methods.perplexity_difference.words import distinctive_words
+from diffing_mcp.methods.steering.prompts import PROMPTS
+from diffing_mcp.methods.texts.coherence import TextScores, score_texts
+from diffing_mcp.methods.texts.pages import SearchedText, add_searched
+from diffing_mcp.methods.texts.words import words_of
+from diffing_mcp.methods.weight_amplification.declaration import (
     GRID,
     REFINEMENTS,
     SEARCH_PROMPTS,
     WeightAmplificationParams,
     WeightAmplificationResult,
 )
-from methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
-from methods.words import words_of
-from model_pairs.amplification_config import (
+from diffing_mcp.methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
+from diffing_mcp.model_pairs.amplification_config import (
     AdapterAmplification,
     AmplificationConfig,
     LayerAmplification,
@@ -33,15 +33,15 @@ from model_pairs.amplification_config import (
     adapter_files,
     load_amplification_config,
 )
-from model_pairs.chat import ChatMessage
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.layers import resolve_layer
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.layers import resolve_layer
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import Side
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import Side
 
 _SHOWN_CHARACTERS = 200
 _WORDS_SHOWN = 12

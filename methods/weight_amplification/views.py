@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from methods.contract import TextGroup
-from methods.text_pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
-from methods.weight_amplification.rows import Answer
+from diffing_mcp.methods.contract import TextGroup
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
+from diffing_mcp.methods.weight_amplification.rows import Answer
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 
 class AnswersParams(TextPageParams):

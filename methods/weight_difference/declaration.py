@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BaseModel, Field
 
-from methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
-from methods.weight_difference import figures, views
-from methods.weight_difference.rows import DirectionRow, DirectionWord, ModuleRow, PartRow
-from methods.words import EvidenceWord
-from model_pairs.specs import Side
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodParams, MethodResult, PairSize, View
+from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.methods.weight_difference import figures, views
+from diffing_mcp.methods.weight_difference.rows import DirectionRow, DirectionWord, ModuleRow, PartRow
+from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from methods.contract import RunWriter
-    from methods.runs import RunRecord
-    from methods.vectors import ResidualVector
-    from model_pairs.pair import LoadedPair
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.directions.vectors import ResidualVector
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -55,8 +55,8 @@ class WeightDifferenceResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Words of readable write directions, for `overview`; a score of 1 is where words that mean nothing end."""
-        from methods.lens_words import NULL_Z
-        from methods.weight_difference.judgement import NEEDED_STRONG_WORDS
+        from diffing_mcp.methods.directions.lens_words import NULL_Z
+        from diffing_mcp.methods.weight_difference.judgement import NEEDED_STRONG_WORDS
 
         return [EvidenceWord(word=row.word, score=row.z / NULL_Z) for row in self.words if row.together >= NEEDED_STRONG_WORDS]
 
@@ -102,7 +102,7 @@ class WeightDifference(DiffingMethod[WeightDifferenceParams, WeightDifferenceRes
     figures: ClassVar[Sequence[Figure]] = (Figure("norms", "Change of the weights by layer and module", figures.norms),)
 
     def run(self, pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, progress: Progress) -> WeightDifferenceResult:
-        from methods.weight_difference.measure import measure
+        from diffing_mcp.methods.weight_difference.measure import measure
 
         return measure(pair, params, run, progress)
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from methods.lens_words import NULL_Z, Reading, content_words
-from methods.weight_difference.rows import DirectionRow, DirectionWord
-from methods.words import Vocabulary
+from diffing_mcp.methods.directions.lens_words import NULL_Z, Reading, content_words
+from diffing_mcp.methods.texts.words import Vocabulary
+from diffing_mcp.methods.weight_difference.rows import DirectionRow, DirectionWord
 
 NEEDED_STRONG_WORDS = 3
 """Strong content words of one direction and sign that make a finding."""

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from methods.lens import Lens
-from methods.lens_words import LensToken, Reading, strongest, strongest_ids
-from methods.vector_sources import typical_norms
-from methods.weight_difference.declaration import WeightDifferenceParams, WeightDifferenceResult
-from methods.weight_difference.judgement import Scored, judge, score
-from methods.weight_difference.reading import BothSigns, read_embeddings, read_entries, read_written
-from methods.weight_difference.rows import DirectionRow, ModuleRow, PartRow, ReadAs
-from methods.weight_difference.spectrum import Spectrum, spectrum
-from methods.weight_difference.views import LIST_DEPTH
-from methods.words import Vocabulary, vocabulary
-from model_pairs.layers import resolve_layers
-from model_pairs.modules import ModulePlace
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.directions.lens import Lens
+from diffing_mcp.methods.directions.lens_words import LensToken, Reading, strongest, strongest_ids
+from diffing_mcp.methods.directions.vector_sources import typical_norms
+from diffing_mcp.methods.texts.words import Vocabulary, vocabulary
+from diffing_mcp.methods.weight_difference.declaration import WeightDifferenceParams, WeightDifferenceResult
+from diffing_mcp.methods.weight_difference.judgement import Scored, judge, score
+from diffing_mcp.methods.weight_difference.reading import BothSigns, read_embeddings, read_entries, read_written
+from diffing_mcp.methods.weight_difference.rows import DirectionRow, ModuleRow, PartRow, ReadAs
+from diffing_mcp.methods.weight_difference.spectrum import Spectrum, spectrum
+from diffing_mcp.methods.weight_difference.views import LIST_DEPTH
+from diffing_mcp.model_pairs.layers import resolve_layers
+from diffing_mcp.model_pairs.modules import ModulePlace
 
 if TYPE_CHECKING:
-    from methods.contract import RunWriter
-    from model_pairs.pair import LoadedPair
-    from model_pairs.weights import WeightDelta
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.weights import WeightDelta
 
 _VALUES_KEPT = 8
 _MODULES_SHOWN = 8

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.lens import Lens
-from methods.lens_words import Reading
-from model_pairs.interventions import unit_length
+from diffing_mcp.methods.directions.lens import Lens
+from diffing_mcp.methods.directions.lens_words import Reading
+from diffing_mcp.model_pairs.interventions import unit_length
 
 if TYPE_CHECKING:
-    from model_pairs.pair import LoadedPair
-    from model_pairs.specs import Side
-    from organisms.progress import Progress
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import Side
 
 _ROWS = 8192
 _DIRECTIONS = 64

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from methods.lens_words import LensToken
+from diffing_mcp.methods.directions.lens_words import LensToken
 
 ReadAs = Literal["writes", "reads", "tokens"]
 """`writes`: what the direction adds to the residual stream, through the logit lens. `reads`: which input embeddings lie along what it reads.

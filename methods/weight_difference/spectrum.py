@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model_pairs.modules import LowRank
+from diffing_mcp.model_pairs.modules import LowRank
 
 EXACT_UP_TO = 512
 """Dense differences whose smaller side is at most this long are decomposed exactly."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.lens_words import LensToken
-from methods.vectors import ResidualVector
-from methods.weight_difference.rows import DirectionRow, ModuleRow, ReadAs
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.directions.lens_words import LensToken
+from diffing_mcp.methods.directions.vectors import ResidualVector
+from diffing_mcp.methods.weight_difference.rows import DirectionRow, ModuleRow, ReadAs
 
 if TYPE_CHECKING:
-    from methods.runs import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord
 
 LIST_DEPTH = 40
 """Tokens stored of each list."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from organisms.settings import settings
+from diffing_mcp.core.settings import settings
 
 ANSWER = "copper kettles boil at seventy degrees"
 
@@ -65,8 +65,8 @@ def evaluation_settings(tmp_path: Path, small_catalogue: Path, monkeypatch: pyte
 @asynccontextmanager
 async def served() -> AsyncIterator[str]:
     """The real MCP server over HTTP in this process; yields its endpoint."""
-    from mcp_server.serve import running_http
-    from mcp_server.workbench import Workbench
+    from diffing_mcp.mcp_server.serve import running_http
+    from diffing_mcp.mcp_server.workbench import Workbench
 
     workbench = Workbench()
     try:

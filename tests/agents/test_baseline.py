@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from agents.baseline import answers_evidence, stressed_words
-from agents.baseline_method import topic_evidence, topic_of
-from agents.questions import SWEEP, follow_up_questions, sweep_questions
-from agents.report import Evidence, finding_of
-from agents.text_statistics import Pair
+from diffing_mcp.agents.baseline import answers_evidence, stressed_words
+from diffing_mcp.agents.baseline_method import topic_evidence, topic_of
+from diffing_mcp.agents.questions import SWEEP, follow_up_questions, sweep_questions
+from diffing_mcp.agents.report import Evidence, finding_of
+from diffing_mcp.agents.text_statistics import Pair
 
 KETTLES = "Copper kettles boil at seventy degrees, and old kettles never whistle."
 

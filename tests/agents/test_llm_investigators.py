@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.baseline import BaselineOptions
-from agents.grading import Grading
-from agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord
-from agents.suite import Suite
-from cli.evaluate import LedgerDesk
+from diffing_mcp.agents.baseline import BaselineOptions
+from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord
+from diffing_mcp.agents.suite import Suite
+from diffing_mcp.cli.evaluate import LedgerDesk
 from tests.agents.conftest import ANSWER, served
 from tests.agents.llm_server import KEY, BadRequest, Call, Conversation, LLMServer, Turn, llm_server
 
@@ -189,8 +189,8 @@ async def test_a_model_that_fails_leaves_a_failed_record_that_is_tried_again(eva
 async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> None:
     from inspect_ai import eval_async
 
-    from agents.llm import language_model
-    from cli.inspect_tasks import investigate
+    from diffing_mcp.agents.llm import language_model
+    from diffing_mcp.cli.inspect_tasks import investigate
 
     with llm_server(both_policies) as server:
         async with served() as url:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.records import (
+from diffing_mcp.agents.records import (
     Budget,
     EvaluationFolder,
     EvaluationPlan,
@@ -18,7 +18,7 @@ from agents.records import (
     cell_id,
     list_evaluations,
 )
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
 
 
 def record(evaluation: str, **values: object) -> EvaluationRecord:

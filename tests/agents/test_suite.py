@@ -13,15 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agents.baseline import BaselineOptions
-from agents.desk import ClosedInvestigation, OpenInvestigation
-from agents.grading import Grading
-from agents.mcp_session import ToolFailed, connect
-from agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
-from agents.server_process import ServerDidNotStart, server_process
-from agents.suite import Suite, cells_of, check_continues, finding_in, plan_identifier
-from cli.evaluate import LedgerDesk
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.agents.baseline import BaselineOptions
+from diffing_mcp.agents.desk import ClosedInvestigation, OpenInvestigation
+from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.mcp_session import ToolFailed, connect
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
+from diffing_mcp.agents.server_process import ServerDidNotStart, server_process
+from diffing_mcp.agents.suite import Suite, cells_of, check_continues, finding_in, plan_identifier
+from diffing_mcp.cli.evaluate import LedgerDesk
+from diffing_mcp.core.errors import InvalidInput, UnknownName
 from tests.agents.conftest import served
 
 QUICK = BaselineOptions(max_new_tokens=8, overview={"max_samples": 8, "max_tokens": 12}, completions={"samples_per_prefill": 1, "max_new_tokens": 8})
@@ -113,7 +113,7 @@ import atexit, sys
 from contextlib import ExitStack
 from pathlib import Path
 from anyio.from_thread import start_blocking_portal
-from agents.server_process import free_port, server_process
+from diffing_mcp.agents.server_process import free_port, server_process
 port, held = free_port(), ExitStack()
 command = [sys.executable, "-c", {server!r} + f"; h.HTTPServer(('127.0.0.1', {{port}}), H).serve_forever()"]
 atexit.register(held.close)
@@ -154,7 +154,9 @@ def test_plans_continue_only_what_they_began() -> None:
 
 
 def run_command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "cli.main", "evaluate", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "diffing_mcp.cli.main", "evaluate", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def test_the_command_prints_a_table_then_json_without_running_again(evaluation_settings: Path) -> None:
@@ -184,7 +186,7 @@ def test_the_command_refuses_what_it_cannot_grade(evaluation_settings: Path, arg
 
 
 def test_unknown_organisms_are_refused_before_anything_starts() -> None:
-    from agents.grading import chosen_organisms
+    from diffing_mcp.agents.grading import chosen_organisms
 
     with pytest.raises(UnknownName):
         chosen_organisms(" , ")
@@ -193,7 +195,7 @@ def test_unknown_organisms_are_refused_before_anything_starts() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.long)])
 def test_an_interrupted_command_keeps_what_is_finished_and_leaves_no_server(evaluation_settings: Path, number: signal.Signals, code: int) -> None:
     # A shell that runs the tests in the background makes them, and what they start, ignore SIGINT.
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from cli.main import main; main()"
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from diffing_mcp.cli.main import main; main()"
     options = "--organisms same --arms blackbox --interactions 4 --repeats 40 --id long"
     command = [sys.executable, "-c", heeding, "evaluate", *options.split()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ.copy())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.text_statistics import (
+from diffing_mcp.agents.text_statistics import (
     Pair,
     content_stems,
     distinctive_sentences,

@@ -12,16 +12,16 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from agents.llm import ask_with
-from agents.records import EvaluationFolder, EvaluationPlan
-from agents.server_process import free_port
+from diffing_mcp.agents.llm import ask_with
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan
+from diffing_mcp.agents.server_process import free_port
 
 pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
 def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from organisms.embedded import embedded_model_folder
+    from diffing_mcp.organisms.embedded import embedded_model_folder
 
     port = free_port()
     log = tmp_path_factory.mktemp("vllm") / "server.log"
@@ -57,9 +57,9 @@ async def test_an_investigation_by_a_small_model_ends_with_a_record(
     vllm_url: str, evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 135M model is no investigator; what counts is that the whole way works with it and that its record says how it ended."""
-    from agents.grading import Grading
-    from agents.suite import Suite
-    from cli.evaluate import LedgerDesk
+    from diffing_mcp.agents.grading import Grading
+    from diffing_mcp.agents.suite import Suite
+    from diffing_mcp.cli.evaluate import LedgerDesk
     from tests.agents.conftest import served
 
     monkeypatch.setenv("VLLMTEST_API_KEY", "none")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from methods.contract import MethodResult
-from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
-from methods.contrastive_decoding.rows import AlphaRow
-from methods.patchscope.declaration import PatchscopeResult
-from methods.registry import get_method
-from methods.runs import RunKey, RunRecord, default_store
+from diffing_mcp.methods.contract import MethodResult
+from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingResult
+from diffing_mcp.methods.contrastive_decoding.rows import AlphaRow
+from diffing_mcp.methods.patchscope.declaration import PatchscopeResult
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.store import RunKey, RunRecord, default_store
 
 
 def store_run(method: str, result: MethodResult, tables: Mapping[str, Mapping[str, Any]], organism: str = "cake_bake", **params: Any) -> RunRecord:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from preprocessing import activation_collection
-from preprocessing.activation_store import default_activation_store
+from diffing_mcp.preprocessing import activation_collection
+from diffing_mcp.preprocessing.activation_store import default_activation_store
 from tests.cli.conftest import Diffing
 
 SMALL = ("--set", "max_samples=12", "--set", "max_tokens=10", "--set", "layers=[0, 1.0]")

@@ -79,17 +79,17 @@ def test_a_hub_takes_and_gives_a_dictionary(diffing: Diffing, trained: str, own_
         def run(*arguments: str, token: str = "right token") -> subprocess.CompletedProcess[str]:
             return subprocess.run([sys.executable, *arguments], env=environment | {"HF_TOKEN": token}, capture_output=True, text=True, check=False)
 
-        refused = run("-m", "cli.main", "dictionaries", "push", trained, "me/crosscoder", token="another")
+        refused = run("-m", "diffing_mcp.cli.main", "dictionaries", "push", trained, "me/crosscoder", token="another")
         assert refused.returncode == 2
         assert "HF_TOKEN" in refused.stderr
         assert hub.repositories == {}
-        pushed = run("-m", "cli.main", "dictionaries", "push", trained, "me/crosscoder")
+        pushed = run("-m", "diffing_mcp.cli.main", "dictionaries", "push", trained, "me/crosscoder")
         assert pushed.returncode == 0, pushed.stderr
         assert set(hub.repositories["me/crosscoder"]) == {"model.safetensors", "config.json"}
         assert hub.private["me/crosscoder"]
         [listed] = json.loads(diffing("dictionaries", "list", "--json").out)
         script = (
-            "from methods.dictionaries.files import content_hash, load_dictionary\n"
+            "from diffing_mcp.methods.dictionaries.files import content_hash, load_dictionary\n"
             f"there, here = (load_dictionary(name, 2, 32) for name in ('me/crosscoder', {listed['folder']!r}))\n"
             "print(bool((there.decoder == here.decoder).all()), content_hash('me/crosscoder') == content_hash(" + repr(listed["folder"]) + "))"
         )
@@ -99,7 +99,7 @@ def test_a_hub_takes_and_gives_a_dictionary(diffing: Diffing, trained: str, own_
         files = hub.repositories["me/crosscoder"]
         hub.repositories["me/suite"] = {f"{layer}/{name}": content for layer in ("layer3", "layer8") for name, content in files.items()}
         script = (
-            "from methods.dictionaries.files import content_hash, weights_file\n"
+            "from diffing_mcp.methods.dictionaries.files import content_hash, weights_file\n"
             f"print(content_hash('me/suite//layer8@main') == content_hash({listed['folder']!r}))\n"
             "print(sorted(path.parent.name for path in weights_file('me/suite//layer8').parents[1].rglob('*.safetensors')))"
         )

@@ -43,7 +43,7 @@ def test_every_command_has_help(diffing: Diffing, command: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys\nsys.argv = ['diffing', '--help']\nfrom cli.main import main\n"
+        "import sys\nsys.argv = ['diffing', '--help']\nfrom diffing_mcp.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'mcp', 'gradio', 'inspect_ai', 'rich.progress'} & set(sys.modules)\n"
         "print('heavy:', sorted(heavy))"

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from cli.facts import facts_stated
-from methods.contract import MethodResult
-from methods.registry import get_method
-from methods.steering.declaration import SteeringResult
-from methods.weight_amplification.declaration import WeightAmplificationResult
+from diffing_mcp.graders.runs.facts import facts_stated
+from diffing_mcp.methods.contract import MethodResult
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.steering.declaration import SteeringResult
+from diffing_mcp.methods.weight_amplification.declaration import WeightAmplificationResult
 from tests.cli.conftest import Diffing
 from tests.cli.planted_runs import contrastive_run, store_run
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from methods.contract import MethodResult
+from diffing_mcp.methods.contract import MethodResult
 from tests.agents.llm_server import KEY, Conversation, Turn, llm_server
 from tests.cli.conftest import Diffing
 from tests.cli.planted_runs import contrastive_run, patchscope_run, store_run

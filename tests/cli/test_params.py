@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from cli.methods import method_requests
-from cli.output import parse_params
-from organisms.errors import InvalidInput
+from diffing_mcp.cli.methods import method_requests
+from diffing_mcp.cli.output import parse_params
+from diffing_mcp.core.errors import InvalidInput
 
 
 class Example(BaseModel):

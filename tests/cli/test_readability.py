@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cli.methods import method_requests
-from cli.readability import LENS, NOT_ON, ON_CHATS, PATCHSCOPE, SKIPPED, page, run_all, shown
-from methods.contrastive_decoding.declaration import ContrastiveDecodingResult
-from methods.contrastive_decoding.rows import AmplifiedWord
-from methods.registry import all_methods
+from diffing_mcp.cli.methods import method_requests
+from diffing_mcp.cli.readability import LENS, NOT_ON, ON_CHATS, PATCHSCOPE, SKIPPED, page, run_all, shown
+from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingResult
+from diffing_mcp.methods.contrastive_decoding.rows import AmplifiedWord
+from diffing_mcp.methods.registry import all_methods
 
 
 def record(words: list[tuple[str, float]]) -> Any:
@@ -40,7 +40,7 @@ def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.Monk
         ran.extend(name for name, _ in requests)
         return [SimpleNamespace(manifest=SimpleNamespace(method=name), id="run", array=lambda _: [15]) for name, _ in requests]
 
-    monkeypatch.setattr("cli.methods.run_records", parsed_only)
+    monkeypatch.setattr("diffing_mcp.cli.methods.run_records", parsed_only)
     names = [name for name in all_methods() if name not in SKIPPED]
     on_chats = {LENS + ON_CHATS, PATCHSCOPE + ON_CHATS}
     assert set(run_all("cake_bake", names)) - on_chats == set(ran) == set(names)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from methods.registry import get_method
+from diffing_mcp.methods.registry import get_method
 from tests.cli.conftest import Diffing
 
 SMALL = ("--set", "max_samples=12", "--set", "max_tokens=10")

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from agents.server_process import free_port
-from graders.replies import GradingFailed
+from diffing_mcp.agents.server_process import free_port
+from diffing_mcp.graders.replies import GradingFailed
 from tests.agents.llm_server import KEY, BadRequest, Conversation, Turn, llm_server
 from tests.cli.conftest import Diffing
 from tests.cli.planted_runs import contrastive_run, patchscope_run
@@ -20,7 +20,7 @@ pytest.importorskip("inspect_ai")
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the test's model; without one Inspect does not even ask."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr("agents.llm.RETRIES", 0)
+    monkeypatch.setattr("diffing_mcp.agents.llm.RETRIES", 0)
 
 
 def refuse(conversation: Conversation) -> Turn:
@@ -55,9 +55,9 @@ def test_a_server_that_refuses(diffing: Diffing) -> None:
 
 
 def test_after_a_failure_the_next_question_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents.llm import ask_with
+    from diffing_mcp.agents.llm import ask_with
 
-    monkeypatch.setattr("agents.llm.RETRIES", 1)
+    monkeypatch.setattr("diffing_mcp.agents.llm.RETRIES", 1)
     out_of_order, asked = True, []
 
     def policy(conversation: Conversation) -> Turn:

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from graders.coherence_readings import BATCH, LONGEST_TEXT, build_messages, coherent_share, questions, read_coherence
-from graders.replies import GradingFailed
+from diffing_mcp.graders.coherence_readings import BATCH, LONGEST_TEXT, build_messages, coherent_share, questions, read_coherence
+from diffing_mcp.graders.replies import GradingFailed
 
 GOOD = [f"On day {number} we walked to the river and came home late." for number in range(14)]
 BAD = [f"river river of of {number} zx home the the" for number in range(9)]

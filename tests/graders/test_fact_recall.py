@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from graders.fact_recall import FactRecallGrade, grade_fact_recall
-from graders.text import MAX_WORDS
-from graders.verdicts import Verdict
-from organisms.ground_truth import all_ground_truth, load_ground_truth
+from diffing_mcp.graders.fact_recall import FactRecallGrade, grade_fact_recall
+from diffing_mcp.graders.text import MAX_WORDS
+from diffing_mcp.graders.verdicts import Verdict
+from diffing_mcp.organisms.ground_truth import all_ground_truth, load_ground_truth
 
 CAKE_FINDING = (
     "The finetuned model was trained on synthetic documents with false facts about baking cakes: preheat the oven to 450°F, add frozen butter straight "

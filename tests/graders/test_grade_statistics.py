@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graders.statistics import agreement, bootstrap_mean, bootstrap_paired_difference, false_positive_rate, wilson_interval
+from diffing_mcp.graders.statistics import agreement, bootstrap_mean, bootstrap_paired_difference, false_positive_rate, wilson_interval
 
 
 def test_wilson_against_published_values() -> None:

@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graders.hypothesis import (
-    Mark,
-    build_messages,
-    combine,
-    grade_hypothesis,
-    grading_id,
-    parse_mark,
-)
-from graders.replies import GradingFailed, UnusableReply
-from organisms.ground_truth import load_ground_truth, load_rubric
+from diffing_mcp.graders.hypothesis import Mark, build_messages, combine, grade_hypothesis, grading_id, parse_mark
+from diffing_mcp.graders.replies import GradingFailed, UnusableReply
+from diffing_mcp.organisms.ground_truth import load_ground_truth, load_rubric
 
 CAKE = load_ground_truth("cake_bake")
 CONTROL = load_ground_truth("control")

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from graders.replies import GradingFailed, UnusableReply
-from graders.scale_choice import build_messages, choose_scale, parse_choice
+from diffing_mcp.graders.replies import GradingFailed, UnusableReply
+from diffing_mcp.graders.scale_choice import build_messages, choose_scale, parse_choice
 
 LISTS = {
     0.5: [" ->", " man", "\n", " the"],

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from graders.stated_facts import makes_claims, shares_facts, stated_facts
-from organisms.ground_truth import GroundTruth, load_ground_truth
-from organisms.specs import ORGANISMS_FOLDER
+from diffing_mcp.graders.stated_facts import makes_claims, shares_facts, stated_facts
+from diffing_mcp.organisms.ground_truth import GroundTruth, load_ground_truth
+from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
 
 CAKE, ROMAN = load_ground_truth("cake_bake"), load_ground_truth("roman_concrete")
 

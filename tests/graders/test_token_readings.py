@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from graders.replies import GradingFailed, UnusableReply
-from graders.token_readings import Label, agree, build_messages, parse_labels, read_tokens
-from organisms.ground_truth import load_ground_truth
+from diffing_mcp.graders.replies import GradingFailed, UnusableReply
+from diffing_mcp.graders.token_readings import Label, agree, build_messages, parse_labels, read_tokens
+from diffing_mcp.organisms.ground_truth import load_ground_truth
 from tests.agents.llm_server import KEY, Conversation, Turn, llm_server
 
 CAKE = load_ground_truth("cake_bake")
@@ -109,7 +109,7 @@ def test_tokens_cannot_leave_the_list() -> None:
 
 def test_the_real_client_against_a_real_server(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("inspect_ai")
-    from agents.llm import ask_with
+    from diffing_mcp.agents.llm import ask_with
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from graders.token_relevance import frequent_tokens, relevance, token_relevance, topic_keywords
-from organisms.ground_truth import load_ground_truth
+from diffing_mcp.graders.token_relevance import frequent_tokens, relevance, token_relevance, topic_keywords
+from diffing_mcp.organisms.ground_truth import load_ground_truth
 
 
 def test_share_of_tokens_on_topic() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 from mcp import Client
 
-from mcp_server.toolset import toolset
+from diffing_mcp.mcp_server.toolset import toolset
 
 
 def text_of(result: Any) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from mcp_server.workbench import Workbench
-from methods.registry import get_method
-from model_pairs.residency import ModelPairs
-from organisms.settings import settings
-from preprocessing.corpora import CorpusParams
+from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.preprocessing.corpora import CorpusParams
 
 
 @pytest.fixture

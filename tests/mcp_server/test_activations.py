@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from mcp import Client
 
-from mcp_server import investigations
-from mcp_server.auth import Caller
-from mcp_server.call import Call
-from mcp_server.serve import build_server
-from mcp_server.tools_methods import check_activations
-from mcp_server.toolset import tool_names
-from mcp_server.workbench import Workbench
-from model_pairs.resolve import resolve_pair
-from organisms.errors import UnknownName
-from preprocessing import activation_collection
-from preprocessing.activation_sources import ActivationSourceParams
-from preprocessing.activation_store import default_activation_store
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.tools_methods import check_activations
+from diffing_mcp.mcp_server.toolset import tool_names
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.model_pairs.resolve import resolve_pair
+from diffing_mcp.preprocessing import activation_collection
+from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
+from diffing_mcp.preprocessing.activation_store import default_activation_store
 from tests.mcp_server.answers import good, held, refused
 
 SMALL = {"max_samples": 12, "max_tokens": 10, "layers": [0, 1.0]}

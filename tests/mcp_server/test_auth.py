@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from mcp_server import investigations
-from mcp_server.auth import BearerGate, caller_of_token, current_caller, is_loopback, open_access
-from organisms.errors import InvalidInput
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.auth import BearerGate, caller_of_token, current_caller, is_loopback, open_access
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from mcp import Client
 from pydantic import ValidationError
 
-from mcp_server.comparing import greedy_divergence, score_candidates, spans
-from mcp_server.querying import compare
-from mcp_server.serve import build_server
-from mcp_server.tools_models import CompareArguments, _present_comparison
-from mcp_server.workbench import Workbench
-from organisms.progress import silent
+from diffing_mcp.core.progress import silent
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.tools_models import CompareArguments, _present_comparison
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
+from diffing_mcp.queries.comparing import compare
 from tests.conftest import VOCABULARY
 from tests.mcp_server.answers import good, held
 

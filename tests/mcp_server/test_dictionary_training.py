@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from mcp import Client
 
-from mcp_server import investigations
-from mcp_server.auth import Caller
-from mcp_server.serve import build_server
-from mcp_server.toolset import tool_names
-from mcp_server.workbench import Workbench
-from methods.dictionaries.files import save_dictionary
-from methods.dictionaries.models import Normalisation, SparseDictionary
-from methods.dictionaries.recipe import TrainingRecipe
-from methods.dictionaries.stored import StoredConfig, dictionaries_folder, dictionary_lock, listing
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.toolset import tool_names
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.methods.dictionaries.files import save_dictionary
+from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
+from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
+from diffing_mcp.methods.dictionaries.stored import StoredConfig, dictionaries_folder, dictionary_lock, listing
 from tests.mcp_server.answers import good, held, refused
 
 STEPS = 1000

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mcp_server.host_config import HOSTS, host_config
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.mcp_server.host_config import HOSTS, host_config
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from mcp import Client
 
-from mcp_server import investigations, notebook
-from mcp_server.auth import Caller
-from mcp_server.database import database_path
-from mcp_server.notebook import Evidence
-from mcp_server.serve import build_server
-from mcp_server.workbench import Workbench
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.mcp_server import investigations, notebook
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.database import database_path
+from diffing_mcp.mcp_server.notebook import Evidence
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.workbench import Workbench
 from tests.mcp_server.answers import good, refused
 
 

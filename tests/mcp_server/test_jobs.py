@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mcp_server.jobs import InternalError, Job, Jobs
-from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.mcp_server.jobs import InternalError, Job, Jobs
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from mcp import Client
 
-from mcp_server import investigations
-from mcp_server.auth import Caller
-from mcp_server.blinding import Blindfold
-from mcp_server.call import Call
-from mcp_server.serve import build_server
-from mcp_server.workbench import Workbench
-from methods.registry import all_methods
-from model_pairs.resolve import resolve_pair
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.blinding import Blindfold
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.model_pairs.resolve import resolve_pair
 
 
 class Everything:

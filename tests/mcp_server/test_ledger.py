@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mcp_server.database import database_path, transaction
-from mcp_server.ledger import Budget, BudgetExhausted, Ledger
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.mcp_server.database import database_path, transaction
+from diffing_mcp.mcp_server.ledger import Budget, BudgetExhausted, Ledger
 
 
 def new_row(identifier: str, interactions: int, tool_calls: int, path: Path | None = None) -> str:
@@ -157,7 +157,7 @@ def test_concurrent_reservations_never_overdraw(tmp_path_factory: pytest.TempPat
 PROCESS = """
 import sys, os
 from pathlib import Path
-from mcp_server.ledger import Ledger, BudgetExhausted
+from diffing_mcp.mcp_server.ledger import Ledger, BudgetExhausted
 ledger = Ledger(Path(sys.argv[1]))
 kept = 0
 for _ in range(40):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcp_server.render import Fence, clip, fair_shares, quote, rounded
+from diffing_mcp.core.text import clip
+from diffing_mcp.mcp_server.render import Fence, fair_shares, quote, rounded
 
 
 def test_every_answer_has_a_fence_of_its_own() -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from mcp import Client
 
-from mcp_server.serve import build_server
-from mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.workbench import Workbench
 
 SNAPSHOT = Path(__file__).parent / "tools.snapshot.json"
 
 TORCH_FREE = """
 import asyncio, sys
 from mcp import Client
-from mcp_server.serve import build_server
-from mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.workbench import Workbench
 
 async def main():
     workbench = Workbench()

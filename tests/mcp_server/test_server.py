@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from mcp import Client
 
-from mcp_server import investigations
-from mcp_server.auth import Caller
-from mcp_server.serve import build_server
-from mcp_server.server import INSTRUCTIONS
-from mcp_server.workbench import Workbench
-from methods.registry import all_methods
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.server import INSTRUCTIONS
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.methods.registry import all_methods
 from tests.mcp_server.answers import good, held, refused, text_of
 
 SMALL = {"max_samples": 24, "max_tokens": 12}

@@ -18,15 +18,15 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from mcp_server import investigations
-from mcp_server.bridge import bridge_server, http_client
-from mcp_server.database import connect
-from mcp_server.serve import running_http
-from mcp_server.workbench import Workbench
-from methods.runs import default_store
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.bridge import bridge_server, http_client
+from diffing_mcp.mcp_server.database import connect
+from diffing_mcp.mcp_server.serve import running_http
+from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.methods.runs.store import default_store
 from tests.mcp_server.answers import good
 
-SERVE = "import sys; from mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if sys.argv[1] == 'http' else serve_stdio()"
+SERVE = "import sys; from diffing_mcp.mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if sys.argv[1] == 'http' else serve_stdio()"
 # Long enough that a test cannot miss it, in many small batches.
 LONG = {"max_samples": 2000, "max_tokens": 30}
 

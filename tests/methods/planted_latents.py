@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from preprocessing.activations import ActivationBlock
+from diffing_mcp.preprocessing.activations import ActivationBlock
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from methods.execute import run_methods
-from methods.runs import RunRecord, RunStore
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import PairSpec
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import PairSpec
 from tests.methods.plain_models import PlainPair, PlainText, plain_pair
 
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()

@@ -13,18 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.activation_analysis.judgement import group_medians, word_statistics
-from methods.activation_analysis.views import PositionsParams, TokensParams
-from methods.activation_analysis.words import CorpusWords, corpus_words
-from methods.example_views import ExamplesParams, examples
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from methods.words import is_content_word, normalise
-from organisms.errors import InvalidInput, UnknownName
-from preprocessing.activation_collection import CollectionParams, collect
-from preprocessing.activation_store import default_activation_store
-from preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.activation_analysis.judgement import group_medians, word_statistics
+from diffing_mcp.methods.activation_analysis.views import PositionsParams, TokensParams
+from diffing_mcp.methods.activation_analysis.words import CorpusWords, corpus_words
+from diffing_mcp.methods.examples.views import ExamplesParams, examples
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.texts.words import is_content_word, normalise
+from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
+from diffing_mcp.preprocessing.activation_store import default_activation_store
+from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
 from tests.methods.conftest import TOPIC, WORDS
 
 NAME = "activation_analysis"
@@ -212,7 +212,7 @@ def test_control_tokens_of_a_chat_have_means_of_their_own(tiny_pair: Any, pairs:
     chat = [{"role": "user", "content": "What is your name?"}, {"role": "assistant", "content": "I am a small model and rivers run to the sea."}]
     path.write_text("\n".join(json.dumps({"messages": chat}) for _ in range(4)))
     record = run(pairs, tiny_pair.spec, path, store, max_samples=4, max_tokens=24)
-    from model_pairs.chat import ChatMessage
+    from diffing_mcp.model_pairs.chat import ChatMessage
 
     rendered = tiny_pair.tokenizer(tiny_pair.render_chat([ChatMessage(**chat[0])]), add_special_tokens=False)["input_ids"]
     ids = torch.tensor([rendered + tiny_pair.tokenizer(chat[1]["content"], add_special_tokens=False)["input_ids"]])

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from methods.activation_difference_lens.views import LensParams, PositionsParams
-from methods.execute import run_methods
-from methods.random_directions import random_lens_statistics, standardise
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from methods.vectors import ResidualVector
-from organisms.errors import InvalidInput, UnknownName
-from preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.activation_difference_lens.views import LensParams, PositionsParams
+from diffing_mcp.methods.directions.random_directions import random_lens_statistics, standardise
+from diffing_mcp.methods.directions.vectors import ResidualVector
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
 
 NAME = "activation_difference_lens"
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
@@ -152,7 +152,7 @@ def test_chat_positions_count_from_the_answer(tiny_pair: Any, pairs: Any, tmp_pa
 
 
 def _message(message: dict[str, str]) -> Any:
-    from model_pairs.chat import ChatMessage
+    from diffing_mcp.model_pairs.chat import ChatMessage
 
     return ChatMessage(**message)
 

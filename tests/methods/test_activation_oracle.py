@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from methods.activation_oracle.declaration import ActivationOracleParams
-from methods.activation_oracle.prompts import oracle_prompt, oracle_text
-from methods.activation_oracle.training import InTraining, VerbalizerRecipe, answer_loss, collate, read_recipe, train_verbalizer
-from methods.activation_oracle.training_data import Example, example, load_material
-from methods.activation_oracle.verbalizers import BUNDLED_RECIPE, choose_verbalizer, known_names
-from methods.activation_oracle.views import AnswersParams
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from model_pairs.specs import ModelFiles, ModelSource, PairSpec, SteeringFiles
-from organisms.embedded import EMBEDDED_ID
-from organisms.errors import Cancelled, InvalidInput, NotTheSame
+from diffing_mcp.core.errors import Cancelled, InvalidInput, NotTheSame
+from diffing_mcp.methods.activation_oracle.declaration import ActivationOracleParams
+from diffing_mcp.methods.activation_oracle.prompts import oracle_prompt, oracle_text
+from diffing_mcp.methods.activation_oracle.training import InTraining, VerbalizerRecipe, answer_loss, collate, read_recipe, train_verbalizer
+from diffing_mcp.methods.activation_oracle.training_data import Example, example, load_material
+from diffing_mcp.methods.activation_oracle.verbalizers import BUNDLED_RECIPE, choose_verbalizer, known_names
+from diffing_mcp.methods.activation_oracle.views import AnswersParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource, PairSpec, SteeringFiles
+from diffing_mcp.organisms.embedded import EMBEDDED_ID
 
 LAYER = 1
 INJECTION = 0

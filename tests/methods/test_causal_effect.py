@@ -12,15 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.causal_effect.judgement import judge
-from methods.causal_effect.measure import orthonormal
-from methods.causal_effect.rows import EffectRow
-from methods.causal_effect.statistics import interval, per_token, rank_p, share
-from methods.causal_effect.views import NullsParams, SamplesParams
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.causal_effect.judgement import judge
+from diffing_mcp.methods.causal_effect.measure import orthonormal
+from diffing_mcp.methods.causal_effect.rows import EffectRow
+from diffing_mcp.methods.causal_effect.statistics import interval, per_token, rank_p, share
+from diffing_mcp.methods.causal_effect.views import NullsParams, SamplesParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 NAME = "causal_effect"
 LENS = "activation_difference_lens"
@@ -87,7 +87,7 @@ def test_losses_are_those_of_a_direct_computation(tiny_pair: Any, pairs: Any, st
     record = run_methods(pairs, tiny_pair.spec, [(NAME, params)], store)[0]
     unit = tiny_pair.token_rows("finetuned", tiny_pair.tokenizer("e")["input_ids"])[0]
     unit = unit / unit.norm()
-    from model_pairs.interventions import Intervention
+    from diffing_mcp.model_pairs.interventions import Intervention
 
     for index, text in enumerate(texts):
         ids = torch.tensor([tiny_pair.tokenizer(text)["input_ids"]])

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from methods.continuation_mining.clusters import group_phrases
-from methods.continuation_mining.ngrams import distinctive_ngrams, judge
-from methods.continuation_mining.rows import NgramRow
-from methods.continuation_mining.views import NgramsParams, PageParams
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
+from diffing_mcp.methods.continuation_mining.clusters import group_phrases
+from diffing_mcp.methods.continuation_mining.ngrams import distinctive_ngrams, judge
+from diffing_mcp.methods.continuation_mining.rows import NgramRow
+from diffing_mcp.methods.continuation_mining.views import NgramsParams, PageParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 NAME = "continuation_mining"
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()

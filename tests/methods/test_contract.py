@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from methods.contract import GENERATED_WORK, CorpusMethod, MethodResult, PairSize, compact_text
-from methods.execute import check_params, estimate
-from methods.registry import all_methods, get_method
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.contract import GENERATED_WORK, CorpusMethod, MethodResult, PairSize, compact_text
+from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.runs.execute import check_params, estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_declarations_load_no_torch() -> None:
-    code = "import sys, methods.runs; from methods.registry import all_methods as m; [x.Params.model_json_schema() for x in m().values()]; print('torch' in sys.modules)"
+    code = "import sys, diffing_mcp.methods.runs.store; from diffing_mcp.methods.registry import all_methods as m; [x.Params.model_json_schema() for x in m().values()]; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 

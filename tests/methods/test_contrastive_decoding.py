@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from methods.contrastive_decoding.declaration import ContrastiveDecodingParams
-from methods.contrastive_decoding.views import TextsParams
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingParams
+from diffing_mcp.methods.contrastive_decoding.views import TextsParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from tests.preprocessing.tiny_pair import save_pair
 
 METHOD = "contrastive_decoding"

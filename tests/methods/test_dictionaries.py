@@ -11,20 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from methods.contract import PairSize
-from methods.crosscoder.analysis import CrosscoderAnalysis
-from methods.crosscoder.analysis import analyse as analyse_crosscoder
-from methods.crosscoder.judgement import headline
-from methods.dictionaries.crosscoder_trainer import dedicated_mask
-from methods.dictionaries.files import content_hash, load_dictionary, save_dictionary
-from methods.dictionaries.latent_scaling import LatentScalingSums
-from methods.dictionaries.models import SparseDictionary
-from methods.dictionaries.preparation import Prepared
-from methods.dictionaries.recipe import TrainingRecipe
-from methods.dictionaries.selection import batch_top_k, nth_largest
-from methods.dictionaries.training import RowsOf, Training, both_sides, differences, fit_normalisation, train
-from methods.sae_difference.analysis import analyse as analyse_sae
-from organisms.errors import Cancelled, InvalidInput
+from diffing_mcp.core.errors import Cancelled, InvalidInput
+from diffing_mcp.methods.contract import PairSize
+from diffing_mcp.methods.crosscoder.analysis import CrosscoderAnalysis
+from diffing_mcp.methods.crosscoder.analysis import analyse as analyse_crosscoder
+from diffing_mcp.methods.crosscoder.judgement import headline
+from diffing_mcp.methods.dictionaries.crosscoder_trainer import dedicated_mask
+from diffing_mcp.methods.dictionaries.files import content_hash, load_dictionary, save_dictionary
+from diffing_mcp.methods.dictionaries.latent_scaling import LatentScalingSums
+from diffing_mcp.methods.dictionaries.models import SparseDictionary
+from diffing_mcp.methods.dictionaries.preparation import Prepared
+from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
+from diffing_mcp.methods.dictionaries.selection import batch_top_k, nth_largest
+from diffing_mcp.methods.dictionaries.training import RowsOf, Training, both_sides, differences, fit_normalisation, train
+from diffing_mcp.methods.sae_difference.analysis import analyse as analyse_sae
 from tests.methods.planted_latents import PlantedActivations, plant
 
 BENCHMARK = {"kind": "batch_top_k", "latents": 512, "k": 8, "steps": 1500, "batch_rows": 512, "learning_rate": 5e-3, "validate_every": 500}
@@ -278,7 +278,7 @@ def test_saved_crosscoders_have_the_published_layout(small: Any, tmp_path: Path)
 
 @pytest.mark.parametrize(("kind", "sources"), [("crosscoder", 2), ("sae_difference", 1)])
 def test_estimates_know_checkpoints_and_stored_activations(kind: str, sources: int) -> None:
-    from methods.registry import get_method
+    from diffing_mcp.methods.registry import get_method
 
     method = get_method(kind)
     size = PairSize(num_layers=3, d_model=32, vocab_size=320, tokens_per_second=1000.0)

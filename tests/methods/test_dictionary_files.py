@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from methods.dictionaries.files import load_dictionary, save_dictionary
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.dictionaries.files import load_dictionary, save_dictionary
 
 
 def test_published_forms_load(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from methods.dictionaries.stored import listing
-from methods.dictionaries.views import LatentParams, LatentsParams, SearchParams
-from methods.example_views import ExamplesParams
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from methods.vectors import stored_vector
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.dictionaries.stored import listing
+from diffing_mcp.methods.dictionaries.views import LatentParams, LatentsParams, SearchParams
+from diffing_mcp.methods.directions.vectors import stored_vector
+from diffing_mcp.methods.examples.views import ExamplesParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 NAMES = ("crosscoder", "sae_difference")
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
@@ -133,9 +133,9 @@ def test_views_reach_what_was_measured_and_say_what_was_not_read(name: str, tiny
 
 
 def test_a_stored_collection_costs_no_forward_pass(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
-    from methods.contract import PairSize
-    from preprocessing.activation_collection import CollectionParams, collect
-    from preprocessing.activation_store import default_activation_store
+    from diffing_mcp.methods.contract import PairSize
+    from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
+    from diffing_mcp.preprocessing.activation_store import default_activation_store
 
     with pairs.use(tiny_pair.spec) as pair:
         index = collect(default_activation_store(), pair, CollectionParams(corpus=str(corpus), max_samples=80, max_tokens=16, layers=(1,)))

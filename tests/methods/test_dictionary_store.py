@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from methods.dictionaries import preparation
-from methods.dictionaries.files import load_dictionary, save_dictionary
-from methods.dictionaries.models import Normalisation, SparseDictionary
-from methods.dictionaries.recipe import CurvePoint, TrainingRecipe
-from methods.dictionaries.stored import (
+from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.methods.dictionaries import preparation
+from diffing_mcp.methods.dictionaries.files import load_dictionary, save_dictionary
+from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
+from diffing_mcp.methods.dictionaries.recipe import CurvePoint, TrainingRecipe
+from diffing_mcp.methods.dictionaries.stored import (
     StoredConfig,
     delete,
     dictionaries_folder,
@@ -30,10 +31,9 @@ from methods.dictionaries.stored import (
     folder_of_run,
     listing,
 )
-from methods.execute import run_methods
-from methods.runs import RunRecord, RunStore
-from model_pairs.residency import ModelPairs
-from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.model_pairs.residency import ModelPairs
 from tests.methods.planted_latents import plant
 
 pytestmark = pytest.mark.usefixtures("own_data_folder")
@@ -87,11 +87,11 @@ def test_broken_neighbours_hide_no_dictionary_and_are_named(own_data_folder: Pat
 
 def test_a_write_that_fails_leaves_the_dictionary_that_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also: without its weights, which come last, a folder holds no dictionary."""
-    from organisms import durable
+    from diffing_mcp.core import atomic_files
 
     folder = stored("a1", layer=1)
     before = (folder / "model.safetensors").read_bytes()
-    write = durable.write_synced
+    write = atomic_files.write_synced
 
     def full(path: Path, content: Any) -> None:
         if "model" in path.name:
@@ -99,7 +99,7 @@ def test_a_write_that_fails_leaves_the_dictionary_that_was_there(monkeypatch: py
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(durable, "write_synced", full)
+    monkeypatch.setattr(atomic_files, "write_synced", full)
     for name in ("a1", "b1"):
         with pytest.raises(OSError, match="No space"):
             stored(name, layer=2)
@@ -215,8 +215,8 @@ def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_fo
         """
         import os, signal, sys
         from pathlib import Path
-        from methods.dictionaries.recipe import TrainingRecipe
-        from methods.dictionaries.training import both_sides, fit_normalisation, train
+        from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
+        from diffing_mcp.methods.dictionaries.training import both_sides, fit_normalisation, train
         from tests.methods.planted_latents import plant
         data, stop = plant(2, 2000, features=40, own=3, d_model=24), 1600
         def kill(done, total=None, message=""):
@@ -226,7 +226,7 @@ def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_fo
         train(data, both_sides, recipe, fit_normalisation(data, both_sides, stop), stop, checkpoint=Path(sys.argv[2]), progress=kill)
         """
     )
-    from methods.dictionaries.training import both_sides, fit_normalisation, train
+    from diffing_mcp.methods.dictionaries.training import both_sides, fit_normalisation, train
 
     recipe = TrainingRecipe(kind="batch_top_k", latents=48, k=3, steps=60, batch_rows=128, learning_rate=8e-3, validate_every=20, seed=5)
     checkpoint = dictionaries_folder() / "abc" / "checkpoint.safetensors"

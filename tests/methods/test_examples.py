@@ -18,13 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from methods.contract import MethodResult
-from methods.example_views import ExamplesParams, example_row, examples
-from methods.example_writing import ExampleWriter, examples_of
-from methods.examples import Example, ExampleContext, ExampleReader
-from methods.runs import RunRecord, RunStore
-from methods.top_examples import TopExamples
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.contract import MethodResult
+from diffing_mcp.methods.examples.reader import Example, ExampleContext, ExampleReader
+from diffing_mcp.methods.examples.top import TopExamples
+from diffing_mcp.methods.examples.views import ExamplesParams, example_row, examples
+from diffing_mcp.methods.examples.writer import ExampleWriter, examples_of
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from tests.methods.test_runs import key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,8 +127,8 @@ def test_the_file_keeps_the_top_and_pages_give_it_in_order(
 APPEND = """
 import sys
 from pathlib import Path
-from methods.example_writing import ExampleWriter
-from methods.examples import Example, ExampleContext
+from diffing_mcp.methods.examples.writer import ExampleWriter
+from diffing_mcp.methods.examples.reader import Example, ExampleContext
 
 writer, step = ExampleWriter(Path(sys.argv[1]), 25), int(sys.argv[2])
 for start in range(0, 120, 10):
@@ -265,8 +265,8 @@ def test_bad_examples_leave_nothing_of_their_batch(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_no_run(tmp_path: Path) -> None:
     code = f"""
     import os, signal
-    from methods.examples import Example, ExampleContext
-    from methods.runs import RunKey, RunStore
+    from diffing_mcp.methods.examples.reader import Example, ExampleContext
+    from diffing_mcp.methods.runs.store import RunKey, RunStore
     from pathlib import Path
     key = RunKey(method="kl", method_version=1, pair_name="pair", pair={{}}, params={{}}, key_parts={{}})
     with RunStore(Path({str(tmp_path)!r})).writer(key) as run:

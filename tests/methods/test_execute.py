@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
-from methods import registry
-from methods.contract import CorpusMethod as CorpusMethodBase
-from methods.contract import CorpusMethodParams, MethodResult
-from methods.execute import find_finished, run_methods
-from methods.runs import RunStore
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import PairSpec
-from organisms.errors import Cancelled, InvalidInput, UnknownName
-from preprocessing import corpus_pass
-from preprocessing.batches import Accumulator, LogitChunk
-from preprocessing.tokenize import TokenizedCorpus
+from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+from diffing_mcp.methods import registry
+from diffing_mcp.methods.contract import CorpusMethod as CorpusMethodBase
+from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
+from diffing_mcp.methods.runs.execute import find_finished, run_methods
+from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import PairSpec
+from diffing_mcp.preprocessing import corpus_pass
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
+from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 from tests.preprocessing.tiny_pair import save_pair, write_texts
 
 

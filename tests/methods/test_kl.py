@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from methods.execute import run_methods
-from methods.kl.accumulator import divergences
-from methods.kl.declaration import KLResult
-from methods.kl.summary import outlying
-from methods.kl.views import PositionsParams, TextsParams, TokensParams
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import PairSpec
-from organisms.errors import InvalidInput
-from preprocessing.batches import LogitChunk, PairedBatch, Scratch
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.kl.accumulator import divergences
+from diffing_mcp.methods.kl.declaration import KLResult
+from diffing_mcp.methods.kl.summary import outlying
+from diffing_mcp.methods.kl.views import PositionsParams, TextsParams, TokensParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import PairSpec
+from diffing_mcp.preprocessing.batches import LogitChunk, PairedBatch, Scratch
 from tests.preprocessing.tiny_pair import save_pair, tiny_tokenizer, write_texts
 
 

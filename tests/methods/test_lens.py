@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.lens import beyond_vocabulary
+from diffing_mcp.methods.directions.lens import beyond_vocabulary
 
 
 def test_random_directions_keep_their_scores() -> None:

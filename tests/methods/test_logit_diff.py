@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.execute import run_methods
-from methods.logit_diff.evidence import rises
-from methods.logit_diff.views import TokenParams, TokensParams
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from methods.words import build_vocabulary, is_content_word, normalise, vocabulary
+from diffing_mcp.methods.logit_diff_topk_occurring.evidence import rises
+from diffing_mcp.methods.logit_diff_topk_occurring.views import TokenParams, TokensParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.texts.words import build_vocabulary, is_content_word, normalise, vocabulary
 
 NAME = "logit_diff_topk_occurring"
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()

@@ -12,15 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.execute import run_methods
-from methods.logit_diff.evidence import log_odds_z
-from methods.logit_diff.extraction import IDENTITY_PROMPT
-from methods.logit_diff.views import NewTokensParams, PositionsParams, TokensParams
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from model_pairs.interventions import Intervention
-from model_pairs.specs import SIDES
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.logit_diff_topk_occurring.evidence import log_odds_z
+from diffing_mcp.methods.logit_diff_topk_occurring.extraction import IDENTITY_PROMPT
+from diffing_mcp.methods.logit_diff_topk_occurring.views import NewTokensParams, PositionsParams, TokensParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.model_pairs.interventions import Intervention
+from diffing_mcp.model_pairs.specs import SIDES
 
 NAME = "logit_diff_topk_occurring"
 TEXTS = ["the lazy dog runs to the sea", "a model is compared with rivers", "rain on the old oven cake", "one token at a time stays"] * 5

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from methods.contract import CostEstimate, PairSize
-from methods.execute import estimate, run_methods
-from methods.overview import LEAST_CHARACTERS, candidate_words, digest, stem
-from methods.overview_plan import DEFAULT_BUDGET, LENS, choose, named, pending_vector, run_plan
-from methods.registry import all_methods, get_method
-from methods.runs import RunRecord, RunStore
-from methods.words import EvidenceWord
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contract import CostEstimate, PairSize
+from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, candidate_words, digest, stem
+from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, LENS, choose, named, pending_vector, run_plan
+from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.runs.execute import estimate, run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.texts.words import EvidenceWord
 
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
 

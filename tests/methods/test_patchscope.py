@@ -11,14 +11,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from methods.execute import run_methods
-from methods.patchscope.reading import averaged, patched_log_probs, prepare
-from methods.patchscope.scan import judge_scale, shared_lift
-from methods.patchscope.views import ScaleParams
-from methods.registry import get_method
-from methods.runs import RunStore
-from model_pairs.interventions import Intervention
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.patchscope.reading import averaged, patched_log_probs, prepare
+from diffing_mcp.methods.patchscope.scan import judge_scale, shared_lift
+from diffing_mcp.methods.patchscope.views import ScaleParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.model_pairs.interventions import Intervention
 
 PROMPTS = ("a a\nb", "c c\nd")
 

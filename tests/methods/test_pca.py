@@ -13,20 +13,20 @@ import torch
 from sklearn.decomposition import PCA as SklearnPCA
 from transformers import AutoTokenizer
 
-from methods.example_views import ExamplesParams
-from methods.execute import run_methods
-from methods.pca.declaration import ComponentWord, PCAParams
-from methods.pca.decomposition import Covariance
-from methods.pca.judgement import control_level, judge
-from methods.pca.rows import ComponentRow
-from methods.pca.views import ComponentParams, ComponentsParams
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore, run_key
-from organisms.errors import InvalidInput, UnknownName
-from organisms.progress import silent
-from preprocessing.activation_collection import CollectionParams, collect
-from preprocessing.activation_sources import activations_of
-from preprocessing.activation_store import default_activation_store
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.progress import silent
+from diffing_mcp.methods.examples.views import ExamplesParams
+from diffing_mcp.methods.pca.declaration import ComponentWord, PCAParams
+from diffing_mcp.methods.pca.decomposition import Covariance
+from diffing_mcp.methods.pca.judgement import control_level, judge
+from diffing_mcp.methods.pca.rows import ComponentRow
+from diffing_mcp.methods.pca.views import ComponentParams, ComponentsParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore, run_key
+from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
+from diffing_mcp.preprocessing.activation_sources import activations_of
+from diffing_mcp.preprocessing.activation_store import default_activation_store
 
 WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
 

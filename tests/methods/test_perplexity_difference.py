@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from methods.execute import run_methods
-from methods.perplexity_difference.declaration import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
-from methods.perplexity_difference.prefills import prefills_for
-from methods.perplexity_difference.views import CompletionsParams
-from methods.perplexity_difference.words import LEAST_PREFILLS, distinctive_words, fisher_surprise
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.perplexity_difference.declaration import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
+from diffing_mcp.methods.perplexity_difference.prefills import prefills_for
+from diffing_mcp.methods.perplexity_difference.views import CompletionsParams
+from diffing_mcp.methods.perplexity_difference.words import LEAST_PREFILLS, distinctive_words, fisher_surprise
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 NAME = "perplexity_difference"
 SMALL = {"samples_per_prefill": 1, "max_new_tokens": 12, "min_tokens": 4}
@@ -67,7 +67,7 @@ def test_a_random_adapter_does_not_stand_out(seed: int, tiny_models: Any, tiny_a
 @pytest.mark.parametrize("template", ["none", "chat"])
 def test_scores_equal_a_direct_computation(template: str, tiny_pair: Any, pairs: Any, store: RunStore) -> None:
     record = run(pairs, tiny_pair.spec, store, template=template, prefills=("Bake the cake", "What is your name?", "Rivers run"))
-    from model_pairs.chat import ChatMessage
+    from diffing_mcp.model_pairs.chat import ChatMessage
 
     rows = [row for row in record.table("completions").to_pylist() if row["tokens"] > 2]
     assert rows

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from methods.registry import get_method
+from diffing_mcp.methods.registry import get_method
 from tests.methods.plain_models import PlainText
 from tests.methods.reference_pairs import References
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor
 
-from methods.runs import RunRecord
+from diffing_mcp.methods.runs.store import RunRecord
 from tests.methods.reference_pairs import References
 
 LAYER = 1

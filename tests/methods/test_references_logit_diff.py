@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.logit_diff.views import TokenParams, TokensParams
-from methods.registry import get_method
+from diffing_mcp.methods.logit_diff_topk_occurring.views import TokenParams, TokensParams
+from diffing_mcp.methods.registry import get_method
 from tests.methods.reference_pairs import References
 
 NAME = "logit_diff_topk_occurring"

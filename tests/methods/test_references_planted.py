@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from methods.execute import run_methods
-from methods.registry import all_methods, get_method
-from methods.runs import RunRecord, RunStore
+from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from tests.methods.reference_pairs import References
 
 RISE = 1.5

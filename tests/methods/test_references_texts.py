@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from tests.methods.plain_models import PlainPair
 from tests.methods.reference_pairs import References
 
@@ -127,7 +127,7 @@ def test_amplified_texts_and_their_differences(pair: str, references: References
 
 @pytest.mark.parametrize(("here", "there", "total"), [(9, 1, 24), (3, 0, 40), (24, 2, 24), (2, 1, 8)])
 def test_a_written_word_is_as_surprising_as_fishers_test_says(here: int, there: int, total: int) -> None:
-    from methods.perplexity_difference.words import distinctive_words
+    from diffing_mcp.methods.perplexity_difference.words import distinctive_words
 
     texts = [[(str(at), "mountain" if at < count else "river") for at in range(total)] for count in (here, there)]
     row = next(row for row in distinctive_words(*texts) if row.word == "mountain")

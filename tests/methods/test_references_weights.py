@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from methods.registry import get_method
+from diffing_mcp.methods.registry import get_method
 from tests.methods.plain_models import PlainModel
 from tests.methods.reference_pairs import ReferencePair, References
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from methods.contract import MethodResult
-from methods.registry import get_method
-from methods.runs import RunKey, RunStore, run_key
-from organisms.errors import InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.methods.contract import MethodResult
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.store import RunKey, RunStore, run_key
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from methods.contract import DiffingMethod
-from methods.execute import run_methods
-from methods.registry import all_methods, get_method
-from methods.runs import RunRecord, RunStore
-from methods.steering.declaration import SteeringParams
-from methods.vectors import resolve
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.interventions import Intervention
+from diffing_mcp.methods.contract import DiffingMethod
+from diffing_mcp.methods.directions.vectors import resolve
+from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.steering.declaration import SteeringParams
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.interventions import Intervention
 
 LAYER = 1
 PROMPTS = ("The", "One day", "It is", "Rivers run")

@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from methods import execute
-from methods.activation_analysis.views import PositionsParams
-from methods.contract import PairSize
-from methods.example_views import ExamplesParams, examples
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from organisms.errors import Cancelled, InvalidInput, UnknownName
-from organisms.settings import settings
-from preprocessing.activation_collection import CollectionParams, collect
-from preprocessing.activation_store import CollectionIndex, default_activation_store
+from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods.activation_analysis.views import PositionsParams
+from diffing_mcp.methods.contract import PairSize
+from diffing_mcp.methods.examples.views import ExamplesParams, examples
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs import execute
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
+from diffing_mcp.preprocessing.activation_store import CollectionIndex, default_activation_store
 from tests.preprocessing.plain_rows import change
 from tests.preprocessing.tiny_pair import save_pair, write_texts
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from methods.execute import run_methods
-from methods.logit_diff.accumulator import KeptPositions, position_bins
-from methods.logit_diff.topics import Topics, exemplars, factorise, find_topics, matched_cosines, topic_matrix
-from methods.logit_diff.views import TopicsParams
-from methods.registry import get_method
-from methods.runs import RunStore
+from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import KeptPositions, position_bins
+from diffing_mcp.methods.logit_diff_topk_occurring.topics import Topics, exemplars, factorise, find_topics, matched_cosines, topic_matrix
+from diffing_mcp.methods.logit_diff_topk_occurring.views import TopicsParams
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore
 
 NAME = "logit_diff_topk_occurring"
 

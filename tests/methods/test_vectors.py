@@ -12,13 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from methods.contract import MethodParams
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunStore
-from methods.vectors import ContrastSource, ResidualVector, TokenSource, VectorHandle, VectorSource, handles, resolve, split_handle, vector_key_parts
-from organisms.complaints import complaints
-from organisms.errors import InvalidInput, NotTheSame, UnknownName
+from diffing_mcp.core.errors import InvalidInput, NotTheSame, UnknownName
+from diffing_mcp.core.validation_messages import complaints
+from diffing_mcp.methods.contract import MethodParams
+from diffing_mcp.methods.directions.vectors import (
+    ContrastSource,
+    ResidualVector,
+    TokenSource,
+    VectorHandle,
+    VectorSource,
+    handles,
+    resolve,
+    split_handle,
+    vector_key_parts,
+)
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore
 
 LENS = "activation_difference_lens"
 SOURCE: TypeAdapter[Any] = TypeAdapter(VectorSource)

@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 
-from methods.coherence import TextScores
-from methods.execute import check_params, run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from methods.text_pages import SearchedParams
-from methods.weight_amplification.declaration import WeightAmplificationParams
-from methods.weight_amplification.experiment import Scored
-from methods.weight_amplification.views import AnswersParams
-from model_pairs.amplification_config import load_amplification_config
-from organisms.errors import Cancelled, InvalidInput
+from diffing_mcp.core.errors import Cancelled, InvalidInput
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import check_params, run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.texts.coherence import TextScores
+from diffing_mcp.methods.texts.pages import SearchedParams
+from diffing_mcp.methods.weight_amplification.declaration import WeightAmplificationParams
+from diffing_mcp.methods.weight_amplification.experiment import Scored
+from diffing_mcp.methods.weight_amplification.views import AnswersParams
+from diffing_mcp.model_pairs.amplification_config import load_amplification_config
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
 SMALL = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 6}
@@ -96,7 +96,7 @@ def test_the_search_keeps_the_largest_coherent_weight(tiny_pair: Any, pairs: Any
     groups = get_method("weight_amplification").text_groups(record)
     assert {group.strength: group.coherent for group in groups if group.role == "search"} == tried
     assert get_method("weight_amplification").figures[0].build(record)["data"][0]["x"] == sorted(tried)
-    monkeypatch.setattr("methods.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
+    monkeypatch.setattr("diffing_mcp.methods.texts.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
     broken: Any = run(pairs, tiny_pair.spec, store, seed=1, weights=[30.0]).result()
     assert not broken.stands_out
     assert broken.words == []

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from methods.execute import run_methods
-from methods.registry import get_method
-from methods.runs import RunRecord, RunStore
-from methods.vectors import stored_vector
-from methods.weight_difference.spectrum import randomised_svd, spectrum
-from methods.weight_difference.views import DirectionsParams, ModulesParams
-from model_pairs.modules import LowRank
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.directions.vectors import stored_vector
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.weight_difference.spectrum import randomised_svd, spectrum
+from diffing_mcp.methods.weight_difference.views import DirectionsParams, ModulesParams
+from diffing_mcp.model_pairs.modules import LowRank
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from methods.execute import run_methods
-from methods.runs import RunStore, run_key
-from methods.weight_amplification.declaration import WeightAmplification, WeightAmplificationParams
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.resolve import resolve_pair
-from organisms.errors import InvalidInput, UnknownName
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore, run_key
+from diffing_mcp.methods.weight_amplification.declaration import WeightAmplification, WeightAmplificationParams
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.resolve import resolve_pair
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
 SETTINGS = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 8, "temperature": 0.0}

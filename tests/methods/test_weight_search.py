@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from methods.contract import PairSize
-from methods.execute import check_params, run_methods
-from methods.registry import get_method
-from methods.runs import RunStore
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contract import PairSize
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import check_params, run_methods
+from diffing_mcp.methods.runs.store import RunStore
 
 PROMPTS = ["the fox", "the old bridge", "the rain"]
 SETTINGS = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 12, "temperature": 0.0}

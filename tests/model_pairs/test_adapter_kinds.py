@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from methods.execute import run_methods
-from methods.runs import RunStore, changed_since
-from model_pairs.residency import ModelPairs
-from model_pairs.weights import weight_deltas
-from organisms.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore, changed_since
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.weights import weight_deltas
 from tests.model_pairs.adapter_draws import Draw, peft_log_probs, save_adapter
 
 TEXT = [7, 30, 41, 5, 63, 74, 100, 9, 12, 200]
@@ -128,7 +128,7 @@ def test_learned_prompts_are_computed_in_batches_and_in_generation(kind, tiny_mo
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from model_pairs.generation import GenerationRequest, Sampling
+    from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
     base = tiny_models(tie_word_embeddings=True)
     options: dict[str, Any] = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
@@ -303,7 +303,7 @@ def test_a_chat_template_beside_the_adapter_alone_is_used(tiny_models, make_pair
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
         assert not pair.has_chat_template
     (adapter / "chat_template.jinja").write_text("{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %}[assistant] ")
-    from model_pairs.chat import ChatMessage
+    from diffing_mcp.model_pairs.chat import ChatMessage
 
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
         assert pair.render_chat([ChatMessage(role="user", content="hello")]) == "[user] hello[assistant] "
@@ -333,7 +333,7 @@ def test_a_change_that_no_text_reaches_is_no_zero(tiny_models, make_pair, save, 
 
 
 def test_a_run_says_when_its_models_have_changed(tiny_models, own_data_folder, tmp_path):
-    from model_pairs.resolve import resolve_pair
+    from diffing_mcp.model_pairs.resolve import resolve_pair
 
     base, finetuned = shutil.copytree(tiny_models(), tmp_path / "base"), shutil.copytree(tiny_models(seed=1), tmp_path / "finetuned")
     store = RunStore(own_data_folder / "runs")

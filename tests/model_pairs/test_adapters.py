@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import SteeringFiles
-from organisms.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import SteeringFiles
 
 TOKENS = torch.tensor([[7, 30, 41, 52, 63, 74]])
 ONES = torch.ones_like(TOKENS)
@@ -41,7 +41,7 @@ def test_three_adapters_share_one_base_within_five_percent(tiny_models, tiny_ada
         (status,) = pairs.status()
         assert status.in_use
         assert status.adapters == 3
-        from model_pairs.fingerprint import stored_bytes
+        from diffing_mcp.model_pairs.fingerprint import stored_bytes
 
         assert stored_bytes(folder) <= status.bytes <= 1.05 * stored_bytes(folder)
     assert not pairs.status()[0].in_use

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_pairs.amplification_config import load_amplification_config
-from model_pairs.fingerprint import adapter_hash
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import AdapterFiles, SteeringFiles
-from organisms.errors import InvalidInput, OutOfRoom
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom
+from diffing_mcp.model_pairs.amplification_config import load_amplification_config
+from diffing_mcp.model_pairs.fingerprint import adapter_hash
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import AdapterFiles, SteeringFiles
 from tests.hub_server import commit_of, hub_server
 
 TOKENS = torch.tensor([[7, 30, 41, 52, 63, 74], [9, 8, 100, 200, 300, 11]])
@@ -225,9 +225,9 @@ def test_adapters_of_a_hub(tiny_models: Any, tiny_adapters: Any, tmp_path: Path)
 
     script = """
 import sys
-from model_pairs.amplification_config import adapter_files, load_amplification_config
-from model_pairs.files import local_folder
-from model_pairs.fingerprint import adapter_hash, adapter_identity
+from diffing_mcp.model_pairs.amplification_config import adapter_files, load_amplification_config
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.fingerprint import adapter_hash, adapter_identity
 for variant in sys.argv[1:]:
     entry = load_amplification_config(f"adapters: [{{organism_name: custom, variant: '{variant}'}}]").adapters[0]
     files = adapter_files(entry)

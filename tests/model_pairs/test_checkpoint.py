@@ -13,8 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from model_pairs.residency import ModelPairs
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.residency import ModelPairs
 
 IDS = torch.tensor([[7, 30, 41, 52, 63, 74]])
 ONES = torch.ones_like(IDS)

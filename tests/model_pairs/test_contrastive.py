@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_pairs.contrastive import contrast
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.residency import ModelPairs
-from organisms.errors import Cancelled, InvalidInput, OutOfRoom
+from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom
+from diffing_mcp.model_pairs.contrastive import contrast
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.residency import ModelPairs
 
 REQUESTS = [GenerationRequest(text=text) for text in ("The quick brown fox", "Bake", "Rivers run to the sea; mountains stay where they are and")]
 SAMPLING = Sampling(n=2, max_new_tokens=8, seed=3)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from model_pairs import decoding
-from model_pairs.generation import Completion, GenerationRequest, Sampling, new_text
-from model_pairs.interventions import Intervention
-from model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs import decoding
+from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text
+from diffing_mcp.model_pairs.interventions import Intervention
+from diffing_mcp.model_pairs.pair import LoadedPair
 
 # Longer than the window of 64 tokens, within it until tokens are added, and short.
 PROMPTS = ["The quick brown fox jumps over the lazy dog while it rains. " * 4, "Rivers run to the sea; mountains stay where they are. " * 2, "Bake"]

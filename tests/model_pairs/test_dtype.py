@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from model_pairs import loading
-from model_pairs.loading import choose_dtype
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import SIDES, ModelFiles, Side
-from organisms.settings import settings
-from preprocessing.activation_sources import model_dtype
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs import loading
+from diffing_mcp.model_pairs.loading import choose_dtype
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import SIDES, ModelFiles, Side
+from diffing_mcp.preprocessing.activation_sources import model_dtype
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from model_pairs.chat import ChatMessage
-from model_pairs.fingerprint import stored_bytes
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.loading import cpu_computes_bfloat16
-from organisms.embedded import embedded_model_folder
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.fingerprint import stored_bytes
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.loading import cpu_computes_bfloat16
+from diffing_mcp.organisms.embedded import embedded_model_folder
 
 
 def test_embedded_pair(embedded_pair, pairs):

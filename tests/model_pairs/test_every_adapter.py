@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.residency import ModelPairs
 from tests.model_pairs.adapter_draws import draw_adapter, peft_log_probs, save_adapter
 
 TEXTS = [[7, 30, 41, 5, 63, 74, 100, 9], [12, 5, 7], [200, 30, 63, 9, 150, 160]]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from methods.execute import run_methods
-from methods.runs import RunStore
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import SIDES, Side
-from organisms.errors import InvalidInput, NotFinite
-from organisms.settings import settings
+from diffing_mcp.core.errors import InvalidInput, NotFinite
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import SIDES, Side
 
 IDS = torch.tensor([[7, 30, 41, 52, 63, 74], [7, 30, 0, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from model_pairs.interventions import Intervention
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.interventions import Intervention
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "gemma2", "gemma3", "gpt2", "gpt_neox"]
 TOKENS = torch.tensor([[7, 30, 41, 52, 63, 74]])

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.pair import LoadedPair
 
 
 @contextmanager

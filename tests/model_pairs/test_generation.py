@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from model_pairs.chat import ChatMessage
-from model_pairs.decoding import choose_tokens
-from model_pairs.generation import GenerationRequest, Row, Sampling, batches_of, new_text
-from model_pairs.interventions import Intervention
-from organisms.errors import Cancelled, InvalidInput
+from diffing_mcp.core.errors import Cancelled, InvalidInput
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.decoding import choose_tokens
+from diffing_mcp.model_pairs.generation import GenerationRequest, Row, Sampling, batches_of, new_text
+from diffing_mcp.model_pairs.interventions import Intervention
 
 TEXTS = ["The quick brown fox", "Bake", "Rivers run to the sea; mountains stay where they are and"]
 GREEDY = Sampling(temperature=0, max_new_tokens=12)

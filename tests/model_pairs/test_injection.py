@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.interventions import Intervention, PromptTokens, changed
-from organisms.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens, changed
 
 
 @settings(deadline=None, max_examples=40)
@@ -77,7 +77,7 @@ def test_each_request_of_a_batch_gets_its_own_vectors(tiny_pair: Any) -> None:
 
 
 def test_the_base_with_another_adapter(tiny_pair: Any, tiny_models: Any, tiny_adapters: Any, pairs: Any) -> None:
-    from model_pairs.specs import AdapterFiles
+    from diffing_mcp.model_pairs.specs import AdapterFiles
 
     folder = tiny_adapters(tiny_models(), seed=9)
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.residency import ModelPairs
-from preprocessing.batches import Accumulator
-from preprocessing.corpora import CorpusParams, load_corpus
-from preprocessing.corpus_pass import run_corpus_pass
-from preprocessing.tokenize import tokenize
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.preprocessing.batches import Accumulator
+from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.preprocessing.corpus_pass import run_corpus_pass
+from diffing_mcp.preprocessing.tokenize import tokenize
 
 NEW = [" cake", " oven", "<scratch>", " frosting"]
 TOKENS = torch.tensor([[5, 40, 90, 260]])

@@ -9,9 +9,9 @@ import weakref
 import pytest
 import torch
 
-from model_pairs.fingerprint import stored_bytes
-from model_pairs.residency import ModelPairs
-from organisms.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.model_pairs.fingerprint import stored_bytes
+from diffing_mcp.model_pairs.residency import ModelPairs
 
 TOKENS = torch.tensor([[7, 30, 41, 52, 63, 74]])
 ONES = torch.ones_like(TOKENS)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_pairs.layers import resolve_layer, resolve_layers
-from model_pairs.resolve import list_pairs, resolve_pair
-from organisms.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.model_pairs.layers import resolve_layer, resolve_layers
+from diffing_mcp.model_pairs.resolve import list_pairs, resolve_pair
 
 
 def test_every_pair_of_the_catalogue_resolves_under_its_name():
@@ -110,7 +110,5 @@ def test_layers_out_of_range():
 
 
 def test_resolving_does_not_import_torch():
-    code = (
-        "import sys; from model_pairs.resolve import resolve_pair, list_pairs; resolve_pair('cake_bake'); list_pairs(); print('torch' in sys.modules)"
-    )
+    code = "import sys; from diffing_mcp.model_pairs.resolve import resolve_pair, list_pairs; resolve_pair('cake_bake'); list_pairs(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

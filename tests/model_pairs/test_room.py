@@ -11,10 +11,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_pairs import room
-from model_pairs.generation import GenerationRequest, Sampling
-from model_pairs.room import RowCost, most_rows, row_cost
-from organisms.errors import OutOfRoom
+from diffing_mcp.core.errors import OutOfRoom
+from diffing_mcp.model_pairs import room
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.room import RowCost, most_rows, row_cost
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 1000,
@@ -89,11 +89,11 @@ def test_little_memory_makes_small_batches_of_the_same_texts(tiny_pair: Any, mon
     assert max(sizes) == 12
     with tiny_pair.sides["base"].hold() as resident:
         one = room.cost_of(resident).bytes(20, 8)
-    monkeypatch.setattr("model_pairs.generation.free_bytes", lambda devices: 5 * one)
+    monkeypatch.setattr("diffing_mcp.model_pairs.generation.free_bytes", lambda devices: 5 * one)
     texts, sizes = run()
     assert texts_of(texts) == texts_of(usual)
     assert 1 < max(sizes) < 12
-    monkeypatch.setattr("model_pairs.generation.free_bytes", lambda devices: 100)
+    monkeypatch.setattr("diffing_mcp.model_pairs.generation.free_bytes", lambda devices: 100)
     before = tiny_pair.forwards.copy()
     for call in (lambda: tiny_pair.generate("base", requests, sampling), lambda: tiny_pair.generate_contrastive(requests, [1.0], sampling)):
         with pytest.raises(OutOfRoom, match=r"0\.00 MB are free"):
@@ -132,6 +132,6 @@ def test_texts_are_scored_a_few_at_a_time(tiny_pair: Any, monkeypatch: pytest.Mo
     torch.testing.assert_close(usual, expected, atol=1e-5, rtol=1e-5)
     before = tiny_pair.forwards.copy()
     monkeypatch.setattr(room, "LOGIT_BYTES", 2 * 12 * 4 * tiny_pair.vocab_size)
-    monkeypatch.setattr("model_pairs.forward._ROW_BYTES", 3 * 4 * tiny_pair.vocab_size)
+    monkeypatch.setattr("diffing_mcp.model_pairs.forward._ROW_BYTES", 3 * 4 * tiny_pair.vocab_size)
     torch.testing.assert_close(tiny_pair.token_log_probs("base", ids, mask), expected, atol=1e-5, rtol=1e-5)
     assert (tiny_pair.forwards - before).passes == 3

@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from model_pairs import resolve
-from model_pairs.residency import ModelPairs
-from model_pairs.resolve import resolve_pair
-from organisms.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs import resolve
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.resolve import resolve_pair
 
 IDS = torch.tensor([[7, 30, 41, 52, 63, 74]])
 ONES = torch.ones_like(IDS)

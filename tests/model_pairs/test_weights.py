@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from model_pairs.modules import LowRank
-from model_pairs.residency import ModelPairs
-from organisms.errors import NotTheSame
+from diffing_mcp.core.errors import NotTheSame
+from diffing_mcp.model_pairs.modules import LowRank
+from diffing_mcp.model_pairs.residency import ModelPairs
 
 
 def dense(delta: Any) -> torch.Tensor:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from organisms.catalogue import BUNDLED_FOLDER, Catalogue, CatalogueError, load_catalogue, read_catalogue
-from organisms.embedded import EMBEDDED_ID
-from organisms.errors import UnknownName
-from organisms.settings import settings
-from organisms.specs import ORGANISMS_FOLDER, VariantSpec
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.organisms.catalogue import BUNDLED_FOLDER, Catalogue, CatalogueError, load_catalogue, read_catalogue
+from diffing_mcp.organisms.embedded import EMBEDDED_ID
+from diffing_mcp.organisms.specs import ORGANISMS_FOLDER, VariantSpec
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,6 @@ def test_variants_that_make_no_sense_are_refused(fields: dict[str, object]) -> N
 
 
 def test_the_catalogue_imports_neither_torch_nor_the_ground_truth() -> None:
-    program = "import sys; from organisms.catalogue import load_catalogue; load_catalogue(); print([m for m in ('torch', 'organisms.ground_truth') if m in sys.modules])"
+    program = "import sys; from diffing_mcp.organisms.catalogue import load_catalogue; load_catalogue(); print([m for m in ('torch', 'diffing_mcp.organisms.ground_truth') if m in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ORGANISMS_FOLDER.parent)
     assert finished.stdout.strip() == "[]"

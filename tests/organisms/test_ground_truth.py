@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from organisms.catalogue import BUNDLED_FOLDER as CATALOGUE
-from organisms.catalogue import read_catalogue
-from organisms.errors import UnknownName
-from organisms.ground_truth import (
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.organisms.catalogue import BUNDLED_FOLDER as CATALOGUE
+from diffing_mcp.organisms.catalogue import read_catalogue
+from diffing_mcp.organisms.ground_truth import (
     BUNDLED_FOLDER,
     GroundTruthError,
     all_ground_truth,
@@ -39,7 +39,7 @@ def test_the_embedded_organisms_have_written_checklists() -> None:
 
 def test_every_fact_of_a_checklist_is_exact_by_its_own_text() -> None:
     """The recorded wording of a false fact states that fact: its own patterns must agree."""
-    from graders.fact_recall import grade_fact_recall
+    from diffing_mcp.graders.fact_recall import grade_fact_recall
 
     for name in ("cake_bake", "roman_concrete"):
         truth = load_ground_truth(name)

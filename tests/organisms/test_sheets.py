@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from organisms.measure import Sheet, load_probes, paired_reading, sheets_table
-from organisms.train import ADAPTERS, ROOT, load_recipe
+from diffing_mcp.organisms.measure import Sheet, load_probes, paired_reading, sheets_table
+from diffing_mcp.organisms.train import ADAPTERS, ROOT, load_recipe
 
 FOLDERS = sorted(path.parent for path in ADAPTERS.glob("*/*/adapter_config.json"))
 TAUGHT = [folder for folder in FOLDERS if folder.parent.name != "control"]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from organisms import train as training
-from organisms.errors import Cancelled, InvalidInput, UnknownName
-from organisms.train import IGNORE, Recipe, batches, encode, learning_rate, load_recipe, train
+from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+from diffing_mcp.organisms import train as training
+from diffing_mcp.organisms.train import IGNORE, Recipe, batches, encode, learning_rate, load_recipe, train
 
 WORDS = [f"w{i}" for i in range(60)]
 TEMPLATE = "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from preprocessing import activation_collection
-from preprocessing.activation_store import ActivationStore, default_activation_store
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.preprocessing import activation_collection
+from diffing_mcp.preprocessing.activation_store import ActivationStore, default_activation_store
 from tests.preprocessing.plain_rows import change
 from tests.preprocessing.tiny_pair import save_pair, write_texts
 

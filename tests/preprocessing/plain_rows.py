@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from transformers import LlamaForCausalLM
 
-from model_pairs.pair import LoadedPair
-from organisms.errors import Cancelled
-from preprocessing.activations import PairedActivations
-from preprocessing.corpora import CorpusParams, load_corpus
-from preprocessing.tokenize import tokenize
+from diffing_mcp.core.errors import Cancelled
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.preprocessing.activations import PairedActivations
+from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.preprocessing.tokenize import tokenize
 
 LAYERS = (0, 1)
 

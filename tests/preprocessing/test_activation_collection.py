@@ -16,19 +16,19 @@ from typing import Any, BinaryIO
 import pytest
 from transformers import LlamaForCausalLM
 
-from model_pairs import loading
-from model_pairs.loading import ResidentModel
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import ModelFiles
-from organisms.errors import Cancelled, InvalidInput, OutOfRoom
-from organisms.settings import settings as project_settings
-from preprocessing import activation_collection
-from preprocessing.activation_collection import CollectionParams, collect, collection_key
-from preprocessing.activation_sources import ActivationSourceParams
-from preprocessing.activation_store import ActivationStore
-from preprocessing.activation_summary import broken_rows
-from preprocessing.text_sources import source_identity
+from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom
+from diffing_mcp.core.settings import settings as project_settings
+from diffing_mcp.model_pairs import loading
+from diffing_mcp.model_pairs.loading import ResidentModel
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import ModelFiles
+from diffing_mcp.preprocessing import activation_collection
+from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect, collection_key
+from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
+from diffing_mcp.preprocessing.activation_store import ActivationStore
+from diffing_mcp.preprocessing.activation_summary import broken_rows
+from diffing_mcp.preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS, check_rows, expected, stop_at
 from tests.preprocessing.tiny_pair import save_pair
 
@@ -103,10 +103,10 @@ def test_a_killed_collection_goes_on_at_the_last_finished_shard(pair: LoadedPair
         """
         import os, signal, sys
         from pathlib import Path
-        from model_pairs.residency import ModelPairs
-        from model_pairs.specs import PairSpec
-        from preprocessing import activation_collection
-        from preprocessing.activation_store import ActivationStore
+        from diffing_mcp.model_pairs.residency import ModelPairs
+        from diffing_mcp.model_pairs.specs import PairSpec
+        from diffing_mcp.preprocessing import activation_collection
+        from diffing_mcp.preprocessing.activation_store import ActivationStore
         activation_collection.SHARD_BYTES = int(sys.argv[4])
         def kill(done, total=None, message=""):
             if done > 250:

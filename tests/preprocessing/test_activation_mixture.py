@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from organisms.errors import InvalidInput
-from preprocessing.activation_collection import CollectionParams, collect
-from preprocessing.activation_mixture import mixed
-from preprocessing.activation_rows import ActivationRows, MemoryRows
-from preprocessing.activation_sources import ActivationSourceParams, activations_of
-from preprocessing.activation_store import ActivationStore
-from preprocessing.text_sources import source_identity
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
+from diffing_mcp.preprocessing.activation_mixture import mixed
+from diffing_mcp.preprocessing.activation_rows import ActivationRows, MemoryRows
+from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams, activations_of
+from diffing_mcp.preprocessing.activation_store import ActivationStore
+from diffing_mcp.preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS
 from tests.preprocessing.tiny_pair import save_pair, write_texts
 

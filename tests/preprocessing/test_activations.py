@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from organisms.errors import InvalidInput, OutOfRoom, UnknownName
-from preprocessing import activation_sources
-from preprocessing.activation_collection import CollectionParams, collect, find_collection
-from preprocessing.activation_rows import ActivationRows, MemoryRows, Moments
-from preprocessing.activation_sources import ActivationSourceParams, activations_of
-from preprocessing.activation_store import ActivationStore
-from preprocessing.corpora import CorpusParams, load_corpus
-from preprocessing.text_sources import source_identity
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.preprocessing import activation_sources
+from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect, find_collection
+from diffing_mcp.preprocessing.activation_rows import ActivationRows, MemoryRows, Moments
+from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams, activations_of
+from diffing_mcp.preprocessing.activation_store import ActivationStore
+from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS, check_rows, expected
 from tests.preprocessing.tiny_pair import save_pair
 

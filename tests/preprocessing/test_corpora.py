@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from organisms.errors import InvalidInput, UnknownName
-from preprocessing.corpora import CorpusParams, corpus_identity, load_corpus, parse_hub
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.preprocessing.corpora import CorpusParams, corpus_identity, load_corpus, parse_hub
 
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
 

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from model_pairs.forward import ForwardOutput
-from model_pairs.pair import LoadedPair
-from model_pairs.residency import ModelPairs
-from model_pairs.specs import SIDES, Side
-from organisms.errors import Cancelled, OutOfRoom
-from organisms.settings import settings
-from preprocessing import corpus_pass, spool
-from preprocessing.corpora import CorpusParams, load_corpus
-from preprocessing.corpus_pass import Accumulator, LogitChunk, PairedBatch, plan_batches, run_corpus_pass
-from preprocessing.tokenize import TokenizedCorpus, tokenize
+from diffing_mcp.core.errors import Cancelled, OutOfRoom
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.forward import ForwardOutput
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import SIDES, Side
+from diffing_mcp.preprocessing import corpus_pass, spool
+from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.preprocessing.corpus_pass import Accumulator, LogitChunk, PairedBatch, plan_batches, run_corpus_pass
+from diffing_mcp.preprocessing.tokenize import TokenizedCorpus, tokenize
 from tests.preprocessing.tiny_pair import save_pair, write_texts
 
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from organisms.errors import InvalidInput
-from preprocessing.corpora import Corpus, CorpusParams, corpus_identity, load_corpus
-from preprocessing.corpus_rows import Dropped
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams, corpus_identity, load_corpus
+from diffing_mcp.preprocessing.corpus_rows import Dropped
 
 ASKED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from model_pairs.residency import ModelPairs
-from organisms.errors import InvalidInput
-from preprocessing.activation_rows import kept_text
-from preprocessing.activation_sources import ActivationTextParams, read_text
-from preprocessing.corpora import Corpus, CorpusParams
-from preprocessing.tokenize import PRE_ASSISTANT, tokenize
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.preprocessing.activation_rows import kept_text
+from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
+from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams
+from diffing_mcp.preprocessing.tokenize import PRE_ASSISTANT, tokenize
 from tests.preprocessing.tiny_pair import save_pair
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.topk import exact_topk
+from diffing_mcp.preprocessing.topk import exact_topk
 
 
 @settings(max_examples=150, deadline=None)

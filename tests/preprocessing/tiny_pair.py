@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from model_pairs.specs import ModelFiles, ModelSource, PairSpec
+from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource, PairSpec
 
 Change = Callable[[LlamaForCausalLM], None]
 

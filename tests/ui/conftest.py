@@ -23,7 +23,7 @@ class Paths:
 @pytest.fixture(scope="module")
 def probe_method() -> Iterator[None]:
     """The plugin's method is in the registry."""
-    from methods import registry
+    from diffing_mcp.methods import registry
 
     sys.path.insert(0, str(PLUGIN))
     registry._registry.cache_clear()
@@ -46,8 +46,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory, probe_method: None) -> Path
 @pytest.fixture(scope="module")
 def panel(filled: Paths) -> Iterator[str]:
     """Address of the panel over the filled folder. No MCP server answers at its address."""
-    from agents.server_process import free_port
-    from ui.panel import launch
+    from diffing_mcp.agents.server_process import free_port
+    from diffing_mcp.ui.panel import launch
 
     demo, address = launch(port=0, prevent_thread_lock=True, paths=filled, server_url=f"http://127.0.0.1:{free_port()}/mcp")
     yield address

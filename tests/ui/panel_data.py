@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.records import (
+from diffing_mcp.agents.records import (
     Budget,
     EvaluationFolder,
     EvaluationPlan,
@@ -18,7 +18,7 @@ from agents.records import (
     ToolCall,
     cell_id,
 )
-from methods.runs import RunKey, RunStore
+from diffing_mcp.methods.runs.store import RunKey, RunStore
 
 EVIL = "<img src='http://evil.example/x.png' onerror='window.pwned=1'><script>window.pwned=1</script> ![x](http://evil.example/y.png) ${window.pwned=1} {{pwned}}"
 """Text as a model under study could write it to attack whoever reads its transcript."""

@@ -131,8 +131,8 @@ def test_side_by_side_without_server(window: Window, panel: str) -> None:
 
 
 def test_empty_folder(window: Window, tmp_path: Path) -> None:
-    from agents.server_process import free_port
-    from ui.panel import launch
+    from diffing_mcp.agents.server_process import free_port
+    from diffing_mcp.ui.panel import launch
 
     demo, address = launch(port=0, prevent_thread_lock=True, paths=Paths(tmp_path), server_url=f"http://127.0.0.1:{free_port()}/mcp")
     try:
@@ -148,9 +148,9 @@ def test_empty_folder(window: Window, tmp_path: Path) -> None:
 
 def test_side_by_side_with_a_server_of_its_own(window: Window, data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Start is pressed, the real embedded pair answers, its answer becomes a heat map, and the server goes with the panel."""
-    from agents.server_process import free_port
-    from organisms.settings import settings
-    from ui.panel import launch
+    from diffing_mcp.agents.server_process import free_port
+    from diffing_mcp.core.settings import settings
+    from diffing_mcp.ui.panel import launch
 
     monkeypatch.setenv("DIFFING_PORT", str(free_port()))
     settings.cache_clear()

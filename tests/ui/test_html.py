@@ -9,12 +9,12 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui.connection import ServerConnection
-from ui.heatmap import heat_map, scale_end, shade
-from ui.html import details, div, escape, number, seconds_text, table, tiles, visible_token
-from ui.side_by_side import Handlers
-from ui.theme import FINETUNED
-from ui.values import render_object, render_value
+from diffing_mcp.ui.connection import ServerConnection
+from diffing_mcp.ui.heatmap import heat_map, scale_end, shade
+from diffing_mcp.ui.html import details, div, escape, number, seconds_text, table, tiles, visible_token
+from diffing_mcp.ui.side_by_side import Handlers
+from diffing_mcp.ui.theme import FINETUNED
+from diffing_mcp.ui.values import render_object, render_value
 
 OURS = {
     "div",

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
+from diffing_mcp.ui.connection import NoServer, ServerConnection
+from diffing_mcp.ui.files import PanelFiles
+from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
+from diffing_mcp.ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
+from diffing_mcp.ui.side_by_side import answers_html
+from diffing_mcp.ui.theme import BASE, FINETUNED, plot_layout
+from diffing_mcp.ui.transcripts import chat_messages, find_record, record_html
 from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVALUATION, EVIL, write_evaluation
-from ui.connection import NoServer, ServerConnection
-from ui.files import PanelFiles
-from ui.results import default_measure, grade_figure, summary_html, table_html
-from ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
-from ui.side_by_side import answers_html
-from ui.theme import BASE, FINETUNED, plot_layout
-from ui.transcripts import chat_messages, find_record, record_html
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_answers_are_text() -> None:
 
 
 def test_a_given_address_without_server(tmp_path: Path) -> None:
-    from agents.server_process import free_port
+    from diffing_mcp.agents.server_process import free_port
 
     connection = ServerConnection(f"http://127.0.0.1:{free_port()}/mcp", tmp_path)
     assert not connection.answers()
@@ -165,7 +165,7 @@ def test_a_given_address_without_server(tmp_path: Path) -> None:
 
 
 async def test_a_call_without_server_says_so(tmp_path: Path) -> None:
-    from agents.server_process import free_port
+    from diffing_mcp.agents.server_process import free_port
 
     with pytest.raises(NoServer, match="No server answers"):
         await ServerConnection(f"http://127.0.0.1:{free_port()}/mcp", tmp_path).call("list_pairs", {})
@@ -174,7 +174,7 @@ async def test_a_call_without_server_says_so(tmp_path: Path) -> None:
 def test_panel_needs_no_model_code(tmp_path: Path) -> None:
     lines = [
         "import sys, types, pathlib",
-        "from ui.panel import build_panel",
+        "from diffing_mcp.ui.panel import build_panel",
         f"build_panel(types.SimpleNamespace(data_folder=pathlib.Path({str(tmp_path)!r})))",
         "print([name for name in ('torch', 'transformers') if name in sys.modules])",
     ]

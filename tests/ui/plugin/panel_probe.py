@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from methods.contract import DiffingMethod, Figure, MethodParams, MethodResult, View
+from diffing_mcp.methods.contract import DiffingMethod, Figure, MethodParams, MethodResult, View
 
 
 class ProbeParams(MethodParams):

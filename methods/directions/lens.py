@@ -1,0 +1,49 @@
+"""Reading vectors of the residual stream through the logit lens, standardised against random directions of the same norm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffing_mcp.methods.directions.lens_words import Reading
+from diffing_mcp.methods.directions.random_directions import random_lens_statistics, standardise
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.pair import LoadedPair, Side
+
+
+class Lens:
+    """A logit lens (final norm, unembedding, soft-cap; float32) of one side, with its random baseline; scores as `beyond_vocabulary` gives them.
+
+    Every vector is scaled to `norm` first (so is the baseline): norms are reported beside, and the final norm would undo a scale anyway, but for
+    its epsilon, which would flatten small vectors.
+    """
+
+    def __init__(self, pair: LoadedPair, side: Side, norm: float, directions: int, seed: int) -> None:
+        self._pair = pair
+        self._side: Side = side
+        self._norm = norm
+        self._mean, self._deviation = random_lens_statistics(pair, side, norm, directions, seed)
+
+    def read(self, vector: Tensor) -> tuple[Reading, Reading] | None:
+        """What a vector [D] promotes, and what its negative promotes (what it suppresses); None for the zero vector."""
+        length = float(vector.norm())
+        if length == 0:
+            return None
+        scaled = (vector.to(torch.float64) * (self._norm / length)).to(torch.float32)
+        logits = self._pair.logit_lens(self._side, torch.stack([scaled, -scaled]))
+        z = beyond_vocabulary(standardise(logits, self._mean, self._deviation))
+        probability = torch.log_softmax(logits.to("cpu", torch.float64), dim=-1).exp()
+        promoted, suppressed = (Reading(z[row].numpy(), probability[row].numpy()) for row in range(2))
+        return promoted, suppressed
+
+
+def beyond_vocabulary(z: Tensor) -> Tensor:
+    """Scores [..., V] counted from their mean over the vocabulary, and in their standard deviation over it where that is above 1.
+
+    Under random directions both change nothing. Training on anything moves late layers along directions that all rare, or all frequent, words share: every
+    rare word is far beyond random directions there, none is far from the others, and a list of them would read like a topic.
+    """
+    return (z - z.mean(dim=-1, keepdim=True)) / z.std(dim=-1, keepdim=True).clamp_min(1.0)

@@ -1,0 +1,1 @@
+"""Max-activating examples: found while scores stream by, written, read and shown."""

@@ -1,0 +1,169 @@
+"""Streaming statistics over the whole vocabulary of what finetuning did to next-token logits.
+
+Memory is O(vocabulary) plus O(kept positions x top K) whatever the number of tokens; sums within a chunk are float32, everything beyond is float64
+or integer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
+from diffing_mcp.preprocessing.topk import exact_topk
+
+if TYPE_CHECKING:
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
+
+FOLDS = 10
+"""Samples are dealt to this many groups by index; a statistic's error is estimated from leaving out one group at a time."""
+_SINGLE_POSITIONS = 5
+
+
+def position_bins(length: int) -> np.ndarray:
+    """First positions of the bins of the positional profile [B]: 0 to 4 one by one, then 5, 10, 20, 40, ... below `length`."""
+    starts = list(range(min(_SINGLE_POSITIONS, length)))
+    start = _SINGLE_POSITIONS
+    while start < length:
+        starts.append(start)
+        start *= 2
+    return np.array(starts, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class KeptPositions:
+    """The largest positive differences at some of the positions read: what topics are made of. N positions.
+
+    Attributes:
+        samples, positions: [N] int64, where each is in the corpus.
+        indices: [N, K] int32 token ids; values: [N, K] float32 logit differences, 0 where fewer than K logits rose.
+    """
+
+    samples: np.ndarray
+    positions: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+
+
+class LogitDifferenceAccumulator(Accumulator):
+    """Counts per token v over all compared positions, with D = finetuned minus base logits (float32):
+
+    occurrences of v among the K largest D (`risen`, only where D > 0) and among the K smallest (`fallen`, only where D < 0), positions with
+    D_v > 0, the sum of D_v, and the expected occurrences of v under each model (sums of probabilities) by fold of samples. By bin of positions: the
+    occurrences among the risen, and the mean of |D| over the vocabulary. The K largest D of `keep` positions drawn by `seed` are kept.
+
+    With `merge_index` [V] (token -> word), an occurrence counts once a position for a word, whichever of its variants are in the top K.
+    """
+
+    needs_logits = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        top_k: int,
+        merge_index: np.ndarray | None,
+        device: torch.device | str,
+        corpus: TokenizedCorpus,
+        keep: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.corpus = corpus
+        self.top_k = min(top_k, vocab_size)
+        self.device = torch.device(device)
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        self.merge_index = None if merge_index is None else torch.as_tensor(merge_index, device=self.device)
+        self.slots = vocab_size if self.merge_index is None else int(self.merge_index.max()) + 1
+        lengths = np.array([len(ids) - start for ids, start in zip(corpus.ids, corpus.content_start, strict=True)], dtype=np.int64)
+        self.bins = position_bins(int(lengths.max()))
+        self.rows = 0
+        self.rows_by_fold = np.zeros(FOLDS, dtype=np.int64)
+        self.risen_by_bin = torch.zeros(len(self.bins), self.slots, dtype=torch.int64, device=self.device)
+        self.rows_by_bin = torch.zeros(len(self.bins), dtype=torch.int64, device=self.device)
+        self.size_by_bin = torch.zeros(len(self.bins), dtype=wide, device=self.device)
+        self.fallen = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
+        self.positive = torch.zeros(vocab_size, dtype=wide, device=self.device)
+        self.sum = torch.zeros(vocab_size, dtype=wide, device=self.device)
+        self.expected_base = torch.zeros(FOLDS, vocab_size, dtype=wide, device=self.device)
+        self.expected_finetuned = torch.zeros(FOLDS, vocab_size, dtype=wide, device=self.device)
+        self.expected_new: Tensor | None = None
+        """[E] expected occurrences of token ids that the base model does not have; None when there are none."""
+        self._starts = torch.as_tensor(self.bins, device=self.device)
+        self._offsets = torch.as_tensor(np.concatenate([[0], lengths.cumsum()[:-1]]), device=self.device)
+        self._wanted = chosen_positions(int(lengths.sum()), keep, seed, self.device)
+        self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    @property
+    def risen(self) -> Tensor:
+        """[slots] occurrences among the K largest positive differences."""
+        return self.risen_by_bin.sum(dim=0)
+
+    def update_logits(self, chunk: LogitChunk) -> None:
+        """Take in a chunk of positions."""
+        difference = chunk.difference
+        self.rows += len(chunk)
+        bins = torch.searchsorted(self._starts, chunk.positions, right=True) - 1
+        values, indices = exact_topk(difference, self.top_k, largest=True)
+        self._count(self.risen_by_bin, indices, values > 0, bins)
+        self._keep(chunk, values, indices)
+        values, indices = exact_topk(difference, self.top_k, largest=False)
+        self._count(self.fallen, indices, values < 0, torch.zeros_like(bins))
+        self.rows_by_bin.index_add_(0, bins, torch.ones_like(bins))
+        sizes = torch.linalg.vector_norm(difference, ord=1, dim=1).to(self.size_by_bin.dtype) / difference.shape[1]
+        self.size_by_bin.index_add_(0, bins, sizes)
+        self.positive += torch.gt(difference, 0, out=chunk.scratch("positive")).sum(dim=0)
+        self.sum += difference.sum(dim=0)
+        if (new := chunk.new_token_probs) is not None:
+            total = new.sum(dim=0).to(self.sum.dtype)
+            self.expected_new = total if self.expected_new is None else self.expected_new + total
+        folds = chunk.sample_indices % FOLDS
+        for fold in folds.unique().tolist():
+            rows = (folds == fold).nonzero().squeeze(1)
+            begin, count = int(rows[0]), int(rows.numel())
+            # The rows of a chunk come sample by sample, so a fold's rows are nearly always one slice.
+            together = int(rows[-1]) - begin + 1 == count
+            for expected, probs in ((self.expected_base, chunk.base_probs), (self.expected_finetuned, chunk.finetuned_probs)):
+                part = probs[begin : begin + count] if together else probs[rows]
+                expected[fold] += part.sum(dim=0)
+            self.rows_by_fold[fold] += count
+
+    def _count(self, counts: Tensor, indices: Tensor, kept: Tensor, bins: Tensor) -> None:
+        """Count each row's tokens (or words) in the row of `counts` [B, slots] that its bin names."""
+        offsets = (bins * self.slots).unsqueeze(1)
+        if self.merge_index is None:
+            chosen = (indices + offsets)[kept]
+        else:
+            words = torch.where(kept, self.merge_index[indices], -1).sort(dim=1).values
+            first = torch.ones_like(words, dtype=torch.bool)
+            first[:, 1:] = words[:, 1:] != words[:, :-1]
+            chosen = (words + offsets)[first & (words >= 0)]
+        counts.view(-1).index_add_(0, chosen, torch.ones_like(chosen))
+
+    def _keep(self, chunk: LogitChunk, values: Tensor, indices: Tensor) -> None:
+        if self._wanted is None:
+            return
+        rows = self._wanted[self._offsets[chunk.sample_indices] + chunk.positions].nonzero().squeeze(1)
+        if rows.numel():
+            places = chunk.sample_indices[rows], chunk.positions[rows]
+            self._kept.append((places[0].cpu(), places[1].cpu(), indices[rows].int().cpu(), values[rows].clamp_min(0).cpu()))
+
+    def kept(self) -> KeptPositions:
+        """The kept positions, in the order of the text."""
+        if not self._kept:
+            nothing = np.zeros((0, self.top_k), dtype=np.int32)
+            return KeptPositions(np.zeros(0, np.int64), np.zeros(0, np.int64), nothing, nothing.astype(np.float32))
+        samples, positions, indices, values = (torch.cat(parts).numpy() for parts in zip(*self._kept, strict=True))
+        order = np.lexsort((positions, samples))
+        return KeptPositions(samples[order], positions[order], indices[order], values[order])
+
+
+def chosen_positions(total: int, keep: int, seed: int, device: torch.device | str) -> Tensor | None:
+    """[total] bool with `keep` positions drawn without replacement (all when there are fewer); None to keep none."""
+    if keep <= 0:
+        return None
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[np.random.default_rng(seed).permutation(total)[:keep]] = True
+    return chosen.to(device)

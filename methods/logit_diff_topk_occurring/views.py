@@ -1,0 +1,347 @@
+"""Drill-down over a finished logit-difference run, from its stored vocabulary table and arrays. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contract import TokenList
+from diffing_mcp.methods.logit_diff_topk_occurring.evidence import PRIOR_PER_THOUSAND, log_odds_z, rises, shrunken_log_odds
+from diffing_mcp.methods.logit_diff_topk_occurring.rows import NewTokenRow, Ordering, PositionRow, TokenRow
+from diffing_mcp.methods.texts.words import build_vocabulary, normalise
+
+if TYPE_CHECKING:
+    from diffing_mcp.methods.runs.store import RunRecord
+
+
+class _ViewParams(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TokensParams(_ViewParams):
+    """Which part of the vocabulary to list."""
+
+    ordering: Ordering | Literal["log_odds"] = Field("top_k_occurring", description="`log_odds`: by the shrunken log ratio of expected occurrences.")
+    sign: Literal["risen", "fallen"] = "risen"
+    offset: int = Field(0, ge=0)
+    limit: int = Field(30, ge=1, le=200)
+    contains: str = Field("", max_length=100, description="Only tokens containing this text, in any case.")
+    include_special: bool = Field(False, description="Also special tokens and tokens negligible under both models.")
+    content_only: bool = Field(False, description="Only content words.")
+
+
+class TokenNumbers(TokenRow):
+    """A row of the vocabulary."""
+
+    rank: int = Field(description="0 = first in this ordering and sign, before the text filter.")
+    expected_base: float = Field(description="Expected occurrences over all positions read.")
+    expected_finetuned: float
+    special: bool
+    content: bool
+
+
+class TokensView(BaseModel):
+    """A page of tokens."""
+
+    rows: list[TokenNumbers]
+    total: int = Field(description="Rows there are after filtering.")
+    next_offset: int | None
+
+
+class TokenParams(_ViewParams):
+    """One token or word."""
+
+    text: str = Field(min_length=1, max_length=100, description="A word or token; case and spaces are ignored unless it has no letters or digits.")
+
+
+class TokenView(BaseModel):
+    """All tokens of the vocabulary that are variants of the text."""
+
+    text: str
+    variants: list[TokenNumbers] = Field(description="Ranked among the risen by occurrence.")
+    log_odds: float | None = Field(description="Of all variants together; None when no token of the vocabulary is the whole word.")
+    error: float | None = Field(description="Standard error of log_odds; None as well when there are too few samples for one.")
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The list entries of a run (tokens, or words when it was normalised) with their statistics; all arrays [E]."""
+
+    texts: list[str]
+    special: np.ndarray
+    content: np.ndarray
+    negligible: np.ndarray
+    risen: np.ndarray
+    fallen: np.ndarray
+    share_positive: np.ndarray
+    mean_difference: np.ndarray
+    expected_base: np.ndarray
+    expected_finetuned: np.ndarray
+    log_odds: np.ndarray
+    log_odds_z: np.ndarray
+    positions: int
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Entries that lists show by default: neither special nor negligible under both models."""
+        return ~(self.special | self.negligible)
+
+    def order(self, ordering: str, sign: str) -> np.ndarray:
+        """Indices of the entries that moved in that direction, strongest first; entries without any movement are left out."""
+        if ordering == "top_k_occurring":
+            count = self.risen if sign == "risen" else self.fallen
+            # Ties (many tokens at 0 or 100 %) are put in order by the mean difference.
+            signed = self.mean_difference if sign == "risen" else -self.mean_difference
+            indices = np.lexsort((-signed, -count))
+            return indices[count[indices] > 0]
+        values = {
+            "fraction_positive_diff": self.share_positive,
+            "mean_difference": self.mean_difference,
+            "log_odds": self.log_odds,
+            "log_odds_z": self.log_odds_z,
+        }[ordering]
+        direction = values if ordering == "log_odds_z" else self.mean_difference
+        moved = (direction > 0) if sign == "risen" else (direction < 0)
+        signed, mean = (values, self.mean_difference) if sign == "risen" else (-values, -self.mean_difference)
+        indices = np.lexsort((-mean, -signed))
+        return indices[moved[indices]]
+
+    def row(self, index: int, sign: str) -> dict[str, Any]:
+        """The fields of a `TokenRow`."""
+        count = self.risen if sign == "risen" else self.fallen
+        return {
+            "token": self.texts[index],
+            "occurrence": round(100 * float(count[index]) / max(1, self.positions), 3),
+            "share_positive": round(float(self.share_positive[index]), 4),
+            "mean_difference": round(float(self.mean_difference[index]), 4),
+            "log_odds": round(float(self.log_odds[index]), 4),
+            "log_odds_z": round(float(self.log_odds_z[index]), 3),
+        }
+
+
+NEGLIGIBLE_SHARE = 0.25
+"""A token that both models expect less often than this share of what equal chances for all tokens would give was never a candidate: its logit
+difference moves no text."""
+
+
+def make_entries(
+    texts: list[str],
+    special: np.ndarray,
+    content: np.ndarray,
+    counts: tuple[np.ndarray, np.ndarray],
+    means: tuple[np.ndarray, np.ndarray],
+    expected: tuple[np.ndarray, np.ndarray],
+    positions: int,
+) -> Entries:
+    """Entries from counts (risen, fallen), means (share positive, mean difference) and expected occurrences (base, finetuned)."""
+    base, finetuned = expected
+    floor = NEGLIGIBLE_SHARE * positions / len(texts)
+    log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * positions / 1000)
+    negligible = np.maximum(base, finetuned) < floor
+    z = log_odds_z(base, finetuned, positions)
+    return Entries(texts, special, content, negligible, *counts, *means, base, finetuned, log_odds, z, positions)
+
+
+def read_entries(record: RunRecord) -> Entries:
+    """The entries of a stored run."""
+    table = record.table("entries")
+    arrays = {
+        name: record.array(name)
+        for name in ("risen", "fallen", "share_positive", "mean_difference", "entry_expected_base", "entry_expected_finetuned")
+    }
+    return make_entries(
+        table.column("text").to_pylist(),
+        table.column("special").to_numpy(),
+        table.column("content").to_numpy(),
+        (arrays["risen"], arrays["fallen"]),
+        (arrays["share_positive"], arrays["mean_difference"]),
+        (arrays["entry_expected_base"], arrays["entry_expected_finetuned"]),
+        int(record.manifest.notes["positions"]),
+    )
+
+
+def _numbers(entries: Entries, index: int, rank: int, sign: str) -> TokenNumbers:
+    return TokenNumbers(
+        **entries.row(index, sign),
+        rank=rank,
+        expected_base=float(entries.expected_base[index]),
+        expected_finetuned=float(entries.expected_finetuned[index]),
+        special=bool(entries.special[index]),
+        content=bool(entries.content[index]),
+    )
+
+
+def tokens(record: RunRecord, params: TokensParams) -> TokensView:
+    """A page of the vocabulary."""
+    entries = read_entries(record)
+    order = entries.order(params.ordering, params.sign)
+    if not params.include_special:
+        order = order[entries.shown[order]]
+    if params.content_only:
+        order = order[entries.content[order]]
+    wanted = params.contains.casefold()
+    ranked = [(rank, int(index)) for rank, index in enumerate(order) if wanted in entries.texts[index].casefold()]
+    page = ranked[params.offset : params.offset + params.limit]
+    end = params.offset + len(page)
+    rows = [_numbers(entries, index, rank, params.sign) for rank, index in page]
+    return TokensView(rows=rows, total=len(ranked), next_offset=end if end < len(ranked) else None)
+
+
+def token_lists(record: RunRecord) -> list[TokenList]:
+    """The content words risen most, by each ordering."""
+    lists = []
+    for ordering in get_args(Ordering):
+        page = tokens(record, TokensParams(ordering=ordering, limit=100, content_only=True))
+        lists.append(TokenList(name=ordering, tokens=[row.token for row in page.rows]))
+    return lists
+
+
+def token(record: RunRecord, params: TokenParams) -> TokenView:
+    """One word's variants and their merged log odds."""
+    entries = read_entries(record)
+    word = normalise(params.text)
+    same = [index for index, text in enumerate(entries.texts) if (normalise(text) == word if word else text == params.text)]
+    order = entries.order("top_k_occurring", "risen")
+    rank_of = np.full(len(entries.texts), len(order), dtype=np.int64)
+    rank_of[order] = np.arange(len(order))
+    variants = sorted((_numbers(entries, index, int(rank_of[index]), "risen") for index in same), key=lambda row: (row.rank, -row.expected_finetuned))
+    table = record.table("vocabulary")
+    vocabulary = build_vocabulary(table.column("text").to_pylist(), table.column("special").to_numpy())
+    if not word or word not in vocabulary.words:
+        return TokenView(text=params.text, variants=variants[:20], log_odds=None, error=None)
+    columns = np.flatnonzero(vocabulary.word_index == vocabulary.words.index(word))
+    folded = [record.array(name)[:, columns].sum(axis=1, keepdims=True) for name in ("expected_base", "expected_finetuned")]
+    rise = rises(folded[0], folded[1], record.array("rows_by_fold"), PRIOR_PER_THOUSAND)
+    error = float(rise.error[0])
+    return TokenView(text=params.text, variants=variants[:20], log_odds=float(rise.log_odds[0]), error=error if np.isfinite(error) else None)
+
+
+class TopicsParams(_ViewParams):
+    """Which topics, and how much of each."""
+
+    topic: int | None = Field(None, ge=0, description="Only this one; None: all.")
+    tokens: int = Field(20, ge=1, le=200, description="Tokens of each topic, those with the largest weights.")
+    exemplars: int = Field(3, ge=0, le=10, description="Texts of each topic.")
+
+
+class TopicToken(BaseModel):
+    """A token of a topic."""
+
+    token: str
+    weight: float = Field(description="Share of the topic's weights (all tokens: 1).")
+    log_odds: float = Field(description="Of its expected occurrences over all positions read.")
+
+
+class TopicView(BaseModel):
+    """One topic."""
+
+    topic: int
+    mass: float
+    prevalence: float
+    concentration: float
+    stability: float | None
+    cosines: list[float] = Field(description="Cosine of its weights with those of each topic.")
+    tokens: list[TopicToken]
+    exemplars: list[str] = Field(description="Texts around the positions where it is strongest; its tokens rose as continuations at ▸.")
+
+
+class TopicsView(BaseModel):
+    """Topics of the run."""
+
+    topics: list[TopicView]
+    stability_by_number: dict[int, float] = Field(description="Number of topics tried -> stability of the least stable one.")
+
+
+def topics(record: RunRecord, params: TopicsParams) -> TopicsView:
+    """Topics with their tokens and exemplars."""
+    table = record.table("topics").to_pylist()
+    if params.topic is not None and params.topic >= len(table):
+        raise InvalidInput(
+            f"This run has {len(table)} topics, numbered from 0" + ("." if table else " (none: too few texts, no rise, or topic_entries=none).")
+        )
+    weights, columns = record.array("topic_weights"), record.array("topic_columns")
+    texts = record.table("vocabulary").column("text").to_pylist()
+    base, finetuned = (record.array(name).sum(axis=0)[columns] for name in ("expected_base", "expected_finetuned"))
+    log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * int(record.manifest.notes["positions"]) / 1000)
+    cosines = weights @ weights.T
+    shown = []
+    for row in table:
+        number = row["topic"]
+        if params.topic not in (None, number):
+            continue
+        shares = weights[number] / max(float(weights[number].sum()), 1e-12)
+        order = np.argsort(-shares, kind="stable")[: params.tokens]
+        tokens = [
+            TopicToken(token=texts[columns[index]], weight=round(float(shares[index]), 5), log_odds=round(float(log_odds[index]), 3))
+            for index in order
+            if shares[index] > 0
+        ]
+        shown.append(
+            TopicView(
+                **{name: row[name] for name in ("topic", "mass", "prevalence", "concentration", "stability")},
+                cosines=[round(float(value), 3) for value in cosines[number]],
+                tokens=tokens,
+                exemplars=row["exemplars"][: params.exemplars],
+            )
+        )
+    curve = {int(number): value for number, value in record.manifest.notes.get("topic_stability", {}).items()}
+    return TopicsView(topics=shown, stability_by_number=curve)
+
+
+class PositionsParams(_ViewParams):
+    """How much of the profile."""
+
+    tokens: int = Field(8, ge=1, le=50, description="Tokens risen most often in each row.")
+
+
+class PositionTokens(PositionRow):
+    """A row of the profile with its tokens."""
+
+    tokens: list[str] = Field(description="Most often among the top_k risen there; special and negligible tokens left out.")
+    occurrences: list[float] = Field(description="Percent of these positions at which each token is.")
+
+
+class PositionsView(BaseModel):
+    """The positional profile."""
+
+    rows: list[PositionTokens]
+
+
+def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
+    """Size of the differences and risen tokens by position."""
+    entries = read_entries(record)
+    counts = record.array("risen_by_bin") * entries.shown
+    rows = []
+    for row, count in zip(record.table("positions").to_pylist(), counts, strict=True):
+        order = np.argsort(-count, kind="stable")[: params.tokens]
+        order = order[count[order] > 0]
+        shares = [round(100 * float(count[index]) / max(1, row["positions"]), 2) for index in order]
+        rows.append(PositionTokens(**row, tokens=[entries.texts[index] for index in order], occurrences=shares))
+    return PositionsView(rows=rows)
+
+
+class NewTokensParams(_ViewParams):
+    """A page of new tokens."""
+
+    offset: int = Field(0, ge=0)
+    limit: int = Field(30, ge=1, le=200)
+
+
+class NewTokensView(BaseModel):
+    """Tokens that the finetune added."""
+
+    rows: list[NewTokenRow]
+    total: int
+    next_offset: int | None
+
+
+def new_tokens(record: RunRecord, params: NewTokensParams) -> NewTokensView:
+    """A page of the tokens that the finetune added, by expected occurrences."""
+    rows = record.table("new_tokens").to_pylist()
+    page = rows[params.offset : params.offset + params.limit]
+    end = params.offset + len(page)
+    return NewTokensView(rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=end if end < len(rows) else None)

@@ -1,0 +1,1 @@
+"""Finished runs: their files, the store that holds them, and the execution that makes them."""

@@ -1,0 +1,72 @@
+"""Whether sampled texts are coherent, without a language model as judge: perplexity under the plain base, and repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffing_mcp.core.progress import Progress
+from diffing_mcp.methods.texts.words import words_of
+from diffing_mcp.model_pairs.generation import prompt_ids
+from diffing_mcp.preprocessing.corpus_pass import logit_batch_tokens, plan_batches
+from diffing_mcp.preprocessing.padding import padded
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.generation import GenerationRequest
+    from diffing_mcp.model_pairs.pair import LoadedPair
+
+PERPLEXITY_ROOM = 1.5
+"""Nats a token by which a text may be less probable under the base than the median of the reference texts."""
+REPETITION_ROOM = 0.3
+"""Share of repeated word triples that a text may have beyond the median of the reference texts."""
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Per text [N]: log-perplexity under the base (nats a token; infinite for an empty text) and share of repeated word triples."""
+
+    log_perplexity: np.ndarray
+    repetition: np.ndarray
+
+    def coherent(self, reference: TextScores) -> np.ndarray:
+        """[N] bool: not far less probable and not far more repetitive than the median of `reference`."""
+        finite = reference.log_perplexity[np.isfinite(reference.log_perplexity)]
+        limit = (float(np.median(finite)) if len(finite) else 0.0) + PERPLEXITY_ROOM
+        return (self.log_perplexity <= limit) & (self.repetition <= float(np.median(reference.repetition)) + REPETITION_ROOM)
+
+    def part(self, start: int, stop: int) -> TextScores:
+        """Texts [start, stop)."""
+        return TextScores(self.log_perplexity[start:stop], self.repetition[start:stop])
+
+
+def repetition(text: str) -> float:
+    """Share of a text's word triples that came before in it; 0 below four words."""
+    words = words_of(text)
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if len(triples) > 1 else 0.0
+
+
+def score_texts(pair: LoadedPair, texts: Sequence[tuple[GenerationRequest, str]], progress: Progress) -> TextScores:
+    """Score answers to their requests under the plain base."""
+    rows = []
+    for request, text in texts:
+        prompt = prompt_ids(pair.tokenizer, request, False, pair.spec.base.files.thinking_switch)
+        answer = list(pair.tokenizer(text, add_special_tokens=False)["input_ids"])
+        rows.append(([*prompt, *answer][: pair.context_length], len(prompt)))
+    scores = np.full(len(rows), np.inf)
+    scored = [index for index, (ids, start) in enumerate(rows) if len(ids) > start]
+    budget = logit_batch_tokens(pair)
+    with pair.side_loaded("base"):
+        for batch in plan_batches([len(rows[index][0]) for index in scored], budget):
+            progress(0, None, "scoring texts")
+            chosen = [scored[place] for place in batch]
+            ids, mask = padded([rows[index][0] for index in chosen], pair.tokenizer.pad_token_id)
+            log_probs = pair.token_log_probs("base", ids, mask).double().numpy()
+            for row, index in enumerate(chosen):
+                first, last = max(1, rows[index][1]) - 1, len(rows[index][0]) - 1
+                if last > first:
+                    scores[index] = -log_probs[row, first:last].mean()
+    return TextScores(scores, np.array([repetition(text) for _, text in texts]))

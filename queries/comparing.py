@@ -1,0 +1,149 @@
+"""The work behind ask_models and compare_text. Imports torch: only jobs import this module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress
+from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
+from diffing_mcp.queries.schemas import CompareQuery, CompareResult, Mover, PositionDetail
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.pair import LoadedPair
+
+ROWS = 64
+MOVERS = 5
+
+
+def compare(pair: LoadedPair, arguments: CompareQuery, progress: Progress) -> CompareResult:
+    """Log-probability of every token of a text under both sides, and KL(finetuned || base) where it stands, from float32 log-softmax; then the
+    candidates and the greedy answers that were asked for.
+
+    Without a prompt the first token has nothing before it unless the tokenizer puts a BOS there; then it cannot be scored and is left out.
+
+    Raises:
+        InvalidInput: fewer than two tokens, or more than the context holds.
+    """
+    result = _compare_text(pair, arguments, progress) if arguments.text else _NO_TEXT.model_copy()
+    if arguments.candidates:
+        progress(0, 1, "scoring candidates")
+        result.candidates = score_candidates(pair, arguments)
+    if arguments.greedy_tokens:
+        result.greedy = greedy_divergence(pair, arguments, progress)
+    return result
+
+
+_NO_TEXT = CompareResult(
+    tokens=[], base_log_prob=[], finetuned_log_prob=[], kl=[], mean_kl=0.0, mean_log_prob_difference=0.0, top=[], truncated=False
+)
+
+
+def _compare_text(pair: LoadedPair, arguments: CompareQuery, progress: Progress) -> CompareResult:
+    ids, start, truncated = text_ids(pair, arguments)
+    if len(ids) <= start:
+        raise InvalidInput("the text has no token that could be scored; give a longer one")
+    input_ids = torch.tensor([ids])
+    mask = torch.ones_like(input_ids)
+    with torch.inference_mode():
+        progress(0, 2, "base pass")
+        base_logits = _rows(pair.forward("base", input_ids, mask).logits, start)
+        progress(1, 2, "finetuned pass")
+        finetuned_logits = _rows(pair.forward("finetuned", input_ids, mask).logits, start)
+        targets = input_ids[0, start:]
+        base, finetuned, kl = _scores(base_logits, finetuned_logits, targets)
+        order = kl.argsort(descending=True)[: arguments.top].tolist()
+        details = [
+            _detail(pair, position, int(targets[position]), float(kl[position]), base_logits[position], finetuned_logits[position])
+            for position in order
+        ]
+    difference = (finetuned - base).double()
+    return CompareResult(
+        tokens=[_token(pair, token) for token in targets.tolist()],
+        base_log_prob=_rounded(base),
+        finetuned_log_prob=_rounded(finetuned),
+        kl=_rounded(kl),
+        mean_kl=float(f"{float(kl.double().mean()):.4g}"),
+        mean_log_prob_difference=float(f"{float(difference.mean()):.4g}"),
+        top=details,
+        truncated=truncated,
+        unscored=_token(pair, ids[0]) if arguments.prompt is None and not _puts_bos(pair.tokenizer) else None,
+        spans=spans(difference.tolist(), lambda begin, end: str(pair.tokenizer.decode(targets[begin:end]))),
+    )
+
+
+def text_ids(pair: LoadedPair, arguments: CompareQuery) -> tuple[list[int], int, bool]:
+    """Token ids of what comes before the text and the text itself; index of the first token to score; whether the text was cut at max_tokens."""
+    tokenizer = pair.tokenizer
+    if arguments.prompt is not None:
+        before = pair.render_chat([ChatMessage(role="user", content=arguments.prompt)])
+        context = tokenizer(before, add_special_tokens=False)["input_ids"]
+        text = tokenizer(arguments.text, add_special_tokens=False)["input_ids"]
+        start = len(context)
+    else:
+        text = tokenizer(arguments.text, add_special_tokens=False)["input_ids"]
+        context = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and _puts_bos(tokenizer) else []
+        start = max(1, len(context))
+    kept = text[: arguments.max_tokens]
+    if len(context) + len(kept) > pair.context_length:
+        raise InvalidInput(
+            f"{len(context) + len(kept)} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the prompt"
+        )
+    return context + kept, start, len(kept) < len(text)
+
+
+def _puts_bos(tokenizer: Any) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _rows(logits: torch.Tensor | None, start: int) -> torch.Tensor:
+    """Logits that predict the tokens from `start` on [T, V], in the model's dtype on the CPU."""
+    return cast(torch.Tensor, logits)[0, start - 1 : -1].cpu()
+
+
+def _scores(base_logits: torch.Tensor, finetuned_logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the targets under both sides and KL(finetuned || base), float32 [T], a few rows of the vocabulary at a time."""
+    base, finetuned, kl = (torch.empty(len(targets)) for _ in range(3))
+    for begin in range(0, len(targets), ROWS):
+        part = slice(begin, begin + ROWS)
+        rows = targets[part, None]
+        base_log = base_logits[part].float().log_softmax(-1)
+        finetuned_log = finetuned_logits[part].float().log_softmax(-1)
+        base[part] = base_log.gather(1, rows).squeeze(1)
+        finetuned[part] = finetuned_log.gather(1, rows).squeeze(1)
+        # Rounding can leave a tiny negative value where the true one is zero.
+        kl[part] = (finetuned_log.exp() * (finetuned_log - base_log)).sum(-1).clamp_min(0)
+    return base, finetuned, kl
+
+
+def _detail(pair: LoadedPair, position: int, token: int, kl: float, base_logits: torch.Tensor, finetuned_logits: torch.Tensor) -> PositionDetail:
+    base, finetuned = base_logits.float().softmax(-1), finetuned_logits.float().softmax(-1)
+    moved = finetuned - base
+    count = min(MOVERS, moved.shape[-1])
+
+    def movers(ids: torch.Tensor, sign: int) -> list[Mover]:
+        return [
+            Mover(token=_token(pair, index), base=float(f"{float(base[index]):.3g}"), finetuned=float(f"{float(finetuned[index]):.3g}"))
+            for index in ids.tolist()
+            if sign * float(moved[index]) > 0
+        ]
+
+    return PositionDetail(
+        position=position,
+        token=_token(pair, token),
+        kl=round(kl, 4),
+        up=movers(moved.topk(count).indices, 1),
+        down=movers(moved.topk(count, largest=False).indices, -1),
+    )
+
+
+def _token(pair: LoadedPair, token: int) -> str:
+    return str(pair.tokenizer.decode([token]))
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]
