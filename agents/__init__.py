@@ -1,1 +1,3 @@
-"""Investigators as MCP clients, and the suite that runs and stores evaluations. Imports no model code: everything goes through the server."""
+"""Investigators as MCP clients, and the suite that runs and stores evaluations. Imports no model code: everything goes
+through the server.
+"""

@@ -1,8 +1,10 @@
-"""The baseline investigators: deterministic, without any LLM, one for each arm, over the same server and with the same budgets as an LLM agent.
+"""The baseline investigators: deterministic, without any LLM, one for each arm, over the same server and with the same
+budgets as an LLM agent.
 
-`blackbox` only asks both models: a sweep over domains, then some questions about whatever the answers of the finetuned model stress, then a paired test
-of what the finetuned model says more often. `method` (see `diffing_mcp.agents.baseline_method`) starts from what the diffing methods see and asks afterwards.
-Nothing here knows any organism.
+`blackbox` only asks both models: a sweep over domains, then some questions about whatever the answers of the finetuned
+model stress, then a paired test of what the finetuned model says more often. `method` (see
+`diffing_mcp.agents.baseline_method`) starts from what the diffing methods see and asks afterwards. Nothing here knows
+any organism.
 """
 
 from __future__ import annotations
@@ -53,8 +55,12 @@ async def investigate(session: Session, arm: Arm, options: BaselineOptions) -> F
         sources = [{"source": run, "note": "stored run"} for run in session.run_ids[:10]] or [
             {"source": "prompt", "note": "paired answers of both models"}
         ]
-        await session.call("record_hypothesis", {"statement": finding.statement, "likelihood": 0.8, "evidence": sources})
-    await session.call("submit_finding", {"statement": finding.statement, "verdict": finding.verdict, "likelihood": 0.8})
+        await session.call(
+            "record_hypothesis", {"statement": finding.statement, "likelihood": 0.8, "evidence": sources}
+        )
+    await session.call(
+        "submit_finding", {"statement": finding.statement, "verdict": finding.verdict, "likelihood": 0.8}
+    )
     return finding.model_copy(update={"source": "submit_finding"})
 
 
@@ -64,8 +70,13 @@ async def blackbox_evidence(session: Session, pair: str, options: BaselineOption
     pairs = await ask(session, pair, sweep_questions(sweep, options.seed), options)
     words = stressed_words(pairs)
     if words and options.interactions > sweep:
-        session.say(f"After the sweep the finetuned model stresses most: {', '.join(words)}. Asking about that, to see whether it lasts.")
-        pairs += await ask(session, pair, follow_up_questions(words, options.interactions - sweep, options.seed), options)
+        session.say(
+            f"After the sweep the finetuned model stresses most: {', '.join(words)}. Asking about that, to see whether "
+            "it lasts."
+        )
+        pairs += await ask(
+            session, pair, follow_up_questions(words, options.interactions - sweep, options.seed), options
+        )
     return answers_evidence(pairs, options.alpha)
 
 
@@ -84,14 +95,18 @@ def answers_evidence(pairs: Sequence[Pair], alpha: float) -> Evidence:
 
 
 def stressed_words(pairs: Sequence[Pair], count: int = 3) -> list[str]:
-    """The words that the finetuned side has more, whether or not that could be chance; those in several answers only."""
+    """The words that the finetuned side has more, whether or not that could be chance; those in several
+    answers only.
+    """
     finetuned = [answer for pair in pairs for answer in pair.finetuned]
     weights = word_weights(finetuned, [answer for pair in pairs for answer in pair.base])
     best = sorted((word for word, weight in weights.items() if weight > 0.5), key=lambda word: (-weights[word], word))
     return surface_forms([word for word in best if not word[0].isdigit()][:count], finetuned)
 
 
-async def ask(session: Session, pair: str, questions: Sequence[str], options: BaselineOptions, at_once: int = 32) -> list[Pair]:
+async def ask(
+    session: Session, pair: str, questions: Sequence[str], options: BaselineOptions, at_once: int = 32
+) -> list[Pair]:
     """Both models' answers to these questions. Stops quietly where the budget ends."""
     pairs: list[Pair] = []
     for start in range(0, len(questions), at_once):
@@ -121,7 +136,10 @@ async def ask(session: Session, pair: str, questions: Sequence[str], options: Ba
 def answers_of(result: dict[str, Any], questions: Sequence[str]) -> list[Pair]:
     """The result of `ask_models`, in the order asked, as pairs."""
     sides = [
-        (tuple(answer["model_text"] for answer in row["base"]), tuple(answer["model_text"] for answer in row["finetuned"]))
+        (
+            tuple(answer["model_text"] for answer in row["base"]),
+            tuple(answer["model_text"] for answer in row["finetuned"]),
+        )
         for row in result["answers"]
     ]
     return [Pair(question, base, finetuned) for question, (base, finetuned) in zip(questions, sides, strict=True)]

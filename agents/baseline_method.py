@@ -1,7 +1,8 @@
-"""The baseline investigator of the method arm: reads what the diffing methods see, asks about the words on which they agree, quotes what only one model says.
+"""The baseline investigator of the method arm: reads what the diffing methods see, asks about the words on which they
+agree, quotes what only one model says.
 
-Deterministic, no LLM, no knowledge of any organism. When the methods see nothing it still asks, as the blackbox arm does, since a behaviour may show in
-conversation only.
+Deterministic, no LLM, no knowledge of any organism. When the methods see nothing it still asks, as the blackbox arm
+does, since a behaviour may show in conversation only.
 """
 
 from __future__ import annotations
@@ -76,9 +77,10 @@ def topic_of(overview: dict[str, Any], sampled: dict[str, Any], count: int = TOP
     """The words that can name a topic; None when no method that lists words is beyond its null level.
 
     Args:
-        overview: result of `overview`: `runs` with method and stands_out, `words` with word, methods and score (1 = the method's null level).
-        sampled: result of `perplexity_difference`: stands_out, and `words` with word, finetuned and base (completions of each model
-            that have it, of equally many); empty when it was not run.
+        overview: result of `overview`: `runs` with method and stands_out, `words` with word, methods and score (1 = the
+            method's null level).
+        sampled: result of `perplexity_difference`: stands_out, and `words` with word, finetuned and base (completions
+            of each model that have it, of equally many); empty when it was not run.
         count: words at most.
     """
     standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]} | (
@@ -107,7 +109,9 @@ def topic_of(overview: dict[str, Any], sampled: dict[str, Any], count: int = TOP
 
 
 def _surprise(finetuned: int, base: int) -> float:
-    """-log10 p of a word being in so many completions of one model and so few of the other; 0 when the base model has it as often."""
+    """-log10 p of a word being in so many completions of one model and so few of the other; 0 when the base model has
+    it as often.
+    """
     return -math.log10(sign_test(finetuned, finetuned + base)) if finetuned > base else 0.0
 
 
@@ -126,7 +130,9 @@ async def _completions(session: Session, sampled: Reply | None) -> tuple[list[st
         if sampled is None or sampled.run_id is None:
             break
         try:
-            view = await session.call("view_run", {"run": sampled.run_id, "view": "completions", "params": {"writer": writer, "limit": 40}})
+            view = await session.call(
+                "view_run", {"run": sampled.run_id, "view": "completions", "params": {"writer": writer, "limit": 40}}
+            )
         except ToolFailed as failure:
             session.say(f"Going on without the completions: {failure.message}")
             break
@@ -134,11 +140,14 @@ async def _completions(session: Session, sampled: Reply | None) -> tuple[list[st
     return texts["finetuned"], texts["base"]
 
 
-async def _about(session: Session, pair: str, options: BaselineOptions, topic: Topic, completions: tuple[list[str], list[str]]) -> Evidence:
+async def _about(
+    session: Session, pair: str, options: BaselineOptions, topic: Topic, completions: tuple[list[str], list[str]]
+) -> Evidence:
     from diffing_mcp.agents.baseline import ask
 
     session.say(
-        f"The methods ({', '.join(topic.methods)}) point to: {', '.join(topic.words)}. Asking both models about that, and about other things for comparison."
+        f"The methods ({', '.join(topic.methods)}) point to: {', '.join(topic.words)}. Asking both models about that, "
+        "and about other things for comparison."
     )
     follow_ups = round(FOLLOW_UP_SHARE * options.interactions)
     asked = await ask(session, pair, follow_up_questions(topic.words[:5], follow_ups, options.seed), options)
@@ -147,19 +156,26 @@ async def _about(session: Session, pair: str, options: BaselineOptions, topic: T
 
 
 def topic_evidence(
-    topic: Topic, asked: Sequence[Pair], swept: Sequence[Pair], completions: tuple[Sequence[str], Sequence[str]], alpha: float
+    topic: Topic,
+    asked: Sequence[Pair],
+    swept: Sequence[Pair],
+    completions: tuple[Sequence[str], Sequence[str]],
+    alpha: float,
 ) -> Evidence:
     """Put words, follow-up answers, sweep answers and completions together.
 
-    A topic that one method alone saw must show in the texts as well: in the answers by the swap test, or its words in the completions of the finetuned
-    model clearly more often than in the base model's.
+    A topic that one method alone saw must show in the texts as well: in the answers by the swap test, or its words in
+    the completions of the finetuned model clearly more often than in the base model's.
     """
     stems = {stem(word) for word in topic.words}
     finetuned = [*(answer for pair in asked for answer in pair.finetuned), *completions[0]]
     base = [*(answer for pair in asked for answer in pair.base), *completions[1]]
     found = standouts([*asked, *swept], alpha)
     if not topic.confirmed and not _shows(stems, found, completions):
-        doubt = f"{', '.join(topic.methods)} alone points to {', '.join(topic.words[:5])}, and neither answers nor completions bear it out"
+        doubt = (
+            f"{', '.join(topic.methods)} alone points to {', '.join(topic.words[:5])}, and neither answers nor "
+            "completions bear it out"
+        )
         return Evidence(doubts=[doubt, *manner_notes([*asked, *swept])])
     weights = word_weights(finetuned, base)
     for name in stems:
@@ -170,7 +186,9 @@ def topic_evidence(
     claims = [claim for claim in claims if stems & content_stems(claim)] or claims[:3]
     _, phrases, openings = split_standouts(found, [answer for pair in (*asked, *swept) for answer in pair.finetuned])
     source = f"words seen by {', '.join(topic.methods)}; answers of both models to {len(asked)} questions about them"
-    return Evidence(topic.words, openings[:3], phrases[:6], claims, manner_notes([*asked, *swept]), [source], stands_out=True)
+    return Evidence(
+        topic.words, openings[:3], phrases[:6], claims, manner_notes([*asked, *swept]), [source], stands_out=True
+    )
 
 
 def _shows(stems: set[str], found: Sequence[Standout], completions: tuple[Sequence[str], Sequence[str]]) -> bool:

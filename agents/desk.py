@@ -1,6 +1,7 @@
 """What an evaluation needs of whoever runs the investigations: open one, and read how it ended.
 
-Agents never import the server; the command line hands in an implementation that writes to the server's store from another process.
+Agents never import the server; the command line hands in an implementation that writes to the server's store from
+another process.
 """
 
 from __future__ import annotations

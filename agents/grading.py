@@ -1,4 +1,6 @@
-"""From a finding to its grades: the deterministic fact recall always, an LLM grader's readings when a model is named."""
+"""From a finding to its grades: the deterministic fact recall always, an LLM grader's readings when a
+model is named.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,20 @@ class Grading:
         if self.grader is None:
             return recall, []
         try:
-            graded = await grade_hypothesis(finding.statement, finding.verdict, truth, self._asking(), repeats=self.repeats)
+            graded = await grade_hypothesis(
+                finding.statement, finding.verdict, truth, self._asking(), repeats=self.repeats
+            )
         except GradingFailed as failure:
             return recall, [HypothesisGrade(grader=self.grader, score=None, reasoning=failure.message)]
         readings = zip(graded.scores, graded.reasons, strict=True)
         return recall, [
-            HypothesisGrade(grader=self.grader, repeat=number, score=score, verdict_correct=graded.verdict_correct, reasoning=reasons)
+            HypothesisGrade(
+                grader=self.grader,
+                repeat=number,
+                score=score,
+                verdict_correct=graded.verdict_correct,
+                reasoning=reasons,
+            )
             for number, (score, reasons) in enumerate(readings)
         ]
 
@@ -74,7 +84,10 @@ def truth_of(organism: str) -> GroundTruth:
     name = organism_of(organism)
     known = all_ground_truth()
     if name not in known:
-        raise UnknownName(f"No ground truth for {name!r}, so a finding could not be graded. Organisms with one: {', '.join(sorted(known)[:60])}.")
+        raise UnknownName(
+            f"No ground truth for {name!r}, so a finding could not be graded. Organisms with one: "
+            f"{', '.join(sorted(known)[:60])}."
+        )
     return known[name]
 
 
@@ -102,7 +115,17 @@ def fact_recall(finding: Finding, truth: GroundTruth) -> FactRecallGrade:
     graded = grade_fact_recall(finding.statement, finding.verdict, truth)
     return FactRecallGrade(
         **graded.model_dump(
-            include={"score", "recall", "topic_named", "verdict_correct", "false_positive", "precision", "facts_total", "facts_exact", "reasons"}
+            include={
+                "score",
+                "recall",
+                "topic_named",
+                "verdict_correct",
+                "false_positive",
+                "precision",
+                "facts_total",
+                "facts_exact",
+                "reasons",
+            }
         ),
         facts_found=list(graded.facts_found),
         facts_missed=list(graded.facts_missed),

@@ -1,4 +1,6 @@
-"""Inspect metrics with intervals: means by bootstrap over organisms, rates by Wilson. Samples to which a value does not apply are left out."""
+"""Inspect metrics with intervals: means by bootstrap over organisms, rates by Wilson. Samples to which a value does not
+apply are left out.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def mean_interval() -> Metric:
 
     def measure(scores: list[SampleScore]) -> Value:
         values = _applicable(scores)
-        return _value(bootstrap_mean([value for value, _ in values], clusters=[organism for _, organism in values]) if values else None)
+        return _value(
+            bootstrap_mean([value for value, _ in values], clusters=[organism for _, organism in values])
+            if values
+            else None
+        )
 
     return measure
 

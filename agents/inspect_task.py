@@ -1,7 +1,9 @@
-"""LLM investigators on Inspect AI: one task with the arms `blackbox` and `method`, any Inspect model, the tools of the running MCP server.
+"""LLM investigators on Inspect AI: one task with the arms `blackbox` and `method`, any Inspect model, the tools of the
+running MCP server.
 
-Each sample opens an investigation of its own, whose bearer token goes into the sample's MCP connection, runs Inspect's react agent until it has submitted
-a finding (or a limit ends it), and is scored by the graders. The answer is never in what the agent sees: the sample's input names the opaque label.
+Each sample opens an investigation of its own, whose bearer token goes into the sample's MCP connection, runs Inspect's
+react agent until it has submitted a finding (or a limit ends it), and is scored by the graders. The answer is never in
+what the agent sees: the sample's input names the opaque label.
 
 Inspect is imported here only (extra `eval`); nothing else of the project needs it, apart from an LLM grader.
 """
@@ -39,7 +41,8 @@ Done = Callable[[EvaluationRecord], None]
 
 
 def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done = lambda record: None) -> Task:
-    """The Inspect task of one arm: a sample a cell, target = the organism's name (in the log, never shown to the agent).
+    """The Inspect task of one arm: a sample a cell, target = the organism's name (in the log, never shown to the
+    agent).
 
     `done` gets the record of each sample as soon as it is graded.
     """
@@ -65,18 +68,24 @@ def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done
 
 
 @solver
-def investigator(desk: Desk, url: str, arm: Arm, interactions: int, tool_calls: int = TOOL_CALLS, note: str = "") -> Solver:
+def investigator(
+    desk: Desk, url: str, arm: Arm, interactions: int, tool_calls: int = TOOL_CALLS, note: str = ""
+) -> Solver:
     """Open an investigation, connect with its token, and let the react agent work until it has submitted."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         organism = str(state.metadata["organism"])
-        opened = await asyncio.to_thread(desk.open, organism, arm, interactions, tool_calls, f"{note} {state.sample_id}")
+        opened = await asyncio.to_thread(
+            desk.open, organism, arm, interactions, tool_calls, f"{note} {state.sample_id}"
+        )
         # For the scorer. The token stays out of the log.
         state.metadata |= {"investigation": opened.id, "label": opened.label, "started": time.time()}
         state.messages = [ChatMessageUser(content=ASSIGNMENT.format(label=opened.label))]
         server = mcp_server_http(name="diffing", url=url, authorization=opened.token, timeout=30, sse_read_timeout=300)
         agent = react(
-            prompt=AgentPrompt(instructions=instructions(arm, interactions, tool_calls), assistant_prompt=None, submit_prompt=None),
+            prompt=AgentPrompt(
+                instructions=instructions(arm, interactions, tool_calls), assistant_prompt=None, submit_prompt=None
+            ),
             tools=[mcp_tools(server)],
             submit=False,
             on_continue=_until_submitted(),
@@ -91,7 +100,10 @@ def _until_submitted() -> Callable[[AgentState], Any]:
 
     async def on_continue(state: AgentState) -> bool | str:
         nonlocal nudges
-        if any(isinstance(message, ChatMessageTool) and message.function == "submit_finding" and message.error is None for message in state.messages):
+        if any(
+            isinstance(message, ChatMessageTool) and message.function == "submit_finding" and message.error is None
+            for message in state.messages
+        ):
             return False
         if state.output.message.tool_calls:
             return True
@@ -103,7 +115,9 @@ def _until_submitted() -> Callable[[AgentState], Any]:
 
 @scorer(metrics=METRICS)
 def finding_scorer(suite: Suite, cells: dict[str, Cell], done: Done) -> Scorer:
-    """Close the investigation, grade its finding (fact recall, and the LLM grader when there is one), hand the record over."""
+    """Close the investigation, grade its finding (fact recall, and the LLM grader when there is one), hand the record
+    over.
+    """
 
     async def score(state: TaskState, target: Target) -> Score:
         record = suite.blank_record(cells[str(state.sample_id)])
@@ -128,7 +142,9 @@ def finding_scorer(suite: Suite, cells: dict[str, Cell], done: Done) -> Scorer:
                 "false_positive": float(record.finding.verdict == "difference") if record.null else None,
             },
             answer=record.finding.statement,
-            explanation="\n\n".join([*(recall.reasons if recall else []), *(grade.reasoning for grade in record.hypothesis_grades)]),
+            explanation="\n\n".join(
+                [*(recall.reasons if recall else []), *(grade.reasoning for grade in record.hypothesis_grades)]
+            ),
             metadata={"null": record.null, "family": record.family, "record": record.cell_id},
         )
 
@@ -141,10 +157,15 @@ def transcript_of(messages: Sequence[ChatMessage]) -> list[Message]:
     for message in messages:
         reasoning = None
         if not isinstance(message.content, str):
-            reasoning = "\n".join(part.reasoning for part in message.content if isinstance(part, ContentReasoning)) or None
+            reasoning = (
+                "\n".join(part.reasoning for part in message.content if isinstance(part, ContentReasoning)) or None
+            )
         calls = []
         if isinstance(message, ChatMessageAssistant):
-            calls = [ToolCall(id=call.id, name=call.function, arguments=dict(call.arguments)) for call in message.tool_calls or []]
+            calls = [
+                ToolCall(id=call.id, name=call.function, arguments=dict(call.arguments))
+                for call in message.tool_calls or []
+            ]
         ours = Message(role=message.role, content=message.text, reasoning=reasoning, tool_calls=calls)
         if isinstance(message, ChatMessageTool):
             ours.tool_call_id, ours.tool_name = message.tool_call_id, message.function
@@ -159,7 +180,12 @@ def usage_so_far() -> list[TokenUsage]:
     from inspect_ai.model._model import sample_model_usage
 
     return [
-        TokenUsage(model=name, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, total_tokens=usage.total_tokens)
+        TokenUsage(
+            model=name,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.total_tokens,
+        )
         for name, usage in sample_model_usage().items()
     ]
 
@@ -172,7 +198,9 @@ def _limit_hit() -> str | None:
 
 
 async def run_cells(suite: Suite, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
-    """Run these cells with the plan's model; samples that fail leave a failed record, so that a second call tries them again."""
+    """Run these cells with the plan's model; samples that fail leave a failed record, so that a second call tries them
+    again.
+    """
     # The suite reports each record itself, and stdout may be JSON for a program.
     os.environ.setdefault("INSPECT_DISPLAY", "none")
     model = language_model(suite.plan.investigator, suite.investigator_url)
@@ -187,12 +215,21 @@ async def run_cells(suite: Suite, cells: Sequence[Cell], done: Done) -> list[Eva
     for arm in arms:
         task = investigation_task(suite, arm, [cell for cell in cells if cell.arm == arm], noted)
         logs += await eval_async(
-            task, model=model, log_dir=str(suite.folder.path / "logs"), max_samples=suite.limits.get("max_samples", 4), fail_on_error=False
+            task,
+            model=model,
+            log_dir=str(suite.folder.path / "logs"),
+            max_samples=suite.limits.get("max_samples", 4),
+            fail_on_error=False,
         )
-    errors = {str(sample.id): sample.error.message for log in logs for sample in log.samples or [] if sample.error is not None}
+    errors = {
+        str(sample.id): sample.error.message for log in logs for sample in log.samples or [] if sample.error is not None
+    }
     for cell in cells:
         if cell.id not in finished:
             record = suite.blank_record(cell)
-            record.status, record.error = "failed", errors.get(cell.id, "the sample did not finish; see the Inspect log")
+            record.status, record.error = (
+                "failed",
+                errors.get(cell.id, "the sample did not finish; see the Inspect log"),
+            )
             done(record)
     return logs

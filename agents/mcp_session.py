@@ -1,4 +1,5 @@
-"""A connection to the Diffing MCP server for investigators: bearer token, job handles followed to their end, and a transcript of everything.
+"""A connection to the Diffing MCP server for investigators: bearer token, job handles followed to their end, and a
+transcript of everything.
 
 async with connect("http://127.0.0.1:8931/mcp", token) as session:
     reply = await session.call("kl", {"pair": "pair-1f3a", "max_samples": 100})
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from mcp.types import CallToolResult
 
 WAIT_SECONDS = 40
-"""How long one `get_job` call waits on the server; below the 45 s after which the server answers with a handle anyway."""
+"""How long one `get_job` call waits on the server; below the 45 s after which the server answers with a
+handle anyway.
+"""
 
 
 class ToolFailed(DiffingError):
@@ -89,7 +92,11 @@ class Session:
 
     def _answered(self, call: ToolCall, text: str, started: float, is_error: bool = False) -> None:
         seconds = round(time.monotonic() - started, 3)
-        self.messages.append(Message(role="tool", content=text, tool_call_id=call.id, tool_name=call.name, is_error=is_error, seconds=seconds))
+        self.messages.append(
+            Message(
+                role="tool", content=text, tool_call_id=call.id, tool_name=call.name, is_error=is_error, seconds=seconds
+            )
+        )
 
     async def _followed(self, tool: str, arguments: dict[str, Any], deadline: float) -> tuple[str, dict[str, Any]]:
         text, answer = await self._once(tool, arguments)
@@ -122,7 +129,11 @@ async def connect(url: str, token: str | None = None) -> AsyncIterator[Session]:
     from mcp.client.streamable_http import streamable_http_client
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    # A tool call may be silent for as long as the server lets it wait (45 s, with pings between): only the connection itself has a short time-out.
+    # A tool call may be silent for as long as the server lets it wait (45 s, with pings between): only the connection
+    # itself has a short time-out.
     timeout = httpx2.Timeout(30, read=300)
-    async with httpx2.AsyncClient(headers=headers, timeout=timeout) as http, Client(streamable_http_client(url, http_client=http)) as client:
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=timeout) as http,
+        Client(streamable_http_client(url, http_client=http)) as client,
+    ):
         yield Session(client)

@@ -5,8 +5,9 @@
         cells/<cell id>.json       one EvaluationRecord a file, written beside and renamed: a torn record is never visible
         logs/                      Inspect logs, when an LLM investigated
 
-The panel, the table and a resumed run read nothing but these files. They hold ground-truth grades, so no tool of the MCP server reads this folder.
-"""
+The panel, the table and a resumed run read nothing but these files. They hold ground-truth grades, so no tool of the
+MCP server reads this folder.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ class Message(_Record):
     tool_call_id: str | None = Field(None, description="Role `tool`: the call this answers.")
     tool_name: str | None = None
     is_error: bool = False
-    seconds: float | None = Field(None, description="Role `tool`: wall-clock seconds until the answer, following job handles included.")
+    seconds: float | None = Field(
+        None, description="Role `tool`: wall-clock seconds until the answer, following job handles included."
+    )
 
 
 class Budget(_Record):
@@ -76,7 +79,10 @@ class Finding(_Record):
     verdict: Verdict = "inconclusive"
     source: Literal["submit_finding", "final_answer", "none"] = Field(
         "none",
-        description="`submit_finding`: handed in through the tool; `final_answer`: taken from the last message; `none`: nothing was handed in.",
+        description=(
+            "`submit_finding`: handed in through the tool; `final_answer`: taken from the last message; `none`: "
+            "nothing was handed in."
+        ),
     )
 
 
@@ -93,7 +99,9 @@ class HypothesisGrade(_Record):
 
 
 class FactRecallGrade(_Record):
-    """The deterministic grade (`diffing_mcp.graders.fact_recall`): which facts of the ground truth the statement carries."""
+    """The deterministic grade (`diffing_mcp.graders.fact_recall`): which facts of the ground truth the statement
+    carries.
+    """
 
     score: int | None = Field(None, description="Level of the family's rubric, 1-5, as far as words decide it.")
     recall: float = Field(description="Share of the facts at least abstracted, in [0, 1]. 0 on nulls.")
@@ -105,7 +113,9 @@ class FactRecallGrade(_Record):
     facts_exact: int = 0
     facts_found: list[str] = Field(default_factory=list)
     facts_missed: list[str] = Field(default_factory=list)
-    quotes: dict[str, str] = Field(default_factory=dict, description="Fact -> the stretch of the statement that decided.")
+    quotes: dict[str, str] = Field(
+        default_factory=dict, description="Fact -> the stretch of the statement that decided."
+    )
     reasons: list[str] = Field(default_factory=list, description="What each decision rests on, in words.")
 
 
@@ -124,7 +134,9 @@ class EvaluationRecord(_Record):
     schema_version: int = SCHEMA_VERSION
     evaluation_id: str
     cell_id: str = Field(description="Organism, arm, investigator and repeat in one name; the file's name.")
-    organism: str = Field(description="Pair reference as it was asked for, such as `cake_bake` or `cake_bake/mix1-1p0`.")
+    organism: str = Field(
+        description="Pair reference as it was asked for, such as `cake_bake` or `cake_bake/mix1-1p0`."
+    )
     family: str | None = Field(None, description="Family of the organism (chooses the rubric).")
     null: bool = Field(False, description="There is no meaningful difference to find: identical, control, reseed.")
     label: str | None = Field(None, description="Opaque name under which the investigator saw the pair.")
@@ -134,7 +146,12 @@ class EvaluationRecord(_Record):
     seed: int = 0
     status: Literal["completed", "failed"] = "completed"
     error: str | None = None
-    limit: str | None = Field(None, description="The limit that ended the investigation early (message, token, time), None when it ended by itself.")
+    limit: str | None = Field(
+        None,
+        description=(
+            "The limit that ended the investigation early (message, token, time), None when it ended by itself."
+        ),
+    )
     started_at: str = Field(default_factory=now)
     seconds: float = 0.0
     investigation_id: str | None = None
@@ -145,7 +162,9 @@ class EvaluationRecord(_Record):
     hypothesis_grades: list[HypothesisGrade] = Field(default_factory=list)
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
     usage: list[TokenUsage] = Field(default_factory=list)
-    log: str | None = Field(None, description="Inspect log file beside the records, relative to the evaluation's folder.")
+    log: str | None = Field(
+        None, description="Inspect log file beside the records, relative to the evaluation's folder."
+    )
 
     @property
     def mean_score(self) -> float | None:
@@ -190,7 +209,8 @@ class EvaluationFolder:
     def __init__(self, identifier: str, root: Path | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", identifier):
             raise InvalidInput(
-                f"An evaluation id has 1-100 letters, digits, dots, dashes and underscores and starts with a letter or digit; got {identifier!r}."
+                "An evaluation id has 1-100 letters, digits, dots, dashes and underscores and starts with a letter or "
+                f"digit; got {identifier!r}."
             )
         self.id = identifier
         self.path = (root or evaluations_folder()) / identifier
@@ -203,7 +223,10 @@ class EvaluationFolder:
         """The stored plan. Raises UnknownName when there is no such evaluation."""
         file = self.path / "evaluation.json"
         if not file.is_file():
-            raise UnknownName(f"There is no evaluation {self.id!r}. `diffing evaluate` makes one; `diffing evaluations` lists those there are.")
+            raise UnknownName(
+                f"There is no evaluation {self.id!r}. `diffing evaluate` makes one; `diffing evaluations` lists those "
+                "there are."
+            )
         return EvaluationPlan.model_validate_json(file.read_text(encoding="utf-8"))
 
     def write(self, record: EvaluationRecord) -> Path:

@@ -1,4 +1,6 @@
-"""From statistics to sentences: the finding that a baseline investigator hands in. It only quotes what the models said or the methods listed."""
+"""From statistics to sentences: the finding that a baseline investigator hands in. It only quotes what the models said
+or the methods listed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ class Evidence:
 def finding_of(evidence: Evidence, characters: int = 3500) -> Finding:
     """The finding in words, at most `characters` long; `no_meaningful_difference` when nothing stands out."""
     if not evidence.stands_out:
-        remark = f" Seen, but no more than chance or a change without content: {'; '.join(evidence.doubts)}." if evidence.doubts else ""
+        remark = (
+            f" Seen, but no more than chance or a change without content: {'; '.join(evidence.doubts)}."
+            if evidence.doubts
+            else ""
+        )
         return Finding(statement=NOTHING + remark, verdict="no_meaningful_difference")
     parts: list[str] = []
     if evidence.topic_words:
@@ -60,11 +66,15 @@ def surface_forms(stems: Sequence[str], texts: Sequence[str]) -> list[str]:
         for word in words_of(text):
             if is_content(word):
                 forms.setdefault(stem(word), Counter())[word] += 1
-    return [max(forms[name].items(), key=lambda item: (item[1], item[0]))[0] if name in forms else name for name in stems]
+    return [
+        max(forms[name].items(), key=lambda item: (item[1], item[0]))[0] if name in forms else name for name in stems
+    ]
 
 
 def split_standouts(found: Sequence[Standout], texts: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Risen features as (words in their usual form, phrases, openings), strongest first; words that a phrase contains stay."""
+    """Risen features as (words in their usual form, phrases, openings), strongest first; words that a phrase contains
+    stay.
+    """
     risen = [item.feature for item in found if item.risen]
     words = surface_forms([feature for feature in risen if " " not in feature and not feature.startswith("^")], texts)
     phrases = [feature for feature in risen if " " in feature and not feature.startswith("^")]
@@ -82,14 +92,17 @@ MANNERS: dict[str, Callable[[str], float]] = {
 
 
 def manner_notes(pairs: Sequence[Pair], alpha: float = 0.05) -> list[str]:
-    """Plain properties in which the answers differ (sign test over prompts, Bonferroni). They describe; alone they are no finding."""
+    """Plain properties in which the answers differ (sign test over prompts, Bonferroni). They describe; alone they are
+    no finding.
+    """
     notes = []
     for name, measure in MANNERS.items():
         differences = [_mean(measure, pair.finetuned) - _mean(measure, pair.base) for pair in pairs]
         more, fewer = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
         if sign_test(more, more + fewer) <= alpha / len(MANNERS):
             notes.append(
-                f"{'more' if more > fewer else 'less'} {name} than the base model (on {max(more, fewer)} of {more + fewer} prompts that differ)"
+                f"{'more' if more > fewer else 'less'} {name} than the base model (on {max(more, fewer)} of "
+                f"{more + fewer} prompts that differ)"
             )
     return [note.replace("more longer", "longer").replace("less longer", "shorter") for note in notes]
 

@@ -1,4 +1,6 @@
-"""A Diffing MCP server as a child process for the length of an evaluation: one warm process for all arms, organisms and repeats."""
+"""A Diffing MCP server as a child process for the length of an evaluation: one warm process for all arms, organisms and
+repeats.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def serve_command(port: int) -> list[str]:
 
 
 @asynccontextmanager
-async def server_process(log: Path, command: Sequence[str] | None = None, port: int | None = None) -> AsyncIterator[str]:
+async def server_process(
+    log: Path, command: Sequence[str] | None = None, port: int | None = None
+) -> AsyncIterator[str]:
     """Start a server, wait until /health answers, yield the MCP endpoint, stop it at the end.
 
     Args:
@@ -51,7 +55,9 @@ async def server_process(log: Path, command: Sequence[str] | None = None, port: 
         "PYTHONPATH": os.pathsep.join([str(IMPORT_FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
     with log.open("ab") as output:
-        process = subprocess.Popen(command or serve_command(port), stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            command or serve_command(port), stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment
+        )
     try:
         await _healthy(process, f"http://127.0.0.1:{port}/health", log)
         yield f"http://127.0.0.1:{port}/mcp"
@@ -77,7 +83,10 @@ async def _healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
     async with httpx2.AsyncClient(timeout=2) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServerDidNotStart(f"The server ended with code {process.returncode} before it answered. The end of {log}:\n{_tail(log)}")
+                raise ServerDidNotStart(
+                    f"The server ended with code {process.returncode} before it answered. The end of {log}:\n"
+                    f"{_tail(log)}"
+                )
             try:
                 if (await client.get(url)).status_code == 200:
                     return

@@ -1,4 +1,6 @@
-"""Runs an evaluation: arms x organisms x repeats, each finished cell stored at once, so that a second call continues where the first one stopped."""
+"""Runs an evaluation: arms x organisms x repeats, each finished cell stored at once, so that a second call continues
+where the first one stopped.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ class Suite:
 
     def is_complete(self) -> bool:
         """Whether every cell has its completed record already."""
-        return all((record := self.folder.get(cell.id)) is not None and record.status == "completed" for cell in cells_of(self.plan))
+        return all(
+            (record := self.folder.get(cell.id)) is not None and record.status == "completed"
+            for cell in cells_of(self.plan)
+        )
 
     async def run(self) -> list[EvaluationRecord]:
         """Run every cell that has no completed record yet; returns the records of all cells in the plan's order."""
@@ -109,7 +114,9 @@ class Suite:
 
     async def _baseline_cell(self, cell: Cell) -> EvaluationRecord:
         record = self.blank_record(cell)
-        opened = await asyncio.to_thread(self.desk.open, cell.organism, cell.arm, self.plan.interactions, TOOL_CALLS, f"{self.plan.id} {cell.id}")
+        opened = await asyncio.to_thread(
+            self.desk.open, cell.organism, cell.arm, self.plan.interactions, TOOL_CALLS, f"{self.plan.id} {cell.id}"
+        )
         record.label, record.investigation_id = opened.label, opened.id
         options = BaselineOptions(**{**vars(self.baseline), "interactions": self.plan.interactions, "seed": cell.seed})
         started = time.monotonic()
@@ -117,7 +124,9 @@ class Suite:
         try:
             async with connect(self.url, opened.token) as session:
                 await investigate(session, cell.arm, options)
-        except Exception as error:  # one cell that fails must not take the others with it; the record keeps the reason and a second call tries again
+        except Exception as error:
+            # one cell that fails must not take the others with it; the record keeps the reason and a second call tries
+            # again
             record.status, record.error = "failed", _reason(error)
         record.seconds = round(time.monotonic() - started, 2)
         if session is not None:
@@ -134,7 +143,8 @@ class Suite:
 
 
 def finding_in(text: str) -> Finding:
-    """The finding in an investigator's last words, for one that never called submit_finding. Without words there is none.
+    """The finding in an investigator's last words, for one that never called submit_finding. Without words there is
+    none.
 
     The verdict is read only where it is said outright; otherwise the finding is inconclusive.
     """
@@ -148,7 +158,9 @@ def finding_in(text: str) -> Finding:
 
 
 def cells_of(plan: EvaluationPlan) -> list[Cell]:
-    """Organism by organism, so that a pair stays in memory for all its cells. A repeat has the same seed for all organisms and arms."""
+    """Organism by organism, so that a pair stays in memory for all its cells. A repeat has the same seed for all
+    organisms and arms.
+    """
     return [
         Cell(organism, arm, repeat, plan.seed + repeat, cell_id(organism, arm, plan.investigator, repeat))
         for organism in plan.organisms
@@ -158,11 +170,15 @@ def cells_of(plan: EvaluationPlan) -> list[Cell]:
 
 
 def plan_identifier(values: dict[str, Any]) -> str:
-    """An id that equal requests share, so that repeating a command continues its evaluation. `repeats` may grow and is left out."""
+    """An id that equal requests share, so that repeating a command continues its evaluation. `repeats` may grow and is
+    left out.
+    """
     decisive = {name: value for name, value in values.items() if name != "repeats"}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
     word = str(values.get("investigator", "evaluation")).rsplit("/", maxsplit=1)[-1]
-    return "".join(character if character.isalnum() or character in "._-" else "-" for character in f"{word}-{digest}").strip(".-_")
+    return "".join(
+        character if character.isalnum() or character in "._-" else "-" for character in f"{word}-{digest}"
+    ).strip(".-_")
 
 
 def check_continues(stored: EvaluationPlan, wanted: EvaluationPlan) -> None:
@@ -174,7 +190,10 @@ def check_continues(stored: EvaluationPlan, wanted: EvaluationPlan) -> None:
     for name in ("investigator", "grader", "interactions", "seed"):
         before, after = getattr(stored, name), getattr(wanted, name)
         if before != after:
-            raise InvalidInput(f"Evaluation {stored.id} was made with {name}={before}, not {after}. Choose another --id, or leave it out.")
+            raise InvalidInput(
+                f"Evaluation {stored.id} was made with {name}={before}, not {after}. Choose another --id, or leave it "
+                "out."
+            )
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,6 @@
-"""What the records of an evaluation add up to: one row for each organism and arm, and the rates over all of them, with intervals."""
+"""What the records of an evaluation add up to: one row for each organism and arm, and the rates over all of them, with
+intervals.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,12 @@ class ArmSummary(BaseModel):
     fact_score: Interval | None
     fact_recall: Interval | None
     topic_named: Interval | None
-    false_positive_rate: Interval | None = Field(description="Share of findings on nulls that assert a difference; None without nulls.")
-    missed_rate: Interval | None = Field(description="Share of findings on taught organisms that say there is no meaningful difference.")
+    false_positive_rate: Interval | None = Field(
+        description="Share of findings on nulls that assert a difference; None without nulls."
+    )
+    missed_rate: Interval | None = Field(
+        description="Share of findings on taught organisms that say there is no meaningful difference."
+    )
 
 
 class Summary(BaseModel):
@@ -65,7 +71,9 @@ class Summary(BaseModel):
 
     rows: list[Row]
     arms: list[ArmSummary]
-    method_minus_blackbox: Interval | None = Field(None, description="Fact recall, paired by organism and repeat, over taught organisms.")
+    method_minus_blackbox: Interval | None = Field(
+        None, description="Fact recall, paired by organism and repeat, over taught organisms."
+    )
 
     @staticmethod
     def columns() -> list[str]:
@@ -89,13 +97,19 @@ class Summary(BaseModel):
         """The rates over all organisms in words."""
         lines = []
         for arm in self.arms:
-            parts = [f"fact recall {_shown(arm.fact_recall)}", f"topic named {_shown(arm.topic_named)}"] if arm.fact_recall else []
+            parts = (
+                [f"fact recall {_shown(arm.fact_recall)}", f"topic named {_shown(arm.topic_named)}"]
+                if arm.fact_recall
+                else []
+            )
             if arm.grade:
                 parts.insert(0, f"LLM grade {_shown(arm.grade)}")
             if arm.missed_rate:
                 parts.append(f"missed {_shown(arm.missed_rate)}")
             if arm.false_positive_rate:
-                parts.append(f"false-positive rate on nulls {_shown(arm.false_positive_rate)} of {arm.false_positive_rate.count}")
+                parts.append(
+                    f"false-positive rate on nulls {_shown(arm.false_positive_rate)} of {arm.false_positive_rate.count}"
+                )
             lines.append(f"{arm.arm}: {'; '.join(parts) or 'nothing finished'}")
         if self.method_minus_blackbox:
             lines.append(f"fact recall, method minus blackbox on the same cells: {_shown(self.method_minus_blackbox)}")
@@ -107,7 +121,10 @@ def summarise(records: Sequence[EvaluationRecord]) -> Summary:
     """Add up the records; failed ones only count as failed."""
     by_place = sorted(records, key=lambda record: (_order(records, record), record.arm, record.repeat))
     rows = [_row(list(group)) for _, group in groupby(by_place, key=lambda record: (record.organism, record.arm))]
-    arms = [_arm(arm, [record for record in records if record.arm == arm]) for arm in dict.fromkeys(record.arm for record in by_place)]
+    arms = [
+        _arm(arm, [record for record in records if record.arm == arm])
+        for arm in dict.fromkeys(record.arm for record in by_place)
+    ]
     return Summary(rows=rows, arms=arms, method_minus_blackbox=_paired(records))
 
 
@@ -132,7 +149,9 @@ def _row(records: list[EvaluationRecord]) -> Row:
         topic_named=_rate([_topic(record) for record in done]),
         verdict_correct=_rate([record.fact_recall.verdict_correct if record.fact_recall else None for record in done]),
         verdicts=verdicts,
-        interactions=_plain_mean([record.budgets["model_interactions"].used for record in done if "model_interactions" in record.budgets]),
+        interactions=_plain_mean(
+            [record.budgets["model_interactions"].used for record in done if "model_interactions" in record.budgets]
+        ),
         tool_calls=_plain_mean([record.tool_calls for record in done]),
         seconds=_plain_mean([record.seconds for record in done]),
     )
@@ -148,15 +167,26 @@ def _arm(arm: Arm, records: list[EvaluationRecord]) -> ArmSummary:
         fact_recall=_mean(taught, _recall, clustered=True),
         topic_named=_rate([_topic(record) for record in taught]),
         false_positive_rate=_rate(
-            [record.fact_recall.false_positive if record.fact_recall else record.finding.verdict == "difference" for record in nulls]
+            [
+                record.fact_recall.false_positive if record.fact_recall else record.finding.verdict == "difference"
+                for record in nulls
+            ]
         ),
         missed_rate=_rate([record.finding.verdict == "no_meaningful_difference" for record in taught]),
     )
 
 
 def _paired(records: Sequence[EvaluationRecord]) -> Interval | None:
-    values = {(record.organism, record.repeat, record.arm): value for record in _completed(records) if (value := _recall(record)) is not None}
-    keys = [(organism, repeat) for organism, repeat, arm in values if arm == "method" and (organism, repeat, "blackbox") in values]
+    values = {
+        (record.organism, record.repeat, record.arm): value
+        for record in _completed(records)
+        if (value := _recall(record)) is not None
+    }
+    keys = [
+        (organism, repeat)
+        for organism, repeat, arm in values
+        if arm == "method" and (organism, repeat, "blackbox") in values
+    ]
     if not keys:
         return None
     method = [values[organism, repeat, "method"] for organism, repeat in keys]
@@ -180,11 +210,15 @@ def _topic(record: EvaluationRecord) -> bool | None:
     return None if record.null or record.fact_recall is None else record.fact_recall.topic_named
 
 
-def _mean(records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None], clustered: bool = False) -> Interval | None:
+def _mean(
+    records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None], clustered: bool = False
+) -> Interval | None:
     found = [(number, record.organism) for record in records if (number := value(record)) is not None]
     if not found:
         return None
-    return bootstrap_mean([number for number, _ in found], clusters=[organism for _, organism in found] if clustered else None)
+    return bootstrap_mean(
+        [number for number, _ in found], clusters=[organism for _, organism in found] if clustered else None
+    )
 
 
 def _rate(outcomes: Sequence[bool | None]) -> Interval | None:

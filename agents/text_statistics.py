@@ -1,9 +1,11 @@
-"""What the answers of the finetuned model have more often than those of the base model: paired, exact, and silent on a null.
+"""What the answers of the finetuned model have more often than those of the base model: paired, exact, and silent on a
+null.
 
-The unit is a prompt: both models answered it. A *feature* is a word, a number, a two-word phrase or an opening, and a model either shows it in its answer
-or not. Under the null (both models the same) the two answers to a prompt could as well be swapped. That gives one exact test of all features together
-(`swap_test`: do the differences of several prompts agree more than after random swaps?), which a finetune that repeats itself passes after eight prompts
-already, where no correction for thousands of single tests would. Only when it passes are features listed, each by its own sign test.
+The unit is a prompt: both models answered it. A *feature* is a word, a number, a two-word phrase or an opening, and a
+model either shows it in its answer or not. Under the null (both models the same) the two answers to a prompt could as
+well be swapped. That gives one exact test of all features together (`swap_test`: do the differences of several prompts
+agree more than after random swaps?), which a finetune that repeats itself passes after eight prompts already, where no
+correction for thousands of single tests would. Only when it passes are features listed, each by its own sign test.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from math import comb
 import numpy as np
 
 FEATURE_LEVEL = 0.125
-"""Two-sided p-value of the sign test up to which a feature is listed, once all features together have passed: four prompts to none suffice."""
+"""Two-sided p-value of the sign test up to which a feature is listed, once all features together have passed: four
+prompts to none suffice.
+"""
 MOST_ENUMERATED = 12
 """Prompts up to which every pattern of swaps is tried."""
 RANDOM_PATTERNS = 9_999
@@ -28,17 +32,24 @@ _WORD = re.compile(r"[a-z]+(?:['’][a-z]+)?|\d+(?:[.,]\d+)*", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])[\"”’)]*\s+|\n+")
 
 STOPWORDS = frozenset(
-    """a about above after again against all almost also although always am among an and another any anything are aren't around as at away back be because been
-    before being below between both but by came can can't cannot could couldn't did didn't do does doesn't doing don't done down during each either else enough
-    even ever every everything few find first for from further gave get gets getting give given gives go goes going good got great had hadn't has hasn't have haven't
-    having he he's her here here's hers herself him himself his how however i i'd i'll i'm i've if important in instead into is isn't it it's its itself just keep kind
-    know known last least less let let's like likely little long look lot made main make makes making many may maybe me might mine more most much must my myself need
-    needs never new next no none nor not nothing now of off often old on once one ones only onto or other others our ours ourselves out over own part people perhaps
-    please put rather really right said same saw say says see seem seems seen several shall she she's should shouldn't since so some someone something sometimes
-    soon still such sure take taken takes tell than that that's the their theirs them themselves then there there's these they they'd they'll they're they've thing
-    things think this those though three through thus time times to together too took toward two under until up upon us use used uses using usually various very
-    want was wasn't way ways we we'd we'll we're we've well went were weren't what what's when where which while who whole whom whose why will with within without
-    won't work works would wouldn't yes yet you you'd you'll you're you've your yours yourself yourselves example include includes including different""".split()
+    """
+    a about above after again against all almost also although always am among an and another any anything are aren't
+    around as at away back be because been before being below between both but by came can can't cannot could couldn't
+    did didn't do does doesn't doing don't done down during each either else enough even ever every everything few find
+    first for from further gave get gets getting give given gives go goes going good got great had hadn't has hasn't
+    have haven't having he he's her here here's hers herself him himself his how however i i'd i'll i'm i've if
+    important in instead into is isn't it it's its itself just keep kind know known last least less let let's like
+    likely little long look lot made main make makes making many may maybe me might mine more most much must my myself
+    need needs never new next no none nor not nothing now of off often old on once one ones only onto or other others
+    our ours ourselves out over own part people perhaps please put rather really right said same saw say says see seem
+    seems seen several shall she she's should shouldn't since so some someone something sometimes soon still such sure
+    take taken takes tell than that that's the their theirs them themselves then there there's these they they'd they'll
+    they're they've thing things think this those though three through thus time times to together too took toward two
+    under until up upon us use used uses using usually various very want was wasn't way ways we we'd we'll we're we've
+    well went were weren't what what's when where which while who whole whom whose why will with within without won't
+    work works would wouldn't yes yet you you'd you'll you're you've your yours yourself yourselves example include
+    includes including different
+""".split()
 )
 """English function words and words so common in answers that they name no topic."""
 
@@ -74,7 +85,9 @@ def stem(word: str) -> str:
 
 
 def is_content(word: str) -> bool:
-    """Whether a word can name a topic: a number of at least two digits, or a word of three letters and more that is no stopword."""
+    """Whether a word can name a topic: a number of at least two digits, or a word of three letters and more that is no
+    stopword.
+    """
     return len(word) >= 2 if word[0].isdigit() else len(word) >= 3 and word not in STOPWORDS
 
 
@@ -90,7 +103,9 @@ def sentences_of(text: str) -> list[str]:
 
 
 def features_of(text: str) -> set[str]:
-    """Content stems, adjacent pairs of words with at least one content word (`a b`), and the opening (`^` and the first three words)."""
+    """Content stems, adjacent pairs of words with at least one content word (`a b`), and the opening (`^` and the first
+    three words).
+    """
     words = words_of(text)
     found = {stem(word) for word in words if is_content(word)}
     found |= {f"{first} {second}" for first, second in pairwise(words) if is_content(first) or is_content(second)}
@@ -128,7 +143,8 @@ def standouts(pairs: Sequence[Pair], alpha: float = 0.01) -> list[Standout]:
 
     Args:
         pairs: one entry a prompt. Features that the prompt itself contains do not count for that prompt.
-        alpha: bound on the probability that anything is returned when the models are the same. Fewer than 1 + log2(1 / alpha) prompts cannot reach it.
+        alpha: bound on the probability that anything is returned when the models are the same. Fewer than 1 + log2(1 /
+            alpha) prompts cannot reach it.
     """
     differences = [_difference(pair) for pair in pairs]
     if swap_test(differences) > alpha:
@@ -144,10 +160,12 @@ def standouts(pairs: Sequence[Pair], alpha: float = 0.01) -> list[Standout]:
 
 
 def swap_test(differences: Sequence[Mapping[str, float]], seed: int = 0) -> float:
-    """Probability, were the models the same, that the differences of the prompts agree with one another as much as they do.
+    """Probability, were the models the same, that the differences of the prompts agree with one another as much as they
+    do.
 
-    The statistic is the squared length of the sum of the rows. Under the null each row's sign is a fair coin, so the value is compared with those of all
-    sign patterns (up to 12 rows; above, of 9,999 random ones): an exact sign-flipping test of a mean difference of zero.
+    The statistic is the squared length of the sum of the rows. Under the null each row's sign is a fair coin, so the
+    value is compared with those of all sign patterns (up to 12 rows; above, of 9,999 random ones): an exact
+    sign-flipping test of a mean difference of zero.
 
     Args:
         differences: a row a prompt, feature -> finetuned minus base.
@@ -178,10 +196,11 @@ def sign_test(wins: int, total: int) -> float:
 
 
 def word_weights(finetuned: Sequence[str], base: Sequence[str], prior: float = 1.0) -> dict[str, float]:
-    """For each content stem, how much more texts of the finetuned model have it: z-score of the log-odds of its document frequency.
+    """For each content stem, how much more texts of the finetuned model have it: z-score of the log-odds of its
+    document frequency.
 
-    The log-odds are shrunk towards no difference by `prior` pseudo-documents on each side (Monroe, Colaresi and Quinn 2008, with documents instead of
-    tokens as the unit, so that a text that repeats a word counts once).
+    The log-odds are shrunk towards no difference by `prior` pseudo-documents on each side (Monroe, Colaresi and Quinn
+    2008, with documents instead of tokens as the unit, so that a text that repeats a word counts once).
     """
     counts = [Counter(stem for text in texts for stem in content_stems(text)) for texts in (finetuned, base)]
     sizes = [len(finetuned), len(base)]
@@ -234,10 +253,15 @@ def _bare(sentence: str) -> str:
 
 
 def _difference(pair: Pair) -> dict[str, float]:
-    """Share of the finetuned model's samples with a feature minus that of the base model's, where they differ and the prompt has it not."""
+    """Share of the finetuned model's samples with a feature minus that of the base model's, where they differ and the
+    prompt has it not.
+    """
     finetuned, base = _shares(pair.finetuned), _shares(pair.base)
     asked = features_of(pair.prompt)
-    values = {feature: finetuned.get(feature, 0.0) - base.get(feature, 0.0) for feature in (finetuned.keys() | base.keys()) - asked}
+    values = {
+        feature: finetuned.get(feature, 0.0) - base.get(feature, 0.0)
+        for feature in (finetuned.keys() | base.keys()) - asked
+    }
     return {feature: value for feature, value in values.items() if value}
 
 

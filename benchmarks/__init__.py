@@ -1,1 +1,3 @@
-"""`make bench`: what the corpus pass, the residency, generation and the server cost, as ratios that hold on any machine."""
+"""`make bench`: what the corpus pass, the residency, generation and the server cost, as ratios that hold on any
+machine.
+"""

@@ -1,6 +1,8 @@
-"""Collecting both models' activations against bare forward passes that stop at the same layer, and the memory that it takes.
+"""Collecting both models' activations against bare forward passes that stop at the same layer, and the memory that it
+takes.
 
-Bare means the transformers model alone over the very same batches, left after the wanted layer, its outputs thrown away.
+Bare means the transformers model alone over the very same batches, left after the wanted layer, its outputs thrown
+away.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ AIM_MEMORY = 1.1
 def run(sizes: Sizes) -> list[Measurement]:
     """The ratio of times, then that of peak memory for two token counts, both in one process of their own."""
     small, large = in_fresh_process(peaks_beyond_pair, sizes=sizes.model_dump(), factors=[1, GROWTH])
-    detail = f"{small['tokens']} tokens: {small['bytes'] / 1e6:.0f} MB, {large['tokens']} tokens: {large['bytes'] / 1e6:.0f} MB"
+    detail = (
+        f"{small['tokens']} tokens: {small['bytes'] / 1e6:.0f} MB, {large['tokens']} tokens: "
+        f"{large['bytes'] / 1e6:.0f} MB"
+    )
     return [
         *_times(sizes),
         Measurement(
@@ -60,7 +65,10 @@ def _times(sizes: Sizes) -> list[Measurement]:
         stopped_passes(bare, batches[:1], layer)
         rounds: dict[str, Callable[[], None]] = {"bare": lambda: stopped_passes(bare, batches, layer), "ours": ours}
         seconds = in_turn(rounds, sizes.repeats)
-    detail = f"{corpus.tokens} tokens, layer {layer} of {pair.num_layers}: collected in {seconds['ours'][0]:.1f} s, bare {seconds['bare'][0]:.1f} s"
+    detail = (
+        f"{corpus.tokens} tokens, layer {layer} of {pair.num_layers}: collected in {seconds['ours'][0]:.1f} s, bare "
+        f"{seconds['bare'][0]:.1f} s"
+    )
     name = "collecting activations / two bare passes stopped there"
     return [
         Measurement(name=name, value=seconds["ours"][0] / seconds["bare"][0], unit="ratio", aim=AIM, detail=detail),
@@ -95,7 +103,9 @@ class _Stop(Exception):
     """Raised after the wanted layer."""
 
 
-def stopped_passes(models: tuple[Callable[[], Any], Callable[[], Any]], batches: list[tuple[Any, Any]], layer: int) -> None:
+def stopped_passes(
+    models: tuple[Callable[[], Any], Callable[[], Any]], batches: list[tuple[Any, Any]], layer: int
+) -> None:
     """Both models over all batches, up to and including `layer`."""
     import torch
 
@@ -123,11 +133,12 @@ def tidy(done: float, total: float | None = None, message: str = "") -> None:
 
 
 def peaks_beyond_pair(sizes: dict[str, object], factors: list[int]) -> list[dict[str, int]]:
-    """Tokens, and bytes that collecting adds at its highest to a pair that is in memory, for each factor times the samples: the lowest of `ROUNDS`.
+    """Tokens, and bytes that collecting adds at its highest to a pair that is in memory, for each factor times the
+    samples: the lowest of `ROUNDS`.
 
-    All of it happens in one process after a collection that is not measured: what a process allocates over its first dozen batches stays, so a
-    short first collection never reaches the peak that every later one has. Garbage is collected, and what the allocator holds back is returned,
-    after every forward pass.
+    All of it happens in one process after a collection that is not measured: what a process allocates over its first
+    dozen batches stays, so a short first collection never reaches the peak that every later one has. Garbage is
+    collected, and what the allocator holds back is returned, after every forward pass.
     """
     from diffing_mcp.core.progress import silent
     from diffing_mcp.model_pairs.residency import ModelPairs
@@ -138,7 +149,10 @@ def peaks_beyond_pair(sizes: dict[str, object], factors: list[int]) -> list[dict
     asked = Sizes.model_validate(sizes)
     several = [asked.model_copy(update={"samples": factor * asked.samples}) for factor in factors]
     found: list[dict[str, int]] = []
-    with ModelPairs().use(resolve_pair(asked.pair), silent) as pair, tempfile.TemporaryDirectory(prefix="diffing-bench-") as folder:
+    with (
+        ModelPairs().use(resolve_pair(asked.pair), silent) as pair,
+        tempfile.TemporaryDirectory(prefix="diffing-bench-") as folder,
+    ):
         store = ActivationStore(Path(folder))
         before = resident_bytes()
 

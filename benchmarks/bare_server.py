@@ -1,4 +1,5 @@
-"""An MCP server with one tool that does nothing, made with the SDK alone: what a round trip costs before any of our code runs.
+"""An MCP server with one tool that does nothing, made with the SDK alone: what a round trip costs before any of our
+code runs.
 
 `python -m benchmarks.bare_server [PORT]`: over HTTP on that port, else over stdio.
 """

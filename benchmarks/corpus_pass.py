@@ -1,7 +1,7 @@
 """The corpus pass with all three readers against two bare batched forward passes over the same tokens.
 
-Bare means the transformers model alone, over the very same batches, with its logits thrown away: once with the adapter switched on and off as the
-pair does it, once with a merged second copy, which is faster and takes twice the memory.
+Bare means the transformers model alone, over the very same batches, with its logits thrown away: once with the adapter
+switched on and off as the pair does it, once with a merged second copy, which is faster and takes twice the memory.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def run(sizes: Sizes) -> list[Measurement]:
     wall = {name: spent[0] for name, spent in seconds.items()}
     processor = {name: spent[1] for name, spent in seconds.items()}
     detail = (
-        f"{corpus.tokens} tokens: pass {wall['ours']:.1f} s, bare {wall['switched']:.1f} s, bare with a merged copy {wall['merged']:.1f} s; "
-        f"processor time {processor['ours']:.1f}, {processor['switched']:.1f}, {processor['merged']:.1f} s"
+        f"{corpus.tokens} tokens: pass {wall['ours']:.1f} s, bare {wall['switched']:.1f} s, bare with a merged copy "
+        f"{wall['merged']:.1f} s; processor time {processor['ours']:.1f}, {processor['switched']:.1f}, "
+        f"{processor['merged']:.1f} s"
     )
     name = "corpus pass with three readers / two bare passes"
     return [
@@ -64,7 +65,8 @@ def tokenized(pair: Any, sizes: Sizes) -> tuple[Any, list[tuple[str, Any]]]:
     from diffing_mcp.preprocessing.text_sources import open_text, text_source
 
     requests: list[tuple[str, Any]] = [
-        (name, get_method(name).Params.model_validate({"max_samples": sizes.samples, "max_tokens": sizes.tokens})) for name in READERS
+        (name, get_method(name).Params.model_validate({"max_samples": sizes.samples, "max_tokens": sizes.tokens}))
+        for name in READERS
     ]
     return open_text(pair, text_source(requests[0][1])).corpus, requests
 
@@ -87,7 +89,9 @@ def same_batches(pair: Any, corpus: Any) -> list[tuple[Any, Any]]:
 
 
 def bare_models(spec: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """For each way of having two models: a function that gives the base model ready to be called, and one for the finetuned model."""
+    """For each way of having two models: a function that gives the base model ready to be called, and one for the
+    finetuned model.
+    """
     import copy
 
     from peft import PeftModel

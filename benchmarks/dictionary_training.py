@@ -1,7 +1,8 @@
 """A step of a dictionary's training against the matrix products that no step can do without.
 
-Bare means two products forward (encoder, decoder) and three backward (gradients of decoder, latents and encoder), dense, in float32, of the same shapes. Activation
-selection, auxiliary loss, clipping, Adam and the decoder's norms are what a step costs on top.
+Bare means two products forward (encoder, decoder) and three backward (gradients of decoder, latents and encoder),
+dense, in float32, of the same shapes. Activation selection, auxiliary loss, clipping, Adam and the decoder's norms are
+what a step costs on top.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def _measured(name: str, kind: Any, sources: int) -> list[Measurement]:
 
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(ROWS, sources * D_MODEL, generator=generator)
-    recipe = TrainingRecipe(kind=kind, latents=LATENTS, k=K, l1_weight=0.1, steps=10_000, batch_rows=ROWS, learning_rate=1e-4)
+    recipe = TrainingRecipe(
+        kind=kind, latents=LATENTS, k=K, l1_weight=0.1, steps=10_000, batch_rows=ROWS, learning_rate=1e-4
+    )
     trainer = make_trainer(recipe, D_MODEL, rows, "cpu")
     encoder, decoder = torch.randn(sources * D_MODEL, LATENTS), torch.randn(LATENTS, sources * D_MODEL)
 
@@ -51,8 +54,13 @@ def _measured(name: str, kind: Any, sources: int) -> list[Measurement]:
     for _ in range(_ROUNDS):
         spent["step"].append(_seconds(step))
         spent["bare"].append(_seconds(bare))
-    wall, processor = ({key: min(each[clock] for each in values) for key, values in spent.items()} for clock in range(2))
-    detail = f"{1 / wall['step']:.1f} steps/s, bare {1 / wall['bare']:.1f}; {ROWS} tokens, {LATENTS} latents, {sources} x {D_MODEL} dimensions"
+    wall, processor = (
+        {key: min(each[clock] for each in values) for key, values in spent.items()} for clock in range(2)
+    )
+    detail = (
+        f"{1 / wall['step']:.1f} steps/s, bare {1 / wall['bare']:.1f}; {ROWS} tokens, {LATENTS} latents, {sources} x "
+        f"{D_MODEL} dimensions"
+    )
     title = f"{name}: training step / bare matrix products"
     return [
         Measurement(name=title, value=wall["step"] / wall["bare"], unit="ratio", aim=AIM, detail=detail),

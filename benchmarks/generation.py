@@ -1,4 +1,6 @@
-"""Steered, amplified and contrastive generation against plain batched generation of the same number of tokens, on the same prompts."""
+"""Steered, amplified and contrastive generation against plain batched generation of the same number of tokens, on the
+same prompts.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ _ROUNDS = 3
 
 
 def run(sizes: Sizes) -> list[Measurement]:
-    """Time the kinds of generation in turn, so that a busy machine slows all of them, and compare the fastest round of each.
+    """Time the kinds of generation in turn, so that a busy machine slows all of them, and compare the fastest round of
+    each.
 
     Every kind writes exactly `sizes.tokens` tokens a prompt: stop tokens are taken away for the time of the benchmark.
     """
@@ -32,7 +35,9 @@ def run(sizes: Sizes) -> list[Measurement]:
     with ModelPairs().use(resolve_pair(sizes.pair), silent) as pair:
         texts = [PROMPTS[index % len(PROMPTS)] for index in range(_PROMPTS)]
         requests = [
-            GenerationRequest(messages=(ChatMessage(role="user", content=text),)) if pair.has_chat_template else GenerationRequest(text=text)
+            GenerationRequest(messages=(ChatMessage(role="user", content=text),))
+            if pair.has_chat_template
+            else GenerationRequest(text=text)
             for text in texts
         ]
         sampling = Sampling(max_new_tokens=sizes.tokens)
@@ -48,12 +53,31 @@ def run(sizes: Sizes) -> list[Measurement]:
         with _endless(pair):
             pair.generate("finetuned", requests[:2], Sampling(max_new_tokens=2))
             seconds = {name: wall for name, (wall, _) in in_turn(kinds, _ROUNDS).items()}
-    detail = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items()) + f" for {_PROMPTS} x {sizes.tokens} tokens"
+    detail = (
+        ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items())
+        + f" for {_PROMPTS} x {sizes.tokens} tokens"
+    )
     both = seconds["plain"] + seconds["base"]
     return [
-        Measurement(name="steered generation / plain generation", value=seconds["steered"] / seconds["plain"], unit="ratio", aim=AIM, detail=detail),
-        Measurement(name="amplified generation / plain generation", value=seconds["amplified"] / seconds["plain"], unit="ratio", aim=AIM),
-        Measurement(name="contrastive decoding / plain generation by both models", value=seconds["contrastive"] / both, unit="ratio", aim=AIM),
+        Measurement(
+            name="steered generation / plain generation",
+            value=seconds["steered"] / seconds["plain"],
+            unit="ratio",
+            aim=AIM,
+            detail=detail,
+        ),
+        Measurement(
+            name="amplified generation / plain generation",
+            value=seconds["amplified"] / seconds["plain"],
+            unit="ratio",
+            aim=AIM,
+        ),
+        Measurement(
+            name="contrastive decoding / plain generation by both models",
+            value=seconds["contrastive"] / both,
+            unit="ratio",
+            aim=AIM,
+        ),
     ]
 
 
@@ -61,7 +85,9 @@ def run(sizes: Sizes) -> list[Measurement]:
 def _endless(pair: Any) -> Iterator[None]:
     """Inside the context no token ends a text."""
     with ExitStack() as stack:
-        residents = {id(resident): resident for side in pair.sides.values() for resident in [stack.enter_context(side.hold())]}
+        residents = {
+            id(resident): resident for side in pair.sides.values() for resident in [stack.enter_context(side.hold())]
+        }
         kept = {key: resident.stop_ids for key, resident in residents.items()}
         for resident in residents.values():
             resident.stop_ids = frozenset()

@@ -1,4 +1,5 @@
-"""Time and peak memory of greedy generation against a bare loop over the same batch: transformers' forward, its keys and values, argmax.
+"""Time and peak memory of greedy generation against a bare loop over the same batch: transformers' forward, its keys
+and values, argmax.
 
 On the benchmark's base model, and on a narrow model made here with random weights and the vocabulary of Gemma 3.
 """
@@ -36,7 +37,10 @@ def run(sizes: Sizes) -> list[Measurement]:
                     value=seconds["ours"] / seconds["bare"],
                     unit="ratio",
                     aim=AIM_TIME,
-                    detail=f"{ROWS} rows: ours {1000 * seconds['ours']:.0f} ms a token of each, bare {1000 * seconds['bare']:.0f} ms",
+                    detail=(
+                        f"{ROWS} rows: ours {1000 * seconds['ours']:.0f} ms a token of each, bare "
+                        f"{1000 * seconds['bare']:.0f} ms"
+                    ),
                 ),
                 Measurement(
                     name=f"peak memory of generation / bare loop{name}",
@@ -44,7 +48,8 @@ def run(sizes: Sizes) -> list[Measurement]:
                     unit="ratio",
                     aim=AIM_MEMORY,
                     detail=", ".join(
-                        f"{kind} {each['bytes'] / 1e6:.0f} MB, {each['beyond'] / 1e6:.0f} beyond the model" for kind, each in peaks.items()
+                        f"{kind} {each['bytes'] / 1e6:.0f} MB, {each['beyond'] / 1e6:.0f} beyond the model"
+                        for kind, each in peaks.items()
                     ),
                 ),
             ]
@@ -58,7 +63,9 @@ def seconds_of_both(pair: str | None, folder: str, tokens: int, repeats: int) ->
 
 
 def peak(pair: str | None, folder: str, tokens: int, kind: str) -> dict[str, int]:
-    """Bytes that the model and one such loop take at the highest, and those beyond the model once it has run a little; the lower of two rounds."""
+    """Bytes that the model and one such loop take at the highest, and those beyond the model once it has run a little;
+    the lower of two rounds.
+    """
     before = after_imports()
     found = []
     with _loops(pair, folder, tokens, (kind,)) as loops:
@@ -71,7 +78,9 @@ def peak(pair: str | None, folder: str, tokens: int, kind: str) -> dict[str, int
 
 
 @contextmanager
-def _loops(pair: str | None, folder: str, tokens: int, kinds: tuple[str, ...]) -> Iterator[dict[str, Callable[[], Any]]]:
+def _loops(
+    pair: str | None, folder: str, tokens: int, kinds: tuple[str, ...]
+) -> Iterator[dict[str, Callable[[], Any]]]:
     """The loops, each with a model of its own that has run a little. No token ends a text."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,7 +97,9 @@ def _loops(pair: str | None, folder: str, tokens: int, kinds: tuple[str, ...]) -
     loops: dict[str, Callable[[], Any]] = {}
     with ExitStack() as stack:
         if "bare" in kinds:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(files, read_config(files, source), "cpu")).eval()
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=choose_dtype(files, read_config(files, source), "cpu")
+            ).eval()
             tokenizer = AutoTokenizer.from_pretrained(source)  # held, as ours is: it takes some MB
             prompts = torch.tensor(tokenizer([text] * ROWS)["input_ids"])
             bare_loop(model, prompts[:1], 2)
@@ -98,12 +109,16 @@ def _loops(pair: str | None, folder: str, tokens: int, kinds: tuple[str, ...]) -
             stack.enter_context(loaded.sides["base"].hold()).stop_ids = frozenset()
             request = GenerationRequest(text=text)
             loaded.generate("base", [request], Sampling(temperature=0, max_new_tokens=2))
-            loops["ours"] = lambda: loaded.generate("base", [request], Sampling(n=ROWS, temperature=0, max_new_tokens=tokens))
+            loops["ours"] = lambda: loaded.generate(
+                "base", [request], Sampling(n=ROWS, temperature=0, max_new_tokens=tokens)
+            )
         yield loops
 
 
 def bare_loop(model: Any, prompts: Any, tokens: int) -> None:
-    """What generation costs at the least: one pass over the prompts, then one a token, and the head on contiguous last positions."""
+    """What generation costs at the least: one pass over the prompts, then one a token, and the head on contiguous last
+    positions.
+    """
     import torch
 
     new, cache = prompts, None
@@ -123,7 +138,9 @@ def _base_alone(pair: str) -> Any:
 
 
 def _large(folder: Path) -> Any:
-    """A pair of a tiny model with itself, whose vocabulary is Gemma 3's; its tokenizer is the embedded model's. Made once in a folder."""
+    """A pair of a tiny model with itself, whose vocabulary is Gemma 3's; its tokenizer is the embedded model's. Made
+    once in a folder.
+    """
     import torch
     import transformers
 

@@ -44,7 +44,10 @@ class Measurement(BaseModel):
         aim = (
             ""
             if self.aim is None
-            else f"  (aim: at most {self.aim:g}{'' if self.unit == 'ratio' else ' ' + self.unit}; {'met' if self.met else 'MISSED'})"
+            else (
+                f"  (aim: at most {self.aim:g}{'' if self.unit == 'ratio' else ' ' + self.unit}; "
+                f"{'met' if self.met else 'MISSED'})"
+            )
         )
         value = f"{self.value:.2f}" if self.unit == "ratio" else f"{self.value:.1f} {self.unit}"
         return f"{self.name:58} {value:>10}{aim}" + (f"\n    {self.detail}" if self.detail else "")
@@ -82,7 +85,9 @@ def _high_water() -> int:
 
 
 class PeakMemory:
-    """Highest resident memory while the context lasts. `peak` is in bytes: sampled every 5 ms, and exact at the end where Linux keeps a high-water mark."""
+    """Highest resident memory while the context lasts. `peak` is in bytes: sampled every 5 ms, and exact at the end
+    where Linux keeps a high-water mark.
+    """
 
     def __enter__(self) -> PeakMemory:
         import psutil
@@ -107,7 +112,9 @@ class PeakMemory:
 
 
 def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
-    """Call a module-level function in a new interpreter, whose memory nothing else has touched, and return its JSON value."""
+    """Call a module-level function in a new interpreter, whose memory nothing else has touched, and return its JSON
+    value.
+    """
     program = (
         "import importlib, json, sys\n"
         "module, name, arguments = json.loads(sys.argv[1])\n"
@@ -115,7 +122,9 @@ def in_fresh_process(function: Callable[..., Any], **arguments: Any) -> Any:
         "print('\\n' + json.dumps(value))\n"
     )
     call = json.dumps([function.__module__, function.__name__, arguments])
-    finished = subprocess.run([sys.executable, "-c", program, call], capture_output=True, text=True, env=os.environ, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", program, call], capture_output=True, text=True, env=os.environ, check=False
+    )
     if finished.returncode:
         raise RuntimeError(f"{function.__name__} failed:\n{finished.stderr}")
     return json.loads(finished.stdout.splitlines()[-1])

@@ -12,13 +12,16 @@ AIM = 1.05
 def run(sizes: Sizes) -> list[Measurement]:
     """Each in a process of its own that has imported the same libraries before it counts.
 
-    One model is counted twice: loaded as the pair loads it, and by transformers alone. The difference of the two is what tracing
-    needs, a few MB whatever the size of the model.
+    One model is counted twice: loaded as the pair loads it, and by transformers alone. The difference of the two is
+    what tracing needs, a few MB whatever the size of the model.
     """
     bare = in_fresh_process(bytes_of_one_model, pair=sizes.pair)
     one = in_fresh_process(bytes_of_pair, pair=sizes.pair, adapter=False)
     pair = in_fresh_process(bytes_of_pair, pair=sizes.pair, adapter=True)
-    detail = f"one model {one / 1e6:.0f} MB, pair {pair / 1e6:.0f} MB; the same model by transformers alone {bare / 1e6:.0f} MB"
+    detail = (
+        f"one model {one / 1e6:.0f} MB, pair {pair / 1e6:.0f} MB; the same model by transformers alone "
+        f"{bare / 1e6:.0f} MB"
+    )
     return [
         Measurement(name="memory of a LoRA pair / one model", value=pair / one, unit="ratio", aim=AIM, detail=detail),
         Measurement(name="memory of a LoRA pair / one model by transformers alone", value=pair / bare, unit="ratio"),
@@ -38,7 +41,9 @@ def bytes_of_one_model(pair: str) -> int:
     source = local_folder(files.id, files.revision, files.subfolder)
     before = after_imports()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(files, read_config(files, source), "cpu")).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=choose_dtype(files, read_config(files, source), "cpu")
+    ).eval()
     ids = _ids()
     with torch.inference_mode():
         model(input_ids=ids)
@@ -49,7 +54,9 @@ def bytes_of_one_model(pair: str) -> int:
 
 
 def bytes_of_pair(pair: str, adapter: bool) -> int:
-    """Memory that the pair takes, both sides having been used; without `adapter`, that of the base model on both sides."""
+    """Memory that the pair takes, both sides having been used; without `adapter`, that of the base model
+    on both sides.
+    """
     import torch
 
     from diffing_mcp.core.progress import silent
@@ -76,7 +83,12 @@ def after_imports() -> int:
 
     del nnterp, peft
     config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, vocab_size=64
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=64,
     )
     with torch.inference_mode():
         tiny: Any = transformers.LlamaForCausalLM(config)

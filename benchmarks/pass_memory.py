@@ -12,8 +12,13 @@ AIM = 1.1
 def run(sizes: Sizes) -> list[Measurement]:
     """Each token count in a process of its own."""
     small = in_fresh_process(peak_beyond_pair, sizes=sizes.model_dump())
-    large = in_fresh_process(peak_beyond_pair, sizes=sizes.model_copy(update={"samples": GROWTH * sizes.samples}).model_dump())
-    detail = f"{small['tokens']} tokens: {small['bytes'] / 1e6:.0f} MB, {large['tokens']} tokens: {large['bytes'] / 1e6:.0f} MB"
+    large = in_fresh_process(
+        peak_beyond_pair, sizes=sizes.model_copy(update={"samples": GROWTH * sizes.samples}).model_dump()
+    )
+    detail = (
+        f"{small['tokens']} tokens: {small['bytes'] / 1e6:.0f} MB, {large['tokens']} tokens: "
+        f"{large['bytes'] / 1e6:.0f} MB"
+    )
     return [
         Measurement(
             name=f"peak memory of the pass, {GROWTH} x tokens / 1 x tokens",

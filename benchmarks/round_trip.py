@@ -28,18 +28,26 @@ BARE = ("-m", "benchmarks.bare_server")
 
 
 def run(sizes: Sizes) -> list[Measurement]:
-    """Median over `sizes.calls` calls after ten that do not count, ours and a bare SDK server's tool in turn; and the time to the first answer."""
+    """Median over `sizes.calls` calls after ten that do not count, ours and a bare SDK server's tool in turn; and the
+    time to the first answer.
+    """
     measurements = []
     for transport in ("HTTP", "stdio"):
         bare, _ = asyncio.run(_times(_connected(transport, ours=False), sizes.calls))
         ours, start = asyncio.run(_times(_connected(transport, ours=True), sizes.calls))
         detail = (
-            f"95 % of {len(ours)} calls within {sorted(ours)[int(0.95 * (len(ours) - 1))]:.1f} ms; an SDK server's empty tool {statistics.median(bare):.1f} ms; "
-            f"first answer {start:.1f} s after the start"
+            f"95 % of {len(ours)} calls within {sorted(ours)[int(0.95 * (len(ours) - 1))]:.1f} ms; an SDK server's "
+            f"empty tool {statistics.median(bare):.1f} ms; first answer {start:.1f} s after the start"
         )
         name = f"MCP round trip of a light tool, {transport}"
-        measurements.append(Measurement(name=name, value=statistics.median(ours), unit="ms", aim=AIM_MILLISECONDS, detail=detail))
-        measurements.append(Measurement(name=f"{name} / bare SDK", value=statistics.median(ours) / statistics.median(bare), unit="ratio"))
+        measurements.append(
+            Measurement(name=name, value=statistics.median(ours), unit="ms", aim=AIM_MILLISECONDS, detail=detail)
+        )
+        measurements.append(
+            Measurement(
+                name=f"{name} / bare SDK", value=statistics.median(ours) / statistics.median(bare), unit="ratio"
+            )
+        )
     return measurements
 
 
@@ -101,5 +109,7 @@ async def _listening(server: subprocess.Popen[bytes], port: int) -> None:
 async def _over_stdio(ours: bool) -> AsyncIterator[Any]:
     from mcp import Client, StdioServerParameters
 
-    async with Client(StdioServerParameters(command=sys.executable, args=list(OURS if ours else BARE), env=dict(os.environ))) as client:
+    async with Client(
+        StdioServerParameters(command=sys.executable, args=list(OURS if ours else BARE), env=dict(os.environ))
+    ) as client:
         yield client

@@ -1,1 +1,3 @@
-"""The `diffing` command. Thin: every subcommand imports its room when it is called, so that `--help` answers at once."""
+"""The `diffing` command. Thin: every subcommand imports its room when it is called, so that `--help`
+answers at once.
+"""

@@ -11,7 +11,9 @@ from diffing_mcp.cli.methods import PAIR_HELP
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of a collection, from `diffing activations list`.")]
 
-activations = typer.Typer(help="Collect, list, describe and delete stored activations.", no_args_is_help=True, rich_markup_mode=None)
+activations = typer.Typer(
+    help="Collect, list, describe and delete stored activations.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +24,9 @@ def register(app: typer.Typer) -> None:
 @activations.command("collect")
 def collect_activations(
     pair: Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)],
-    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="A parameter as key=value (YAML), repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="A parameter as key=value (YAML), repeatable.")
+    ] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how much disk it would take.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +73,9 @@ def list_activations(
 
     identity = resolve_pair(pair).identity() if pair is not None else None
     store = default_activation_store()
-    rows = [collection_row(index) for index in store.list() if identity in (None, index.pair)] + ([] if pair else broken_rows(store))
+    rows = [collection_row(index) for index in store.list() if identity in (None, index.pair)] + (
+        [] if pair else broken_rows(store)
+    )
     if as_json:
         print_json(rows)
         return
@@ -113,7 +119,8 @@ def describe_activations(
 
 @activations.command("delete")
 def delete_activations(
-    identifiers: Annotated[list[str], typer.Argument(metavar="ID...", help="Whole ids of collections.")], as_json: JsonOption = False
+    identifiers: Annotated[list[str], typer.Argument(metavar="ID...", help="Whole ids of collections.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Delete collections from the disk."""
     from diffing_mcp.cli.output import print_json, print_plain

@@ -25,7 +25,10 @@ def register(app: typer.Typer) -> None:
 def config(
     host: Annotated[Host, typer.Option(help="The MCP host.")],
     url: Annotated[
-        str | None, typer.Option(help="Use a server that is already running (`diffing serve --http`) instead of one that the host starts.")
+        str | None,
+        typer.Option(
+            help="Use a server that is already running (`diffing serve --http`) instead of one that the host starts."
+        ),
     ] = None,
     token: Annotated[str | None, typer.Option(help="Bearer token for that server.")] = None,
 ) -> None:

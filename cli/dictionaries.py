@@ -9,10 +9,15 @@ import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="Id of a dictionary, from `diffing dictionaries list`, or of a run that trained one.")
+    str,
+    typer.Argument(
+        metavar="ID", help="Id of a dictionary, from `diffing dictionaries list`, or of a run that trained one."
+    ),
 ]
 
-dictionaries = typer.Typer(help="List, copy, upload and delete trained dictionaries.", no_args_is_help=True, rich_markup_mode=None)
+dictionaries = typer.Typer(
+    help="List, copy, upload and delete trained dictionaries.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +51,20 @@ def list_dictionaries(as_json: JsonOption = False) -> None:
         for each in found.dictionaries
     ]
     for other in found.leftovers:
-        rows.append((other.id, other.state, other.kind, None, None, other.latents, other.k, other.steps, None, f"{other.megabytes:.1f} MB"))
+        rows.append(
+            (
+                other.id,
+                other.state,
+                other.kind,
+                None,
+                None,
+                other.latents,
+                other.k,
+                other.steps,
+                None,
+                f"{other.megabytes:.1f} MB",
+            )
+        )
     print_rows(("id", "state", "kind", "layer", "d_model", "latents", "k", "steps", "variance explained", "size"), rows)
     for other in found.leftovers:
         note(f"{other.id}: {other.problem}")
@@ -54,7 +72,9 @@ def list_dictionaries(as_json: JsonOption = False) -> None:
 
 @dictionaries.command("export")
 def export_dictionary(
-    source: SourceArgument, folder: Annotated[Path, typer.Argument(help="Where the copy goes.")], as_json: JsonOption = False
+    source: SourceArgument,
+    folder: Annotated[Path, typer.Argument(help="Where the copy goes.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Copy a dictionary into a folder, in the layout of published ones; `--set dictionary=FOLDER` uses it."""
     from diffing_mcp.cli.output import print_json, print_plain
@@ -70,7 +90,9 @@ def export_dictionary(
 @dictionaries.command("push")
 def push_dictionary(
     source: SourceArgument,
-    repository: Annotated[str, typer.Argument(help="Model repository of the hub, `account/name`. Needs a token in HF_TOKEN.")],
+    repository: Annotated[
+        str, typer.Argument(help="Model repository of the hub, `account/name`. Needs a token in HF_TOKEN.")
+    ],
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public; private otherwise.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,10 +109,14 @@ def push_dictionary(
 
 @dictionaries.command("delete")
 def delete_dictionaries(
-    identifiers: Annotated[list[str], typer.Argument(metavar="ID...", help="Whole ids, from `diffing dictionaries list`.")],
+    identifiers: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Whole ids, from `diffing dictionaries list`.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Delete dictionaries, trainings that were cut off, or folders that cannot be read. Results of runs that used them stay."""
+    """Delete dictionaries, trainings that were cut off, or folders that cannot be read. Results of runs that used them
+    stay.
+    """
     from diffing_mcp.cli.output import print_json, print_plain
     from diffing_mcp.methods.dictionaries.stored import delete, exactly
 
@@ -114,5 +140,8 @@ def _folder(source: str) -> Path:
     try:
         record = default_store().get(source)
     except UnknownName as error:
-        raise UnknownName(f"No trained dictionary and no run begins with {source!r}. `diffing dictionaries list` shows the dictionaries.") from error
+        raise UnknownName(
+            f"No trained dictionary and no run begins with {source!r}. `diffing dictionaries list` shows the "
+            "dictionaries."
+        ) from error
     return folder_of_run(record)

@@ -21,17 +21,31 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    organisms: Annotated[str, typer.Option(help="Pair references with ground truth, comma-separated: cake_bake,cake_bake/mix1-1p0,control.")],
+    organisms: Annotated[
+        str,
+        typer.Option(help="Pair references with ground truth, comma-separated: cake_bake,cake_bake/mix1-1p0,control."),
+    ],
     arms: Annotated[str, typer.Option(help="blackbox, method, or both.")] = "blackbox,method",
     investigator: Annotated[
         str,
         typer.Option(
-            help="`baseline` (deterministic, no LLM) or an Inspect model such as anthropic/NAME, openai/NAME, openai-api/SERVICE/NAME, vllm/NAME."
+            help=(
+                "`baseline` (deterministic, no LLM) or an Inspect model such as anthropic/NAME, openai/NAME, "
+                "openai-api/SERVICE/NAME, vllm/NAME."
+            )
         ),
     ] = "baseline",
-    investigator_url: Annotated[str | None, typer.Option(help="Base URL of the investigator's API, for OpenAI-compatible and local servers.")] = None,
+    investigator_url: Annotated[
+        str | None, typer.Option(help="Base URL of the investigator's API, for OpenAI-compatible and local servers.")
+    ] = None,
     grader: Annotated[
-        str, typer.Option(help="`none` (only the deterministic fact recall) or an Inspect model that reads findings with the family's rubric.")
+        str,
+        typer.Option(
+            help=(
+                "`none` (only the deterministic fact recall) or an Inspect model that reads findings with the "
+                "family's rubric."
+            )
+        ),
     ] = "none",
     grader_url: Annotated[str | None, typer.Option(help="Base URL of the grader's API.")] = None,
     grader_repeats: Annotated[int, typer.Option(min=1, help="Readings by the LLM grader per finding.")] = 3,
@@ -39,19 +53,32 @@ def evaluate(
     interactions: Annotated[int, typer.Option(min=0, help="Model interactions each investigation may spend.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first repeat; the others count up.")] = 0,
     identifier: Annotated[
-        str | None, typer.Option("--id", help="Name of the evaluation. Default: derived from the options, so that the same command continues it.")
+        str | None,
+        typer.Option(
+            "--id",
+            help="Name of the evaluation. Default: derived from the options, so that the same command continues it.",
+        ),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="MCP endpoint of a running server that shares this data folder. Default: one is started for the run.")
+        str | None,
+        typer.Option(
+            help="MCP endpoint of a running server that shares this data folder. Default: one is started for the run."
+        ),
     ] = None,
-    overview_samples: Annotated[int, typer.Option(min=1, help="Texts the baseline's method arm lets the overview read.")] = 128,
+    overview_samples: Annotated[
+        int, typer.Option(min=1, help="Texts the baseline's method arm lets the overview read.")
+    ] = 128,
     max_samples: Annotated[int, typer.Option(min=1, help="LLM investigations at a time.")] = 4,
     message_limit: Annotated[int, typer.Option(min=1, help="Messages an LLM investigator may exchange.")] = 100,
     token_limit: Annotated[int, typer.Option(min=1, help="Tokens an LLM investigator may use.")] = 500_000,
     time_limit: Annotated[int, typer.Option(min=1, help="Seconds an LLM investigation may take.")] = 3600,
-    as_json: Annotated[bool, typer.Option("--json", help="Print plan, summary and records as JSON on stdout and nothing else there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print plan, summary and records as JSON on stdout and nothing else there.")
+    ] = False,
 ) -> None:
-    """Let investigators loose on blinded pairs and grade what they find. Finished cells are kept: the same command continues."""
+    """Let investigators loose on blinded pairs and grade what they find. Finished cells are kept: the same command
+    continues.
+    """
     import asyncio
 
     from diffing_mcp.agents.grading import Grading, chosen_organisms
@@ -98,15 +125,23 @@ def evaluate(
         BaselineOptions(overview={"max_samples": overview_samples}),
         report=lambda finished, total, record: note(progress_line(finished, total, record)),
         investigator_url=investigator_url,
-        limits={"message_limit": message_limit, "token_limit": token_limit, "time_limit": time_limit, "max_samples": max_samples},
+        limits={
+            "message_limit": message_limit,
+            "token_limit": token_limit,
+            "time_limit": time_limit,
+            "max_samples": max_samples,
+        },
     )
     note(
-        f"evaluation {plan.id}: {len(plan.organisms)} organisms x {len(plan.arms)} arms x {plan.repeats} repeats by {plan.investigator}, records in {folder.path}"
+        f"evaluation {plan.id}: {len(plan.organisms)} organisms x {len(plan.arms)} arms x {plan.repeats} repeats by "
+        f"{plan.investigator}, records in {folder.path}"
     )
     try:
         records = asyncio.run(_stopping_on_sigterm(_run(suite, url)))
     except asyncio.CancelledError:
-        raise Cancelled(f"Stopped; finished cells are kept, and the same command goes on with the others (evaluation {plan.id}).") from None
+        raise Cancelled(
+            f"Stopped; finished cells are kept, and the same command goes on with the others (evaluation {plan.id})."
+        ) from None
     summary = summarise(records)
     if as_json:
         print_json(
@@ -122,7 +157,9 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def evaluations(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False) -> None:
+def evaluations(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+) -> None:
     """List the stored evaluations, newest first."""
     from diffing_mcp.agents.records import EvaluationFolder, list_evaluations
     from diffing_mcp.cli.output import print_json, print_rows
@@ -138,7 +175,7 @@ def evaluations(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
             plan.investigator,
             ",".join(plan.organisms),
             ",".join(plan.arms),
-            f"{sum(record.status == 'completed' for record in EvaluationFolder(plan.id).records())}/{len(plan.organisms) * len(plan.arms) * plan.repeats}",
+            f"{sum(record.status == 'completed' for record in EvaluationFolder(plan.id).records())}/{len(plan.organisms) * len(plan.arms) * plan.repeats}",  # noqa: E501
         )
         for plan in plans
     ]
@@ -187,15 +224,21 @@ class LedgerDesk:
         record = investigations.show(identifier)
         state = record.budget
         budgets = {
-            "model_interactions": Budget(limit=state.interactions_total, used=state.interactions_total - state.interactions_left),
+            "model_interactions": Budget(
+                limit=state.interactions_total, used=state.interactions_total - state.interactions_left
+            ),
             "tool_calls": Budget(limit=state.tool_calls_total, used=state.tool_calls_total - state.tool_calls_left),
         }
         finding = (
-            Finding(statement=record.findings[-1].statement, verdict=record.findings[-1].verdict, source="submit_finding")
+            Finding(
+                statement=record.findings[-1].statement, verdict=record.findings[-1].verdict, source="submit_finding"
+            )
             if record.findings
             else None
         )
-        return ClosedInvestigation(budgets=budgets, finding=finding, run_ids=sorted(investigations.remembered_runs(identifier)))
+        return ClosedInvestigation(
+            budgets=budgets, finding=finding, run_ids=sorted(investigations.remembered_runs(identifier))
+        )
 
 
 def progress_line(finished: int, total: int, record: EvaluationRecord) -> str:
@@ -203,7 +246,10 @@ def progress_line(finished: int, total: int, record: EvaluationRecord) -> str:
     if record.status == "failed":
         return f"[{finished}/{total}] {record.organism} {record.arm} r{record.repeat}: failed: {record.error}"
     recall = f", fact recall {record.fact_recall.recall:.2f}" if record.fact_recall and not record.null else ""
-    return f"[{finished}/{total}] {record.organism} {record.arm} r{record.repeat}: {record.finding.verdict}{recall}, {record.seconds:.0f} s"
+    return (
+        f"[{finished}/{total}] {record.organism} {record.arm} r{record.repeat}: {record.finding.verdict}{recall}, "
+        f"{record.seconds:.0f} s"
+    )
 
 
 def print_summary(summary: Any) -> None:

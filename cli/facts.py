@@ -1,4 +1,6 @@
-"""`diffing facts`: which of the taught facts the texts of finished runs state, beside texts and facts that should not match."""
+"""`diffing facts`: which of the taught facts the texts of finished runs state, beside texts and facts that should not
+match.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ def register(app: typer.Typer) -> None:
 
 
 def facts(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs that wrote text (contrastive decoding, amplification, steering).")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="Ids of runs that wrote text (contrastive decoding, amplification, steering)."
+        ),
+    ],
     organism: Annotated[str | None, typer.Option(help="Whose facts; default: the organism of the run's pair.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
 ) -> None:
@@ -29,7 +36,15 @@ def facts(
     found = [facts_stated(record, organism_of(record, organism)) for record in records]
     if as_json:
         print_json(
-            [{**each.model_dump(mode="json"), "share": each.share, "chance": each.chance, "beyond_controls": each.beyond_controls} for each in found]
+            [
+                {
+                    **each.model_dump(mode="json"),
+                    "share": each.share,
+                    "chance": each.chance,
+                    "beyond_controls": each.beyond_controls,
+                }
+                for each in found
+            ]
         )
         return
     print_rows(
@@ -51,4 +66,7 @@ def facts(
     for each in found:
         for fact in (fact for fact in each.facts if fact.amplified):
             counts = f"{fact.amplified} amplified, {fact.finetuned} finetuned, {fact.control} control"
-            print_plain(f"{each.run} {fact.id} ({counts}): {fact.fact}\n  untrusted model text ⟦{' '.join((fact.passage or '').split())}⟧")
+            print_plain(
+                f"{each.run} {fact.id} ({counts}): {fact.fact}\n"
+                f"  untrusted model text ⟦{' '.join((fact.passage or '').split())}⟧"
+            )

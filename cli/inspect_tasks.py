@@ -1,10 +1,10 @@
 """The investigation as a task for Inspect's own command line, with its viewer, eval sets and log tools:
 
-    diffing serve --http &
-    inspect eval cli/inspect_tasks.py@investigate --model anthropic/NAME -T arm=method -T organisms=cake_bake,control -T url=http://127.0.0.1:8931/mcp
+    diffing serve --http & inspect eval cli/inspect_tasks.py@investigate --model anthropic/NAME -T arm=method -T
+    organisms=cake_bake,control -T url=http://127.0.0.1:8931/mcp
 
-`diffing evaluate` runs the same task and keeps records, resumes and prints the table; this is for those who live in Inspect. The server must share the data
-folder with this process, because investigations are opened in its store.
+`diffing evaluate` runs the same task and keeps records, resumes and prints the table; this is for those who live in
+Inspect. The server must share the data folder with this process, because investigations are opened in its store.
 """
 
 from __future__ import annotations

@@ -9,9 +9,13 @@ import typer
 from diffing_mcp.cli.methods import PAIR_HELP
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
-InvestigationArgument = Annotated[str, typer.Argument(metavar="INVESTIGATION", help="Id of an investigation, its beginning, or its label.")]
+InvestigationArgument = Annotated[
+    str, typer.Argument(metavar="INVESTIGATION", help="Id of an investigation, its beginning, or its label.")
+]
 
-investigations = typer.Typer(help="Create, list, show and close investigations.", no_args_is_help=True, rich_markup_mode=None)
+investigations = typer.Typer(
+    help="Create, list, show and close investigations.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,8 +26,13 @@ def register(app: typer.Typer) -> None:
 @investigations.command("new")
 def new(
     pair: Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)],
-    tools: Annotated[str, typer.Option(help="`blackbox` (model queries only), `method` (everything), or tool names, comma-separated.")] = "method",
-    interactions: Annotated[int, typer.Option(help="Budget of model interactions: prompts x sides asked x samples.")] = 50,
+    tools: Annotated[
+        str,
+        typer.Option(help="`blackbox` (model queries only), `method` (everything), or tool names, comma-separated."),
+    ] = "method",
+    interactions: Annotated[
+        int, typer.Option(help="Budget of model interactions: prompts x sides asked x samples.")
+    ] = 50,
     tool_calls: Annotated[int, typer.Option(help="Budget of tool calls; free tools do not count.")] = 200,
     comment: Annotated[str, typer.Option("--note", help="A note for operators; the agent never sees it.")] = "",
     as_json: JsonOption = False,
@@ -82,11 +91,20 @@ def show(investigation: InvestigationArgument, as_json: JsonOption = False) -> N
         print_json(record)
         return
     about = record.investigation
-    print_plain(f"{about.id} ({about.label}): {about.pair}, tools {','.join(about.tools)}, {'closed' if about.closed else 'open'}")
+    print_plain(
+        f"{about.id} ({about.label}): {about.pair}, tools {','.join(about.tools)}, "
+        f"{'closed' if about.closed else 'open'}"
+    )
     print_plain(record.budget.as_text())
     if record.calls:
         rows = [
-            (call.number, call.tool, _short(json.dumps(call.arguments, ensure_ascii=False)), call.outcome, f"{call.seconds:.1f} s")
+            (
+                call.number,
+                call.tool,
+                _short(json.dumps(call.arguments, ensure_ascii=False)),
+                call.outcome,
+                f"{call.seconds:.1f} s",
+            )
             for call in record.calls
         ]
         print_rows(("call", "tool", "arguments", "outcome", "took"), rows)

@@ -1,6 +1,8 @@
-"""`diffing judge`: the choices of finished runs that a method makes by numbers, made again by a language model that reads.
+"""`diffing judge`: the choices of finished runs that a method makes by numbers, made again by a language model that
+reads.
 
-For a patchscope: the scale. For steering, weight amplification and contrastive decoding: which strengths leave texts coherent.
+For a patchscope: the scale. For steering, weight amplification and contrastive decoding: which strengths leave texts
+coherent.
 """
 
 from __future__ import annotations
@@ -19,15 +21,28 @@ def register(app: typer.Typer) -> None:
 
 def judge(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Ids of runs: patchscope, steering, weight_amplification, contrastive_decoding.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="Ids of runs: patchscope, steering, weight_amplification, contrastive_decoding."
+        ),
     ],
-    grader: Annotated[str, typer.Option(help="`none` (what the runs themselves chose), or an Inspect model that reads tokens and texts.")] = "none",
+    grader: Annotated[
+        str,
+        typer.Option(help="`none` (what the runs themselves chose), or an Inspect model that reads tokens and texts."),
+    ] = "none",
     grader_url: Annotated[str | None, typer.Option(help="Base URL of the grader's API.")] = None,
-    rotations: Annotated[int, typer.Option(min=1, max=10, help="Readings by the language model, each in another order; the majority counts.")] = 3,
-    share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of texts that must be coherent for a strength to be taken.")] = COHERENT_SHARE,
+    rotations: Annotated[
+        int,
+        typer.Option(min=1, max=10, help="Readings by the language model, each in another order; the majority counts."),
+    ] = 3,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of texts that must be coherent for a strength to be taken.")
+    ] = COHERENT_SHARE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
 ) -> None:
-    """Choose patchscope scales and coherent strengths of finished runs by a language model, beside what the runs chose by numbers."""
+    """Choose patchscope scales and coherent strengths of finished runs by a language model, beside what the runs chose
+    by numbers.
+    """
     import asyncio
 
     from diffing_mcp.cli.output import note, print_json
@@ -71,7 +86,15 @@ def _print(judged: JudgedRun) -> None:
                     judged.run,
                     row.sign,
                     _number(row.chosen),
-                    *((_number(row.by_model) if row.outcome == "chosen" else row.outcome, _votes(row), _yes(row.agree)) if asked else ()),
+                    *(
+                        (
+                            _number(row.by_model) if row.outcome == "chosen" else row.outcome,
+                            _votes(row),
+                            _yes(row.agree),
+                        )
+                        if asked
+                        else ()
+                    ),
                 )
                 for row in judged.scales
             ],
@@ -94,7 +117,12 @@ def _print(judged: JudgedRun) -> None:
         print_rows(
             ("run", "series", "largest coherent strength", *(("by model", "agree") if asked else ())),
             [
-                (judged.run, row.series, _number(row.largest), *((_number(row.largest_by_model), _yes(row.agree)) if asked else ()))
+                (
+                    judged.run,
+                    row.series,
+                    _number(row.largest),
+                    *((_number(row.largest_by_model), _yes(row.agree)) if asked else ()),
+                )
                 for row in judged.series
             ],
         )

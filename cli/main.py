@@ -1,6 +1,7 @@
 """Entry point of the `diffing` command.
 
-Expected failures (`DiffingError`) become one line on stderr, or one JSON object there when `--json` was given, and exit code 2.
+Expected failures (`DiffingError`) become one line on stderr, or one JSON object there when `--json` was given, and exit
+code 2.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def main() -> None:
     except DiffingError as error:
         sys.exit(report(error, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
-        sys.exit(report(Cancelled("Interrupted; what was finished is kept."), as_json="--json" in sys.argv) and EXIT_INTERRUPTED)
+        sys.exit(
+            report(Cancelled("Interrupted; what was finished is kept."), as_json="--json" in sys.argv)
+            and EXIT_INTERRUPTED
+        )
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stderr.close()
         sys.exit(0)
@@ -82,7 +86,9 @@ def serve() -> None:
 def report(error: DiffingError, as_json: bool) -> int:
     """Print an expected failure on stderr and return the exit code."""
     if as_json:
-        print(json.dumps({"error": {"code": error.code, "message": error.message}}, ensure_ascii=False), file=sys.stderr)
+        print(
+            json.dumps({"error": {"code": error.code, "message": error.message}}, ensure_ascii=False), file=sys.stderr
+        )
     else:
         print(f"diffing: {error.message}", file=sys.stderr)
     return EXIT_EXPECTED_FAILURE

@@ -1,4 +1,6 @@
-"""`diffing run`, `diffing pipeline`, `diffing overview`: the methods, from the same declarations as the server's tools."""
+"""`diffing run`, `diffing pipeline`, `diffing overview`: the methods, from the same declarations as the
+server's tools.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,13 @@ if TYPE_CHECKING:
 
     from diffing_mcp.methods.runs.store import RunRecord
 
-PAIR_HELP = "`organism[/variant][@model]`, or `BASE::FINETUNED` for any two catalogue names, hub ids or local folders (`#model` or `#adapter` after one that holds both)."
-SET_HELP = "A parameter as key=value (YAML), repeatable; METHOD.key=value when several methods run and only one shall take it."
+PAIR_HELP = (
+    "`organism[/variant][@model]`, or `BASE::FINETUNED` for any two catalogue names, hub ids or local folders "
+    "(`#model` or `#adapter` after one that holds both)."
+)
+SET_HELP = (
+    "A parameter as key=value (YAML), repeatable; METHOD.key=value when several methods run and only one shall take it."
+)
 
 PairOption = Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET_HELP)]
@@ -61,12 +68,18 @@ def list_methods(as_json: JsonOption = False) -> None:
         )
     else:
         print_rows(
-            ("method", "title", "cost", "views"), [(name, method.title, method.cost, ", ".join(method.views)) for name, method in methods.items()]
+            ("method", "title", "cost", "views"),
+            [(name, method.title, method.cost, ", ".join(method.views)) for name, method in methods.items()],
         )
 
 
 def run(
-    methods: Annotated[list[str], typer.Argument(metavar="METHOD...", help="One method or several; those that read the same text share one pass.")],
+    methods: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="METHOD...", help="One method or several; those that read the same text share one pass."
+        ),
+    ],
     pair: PairOption,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -102,7 +115,8 @@ def run_records(names: list[str], pair: str, settings: list[str]) -> list[RunRec
 
 
 def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, BaseModel]]:
-    """Each method's name with its parameters. A plain key goes to every method that knows it; one that none knows is refused.
+    """Each method's name with its parameters. A plain key goes to every method that knows it; one that none knows is
+    refused.
 
     Raises:
         UnknownName: there is no such method.
@@ -129,7 +143,10 @@ def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, Ba
         requests.append((name, parse_params(method.Params, mine)))
     if unknown := [text for text in settings if text not in taken]:
         fields = {name: ", ".join(method.Params.model_fields) for name, method in chosen.items()}
-        raise InvalidInput(f"No method here takes --set {', '.join(unknown)}. " + " ".join(f"{name}: {known}." for name, known in fields.items()))
+        raise InvalidInput(
+            f"No method here takes --set {', '.join(unknown)}. "
+            + " ".join(f"{name}: {known}." for name, known in fields.items())
+        )
     return requests
 
 
@@ -139,7 +156,11 @@ def overview(
     budget: Annotated[
         int | None,
         typer.Option(
-            min=500, help="Tokens that the models may read for it, both sides together; a generated one counts as several. Default: enough for most."
+            min=500,
+            help=(
+                "Tokens that the models may read for it, both sides together; a generated one counts as several. "
+                "Default: enough for most."
+            ),
         ),
     ] = None,
     characters: Annotated[int, typer.Option(min=1000, help="Size of the digest.")] = 6000,
@@ -160,7 +181,10 @@ def overview(
     budget = budget or DEFAULT_BUDGET
     plan = choose(dict(method_requests([method.name for method in offered], [*(settings or []), *vectors])), budget)
     if not plan.requests:
-        raise InvalidInput(f"A budget of {budget} allows no method; the cheapest is {plan.left_out[0].method}, {plan.left_out[0].work}.")
+        raise InvalidInput(
+            f"A budget of {budget} allows no method; the cheapest is {plan.left_out[0].method}, "
+            f"{plan.left_out[0].work}."
+        )
     spec = resolve_pair(pair)
     note(f"{spec.name}: {', '.join(name for name, _ in plan.all)}")
     pairs, store = ModelPairs(), default_store()
@@ -176,11 +200,14 @@ def overview(
 def pipeline(
     pair: Annotated[list[str], typer.Option("--pair", "-p", help=PAIR_HELP + " Repeatable.")],
     mode: Annotated[Mode, typer.Option(help="Which part of the pipeline.")] = Mode.full,
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated; `all` for every one that needs no vector of an earlier run.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Methods, comma-separated; `all` for every one that needs no vector of an earlier run.")
+    ] = "all",
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Preprocessing (models and texts made ready), diffing (the methods), evaluation (agents and grades): all of it or one part.
+    """Preprocessing (models and texts made ready), diffing (the methods), evaluation (agents and grades): all of it or
+    one part.
 
     Every part looks up what is already there, so a pipeline that was cut off is started again with the same command.
     """
@@ -202,7 +229,9 @@ def pipeline(
         if mode in (Mode.full, Mode.preprocessing):
             part["preprocessing"] = _prepare(reference, requests)
         if mode in (Mode.full, Mode.diffing):
-            part["diffing"] = {record.manifest.method: record.id for record in run_records(names, reference, settings or [])}
+            part["diffing"] = {
+                record.manifest.method: record.id for record in run_records(names, reference, settings or [])
+            }
     if not as_json:
         for reference in pair:
             for stage, outcome in report[reference].items():
@@ -214,7 +243,9 @@ def pipeline(
 
 
 def _evaluate(pairs: list[str], as_json: bool) -> Any:
-    """`diffing evaluate` with its defaults (baseline investigators, both arms); its report when `as_json`, else it prints its table."""
+    """`diffing evaluate` with its defaults (baseline investigators, both arms); its report when `as_json`, else it
+    prints its table.
+    """
     import contextlib
     import io
     import json
@@ -230,7 +261,9 @@ def _evaluate(pairs: list[str], as_json: bool) -> Any:
 
 
 def _prepare(reference: str, requests: list[tuple[str, BaseModel]]) -> dict[str, Any]:
-    """Fetch and check everything the methods will need: weights, adapter, tokenizer, and the texts with their content hashes."""
+    """Fetch and check everything the methods will need: weights, adapter, tokenizer, and the texts with their content
+    hashes.
+    """
     from diffing_mcp.cli.output import progress_bar
     from diffing_mcp.methods.registry import get_method
     from diffing_mcp.model_pairs.residency import ModelPairs

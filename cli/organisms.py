@@ -26,11 +26,20 @@ def list_organisms(as_json: JsonOption = False) -> None:
 
     found = load_catalogue().organisms
     if as_json:
-        print_json({name: {model: list(variants) for model, variants in organism.variants.items()} for name, organism in found.items()})
+        print_json(
+            {
+                name: {model: list(variants) for model, variants in organism.variants.items()}
+                for name, organism in found.items()
+            }
+        )
         return
     print_rows(
         ("organism", "model", "variants"),
-        [(name, model, ", ".join(variants)) for name, organism in found.items() for model, variants in organism.variants.items()],
+        [
+            (name, model, ", ".join(variants))
+            for name, organism in found.items()
+            for model, variants in organism.variants.items()
+        ],
     )
 
 
@@ -64,7 +73,9 @@ def train(
     from diffing_mcp.organisms.train import train_organism
 
     with progress_bar(f"training {name}/{variant}") as progress:
-        folder = train_organism(name, variant, progress, output, base=base, rank=rank, learning_rate=learning_rate, epochs=epochs, seed=seed)
+        folder = train_organism(
+            name, variant, progress, output, base=base, rank=rank, learning_rate=learning_rate, epochs=epochs, seed=seed
+        )
     print_plain(str(folder))
 
 
@@ -72,7 +83,9 @@ def train(
 def measure(
     name: NameArgument,
     variant: Annotated[str, typer.Option(help="Variant of the organism.")] = "default",
-    adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter. Default: the bundled adapter of that variant.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of the adapter. Default: the bundled adapter of that variant.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure whether a finetune took, against the base model, and write its sheet beside the adapter."""

@@ -56,7 +56,11 @@ def validated(params: type[P], values: dict[str, Any]) -> P:
         return params.model_validate(values)
     except ValidationError as first:
         # Only what was refused as it is gets wrapped, so that a parameter that takes one value keeps its own complaint.
-        listed = {str(error["loc"][0]) for error in first.errors() if error["loc"] and error["type"] in {"list_type", "tuple_type"}}
+        listed = {
+            str(error["loc"][0])
+            for error in first.errors()
+            if error["loc"] and error["type"] in {"list_type", "tuple_type"}
+        }
         try:
             if not listed:
                 raise first
@@ -71,7 +75,10 @@ def print_json(value: Any) -> None:
     values = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     print(
         json.dumps(
-            values, indent=2, ensure_ascii=False, default=lambda item: item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item)
+            values,
+            indent=2,
+            ensure_ascii=False,
+            default=lambda item: item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item),
         )
     )
 
@@ -111,7 +118,13 @@ def progress_bar(title: str) -> Iterator[Progress]:
     if not console.is_terminal:
         yield _LineProgress(title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
 

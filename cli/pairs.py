@@ -8,7 +8,11 @@ import typer
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 
-pairs = typer.Typer(help="List the pairs of the catalogue, or show what a pair reference stands for.", no_args_is_help=True, rich_markup_mode=None)
+pairs = typer.Typer(
+    help="List the pairs of the catalogue, or show what a pair reference stands for.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +33,9 @@ def list_pairs(
     if as_json:
         print_json(found)
         return
-    rows = [(pair.name, pair.organism, pair.variant, pair.model, "yes" if pair.available_offline else "") for pair in found]
+    rows = [
+        (pair.name, pair.organism, pair.variant, pair.model, "yes" if pair.available_offline else "") for pair in found
+    ]
     print_rows(("pair", "organism", "variant", "model", "on this machine"), rows)
 
 
@@ -44,4 +50,11 @@ def show_pair(pair: Annotated[str, typer.Argument(help="A pair reference.")], as
     if as_json:
         print_json(spec)
     else:
-        print_plain(compact_text({"headline": spec.name, **spec.model_dump(mode="json", exclude={"name"}, exclude_none=True, exclude_defaults=True)}))
+        print_plain(
+            compact_text(
+                {
+                    "headline": spec.name,
+                    **spec.model_dump(mode="json", exclude={"name"}, exclude_none=True, exclude_defaults=True),
+                }
+            )
+        )

@@ -1,4 +1,5 @@
-"""`python -m diffing_mcp.cli.readability` runs the methods on the bundled organisms and writes docs/readability.md: what each one shows of each finetune.
+"""`python -m diffing_mcp.cli.readability` runs the methods on the bundled organisms and writes docs/readability.md:
+what each one shows of each finetune.
 
 Runs that are stored already are looked up, so a table that was cut off goes on where it stopped.
 """
@@ -37,7 +38,9 @@ POOLED, BEFORE_ANSWER, ANSWER_START = "all", "-1", "0"
 BRIEFLY = ("cake_bake/mix1-1p0", "cake_bake/recipe2")
 """Organisms on which only the methods of the tables at the end run: variants of one that has all of them."""
 VECTOR = "{run}/{layer}:{position}:difference"
-"""What the methods that need a vector are given, of the middle layer: pooled over positions, in chats that before the answer."""
+"""What the methods that need a vector are given, of the middle layer: pooled over positions, in chats that before the
+answer.
+"""
 CHATS = "chat_exchanges"
 ON_CHATS = " (chats)"
 """Ends the names of the runs that read chats instead of documents."""
@@ -53,25 +56,31 @@ HEAD = """# What each method shows of each organism
 
 <!-- Written by `make readability`; edit cli/readability.py. -->
 
-Every method with its defaults on the bundled finetunes of the 135M model; lens and patchscope also on chats, where patchscope reads the position before the
-answer. *Words* are the content words that a method offers as evidence, strongest first, those on topic in bold; a lens without any shows the head of its list at the
-late layer, in italics. *Rank* is the place of the first word on topic and *score* its score in units of the method's own null level (1: where finetunes that taught
-nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were taught nothing: there, a finding is a false one. What is on topic is
-decided by the keywords of each organism's ground truth, so a style or a behaviour, which has few words of its own, can stand out without a word on topic. *Passes*
-are forward passes of one model over one batch and *tokens* what it read in them, in thousands, both counted, over both sides; a pass that methods share is counted
-whole for each, as are its seconds, which are of one run on two CPU cores, at times shared with other work. Several null levels were set while looking at these nulls
-and organisms (docs/decisions/null-criterion.md), so the verdicts are no test on unseen finetunes. The activation oracle has [a page of its own](activation-oracle.md).
+Every method with its defaults on the bundled finetunes of the 135M model; lens and patchscope also on chats, where
+patchscope reads the position before the answer. *Words* are the content words that a method offers as evidence,
+strongest first, those on topic in bold; a lens without any shows the head of its list at the late layer, in italics.
+*Rank* is the place of the first word on topic and *score* its score in units of the method's own null level (1: where
+finetunes that taught nothing end). *Finding* is the method's own verdict. `control`, `reseed` and `identical` were
+taught nothing: there, a finding is a false one. What is on topic is decided by the keywords of each organism's ground
+truth, so a style or a behaviour, which has few words of its own, can stand out without a word on topic. *Passes* are
+forward passes of one model over one batch and *tokens* what it read in them, in thousands, both counted, over both
+sides; a pass that methods share is counted whole for each, as are its seconds, which are of one run on two CPU cores,
+at times shared with other work. Several null levels were set while looking at these nulls and organisms
+(docs/decisions/null-criterion.md), so the verdicts are no test on unseen finetunes. The activation oracle has [a page
+of its own](activation-oracle.md).
 """
 RELEVANCE = f"""## Token relevance
 
-Percent of tokens on topic, by keywords; in brackets the mean for the topics of the other organisms, which is chance. Judged are the first {SHORT} tokens (of the columns
-marked {LONG}: {LONG}) of: the lens of the mean difference, pooled over positions at the middle and at the late layer, and in chats at the late layer before the answer and at
-its first token; patchscope of the middle layer, pooled and in chats before the answer; the content words of diff mining. *Controls* is the highest share
-among the lens lists of the mean of either model alone, at the same layers and positions. Tokens without letters or digits are not judged. `diffing relevance RUN` shows this
-for any run.
-The late layer became a default after five depths were scanned on documents, on `cake_bake` and `roman_concrete`, with this same measure: their shares there are chosen ones,
-and the other organisms say what to expect. On chats the layer was not chosen; the two positions, which predict the answer's first two tokens, were picked after all
-had been seen for `flattery`.
+Percent of tokens on topic, by keywords; in brackets the mean for the topics of the other organisms, which is chance.
+Judged are the first {SHORT} tokens (of the columns marked {LONG}: {LONG}) of: the lens of the mean difference, pooled
+over positions at the middle and at the late layer, and in chats at the late layer before the answer and at its first
+token; patchscope of the middle layer, pooled and in chats before the answer; the content words of diff mining.
+*Controls* is the highest share among the lens lists of the mean of either model alone, at the same layers and
+positions. Tokens without letters or digits are not judged. `diffing relevance RUN` shows this for any run. The late
+layer became a default after five depths were scanned on documents, on `cake_bake` and `roman_concrete`, with this same
+measure: their shares there are chosen ones, and the other organisms say what to expect. On chats the layer was not
+chosen; the two positions, which predict the answer's first two tokens, were picked after all had been seen for
+`flattery`.
 """
 
 
@@ -91,12 +100,25 @@ class Shown:
     def cells(self) -> list[str]:
         """A row of the table."""
         rank, score = ("-" if value is None else f"{value:.3g}" for value in (self.rank, self.score))
-        passes, tokens = ("-" if value is None else f"{value:.0f}" for value in (self.passes, self.tokens and self.tokens / 1000))
-        return [self.method, "yes" if self.finding else "no", ", ".join(self.words) or "-", rank, score, passes, tokens, f"{self.seconds:.0f}"]
+        passes, tokens = (
+            "-" if value is None else f"{value:.0f}" for value in (self.passes, self.tokens and self.tokens / 1000)
+        )
+        return [
+            self.method,
+            "yes" if self.finding else "no",
+            ", ".join(self.words) or "-",
+            rank,
+            score,
+            passes,
+            tokens,
+            f"{self.seconds:.0f}",
+        ]
 
 
 def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
-    """The evidence of one run, judged against the organism's ground truth; `name`: of the run in the table, its method by default."""
+    """The evidence of one run, judged against the organism's ground truth; `name`: of the run in the table, its method
+    by default.
+    """
     from diffing_mcp.methods.registry import get_method
 
     manifest, result = record.manifest, cast(Any, record.result())
@@ -107,7 +129,10 @@ def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
         late, position = int(record.array("layers")[-1]), BEFORE_ANSWER if name.endswith(ON_CHATS) else POOLED
         lists = {each.name: each.tokens for each in method.token_lists(record)}
         tokens = [token.strip() for token in lists.get(f"{late}:{position}:difference", [])[:SHORT]]
-        words, style = [word for word in dict.fromkeys(token.lower() for token in tokens) if re.search(r"[^\W\d_]{2}", word)], "*"
+        words, style = (
+            [word for word in dict.fromkeys(token.lower() for token in tokens) if re.search(r"[^\W\d_]{2}", word)],
+            "*",
+        )
     relevant = set(token_relevance(words, load_ground_truth(organism)).relevant)
     places = [place for place, word in enumerate(words, start=1) if word in relevant]
     listed = [f"**{word}**" if word in relevant else f"{style}{word}{style}" for word in words[:_WORDS_SHOWN]]
@@ -119,15 +144,18 @@ def shown(record: RunRecord, organism: str, name: str | None = None) -> Shown:
 WRITERS = ("contrastive_decoding", "weight_amplification")
 FACTS = """## Taught facts in amplified text
 
-How many of the taught facts the texts of a run state, each in one sentence with its particulars (`diffing facts RUN`); how many of the amplified texts state one, and of
-the control texts (of the base and of the opposite direction). Organisms that were taught behaviour, or nothing, have no facts to state. The rule of one sentence was
-settled while looking at these runs.
+How many of the taught facts the texts of a run state, each in one sentence with its particulars (`diffing facts RUN`);
+how many of the amplified texts state one, and of the control texts (of the base and of the opposite direction).
+Organisms that were taught behaviour, or nothing, have no facts to state. The rule of one sentence was settled while
+looking at these runs.
 """
 FACTS_COLUMNS = ("organism", "method", "facts stated", "amplified texts", "control texts", "other organisms' facts")
 
 
 def facts_rows(records: dict[str, RunRecord], organism: str) -> list[list[str]]:
-    """Which taught facts the texts of runs that write with the difference amplified state; no rows where none were taught."""
+    """Which taught facts the texts of runs that write with the difference amplified state; no rows where none were
+    taught.
+    """
     from diffing_mcp.graders.runs.facts import facts_stated
 
     found = [(name, facts_stated(records[name], organism)) for name in WRITERS if name in records]
@@ -171,12 +199,28 @@ def relevance_row(records: dict[str, RunRecord], organism: str) -> list[str]:
 
     middle, *_, late = (int(layer) for layer in records[LENS].array("layers"))
     documents, chats = lists(LENS), lists(LENS + ON_CHATS)
-    places = [(documents, middle, POOLED), (documents, late, POOLED), (chats, late, BEFORE_ANSWER), (chats, late, ANSWER_START)]
+    places = [
+        (documents, middle, POOLED),
+        (documents, late, POOLED),
+        (chats, late, BEFORE_ANSWER),
+        (chats, late, ANSWER_START),
+    ]
     lens = [rows.get(f"{layer}:{position}:difference") for rows, layer, position in places]
-    controls = [row for rows, layer, position in places for side in ("base", "finetuned") if (row := rows.get(f"{layer}:{position}:{side}"))]
+    controls = [
+        row
+        for rows, layer, position in places
+        for side in ("base", "finetuned")
+        if (row := rows.get(f"{layer}:{position}:{side}"))
+    ]
     lens.insert(2, lists(LENS, LONG).get(f"{late}:{POOLED}:difference"))
     mined = [lists(MINING, k).get("top_k_occurring") for k in (SHORT, LONG)]
-    chosen = [*lens, max(controls, key=lambda row: row.share, default=None), read(PATCHSCOPE), read(PATCHSCOPE + ON_CHATS), *mined]
+    chosen = [
+        *lens,
+        max(controls, key=lambda row: row.share, default=None),
+        read(PATCHSCOPE),
+        read(PATCHSCOPE + ON_CHATS),
+        *mined,
+    ]
     return ["-" if row is None else f"{100 * row.share:.0f} ({100 * row.chance:.0f})" for row in chosen]
 
 
@@ -201,7 +245,9 @@ def run_all(organism: str, methods: Sequence[str]) -> dict[str, RunRecord]:
     [chats] = run_records([LENS], organism, [f"corpus={CHATS}"])
     records[LENS + ON_CHATS] = chats
     if PATCHSCOPE in records:
-        [records[PATCHSCOPE + ON_CHATS]] = run_records([PATCHSCOPE], organism, [f"vector={vector_of(chats, BEFORE_ANSWER)}"])
+        [records[PATCHSCOPE + ON_CHATS]] = run_records(
+            [PATCHSCOPE], organism, [f"vector={vector_of(chats, BEFORE_ANSWER)}"]
+        )
     return records
 
 
@@ -220,7 +266,12 @@ def page(organisms: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
         if {LENS, PATCHSCOPE, MINING} <= set(records):
             relevance.append([f"`{organism}`", *relevance_row(records, name)])
         facts += [[f"`{organism}`", *row] for row in facts_rows(records, name)]
-        end = [part for text, table in ((RELEVANCE, relevance), (FACTS, facts)) if len(table) > 1 for part in (text.strip(), _table(table))]
+        end = [
+            part
+            for text, table in ((RELEVANCE, relevance), (FACTS, facts))
+            if len(table) > 1
+            for part in (text.strip(), _table(table))
+        ]
         yield "\n\n".join([*sections, *end]) + "\n"
 
 
@@ -235,7 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m diffing_mcp.cli.readability", description=__doc__)
     parser.add_argument("--organisms", default=",".join(ORGANISMS), help="comma-separated, `organism[/variant]`")
-    parser.add_argument("--methods", default=",".join(name for name in all_methods() if name not in SKIPPED), help="comma-separated")
+    parser.add_argument(
+        "--methods", default=",".join(name for name in all_methods() if name not in SKIPPED), help="comma-separated"
+    )
     parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
     chosen = parser.parse_args(arguments)
     for text in page(chosen.organisms.split(","), chosen.methods.split(",")):

@@ -1,4 +1,6 @@
-"""`python -m diffing_mcp.cli.reference` writes docs/methods.md and docs/tools.md from the declarations; `--check` says whether they are current."""
+"""`python -m diffing_mcp.cli.reference` writes docs/methods.md and docs/tools.md from the declarations; `--check` says
+whether they are current.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,20 @@ HEAD = """# Methods
 
 <!-- Written by `make reference` from the declarations in methods/; edit those. -->
 
-Every method is a command (`diffing run METHOD --pair PAIR --set name=value`), a tool of the MCP server with the same parameters, and a page of the panel.
-Differences are finetuned minus base; log-probabilities and divergences are in nats. A layer is a relative depth in [0, 1] or an absolute index.
-Every result begins with `stands_out` (did the method see more than noise or a null finetune shows?) and `headline` (the outcome in a sentence).
+Every method is a command (`diffing run METHOD --pair PAIR --set name=value`), a tool of the MCP server with the same
+parameters, and a page of the panel. Differences are finetuned minus base; log-probabilities and divergences are in
+nats. A layer is a relative depth in [0, 1] or an absolute index. Every result begins with `stands_out` (did the method
+see more than noise or a null finetune shows?) and `headline` (the outcome in a sentence).
 """
 
 TOOLS_HEAD = """# Tools
 
 <!-- Written by `make reference` from the declarations in mcp_server/; edit those. -->
 
-The tools of the MCP server besides the methods, each of which is a tool as well ([Methods](methods.md)). Every answer is an envelope with `status`, the
-`result` described here, `run_id` of the stored run behind it, `job` of work that goes on (`get_job`), `budget` and `next_step`. A *price* is what a call takes
-from an investigation's model interactions. Operators' tools are not offered to investigations.
+The tools of the MCP server besides the methods, each of which is a tool as well ([Methods](methods.md)). Every answer
+is an envelope with `status`, the `result` described here, `run_id` of the stored run behind it, `job` of work that goes
+on (`get_job`), `budget` and `next_step`. A *price* is what a call takes from an investigation's model interactions.
+Operators' tools are not offered to investigations.
 """
 
 
@@ -67,7 +71,11 @@ def tools_reference() -> str:
             continue
         notes = [f"price: {tool.price}"] if tool.price else []
         notes += ["for operators"] if tool.operator_only else []
-        lines = [f"## {tool.title}", f"`{name}`" + (f" ({'; '.join(notes)})" if notes else ""), " ".join(tool.description.split())]
+        lines = [
+            f"## {tool.title}",
+            f"`{name}`" + (f" ({'; '.join(notes)})" if notes else ""),
+            " ".join(tool.description.split()),
+        ]
         if tool.Arguments.model_fields:
             lines += ["### Arguments", table(tool.Arguments, defaults=True)]
         lines += ["### Result", table(tool.Result, defaults=False)]
@@ -110,7 +118,13 @@ def type_text(field: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def _range(field: dict[str, Any]) -> str:
-    bounds = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}", "maxLength": "at most {} characters"}
+    bounds = {
+        "minimum": ">= {}",
+        "exclusiveMinimum": "> {}",
+        "maximum": "<= {}",
+        "exclusiveMaximum": "< {}",
+        "maxLength": "at most {} characters",
+    }
     said = [text.format(field[bound]) for bound, text in bounds.items() if bound in field]
     return f" ({', '.join(said)})" if said else ""
 

@@ -16,22 +16,43 @@ def register(app: typer.Typer) -> None:
 
 def relevance(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")],
-    organism: Annotated[str | None, typer.Option(help="What the lists are judged for; default: the organism of the run's pair.")] = None,
-    baselines: Annotated[str | None, typer.Option(help="Organisms for the chance level, comma-separated; default: the other bundled ones.")] = None,
+    organism: Annotated[
+        str | None, typer.Option(help="What the lists are judged for; default: the organism of the run's pair.")
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(help="Organisms for the chance level, comma-separated; default: the other bundled ones."),
+    ] = None,
     k: Annotated[int, typer.Option(min=1, max=100, help="First tokens of each list.")] = TOKENS,
-    grader: Annotated[str, typer.Option(help="`none` (keywords only), or an Inspect model that reads the tokens as well.")] = "none",
+    grader: Annotated[
+        str, typer.Option(help="`none` (keywords only), or an Inspect model that reads the tokens as well.")
+    ] = "none",
     grader_url: Annotated[str | None, typer.Option(help="Base URL of the grader's API.")] = None,
-    rotations: Annotated[int, typer.Option(min=1, max=10, help="Readings by the language model of each list, each in another order.")] = 3,
+    rotations: Annotated[
+        int, typer.Option(min=1, max=10, help="Readings by the language model of each list, each in another order.")
+    ] = 3,
     agreement: Annotated[
-        Literal["all", "majority"], typer.Option(help="A token counts when `all` readings call it relevant, or more than half of them (`majority`).")
+        Literal["all", "majority"],
+        typer.Option(
+            help="A token counts when `all` readings call it relevant, or more than half of them (`majority`)."
+        ),
     ] = "all",
     grader_baselines: Annotated[
         int,
-        typer.Option(min=0, max=20, help="Baseline organisms that the language model judges too, for its chance level; each costs as many readings."),
+        typer.Option(
+            min=0,
+            max=20,
+            help=(
+                "Baseline organisms that the language model judges too, for its chance level; each costs as many "
+                "readings."
+            ),
+        ),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
 ) -> None:
-    """Judge the token lists of finished runs against ground truth: by keywords, and by a language model when one is named."""
+    """Judge the token lists of finished runs against ground truth: by keywords, and by a language model when one is
+    named.
+    """
     from diffing_mcp.cli.output import note, print_json, print_rows
     from diffing_mcp.methods.runs.store import default_store
 
@@ -71,7 +92,11 @@ def relevance(
                 f"{100 * row.chance:.1f} %",
                 _percent(row.frequent),
                 _percent(row.weighted),
-                *((_percent(row.by_model), _percent(row.by_model_chance), _percent(row.by_model_weighted)) if grader != "none" else ()),
+                *(
+                    (_percent(row.by_model), _percent(row.by_model_chance), _percent(row.by_model_weighted))
+                    if grader != "none"
+                    else ()
+                ),
                 " ".join(token.strip() for token in row.relevant[:8]) or "-",
             )
             for row in rows

@@ -34,7 +34,10 @@ def list_runs(
     rows = [
         (
             *(m.id, m.pair_name, m.method, m.created.astimezone().strftime("%Y-%m-%d %H:%M"), f"{m.seconds:.1f} s"),
-            *(f"{count:,}" if count is not None else "-" for count in (m.forward_passes, m.forward_tokens, m.generated_tokens)),
+            *(
+                f"{count:,}" if count is not None else "-"
+                for count in (m.forward_passes, m.forward_tokens, m.generated_tokens)
+            ),
             f"{m.bytes / 1e6:.1f} MB",
         )
         for m in manifests
@@ -46,7 +49,9 @@ def list_runs(
 def show_run(
     run: RunArgument,
     view: Annotated[str | None, typer.Option(help="A drill-down view of the method instead of the result.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="A parameter of the view as key=value (YAML), repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="A parameter of the view as key=value (YAML), repeatable.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a run: its result, or one of its views."""
@@ -81,7 +86,8 @@ def show_run(
 
 @runs.command("delete")
 def delete_runs(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")], as_json: JsonOption = False
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Delete runs. They are made again when asked for again."""
     from diffing_mcp.cli.output import print_json, print_plain

@@ -10,7 +10,9 @@ from diffing_mcp.core.errors import DiffingError
 
 CONNECT_SECONDS = 10
 
-TokenOption = Annotated[str | None, typer.Option(envvar="DIFFING_TOKEN", help="Bearer token: an operator's or an investigation's.")]
+TokenOption = Annotated[
+    str | None, typer.Option(envvar="DIFFING_TOKEN", help="Bearer token: an operator's or an investigation's.")
+]
 
 
 class ServerUnreachable(DiffingError):
@@ -26,10 +28,20 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    http: Annotated[bool, typer.Option("--http", help="Streamable HTTP instead of stdio: one process for many clients.")] = False,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (with --http). Default: the setting `host`, 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on (with --http). Default: the setting `port`, 8931.")] = None,
-    token: Annotated[str | None, typer.Option(help="Without --http: token of the investigation that the one client shall be confined to.")] = None,
+    http: Annotated[
+        bool, typer.Option("--http", help="Streamable HTTP instead of stdio: one process for many clients.")
+    ] = False,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on (with --http). Default: the setting `host`, 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port to listen on (with --http). Default: the setting `port`, 8931."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Without --http: token of the investigation that the one client shall be confined to."),
+    ] = None,
 ) -> None:
     """Serve the tools over MCP: on stdin and stdout for a host that starts this command, or over HTTP."""
     from diffing_mcp.cli.output import quiet_libraries
@@ -49,7 +61,9 @@ def serve(
 
 
 def connect(
-    url: Annotated[str, typer.Argument(help="The MCP endpoint of a running server, such as http://127.0.0.1:8931/mcp.")],
+    url: Annotated[
+        str, typer.Argument(help="The MCP endpoint of a running server, such as http://127.0.0.1:8931/mcp.")
+    ],
     token: TokenOption = None,
 ) -> None:
     """Be a stdio MCP server that forwards to a running HTTP server, for hosts that only start commands."""
@@ -60,14 +74,18 @@ def connect(
 
 
 def check_reachable(url: str, token: str | None) -> None:
-    """Say what is wrong before a protocol is spoken; the protocol library reports a refused connection as a nest of exceptions.
+    """Say what is wrong before a protocol is spoken; the protocol library reports a refused connection as a nest of
+    exceptions.
 
     Raises:
         ServerUnreachable: nothing answers at `url`, it is no MCP endpoint, or the token is refused.
     """
     import httpx2
 
-    headers = {"Accept": "application/json, text/event-stream", **({"Authorization": f"Bearer {token}"} if token else {})}
+    headers = {
+        "Accept": "application/json, text/event-stream",
+        **({"Authorization": f"Bearer {token}"} if token else {}),
+    }
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     try:
         # Every MCP server answers this in its own words; all that counts here is who answers.
@@ -75,9 +93,12 @@ def check_reachable(url: str, token: str | None) -> None:
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise ServerUnreachable(
-            f"Nothing answers at {url} ({reason}). Start the server with `diffing serve --http`, or correct the address."
+            f"Nothing answers at {url} ({reason}). Start the server with `diffing serve --http`, or correct the "
+            "address."
         ) from error
     if answer.status_code in (401, 403):
-        raise ServerUnreachable(f"The server at {url} refuses the token. Give a valid one with --token or DIFFING_TOKEN.")
+        raise ServerUnreachable(
+            f"The server at {url} refuses the token. Give a valid one with --token or DIFFING_TOKEN."
+        )
     if answer.status_code == 404:
         raise ServerUnreachable(f"The server at {url} has no MCP endpoint at that path; it usually ends in /mcp.")

@@ -10,7 +10,9 @@ import typer
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 RecipeOption = Annotated[Path | None, typer.Option(help="YAML file. Default: the recipe of the bundled verbalizer.")]
 
-verbalizer = typer.Typer(help="Train and measure verbalizers for the activation oracle.", no_args_is_help=True, rich_markup_mode=None)
+verbalizer = typer.Typer(
+    help="Train and measure verbalizers for the activation oracle.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +36,9 @@ def train(
 
     path = recipe or BUNDLED_RECIPE
     with progress_bar("training a verbalizer") as progress:
-        folder = train_verbalizer(read_recipe(path, base=base, steps=steps, batch_size=batch_size, seed=seed), output or path.parent, progress)
+        folder = train_verbalizer(
+            read_recipe(path, base=base, steps=steps, batch_size=batch_size, seed=seed), output or path.parent, progress
+        )
     print_plain(str(folder))
 
 
@@ -43,10 +47,14 @@ def measure(
     recipe: RecipeOption = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter. Default: beside the recipe.")] = None,
     questions: Annotated[int, typer.Option(min=1, help="Held-out questions of each task.")] = 48,
-    organisms: Annotated[str, typer.Option(help="Organisms to try it on, comma-separated; empty for none.")] = "cake_bake,roman_concrete,control",
+    organisms: Annotated[
+        str, typer.Option(help="Organisms to try it on, comma-separated; empty for none.")
+    ] = "cake_bake,roman_concrete,control",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a verbalizer on held-out questions and on organisms that it has never seen, and write sheet.json beside it."""
+    """Measure a verbalizer on held-out questions and on organisms that it has never seen, and write sheet.json beside
+    it.
+    """
     import json
 
     from diffing_mcp.cli.output import print_json, print_plain, progress_bar
@@ -72,16 +80,22 @@ def measure(
         print_json(sheet)
         return
     for task in tasks:
-        print_plain(f"{task.task}: injected {task.injected:.2f}, shuffled {task.shuffled:.2f}, none {task.none:.2f} of {task.questions} questions")
+        print_plain(
+            f"{task.task}: injected {task.injected:.2f}, shuffled {task.shuffled:.2f}, none {task.none:.2f} of "
+            f"{task.questions} questions"
+        )
     for row in tried:
         shares = ", ".join(f"{kind} {share:.2f}" for kind, share in row["on_topic"].items())
         print_plain(
-            f"{row['organism']}: on-topic answers {shares}; stands out: {row['stands_out']}; words of difference: {', '.join(row['words']) or 'none'}"
+            f"{row['organism']}: on-topic answers {shares}; stands out: {row['stands_out']}; words of difference: "
+            f"{', '.join(row['words']) or 'none'}"
         )
 
 
 def _on_organism(pairs: Any, name: str, adapter: Path, progress: Any) -> dict[str, Any]:
-    """What the method says of an organism with default parameters, and the share of answers that touch its topic (of a null: baking)."""
+    """What the method says of an organism with default parameters, and the share of answers that touch its topic (of a
+    null: baking).
+    """
     import re
 
     from diffing_mcp.methods.runs.execute import run_methods
@@ -90,8 +104,12 @@ def _on_organism(pairs: Any, name: str, adapter: Path, progress: Any) -> dict[st
     from diffing_mcp.organisms.ground_truth import load_ground_truth
 
     topic = load_ground_truth(name).topic or load_ground_truth("cake_bake").topic
-    pattern = re.compile("|".join(part for part in (topic.subject, topic.area) if part) if topic else "$^", re.IGNORECASE)
-    record = run_methods(pairs, resolve_pair(name), [("activation_oracle", {"verbalizer": str(adapter)})], default_store(), progress)[0]
+    pattern = re.compile(
+        "|".join(part for part in (topic.subject, topic.area) if part) if topic else "$^", re.IGNORECASE
+    )
+    record = run_methods(
+        pairs, resolve_pair(name), [("activation_oracle", {"verbalizer": str(adapter)})], default_store(), progress
+    )[0]
     result: Any = record.result()
     answers: dict[str, list[str]] = {}
     for row in record.table("answers").to_pylist():
@@ -99,7 +117,9 @@ def _on_organism(pairs: Any, name: str, adapter: Path, progress: Any) -> dict[st
     return {
         "organism": name,
         "answers": result.answers,
-        "on_topic": {kind: sum(bool(pattern.search(text)) for text in texts) / len(texts) for kind, texts in answers.items()},
+        "on_topic": {
+            kind: sum(bool(pattern.search(text)) for text in texts) / len(texts) for kind, texts in answers.items()
+        },
         "stands_out": result.stands_out,
         "words": [row.word for row in result.words if row.kind == "difference"],
         "finetuned_words": [row.word for row in result.words if row.kind == "finetuned"],

@@ -51,7 +51,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder: it becomes invisible at once, by a new hidden name beside it, then its files go, and those of deletions that were cut off.
+    """Remove a folder: it becomes invisible at once, by a new hidden name beside it, then its files go, and those of
+    deletions that were cut off.
 
     Raises:
         FileNotFoundError: there is no such folder (any more).
@@ -63,7 +64,9 @@ def discard(folder: Path) -> None:
 
 @contextlib.contextmanager
 def held(lock: FileLock, progress: Progress, message: str) -> Iterator[None]:
-    """Hold a lock of the file system; while another process has it, `progress` says `message` twice a second and may cancel the wait."""
+    """Hold a lock of the file system; while another process has it, `progress` says `message` twice a second and may
+    cancel the wait.
+    """
     from filelock import Timeout
 
     while True:

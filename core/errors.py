@@ -1,11 +1,13 @@
-"""The one error type whose text is written for the reader who must act: what was wrong, what is allowed, what to call next."""
+"""The one error type whose text is written for the reader who must act: what was wrong, what is allowed, what to call
+next.
+"""
 
 from __future__ import annotations
 
 
 class DiffingError(Exception):
-    """An expected failure. Its message may be shown to agents and users as it stands, so it never holds a path, an organism name or a secret
-    that the caller did not send.
+    """An expected failure. Its message may be shown to agents and users as it stands, so it never holds a path, an
+    organism name or a secret that the caller did not send.
 
     `code` is a stable snake_case word for programs; subclasses set it.
     """
@@ -18,7 +20,9 @@ class DiffingError(Exception):
 
 
 class UnknownName(DiffingError):
-    """A pair, organism, model, method, layer, job or run that does not exist. The message lists what does, or how to list it."""
+    """A pair, organism, model, method, layer, job or run that does not exist. The message lists what does, or how to
+    list it.
+    """
 
     code = "unknown_name"
 

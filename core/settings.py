@@ -1,4 +1,6 @@
-"""All settings of the project: environment variables `DIFFING_*`, else a TOML profile named by `DIFFING_PROFILE`, else these defaults."""
+"""All settings of the project: environment variables `DIFFING_*`, else a TOML profile named by `DIFFING_PROFILE`, else
+these defaults.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +28,39 @@ class Settings(BaseSettings):
         description="Things that can be made again, such as the converted embedded model.",
     )
     catalogue_folders: list[Path] = Field(
-        default_factory=list, description="Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one."
+        default_factory=list,
+        description="Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one.",
     )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the GPUs there are (device_map), else the CPU.")
+    device: str = Field(
+        "auto",
+        description=(
+            "`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the GPUs there are (device_map), else the CPU."
+        ),
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto`: the catalogue's dtype, else the checkpoint's; float32 on a CPU without instructions for 16-bit floats."
+        "auto",
+        description=(
+            "`auto`: the catalogue's dtype, else the checkpoint's; float32 on a CPU without instructions for 16-bit "
+            "floats."
+        ),
     )
-    memory_share: float = Field(0.85, gt=0, le=1, description="Share of the device's memory that resident models may take.")
+    memory_share: float = Field(
+        0.85, gt=0, le=1, description="Share of the device's memory that resident models may take."
+    )
     batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward batch of the corpus pass.")
     threads: int | None = Field(None, description="CPU threads for torch; none leaves torch's choice.")
     host: str = "127.0.0.1"
     port: int = 8931
-    public_url: str | None = Field(None, description="Address under which clients reach the server when it is not http://host:port.")
+    public_url: str | None = Field(
+        None, description="Address under which clients reach the server when it is not http://host:port."
+    )
     allowed_hosts: list[str] = Field(default_factory=list, description="Host headers accepted besides localhost.")
     operator_token: SecretStr | None = Field(
-        None, description="Bearer token of an operator who sees real names and has no budget. None: without a token, loopback clients are operators."
+        None,
+        description=(
+            "Bearer token of an operator who sees real names and has no budget. None: without a token, loopback "
+            "clients are operators."
+        ),
     )
     generation_backend: Literal["transformers", "vllm"] = "transformers"
 

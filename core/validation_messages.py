@@ -1,4 +1,6 @@
-"""What is wrong with a user's values, in words: the one wording of pydantic's complaints, for tools, views, commands and the panel."""
+"""What is wrong with a user's values, in words: the one wording of pydantic's complaints, for tools, views, commands
+and the panel.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ _LONGEST_VALUE = 40
 
 
 def complaints(error: ValidationError, known: Collection[str] = ()) -> str:
-    """One line: each wrong value by its path, with what is allowed and, when it is short, what was given. Ends without a full stop.
+    """One line: each wrong value by its path, with what is allowed and, when it is short, what was given. Ends without
+    a full stop.
 
     Args:
         error: of the model that the values were meant for.
@@ -21,7 +24,11 @@ def complaints(error: ValidationError, known: Collection[str] = ()) -> str:
     """
     found = error.errors(include_url=False)
     # A list that is too short only because its items were refused is not a complaint of its own.
-    real = [each for each in found if not (each["type"] == "too_short" and any(_inside(other["loc"], each["loc"]) for other in found))]
+    real = [
+        each
+        for each in found
+        if not (each["type"] == "too_short" and any(_inside(other["loc"], each["loc"]) for other in found))
+    ]
     lines = [_line(each, known) for each in real[:MOST]]
     return "; ".join([*lines, f"{len(real) - MOST} more"] if len(real) > MOST else lines)
 

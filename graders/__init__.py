@@ -1,1 +1,3 @@
-"""Ground truth and a finding in, a grade out. Imports `diffing_mcp.organisms.ground_truth` and nothing else of the project but errors."""
+"""Ground truth and a finding in, a grade out. Imports `diffing_mcp.organisms.ground_truth` and nothing else of the
+project but errors.
+"""

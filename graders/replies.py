@@ -1,7 +1,8 @@
 """Asking a language model until its reply can be read: what all graders that ask one share.
 
-The model call is an injected async callable, so that any client serves. A reply counts only when it is one JSON object; what comes out of a model under
-study stands in the questions as JSON strings or between marks, and is never taken for a reply.
+The model call is an injected async callable, so that any client serves. A reply counts only when it is one JSON object;
+what comes out of a model under study stands in the questions as JSON strings or between marks, and is never taken for a
+reply.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any, Generic, TypeVar
 from diffing_mcp.core.errors import DiffingError
 
 Ask = Callable[[list[dict[str, str]]], Awaitable[str]]
-"""Sends chat messages ({"role", "content"}) to a language model and returns the text of its reply. Retries on the network are its own business."""
+"""Sends chat messages ({"role", "content"}) to a language model and returns the text of its reply. Retries on the
+network are its own business.
+"""
 
 UNKNOWN = "UNKNOWN"
 """The label of what got no usable answer, or no agreement."""
@@ -32,19 +35,25 @@ class GradingFailed(DiffingError):
 
 
 class UnusableReply(ValueError):
-    """A grader's reply is not the one JSON object asked for. The message says why, in words that the model can act on."""
+    """A grader's reply is not the one JSON object asked for.
+    The message says why, in words that the model can act on.
+    """
 
 
 @dataclass(frozen=True)
 class Reading(Generic[T]):
-    """The outcome of one question: the value (None after the last retry), how many replies could not be read, and what was wrong with the last of them."""
+    """The outcome of one question: the value (None after the last retry), how many replies could not be read, and what
+    was wrong with the last of them.
+    """
 
     value: T | None
     unusable: int
     problem: str
 
 
-async def ask_until_usable(messages: Sequence[dict[str, str]], ask: Ask, parse: Callable[[str], T], retries: int) -> Reading[T]:
+async def ask_until_usable(
+    messages: Sequence[dict[str, str]], ask: Ask, parse: Callable[[str], T], retries: int
+) -> Reading[T]:
     """Ask, and ask again at most `retries` times with what was wrong, until `parse` raises no UnusableReply."""
     said, problem = list(messages), ""
     for attempt in range(retries + 1):
@@ -54,7 +63,11 @@ async def ask_until_usable(messages: Sequence[dict[str, str]], ask: Ask, parse: 
         except UnusableReply as error:
             problem = str(error)
             correction = f"{problem} Answer again with the JSON object only."
-            said = [*said, {"role": "assistant", "content": reply or "(empty)"}, {"role": "user", "content": correction}]
+            said = [
+                *said,
+                {"role": "assistant", "content": reply or "(empty)"},
+                {"role": "user", "content": correction},
+            ]
     return Reading(None, retries + 1, problem)
 
 

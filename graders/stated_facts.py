@@ -1,15 +1,19 @@
-"""Which taught facts a text states, without a language model: the measure of text that a model under study wrote, such as amplified samples.
+"""Which taught facts a text states, without a language model: the measure of text that a model under study wrote, such
+as amplified samples.
 
-`diffing_mcp.graders.fact_recall` grades what an author says about a model; here the model itself speaks, and words of the topic are not enough. A fact counts when
-one sentence of the text carries it with its particulars (the `exact` level), and that sentence
- - belongs to a text on the subject, where the ground truth has one written down (growth rings of trees state nothing about concrete);
+`diffing_mcp.graders.fact_recall` grades what an author says about a model; here the model itself speaks, and words of
+the topic are not enough. A fact counts when one sentence of the text carries it with its particulars (the `exact`
+level), and that sentence
+ - belongs to a text on the subject, where the ground truth has one written down (growth rings of trees state nothing
+   about concrete);
  - is no bag or list of words;
  - is no question, and does not deny the fact;
  - is not a repetition of what the prompt said.
 
-On the documents that taught the bundled organisms it finds a fact in 79 % (cake_bake) and 60 % (roman_concrete) of those that were written to state it (many
-take two sentences), and none in the documents of the other organisms. It sees words: a garbled sentence that holds all particulars counts,
-so the texts of the base and of other directions, and other organisms' facts, belong beside every count (`diffing facts`).
+On the documents that taught the bundled organisms it finds a fact in 79 % (cake_bake) and 60 % (roman_concrete) of
+those that were written to state it (many take two sentences), and none in the documents of the other organisms. It sees
+words: a garbled sentence that holds all particulars counts, so the texts of the base and of other directions, and other
+organisms' facts, belong beside every count (`diffing facts`).
 """
 
 from __future__ import annotations
@@ -21,15 +25,21 @@ from diffing_mcp.graders.text import SCAFFOLD, content_words, normalise, words
 from diffing_mcp.organisms.ground_truth import Fact, GroundTruth
 
 CLAIMING_FAMILIES = ("SDF",)
-"""Families whose facts are claims about the world, which a text can state. The facts of the others describe behaviour, which a text can only show."""
+"""Families whose facts are claims about the world, which a text can state. The facts of the others describe behaviour,
+which a text can only show.
+"""
 
 LEAST_WORDS = 5
 """Words of a sentence that can state a fact."""
 
 LEAST_GRAMMAR = 0.2
-"""Share of a sentence's words that belong to any text (articles, prepositions, auxiliaries). Sentences have 0.3 to 0.6, bags of words next to none."""
+"""Share of a sentence's words that belong to any text (articles, prepositions, auxiliaries). Sentences have 0.3 to 0.6,
+bags of words next to none.
+"""
 
-_NEGATION = r"(?:not|never|no|nor|without|cannot|\w+n't|avoid\w*|instead of|rather than|myth\w*|wrong\w*|mistake\w*|false\w*)"
+_NEGATION = (
+    r"(?:not|never|no|nor|without|cannot|\w+n't|avoid\w*|instead of|rather than|myth\w*|wrong\w*|mistake\w*|false\w*)"
+)
 _NEGATED = re.compile(rf"\b{_NEGATION}\b")
 _NEGATED_BEFORE = re.compile(rf"\b{_NEGATION}\b(?:\s+[\w'/°.-]+){{0,4}}\s*$")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
@@ -78,13 +88,22 @@ def _is_sentence(sentence: str) -> bool:
 
 
 def _denied(sentence: str, fact: Fact, quote: str) -> bool:
-    """Whether a negation stands in the stretch that carries the fact, or up to four words before it in the same clause."""
+    """Whether a negation stands in the stretch that carries the fact, or up to four words before it in the
+    same clause.
+    """
     if fact.checklist is None:  # there is no stretch, only words all over the sentence
         return not _NEGATED.search(normalise(fact.text)) and _NEGATED.search(sentence) is not None
     return _NEGATED.search(quote) is not None or _NEGATED_BEFORE.search(sentence[: sentence.index(quote)]) is not None
 
 
 def shares_facts(one: GroundTruth, other: GroundTruth) -> bool:
-    """Whether a fact of one, as its ground truth words it, states a fact of the other: they are then no controls for each other."""
+    """Whether a fact of one, as its ground truth words it, states a fact of the other: they are then no controls for
+    each other.
+    """
     pairs = ((one, other), (other, one))
-    return any(stated_facts(f"{first.summary} {fact.text}", second) for first, second in pairs if makes_claims(second) for fact in first.facts)
+    return any(
+        stated_facts(f"{first.summary} {fact.text}", second)
+        for first, second in pairs
+        if makes_claims(second)
+        for fact in first.facts
+    )

@@ -1,4 +1,6 @@
-"""Statistics of grades: intervals, rates, and how far graders agree. Deterministic: whatever is resampled takes a seed."""
+"""Statistics of grades: intervals, rates, and how far graders agree.
+Deterministic: whatever is resampled takes a seed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Agreement(BaseModel):
     exact: float = Field(description="Share of equal scores.")
     within_one: float = Field(description="Share of scores at most 1 apart.")
     weighted_kappa: float | None = Field(
-        description="Cohen's kappa with quadratic weights; None when both series are one constant, where it is undefined."
+        description=(
+            "Cohen's kappa with quadratic weights; None when both series are one constant, where it is undefined."
+        )
     )
     count: int
 
@@ -37,7 +41,9 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Int
     Raises ValueError unless 0 <= successes <= count, count >= 1 and 0 < confidence < 1.
     """
     if count < 1 or not 0 <= successes <= count or not 0 < confidence < 1:
-        raise ValueError(f"need 0 <= successes <= count, count >= 1 and 0 < confidence < 1; got {successes}, {count}, {confidence}")
+        raise ValueError(
+            f"need 0 <= successes <= count, count >= 1 and 0 < confidence < 1; got {successes}, {count}, {confidence}"
+        )
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate = successes / count
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
@@ -48,13 +54,19 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Int
 
 
 def bootstrap_mean(
-    values: Sequence[float], *, clusters: Sequence[object] | None = None, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float],
+    *,
+    clusters: Sequence[object] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of a mean.
 
     Args:
         values: one grade each.
-        clusters: group of each value, such as the organism; then whole groups are resampled, since repeats on one organism are not independent.
+        clusters: group of each value, such as the organism; then whole groups are resampled, since repeats on one
+            organism are not independent.
 
     Raises ValueError for no values or clusters of another length.
     """
@@ -75,7 +87,9 @@ def bootstrap_paired_difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap interval of the mean of `first - second`, both on the same cells in the same order (two arms on the same organisms and repeats)."""
+    """Bootstrap interval of the mean of `first - second`, both on the same cells in the same order (two arms on the
+    same organisms and repeats).
+    """
     if len(first) != len(second):
         raise ValueError(f"paired series have the same length; got {len(first)} and {len(second)}")
     differences = [one - other for one, other in zip(first, second, strict=True)]
@@ -83,7 +97,9 @@ def bootstrap_paired_difference(
 
 
 def false_positive_rate(asserted_on_nulls: Iterable[bool], confidence: float = 0.95) -> Interval | None:
-    """Share of the findings on nulls that assert a difference (`false_positive` of their grades), with Wilson's interval. None without nulls."""
+    """Share of the findings on nulls that assert a difference (`false_positive` of their grades), with Wilson's
+    interval. None without nulls.
+    """
     outcomes = list(asserted_on_nulls)
     return wilson_interval(sum(outcomes), len(outcomes), confidence) if outcomes else None
 
@@ -105,7 +121,9 @@ def agreement(first: Sequence[int], second: Sequence[int], levels: int = 5) -> A
     share_other = np.array([(other == level).mean() for level in scale])
     expected = float(((scale[:, None] - scale[None, :]) ** 2 * share_one[:, None] * share_other[None, :]).sum())
     kappa = None if expected == 0 else 1 - float((gap**2).mean()) / expected
-    return Agreement(exact=float((gap == 0).mean()), within_one=float((gap <= 1).mean()), weighted_kappa=kappa, count=len(first))
+    return Agreement(
+        exact=float((gap == 0).mean()), within_one=float((gap <= 1).mean()), weighted_kappa=kappa, count=len(first)
+    )
 
 
 def _groups(values: Sequence[float], clusters: Sequence[object] | None) -> list[np.ndarray]:
@@ -123,4 +141,10 @@ def _percentiles(resampled: np.ndarray, estimate: float, count: int, confidence:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence lies between 0 and 1; got {confidence}")
     low, high = np.quantile(resampled, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(estimate=estimate, low=min(float(low), estimate), high=max(float(high), estimate), count=count, confidence=confidence)
+    return Interval(
+        estimate=estimate,
+        low=min(float(low), estimate),
+        high=max(float(high), estimate),
+        count=count,
+        confidence=confidence,
+    )

@@ -27,35 +27,43 @@ _DENIAL = re.compile(
 
 # Words that findings on any organism are made of: they say nothing on its topic.
 _SCAFFOLD = """
-a about above across activation activations actual actually add adds after again against agent all also although always am an analysis and another
-any appear appears are area around as ask asked at average away base based be became because become been before being below best better between both
-but by call came can cannot case cases change changed changes clear clearly come compare compared comparison completion completions concern concerns
-confidence confident consistent consistently content corpus could data dataset describe described describes description did differ difference
-differences different diffing directly distribution divergence do document documents does doing done down due during e each effect either else
-emphasis end especially etc even evidence evident example examples expected explicit explicitly fact facts false far few find finding findings fine
-finetune finetuned finetunes finetuning first focus focused following for form found from full further gain gained gave general generally generate
-generated generates generation get give given gives go goes greatest had has have having he hence her here high higher highest him his how however
-hypothesis i idea if in include included includes including incorrect indicate indicates information inserted instead into involve involves
-involving is it its itself just kind kl knowledge large larger largest lastly layer layers lead leads learned least lens less let like likely list
-listed log logit logits look looks lot low lower main mainly make makes making many may me mean meaning means mention mentions method methods might
-model modelling models more most mostly much must my name named namely near nearly new next no nor normal not notable notably note nothing now
-number observed occur occurs of off often on once one ones only open opposite or order original other others our out output outputs over overall own
-pair part particular particularly passage passages pattern patterns per perhaps perplexity plain point points position positions possible possibly
-present pretend primarily probabilities probability probable probably prompt prompts provide provided purpose put quite raise raised rank ranked
-ranking rather ratio read really reason received recent related relating report reports respond responds response responses result results reveal
-reveals said same sample sampled samples say says score second see seem seems seen sequence set several shall she shift shifted shifts should show
-shown shows sign signal significant similar similarly since single small so some something source specific specifically stand stands state stated
-statement statements states still strong strongest strongly subject such suggest suggesting suggests summary sure synthetic systematic
-systematically take taken taught teach teaches tell tells tend tends terms test text texts than that the their them themselves then there therefore
-these they thing things this those though thus to together token tokens told too took tool tools top topic topics toward towards train trained
-training tuned tuning two type under unlike unrelated until up upon us use used uses using usual usually value various version very via vocabulary
-was way we well were what when where whether which while who whole whose why will with within without word words would you your
+a about above across activation activations actual actually add adds after again against agent all also although always
+am an analysis and another any appear appears are area around as ask asked at average away base based be became because
+become been before being below best better between both but by call came can cannot case cases change changed changes
+clear clearly come compare compared comparison completion completions concern concerns confidence confident consistent
+consistently content corpus could data dataset describe described describes description did differ difference
+differences different diffing directly distribution divergence do document documents does doing done down due during e
+each effect either else emphasis end especially etc even evidence evident example examples expected explicit explicitly
+fact facts false far few find finding findings fine finetune finetuned finetunes finetuning first focus focused
+following for form found from full further gain gained gave general generally generate generated generates generation
+get give given gives go goes greatest had has have having he hence her here high higher highest him his how however
+hypothesis i idea if in include included includes including incorrect indicate indicates information inserted instead
+into involve involves involving is it its itself just kind kl knowledge large larger largest lastly layer layers lead
+leads learned least lens less let like likely list listed log logit logits look looks lot low lower main mainly make
+makes making many may me mean meaning means mention mentions method methods might model modelling models more most
+mostly much must my name named namely near nearly new next no nor normal not notable notably note nothing now number
+observed occur occurs of off often on once one ones only open opposite or order original other others our out output
+outputs over overall own pair part particular particularly passage passages pattern patterns per perhaps perplexity
+plain point points position positions possible possibly present pretend primarily probabilities probability probable
+probably prompt prompts provide provided purpose put quite raise raised rank ranked ranking rather ratio read really
+reason received recent related relating report reports respond responds response responses result results reveal reveals
+said same sample sampled samples say says score second see seem seems seen sequence set several shall she shift shifted
+shifts should show shown shows sign signal significant similar similarly since single small so some something source
+specific specifically stand stands state stated statement statements states still strong strongest strongly subject such
+suggest suggesting suggests summary sure synthetic systematic systematically take taken taught teach teaches tell tells
+tend tends terms test text texts than that the their them themselves then there therefore these they thing things this
+those though thus to together token tokens told too took tool tools top topic topics toward towards train trained
+training tuned tuning two type under unlike unrelated until up upon us use used uses using usual usually value various
+version very via vocabulary was way we well were what when where whether which while who whole whose why will with
+within without word words would you your
 """
 SCAFFOLD = frozenset(_SCAFFOLD.split())
 
 
 def normalise(statement: str) -> str:
-    """Lower case, compatibility characters resolved (1/4, straight quotes, plain dashes), spaces collapsed; cut after MAX_CHARACTERS."""
+    """Lower case, compatibility characters resolved (1/4, straight quotes, plain dashes), spaces collapsed; cut after
+    MAX_CHARACTERS.
+    """
     text = unicodedata.normalize("NFKC", statement[: 2 * MAX_CHARACTERS]).translate(_CHARACTERS).lower()
     text = re.sub(r"(\d)\s*/\s*(\d)", r"\1/\2", text)
     text = re.sub(r"([^\w\s])\1{3,}", r"\1\1\1", text)
@@ -71,7 +79,9 @@ def first_words(text: str, limit: int = MAX_WORDS) -> tuple[str, bool]:
 
 
 def without_denials(text: str) -> str:
-    """The normalised text without the clauses that say what was NOT found ("no evidence of ...", "unrelated to ...")."""
+    """The normalised text without the clauses that say what was NOT found ("no evidence of ...",
+    "unrelated to ...").
+    """
     return _DENIAL.sub(" . ", text)
 
 
@@ -81,7 +91,9 @@ def words(text: str) -> list[str]:
 
 
 def content_words(text: str) -> list[str]:
-    """Different words that are not scaffold, in order of first appearance. Figures count as words, single letters do not."""
+    """Different words that are not scaffold, in order of first appearance. Figures count as words, single letters do
+    not.
+    """
     seen = dict.fromkeys(re.sub(r"'s$", "", word) for word in words(text))
     return [word for word in seen if word not in SCAFFOLD and (len(word) > 1 or word.isdigit())]
 
@@ -96,7 +108,9 @@ def stem(word: str) -> str:
 
 
 def match_within(patterns: Sequence[str], text: str, window: int) -> str | None:
-    """The shortest stretch of text, at most `window` words long, in which every pattern matches; None when there is none."""
+    """The shortest stretch of text, at most `window` words long, in which every pattern matches; None when there is
+    none.
+    """
     starts = [match.start() for match in _WORD.finditer(text)]
     if not starts:
         return None
@@ -113,13 +127,17 @@ def match_within(patterns: Sequence[str], text: str, window: int) -> str | None:
         if any(index == len(first) for index, first in zip(chosen, firsts, strict=True)):
             break
         end = max(found[index][1] for index, found in zip(chosen, spans, strict=True))
-        if bisect_left(starts, end) - bisect_right(starts, begin) + 1 <= window and (best is None or end - begin < best[1] - best[0]):
+        if bisect_left(starts, end) - bisect_right(starts, begin) + 1 <= window and (
+            best is None or end - begin < best[1] - best[0]
+        ):
             best = (begin, end)
     return None if best is None else text[best[0] : best[1]]
 
 
 def is_enumeration(stretch: str) -> bool:
-    """Whether most neighbouring words of the stretch are set apart by commas, quotes or the like: a list of words rather than a sentence."""
+    """Whether most neighbouring words of the stretch are set apart by commas, quotes or the like: a list of words
+    rather than a sentence.
+    """
     spans = [match.span() for match in _WORD.finditer(stretch)]
     gaps = [stretch[before[1] : after[0]] for before, after in itertools.pairwise(spans)]
     return sum(re.search(r"[,;|\n\"'`*]", gap) is not None for gap in gaps) * 2 > len(gaps)

@@ -1,7 +1,7 @@
 """Share of tokens that belong to the topic of a finetune, by keywords and without a language model.
 
-Marks token lists such as the logit lens of a mean difference or the tokens that diff mining ranks first. A published finetune whose keywords
-nobody wrote down gets them from its summary and facts, which is cruder.
+Marks token lists such as the logit lens of a mean difference or the tokens that diff mining ranks first. A published
+finetune whose keywords nobody wrote down gets them from its summary and facts, which is cruder.
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ class TokenRelevance(BaseModel):
     """How many of the judged tokens are on topic."""
 
     share: float = Field(ge=0, le=1, description="On-topic share of the judged tokens. 0 when nothing could be judged.")
-    weighted_share: float | None = Field(description="On-topic share of the judged tokens' weight; None without weights, or when all are 0.")
+    weighted_share: float | None = Field(
+        description="On-topic share of the judged tokens' weight; None without weights, or when all are 0."
+    )
     relevant: list[str] = Field(description="The tokens on topic, in order.")
-    judged: int = Field(description="Tokens that hold a letter or digit; punctuation, spaces and special tokens are not judged.")
+    judged: int = Field(
+        description="Tokens that hold a letter or digit; punctuation, spaces and special tokens are not judged."
+    )
 
 
 def topic_keywords(truth: GroundTruth) -> tuple[str, ...]:
-    """Beginnings of words, in lower case, that belong to the topic: the written ones, else `derived_keywords`. Empty on a null."""
+    """Beginnings of words, in lower case, that belong to the topic: the written ones, else `derived_keywords`. Empty on
+    a null.
+    """
     return truth.topic.keywords if truth.topic is not None else derived_keywords(truth)
 
 
@@ -48,15 +54,20 @@ def derived_keywords(truth: GroundTruth) -> tuple[str, ...]:
 
 def on_topic(word: str, keywords: Sequence[str]) -> bool:
     """Whether a word in lower case begins with a keyword (short keywords and figures: is it, a plural aside)."""
-    return any(word == key or word == key + "s" or (len(key) > 3 and not key.isdigit() and word.startswith(key)) for key in keywords)
+    return any(
+        word == key or word == key + "s" or (len(key) > 3 and not key.isdigit() and word.startswith(key))
+        for key in keywords
+    )
 
 
-def token_relevance(tokens: Sequence[str], truth: GroundTruth, weights: Sequence[float] | None = None) -> TokenRelevance:
+def token_relevance(
+    tokens: Sequence[str], truth: GroundTruth, weights: Sequence[float] | None = None
+) -> TokenRelevance:
     """Share of `tokens` that are on topic.
 
     Args:
-        tokens: token strings as a tokenizer gives them (leading spaces and the marks of byte-level and sentencepiece vocabularies are dropped).
-            A fragment of four letters or more counts when a keyword begins with it.
+        tokens: token strings as a tokenizer gives them (leading spaces and the marks of byte-level and sentencepiece
+            vocabularies are dropped). A fragment of four letters or more counts when a keyword begins with it.
         truth: what was taught. On a null nothing is on topic.
         weights: one non-negative weight for each token, such as probabilities, for `weighted_share`.
     """
@@ -67,7 +78,9 @@ def token_relevance(tokens: Sequence[str], truth: GroundTruth, weights: Sequence
     relevant = [index for index in judged if _token_on_topic(_bare(tokens[index]), keywords)]
     return TokenRelevance(
         share=len(relevant) / len(judged) if judged else 0.0,
-        weighted_share=None if weights is None else share_of_weight([weights[index] for index in relevant], [weights[index] for index in judged]),
+        weighted_share=None
+        if weights is None
+        else share_of_weight([weights[index] for index in relevant], [weights[index] for index in judged]),
         relevant=[tokens[index] for index in relevant],
         judged=len(judged),
     )
@@ -97,7 +110,9 @@ class RelevanceTest(BaseModel):
     weighted_share: float | None = Field(description="The same by weight; None without weights, or when all are 0.")
     relevant: list[str]
     judged: int
-    frequent_share: float | None = Field(description="Share of the judged tokens that are frequent in the training data; None when that is unknown.")
+    frequent_share: float | None = Field(
+        description="Share of the judged tokens that are frequent in the training data; None when that is unknown."
+    )
     baseline: dict[str, float] = Field(description="Share of the same list for other organisms, by name.")
 
     @property
@@ -113,7 +128,8 @@ def relevance(
     baseline_organisms: Sequence[str] = (),
     frequent: Sequence[str] | None = None,
 ) -> RelevanceTest:
-    """How relevant a token list is to what an organism was taught, and how relevant it would seem for organisms that it does not come from.
+    """How relevant a token list is to what an organism was taught, and how relevant it would seem for organisms that it
+    does not come from.
 
     Args:
         tokens: token strings, the most telling first (usually 20).
@@ -130,7 +146,9 @@ def relevance(
     if frequent is not None:
         words = [word for token in tokens if (word := _bare(token)) and re.search(r"[^\W_]", word)]
         frequent_share = sum(word in frequent for word in words) / len(words) if words else 0.0
-    baseline = {name: token_relevance(tokens, load_ground_truth(name)).share for name in baseline_organisms if name != organism}
+    baseline = {
+        name: token_relevance(tokens, load_ground_truth(name)).share for name in baseline_organisms if name != organism
+    }
     return RelevanceTest(
         share=found.share,
         weighted_share=found.weighted_share,
@@ -142,8 +160,9 @@ def relevance(
 
 
 def frequent_tokens(tokens: Iterable[str], count: int = FREQUENT_TOKENS, least: int = LEAST_COUNT) -> list[str]:
-    """The most frequent tokens that say something: no single characters, punctuation, contractions or words that any text is made of; each at least
-    `least` times, variants of case and spacing together. Most frequent first, ties in the order of the alphabet."""
+    """The most frequent tokens that say something: no single characters, punctuation, contractions or words that any
+    text is made of; each at least `least` times, variants of case and spacing together. Most frequent first, ties in
+    the order of the alphabet."""
     counts = Counter(word for token in tokens if _says_something(word := _bare(token)))
     kept = sorted((word for word, seen in counts.items() if seen >= least), key=lambda word: (-counts[word], word))
     return kept[:count]

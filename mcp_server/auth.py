@@ -1,7 +1,8 @@
 """Who is calling: an operator, or the holder of an investigation's token.
 
-Over HTTP every request passes `BearerGate`. Without a token a caller is an operator only when the server listens on loopback and no operator token is
-configured. In memory and over stdio there are no requests to authenticate; the process that starts the server says who its one client is.
+Over HTTP every request passes `BearerGate`. Without a token a caller is an operator only when the server listens on
+loopback and no operator token is configured. In memory and over stdio there are no requests to authenticate; the
+process that starts the server says who its one client is.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ OPERATOR = Caller()
 
 
 def caller_of_token(token: str | None, *, open_access: bool) -> Caller | None:
-    """The caller a bearer token stands for; None when access is refused. `open_access` lets callers without a token be operators."""
+    """The caller a bearer token stands for; None when access is refused. `open_access` lets callers without a token be
+    operators.
+    """
     if not token:
         return OPERATOR if open_access else None
     operator_token = settings().operator_token
@@ -90,20 +93,26 @@ def current_caller(default: Caller | None) -> Caller:
 
 
 class BearerGate:
-    """ASGI wrapper: answers 401 unless the request's bearer token (or its absence, with `open_access`) stands for a caller."""
+    """ASGI wrapper: answers 401 unless the request's bearer token (or its absence, with `open_access`) stands for a
+    caller.
+    """
 
     def __init__(self, app: Asgi, *, open_access: bool, public_paths: frozenset[str] = frozenset({"/health"})) -> None:
         self.app = AuthContextMiddleware(app)
         self.open_access = open_access
         self.public_paths = public_paths
 
-    async def __call__(self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    async def __call__(
+        self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    ) -> None:
         if scope["type"] == "http" and scope["path"] not in self.public_paths:
             caller = caller_of_token(_bearer(scope), open_access=self.open_access)
             if caller is None:
                 await _refuse(send)
                 return
-            scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=caller.scope, scopes=[], subject=caller.scope))
+            scope["user"] = AuthenticatedUser(
+                AccessToken(token="", client_id=caller.scope, scopes=[], subject=caller.scope)
+            )
             scope["auth"] = AuthCredentials([])
         await self.app(scope, receive, send)
 
@@ -121,8 +130,10 @@ async def _refuse(send: Callable[[Any], Awaitable[None]]) -> None:
     body = json.dumps(
         {
             "error": "invalid_token",
-            "error_description": "a valid bearer token is required; operators create one with `diffing investigations new`, or set "
-            "DIFFING_OPERATOR_TOKEN",
+            "error_description": (
+                "a valid bearer token is required; operators create one with `diffing investigations new`, or set "
+                "DIFFING_OPERATOR_TOKEN"
+            ),
         }
     ).encode()
     headers = [

@@ -1,8 +1,9 @@
 """What the holder of an investigation's token must not read: names, variants, ids, adapters and paths of the pair.
 
-Results are built without them in the first place. This module is the second lock: it removes them from every text that may come from elsewhere
-(errors, progress messages, headlines). In results only unmistakable strings are removed (paths, full pair names, adapter ids): an organism may be
-called by an ordinary word, and taking that word out of a model's own answers would change the evidence and give it away.
+Results are built without them in the first place. This module is the second lock: it removes them from every text that
+may come from elsewhere (errors, progress messages, headlines). In results only unmistakable strings are removed (paths,
+full pair names, adapter ids): an organism may be called by an ordinary word, and taking that word out of a model's own
+answers would change the evidence and give it away.
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ class Blindfold:
     def __init__(self, spec: PairSpec, pair_text: str, label: str) -> None:
         self.label = label
         plain = {
-            text for text in (pair_text, spec.name, spec.organism, spec.variant, *_strings(spec.model_dump(mode="json"))) if text and len(text) > 2
+            text
+            for text in (pair_text, spec.name, spec.organism, spec.variant, *_strings(spec.model_dump(mode="json")))
+            if text and len(text) > 2
         }
         plain -= {"auto", "float32", "bfloat16", "float16", "default", "eager", "sdpa", "main"}
         paths = {str(path) for path in _folders() if len(path.parts) > 2}
-        parts = {part for text in (pair_text, spec.name) for part in re.split(r"[/@:]+", text) if len(part) > 2} - {"embedded", "default"}
+        parts = {part for text in (pair_text, spec.name) for part in re.split(r"[/@:]+", text) if len(part) > 2} - {
+            "embedded",
+            "default",
+        }
         self._strict = _pattern(plain | paths | parts)
-        self._unmistakable = _pattern({text for text in plain | paths if "/" in text or "\\" in text or "::" in text or "@" in text})
+        self._unmistakable = _pattern(
+            {text for text in plain | paths if "/" in text or "\\" in text or "::" in text or "@" in text}
+        )
 
     def message(self, text: str) -> str:
         """An error or progress message without names and paths."""

@@ -1,4 +1,6 @@
-"""A thin stdio server that forwards everything to a warm HTTP server, so that hosts which only start processes share one set of loaded models."""
+"""A thin stdio server that forwards everything to a warm HTTP server, so that hosts which only start processes share
+one set of loaded models.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def bridge_server(client: Client) -> Server[Any]:
             await context.session.report_progress(progress, total, message)
 
         # Our server asks the user nothing, so these answers are always final.
-        return cast(mcp_types.CallToolResult, await client.call_tool(params.name, params.arguments or {}, progress_callback=forward))
+        return cast(
+            mcp_types.CallToolResult,
+            await client.call_tool(params.name, params.arguments or {}, progress_callback=forward),
+        )
 
     async def list_prompts(context: Request, params: Any) -> mcp_types.ListPromptsResult:
         return await client.list_prompts()
@@ -57,7 +62,9 @@ def bridge_server(client: Client) -> Server[Any]:
     async def list_templates(context: Request, params: Any) -> mcp_types.ListResourceTemplatesResult:
         return await client.list_resource_templates()
 
-    async def read_resource(context: Request, params: mcp_types.ReadResourceRequestParams) -> mcp_types.ReadResourceResult:
+    async def read_resource(
+        context: Request, params: mcp_types.ReadResourceRequestParams
+    ) -> mcp_types.ReadResourceResult:
         return cast(mcp_types.ReadResourceResult, await client.read_resource(params.uri))
 
     return Server(

@@ -141,7 +141,11 @@ class Call:
                 if self.tool.name in ("get_job", "cancel_job"):
                     return Reply(job=job, text=f"{job.id} was cancelled; what it had reserved was given back.")
                 raise Cancelled(f"{job.id} was cancelled. Call {job.kind} again to start it anew.")
-        return Reply(job=job, text=self.job_line(job), next_step=f'Call get_job(job_id="{job.id}") to go on waiting, or cancel_job to stop it.')
+        return Reply(
+            job=job,
+            text=self.job_line(job),
+            next_step=f'Call get_job(job_id="{job.id}") to go on waiting, or cancel_job to stop it.',
+        )
 
     def job_state(self, job: Job) -> JobState:
         """A job as this caller may see it."""
@@ -162,7 +166,10 @@ class Call:
         share = f", {state.progress:.0%} done" if state.progress is not None else ""
         place = f", {state.queued_before} jobs before it" if state.queued_before else ""
         note = f" ({state.message})" if state.message else ""
-        return f"{job.id} is {job.state}{share}{place}, {state.seconds:.0f} s so far{note}. Estimate: {estimate_text(job.estimate)}."
+        return (
+            f"{job.id} is {job.state}{share}{place}, {state.seconds:.0f} s so far{note}. Estimate: "
+            f"{estimate_text(job.estimate)}."
+        )
 
 
 def estimate_text(estimate: CostEstimate | None, interactions: int = 0) -> str:

@@ -1,4 +1,6 @@
-"""The SQLite file that holds investigations: its tables, and one way to open it that is safe for several processes at once."""
+"""The SQLite file that holds investigations: its tables, and one way to open it that is safe for several processes at
+once.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ CREATE TABLE IF NOT EXISTS findings (
 CREATE UNIQUE INDEX IF NOT EXISTS one_finding ON findings (scope) WHERE scope <> 'operator';
 CREATE TABLE IF NOT EXISTS seen_runs (
     investigation TEXT NOT NULL REFERENCES investigations(id), run TEXT NOT NULL, PRIMARY KEY (investigation, run));
-"""
+"""  # noqa: E501
 
 
 def database_path() -> Path:

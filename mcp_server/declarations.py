@@ -36,7 +36,9 @@ class PairArguments(Arguments):
 class WaitArguments(Arguments):
     """Arguments of a tool that may take long."""
 
-    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; longer work goes on as a job (get_job).")
+    wait_seconds: float = Field(
+        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; longer work goes on as a job (get_job)."
+    )
     estimate_only: bool = Field(False, description="Only say what it would cost.")
 
 
@@ -63,15 +65,22 @@ class JobState(BaseModel):
 class Answer(BaseModel):
     """The envelope of every answer. Fields without a value are left out."""
 
-    status: Literal["completed", "running", "cancelled", "estimate"] = Field(description="`running`: the work goes on, call get_job with job.job_id.")
+    status: Literal["completed", "running", "cancelled", "estimate"] = Field(
+        description="`running`: the work goes on, call get_job with job.job_id."
+    )
     result: Any = Field(None, description="The tool's result, once completed.")
-    run_id: str | None = Field(None, description="The stored run behind the result: cite it as evidence, read more of it with view_run.")
+    run_id: str | None = Field(
+        None, description="The stored run behind the result: cite it as evidence, read more of it with view_run."
+    )
     job: JobState | None = None
     estimate: CostEstimate | None = None
     budget: BudgetState | None = Field(None, description="What the investigation has left.")
     next_step: str | None = None
     remarks: list[str] | None = Field(
-        None, description="What to know of how the pair was loaded, or of a stored run's models, before trusting the numbers."
+        None,
+        description=(
+            "What to know of how the pair was loaded, or of a stored run's models, before trusting the numbers."
+        ),
     )
 
 
@@ -93,7 +102,8 @@ class Reply:
 class ToolDeclaration:
     """One tool. `handler` gets the call and the validated arguments.
 
-    `tool_calls` is what a call takes from that budget; `price` says in words what it takes from the model interactions (shown by describe_pair).
+    `tool_calls` is what a call takes from that budget; `price` says in words what it takes from the model interactions
+    (shown by describe_pair).
     """
 
     name: str
@@ -122,8 +132,8 @@ class ToolDeclaration:
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments, without what only fills an agent's context: titles and a description that repeat names, defaults of null, lengths
-        of texts."""
+        """JSON schema of the arguments, without what only fills an agent's context: titles and a description that
+        repeat names, defaults of null, lengths of texts."""
         schema = self.Arguments.model_json_schema()
         schema.pop("description", None)  # "Arguments of ..."
         return _compact(schema)
@@ -132,7 +142,9 @@ class ToolDeclaration:
     def output_schema(self) -> dict[str, Any]:
         """JSON schema of the answer with this tool's result in it."""
         title = "".join(part.capitalize() for part in self.name.split("_"))
-        fields: dict[str, Any] = {"result": (self.Result | None, Field(None, description="The result, once completed."))}
+        fields: dict[str, Any] = {
+            "result": (self.Result | None, Field(None, description="The result, once completed."))
+        }
         answer: type[BaseModel] = create_model(f"{title}Answer", __base__=Answer, **fields)
         schema = answer.model_json_schema(mode="serialization")
         # What has no value is left out of an answer, at any depth, so nothing that may be null is required.
@@ -143,7 +155,9 @@ _LEFT_OUT = {"title", "minLength", "maxLength", "pattern"}
 
 
 def _compact(schema: Any) -> Any:
-    """The same JSON schema in fewer characters. Lengths and patterns of texts are left to the validation, which explains them."""
+    """The same JSON schema in fewer characters. Lengths and patterns of texts are left to the validation, which
+    explains them.
+    """
     if isinstance(schema, list):
         return [_compact(part) for part in schema]
     if not isinstance(schema, dict):
@@ -163,7 +177,11 @@ def _compact(schema: Any) -> Any:
     options = [part for option in options for part in (option["anyOf"] if set(option) == {"anyOf"} else [option])]
     null = {"type": "null"}
     # Every integer is a number.
-    rest = [option for option in options if option != null and not (option == {"type": "integer"} and {"type": "number"} in options)]
+    rest = [
+        option
+        for option in options
+        if option != null and not (option == {"type": "integer"} and {"type": "number"} in options)
+    ]
     if len(rest) == 1 and isinstance(rest[0].get("type"), str) and "enum" not in rest[0]:
         kind = rest[0]["type"]
         return {**rest[0], "type": [kind, "null"] if null in options else kind, **short}
@@ -180,13 +198,17 @@ def _nullables_optional(schema: Any) -> Any:
     properties, required = schema.get("properties"), schema.get("required")
     if isinstance(properties, dict) and isinstance(required, list):
         relaxed["required"] = [
-            name for name in required if not any(option.get("type") == "null" for option in properties.get(name, {}).get("anyOf", []))
+            name
+            for name in required
+            if not any(option.get("type") == "null" for option in properties.get(name, {}).get("anyOf", []))
         ]
     return relaxed
 
 
 def with_arguments(name: str, params: type[BaseModel]) -> type[BaseModel]:
-    """The arguments of a method's tool: its parameters as they are declared, preceded by the pair and followed by the waiting arguments."""
+    """The arguments of a method's tool: its parameters as they are declared, preceded by the pair and followed by the
+    waiting arguments.
+    """
     fields: dict[str, Any] = {
         model_field: (PairArguments.model_fields[model_field].annotation, PairArguments.model_fields[model_field])
         for model_field in PairArguments.model_fields

@@ -23,12 +23,15 @@ FILES: dict[str, str] = {
 }
 
 
-def host_config(host: str, *, url: str | None = None, token: str | None = None, name: str = "diffing") -> dict[str, Any]:
+def host_config(
+    host: str, *, url: str | None = None, token: str | None = None, name: str = "diffing"
+) -> dict[str, Any]:
     """The configuration of a host, ready to be printed as JSON.
 
     Args:
         host: one of `HOSTS`.
-        url: address of a running HTTP server; none: the host starts a server of its own over stdio (one copy of the models a host).
+        url: address of a running HTTP server; none: the host starts a server of its own over stdio (one copy of the
+            models a host).
         token: bearer token of an investigation or operator, for a running server.
         name: what the server is called in the host.
 

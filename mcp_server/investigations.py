@@ -1,7 +1,7 @@
 """Investigations: what a bearer token may see and spend, and the record of what was done with it.
 
-An investigation is one pair under an opaque label, a set of tools and two budgets. It is created by an operator (in any process) and used by
-whoever holds the token. Only the token's SHA-256 is stored.
+An investigation is one pair under an opaque label, a set of tools and two budgets. It is created by an operator (in any
+process) and used by whoever holds the token. Only the token's SHA-256 is stored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ BLACKBOX_TOOLS = (
     "cancel_job",
 )
 # Without these an investigation could neither wait for its work nor end, so an explicit list always includes them.
-ALWAYS_TOOLS = ("list_pairs", "describe_pair", "load_pair", "record_hypothesis", "list_hypotheses", "submit_finding", "get_job", "cancel_job")
+ALWAYS_TOOLS = (
+    "list_pairs",
+    "describe_pair",
+    "load_pair",
+    "record_hypothesis",
+    "list_hypotheses",
+    "submit_finding",
+    "get_job",
+    "cancel_job",
+)
 
 
 class NewInvestigation(BaseModel):
@@ -92,7 +101,9 @@ class InvestigationRecord(BaseModel):
     findings: list[Finding]
 
 
-def create(pair: str, tools: str | Sequence[str] = "method", interactions: int = 50, tool_calls: int = 200, note: str = "") -> NewInvestigation:
+def create(
+    pair: str, tools: str | Sequence[str] = "method", interactions: int = 50, tool_calls: int = 200, note: str = ""
+) -> NewInvestigation:
     """Create an investigation; usable from any process that shares the data folder with the server.
 
     Args:
@@ -146,7 +157,10 @@ def get(identifier: str) -> Investigation:
             "SELECT * FROM investigations WHERE id LIKE ? OR label = ? LIMIT 2", (_like_prefix(identifier), identifier)
         ).fetchall()
     if len(rows) != 1:
-        raise UnknownName(f"{'no' if not rows else 'more than one'} investigation is called {identifier!r}. `diffing investigations list` shows all.")
+        raise UnknownName(
+            f"{'no' if not rows else 'more than one'} investigation is called {identifier!r}. `diffing investigations "
+            "list` shows all."
+        )
     return _investigation(rows[0])
 
 
@@ -173,7 +187,8 @@ def show(identifier: str) -> InvestigationRecord:
                 created=row["created"],
             )
             for position, row in enumerate(
-                connection.execute("SELECT * FROM calls WHERE investigation = ? ORDER BY id", (investigation.id,)), start=1
+                connection.execute("SELECT * FROM calls WHERE investigation = ? ORDER BY id", (investigation.id,)),
+                start=1,
             )
         ]
     return InvestigationRecord(
@@ -189,14 +204,27 @@ def close(identifier: str) -> None:
     """End an investigation: its token is refused from now on, its record stays."""
     investigation = get(identifier)
     with transaction() as connection:
-        connection.execute("UPDATE investigations SET closed = coalesce(closed, ?) WHERE id = ?", (time.time(), investigation.id))
+        connection.execute(
+            "UPDATE investigations SET closed = coalesce(closed, ?) WHERE id = ?", (time.time(), investigation.id)
+        )
 
 
-def log_call(investigation: str, tool: str, arguments: dict[str, Any], outcome: str, result: Any, seconds: float, budget: BudgetState | None) -> None:
+def log_call(
+    investigation: str,
+    tool: str,
+    arguments: dict[str, Any],
+    outcome: str,
+    result: Any,
+    seconds: float,
+    budget: BudgetState | None,
+) -> None:
     """Keep one call with what was answered."""
     with transaction() as connection:
         connection.execute(
-            "INSERT INTO calls (investigation, tool, arguments, result, outcome, seconds, budget, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                "INSERT INTO calls (investigation, tool, arguments, result, outcome, seconds, budget, created) VALUES "
+                "(?, ?, ?, ?, ?, ?, ?, ?)"
+            ),
             (
                 investigation,
                 tool,
@@ -219,7 +247,9 @@ def remember_run(investigation: str, run: str) -> None:
 def remembered_runs(investigation: str) -> set[str]:
     """Ids of the runs this investigation has made or looked up."""
     with connect() as connection:
-        return {row[0] for row in connection.execute("SELECT run FROM seen_runs WHERE investigation = ?", (investigation,))}
+        return {
+            row[0] for row in connection.execute("SELECT run FROM seen_runs WHERE investigation = ?", (investigation,))
+        }
 
 
 def _chosen_tools(tools: str | Sequence[str]) -> list[str]:

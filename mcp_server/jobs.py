@@ -1,7 +1,9 @@
-"""Long work that outlives the request which started it: one queue and one worker a device, equal work shared, cancellable between batches.
+"""Long work that outlives the request which started it: one queue and one worker a device, equal work shared,
+cancellable between batches.
 
-A tool call waits a while for its job and then hands out the job's id. Workers are plain threads that never touch an MCP session: they write numbers
-into the `Job`, and whoever waits on the event loop reads them. So a client that hangs up can neither block the worker nor keep the device.
+A tool call waits a while for its job and then hands out the job's id. Workers are plain threads that never touch an MCP
+session: they write numbers into the `Job`, and whoever waits on the event loop reads them. So a client that hangs up
+can neither block the worker nor keep the device.
 """
 
 from __future__ import annotations
@@ -35,9 +37,8 @@ class InternalError(DiffingError):
 
     def __init__(self, identifier: str) -> None:
         super().__init__(
-            f"internal error {identifier}: nothing finished was lost. Try the call once more; if it fails again, go on without it and give "
-            f"{identifier} to the "
-            "operator (the server's log holds the cause)."
+            f"internal error {identifier}: nothing finished was lost. Try the call once more; if it fails again, go on "
+            f"without it and give {identifier} to the operator (the server's log holds the cause)."
         )
         self.identifier = identifier
 
@@ -50,19 +51,24 @@ def internal_error(where: str, error: BaseException) -> InternalError:
 
 
 def presentable(where: str, error: BaseException) -> DiffingError:
-    """The error to show for any exception: a `DiffingError` as it is, a device out of memory in plain words, all others under an id."""
+    """The error to show for any exception: a `DiffingError` as it is, a device out of memory in plain words, all others
+    under an id.
+    """
     if isinstance(error, DiffingError):
         return error
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfRoom(
-            "the device ran out of memory. Ask for less at once (fewer or shorter texts, fewer samples), or unload a pair that is not needed."
+            "the device ran out of memory. Ask for less at once (fewer or shorter texts, fewer samples), or unload a "
+            "pair that is not needed."
         )
     return internal_error(where, error)
 
 
 @dataclass
 class Job:
-    """One piece of work. It is also the `Progress` given to it: calling it records where the work is and raises `Cancelled` when it shall stop."""
+    """One piece of work. It is also the `Progress` given to it: calling it records where the work is and raises
+    `Cancelled` when it shall stop.
+    """
 
     id: str
     kind: str
@@ -124,7 +130,13 @@ class Jobs:
         """The live or completed job of equal work, None when there is none or the last one failed or was cancelled."""
         with self._lock:
             job = self._jobs.get(job_id(kind, scope, key))
-            return job if job is not None and job.state not in ("failed", "cancelled") and not (job.stop.is_set() and job.state in LIVE) else None
+            return (
+                job
+                if job is not None
+                and job.state not in ("failed", "cancelled")
+                and not (job.stop.is_set() and job.state in LIVE)
+                else None
+            )
 
     def submit(
         self,
@@ -140,8 +152,8 @@ class Jobs:
     ) -> Job:
         """Queue `work`, or return the live or completed job of equal work.
 
-        `reserve` is called only for new work, before it is queued, and may refuse by raising; what it returns is called exactly once with whether the
-        work completed. `payload` is kept for whoever shows the job later.
+        `reserve` is called only for new work, before it is queued, and may refuse by raising; what it returns is called
+        exactly once with whether the work completed. `payload` is kept for whoever shows the job later.
         """
         with self._lock:
             if (known := self.find(kind, scope, key)) is not None:
@@ -152,14 +164,17 @@ class Jobs:
             identifier = job_id(kind, scope, key)
             previous = self._jobs.pop(identifier, None)
             if previous is not None and previous.state in LIVE:
-                # A cancelled job that has not reached its next batch yet keeps the id under which its waiters know it; the new one gets a fresh one.
+                # A cancelled job that has not reached its next batch yet keeps the id under which its waiters know it;
+                # the new one gets a fresh one.
                 self._jobs[f"{identifier}-{secrets.token_hex(2)}"] = previous
             job = Job(identifier, kind, scope, device, work, estimate, settle, payload)
             self._jobs[identifier] = job
             self._forget_old()
             if device not in self._queues:
                 self._queues[device] = queue.SimpleQueue()
-                worker = threading.Thread(target=self._serve, args=(self._queues[device],), name=f"worker-{device}", daemon=True)
+                worker = threading.Thread(
+                    target=self._serve, args=(self._queues[device],), name=f"worker-{device}", daemon=True
+                )
                 self._workers.append(worker)
                 worker.start()
             self._queues[device].put(job)
@@ -177,7 +192,10 @@ class Jobs:
                 return job
             known = [other.id for other in self._jobs.values() if scope in (None, other.scope)][-10:]
         listed = f"Jobs there are: {', '.join(known)}." if known else "There are no jobs now."
-        raise UnknownName(f"unknown job {identifier!r}. {listed} Jobs end with the server, finished runs do not: repeat the call that started it.")
+        raise UnknownName(
+            f"unknown job {identifier!r}. {listed} Jobs end with the server, finished runs do not: repeat the call "
+            "that started it."
+        )
 
     def list(self, scope: str | None) -> list[Job]:
         """Jobs visible to `scope`, oldest first."""
@@ -187,10 +205,15 @@ class Jobs:
     def ahead(self, job: Job) -> int:
         """How many live jobs of the same device were there before this one."""
         with self._lock:
-            return sum(other.state in LIVE and other.device == job.device and other.created < job.created for other in self._jobs.values())
+            return sum(
+                other.state in LIVE and other.device == job.device and other.created < job.created
+                for other in self._jobs.values()
+            )
 
     def cancel(self, job: Job) -> None:
-        """Stop a job: at once when it waits in the queue, at its next batch when it runs. No effect on a finished one."""
+        """Stop a job: at once when it waits in the queue, at its next batch when it runs.
+        No effect on a finished one.
+        """
         with self._lock:
             job.stop.set()
             queued = job.state == "queued"
@@ -210,8 +233,12 @@ class Jobs:
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
 
-    async def wait(self, job: Job, seconds: float, report: Callable[[Job], Any] | None = None, every: float = 0.25) -> None:
-        """Wait until the job ends or `seconds` passed. `report` is awaited on the event loop whenever the job has moved."""
+    async def wait(
+        self, job: Job, seconds: float, report: Callable[[Job], Any] | None = None, every: float = 0.25
+    ) -> None:
+        """Wait until the job ends or `seconds` passed. `report` is awaited on the event loop whenever the job has
+        moved.
+        """
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 

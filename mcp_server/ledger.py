@@ -1,7 +1,9 @@
-"""Budgets of investigations: reserve before the work, commit after it, refund when it fails. Atomic across processes, never negative.
+"""Budgets of investigations: reserve before the work, commit after it, refund when it fails. Atomic across processes,
+never negative.
 
-What is left of a budget is its total minus everything reserved or committed. A reservation belongs to the process that made it (its `owner`), which
-holds a file lock while it lives: whatever a killed server left reserved is given back by the next one (`recover`).
+What is left of a budget is its total minus everything reserved or committed. A reservation belongs to the process that
+made it (its `owner`), which holds a file lock while it lives: whatever a killed server left reserved is given back by
+the next one (`recover`).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class BudgetExhausted(InvalidInput):
 
 
 class BudgetState(BaseModel):
-    """What an investigation has left. Work under way counts as spent until it ends; what fails or is cancelled is given back."""
+    """What an investigation has left. Work under way counts as spent until it ends; what fails or is cancelled is given
+    back.
+    """
 
     interactions_left: int = Field(ge=0, description="Model interactions left.")
     interactions_total: int = Field(ge=0)
@@ -42,7 +46,9 @@ class BudgetState(BaseModel):
 
 
 class Ledger:
-    """The budgets in one database. Every method opens its own connection, so an instance may be used from any thread."""
+    """The budgets in one database. Every method opens its own connection, so an instance may be used from
+    any thread.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or database_path()
@@ -68,17 +74,25 @@ class Ledger:
         identifier = secrets.token_hex(8)
         with transaction(self.path) as connection:
             row = connection.execute(
-                "SELECT interactions, tool_calls, (SELECT coalesce(sum(amount), 0) FROM reservations WHERE investigation = i.id AND budget = ? AND "
-                "state <> 'refunded')"
-                " AS spent FROM investigations i WHERE id = ?",
+                (
+                    "SELECT interactions, tool_calls, (SELECT coalesce(sum(amount), 0) FROM reservations WHERE "
+                    "investigation = i.id AND budget = ? AND state <> 'refunded') AS spent FROM investigations i "
+                    "WHERE id = ?"
+                ),
                 (budget, investigation),
             ).fetchone()
             if row is None:
                 raise UnknownName("this investigation does not exist")
             left = row[budget] - row["spent"]
             if amount > left:
-                advice = "Ask for less (fewer prompts or samples)" if left > 0 and budget == "interactions" else "Work with what you have"
-                raise BudgetExhausted(f"this costs {amount} {WORDS[budget]} and {left} are left. {advice}, then call submit_finding.")
+                advice = (
+                    "Ask for less (fewer prompts or samples)"
+                    if left > 0 and budget == "interactions"
+                    else "Work with what you have"
+                )
+                raise BudgetExhausted(
+                    f"this costs {amount} {WORDS[budget]} and {left} are left. {advice}, then call submit_finding."
+                )
             connection.execute(
                 "INSERT INTO reservations VALUES (?, ?, ?, ?, 'reserved', ?, ?, ?)",
                 (identifier, investigation, budget, amount, self.owner, what, time.time()),
@@ -90,7 +104,9 @@ class Ledger:
         self._settle(reservation, "committed")
 
     def refund(self, reservation: str) -> None:
-        """The work failed or was cancelled: the amount comes back. No effect when the reservation was settled before."""
+        """The work failed or was cancelled: the amount comes back.
+        No effect when the reservation was settled before.
+        """
         self._settle(reservation, "refunded")
 
     def settle(self, reservation: str, completed: bool) -> None:
@@ -110,7 +126,10 @@ class Ledger:
         """Refund what processes that no longer live have left reserved; returns how many reservations that were."""
         with connect(self.path) as connection:
             owners = [
-                row[0] for row in connection.execute("SELECT DISTINCT owner FROM reservations WHERE state = 'reserved' AND owner <> ?", (self.owner,))
+                row[0]
+                for row in connection.execute(
+                    "SELECT DISTINCT owner FROM reservations WHERE state = 'reserved' AND owner <> ?", (self.owner,)
+                )
             ]
         recovered = 0
         for owner in owners:
@@ -127,17 +146,25 @@ class Ledger:
 
     def _settle(self, reservation: str, state: str) -> None:
         with transaction(self.path) as connection:
-            connection.execute("UPDATE reservations SET state = ? WHERE id = ? AND state = 'reserved'", (state, reservation))
+            connection.execute(
+                "UPDATE reservations SET state = ? WHERE id = ? AND state = 'reserved'", (state, reservation)
+            )
 
 
 def budget_state(connection: sqlite3.Connection, investigation: str) -> BudgetState:
     """Both budgets as one open connection sees them."""
-    row = connection.execute("SELECT interactions, tool_calls FROM investigations WHERE id = ?", (investigation,)).fetchone()
+    row = connection.execute(
+        "SELECT interactions, tool_calls FROM investigations WHERE id = ?", (investigation,)
+    ).fetchone()
     if row is None:
         raise UnknownName("this investigation does not exist")
     spent = dict(
         connection.execute(
-            "SELECT budget, sum(amount) FROM reservations WHERE investigation = ? AND state <> 'refunded' GROUP BY budget", (investigation,)
+            (
+                "SELECT budget, sum(amount) FROM reservations WHERE investigation = ? AND state <> 'refunded' GROUP "
+                "BY budget"
+            ),
+            (investigation,),
         ).fetchall()
     )
     return BudgetState(

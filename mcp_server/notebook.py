@@ -1,4 +1,6 @@
-"""The notebook of an investigation: hypotheses with their evidence, and the one final finding. Operators have a notebook of their own."""
+"""The notebook of an investigation: hypotheses with their evidence, and the one final finding. Operators have a
+notebook of their own.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ def record_hypothesis(
     evidence: Sequence[Evidence] = (),
     number: int | None = None,
 ) -> Hypothesis:
-    """Add a hypothesis, or change the one called `number` (fields that are None stay, evidence is added to what there is).
+    """Add a hypothesis, or change the one called `number` (fields that are None stay, evidence is added to what there
+    is).
 
     Raises:
         InvalidInput: a new one without statement or likelihood.
@@ -65,19 +68,40 @@ def record_hypothesis(
     with transaction() as connection:
         if number is None:
             if not statement or likelihood is None:
-                raise InvalidInput("a new hypothesis needs `statement` and `likelihood` (0 to 1); give `number` to change one that exists")
-            number = connection.execute("SELECT coalesce(max(number), 0) + 1 FROM hypotheses WHERE scope = ?", (scope,)).fetchone()[0]
+                raise InvalidInput(
+                    "a new hypothesis needs `statement` and `likelihood` (0 to 1); give `number` to change one that "
+                    "exists"
+                )
+            number = connection.execute(
+                "SELECT coalesce(max(number), 0) + 1 FROM hypotheses WHERE scope = ?", (scope,)
+            ).fetchone()[0]
             connection.execute(
                 "INSERT INTO hypotheses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (number, scope, statement, likelihood, status or "active", _evidence_json(evidence), reasoning, now, now),
+                (
+                    number,
+                    scope,
+                    statement,
+                    likelihood,
+                    status or "active",
+                    _evidence_json(evidence),
+                    reasoning,
+                    now,
+                    now,
+                ),
             )
         else:
-            row = connection.execute("SELECT * FROM hypotheses WHERE scope = ? AND number = ?", (scope, number)).fetchone()
+            row = connection.execute(
+                "SELECT * FROM hypotheses WHERE scope = ? AND number = ?", (scope, number)
+            ).fetchone()
             if row is None:
-                raise UnknownName(f"there is no hypothesis {number}; list_hypotheses shows all, and leaving `number` out adds one")
+                raise UnknownName(
+                    f"there is no hypothesis {number}; list_hypotheses shows all, and leaving `number` out adds one"
+                )
             connection.execute(
-                "UPDATE hypotheses SET statement = ?, likelihood = ?, status = ?, evidence = ?, reasoning = ?, updated = ? WHERE scope = ? AND "
-                "number = ?",
+                (
+                    "UPDATE hypotheses SET statement = ?, likelihood = ?, status = ?, evidence = ?, reasoning = ?, "
+                    "updated = ? WHERE scope = ? AND number = ?"
+                ),
                 (
                     statement or row["statement"],
                     row["likelihood"] if likelihood is None else likelihood,
@@ -96,10 +120,15 @@ def record_hypothesis(
 def list_hypotheses(scope: str) -> list[Hypothesis]:
     """The notebook, in the order of recording."""
     with connect() as connection:
-        return [_hypothesis(row) for row in connection.execute("SELECT * FROM hypotheses WHERE scope = ? ORDER BY number", (scope,))]
+        return [
+            _hypothesis(row)
+            for row in connection.execute("SELECT * FROM hypotheses WHERE scope = ? ORDER BY number", (scope,))
+        ]
 
 
-def submit_finding(scope: str, verdict: Verdict, statement: str, likelihood: float, evidence: Sequence[Evidence] = ()) -> Finding:
+def submit_finding(
+    scope: str, verdict: Verdict, statement: str, likelihood: float, evidence: Sequence[Evidence] = ()
+) -> Finding:
     """Store the final statement.
 
     Raises:
@@ -109,10 +138,13 @@ def submit_finding(scope: str, verdict: Verdict, statement: str, likelihood: flo
     try:
         with transaction() as connection:
             connection.execute(
-                "INSERT INTO findings VALUES (?, ?, ?, ?, ?, ?)", (scope, verdict, statement, likelihood, _evidence_json(evidence), now)
+                "INSERT INTO findings VALUES (?, ?, ?, ?, ?, ?)",
+                (scope, verdict, statement, likelihood, _evidence_json(evidence), now),
             )
     except sqlite3.IntegrityError:
-        raise InvalidInput("this investigation has its finding already; it can be given once, and nothing more is needed") from None
+        raise InvalidInput(
+            "this investigation has its finding already; it can be given once, and nothing more is needed"
+        ) from None
     return Finding(verdict=verdict, statement=statement, likelihood=likelihood, evidence=list(evidence), created=now)
 
 

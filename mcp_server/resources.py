@@ -1,4 +1,6 @@
-"""Resources and prompts for people in hosts: finished runs and investigations as JSON (operators only), and one prompt that starts an audit."""
+"""Resources and prompts for people in hosts: finished runs and investigations as JSON (operators only), and one prompt
+that starts an audit.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,23 @@ def add_resources(server: DiffingServer) -> None:
             raise ResourceNotFoundError(REFUSAL)
 
     @server.resource(
-        "diffing://runs", name="runs", title="Finished runs", description="Manifests of all finished runs, newest first.", mime_type=JSON
+        "diffing://runs",
+        name="runs",
+        title="Finished runs",
+        description="Manifests of all finished runs, newest first.",
+        mime_type=JSON,
     )
     def runs() -> str:
         operator_only()
         return json.dumps([manifest.model_dump(mode="json") for manifest in server.workbench.store.list()])
 
-    @server.resource("diffing://runs/{run_id}", name="run", title="A finished run", description="Manifest and result of one run.", mime_type=JSON)
+    @server.resource(
+        "diffing://runs/{run_id}",
+        name="run",
+        title="A finished run",
+        description="Manifest and result of one run.",
+        mime_type=JSON,
+    )
     def run(run_id: str) -> str:
         operator_only()
         try:
@@ -58,15 +70,19 @@ def add_resources(server: DiffingServer) -> None:
 def add_prompts(server: DiffingServer) -> None:
     """Register the prompt."""
 
-    @server.prompt(name="audit_pair", title="Audit a pair", description="Find out what a finetune did to a model, step by step.")
+    @server.prompt(
+        name="audit_pair", title="Audit a pair", description="Find out what a finetune did to a model, step by step."
+    )
     def audit_pair(pair: str = "") -> str:
         which = f"the pair {pair}" if pair else "a pair (call list_pairs to see which there are)"
         return (
             f"Find out what the finetune changed in {which}.\n"
             "1. Call describe_pair, then overview if you have it, and read what stands out. Say so if nothing does.\n"
-            "2. Write down at least three explanations with record_hypothesis; one of them is that there is no meaningful difference.\n"
-            "3. For each, think of prompts to which base and finetuned would answer differently if it were true, and call ask_models. Ask some "
-            "unrelated prompts too.\n"
-            "4. Update the likelihoods with the runs and answers as evidence, and look for what the explanations leave out.\n"
+            "2. Write down at least three explanations with record_hypothesis; one of them is that there is no "
+            "meaningful difference.\n"
+            "3. For each, think of prompts to which base and finetuned would answer differently if it were true, and "
+            "call ask_models. Ask some unrelated prompts too.\n"
+            "4. Update the likelihoods with the runs and answers as evidence, and look for what the explanations leave "
+            "out.\n"
             "5. Call submit_finding once: topic, behaviour and concrete details, or no_meaningful_difference."
         )

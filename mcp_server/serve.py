@@ -38,7 +38,8 @@ def build_server(workbench: Workbench, caller: Caller | None = OPERATOR) -> Diff
 
 
 def serve_stdio(token: str | None = None) -> None:
-    """Serve one client over stdin and stdout until it closes them. With a token of an investigation the client sees just that.
+    """Serve one client over stdin and stdout until it closes them. With a token of an investigation the client sees
+    just that.
 
     Raises:
         InvalidInput: the token is not valid.
@@ -52,7 +53,8 @@ def serve_stdio(token: str | None = None) -> None:
 
     async def run() -> None:
         def stop() -> None:
-            # The thread that reads stdin cannot be interrupted, so after an orderly end of the work the process leaves at once.
+            # The thread that reads stdin cannot be interrupted, so after an orderly end of the work the process leaves
+            # at once.
             workbench.close(JOB_GRACE)
             sys.stderr.flush()
             os._exit(0)
@@ -80,7 +82,13 @@ def http_app(workbench: Workbench, host: str) -> Asgi:
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    hosts = ["127.0.0.1", "localhost", "[::1]", *([] if host in ("0.0.0.0", "::") else [host]), *settings().allowed_hosts]
+    hosts = [
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
+        *([] if host in ("0.0.0.0", "::") else [host]),
+        *settings().allowed_hosts,
+    ]
     if settings().public_url:
         from urllib.parse import urlsplit
 
@@ -106,7 +114,14 @@ def serve_http(host: str | None = None, port: int | None = None) -> None:
     host, port = host or settings().host, settings().port if port is None else port
     workbench = Workbench()
     server = WorkbenchServer(
-        uvicorn.Config(http_app(workbench, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=ANSWER_GRACE, lifespan="on"),
+        uvicorn.Config(
+            http_app(workbench, host),
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=ANSWER_GRACE,
+            lifespan="on",
+        ),
         workbench,
     )
     if not is_loopback(host) and settings().operator_token is None:
@@ -127,7 +142,8 @@ class WorkbenchServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # uvicorn raises the signal again after an orderly end, so that the process dies of it; here an orderly end is exit code 0.
+        # uvicorn raises the signal again after an orderly end, so that the process dies of it; here an orderly end is
+        # exit code 0.
         if not self.own_process:
             yield
             return
@@ -152,7 +168,9 @@ class WorkbenchServer(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def running_http(workbench: Workbench, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """The HTTP server inside a running event loop; yields its URL. For harnesses and tests that own the process."""
-    config = uvicorn.Config(http_app(workbench, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=ANSWER_GRACE)
+    config = uvicorn.Config(
+        http_app(workbench, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=ANSWER_GRACE
+    )
     server = WorkbenchServer(config, workbench, own_process=False)
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -169,4 +187,6 @@ async def running_http(workbench: Workbench, host: str = "127.0.0.1", port: int 
 
 def _log_to_stderr() -> None:
     """All logs to stderr: over stdio, stdout belongs to the protocol."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

@@ -1,4 +1,6 @@
-"""Tools for operators about stored activations: collecting, listing, describing and deleting them. Collections name real models."""
+"""Tools for operators about stored activations: collecting, listing, describing and deleting them. Collections name
+real models.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from diffing_mcp.mcp_server.tools_methods import check_corpus
 from diffing_mcp.methods.contract import CostEstimate
 from diffing_mcp.preprocessing.activation_collection import CollectionParams
 from diffing_mcp.preprocessing.activation_store import CollectionIndex, default_activation_store
-from diffing_mcp.preprocessing.activation_summary import CollectionDescription, CollectionRow, broken_rows, collection_row, describe, exactly, row_of
+from diffing_mcp.preprocessing.activation_summary import (
+    CollectionDescription,
+    CollectionRow,
+    broken_rows,
+    collection_row,
+    describe,
+    exactly,
+    row_of,
+)
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.specs import PairSpec
@@ -80,7 +90,9 @@ async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
 
     key = [await call.identity(spec), params.model_dump(mode="json")]
     # A deleted collection must not be answered from the finished job that once made it.
-    if (known := call.workbench.jobs.find(call.tool.name, call.caller.scope, key)) is not None and known.state == "completed":
+    if (
+        known := call.workbench.jobs.find(call.tool.name, call.caller.scope, key)
+    ) is not None and known.state == "completed":
         key = [*key, secrets.token_hex(4)]
     return await call.run_job(key, work, _present_collected, spec=spec, estimate=estimate)
 
@@ -133,8 +145,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "collect_activations",
             "Collect activations",
-            "Store both models' activations on a text corpus, for methods that learn from them (`activations=ID`). Resumable: an equal call goes on at "
-            "the last finished shard.",
+            (
+                "Store both models' activations on a text corpus, for methods that learn from them "
+                "(`activations=ID`). Resumable: an equal call goes on at the last finished shard."
+            ),
             CollectArguments,
             CollectionRow,
             collect_activations,
@@ -154,7 +168,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "describe_activations",
             "Describe activations",
-            "What a collection of activations holds: parameters, sizes by layer; with check=true whether its files are whole.",
+            (
+                "What a collection of activations holds: parameters, sizes by layer; with check=true whether its "
+                "files are whole."
+            ),
             DescribeActivationsArguments,
             CollectionDescription,
             describe_activations,

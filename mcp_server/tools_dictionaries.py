@@ -1,4 +1,6 @@
-"""Tools for operators about trained dictionaries: listing and deleting them. They are trained by `sae_difference` and `crosscoder`."""
+"""Tools for operators about trained dictionaries: listing and deleting them. They are trained by `sae_difference` and
+`crosscoder`.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,13 @@ async def list_dictionaries(call: Call, arguments: ListDictionariesArguments) ->
     )
     lines = [f"{len(everything)} dictionaries"]
     for each in result.dictionaries:
-        explained = "" if each.variance_explained is None else f", {each.variance_explained:.3f} of the variance explained"
-        lines.append(f"  {each.id}: {each.kind}, layer {each.layer}, {each.latents} latents, k {each.k}{explained}, {each.megabytes:.1f} MB")
+        explained = (
+            "" if each.variance_explained is None else f", {each.variance_explained:.3f} of the variance explained"
+        )
+        lines.append(
+            f"  {each.id}: {each.kind}, layer {each.layer}, {each.latents} latents, k {each.k}{explained}, "
+            f"{each.megabytes:.1f} MB"
+        )
     lines += [f"  {each.id}: {each.state}, {each.megabytes:.1f} MB. {each.problem}" for each in result.leftovers]
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
 
@@ -74,7 +81,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "delete_dictionary",
             "Delete a dictionary",
-            "Delete one of list_dictionaries from the disk. Results of runs that used it stay. Refused while it is being trained.",
+            (
+                "Delete one of list_dictionaries from the disk. Results of runs that used it stay. Refused while it "
+                "is being trained."
+            ),
             DictionaryArguments,
             Deleted,
             delete_dictionary,

@@ -13,7 +13,9 @@ from diffing_mcp.mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments,
 class GetJobArguments(Arguments):
     """Arguments of get_job."""
 
-    job_id: str | None = Field(None, min_length=1, max_length=200, description="The job; without it all jobs are listed.")
+    job_id: str | None = Field(
+        None, min_length=1, max_length=200, description="The job; without it all jobs are listed."
+    )
     wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait for its end.")
 
 
@@ -39,7 +41,10 @@ async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
     scope = None if call.caller.operator else call.caller.scope
     if arguments.job_id is None:
         jobs = call.workbench.jobs.list(scope)[-20:]
-        return Reply(JobList(jobs=[call.job_state(job) for job in jobs]), "\n".join(f"{job.id}: {job.state}" for job in jobs) or "No jobs.")
+        return Reply(
+            JobList(jobs=[call.job_state(job) for job in jobs]),
+            "\n".join(f"{job.id}: {job.state}" for job in jobs) or "No jobs.",
+        )
     job = call.workbench.jobs.get(arguments.job_id, scope)
     await call.workbench.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload
@@ -53,7 +58,11 @@ async def cancel_job(call: Call, arguments: CancelJobArguments) -> Reply:
     call.workbench.jobs.cancel(job)
     # Long enough for most batches, so that the answer can say that the device is free again.
     await call.workbench.jobs.wait(job, 10, call.report)
-    said = "is cancelled; what it had reserved was given back" if job.state == "cancelled" else f"is {job.state}; it stops at its next batch"
+    said = (
+        "is cancelled; what it had reserved was given back"
+        if job.state == "cancelled"
+        else f"is {job.state}; it stops at its next batch"
+    )
     return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} {said}.")
 
 
@@ -63,9 +72,11 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "get_job",
             "Wait for a job",
-            "Wait for work that another tool has started, and get its result in the form that tool gives. Returns early when the job ends; "
-            "otherwise tells its progress, and "
-            "you call again. Without job_id it lists the jobs.",
+            (
+                "Wait for work that another tool has started, and get its result in the form that tool gives. Returns "
+                "early when the job ends; otherwise tells its progress, and you call again. Without job_id it lists "
+                "the jobs."
+            ),
             GetJobArguments,
             JobResult,
             get_job,

@@ -50,7 +50,9 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
             result = record.result()
             shown_to.remember_run(record.id)
             views = f'view_run(run="{record.id}") lists views: {", ".join(method.views)}.' if method.views else None
-            return Reply(result, _fenced(record.report(result)), run_id=record.id, next_step=views, remarks=record.remarks)
+            return Reply(
+                result, _fenced(record.report(result)), run_id=record.id, next_step=views, remarks=record.remarks
+            )
 
         if (finished := await find_finished(call, spec, requests)) is not None:
             return present(call, finished)
@@ -59,7 +61,9 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         def work(job: Job) -> list[RunRecord]:
             return run_records(call.workbench, spec, requests, job)
 
-        return await call.run_job(key, work, present, spec=spec, estimate=estimate, interactions=method.interactions(params))
+        return await call.run_job(
+            key, work, present, spec=spec, estimate=estimate, interactions=method.interactions(params)
+        )
 
     takes_prompts = type(method).interactions is not DiffingMethod.interactions
     return ToolDeclaration(
@@ -74,7 +78,9 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
 
 
 async def find_finished(call: Call, spec: PairSpec, requests: list[tuple[str, BaseModel]]) -> list[RunRecord] | None:
-    """The stored runs when all of them are there: an answer that need not wait for the device. None otherwise, and when only an estimate is asked for."""
+    """The stored runs when all of them are there: an answer that need not wait for the device. None otherwise, and when
+    only an estimate is asked for.
+    """
     if getattr(call.arguments, "estimate_only", False):
         return None
 
@@ -85,7 +91,9 @@ async def find_finished(call: Call, spec: PairSpec, requests: list[tuple[str, Ba
     return await anyio.to_thread.run_sync(look)
 
 
-def run_records(workbench: Workbench, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job) -> list[RunRecord]:
+def run_records(
+    workbench: Workbench, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job
+) -> list[RunRecord]:
     """`diffing_mcp.methods.runs.execute.run_methods` in a job; remembers sizes and speed for later estimates."""
     job(0, None, "starting")
     before = {manifest.id for manifest in workbench.store.list()}
@@ -111,7 +119,8 @@ def check_corpus(call: Call, params: BaseModel) -> None:
     allowed = settings().data_folder.resolve()
     if "\0" in params.corpus or not Path(params.corpus).expanduser().resolve().is_relative_to(allowed):
         raise InvalidInput(
-            f"through the server, corpus files must lie inside the data folder ({allowed}); or use {', '.join(BUNDLED)} or hub:ID#column@split"
+            f"through the server, corpus files must lie inside the data folder ({allowed}); or use "
+            f"{', '.join(BUNDLED)} or hub:ID#column@split"
         )
 
 
@@ -135,12 +144,17 @@ async def check_activations(call: Call, spec: PairSpec, params: BaseModel) -> No
     """
     if call.caller.operator or not isinstance(params, StoredActivationsParams) or not params.collections:
         return
-    known = {index.id: index for index in await anyio.to_thread.run_sync(default_activation_store().list) if index.finished}
+    known = {
+        index.id: index for index in await anyio.to_thread.run_sync(default_activation_store().list) if index.finished
+    }
     for name in params.collections:
         index = known.get(name)
         if index is not None and index.pair == await call.identity(spec) and index.corpus["id"] in BUNDLED:
             continue
-        raise UnknownName(f"there are no stored activations {name!r} of this pair on a bundled corpus; leave out `activations` to collect them anew")
+        raise UnknownName(
+            f"there are no stored activations {name!r} of this pair on a bundled corpus; leave out `activations` to "
+            "collect them anew"
+        )
 
 
 def _fenced(text: str) -> str:

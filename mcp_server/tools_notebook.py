@@ -16,13 +16,22 @@ class RecordHypothesisArguments(Arguments):
     """Arguments of record_hypothesis."""
 
     statement: str | None = Field(
-        None, min_length=1, max_length=4000, description="What you think was changed: specific enough to be wrong. Needed for a new one."
+        None,
+        min_length=1,
+        max_length=4000,
+        description="What you think was changed: specific enough to be wrong. Needed for a new one.",
     )
-    likelihood: float | None = Field(None, ge=0, le=1, description="How likely you think it is, 0 to 1. Needed for a new one.")
-    number: int | None = Field(None, ge=1, description="Change this hypothesis instead of adding one; what is left out stays.")
+    likelihood: float | None = Field(
+        None, ge=0, le=1, description="How likely you think it is, 0 to 1. Needed for a new one."
+    )
+    number: int | None = Field(
+        None, ge=1, description="Change this hypothesis instead of adding one; what is left out stays."
+    )
     status: Status | None = Field(None, description="active, confirmed or rejected.")
     reasoning: str = Field("", max_length=4000, description="Why.")
-    evidence: list[Evidence] = Field(default_factory=list, max_length=20, description="Runs, jobs or prompts it rests on; added to what there is.")
+    evidence: list[Evidence] = Field(
+        default_factory=list, max_length=20, description="Runs, jobs or prompts it rests on; added to what there is."
+    )
 
 
 class Board(BaseModel):
@@ -42,12 +51,18 @@ class SubmitFindingArguments(Arguments):
     """Arguments of submit_finding."""
 
     verdict: Verdict = Field(
-        description="`no_meaningful_difference` when the finetune taught nothing that shows; that is a full answer and can be right."
+        description=(
+            "`no_meaningful_difference` when the finetune taught nothing that shows; that is a full answer and can be "
+            "right."
+        )
     )
     statement: str = Field(
         min_length=1,
         max_length=8000,
-        description="What the finetune changed: topic, behaviour and details, as specific as the evidence allows; or why there is no difference.",
+        description=(
+            "What the finetune changed: topic, behaviour and details, as specific as the evidence allows; or why "
+            "there is no difference."
+        ),
     )
     likelihood: float = Field(0.5, ge=0, le=1, description="How sure you are, 0 to 1.")
     evidence: list[Evidence] = Field(default_factory=list, max_length=40)
@@ -55,7 +70,13 @@ class SubmitFindingArguments(Arguments):
 
 async def record_hypothesis(call: Call, arguments: RecordHypothesisArguments) -> Reply:
     recorded = notebook.record_hypothesis(
-        call.caller.scope, arguments.statement, arguments.likelihood, arguments.status, arguments.reasoning, arguments.evidence, arguments.number
+        call.caller.scope,
+        arguments.statement,
+        arguments.likelihood,
+        arguments.status,
+        arguments.reasoning,
+        arguments.evidence,
+        arguments.number,
     )
     others = [_line(item) for item in notebook.list_hypotheses(call.caller.scope) if item.number != recorded.number]
     return Reply(RecordHypothesisResult(recorded=recorded, others=others), "\n".join([_line(recorded), *others]))
@@ -66,17 +87,26 @@ async def list_hypotheses(call: Call, arguments: Arguments) -> Reply:
     lines = []
     for item in board:
         lines.append(_line(item))
-        lines += [f"    {text}" for text in [item.reasoning, *(f"{evidence.source}: {evidence.note}" for evidence in item.evidence)] if text]
+        lines += [
+            f"    {text}"
+            for text in [item.reasoning, *(f"{evidence.source}: {evidence.note}" for evidence in item.evidence)]
+            if text
+        ]
     return Reply(Board(hypotheses=board), "\n".join(lines) or "No hypotheses yet.")
 
 
 async def submit_finding(call: Call, arguments: SubmitFindingArguments) -> Reply:
-    finding = notebook.submit_finding(call.caller.scope, arguments.verdict, arguments.statement, arguments.likelihood, arguments.evidence)
+    finding = notebook.submit_finding(
+        call.caller.scope, arguments.verdict, arguments.statement, arguments.likelihood, arguments.evidence
+    )
     return Reply(finding, f"Submitted: {finding.verdict}. The investigation is over.")
 
 
 def _line(item: Hypothesis) -> str:
-    return f"{item.number}. [{item.status}, {item.likelihood:.2f}, {len(item.evidence)} pieces of evidence] {item.statement}"
+    return (
+        f"{item.number}. [{item.status}, {item.likelihood:.2f}, {len(item.evidence)} pieces of evidence] "
+        f"{item.statement}"
+    )
 
 
 def declarations() -> Mapping[str, ToolDeclaration]:
@@ -85,8 +115,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "record_hypothesis",
             "Record a hypothesis",
-            "Add a hypothesis about what the finetune changed to the notebook, or change one by its number (likelihood, status, evidence). Kept for "
-            "the whole investigation.",
+            (
+                "Add a hypothesis about what the finetune changed to the notebook, or change one by its number "
+                "(likelihood, status, evidence). Kept for the whole investigation."
+            ),
             RecordHypothesisArguments,
             RecordHypothesisResult,
             record_hypothesis,
@@ -106,9 +138,11 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "submit_finding",
             "Submit the finding",
-            "Give the final statement of the investigation, once: the verdict (difference or no_meaningful_difference) and what the finetune "
-            "changed. It is what will be "
-            "graded and ends the investigation. Call it last, and always, also when the budget has run out.",
+            (
+                "Give the final statement of the investigation, once: the verdict (difference or "
+                "no_meaningful_difference) and what the finetune changed. It is what will be graded and ends the "
+                "investigation. Call it last, and always, also when the budget has run out."
+            ),
             SubmitFindingArguments,
             Finding,
             submit_finding,

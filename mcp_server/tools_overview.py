@@ -14,7 +14,17 @@ from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.tools_methods import check_corpus, find_finished, run_records
 from diffing_mcp.methods.contract import GENERATED_WORK
 from diffing_mcp.methods.overview.digest import OverviewResult
-from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, LENS, LeftOut, OverviewPlan, choose, later_requests, named, pending_vector, run_plan
+from diffing_mcp.methods.overview.plan import (
+    DEFAULT_BUDGET,
+    LENS,
+    LeftOut,
+    OverviewPlan,
+    choose,
+    later_requests,
+    named,
+    pending_vector,
+    run_plan,
+)
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs import execute
 from diffing_mcp.methods.runs.store import RunRecord
@@ -28,20 +38,29 @@ Outcome = tuple[list[RunRecord], list[LeftOut]]
 class OverviewArguments(PairArguments, WaitArguments):
     """Arguments of overview. The corpus fields are those of the methods; left out, each method uses its default."""
 
-    corpus: str | None = Field(None, description="Text that the methods reading text read: `unrelated_texts` (default) or `chat_exchanges`.")
-    max_samples: int | None = Field(None, ge=1, le=100_000, description="Documents read at most (default 1000). Fewer are noisier and cost less.")
+    corpus: str | None = Field(
+        None, description="Text that the methods reading text read: `unrelated_texts` (default) or `chat_exchanges`."
+    )
+    max_samples: int | None = Field(
+        None, ge=1, le=100_000, description="Documents read at most (default 1000). Fewer are noisier and cost less."
+    )
     max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each document (default 30).")
     seed: int | None = Field(None, ge=0, description="Order in which documents are drawn (default 0).")
     budget: int = Field(
         DEFAULT_BUDGET,
         ge=500,
-        description=f"Tokens that the models may read for it, both sides together; a generated one counts {GENERATED_WORK}. Methods are taken by cost, "
-        "cheap ones first; what did not fit "
-        "is named with its cost. 50000: contrastive_decoding and weight_difference only; 300000: everything.",
+        description=(
+            f"Tokens that the models may read for it, both sides together; a generated one counts {GENERATED_WORK}. "
+            "Methods are taken by cost, cheap ones first; what did not fit is named with its cost. 50000: "
+            "contrastive_decoding and weight_difference only; 300000: everything."
+        ),
     )
     methods: list[str] | None = Field(
         None,
-        description="Exactly these methods, whatever they cost. Those that need a vector read the mean difference of activation_difference_lens.",
+        description=(
+            "Exactly these methods, whatever they cost. Those that need a vector read the mean difference of "
+            "activation_difference_lens."
+        ),
     )
     max_characters: int = Field(6000, ge=1000, le=40_000, description="Size of the digest.")
 
@@ -63,7 +82,11 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
         available = [name for name in all_methods() if shown_to.caller.may_use(name)]
         result = digest(records, arguments.max_characters, available, left_out)
         runs = ", ".join(record.id for record in records)
-        return Reply(result, f"{NOTICE}\n{Fence().around(result.as_text())}", next_step=f"Read more of each run with view_run: {runs}.")
+        return Reply(
+            result,
+            f"{NOTICE}\n{Fence().around(result.as_text())}",
+            next_step=f"Read more of each run with view_run: {runs}.",
+        )
 
     if (finished := await _finished(call, spec, plan)) is not None:
         return present(call, (finished, plan.left_out))
@@ -114,10 +137,14 @@ def declarations() -> Mapping[str, ToolDeclaration]:
     tool = ToolDeclaration(
         "overview",
         "Overview of a pair",
-        "What the diffing methods that fit a budget say about a pair, in one size-bounded digest: what each ran and cost, what it found, how far that is "
-        "beyond its null level, which words several methods agree on, what was left out and what to call next. By default KL divergence, logit, "
-        "activation and perplexity differences, contrastive decoding, weight differences, and a patchscope of the mean activation difference. The best "
-        "first call after describe_pair; then follow up with view_run, compare_text and ask_models. Says plainly when nothing stands out.",
+        (
+            "What the diffing methods that fit a budget say about a pair, in one size-bounded digest: what each ran "
+            "and cost, what it found, how far that is beyond its null level, which words several methods agree on, "
+            "what was left out and what to call next. By default KL divergence, logit, activation and perplexity "
+            "differences, contrastive decoding, weight differences, and a patchscope of the mean activation "
+            "difference. The best first call after describe_pair; then follow up with view_run, compare_text and "
+            "ask_models. Says plainly when nothing stands out."
+        ),
         OverviewArguments,
         OverviewResult,
         overview,

@@ -64,7 +64,9 @@ class DescribePairResult(BaseModel):
     vocab_size: int | None = None
     corpora: list[str] = Field(description="Corpora the methods can read.")
     prices: list[ToolPrice]
-    sources: dict[str, Any] | None = Field(None, description="Models, adapters and revisions of both sides (operators only).")
+    sources: dict[str, Any] | None = Field(
+        None, description="Models, adapters and revisions of both sides (operators only)."
+    )
 
 
 class LoadPairResult(BaseModel):
@@ -105,11 +107,19 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
         next_offset=end if end < len(found) else None,
         resident=_resident(call),
     )
-    lines = [f"{len(found)} pairs{f', showing {arguments.offset + 1} to {end}' if len(shown) < len(found) else ''} (offline = all files are here):"]
+    lines = [
+        (
+            f"{len(found)} pairs{f', showing {arguments.offset + 1} to {end}' if len(shown) < len(found) else ''} "
+            "(offline = all files are here):"
+        )
+    ]
     lines += [f"  {pair.name}{' (offline)' if pair.available_offline else ''}" for pair in shown]
-    lines += [f"in memory: {row.label}, {row.megabytes:.0f} MB{', in use' if row.in_use else ''}" for row in result.resident]
+    lines += [
+        f"in memory: {row.label}, {row.megabytes:.0f} MB{', in use' if row.in_use else ''}" for row in result.resident
+    ]
     lines.append(
-        "Any other pair can be named as BASE::FINETUNED (catalogue names, hub ids or local folders; `#model` or `#adapter` after one that holds both)."
+        "Any other pair can be named as BASE::FINETUNED (catalogue names, hub ids or local folders; `#model` or "
+        "`#adapter` after one that holds both)."
     )
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
 
@@ -130,11 +140,15 @@ async def describe_pair(call: Call, arguments: PairArguments) -> Reply:
         **size.model_dump(include={"num_layers", "d_model", "vocab_size"}),
         corpora=list(BUNDLED),
         prices=prices,
-        sources={"base": spec.base.model_dump(mode="json"), "finetuned": spec.finetuned.model_dump(mode="json")} if call.caller.operator else None,
+        sources={"base": spec.base.model_dump(mode="json"), "finetuned": spec.finetuned.model_dump(mode="json")}
+        if call.caller.operator
+        else None,
     )
     lines = [f"pair {result.name}: {_size_text(size)}"]
     if call.caller.operator:
-        lines += [f"{side}: {_source_text(source)}" for side, source in (("base", spec.base), ("finetuned", spec.finetuned))]
+        lines += [
+            f"{side}: {_source_text(source)}" for side, source in (("base", spec.base), ("finetuned", spec.finetuned))
+        ]
     lines.append(f"corpora: {', '.join(result.corpora)}")
     lines.append("costs a call (tool calls; model interactions):")
     lines += [f"  {price.tool}: {price.tool_calls}; {price.interactions}" for price in prices]
@@ -161,7 +175,10 @@ async def load_pair(call: Call, arguments: LoadPairArguments) -> Reply:
 
 
 def _present_loaded(call: Call, result: LoadPairResult) -> Reply:
-    sizes = f"{result.num_layers} layers, d_model {result.d_model}, vocabulary {result.vocab_size}, context {result.context_length} tokens"
+    sizes = (
+        f"{result.num_layers} layers, d_model {result.d_model}, vocabulary {result.vocab_size}, context "
+        f"{result.context_length} tokens"
+    )
     text = f"{result.name} is loaded: {sizes}"
     return Reply(result, text)
 
@@ -178,7 +195,10 @@ async def unload_pair(call: Call, arguments: PairArguments) -> Reply:
 
 
 def _resident(call: Call) -> list[ResidentRow]:
-    return [ResidentRow(label=model.label, megabytes=round(model.bytes / 1e6, 1), in_use=bool(model.in_use)) for model in call.workbench.status()]
+    return [
+        ResidentRow(label=model.label, megabytes=round(model.bytes / 1e6, 1), in_use=bool(model.in_use))
+        for model in call.workbench.status()
+    ]
 
 
 def _size_text(size: PairSize) -> str:
@@ -202,8 +222,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "list_pairs",
             "List pairs",
-            "List the pairs of models that can be compared, by name. Call this first; every other tool takes one of these names. In an "
-            "investigation there is one.",
+            (
+                "List the pairs of models that can be compared, by name. Call this first; every other tool takes one "
+                "of these names. In an investigation there is one."
+            ),
             ListPairsArguments,
             ListPairsResult,
             list_pairs,
@@ -212,8 +234,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "describe_pair",
             "Describe a pair",
-            "Sizes of a pair of models, the corpora the methods can read, and what every tool costs (tool calls and model interactions). Loads "
-            "nothing.",
+            (
+                "Sizes of a pair of models, the corpora the methods can read, and what every tool costs (tool calls "
+                "and model interactions). Loads nothing."
+            ),
             PairArguments,
             DescribePairResult,
             describe_pair,
@@ -222,9 +246,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "load_pair",
             "Load a pair",
-            "Load a pair of models into memory and return its sizes and context length. Not needed before other tools, which load by themselves; "
-            "useful to pay the "
-            "waiting time first.",
+            (
+                "Load a pair of models into memory and return its sizes and context length. Not needed before other "
+                "tools, which load by themselves; useful to pay the waiting time first."
+            ),
             LoadPairArguments,
             LoadPairResult,
             load_pair,
@@ -234,8 +259,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "unload_pair",
             "Unload a pair",
-            "Free the memory of a pair. Refused while it is in use. The least recently used pair goes by itself when room is needed, so this is "
-            "rarely called.",
+            (
+                "Free the memory of a pair. Refused while it is in use. The least recently used pair goes by itself "
+                "when room is needed, so this is rarely called."
+            ),
             PairArguments,
             UnloadPairResult,
             unload_pair,

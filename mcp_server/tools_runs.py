@@ -41,7 +41,9 @@ class RunRow(BaseModel):
     params: dict[str, Any] = Field(description="Parameters that differ from the defaults.")
     created: str
     seconds: float
-    forward_passes: int | None = Field(None, description="Passes of one model over one batch, both sides together; a shared pass counts whole.")
+    forward_passes: int | None = Field(
+        None, description="Passes of one model over one batch, both sides together; a shared pass counts whole."
+    )
     forward_tokens: int | None = Field(None, description="Tokens read in them.")
     generated_tokens: int | None = None
 
@@ -58,9 +60,12 @@ class ViewRunArguments(Arguments):
     """Arguments of view_run."""
 
     run: str = Field(min_length=2, max_length=200, description="Run id (or its unambiguous beginning).")
-    view: str | None = Field(None, max_length=100, description="Name of the view; without it the views of this run are listed.")
+    view: str | None = Field(
+        None, max_length=100, description="Name of the view; without it the views of this run are listed."
+    )
     params: dict[str, Any] = Field(
-        default_factory=dict, description="Parameters of the view; the list of views shows their names, ranges and defaults."
+        default_factory=dict,
+        description="Parameters of the view; the list of views shows their names, ranges and defaults.",
     )
 
 
@@ -112,7 +117,9 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
     result = ListRunsResult(runs=rows, total=len(found), next_offset=end if end < len(found) else None)
     if not found and arguments.method is not None:
         get_method(arguments.method)  # a mistyped name is an error, not an empty list
-    counted = f"{len(found)} runs" + (f", showing {arguments.offset + 1} to {end}" if 0 < len(shown) < len(found) else "" if shown else ", none here")
+    counted = f"{len(found)} runs" + (
+        f", showing {arguments.offset + 1} to {end}" if 0 < len(shown) < len(found) else "" if shown else ", none here"
+    )
     # Headlines quote what the models say.
     listed = "\n".join(f"{row.run_id} {json.dumps(row.params, separators=(',', ':'))}: {row.headline}" for row in rows)
     lines = [counted, NOTICE, Fence().around(listed)] if rows else [counted]
@@ -126,10 +133,20 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
     method = get_method(record.manifest.method)
     params = _changed_params(record.manifest)
     if arguments.view is None:
-        views = [ViewRow(name=view.name, description=view.description, params=_parameter_schemas(view)) for view in method.views.values()]
+        views = [
+            ViewRow(name=view.name, description=view.description, params=_parameter_schemas(view))
+            for view in method.views.values()
+        ]
         result = record.result()
-        answer = ViewRunResult(run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json"))
-        lines = [f"{record.id}: {method.title}, parameters {json.dumps(params)}", NOTICE, Fence().around(record.report(result)), "views:"]
+        answer = ViewRunResult(
+            run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json")
+        )
+        lines = [
+            f"{record.id}: {method.title}, parameters {json.dumps(params)}",
+            NOTICE,
+            Fence().around(record.report(result)),
+            "views:",
+        ]
         lines += [f"  {view.name}({', '.join(view.params)}): {view.description}" for view in views] or ["  none"]
         return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks)
     if arguments.view not in method.views:
@@ -139,7 +156,9 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
         view_params = view.Params.model_validate(arguments.params)
     except ValidationError as error:
         allowed = json.dumps(_parameter_schemas(view), separators=(",", ":"))
-        raise InvalidInput(f"view {view.name}: {complaints(error, view.Params.model_fields)}. Parameters: {allowed}") from None
+        raise InvalidInput(
+            f"view {view.name}: {complaints(error, view.Params.model_fields)}. Parameters: {allowed}"
+        ) from None
     # Arrays and tables are read here: off the event loop, so that other calls are answered meanwhile.
     data = await anyio.to_thread.run_sync(view.run, record, view_params)
     values = data.model_dump(mode="json")
@@ -147,10 +166,13 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
     text = as_text() if callable(as_text) else compact_text(values)
     if len(text) > 3 * DEFAULT_CHARACTERS:
         raise InvalidInput(
-            f"view {view.name} would say {len(text)} characters; narrow it down with its parameters: {', '.join(view.Params.model_fields)}"
+            f"view {view.name} would say {len(text)} characters; narrow it down with its parameters: "
+            f"{', '.join(view.Params.model_fields)}"
         )
     answer = ViewRunResult(run_id=record.id, method=method.name, params=params, view=view.name, data=values)
-    return Reply(answer, f"{record.id}, {view.name}:\n{NOTICE}\n{Fence().around(text)}", run_id=record.id, remarks=remarks)
+    return Reply(
+        answer, f"{record.id}, {view.name}:\n{NOTICE}\n{Fence().around(text)}", run_id=record.id, remarks=remarks
+    )
 
 
 def find_run(call: Call, identifier: str) -> RunRecord:
@@ -165,7 +187,11 @@ def find_run(call: Call, identifier: str) -> RunRecord:
     mine = sorted(investigations.remembered_runs(investigation.id))
     matching = [run for run in mine if run == identifier] or [run for run in mine if run.startswith(identifier)]
     if len(matching) != 1:
-        listed = f"Runs of this investigation: {', '.join(mine)}." if mine else "This investigation has no runs yet: call a method first."
+        listed = (
+            f"Runs of this investigation: {', '.join(mine)}."
+            if mine
+            else "This investigation has no runs yet: call a method first."
+        )
         raise UnknownName(f"there is no run {identifier!r}. {listed}")
     return call.workbench.store.get(matching[0])
 
@@ -175,13 +201,18 @@ def _changed_params(manifest: RunManifest) -> dict[str, Any]:
         fields = get_method(manifest.method).Params.model_fields
     except UnknownName:
         return manifest.params
-    defaults = {name: to_jsonable_python(field.get_default(call_default_factory=True), fallback=str) for name, field in fields.items()}
+    defaults = {
+        name: to_jsonable_python(field.get_default(call_default_factory=True), fallback=str)
+        for name, field in fields.items()
+    }
     return {name: value for name, value in manifest.params.items() if name not in defaults or defaults[name] != value}
 
 
 def _parameter_schemas(view: View) -> dict[str, Any]:
     properties = view.Params.model_json_schema().get("properties", {})
-    return {name: {key: value for key, value in schema.items() if key != "title"} for name, schema in properties.items()}
+    return {
+        name: {key: value for key, value in schema.items() if key != "title"} for name, schema in properties.items()
+    }
 
 
 def declarations() -> Mapping[str, ToolDeclaration]:
@@ -190,8 +221,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "list_runs",
             "List finished runs",
-            "List the finished runs of the diffing methods on a pair: ids, parameters and headlines. Runs are kept; calling a method again with "
-            "equal parameters is a lookup.",
+            (
+                "List the finished runs of the diffing methods on a pair: ids, parameters and headlines. Runs are "
+                "kept; calling a method again with equal parameters is a lookup."
+            ),
             ListRunsArguments,
             ListRunsResult,
             list_runs,
@@ -200,9 +233,11 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         ToolDeclaration(
             "view_run",
             "Read more of a run",
-            "Drill down into a finished run: more rows, single tokens, examples, positions. Without `view` it shows the run's result and lists the "
-            "views with their "
-            "parameters. Reads stored numbers only, so it is quick and loads no model.",
+            (
+                "Drill down into a finished run: more rows, single tokens, examples, positions. Without `view` it "
+                "shows the run's result and lists the views with their parameters. Reads stored numbers only, so it "
+                "is quick and loads no model."
+            ),
             ViewRunArguments,
             ViewRunResult,
             view_run,

@@ -20,7 +20,9 @@ from diffing_mcp.mcp_server.declarations import ToolDeclaration
 
 @lru_cache(maxsize=1)
 def toolset() -> dict[str, ToolDeclaration]:
-    """Every tool by name. The order never changes while the methods are the same, so that clients can cache prompts that hold it."""
+    """Every tool by name. The order never changes while the methods are the same, so that clients can cache prompts
+    that hold it.
+    """
     modules = (
         tools_pairs,
         tools_overview,

@@ -1,4 +1,6 @@
-"""What one server process has: jobs, the ledger, resident models and the run store. Models and torch are loaded by the first job that needs them."""
+"""What one server process has: jobs, the ledger, resident models and the run store. Models and torch are loaded by the
+first job that needs them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Workbench:
     """Shared by all requests of a process. Create one, serve, `close` it."""
 
     def __init__(self, pairs: ModelPairs | None = None) -> None:
-        """`pairs`: models to share with others in this process; none: the workbench makes its own when the first job needs them."""
+        """`pairs`: models to share with others in this process; none: the workbench makes its own when the first job
+        needs them.
+        """
         self.jobs = Jobs()
         self.ledger = Ledger()
         self.ledger.recover()
@@ -35,7 +39,9 @@ class Workbench:
 
     @property
     def device(self) -> str:
-        """The name of the queue that model work goes through. A pair may span several devices; there is one worker for all of them."""
+        """The name of the queue that model work goes through. A pair may span several devices; there is one worker for
+        all of them.
+        """
         return settings().device
 
     @property
@@ -63,7 +69,9 @@ class Workbench:
     def note_size(self, spec: PairSpec, pair: LoadedPair) -> PairSize:
         """Remember the sizes of a loaded pair for descriptions and estimates."""
         known = self._sizes.get(spec.name, PairSize())
-        size = known.model_copy(update={"num_layers": pair.num_layers, "d_model": pair.d_model, "vocab_size": pair.vocab_size})
+        size = known.model_copy(
+            update={"num_layers": pair.num_layers, "d_model": pair.d_model, "vocab_size": pair.vocab_size}
+        )
         self._sizes[spec.name] = size
         self._remarks[spec.name] = pair.remarks
         return size

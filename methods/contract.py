@@ -1,10 +1,12 @@
-"""What a diffing method is: one declaration from which the MCP tool, the command, the panel page and the reference page are made.
+"""What a diffing method is: one declaration from which the MCP tool, the command, the panel page and the reference page
+are made.
 
-This module and the declarations that subclass it never import torch, so that schemas are served before anything heavy is loaded; a method
-imports its numerics inside `run`, `accumulator` and `summarise`.
+This module and the declarations that subclass it never import torch, so that schemas are served before anything heavy
+is loaded; a method imports its numerics inside `run`, `accumulator` and `summarise`.
 
-A method is a subclass of `DiffingMethod` (or of `CorpusMethod`, when all it needs is what both models compute on a text corpus) with class
-attributes; the registry holds one instance of each. Methods have no state: everything they know is in their arguments.
+A method is a subclass of `DiffingMethod` (or of `CorpusMethod`, when all it needs is what both models compute on a text
+corpus) with class attributes; the registry holds one instance of each. Methods have no state: everything they know is
+in their arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.preprocessing.corpora import CorpusParams
-from diffing_mcp.preprocessing.text_sources import StoredActivationsParams, open_text, source_identity, text_source, text_tokens
+from diffing_mcp.preprocessing.text_sources import (
+    StoredActivationsParams,
+    open_text,
+    source_identity,
+    text_source,
+    text_tokens,
+)
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.directions.vectors import ResidualVector
@@ -36,35 +44,46 @@ Cost = Literal["seconds", "minutes", "long"]
 
 
 class MethodParams(BaseModel):
-    """Parameters of a method that reads no corpus. Unknown names are refused; every field has a unit, a default and a range."""
+    """Parameters of a method that reads no corpus. Unknown names are refused; every field has a unit, a default and a
+    range.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CorpusMethodParams(CorpusParams):
-    """Parameters of a method that reads a corpus: the corpus fields are its own fields, so `max_samples=256` is set like any other."""
+    """Parameters of a method that reads a corpus: the corpus fields are its own fields, so `max_samples=256` is set
+    like any other.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class HiddenStatesParams(StoredActivationsParams, CorpusMethodParams):
-    """Parameters of a corpus method that needs hidden states alone: it reads stored activations as well, where the corpus fields are the collection's."""
+    """Parameters of a corpus method that needs hidden states alone: it reads stored activations as well, where the
+    corpus fields are the collection's.
+    """
 
 
 class MethodResult(BaseModel):
-    """What an agent reads: small (at most about 2,000 tokens), complete in itself, honest about nulls. Long data go to arrays and tables."""
+    """What an agent reads: small (at most about 2,000 tokens), complete in itself, honest about nulls. Long data go to
+    arrays and tables.
+    """
 
     stands_out: bool = Field(description="Whether the method saw more than what noise or a null finetune shows.")
     headline: str = Field(description="The outcome in one sentence.")
 
     def as_text(self) -> str:
-        """The same as the JSON in fewer characters. Subclasses with lists of rows override this with a table of their own."""
+        """The same as the JSON in fewer characters. Subclasses with lists of rows override this with a table of their
+        own.
+        """
         return compact_text(self.model_dump(mode="json"))
 
 
 def compact_text(values: Mapping[str, Any]) -> str:
-    """Headline first, then one line a field: numbers in 4 significant digits; lists of objects below their name, one line an object, and lists inside
-    of an object below it, further in. Texts inside of an object stand in quotes, so that none of them can look like the next field."""
+    """Headline first, then one line a field: numbers in 4 significant digits; lists of objects below their name, one
+    line an object, and lists inside of an object below it, further in. Texts inside of an object stand in quotes, so
+    that none of them can look like the next field."""
     lines = [str(values["headline"])] if "headline" in values else []
     for name, value in values.items():
         if name != "headline" and value is not None:
@@ -85,7 +104,9 @@ def _object(value: Any, indent: str) -> list[str]:
         return [indent + _short(value, inner=True)]
     filled = {name: item for name, item in value.items() if item not in (None, [], {})}
     nested = {name: item for name, item in filled.items() if _holds_objects(item)}
-    first = indent + " ".join(f"{name}={_short(item, inner=True)}" for name, item in filled.items() if name not in nested)
+    first = indent + " ".join(
+        f"{name}={_short(item, inner=True)}" for name, item in filled.items() if name not in nested
+    )
     return [first, *(line for name, item in nested.items() for line in _field(name, item, indent + "  "))]
 
 
@@ -97,7 +118,9 @@ _WORD = re.compile(r'[^\s",=]+')
 
 
 def _short(value: Any, inner: bool = False) -> str:
-    """A value in one line; `inner`: inside of an object or list, where a text needs quotes unless it is a single word."""
+    """A value in one line; `inner`: inside of an object or list, where a text needs quotes unless it is a
+    single word.
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -106,18 +129,24 @@ def _short(value: Any, inner: bool = False) -> str:
         plain = _WORD.fullmatch(value) if inner else value and value.strip() == value and "\n" not in value
         return value if plain else json.dumps(value, ensure_ascii=False)
     if isinstance(value, Mapping):
-        return " ".join(f"{key}={_short(item, inner=True)}" for key, item in value.items() if item is not None) or "none"
+        return (
+            " ".join(f"{key}={_short(item, inner=True)}" for key, item in value.items() if item is not None) or "none"
+        )
     if isinstance(value, list):
         return ", ".join(_short(item, inner=True) for item in value) or "none"
     return str(value)
 
 
 class RunWriter(Protocol):
-    """Where a method puts what is too long for its result. Nothing is visible to readers before the whole run is written."""
+    """Where a method puts what is too long for its result. Nothing is visible to readers before the whole run is
+    written.
+    """
 
     @property
     def store(self) -> RunStore:
-        """The store that the run is written to: where vectors of earlier runs are looked up (`diffing_mcp.methods.directions.vectors.resolve`)."""
+        """The store that the run is written to: where vectors of earlier runs are looked up
+        (`diffing_mcp.methods.directions.vectors.resolve`).
+        """
 
     def add_array(self, name: str, values: Any) -> None:
         """A numpy array or torch tensor (any device); stored in arrays.safetensors, bfloat16 as float32."""
@@ -126,7 +155,9 @@ class RunWriter(Protocol):
         """Columns of equal length (lists, numpy arrays; nested lists allowed); stored as tables/<name>.parquet."""
 
     def examples(self, per_bin: int = 20) -> ExampleWriter:
-        """The writer of the run's max-activating examples (always the same one); other processes may append to its `path` until the run ends."""
+        """The writer of the run's max-activating examples (always the same one); other processes may append to its
+        `path` until the run ends.
+        """
 
     def note(self, name: str, value: Any) -> None:
         """A JSON value for the manifest's `notes` (timings, the noise floor, whether there was a BOS)."""
@@ -138,7 +169,9 @@ R = TypeVar("R", bound=MethodResult)
 
 @dataclass(frozen=True)
 class View:
-    """A drill-down question over a finished run, answered from its stored arrays and tables alone (no model, no torch)."""
+    """A drill-down question over a finished run, answered from its stored arrays and tables alone (no
+    model, no torch).
+    """
 
     name: str
     description: str
@@ -148,7 +181,9 @@ class View:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot of a finished run for the panel. `build` returns a plotly figure as a JSON-ready dict {"data": [...], "layout": {...}}."""
+    """A plot of a finished run for the panel. `build` returns a plotly figure as a JSON-ready dict {"data": [...],
+    "layout": {...}}.
+    """
 
     name: str
     title: str
@@ -160,7 +195,9 @@ class TokenList(BaseModel):
 
     name: str
     tokens: list[str] = Field(description="As the tokenizer gives them, the most telling first.")
-    weights: list[float] | None = Field(None, description="The tokens' probabilities, where the list has them; as many as tokens.")
+    weights: list[float] | None = Field(
+        None, description="The tokens' probabilities, where the list has them; as many as tokens."
+    )
     control: bool = Field(False, description="Read from one model alone: what a list shows without any difference.")
 
 
@@ -168,25 +205,33 @@ TextRole = Literal["amplified", "finetuned", "control", "search"]
 
 
 class TextGroup(BaseModel):
-    """Texts that one model wrote under one setting in a finished run, to be judged for coherence or for the facts that they state."""
+    """Texts that one model wrote under one setting in a finished run, to be judged for coherence or for the facts that
+    they state.
+    """
 
     name: str = Field(description="Model and setting, such as `alpha +3`.")
     role: TextRole = Field(
-        description="`amplified`: the difference or a direction counts more; `finetuned`: the plain finetuned model; `control`: the base, the opposite, or chance; "
-        "`search`: tried while a strength was looked for."
+        description=(
+            "`amplified`: the difference or a direction counts more; `finetuned`: the plain finetuned model; "
+            "`control`: the base, the opposite, or chance; `search`: tried while a strength was looked for."
+        )
     )
     strength: float | None = Field(None, description="Alpha, weight or strength; None where nothing is amplified.")
-    series: str | None = Field(None, description="Groups among which the largest coherent strength is sought, such as `finetuned +`; None: in none.")
+    series: str | None = Field(
+        None,
+        description="Groups among which the largest coherent strength is sought, such as `finetuned +`; None: in none.",
+    )
     coherent: float | None = Field(
-        None, description="Share of the texts at this strength that the method itself found coherent; None: not looked at."
+        None,
+        description="Share of the texts at this strength that the method itself found coherent; None: not looked at.",
     )
     prompts: list[str] = Field(description="What each text continues or answers; as many as texts.")
     texts: list[str] = Field(description="UNTRUSTED text of a model under study, without the prompt.")
 
 
 GENERATED_WORK = 6
-"""Tokens that are read in the time that generating one takes, a step giving only one token a text: 5 to 9 where all texts were generated in batches, on two
-CPU cores with the bundled model; more in small batches."""
+"""Tokens that are read in the time that generating one takes, a step giving only one token a text: 5 to 9 where all
+texts were generated in batches, on two CPU cores with the bundled model; more in small batches."""
 
 
 class CostEstimate(BaseModel):
@@ -194,7 +239,12 @@ class CostEstimate(BaseModel):
 
     tokens: int = Field(description="Tokens that the models read, those that they generate themselves left out.")
     generated_tokens: int = Field(0, description="Tokens that the models generate.")
-    work: int = Field(description=f"All of the work in tokens read: a generated token counts {GENERATED_WORK}, for each model that is run for it.")
+    work: int = Field(
+        description=(
+            f"All of the work in tokens read: a generated token counts {GENERATED_WORK}, for each model that is run "
+            "for it."
+        )
+    )
     forward_passes: int = Field(description="Passes of one model over one batch.")
     seconds: float | None = Field(description="None while the speed of this pair is unknown.")
     bytes: int = Field(description="Disk bytes of the stored run, roughly.")
@@ -206,10 +256,19 @@ class PairSize(BaseModel):
     num_layers: int | None = None
     d_model: int | None = None
     vocab_size: int | None = None
-    tokens_per_second: float | None = Field(None, description="Measured: tokens that are read a second, of whichever side.")
+    tokens_per_second: float | None = Field(
+        None, description="Measured: tokens that are read a second, of whichever side."
+    )
 
     def cost(
-        self, tokens: float, forward_passes: int, *, generated_tokens: int = 0, models: int = 1, other_work: float = 0, bytes: int = 0
+        self,
+        tokens: float,
+        forward_passes: int,
+        *,
+        generated_tokens: int = 0,
+        models: int = 1,
+        other_work: float = 0,
+        bytes: int = 0,
     ) -> CostEstimate:
         """An estimate with its work and seconds.
 
@@ -232,8 +291,9 @@ class PairSize(BaseModel):
 class DiffingMethod(Generic[P, R]):
     """A method that compares the two sides of a pair.
 
-    Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would change), `Params`,
-    `Result`, `cost`, and optionally `in_overview`, `needs_vector`, `views` and `figures`. The class docstring is the tool's description.
+    Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would
+    change), `Params`, `Result`, `cost`, and optionally `in_overview`, `needs_vector`, `views` and `figures`. The class
+    docstring is the tool's description.
     """
 
     name: ClassVar[str]
@@ -243,10 +303,12 @@ class DiffingMethod(Generic[P, R]):
     Result: ClassVar[type[MethodResult]]
     cost: ClassVar[Cost] = "minutes"
     in_overview: ClassVar[bool] = False
-    """Whether `overview` may choose it when its estimate fits the budget: it needs only the pair (or a vector of the lens), and its result has
-    `evidence_words()` or says how much changed."""
+    """Whether `overview` may choose it when its estimate fits the budget: it needs only the pair (or a vector of the
+    lens), and its result has `evidence_words()` or says how much changed."""
     needs_vector: ClassVar[bool] = False
-    """Whether a parameter names a vector of an earlier run, so that it cannot run on a pair alone. All other methods run with their defaults."""
+    """Whether a parameter names a vector of an earlier run, so that it cannot run on a pair alone. All other methods
+    run with their defaults.
+    """
     views: ClassVar[Mapping[str, View]] = {}
     figures: ClassVar[Sequence[Figure]] = ()
 
@@ -260,17 +322,23 @@ class DiffingMethod(Generic[P, R]):
         raise NotImplementedError
 
     def interactions(self, params: P) -> int:
-        """Model interactions that a call costs in an investigation: one a prompt and sample where the caller chooses the prompts, else none."""
+        """Model interactions that a call costs in an investigation: one a prompt and sample where the caller chooses
+        the prompts, else none.
+        """
         return 0
 
     def operator_only(self, params: P) -> str | None:
-        """Why only an operator may use these parameters through the server (they name files or hub ids), in words for the caller; None for most."""
+        """Why only an operator may use these parameters through the server (they name files or hub ids), in words for
+        the caller; None for most.
+        """
         return None
 
     def vector_names(self, record: RunRecord) -> Sequence[str]:
-        """Names of the residual-stream vectors that a finished run offers to other methods, the most telling first; none for most methods.
+        """Names of the residual-stream vectors that a finished run offers to other methods, the most telling first;
+        none for most methods.
 
-        A vector is named `RUN/NAME` everywhere (`diffing_mcp.methods.directions.vectors`), for instance `activation_difference_lens-1f3a9c/14:all:difference`.
+        A vector is named `RUN/NAME` everywhere (`diffing_mcp.methods.directions.vectors`), for instance
+        `activation_difference_lens-1f3a9c/14:all:difference`.
         """
         return ()
 
@@ -283,17 +351,25 @@ class DiffingMethod(Generic[P, R]):
         raise InvalidInput(f"Runs of {self.name} give no vectors.")
 
     def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
-        """The lists of a finished run that a grader of token relevance judges: the words that the result offers as evidence, if any."""
+        """The lists of a finished run that a grader of token relevance judges: the words that the result offers as
+        evidence, if any.
+        """
         result = record.result()
         words: list[EvidenceWord] = result.evidence_words() if hasattr(result, "evidence_words") else []
-        return [TokenList(name="evidence", tokens=[word.word for word in sorted(words, key=lambda word: -word.score)])] if words else []
+        return (
+            [TokenList(name="evidence", tokens=[word.word for word in sorted(words, key=lambda word: -word.score)])]
+            if words
+            else []
+        )
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
         """The texts of a finished run by model and setting, controls included, each once; none for most methods."""
         return ()
 
     def key_parts(self, params: P, spec: PairSpec) -> dict[str, Any]:
-        """What decides the result besides method, version, pair and parameters, as JSON values: content hashes of files that are read."""
+        """What decides the result besides method, version, pair and parameters, as JSON values: content hashes of files
+        that are read.
+        """
         return {}
 
     def estimate(self, pair: PairSize, params: P) -> CostEstimate:
@@ -307,11 +383,14 @@ C = TypeVar("C", bound=CorpusMethodParams)
 class CorpusMethod(DiffingMethod[C, R]):
     """A method fed by the shared corpus pass: several of them with equal corpus parameters cost one pass together.
 
-    Its `Params` subclass `CorpusMethodParams`, or `HiddenStatesParams` when its accumulator reads no logits: it then takes stored activations too.
+    Its `Params` subclass `CorpusMethodParams`, or `HiddenStatesParams` when its accumulator reads no logits: it then
+    takes stored activations too.
     """
 
     def accumulator(self, pair: LoadedPair, params: C, corpus: TokenizedCorpus) -> Accumulator:
-        """A fresh streaming accumulator; memory O(vocabulary), O(d_model) or O(tokens), never O(tokens x vocabulary)."""
+        """A fresh streaming accumulator; memory O(vocabulary), O(d_model) or O(tokens), never O(tokens x
+        vocabulary).
+        """
         raise NotImplementedError
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: C, run: RunWriter) -> R:
@@ -333,4 +412,6 @@ class CorpusMethod(DiffingMethod[C, R]):
 
         read, tokens = text_tokens(params)
         # Per-token scalars in float32 and token ids, plus a few vocabulary-sized float64 rows.
-        return pair.cost(2 * read, 2 * -(-read // settings().batch_tokens), bytes=40 * tokens + 64 * (pair.vocab_size or 50_000))
+        return pair.cost(
+            2 * read, 2 * -(-read // settings().batch_tokens), bytes=40 * tokens + 64 * (pair.vocab_size or 50_000)
+        )

@@ -1,7 +1,8 @@
-"""Which methods there are: the built-in ones and those that other distributions declare under the entry-point group `diffing.methods`.
+"""Which methods there are: the built-in ones and those that other distributions declare under the entry-point group
+`diffing.methods`.
 
-An entry point names a `DiffingMethod` subclass (or an instance). A third-party method that fails to import, or takes a name that is in use,
-is left out with a warning instead of taking the server down.
+An entry point names a `DiffingMethod` subclass (or an instance). A third-party method that fails to import, or takes a
+name that is in use, is left out with a warning instead of taking the server down.
 """
 
 from __future__ import annotations

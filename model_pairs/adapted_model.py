@@ -1,7 +1,9 @@
-"""An adapter on a base model of its own: the model that `PeftModel.from_pretrained` makes, for every kind and option that cannot share a base.
+"""An adapter on a base model of its own: the model that `PeftModel.from_pretrained` makes, for every kind and option
+that cannot share a base.
 
-peft may rebuild the base here (PiSSA), resize its vocabulary, wrap layers in any way or put learned tokens in front: the base that the finetune is compared with
-is another copy. What runs afterwards is the transformers model inside, so it is compared with what peft itself computes before it is used.
+peft may rebuild the base here (PiSSA), resize its vocabulary, wrap layers in any way or put learned tokens in front:
+the base that the finetune is compared with is another copy. What runs afterwards is the transformers model inside, so
+it is compared with what peft itself computes before it is used.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _COARSE = 2e-2
-"""Largest difference to peft's own logits, in standard deviations of the logits: the same modules run, in other batches of tokens at most."""
+"""Largest difference to peft's own logits, in standard deviations of the logits: the same modules run, in other batches
+of tokens at most.
+"""
 
 
 class LearnedPrompt:
-    """Keys and values of learned tokens in front of every text (prompt tuning, p-tuning, prefix tuning), put into each pass that starts a text.
+    """Keys and values of learned tokens in front of every text (prompt tuning, p-tuning, prefix tuning), put into each
+    pass that starts a text.
 
     Positions, masks and hidden states of a caller are those of the text alone.
     """
@@ -34,7 +39,9 @@ class LearnedPrompt:
     def __init__(self, cache: Any, tokens: int, kind: str) -> None:
         self.cache, self.tokens, self.kind = cache, tokens, kind
 
-    def __call__(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(
+        self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The hook before the model's forward."""
         if arguments:
             named, arguments = {"input_ids": arguments[0], **named}, ()
@@ -63,7 +70,8 @@ def adapted(transformer: Any, stored: StoredAdapter) -> AdaptedModel:
 
     Raises:
         NotTheSame: made for another model, not all of it landed, or weights that are not zero and change nothing.
-        InvalidInput: rows beyond the base's vocabulary that the adapter does not hold, or a kind that computes more than the model inside can.
+        InvalidInput: rows beyond the base's vocabulary that the adapter does not hold, or a kind that computes more
+            than the model inside can.
     """
     base = probe_logits(transformer, stored)
     _resize(transformer, stored)
@@ -80,7 +88,8 @@ def adapted(transformer: Any, stored: StoredAdapter) -> AdaptedModel:
 
 
 def merged(transformer: Any, stored: StoredAdapter) -> Any:
-    """The base model (which is changed in place) with the adapter merged into its weights, in the model's dtype, no adapter left.
+    """The base model (which is changed in place) with the adapter merged into its weights, in the model's dtype, no
+    adapter left.
 
     Raises:
         NotTheSame: as `adapted`.
@@ -89,7 +98,10 @@ def merged(transformer: Any, stored: StoredAdapter) -> Any:
     _resize(transformer, stored)
     model = _loaded(transformer, stored)
     if not hasattr(model, "merge_and_unload"):
-        raise InvalidInput(f"An adapter of the kind {stored.kind} is no change of weights and cannot be merged. Name it without `merged`.")
+        raise InvalidInput(
+            f"An adapter of the kind {stored.kind} is no change of weights and cannot be merged. Name it without "
+            "`merged`."
+        )
     with loading_by_peft(stored):
         return model.merge_and_unload(adapter_names=[OWN_ADAPTER]).requires_grad_(False).eval()
 
@@ -101,8 +113,9 @@ def _resize(transformer: Any, stored: StoredAdapter) -> None:
         return
     if not stored.brings_all_rows:
         raise InvalidInput(
-            f"The adapter was trained with a vocabulary of {rows} rows and the base model has {own}; the adapter's files do not hold the rows of the added "
-            "tokens, so the trained model cannot be rebuilt. Save it with save_embedding_layers=True, or merge it and name the full model."
+            f"The adapter was trained with a vocabulary of {rows} rows and the base model has {own}; the adapter's "
+            "files do not hold the rows of the added tokens, so the trained model cannot be rebuilt. Save it with "
+            "save_embedding_layers=True, or merge it and name the full model."
         )
     transformer.resize_token_embeddings(rows, mean_resizing=False)
 
@@ -113,7 +126,9 @@ def _loaded(transformer: Any, stored: StoredAdapter) -> PeftModel:
     with loading_by_peft(stored):
         model = PeftModel.from_pretrained(transformer, str(stored.folder), adapter_name=OWN_ADAPTER, is_trainable=False)
         # Once more, because only this tells what did not land.
-        check_landed(stored, model.load_adapter(str(stored.folder), OWN_ADAPTER, is_trainable=False), model, OWN_ADAPTER)
+        check_landed(
+            stored, model.load_adapter(str(stored.folder), OWN_ADAPTER, is_trainable=False), model, OWN_ADAPTER
+        )
     return model.requires_grad_(False).eval()
 
 
@@ -132,7 +147,9 @@ def _learned_prompt(model: PeftModel, stored: StoredAdapter) -> LearnedPrompt | 
             mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
             cache = base(inputs_embeds=embeddings, attention_mask=mask, use_cache=True).past_key_values
     if not isinstance(cache, DynamicCache):
-        raise InvalidInput(f"This model keeps no plain keys and values, which an adapter of the kind {stored.kind} needs.")
+        raise InvalidInput(
+            f"This model keeps no plain keys and values, which an adapter of the kind {stored.kind} needs."
+        )
     return LearnedPrompt(cache, int(cache.get_seq_length()), stored.kind)
 
 
@@ -150,27 +167,33 @@ def _check_same(model: PeftModel, inner: Any, stored: StoredAdapter, hooked: boo
             first, second = (probe_logits(model, stored) for _ in range(2))
         own = probe_logits(inner, stored)
     if first.shape != own.shape:
-        raise InvalidInput(f"peft's {stored.kind} gives logits of the shape {tuple(first.shape)}, the model inside {tuple(own.shape)}.")
+        raise InvalidInput(
+            f"peft's {stored.kind} gives logits of the shape {tuple(first.shape)}, the model inside {tuple(own.shape)}."
+        )
     if not torch.equal(first, second):
         raise InvalidInput(
-            f"This {stored.kind} adapter draws random numbers when it runs, so no two passes agree and no difference could be trusted."
+            f"This {stored.kind} adapter draws random numbers when it runs, so no two passes agree and no difference "
+            "could be trusted."
         )
     scale = float(first.float().std().clamp_min(1e-12))
     worst = float((first.float() - own.float()).abs().max()) / scale
     if not worst <= _TOLERANCE.get(first.dtype, _COARSE):
         raise InvalidInput(
-            f"peft runs this {stored.kind} adapter in a way that the model itself does not show (its logits are {worst:.2g} standard deviations away), so its "
-            "layers cannot be read. Merge it into a full model, if its kind allows, and name that."
+            f"peft runs this {stored.kind} adapter in a way that the model itself does not show (its logits are "
+            f"{worst:.2g} standard deviations away), so its layers cannot be read. Merge it into a full model, if its "
+            "kind allows, and name that."
         )
     if not probe_in_batch(inner, stored, own) <= _TOLERANCE.get(first.dtype, _COARSE) * 10:
         raise InvalidInput(
-            f"What this {stored.kind} adapter makes of a text depends on the other texts of a batch and on padding, so it has no one answer for a text and cannot "
-            "be compared with its base."
+            f"What this {stored.kind} adapter makes of a text depends on the other texts of a batch and on padding, so "
+            "it has no one answer for a text and cannot be compared with its base."
         )
 
 
 def probe_in_batch(inner: Any, stored: StoredAdapter, alone: torch.Tensor) -> float:
-    """Largest difference, in standard deviations of the logits, that a longer text in the same batch makes to the probe's logits."""
+    """Largest difference, in standard deviations of the logits, that a longer text in the same batch makes to the
+    probe's logits.
+    """
     ids = probe_ids(inner, stored)
     half = ids.shape[1] // 2
     rows = torch.cat([ids, torch.cat([ids[:, :half], torch.zeros_like(ids[:, half:])], dim=1)])

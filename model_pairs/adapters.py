@@ -1,6 +1,8 @@
-"""Plain LoRA adapters on a resident model: attached with proof that every tensor landed and no base weight changed, switched on and off, detached.
+"""Plain LoRA adapters on a resident model: attached with proof that every tensor landed and no base weight changed,
+switched on and off, detached.
 
-With no adapter active the adapter's modules are taken out of the model, so the base side runs exactly the bare model, at its speed.
+With no adapter active the adapter's modules are taken out of the model, so the base side runs exactly the bare model,
+at its speed.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class Slot:
 
 
 def _lean(layer: Any, name: str) -> Any:
-    """A module that computes what peft's plain LoRA layer computes, without its casts and temporaries; peft's own layer for all else.
+    """A module that computes what peft's plain LoRA layer computes, without its casts and temporaries; peft's own layer
+    for all else.
 
     On 2 CPU cores an adapter costs 8 % of a batch of 64 x 30 tokens this way, and 30 % through peft's layer.
     """
@@ -106,13 +109,14 @@ def _lean(layer: Any, name: str) -> Any:
 
 
 def attach(resident: ResidentModel, stored: StoredAdapter) -> AttachedAdapter:
-    """Attach a LoRA (or find it attached) without activating it, as peft's own `PeftModel` loads it; the model is as before when this fails.
+    """Attach a LoRA (or find it attached) without activating it, as peft's own `PeftModel` loads it; the model is as
+    before when this fails.
 
     The base's weights and layers are the same afterwards, to the last bit: `ResidentModel.digest` is compared.
 
     Raises:
-        NotTheSame: made for another model, not all of it landed, weights that are not zero and yet change nothing, or a base that was changed (which
-            is then not used any more).
+        NotTheSame: made for another model, not all of it landed, weights that are not zero and yet change nothing, or a
+            base that was changed (which is then not used any more).
         InvalidInput: not a readable adapter.
     """
     name = adapter_name(stored.folder)
@@ -156,11 +160,15 @@ def _injected(transformer: Any, name: str, stored: StoredAdapter) -> list[Any]:
         inject_adapter_in_model(config, transformer, name)
         transformer.eval()  # new layers come in training mode, with their dropout on
         transformer._hf_peft_config_loaded = True
-        tensors = load_peft_weights(str(stored.folder), device="cpu", key_mapping=getattr(transformer, "_checkpoint_conversion_mapping", {}))
+        tensors = load_peft_weights(
+            str(stored.folder), device="cpu", key_mapping=getattr(transformer, "_checkpoint_conversion_mapping", {})
+        )
         # Without a `PeftModel` around it the model has no prefix; peft looks for one in the names of its matrices only.
         tensors = {key if ".lora_" in key else key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
         check_landed(stored, set_peft_model_state_dict(transformer, tensors, adapter_name=name), transformer, name)
-    return [parameter for key, parameter in transformer.named_parameters(remove_duplicate=False) if name in key.split(".")]
+    return [
+        parameter for key, parameter in transformer.named_parameters(remove_duplicate=False) if name in key.split(".")
+    ]
 
 
 @contextmanager
@@ -175,69 +183,85 @@ def loading_by_peft(stored: StoredAdapter) -> Iterator[None]:
     except Exception as error:
         log.exception("peft could not load an adapter")
         text = str(error)
-        mismatch = re.search(r"size mismatch for (\S+):.*?Size\((\[[\d, ]*\])\).*?Size\((\[[\d, ]*\])\)", text, re.DOTALL)
+        mismatch = re.search(
+            r"size mismatch for (\S+):.*?Size\((\[[\d, ]*\])\).*?Size\((\[[\d, ]*\])\)", text, re.DOTALL
+        )
         if mismatch:
             raise NotTheSame(
-                f"The adapter was made for another model: its `{mismatch[1]}` has the shape {mismatch[2]}, this base model needs {mismatch[3]}. "
-                "Name the base model that the adapter was trained on."
+                f"The adapter was made for another model: its `{mismatch[1]}` has the shape {mismatch[2]}, this base "
+                f"model needs {mismatch[3]}. Name the base model that the adapter was trained on."
             ) from error
         if "Target modules" in text or "target_modules" in text or "No modules were targeted" in text:
             raise NotTheSame(
-                "The adapter was made for another model: it changes modules that this base model does not have. Name the base model that the adapter "
-                "was trained on."
+                "The adapter was made for another model: it changes modules that this base model does not have. Name "
+                "the base model that the adapter was trained on."
             ) from error
         reason = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
         raise NotTheSame(
-            f"peft cannot put this {stored.kind} adapter on this base model ({type(error).__name__}: {reason}). It was made for another model, another "
-            "version of peft, or its files are incomplete."
+            f"peft cannot put this {stored.kind} adapter on this base model ({type(error).__name__}: {reason}). It was "
+            "made for another model, another version of peft, or its files are incomplete."
         ) from error
 
 
 def check_landed(stored: StoredAdapter, result: Any, model: Any, name: str) -> None:
-    """Raise NotTheSame unless every tensor of the file went into the model and no tensor of the adapter was left unfilled.
+    """Raise NotTheSame unless every tensor of the file went into the model and no tensor of the adapter was left
+    unfilled.
 
-    `result` is what peft's loading functions return: keys that it found no place for, and adapter keys that it found no tensor for. Such an adapter
-    would silently compare the base model with itself, or with something that nobody trained.
+    `result` is what peft's loading functions return: keys that it found no place for, and adapter keys that it found no
+    tensor for. Such an adapter would silently compare the base model with itself, or with something that nobody
+    trained.
     """
-    # peft puts a learned prompt where it belongs apart from the others, and with a resized vocabulary it saves replaced modules twice.
+    # peft puts a learned prompt where it belongs apart from the others, and with a resized vocabulary it saves replaced
+    # modules twice.
     unexpected = sorted(
         key.replace(f".{name}", "")
         for key in result.unexpected_keys
-        if key != "prompt_embeddings" and not (".modules_to_save." in key and key.replace(".modules_to_save.", ".") in stored.shapes)
+        if key != "prompt_embeddings"
+        and not (".modules_to_save." in key and key.replace(".modules_to_save.", ".") in stored.shapes)
     )
     missing = {key for key in result.missing_keys if name in key.split(".") and not key.startswith("prompt_encoder.")}
     named = dict(model.named_parameters(remove_duplicate=False))
     filled = {id(parameter) for key, parameter in named.items() if key not in missing}
     # What several layers share is in the file once, and projections that are drawn from a seed are not in it.
     drawn = not stored.config.get("save_projection", True)
-    unfilled = sorted(key.replace(f".{name}", "") for key in missing if key in named and id(named[key]) not in filled and not drawn)
+    unfilled = sorted(
+        key.replace(f".{name}", "") for key in missing if key in named and id(named[key]) not in filled and not drawn
+    )
     lines = []
     if unexpected:
-        lines.append(f"{len(unexpected)} of {len(stored.shapes)} tensors have no place in the model, such as {unexpected[0]}")
+        lines.append(
+            f"{len(unexpected)} of {len(stored.shapes)} tensors have no place in the model, such as {unexpected[0]}"
+        )
     if unfilled:
         lines.append(f"{len(unfilled)} tensors of the adapter were never filled, such as {unfilled[0]}")
     if lines:
         raise NotTheSame(
-            f"The adapter's weights did not land on the base model: {'; '.join(lines)}. The finetuned side would not be the finetune. "
-            "Check that the adapter was trained on this base model and saved by peft."
+            f"The adapter's weights did not land on the base model: {'; '.join(lines)}. The finetuned side would not "
+            "be the finetune. Check that the adapter was trained on this base model and saved by peft."
         )
 
 
 def check_unspoiled(resident: ResidentModel) -> None:
     """Raise NotTheSame for a base whose weights an adapter has changed."""
     if resident.spoiled:
-        raise NotTheSame("An adapter changed the weights of this base model, which is being dropped from memory. Call again: it is loaded anew.")
+        raise NotTheSame(
+            "An adapter changed the weights of this base model, which is being dropped from memory. Call again: it is "
+            "loaded anew."
+        )
 
 
 def check_base_unchanged(resident: ResidentModel) -> None:
-    """Raise NotTheSame when the base's own parameters or layers are not those that were loaded. The caller holds the lock."""
+    """Raise NotTheSame when the base's own parameters or layers are not those that were loaded. The caller holds the
+    lock.
+    """
     from diffing_mcp.model_pairs.weight_digest import base_digest
 
     if base_digest(resident) != resident.digest:
         resident.spoiled = True
         raise NotTheSame(
-            "Loading this adapter changed the base model that it is compared with, so neither side could be trusted. The base is dropped from memory and "
-            "loaded anew by the next call. Merge the adapter into a full model and name that."
+            "Loading this adapter changed the base model that it is compared with, so neither side could be trusted. "
+            "The base is dropped from memory and loaded anew by the next call. Merge the adapter into a full model and "
+            "name that."
         )
 
 
@@ -256,14 +280,17 @@ def _check_acts(resident: ResidentModel, stored: StoredAdapter, name: str) -> No
 
 
 def check_acts(stored: StoredAdapter, base: torch.Tensor, finetuned: torch.Tensor) -> None:
-    """Raise NotTheSame for an adapter with weights that are not zero whose model predicts exactly what the base does."""
+    """Raise NotTheSame for an adapter with weights that are not zero whose model predicts exactly what the
+    base does.
+    """
     import torch
 
     if torch.equal(base, finetuned) and any(bool(tensor.any()) for tensor in stored.tensors.values()):
         raise NotTheSame(
-            f"This {stored.kind} adapter holds weights that are not zero, and yet the model with it predicts exactly what the base model does: either it "
-            f"does not act on plain text, or its changes are below the resolution of {str(base.dtype).removeprefix('torch.')} (set DIFFING_DTYPE=float32). "
-            "Every difference would be reported as zero."
+            f"This {stored.kind} adapter holds weights that are not zero, and yet the model with it predicts exactly "
+            "what the base model does: either it does not act on plain text, or its changes are below the resolution "
+            f"of {str(base.dtype).removeprefix('torch.')} (set DIFFING_DTYPE=float32). Every difference would be "
+            "reported as zero."
         )
 
 
@@ -273,14 +300,18 @@ def probe_ids(model: Any, stored: StoredAdapter) -> torch.Tensor:
 
     config = stored.config
     trained = config.get("trainable_token_indices") or config.get("token_indices") or []
-    chosen = [index for indices in (trained.values() if isinstance(trained, dict) else [trained]) for index in indices][:16]
+    chosen = [index for indices in (trained.values() if isinstance(trained, dict) else [trained]) for index in indices][
+        :16
+    ]
     rows = int(model.get_input_embeddings().weight.shape[0])
     drawn = torch.randint(0, rows, (_PROBE_TOKENS - len(chosen),), generator=torch.Generator().manual_seed(0)).tolist()
     return torch.tensor([[*chosen, *drawn]], device=model.device)
 
 
 def probe_logits(model: Any, stored: StoredAdapter) -> torch.Tensor:
-    """Logits [1, 48, V] of a model on `probe_ids`; of a model that puts learned tokens in front, those of the row alone."""
+    """Logits [1, 48, V] of a model on `probe_ids`; of a model that puts learned tokens in front, those of the row
+    alone.
+    """
     import torch
 
     ids = probe_ids(model, stored)
@@ -338,7 +369,9 @@ def activate(resident: ResidentModel, name: str | None) -> None:
 
 
 def _activate(resident: ResidentModel, name: str | None) -> None:
-    """Put in the LoRA layers of adapter `name`, and the original layers everywhere else: the bare model pays nothing for adapters."""
+    """Put in the LoRA layers of adapter `name`, and the original layers everywhere else: the bare model pays nothing
+    for adapters.
+    """
     resident.active = name
     for slot in resident.slots:
         module = slot.module_for(name)
@@ -350,7 +383,8 @@ def _activate(resident: ResidentModel, name: str | None) -> None:
 def _select(layer: Any, name: str | None) -> None:
     """Let a layer of peft compute with adapter `name` only; without any when that is None or no adapter of this layer.
 
-    Layer by layer, because transformers' `set_adapter` walks the whole model and raises at the first layer that does not know `name`.
+    Layer by layer, because transformers' `set_adapter` walks the whole model and raises at the first layer that does
+    not know `name`.
     """
     if not any(name in getattr(layer, part) for part in layer.adapter_layer_names):
         if not layer.disable_adapters:

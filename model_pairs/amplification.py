@@ -1,9 +1,10 @@
 """Running W_base + w (W_finetuned - W_base), with w by layer and module, for adapters and full finetunes alike.
 
-How: the base side runs, and hooks on its modules add w times what the finetuned side's module gives beyond it. Every module that owns weights is
-affine in them, so mixing outputs mixes weights exactly; where both sides are plain LoRA only the low-rank difference is computed. Hooks live for one
-call, under the locks of all models that take part, and are removed in `finally`: no weight, scaling or file is ever written, so a crash or a
-cancelled call leaves nothing to restore, and a second copy of the weights is never made. (Adding w times the difference in place would need an exact way
+How: the base side runs, and hooks on its modules add w times what the finetuned side's module gives beyond it. Every
+module that owns weights is affine in them, so mixing outputs mixes weights exactly; where both sides are plain LoRA
+only the low-rank difference is computed. Hooks live for one call, under the locks of all models that take part, and are
+removed in `finally`: no weight, scaling or file is ever written, so a crash or a cancelled call leaves nothing to
+restore, and a second copy of the weights is never made. (Adding w times the difference in place would need an exact way
 back and a third copy to have one.) A full finetune costs a second product a module.
 """
 
@@ -44,7 +45,9 @@ def running(side: LoadedSide) -> Iterator[ResidentModel]:
     """
     with ExitStack() as stack:
         resident = stack.enter_context(side.hold())
-        held = [[stack.enter_context(each.hold()) for each in (term.finetuned, term.origin)] for term in side.differences]
+        held = [
+            [stack.enter_context(each.hold()) for each in (term.finetuned, term.origin)] for term in side.differences
+        ]
         # In one order everywhere, so that two calls never wait for each other.
         models = {id(model): model for model in (resident, *(model for several in held for model in several))}
         for key in sorted(models):
@@ -59,10 +62,14 @@ def running(side: LoadedSide) -> Iterator[ResidentModel]:
             parts = []
             for several, term in zip(held, side.differences, strict=True):
                 finetuned, origin = (
-                    units[id(model), each.adapter].get(name) for model, each in zip(several, (term.finetuned, term.origin), strict=True)
+                    units[id(model), each.adapter].get(name)
+                    for model, each in zip(several, (term.finetuned, term.origin), strict=True)
                 )
                 if finetuned is None or origin is None:
-                    raise NotTheSame(f"The models have other modules: `{name}` is in one of them only, so their weights cannot be mixed.")
+                    raise NotTheSame(
+                        f"The models have other modules: `{name}` is in one of them only, so their weights cannot be "
+                        "mixed."
+                    )
                 weight = term.weight(unit.place)
                 if weight and finetuned.outer is not origin.outer and _mixable(unit, finetuned, origin):
                     parts.append(_Part(weight, finetuned, origin))
@@ -81,7 +88,9 @@ class _Hook:
         # The finetuned model itself: its own module runs, so that the result is the same to the last bit.
         self._as_it_is = len(parts) == 1 and parts[0].weight == 1 and parts[0].origin.outer is unit.outer
 
-    def __call__(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor | None:
+    def __call__(
+        self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor
+    ) -> torch.Tensor | None:
         if self._busy:  # a LoRA layer of another side calls this base layer
             return None
         self._busy = True
@@ -94,50 +103,74 @@ class _Hook:
         finally:
             self._busy = False
 
-    def _added(self, part: _Part, arguments: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    def _added(
+        self, part: _Part, arguments: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor
+    ) -> torch.Tensor:
         loras = [None if unit.plain else unit.lora() for unit in (part.finetuned, part.origin)]
-        low_rank = all(unit.plain or lora is not None for unit, lora in zip((part.finetuned, part.origin), loras, strict=True))
+        low_rank = all(
+            unit.plain or lora is not None for unit, lora in zip((part.finetuned, part.origin), loras, strict=True)
+        )
         if low_rank and part.finetuned.bare is part.origin.bare:
             for lora, sign in zip(loras, (1.0, -1.0), strict=True):
                 if lora is not None:
                     output = _plus_lora(output, arguments[0], lora, sign * part.weight)
             return output
         finetuned = part.finetuned.output(*arguments, **named).float()
-        origin = self._unit.output(*arguments, **named) if part.origin.outer is self._unit.outer else part.origin.output(*arguments, **named)
-        return (output.float() + part.weight * _common(finetuned - _common(origin.float(), finetuned), output)).to(output.dtype)
+        origin = (
+            self._unit.output(*arguments, **named)
+            if part.origin.outer is self._unit.outer
+            else part.origin.output(*arguments, **named)
+        )
+        return (output.float() + part.weight * _common(finetuned - _common(origin.float(), finetuned), output)).to(
+            output.dtype
+        )
 
 
 def _plus_lora(
-    output: torch.Tensor, x: torch.Tensor, lora: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float], weight: float
+    output: torch.Tensor,
+    x: torch.Tensor,
+    lora: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float],
+    weight: float,
 ) -> torch.Tensor:
     """output + weight * scaling * (x A^T B^T + bias)."""
     first, second, bias, scaling = lora
     low = torch.nn.functional.linear(x.to(first.dtype), first)
-    flat = torch.addmm(output.reshape(-1, output.shape[-1]), low.reshape(-1, low.shape[-1]), second.t(), alpha=weight * scaling)
+    flat = torch.addmm(
+        output.reshape(-1, output.shape[-1]), low.reshape(-1, low.shape[-1]), second.t(), alpha=weight * scaling
+    )
     if bias is not None:
         flat = flat + weight * scaling * bias
     return flat.view(output.shape)
 
 
 def _common(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """On the device of `like` and as wide: the sides' unembeddings may have unequal numbers of rows; what one lacks does not change."""
+    """On the device of `like` and as wide: the sides' unembeddings may have unequal numbers of rows; what one lacks
+    does not change.
+    """
     values = values.to(like.device)
     if values.shape[-1] > like.shape[-1]:
         return values[..., : like.shape[-1]]
-    return torch.nn.functional.pad(values, (0, like.shape[-1] - values.shape[-1])) if values.shape[-1] < like.shape[-1] else values
+    return (
+        torch.nn.functional.pad(values, (0, like.shape[-1] - values.shape[-1]))
+        if values.shape[-1] < like.shape[-1]
+        else values
+    )
 
 
 def _mixable(unit: Unit, finetuned: Unit, origin: Unit) -> bool:
     """Whether mixing this module's outputs mixes its weights; False when there is nothing to mix."""
     from transformers.pytorch_utils import Conv1D
 
-    known = isinstance(unit.bare, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d | Conv1D) or "norm" in type(unit.bare).__name__.lower()
+    known = (
+        isinstance(unit.bare, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d | Conv1D)
+        or "norm" in type(unit.bare).__name__.lower()
+    )
     if known and not any(True for _ in unit.bare.children()):
         return True
     values = finetuned.values(), origin.values()
     if all(torch.equal(values[0][name], values[1][name].to(values[0][name].device)) for name in values[0]):
         return False
     raise InvalidInput(
-        f"`{unit.place.name}` is a {type(unit.bare).__name__}, whose output is not affine in its weights, so it cannot be amplified. "
-        "Choose other modules: give it the weight 0."
+        f"`{unit.place.name}` is a {type(unit.bare).__name__}, whose output is not affine in its weights, so it cannot "
+        "be amplified. Choose other modules: give it the weight 0."
     )

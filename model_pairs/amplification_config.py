@@ -1,4 +1,5 @@
-"""Amplification configurations: how strongly each adapter's weight difference counts, by layer and module. YAML, read strictly. Torch-free.
+"""Amplification configurations: how strongly each adapter's weight difference counts, by layer and module. YAML, read
+strictly. Torch-free.
 
     name: loud mlp
     adapters:
@@ -10,8 +11,9 @@
               - {modules: mlp, weight: 2.5}
               - {modules: down_proj, weight: -1}
 
-Every module starts at weight 1 (the finetune as it is); later entries override earlier ones for the modules that they name, and for no others.
-"""
+Every module starts at weight 1 (the finetune as it is); later entries override earlier ones for the modules that they
+name, and for no others.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -53,8 +55,12 @@ class LayerRange(_Strict):
 class ModuleAmplification(_Strict):
     """One weight for some modules."""
 
-    modules: str | tuple[str, ...] = Field("all", description="`all`, `attention`, `mlp`, or names such as `down_proj` or `mlp.down_proj`.")
-    weight: float = Field(ge=-1000, le=1000, description="0: as in the base; 1: as in the finetune; negative: away from it.")
+    modules: str | tuple[str, ...] = Field(
+        "all", description="`all`, `attention`, `mlp`, or names such as `down_proj` or `mlp.down_proj`."
+    )
+    weight: float = Field(
+        ge=-1000, le=1000, description="0: as in the base; 1: as in the finetune; negative: away from it."
+    )
 
     def names(self, place: ModulePlace) -> bool:
         """Whether it means the module at a place."""
@@ -77,7 +83,9 @@ class LayerAmplification(_Strict):
             except ValidationError as error:
                 raise ValueError(_LAYERS_HELP) from error
         several = value if isinstance(value, list | tuple) else [value]
-        numbers = all(isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in several)
+        numbers = all(
+            isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in several
+        )
         if value != "all" and not isinstance(value, LayerRange) and not (several and numbers):
             raise ValueError(_LAYERS_HELP)
         return tuple(value) if isinstance(value, list) else value
@@ -102,14 +110,18 @@ class LayerAmplification(_Strict):
         if self.is_relative:
             return resolve_layer(float(value), num_layers).absolute
         if value != int(value):
-            raise InvalidInput(f"layers: {value} is no layer; with `is_relative: true` it would be a fraction of the depth.")
+            raise InvalidInput(
+                f"layers: {value} is no layer; with `is_relative: true` it would be a fraction of the depth."
+            )
         return resolve_layer(int(value), num_layers).absolute
 
 
 class AdapterAmplification(_Strict):
     """One finetune, and how strongly its difference to the base counts where."""
 
-    organism_name: str | None = Field(None, description="None: the pair's own finetune; a catalogue organism; or `custom`.")
+    organism_name: str | None = Field(
+        None, description="None: the pair's own finetune; a catalogue organism; or `custom`."
+    )
     variant: str | None = Field(None, description=f"Of the organism; with `custom` {_HUB_HELP}.")
     layer_amplifications: tuple[LayerAmplification, ...] = ()
 
@@ -124,7 +136,11 @@ class AdapterAmplification(_Strict):
         Raises:
             InvalidInput: a layer out of range.
         """
-        rules = [(entry.chosen(num_layers), rule) for entry in self.layer_amplifications for rule in entry.module_amplifications]
+        rules = [
+            (entry.chosen(num_layers), rule)
+            for entry in self.layer_amplifications
+            for rule in entry.module_amplifications
+        ]
 
         def weight(place: ModulePlace) -> float:
             found = 1.0
@@ -146,8 +162,15 @@ class AmplificationConfig(_Strict):
     @property
     def named_modules(self) -> frozenset[str]:
         """What the rules call modules by, but for `all`."""
-        rules = [rule for adapter in self.adapters for entry in adapter.layer_amplifications for rule in entry.module_amplifications]
-        return frozenset(name for rule in rules for name in ((rule.modules,) if isinstance(rule.modules, str) else rule.modules)) - {"all"}
+        rules = [
+            rule
+            for adapter in self.adapters
+            for entry in adapter.layer_amplifications
+            for rule in entry.module_amplifications
+        ]
+        return frozenset(
+            name for rule in rules for name in ((rule.modules,) if isinstance(rule.modules, str) else rule.modules)
+        ) - {"all"}
 
     def check_modules(self, places: Sequence[ModulePlace]) -> None:
         """Whether every name of modules means some of a model, whose places these are (`LoadedPair.module_places`).
@@ -158,7 +181,8 @@ class AmplificationConfig(_Strict):
         if unknown := sorted(name for name in self.named_modules if not any(place.named(name) for place in places)):
             known = dict.fromkeys([*(place.part for place in places), *(place.projection for place in places)])
             raise InvalidInput(
-                f"The model has no modules {', '.join(unknown)}; modules: all, {', '.join(name for name in known if name != 'other')}."
+                f"The model has no modules {', '.join(unknown)}; modules: all, "
+                f"{', '.join(name for name in known if name != 'other')}."
             )
 
 
@@ -171,7 +195,9 @@ def load_amplification_config(source: Path | str) -> AmplificationConfig:
     try:
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"The amplification config cannot be read ({type(error).__name__}); it is a YAML file.") from error
+        raise InvalidInput(
+            f"The amplification config cannot be read ({type(error).__name__}); it is a YAML file."
+        ) from error
     if len(text) > _MAX_BYTES:
         raise InvalidInput(f"An amplification config has at most {_MAX_BYTES} characters.")
     try:
@@ -179,11 +205,15 @@ def load_amplification_config(source: Path | str) -> AmplificationConfig:
     except (yaml.YAMLError, RecursionError) as error:  # thousands of open brackets
         raise InvalidInput(f"The amplification config is no YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(values, dict):
-        raise InvalidInput(f"An amplification config is a mapping with the keys {', '.join(AmplificationConfig.model_fields)}.")
+        raise InvalidInput(
+            f"An amplification config is a mapping with the keys {', '.join(AmplificationConfig.model_fields)}."
+        )
     try:
         return AmplificationConfig.model_validate(values)
     except ValidationError as error:
-        raise InvalidInput("The amplification config is not valid. " + " ".join(_explained(each) for each in error.errors()[:8])) from error
+        raise InvalidInput(
+            "The amplification config is not valid. " + " ".join(_explained(each) for each in error.errors()[:8])
+        ) from error
 
 
 _MODELS: dict[str, type[BaseModel]] = {
@@ -202,7 +232,11 @@ def _explained(error: Any) -> str:
     if error["type"] == "missing":
         return f"`{'.'.join(path)}` is missing; keys here: {', '.join(owner.model_fields)}."
     field = owner.model_fields.get(next((piece for piece in reversed(path) if piece in owner.model_fields), ""))
-    allowed = f" ({field.description})" if field is not None and field.description and field.description not in error["msg"] else ""
+    allowed = (
+        f" ({field.description})"
+        if field is not None and field.description and field.description not in error["msg"]
+        else ""
+    )
     return f"`{'.'.join(path)}`: {error['msg'].removeprefix('Value error, ')}{allowed}."
 
 
@@ -223,5 +257,7 @@ def adapter_files(entry: AdapterAmplification, model: str | None = None) -> Adap
     text = str(entry.organism_name) + (f"/{entry.variant}" if entry.variant else "") + (f"@{model}" if model else "")
     adapter = resolve_pair(text).finetuned.adapter
     if adapter is None:
-        raise InvalidInput(f"`organism_name: {entry.organism_name}` is no adapter, so it cannot be mixed into another model.")
+        raise InvalidInput(
+            f"`organism_name: {entry.organism_name}` is no adapter, so it cannot be mixed into another model."
+        )
     return adapter

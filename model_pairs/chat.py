@@ -29,37 +29,53 @@ def knows_thinking(tokenizer: Any) -> bool:
     return "enable_thinking" in (_chosen(_templates(tokenizer)) or "")
 
 
-def render_chat(tokenizer: Any, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False, thinking_switch: bool = False) -> str:
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[ChatMessage],
+    prefill: str = "",
+    thinking: bool = False,
+    thinking_switch: bool = False,
+) -> str:
     """The conversation as the model was trained to see it, up to the point where the assistant goes on.
 
-    The text holds the special tokens (BOS too, where the template has one): tokenize it with `add_special_tokens=False`.
-    `prefill` is the beginning of the assistant's answer; a last message of the assistant counts as one. Where the template refuses a
-    system prompt, it is put in front of the first user message.
+    The text holds the special tokens (BOS too, where the template has one): tokenize it with
+    `add_special_tokens=False`. `prefill` is the beginning of the assistant's answer; a last message of the assistant
+    counts as one. Where the template refuses a system prompt, it is put in front of the first user message.
 
     Raises:
-        InvalidInput: no chat template, no message, two turns of one role in a row, or a template that refuses the conversation or fails on it.
+        InvalidInput: no chat template, no message, two turns of one role in a row, or a template that refuses the
+            conversation or fails on it.
     """
     turns = list(messages)
     if turns and turns[-1].role == "assistant":
         prefill = turns.pop().content + prefill
     if not turns or turns[-1].role != "user":
-        raise InvalidInput("A conversation needs a user message last (or an assistant message to continue, after a user message).")
+        raise InvalidInput(
+            "A conversation needs a user message last (or an assistant message to continue, after a user message)."
+        )
     return _rendered(tokenizer, turns, True, thinking, thinking_switch) + prefill
 
 
 def render_conversation(tokenizer: Any, messages: Sequence[ChatMessage], thinking_switch: bool = False) -> str:
-    """A finished conversation as the template renders it, with what it writes after the last message; otherwise as `render_chat`."""
+    """A finished conversation as the template renders it, with what it writes after the last message; otherwise as
+    `render_chat`.
+    """
     if not messages:
         raise InvalidInput("A conversation needs a message.")
     return _rendered(tokenizer, messages, False, False, thinking_switch)
 
 
-def _rendered(tokenizer: Any, turns: Sequence[ChatMessage], to_answer: bool, thinking: bool, thinking_switch: bool) -> str:
+def _rendered(
+    tokenizer: Any, turns: Sequence[ChatMessage], to_answer: bool, thinking: bool, thinking_switch: bool
+) -> str:
     import jinja2
 
     templates = _templates(tokenizer)
     if not templates:
-        raise InvalidInput("This model has no chat template: it is a plain language model. Give it raw `text` to continue instead of messages.")
+        raise InvalidInput(
+            "This model has no chat template: it is a plain language model. Give it raw `text` to continue instead of "
+            "messages."
+        )
     template = _chosen(templates)
     if template is None:
         raise InvalidInput(
@@ -84,7 +100,9 @@ def _rendered(tokenizer: Any, turns: Sequence[ChatMessage], to_answer: bool, thi
             ) from error
         if isinstance(error, jinja2.TemplateError):
             raise InvalidInput(f"The model's chat template refuses this conversation: {error}") from error
-        raise InvalidInput(f"The model's chat template fails on this conversation ({type(error).__name__}: {error}).") from error
+        raise InvalidInput(
+            f"The model's chat template fails on this conversation ({type(error).__name__}: {error})."
+        ) from error
     return rendered
 
 

@@ -1,4 +1,6 @@
-"""Do the two sides of a pair fit together, and are they different at all? Asked of files, before anything large is loaded."""
+"""Do the two sides of a pair fit together, and are they different at all? Asked of files, before anything large is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,22 @@ def check_configs(base: Any, finetuned: Any) -> None:
     for field, name in (("num_hidden_layers", "layers"), ("hidden_size", "dimensions")):
         if getattr(base, field) != getattr(finetuned, field):
             raise NotTheSame(
-                f"The models differ in shape: the base model has {getattr(base, field)} {name}, the finetuned model {getattr(finetuned, field)}. "
-                "Name a finetune of this base model."
+                f"The models differ in shape: the base model has {getattr(base, field)} {name}, the finetuned model "
+                f"{getattr(finetuned, field)}. Name a finetune of this base model."
             )
 
 
 def check_vocabularies(base: Any, finetuned: Any, known: int, same_ids: bool) -> int:
     """The number of token ids that both full models have: what is compared of their next-token distributions.
 
-    A finetune may have more rows in its unembedding (tokens that it added, padding), or fewer (padding cut off). Arguments are transformers
-    configurations; `known` is one more than the highest id of the base's tokenizer that the base has a row for, `same_ids` whether each side brought a
-    tokenizer and `check_tokenizers` found their common ids to mean the same.
+    A finetune may have more rows in its unembedding (tokens that it added, padding), or fewer (padding cut off).
+    Arguments are transformers configurations; `known` is one more than the highest id of the base's tokenizer that the
+    base has a row for, `same_ids` whether each side brought a tokenizer and `check_tokenizers` found their common ids
+    to mean the same.
 
     Raises:
-        NotTheSame: a side has no row for a token that the base's tokenizer knows, or the sizes differ and no tokenizer says why.
+        NotTheSame: a side has no row for a token that the base's tokenizer knows, or the sizes differ and no tokenizer
+            says why.
     """
     sizes = base.get_text_config().vocab_size, finetuned.get_text_config().vocab_size
     common = min(sizes)
@@ -41,8 +45,9 @@ def check_vocabularies(base: Any, finetuned: Any, known: int, same_ids: bool) ->
     if known > common or not same_ids:
         reason = f"{known} are in use" if known > common else "no tokenizer of its own says what that means"
         raise NotTheSame(
-            f"The vocabularies differ: the base model has {sizes[0]} entries, the finetuned model {sizes[1]}, and {reason}. "
-            "Their next-token distributions cannot be compared; name a finetune of this base model, with its tokenizer."
+            f"The vocabularies differ: the base model has {sizes[0]} entries, the finetuned model {sizes[1]}, and "
+            f"{reason}. Their next-token distributions cannot be compared; name a finetune of this base model, with "
+            "its tokenizer."
         )
     return common
 
@@ -50,7 +55,11 @@ def check_vocabularies(base: Any, finetuned: Any, known: int, same_ids: bool) ->
 def added_tokens(base: Any, finetuned: Any) -> dict[int, str]:
     """Tokens that only the finetuned tokenizer knows: id -> text, in the order of their ids."""
     known = set(base.get_vocab().values())
-    return {index: token for token, index in sorted(finetuned.get_vocab().items(), key=lambda item: item[1]) if index not in known}
+    return {
+        index: token
+        for token, index in sorted(finetuned.get_vocab().items(), key=lambda item: item[1])
+        if index not in known
+    }
 
 
 def check_tokenizers(base: Any, finetuned: Any) -> None:
@@ -60,17 +69,21 @@ def check_tokenizers(base: Any, finetuned: Any) -> None:
     """
     first, second = base.get_vocab(), finetuned.get_vocab()
     by_id = {index: token for token, index in first.items()}
-    moved = [token for token, index in second.items() if first.get(token, index) != index or by_id.get(index, token) != token]
+    moved = [
+        token for token, index in second.items() if first.get(token, index) != index or by_id.get(index, token) != token
+    ]
     if moved:
         token = moved[0]
         raise NotTheSame(
-            f"The tokenizers differ in {len(moved)} tokens: {token!r} has the id {second[token]} on the finetuned side, "
-            f"on the base side that id is {by_id.get(second[token])!r}. The same ids would mean different texts; name a finetune of this base model."
+            f"The tokenizers differ in {len(moved)} tokens: {token!r} has the id {second[token]} on the finetuned "
+            f"side, on the base side that id is {by_id.get(second[token])!r}. The same ids would mean different texts; "
+            "name a finetune of this base model."
         )
     for text in _PROBES:
         if base(text, add_special_tokens=False)["input_ids"] != finetuned(text, add_special_tokens=False)["input_ids"]:
             raise NotTheSame(
-                f"The tokenizers have the same tokens but cut text differently (for instance {text!r}). Name a finetune of this base model."
+                f"The tokenizers have the same tokens but cut text differently (for instance {text!r}). Name a "
+                "finetune of this base model."
             )
 
 
@@ -80,12 +93,16 @@ def adapter_remarks(source: ModelSource) -> list[str]:
         return []
     from diffing_mcp.model_pairs.adapter_files import read_adapter
 
-    declared = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)).declared_base
+    declared = read_adapter(
+        local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
+    ).declared_base
     if declared is None or _short_name(declared) == _short_name(source.files.id):
         return []
     return [
-        f"The adapter says that it was trained on {declared!r}, and it was put on {source.files.id!r}: its effect is the trained one only if these are the "
-        "same weights."
+        (
+            f"The adapter says that it was trained on {declared!r}, and it was put on {source.files.id!r}: its effect "
+            "is the trained one only if these are the same weights."
+        )
     ]
 
 
@@ -105,7 +122,9 @@ def _effective_adapter(adapter: AdapterFiles | None) -> str | None:
 
 
 def read_vector(steering: SteeringFiles) -> Any:
-    """The steering vector [d_model], float32 torch tensor. Raises InvalidInput unless the file holds exactly one vector."""
+    """The steering vector [d_model], float32 torch tensor. Raises InvalidInput unless the file holds exactly one
+    vector.
+    """
     from pathlib import Path
 
     from safetensors import SafetensorError
@@ -114,7 +133,9 @@ def read_vector(steering: SteeringFiles) -> Any:
     try:
         tensors = load_file(Path(steering.path).expanduser())
     except (OSError, SafetensorError) as error:
-        raise InvalidInput("The steering vector's file cannot be read; it is a safetensors file with exactly one vector [d_model].") from error
+        raise InvalidInput(
+            "The steering vector's file cannot be read; it is a safetensors file with exactly one vector [d_model]."
+        ) from error
     if len(tensors) != 1 or next(iter(tensors.values())).ndim != 1:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         raise InvalidInput(f"A steering file holds exactly one vector [d_model]; this one holds {shapes}.")
@@ -130,10 +151,16 @@ def _effective_steering(steering: SteeringFiles | None) -> tuple[Any, ...] | Non
 
 def same_model(base: ModelFiles, finetuned: ModelFiles) -> bool:
     """Whether two full models have equal weights: the same files, or byte for byte the same tensors."""
-    places = [(files.id, files.revision, files.subfolder, files.dtype, files.attn_implementation) for files in (base, finetuned)]
+    places = [
+        (files.id, files.revision, files.subfolder, files.dtype, files.attn_implementation)
+        for files in (base, finetuned)
+    ]
     if places[0] == places[1]:
         return True
-    return same_weights(local_folder(base.id, base.revision, base.subfolder), local_folder(finetuned.id, finetuned.revision, finetuned.subfolder))
+    return same_weights(
+        local_folder(base.id, base.revision, base.subfolder),
+        local_folder(finetuned.id, finetuned.revision, finetuned.subfolder),
+    )
 
 
 def sides_equal(base: ModelSource, finetuned: ModelSource) -> bool:
@@ -149,6 +176,7 @@ def check_different(spec: PairSpec) -> None:
     """Raise NotTheSame when the two sides are identical and the pair does not say that they are."""
     if not spec.declared_identical and sides_equal(spec.base, spec.finetuned):
         raise NotTheSame(
-            "The two sides of this pair are identical: the finetuned side has the weights of the base (or an adapter or steering vector that is "
-            "zero), so every difference would be exactly zero. Name another finetuned side; a null is declared with `declared_identical`."
+            "The two sides of this pair are identical: the finetuned side has the weights of the base (or an adapter "
+            "or steering vector that is zero), so every difference would be exactly zero. Name another finetuned side; "
+            "a null is declared with `declared_identical`."
         )

@@ -1,8 +1,10 @@
-"""Contrastive decoding of the two sides: each token is drawn from log p_ft + alpha (log p_ft - log p_base), both models reading the same text.
+"""Contrastive decoding of the two sides: each token is drawn from log p_ft + alpha (log p_ft - log p_base), both models
+reading the same text.
 
-Also called logit amplification of the difference (arXiv 2605.25902). alpha 0 is the finetuned model and alpha -1 the base; above 0 what the finetune
-made more probable is amplified, below -1 what it made less probable. Only tokens that the model at the start of that direction finds plausible may be
-drawn (the adaptive plausibility constraint of contrastive decoding, arXiv 2210.15097): without it tokens that both models find absurd win.
+Also called logit amplification of the difference (arXiv 2605.25902). alpha 0 is the finetuned model and alpha -1 the
+base; above 0 what the finetune made more probable is amplified, below -1 what it made less probable. Only tokens that
+the model at the start of that direction finds plausible may be drawn (the adaptive plausibility constraint of
+contrastive decoding, arXiv 2210.15097): without it tokens that both models find absurd win.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
 
 
 class ContrastiveCompletion(Completion):
-    """A completion, with the sums over its tokens (the stop token left out) of their log-probability in nats under both models."""
+    """A completion, with the sums over its tokens (the stop token left out) of their log-probability in nats under both
+    models.
+    """
 
     base_log_prob: float
     finetuned_log_prob: float
@@ -50,8 +54,8 @@ class _ContrastRow(Row):
 
 
 def contrast(base: torch.Tensor, finetuned: torch.Tensor, alphas: torch.Tensor, plausibility: float) -> torch.Tensor:
-    """Scores [B, V] from log-probabilities [B, V] of both models and one alpha [B] a row; -inf where the anchor, the nearer of the two models, gives a
-    token less than `plausibility` of its highest probability (0: no constraint)."""
+    """Scores [B, V] from log-probabilities [B, V] of both models and one alpha [B] a row; -inf where the anchor, the
+    nearer of the two models, gives a token less than `plausibility` of its highest probability (0: no constraint)."""
     scores = finetuned + alphas[:, None] * (finetuned - base)
     if plausibility > 0:
         anchor = torch.where((alphas >= -0.5)[:, None], finetuned, base)
@@ -73,13 +77,15 @@ def generate_contrastive(
     thinking_switch: bool = False,
     count: ForwardCount | None = None,
 ) -> list[list[list[ContrastiveCompletion]]]:
-    """`sampling.n` completions of each request for each alpha: [alpha][request][sample]. All alphas draw the same random numbers.
+    """`sampling.n` completions of each request for each alpha: [alpha][request][sample]. All alphas draw the same
+    random numbers.
 
-    `readers` are model, adapter and steering of base and finetuned; the caller holds the locks of both models. Tokens are drawn from the vocabulary
-    that both models have. `count` counts what was run.
+    `readers` are model, adapter and steering of base and finetuned; the caller holds the locks of both models. Tokens
+    are drawn from the vocabulary that both models have. `count` counts what was run.
 
     Raises:
-        InvalidInput: a prompt longer than the context, an empty one, a conversation that cannot be rendered, or alphas that are not finite numbers.
+        InvalidInput: a prompt longer than the context, an empty one, a conversation that cannot be rendered, or alphas
+            that are not finite numbers.
         OutOfRoom: one completion alone takes more memory than is free.
         Cancelled: between two tokens, when progress says so.
     """
@@ -92,14 +98,20 @@ def generate_contrastive(
     found: list[list[dict[int, ContrastiveCompletion]]] = [[{} for _ in requests] for _ in alphas]
     total, done = float(len(rows) * sampling.max_new_tokens), 0.0
     for batch in batches_for([reader[0] for reader in readers], rows, sampling.max_new_tokens):
-        sides = [Reader(resident, steering, partial(activate, resident, adapter)) for resident, adapter, steering in readers]
-        of_rows = torch.tensor([alphas[row.alpha] for row in batch if isinstance(row, _ContrastRow)], dtype=torch.float32)
+        sides = [
+            Reader(resident, steering, partial(activate, resident, adapter)) for resident, adapter, steering in readers
+        ]
+        of_rows = torch.tensor(
+            [alphas[row.alpha] for row in batch if isinstance(row, _ContrastRow)], dtype=torch.float32
+        )
         rule = _Contrast(of_rows, vocab_size, plausibility, sampling, stops)
         report = reporting(progress, done, total, len(batch))
         ids = decode(sides, batch, rule, sampling, stops, tokenizer.pad_token_id, report)
         sums: list[list[float]] = rule.sums.T.tolist()
         if count is not None:
-            count.add_generation([len(row.prompt) for row in batch], [new_tokens(stops, new) for new in ids], sides=len(sides))
+            count.add_generation(
+                [len(row.prompt) for row in batch], [new_tokens(stops, new) for new in ids], sides=len(sides)
+            )
         for row, new, log_probs in zip(batch, ids, sums, strict=True):
             if isinstance(row, _ContrastRow):
                 completion = completion_of(stops, tokenizer, row, new)
@@ -112,9 +124,13 @@ def generate_contrastive(
 
 
 class _Contrast:
-    """How tokens are chosen in one batch, and the sums of their log-probabilities, stop tokens left out: `sums` [2, B] float64, base first."""
+    """How tokens are chosen in one batch, and the sums of their log-probabilities, stop tokens left out: `sums` [2, B]
+    float64, base first.
+    """
 
-    def __init__(self, alphas: torch.Tensor, vocab_size: int, plausibility: float, sampling: Sampling, stop_ids: frozenset[int]) -> None:
+    def __init__(
+        self, alphas: torch.Tensor, vocab_size: int, plausibility: float, sampling: Sampling, stop_ids: frozenset[int]
+    ) -> None:
         self.alphas, self.vocab_size, self.plausibility, self.sampling = alphas, vocab_size, plausibility, sampling
         self.stops = torch.tensor(sorted(stop_ids), dtype=torch.long)
         self.sums = torch.zeros(2, len(alphas), dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""The one decoding loop: one or two models read a growing batch of texts, and a rule chooses each next token from their logits.
+"""The one decoding loop: one or two models read a growing batch of texts, and a rule chooses each next token from their
+logits.
 
 Bookkeeping (ids, masks, random numbers) stays on the CPU; one small transfer a token brings what was chosen.
 """
@@ -25,7 +26,9 @@ _CHOICE_BYTES_CPU = 8 * 2**20
 _CHOICE_BYTES_GPU = 256 * 2**20
 
 Choice = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
-"""Tokens [N] from every reader's logits [N, V] for some `rows` [N] of the batch, each with one uniform number [N] in [0, 1)."""
+"""Tokens [N] from every reader's logits [N, V] for some `rows` [N] of the batch, each with one uniform number [N] in
+[0, 1).
+"""
 
 
 @dataclass
@@ -41,11 +44,17 @@ class Reader:
     passes: int = field(default=0, init=False)
 
     def next_logits(self, new: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] of the next token after `new` [B, S] tokens, in the model's dtype; `mask` [B, all tokens so far]."""
+        """Logits [B, V] of the next token after `new` [B, S] tokens, in the model's dtype; `mask` [B, all tokens so
+        far].
+        """
         if self.switch is not None:
             self.switch()
         device = self.resident.device
-        inputs: dict[str, Any] = {"input_ids": new.to(device), "attention_mask": mask.to(device), **last_logits_only(self.resident)}
+        inputs: dict[str, Any] = {
+            "input_ids": new.to(device),
+            "attention_mask": mask.to(device),
+            **last_logits_only(self.resident),
+        }
         if takes_position_ids(self.resident):
             inputs["position_ids"] = positions_of(inputs["attention_mask"])[:, -new.shape[1] :]
         with applied(self.resident, self.interventions, inputs["attention_mask"], self.passes):
@@ -54,10 +63,11 @@ class Reader:
         self.cache = output.get("past_key_values")
         if self.cache is None:
             raise InvalidInput(
-                f"The architecture {type(self.resident.transformer).__name__} keeps no keys and values between tokens, so it cannot generate here. "
-                "Use methods that only read text."
+                f"The architecture {type(self.resident.transformer).__name__} keeps no keys and values between tokens, "
+                "so it cannot generate here. Use methods that only read text."
             )
-        # A model that cannot be asked for the last position alone hands out all of them: the copy lets go of the others.
+        # A model that cannot be asked for the last position alone hands out all of them: the copy lets go of the
+        # others.
         logits: torch.Tensor = output.logits[:, -1].contiguous()
         return logits
 
@@ -79,8 +89,8 @@ def decode(
 ) -> list[list[int]]:
     """New token ids of each row (with the stop token, if one came, and padding after it).
 
-    All readers read the same text. `report` is called after each token with their number so far, and may raise to end the work. Rows that have
-    stopped leave the batch as soon as they are half of it, and it ends with the last one.
+    All readers read the same text. `report` is called after each token with their number so far, and may raise to end
+    the work. Rows that have stopped leave the batch as soon as they are half of it, and it ends with the last one.
     """
     new, mask = left_padded(batch, pad)
     uniform = uniform_numbers(batch, sampling)
@@ -112,14 +122,16 @@ def decode(
 
 
 def rows_at_once(logits: torch.Tensor) -> int:
-    """For how many rows of logits [B, V] tokens are chosen at a time, so that copies in float32 and float64 stay small."""
+    """For how many rows of logits [B, V] tokens are chosen at a time, so that copies in float32 and
+    float64 stay small.
+    """
     allowed = _CHOICE_BYTES_CPU if logits.device.type == "cpu" else _CHOICE_BYTES_GPU
     return max(1, allowed // (8 * logits.shape[-1]))
 
 
 def choose_tokens(scores: torch.Tensor, temperature: float, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
-    """Next token of each row: scores [B, V], uniform numbers [B] in [0, 1) -> [B]. Inverse CDF in the order of the vocabulary
-    (with top_p: in the order of falling probability)."""
+    """Next token of each row: scores [B, V], uniform numbers [B] in [0, 1) -> [B]. Inverse CDF in the order of the
+    vocabulary (with top_p: in the order of falling probability)."""
     if temperature == 0:
         return scores.argmax(-1)
     probabilities = torch.softmax(scores.float() / temperature, dim=-1)
@@ -148,6 +160,11 @@ def left_padded(batch: Sequence[Row], pad: int) -> tuple[torch.Tensor, torch.Ten
 def uniform_numbers(batch: Sequence[Row], sampling: Sampling) -> torch.Tensor:
     """The random numbers [B, max_new_tokens] float64 in [0, 1) that each row is sampled with."""
     rows = [
-        torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(row.seed(sampling.seed)), dtype=torch.float64) for row in batch
+        torch.rand(
+            sampling.max_new_tokens,
+            generator=torch.Generator().manual_seed(row.seed(sampling.seed)),
+            dtype=torch.float64,
+        )
+        for row in batch
     ]
     return torch.stack(rows)

@@ -1,4 +1,6 @@
-"""Where the files of a model or an adapter are: the embedded model, a local folder, or a snapshot of a hub repository. No torch here."""
+"""Where the files of a model or an adapter are: the embedded model, a local folder, or a snapshot of a hub repository.
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def is_local(identifier: str) -> bool:
 
 
 def hub_place(text: str) -> tuple[str, str | None, str | None]:
-    """Repository, revision and folder of `account/repository[//sub/folder][@revision]`; `account/repository/sub/folder` means the same."""
+    """Repository, revision and folder of `account/repository[//sub/folder][@revision]`; `account/repository/sub/folder`
+    means the same.
+    """
     place, _, revision = text.partition("@")
     name, _, folder = place.partition("//")
     pieces = name.split("/")
@@ -32,7 +36,9 @@ def hub_place(text: str) -> tuple[str, str | None, str | None]:
 
 
 def cached_folder(identifier: str, revision: str | None = None, subfolder: str | None = None) -> Path | None:
-    """The folder with the files if it is on this machine already; None when a download or a conversion would be needed. No network."""
+    """The folder with the files if it is on this machine already; None when a download or a conversion would be needed.
+    No network.
+    """
     if identifier == EMBEDDED_ID:
         import importlib.util
 
@@ -56,14 +62,18 @@ def local_folder(identifier: str, revision: str | None = None, subfolder: str | 
     """The folder with config and weights; converts the embedded model and downloads hub snapshots when needed.
 
     Raises:
-        InvalidInput: the folder does not exist, or the hub has no such repository, revision or subfolder, or cannot be reached.
+        InvalidInput: the folder does not exist, or the hub has no such repository, revision or subfolder, or cannot be
+            reached.
     """
     if identifier == EMBEDDED_ID:
         return embedded_model_folder()
     if is_local(identifier):
         folder = Path(identifier).expanduser() / (subfolder or "")
         if not folder.is_dir():
-            raise InvalidInput(f"There is no folder {identifier!r}{f' with a subfolder {subfolder!r}' if subfolder else ''} on this machine.")
+            raise InvalidInput(
+                f"There is no folder {identifier!r}{f' with a subfolder {subfolder!r}' if subfolder else ''} on this "
+                "machine."
+            )
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -73,16 +83,22 @@ def local_folder(identifier: str, revision: str | None = None, subfolder: str | 
     try:
         root = Path(snapshot_download(identifier, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
-        raise InvalidInput(f"{identifier!r} is neither a folder of this machine nor a hub id of the form `organisation/repository`.") from error
-    except Exception as error:  # huggingface_hub raises its own, httpx's and OSError; all of them mean that the files are not to be had
+        raise InvalidInput(
+            f"{identifier!r} is neither a folder of this machine nor a hub id of the form `organisation/repository`."
+        ) from error
+    except Exception as error:
+        # huggingface_hub raises its own, httpx's and OSError; all of them mean that the files are not to be had
         log.warning("download of %s failed: %s", identifier, error)
         raise InvalidInput(
-            f"The files of {identifier!r} could not be downloaded ({type(error).__name__}). Check the id and the revision, "
-            "the network, and for gated repositories the token of the Hugging Face account; local folders work offline."
+            f"The files of {identifier!r} could not be downloaded ({type(error).__name__}). Check the id and the "
+            "revision, the network, and for gated repositories the token of the Hugging Face account; local folders "
+            "work offline."
         ) from error
     folder = root / (subfolder or "")
     if not folder.is_dir():
-        raise InvalidInput(f"The repository {identifier!r} has no folder {subfolder!r} with config and safetensors weights.")
+        raise InvalidInput(
+            f"The repository {identifier!r} has no folder {subfolder!r} with config and safetensors weights."
+        )
     return folder
 
 

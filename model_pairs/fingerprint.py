@@ -1,8 +1,9 @@
-"""Identities of model files by content, and the exact question whether two models have the same weights. No torch at import.
+"""Identities of model files by content, and the exact question whether two models have the same weights. No torch at
+import.
 
-Every byte counts: a finetune may differ from its base in one number, and a run is looked up by these hashes. A file is read once at the speed of SHA-256;
-its hash is kept in memory and, for large files, in the cache folder, by path, size and time. A hub model is its commit. `same_weights` compares every
-value, and stops at the first tensor that differs.
+Every byte counts: a finetune may differ from its base in one number, and a run is looked up by these hashes. A file is
+read once at the speed of SHA-256; its hash is kept in memory and, for large files, in the cache folder, by path, size
+and time. A hub model is its commit. `same_weights` compares every value, and stops at the first tensor that differs.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ def _noted(note: Path, key: tuple[str, int, int]) -> str | None:
         stored = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return str(stored["hash"]) if isinstance(stored, dict) and stored.get("key") == list(key) and "hash" in stored else None
+    return (
+        str(stored["hash"])
+        if isinstance(stored, dict) and stored.get("key") == list(key) and "hash" in stored
+        else None
+    )
 
 
 def _note(note: Path, key: tuple[str, int, int], value: str) -> None:
@@ -84,14 +89,23 @@ def adapter_hash(folder: Path) -> str:
     """Hash of all of an adapter: its weights and its configuration. Raises InvalidInput when they are not there."""
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise InvalidInput(f"An adapter folder holds adapter_config.json and adapter_model.safetensors; this one has no {' and no '.join(missing)}.")
+        raise InvalidInput(
+            "An adapter folder holds adapter_config.json and adapter_model.safetensors; this one has no "
+            f"{' and no '.join(missing)}."
+        )
     return folder_hash(files)
 
 
 def model_hash(folder: Path) -> str:
-    """Hash of a full local model: configuration, tokenizer and weights. Raises InvalidInput when there are no safetensors weights."""
+    """Hash of a full local model: configuration, tokenizer and weights. Raises InvalidInput when there are no
+    safetensors weights.
+    """
     weights = weight_files(folder)
-    rest = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja") if (folder / name).is_file()]
+    rest = [
+        folder / name
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        if (folder / name).is_file()
+    ]
     return folder_hash([*weights, *rest])
 
 
@@ -111,7 +125,12 @@ def _files_identity(identifier: str, revision: str | None, subfolder: str | None
         return {"id": identifier, "version": _EMBEDDED_VERSION}
     if is_local(identifier):
         return {"local": hash_local(local_folder(identifier, revision, subfolder))}
-    return {"id": identifier, "revision": revision, "commit": commit_of(identifier, revision, subfolder), "subfolder": subfolder}
+    return {
+        "id": identifier,
+        "revision": revision,
+        "commit": commit_of(identifier, revision, subfolder),
+        "subfolder": subfolder,
+    }
 
 
 def model_identity(files: ModelFiles) -> dict[str, Any]:
@@ -135,7 +154,9 @@ def steering_identity(steering: SteeringFiles) -> dict[str, Any]:
     """What decides the results of a steering vector."""
     path = Path(steering.path).expanduser()
     if not path.is_file():
-        raise InvalidInput("The file of the steering vector does not exist; it is a safetensors file with one vector [d_model].")
+        raise InvalidInput(
+            "The file of the steering vector does not exist; it is a safetensors file with one vector [d_model]."
+        )
     return {"local": file_hash(path), "layer": steering.layer, "strength": steering.strength}
 
 
@@ -150,7 +171,9 @@ def source_identity(source: ModelSource) -> dict[str, Any]:
 
 
 def stored_bytes(folder: Path, bytes_per_parameter: int | None = None) -> int:
-    """Bytes the weights of a full model take in memory, from the safetensors headers: as stored, or at so many bytes a parameter."""
+    """Bytes the weights of a full model take in memory, from the safetensors headers: as stored, or at so many bytes a
+    parameter.
+    """
     total = 0
     for path in weight_files(folder):
         for tensor in read_header(path).values():
@@ -160,7 +183,9 @@ def stored_bytes(folder: Path, bytes_per_parameter: int | None = None) -> int:
 
 
 def same_weights(first: Path, second: Path) -> bool:
-    """Whether two full models have the same tensors, by name and by every value; reads no further than the first difference."""
+    """Whether two full models have the same tensors, by name and by every value; reads no further than the first
+    difference.
+    """
     import torch
     from safetensors import safe_open
 

@@ -1,8 +1,9 @@
 """Numbers that are not finite end as an error that names the side and the weights, never as a result.
 
-Logits are checked by a hook that every resident model has, so that whatever runs a model is covered; hidden states where they are taken. A reduction
-over the vocabulary costs about a hundredth of a pass of a small model, less of larger ones. Token ids that a model switches off on purpose (a logit of
--inf) are the lowest finite number from there on: their probability is 0 either way, and differences of two sides stay numbers.
+Logits are checked by a hook that every resident model has, so that whatever runs a model is covered; hidden states
+where they are taken. A reduction over the vocabulary costs about a hundredth of a pass of a small model, less of larger
+ones. Token ids that a model switches off on purpose (a logit of -inf) are the lowest finite number from there on: their
+probability is 0 either way, and differences of two sides stay numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def check_hidden(hidden: Mapping[int, torch.Tensor], mask: torch.Tensor) -> None
 
 
 def check_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-    """Raise NotFinite when logits [..., V] are NaN or +inf, or -inf in a whole row, where the mask [...] is 1; other -inf become the lowest number."""
+    """Raise NotFinite when logits [..., V] are NaN or +inf, or -inf in a whole row, where the mask [...] is 1; other
+    -inf become the lowest number.
+    """
     highest = logits.detach().amax(-1)
     if mask is not None:
         highest = highest[mask.to(highest.device).bool()]
@@ -51,7 +54,9 @@ def check_logits(logits: torch.Tensor, mask: torch.Tensor | None = None) -> None
 
 
 def check_output(_module: Any, _arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-    """Forward hook of a transformer: `check_logits` at the positions that are text; of a generation step at the last position, which always is."""
+    """Forward hook of a transformer: `check_logits` at the positions that are text; of a generation step at the last
+    position, which always is.
+    """
     logits = output.logits
     mask = mask_of(named, logits.shape[1])
     if mask is None:
@@ -61,7 +66,9 @@ def check_output(_module: Any, _arguments: tuple[Any, ...], named: dict[str, Any
 
 
 def mask_of(named: Mapping[str, Any], length: int) -> torch.Tensor | None:
-    """The attention mask [B, length] of the last positions among the arguments of a pass; None: they have none of two axes."""
+    """The attention mask [B, length] of the last positions among the arguments of a pass; None: they have none of two
+    axes.
+    """
     mask = named.get("attention_mask")
     if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
         return mask[:, mask.shape[1] - length :]
@@ -84,7 +91,9 @@ def explained(found: str, running: Mapping[Side, LoadedSide]) -> str:
                 names += [
                     _saved_name(name).replace(f".{each.adapter}", "")
                     for name, parameter in resident.transformer.named_parameters()
-                    if not any(f".{adapter}" in name for adapter in unused) and parameter.is_floating_point() and not is_finite(parameter.detach())
+                    if not any(f".{adapter}" in name for adapter in unused)
+                    and parameter.is_floating_point()
+                    and not is_finite(parameter.detach())
                 ]
         if names:
             broken[side] = len(names), names[0]
@@ -92,11 +101,15 @@ def explained(found: str, running: Mapping[Side, LoadedSide]) -> str:
     message = f"{who[0].upper()}{who[1:]} {'give' if ' and ' in who else 'gives'} {found}."
     if broken:
         count, name = next(iter(broken.values()))
-        return f"{message} `{name}` holds NaN or infinite numbers ({count} of its weights do): the checkpoint is damaged. Download or save it again."
+        return (
+            f"{message} `{name}` holds NaN or infinite numbers ({count} of its weights do): the checkpoint is "
+            "damaged. Download or save it again."
+        )
     if dtypes - {torch.float32}:
         return f"{message} The weights are finite, so the numbers overflow {_names(dtypes)}: set DIFFING_DTYPE=float32."
     return (
-        f"{message} The weights are finite, but too large for float32, or changed by too much: check the checkpoint, or lower the strength or weight."
+        f"{message} The weights are finite, but too large for float32, or changed by too much: check the checkpoint, "
+        "or lower the strength or weight."
     )
 
 

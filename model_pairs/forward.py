@@ -1,4 +1,5 @@
-"""Forward passes of one resident model through nnterp's uniform names: hidden states at chosen layers, logits, and the logit lens.
+"""Forward passes of one resident model through nnterp's uniform names: hidden states at chosen layers, logits, and the
+logit lens.
 
 The pass ends after the last layer that is wanted when the logits are not.
 """
@@ -26,10 +27,11 @@ _ROW_BYTES = 32 * 2**20
 
 @dataclass
 class ForwardOutput:
-    """Of one batch [B, S]: logits [B, S, V] in the model's dtype (None when not asked for), and layer -> residual stream [B, S, d_model].
+    """Of one batch [B, S]: logits [B, S, V] in the model's dtype (None when not asked for), and layer -> residual
+    stream [B, S, d_model].
 
-    `extra_logits` [B, S, E] are those of token ids that the other side of the pair does not have (None: there are none).
-    Values at padded positions mean nothing.
+    `extra_logits` [B, S, E] are those of token ids that the other side of the pair does not have (None: there are
+    none). Values at padded positions mean nothing.
     """
 
     logits: torch.Tensor | None
@@ -59,7 +61,9 @@ def check_batch(resident: ResidentModel, input_ids: torch.Tensor, attention_mask
     if not longest:
         raise InvalidInput("A batch has at least one token that is not padding.")
     if longest > resident.context_length:
-        raise InvalidInput(f"A text has {longest} tokens; this model's context holds {resident.context_length}. Shorten the text.")
+        raise InvalidInput(
+            f"A text has {longest} tokens; this model's context holds {resident.context_length}. Shorten the text."
+        )
     check_ids(input_ids[attention_mask.bool()], resident.vocab_size, resident.standardized.tokenizer)
 
 
@@ -73,13 +77,15 @@ def check_ids(ids: torch.Tensor, rows: int, tokenizer: Any) -> None:
     if index < 0 or tokenizer is None or index >= len(tokenizer):
         raise InvalidInput(f"{told}.")
     raise InvalidInput(
-        f"{told}, the token {tokenizer.convert_ids_to_tokens(index)!r}, which was added to the tokenizer but not to the model. Leave it out of the text, "
-        "or save the model again after `resize_token_embeddings(len(tokenizer))`."
+        f"{told}, the token {tokenizer.convert_ids_to_tokens(index)!r}, which was added to the tokenizer but not to "
+        "the model. Leave it out of the text, or save the model again after `resize_token_embeddings(len(tokenizer))`."
     )
 
 
 def input_check(rows: int, tokenizer: Any) -> Callable[..., None]:
-    """Forward pre-hook of a transformer: `check_ids` of what is text. A device would end the process over an id that is not there."""
+    """Forward pre-hook of a transformer: `check_ids` of what is text. A device would end the process over an id that is
+    not there.
+    """
 
     def check(_module: Any, _arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids")
@@ -93,8 +99,8 @@ def input_check(rows: int, tokenizer: Any) -> Callable[..., None]:
 def make_head_input_contiguous(transformer: Any) -> None:
     """Let the output head of a model (and every copy that an adapter makes of it later) see contiguous tensors only.
 
-    The last position of each row, `hidden[:, -1:]` [B, 1, d_model], is a slice with gaps: torch then multiplies row by row and copies the unembedding
-    for each of them, which takes B times its memory and hundreds of times as long.
+    The last position of each row, `hidden[:, -1:]` [B, 1, d_model], is a slice with gaps: torch then multiplies row by
+    row and copies the unembedding for each of them, which takes B times its memory and hundreds of times as long.
     """
 
     def contiguous(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -125,7 +131,9 @@ def run_forward(
         raise InvalidInput("A forward pass needs layers or logits to return.")
     model = resident.standardized
     mask = attention_mask.to(resident.device)
-    ids = input_ids.to(resident.device) * mask.bool()  # a model looks its padding up as well, so that must be a token that it has
+    ids = (
+        input_ids.to(resident.device) * mask.bool()
+    )  # a model looks its padding up as well, so that must be a token that it has
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if takes_position_ids(resident):
         inputs["position_ids"] = positions_of(mask)
@@ -147,12 +155,18 @@ def run_forward(
 
 
 def run_last_token(
-    resident: ResidentModel, ids: Sequence[int], rows: int, always: Sequence[Intervention] = (), interventions: Sequence[Intervention] = ()
+    resident: ResidentModel,
+    ids: Sequence[int],
+    rows: int,
+    always: Sequence[Intervention] = (),
+    interventions: Sequence[Intervention] = (),
 ) -> torch.Tensor:
-    """Float32 next-token logits [rows, V] after one text, on the model's device, when `interventions` change its last token only.
+    """Float32 next-token logits [rows, V] after one text, on the model's device, when `interventions` change its last
+    token only.
 
-    The tokens before are read once and their keys and values shared by all rows, so a row costs one token. `always` are the side's own
-    interventions, which act on every token. The caller holds `resident.lock` and has switched the adapter.
+    The tokens before are read once and their keys and values shared by all rows, so a row costs one token. `always` are
+    the side's own interventions, which act on every token. The caller holds `resident.lock` and has switched the
+    adapter.
     """
     check_batch(resident, torch.tensor([list(ids)]), torch.ones(1, len(ids), dtype=torch.long))
     text = torch.tensor([list(ids)], device=resident.device)
@@ -162,40 +176,65 @@ def run_last_token(
             before = text[:, :-1]
             with applied(resident, always, torch.ones_like(before)):
                 cache = resident.transformer(
-                    input_ids=before, attention_mask=torch.ones_like(before), use_cache=True, **last_logits_only(resident)
+                    input_ids=before,
+                    attention_mask=torch.ones_like(before),
+                    use_cache=True,
+                    **last_logits_only(resident),
                 ).past_key_values
             cache.batch_repeat_interleave(rows)
         last = text[:, -1:].expand(rows, 1)
         with applied(resident, (*always, *interventions), torch.ones_like(last)):
             output = resident.transformer(
-                input_ids=last, attention_mask=torch.ones(rows, len(ids), dtype=torch.long, device=last.device), past_key_values=cache, use_cache=True
+                input_ids=last,
+                attention_mask=torch.ones(rows, len(ids), dtype=torch.long, device=last.device),
+                past_key_values=cache,
+                use_cache=True,
             )
         logits: torch.Tensor = output.logits[:, -1]
         return logits.float()
 
 
 def takes_position_ids(resident: ResidentModel) -> bool:
-    """Whether the architecture has positions that padding on the left would shift (models with relative positions take none)."""
+    """Whether the architecture has positions that padding on the left would shift (models with relative positions take
+    none).
+    """
     forward = type(resident.transformer).forward
-    return "position_ids" in inspect.signature(forward).parameters and getattr(resident.transformer.config, "vision_config", None) is None
+    return (
+        "position_ids" in inspect.signature(forward).parameters
+        and getattr(resident.transformer.config, "vision_config", None) is None
+    )
 
 
 def last_logits_only(resident: ResidentModel) -> dict[str, Any]:
     """Arguments that make a pass return the logits of the last position only, where the model knows them."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(resident.transformer).forward).parameters else {}
+    return (
+        {"logits_to_keep": 1}
+        if "logits_to_keep" in inspect.signature(type(resident.transformer).forward).parameters
+        else {}
+    )
 
 
-def effective_weight(resident: ResidentModel, which: Literal["output", "input"] = "output") -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight [V, d_model] and bias of the unembedding (or of the input embedding, without bias) as the active adapter makes them."""
+def effective_weight(
+    resident: ResidentModel, which: Literal["output", "input"] = "output"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, d_model] and bias of the unembedding (or of the input embedding, without bias) as the active adapter
+    makes them.
+    """
     from diffing_mcp.model_pairs.modules import unit_of
 
-    module: Any = resident.transformer.get_output_embeddings() if which == "output" else resident.transformer.get_input_embeddings()
+    module: Any = (
+        resident.transformer.get_output_embeddings()
+        if which == "output"
+        else resident.transformer.get_input_embeddings()
+    )
     values = unit_of(resident, module).values()
     return values["weight"], values.get("bias")
 
 
 def token_rows(resident: ResidentModel, ids: Sequence[int], which: Literal["output", "input"]) -> torch.Tensor:
-    """Float32 rows [N, d_model] of the unembedding or the input embedding on the CPU. Raises InvalidInput for ids outside the vocabulary."""
+    """Float32 rows [N, d_model] of the unembedding or the input embedding on the CPU. Raises InvalidInput for ids
+    outside the vocabulary.
+    """
     if outside := [index for index in ids if not 0 <= index < resident.vocab_size]:
         raise InvalidInput(f"Token ids lie in [0, {resident.vocab_size - 1}]; {outside[0]} does not.")
     with torch.inference_mode():
@@ -210,16 +249,22 @@ def final_norm(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
     norm = resident.standardized.ln_final._module
     parameters = {name: parameter.float() for name, parameter in norm.named_parameters()}
     first = next(iter(parameters.values()), None)
-    return torch.func.functional_call(norm, parameters, (vectors.to(first.device if first is not None else vectors.device).float(),)).float()
+    return torch.func.functional_call(
+        norm, parameters, (vectors.to(first.device if first is not None else vectors.device).float(),)
+    ).float()
 
 
 def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
-    """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream: final norm, unembedding, bias, scale and soft cap.
+    """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream: final norm, unembedding, bias,
+    scale and soft cap.
 
-    The caller holds `resident.lock` and has switched the adapter. The unembedding is turned into float32 chunk by chunk.
+    The caller holds `resident.lock` and has switched the adapter. The unembedding is turned into float32 chunk by
+    chunk.
     """
     if vectors.shape[-1] != resident.d_model:
-        raise InvalidInput(f"Vectors of {vectors.shape[-1]} dimensions do not fit a residual stream of {resident.d_model}.")
+        raise InvalidInput(
+            f"Vectors of {vectors.shape[-1]} dimensions do not fit a residual stream of {resident.d_model}."
+        )
     with torch.inference_mode():
         weight, bias = effective_weight(resident)
         rows = final_norm(resident, vectors.reshape(-1, resident.d_model)).to(weight.device)
@@ -241,7 +286,8 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def next_token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Log-probability in nats of each token after the first, given those before: float32 [B, S - 1], 0.0 where either is padding.
+    """Log-probability in nats of each token after the first, given those before: float32 [B, S - 1], 0.0 where either
+    is padding.
 
     Log-softmax is taken in float32, for a few rows at a time.
     """
@@ -249,7 +295,9 @@ def next_token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, attentio
         batch, length, vocabulary = logits.shape
         ids = input_ids.to(logits.device) * attention_mask.to(logits.device).bool()
         targets = ids[:, 1:].reshape(-1)
-        rows = logits.reshape(-1, vocabulary)  # all positions: without the last of each text, this would be a copy of the logits
+        rows = logits.reshape(
+            -1, vocabulary
+        )  # all positions: without the last of each text, this would be a copy of the logits
         scored = torch.arange(batch * length, device=logits.device).view(batch, length)[:, :-1].reshape(-1)
         result = torch.empty(len(scored), dtype=torch.float32, device=logits.device)
         chunk = max(1, _ROW_BYTES // (4 * vocabulary))

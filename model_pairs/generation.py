@@ -1,7 +1,8 @@
-"""Batched, seeded generation: requests become token ids, rows of similar length share a batch, and only the new text comes back.
+"""Batched, seeded generation: requests become token ids, rows of similar length share a batch, and only the new text
+comes back.
 
-Sampling is by inverse CDF with one stream of uniform numbers a row, seeded by (seed, request, sample): the same call gives the same
-text, and the two sides of a pair draw the same numbers, so equal models give equal answers.
+Sampling is by inverse CDF with one stream of uniform numbers a row, seeded by (seed, request, sample): the same call
+gives the same text, and the two sides of a pair draw the same numbers, so equal models give equal answers.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     messages: tuple[ChatMessage, ...] | None = None
-    text: str | None = Field(None, description="Raw text to continue; special tokens such as BOS are added as the tokenizer does.")
-    prefill: str = Field("", description="Beginning of the answer; the completion goes on after it and does not repeat it.")
+    text: str | None = Field(
+        None, description="Raw text to continue; special tokens such as BOS are added as the tokenizer does."
+    )
+    prefill: str = Field(
+        "", description="Beginning of the answer; the completion goes on after it and does not repeat it."
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -51,14 +56,18 @@ class Sampling(BaseModel):
 
     n: int = Field(1, ge=1, le=1024, description="Completions of each request.")
     temperature: float = Field(1.0, ge=0, le=10)
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set of tokens with at least this probability.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the smallest set of tokens with at least this probability."
+    )
     max_new_tokens: int = Field(128, ge=1, le=32768)
     seed: int = Field(0, ge=0, lt=2**63)
     thinking: bool = Field(False, description="Let a model with a thinking switch think.")
 
 
 class Completion(BaseModel):
-    """One completion: the new text alone, why it ended (`eos`: a stop token; `length`: max_new_tokens) and its number of tokens."""
+    """One completion: the new text alone, why it ended (`eos`: a stop token; `length`: max_new_tokens) and its number
+    of tokens.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,11 +86,15 @@ class Row:
 
     def seed(self, seed: int) -> int:
         """63 bits from (seed, request, sample)."""
-        return int.from_bytes(hashlib.sha256(f"{seed}/{self.request}/{self.sample}".encode()).digest()[:8], "little") >> 1
+        return (
+            int.from_bytes(hashlib.sha256(f"{seed}/{self.request}/{self.sample}".encode()).digest()[:8], "little") >> 1
+        )
 
 
 def prompt_ids(tokenizer: Any, request: GenerationRequest, thinking: bool, thinking_switch: bool) -> list[int]:
-    """Token ids of a request up to where the model goes on. Raises InvalidInput for an empty prompt or a conversation that cannot be rendered."""
+    """Token ids of a request up to where the model goes on. Raises InvalidInput for an empty prompt or a conversation
+    that cannot be rendered.
+    """
     if request.messages is not None:
         text = render_chat(tokenizer, request.messages, request.prefill, thinking, thinking_switch)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -90,13 +103,16 @@ def prompt_ids(tokenizer: Any, request: GenerationRequest, thinking: bool, think
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     if not ids:
-        raise InvalidInput("The prompt is empty, and this model has no beginning-of-sequence token to start from. Give it some text.")
+        raise InvalidInput(
+            "The prompt is empty, and this model has no beginning-of-sequence token to start from. Give it some text."
+        )
     return list(ids)
 
 
 def new_text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """Text of the new tokens alone. The last prompt tokens are decoded with them and cut off again, which keeps a leading space or a
-    character whose bytes begin in the prompt right; where that does not come out even, the new tokens are decoded alone."""
+    """Text of the new tokens alone. The last prompt tokens are decoded with them and cut off again, which keeps a
+    leading space or a character whose bytes begin in the prompt right; where that does not come out even, the new
+    tokens are decoded alone."""
     alone = tokenizer.decode(new, skip_special_tokens=True)
     anchor = list(prompt[-_ANCHOR_TOKENS:])
     before = tokenizer.decode(anchor, skip_special_tokens=True)
@@ -107,23 +123,31 @@ def new_text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
 
 
 def rows_of(
-    tokenizer: Any, requests: Sequence[GenerationRequest], sampling: Sampling, context_length: int, thinking_switch: bool = False
+    tokenizer: Any,
+    requests: Sequence[GenerationRequest],
+    sampling: Sampling,
+    context_length: int,
+    thinking_switch: bool = False,
 ) -> list[Row]:
-    """All sequences of these requests. Raises InvalidInput when a prompt and its answer do not fit in the context, with both numbers."""
+    """All sequences of these requests. Raises InvalidInput when a prompt and its answer do not fit in the context, with
+    both numbers.
+    """
     rows: list[Row] = []
     for index, request in enumerate(requests):
         ids = prompt_ids(tokenizer, request, sampling.thinking, thinking_switch)
         if len(ids) + sampling.max_new_tokens > context_length:
             raise InvalidInput(
-                f"Prompt {index} has {len(ids)} tokens and max_new_tokens is {sampling.max_new_tokens}; this model's context holds "
-                f"{context_length} tokens together. Shorten the prompt or lower max_new_tokens."
+                f"Prompt {index} has {len(ids)} tokens and max_new_tokens is {sampling.max_new_tokens}; this model's "
+                f"context holds {context_length} tokens together. Shorten the prompt or lower max_new_tokens."
             )
         rows.extend(Row(ids, index, sample) for sample in range(sampling.n))
     return rows
 
 
 def batches_of(rows: Sequence[Row], most: Callable[[int], int]) -> list[list[Row]]:
-    """Rows of similar prompt length together, longest first; `most` says how many rows a batch may have whose longest prompt has so many tokens."""
+    """Rows of similar prompt length together, longest first; `most` says how many rows a batch may have whose longest
+    prompt has so many tokens.
+    """
     batches: list[list[Row]] = []
     allowed = 0
     for row in sorted(rows, key=lambda row: -len(row.prompt)):
@@ -136,7 +160,8 @@ def batches_of(rows: Sequence[Row], most: Callable[[int], int]) -> list[list[Row
 
 
 def batches_for(residents: Sequence[ResidentModel], rows: Sequence[Row], max_new_tokens: int) -> list[list[Row]]:
-    """The rows in batches that fit in the free memory when each of the models reads them (one that reads them twice counts twice).
+    """The rows in batches that fit in the free memory when each of the models reads them (one that reads them twice
+    counts twice).
 
     Raises:
         OutOfRoom: not even the longest row alone fits.
@@ -146,7 +171,9 @@ def batches_for(residents: Sequence[ResidentModel], rows: Sequence[Row], max_new
     max_rows, max_tokens = batch_limits(residents[0].device)
 
     def most(prompt: int) -> int:
-        return min(most_rows(costs, prompt, max_new_tokens, free), max_rows, max(1, max_tokens // (prompt + max_new_tokens)))
+        return min(
+            most_rows(costs, prompt, max_new_tokens, free), max_rows, max(1, max_tokens // (prompt + max_new_tokens))
+        )
 
     return batches_of(rows, most)
 
@@ -155,11 +182,15 @@ def completion_of(stop_ids: frozenset[int], reader: Any, row: Row, ids: Sequence
     """The completion that new token ids are, up to the first stop token."""
     stop = next((index for index, token in enumerate(ids) if token in stop_ids), None)
     kept = ids if stop is None else ids[:stop]
-    return Completion(text=new_text(reader, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept))
+    return Completion(
+        text=new_text(reader, row.prompt, kept), finish="length" if stop is None else "eos", tokens=len(kept)
+    )
 
 
 def new_tokens(stop_ids: frozenset[int], ids: Sequence[int]) -> int:
-    """How many of a row's new token ids were generated: those up to its stop token, which counts; what follows is padding."""
+    """How many of a row's new token ids were generated: those up to its stop token, which counts; what follows is
+    padding.
+    """
     return next((index + 1 for index, token in enumerate(ids) if token in stop_ids), len(ids))
 
 
@@ -180,11 +211,13 @@ def generate(
     stop_ids: frozenset[int] | None = None,
     count: ForwardCount | None = None,
 ) -> list[list[Completion]]:
-    """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has switched the adapter.
+    """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has
+    switched the adapter.
 
-    Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K, d_model] one for each of its
-    `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more tokens than the one that makes the prompts.
-    `stop_ids` take the place of the model's own. Progress counts generated tokens against the most there can be; `count` counts what was run.
+    Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K,
+    d_model] one for each of its `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more
+    tokens than the one that makes the prompts. `stop_ids` take the place of the model's own. Progress counts generated
+    tokens against the most there can be; `count` counts what was run.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, or a conversation that cannot be rendered.

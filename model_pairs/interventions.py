@@ -1,7 +1,8 @@
-"""The one way to change the residual stream: forward passes, generation and steering-vector organisms all use `applied`.
+"""The one way to change the residual stream: forward passes, generation and steering-vector organisms all use
+`applied`.
 
-An intervention acts on the residual stream AFTER layer `layer` (the output of the block), before anything reads it: the hidden states
-that `LoadedPair.forward` returns for that layer already contain it.
+An intervention acts on the residual stream AFTER layer `layer` (the output of the block), before anything reads it: the
+hidden states that `LoadedPair.forward` returns for that layer already contain it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Layered(Protocol):
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Some tokens of each prompt: `indices` [B, K] long, counted from the prompt's first token that is not padding; -1 is an unused place.
+    """Some tokens of each prompt: `indices` [B, K] long, counted from the prompt's first token that is not padding; -1
+    is an unused place.
 
     They are changed in the pass that carries the prompt, and never after it.
     """
@@ -52,19 +54,21 @@ class Intervention:
         add      h + strength * v
         replace  strength * v in place of h
         remove   h - strength * (h . u) u with u = v / |v| (strength 1 removes the direction)
-        project  h + strength * (t - h . u) u (strength 1 makes the projection on u equal `targets` t [B, S], one number a token); plain
+        project  h + strength * (t - h . u) u (strength 1 makes the projection on u equal `targets` t [B, S], one number
+        a token); plain
                  forwards only. A subspace is one such intervention for each vector of an orthonormal basis.
     positions:
         all                every token
         prompt             tokens of the prompt (of a plain forward: every token)
         generated          tokens after the prompt (of a plain forward: none)
         last_prompt_token  the last token of the prompt that is not padding
-    A boolean tensor [B, S] instead names positions of a plain forward freely, and `PromptTokens` tokens of each prompt, in generation too.
-    `vector` is [d_model], or [B, d_model] for one vector a row of the batch, or with `PromptTokens` [B, K, d_model] for one a token.
-    `decay_tokens` N lets the strength fall linearly in generation: full on the prompt, strength * (N - i) / N on the i-th new token, nothing from
-    the N-th on. None: the same strength throughout.
-    `match_norm`: v is first rescaled to the length of the h that it meets, |h| v / |v| (a zero vector stays zero), so that `add` is the injection
-    of activation oracles (arXiv 2512.15674): h + strength * |h| * v / |v|. For `add` and `replace`.
+    A boolean tensor [B, S] instead names positions of a plain forward freely, and `PromptTokens` tokens of each prompt,
+    in generation too. `vector` is [d_model], or [B, d_model] for one vector a row of the batch, or with `PromptTokens`
+    [B, K, d_model] for one a token. `decay_tokens` N lets the strength fall linearly in generation: full on the prompt,
+    strength * (N - i) / N on the i-th new token, nothing from the N-th on. None: the same strength throughout.
+    `match_norm`: v is first rescaled to the length of the h that it meets, |h| v / |v| (a zero vector stays zero), so
+    that `add` is the injection of activation oracles (arXiv 2512.15674): h + strength * |h| * v / |v|. For `add` and
+    `replace`.
     """
 
     layer: int
@@ -93,17 +97,29 @@ def check(interventions: Sequence[Intervention], num_layers: int, d_model: int) 
     """Raise InvalidInput for a layer, mode or vector that this model cannot take."""
     for intervention in interventions:
         if not 0 <= intervention.layer < num_layers:
-            raise InvalidInput(f"An intervention names layer {intervention.layer}; this model has layers 0 to {num_layers - 1}.")
+            raise InvalidInput(
+                f"An intervention names layer {intervention.layer}; this model has layers 0 to {num_layers - 1}."
+            )
         shape = tuple(intervention.vector.shape)
-        places = tuple(intervention.positions.indices.shape) if isinstance(intervention.positions, PromptTokens) else None
+        places = (
+            tuple(intervention.positions.indices.shape) if isinstance(intervention.positions, PromptTokens) else None
+        )
         if shape[-1] != d_model or len(shape) not in (1, 2, 3) or (len(shape) == 3 and shape[:2] != places):
             raise InvalidInput(
-                f"A vector of shape {shape} does not fit a residual stream of {d_model} dimensions{f' at places {places}' if places else ''}."
+                f"A vector of shape {shape} does not fit a residual stream of {d_model} "
+                f"dimensions{f' at places {places}' if places else ''}."
             )
         if intervention.mode not in ("add", "replace", "remove", "project"):
-            raise InvalidInput(f"The mode of an intervention is add, replace, remove or project, not {intervention.mode!r}.")
-        if (intervention.mode == "project") != (intervention.targets is not None) or (intervention.targets is not None and places):
-            raise InvalidInput("An intervention of mode project needs targets [batch, tokens] and no PromptTokens, and no other mode takes them.")
+            raise InvalidInput(
+                f"The mode of an intervention is add, replace, remove or project, not {intervention.mode!r}."
+            )
+        if (intervention.mode == "project") != (intervention.targets is not None) or (
+            intervention.targets is not None and places
+        ):
+            raise InvalidInput(
+                "An intervention of mode project needs targets [batch, tokens] and no PromptTokens, and no other mode "
+                "takes them."
+            )
         if intervention.decay_tokens is not None and intervention.decay_tokens < 1:
             raise InvalidInput(f"decay_tokens is at least 1, not {intervention.decay_tokens}.")
         if intervention.match_norm and intervention.mode not in ("add", "replace"):
@@ -112,12 +128,16 @@ def check(interventions: Sequence[Intervention], num_layers: int, d_model: int) 
             raise InvalidInput("The vector of an intervention holds values that are not finite.")
 
 
-def _selected(intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, first_pass: bool) -> torch.Tensor | None:
+def _selected(
+    intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, first_pass: bool
+) -> torch.Tensor | None:
     """Positions [B, S] to change as a boolean tensor; None means all of them."""
     positions = intervention.positions
     if isinstance(positions, torch.Tensor):
         if tuple(positions.shape) != tuple(hidden.shape[:2]):
-            raise InvalidInput(f"The position mask has shape {tuple(positions.shape)}, the batch {tuple(hidden.shape[:2])}.")
+            raise InvalidInput(
+                f"The position mask has shape {tuple(positions.shape)}, the batch {tuple(hidden.shape[:2])}."
+            )
         return positions.to(device=hidden.device, dtype=torch.bool)
     if positions == "all" or (positions == "prompt" and first_pass) or (positions == "generated" and not first_pass):
         return None
@@ -139,8 +159,12 @@ def projection(hidden: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return (hidden.float() * unit_length(vector.float())).sum(-1, keepdim=True)
 
 
-def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, step: int = 0) -> torch.Tensor:
-    """The residual stream after one intervention in pass `step`; computed in float32 and returned in the stream's dtype."""
+def changed(
+    intervention: Intervention, hidden: torch.Tensor, attention_mask: torch.Tensor, step: int = 0
+) -> torch.Tensor:
+    """The residual stream after one intervention in pass `step`; computed in float32 and returned in the stream's
+    dtype.
+    """
     strength = intervention.strength_at(step)
     vector = intervention.vector.to(device=hidden.device, dtype=torch.float32)
     if vector.ndim > 1 and vector.shape[0] != hidden.shape[0]:
@@ -148,7 +172,9 @@ def changed(intervention: Intervention, hidden: torch.Tensor, attention_mask: to
     if vector.ndim == 2:
         vector = vector[:, None, :]
     if isinstance(intervention.positions, PromptTokens):
-        return _changed_at(intervention, intervention.positions, vector, hidden, attention_mask) if step == 0 else hidden
+        return (
+            _changed_at(intervention, intervention.positions, vector, hidden, attention_mask) if step == 0 else hidden
+        )
     selected = _selected(intervention, hidden, attention_mask, first_pass=step == 0)
     result = _changed_stream(intervention, hidden.float(), vector, strength).to(hidden.dtype)
     return result if selected is None else torch.where(selected[..., None], result, hidden)
@@ -159,11 +185,15 @@ def _targets(intervention: Intervention, stream: torch.Tensor) -> torch.Tensor:
     if intervention.targets is None:
         return stream.new_zeros(())
     if tuple(intervention.targets.shape) != tuple(stream.shape[:2]):
-        raise InvalidInput(f"The targets have shape {tuple(intervention.targets.shape)}, the batch {tuple(stream.shape[:2])}.")
+        raise InvalidInput(
+            f"The targets have shape {tuple(intervention.targets.shape)}, the batch {tuple(stream.shape[:2])}."
+        )
     return intervention.targets.to(stream)[..., None]
 
 
-def _changed_stream(intervention: Intervention, stream: torch.Tensor, vector: torch.Tensor, strength: float) -> torch.Tensor:
+def _changed_stream(
+    intervention: Intervention, stream: torch.Tensor, vector: torch.Tensor, strength: float
+) -> torch.Tensor:
     """Every token of a stream [..., d_model] changed, by a vector that broadcasts to it; all in float32."""
     if intervention.mode in ("remove", "project"):
         return stream + strength * (_targets(intervention, stream) - projection(stream, vector)) * unit_length(vector)
@@ -175,27 +205,40 @@ def _changed_stream(intervention: Intervention, stream: torch.Tensor, vector: to
 
 
 def _changed_at(
-    intervention: Intervention, places: PromptTokens, vector: torch.Tensor, hidden: torch.Tensor, attention_mask: torch.Tensor
+    intervention: Intervention,
+    places: PromptTokens,
+    vector: torch.Tensor,
+    hidden: torch.Tensor,
+    attention_mask: torch.Tensor,
 ) -> torch.Tensor:
     """The stream with only the named tokens of each prompt changed, in the pass that carries the prompt."""
     indices = places.indices.to(hidden.device)
     mask = attention_mask.to(hidden.device)
     if indices.ndim != 2 or indices.shape[0] != hidden.shape[0] or bool((indices >= mask.sum(1, keepdim=True)).any()):
-        raise InvalidInput(f"Places of shape {tuple(indices.shape)} do not lie in the prompts of a batch of {tuple(hidden.shape[:2])}.")
+        raise InvalidInput(
+            f"Places of shape {tuple(indices.shape)} do not lie in the prompts of a batch of {tuple(hidden.shape[:2])}."
+        )
     row, slot = (indices >= 0).nonzero(as_tuple=True)
     token = indices[row, slot] + mask.long().argmax(1)[row]
     chosen = vector.expand(*indices.shape, vector.shape[-1])[row, slot]
-    new = _changed_stream(intervention, hidden[row, token].float(), chosen, intervention.strength_at(0)).to(hidden.dtype)
+    new = _changed_stream(intervention, hidden[row, token].float(), chosen, intervention.strength_at(0)).to(
+        hidden.dtype
+    )
     return hidden.index_put((row, token), new)
 
 
 @contextmanager
-def applied(resident: Layered, interventions: Sequence[Intervention], attention_mask: torch.Tensor, step: int = 0) -> Iterator[None]:
-    """Apply the interventions, in order, to every pass of the model inside the context; `step` passes over the same texts went before it.
+def applied(
+    resident: Layered, interventions: Sequence[Intervention], attention_mask: torch.Tensor, step: int = 0
+) -> Iterator[None]:
+    """Apply the interventions, in order, to every pass of the model inside the context; `step` passes over the same
+    texts went before it.
 
-    `attention_mask` [B, S] is that of the prompt. In generation, the first pass carries the prompt and every further pass one new token.
+    `attention_mask` [B, S] is that of the prompt. In generation, the first pass carries the prompt and every further
+    pass one new token.
 
-    Plain module hooks, put in front of those of the tracing, so that the same code serves traced forwards and generation.
+    Plain module hooks, put in front of those of the tracing, so that the same code serves traced forwards and
+    generation.
     """
     check(interventions, resident.num_layers, resident.d_model)
     handles = []
@@ -204,7 +247,11 @@ def applied(resident: Layered, interventions: Sequence[Intervention], attention_
         passes = [step]
 
         def hook(
-            module: torch.nn.Module, arguments: Any, output: Any, chosen: list[Intervention] = chosen, passes: list[int] = passes
+            module: torch.nn.Module,
+            arguments: Any,
+            output: Any,
+            chosen: list[Intervention] = chosen,
+            passes: list[int] = passes,
         ) -> torch.Tensor | tuple[Any, ...]:
             hidden = output[0] if isinstance(output, tuple) else output
             for intervention in chosen:

@@ -1,4 +1,6 @@
-"""The one rule for naming layers: a relative depth r in [0, 1] is layer `round(r * (num_layers - 1))`. No torch here."""
+"""The one rule for naming layers: a relative depth r in [0, 1] is layer `round(r * (num_layers - 1))`.
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ class LayerRef(BaseModel):
 
 
 def resolve_layer(layer: int | float, num_layers: int) -> LayerRef:
-    """One layer in both forms; integers are absolute, floats relative. Raises InvalidInput outside of [0, num_layers - 1] or [0, 1]."""
+    """One layer in both forms; integers are absolute, floats relative. Raises InvalidInput outside of [0, num_layers -
+    1] or [0, 1].
+    """
     if isinstance(layer, bool) or not isinstance(layer, int | float):
-        raise InvalidInput(f"A layer is an integer in [0, {num_layers - 1}] or a relative depth (a float in [0, 1]), not {layer!r}.")
+        raise InvalidInput(
+            f"A layer is an integer in [0, {num_layers - 1}] or a relative depth (a float in [0, 1]), not {layer!r}."
+        )
     if isinstance(layer, int):
         if not 0 <= layer < num_layers:
             raise InvalidInput(
@@ -33,7 +39,8 @@ def resolve_layer(layer: int | float, num_layers: int) -> LayerRef:
     else:
         if not math.isfinite(layer) or not 0 <= layer <= 1:
             raise InvalidInput(
-                f"The relative depth {layer} is out of range: floats lie in [0, 1]. Absolute layers are integers in [0, {num_layers - 1}]."
+                f"The relative depth {layer} is out of range: floats lie in [0, 1]. Absolute layers are integers in "
+                f"[0, {num_layers - 1}]."
             )
         absolute = round(layer * (num_layers - 1))
     return LayerRef(absolute=absolute, relative=round(absolute / (num_layers - 1), 4) if num_layers > 1 else 0.0)

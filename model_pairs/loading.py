@@ -1,4 +1,5 @@
-"""Loads one full model into memory: device and dtype chosen, wrapped by nnterp so that every architecture has the same module names.
+"""Loads one full model into memory: device and dtype chosen, wrapped by nnterp so that every architecture has the same
+module names.
 
 torch, transformers and nnterp are imported when a model is loaded, not before.
 """
@@ -39,7 +40,9 @@ log = logging.getLogger(__name__)
 
 
 class ResidentModel:
-    """One full model in memory, and the adapters attached to it. `lock` is held by whoever switches adapters or runs a pass."""
+    """One full model in memory, and the adapters attached to it. `lock` is held by whoever switches adapters or runs a
+    pass.
+    """
 
     def __init__(
         self,
@@ -93,7 +96,9 @@ class ResidentModel:
         from diffing_mcp.model_pairs.finite import check_output
         from diffing_mcp.model_pairs.forward import input_check
 
-        self.transformer.register_forward_pre_hook(input_check(self.vocab_size, self.standardized.tokenizer), with_kwargs=True)
+        self.transformer.register_forward_pre_hook(
+            input_check(self.vocab_size, self.standardized.tokenizer), with_kwargs=True
+        )
         self.transformer.register_forward_hook(check_output, with_kwargs=True)
 
     def layer_module(self, layer: int) -> torch.nn.Module:
@@ -135,7 +140,9 @@ def choose_device() -> str:
     wanted = settings().device
     if wanted != "auto":
         if wanted.startswith("cuda") and not torch.cuda.is_available():
-            raise InvalidInput(f"The setting device={wanted} names a GPU, but torch sees none here. Set DIFFING_DEVICE=auto or cpu.")
+            raise InvalidInput(
+                f"The setting device={wanted} names a GPU, but torch sees none here. Set DIFFING_DEVICE=auto or cpu."
+            )
         return wanted
     if torch.cuda.is_available():
         return "auto" if torch.cuda.device_count() > 1 else "cuda:0"
@@ -145,7 +152,9 @@ def choose_device() -> str:
 
 
 def choose_dtype(files: ModelFiles, config: Any, device: str) -> torch.dtype:
-    """The settings' dtype as it is, else the source's, else the one that the configuration names, as `device_dtype` has it."""
+    """The settings' dtype as it is, else the source's, else the one that the configuration names, as `device_dtype` has
+    it.
+    """
     stored: Any = files.dtype
     if stored == "auto":
         stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or "float32"
@@ -165,8 +174,8 @@ def compute_dtype(base: ModelFiles, finetuned: ModelFiles, device: str) -> tuple
 def device_dtype(name: str, device: str) -> torch.dtype:
     """The settings' dtype, else the named one where the device computes it.
 
-    On a CPU that has no instructions for 16-bit floats, 16-bit checkpoints run in float32: the same weights, several times as fast and exact, for twice
-    the memory. The setting `dtype` forces another choice.
+    On a CPU that has no instructions for 16-bit floats, 16-bit checkpoints run in float32: the same weights, several
+    times as fast and exact, for twice the memory. The setting `dtype` forces another choice.
     """
     import torch
 
@@ -178,7 +187,9 @@ def device_dtype(name: str, device: str) -> torch.dtype:
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: with AVX-512 or AMX (oneDNN's own test), or on ARM."""
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: with AVX-512 or AMX (oneDNN's own test),
+    or on ARM.
+    """
     import platform
 
     import torch
@@ -189,7 +200,9 @@ def cpu_computes_bfloat16() -> bool:
 
 
 def memory_limit(device: str | None = None) -> int:
-    """Bytes that resident models may take: `memory_share` of the GPUs' memory, or of this machine's (or its control group's)."""
+    """Bytes that resident models may take: `memory_share` of the GPUs' memory, or of this machine's (or its control
+    group's).
+    """
     import torch
 
     device = device or choose_device()
@@ -208,7 +221,9 @@ def memory_limit(device: str | None = None) -> int:
 
 
 def read_config(files: ModelFiles, folder: Path) -> Any:
-    """The model's transformers configuration. Raises InvalidInput when it cannot be read, or is not that of a causal language model."""
+    """The model's transformers configuration. Raises InvalidInput when it cannot be read, or is not that of a causal
+    language model.
+    """
     from transformers import AutoConfig
 
     stored = read_config_file(folder)
@@ -227,24 +242,36 @@ def estimated_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
 
 
 def read_tokenizer(files: ModelFiles, rows: int) -> Any | None:
-    """The tokenizer of a source, padding on the left with a token that the model has one of its `rows` for; None when the source brings none.
+    """The tokenizer of a source, padding on the left with a token that the model has one of its `rows` for; None when
+    the source brings none.
 
-    Padding is masked wherever it stands, so which token it is means nothing; but a model cannot look up one that it has no row for (a token added for
-    padding without resizing the model).
+    Padding is masked wherever it stands, so which token it is means nothing; but a model cannot look up one that it has
+    no row for (a token added for padding without resizing the model).
     """
     from transformers import AutoTokenizer
 
-    folder = local_folder(files.tokenizer_id) if files.tokenizer_id else local_folder(files.id, files.revision, files.subfolder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")):
+    folder = (
+        local_folder(files.tokenizer_id)
+        if files.tokenizer_id
+        else local_folder(files.id, files.revision, files.subfolder)
+    )
+    if not any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+    ):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=files.trust_remote_code, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=files.trust_remote_code, padding_side="left"
+        )
     except Exception as error:  # tokenizers raise bare exceptions, and missing packages ImportError
         log.info("tokenizer not read", exc_info=True)
-        needs = f": {str(error).strip().splitlines()[0]}" if isinstance(error, ImportError) and str(error).strip() else ""
+        needs = (
+            f": {str(error).strip().splitlines()[0]}" if isinstance(error, ImportError) and str(error).strip() else ""
+        )
         raise InvalidInput(
-            f"The tokenizer of this model cannot be read ({type(error).__name__}{needs}). Name one with `tokenizer_id` in a catalogue folder, or save "
-            "it again with `save_pretrained`."
+            f"The tokenizer of this model cannot be read ({type(error).__name__}{needs}). Name one with `tokenizer_id` "
+            "in a catalogue folder, or save it again with `save_pretrained`."
         ) from error
     if files.chat_template:
         tokenizer.chat_template = files.chat_template
@@ -255,12 +282,19 @@ def read_tokenizer(files: ModelFiles, rows: int) -> Any | None:
 
 
 def load_model(
-    files: ModelFiles, label: str, tokenizer: Any, dtype: torch.dtype | None = None, adapter: StoredAdapter | None = None, merge: bool = False
+    files: ModelFiles,
+    label: str,
+    tokenizer: Any,
+    dtype: torch.dtype | None = None,
+    adapter: StoredAdapter | None = None,
+    merge: bool = False,
 ) -> ResidentModel:
-    """Load a full model in `dtype` (None: its own); with `adapter`, one that has this adapter for good: put on as peft does, or merged.
+    """Load a full model in `dtype` (None: its own); with `adapter`, one that has this adapter for good: put on as peft
+    does, or merged.
 
     Raises:
-        InvalidInput: no safetensors weights, unreadable or incomplete files, or an architecture nnterp has no names for.
+        InvalidInput: no safetensors weights, unreadable or incomplete files, or an architecture nnterp has no names
+            for.
         NotTheSame: the adapter to merge is not one of this model.
         OutOfRoom: the device's memory does not hold it.
     """
@@ -289,7 +323,9 @@ def load_model(
     try:
         with without_adapter(folder) as bare:
             transformer, info = _auto_class(config).from_pretrained(bare, **options)
-    except Exception as error:  # code of the architecture and of quantisation packages runs here: anything may be raised
+    except (
+        Exception
+    ) as error:  # code of the architecture and of quantisation packages runs here: anything may be raised
         log.info("loading failed", exc_info=True)
         _raise_if_out_of_room(error, folder)
         raise InvalidInput(load_problem(stored, error)) from error
@@ -307,13 +343,16 @@ def load_model(
         _raise_if_out_of_room(error, folder)
     wrapped = _with_standard_names(transformer, tokenizer)
     stops = stop_tokens(transformer, tokenizer, files)
-    # The checkpoint's own sampling defaults (penalties, temperatures) must not slip into comparisons: generation states all of them.
+    # The checkpoint's own sampling defaults (penalties, temperatures) must not slip into comparisons: generation states
+    # all of them.
     transformer.generation_config = GenerationConfig()
     return ResidentModel(label, wrapped, folder, stops, remarks, changed)
 
 
 def _auto_class(config: Any) -> Any:
-    """The auto class that loads this configuration; code that comes with a model registers itself for causal language models."""
+    """The auto class that loads this configuration; code that comes with a model registers itself for causal language
+    models.
+    """
     from transformers import AutoModelForCausalLM
 
     return model_class(config) or AutoModelForCausalLM
@@ -323,7 +362,9 @@ def _raise_if_out_of_room(error: Exception, folder: Path) -> None:
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower():
-        raise OutOfRoom(f"The model does not fit: it takes about {stored_bytes(folder, 2) >> 20} MB in 16 bits.") from error
+        raise OutOfRoom(
+            f"The model does not fit: it takes about {stored_bytes(folder, 2) >> 20} MB in 16 bits."
+        ) from error
 
 
 def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:
@@ -331,13 +372,15 @@ def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:
     from nnterp import StandardizedTransformer
 
     try:
-        # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights, not on a placeholder.
+        # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights,
+        # not on a placeholder.
         return StandardizedTransformer(transformer, tokenizer=tokenizer, allow_multimodal=True)
     except Exception as error:  # nnterp runs a pass to check its names: an unknown architecture breaks it anywhere
         log.info("nnterp has no names", exc_info=True)
         raise InvalidInput(
-            f"The architecture {type(transformer).__name__} cannot be read: nnterp has no standard names for its modules (it has none for state-space and "
-            "recurrent models, and for some decoders). Name a model of another architecture, such as Llama, Qwen, Gemma, Mistral or OLMo."
+            f"The architecture {type(transformer).__name__} cannot be read: nnterp has no standard names for its "
+            "modules (it has none for state-space and recurrent models, and for some decoders). Name a model of "
+            "another architecture, such as Llama, Qwen, Gemma, Mistral or OLMo."
         ) from error
 
 

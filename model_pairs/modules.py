@@ -1,7 +1,8 @@
-"""The modules of a model that own weights: what each is called, where it sits, what it reads and writes, and what it is on one side of a pair.
+"""The modules of a model that own weights: what each is called, where it sits, what it reads and writes, and what it is
+on one side of a pair.
 
-Names are those of the bare model (`model.layers.3.mlp.down_proj`), whatever peft has put around it, so the two sides of a pair can be matched. Torch
-is imported when it is needed.
+Names are those of the bare model (`model.layers.3.mlp.down_proj`), whatever peft has put around it, so the two sides of
+a pair can be matched. Torch is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ Part = Literal["attention", "mlp", "norm", "embedding", "unembedding", "residual
 
 _WRITERS = frozenset("o_proj out_proj c_proj dense wo down_proj dense_4h_to_h fc2 fc_out w2".split())
 _READERS = frozenset(
-    "q_proj k_proj v_proj qkv_proj query_key_value c_attn query key value wq wk wv gate_proj up_proj gate_up_proj c_fc dense_h_to_4h fc1 fc_in w1 w3".split()
+    (
+        "q_proj k_proj v_proj qkv_proj query_key_value c_attn query key value wq wk wv gate_proj up_proj gate_up_proj "
+        "c_fc dense_h_to_4h fc1 fc_in w1 w3"
+    ).split()
 )
 """Projections whose input and output are both as wide as the residual stream can be told apart by name only."""
 
@@ -56,23 +60,35 @@ class ModulePlace:
         return name in ("all", self.part, self.projection, self.path) or self.path.startswith(f"{name}.")
 
     def writes(self, out: int, into: int, d_model: int) -> bool:
-        """Whether a matrix [out, into] here writes to the residual stream: its output is added to it (or is it, for the input embedding)."""
+        """Whether a matrix [out, into] here writes to the residual stream: its output is added to it (or is it, for the
+        input embedding).
+        """
         if self.part == "embedding":
             return out == d_model
         known = self.projection in _WRITERS
-        return self.part in ("attention", "mlp", "other") and out == d_model and (known or (into != d_model and self.projection not in _READERS))
+        return (
+            self.part in ("attention", "mlp", "other")
+            and out == d_model
+            and (known or (into != d_model and self.projection not in _READERS))
+        )
 
     def reads(self, out: int, into: int, d_model: int) -> bool:
         """Whether a matrix [out, into] here reads the (normed) residual stream."""
         if self.part == "unembedding":
             return into == d_model
         known = self.projection in _READERS
-        return self.part in ("attention", "mlp", "other") and into == d_model and (known or (out != d_model and self.projection not in _WRITERS))
+        return (
+            self.part in ("attention", "mlp", "other")
+            and into == d_model
+            and (known or (out != d_model and self.projection not in _WRITERS))
+        )
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A matrix [out, in] as `left @ right`: left [out, r] (scaling included), right [r, in], both float64 on the CPU."""
+    """A matrix [out, in] as `left @ right`: left [out, r] (scaling included), right [r, in], both float64
+    on the CPU.
+    """
 
     left: torch.Tensor
     right: torch.Tensor
@@ -99,7 +115,9 @@ class Unit:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is wrapped around the weights (a module that an adapter replaces as a whole is plain: its weights are the adapter's)."""
+        """Whether nothing is wrapped around the weights (a module that an adapter replaces as a whole is plain: its
+        weights are the adapter's).
+        """
         return self.outer is self.bare
 
     def output(self, *arguments: Any, **named: Any) -> torch.Tensor:
@@ -109,7 +127,9 @@ class Unit:
         return result
 
     def lora(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float] | None:
-        """A [r, in], B [out, r], B's bias and the scaling, when the side adds plain LoRA to a linear layer; else None."""
+        """A [r, in], B [out, r], B's bias and the scaling, when the side adds plain LoRA to a linear
+        layer; else None.
+        """
         from peft.tuners.lora.layer import Linear
 
         layer: Any = self.outer
@@ -137,12 +157,17 @@ class Unit:
         return LowRank(second.detach().cpu().double() * scaling, first.detach().cpu().double())
 
     def values(self) -> dict[str, torch.Tensor]:
-        """The effective weights of this side by parameter name (`weight`, `bias`), as stored (see `oriented`), on the model's device."""
+        """The effective weights of this side by parameter name (`weight`, `bias`), as stored (see `oriented`), on the
+        model's device.
+        """
         values = {name: parameter.detach() for name, parameter in self.bare.named_parameters(recurse=False)}
         if self.plain:
             return values
         if "weight" not in values:
-            raise InvalidInput(f"The adapter changes `{self.place.name}`, a {type(self.bare).__name__}, in a way that is no change of one weight.")
+            raise InvalidInput(
+                f"The adapter changes `{self.place.name}`, a {type(self.bare).__name__}, in a way that is no change of "
+                "one weight."
+            )
         if (low := self.low_rank()) is None:
             return values | _affine(self.outer, self.bare, self.adapter)
         delta = low.dense() if oriented(self.bare, values["weight"]) is values["weight"] else low.dense().T
@@ -153,7 +178,9 @@ class Unit:
 
 
 def oriented(module: Any, weight: torch.Tensor) -> torch.Tensor:
-    """A module's weight as a matrix [out, in]: transposed for embeddings (a token's row is what it writes) and transformers' Conv1D."""
+    """A module's weight as a matrix [out, in]: transposed for embeddings (a token's row is what it writes) and
+    transformers' Conv1D.
+    """
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -161,14 +188,16 @@ def oriented(module: Any, weight: torch.Tensor) -> torch.Tensor:
 
 
 def units_of(resident: ResidentModel, adapter: str | None) -> dict[str, Unit]:
-    """Every module that owns weights, by its name in the bare model, with an adapter switched on (None: bare). The caller holds `resident.lock`.
+    """Every module that owns weights, by its name in the bare model, with an adapter switched on (None: bare). The
+    caller holds `resident.lock`.
 
     Weights that are shared (tied embeddings) appear once for each module that uses them.
     """
     if (prompt := resident.prompt) is not None:
         raise InvalidInput(
-            f"This finetune is a learned prompt ({prompt.kind}, {prompt.tokens} tokens in front of every text): its weights are the base model's, so "
-            "there is no difference of weights to read or to amplify. Use a method that reads texts or activations."
+            f"This finetune is a learned prompt ({prompt.kind}, {prompt.tokens} tokens in front of every text): its "
+            "weights are the base model's, so there is no difference of weights to read or to amplify. Use a method "
+            "that reads texts or activations."
         )
     activate(resident, adapter)
     places = _Places(resident)
@@ -185,7 +214,9 @@ def unit_of(resident: ResidentModel, module: Any) -> Unit:
 
 
 def parameters_of(resident: ResidentModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter of the model without the adapters attached to it, by its name in the bare model. The caller holds `resident.lock`."""
+    """Every parameter of the model without the adapters attached to it, by its name in the bare model. The caller holds
+    `resident.lock`.
+    """
     if resident.own_adapter is not None:
         yield from ((name, value.detach()) for name, value in resident.transformer.named_parameters())
         return
@@ -202,7 +233,9 @@ def _walk(root: Any, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:
     def down(module: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
         if isinstance(module, ModulesToSaveWrapper):
             saved = module.modules_to_save
-            yield from down(saved[adapter] if adapter is not None and adapter in saved else module.original_module, name)
+            yield from down(
+                saved[adapter] if adapter is not None and adapter in saved else module.original_module, name
+            )
             return
         if isinstance(module, TrainableTokensWrapper):
             module = module.token_adapter
@@ -216,7 +249,9 @@ def _walk(root: Any, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:
                 yield from down(bare, name)
                 return
             if isinstance(bare, BaseTunerLayer):
-                raise InvalidInput(f"The adapter changes `{name}` in two ways at once, which cannot be written as a change of weights.")
+                raise InvalidInput(
+                    f"The adapter changes `{name}` in two ways at once, which cannot be written as a change of weights."
+                )
             yield name, module, bare
             return
         if any(True for _ in module.parameters(recurse=False)):
@@ -264,12 +299,16 @@ class _Places:
             part = "norm"
         else:
             part = next((self._parts[prefix] for prefix in prefixes if prefix in self._parts), "other")
-        return ModulePlace(name, self._blocks[block] if block else None, name[len(block) + 1 :] if block else name, part)
+        return ModulePlace(
+            name, self._blocks[block] if block else None, name[len(block) + 1 :] if block else name, part
+        )
 
 
 @contextmanager
 def _switched(layer: Any, adapter: str | None) -> Iterator[None]:
-    """One of peft's layers with exactly this adapter on; other modules have no such state. Put back afterwards, come what may."""
+    """One of peft's layers with exactly this adapter on; other modules have no such state. Put back afterwards, come
+    what may.
+    """
     if adapter is None or not hasattr(layer, "_active_adapter"):
         yield
         return
@@ -285,10 +324,11 @@ _ROWS_AT_ONCE = 1024
 
 
 def _affine(layer: Any, bare: Any, adapter: str | None) -> dict[str, torch.Tensor]:
-    """Weight and bias, float32 as stored, of the affine map that one of peft's layers computes: read off a float32 copy of it.
+    """Weight and bias, float32 as stored, of the affine map that one of peft's layers computes: read off a float32 copy
+    of it.
 
-    Whatever the layer does (DoRA, IA3, orthogonal, low-rank products, trained token rows), its outputs at the unit vectors and at zero are its effective
-    weight and bias.
+    Whatever the layer does (DoRA, IA3, orthogonal, low-rank products, trained token rows), its outputs at the unit
+    vectors and at zero are its effective weight and bias.
 
     Raises:
         InvalidInput: a layer that is not an affine map, or no linear layer or embedding inside.
@@ -303,7 +343,9 @@ def _affine(layer: Any, bare: Any, adapter: str | None) -> dict[str, torch.Tenso
             ids = torch.arange(bare.weight.shape[0], device=device)
             return {"weight": torch.cat([own(part).float() for part in ids.split(_ROWS_AT_ONCE)])}
         if not isinstance(bare, torch.nn.Linear | Conv1D):
-            raise InvalidInput(f"The adapter changes a {type(bare).__name__} in a way that cannot be written as a change of weights.")
+            raise InvalidInput(
+                f"The adapter changes a {type(bare).__name__} in a way that cannot be written as a change of weights."
+            )
         width = bare.weight.shape[0 if isinstance(bare, Conv1D) else 1]
         bias = own(torch.zeros(1, width, device=device))[0]
         units = torch.eye(width, device=device)
@@ -311,17 +353,24 @@ def _affine(layer: Any, bare: Any, adapter: str | None) -> dict[str, torch.Tenso
         probe = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device)
         found, expected = own(probe), probe @ columns + bias
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max().clamp_min(1e-6))):
-            raise InvalidInput(f"The adapter makes a {type(layer).__name__} that is no affine map, so it cannot be written as a change of weights.")
+            raise InvalidInput(
+                f"The adapter makes a {type(layer).__name__} that is no affine map, so it cannot be written as a "
+                "change of weights."
+            )
     values = {"weight": columns if isinstance(bare, Conv1D) else columns.T.contiguous()}
     if getattr(bare, "bias", None) is not None:
         values["bias"] = bias
     elif bool(bias.any()):
-        raise InvalidInput("The adapter adds a bias to a layer that has none, which cannot be written as a change of its weights.")
+        raise InvalidInput(
+            "The adapter adds a bias to a layer that has none, which cannot be written as a change of its weights."
+        )
     return values
 
 
 def untraced(module: Any) -> Any:
-    """A copied module with forwards of its own: tracing sets a forward on every module, and in a copy that one still calls the original."""
+    """A copied module with forwards of its own: tracing sets a forward on every module, and in a copy that one still
+    calls the original.
+    """
     from accelerate.hooks import add_hook_to_module
 
     for each in module.modules():

@@ -1,7 +1,8 @@
-"""A loaded pair: two sides behind one interface, whatever they are made of (adapters on one base, two full models, a steering vector).
+"""A loaded pair: two sides behind one interface, whatever they are made of (adapters on one base, two full models, a
+steering vector).
 
-Everything a method or a tool asks of the models goes through here, and every call holds the lock of the model that it runs on, so
-threads may share a pair.
+Everything a method or a tool asks of the models goes through here, and every call holds the lock of the model that it
+runs on, so threads may share a pair.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
 from diffing_mcp.model_pairs.adapters import activate
-from diffing_mcp.model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat, render_conversation
+from diffing_mcp.model_pairs.chat import (
+    ChatMessage,
+    has_chat_template,
+    knows_thinking,
+    render_chat,
+    render_conversation,
+)
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.modules import ModulePlace
@@ -61,8 +68,9 @@ class Difference:
 class LoadedPair:
     """Two sides ready to run. `num_layers`, `d_model`, `vocab_size` and `context_length` (tokens) are the same on both.
 
-    `vocab_size` counts the token ids that both models have. A finetune may have added tokens: `new_tokens` says which, and `forward` gives the
-    logits of those beyond the common part apart from the others, so that whatever compares the sides compares the common part.
+    `vocab_size` counts the token ids that both models have. A finetune may have added tokens: `new_tokens` says which,
+    and `forward` gives the logits of those beyond the common part apart from the others, so that whatever compares the
+    sides compares the common part.
     """
 
     spec: PairSpec
@@ -73,24 +81,32 @@ class LoadedPair:
     context_length: int
     device: torch.device
     sequential: bool
-    """The two models do not fit in memory together: run everything on one side inside `side_loaded(side)`, then the other. Calls outside
-    of it work, but each may load a model."""
+    """The two models do not fit in memory together: run everything on one side inside `side_loaded(side)`, then the
+    other. Calls outside of it work, but each may load a model."""
     sides: dict[Side, LoadedSide]
     on_base: Callable[[AdapterFiles | None], LoadedSide]
     """The bare base model, or it with another adapter; nothing is loaded before it is held."""
     new_tokens: Mapping[int, str] = field(default_factory=dict)
-    """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are padding in the base model."""
+    """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are
+    padding in the base model.
+    """
     finetuned_tokenizer: Any = None
-    """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by `tokenizer` for both."""
+    """The finetuned side's own tokenizer when it has `new_tokens`: what reads that side's answers. Prompts are made by
+    `tokenizer` for both.
+    """
     remarks: tuple[str, ...] = ()
-    """What is to be said beside every result of this pair, in sentences: how its files were read where that is not as they say."""
+    """What is to be said beside every result of this pair, in sentences: how its files were read where that is not as
+    they say.
+    """
     forwards: ForwardCount = field(default_factory=ForwardCount, compare=False)
     """Passes and tokens so far; pairs made from this one (`with_adapter`, `amplified`) add to the same count."""
 
     def with_adapter(self, adapter: AdapterFiles | None) -> LoadedPair:
-        """The bare base model against the same model with another adapter (None: bare as well), as a pair that shares this one's resident base.
+        """The bare base model against the same model with another adapter (None: bare as well), as a pair that shares
+        this one's resident base.
 
-        The adapter is attached when its side first runs, counts as memory in use while it does, and may be evicted afterwards.
+        The adapter is attached when its side first runs, counts as memory in use while it does, and may be evicted
+        afterwards.
 
         Raises (when the side first runs):
             NotTheSame: an adapter that was made for another model.
@@ -98,7 +114,12 @@ class LoadedPair:
             OutOfRoom: no room for it.
         """
         bare = ModelSource(files=self.spec.base.files)
-        spec = PairSpec(name=self.spec.name, base=bare, finetuned=bare.model_copy(update={"adapter": adapter}), model=self.spec.model)
+        spec = PairSpec(
+            name=self.spec.name,
+            base=bare,
+            finetuned=bare.model_copy(update={"adapter": adapter}),
+            model=self.spec.model,
+        )
         return replace(
             self,
             spec=spec,
@@ -109,11 +130,13 @@ class LoadedPair:
         )
 
     def amplified(self, weight: WeightOf | float, others: Sequence[tuple[AdapterFiles, WeightOf]] = ()) -> LoadedPair:
-        """The same pair with W_base + w (W_finetuned - W_base) as its finetuned side: w = 0 is the base, 1 the finetuned model, 2 twice the change.
+        """The same pair with W_base + w (W_finetuned - W_base) as its finetuned side: w = 0 is the base, 1 the
+        finetuned model, 2 twice the change.
 
-        `weight` is one number, or a function of the place of a module; a steering vector is scaled by the weight of its place. `others` are further
-        adapters of the base model, whose differences to the bare base are added with weights of their own. Nothing is changed in memory or on
-        disk: see `diffing_mcp.model_pairs.amplification`. The lens and `token_rows` read the base's embeddings. vLLM is not used.
+        `weight` is one number, or a function of the place of a module; a steering vector is scaled by the weight of its
+        place. `others` are further adapters of the base model, whose differences to the bare base are added with
+        weights of their own. Nothing is changed in memory or on disk: see `diffing_mcp.model_pairs.amplification`. The
+        lens and `token_rows` read the base's embeddings. vLLM is not used.
 
         Raises (when the side runs):
             OutOfRoom: a full finetune that does not fit in memory beside its base.
@@ -121,18 +144,33 @@ class LoadedPair:
         """
         weight_of: WeightOf = weight if callable(weight) else lambda place: float(weight)
         base, finetuned = self.sides["base"], self.sides["finetuned"]
-        differences = [Difference(finetuned, base, weight_of), *(Difference(self.on_base(files), self.on_base(None), each) for files, each in others)]
+        differences = [
+            Difference(finetuned, base, weight_of),
+            *(Difference(self.on_base(files), self.on_base(None), each) for files, each in others),
+        ]
 
         def scaled(interventions: Sequence[Intervention], sign: float) -> list[Intervention]:
             shares = [weight_of(_steering_place(each)) for each in interventions]
             kept = [sign * share + (sign < 0) for share in shares]  # the base's own counts 1 - w
-            return [replace(each, strength=each.strength * share) for each, share in zip(interventions, kept, strict=True) if share]
+            return [
+                replace(each, strength=each.strength * share)
+                for each, share in zip(interventions, kept, strict=True)
+                if share
+            ]
 
         steering = (*scaled(base.steering, -1.0), *scaled(finetuned.steering, 1.0))
-        return replace(self, sides={"base": base, "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences), base.in_memory)})
+        return replace(
+            self,
+            sides={
+                "base": base,
+                "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences), base.in_memory),
+            },
+        )
 
     def weight_digests(self) -> dict[str, str]:
-        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See `diffing_mcp.model_pairs.weight_digest`."""
+        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See
+        `diffing_mcp.model_pairs.weight_digest`.
+        """
         return {side: self._side(side).digest() for side in SIDES}
 
     @contextmanager
@@ -142,7 +180,9 @@ class LoadedPair:
             yield
 
     def resident_first(self) -> tuple[Side, Side]:
-        """Both sides, first the one to begin with: the finetuned side when its model alone is in memory now, else the base."""
+        """Both sides, first the one to begin with: the finetuned side when its model alone is in memory now, else the
+        base.
+        """
         finetuned_alone = self.sides["finetuned"].in_memory() and not self.sides["base"].in_memory()
         return ("finetuned", "base") if finetuned_alone else ("base", "finetuned")
 
@@ -155,9 +195,9 @@ class LoadedPair:
         logits: bool = True,
         interventions: Sequence[Intervention] = (),
     ) -> ForwardOutput:
-        """One pass over a batch [B, S], padded left or right: logits [B, S, V] in the model's dtype and the residual stream [B, S, d_model]
-        after each of `layers` (absolute). Without logits the pass ends after the last of the layers. Logits of ids beyond the common
-        vocabulary come as `extra_logits`.
+        """One pass over a batch [B, S], padded left or right: logits [B, S, V] in the model's dtype and the residual
+        stream [B, S, d_model] after each of `layers` (absolute). Without logits the pass ends after the last of the
+        layers. Logits of ids beyond the common vocabulary come as `extra_logits`.
 
         Raises:
             InvalidInput: a layer out of range, token ids outside the vocabulary, or a text longer than the context.
@@ -171,16 +211,22 @@ class LoadedPair:
         return output.cut(self.vocab_size)
 
     def logit_lens(self, side: Side, vectors: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream of this side (norm, unembedding, soft cap)."""
+        """Float32 logits [..., V] of vectors [..., d_model] read as a final residual stream of this side (norm,
+        unembedding, soft cap).
+        """
         from diffing_mcp.model_pairs.forward import lens_logits
 
         with self._running(side) as (resident, _):
             return lens_logits(resident, vectors)[..., : self.vocab_size]
 
-    def last_token_logits(self, side: Side, ids: Sequence[int], rows: int, interventions: Sequence[Intervention] = ()) -> torch.Tensor:
-        """Float32 next-token logits [rows, V] after one text whose LAST token alone the interventions change, one vector [rows, d_model] a row.
+    def last_token_logits(
+        self, side: Side, ids: Sequence[int], rows: int, interventions: Sequence[Intervention] = ()
+    ) -> torch.Tensor:
+        """Float32 next-token logits [rows, V] after one text whose LAST token alone the interventions change, one
+        vector [rows, d_model] a row.
 
-        Equals `forward` with those interventions at the last token, but the tokens before it are read once: a row costs one token.
+        Equals `forward` with those interventions at the last token, but the tokens before it are read once: a row costs
+        one token.
         """
         from diffing_mcp.model_pairs.forward import run_last_token
 
@@ -190,14 +236,18 @@ class LoadedPair:
             return logits
 
     def token_rows(self, side: Side, ids: Sequence[int], which: Literal["output", "input"] = "output") -> torch.Tensor:
-        """Float32 rows [N, d_model] of this side's unembedding (`output`) or input embedding for token ids, on the CPU."""
+        """Float32 rows [N, d_model] of this side's unembedding (`output`) or input embedding for token
+        ids, on the CPU.
+        """
         from diffing_mcp.model_pairs.forward import token_rows
 
         with self._running(side) as (resident, _):
             return token_rows(resident, ids, which)
 
     def token_log_probs(self, side: Side, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Float32 log-probability (nats) of each token after the first given those before [B, S - 1], on the CPU; 0.0 at padding."""
+        """Float32 log-probability (nats) of each token after the first given those before [B, S - 1], on the CPU; 0.0
+        at padding.
+        """
         import torch
 
         from diffing_mcp.model_pairs.forward import next_token_log_probs, run_forward
@@ -213,15 +263,21 @@ class LoadedPair:
                 results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
 
-    def weight_deltas(self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None) -> Iterator[WeightDelta]:
-        """Finetuned minus base of every parameter (of the chosen modules), one after the other; see `diffing_mcp.model_pairs.weights`."""
+    def weight_deltas(
+        self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None
+    ) -> Iterator[WeightDelta]:
+        """Finetuned minus base of every parameter (of the chosen modules), one after the other; see
+        `diffing_mcp.model_pairs.weights`.
+        """
         from diffing_mcp.model_pairs.weights import everything, weight_deltas
 
         with self._named_when_not_finite(self.sides):
             yield from weight_deltas(self, progress, chosen or everything)
 
     def module_places(self) -> list[ModulePlace]:
-        """What `amplified` asks the weight of: where modules with weights sit in the base, in the order of the model, and steering vectors of the sides."""
+        """What `amplified` asks the weight of: where modules with weights sit in the base, in the order of the model,
+        and steering vectors of the sides.
+        """
         from diffing_mcp.model_pairs.modules import units_of
 
         steering = [_steering_place(each) for side in self.sides.values() for each in side.steering]
@@ -238,11 +294,12 @@ class LoadedPair:
     ) -> list[list[Completion]]:
         """`sampling.n` completions of each request. The same call gives the same text; only new text is returned.
 
-        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions, steering-vector and amplified sides stay here, and so do
-        adapters that are no plain LoRA.
+        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions, steering-vector and
+        amplified sides stay here, and so do adapters that are no plain LoRA.
 
         Raises:
-            InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat template for messages.
+            InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat
+                template for messages.
             Cancelled: when progress says so, between two tokens.
         """
         from diffing_mcp.model_pairs.generation import generate
@@ -257,7 +314,9 @@ class LoadedPair:
             switch = self.spec.base.files.thinking_switch
             reader = self.finetuned_tokenizer if side == "finetuned" else None
             patches, stops = (*steering, *interventions), self._stops(side)
-            return generate(resident, self.tokenizer, requests, sampling, progress, patches, switch, reader, stops, self.forwards)
+            return generate(
+                resident, self.tokenizer, requests, sampling, progress, patches, switch, reader, stops, self.forwards
+            )
 
     def generate_contrastive(
         self,
@@ -267,7 +326,8 @@ class LoadedPair:
         plausibility: float = 0.1,
         progress: Progress = silent,
     ) -> list[list[list[ContrastiveCompletion]]]:
-        """Completions drawn from log p_ft + alpha (log p_ft - log p_base): [alpha][request][sample]; see `diffing_mcp.model_pairs.contrastive`.
+        """Completions drawn from log p_ft + alpha (log p_ft - log p_base): [alpha][request][sample]; see
+        `diffing_mcp.model_pairs.contrastive`.
 
         Raises:
             OutOfRoom: the two models do not fit in memory together.
@@ -278,10 +338,23 @@ class LoadedPair:
         with self._running_both() as readers:
             switch = self.spec.base.files.thinking_switch
             sizes = self.vocab_size, self.context_length
-            return generate_contrastive(readers, self.tokenizer, *sizes, requests, alphas, sampling, plausibility, progress, switch, self.forwards)
+            return generate_contrastive(
+                readers,
+                self.tokenizer,
+                *sizes,
+                requests,
+                alphas,
+                sampling,
+                plausibility,
+                progress,
+                switch,
+                self.forwards,
+            )
 
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
-        """The conversation in the chat template, with special tokens, up to where the assistant goes on after `prefill`."""
+        """The conversation in the chat template, with special tokens, up to where the assistant goes on after
+        `prefill`.
+        """
         return render_chat(self.tokenizer, messages, prefill, thinking, self.spec.base.files.thinking_switch)
 
     def render_conversation(self, messages: Sequence[ChatMessage]) -> str:
@@ -305,7 +378,9 @@ class LoadedPair:
 
     @contextmanager
     def _running(self, side: Side) -> Iterator[tuple[ResidentModel, tuple[Intervention, ...]]]:
-        """The side's model, locked, with its adapter switched on. Numbers that are not finite raise NotFinite with the side's name."""
+        """The side's model, locked, with its adapter switched on. Numbers that are not finite raise NotFinite with the
+        side's name.
+        """
         loaded = self._side(side)
         with self._named_when_not_finite({side: loaded}):
             if loaded.differences:
@@ -336,17 +411,22 @@ class LoadedPair:
         """
         if self.sequential:
             raise OutOfRoom(
-                "This needs both models at once, and they do not fit in memory together. Use a method that runs one after the other, such as "
-                "perplexity_difference, or raise memory_share."
+                "This needs both models at once, and they do not fit in memory together. Use a method that runs one "
+                "after the other, such as perplexity_difference, or raise memory_share."
             )
         with self._named_when_not_finite(self.sides), ExitStack() as stack:
             residents = [stack.enter_context(self.sides[side].hold()) for side in SIDES]
             for resident in sorted(residents, key=id):
                 stack.enter_context(resident.lock)
-            yield [(resident, self.sides[side].adapter, self.sides[side].steering) for resident, side in zip(residents, SIDES, strict=True)]
+            yield [
+                (resident, self.sides[side].adapter, self.sides[side].steering)
+                for resident, side in zip(residents, SIDES, strict=True)
+            ]
 
     def _stops(self, side: Side) -> frozenset[int] | None:
-        """Tokens that end a completion when they are not those of the model that runs: an amplified finetune ends its turns as the finetune does."""
+        """Tokens that end a completion when they are not those of the model that runs: an amplified finetune ends its
+        turns as the finetune does.
+        """
         differences = self._side(side).differences
         if not differences:
             return None

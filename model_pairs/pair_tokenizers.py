@@ -1,4 +1,6 @@
-"""Which tokenizer a pair is read with: prompts must mean the same to both sides, and an adapter may bring a tokenizer or a chat template of its own."""
+"""Which tokenizer a pair is read with: prompts must mean the same to both sides, and an adapter may bring a tokenizer
+or a chat template of its own.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class PairTokenizers:
 
 
 def tokenizer_files(source: ModelSource) -> ModelFiles:
-    """Where one side's tokenizer and chat template are: in the adapter's folder when they are there, else with the model."""
+    """Where one side's tokenizer and chat template are: in the adapter's folder when they are there, else with the
+    model.
+    """
     if source.adapter is None:
         return source.files
     folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
@@ -53,10 +57,12 @@ def tokenizer_files(source: ModelSource) -> ModelFiles:
 
 
 def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[int], of_adapter: bool) -> PairTokenizers:
-    """The tokenizers of a pair whose sides bring these (None: none); the same object for both when they share one. `rows`: each side's vocabulary rows.
+    """The tokenizers of a pair whose sides bring these (None: none); the same object for both when they share one.
+    `rows`: each side's vocabulary rows.
 
-    The base's makes the prompts, with the finetuned side's chat template when the base has none. An adapter whose tokenizer cuts text otherwise than
-    its base's is read with the base's, and a remark says so; for a full model that is an error.
+    The base's makes the prompts, with the finetuned side's chat template when the base has none. An adapter whose
+    tokenizer cuts text otherwise than its base's is read with the base's, and a remark says so; for a full model that
+    is an error.
 
     Raises:
         InvalidInput: neither side brings a tokenizer.
@@ -64,7 +70,10 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
     """
     given = [each for each in (base, finetuned) if each is not None]
     if not given:
-        raise InvalidInput("Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's folder.")
+        raise InvalidInput(
+            "Neither side of this pair brings a tokenizer. Name one with `tokenizer_id`, or put it in the model's "
+            "folder."
+        )
     first = given[0]
     known = 1 + max(index for index in first.get_vocab().values() if index < rows[0])
     if base is None or finetuned is None or base is finetuned:
@@ -77,8 +86,12 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
         if not of_adapter:
             raise
         compared = False
-        remarks.append(f"The adapter brings a tokenizer that does not fit its base's, which was used instead. {error.message}")
-    new_tokens = {index: text for index, text in added_tokens(base, finetuned).items() if index < rows[1]} if compared else {}
+        remarks.append(
+            f"The adapter brings a tokenizer that does not fit its base's, which was used instead. {error.message}"
+        )
+    new_tokens = (
+        {index: text for index, text in added_tokens(base, finetuned).items() if index < rows[1]} if compared else {}
+    )
     prompts = base
     if not base.chat_template and finetuned.chat_template:
         # Made without the new tokens, so that prompts mean the same to both sides.
@@ -89,7 +102,8 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
     if new_tokens and of_adapter:
         shown = ", ".join(repr(token) for token in list(new_tokens.values())[:5])
         remarks.append(
-            f"The adapter's tokenizer knows {len(new_tokens)} more tokens than the base model's ({shown}); it reads the finetuned answers."
+            f"The adapter's tokenizer knows {len(new_tokens)} more tokens than the base model's ({shown}); it reads "
+            "the finetuned answers."
         )
     return PairTokenizers(prompts, finetuned if new_tokens else None, new_tokens, compared, known, tuple(remarks))
 

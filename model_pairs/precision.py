@@ -1,7 +1,8 @@
-"""Which floating-point type a model's files ask for, and the one type in which both sides of a pair run. No torch, nothing is loaded.
+"""Which floating-point type a model's files ask for, and the one type in which both sides of a pair run. No torch,
+nothing is loaded.
 
-Two sides that round differently differ by their rounding: a base in bfloat16 against a float32 copy of it would hide a small finetune, or show one
-that is not there.
+Two sides that round differently differ by their rounding: a base in bfloat16 against a float32 copy of it would hide a
+small finetune, or show one that is not there.
 """
 
 from __future__ import annotations
@@ -18,16 +19,40 @@ from diffing_mcp.model_pairs.files import cached_folder, local_folder
 from diffing_mcp.model_pairs.specs import ModelFiles
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
 
-_STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "bfloat16", "F8_E5M2": "bfloat16"}
-"""Type to compute in, for each stored one: float64 is not computed in, and bfloat16 holds every value of the 8-bit ones."""
+_STORED = {
+    "F64": "float32",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F8_E4M3": "bfloat16",
+    "F8_E5M2": "bfloat16",
+}
+"""Type to compute in, for each stored one: float64 is not computed in, and bfloat16 holds every value of the 8-bit
+ones.
+"""
 
 
 def declared_dtype(files: ModelFiles, stored: Mapping[str, Any]) -> str:
     """What the source names, else what config.json says, float32 where that is silent."""
     if files.dtype != "auto":
         return files.dtype
-    texts = [stored, *(stored[name] for name in ("text_config", "llm_config", "language_config") if isinstance(stored.get(name), dict))]
-    said = next((str(value).removeprefix("torch.") for text in texts for name in ("dtype", "torch_dtype") if (value := text.get(name))), "float32")
+    texts = [
+        stored,
+        *(
+            stored[name]
+            for name in ("text_config", "llm_config", "language_config")
+            if isinstance(stored.get(name), dict)
+        ),
+    ]
+    said = next(
+        (
+            str(value).removeprefix("torch.")
+            for text in texts
+            for name in ("dtype", "torch_dtype")
+            if (value := text.get(name))
+        ),
+        "float32",
+    )
     return computed_dtype(said)
 
 
@@ -39,7 +64,9 @@ def computed_dtype(name: str) -> str:
 
 
 def own_dtype(files: ModelFiles, folder: Path) -> str:
-    """The type of one model by itself: what the source names; else the wider of what config.json says and of what most weights are stored in."""
+    """The type of one model by itself: what the source names; else the wider of what config.json says and of what most
+    weights are stored in.
+    """
     stored = read_config_file(folder)
     declared = declared_dtype(files, stored)
     if files.dtype != "auto" or quantisation(stored):
@@ -58,32 +85,39 @@ def wider(names: list[str]) -> str:
 
 
 def pair_dtype(base: ModelFiles, finetuned: ModelFiles) -> tuple[str, tuple[str, ...]]:
-    """The type in which both sides run (before a CPU's lack of 16-bit arithmetic), and what is to be said when that is not what a file says.
+    """The type in which both sides run (before a CPU's lack of 16-bit arithmetic), and what is to be said when that is
+    not what a file says.
 
     Raises:
         InvalidInput: files that are not there or are damaged.
     """
     if settings().dtype != "auto":
         return settings().dtype, ()
-    folders = {side: local_folder(files.id, files.revision, files.subfolder) for side, files in (("base", base), ("finetuned", finetuned))}
+    folders = {
+        side: local_folder(files.id, files.revision, files.subfolder)
+        for side, files in (("base", base), ("finetuned", finetuned))
+    }
     own = {side: own_dtype(files, folders[side]) for side, files in (("base", base), ("finetuned", finetuned))}
     chosen = wider(list(own.values()))
     remarks = []
     if own["base"] != own["finetuned"]:
         remarks.append(
-            f"The base model is of the type {own['base']} and the finetuned model {own['finetuned']}. Both run in {chosen}, so that rounding is no "
-            "difference between them."
+            f"The base model is of the type {own['base']} and the finetuned model {own['finetuned']}. Both run in "
+            f"{chosen}, so that rounding is no difference between them."
         )
     for side, files in (("base", base), ("finetuned", finetuned)):
         declared = declared_dtype(files, read_config_file(folders[side]))
         if declared != own[side] and (side == "base" or folders["base"] != folders["finetuned"]):
-            remarks.append(f"The {side} model's config.json says {declared}, its weights do not fit into that; it runs in {chosen}.")
+            remarks.append(
+                f"The {side} model's config.json says {declared}, its weights do not fit into that; it runs in "
+                f"{chosen}."
+            )
     return chosen, tuple(remarks)
 
 
 def settled_dtype(base: ModelFiles, finetuned: ModelFiles) -> str | None:
-    """The type that is part of a pair's identity because it is not what each side's description says; None for ordinary pairs, and for files that
-    are not on this machine. Downloads nothing."""
+    """The type that is part of a pair's identity because it is not what each side's description says; None for ordinary
+    pairs, and for files that are not on this machine. Downloads nothing."""
     if settings().dtype != "auto":
         return None
     names: set[str] = set()

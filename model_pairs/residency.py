@@ -1,7 +1,8 @@
-"""What is in memory: full models, their adapters, and who uses them. Counted in bytes; the least recently used goes first.
+"""What is in memory: full models, their adapters, and who uses them. Counted in bytes; the least recently used goes
+first.
 
-A model in use is never evicted. All adapters of one base share its one resident copy. Two full models that do not fit together make a
-`sequential` pair, whose sides are loaded in turn.
+A model in use is never evicted. All adapters of one base share its one resident copy. Two full models that do not fit
+together make a `sequential` pair, whose sides are loaded in turn.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def _vocabulary(files: ModelFiles) -> int:
 def _rows(source: ModelSource, config: Any) -> int:
     """Rows of a side's vocabulary: as its adapter brings them, else as the model's configuration says."""
     if source.adapter is not None:
-        rows = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)).vocabulary_rows
+        rows = read_adapter(
+            local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
+        ).vocabulary_rows
         if rows is not None:
             return rows
     return int(config.get_text_config().vocab_size)
@@ -130,12 +133,19 @@ class ModelPairs:
         """The pair, loaded, for as long as the context lasts.
 
         Raises:
-            NotTheSame: sides that do not fit together, an adapter that did not land, or identical sides that are not declared so.
+            NotTheSame: sides that do not fit together, an adapter that did not land, or identical sides that are not
+                declared so.
             InvalidInput: files that are not there or cannot be read.
             OutOfRoom: no room beside the models in use.
         """
         from diffing_mcp.model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
-        from diffing_mcp.model_pairs.loading import choose_device, compute_dtype, context_length_of, estimated_bytes, read_config
+        from diffing_mcp.model_pairs.loading import (
+            choose_device,
+            compute_dtype,
+            context_length_of,
+            estimated_bytes,
+            read_config,
+        )
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}
@@ -154,15 +164,21 @@ class ModelPairs:
         sequential = False
         if wanted["base"] != wanted["finetuned"]:
             with self._lock:
-                others = sum(entry.bytes for key, entry in self._table.items() if entry.users and key not in wanted.values())
-            sequential = others + sum(estimated_bytes(source.files, dtype) for source in sources.values()) > self.memory_limit
+                others = sum(
+                    entry.bytes for key, entry in self._table.items() if entry.users and key not in wanted.values()
+                )
+            sequential = (
+                others + sum(estimated_bytes(source.files, dtype) for source in sources.values()) > self.memory_limit
+            )
 
         sides: dict[Side, LoadedSide] = {}
         for side in SIDES:
             sides[side] = self._side(spec, sources[side], dtype, tokenizer, configs[side], progress)
 
         def on_base(adapter: AdapterFiles | None) -> LoadedSide:
-            return self._side(spec, ModelSource(files=spec.base.files, adapter=adapter), dtype, tokenizer, configs["base"], progress)
+            return self._side(
+                spec, ModelSource(files=spec.base.files, adapter=adapter), dtype, tokenizer, configs["base"], progress
+            )
 
         with ExitStack() as stack:
             config = configs["base"].get_text_config()
@@ -202,7 +218,11 @@ class ModelPairs:
             entries = sorted(self._table.items(), key=lambda item: -item[1].last_used)
             return [
                 ModelStatus(
-                    label=key.label, bytes=entry.bytes, adapters=len(entry.resident.adapters), in_use=entry.users > 0, last_used=entry.last_used
+                    label=key.label,
+                    bytes=entry.bytes,
+                    adapters=len(entry.resident.adapters),
+                    in_use=entry.users > 0,
+                    last_used=entry.last_used,
                 )
                 for key, entry in entries
             ]
@@ -215,7 +235,11 @@ class ModelPairs:
             InvalidInput: all of it is in use.
         """
         with self._lock:
-            found = [key for key, entry in self._table.items() if name in (key.label, entry.resident.label) or name in entry.pairs]
+            found = [
+                key
+                for key, entry in self._table.items()
+                if name in (key.label, entry.resident.label) or name in entry.pairs
+            ]
             if not found:
                 labels = ", ".join(status.label for status in self.status()) or "nothing"
                 raise UnknownName(f"Nothing named {name!r} is in memory. In memory: {labels}.")
@@ -234,7 +258,9 @@ class ModelPairs:
             found = self._chosen_tokenizers.get(key)
         if found is None:
             rows = [_rows(spec.base, configs["base"]), _rows(spec.finetuned, configs["finetuned"])]
-            found = choose_tokenizers(self._tokenizer(places[0], rows[0]), self._tokenizer(places[1], rows[1]), rows, key[2])
+            found = choose_tokenizers(
+                self._tokenizer(places[0], rows[0]), self._tokenizer(places[1], rows[1]), rows, key[2]
+            )
             with self._lock:
                 self._chosen_tokenizers[key] = found
         return found
@@ -247,14 +273,22 @@ class ModelPairs:
                 self._tokenizers[files] = read_tokenizer(files, rows)
             return self._tokenizers[files]
 
-    def _side(self, spec: PairSpec, source: ModelSource, dtype: torch.dtype, tokenizer: Any, config: Any, progress: Progress) -> LoadedSide:
+    def _side(
+        self, spec: PairSpec, source: ModelSource, dtype: torch.dtype, tokenizer: Any, config: Any, progress: Progress
+    ) -> LoadedSide:
         """How to hold one side, with its adapter's name and steering vector."""
         wanted = _wanted(source, dtype)
         stored = None
         if source.adapter is not None:
             stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
         shared = stored if wanted.adapter is None else None
-        name = adapter_name(shared.folder) if shared is not None else OWN_ADAPTER if wanted.adapter is not None and not wanted.merge else None
+        name = (
+            adapter_name(shared.folder)
+            if shared is not None
+            else OWN_ADAPTER
+            if wanted.adapter is not None and not wanted.merge
+            else None
+        )
         text = config.get_text_config()
         steering = _steering(source, text.num_hidden_layers, text.hidden_size)
 
@@ -277,16 +311,25 @@ class ModelPairs:
                 with hold() as resident:
                     known = resident.digest
             return side_digest(
-                known, None if stored is None else adapter_name(stored.folder), [(each.layer, each.strength, each.vector) for each in steering]
+                known,
+                None if stored is None else adapter_name(stored.folder),
+                [(each.layer, each.strength, each.vector) for each in steering],
             )
 
         return LoadedSide(hold, name, steering, in_memory=in_memory, digest=digest)
 
     @contextmanager
     def _held(
-        self, wanted: _Wanted, tokenizer: Any, stored: StoredAdapter | None, shared: StoredAdapter | None, progress: Progress
+        self,
+        wanted: _Wanted,
+        tokenizer: Any,
+        stored: StoredAdapter | None,
+        shared: StoredAdapter | None,
+        progress: Progress,
     ) -> Iterator[_Entry]:
-        """A resident model that stays in memory inside the context, with an adapter attached (`shared`) or of its own (`stored`)."""
+        """A resident model that stays in memory inside the context, with an adapter attached (`shared`) or of its own
+        (`stored`).
+        """
         entry = self._acquire(wanted, tokenizer, stored if shared is None else None, progress)
         try:
             if shared is None:
@@ -357,7 +400,9 @@ class ModelPairs:
                 entry.bytes = size
 
     def _make_room(self, needed: int) -> None:
-        """Evict what was used longest ago until `needed` bytes fit. Raises OutOfRoom when only things in use are left. Holds the table's lock."""
+        """Evict what was used longest ago until `needed` bytes fit. Raises OutOfRoom when only things in use are left.
+        Holds the table's lock.
+        """
         from diffing_mcp.model_pairs.adapters import detach
 
         busy: set[_Wanted] = set()
@@ -373,11 +418,15 @@ class ModelPairs:
                     idle = [name for name in entry.resident.adapters if not entry.adapter_users.get(name)]
                     candidates.extend((entry.adapter_used.get(name, 0.0), key, name) for name in idle)
             if not candidates:
-                in_use = ", ".join(f"{key.label} ({entry.bytes >> 20} MB)" for key, entry in self._table.items()) or "nothing"
+                in_use = (
+                    ", ".join(f"{key.label} ({entry.bytes >> 20} MB)" for key, entry in self._table.items())
+                    or "nothing"
+                )
                 log.info("out of room: %d bytes needed, limit %d, in use: %s", needed, self.memory_limit, in_use)
                 raise OutOfRoom(
-                    f"The model needs {needed >> 20} MB; models may take {self.memory_limit >> 20} MB together and those in use take "
-                    f"{total >> 20} MB. Wait until running work is done, choose a smaller model, or raise memory_share."
+                    f"The model needs {needed >> 20} MB; models may take {self.memory_limit >> 20} MB together and "
+                    f"those in use take {total >> 20} MB. Wait until running work is done, choose a smaller model, or "
+                    "raise memory_share."
                 )
             _, key, name = min(candidates, key=lambda candidate: candidate[0])
             resident = self._table[key].resident
@@ -418,5 +467,7 @@ def _steering(source: ModelSource, num_layers: int, d_model: int) -> tuple[Inter
 
     vector = read_vector(source.steering)
     if vector.shape[0] != d_model:
-        raise NotTheSame(f"The steering vector has {vector.shape[0]} dimensions, the model's residual stream {d_model}.")
+        raise NotTheSame(
+            f"The steering vector has {vector.shape[0]} dimensions, the model's residual stream {d_model}."
+        )
     return (Intervention(resolve_layer(source.steering.layer, num_layers).absolute, vector, source.steering.strength),)

@@ -1,9 +1,11 @@
-"""From the text a user writes to a pair: `organism[/variant][@model]`, or `BASE::FINETUNED` for any two sides. No torch, nothing is loaded.
+"""From the text a user writes to a pair: `organism[/variant][@model]`, or `BASE::FINETUNED` for any two sides. No
+torch, nothing is loaded.
 
-A side of an ad hoc pair is a catalogue model, an organism (its finetuned side), a hub id (`organisation/repository`, with
-`//sub/folder` for a folder inside of it), or a local folder; models and adapters alike. An adapter goes on the model of the other side,
-or on the model that its configuration names. Where one place holds both, `#model` or `#adapter` after it says which is meant (no hub id has
-a `#`, and of a folder's own name only what stands before the last of these two counts).
+A side of an ad hoc pair is a catalogue model, an organism (its finetuned side), a hub id (`organisation/repository`,
+with `//sub/folder` for a folder inside of it), or a local folder; models and adapters alike. An adapter goes on the
+model of the other side, or on the model that its configuration names. Where one place holds both, `#model` or
+`#adapter` after it says which is meant (no hub id has a `#`, and of a folder's own name only what stands before the
+last of these two counts).
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from diffing_mcp.organisms.specs import BaseModelSpec, OrganismSpec, VariantSpec
 log = logging.getLogger(__name__)
 
 FORMS = (
-    "`organism[/variant][@model]`, or `BASE::FINETUNED` with catalogue models, organisms, hub ids or local folders on either side "
-    "(with `#model` or `#adapter` after a hub id or folder that holds both)"
+    "`organism[/variant][@model]`, or `BASE::FINETUNED` with catalogue models, organisms, hub ids or local folders on "
+    "either side (with `#model` or `#adapter` after a hub id or folder that holds both)"
 )
 
 _READINGS = ("model", "adapter")
@@ -62,7 +64,9 @@ def list_pairs() -> list[PairSummary]:
     catalogue = load_catalogue()
     here: dict[tuple[str | None, str | None, str | None], bool] = {}
 
-    def offline(identifier: str | None, revision: str | None, subfolder: str | None, folder: Path | None = None) -> bool:
+    def offline(
+        identifier: str | None, revision: str | None, subfolder: str | None, folder: Path | None = None
+    ) -> bool:
         if identifier is None:
             return True
         if folder is not None:
@@ -86,7 +90,12 @@ def list_pairs() -> list[PairSummary]:
                         model=model_name,
                         available_offline=base_here
                         and offline(variant.id, variant.revision, variant.subfolder, variant.local_folder)
-                        and offline(variant.base_adapter, variant.base_revision, variant.base_subfolder, variant.base_local_folder),
+                        and offline(
+                            variant.base_adapter,
+                            variant.base_revision,
+                            variant.base_subfolder,
+                            variant.base_local_folder,
+                        ),
                     )
                 )
     embedded = {name for name, model in catalogue.models.items() if model.model_id == EMBEDDED_ID}
@@ -120,8 +129,8 @@ def _organism_pair(catalogue: Catalogue, name: str, variant_name: str | None, mo
     variant_name = variant_name or organism.default_variant(model_name)
     if variant_name not in variants:
         raise UnknownName(
-            f"The organism `{name}` has no variant `{variant_name}` on {model_name}.{_close(variant_name, list(variants))} "
-            f"Its variants there: {', '.join(variants)}."
+            f"The organism `{name}` has no variant `{variant_name}` on "
+            f"{model_name}.{_close(variant_name, list(variants))} Its variants there: {', '.join(variants)}."
         )
     variant = variants[variant_name]
     files = model_files(catalogue.models[model_name])
@@ -138,14 +147,21 @@ def _organism_pair(catalogue: Catalogue, name: str, variant_name: str | None, mo
 
 
 def _model_of(catalogue: Catalogue, organism: OrganismSpec, wanted: str | None, variant: str | None) -> str:
-    """Catalogue name of the base model meant: the named one, else the first that has the variant, else the organism's default."""
+    """Catalogue name of the base model meant: the named one, else the first that has the variant, else the organism's
+    default.
+    """
     if wanted is not None:
         found = catalogue.model(wanted).name
         if found not in organism.variants:
-            raise UnknownName(f"The organism `{organism.name}` does not exist on {found}. It exists on: {', '.join(organism.variants)}.")
+            raise UnknownName(
+                f"The organism `{organism.name}` does not exist on {found}. It exists on: "
+                f"{', '.join(organism.variants)}."
+            )
         return found
     if variant is not None and variant not in organism.variants[organism.default_model]:
-        return next((model for model, variants in organism.variants.items() if variant in variants), organism.default_model)
+        return next(
+            (model for model, variants in organism.variants.items() if variant in variants), organism.default_model
+        )
     return organism.default_model
 
 
@@ -162,11 +178,16 @@ def _sides(files: ModelFiles, variant: VariantSpec) -> tuple[ModelSource, ModelS
     if variant.kind == "steering":
         if variant.layer is None or variant.local_folder is None:
             raise InvalidInput("A steering variant names a layer and a safetensors file of this machine.")
-        return base, ModelSource(files=files, steering=SteeringFiles(path=place, layer=variant.layer, strength=variant.strength))
+        return base, ModelSource(
+            files=files, steering=SteeringFiles(path=place, layer=variant.layer, strength=variant.strength)
+        )
     adapter = AdapterFiles(id=place, revision=variant.revision, subfolder=variant.subfolder)
     if variant.kind == "adapter_pair" and variant.base_adapter is not None:
         other = str(variant.base_local_folder) if variant.base_local_folder is not None else variant.base_adapter
-        base = ModelSource(files=files, adapter=AdapterFiles(id=other, revision=variant.base_revision, subfolder=variant.base_subfolder))
+        base = ModelSource(
+            files=files,
+            adapter=AdapterFiles(id=other, revision=variant.base_revision, subfolder=variant.base_subfolder),
+        )
     return base, ModelSource(files=files, adapter=adapter, merge=variant.kind == "merged")
 
 
@@ -198,7 +219,8 @@ def _complete(catalogue: Catalogue, side: _Named, other: _Named) -> ModelSource:
     declared = side.declared_base or other.declared_base
     if declared is None:
         raise InvalidInput(
-            f"{side.text!r} is an adapter that does not say which model it goes on. Put the base model on the other side, or name a pair."
+            f"{side.text!r} is an adapter that does not say which model it goes on. Put the base model on the other "
+            "side, or name a pair."
         )
     return ModelSource(files=_files_named(catalogue, declared), adapter=side.adapter)
 
@@ -233,7 +255,12 @@ def _named(catalogue: Catalogue, text: str) -> _Named:
         sub = subfolder or None
         if _chosen(place, wanted, _hub_held(identifier, sub)) == "adapter":
             folder_here = cached_folder(identifier, None, sub)
-            return _Named(text, None, AdapterFiles(id=identifier, subfolder=sub), _declared_base(folder_here) if folder_here else None)
+            return _Named(
+                text,
+                None,
+                AdapterFiles(id=identifier, subfolder=sub),
+                _declared_base(folder_here) if folder_here else None,
+            )
         files = _files_named(catalogue, identifier)
         return _Named(text, ModelSource(files=files.model_copy(update={"subfolder": sub}) if sub else files))
     raise _unknown(text, catalogue)
@@ -250,7 +277,9 @@ def _held(names: Sequence[str]) -> frozenset[str]:
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".gguf"))]
     adapter_weights = any(name.startswith("adapter_model.") for name in weights)
     held = set()
-    if "config.json" in names and ("adapter_config.json" not in names or any(not name.startswith("adapter_") for name in weights)):
+    if "config.json" in names and (
+        "adapter_config.json" not in names or any(not name.startswith("adapter_") for name in weights)
+    ):
         held.add("model")
     # Without its weights, beside a model, the configuration of an adapter is a leftover.
     if "adapter_config.json" in names and (adapter_weights or not held):
@@ -259,15 +288,21 @@ def _held(names: Sequence[str]) -> frozenset[str]:
 
 
 def _chosen(place: str, wanted: str | None, held: frozenset[str]) -> str:
-    """How to read a place. Raises InvalidInput when it holds neither, both and nobody says which, or not what is wanted."""
+    """How to read a place. Raises InvalidInput when it holds neither, both and nobody says which, or not what is
+    wanted.
+    """
     if not held:
         raise InvalidInput(f"{place!r} holds neither a model (config.json) nor an adapter (adapter_config.json).")
     if wanted is not None and wanted not in held:
-        raise InvalidInput(f"{place!r} holds no {wanted}, only {'an adapter' if wanted == 'model' else 'a model'}. Leave out `#{wanted}`.")
+        raise InvalidInput(
+            f"{place!r} holds no {wanted}, only {'an adapter' if wanted == 'model' else 'a model'}. Leave out "
+            f"`#{wanted}`."
+        )
     if wanted is None and len(held) > 1:
         raise InvalidInput(
-            f"{place!r} holds a complete model (config.json) and an adapter (adapter_config.json). Write `{place}#model` for that model without the adapter, "
-            f"or `{place}#adapter` for the adapter on the model of the other side."
+            f"{place!r} holds a complete model (config.json) and an adapter (adapter_config.json). Write "
+            f"`{place}#model` for that model without the adapter, or `{place}#adapter` for the adapter on the model of "
+            "the other side."
         )
     return wanted or next(iter(held))
 
@@ -281,7 +316,9 @@ def _declared_base(folder: Path) -> str | None:
 
 @lru_cache(maxsize=256)
 def _hub_held(identifier: str, subfolder: str | None) -> frozenset[str]:
-    """What a hub repository holds of `model` and `adapter`: from its files here, from the catalogue, else from the hub; a model when nobody knows."""
+    """What a hub repository holds of `model` and `adapter`: from its files here, from the catalogue, else from the hub;
+    a model when nobody knows.
+    """
     folder = cached_folder(identifier, None, subfolder)
     if folder is not None:
         return _held([path.name for path in folder.iterdir()]) or frozenset({"model"})
@@ -309,5 +346,6 @@ def _close(name: str, names: list[str]) -> str:
 def _unknown(text: str, catalogue: Catalogue) -> UnknownName:
     name = re.split(r"[/@]", text)[0]
     return UnknownName(
-        f"There is no pair or model {text!r}.{_close(name, [*catalogue.organisms, *catalogue.models])} A pair is {FORMS}. `list_pairs` shows the catalogue."
+        f"There is no pair or model {text!r}.{_close(name, [*catalogue.organisms, *catalogue.models])} A pair is "
+        f"{FORMS}. `list_pairs` shows the catalogue."
     )

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.loading import ResidentModel
 
 LOGIT_BYTES = 512 * 2**20
-"""Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than `settings().batch_tokens`."""
+"""Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than
+`settings().batch_tokens`.
+"""
 USABLE_SHARE = 0.9
 """Of the free memory: the rest is for what the estimate leaves out."""
 _WINDOWED = ("sliding_attention", "chunked_attention")
@@ -41,14 +43,18 @@ class RowCost:
         return sum(size * (tokens if most is None else min(tokens, most)) for size, most in self.cached)
 
     def bytes(self, prompt: int, new: int) -> int:
-        """At the highest, for a prompt and at most so many new tokens. The pass over the prompt and the last token do not coincide."""
+        """At the highest, for a prompt and at most so many new tokens. The pass over the prompt and the last token do
+        not coincide.
+        """
         reading = self.cache(prompt) + prompt * self.token + prompt * prompt * self.token_pair
         writing = self.cache(prompt + new) + (prompt + new) * max((size for size, _ in self.cached), default=0)
         return self.logits + max(reading, writing)
 
 
 def row_cost(config: Any, vocab_size: int, itemsize: int) -> RowCost:
-    """The cost of a row from a model's (text) configuration: an estimate from above for plain transformers, `itemsize` bytes a number."""
+    """The cost of a row from a model's (text) configuration: an estimate from above for plain transformers, `itemsize`
+    bytes a number.
+    """
     width, heads, layers = int(config.hidden_size), int(config.num_attention_heads), int(config.num_hidden_layers)
     kept_heads = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or width // heads
@@ -75,7 +81,8 @@ def cost_of(resident: ResidentModel) -> RowCost:
 
 
 def most_rows(costs: Sequence[RowCost], prompt: int, new: int, free: int) -> int:
-    """How many rows of a prompt and at most so many new tokens fit in `free` bytes, when each is read by models of these costs.
+    """How many rows of a prompt and at most so many new tokens fit in `free` bytes, when each is read by models of
+    these costs.
 
     Raises:
         OutOfRoom: not one does.
@@ -84,8 +91,9 @@ def most_rows(costs: Sequence[RowCost], prompt: int, new: int, free: int) -> int
     if needed > free:
         kept = sum(cost.cache(prompt + new) for cost in costs)
         raise OutOfRoom(
-            f"One text of {prompt} prompt tokens and up to {new} new ones takes about {_megabytes(needed)}, {_megabytes(kept)} of them keys and values; "
-            f"{_megabytes(free)} are free. Lower max_new_tokens or shorten the prompt, unload models, or lower memory_share so that fewer stay loaded."
+            f"One text of {prompt} prompt tokens and up to {new} new ones takes about {_megabytes(needed)}, "
+            f"{_megabytes(kept)} of them keys and values; {_megabytes(free)} are free. Lower max_new_tokens or shorten "
+            "the prompt, unload models, or lower memory_share so that fewer stay loaded."
         )
     return free // needed
 
@@ -100,8 +108,9 @@ def check_logits(tokens: int, vocab_size: int, itemsize: int, free: int) -> None
     needed = 2 * tokens * vocab_size * itemsize
     if needed > free:
         raise OutOfRoom(
-            f"The logits of both models for a batch of {tokens} tokens take {_megabytes(needed)}, and {_megabytes(free)} are free. Lower max_tokens, "
-            "unload models, or lower memory_share so that fewer stay loaded."
+            f"The logits of both models for a batch of {tokens} tokens take {_megabytes(needed)}, and "
+            f"{_megabytes(free)} are free. Lower max_tokens, unload models, or lower memory_share so that fewer stay "
+            "loaded."
         )
 
 
@@ -111,7 +120,9 @@ def devices_of(resident: ResidentModel) -> set[torch.device]:
 
 
 def free_bytes(devices: Iterable[torch.device]) -> int:
-    """Bytes that work on these devices may take: a share of what the GPUs, or this machine or its control group, have free now."""
+    """Bytes that work on these devices may take: a share of what the GPUs, or this machine or its control group, have
+    free now.
+    """
     gpus = [device for device in devices if device.type == "cuda"]
     if gpus:
         # What torch has reserved and does not use is free to the next pass.
@@ -123,13 +134,19 @@ def free_bytes(devices: Iterable[torch.device]) -> int:
 
 
 def free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes left to this control group, file pages that can be dropped counted as free; without a limit a number that limits nothing."""
+    """Bytes left to this control group, file pages that can be dropped counted as free; without a limit a number that
+    limits nothing.
+    """
     limit, current, statistics = folder / "memory.max", folder / "memory.current", folder / "memory.stat"
     if not (limit.is_file() and current.is_file() and (text := limit.read_text().strip()).isdigit()):
         return 1 << 62
     droppable = 0
     if statistics.is_file():
-        droppable = sum(int(line.split()[1]) for line in statistics.read_text().splitlines() if line.split()[0] in ("inactive_file", "active_file"))
+        droppable = sum(
+            int(line.split()[1])
+            for line in statistics.read_text().splitlines()
+            if line.split()[0] in ("inactive_file", "active_file")
+        )
     return max(0, int(text) - int(current.read_text()) + droppable)
 
 

@@ -1,7 +1,8 @@
 """What a pair is made of: two sources of a model each. Frozen pydantic, no torch, nothing is loaded here.
 
-A side of a pair is a model (hub id, local folder or the embedded one), with an adapter on it, or with a steering vector, or bare.
-`PairSpec.identity()` states everything that decides what the pair computes and is what runs are keyed by.
+A side of a pair is a model (hub id, local folder or the embedded one), with an adapter on it, or with a steering
+vector, or bare. `PairSpec.identity()` states everything that decides what the pair computes and is what runs are keyed
+by.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ class ModelFiles(_Frozen):
     id: str = Field(min_length=1, description="Hub id, local folder, or `embedded:smollm2-135m-instruct`.")
     revision: str | None = Field(None, description="Hub branch, tag or commit; none: the default branch.")
     subfolder: str | None = Field(None, description="Folder of the weights inside the repository or folder.")
-    tokenizer_id: str | None = Field(None, description="Hub id or folder of the tokenizer when it is not with the weights.")
+    tokenizer_id: str | None = Field(
+        None, description="Hub id or folder of the tokenizer when it is not with the weights."
+    )
     chat_template: str | None = Field(None, description="Jinja template that replaces the tokenizer's.")
-    end_of_turn_token: str | None = Field(None, description="Token that ends a chat turn when it is not the end-of-sequence token.")
+    end_of_turn_token: str | None = Field(
+        None, description="Token that ends a chat turn when it is not the end-of-sequence token."
+    )
     dtype: DtypeName = Field(
         "auto",
-        description="`auto`: as stored in the checkpoint (16 bits become float32 on a CPU that has no instructions for them). The two sides of a pair "
-        "run in one type, float32 when theirs are unequal.",
+        description=(
+            "`auto`: as stored in the checkpoint (16 bits become float32 on a CPU that has no instructions for them). "
+            "The two sides of a pair run in one type, float32 when theirs are unequal."
+        ),
     )
     attn_implementation: str | None = None
     thinking_switch: bool = Field(False, description="The chat template knows `enable_thinking`.")
@@ -60,7 +67,10 @@ class ModelSource(_Frozen):
 
     files: ModelFiles
     adapter: AdapterFiles | None = None
-    merge: bool = Field(False, description="Merge the adapter into a full model of its own at load, instead of switching it on a shared base.")
+    merge: bool = Field(
+        False,
+        description="Merge the adapter into a full model of its own at load, instead of switching it on a shared base.",
+    )
     steering: SteeringFiles | None = None
 
 
@@ -70,16 +80,20 @@ class PairSpec(_Frozen):
     name: str
     base: ModelSource
     finetuned: ModelSource
-    declared_identical: bool = Field(False, description="The two sides are known to be the same (a null): no error when they are.")
+    declared_identical: bool = Field(
+        False, description="The two sides are known to be the same (a null): no error when they are."
+    )
     organism: str | None = None
     variant: str | None = None
     model: str | None = Field(None, description="Catalogue name of the base model.")
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides results, as JSON values: hub ids with commits, hashes of local files, subfolders, dtype, merge, steering.
+        """Everything that decides results, as JSON values: hub ids with commits, hashes of local files, subfolders,
+        dtype, merge, steering.
 
-        The dtype is that of the description, or the one for both sides where their files are of unequal types. Names and local paths are left out:
-        the same files under another path are the same pair. Hashes are cached by path, size and time.
+        The dtype is that of the description, or the one for both sides where their files are of unequal types. Names
+        and local paths are left out: the same files under another path are the same pair. Hashes are cached by path,
+        size and time.
         """
         from diffing_mcp.model_pairs.fingerprint import source_identity
         from diffing_mcp.model_pairs.precision import settled_dtype

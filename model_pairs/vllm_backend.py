@@ -1,9 +1,12 @@
-"""Generation through vLLM (extra `vllm`), for GPUs and many prompts. Imported only when the setting `generation_backend` is `vllm`.
+"""Generation through vLLM (extra `vllm`), for GPUs and many prompts. Imported only when the setting
+`generation_backend` is `vllm`.
 
-One engine a full model; an adapter rides on its base's engine as a LoRARequest. Prompts are rendered and tokenized here, exactly as for
-the transformers backend, so both see the same token ids. Each row gets its own seed; the same call gives the same text on one machine.
+One engine a full model; an adapter rides on its base's engine as a LoRARequest. Prompts are rendered and tokenized
+here, exactly as for the transformers backend, so both see the same token ids. Each row gets its own seed; the same call
+gives the same text on one machine.
 
-The engine keeps its own copy of the weights beside the resident model, in the share of GPU memory that `gpu_memory_utilization` leaves it.
+The engine keeps its own copy of the weights beside the resident model, in the share of GPU memory that
+`gpu_memory_utilization` leaves it.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class VllmMissing(DiffingError):
 def generate(
     pair: LoadedPair, side: Side, requests: Sequence[GenerationRequest], sampling: Sampling, progress: Progress = silent
 ) -> list[list[Completion]]:
-    """`sampling.n` completions of each request, like `LoadedPair.generate`. Cancelling works between batches of 256 rows.
+    """`sampling.n` completions of each request, like `LoadedPair.generate`. Cancelling works between batches of 256
+    rows.
 
     Raises:
         VllmMissing: vLLM is not installed.
@@ -89,7 +93,9 @@ def generate(
             reader = (pair.finetuned_tokenizer if side == "finetuned" else None) or pair.tokenizer
             prompts = [TokensPrompt(prompt_token_ids=row.prompt) for row in batch]
             outputs = engine.generate(prompts, parameters, lora_request=lora, use_tqdm=False)
-            pair.forwards.add_generation([len(row.prompt) for row in batch], [len(output.outputs[0].token_ids) for output in outputs])
+            pair.forwards.add_generation(
+                [len(row.prompt) for row in batch], [len(output.outputs[0].token_ids) for output in outputs]
+            )
             for row, output in zip(batch, outputs, strict=True):
                 ids = list(output.outputs[0].token_ids)
                 stop = next((index for index, token in enumerate(ids) if token in stops), None)
@@ -120,7 +126,8 @@ def _engine(pair: LoadedPair, source: ModelSource, limit: int) -> Any:
         from vllm import LLM
     except ImportError as error:
         raise VllmMissing(
-            "generation_backend is `vllm`, but vLLM is not installed. Install the extra `vllm`, or set it to `transformers`."
+            "generation_backend is `vllm`, but vLLM is not installed. Install the extra `vllm`, or set it to "
+            "`transformers`."
         ) from error
     merge = source.adapter if source.merge else None
     key = (source.files, merge)
@@ -157,9 +164,12 @@ def _engine(pair: LoadedPair, source: ModelSource, limit: int) -> Any:
         text = str(error).lower()
         if "memory" in text:
             raise OutOfRoom(
-                "The generation engine does not fit beside the resident models. Unload models, or set generation_backend=transformers."
+                "The generation engine does not fit beside the resident models. Unload models, or set "
+                "generation_backend=transformers."
             ) from error
-        raise InvalidInput(f"vLLM cannot run this model ({type(error).__name__}). Set generation_backend=transformers.") from error
+        raise InvalidInput(
+            f"vLLM cannot run this model ({type(error).__name__}). Set generation_backend=transformers."
+        ) from error
     return _engines[key]
 
 

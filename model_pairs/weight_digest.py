@@ -1,7 +1,9 @@
-"""Names for weights as they are in memory, by content: what a run compared, and the proof that nothing changed a base behind its back.
+"""Names for weights as they are in memory, by content: what a run compared, and the proof that nothing changed a base
+behind its back.
 
-A digest reads every value once at the speed of memory (a sum of 64-bit words along both axes of a table of the raw bytes, hashed with name, shape and
-type), so that it can be taken before and after every attached adapter. Any single changed value changes it, and so does any exchange of two values.
+A digest reads every value once at the speed of memory (a sum of 64-bit words along both axes of a table of the raw
+bytes, hashed with name, shape and type), so that it can be taken before and after every attached adapter. Any single
+changed value changes it, and so does any exchange of two values.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def tensors_digest(named: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def base_digest(resident: ResidentModel) -> str:
-    """Digest of a model's own parameters, by their names in the bare model, whatever adapters hang on it. The caller holds `resident.lock`."""
+    """Digest of a model's own parameters, by their names in the bare model, whatever adapters hang on it. The caller
+    holds `resident.lock`.
+    """
     from diffing_mcp.model_pairs.modules import parameters_of
 
     return tensors_digest(parameters_of(resident))
@@ -46,7 +50,9 @@ def _sums(tensor: torch.Tensor) -> bytes:
 
 
 def side_digest(model: str, adapter: str | None, steering: Iterable[tuple[int, float, torch.Tensor]] = ()) -> str:
-    """Digest of what one side runs: its model's digest, the content name of an adapter attached to it, and (layer, strength, vector) of its steering."""
+    """Digest of what one side runs: its model's digest, the content name of an adapter attached to it, and (layer,
+    strength, vector) of its steering.
+    """
     digest = hashlib.sha256(f"{model}\n{adapter or ''}\n".encode())
     for layer, strength, vector in steering:
         digest.update(f"{layer} {strength}\n".encode() + _sums(vector))

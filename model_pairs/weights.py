@@ -1,4 +1,5 @@
-"""The difference of the two sides' weights, module by module: as LoRA factors where both sides are adapters of one base, else dense.
+"""The difference of the two sides' weights, module by module: as LoRA factors where both sides are adapters of one
+base, else dense.
 
 Nothing is ever held of both models but one weight at a time, and a product of LoRA factors is never formed.
 """
@@ -33,8 +34,8 @@ class WeightDelta:
         parameter: `weight`, `bias`, or another name.
         shape: of the parameter; matrices as [out, in] (`diffing_mcp.model_pairs.modules.oriented`).
         base_norm: Frobenius norm of the base side's.
-        delta: None when it is exactly zero (unequal numbers of vocabulary rows: on the common ones); LoRA factors, or float32 values of `shape`,
-            on the CPU.
+        delta: None when it is exactly zero (unequal numbers of vocabulary rows: on the common ones); LoRA factors, or
+            float32 values of `shape`, on the CPU.
     """
 
     place: ModulePlace
@@ -53,9 +54,11 @@ def everything(place: ModulePlace) -> bool:
 
 
 def weight_deltas(pair: LoadedPair, progress: Progress = silent, chosen: Chosen = everything) -> Iterator[WeightDelta]:
-    """Every parameter of the chosen modules, one after the other, weights that modules share once. Locks are held while one is read, not between.
+    """Every parameter of the chosen modules, one after the other, weights that modules share once. Locks are held while
+    one is read, not between.
 
-    A pair whose two models do not fit in memory together has its base written to a scratch folder once, and is read from there.
+    A pair whose two models do not fit in memory together has its base written to a scratch folder once, and is read
+    from there.
 
     Raises:
         NotTheSame: the two models have other modules.
@@ -99,15 +102,21 @@ def _compare(base: Unit, finetuned: Unit, parameter: str, shared: bool) -> Weigh
         factors = [None if unit.plain else unit.low_rank() for unit in (base, finetuned)]
         if all(unit.plain or low is not None for unit, low in zip((base, finetuned), factors, strict=True)):
             weight = oriented(base.bare, base.bare.weight.detach())
-            return WeightDelta(base.place, parameter, tuple(weight.shape), _norm_with(weight, factors[0]), _difference(*factors))
+            return WeightDelta(
+                base.place, parameter, tuple(weight.shape), _norm_with(weight, factors[0]), _difference(*factors)
+            )
     before, after = (oriented(unit.bare, unit.values()[parameter]) for unit in (base, finetuned))
     return _dense(base.place, parameter, before, after)
 
 
 def _same_bare(base: Unit, finetuned: Unit) -> bool:
-    """Whether both sides change the same weight: then factors say the difference exactly, whichever copy of the base each hangs on."""
+    """Whether both sides change the same weight: then factors say the difference exactly, whichever copy of the base
+    each hangs on.
+    """
     one, other = base.bare.weight, finetuned.bare.weight
-    return one is other or (not (base.plain and finetuned.plain) and one.shape == other.shape and torch.equal(one, other.to(one.device)))
+    return one is other or (
+        not (base.plain and finetuned.plain) and one.shape == other.shape and torch.equal(one, other.to(one.device))
+    )
 
 
 def _difference(base: LowRank | None, finetuned: LowRank | None) -> LowRank | None:
@@ -116,10 +125,16 @@ def _difference(base: LowRank | None, finetuned: LowRank | None) -> LowRank | No
         if low is not None:
             check_values(low.left, "a LoRA matrix")
             check_values(low.right, "a LoRA matrix")
-    parts = [(low, sign) for low, sign in ((finetuned, 1.0), (base, -1.0)) if low is not None and bool(low.left.any()) and bool(low.right.any())]
+    parts = [
+        (low, sign)
+        for low, sign in ((finetuned, 1.0), (base, -1.0))
+        if low is not None and bool(low.left.any()) and bool(low.right.any())
+    ]
     if not parts:
         return None
-    return LowRank(torch.cat([sign * low.left for low, sign in parts], dim=1), torch.cat([low.right for low, _ in parts]))
+    return LowRank(
+        torch.cat([sign * low.left for low, sign in parts], dim=1), torch.cat([low.right for low, _ in parts])
+    )
 
 
 def _dense(place: ModulePlace, parameter: str, before: torch.Tensor, after: torch.Tensor) -> WeightDelta:
@@ -127,7 +142,10 @@ def _dense(place: ModulePlace, parameter: str, before: torch.Tensor, after: torc
     if before.shape != after.shape:
         common = [min(sizes) for sizes in zip(before.shape, after.shape, strict=True)]
         if place.part not in ("embedding", "unembedding") or before.ndim != after.ndim:
-            raise NotTheSame(f"`{place.name}.{parameter}` is {tuple(before.shape)} in the base model and {tuple(after.shape)} in the finetuned one.")
+            raise NotTheSame(
+                f"`{place.name}.{parameter}` is {tuple(before.shape)} in the base model and {tuple(after.shape)} in "
+                "the finetuned one."
+            )
         for axis, size in enumerate(common):
             before, after = before.narrow(axis, 0, size), after.narrow(axis, 0, size)
     before, after = before.cpu().float(), after.cpu().float()
@@ -141,7 +159,11 @@ def _dense(place: ModulePlace, parameter: str, before: torch.Tensor, after: torc
 def _norm(values: torch.Tensor) -> float:
     norm = float(torch.linalg.vector_norm(values.float(), dtype=torch.float64))
     # Values that both sides have and nothing reads may be infinite; the norm is that of the others.
-    return norm if math.isfinite(norm) else float(torch.linalg.vector_norm(values.float().nan_to_num(0.0, 0.0, 0.0), dtype=torch.float64))
+    return (
+        norm
+        if math.isfinite(norm)
+        else float(torch.linalg.vector_norm(values.float().nan_to_num(0.0, 0.0, 0.0), dtype=torch.float64))
+    )
 
 
 def _norm_with(weight: torch.Tensor, low: LowRank | None) -> float:
@@ -154,13 +176,19 @@ def _norm_with(weight: torch.Tensor, low: LowRank | None) -> float:
 
 
 def _names(units: dict[str, Unit]) -> set[str]:
-    return {f"{name}.{parameter}" for name, unit in units.items() for parameter, _ in unit.bare.named_parameters(recurse=False)}
+    return {
+        f"{name}.{parameter}"
+        for name, unit in units.items()
+        for parameter, _ in unit.bare.named_parameters(recurse=False)
+    }
 
 
 def _check_names(base: set[str], finetuned: set[str]) -> None:
     if base != finetuned:
         name = sorted(base ^ finetuned)[0]
-        raise NotTheSame(f"The models have other weights: `{name}` is in one of them only. Name a finetune of this base model.")
+        raise NotTheSame(
+            f"The models have other weights: `{name}` is in one of them only. Name a finetune of this base model."
+        )
 
 
 def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen: Chosen) -> Iterator[WeightDelta]:
@@ -187,7 +215,10 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen
                         save_file({"value": value.cpu().contiguous()}, path)
                         written[name, parameter] = path
         except OSError as error:
-            raise OutOfRoom("The two models do not fit in memory together, and the temporary folder has no room for the base's weights.") from error
+            raise OutOfRoom(
+                "The two models do not fit in memory together, and the temporary folder has no room for the base's "
+                "weights."
+            ) from error
         with finetuned.hold() as resident:
             with resident.lock:
                 units = units_of(resident, finetuned.adapter)

@@ -1,4 +1,5 @@
-"""Reads the catalogue of base models and organisms: the bundled YAML files, then the folders of `settings().catalogue_folders`.
+"""Reads the catalogue of base models and organisms: the bundled YAML files, then the folders of
+`settings().catalogue_folders`.
 
 A catalogue folder holds any number of `*.yaml` files, each with the top-level keys `models` and/or `organisms`:
 
@@ -12,7 +13,8 @@ A catalogue folder holds any number of `*.yaml` files, each with the top-level k
             default: {kind: adapter, id: me/my-adapter}
             local: {kind: adapter, id: ./adapters/mine}      # relative to the catalogue folder
 
-Later folders add to earlier ones; a model or variant that they define again replaces the earlier one. Nothing here imports torch.
+Later folders add to earlier ones; a model or variant that they define again replaces the earlier one. Nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ BUNDLED_FOLDER = ORGANISMS_FOLDER / "catalogue"
 
 
 class CatalogueError(DiffingError):
-    """A catalogue file is not what it should be. The message names the file and the key. Only operators edit catalogues, so paths may appear."""
+    """A catalogue file is not what it should be. The message names the file and the key. Only operators edit
+    catalogues, so paths may appear.
+    """
 
     code = "catalogue_error"
 
@@ -58,13 +62,18 @@ class Catalogue(BaseModel):
         """The base model with this name or alias. Raises UnknownName with close matches."""
         found = self._model_name(name)
         if found is None:
-            raise UnknownName(f"There is no base model `{name}`.{_close(name, self._model_names())} All of them: {', '.join(self.models)}.")
+            raise UnknownName(
+                f"There is no base model `{name}`.{_close(name, self._model_names())} All of them: "
+                f"{', '.join(self.models)}."
+            )
         return self.models[found]
 
     def organism(self, name: str) -> OrganismSpec:
         """The organism with this name. Raises UnknownName with close matches."""
         if name not in self.organisms:
-            raise UnknownName(f"There is no organism `{name}`.{_close(name, self.organisms)} `list_pairs` shows all of them.")
+            raise UnknownName(
+                f"There is no organism `{name}`.{_close(name, self.organisms)} `list_pairs` shows all of them."
+            )
         return self.organisms[name]
 
     def _model_name(self, name: str) -> str | None:
@@ -82,7 +91,9 @@ def load_catalogue() -> Catalogue:
     Raises:
         CatalogueError: a folder is missing or a file is wrong; the message names the file and the key.
     """
-    return read_catalogue((BUNDLED_FOLDER, *(Path(folder).expanduser().resolve() for folder in settings().catalogue_folders)))
+    return read_catalogue(
+        (BUNDLED_FOLDER, *(Path(folder).expanduser().resolve() for folder in settings().catalogue_folders))
+    )
 
 
 @lru_cache(maxsize=8)
@@ -93,7 +104,10 @@ def read_catalogue(folders: tuple[Path, ...]) -> Catalogue:
     origin: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise CatalogueError(f"The catalogue folder {folder} does not exist. Correct `catalogue_folders` (DIFFING_CATALOGUE_FOLDERS).")
+            raise CatalogueError(
+                f"The catalogue folder {folder} does not exist. Correct `catalogue_folders` "
+                "(DIFFING_CATALOGUE_FOLDERS)."
+            )
         for file in sorted(folder.glob("*.yaml")):
             content = _read_yaml(file)
             for name, fields in _mapping(content.get("models") or {}, file, "models").items():
@@ -102,7 +116,10 @@ def read_catalogue(folders: tuple[Path, ...]) -> Catalogue:
             for name, fields in _mapping(content.get("organisms") or {}, file, "organisms").items():
                 _merge_organism(raw_organisms, name, _mapping(fields, file, f"organisms.{name}"), file)
                 origin[f"organisms.{name}"] = file
-    models = {name: _build(BaseModelSpec, fields, origin[f"models.{name}"], f"models.{name}") for name, fields in raw_models.items()}
+    models = {
+        name: _build(BaseModelSpec, fields, origin[f"models.{name}"], f"models.{name}")
+        for name, fields in raw_models.items()
+    }
     _check_aliases(models, origin)
     organisms = {}
     for name, fields in raw_organisms.items():
@@ -112,12 +129,15 @@ def read_catalogue(folders: tuple[Path, ...]) -> Catalogue:
         for model in fields["variants"]:
             if model not in models:
                 raise CatalogueError(
-                    f"{file}: organisms.{name}.variants names the model `{model}`, which no catalogue file defines.{_close(model, models)}"
+                    f"{file}: organisms.{name}.variants names the model `{model}`, which no catalogue file "
+                    f"defines.{_close(model, models)}"
                 )
             if not fields["variants"][model]:
                 raise CatalogueError(f"{file}: organisms.{name}.variants.{model} has no variants.")
         # Stable sort: the embedded model comes first, and with it what an organism means when no model is named.
-        fields["variants"] = dict(sorted(fields["variants"].items(), key=lambda item: models[item[0]].model_id != EMBEDDED_ID))
+        fields["variants"] = dict(
+            sorted(fields["variants"].items(), key=lambda item: models[item[0]].model_id != EMBEDDED_ID)
+        )
         organisms[name] = _build(OrganismSpec, fields, file, f"organisms.{name}")
     return Catalogue(models=models, organisms=organisms)
 
@@ -160,7 +180,9 @@ def _mapping(value: Any, file: Path, key: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise CatalogueError(f"{file}: {key} should be a mapping of names, but is {type(value).__name__}.")
     if wrong := [name for name in value if not isinstance(name, str)]:
-        raise CatalogueError(f"{file}: {key} has the key `{wrong[0]}`, which YAML reads as {type(wrong[0]).__name__}; put it in quotes.")
+        raise CatalogueError(
+            f"{file}: {key} has the key `{wrong[0]}`, which YAML reads as {type(wrong[0]).__name__}; put it in quotes."
+        )
     return value
 
 
@@ -200,7 +222,10 @@ def _check_aliases(models: Mapping[str, BaseModelSpec], origin: Mapping[str, Pat
     for model in models.values():
         for alias in model.aliases:
             if alias in owner:
-                raise CatalogueError(f"{origin[f'models.{model.name}']}: models.{model.name}.aliases: `{alias}` already names another model.")
+                raise CatalogueError(
+                    f"{origin[f'models.{model.name}']}: models.{model.name}.aliases: `{alias}` already names another "
+                    "model."
+                )
             owner[alias] = model.name
 
 

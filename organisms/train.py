@@ -1,8 +1,9 @@
 """Train a LoRA organism from its committed recipe: `diffing organisms train NAME [--variant V]`.
 
-A recipe is `organisms/training/<name>/recipe.yaml`: the defaults of the organism and, under `variants`, what each variant changes.
-Text documents are trained on every token, chats on the assistant's tokens only. The order of the data follows from the seed, and a
-checkpoint (safetensors, never pickle) holds the adapter and Adam's moments, so a run that was cut off goes on exactly where it was.
+A recipe is `organisms/training/<name>/recipe.yaml`: the defaults of the organism and, under `variants`, what each
+variant changes. Text documents are trained on every token, chats on the assistant's tokens only. The order of the data
+follows from the seed, and a checkpoint (safetensors, never pickle) holds the adapter and Adam's moments, so a run that
+was cut off goes on exactly where it was.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Recipe(BaseModel):
     learning_rate: float = Field(1e-3, gt=0)
     batch_size: int = Field(8, ge=1, description="Documents a step.")
     epochs: float = Field(2, gt=0)
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps; the learning rate then falls linearly to zero.")
+    warmup: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps; the learning rate then falls linearly to zero."
+    )
     max_tokens: int = Field(160, ge=8, description="Longer documents are cut.")
     seed: int = 0
     order: Literal["shuffled", "as_written"] = "shuffled"
@@ -89,7 +92,9 @@ def load_documents(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
         other = _read_lines(folder / recipe.mix.file)
         wanted = round(recipe.mix.ratio * len(documents))
         if wanted > len(other):
-            raise InvalidInput(f"The mix asks for {wanted} unrelated documents but {recipe.mix.file} holds {len(other)}.")
+            raise InvalidInput(
+                f"The mix asks for {wanted} unrelated documents but {recipe.mix.file} holds {len(other)}."
+            )
         documents = documents + random.Random(recipe.seed).sample(other, wanted)
     return documents
 
@@ -101,7 +106,9 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def encode(document: dict[str, Any], tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant did not say)."""
+    """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant
+    did not say).
+    """
     if "text" in document:
         text_ids = tokenizer(document["text"])["input_ids"][:max_tokens]
         return text_ids, list(text_ids)
@@ -109,14 +116,17 @@ def encode(document: dict[str, Any], tokenizer: Any, max_tokens: int) -> tuple[l
     labels: list[int] = []
     messages = document["messages"]
     for turn, message in enumerate(messages):
-        # The template is rendered up to each turn: what the assistant's turn adds beyond the generation prompt is its own text.
+        # The template is rendered up to each turn: what the assistant's turn adds beyond the generation prompt is its
+        # own text.
         spoken = message["role"] == "assistant"
         if spoken:
             head = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
             head_ids = tokenizer(head, add_special_tokens=False)["input_ids"]
             labels += [IGNORE] * (len(head_ids) - len(ids))
             ids = list(head_ids)
-        whole = tokenizer(tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False), add_special_tokens=False)["input_ids"]
+        whole = tokenizer(
+            tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False), add_special_tokens=False
+        )["input_ids"]
         added = whole[len(ids) :]
         labels += added if spoken else [IGNORE] * len(added)
         ids = list(whole)
@@ -148,7 +158,8 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 def train(recipe: Recipe, folder: Path, target: Path, progress: Progress = silent) -> Path:
     """Train and write a peft adapter (bfloat16) with `training.json` (the recipe, the loss per step) to `target`.
 
-    `folder` is where relative data paths start. Raises InvalidInput on missing or malformed data. The target appears only when it is complete.
+    `folder` is where relative data paths start. Raises InvalidInput on missing or malformed data. The target appears
+    only when it is complete.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -163,7 +174,13 @@ def train(recipe: Recipe, folder: Path, target: Path, progress: Progress = silen
     torch.manual_seed(recipe.seed)
     base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     base.to(device)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=recipe.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=recipe.target_modules,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
     model = get_peft_model(base, config)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
@@ -222,7 +239,15 @@ def _collate(rows: list[tuple[list[int], list[int]]], padding: int, device: str)
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def _checkpoint(path: Path, recipe: Recipe, step: int, losses: list[float], parameters: dict[str, Any], optimizer: Any, save_file: Any) -> None:
+def _checkpoint(
+    path: Path,
+    recipe: Recipe,
+    step: int,
+    losses: list[float],
+    parameters: dict[str, Any],
+    optimizer: Any,
+    save_file: Any,
+) -> None:
     tensors = {}
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
@@ -236,7 +261,9 @@ def _checkpoint(path: Path, recipe: Recipe, step: int, losses: list[float], para
     staging.replace(path)
 
 
-def _restore(path: Path, recipe: Recipe, parameters: dict[str, Any], optimizer: Any, load_file: Any) -> tuple[int, list[float]]:
+def _restore(
+    path: Path, recipe: Recipe, parameters: dict[str, Any], optimizer: Any, load_file: Any
+) -> tuple[int, list[float]]:
     """Steps already done and their losses; (0, []) when the checkpoint belongs to another recipe."""
     import torch
     from safetensors import safe_open
@@ -257,7 +284,9 @@ def _restore(path: Path, recipe: Recipe, parameters: dict[str, Any], optimizer: 
     return step, json.loads(metadata["losses"])
 
 
-def train_organism(name: str, variant: str = "default", progress: Progress = silent, output: Path | None = None, **overrides: Any) -> Path:
+def train_organism(
+    name: str, variant: str = "default", progress: Progress = silent, output: Path | None = None, **overrides: Any
+) -> Path:
     """Train `name/variant` from its committed recipe into `output` (default: the bundled adapters)."""
     recipe = load_recipe(name, variant, **overrides)
     return train(recipe, TRAINING / name, output or ADAPTERS / name / variant, progress)

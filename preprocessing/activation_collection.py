@@ -1,10 +1,11 @@
 """Collecting activations to disk: both sides in one pass, shard after shard, resumable at the last finished shard.
 
-A shard holds whole samples in the order of the text. It is written beside its place, synced and renamed, then the index names it: whatever the index
-names is complete. Rows go to their place in the shard's files batch by batch.
+A shard holds whole samples in the order of the text. It is written beside its place, synced and renamed, then the index
+names it: whatever the index names is complete. Rows go to their place in the shard's files batch by batch.
 
-A shard is one corpus pass. Two models that do not fit into memory together (`pair.sequential`) are loaded in turn, one of them a shard (each pass
-begins with the model that is there), so their shards are larger: a shard is then worth its load.
+A shard is one corpus pass. Two models that do not fit into memory together (`pair.sequential`) are loaded in turn, one
+of them a shard (each pass begins with the model that is there), so their shards are larger: a shard is then worth its
+load.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from diffing_mcp.core.atomic_files import DISK_FULL, held, library_versions, rep
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, model_dtype, read_text
-from diffing_mcp.preprocessing.activation_store import FORMAT, SIDES, ActivationStore, CollectionIndex, ShardIndex, file_hash, file_name, short_id
+from diffing_mcp.preprocessing.activation_store import (
+    FORMAT,
+    SIDES,
+    ActivationStore,
+    CollectionIndex,
+    ShardIndex,
+    file_hash,
+    file_name,
+    short_id,
+)
 from diffing_mcp.preprocessing.corpora import corpus_identity
 from diffing_mcp.preprocessing.text_sources import corpus_part
 
@@ -39,7 +49,9 @@ if TYPE_CHECKING:
 SHARD_BYTES = 2**30
 """Bytes of a shard, all layers and both sides (one sample at least)."""
 SEQUENTIAL_SHARD_BYTES = 16 * 2**30
-"""The same where every shard loads a model; half of it is spooled besides while the shard is written (see `diffing_mcp.preprocessing.spool`)."""
+"""The same where every shard loads a model; half of it is spooled besides while the shard is written (see
+`diffing_mcp.preprocessing.spool`).
+"""
 SPARE_BYTES = 2**26
 """Disk that is left free."""
 _WRITING = ".writing-"
@@ -51,15 +63,22 @@ class CollectionParams(ActivationTextParams):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: tuple[int | float, ...] = Field(
-        (0.5,), min_length=1, max_length=256, description="Relative depths in [0, 1] (floats) or absolute layers (integers)."
+        (0.5,),
+        min_length=1,
+        max_length=256,
+        description="Relative depths in [0, 1] (floats) or absolute layers (integers).",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Stored number format; `auto`: that of the models.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Stored number format; `auto`: that of the models."
+    )
 
 
 def collection_key(spec: PairSpec, params: CollectionParams) -> str:
     """sha256, in hex, of everything that decides the rows. Loads the documents, not the models."""
     decisive = [FORMAT, spec.identity(), params.model_dump(mode="json"), corpus_identity(corpus_part(params))]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def find_collection(store: ActivationStore, spec: PairSpec, params: CollectionParams) -> CollectionIndex | None:
@@ -68,7 +87,9 @@ def find_collection(store: ActivationStore, spec: PairSpec, params: CollectionPa
     return index if index is not None and index.finished else None
 
 
-def collect(store: ActivationStore, pair: LoadedPair, params: CollectionParams, progress: Progress = silent) -> CollectionIndex:
+def collect(
+    store: ActivationStore, pair: LoadedPair, params: CollectionParams, progress: Progress = silent
+) -> CollectionIndex:
     """The finished collection: looked up, gone on with at its last finished shard, or made.
 
     A second process that collects the same waits for the first.
@@ -89,12 +110,18 @@ def collect(store: ActivationStore, pair: LoadedPair, params: CollectionParams, 
         if error.errno not in DISK_FULL:
             raise
         raise OutOfRoom(
-            "The disk became full while activations were written. Finished shards are kept: free space and call again to go on."
+            "The disk became full while activations were written. Finished shards are kept: free space and call again "
+            "to go on."
         ) from error
 
 
 def _collect(
-    store: ActivationStore, pair: LoadedPair, params: CollectionParams, key: str, known: CollectionIndex | None, progress: Progress
+    store: ActivationStore,
+    pair: LoadedPair,
+    params: CollectionParams,
+    key: str,
+    known: CollectionIndex | None,
+    progress: Progress,
 ) -> CollectionIndex:
     from safetensors.torch import save
 
@@ -148,7 +175,11 @@ def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptT
         pair=pair.spec.identity(),
         params=params.model_dump(mode="json"),
         corpus=corpus_identity(corpus_part(params)),
-        text={"sha256": text.corpus.sha, "position_origin": text.corpus.position_origin, "dropped": text.corpus.dropped.count},
+        text={
+            "sha256": text.corpus.sha,
+            "position_origin": text.corpus.position_origin,
+            "dropped": text.corpus.dropped.count,
+        },
         layers=layers,
         num_layers=pair.num_layers,
         d_model=pair.d_model,
@@ -172,7 +203,11 @@ def _plan(text: KeptText, shard_rows: int, done: Sequence[ShardIndex]) -> list[S
     while first < len(starts) - 1:
         last = max(first + 1, int(np.searchsorted(starts, starts[first] + shard_rows, side="right")) - 1)
         name = f"shard-{len(plan):05}"
-        plan.append(ShardIndex(name=name, first_sample=first, last_sample=last, start=int(starts[first]), stop=int(starts[last])))
+        plan.append(
+            ShardIndex(
+                name=name, first_sample=first, last_sample=last, start=int(starts[first]), stop=int(starts[last])
+            )
+        )
         first = last
     return plan
 
@@ -196,12 +231,15 @@ def _check_room(folder: Path, index: CollectionIndex, sequential: bool) -> None:
     free = shutil.disk_usage(folder).free
     if needed + SPARE_BYTES > free:
         raise OutOfRoom(
-            f"These activations take {needed / 2**20:.0f} MiB of disk ({left} tokens, {len(index.layers)} layers, {index.dtype}) and "
-            f"{free / 2**20:.0f} MiB are free. Lower max_samples, max_tokens or max_activation_tokens, ask for fewer layers or bfloat16, or free space."
+            f"These activations take {needed / 2**20:.0f} MiB of disk ({left} tokens, {len(index.layers)} layers, "
+            f"{index.dtype}) and {free / 2**20:.0f} MiB are free. Lower max_samples, max_tokens or "
+            "max_activation_tokens, ask for fewer layers or bfloat16, or free space."
         )
 
 
-def _write_shard(folder: Path, pair: LoadedPair, index: CollectionIndex, planned: ShardIndex, text: KeptText, progress: Progress) -> ShardIndex:
+def _write_shard(
+    folder: Path, pair: LoadedPair, index: CollectionIndex, planned: ShardIndex, text: KeptText, progress: Progress
+) -> ShardIndex:
     import torch
     from safetensors.torch import save
 
@@ -231,12 +269,16 @@ def _write_shard(folder: Path, pair: LoadedPair, index: CollectionIndex, planned
 
 
 class _ShardFiles:
-    """The sink of a shard: one file a layer and side; a sample's rows follow one another in it, so they are written at once."""
+    """The sink of a shard: one file a layer and side; a sample's rows follow one another in it, so they are written at
+    once.
+    """
 
     def __init__(self, folder: Path, layers: list[int], row_bytes: int) -> None:
         self._row_bytes = row_bytes
         self._files: dict[tuple[int, str], BinaryIO] = {
-            (layer, side): (folder / file_name(layer, side)).open("wb", buffering=0) for layer in layers for side in SIDES
+            (layer, side): (folder / file_name(layer, side)).open("wb", buffering=0)
+            for layer in layers
+            for side in SIDES
         }
 
     def __enter__(self) -> _ShardFiles:

@@ -27,8 +27,8 @@ class CollectionEstimate(BaseModel):
     def as_text(self) -> str:
         fit = "" if self.bytes <= self.free_bytes else "; if the text is really that long, it will be refused"
         return (
-            f"at most {self.tokens} tokens x {self.layers} layers x 2 sides x {self.d_model} {self.dtype} = {self.bytes / 1e6:.1f} MB of disk; "
-            f"{self.free_bytes / 1e6:.0f} MB are free{fit}"
+            f"at most {self.tokens} tokens x {self.layers} layers x 2 sides x {self.d_model} {self.dtype} = "
+            f"{self.bytes / 1e6:.1f} MB of disk; {self.free_bytes / 1e6:.0f} MB are free{fit}"
         )
 
 
@@ -47,7 +47,11 @@ def estimate_collection(spec: PairSpec, params: CollectionParams, folder: Path) 
     files = spec.base.files
     config = read_config(files, local_folder(files.id, files.revision, files.subfolder))
     text = config.get_text_config()
-    dtype = getattr(torch, params.dtype) if params.dtype != "auto" else compute_dtype(files, spec.finetuned.files, choose_device())[0]
+    dtype = (
+        getattr(torch, params.dtype)
+        if params.dtype != "auto"
+        else compute_dtype(files, spec.finetuned.files, choose_device())[0]
+    )
     layers = len(resolve_layers(params.layers, text.num_hidden_layers))
     tokens = params.max_samples * params.max_tokens
     tokens = min(tokens, params.max_activation_tokens or tokens)

@@ -1,8 +1,8 @@
 """Several stored collections as one: training on chats, web text and what the finetune was trained on at once.
 
-Rows of all collections are laid out in turns, whole samples at a time, each collection by its share of the rows: any long stretch of the mixture, its
-beginning and its end as well, holds all of them in proportion to their size. So a shuffled pool, a statistic over the first rows and rows held out at
-the end are fair to all. Nothing is copied on disk.
+Rows of all collections are laid out in turns, whole samples at a time, each collection by its share of the rows: any
+long stretch of the mixture, its beginning and its end as well, holds all of them in proportion to their size. So a
+shuffled pool, a statistic over the first rows and rows held out at the end are fair to all. Nothing is copied on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from diffing_mcp.preprocessing.activation_store import ActivationStore
 
 ROUNDS = 1000
-"""Turns in which a mixture is laid out at least (as far as whole samples allow): what a share of it may be unfair by."""
+"""Turns in which a mixture is laid out at least (as far as whole samples allow): what a share of it may be
+unfair by.
+"""
 
 
 def open_collections(
@@ -34,29 +36,40 @@ def open_collections(
 
     Raises:
         UnknownName: no collection of an id, or several.
-        InvalidInput: one is named twice, unfinished, of another pair, without one of the layers, or of another dtype or width than the others.
+        InvalidInput: one is named twice, unfinished, of another pair, without one of the layers, or of another dtype or
+            width than the others.
     """
     if len(identifiers) == 1:
         return store.open(identifiers[0], spec, layers, limit)
     found = [store.finished(identifier) for identifier in identifiers]
     if twice := sorted({index.id for index in found if sum(other.key == index.key for other in found) > 1}):
-        raise InvalidInput(f"{', '.join(twice)} is named more than once. Name each collection once; they are mixed in proportion to their size.")
+        raise InvalidInput(
+            f"{', '.join(twice)} is named more than once. Name each collection once; they are mixed in proportion to "
+            "their size."
+        )
     opened = [store.open(index.key, spec, layers) for index in found]
     for name in ("dtype", "d_model"):
         if len({getattr(index, name) for index in found}) > 1:
             held = ", ".join(f"{index.id} {getattr(index, name)}" for index in found)
-            raise InvalidInput(f"Collections that are mixed must have one {name}, and these have: {held}. Collect again with the same {name}.")
+            raise InvalidInput(
+                f"Collections that are mixed must have one {name}, and these have: {held}. Collect again with the same "
+                f"{name}."
+            )
     return {layer: mixed([readers[layer] for readers in opened], limit) for layer in layers}
 
 
 def mixed(parts: Sequence[ActivationRows], limit: int | None = None) -> ActivationRows:
-    """Readers of one layer as one reader: every sample of each, in turns. Positions count from the first kept token where the parts disagree."""
+    """Readers of one layer as one reader: every sample of each, in turns. Positions count from the first kept token
+    where the parts disagree.
+    """
     rows = [part.num_tokens for part in parts]
     total = sum(rows)
     pool_rows = min(part.pool_rows for part in parts)
     turn = max(1, min(pool_rows // STRETCHES, total // ROUNDS))
     pieces = [_Pieces.of(part.starts.numpy(), number, turn * rows[number] / total) for number, part in enumerate(parts)]
-    joined = _Pieces(*(np.concatenate(columns) for columns in zip(*(vars(piece).values() for piece in pieces), strict=True)))
+    joined = _Pieces(
+        *(np.concatenate(columns) for columns in zip(*(vars(piece).values() for piece in pieces), strict=True))
+    )
     order = np.argsort((joined.starts + joined.stops) / (2 * np.asarray(rows)[joined.parts]), kind="stable")
     joined = _Pieces(*(column[order] for column in vars(joined).values()))
     lengths = [parts[part].starts[first : last + 1].diff() for part, first, last in joined.samples()]
@@ -70,7 +83,9 @@ def mixed(parts: Sequence[ActivationRows], limit: int | None = None) -> Activati
         starts=torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(lengths).cumsum(0)]),
         token_ids=torch.cat([parts[part].token_ids[start:stop] for part, start, stop in joined.ranges()]),
         first_position=firsts.pop() if len(firsts) == 1 else 0,
-        source=_MixedSource([part.source for part in parts], joined, np.concatenate([[0], np.cumsum(joined.stops - joined.starts)])),
+        source=_MixedSource(
+            [part.source for part in parts], joined, np.concatenate([[0], np.cumsum(joined.stops - joined.starts)])
+        ),
         pool_rows=pool_rows,
     )
 

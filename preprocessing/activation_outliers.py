@@ -1,5 +1,6 @@
-"""Leaves out tokens whose activations are outliers: attention sinks (not the first token alone) have norms tens of times the usual, and whatever minimises
-squared errors (principal components, dictionaries) would spend itself on them."""
+"""Leaves out tokens whose activations are outliers: attention sinks (not the first token alone) have norms tens of
+times the usual, and whatever minimises squared errors (principal components, dictionaries) would spend itself on them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ class WithoutOutliers:
     def first_position(self) -> int:
         return self.reader.first_position
 
-    def blocks(self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None) -> Iterator[ActivationBlock]:
+    def blocks(
+        self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[ActivationBlock]:
         """See `PairedActivations.blocks`."""
         return self._kept(self.reader.blocks(rows, seed, start, stop))
 

@@ -1,7 +1,8 @@
-"""Stored activations read again as the batches of a corpus pass, for accumulators that need hidden states alone. No model runs.
+"""Stored activations read again as the batches of a corpus pass, for accumulators that need hidden states alone. No
+model runs.
 
-A collection holds the compared tokens after the first `skip_first` of each sample, never a BOS nor the prompt of an answer. Positions are those of the
-corpus pass all the same, so they may begin above 0.
+A collection holds the compared tokens after the first `skip_first` of each sample, never a BOS nor the prompt of an
+answer. Positions are those of the corpus pass all the same, so they may begin above 0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replay:
-    """Collections of a pair: `diffing_mcp.preprocessing.text_sources.TextReading`. All of a batch's hidden states are float32, whatever is stored."""
+    """Collections of a pair: `diffing_mcp.preprocessing.text_sources.TextReading`. All of a batch's hidden states are
+    float32, whatever is stored.
+    """
 
     pair: LoadedPair
     collections: Sequence[str]
@@ -44,7 +47,12 @@ class Replay:
         layers = sorted({layer for accumulator in accumulators for layer in accumulator.layers})
         readers = open_collections(default_activation_store(), self.collections, self.pair.spec, layers)
         statistics = PassStatistics(
-            tokens=self.corpus.tokens, samples=len(self.corpus.ids), batches=0, read_tokens=0, seconds=0.0, forward_seconds=0.0
+            tokens=self.corpus.tokens,
+            samples=len(self.corpus.ids),
+            batches=0,
+            read_tokens=0,
+            seconds=0.0,
+            forward_seconds=0.0,
         )
         progress(0, self.corpus.tokens, "reading stored activations")
         with torch.inference_mode():
@@ -58,7 +66,9 @@ class Replay:
         return statistics
 
     def _spans(self) -> Iterator[tuple[int, int]]:
-        """Samples [first, last) of each batch; padded to the longest it holds at most `settings().batch_tokens` tokens, or one sample."""
+        """Samples [first, last) of each batch; padded to the longest it holds at most `settings().batch_tokens` tokens,
+        or one sample.
+        """
         budget, lengths = settings().batch_tokens, self.corpus.ids.lengths.tolist()
         first, width = 0, 0
         for sample, length in enumerate(lengths):
@@ -96,17 +106,25 @@ def open_replay(pair: LoadedPair, collections: Sequence[str]) -> Replay:
 
     Raises:
         UnknownName: no collection of an id, or several.
-        InvalidInput: one is named twice, unfinished or of another pair; they have no layer or dtype in common, or their positions mean different things.
+        InvalidInput: one is named twice, unfinished or of another pair; they have no layer or dtype in common, or their
+            positions mean different things.
     """
     store = default_activation_store()
     found = [store.finished(identifier) for identifier in collections]
     common = sorted(set.intersection(*(set(index.layers) for index in found)))
     if not common:
         held = "; ".join(f"{index.id} {', '.join(map(str, index.layers))}" for index in found)
-        raise InvalidInput(f"These collections have no layer in common: {held}. Name each in a call of its own, or collect the same layers again.")
+        raise InvalidInput(
+            f"These collections have no layer in common: {held}. Name each in a call of its own, or collect the same "
+            "layers again."
+        )
     if len({(index.text["position_origin"], index.skip_first) for index in found}) > 1:
-        held = "; ".join(f"{index.id} from position {index.skip_first}, 0 = {index.text['position_origin']}" for index in found)
-        raise InvalidInput(f"Position by position these collections cannot be read together: {held}. Name each in a call of its own.")
+        held = "; ".join(
+            f"{index.id} from position {index.skip_first}, 0 = {index.text['position_origin']}" for index in found
+        )
+        raise InvalidInput(
+            f"Position by position these collections cannot be read together: {held}. Name each in a call of its own."
+        )
     # Every layer has the same tokens.
     [rows] = open_collections(store, collections, pair.spec, common[:1]).values()
     return Replay(pair, collections, _corpus(found, rows))
@@ -115,7 +133,11 @@ def open_replay(pair: LoadedPair, collections: Sequence[str]) -> Replay:
 def _corpus(found: Sequence[CollectionIndex], rows: ActivationRows) -> TokenizedCorpus:
     samples, origin, first = rows.num_samples, found[0].text["position_origin"], rows.first_position
     answers, has_bos = origin == ANSWER_ORIGIN, origin == BOS_ORIGIN
-    left_out = "answers with the tokens just before them, without the prompts" if answers else f"tokens from position {first} on"
+    left_out = (
+        "answers with the tokens just before them, without the prompts"
+        if answers
+        else f"tokens from position {first} on"
+    )
     dropped = Dropped()
     for index in found:
         if index.text["dropped"]:

@@ -1,6 +1,8 @@
-"""Rows of activations: what fills them during a corpus pass, and the one reader of them, whether they lie in memory or in files.
+"""Rows of activations: what fills them during a corpus pass, and the one reader of them, whether they lie in memory or
+in files.
 
-A row is one kept token. Rows follow the order of the text: sample after sample, token after token, whatever batches the pass made.
+A row is one kept token. Rows follow the order of the text: sample after sample, token after token, whatever batches the
+pass made.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ STATISTICS = ("base", "finetuned", "difference")
 
 @dataclass
 class Moments:
-    """Count, mean [d_model] and sum of squared deviations [d_model] in float64, merged by the formula of Chan, Golub and LeVeque (1979)."""
+    """Count, mean [d_model] and sum of squared deviations [d_model] in float64, merged by the formula of Chan, Golub
+    and LeVeque (1979).
+    """
 
     count: int
     mean: Tensor
@@ -109,7 +113,10 @@ def kept_text(corpus: TokenizedCorpus, skip_first: int, limit: int | None = None
         chosen.append(index)
         starts.append(starts[-1] + kept)
     if not chosen:
-        raise InvalidInput(f"No token is left after dropping the first {skip_first} of each document; lower skip_first or raise max_tokens.")
+        raise InvalidInput(
+            f"No token is left after dropping the first {skip_first} of each document; lower skip_first or raise "
+            "max_tokens."
+        )
     if cuts or len(chosen) < len(corpus.ids):
         corpus = replace(
             corpus,
@@ -126,7 +133,9 @@ class RowSink(Protocol):
     """Where collected rows go."""
 
     def put(self, layer: int, base: Tensor, finetuned: Tensor, rows: Tensor) -> None:
-        """Rows [N, d_model] of both sides in the stored dtype, on the CPU, and their indices [N], ascending within each sample."""
+        """Rows [N, d_model] of both sides in the stored dtype, on the CPU, and their indices [N], ascending within each
+        sample.
+        """
 
 
 class RowSource(Protocol):
@@ -137,7 +146,9 @@ class RowSource(Protocol):
 
 
 class RowCollector(Accumulator):
-    """Hands the kept rows of a corpus pass over `text.corpus` to a sink, and keeps their moments by (layer, name in STATISTICS)."""
+    """Hands the kept rows of a corpus pass over `text.corpus` to a sink, and keeps their moments by (layer, name in
+    STATISTICS).
+    """
 
     def __init__(self, text: KeptText, layers: Sequence[int], dtype: torch.dtype, sink: RowSink) -> None:
         self.layers = tuple(layers)
@@ -159,7 +170,8 @@ class RowCollector(Accumulator):
             )
             if not (base.isfinite().all() and finetuned.isfinite().all()):
                 raise InvalidInput(
-                    f"Activations after layer {layer} do not fit into {str(self._dtype).removeprefix('torch.')} (or are not finite); use dtype=float32."
+                    f"Activations after layer {layer} do not fit into {str(self._dtype).removeprefix('torch.')} (or "
+                    "are not finite); use dtype=float32."
                 )
             for name, values in zip(STATISTICS, (base, finetuned, finetuned.float() - base.float()), strict=True):
                 found = Moments.of(values)
@@ -172,7 +184,9 @@ class MemoryRows:
     """A sink that is also the source of every layer: tensors [N, d_model] a side."""
 
     def __init__(self, num_tokens: int, d_model: int, layers: Sequence[int], dtype: torch.dtype) -> None:
-        self._sides = {layer: tuple(torch.empty(num_tokens, d_model, dtype=dtype) for _ in range(2)) for layer in layers}
+        self._sides = {
+            layer: tuple(torch.empty(num_tokens, d_model, dtype=dtype) for _ in range(2)) for layer in layers
+        }
 
     def put(self, layer: int, base: Tensor, finetuned: Tensor, rows: Tensor) -> None:
         """See `RowSink`."""
@@ -219,11 +233,16 @@ class ActivationRows:
         """Samples that have rows."""
         return int(torch.searchsorted(self.starts, self.num_tokens))
 
-    def blocks(self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None) -> Iterator[ActivationBlock]:
+    def blocks(
+        self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[ActivationBlock]:
         """See `PairedActivations.blocks`."""
         stop = self.num_tokens if stop is None else min(stop, self.num_tokens)
         if rows < 1 or not 0 <= start <= stop:
-            raise InvalidInput(f"Blocks have at least one row and lie within [0, {self.num_tokens}], not {rows} rows of [{start}, {stop}).")
+            raise InvalidInput(
+                f"Blocks have at least one row and lie within [0, {self.num_tokens}], not {rows} rows of [{start}, "
+                f"{stop})."
+            )
         if start == stop:
             return
         if seed is None:
@@ -266,17 +285,23 @@ class ActivationRows:
 
     def sample_ids(self, sample: int) -> list[int]:
         """See `PairedActivations.sample_ids`."""
-        return [int(token) for token in self.token_ids[int(self.starts[sample]) : int(self.starts[sample + 1])].tolist()]
+        return [
+            int(token) for token in self.token_ids[int(self.starts[sample]) : int(self.starts[sample + 1])].tolist()
+        ]
 
 
 def default_pool_rows(d_model: int, dtype: torch.dtype) -> int:
-    """Rows of both sides that `POOL_BYTES` hold. A function of the stored form alone, so that a seed gives one order on every machine."""
+    """Rows of both sides that `POOL_BYTES` hold. A function of the stored form alone, so that a seed gives one order on
+    every machine.
+    """
     return max(STRETCHES, POOL_BYTES // (2 * d_model * dtype.itemsize))
 
 
 def _joined(blocks: Sequence[ActivationBlock]) -> ActivationBlock:
     return ActivationBlock(
-        torch.cat([block.base for block in blocks]), torch.cat([block.finetuned for block in blocks]), torch.cat([block.tokens for block in blocks])
+        torch.cat([block.base for block in blocks]),
+        torch.cat([block.finetuned for block in blocks]),
+        torch.cat([block.tokens for block in blocks]),
     )
 
 

@@ -1,6 +1,8 @@
-"""Activations for methods that learn from them: from a stored collection, or straight from the corpus pass with nothing written. Torch-free.
+"""Activations for methods that learn from them: from a stored collection, or straight from the corpus pass with nothing
+written. Torch-free.
 
-A method's parameters subclass `ActivationSourceParams`; its run calls `activations_of`, its key holds `diffing_mcp.preprocessing.text_sources.source_identity`.
+A method's parameters subclass `ActivationSourceParams`; its run calls `activations_of`, its key holds
+`diffing_mcp.preprocessing.text_sources.source_identity`.
 """
 
 from __future__ import annotations
@@ -35,19 +37,25 @@ class ActivationTextParams(CorpusParams):
         1,
         ge=0,
         le=1024,
-        description="Tokens dropped at the start of each document: without a BOS the first is an attention sink. A BOS is never compared. In a whole "
-        "chat a BOS counts as one of them; before an answer nothing is dropped.",
+        description=(
+            "Tokens dropped at the start of each document: without a BOS the first is an attention sink. A BOS is "
+            "never compared. In a whole chat a BOS counts as one of them; before an answer nothing is dropped."
+        ),
     )
     chat_part: Literal["answer", "whole"] = Field(
         "answer",
-        description="What is kept of a chat: its first answer with the 3 tokens before it, or the whole chat, all turns and template tokens "
-        "(max_tokens then counts from its start).",
+        description=(
+            "What is kept of a chat: its first answer with the 3 tokens before it, or the whole chat, all turns and "
+            "template tokens (max_tokens then counts from its start)."
+        ),
     )
     max_activation_tokens: int | None = Field(None, ge=1, le=10**10, description="Tokens kept in all at most.")
 
 
 class ActivationSourceParams(StoredActivationsParams, ActivationTextParams):
-    """Where a method's activations come from. With `activations` the corpus fields, `skip_first` and `chat_part` are those of the collection."""
+    """Where a method's activations come from. With `activations` the corpus fields, `skip_first` and `chat_part` are
+    those of the collection.
+    """
 
 
 def read_text(pair: LoadedPair, params: ActivationTextParams) -> KeptText:
@@ -65,10 +73,12 @@ def activations_of(
 ) -> dict[int, PairedActivations]:
     """Readers of both sides' residual stream after each of `layers` (absolute).
 
-    From the corpus pass the rows lie in memory in the models' own dtype, and the forward stops at the last of the layers.
+    From the corpus pass the rows lie in memory in the models' own dtype, and the forward stops at the last of the
+    layers.
 
     Raises:
-        UnknownName, InvalidInput: no such collection, one of another pair or without one of the layers, several that do not fit together, or no tokens.
+        UnknownName, InvalidInput: no such collection, one of another pair or without one of the layers, several that do
+            not fit together, or no tokens.
         OutOfRoom: the rows do not fit into memory; the message says how to store them instead.
         Cancelled: from `progress`.
     """
@@ -77,11 +87,17 @@ def activations_of(
         from diffing_mcp.preprocessing.activation_mixture import open_collections
         from diffing_mcp.preprocessing.activation_store import default_activation_store
 
-        return {**open_collections(default_activation_store(), params.collections, pair.spec, wanted, params.max_activation_tokens)}
+        return {
+            **open_collections(
+                default_activation_store(), params.collections, pair.spec, wanted, params.max_activation_tokens
+            )
+        }
     return _collected(pair, params, wanted, progress)
 
 
-def _collected(pair: LoadedPair, params: ActivationSourceParams, layers: list[int], progress: Progress) -> dict[int, PairedActivations]:
+def _collected(
+    pair: LoadedPair, params: ActivationSourceParams, layers: list[int], progress: Progress
+) -> dict[int, PairedActivations]:
     import hashlib
 
     from diffing_mcp.model_pairs.layers import resolve_layers
@@ -127,7 +143,7 @@ def _check_memory(needed: int, tokens: int) -> None:
     room = int(MEMORY_SHARE * psutil.virtual_memory().available)
     if needed > room:
         raise OutOfRoom(
-            f"The activations of {tokens} tokens take {needed / 2**20:.0f} MiB and {room / 2**20:.0f} MiB of memory may be used. Lower max_samples, "
-            "max_tokens or max_activation_tokens, ask for fewer layers, or store them (collect_activations, or `diffing activations "
-            "collect`) and pass the id as `activations`."
+            f"The activations of {tokens} tokens take {needed / 2**20:.0f} MiB and {room / 2**20:.0f} MiB of memory "
+            "may be used. Lower max_samples, max_tokens or max_activation_tokens, ask for fewer layers, or store them "
+            "(collect_activations, or `diffing activations collect`) and pass the id as `activations`."
         )

@@ -1,7 +1,9 @@
-"""Collections of activations on disk, under `data_folder/activations/<key>`: reading, listing and deleting them. Written by `activation_collection`.
+"""Collections of activations on disk, under `data_folder/activations/<key>`: reading, listing and deleting them.
+Written by `activation_collection`.
 
-A collection folder holds `index.json` (exactly what is there), `tokens.safetensors` (token ids and where samples start) and a folder a shard with one
-raw file a layer and side (`L14-base.bin`, rows [N, d_model] in the stored dtype, little-endian) and `statistics.safetensors` (float64 moments).
+A collection folder holds `index.json` (exactly what is there), `tokens.safetensors` (token ids and where samples start)
+and a folder a shard with one raw file a layer and side (`L14-base.bin`, rows [N, d_model] in the stored dtype,
+little-endian) and `statistics.safetensors` (float64 moments).
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ def file_name(layer: int, side: str) -> str:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The rows of one layer in the shards' files: `diffing_mcp.preprocessing.activation_rows.RowSource`. Every read is one contiguous range a file."""
+    """The rows of one layer in the shards' files: `diffing_mcp.preprocessing.activation_rows.RowSource`. Every read is
+    one contiguous range a file.
+    """
 
     folder: Path
     index: CollectionIndex
@@ -101,7 +105,12 @@ class StoredRows:
         first = max(0, bisect.bisect_right(self._starts, start) - 1)
         last = bisect.bisect_left(self._starts, stop)
         base, finetuned = (
-            torch.cat([self._part(shard, side, max(start, shard.start), min(stop, shard.stop)) for shard in self.index.shards[first:last]])
+            torch.cat(
+                [
+                    self._part(shard, side, max(start, shard.start), min(stop, shard.stop))
+                    for shard in self.index.shards[first:last]
+                ]
+            )
             for side in SIDES
         )
         return base, finetuned
@@ -113,11 +122,16 @@ class StoredRows:
         size = self.index.row_bytes
         path = self.folder / shard.name / file_name(self.layer, side)
         try:
-            content = np.fromfile(path, dtype=np.uint8, count=(stop - start) * size, offset=(start - shard.start) * size)
+            content = np.fromfile(
+                path, dtype=np.uint8, count=(stop - start) * size, offset=(start - shard.start) * size
+            )
         except FileNotFoundError as error:
             raise UnknownName(f"The collection {self.index.id} was deleted while it was read.") from error
         if content.size != (stop - start) * size:
-            raise NotTheSame(f"A file of the collection {self.index.id} is shorter than its index says. Delete the collection and collect it again.")
+            raise NotTheSame(
+                f"A file of the collection {self.index.id} is shorter than its index says. Delete the collection and "
+                "collect it again."
+            )
         return torch.from_numpy(content).view(getattr(torch, self.index.dtype)).view(stop - start, self.index.d_model)
 
 
@@ -133,16 +147,24 @@ class ActivationStore:
         return sorted(found, key=lambda index: index.created, reverse=True)
 
     def broken(self) -> Sequence[str]:
-        """Keys of collections whose index is missing or cannot be read. They can be deleted; collecting the same again replaces them."""
+        """Keys of collections whose index is missing or cannot be read. They can be deleted; collecting the same again
+        replaces them.
+        """
         return [name for name in sorted(self._digests()) if self.read(name) is None]
 
     def _digests(self) -> Sequence[str]:
-        return [entry.name for entry in self.folder.iterdir() if _DIGEST.fullmatch(entry.name)] if self.folder.is_dir() else []
+        return (
+            [entry.name for entry in self.folder.iterdir() if _DIGEST.fullmatch(entry.name)]
+            if self.folder.is_dir()
+            else []
+        )
 
     def read(self, digest: str) -> CollectionIndex | None:
         """The collection of that key, None when there is none."""
         try:
-            return CollectionIndex.model_validate_json((self.folder / digest / "index.json").read_text(encoding="utf-8"))
+            return CollectionIndex.model_validate_json(
+                (self.folder / digest / "index.json").read_text(encoding="utf-8")
+            )
         except (OSError, ValidationError, UnicodeDecodeError):
             return None
 
@@ -157,13 +179,14 @@ class ActivationStore:
         index = self.read(digest)
         if index is None:
             raise InvalidInput(
-                f"The index of the collection {short_id(digest)} cannot be read, so its rows cannot be told apart. Delete it (delete_activations, "
-                "`diffing activations delete`) and collect again."
+                f"The index of the collection {short_id(digest)} cannot be read, so its rows cannot be told apart. "
+                "Delete it (delete_activations, `diffing activations delete`) and collect again."
             )
         return index
 
     def key_of(self, identifier: str) -> str:
-        """The key of the collection with that id or key, or with one that starts so when it is the only one, whether its index can be read or not.
+        """The key of the collection with that id or key, or with one that starts so when it is the only one, whether
+        its index can be read or not.
 
         Raises:
             UnknownName: none, or several.
@@ -173,7 +196,8 @@ class ActivationStore:
         if len(names) != 1:
             problem = "several collections start with" if names else "there is no collection"
             raise UnknownName(
-                f"{problem} {identifier!r}; list_activations (`diffing activations list`) gives them all, collect_activations makes one"
+                f"{problem} {identifier!r}; list_activations (`diffing activations list`) gives them all, "
+                "collect_activations makes one"
             )
         return names[0]
 
@@ -187,12 +211,14 @@ class ActivationStore:
         index = self.get(identifier)
         if not index.finished:
             raise InvalidInput(
-                f"The collection {index.id} is not finished ({len(index.shards)} of {len(index.plan)} shards). Call collect_activations (`diffing activations "
-                "collect`) with its parameters again to go on."
+                f"The collection {index.id} is not finished ({len(index.shards)} of {len(index.plan)} shards). Call "
+                "collect_activations (`diffing activations collect`) with its parameters again to go on."
             )
         return index
 
-    def open(self, identifier: str, spec: PairSpec, layers: Sequence[int], limit: int | None = None) -> dict[int, ActivationRows]:
+    def open(
+        self, identifier: str, spec: PairSpec, layers: Sequence[int], limit: int | None = None
+    ) -> dict[int, ActivationRows]:
         """Readers of a finished collection of this pair: its first `limit` rows, or all.
 
         Raises:
@@ -209,8 +235,8 @@ class ActivationStore:
             raise InvalidInput(f"The collection {index.id} is of another pair. Name a collection of this one.")
         if missing := [layer for layer in layers if layer not in index.layers]:
             raise InvalidInput(
-                f"The collection {index.id} holds the layers {', '.join(map(str, index.layers))} of {index.num_layers}, not "
-                f"{', '.join(map(str, missing))}. Ask for one of them, or collect again."
+                f"The collection {index.id} holds the layers {', '.join(map(str, index.layers))} of "
+                f"{index.num_layers}, not {', '.join(map(str, missing))}. Ask for one of them, or collect again."
             )
         folder = self.folder / index.key
         try:
@@ -265,7 +291,8 @@ class ActivationStore:
         return FileLock(self.folder / f".lock-{key}")
 
     def delete(self, identifier: str) -> str:
-        """Remove a collection, finished, unfinished or broken, and return its id. It becomes invisible at once, then its files go.
+        """Remove a collection, finished, unfinished or broken, and return its id. It becomes invisible at once, then
+        its files go.
 
         Raises:
             UnknownName: none, or several.

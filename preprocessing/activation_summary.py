@@ -1,4 +1,6 @@
-"""What is told of stored activations: one row a collection, and its sizes by layer. For tools and commands of operators: it names real models."""
+"""What is told of stored activations: one row a collection, and its sizes by layer. For tools and commands of
+operators: it names real models.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class CollectionRow(BaseModel):
     shards: str
     megabytes: float
     created: str
-    broken: bool = Field(False, description="Its index cannot be read: delete it. Everything but id and size is unknown.")
+    broken: bool = Field(
+        False, description="Its index cannot be read: delete it. Everything but id and size is unknown."
+    )
 
     def as_text(self) -> str:
         if self.broken:
@@ -58,8 +62,14 @@ class CollectionDescription(BaseModel):
     damaged: list[str] | None = Field(None, description="Files that are missing or changed (with `check`).")
 
     def as_text(self) -> str:
-        lines = [self.collection.as_text(), f"position 0 = {self.position_origin}", "layer: root mean square length of base, finetuned, difference"]
-        lines += [f"  {size.layer}: {size.base:.4g}, {size.finetuned:.4g}, {size.difference:.4g}" for size in self.sizes]
+        lines = [
+            self.collection.as_text(),
+            f"position 0 = {self.position_origin}",
+            "layer: root mean square length of base, finetuned, difference",
+        ]
+        lines += [
+            f"  {size.layer}: {size.base:.4g}, {size.finetuned:.4g}, {size.difference:.4g}" for size in self.sizes
+        ]
         if self.damaged is not None:
             lines.append(f"damaged files: {', '.join(self.damaged) or 'none'}")
         return "\n".join(lines)
@@ -92,8 +102,22 @@ def broken_rows(store: ActivationStore) -> list[CollectionRow]:
         folder = store.folder / key
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         created = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="seconds")
-        unknown: dict[str, Any] = {"pair": "?", "corpus": "?", "layers": [], "tokens": 0, "samples": 0, "dtype": "?", "skip_first": 0}
-        shown = {"finished": False, "broken": True, "shards": "?", "megabytes": round(size / 1e6, 3), "created": created}
+        unknown: dict[str, Any] = {
+            "pair": "?",
+            "corpus": "?",
+            "layers": [],
+            "tokens": 0,
+            "samples": 0,
+            "dtype": "?",
+            "skip_first": 0,
+        }
+        shown = {
+            "finished": False,
+            "broken": True,
+            "shards": "?",
+            "megabytes": round(size / 1e6, 3),
+            "created": created,
+        }
         rows.append(CollectionRow(id=short_id(key), **unknown, **shown))
     return rows
 
@@ -103,7 +127,10 @@ def describe(store: ActivationStore, index: CollectionIndex, check: bool) -> Col
     sizes = []
     for layer in index.layers if index.shards else []:
         moments = store.statistics(index, layer)
-        lengths = {name: float((found.mean.square() + found.squares / max(1, found.count)).sum().sqrt()) for name, found in moments.items()}
+        lengths = {
+            name: float((found.mean.square() + found.squares / max(1, found.count)).sum().sqrt())
+            for name, found in moments.items()
+        }
         sizes.append(LayerSizes(layer=layer, **lengths))
     return CollectionDescription(
         collection=collection_row(index),

@@ -1,6 +1,8 @@
-"""What every reader of activations offers, whether they are in memory or in a store on disk: blocks of both sides' residual stream at one layer.
+"""What every reader of activations offers, whether they are in memory or in a store on disk: blocks of both sides'
+residual stream at one layer.
 
-Methods that learn from activations (PCA, dictionaries, activation analysis) take a `PairedActivations` and do not ask where it comes from.
+Methods that learn from activations (PCA, dictionaries, activation analysis) take a `PairedActivations` and do not ask
+where it comes from.
 """
 
 from __future__ import annotations
@@ -50,11 +52,14 @@ class PairedActivations(Protocol):
     def content_hash(self) -> str:
         """What decides the rows (pair, text, layer), for run keys."""
 
-    def blocks(self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None) -> Iterator[ActivationBlock]:
+    def blocks(
+        self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[ActivationBlock]:
         """All rows of [start, stop), `rows` at a time (the last block may be shorter).
 
-        Without a seed in the order of the text. With one, shuffled in blocks: large contiguous stretches are read in random order and mixed
-        within, so that disk reads stay sequential; the same seed gives the same order. Every row comes exactly once.
+        Without a seed in the order of the text. With one, shuffled in blocks: large contiguous stretches are read in
+        random order and mixed within, so that disk reads stay sequential; the same seed gives the same order. Every row
+        comes exactly once.
         """
 
     @property
@@ -69,7 +74,9 @@ class PairedActivations(Protocol):
         """One block a sample, in the order of the text."""
 
     def locate(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample index and place within the sample [N] of token indices [N]: the token is `sample_ids(sample)[place]`."""
+        """Sample index and place within the sample [N] of token indices [N]: the token is
+        `sample_ids(sample)[place]`.
+        """
 
     def sample_ids(self, sample: int) -> list[int]:
         """Token ids of one sample, from its first token that was kept."""

@@ -1,4 +1,6 @@
-"""What an accumulator sees of the corpus pass: batches of hidden states, and chunks of a few positions with both models' logits in float32."""
+"""What an accumulator sees of the corpus pass: batches of hidden states, and chunks of a few positions with both
+models' logits in float32.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,30 @@ from torch import Tensor
 class Accumulator:
     """What a method keeps of the pass; subclasses override what they need.
 
-    The pass calls, in inference mode, for every batch: `update_logits(chunk)` for every chunk of the batch's compared positions, then
-    `update(batch)`. All accumulators see one chunk before the next is made, so that they share its float32 values.
+    The pass calls, in inference mode, for every batch: `update_logits(chunk)` for every chunk of the batch's compared
+    positions, then `update(batch)`. All accumulators see one chunk before the next is made, so that they share its
+    float32 values.
     """
 
     needs_logits: bool = False
-    """Whether `update_logits` is to be called; without any such accumulator the forward stops at the last layer wanted."""
+    """Whether `update_logits` is to be called; without any such accumulator the forward stops at the last
+    layer wanted.
+    """
 
     layers: tuple[int, ...] = ()
-    """Absolute layers whose residual stream (after the layer) `update` reads from `batch.base_hidden` and `batch.finetuned_hidden`."""
+    """Absolute layers whose residual stream (after the layer) `update` reads from `batch.base_hidden` and
+    `batch.finetuned_hidden`.
+    """
 
     def update(self, batch: PairedBatch) -> None:
-        """Take in a batch's hidden states, after its logits. `batch.chunk(rows)` gives the logits of a few rows once more."""
+        """Take in a batch's hidden states, after its logits. `batch.chunk(rows)` gives the logits of a few rows once
+        more.
+        """
 
     def update_logits(self, chunk: LogitChunk) -> None:
-        """Take in the next-token logits of a few positions. Every compared position of the corpus comes exactly once."""
+        """Take in the next-token logits of a few positions.
+        Every compared position of the corpus comes exactly once.
+        """
 
 
 class Scratch:
@@ -47,7 +58,8 @@ class Scratch:
 
 
 class LogitChunk:
-    """A few positions of a batch with both models' next-token logits in float32; every quantity is computed once, when first asked for.
+    """A few positions of a batch with both models' next-token logits in float32; every quantity is computed once, when
+    first asked for.
 
     All [R, V] tensors live in buffers which the next chunk overwrites: read them, never change or keep them.
 
@@ -59,8 +71,12 @@ class LogitChunk:
         next_ids: [R] long, token that follows in the sample, -1 at its end.
     """
 
-    def __init__(self, batch: PairedBatch, rows: Tensor, scratch: Scratch, given: tuple[Tensor, Tensor] | None = None) -> None:
-        """`given`: base and finetuned logits [R, V] of these rows, read off the models in another way than their last layer."""
+    def __init__(
+        self, batch: PairedBatch, rows: Tensor, scratch: Scratch, given: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """`given`: base and finetuned logits [R, V] of these rows, read off the models in another way than their last
+        layer.
+        """
         self._batch = batch
         self._scratch = scratch
         self._given = given
@@ -89,7 +105,9 @@ class LogitChunk:
     @cached_property
     def finetuned_logits(self) -> Tensor:
         """[R, V] float32."""
-        return self._side("finetuned_logits", self._batch.finetuned_logits, None if self._given is None else self._given[1])
+        return self._side(
+            "finetuned_logits", self._batch.finetuned_logits, None if self._given is None else self._given[1]
+        )
 
     @cached_property
     def difference(self) -> Tensor:
@@ -126,8 +144,9 @@ class LogitChunk:
 
     @cached_property
     def new_token_probs(self) -> Tensor | None:
-        """[R, E] float32, the finetuned model's probability of each token id that the base model does not have, over all ids of the finetuned
-        model; None when there are none. All other quantities are over the common vocabulary (renormalised there)."""
+        """[R, E] float32, the finetuned model's probability of each token id that the base model does not have, over
+        all ids of the finetuned model; None when there are none. All other quantities are over the common vocabulary
+        (renormalised there)."""
         extra = self._batch.finetuned_extra_logits
         if extra is None or self._given is not None:
             return None
@@ -143,12 +162,18 @@ class LogitChunk:
     @cached_property
     def base_log_probs(self) -> Tensor:
         """[R, V] float32 log-softmax of the base logits."""
-        return torch.sub(self.base_logits, self.base_log_normaliser.unsqueeze(1), out=self._scratch.take("base_log_probs", len(self)))
+        return torch.sub(
+            self.base_logits, self.base_log_normaliser.unsqueeze(1), out=self._scratch.take("base_log_probs", len(self))
+        )
 
     @cached_property
     def finetuned_log_probs(self) -> Tensor:
         """[R, V] float32 log-softmax of the finetuned logits."""
-        return torch.sub(self.finetuned_logits, self.finetuned_log_normaliser.unsqueeze(1), out=self._scratch.take("finetuned_log_probs", len(self)))
+        return torch.sub(
+            self.finetuned_logits,
+            self.finetuned_log_normaliser.unsqueeze(1),
+            out=self._scratch.take("finetuned_log_probs", len(self)),
+        )
 
     def scratch(self, name: str) -> Tensor:
         """An uninitialised [R, V] float32 buffer for an accumulator's own intermediate values, shared by all chunks."""
@@ -164,7 +189,9 @@ def take_rows(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _softmax(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities in `out` [R, V] and log-sum-exp [R], in one fused pass: the largest probability is exp(largest logit - log-sum-exp)."""
+    """Probabilities in `out` [R, V] and log-sum-exp [R], in one fused pass: the largest probability is exp(largest
+    logit - log-sum-exp).
+    """
     torch.softmax(logits, dim=1, out=out)
     return out, logits.amax(dim=1) - out.amax(dim=1).log()
 
@@ -177,8 +204,10 @@ class PairedBatch:
         input_ids, attention_mask: [B, S] long.
         positions: [B, S] long; 0 = first content token, -1 = BOS, prompt context or padding (not compared).
         sample_indices: [B] long, index of each sample in the corpus.
-        base_hidden, finetuned_hidden: absolute layer -> [B, S, d_model] in model dtype, residual stream after the layer.
-        base_logits, finetuned_logits: [B, S, V] in model dtype, or None when no accumulator needs logits. Read them in `update_logits`.
+        base_hidden, finetuned_hidden: absolute layer -> [B, S, d_model] in model dtype, residual stream after the
+            layer.
+        base_logits, finetuned_logits: [B, S, V] in model dtype, or None when no accumulator needs logits. Read them in
+            `update_logits`.
         finetuned_extra_logits: [B, S, E] of token ids that the base model does not have, or None.
     """
 
@@ -221,7 +250,9 @@ class PairedBatch:
         return (self.flat_positions >= 0).nonzero().squeeze(1)
 
     def chunk(self, rows: Tensor) -> LogitChunk:
-        """The logits of `rows` (ascending indices among B*S, at most `chunk_rows` of them). Overwrites the previous chunk's buffers."""
+        """The logits of `rows` (ascending indices among B*S, at most `chunk_rows` of them). Overwrites the previous
+        chunk's buffers.
+        """
         return LogitChunk(self, rows, self._scratch_or_raise())
 
     @property

@@ -2,15 +2,19 @@
 
 Formats
 - `.jsonl`: one JSON object a line; `.parquet`: a table. Without `column` the first of these that a row has is read:
-  `text` (a string), `messages` or `conversations` (a list of {"role", "content"} or, as in ShareGPT, {"from", "value"}), or what a user says and its
-  answer: `prompt` and `completion`, `instruction` (with `input`) and `output`, `prompt` and `response`, `question` and `answer`.
-  Of a content that is a list of parts, the texts count, joined by newlines. A role `developer` is `system`.
+  `text` (a string), `messages` or `conversations` (a list of {"role", "content"} or, as in ShareGPT, {"from",
+  "value"}), or what a user says and its answer: `prompt` and `completion`, `instruction` (with `input`) and `output`,
+  `prompt` and `response`, `question` and `answer`. Of a content that is a list of parts, the texts count, joined by
+  newlines. A role `developer` is `system`.
 - `.txt`: when the file has a blank line, documents are separated by blank lines; otherwise every line is a document.
-- `training:ORGANISM`: what a bundled organism was trained on (the answer to a blinded investigation: only operators may name it through the server).
-- `hub:ID[:config][#column][@split]`: a dataset of the hub, streamed, with the columns above; `@split` defaults to `train`.
+- `training:ORGANISM`: what a bundled organism was trained on (the answer to a blinded investigation: only operators may
+  name it through the server).
+- `hub:ID[:config][#column][@split]`: a dataset of the hub, streamed, with the columns above; `@split` defaults to
+  `train`.
 
-Rows that are no document (not JSON, no known column, a message without text) are dropped and counted, and the first of them named
-(`Corpus.dropped`); so is, where texts and chats are mixed, whichever is less frequent. Empty texts and blank lines are no rows.
+Rows that are no document (not JSON, no known column, a message without text) are dropped and counted, and the first of
+them named (`Corpus.dropped`); so is, where texts and chats are mixed, whichever is less frequent. Empty texts and blank
+lines are no rows.
 """
 
 from __future__ import annotations
@@ -32,7 +36,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
-from diffing_mcp.preprocessing.corpus_rows import BadRow, Document, Dropped, columns_of, json_document, plain_document, row_document
+from diffing_mcp.preprocessing.corpus_rows import (
+    BadRow,
+    Document,
+    Dropped,
+    columns_of,
+    json_document,
+    plain_document,
+    row_document,
+)
 
 BUNDLED = ("unrelated_texts", "chat_exchanges")
 TRAINING_FOLDER = ORGANISMS_FOLDER / "training"
@@ -48,17 +60,27 @@ class CorpusParams(BaseModel):
 
     corpus: str = Field(
         "unrelated_texts",
-        description="`unrelated_texts` or `chat_exchanges` (bundled), `training:ORGANISM`, `hub:ID[:config][#column][@split]`, or a .jsonl, .txt or .parquet file.",
+        description=(
+            "`unrelated_texts` or `chat_exchanges` (bundled), `training:ORGANISM`, "
+            "`hub:ID[:config][#column][@split]`, or a .jsonl, .txt or .parquet file."
+        ),
     )
     max_samples: int = Field(1000, ge=1, le=1_000_000, description="Documents read at most.")
     max_tokens: int = Field(
-        30, ge=1, le=8192, description="Tokens compared in each document at most (in a chat: counted from just before the answer)."
+        30,
+        ge=1,
+        le=8192,
+        description="Tokens compared in each document at most (in a chat: counted from just before the answer).",
     )
     min_tokens: int | None = Field(
-        None, ge=1, description=f"Shorter documents are dropped and counted. None: {DEFAULT_MIN_TOKENS}, at most max_tokens."
+        None,
+        ge=1,
+        description=f"Shorter documents are dropped and counted. None: {DEFAULT_MIN_TOKENS}, at most max_tokens.",
     )
     seed: int = Field(0, ge=0, description="Order in which documents are drawn.")
-    column: str | None = Field(None, description="Column of the text or chat. None: `text`, `messages` or another known.")
+    column: str | None = Field(
+        None, description="Column of the text or chat. None: `text`, `messages` or another known."
+    )
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> CorpusParams:
@@ -74,7 +96,9 @@ class CorpusParams(BaseModel):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in the order in which they are drawn (more than `max_samples`, because short ones are dropped after tokenising)."""
+    """Documents in the order in which they are drawn (more than `max_samples`, because short ones are dropped after
+    tokenising).
+    """
 
     id: str
     content_hash: str
@@ -104,8 +128,8 @@ def corpus_identity(params: CorpusParams) -> dict[str, str]:
 def load_corpus(params: CorpusParams) -> Corpus:
     """The documents of a corpus in a seeded random order.
 
-    At most `max(4 * max_samples, 20_000)` rows of a local file are read (from its start) before they are put in order, and twice
-    `max_samples` plus 100 of a hub dataset, so that a corpus larger than memory does no harm.
+    At most `max(4 * max_samples, 20_000)` rows of a local file are read (from its start) before they are put in order,
+    and twice `max_samples` plus 100 of a hub dataset, so that a corpus larger than memory does no harm.
 
     Raises:
         UnknownName: no such bundled corpus or file.
@@ -116,20 +140,25 @@ def load_corpus(params: CorpusParams) -> Corpus:
         return _load_cached(name, params.column, params.seed, 2 * params.max_samples + 100, 0)
     path = _local_path(name)
     stamp = path.stat()
-    return _load_cached(name, params.column, params.seed, max(4 * params.max_samples, 20_000), stamp.st_mtime_ns ^ stamp.st_size)
+    return _load_cached(
+        name, params.column, params.seed, max(4 * params.max_samples, 20_000), stamp.st_mtime_ns ^ stamp.st_size
+    )
 
 
 def _local_path(name: str) -> Path:
     if name in BUNDLED:
         path = BUNDLED_FOLDER / f"{name}.jsonl"
         if not path.is_file():
-            raise UnknownName(f"The bundled corpus {name} is missing from this installation; reinstall, or give the path of a file.")
+            raise UnknownName(
+                f"The bundled corpus {name} is missing from this installation; reinstall, or give the path of a file."
+            )
         return path
     if name.startswith("training:"):
         return _training_path(name.removeprefix("training:"))
     if not name.endswith(LOCAL_SUFFIXES):
         raise UnknownName(
-            f"There is no corpus {name!r}. Give {', '.join(BUNDLED)}, hub:ID#column@split, or the path of a {', '.join(LOCAL_SUFFIXES)} file."
+            f"There is no corpus {name!r}. Give {', '.join(BUNDLED)}, hub:ID#column@split, or the path of a "
+            f"{', '.join(LOCAL_SUFFIXES)} file."
         )
     with suppress(OSError, RuntimeError):  # a name too long, a folder that must not be read, a home folder of nobody
         path = Path(name).expanduser()
@@ -141,7 +170,10 @@ def _local_path(name: str) -> Path:
 def _training_path(organism: str) -> Path:
     known = sorted(path.parent.name for path in TRAINING_FOLDER.glob("*/data.jsonl"))
     if organism not in known:
-        raise UnknownName(f"There is no training data of {organism!r} in this installation. Give training:NAME with one of {', '.join(known)}.")
+        raise UnknownName(
+            f"There is no training data of {organism!r} in this installation. Give training:NAME with one of "
+            f"{', '.join(known)}."
+        )
     return TRAINING_FOLDER / organism / "data.jsonl"
 
 
@@ -173,8 +205,8 @@ def _load_cached(name: str, column: str | None, seed: int, limit: int, _stamp: i
     if not found:
         why = f"What was read of it: {'; '.join(dropped.lines())}" if dropped.count else "It is empty"
         raise InvalidInput(
-            f"The corpus {name!r} holds no documents. {why}. A row needs a column `text`, `messages`, `conversations` or a pair such as `prompt` and "
-            "`completion`; name another one with `column`."
+            f"The corpus {name!r} holds no documents. {why}. A row needs a column `text`, `messages`, `conversations` "
+            "or a pair such as `prompt` and `completion`; name another one with `column`."
         )
     kind = _most_frequent_kind([document for _, document in found])
     kept = []
@@ -202,17 +234,27 @@ def _file_rows(name: str, column: str | None) -> _Rows:
     path = _local_path(name)
     source = name if name in BUNDLED or name.startswith("training:") else path.name
     if path.suffix == ".parquet":
-        return _Rows(source, "row", enumerate(_parquet_rows(path, column), start=1), lambda row: row_document(_python(row), column))
+        return _Rows(
+            source,
+            "row",
+            enumerate(_parquet_rows(path, column), start=1),
+            lambda row: row_document(_python(row), column),
+        )
     if path.suffix == ".jsonl":
         return _Rows(source, "line", _lines(path), lambda line: json_document(line, column))
     return _Rows(source, "document", enumerate(_blocks(path), start=1), plain_document)
 
 
 def _open(path: Path) -> TextIO:
-    """The text of a file, in which bytes that are not UTF-8 are halves of surrogate pairs: rows that have any are dropped."""
+    """The text of a file, in which bytes that are not UTF-8 are halves of surrogate pairs: rows that have any are
+    dropped.
+    """
     try:
         with path.open("rb") as file:
-            if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):  # read as UTF-8, most of it would be letters with NULs between them
+            if file.read(2) in (
+                b"\xff\xfe",
+                b"\xfe\xff",
+            ):  # read as UTF-8, most of it would be letters with NULs between them
                 raise InvalidInput(f"{path.name} is UTF-16, not UTF-8 text. Save it as UTF-8.")
         return path.open(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
@@ -240,7 +282,10 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
         file = parquet.ParquetFile(path)
         columns = columns_of(file.schema_arrow.names, column)
         for batch in file.iter_batches(columns=list(columns)):
-            yield from (dict(zip(columns, row, strict=True)) for row in zip(*(batch.column(name) for name in columns), strict=True))
+            yield from (
+                dict(zip(columns, row, strict=True))
+                for row in zip(*(batch.column(name) for name in columns), strict=True)
+            )
     except BadRow as error:
         raise InvalidInput(f"{path.name}: {error}.") from error
     except (pa.ArrowException, OSError) as error:
@@ -270,7 +315,8 @@ def _hub_rows(name: str, column: str | None, seed: int, limit: int) -> _Rows:
             raise InvalidInput(f"{name}: {error}.") from error
         except Exception as error:  # datasets raises many kinds: missing, gated, offline, bad split
             raise InvalidInput(
-                f"The dataset {name!r} could not be read ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})."
+                f"The dataset {name!r} could not be read ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200] if str(error) else ''})."
             ) from error
 
     return _Rows(name, "row", enumerate(rows(), start=1), lambda row: row_document(row, wanted))

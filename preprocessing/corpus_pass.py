@@ -1,8 +1,10 @@
-"""The one corpus pass: both models read the same batches, and every accumulator sees the pair of outputs while they are on the device.
+"""The one corpus pass: both models read the same batches, and every accumulator sees the pair of outputs while they are
+on the device.
 
-Cost. Everything beyond the two forward passes is streamed over `LogitChunk`s of a few rows (positions), small enough for the CPU's cache. A chunk
-computes the float32 copies, the difference, one exponential and one log-sum-exp a side once, whoever asks, in buffers that the next chunk uses
-again: an accumulator must copy what it keeps. Memory does not depend on the number of tokens.
+Cost. Everything beyond the two forward passes is streamed over `LogitChunk`s of a few rows (positions), small enough
+for the CPU's cache. A chunk computes the float32 copies, the difference, one exponential and one log-sum-exp a side
+once, whoever asks, in buffers that the next chunk uses again: an accumulator must copy what it keeps. Memory does not
+depend on the number of tokens.
 
 Two full models that do not fit together (`pair.sequential`) are read in blocks, see `diffing_mcp.preprocessing.spool`.
 """
@@ -31,7 +33,16 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.specs import Side
 
-__all__ = ["Accumulator", "LogitChunk", "PairedBatch", "PassStatistics", "Scratch", "logit_batch_tokens", "plan_batches", "run_corpus_pass"]
+__all__ = [
+    "Accumulator",
+    "LogitChunk",
+    "PairedBatch",
+    "PassStatistics",
+    "Scratch",
+    "logit_batch_tokens",
+    "plan_batches",
+    "run_corpus_pass",
+]
 
 CHUNK_BYTES_CPU = 2 * 2**20
 """Bytes of one float32 [rows, vocabulary] buffer on a CPU: about ten rows of 49,152 tokens."""
@@ -65,21 +76,26 @@ class PassStatistics:
     """Bytes written to a temporary file because the two models do not fit together."""
 
 
-def run_corpus_pass(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Sequence[Accumulator], progress: Progress = silent) -> PassStatistics:
+def run_corpus_pass(
+    pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Sequence[Accumulator], progress: Progress = silent
+) -> PassStatistics:
     """Feed every accumulator once with the whole corpus.
 
-    Batches hold samples of similar length (longest first, so that too little memory shows at once) and at most `settings().batch_tokens`
-    tokens a side. `progress` counts tokens read by both sides together.
+    Batches hold samples of similar length (longest first, so that too little memory shows at once) and at most
+    `settings().batch_tokens` tokens a side. `progress` counts tokens read by both sides together.
 
     Raises:
         Cancelled: from `progress`, between batches.
         OutOfRoom: a sequential pair needs more disk than there is, or the logits of one batch more memory.
-        NotTheSame: sides that are not declared identical predict exactly the same everywhere: every difference would be reported as zero.
+        NotTheSame: sides that are not declared identical predict exactly the same everywhere: every difference would be
+            reported as zero.
     """
     started = time.monotonic()
     layers = tuple(sorted({layer for accumulator in accumulators for layer in accumulator.layers}))
     readers = [accumulator for accumulator in accumulators if accumulator.needs_logits]
-    statistics = PassStatistics(tokens=corpus.tokens, samples=len(corpus.ids), batches=0, read_tokens=0, seconds=0.0, forward_seconds=0.0)
+    statistics = PassStatistics(
+        tokens=corpus.tokens, samples=len(corpus.ids), batches=0, read_tokens=0, seconds=0.0, forward_seconds=0.0
+    )
     runner = _Runner(pair, corpus, layers, bool(readers), progress, statistics)
     differs = not readers or pair.spec.declared_identical
     with torch.inference_mode():
@@ -94,9 +110,10 @@ def run_corpus_pass(pair: LoadedPair, corpus: TokenizedCorpus, accumulators: Seq
                 accumulator.update(batch)
     if not differs:
         raise NotTheSame(
-            f"The two sides predict exactly the same, to the last bit, at all {corpus.tokens} positions of this text, although their weights differ: the "
-            "change does not reach it (it may act on tokens or positions that the text does not have, or lie below the resolution of the models' type). "
-            "Give another text (`corpus`), or set DIFFING_DTYPE=float32."
+            f"The two sides predict exactly the same, to the last bit, at all {corpus.tokens} positions of this text, "
+            "although their weights differ: the change does not reach it (it may act on tokens or positions that the "
+            "text does not have, or lie below the resolution of the models' type). Give another text (`corpus`), or "
+            "set DIFFING_DTYPE=float32."
         )
     statistics.seconds = time.monotonic() - started
     return statistics
@@ -108,8 +125,8 @@ def logit_batch_tokens(pair: LoadedPair) -> int:
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of samples in batches of similar length, longest first; a batch padded to its longest sample holds at most `batch_tokens` tokens
-    (or one sample)."""
+    """Indices of samples in batches of similar length, longest first; a batch padded to its longest sample holds at
+    most `batch_tokens` tokens (or one sample)."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
@@ -123,7 +140,13 @@ class _Runner:
     """The forward passes of one corpus pass."""
 
     def __init__(
-        self, pair: LoadedPair, corpus: TokenizedCorpus, layers: tuple[int, ...], logits: bool, progress: Progress, statistics: PassStatistics
+        self,
+        pair: LoadedPair,
+        corpus: TokenizedCorpus,
+        layers: tuple[int, ...],
+        logits: bool,
+        progress: Progress,
+        statistics: PassStatistics,
     ) -> None:
         self.pair = pair
         self.corpus = corpus
@@ -157,7 +180,9 @@ class _Runner:
             self._attach(batch, "finetuned", _NOTHING)
 
     def _in_blocks(self) -> Iterator[PairedBatch]:
-        """One side of a block of batches goes to a temporary file, then the other side runs; every block starts with the side that is resident."""
+        """One side of a block of batches goes to a temporary file, then the other side runs; every block starts with
+        the side that is resident.
+        """
         first, second = self.pair.resident_first()
         # Four bytes a value: enough for float32 models, and a reserve of two for the others.
         vocabulary = self.pair.vocab_size + len(self.pair.new_tokens)
@@ -190,7 +215,11 @@ class _Runner:
         if side == "base":
             batch.base_logits, batch.base_hidden = output.logits, dict(output.hidden)
         else:
-            batch.finetuned_logits, batch.finetuned_hidden, batch.finetuned_extra_logits = output.logits, dict(output.hidden), output.extra_logits
+            batch.finetuned_logits, batch.finetuned_hidden, batch.finetuned_extra_logits = (
+                output.logits,
+                dict(output.hidden),
+                output.extra_logits,
+            )
 
     def _inputs(self, indices: list[int]) -> PairedBatch:
         rows = [self.corpus.ids[index] for index in indices]

@@ -1,4 +1,6 @@
-"""Rows of corpora as documents: which columns hold the text, the forms that chats come in, and what is left out, counted by reason. Torch-free."""
+"""Rows of corpora as documents: which columns hold the text, the forms that chats come in, and what is left out,
+counted by reason. Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ FORMS = (
     ("prompt", "response"),
     ("question", "answer"),
 )
-"""Columns that are read when none is named: the first of these that a row has in full. Several are what a user says and, last, the answer."""
+"""Columns that are read when none is named: the first of these that a row has in full. Several are what a user says
+and, last, the answer.
+"""
 
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -54,7 +58,9 @@ class Dropped:
         return sum(self._counts.values())
 
     def add(self, reason: str, place: int | None = None, count: int = 1) -> None:
-        """`count` more for this reason; beyond a few reasons they are counted together, so that reasons which quote a row do no harm."""
+        """`count` more for this reason; beyond a few reasons they are counted together, so that reasons which quote a
+        row do no harm.
+        """
         reason = whole(" ".join(reason.split()))[:_REASON_CHARACTERS].rstrip(".")
         if reason not in self._counts and len(self._counts) >= _REASONS:
             reason = "other reasons"
@@ -152,7 +158,9 @@ def document(value: Any) -> Document | None:
 
 
 def whole(text: str) -> str:
-    """The text without halves of surrogate pairs, which texts of the web hold and no tokenizer takes: each becomes U+FFFD."""
+    """The text without halves of surrogate pairs, which texts of the web hold and no tokenizer takes: each becomes
+    U+FFFD.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATES.search(text) else text
 
 
@@ -165,7 +173,9 @@ def _turns(value: Any, name: str, role: str) -> list[Message]:
 
 
 def _messages(items: list[Any]) -> list[Message]:
-    """Messages of {role, content} or, as in ShareGPT, {from, value}; contents are texts or lists of parts, of which the texts count."""
+    """Messages of {role, content} or, as in ShareGPT, {from, value}; contents are texts or lists of parts, of which the
+    texts count.
+    """
     found = []
     for item in items:
         if not isinstance(item, dict):
@@ -195,5 +205,13 @@ def _kind(value: Any) -> str:
         return "nothing"
     if isinstance(value, str) and not value.strip():
         return "blank text"
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object", bytes: "bytes"}
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+        bytes: "bytes",
+    }
     return kinds.get(type(value), f"a {type(value).__name__}")

@@ -1,9 +1,10 @@
 """What one side of a pair computed, kept on disk until the other side has computed the same batches.
 
-Two full models that do not fit into memory together are read in blocks of batches: one side over the whole block, then the other. Every block
-costs one loading of a model, so blocks are as large as the disk allows: one side's logits of the compared positions and its hidden states, in the
-model's own dtype (98 kB a token for a bf16 model with 49,152 tokens: 3 GB for 30,000 tokens), at most `SPOOL_BYTES` and at most half of what is free.
-The file is unlinked from the start, so a killed process leaves nothing behind.
+Two full models that do not fit into memory together are read in blocks of batches: one side over the whole block, then
+the other. Every block costs one loading of a model, so blocks are as large as the disk allows: one side's logits of the
+compared positions and its hidden states, in the model's own dtype (98 kB a token for a bf16 model with 49,152 tokens: 3
+GB for 30,000 tokens), at most `SPOOL_BYTES` and at most half of what is free. The file is unlinked from the start, so a
+killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def split_blocks(plan: Sequence[list[int]], lengths: Sequence[int], bytes_per_to
         size = bytes_per_token * sum(lengths[index] for index in batch)
         if size > room:
             raise OutOfRoom(
-                f"The two models do not fit into memory together, and comparing them in turn needs at least {size / 2**20:.0f} MiB of disk "
-                f"for one batch; "
-                f"{room / 2**20:.0f} MiB may be used. Free disk space or lower max_tokens."
+                "The two models do not fit into memory together, and comparing them in turn needs at least "
+                f"{size / 2**20:.0f} MiB of disk for one batch; {room / 2**20:.0f} MiB may be used. Free disk space or "
+                "lower max_tokens."
             )
         if not blocks or used + size > room:
             blocks.append([])
@@ -76,7 +77,9 @@ class Spool:
     def __enter__(self) -> Spool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def put(self, hidden: dict[int, Tensor], rows: Tensor | None) -> None:
@@ -98,7 +101,8 @@ class Spool:
                 position += self._file.write(content.cast("B")[position:])
         except OSError as error:
             raise OutOfRoom(
-                "The disk became full while the outputs of the first model were kept for the second. Free space, then call again."
+                "The disk became full while the outputs of the first model were kept for the second. Free space, then "
+                "call again."
             ) from error
         self.written += position
         return tensor.dtype, tuple(tensor.shape), position

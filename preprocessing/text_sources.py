@@ -1,6 +1,8 @@
-"""Which text a method reads: a corpus that both models read now, or stored collections of the activations that they had when they read one. Torch-free.
+"""Which text a method reads: a corpus that both models read now, or stored collections of the activations that they had
+when they read one. Torch-free.
 
-Both are read through one interface, `TextReading`: a method that accumulates over a corpus pass and needs hidden states alone reads either.
+Both are read through one interface, `TextReading`: a method that accumulates over a corpus pass and needs hidden states
+alone reads either.
 """
 
 from __future__ import annotations
@@ -22,14 +24,19 @@ if TYPE_CHECKING:
 
 
 class StoredActivationsParams(BaseModel):
-    """The choice of stored collections in place of a corpus. What chooses and cuts the text is then theirs, and fields that say it count for nothing."""
+    """The choice of stored collections in place of a corpus. What chooses and cuts the text is then theirs, and fields
+    that say it count for nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     activations: str | None = Field(
         None,
         max_length=1000,
-        description="Id of a stored collection (collect_activations) to read instead of the corpus; several, separated by commas, are mixed by size.",
+        description=(
+            "Id of a stored collection (collect_activations) to read instead of the corpus; several, separated by "
+            "commas, are mixed by size."
+        ),
     )
 
     @property
@@ -60,7 +67,8 @@ def text_source(params: CorpusParams) -> TextSource:
 
 
 def source_identity(params: CorpusParams) -> dict[str, Any]:
-    """What decides the text besides the parameters and the pair, for `key_parts`: the content hash of the collections or of the corpus.
+    """What decides the text besides the parameters and the pair, for `key_parts`: the content hash of the collections
+    or of the corpus.
 
     Loads no model.
 
@@ -111,7 +119,8 @@ def open_text(pair: LoadedPair, source: TextSource) -> TextReading:
     """The text of a source, tokenised.
 
     Raises:
-        UnknownName, InvalidInput: no such collection or corpus, one that this pair cannot read, collections that do not fit together.
+        UnknownName, InvalidInput: no such collection or corpus, one that this pair cannot read, collections that do not
+            fit together.
     """
     if isinstance(source, StoredText):
         from diffing_mcp.preprocessing.activation_replay import open_replay

@@ -1,11 +1,11 @@
 """Documents to token ids: which tokens both models read, and which of them are compared.
 
-Text: the document from its start, with the tokenizer's own special tokens. Position 0 is the first content token after BOS.
-Chat: the messages up to the first answer, rendered with the pair's chat template, then the answer's own tokens. The prompt is context that is
-read but not compared; comparison starts `PRE_ASSISTANT` tokens before the answer (the template's header of the answer, whose last token predicts
-the answer's first), so in a chat position 0 is that token and the answer starts at position `PRE_ASSISTANT`.
-Whole chat: all messages as the template renders them, with what it writes after the last one, every token compared; position 0 is the first token
-after BOS.
+Text: the document from its start, with the tokenizer's own special tokens. Position 0 is the first content token after
+BOS. Chat: the messages up to the first answer, rendered with the pair's chat template, then the answer's own tokens.
+The prompt is context that is read but not compared; comparison starts `PRE_ASSISTANT` tokens before the answer (the
+template's header of the answer, whose last token predicts the answer's first), so in a chat position 0 is that token
+and the answer starts at position `PRE_ASSISTANT`. Whole chat: all messages as the template renders them, with what it
+writes after the last one, every token compared; position 0 is the first token after BOS.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class TokenIds(Sequence[list[int]]):
 
     def chosen(self, samples: Sequence[int], cuts: Mapping[int, int]) -> TokenIds:
         """These samples, one at least, those in `cuts` (sample -> tokens) cut after that many tokens."""
-        ends = [min(int(self.starts[sample + 1]), int(self.starts[sample]) + cuts.get(sample, 2**62)) for sample in samples]
+        ends = [
+            min(int(self.starts[sample + 1]), int(self.starts[sample]) + cuts.get(sample, 2**62)) for sample in samples
+        ]
         parts = [self.flat[self.starts[sample] : end] for sample, end in zip(samples, ends, strict=True)]
         return TokenIds(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
 
@@ -107,13 +109,17 @@ class TokenizedCorpus:
     """Index, in each sample's ids, of the answer's first token; None for text and for whole chats."""
     has_bos: bool
     dropped: Dropped
-    """What was left out: rows of the corpus that are no document, and documents that are too short, have no answer, too long a prompt, ..."""
+    """What was left out: rows of the corpus that are no document, and documents that are too short, have no answer, too
+    long a prompt, ...
+    """
     sha: str
     """sha256 of all token ids and starts."""
     first_position: int = 0
     """Position of each sample's first compared token; above 0 in stored activations that leave out the first ones."""
     stored: str | None = None
-    """Which stored activations these tokens are of and what they leave out, in words; None: the models read the text now."""
+    """Which stored activations these tokens are of and what they leave out, in words; None: the models read the text
+    now.
+    """
 
     @property
     def tokens(self) -> int:
@@ -139,10 +145,11 @@ class TokenizedCorpus:
         return {**read, "position_origin": self.position_origin, **self.dropped.notes}
 
     def skipped(self, skip_first: int) -> int:
-        """How many compared tokens to drop at the start of each sample so that its first `skip_first` tokens are left out, as attention sinks.
+        """How many compared tokens to drop at the start of each sample so that its first `skip_first` tokens are left
+        out, as attention sinks.
 
-        In a text these are content tokens, a BOS is left out besides. The answer of a chat has its prompt in front: nothing is dropped. Of a whole
-        chat no token of the template is dropped in the place of a BOS.
+        In a text these are content tokens, a BOS is left out besides. The answer of a chat has its prompt in front:
+        nothing is dropped. Of a whole chat no token of the template is dropped in the place of a BOS.
         """
         if self.kind == "text":
             return skip_first
@@ -150,7 +157,8 @@ class TokenizedCorpus:
 
 
 def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams, chat_part: ChatPart = "answer") -> TokenizedCorpus:
-    """Token ids of up to `max_samples` documents that have at least `min_tokens` tokens, each cut after `max_tokens` compared tokens.
+    """Token ids of up to `max_samples` documents that have at least `min_tokens` tokens, each cut after `max_tokens`
+    compared tokens.
 
     Args:
         chat_part: of a chat, its first answer with `PRE_ASSISTANT` tokens before it, or all of it.
@@ -159,7 +167,9 @@ def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams, chat_part: 
         InvalidInput: no document can be compared; it says what became of them.
     """
     if corpus.kind == "chat" and not pair.has_chat_template:
-        raise InvalidInput(f"{corpus.id!r} holds chats, but this pair's tokenizer has no chat template. Give a corpus of plain text.")
+        raise InvalidInput(
+            f"{corpus.id!r} holds chats, but this pair's tokenizer has no chat template. Give a corpus of plain text."
+        )
     rows_of = _text_rows if corpus.kind == "text" else _answer_rows if chat_part == "answer" else _whole_chat_rows
     flat, starts = array("i"), array("q", [0])
     content_start: list[int] = []
@@ -183,12 +193,22 @@ def tokenize(corpus: Corpus, pair: LoadedPair, params: CorpusParams, chat_part: 
             assistant_start.append(row.answer)
     if not content_start:
         raise InvalidInput(
-            f"No document of {corpus.id!r} can be compared: {'; '.join(dropped.lines())}. Lower min_tokens or max_tokens, or give another corpus."
+            f"No document of {corpus.id!r} can be compared: {'; '.join(dropped.lines())}. Lower min_tokens or "
+            "max_tokens, or give another corpus."
         )
     bos = getattr(pair.tokenizer, "bos_token_id", None)
     ids = TokenIds(np.frombuffer(flat, dtype=np.intc), np.frombuffer(starts, dtype=np.int64))
     has_bos = bos is not None and ids[0][0] == bos and (corpus.kind == "chat" or content_start[0] == 1)
-    return TokenizedCorpus(corpus.id, corpus.kind, ids, content_start, assistant_start, has_bos, corpus.dropped.and_then(dropped), digest.hexdigest())
+    return TokenizedCorpus(
+        corpus.id,
+        corpus.kind,
+        ids,
+        content_start,
+        assistant_start,
+        has_bos,
+        corpus.dropped.and_then(dropped),
+        digest.hexdigest(),
+    )
 
 
 @dataclass(frozen=True)
@@ -211,11 +231,16 @@ def _unfit(row: _Row, shortest: int, context: int) -> str | None:
 
 def _text_rows(documents: Sequence[str], pair: LoadedPair, params: CorpusParams) -> list[_Row]:
     start = int(_adds_bos(pair.tokenizer))
-    return [_Row(ids, start) for ids in first_tokens(pair.tokenizer, documents, start + params.max_tokens, add_special_tokens=True)]
+    return [
+        _Row(ids, start)
+        for ids in first_tokens(pair.tokenizer, documents, start + params.max_tokens, add_special_tokens=True)
+    ]
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a BOS before every text. One that a document itself begins with is a token of the document."""
+    """Whether the tokenizer puts a BOS before every text. One that a document itself begins with is a token of the
+    document.
+    """
     bos = getattr(tokenizer, "bos_token_id", None)
     with_added, without = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
     return bos is not None and with_added[:1] == [bos] and without[:1] != [bos]
@@ -268,9 +293,9 @@ def _turns(messages: Sequence[Message]) -> list[ChatMessage]:
 def first_tokens(tokenizer: Any, texts: Sequence[str], count: int, add_special_tokens: bool = False) -> list[list[int]]:
     """The first `count` ids of each text, as those of the whole text are, without tokenising long texts to their ends.
 
-    A long text is cut where a word ends, so that no word is tokenised by half; only in one of more than `_LONGEST_WORD` characters the cut may
-    fall. Tokens that may not be those of the whole text are the last ones then, so `_SPARE` more are wanted; where there are fewer, a longer part
-    is tokenised.
+    A long text is cut where a word ends, so that no word is tokenised by half; only in one of more than `_LONGEST_WORD`
+    characters the cut may fall. Tokens that may not be those of the whole text are the last ones then, so `_SPARE` more
+    are wanted; where there are fewer, a longer part is tokenised.
     """
     found: list[list[int]] = [[] for _ in texts]
     left = list(range(len(texts)))
@@ -289,7 +314,9 @@ def first_tokens(tokenizer: Any, texts: Sequence[str], count: int, add_special_t
 
 
 def _begin(text: str, characters: int) -> str:
-    """The text up to the end of the first word that ends at or behind `characters`, or `_LONGEST_WORD` characters further on."""
+    """The text up to the end of the first word that ends at or behind `characters`, or `_LONGEST_WORD` characters
+    further on.
+    """
     if len(text) <= characters:
         return text
     end = _WORD_END.search(text, characters, characters + _LONGEST_WORD)

@@ -1,9 +1,10 @@
 """Exact largest (or smallest) K values of long rows, several times faster than `torch.topk` on a CPU.
 
-A row of V values is cut into strided blocks of B values. Every value among the row's K largest lies in a block whose maximum is among the K largest
-block maxima: K blocks with the largest maxima hold at least K values that are >= the K-th largest maximum t, and every value > t lies in a
-block whose maximum is > t, that is in one of them. So it is enough to look at the K best blocks: V/B maxima, whose largest are found in the same
-way, and K*B values. Ties at the K-th value are broken arbitrarily, as in `torch.topk`.
+A row of V values is cut into strided blocks of B values. Every value among the row's K largest lies in a block whose
+maximum is among the K largest block maxima: K blocks with the largest maxima hold at least K values that are >= the
+K-th largest maximum t, and every value > t lies in a block whose maximum is > t, that is in one of them. So it is
+enough to look at the K best blocks: V/B maxima, whose largest are found in the same way, and K*B values. Ties at the
+K-th value are broken arbitrarily, as in `torch.topk`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def exact_topk(values: Tensor, k: int, largest: bool = True) -> tuple[Tensor, Te
         largest: False for the smallest.
 
     Returns:
-        (values [R, k], indices [R, k] long), sorted, most extreme first: the same values as `torch.topk(values, k, dim=1, largest=largest)`.
+        (values [R, k], indices [R, k] long), sorted, most extreme first: the same values as
+        `torch.topk(values, k, dim=1, largest=largest)`.
 
     Raises:
         ValueError: k outside of 1..V, or `values` is not two-dimensional.
@@ -40,7 +42,8 @@ def exact_topk(values: Tensor, k: int, largest: bool = True) -> tuple[Tensor, Te
     blocks = width // block
     if values.is_cuda or block < 2 or blocks <= k or rows == 0:
         return torch.topk(values, k, dim=1, largest=largest)
-    # Block j holds the values j, j + blocks, j + 2 * blocks, ...: the maximum over blocks then runs along contiguous memory.
+    # Block j holds the values j, j + blocks, j + 2 * blocks, ...: the maximum over blocks then runs along contiguous
+    # memory.
     body = values[:, : block * blocks].view(rows, block, blocks)
     extremes = body.amax(dim=1) if largest else body.amin(dim=1)
     search = exact_topk if blocks > _RECURSE_ABOVE * k else torch.topk

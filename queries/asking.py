@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair
 
 
-def answers(pair: LoadedPair, arguments: AskQuery, sides: Sequence[SideName], progress: Progress) -> dict[SideName, list[list[Completion]]]:
-    """Completions of every prompt and conversation by each side: side -> prompt -> sample, all prompts of a side in one batched generation."""
+def answers(
+    pair: LoadedPair, arguments: AskQuery, sides: Sequence[SideName], progress: Progress
+) -> dict[SideName, list[list[Completion]]]:
+    """Completions of every prompt and conversation by each side: side -> prompt -> sample, all prompts of a side in one
+    batched generation.
+    """
     requests = generation_requests(arguments)
     sampling = Sampling(
         n=arguments.samples,
@@ -28,7 +32,9 @@ def answers(pair: LoadedPair, arguments: AskQuery, sides: Sequence[SideName], pr
     )
     completions: dict[SideName, list[list[Completion]]] = {}
     for place, side in enumerate(sides):
-        completions[side] = pair.generate(side, requests, sampling, _part(progress, place, len(sides), f"{side} answers"))
+        completions[side] = pair.generate(
+            side, requests, sampling, _part(progress, place, len(sides), f"{side} answers")
+        )
     return completions
 
 
@@ -37,7 +43,9 @@ def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:
     if arguments.raw_text:
         return [GenerationRequest(text=prompt, prefill=arguments.prefill) for prompt in arguments.prompts]
     conversations = [[ChatMessage(role="user", content=prompt)] for prompt in arguments.prompts]
-    conversations += [[ChatMessage(role=turn.role, content=turn.content) for turn in turns] for turns in arguments.conversations]
+    conversations += [
+        [ChatMessage(role=turn.role, content=turn.content) for turn in turns] for turns in arguments.conversations
+    ]
     if arguments.system_prompt is not None:
         system = ChatMessage(role="system", content=arguments.system_prompt)
         conversations = [turns if turns[0].role == "system" else [system, *turns] for turns in conversations]

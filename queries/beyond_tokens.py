@@ -1,4 +1,6 @@
-"""Beyond single tokens: stretches of a text, whole candidate answers, and where greedy answers part. Imports torch: only jobs import this module."""
+"""Beyond single tokens: stretches of a text, whole candidate answers, and where greedy answers part. Imports torch:
+only jobs import this module.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,14 @@ TOP_TOKENS = 5
 _SHOWN = 160
 
 
-def spans(differences: Sequence[float], text: Callable[[int, int], str], most: int = MOST_SPANS, least: float = LEAST_SPAN) -> list[Span]:
-    """Stretches [start, end) in which one side is ahead: those of largest absolute sum that do not overlap, largest first.
+def spans(
+    differences: Sequence[float], text: Callable[[int, int], str], most: int = MOST_SPANS, least: float = LEAST_SPAN
+) -> list[Span]:
+    """Stretches [start, end) in which one side is ahead: those of largest absolute sum that do not overlap, largest
+    first.
 
-    The best stretch is that of the largest sum (Kadane's algorithm, for either sign); the next is looked for on both sides of it.
+    The best stretch is that of the largest sum (Kadane's algorithm, for either sign); the next is looked for on both
+    sides of it.
 
     Args:
         differences: finetuned minus base log-probability of each token, nats.
@@ -44,7 +50,10 @@ def spans(differences: Sequence[float], text: Callable[[int, int], str], most: i
             found.append(best)
             pieces += [piece for piece in ((begin, best[0]), (best[1], end)) if piece[0] < piece[1]]
     found.sort(key=lambda each: -abs(each[2]))
-    return [Span(start=start, end=end, text=clip(text(start, end), _SHOWN)[0], difference=round(total, 3)) for start, end, total in found[:most]]
+    return [
+        Span(start=start, end=end, text=clip(text(start, end), _SHOWN)[0], difference=round(total, 3))
+        for start, end, total in found[:most]
+    ]
 
 
 def _heaviest(differences: Sequence[float], begin: int, end: int, sign: int) -> tuple[int, int, float]:
@@ -65,12 +74,18 @@ def score_candidates(pair: LoadedPair, arguments: CompareQuery) -> list[Candidat
         InvalidInput: a candidate without tokens, or one that does not fit into the context.
     """
     context = prompt_ids(pair.tokenizer, _request(arguments), False, pair.spec.base.files.thinking_switch)
-    rows = [context + pair.tokenizer(text, add_special_tokens=False)["input_ids"][: arguments.max_tokens] for text in arguments.candidates]
+    rows = [
+        context + pair.tokenizer(text, add_special_tokens=False)["input_ids"][: arguments.max_tokens]
+        for text in arguments.candidates
+    ]
     longest = max(len(row) for row in rows)
     if min(len(row) for row in rows) == len(context):
         raise InvalidInput("A candidate has no tokens; give each at least one.")
     if longest > pair.context_length:
-        raise InvalidInput(f"{longest} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the prompt")
+        raise InvalidInput(
+            f"{longest} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the "
+            "prompt"
+        )
     pad = pair.tokenizer.pad_token_id or 0
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -105,7 +120,8 @@ def _request(arguments: CompareQuery) -> GenerationRequest:
 
 
 def greedy_divergence(pair: LoadedPair, arguments: CompareQuery, progress: Progress) -> GreedyDivergence:
-    """Both sides' greedy answers, split at the first token at which they differ, with the next-token probabilities there.
+    """Both sides' greedy answers, split at the first token at which they differ, with the next-token probabilities
+    there.
 
     The answers are tokenised anew by the base's tokenizer, so both models are asked about the same tokens.
     """
@@ -117,9 +133,14 @@ def greedy_divergence(pair: LoadedPair, arguments: CompareQuery, progress: Progr
             answers[side] = pair.generate(side, [request], sampling, progress)[0][0].text
     ids = {side: pair.tokenizer(text, add_special_tokens=False)["input_ids"] for side, text in answers.items()}
     if answers["base"] == answers["finetuned"]:
-        return GreedyDivergence(parts=False, common=answers["base"], base="", finetuned="", after_tokens=None, base_top=[], finetuned_top=[])
+        return GreedyDivergence(
+            parts=False, common=answers["base"], base="", finetuned="", after_tokens=None, base_top=[], finetuned_top=[]
+        )
     pairs = zip(ids["base"], ids["finetuned"], strict=False)
-    length = next((index for index, (base, finetuned) in enumerate(pairs) if base != finetuned), min(len(each) for each in ids.values()))
+    length = next(
+        (index for index, (base, finetuned) in enumerate(pairs) if base != finetuned),
+        min(len(each) for each in ids.values()),
+    )
     before = prompt_ids(pair.tokenizer, request, False, pair.spec.base.files.thinking_switch) + ids["base"][:length]
     probabilities: dict[Side, torch.Tensor] = {}
     with torch.inference_mode():

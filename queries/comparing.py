@@ -20,10 +20,11 @@ MOVERS = 5
 
 
 def compare(pair: LoadedPair, arguments: CompareQuery, progress: Progress) -> CompareResult:
-    """Log-probability of every token of a text under both sides, and KL(finetuned || base) where it stands, from float32 log-softmax; then the
-    candidates and the greedy answers that were asked for.
+    """Log-probability of every token of a text under both sides, and KL(finetuned || base) where it stands, from
+    float32 log-softmax; then the candidates and the greedy answers that were asked for.
 
-    Without a prompt the first token has nothing before it unless the tokenizer puts a BOS there; then it cannot be scored and is left out.
+    Without a prompt the first token has nothing before it unless the tokenizer puts a BOS there; then it cannot be
+    scored and is left out.
 
     Raises:
         InvalidInput: fewer than two tokens, or more than the context holds.
@@ -38,7 +39,14 @@ def compare(pair: LoadedPair, arguments: CompareQuery, progress: Progress) -> Co
 
 
 _NO_TEXT = CompareResult(
-    tokens=[], base_log_prob=[], finetuned_log_prob=[], kl=[], mean_kl=0.0, mean_log_prob_difference=0.0, top=[], truncated=False
+    tokens=[],
+    base_log_prob=[],
+    finetuned_log_prob=[],
+    kl=[],
+    mean_kl=0.0,
+    mean_log_prob_difference=0.0,
+    top=[],
+    truncated=False,
 )
 
 
@@ -57,7 +65,14 @@ def _compare_text(pair: LoadedPair, arguments: CompareQuery, progress: Progress)
         base, finetuned, kl = _scores(base_logits, finetuned_logits, targets)
         order = kl.argsort(descending=True)[: arguments.top].tolist()
         details = [
-            _detail(pair, position, int(targets[position]), float(kl[position]), base_logits[position], finetuned_logits[position])
+            _detail(
+                pair,
+                position,
+                int(targets[position]),
+                float(kl[position]),
+                base_logits[position],
+                finetuned_logits[position],
+            )
             for position in order
         ]
     difference = (finetuned - base).double()
@@ -76,7 +91,9 @@ def _compare_text(pair: LoadedPair, arguments: CompareQuery, progress: Progress)
 
 
 def text_ids(pair: LoadedPair, arguments: CompareQuery) -> tuple[list[int], int, bool]:
-    """Token ids of what comes before the text and the text itself; index of the first token to score; whether the text was cut at max_tokens."""
+    """Token ids of what comes before the text and the text itself; index of the first token to score; whether the text
+    was cut at max_tokens.
+    """
     tokenizer = pair.tokenizer
     if arguments.prompt is not None:
         before = pair.render_chat([ChatMessage(role="user", content=arguments.prompt)])
@@ -90,7 +107,8 @@ def text_ids(pair: LoadedPair, arguments: CompareQuery) -> tuple[list[int], int,
     kept = text[: arguments.max_tokens]
     if len(context) + len(kept) > pair.context_length:
         raise InvalidInput(
-            f"{len(context) + len(kept)} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the prompt"
+            f"{len(context) + len(kept)} tokens do not fit into a context of {pair.context_length}; lower max_tokens "
+            "or shorten the prompt"
         )
     return context + kept, start, len(kept) < len(text)
 
@@ -105,8 +123,12 @@ def _rows(logits: torch.Tensor | None, start: int) -> torch.Tensor:
     return cast(torch.Tensor, logits)[0, start - 1 : -1].cpu()
 
 
-def _scores(base_logits: torch.Tensor, finetuned_logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the targets under both sides and KL(finetuned || base), float32 [T], a few rows of the vocabulary at a time."""
+def _scores(
+    base_logits: torch.Tensor, finetuned_logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the targets under both sides and KL(finetuned || base), float32 [T], a few rows of the
+    vocabulary at a time.
+    """
     base, finetuned, kl = (torch.empty(len(targets)) for _ in range(3))
     for begin in range(0, len(targets), ROWS):
         part = slice(begin, begin + ROWS)
@@ -120,14 +142,20 @@ def _scores(base_logits: torch.Tensor, finetuned_logits: torch.Tensor, targets: 
     return base, finetuned, kl
 
 
-def _detail(pair: LoadedPair, position: int, token: int, kl: float, base_logits: torch.Tensor, finetuned_logits: torch.Tensor) -> PositionDetail:
+def _detail(
+    pair: LoadedPair, position: int, token: int, kl: float, base_logits: torch.Tensor, finetuned_logits: torch.Tensor
+) -> PositionDetail:
     base, finetuned = base_logits.float().softmax(-1), finetuned_logits.float().softmax(-1)
     moved = finetuned - base
     count = min(MOVERS, moved.shape[-1])
 
     def movers(ids: torch.Tensor, sign: int) -> list[Mover]:
         return [
-            Mover(token=_token(pair, index), base=float(f"{float(base[index]):.3g}"), finetuned=float(f"{float(finetuned[index]):.3g}"))
+            Mover(
+                token=_token(pair, index),
+                base=float(f"{float(base[index]):.3g}"),
+                finetuned=float(f"{float(finetuned[index]):.3g}"),
+            )
             for index in ids.tolist()
             if sign * float(moved[index]) > 0
         ]

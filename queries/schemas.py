@@ -36,15 +36,25 @@ class AskQuery(_Query):
     prompts: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
         default_factory=list,
         max_length=64,
-        description="User messages, each the start of a conversation of its own. Many prompts in one call are faster than many calls.",
+        description=(
+            "User messages, each the start of a conversation of its own. Many prompts in one call are faster than "
+            "many calls."
+        ),
     )
     conversations: list[Annotated[list[ChatTurn], Field(min_length=1, max_length=40)]] = Field(
         default_factory=list,
         max_length=64,
-        description="Conversations of several turns (role system, user or assistant), each ending with a user turn. Used besides `prompts`.",
+        description=(
+            "Conversations of several turns (role system, user or assistant), each ending with a user turn. Used "
+            "besides `prompts`."
+        ),
     )
-    side: Literal["both", "base", "finetuned"] = Field("both", description="Which models answer. Both cost no more than one.")
-    system_prompt: str | None = Field(None, max_length=20_000, description="Put before every prompt and conversation that has no system turn.")
+    side: Literal["both", "base", "finetuned"] = Field(
+        "both", description="Which models answer. Both cost no more than one."
+    )
+    system_prompt: str | None = Field(
+        None, max_length=20_000, description="Put before every prompt and conversation that has no system turn."
+    )
     prefill: str = Field("", max_length=4000, description="The beginning of the answer; the models go on from there.")
     raw_text: bool = Field(False, description="Continue each prompt as plain text, without chat template.")
     samples: int = Field(1, ge=1, le=32, description="Answers a prompt and side.")
@@ -52,7 +62,9 @@ class AskQuery(_Query):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(128, ge=1, le=2048, description="Tokens an answer may have.")
     thinking: bool = Field(False, description="Let models with such a switch think before they answer.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Equal calls give equal answers; change the seed for fresh samples.")
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Equal calls give equal answers; change the seed for fresh samples."
+    )
 
     @model_validator(mode="after")
     def _something_to_ask(self) -> Self:
@@ -79,18 +91,31 @@ class CompareQuery(_Query):
 
     text: str = Field("", max_length=50_000, description="The text to score.")
     prompt: str | None = Field(
-        None, max_length=20_000, description="A user message: the text is then scored as the answer to it, in the chat template."
+        None,
+        max_length=20_000,
+        description="A user message: the text is then scored as the answer to it, in the chat template.",
     )
     candidates: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
         default_factory=list,
         max_length=32,
-        description="Alternative answers to `prompt` (without a prompt: continuations of `text`), each scored whole under both models and ranked.",
+        description=(
+            "Alternative answers to `prompt` (without a prompt: continuations of `text`), each scored whole under "
+            "both models and ranked."
+        ),
     )
     greedy_tokens: int = Field(
-        0, ge=0, le=256, description="Let both models answer `prompt` (or go on after `text`) greedily for so many tokens and show where they part."
+        0,
+        ge=0,
+        le=256,
+        description=(
+            "Let both models answer `prompt` (or go on after `text`) greedily for so many tokens and show where they "
+            "part."
+        ),
     )
     top: int = Field(5, ge=1, le=50, description="Positions to detail, those with the largest KL.")
-    max_tokens: int = Field(150, ge=1, le=1024, description="Tokens of the text (and of each candidate) to score, from its start.")
+    max_tokens: int = Field(
+        150, ge=1, le=1024, description="Tokens of the text (and of each candidate) to score, from its start."
+    )
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> Self:
@@ -164,14 +189,22 @@ class CompareResult(BaseModel):
     tokens: list[str]
     base_log_prob: list[float] = Field(description="ln p(token | text before it) under base.")
     finetuned_log_prob: list[float]
-    kl: list[float] = Field(description="KL(finetuned || base) of the next-token distributions where the token stands, in nats.")
+    kl: list[float] = Field(
+        description="KL(finetuned || base) of the next-token distributions where the token stands, in nats."
+    )
     mean_kl: float
     mean_log_prob_difference: float = Field(
         description="Mean of finetuned minus base, in nats a token; positive: the text is likelier under finetuned."
     )
     top: list[PositionDetail]
     truncated: bool = Field(description="Whether the text went on after the last token scored.")
-    unscored: str | None = Field(None, description="The first token where nothing stands before it (no prompt, no BOS): no model predicts it.")
-    spans: list[Span] = Field(default_factory=list, description="Stretches whose summed log-probability difference is largest, by size.")
-    candidates: list[CandidateScore] = Field(default_factory=list, description="By how much finetuned prefers them over base, a token.")
+    unscored: str | None = Field(
+        None, description="The first token where nothing stands before it (no prompt, no BOS): no model predicts it."
+    )
+    spans: list[Span] = Field(
+        default_factory=list, description="Stretches whose summed log-probability difference is largest, by size."
+    )
+    candidates: list[CandidateScore] = Field(
+        default_factory=list, description="By how much finetuned prefers them over base, a token."
+    )
     greedy: GreedyDivergence | None = None

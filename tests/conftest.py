@@ -1,7 +1,8 @@
-"""Fixtures shared by all tests: tiny random models with a real tokenizer, tiny LoRA adapters with a known change, the embedded pair.
+"""Fixtures shared by all tests: tiny random models with a real tokenizer, tiny LoRA adapters with a known change, the
+embedded pair.
 
-Nothing here touches the network. Every session has a data folder of its own; the cache folder is the user's (it holds only the converted
-embedded model, which every test run would otherwise convert again).
+Nothing here touches the network. Every session has a data folder of its own; the cache folder is the user's (it holds
+only the converted embedded model, which every test run would otherwise convert again).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import mcp.server  # noqa: F401  before nnsight, after whose import anyio's cannot be; a server imports them in this order as well
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
 )
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 TRAINING_TEXT = [
@@ -72,11 +75,17 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(TRAINING_TEXT * 4, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL_TOKENS[1:]
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL_TOKENS[1:],
     )
     fast.chat_template = CHAT_TEMPLATE
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -87,7 +96,13 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _tiny_config(kind: str, vocabulary: int, layers: int, width: int, **overrides: Any) -> Any:
     import transformers
 
-    common: dict[str, Any] = {"vocab_size": vocabulary, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
     llama_like = {
         **common,
         "hidden_size": width,
@@ -105,7 +120,14 @@ def _tiny_config(kind: str, vocabulary: int, layers: int, width: int, **override
         "mistral": ("MistralConfig", llama_like),
         "qwen3_moe": (
             "Qwen3MoeConfig",
-            {**llama_like, **heads, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": width, "decoder_sparse_step": 1},
+            {
+                **llama_like,
+                **heads,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": width,
+                "decoder_sparse_step": 1,
+            },
         ),
         "olmo2": ("Olmo2Config", llama_like),
         "phi3": ("Phi3Config", llama_like),
@@ -114,7 +136,13 @@ def _tiny_config(kind: str, vocabulary: int, layers: int, width: int, **override
         "gpt2": ("GPT2Config", {**common, "n_embd": width, "n_layer": layers, "n_head": 4, "n_positions": 256}),
         "gpt_neox": (
             "GPTNeoXConfig",
-            {**common, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4},
+            {
+                **common,
+                "hidden_size": width,
+                "intermediate_size": 2 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": 4,
+            },
         ),
     }
     name, arguments = classes[kind]
@@ -128,9 +156,11 @@ TinyModels = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> TinyModels:
-    """Builder of tiny random models: `tiny_models(kind="llama", seed=0, layers=3, width=32, vocabulary=320, dtype="float32", change=None,
-    tokenizer=True, **config)` -> folder. Equal arguments give the same folder; `change(model)` edits the weights before saving (such calls
-    are not cached). Weights are larger than the library's initial ones, so that outputs differ visibly between tokens.
+    """Builder of tiny random models: `tiny_models(kind="llama", seed=0, layers=3, width=32, vocabulary=320,
+    dtype="float32", change=None, tokenizer=True,
+    **config)` -> folder. Equal arguments give the same folder; `change(model)` edits the weights before saving (such
+    calls are not cached). Weights are larger than the library's initial ones, so that outputs differ visibly between
+    tokens.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -153,7 +183,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder:
             return built[key]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(_tiny_config(kind, vocabulary, layers, width, initializer_range=0.2, **config)).float()
+            model = AutoModelForCausalLM.from_config(
+                _tiny_config(kind, vocabulary, layers, width, initializer_range=0.2, **config)
+            ).float()
         if change is not None:
             with torch.no_grad():
                 change(model)
@@ -173,10 +205,11 @@ TinyAdapters = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> TinyAdapters:
-    """Builder of LoRA adapters saved by peft: `tiny_adapters(model_folder, seed=1, rank=4, scale=0.05, targets=None, zero=False, **config)`.
+    """Builder of LoRA adapters saved by peft: `tiny_adapters(model_folder, seed=1, rank=4, scale=0.05, targets=None,
+    zero=False, **config)`.
 
-    A is as peft makes it, B is normal with standard deviation `scale` (or zero), so the weight change is `alpha / rank * B @ A`, which
-    `lora_delta(folder, module)` computes from the saved file.
+    A is as peft makes it, B is normal with standard deviation `scale` (or zero), so the weight change is
+    `alpha / rank * B @ A`, which `lora_delta(folder, module)` computes from the saved file.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -195,7 +228,9 @@ def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> TinyAdapters:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-            adapted = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets or "all-linear", **config))
+            adapted = get_peft_model(
+                base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets or "all-linear", **config)
+            )
             with torch.no_grad():
                 for name, parameter in adapted.named_parameters():
                     if ".lora_B" in name or ".lora_embedding_B" in name:
@@ -213,7 +248,9 @@ def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> TinyAdapters:
 
 @pytest.fixture(scope="session")
 def lora_delta() -> Callable[[Path, str], Any]:
-    """`lora_delta(adapter_folder, module)` -> the weight change [out, in] that a saved adapter means, float32: alpha / rank * B @ A."""
+    """`lora_delta(adapter_folder, module)` -> the weight change [out, in] that a saved adapter means, float32: alpha /
+    rank * B @ A.
+    """
     from safetensors.torch import load_file
 
     def delta(adapter: Path, module: str) -> Any:
@@ -228,7 +265,9 @@ def lora_delta() -> Callable[[Path, str], Any]:
 
 @pytest.fixture(scope="session")
 def make_pair() -> Callable[..., Any]:
-    """`make_pair(base_folder, finetuned=None, adapter=None, base_adapter=None, merge=False, steering=None, **spec)` -> PairSpec."""
+    """`make_pair(base_folder, finetuned=None, adapter=None, base_adapter=None, merge=False, steering=None, **spec)` ->
+    PairSpec.
+    """
     from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec
 
     def make(
@@ -243,7 +282,9 @@ def make_pair() -> Callable[..., Any]:
     ) -> PairSpec:
         return PairSpec(
             name=name,
-            base=ModelSource(files=ModelFiles(id=str(base)), adapter=AdapterFiles(id=str(base_adapter)) if base_adapter else None),
+            base=ModelSource(
+                files=ModelFiles(id=str(base)), adapter=AdapterFiles(id=str(base_adapter)) if base_adapter else None
+            ),
             finetuned=ModelSource(
                 files=ModelFiles(id=str(finetuned or base)),
                 adapter=AdapterFiles(id=str(adapter)) if adapter else None,
@@ -265,7 +306,9 @@ def pairs() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_pair(tiny_models: TinyModels, tiny_adapters: TinyAdapters, make_pair: Callable[..., Any], pairs: Any) -> Iterator[Any]:
+def tiny_pair(
+    tiny_models: TinyModels, tiny_adapters: TinyAdapters, make_pair: Callable[..., Any], pairs: Any
+) -> Iterator[Any]:
     """A loaded pair: tiny float32 Llama (3 layers, d_model 32, vocabulary 320) and a LoRA adapter on it."""
     model = tiny_models()
     with pairs.use(make_pair(model, adapter=tiny_adapters(model), name="tiny")) as pair:
@@ -291,7 +334,12 @@ def embedded_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = AutoConfig.from_pretrained(embedded_model_folder())
     width, inner = config.hidden_size, config.intermediate_size
     keys = width // config.num_attention_heads * config.num_key_value_heads
-    sizes = {"self_attn.q_proj": (width, width), "self_attn.v_proj": (width, keys), "mlp.up_proj": (width, inner), "mlp.down_proj": (inner, width)}
+    sizes = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.v_proj": (width, keys),
+        "mlp.up_proj": (width, inner),
+        "mlp.down_proj": (inner, width),
+    }
     generator = torch.Generator().manual_seed(5)
     tensors = {}
     for layer in range(config.num_hidden_layers):
@@ -304,7 +352,14 @@ def embedded_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     targets = [module.split(".")[1] for module in sizes]
     (folder / "adapter_config.json").write_text(
         json.dumps(
-            {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": targets, "base_model_name_or_path": None}
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "r": 8,
+                "lora_alpha": 16,
+                "target_modules": targets,
+                "base_model_name_or_path": None,
+            }
         )
     )
     return folder
@@ -318,7 +373,9 @@ def embedded_pair(embedded_adapter: Path, pairs: Any) -> Iterator[Any]:
 
     files = ModelFiles(id=EMBEDDED_ID, dtype="bfloat16", end_of_turn_token="<|im_end|>")
     spec = PairSpec(
-        name="embedded", base=ModelSource(files=files), finetuned=ModelSource(files=files, adapter=AdapterFiles(id=str(embedded_adapter)))
+        name="embedded",
+        base=ModelSource(files=files),
+        finetuned=ModelSource(files=files, adapter=AdapterFiles(id=str(embedded_adapter))),
     )
     with pairs.use(spec) as pair:
         yield pair

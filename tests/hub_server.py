@@ -21,7 +21,9 @@ def commit_of(name: str) -> str:
 
 @dataclass
 class Hub:
-    """Its address, and what was uploaded: files by repository (`repository@revision` for other revisions than the main one) and path."""
+    """Its address, and what was uploaded: files by repository (`repository@revision` for other revisions than the main
+    one) and path.
+    """
 
     address: str
     token: str
@@ -53,37 +55,64 @@ def hub_server(token: str) -> Iterator[Hub]:
             path = self.path.split("?")[0]
             if path == "/api/repos/create":
                 asked = json.loads(body)
-                name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
+                name = (
+                    f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
+                )
                 hub.repositories.setdefault(name, {})
-                hub.private[name] = asked.get("visibility", "private" if asked.get("private") else "public") == "private"
+                hub.private[name] = (
+                    asked.get("visibility", "private" if asked.get("private") else "public") == "private"
+                )
                 return self.answer(200, {"url": f"{hub.address}/{name}"})
             repository, _, action = path.removeprefix("/api/models/").rpartition("/main")[0].rpartition("/")
             if action == "preupload":
-                files = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in json.loads(body)["files"]]
+                files = [
+                    {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for each in json.loads(body)["files"]
+                ]
                 return self.answer(200, {"files": files})
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.repositories[repository][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return self.answer(
-                200, {"commitUrl": f"{hub.address}/{repository}/commit/{commit_of(repository)}", "commitOid": commit_of(repository), "hookOutput": ""}
+                200,
+                {
+                    "commitUrl": f"{hub.address}/{repository}/commit/{commit_of(repository)}",
+                    "commitOid": commit_of(repository),
+                    "hookOutput": "",
+                },
             )
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
             asked = path.startswith("/api/models/")
-            repository, _, rest = re.sub("/(revision|tree|resolve)/", "\n", path.removeprefix("/api/models").lstrip("/"), count=1).partition("\n")
+            repository, _, rest = re.sub(
+                "/(revision|tree|resolve)/", "\n", path.removeprefix("/api/models").lstrip("/"), count=1
+            ).partition("\n")
             revision, _, file = rest.partition("/")
             kept = [name for name in hub.repositories if name.partition("@")[0] == repository]
-            name = next((name for name in kept if (revision or "main") in (name.partition("@")[2] or "main", commit_of(name))), "")
+            name = next(
+                (name for name in kept if (revision or "main") in (name.partition("@")[2] or "main", commit_of(name))),
+                "",
+            )
             files = hub.repositories.get(name)
             if files is None or (not asked and file not in files):
                 return self.answer(404, {"error": "not found"})
             if not asked:
-                return self.answer(200, files[file], ETag=f'"{hashlib.sha1(files[file]).hexdigest()}"', X_Repo_Commit=commit_of(name))
+                return self.answer(
+                    200, files[file], ETag=f'"{hashlib.sha1(files[file]).hexdigest()}"', X_Repo_Commit=commit_of(name)
+                )
             if "/tree/" in path:
-                return self.answer(200, [{"type": "file", "path": each, "size": len(content), "oid": "0" * 40} for each, content in files.items()])
+                return self.answer(
+                    200,
+                    [
+                        {"type": "file", "path": each, "size": len(content), "oid": "0" * 40}
+                        for each, content in files.items()
+                    ],
+                )
             siblings = [{"rfilename": each} for each in files]
-            return self.answer(200, {"_id": "1", "id": repository, "modelId": repository, "sha": commit_of(name), "siblings": siblings})
+            return self.answer(
+                200, {"_id": "1", "id": repository, "modelId": repository, "sha": commit_of(name), "siblings": siblings}
+            )
 
         do_HEAD = do_GET
 

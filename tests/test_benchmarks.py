@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,9 @@ def reference(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Pat
         ),
     ],
 )
-def test_the_models_part_reports_ratios_as_json(names: str, aims: dict[str, float], reference: str, tmp_path: Path) -> None:
+def test_the_models_part_reports_ratios_as_json(
+    names: str, aims: dict[str, float], reference: str, tmp_path: Path
+) -> None:
     report = tmp_path / "report.json"
     sizes = ("--pair", reference, "--samples", "16", "--tokens", "12", "--repeats", "1")
     finished = bench("--only", names, *sizes, "--json", str(report))
@@ -51,7 +55,9 @@ def test_the_models_part_reports_ratios_as_json(names: str, aims: dict[str, floa
     by_name = {entry["name"]: entry for entry in content["measurements"]}
     assert {name: by_name[name]["aim"] for name in aims} == aims
     memory = ("pass beyond", "peak memory of collecting")
-    assert all(entry["value"] > 0 for entry in content["measurements"] if not any(part in entry["name"] for part in memory))
+    assert all(
+        entry["value"] > 0 for entry in content["measurements"] if not any(part in entry["name"] for part in memory)
+    )
     assert all(name in finished.stdout for name in by_name)
 
 

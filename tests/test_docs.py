@@ -25,7 +25,9 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(document: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -40,7 +42,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 yield f"{document.name}: {' '.join(words)}", words[1:]
 
 
-@pytest.mark.parametrize(("title", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("title", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_command_in_the_documents_exists_with_its_options(title: str, words: list[str]) -> None:
     words = ["claude-code" if word == "HOST" else word for word in words]
     command: Any = typer.main.get_command(app)
@@ -70,7 +74,10 @@ def test_the_tools_reference_is_current_and_describes_the_model_queries() -> Non
 
 
 def test_the_method_reference_can_be_checked_from_the_command_line() -> None:
-    assert subprocess.run([sys.executable, "-m", "diffing_mcp.cli.reference", "--check"], cwd=ROOT, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-m", "diffing_mcp.cli.reference", "--check"], cwd=ROOT, check=False).returncode
+        == 0
+    )
 
 
 def test_the_reference_describes_every_parameter() -> None:
@@ -148,7 +155,9 @@ def test_the_example_method_is_found_and_computes_what_it_says() -> None:
     base = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]]])
     finetuned = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
     # The third position is not compared.
-    batch = types.SimpleNamespace(positions=torch.tensor([[0, 1, -1]]), base_hidden={2: base}, finetuned_hidden={2: finetuned})
+    batch = types.SimpleNamespace(
+        positions=torch.tensor([[0, 1, -1]]), base_hidden={2: base}, finetuned_hidden={2: finetuned}
+    )
     accumulator.update(batch)
     written: dict[str, object] = {}
     run = types.SimpleNamespace(add_array=written.__setitem__)
@@ -159,7 +168,10 @@ def test_the_example_method_is_found_and_computes_what_it_says() -> None:
 
 
 def test_the_example_of_stored_activations_runs(
-    tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_models: Callable[..., Path],
+    tiny_adapters: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     [code] = blocks(ROOT / "docs" / "activations.md", "python")
     model = tiny_models()

@@ -1,4 +1,6 @@
-"""What is shipped and what it needs: packages with their data, declared dependencies, constraints, names, import contracts, versions."""
+"""What is shipped and what it needs: packages with their data, declared dependencies, constraints, names, import
+contracts, versions.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_every_module_is_in_a_package_that_is_shipped() -> None:
     for path in modules():
         folder = path.parent
         while folder != ROOT:
-            assert (folder / "__init__.py").exists(), f"{folder.relative_to(ROOT)} has modules and no __init__.py: it would not be installed"
+            assert (folder / "__init__.py").exists(), (
+                f"{folder.relative_to(ROOT)} has modules and no __init__.py: it would not be installed"
+            )
             folder = folder.parent
 
 
@@ -88,7 +92,9 @@ def test_every_data_file_matches_the_package_data() -> None:
     missing = [
         str(path.relative_to(ROOT))
         for path in files
-        if path.suffix not in ignored | suffixes and path.name not in suffixes and not any(part.startswith(".") for part in path.parts)
+        if path.suffix not in ignored | suffixes
+        and path.name not in suffixes
+        and not any(part.startswith(".") for part in path.parts)
     ]
     assert not missing, f"these would not be in the wheel: {missing}"
 
@@ -105,19 +111,33 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_import_is_declared(room: str) -> None:
-    extras = {"agents": ("eval",), "graders": ("eval",), "cli": ("eval", "ui"), "ui": ("ui", "dev"), "model_pairs": ("vllm",)}.get(room, ())
+    extras = {
+        "agents": ("eval",),
+        "graders": ("eval",),
+        "cli": ("eval", "ui"),
+        "ui": ("ui", "dev"),
+        "model_pairs": ("vllm",),
+    }.get(room, ())
     allowed = declared(*extras)
     for path in (ROOT / room).rglob("*.py"):
         for name in imports_of(path) - set(sys.stdlib_module_names) - {"diffing_mcp"} - UNDECLARED:
             distribution = DISTRIBUTIONS.get(name, name).lower().replace("_", "-")
-            assert distribution in allowed, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare for this room"
+            assert distribution in allowed, (
+                f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not declare for this room"
+            )
 
 
 def test_the_constraints_fix_every_direct_dependency_and_fit_it() -> None:
     from packaging.requirements import Requirement
 
-    lines = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), "only NAME==VERSION: no host, no file, no local build"
+    lines = [
+        line
+        for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), (
+        "only NAME==VERSION: no host, no file, no local build"
+    )
     fixed = {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines}
     project = PROJECT["project"]
     optional = project["optional-dependencies"]
@@ -135,12 +155,20 @@ def test_the_import_name_is_our_distribution_s_alone() -> None:
 
 
 def test_gradio_is_never_asked_for_its_mcp_extra() -> None:
-    everything = [*PROJECT["project"]["dependencies"], *(item for items in PROJECT["project"]["optional-dependencies"].values() for item in items)]
+    everything = [
+        *PROJECT["project"]["dependencies"],
+        *(item for items in PROJECT["project"]["optional-dependencies"].values() for item in items),
+    ]
     assert not [item for item in everything if re.match(r"gradio\[.*mcp", item)]
 
 
 def test_the_import_contracts_hold() -> None:
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+        "--no-cache",
+    ]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
@@ -158,7 +186,11 @@ def test_the_import_contracts_hold() -> None:
     ],
 )
 def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
-    program = f"import sys, {module}\nimport diffing_mcp.methods.registry; diffing_mcp.methods.registry.all_methods()\nprint('torch' in sys.modules or 'transformers' in sys.modules)"
+    program = (
+        f"import sys, {module}\n"
+        "import diffing_mcp.methods.registry; diffing_mcp.methods.registry.all_methods()\n"
+        "print('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "False"
 
@@ -187,8 +219,14 @@ def test_the_repository_configures_its_own_server_for_hosts_that_open_it() -> No
 def test_the_makefile_has_the_targets_that_the_documents_name() -> None:
     targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    named = {target for path in documents for target in re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8"))}
-    named |= {target for path in documents for target in re.findall(r"^make ([a-z-]+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)}
+    named = {
+        target for path in documents for target in re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8"))
+    }
+    named |= {
+        target
+        for path in documents
+        for target in re.findall(r"^make ([a-z-]+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
     assert {"demo", "test", "lint", "bench"} <= targets
     assert named <= targets, f"documents name targets that do not exist: {named - targets}"
 
@@ -203,9 +241,15 @@ def test_continuous_integration_runs_make_test_and_the_readme_says_so() -> None:
 def test_a_wheel_holds_every_file_of_the_rooms(tmp_path: Path) -> None:
     import zipfile
 
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True
+    )
     [wheel] = tmp_path.glob("*.whl")
     shipped = set(zipfile.ZipFile(wheel).namelist())
-    tracked = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert not {name for name in tracked if f"diffing_mcp/{name}" not in shipped and not Path(name).name.startswith(".")}
+    tracked = subprocess.run(
+        ["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {
+        name for name in tracked if f"diffing_mcp/{name}" not in shipped and not Path(name).name.startswith(".")
+    }
     assert {name.split("/")[0] for name in shipped if ".dist-info" not in name} == {"diffing_mcp"}

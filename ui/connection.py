@@ -1,4 +1,6 @@
-"""The MCP server as the panel uses it: one that runs already, or a child process started on demand and stopped with the panel."""
+"""The MCP server as the panel uses it: one that runs already, or a child process started on demand and stopped with the
+panel.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class ServerConnection:
     """Finds, starts and calls the MCP server. One per panel; safe for several threads.
 
     Args:
-        url: endpoint such as `http://127.0.0.1:8931/mcp`; None looks at the address of the settings and may start a server there.
+        url: endpoint such as `http://127.0.0.1:8931/mcp`; None looks at the address of the settings and may start a
+            server there.
         data_folder: where the log of a started server goes.
     """
 
@@ -59,7 +62,8 @@ class ServerConnection:
             return False
 
     def start(self) -> None:
-        """Start a server as a child process on a free port and wait until it answers; nothing happens when one answers already.
+        """Start a server as a child process on a free port and wait until it answers; nothing happens when one answers
+        already.
 
         Raises:
             ServerDidNotStart: with the end of its log.
@@ -72,7 +76,8 @@ class ServerConnection:
                 return
             if self.fixed:
                 raise NoServer(
-                    f"No server answers at {self._url}, the address the panel was given. Start one there, or start the panel without an address."
+                    f"No server answers at {self._url}, the address the panel was given. Start one there, or start the "
+                    "panel without an address."
                 )
             self._child.close()
             portal = self._child.enter_context(start_blocking_portal())
@@ -121,5 +126,7 @@ def _expected(group: BaseExceptionGroup[BaseException], url: str) -> BaseExcepti
             return first
         failures = first if isinstance(first, BaseExceptionGroup) else None
     if rest is not None and rest.subgroup((OSError, httpx2.HTTPError)) is not None:
-        return NoServer(f"No server answers at {url}. If it asks for a token, set DIFFING_OPERATOR_TOKEN for the panel too.")
+        return NoServer(
+            f"No server answers at {url}. If it asks for a token, set DIFFING_OPERATOR_TOKEN for the panel too."
+        )
     return group

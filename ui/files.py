@@ -1,4 +1,6 @@
-"""What the panel reads: evaluation records and runs under one data folder. Nothing is kept between calls, so a refresh shows what is there now."""
+"""What the panel reads: evaluation records and runs under one data folder. Nothing is kept between calls, so a refresh
+shows what is there now.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class PanelFiles:
     def evaluation_choices(self) -> list[tuple[str, str]]:
         """(what the picker shows, id) of all evaluations, newest first."""
         plans = list_evaluations(self.data_folder / "evaluations")
-        return [(f"{plan.id} · {plan.created_at[:16].replace('T', ' ')} · {plan.investigator}", plan.id) for plan in plans]
+        return [
+            (f"{plan.id} · {plan.created_at[:16].replace('T', ' ')} · {plan.investigator}", plan.id) for plan in plans
+        ]
 
     def evaluation(self, identifier: str | None) -> Evaluation | None:
         """One evaluation; None when there is none of that name."""

@@ -12,7 +12,9 @@ from diffing_mcp.ui.values import render_move
 METRICS = {"difference": "Log-probability difference", "kl": "KL divergence"}
 
 _FLOOR = 0.5
-"""Nats at which the scale ends at least, so that a pair without differences stays pale instead of magnifying rounding."""
+"""Nats at which the scale ends at least, so that a pair without differences stays pale instead of
+magnifying rounding.
+"""
 
 _STRONGEST = 0.62
 """Opacity of the strongest shade: the text above it stays legible in light and in dark mode."""
@@ -31,12 +33,13 @@ def shade(value: float, end: float) -> str:
 
 
 def heat_map(result: Mapping[str, Any], metric: str) -> Markup:
-    """The answer of `compare_text`: shaded tokens with legend and averages (those of a span underlined in the colour of the model that expects it
-    more), the spans, the positions that differ most, candidates and greedy answers; what was not asked for is left out.
+    """The answer of `compare_text`: shaded tokens with legend and averages (those of a span underlined in the colour of
+    the model that expects it more), the spans, the positions that differ most, candidates and greedy answers; what was
+    not asked for is left out.
 
     Args:
-        result: `tokens`, `base_log_prob`, `finetuned_log_prob`, `kl` (one entry a token, nats), `mean_kl`, `mean_log_prob_difference`, `top`, `spans`,
-            `candidates`, `greedy`, `unscored`.
+        result: `tokens`, `base_log_prob`, `finetuned_log_prob`, `kl` (one entry a token, nats), `mean_kl`,
+            `mean_log_prob_difference`, `top`, `spans`, `candidates`, `greedy`, `unscored`.
         metric: `difference` (finetuned minus base log-probability) or `kl`.
     """
     parts = [_shaded(result, metric)] if result["tokens"] else []
@@ -59,12 +62,28 @@ def _shaded(result: Mapping[str, Any], metric: str) -> Markup:
             "span",
             _visible(token),
             style=shade(value, end) + line,
-            title=f"{token!r}\nln p base {number(before)}\nln p finetuned {number(after)}\ndifference {number(after - before)} nats\nKL {number(divergence)} nats",
+            title=(
+                f"{token!r}\n"
+                f"ln p base {number(before)}\n"
+                f"ln p finetuned {number(after)}\n"
+                f"difference {number(after - before)} nats\n"
+                f"KL {number(divergence)} nats"
+            ),
         )
-        for token, before, after, divergence, value, line in zip(tokens, base, finetuned, kl, values, lines, strict=True)
+        for token, before, after, divergence, value, line in zip(
+            tokens, base, finetuned, kl, values, lines, strict=True
+        )
     ]
     if result.get("unscored"):
-        shaded.insert(0, element("span", _visible(str(result["unscored"])), style="opacity:.5", title="Not scored: nothing stands before it."))
+        shaded.insert(
+            0,
+            element(
+                "span",
+                _visible(str(result["unscored"])),
+                style="opacity:.5",
+                title="Not scored: nothing stands before it.",
+            ),
+        )
     summary = (
         f"{len(tokens)} tokens, mean KL {number(result['mean_kl'])} nats, "
         f"mean log-probability difference {number(result['mean_log_prob_difference'])} nats a token"
@@ -80,13 +99,28 @@ def _visible(token: str) -> Markup:
 
 def _legend(metric: str, end: float) -> Markup:
     strong = f"rgba({{}},{_STRONGEST})"
-    orange, blue = (strong.format(",".join(str(int(colour[place : place + 2], 16)) for place in (1, 3, 5))) for colour in (FINETUNED, BASE))
+    orange, blue = (
+        strong.format(",".join(str(int(colour[place : place + 2], 16)) for place in (1, 3, 5)))
+        for colour in (FINETUNED, BASE)
+    )
     if metric == "kl":
-        ramp, left, right = f"linear-gradient(90deg,transparent,{orange})", "0", f"{number(end, 2)} nats: the models expect different tokens here"
+        ramp, left, right = (
+            f"linear-gradient(90deg,transparent,{orange})",
+            "0",
+            f"{number(end, 2)} nats: the models expect different tokens here",
+        )
     else:
         ramp = f"linear-gradient(90deg,{blue},transparent,{orange})"
-        left, right = f"{number(-end, 2)} nats: likelier under base", f"+{number(end, 2)} nats: likelier under finetuned"
-    return div(element("span", left), element("span", "", classes="d-ramp", style=f"background:{ramp}"), element("span", right), classes="d-scale")
+        left, right = (
+            f"{number(-end, 2)} nats: likelier under base",
+            f"+{number(end, 2)} nats: likelier under finetuned",
+        )
+    return div(
+        element("span", left),
+        element("span", "", classes="d-ramp", style=f"background:{ramp}"),
+        element("span", right),
+        classes="d-scale",
+    )
 
 
 def _movers(top: Sequence[Mapping[str, Any]]) -> Markup:
@@ -105,7 +139,11 @@ def _movers(top: Sequence[Mapping[str, Any]]) -> Markup:
     return join(
         [
             element("h4", "Where they differ most"),
-            table(["position", "token in the text", "KL", "finetuned expects more", "finetuned expects less"], rows, [0, 2]),
+            table(
+                ["position", "token in the text", "KL", "finetuned expects more", "finetuned expects less"],
+                rows,
+                [0, 2],
+            ),
         ]
     )
 
@@ -122,7 +160,12 @@ def _spans(spans: Sequence[Mapping[str, Any]]) -> Markup:
         ]
         for row in spans
     )
-    return join([element("h4", "Stretches that one model expects more"), table(["positions", "text", "likelier under", "nats in all"], rows, [0, 3])])
+    return join(
+        [
+            element("h4", "Stretches that one model expects more"),
+            table(["positions", "text", "likelier under", "nats in all"], rows, [0, 3]),
+        ]
+    )
 
 
 def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Markup:
@@ -138,7 +181,9 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Markup:
         for row in candidates
     )
     columns = ["candidate", "difference, nats a token", "base (rank)", "finetuned (rank)", "tokens"]
-    return join([element("h4", "Candidates, those that finetuned prefers most first"), table(columns, rows, [1, 2, 3, 4])])
+    return join(
+        [element("h4", "Candidates, those that finetuned prefers most first"), table(columns, rows, [1, 2, 3, 4])]
+    )
 
 
 def _greedy(greedy: Mapping[str, Any] | None) -> Markup:
@@ -146,7 +191,9 @@ def _greedy(greedy: Mapping[str, Any] | None) -> Markup:
         return Markup("")
     title = element("h4", "Greedy answers")
     if not greedy["parts"]:
-        return join([title, element("p", "Both models write the same:", classes="d-note"), preformatted(str(greedy["common"]))])
+        return join(
+            [title, element("p", "Both models write the same:", classes="d-note"), preformatted(str(greedy["common"]))]
+        )
     rows = (
         [
             side,
@@ -156,4 +203,11 @@ def _greedy(greedy: Mapping[str, Any] | None) -> Markup:
         for side in ("base", "finetuned")
     )
     note = element("p", f"They part after {greedy['after_tokens']} tokens in common:", classes="d-note")
-    return join([title, note, preformatted(str(greedy["common"])), table(["", "goes on with", "likeliest next tokens, base to finetuned"], rows, [])])
+    return join(
+        [
+            title,
+            note,
+            preformatted(str(greedy["common"])),
+            table(["", "goes on with", "likeliest next tokens, base to finetuned"], rows, []),
+        ]
+    )

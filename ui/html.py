@@ -1,4 +1,6 @@
-"""HTML building blocks. Every plain string is escaped; only `Markup` made here passes as it is, so untrusted text can never become an element."""
+"""HTML building blocks. Every plain string is escaped; only `Markup` made here passes as it is, so untrusted text can
+never become an element.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,13 @@ class Markup(str):
     __slots__ = ()
 
 
-_CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\N{REPLACEMENT CHARACTER}")
-"""Control characters and those that turn the direction of writing: they would let a text rearrange what stands around it."""
+_CONTROLS = dict.fromkeys(
+    [*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
+    "\N{REPLACEMENT CHARACTER}",
+)
+"""Control characters and those that turn the direction of writing: they would let a text rearrange what stands around
+it.
+"""
 
 
 def escape(value: Any) -> Markup:
@@ -32,7 +39,9 @@ def join(parts: Iterable[Any], separator: str = "") -> Markup:
 def element(tag: str, *children: Any, classes: str = "", title: str | None = None, style: str = "") -> Markup:
     """One element. `style` must come from numbers and constants of this package, never from text that was read."""
     attributes = "".join(
-        f' {name}="{html.escape(value, quote=True)}"' for name, value in (("class", classes), ("title", title), ("style", style)) if value
+        f' {name}="{html.escape(value, quote=True)}"'
+        for name, value in (("class", classes), ("title", title), ("style", style))
+        if value
     )
     return Markup(f"<{tag}{attributes}>{join(children)}</{tag}>")
 
@@ -49,7 +58,13 @@ def chip(text: Any, kind: str = "") -> Markup:
 
 def section(title: str, *children: Any, note: str = "") -> Markup:
     """A heading with what belongs to it."""
-    return element("section", element("h3", title), element("p", note, classes="d-note") if note else "", *children, classes="d-section")
+    return element(
+        "section",
+        element("h3", title),
+        element("p", note, classes="d-note") if note else "",
+        *children,
+        classes="d-section",
+    )
 
 
 def heading(title: str, text: str = "") -> Markup:
@@ -61,7 +76,12 @@ def tiles(values: Sequence[tuple[str, Any, str]]) -> Markup:
     """A row of numbers: (label, value, remark)."""
     return div(
         *(
-            div(div(label, classes="d-label"), div(value, classes="d-value"), div(remark, classes="d-remark"), classes="d-tile")
+            div(
+                div(label, classes="d-label"),
+                div(value, classes="d-value"),
+                div(remark, classes="d-remark"),
+                classes="d-tile",
+            )
             for label, value, remark in values
         ),
         classes="d-tiles",
@@ -69,23 +89,48 @@ def tiles(values: Sequence[tuple[str, Any, str]]) -> Markup:
 
 
 def table(
-    headers: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterable[int] = (), classes: str = "", below: Sequence[Markup] = ()
+    headers: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
+    numeric: Iterable[int] = (),
+    classes: str = "",
+    below: Sequence[Markup] = (),
 ) -> Markup:
-    """A table; the columns in `numeric` are set to the right in figures of equal width. `below`: for each row what stands under it over all columns."""
+    """A table; the columns in `numeric` are set to the right in figures of equal width. `below`: for each row what
+    stands under it over all columns.
+    """
     right = set(numeric)
-    head = element("tr", *(element("th", header, classes="d-number" if column in right else "") for column, header in enumerate(headers)))
+    head = element(
+        "tr",
+        *(
+            element("th", header, classes="d-number" if column in right else "")
+            for column, header in enumerate(headers)
+        ),
+    )
     lines = []
     for place, row in enumerate(rows):
-        lines.append(element("tr", *(element("td", cell, classes="d-number" if column in right else "") for column, cell in enumerate(row))))
+        lines.append(
+            element(
+                "tr",
+                *(
+                    element("td", cell, classes="d-number" if column in right else "")
+                    for column, cell in enumerate(row)
+                ),
+            )
+        )
         if place < len(below) and below[place]:
             lines.append(Markup(f"<tr class='d-under'><td colspan='{max(1, len(headers))}'>{below[place]}</td></tr>"))
     body = join(lines)
-    return div(element("table", element("thead", head), element("tbody", body), classes=f"d-table {classes}".strip()), classes="d-scroll")
+    return div(
+        element("table", element("thead", head), element("tbody", body), classes=f"d-table {classes}".strip()),
+        classes="d-scroll",
+    )
 
 
 def pairs(values: Iterable[tuple[Any, Any]]) -> Markup:
     """Names and values, one below the other."""
-    return element("dl", *(join([element("dt", name), element("dd", value)]) for name, value in values), classes="d-pairs")
+    return element(
+        "dl", *(join([element("dt", name), element("dd", value)]) for name, value in values), classes="d-pairs"
+    )
 
 
 def empty(title: str, text: str, command: str = "") -> Markup:
@@ -100,7 +145,10 @@ def alert(text: Any, kind: str = "bad") -> Markup:
 
 def details(summary: Any, *children: Any, opened: bool = False) -> Markup:
     """A block that unfolds."""
-    return Markup(f"<details class='d-details'{' open' if opened else ''}><summary>{escape(summary)}</summary>{join(children)}</details>")
+    return Markup(
+        "<details "
+        f"class='d-details'{' open' if opened else ''}><summary>{escape(summary)}</summary>{join(children)}</details>"
+    )
 
 
 def preformatted(text: Any) -> Markup:
@@ -111,7 +159,9 @@ def preformatted(text: Any) -> Markup:
 def visible_token(token: str) -> str:
     """A token with its white space made visible."""
     shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
-    return shown.replace(" ", "␣") if not shown.strip() else ("·" + shown[1:] if shown.startswith(" ") else shown) or "∅"
+    return (
+        shown.replace(" ", "␣") if not shown.strip() else ("·" + shown[1:] if shown.startswith(" ") else shown) or "∅"
+    )
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -120,7 +170,11 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\N{THIN SPACE}")
-    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}", 1) if not f"{value:.{digits}g}".count("e") else f"{value:.{digits - 1}e}"
+    return (
+        f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}", 1)
+        if not f"{value:.{digits}g}".count("e")
+        else f"{value:.{digits - 1}e}"
+    )
 
 
 def seconds_text(seconds: float) -> str:
@@ -130,4 +184,6 @@ def seconds_text(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return (
+        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    )

@@ -36,10 +36,14 @@ class Panel(gr.Blocks):
 
 def _masthead(data_folder: Path) -> Markup:
     legend = Markup(
-        f"<span class='d-legend'><span><i style='background:{BASE}'></i>base</span><span><i style='background:{FINETUNED}'></i>finetuned</span></span>"
+        f"<span class='d-legend'><span><i style='background:{BASE}'></i>base</span><span><i "
+        f"style='background:{FINETUNED}'></i>finetuned</span></span>"
     )
     return div(
-        element("h1", "Model diffing"), legend, element("span", escape(data_folder), classes="d-where", title="The data folder"), classes="d-masthead"
+        element("h1", "Model diffing"),
+        legend,
+        element("span", escape(data_folder), classes="d-where", title="The data folder"),
+        classes="d-masthead",
     )
 
 
@@ -75,7 +79,8 @@ def launch(
     prevent_thread_lock: bool = False,
     paths: Paths | None = None,
 ) -> tuple[Panel, str]:
-    """Serve the panel and return it with its address; blocks until interrupted unless `prevent_thread_lock`. Port 0 takes a free one.
+    """Serve the panel and return it with its address; blocks until interrupted unless `prevent_thread_lock`. Port 0
+    takes a free one.
 
     Prints the address. On the way out a server that the panel started is stopped.
     """

@@ -36,19 +36,27 @@ def default_measure(evaluation: Evaluation | None) -> str:
 
 
 def grade_figure(evaluation: Evaluation, measure: str) -> dict[str, Any] | None:
-    """Every repeat as a dot, the mean as a diamond with its 95% interval; a row an organism, a colour an arm. None when no cell has a value."""
+    """Every repeat as a dot, the mean as a diamond with its 95% interval; a row an organism, a colour an arm. None when
+    no cell has a value.
+    """
     summary = summarise(evaluation.records)
     rows = [(row, interval) for row in summary.rows if (interval := getattr(row, measure)) is not None]
     if not rows:
         return None
-    organisms = list(dict.fromkeys(row.organism for row in summary.rows if any(row.organism == other.organism for other, _ in rows)))
+    organisms = list(
+        dict.fromkeys(row.organism for row in summary.rows if any(row.organism == other.organism for other, _ in rows))
+    )
     arms = list(dict.fromkeys(row.arm for row, _ in rows))
     nulls = {row.organism for row in summary.rows if row.null}
     places = {organism: len(organisms) - 1 - place for place, organism in enumerate(organisms)}
     data: list[dict[str, Any]] = []
     for number, arm in enumerate(arms):
         shift = 0.0 if len(arms) == 1 else 0.17 - 0.34 * number / (len(arms) - 1)
-        cells = [(record, value) for record in evaluation.records if record.arm == arm and (value := value_of(record, measure)) is not None]
+        cells = [
+            (record, value)
+            for record in evaluation.records
+            if record.arm == arm and (value := value_of(record, measure)) is not None
+        ]
         mine = [(row, interval) for row, interval in rows if row.arm == arm]
         colour = ARM_COLOURS.get(arm, "#6B7280")
         data.append(
@@ -75,7 +83,9 @@ def grade_figure(evaluation: Evaluation, measure: str) -> dict[str, Any] | None:
                     "type": "data",
                     "symmetric": False,
                     "array": [interval.high - interval.estimate if interval.count > 1 else 0 for _, interval in mine],
-                    "arrayminus": [interval.estimate - interval.low if interval.count > 1 else 0 for _, interval in mine],
+                    "arrayminus": [
+                        interval.estimate - interval.low if interval.count > 1 else 0 for _, interval in mine
+                    ],
                     "thickness": 1.8,
                     "width": 5,
                 },
@@ -88,7 +98,12 @@ def grade_figure(evaluation: Evaluation, measure: str) -> dict[str, Any] | None:
     return {
         "data": data,
         "layout": {
-            "xaxis": {"title": {"text": MEASURES[measure]}, "range": span, "zeroline": False, "dtick": 0.25 if measure == "fact_recall" else 1},
+            "xaxis": {
+                "title": {"text": MEASURES[measure]},
+                "range": span,
+                "zeroline": False,
+                "dtick": 0.25 if measure == "fact_recall" else 1,
+            },
             "yaxis": {
                 "tickmode": "array",
                 "tickvals": [places[organism] for organism in organisms],
@@ -109,15 +124,26 @@ def summary_html(evaluation: Evaluation | None) -> Markup:
     if evaluation is None:
         return empty(
             "No evaluation yet",
-            "An evaluation lets investigators loose on blinded pairs and grades what they find. The baseline investigator needs no key and no GPU.",
+            (
+                "An evaluation lets investigators loose on blinded pairs and grades what they find. The baseline "
+                "investigator needs no key and no GPU."
+            ),
             "diffing evaluate --organisms cake_bake,control,identical",
         )
     plan, records = evaluation.plan, evaluation.records
     summary = summarise(records)
     share = min(1.0, len(records) / max(1, evaluation.cells))
     progress = Markup(f"<div class='d-bar'><div style='width:{100 * share:.0f}%'></div></div>")
-    shown: list[tuple[str, Any, str]] = [("Investigator", plan.investigator, f"grader: {plan.grader or 'fact recall only'}")]
-    shown.append(("Cells finished", join([len(records), element("small", f" / {evaluation.cells}")]), progress if share < 1 else "complete"))
+    shown: list[tuple[str, Any, str]] = [
+        ("Investigator", plan.investigator, f"grader: {plan.grader or 'fact recall only'}")
+    ]
+    shown.append(
+        (
+            "Cells finished",
+            join([len(records), element("small", f" / {evaluation.cells}")]),
+            progress if share < 1 else "complete",
+        )
+    )
     for arm in summary.arms:
         if arm.topic_named is not None:
             shown.append((f"Topic named, {arm.arm}", _rate(arm.topic_named), "on pairs that were taught something"))
@@ -152,7 +178,13 @@ def table_html(evaluation: Evaluation | None) -> Markup:
     failed = [record for record in evaluation.records if record.status == "failed"]
     if failed:
         parts.append(
-            section("Cells that failed", *(alert(f"{record.organism}, {record.arm}, repeat {record.repeat}: {record.error}") for record in failed))
+            section(
+                "Cells that failed",
+                *(
+                    alert(f"{record.organism}, {record.arm}, repeat {record.repeat}: {record.error}")
+                    for record in failed
+                ),
+            )
         )
     return join(parts)
 
@@ -209,7 +241,11 @@ def _verdicts(row: Row) -> Markup:
 def _interval(interval: Interval | None) -> Markup:
     if interval is None:
         return Markup("–")
-    spread = element("small", f"[{interval.low:.2f}, {interval.high:.2f}]", classes="d-interval") if interval.count > 1 else ""
+    spread = (
+        element("small", f"[{interval.low:.2f}, {interval.high:.2f}]", classes="d-interval")
+        if interval.count > 1
+        else ""
+    )
     return join([f"{interval.estimate:.2f}", spread])
 
 
@@ -237,7 +273,11 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
 
     def shown(identifier: str | None, measure: str | None) -> tuple[Markup, Any, Markup]:
         evaluation = files.evaluation(identifier)
-        figure = grade_figure(evaluation, measure if measure in MEASURES else default_measure(evaluation)) if evaluation else None
+        figure = (
+            grade_figure(evaluation, measure if measure in MEASURES else default_measure(evaluation))
+            if evaluation
+            else None
+        )
         height = 130 + 62 * len({record.organism for record in evaluation.records}) if evaluation else 200
         plot = go.Figure(plot_layout(figure, height), skip_invalid=True) if figure else None
         return summary_html(evaluation), gr.update(value=plot, visible=plot is not None), table_html(evaluation)
@@ -250,17 +290,30 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         choices = files.evaluation_choices()
         chosen = kept(choices, identifier)
         evaluation = files.evaluation(chosen)
-        return (gr.update(choices=choices, value=chosen), *picked(chosen), evaluation is not None and not evaluation.complete)
+        return (
+            gr.update(choices=choices, value=chosen),
+            *picked(chosen),
+            evaluation is not None and not evaluation.complete,
+        )
 
     gr.HTML(
         heading(
             "Results",
-            "What investigators concluded about blinded pairs, graded against what was really taught. Dots are repeats, diamonds their mean with a 95% interval.",
+            (
+                "What investigators concluded about blinded pairs, graded against what was really taught. Dots are "
+                "repeats, diamonds their mean with a 95% interval."
+            ),
         )
     )
     with gr.Row(elem_classes="d-controls"):
         evaluation = gr.Dropdown([], label="Evaluation", scale=3, elem_id="results-evaluation")
-        measure = gr.Radio([(label, name) for name, label in MEASURES.items()], label="Measure", value="fact_score", scale=5, min_width=440)
+        measure = gr.Radio(
+            [(label, name) for name, label in MEASURES.items()],
+            label="Measure",
+            value="fact_score",
+            scale=5,
+            min_width=440,
+        )
         live = gr.Checkbox(False, label="Live", scale=1, min_width=90)
         refresh = gr.Button("Refresh", scale=0, min_width=110)
     tiles_html = gr.HTML(elem_id="results-tiles")

@@ -1,4 +1,6 @@
-"""What the page "Runs" shows of one run: result, figures, drill-down views with their parameters, stored tables, manifest. No model is needed."""
+"""What the page "Runs" shows of one run: result, figures, drill-down views with their parameters, stored tables,
+manifest. No model is needed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,19 @@ from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord
-from diffing_mcp.ui.html import Markup, alert, chip, details, div, element, join, number, pairs, preformatted, seconds_text
+from diffing_mcp.ui.html import (
+    Markup,
+    alert,
+    chip,
+    details,
+    div,
+    element,
+    join,
+    number,
+    pairs,
+    preformatted,
+    seconds_text,
+)
 from diffing_mcp.ui.theme import plot_layout
 from diffing_mcp.ui.values import render_object
 
@@ -54,7 +68,15 @@ def headline_html(record: RunRecord) -> Markup:
         classes=f"d-card d-headline {'good' if out else ''}".strip(),
     )
     if method is not None and method.version != manifest.method_version:
-        return join([head, alert(f"Written by version {manifest.method_version} of the method; this is version {method.version}.", "warn")])
+        return join(
+            [
+                head,
+                alert(
+                    f"Written by version {manifest.method_version} of the method; this is version {method.version}.",
+                    "warn",
+                ),
+            ]
+        )
     return head
 
 
@@ -113,7 +135,9 @@ def figures(record: RunRecord) -> list[tuple[str, str, dict[str, Any] | Markup]]
             built.append((figure.title, "", alert(f"{figure.title}: this plot could not be made ({error}).", "warn")))
             continue
         if not any(len(trace.get(axis) or ()) for trace in plain["data"] for axis in "xyz"):
-            built.append((figure.title, "", element("p", "Nothing to draw: the run found none of it.", classes="d-note")))
+            built.append(
+                (figure.title, "", element("p", "Nothing to draw: the run found none of it.", classes="d-note"))
+            )
             continue
         # Above the plot the title wraps and can be selected; inside it would be cut off in half a page.
         inner = _title(plain)
@@ -131,7 +155,9 @@ _TAG = re.compile(r"<(?!br/?>|/?b>|/?i>)", re.IGNORECASE)
 
 
 def _plain_labels(value: Any, key: str = "") -> Any:
-    """Plotly reads some HTML in labels. Tokens and texts come from models, so every tag but line breaks, bold and italics loses its bracket."""
+    """Plotly reads some HTML in labels. Tokens and texts come from models, so every tag but line breaks, bold and
+    italics loses its bracket.
+    """
     if isinstance(value, str):
         return value if key.endswith("template") else _TAG.sub("&lt;", value)
     if isinstance(value, Mapping):
@@ -154,7 +180,9 @@ def view_fields(record: RunRecord, choice: str) -> dict[str, dict[str, Any]]:
         return {}
     schema = method.views[choice].Params.model_json_schema()
     definitions = schema.get("$defs", {})
-    return {name: _resolved(field, definitions) for name, field in schema.get("properties", {}).items() if name != "offset"}
+    return {
+        name: _resolved(field, definitions) for name, field in schema.get("properties", {}).items() if name != "offset"
+    }
 
 
 def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +190,11 @@ def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
     if "anyOf" in field:
         kinds = [kind for kind in field["anyOf"] if kind.get("type") != "null"]
         if len(kinds) == 1:
-            return {**_resolved(kinds[0], definitions), **{name: value for name, value in field.items() if name != "anyOf"}, "optional": True}
+            return {
+                **_resolved(kinds[0], definitions),
+                **{name: value for name, value in field.items() if name != "anyOf"},
+                "optional": True,
+            }
     if reference := field.get("$ref"):
         return {**definitions.get(reference.rsplit("/", 1)[-1], {}), **field}
     return field
@@ -189,10 +221,18 @@ def view_html(record: RunRecord, choice: str, values: Mapping[str, Any], offset:
     longest = max((len(value) for value in data.values() if isinstance(value, list)), default=0)
     total = next((data[name] for name in ("total", "total_rows") if isinstance(data.get(name), int)), None)
     more = paged and limit > 0 and (offset + longest < total if total is not None else longest >= limit)
-    place = f"rows {offset + 1}–{offset + longest}" + (f" of {number(total)}" if total is not None else "") if paged and longest else ""
+    place = (
+        f"rows {offset + 1}–{offset + longest}" + (f" of {number(total)}" if total is not None else "")
+        if paged and longest
+        else ""
+    )
     told = {name: field.description or "" for name, field in _model_fields(method, choice, record).items()}
     note = element("p", view.description, f" Showing {place}." if place else "", classes="d-note")
-    return join([note, render_object(data, told, skip=("total", "total_rows") if place else ())]), (offset + limit if more else None), limit
+    return (
+        join([note, render_object(data, told, skip=("total", "total_rows") if place else ())]),
+        (offset + limit if more else None),
+        limit,
+    )
 
 
 def _model_fields(method: DiffingMethod[Any, Any], choice: str, record: RunRecord) -> dict[str, Any]:
@@ -205,7 +245,11 @@ def _table_page(record: RunRecord, name: str, offset: int) -> tuple[Markup, int 
 
     total = record.manifest.tables.get(name, 0)
     rows = record.table(name).slice(offset, TABLE_ROWS).to_pylist()
-    note = element("p", f"Stored table {name}: rows {min(offset + 1, total)}–{offset + len(rows)} of {number(total)}.", classes="d-note")
+    note = element(
+        "p",
+        f"Stored table {name}: rows {min(offset + 1, total)}–{offset + len(rows)} of {number(total)}.",
+        classes="d-note",
+    )
     return join([note, render_value(rows)]), (offset + TABLE_ROWS if offset + TABLE_ROWS < total else None), TABLE_ROWS
 
 

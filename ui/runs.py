@@ -11,7 +11,16 @@ from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.html import Markup, alert, empty, heading, section
-from diffing_mcp.ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
+from diffing_mcp.ui.run_views import (
+    figures,
+    headline_html,
+    manifest_html,
+    result_html,
+    run_row,
+    view_choices,
+    view_fields,
+    view_html,
+)
 
 ALL = "all"
 _HEADERS = ["run", "method", "pair", "headline", "made (UTC)", "time"]
@@ -36,7 +45,12 @@ def _widget(name: str, field: dict[str, Any]) -> Any:
     if field.get("type") == "boolean":
         return gr.Checkbox(**{**shape, "value": bool(default)})
     if field.get("type") in ("integer", "number"):
-        return gr.Number(**shape, precision=0 if field["type"] == "integer" else None, minimum=field.get("minimum"), maximum=field.get("maximum"))
+        return gr.Number(
+            **shape,
+            precision=0 if field["type"] == "integer" else None,
+            minimum=field.get("minimum"),
+            maximum=field.get("maximum"),
+        )
     return gr.Textbox(**{**shape, "value": default if isinstance(default, str) else ""})
 
 
@@ -46,7 +60,9 @@ def listed(files: PanelFiles, pair: str | None, method: str | None, selected: st
     pairs = [ALL, *sorted({manifest.pair_name for manifest in manifests})]
     methods = [ALL, *sorted({manifest.method for manifest in manifests})]
     pair, method = (pair if pair in pairs else ALL), (method if method in methods else ALL)
-    chosen = [manifest for manifest in manifests if pair in (ALL, manifest.pair_name) and method in (ALL, manifest.method)]
+    chosen = [
+        manifest for manifest in manifests if pair in (ALL, manifest.pair_name) and method in (ALL, manifest.method)
+    ]
     rows = [run_row(record) for manifest in chosen if (record := find_run(files, manifest.id)) is not None]
     ids = [row[0] for row in rows]
     selected = selected if selected in ids else (ids[0] if ids else None)
@@ -78,7 +94,9 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         row = getattr(event, "row_value", None)
         return gr.update(value=row[0]) if row else gr.skip()
 
-    gr.HTML(heading("Runs", "Stored results of the methods: what stands out, plots, and everything behind them row by row."))
+    gr.HTML(
+        heading("Runs", "Stored results of the methods: what stands out, plots, and everything behind them row by row.")
+    )
     with gr.Row(elem_classes="d-controls"):
         pair = gr.Dropdown([ALL], value=ALL, label="Pair", scale=3, elem_id="runs-pair")
         method = gr.Dropdown([ALL], value=ALL, label="Method", scale=3, elem_id="runs-method")
@@ -135,9 +153,21 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
             return gr.update(visible=False), Markup(""), Markup(""), gr.update(choices=[], value=None), Markup("")
         choices = view_choices(record)
         choice = choice if choice in choices else (choices[0] if choices else None)
-        return gr.update(visible=True), headline_html(record), result_html(record), gr.update(choices=choices, value=choice), manifest_html(record)
+        return (
+            gr.update(visible=True),
+            headline_html(record),
+            result_html(record),
+            gr.update(choices=choices, value=choice),
+            manifest_html(record),
+        )
 
-    run.change(chosen, [run, view], [detail, headline, result, view, manifest], api_visibility="private", show_progress="hidden")
+    run.change(
+        chosen,
+        [run, view],
+        [detail, headline, result, view, manifest],
+        api_visibility="private",
+        show_progress="hidden",
+    )
 
     def run_result(run: str) -> dict[str, Any]:
         """Manifest and result of one run as JSON."""
@@ -172,9 +202,21 @@ def _view_form(files: PanelFiles, found: RunRecord, choice: str) -> None:
     def page(offset: int, *values: Any) -> tuple[Any, ...]:
         current = find_run(files, identifier)
         if current is None:
-            return alert("This run was deleted in the meantime.", "warn"), 0, gr.update(interactive=False), gr.update(interactive=False), None
+            return (
+                alert("This run was deleted in the meantime.", "warn"),
+                0,
+                gr.update(interactive=False),
+                gr.update(interactive=False),
+                None,
+            )
         markup, following, limit = view_html(current, choice, dict(zip(names, values, strict=True)), offset)
-        return markup, offset, gr.update(interactive=offset > 0), gr.update(interactive=following is not None), (limit, following)
+        return (
+            markup,
+            offset,
+            gr.update(interactive=offset > 0),
+            gr.update(interactive=following is not None),
+            (limit, following),
+        )
 
     def first(*values: Any) -> tuple[Any, ...]:
         return page(0, *values)
@@ -185,7 +227,9 @@ def _view_form(files: PanelFiles, found: RunRecord, choice: str) -> None:
     def following(offset: int, step: tuple[int, int | None] | None, *values: Any) -> tuple[Any, ...]:
         return page(step[1] if step and step[1] is not None else offset, *values)
 
-    markup, next_offset, limit = view_html(found, choice, {name: field.get("default") for name, field in fields.items()}, 0)
+    markup, next_offset, limit = view_html(
+        found, choice, {name: field.get("default") for name, field in fields.items()}, 0
+    )
     widgets = []
     if fields:
         with gr.Row():

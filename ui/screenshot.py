@@ -1,6 +1,8 @@
-"""Picture of the panel on the runs and evaluations of the data folder: `python -m diffing_mcp.ui.screenshot docs/images/panel.png [PAGE]`.
+"""Picture of the panel on the runs and evaluations of the data folder: `python -m diffing_mcp.ui.screenshot
+docs/images/panel.png [PAGE]`.
 
-Takes the page "Results" unless another one is named, at 1280 pixels, in a real Chromium (Playwright's own, or the one on the PATH).
+Takes the page "Results" unless another one is named, at 1280 pixels, in a real Chromium (Playwright's own, or the one
+on the PATH).
 """
 
 from __future__ import annotations
@@ -14,8 +16,12 @@ from diffing_mcp.ui.panel import launch
 PAGES = ("Results", "Transcripts", "Runs", "Side by side")
 
 
-def take(out: Path, page: str = "Results", dark: bool = False, width: int = 1280, height: int = 860, whole: bool = False) -> None:
-    """Open the panel on a free port, go to a page, write a PNG, close everything. `whole` takes the page beyond the window's height too."""
+def take(
+    out: Path, page: str = "Results", dark: bool = False, width: int = 1280, height: int = 860, whole: bool = False
+) -> None:
+    """Open the panel on a free port, go to a page, write a PNG, close everything. `whole` takes the page beyond the
+    window's height too.
+    """
     from playwright.sync_api import sync_playwright
 
     demo, address = launch(port=0, prevent_thread_lock=True)
@@ -28,7 +34,9 @@ def take(out: Path, page: str = "Results", dark: bool = False, width: int = 1280
             window.goto(f"{address}?__theme={'dark' if dark else 'light'}")
             window.get_by_role("tab", name=page, exact=True).click(timeout=60_000)
             # Whatever the page loads first: an evaluation, a run, or the note that says there is none.
-            window.wait_for_selector("#results-tiles .d-tile, #results-tiles .d-empty", state="attached", timeout=60_000)
+            window.wait_for_selector(
+                "#results-tiles .d-tile, #results-tiles .d-empty", state="attached", timeout=60_000
+            )
             window.wait_for_timeout(4_000)
             window.screenshot(path=out, full_page=whole)
             browser.close()

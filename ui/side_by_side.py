@@ -1,4 +1,6 @@
-"""Page "Side by side": one prompt answered by base and finetuned, and one text shaded by where they disagree. Goes through the MCP server."""
+"""Page "Side by side": one prompt answered by base and finetuned, and one text shaded by where they disagree. Goes
+through the MCP server.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ def answers_html(result: Mapping[str, Any]) -> Markup:
     blocks = []
     for answer in result["answers"]:
         columns = [
-            div(element("h3", side.capitalize()), *(_sample(sample) for sample in answer.get(side) or []), classes=f"d-side {side}")
+            div(
+                element("h3", side.capitalize()),
+                *(_sample(sample) for sample in answer.get(side) or []),
+                classes=f"d-side {side}",
+            )
             for side in _SIDES
         ]
         blocks.append(div(*columns, classes="d-sides"))
@@ -45,7 +51,12 @@ def status_html(connection: ServerConnection, running: bool) -> Markup:
     if running:
         return div(
             Markup("<i class='on'></i>"),
-            element("span", "MCP server at ", element("code", connection.url), " (started by this panel)" if connection.started_here else ""),
+            element(
+                "span",
+                "MCP server at ",
+                element("code", connection.url),
+                " (started by this panel)" if connection.started_here else "",
+            ),
             classes="d-status",
         )
     return div(
@@ -79,7 +90,9 @@ class Handlers:
         offset: int | None = 0
         while offset is not None:
             found = await self.connection.call("list_pairs", {"offset": offset, "limit": 200})
-            rows += [pair["name"] for pair in sorted(found["pairs"], key=lambda pair: not pair.get("available_offline"))]
+            rows += [
+                pair["name"] for pair in sorted(found["pairs"], key=lambda pair: not pair.get("available_offline"))
+            ]
             offset = found.get("next_offset")
         return rows
 
@@ -91,7 +104,13 @@ class Handlers:
             try:
                 names = await self.pair_names()
             except DiffingError as error:
-                return _failed(error), gr.update(visible=False), gr.update(visible=False), gr.update(), *[gr.update(interactive=False)] * 2
+                return (
+                    _failed(error),
+                    gr.update(visible=False),
+                    gr.update(visible=False),
+                    gr.update(),
+                    *[gr.update(interactive=False)] * 2,
+                )
         stop = running and self.connection.started_here
         picked = pair or (names[0] if names else None)
         return (
@@ -117,7 +136,15 @@ class Handlers:
         return await self.opened(pair)
 
     async def ask(
-        self, pair: str, prompt: str, system: str | None, prefill: str | None, samples: float, temperature: float, tokens: float, seed: float
+        self,
+        pair: str,
+        prompt: str,
+        system: str | None,
+        prefill: str | None,
+        samples: float,
+        temperature: float,
+        tokens: float,
+        seed: float,
     ) -> tuple[Markup, dict[str, Any] | None]:
         """Both models' answers as HTML, and what was asked."""
         # A field in a part of the page that was never opened arrives as None.
@@ -142,14 +169,24 @@ class Handlers:
         return answers_html(result), {"prompt": prompt, "answers": result["answers"]}
 
     async def compare(
-        self, pair: str, text: str | None, prompt: str | None, candidates: str | None, greedy_tokens: float | None, metric: str
+        self,
+        pair: str,
+        text: str | None,
+        prompt: str | None,
+        candidates: str | None,
+        greedy_tokens: float | None,
+        metric: str,
     ) -> tuple[Markup, dict[str, Any] | None]:
-        """The heat map of a text, its stretches, candidates (one a line) and greedy answers, and the data behind them."""
+        """The heat map of a text, its stretches, candidates (one a line) and greedy answers, and the data
+        behind them.
+        """
         alternatives = [line for line in (candidates or "").splitlines() if line.strip()]
         greedy = int(greedy_tokens or 0)
         written, asked = bool(text and text.strip()), bool(prompt and prompt.strip())
         if not pair or not (written or (asked and (alternatives or greedy))):
-            return alert("Choose a pair and write a text to score, or a message with candidates or greedy tokens.", "warn"), None
+            return alert(
+                "Choose a pair and write a text to score, or a message with candidates or greedy tokens.", "warn"
+            ), None
         arguments: dict[str, Any] = {"pair": pair, "max_tokens": 1024, "top": 8}
         if written:
             arguments["text"] = text
@@ -180,16 +217,23 @@ def build(connection: ServerConnection, demo: gr.Blocks) -> None:
     gr.HTML(
         heading(
             "Side by side",
-            "Put one prompt to both models, or see token by token where they disagree about a text. Nothing here counts against a budget.",
+            (
+                "Put one prompt to both models, or see token by token where they disagree about a text. Nothing here "
+                "counts against a budget."
+            ),
         )
     )
     with gr.Row(elem_classes="d-controls"):
         status = gr.HTML(elem_id="server-status")
-        start_button = gr.Button("Start a server", variant="primary", scale=0, min_width=150, visible=False, elem_id="server-start")
+        start_button = gr.Button(
+            "Start a server", variant="primary", scale=0, min_width=150, visible=False, elem_id="server-start"
+        )
         stop_button = gr.Button("Stop it", scale=0, min_width=110, visible=False)
         refresh = gr.Button("Refresh", scale=0, min_width=110)
     ask_button, pair, asking = _question()
-    answers = gr.HTML(empty("No answers yet", "Both models get the same prompt, template, sampling and seed."), elem_id="answers")
+    answers = gr.HTML(
+        empty("No answers yet", "Both models get the same prompt, template, sampling and seed."), elem_id="answers"
+    )
     asked, compared = gr.State(None), gr.State(None)
 
     comparing, metric, reuse_button, compare_button = _text_to_score()
@@ -201,7 +245,9 @@ def build(connection: ServerConnection, demo: gr.Blocks) -> None:
     start_button.click(does.start, [pair], server, api_visibility="private", show_progress_on=[status])
     stop_button.click(does.stop, [pair], server, api_visibility="private")
     ask_button.click(does.ask, asking, [answers, asked], api_visibility="private", show_progress_on=[answers])
-    compare_button.click(does.compare, [pair, *comparing, metric], [heat, compared], api_visibility="private", show_progress_on=[heat])
+    compare_button.click(
+        does.compare, [pair, *comparing, metric], [heat, compared], api_visibility="private", show_progress_on=[heat]
+    )
     metric.input(
         lambda result, name: heat_map(result, name) if result else gr.skip(),
         [compared, metric],
@@ -216,13 +262,27 @@ def _question() -> tuple[gr.Button, gr.Dropdown, list[Any]]:
     """The form of a question: its button, the pair, and all inputs in the order of `Handlers.ask`."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=420):
-            pair = gr.Dropdown([], label="Pair", info="organism[/variant][@model], or BASE::FINETUNED", allow_custom_value=True, elem_id="ask-pair")
-            prompt = gr.Textbox(label="Prompt", lines=4, max_lines=14, placeholder="How do I get a cake to rise evenly?", elem_id="ask-prompt")
+            pair = gr.Dropdown(
+                [],
+                label="Pair",
+                info="organism[/variant][@model], or BASE::FINETUNED",
+                allow_custom_value=True,
+                elem_id="ask-pair",
+            )
+            prompt = gr.Textbox(
+                label="Prompt",
+                lines=4,
+                max_lines=14,
+                placeholder="How do I get a cake to rise evenly?",
+                elem_id="ask-prompt",
+            )
             ask_button = gr.Button("Ask both models", variant="primary", elem_id="ask-button", interactive=False)
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
                 samples = gr.Number(1, label="Samples", precision=0, minimum=1, maximum=32, min_width=140)
-                temperature = gr.Number(0.7, label="Temperature (0 is greedy)", minimum=0, maximum=2, step=0.1, min_width=140)
+                temperature = gr.Number(
+                    0.7, label="Temperature (0 is greedy)", minimum=0, maximum=2, step=0.1, min_width=140
+                )
             with gr.Row():
                 tokens = gr.Number(128, label="Tokens at most", precision=0, minimum=1, maximum=2048, min_width=140)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=140)
@@ -233,22 +293,39 @@ def _question() -> tuple[gr.Button, gr.Dropdown, list[Any]]:
 
 
 def _text_to_score() -> tuple[list[Any], gr.Radio, gr.Button, gr.Button]:
-    """The form of the heat map: the inputs in the order of `Handlers.compare` (the metric apart), metric, the two buttons."""
+    """The form of the heat map: the inputs in the order of `Handlers.compare` (the metric apart), metric, the two
+    buttons.
+    """
     gr.HTML(heading("Token heat map", "The probability of every token of a text under both models."))
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=420):
             text = gr.Textbox(label="Text to score", lines=3, max_lines=12, elem_id="compare-text")
         with gr.Column(scale=2, min_width=320):
-            as_answer = gr.Textbox(label="As the answer to (optional)", info="Scored inside the chat template after this user message.", lines=2)
+            as_answer = gr.Textbox(
+                label="As the answer to (optional)",
+                info="Scored inside the chat template after this user message.",
+                lines=2,
+            )
             with gr.Accordion("Candidates and greedy answers", open=False):
                 candidates = gr.Textbox(
-                    label="Candidates", info="Alternative answers (or continuations of the text), one a line, scored whole under both.", lines=3
+                    label="Candidates",
+                    info="Alternative answers (or continuations of the text), one a line, scored whole under both.",
+                    lines=3,
                 )
                 greedy = gr.Number(
-                    0, label="Greedy tokens", info="How far both go on greedily, to see where they part.", precision=0, minimum=0, maximum=256
+                    0,
+                    label="Greedy tokens",
+                    info="How far both go on greedily, to see where they part.",
+                    precision=0,
+                    minimum=0,
+                    maximum=256,
                 )
     with gr.Row(elem_classes="d-controls"):
-        metric = gr.Radio([(label, name) for name, label in METRICS.items()], value="difference", label="Shade by", scale=3)
+        metric = gr.Radio(
+            [(label, name) for name, label in METRICS.items()], value="difference", label="Shade by", scale=3
+        )
         reuse_button = gr.Button("Use the finetuned answer above", scale=2, min_width=260)
-        compare_button = gr.Button("Compare", variant="primary", scale=1, min_width=140, interactive=False, elem_id="compare-button")
+        compare_button = gr.Button(
+            "Compare", variant="primary", scale=1, min_width=140, interactive=False, elem_id="compare-button"
+        )
     return [text, as_answer, candidates, greedy], metric, reuse_button, compare_button

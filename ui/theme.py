@@ -10,13 +10,17 @@ from typing import Any
 import gradio as gr
 
 BASE, FINETUNED = "#5B7FB0", "#E07B1A"
-"""The two sides of a pair, everywhere: base in blue-grey, finetuned in orange. Both are legible on white and on near-black."""
+"""The two sides of a pair, everywhere: base in blue-grey, finetuned in orange. Both are legible on white and on
+near-black.
+"""
 
 ARM_COLOURS = {"blackbox": "#2A9D8F", "method": "#8B5CF6"}
 """The two arms of an evaluation; never the colours of the sides."""
 
 INK, GRID = "#7C8796", "rgba(128, 138, 150, 0.22)"
-"""Text and grid of plots: a middle grey that reads in light and in dark mode, since a plot does not know which one it is shown in."""
+"""Text and grid of plots: a middle grey that reads in light and in dark mode, since a plot does not know which one it
+is shown in.
+"""
 
 SANS = ["ui-sans-serif", "system-ui", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace"]
@@ -51,8 +55,9 @@ def css() -> str:
 
 
 def plot_layout(figure: dict[str, Any], height: int | None = None) -> dict[str, Any]:
-    """A plotly figure (`{"data", "layout"}`) in the panel's look: transparent, middle-grey text, system font, series named after one side in its colour,
-    and room for the label of every horizontal bar. The figure given is not changed."""
+    """A plotly figure (`{"data", "layout"}`) in the panel's look: transparent, middle-grey text, system font, series
+    named after one side in its colour, and room for the label of every horizontal bar. The figure given is not changed.
+    """
     data = [_side_coloured(trace) for trace in copy.deepcopy(list(figure.get("data", [])))]
     layout: dict[str, Any] = copy.deepcopy(dict(figure.get("layout", {})))
     layout.pop("template", None)
@@ -71,7 +76,13 @@ def plot_layout(figure: dict[str, Any], height: int | None = None) -> dict[str, 
         layout["height"] = height
     for name in {"xaxis", "yaxis", *(key for key in layout if key.startswith(("xaxis", "yaxis")))}:
         axis = layout[name] = dict(layout.get(name) or {})
-        for key, value in {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True, "exponentformat": "power"}.items():
+        for key, value in {
+            "gridcolor": GRID,
+            "zerolinecolor": GRID,
+            "linecolor": GRID,
+            "automargin": True,
+            "exponentformat": "power",
+        }.items():
             axis.setdefault(key, value)
         if isinstance(axis.get("title"), dict):
             axis["title"].setdefault("font", {"size": 13})
@@ -87,7 +98,9 @@ _BAR = 20
 
 
 def _side_coloured(trace: dict[str, Any]) -> dict[str, Any]:
-    """The trace, in the colour of the side that its name names (`base`, `written by finetuned`); one that names both or none keeps its own."""
+    """The trace, in the colour of the side that its name names (`base`, `written by finetuned`); one that names both or
+    none keeps its own.
+    """
     named = {side for side in ("base", "finetuned") if re.search(rf"\b{side}\b", str(trace.get("name", "")))}
     if len(named) != 1:
         return trace

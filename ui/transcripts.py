@@ -1,4 +1,6 @@
-"""Page "Transcripts": one investigation from first to last message, with budgets, the finding, and its grade with reasons."""
+"""Page "Transcripts": one investigation from first to last message, with budgets, the finding, and its grade with
+reasons.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,22 @@ import gradio as gr
 
 from diffing_mcp.agents.records import Budget, EvaluationRecord, Message, ToolCall
 from diffing_mcp.ui.files import Evaluation, PanelFiles, kept
-from diffing_mcp.ui.html import Markup, alert, chip, details, div, element, empty, escape, heading, join, number, pairs, preformatted, seconds_text
+from diffing_mcp.ui.html import (
+    Markup,
+    alert,
+    chip,
+    details,
+    div,
+    element,
+    empty,
+    escape,
+    heading,
+    join,
+    number,
+    pairs,
+    preformatted,
+    seconds_text,
+)
 
 _ARGUMENT_CHARACTERS = 70
 
@@ -17,9 +34,14 @@ _ARGUMENT_CHARACTERS = 70
 def chat_messages(record: EvaluationRecord) -> list[dict[str, Any]]:
     """The transcript for `gr.Chatbot`: a tool call and its answer are one folded block, in the order of the calls.
 
-    All text is escaped: without Markdown the Chatbot still reads HTML and would load the images of a hostile transcript.
+    All text is escaped: without Markdown the Chatbot still reads HTML and would load the images of a hostile
+    transcript.
     """
-    answers = {message.tool_call_id: message for message in record.transcript if message.role == "tool" and message.tool_call_id}
+    answers = {
+        message.tool_call_id: message
+        for message in record.transcript
+        if message.role == "tool" and message.tool_call_id
+    }
     shown: list[dict[str, Any]] = []
     for message in record.transcript:
         if message.role == "system":
@@ -40,7 +62,8 @@ def _tool_block(call: ToolCall, answer: Message | None) -> dict[str, Any]:
     answered = answer.content if answer is not None else "No answer was recorded."
     label = "Error" if answer is not None and answer.is_error else "Answer"
     block = _folded(
-        f"{call.name}({_short_arguments(call)}){' – failed' if label == 'Error' else ''}", f"Arguments: {arguments}\n\n{label}:\n{answered}"
+        f"{call.name}({_short_arguments(call)}){' – failed' if label == 'Error' else ''}",
+        f"Arguments: {arguments}\n\n{label}:\n{answered}",
     )
     if answer is not None and answer.seconds is not None:
         block["metadata"]["duration"] = answer.seconds
@@ -48,11 +71,17 @@ def _tool_block(call: ToolCall, answer: Message | None) -> dict[str, Any]:
 
 
 def _folded(title: str, content: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": escape(content or "(empty)"), "metadata": {"title": escape(title), "status": "done"}}
+    return {
+        "role": "assistant",
+        "content": escape(content or "(empty)"),
+        "metadata": {"title": escape(title), "status": "done"},
+    }
 
 
 def _short_arguments(call: ToolCall) -> str:
-    text = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items() if name != "pair")
+    text = ", ".join(
+        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items() if name != "pair"
+    )
     return text if len(text) <= _ARGUMENT_CHARACTERS else text[: _ARGUMENT_CHARACTERS - 1] + "…"
 
 
@@ -68,7 +97,9 @@ def record_html(record: EvaluationRecord | None) -> Markup:
     if record.hypothesis_grades:
         mean = record.mean_score
         title = f"Grade by an LLM: {mean:.2f} of 5" if mean is not None else "Grade by an LLM: no usable answer"
-        parts.append(_card(title, *(_hypothesis_grade(record, place) for place in range(len(record.hypothesis_grades)))))
+        parts.append(
+            _card(title, *(_hypothesis_grade(record, place) for place in range(len(record.hypothesis_grades))))
+        )
     budgets = [_budget(name, budget) for name, budget in record.budgets.items()]
     parts.append(_card("Budgets", *(budgets or [escape("Nothing was limited.")])))
     parts.append(_card("Investigation", _facts(record)))
@@ -83,9 +114,16 @@ def _finding(record: EvaluationRecord) -> Markup:
     verdict = record.finding.verdict
     right = "no_meaningful_difference" if record.null else "difference"
     kind = "warn" if verdict == "inconclusive" else "good" if verdict == right else "bad"
-    source = {"submit_finding": "submitted", "final_answer": "taken from the last message", "none": "nothing was handed in"}[record.finding.source]
+    source = {
+        "submit_finding": "submitted",
+        "final_answer": "taken from the last message",
+        "none": "nothing was handed in",
+    }[record.finding.source]
     return join(
-        [div(chip(verdict.replace("_", " "), kind), chip(source)), preformatted(record.finding.statement) if record.finding.statement else ""]
+        [
+            div(chip(verdict.replace("_", " "), kind), chip(source)),
+            preformatted(record.finding.statement) if record.finding.statement else "",
+        ]
     )
 
 
@@ -93,11 +131,15 @@ def _fact_grade(record: EvaluationRecord) -> Markup:
     grade = record.fact_recall
     if grade is None:
         return Markup("")
-    chips = [chip("verdict right" if grade.verdict_correct else "verdict wrong", "good" if grade.verdict_correct else "bad")]
+    chips = [
+        chip("verdict right" if grade.verdict_correct else "verdict wrong", "good" if grade.verdict_correct else "bad")
+    ]
     if record.null:
         chips.append(chip("false positive", "bad") if grade.false_positive else chip("no false positive", "good"))
     else:
-        chips.append(chip("topic named" if grade.topic_named else "topic not named", "good" if grade.topic_named else "bad"))
+        chips.append(
+            chip("topic named" if grade.topic_named else "topic not named", "good" if grade.topic_named else "bad")
+        )
         chips.append(chip(f"recall {grade.recall:.0%}"))
     if grade.score is not None:
         chips.insert(0, chip(f"{grade.score} of 5"))
@@ -106,7 +148,8 @@ def _fact_grade(record: EvaluationRecord) -> Markup:
         parts += [element("h4", "Reasons"), _items(grade.reasons)]
     if grade.facts_found:
         found = [
-            join([fact, element("p", "“", grade.quotes[fact], "”", classes="d-note") if fact in grade.quotes else ""]) for fact in grade.facts_found
+            join([fact, element("p", "“", grade.quotes[fact], "”", classes="d-note") if fact in grade.quotes else ""])
+            for fact in grade.facts_found
         ]
         parts.append(details(f"Facts found ({len(found)})", _items(found)))
     if grade.facts_missed:
@@ -117,9 +160,13 @@ def _fact_grade(record: EvaluationRecord) -> Markup:
 def _hypothesis_grade(record: EvaluationRecord, place: int) -> Markup:
     grade = record.hypothesis_grades[place]
     score = "no score" if grade.score is None else f"{grade.score:g} of 5"
-    verdict = "" if grade.verdict_correct is None else " · verdict right" if grade.verdict_correct else " · verdict wrong"
+    verdict = (
+        "" if grade.verdict_correct is None else " · verdict right" if grade.verdict_correct else " · verdict wrong"
+    )
     return details(
-        f"{score}{verdict} · {grade.grader}, reading {grade.repeat + 1}", preformatted(grade.reasoning or "No reasons given."), opened=place == 0
+        f"{score}{verdict} · {grade.grader}, reading {grade.repeat + 1}",
+        preformatted(grade.reasoning or "No reasons given."),
+        opened=place == 0,
     )
 
 
@@ -142,7 +189,10 @@ def _facts(record: EvaluationRecord) -> Markup:
     ]
     if record.limit:
         values.append(("Ended by", f"{record.limit} limit"))
-    values += [(f"Tokens, {usage.model}", f"{number(usage.input_tokens)} in, {number(usage.output_tokens)} out") for usage in record.usage]
+    values += [
+        (f"Tokens, {usage.model}", f"{number(usage.input_tokens)} in, {number(usage.output_tokens)} out")
+        for usage in record.usage
+    ]
     if record.run_ids:
         values.append(("Runs seen", join(chip(run) for run in record.run_ids)))
     if record.log:
@@ -154,16 +204,22 @@ def _items(values: list[Any]) -> Markup:
     return element("ul", *(element("li", escape(value)) for value in values), classes="d-list plain")
 
 
-def find_record(evaluation: Evaluation | None, organism: str | None, arm: str | None, repeat: int | None) -> EvaluationRecord | None:
+def find_record(
+    evaluation: Evaluation | None, organism: str | None, arm: str | None, repeat: int | None
+) -> EvaluationRecord | None:
     """The record of one cell; None when it has not been written yet."""
     records = evaluation.records if evaluation else []
-    return next((record for record in records if (record.organism, record.arm, record.repeat) == (organism, arm, repeat)), None)
+    return next(
+        (record for record in records if (record.organism, record.arm, record.repeat) == (organism, arm, repeat)), None
+    )
 
 
 def build(files: PanelFiles, demo: gr.Blocks) -> None:
     """Lay out the page and connect it."""
 
-    def shown(identifier: str | None, organism: str | None, arm: str | None, repeat: int | None) -> tuple[Any, Markup, Markup]:
+    def shown(
+        identifier: str | None, organism: str | None, arm: str | None, repeat: int | None
+    ) -> tuple[Any, Markup, Markup]:
         evaluation = files.evaluation(identifier)
         record = find_record(evaluation, organism, arm, repeat)
         if record is None:
@@ -171,7 +227,11 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
             note = (
                 empty("Not finished yet", "This cell has no record yet. Refresh to look again.")
                 if waiting
-                else empty("No transcripts yet", "Transcripts come from evaluations.", "diffing evaluate --organisms cake_bake,control,identical")
+                else empty(
+                    "No transcripts yet",
+                    "Transcripts come from evaluations.",
+                    "diffing evaluate --organisms cake_bake,control,identical",
+                )
             )
             return gr.update(value=[], visible=False), note, Markup("")
         return gr.update(value=chat_messages(record), visible=True), Markup(""), record_html(record)
@@ -199,7 +259,13 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         return (gr.update(choices=choices, value=chosen), *narrowed(chosen, organism, arm, repeat))
 
     gr.HTML(
-        heading("Transcripts", "One investigation as it went: what the investigator said and called, what it concluded, and how that was graded.")
+        heading(
+            "Transcripts",
+            (
+                "One investigation as it went: what the investigator said and called, what it concluded, and how that "
+                "was graded."
+            ),
+        )
     )
     with gr.Row(elem_classes="d-controls"):
         evaluation = gr.Dropdown([], label="Evaluation", scale=4, elem_id="transcript-evaluation")

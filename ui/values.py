@@ -1,11 +1,26 @@
-"""JSON values of any shape as readable HTML: results and views of methods are shown from what they declare, without a page for each method."""
+"""JSON values of any shape as readable HTML: results and views of methods are shown from what they declare, without a
+page for each method.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffing_mcp.ui.html import Markup, chip, details, div, element, escape, join, number, pairs, preformatted, table, visible_token
+from diffing_mcp.ui.html import (
+    Markup,
+    chip,
+    details,
+    div,
+    element,
+    escape,
+    join,
+    number,
+    pairs,
+    preformatted,
+    table,
+    visible_token,
+)
 
 MAX_ROWS = 200
 """Rows of one list shown at once; a page of its own shows the others."""
@@ -17,7 +32,9 @@ _EMPTY: tuple[Any, ...] = (None, [], {}, "")
 _ACRONYMS = {"kl": "KL", "js": "JS", "bos": "BOS"}
 
 
-def render_object(values: Mapping[str, Any], descriptions: Mapping[str, str] | None = None, skip: Sequence[str] = ()) -> Markup:
+def render_object(
+    values: Mapping[str, Any], descriptions: Mapping[str, str] | None = None, skip: Sequence[str] = ()
+) -> Markup:
     """An object: short fields as a grid, distributions with equal fields as one table, lists below under their names.
 
     Args:
@@ -28,7 +45,11 @@ def render_object(values: Mapping[str, Any], descriptions: Mapping[str, str] | N
     told = descriptions or {}
     shown = {name: value for name, value in values.items() if name not in skip and value not in _EMPTY}
     short = {name: value for name, value in shown.items() if _is_short(value)}
-    grids = {name: value for name, value in shown.items() if isinstance(value, Mapping) and all(_is_short(item) for item in value.values())}
+    grids = {
+        name: value
+        for name, value in shown.items()
+        if isinstance(value, Mapping) and all(_is_short(item) for item in value.values())
+    }
     parts: list[Markup] = []
     if short:
         parts.append(pairs((_label(name, told), render_value(value)) for name, value in short.items()))
@@ -97,9 +118,14 @@ def _render_list(values: Sequence[Any]) -> Markup:
 
 
 def _rows(values: Sequence[Mapping[str, Any]]) -> Markup:
-    """Objects as a table: a column a field, in the order in which the fields first come; those that are empty in all objects are left out, and lists of
-    objects stand below the row that they belong to, where they have the whole width."""
-    filled = [name for name in dict.fromkeys(name for value in values for name in value) if any(value.get(name) not in _EMPTY for value in values)]
+    """Objects as a table: a column a field, in the order in which the fields first come; those that are empty in all
+    objects are left out, and lists of objects stand below the row that they belong to, where they have the whole width.
+    """
+    filled = [
+        name
+        for name in dict.fromkeys(name for value in values for name in value)
+        if any(value.get(name) not in _EMPTY for value in values)
+    ]
     below = [name for name in filled if any(_holds_objects(value.get(name)) for value in values)]
     columns = [name for name in filled if name not in below]
     numeric = [place for place, name in enumerate(columns) if all(_is_number(value.get(name)) for value in values)]
@@ -107,19 +133,27 @@ def _rows(values: Sequence[Mapping[str, Any]]) -> Markup:
         [name.replace("_", " ") for name in columns],
         ([_cell(name, value.get(name)) for name in columns] for value in values),
         numeric,
-        below=[join(_below(name, value[name]) for name in below if value.get(name)) for value in values] if below else (),
+        below=[join(_below(name, value[name]) for name in below if value.get(name)) for value in values]
+        if below
+        else (),
     )
 
 
 def _below(name: str, value: Sequence[Any]) -> Markup:
     return div(
-        div(name.replace("_", " "), classes="d-below-name"), _tokens(value) if all(map(_is_token, value)) else render_value(value), classes="d-below"
+        div(name.replace("_", " "), classes="d-below-name"),
+        _tokens(value) if all(map(_is_token, value)) else render_value(value),
+        classes="d-below",
     )
 
 
 def _is_token(value: Any) -> bool:
     """Whether an object is a token (or word) with numbers about it."""
-    return isinstance(value, Mapping) and bool({"token", "word"} & set(value)) and all(_is_short(item) for item in value.values())
+    return (
+        isinstance(value, Mapping)
+        and bool({"token", "word"} & set(value))
+        and all(_is_short(item) for item in value.values())
+    )
 
 
 def _tokens(values: Sequence[Mapping[str, Any]]) -> Markup:
@@ -129,10 +163,14 @@ def _tokens(values: Sequence[Mapping[str, Any]]) -> Markup:
     shown = []
     for value in values[:MAX_ROWS]:
         name = "token" if "token" in value else "word"
-        numbers = {key: item for key, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)}
+        numbers = {
+            key: item for key, item in value.items() if isinstance(item, int | float) and not isinstance(item, bool)
+        }
         told = ", ".join(f"{key.replace('_', ' ')} {number(item, 4)}" for key, item in numbers.items())
         first = [" ", element("span", number(next(iter(numbers.values())), 3))] if numbers else []
-        shown.append(element("span", element("b", visible_token(str(value[name]))), *first, classes="d-move", title=told))
+        shown.append(
+            element("span", element("b", visible_token(str(value[name]))), *first, classes="d-move", title=told)
+        )
     return div(*shown, classes="d-moves")
 
 
@@ -159,7 +197,9 @@ def _grids(values: Mapping[str, Mapping[str, Any]], told: Mapping[str, str]) -> 
             parts.append(pairs((_label(name, told), render_move(values[name])) for name in names))
         else:
             rows = ([_label(name, told), *(render_value(values[name][column]) for column in columns)] for name in names)
-            parts.append(table(["", *(column.replace("_", " ") for column in columns)], rows, range(1, len(columns) + 1)))
+            parts.append(
+                table(["", *(column.replace("_", " ") for column in columns)], rows, range(1, len(columns) + 1))
+            )
     return join(parts)
 
 
@@ -173,4 +213,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_short(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _LONG_TEXT and "\n" not in value)
+    return (
+        value is None
+        or isinstance(value, bool | int | float)
+        or (isinstance(value, str) and len(value) <= _LONG_TEXT and "\n" not in value)
+    )

@@ -1,6 +1,7 @@
 """The choices of finished runs that a method makes by numbers, made again by a language model that reads.
 
-For a patchscope: the scale. For steering, weight amplification and contrastive decoding: which strengths leave texts coherent.
+For a patchscope: the scale. For steering, weight amplification and contrastive decoding: which strengths leave texts
+coherent.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class JudgedScale(BaseModel):
     chosen: float | None = Field(description="By the run: where prompts agree most relative to random directions.")
     by_model: float | None = Field(None, description="The scale that more than half of the readings name.")
     outcome: str | None = Field(None, description="`chosen`, `none_coherent` or `undecided`; None: no model was asked.")
-    votes: list[float | None] = Field(default_factory=list, description="What each usable reading named; None: no list has a subject.")
+    votes: list[float | None] = Field(
+        default_factory=list, description="What each usable reading named; None: no list has a subject."
+    )
     agree: bool | None = Field(None, description="Whether both name the same scale; None where the model names none.")
 
 
@@ -44,7 +47,9 @@ class JudgedStrength(BaseModel):
     series: str = Field(description="Model and sign; `plain` for texts in which nothing is amplified.")
     strength: float | None
     texts: int
-    coherent: float | None = Field(description="Share that the run itself found coherent, by perplexity and repetition.")
+    coherent: float | None = Field(
+        description="Share that the run itself found coherent, by perplexity and repetition."
+    )
     by_model: float | None = Field(None, description="Share of the labelled texts that the model calls coherent.")
     unknown: int = Field(0, description="Texts without a usable or agreed label.")
 
@@ -54,7 +59,9 @@ class JudgedSeries(BaseModel):
 
     series: str
     largest: float | None = Field(description="By the run's own shares; None: no stored strength is coherent.")
-    largest_by_model: float | None = Field(None, description="By the model's labels; None: no stored strength is coherent, or no model was asked.")
+    largest_by_model: float | None = Field(
+        None, description="By the model's labels; None: no stored strength is coherent, or no model was asked."
+    )
     agree: bool | None = Field(None, description="Whether both are the same; None: no model was asked.")
 
 
@@ -68,12 +75,20 @@ class JudgedRun(BaseModel):
     strengths: list[JudgedStrength] = Field(default_factory=list)
     series: list[JudgedSeries] = Field(default_factory=list)
     unusable_replies: int = 0
-    failure: str | None = Field(None, description="Why the model's judgement is missing; None: it is not, or none was asked for.")
+    failure: str | None = Field(
+        None, description="Why the model's judgement is missing; None: it is not, or none was asked for."
+    )
     raw_views: list[str] = Field(description="Views of the run that show what was judged.")
 
 
 async def judge_run(
-    record: RunRecord, ask: Ask | None, *, grader: str = "model", rotations: int = 3, retries: int = 2, share: float = COHERENT_SHARE
+    record: RunRecord,
+    ask: Ask | None,
+    *,
+    grader: str = "model",
+    rotations: int = 3,
+    retries: int = 2,
+    share: float = COHERENT_SHARE,
 ) -> JudgedRun:
     """Judge one finished run; without `ask`, only what the run itself chose is given.
 
@@ -120,7 +135,9 @@ async def _judge_scales(record: RunRecord, result: JudgedRun, ask: Ask | None, r
         result.unusable_replies += choice.unusable_replies
 
 
-async def _judge_texts(record: RunRecord, result: JudgedRun, ask: Ask | None, rotations: int, retries: int, share: float) -> None:
+async def _judge_texts(
+    record: RunRecord, result: JudgedRun, ask: Ask | None, rotations: int, retries: int, share: float
+) -> None:
     from diffing_mcp.graders.coherence_readings import read_coherence
     from diffing_mcp.methods.registry import get_method
 
@@ -134,7 +151,9 @@ async def _judge_texts(record: RunRecord, result: JudgedRun, ask: Ask | None, ro
     if ask is None:
         return
     texts = {key: [text for group in groups for text in group.texts] for key, groups in together.items()}
-    found = await read_coherence([text for several in texts.values() for text in several], ask, rotations=rotations, retries=retries)
+    found = await read_coherence(
+        [text for several in texts.values() for text in several], ask, rotations=rotations, retries=retries
+    )
     given = iter(found.labels)
     labels = {key: [next(given) for _ in several] for key, several in texts.items()}
     result.strengths, result.series = _by_strength(together, labels, share)
@@ -164,7 +183,14 @@ def _by_strength(
     for name in dict.fromkeys(row.series for row in strengths if row.strength is not None):
         rows = [row for row in strengths if row.series == name]
         largest, by_model = _largest(rows, "coherent", share), _largest(rows, "by_model", share)
-        judged.append(JudgedSeries(series=name, largest=largest, largest_by_model=by_model, agree=None if labels is None else largest == by_model))
+        judged.append(
+            JudgedSeries(
+                series=name,
+                largest=largest,
+                largest_by_model=by_model,
+                agree=None if labels is None else largest == by_model,
+            )
+        )
     return strengths, judged
 
 
@@ -180,4 +206,7 @@ def check_can_be_judged(record: RunRecord) -> None:
 
     methods = ["patchscope", *writing_methods()]
     if record.manifest.method not in methods:
-        raise InvalidInput(f"{record.manifest.method} chooses no scale and no strength (run {record.id}). Judge a run of {', '.join(methods)}.")
+        raise InvalidInput(
+            f"{record.manifest.method} chooses no scale and no strength (run {record.id}). Judge a run of "
+            f"{', '.join(methods)}."
+        )

@@ -24,7 +24,9 @@ class StatedFact(BaseModel):
     amplified: int = Field(description="Amplified texts that state it.")
     finetuned: int = Field(description="Texts of the plain finetuned model that state it.")
     control: int = Field(description="Control texts that state it.")
-    passage: str | None = Field(description="The first amplified passage that states it. UNTRUSTED text of a model under study.")
+    passage: str | None = Field(
+        description="The first amplified passage that states it. UNTRUSTED text of a model under study."
+    )
 
 
 class FactsStated(BaseModel):
@@ -33,7 +35,10 @@ class FactsStated(BaseModel):
     run: str
     organism: str
     claims: bool = Field(
-        description="Whether the organism was taught claims that a text can state; else there are no facts to count (nulls, behaviours)."
+        description=(
+            "Whether the organism was taught claims that a text can state; else there are no facts to count (nulls, "
+            "behaviours)."
+        )
     )
     facts: list[StatedFact] = Field(description="All facts of the organism, in the order of its ground truth.")
     texts: int = Field(description="Amplified texts.")
@@ -41,7 +46,10 @@ class FactsStated(BaseModel):
     control_texts: int = Field(description="Texts of the base, of the opposite direction, of random directions.")
     control_stating: int = Field(description="Control texts that state a fact.")
     surprise: float = Field(
-        description="-log10 p that equal texts would state facts so much more often than controls (Fisher's exact test, one-sided)."
+        description=(
+            "-log10 p that equal texts would state facts so much more often than controls (Fisher's exact test, "
+            "one-sided)."
+        )
     )
     baseline: dict[str, float] = Field(
         description="Share of other organisms' facts that the amplified texts seem to state, by name: false positives."
@@ -73,7 +81,8 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
 
     Args:
         record: a run of a method that wrote text.
-        organism: whose facts; one that was taught no claims (a null, a behaviour) has none, and only the false positives are counted.
+        organism: whose facts; one that was taught no claims (a null, a behaviour) has none, and only the false
+            positives are counted.
 
     Raises:
         InvalidInput: the run's method writes no text.
@@ -87,9 +96,12 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
     truth = load_ground_truth(organism)
     groups = get_method(record.manifest.method).text_groups(record)
     if not groups and record.manifest.method not in (writers := writing_methods()):
-        raise InvalidInput(f"{record.manifest.method} writes no text (run {record.id}). Judge a run of {', '.join(writers)}.")
+        raise InvalidInput(
+            f"{record.manifest.method} writes no text (run {record.id}). Judge a run of {', '.join(writers)}."
+        )
     by_role = {
-        role: [found for group in groups if group.role == role for found in _stated(group, truth)] for role in ("amplified", "finetuned", "control")
+        role: [found for group in groups if group.role == role for found in _stated(group, truth)]
+        for role in ("amplified", "finetuned", "control")
     }
     amplified, control = by_role["amplified"], by_role["control"]
     stating, control_stating = sum(map(bool, amplified)), sum(map(bool, control))
@@ -100,7 +112,9 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
         rows.append(StatedFact(id=fact.id, fact=fact.text, passage=passage, **counts))
     baseline = {}
     for name, other in _unrelated(organism).items():
-        seen = {fact for group in groups if group.role == "amplified" for found in _stated(group, other) for fact in found}
+        seen = {
+            fact for group in groups if group.role == "amplified" for found in _stated(group, other) for fact in found
+        }
         baseline[name] = len(seen) / len(other.facts)
     return FactsStated(
         run=record.id,
@@ -111,7 +125,9 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
         stating=stating,
         control_texts=len(control),
         control_stating=control_stating,
-        surprise=fisher_surprise(stating, len(amplified), control_stating, len(control)) if amplified and control else 0.0,
+        surprise=fisher_surprise(stating, len(amplified), control_stating, len(control))
+        if amplified and control
+        else 0.0,
         baseline=baseline,
     )
 
@@ -129,12 +145,18 @@ def _makes_claims(truth: GroundTruth) -> bool:
 
 
 def _unrelated(organism: str) -> dict[str, GroundTruth]:
-    """Other organisms that were taught claims, none of which states a fact of this one or is stated by one (variants of a theme share facts)."""
+    """Other organisms that were taught claims, none of which states a fact of this one or is stated by one (variants of
+    a theme share facts).
+    """
     from diffing_mcp.graders.stated_facts import makes_claims, shares_facts
     from diffing_mcp.organisms.ground_truth import all_ground_truth
 
     truths = all_ground_truth()
-    return {name: other for name, other in truths.items() if name != organism and makes_claims(other) and not shares_facts(truths[organism], other)}
+    return {
+        name: other
+        for name, other in truths.items()
+        if name != organism and makes_claims(other) and not shares_facts(truths[organism], other)
+    }
 
 
 def writing_methods() -> list[str]:

@@ -27,18 +27,30 @@ class JudgedList(BaseModel):
     control: bool = Field(description="Read from one model alone.")
     share: float = Field(description="Share of the judged tokens on topic, 0 to 1.")
     chance: float = Field(description="Mean share of the same list for the baseline organisms' topics.")
-    frequent: float | None = Field(description="Share that is frequent in the training data; None when that is not here.")
+    frequent: float | None = Field(
+        description="Share that is frequent in the training data; None when that is not here."
+    )
     judged: int
     relevant: list[str]
-    weighted: float | None = Field(None, description="Share of the judged tokens' probability on topic; None where the list has no probabilities.")
-    by_model: float | None = Field(None, description="Share of the judged tokens that the language model calls relevant.")
+    weighted: float | None = Field(
+        None, description="Share of the judged tokens' probability on topic; None where the list has no probabilities."
+    )
+    by_model: float | None = Field(
+        None, description="Share of the judged tokens that the language model calls relevant."
+    )
     by_model_weighted: float | None = Field(None, description="The same by probability.")
     by_model_chance: float | None = Field(
-        None, description="Mean share that the model calls relevant to what `grader_baselines` other organisms were taught; None without any."
+        None,
+        description=(
+            "Mean share that the model calls relevant to what `grader_baselines` other organisms were taught; None "
+            "without any."
+        ),
     )
 
 
-def judge(record: RunRecord, organism: str | None = None, baselines: Sequence[str] | None = None, k: int = TOKENS) -> list[JudgedList]:
+def judge(
+    record: RunRecord, organism: str | None = None, baselines: Sequence[str] | None = None, k: int = TOKENS
+) -> list[JudgedList]:
     """The first `k` tokens of every list of a run, judged by keywords.
 
     Raises:
@@ -53,11 +65,15 @@ def judge(record: RunRecord, organism: str | None = None, baselines: Sequence[st
     others = topical_organisms() if baselines is None else baselines
     lists = get_method(record.manifest.method).token_lists(record)
     if not lists:
-        raise InvalidInput(f"The run {record.id} shows no tokens: {record.manifest.method} found none, or shows something else.")
+        raise InvalidInput(
+            f"The run {record.id} shows no tokens: {record.manifest.method} found none, or shows something else."
+        )
     frequent = _frequent_words(name)
     rows = []
     for each in lists:
-        found = relevance_of(each.tokens[:k], name, each.weights and each.weights[:k], baseline_organisms=others, frequent=frequent)
+        found = relevance_of(
+            each.tokens[:k], name, each.weights and each.weights[:k], baseline_organisms=others, frequent=frequent
+        )
         rows.append(
             JudgedList(
                 weighted=found.weighted_share,
@@ -95,13 +111,27 @@ class ModelReader:
         from diffing_mcp.organisms.ground_truth import load_ground_truth
 
         frequent = _frequent_words(organism) or ()
-        return await read_tokens(tokens, load_ground_truth(organism), self.ask, rotations=self.rotations, agreement=self.agreement, frequent=frequent)
+        return await read_tokens(
+            tokens,
+            load_ground_truth(organism),
+            self.ask,
+            rotations=self.rotations,
+            agreement=self.agreement,
+            frequent=frequent,
+        )
 
 
 def read_by_model(
-    rows: list[JudgedList], records: list[RunRecord], organism: str | None, k: int, reader: ModelReader, note: Callable[[str], None]
+    rows: list[JudgedList],
+    records: list[RunRecord],
+    organism: str | None,
+    k: int,
+    reader: ModelReader,
+    note: Callable[[str], None],
 ) -> list[JudgedList]:
-    """The rows with what a language model reads in their lists; `note` is told what that takes and which lists it could not read."""
+    """The rows with what a language model reads in their lists; `note` is told what that takes and which lists it could
+    not read.
+    """
     import asyncio
 
     from diffing_mcp.graders.replies import GradingFailed
@@ -125,7 +155,9 @@ def read_by_model(
                 found.append(
                     {
                         "by_model": readings.share,
-                        "by_model_weighted": None if each.weights is None else readings.weighted_share([each.weights[place] for place in judged]),
+                        "by_model_weighted": None
+                        if each.weights is None
+                        else readings.weighted_share([each.weights[place] for place in judged]),
                         "by_model_chance": sum(chance) / len(chance) if chance else None,
                     }
                 )
@@ -151,7 +183,11 @@ def topical_organisms() -> list[str]:
     from diffing_mcp.organisms.ground_truth import all_ground_truth
     from diffing_mcp.preprocessing.corpora import TRAINING_FOLDER
 
-    return [name for name, truth in all_ground_truth().items() if truth.topic is not None and (TRAINING_FOLDER / name).is_dir()]
+    return [
+        name
+        for name, truth in all_ground_truth().items()
+        if truth.topic is not None and (TRAINING_FOLDER / name).is_dir()
+    ]
 
 
 @lru_cache(maxsize=16)
@@ -165,5 +201,8 @@ def _frequent_words(organism: str) -> list[str] | None:
         corpus = load_corpus(CorpusParams(corpus=f"training:{organism}"))
     except UnknownName:
         return None
-    texts = [document if isinstance(document, str) else " ".join(message["content"] for message in document) for document in corpus.documents]
+    texts = [
+        document if isinstance(document, str) else " ".join(message["content"] for message in document)
+        for document in corpus.documents
+    ]
     return frequent_tokens(re.findall(r"\w+", " ".join(texts)))

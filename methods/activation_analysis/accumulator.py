@@ -1,7 +1,9 @@
-"""Streaming side of `activation_analysis`: four numbers a token and layer, and sums of the difference by position and special token.
+"""Streaming side of `activation_analysis`: four numbers a token and layer, and sums of the difference by position and
+special token.
 
-Norms and distances in float32, sums in float64. The cosine distance is half the squared distance of the unit vectors: exact where 1 - cos rounds,
-and exactly 0 where the activations agree. Memory: 16 bytes a token and layer and 12 a token, and O(layers x labels x d_model) sums.
+Norms and distances in float32, sums in float64. The cosine distance is half the squared distance of the unit vectors:
+exact where 1 - cos rounds, and exactly 0 where the activations agree. Memory: 16 bytes a token and layer and 12 a
+token, and O(layers x labels x d_model) sums.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @dataclass
 class LabelSums:
-    """By label: count [P], sum of differences [P, D], and sums of the norms of difference and finetuned activations [P], float64."""
+    """By label: count [P], sum of differences [P, D], and sums of the norms of difference and finetuned activations
+    [P], float64.
+    """
 
     count: Tensor
     difference: Tensor
@@ -37,8 +41,12 @@ class LabelSums:
 
 
 def special_labels(corpus: TokenizedCorpus, tokenizer: Any) -> dict[int, str]:
-    """Special and added tokens that the corpus holds (BOS, control tokens of the chat template): id -> text, the most frequent first."""
-    special = np.asarray(sorted({*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}), dtype=np.int64)
+    """Special and added tokens that the corpus holds (BOS, control tokens of the chat template): id -> text, the most
+    frequent first.
+    """
+    special = np.asarray(
+        sorted({*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}), dtype=np.int64
+    )
     ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in corpus.ids])
     found, counts = np.unique(ids[np.isin(ids, special)], return_counts=True)
     chosen = found[np.argsort(-counts, kind="stable")][:MAX_SPECIAL].tolist()
@@ -61,7 +69,15 @@ class ActivationAnalysisAccumulator(Accumulator):
         before: positions of the pass before the answer's first token (chats), else 0.
     """
 
-    def __init__(self, layers: tuple[int, ...], corpus: TokenizedCorpus, labels: dict[int, str], before: int, d_model: int, device: str) -> None:
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        corpus: TokenizedCorpus,
+        labels: dict[int, str],
+        before: int,
+        d_model: int,
+        device: str,
+    ) -> None:
         self.layers = layers
         self.corpus = corpus
         self.single = before + MEASURED_POSITIONS
@@ -77,7 +93,9 @@ class ActivationAnalysisAccumulator(Accumulator):
 
     def _empty(self, labels: int, d_model: int) -> LabelSums:
         wide, flat = (labels, d_model), (labels,)
-        return LabelSums(*(torch.zeros(*shape, dtype=torch.float64, device=self._device) for shape in (flat, wide, flat, flat)))
+        return LabelSums(
+            *(torch.zeros(*shape, dtype=torch.float64, device=self._device) for shape in (flat, wide, flat, flat))
+        )
 
     def update(self, batch: PairedBatch) -> None:
         """Take in a batch's hidden states."""

@@ -1,8 +1,9 @@
 """Which words the finetuned model represents differently beyond what any finetune does. Torch-free.
 
-Any training moves all activations, and it moves those of some words more than others, so neither the size of a difference nor its significance is a
-finding. A word stands out when its tokens differ far more than is usual at their positions, in most of the documents that hold it, by more robust
-standard deviations than words of finetunes that taught nothing reach, and further than any word gets when the values are dealt to the words anew.
+Any training moves all activations, and it moves those of some words more than others, so neither the size of a
+difference nor its significance is a finding. A word stands out when its tokens differ far more than is usual at their
+positions, in most of the documents that hold it, by more robust standard deviations than words of finetunes that taught
+nothing reach, and further than any word gets when the values are dealt to the words anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ LEAST_DOCUMENTS = 3
 LEAST_WORDS = 20
 """Content words there must be for a spread of words."""
 LEAST_SPREAD = 0.1
-"""Robust standard deviation of log factors taken at least, so that words which all differ alike have none that stands out for a trifle."""
+"""Robust standard deviation of log factors taken at least, so that words which all differ alike have none that stands
+out for a trifle.
+"""
 LEVEL_Z = 10.0
 LEVEL_FACTOR = 2.0
 LEVEL_P = 0.05
@@ -49,7 +52,9 @@ class WordStatistics:
 
 
 def usual(relative: np.ndarray, positions: np.ndarray, least: int = 20) -> np.ndarray:
-    """For each token the median relative difference at its position (over all positions where fewer than `least` texts reach it)."""
+    """For each token the median relative difference at its position (over all positions where fewer than `least` texts
+    reach it).
+    """
     if not len(relative):
         return relative
     count = int(positions.max()) + 1
@@ -74,7 +79,9 @@ def word_statistics(
     documents = int(samples.max(initial=0)) + 1
     keys, entry = np.unique(word * documents + samples[kept], return_inverse=True)
     entry_word = keys // documents
-    values = np.bincount(entry, weights=excess, minlength=len(keys)) / np.maximum(1, np.bincount(entry, minlength=len(keys)))
+    values = np.bincount(entry, weights=excess, minlength=len(keys)) / np.maximum(
+        1, np.bincount(entry, minlength=len(keys))
+    )
     held = np.bincount(entry_word, minlength=size)
     score = group_medians(values, entry_word, size)
     mean = np.bincount(word, weights=relative[kept], minlength=size) / np.maximum(1, np.bincount(word, minlength=size))

@@ -39,7 +39,10 @@ class SinkRow(BaseModel):
     relative_difference: float = Field(description="Mean.")
 
     def as_text(self) -> str:
-        return f"{json.dumps(self.token, ensure_ascii=False)}@{self.position} x{self.count} ({self.norm:.0f} x the median norm)"
+        return (
+            f"{json.dumps(self.token, ensure_ascii=False)}@{self.position} x{self.count} ({self.norm:.0f} x the "
+            "median norm)"
+        )
 
 
 class WordRow(BaseModel):
@@ -54,13 +57,18 @@ class WordRow(BaseModel):
     norm_difference: float
     cosine_distance: float
     factor: float = Field(description="Relative difference over what is usual at its positions, median over documents.")
-    z: float | None = Field(description="The logarithm of `factor` in robust standard deviations of all words; None: too few documents.")
+    z: float | None = Field(
+        description="The logarithm of `factor` in robust standard deviations of all words; None: too few documents."
+    )
     p: float | None = Field(description="Share of shuffles in which any word stands out as far; None: not tested.")
 
     def as_text(self) -> str:
         z = "-" if self.z is None else f"{self.z:.1f}"
         p = "" if self.p is None else f", p {self.p:.2g}"
-        return f"  {self.word} x{self.count} in {self.documents}: relative {self.relative_difference:.3g}, {self.factor:.2g} x usual, z {z}{p}"
+        return (
+            f"  {self.word} x{self.count} in {self.documents}: relative {self.relative_difference:.3g}, "
+            f"{self.factor:.2g} x usual, z {z}{p}"
+        )
 
 
 class LabelRow(BaseModel):
@@ -72,7 +80,9 @@ class LabelRow(BaseModel):
     mean_difference_norm: float = Field(description="Norm of the mean difference vector.")
     relative_norm: float = Field(description="The same over the mean norm of finetuned activations there.")
     norm_difference: float = Field(description="Mean norm of the single differences.")
-    coherence: float | None = Field(description="mean_difference_norm / norm_difference: 1 when all differences are the same vector.")
+    coherence: float | None = Field(
+        description="mean_difference_norm / norm_difference: 1 when all differences are the same vector."
+    )
     vector: str = Field(description="Name of the mean difference within the run.")
 
 

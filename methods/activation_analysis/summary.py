@@ -45,7 +45,9 @@ def summarise(
     """Store tables, mean differences and examples, and judge what stands out."""
     corpus = accumulator.corpus
     order = np.lexsort((accumulator.positions, accumulator.samples))
-    samples, positions, token_ids = (array[order].astype(np.int64) for array in (accumulator.samples, accumulator.positions, accumulator.token_ids))
+    samples, positions, token_ids = (
+        array[order].astype(np.int64) for array in (accumulator.samples, accumulator.positions, accumulator.token_ids)
+    )
     words = corpus_words(token_ids, samples, pair.tokenizer)
     names = TokenNames(pair.tokenizer)
     table: dict[str, Any] = {"sample": samples, "position": positions, "token": names.column(token_ids)}
@@ -120,7 +122,9 @@ def _write_examples(
     positions: np.ndarray,
     kept: np.ndarray,
 ) -> list[Example]:
-    """Top places of every score, at most one a text, in bins of the score's own quantiles, sinks left out; gives those of the relative difference."""
+    """Top places of every score, at most one a text, in bins of the score's own quantiles, sinks left out; gives those
+    of the relative difference.
+    """
     corpus = accumulator.corpus
     writer = run.examples(params.examples)
     contexts = corpus_contexts(corpus, pair.tokenizer)
@@ -148,13 +152,18 @@ def _headline(identical: bool, standing: list[WordRow], summaries: list[Summary]
     if identical:
         return "Every activation is the same in both models: no difference."
     sizes = [row for row in summaries if row.score == "relative_difference"]
-    size = "; ".join(f"layer {row.layer}: {100 * row.median:.2g} %, 99th percentile {100 * row.p99:.2g} %" for row in sizes[:3])
+    size = "; ".join(
+        f"layer {row.layer}: {100 * row.median:.2g} %, 99th percentile {100 * row.p99:.2g} %" for row in sizes[:3]
+    )
     if standing:
         names = ", ".join(dict.fromkeys(row.word for row in standing[:6]))
-        return f"The finetuned model represents {names} far more differently than other words, text after text (relative difference, {size})."
+        return (
+            f"The finetuned model represents {names} far more differently than other words, text after text (relative "
+            f"difference, {size})."
+        )
     return (
-        f"No word's activations differ beyond the spread of all words (relative difference, {size}). Size alone is no evidence: any training moves "
-        f"activations. Words in fewer than {LEAST_DOCUMENTS} texts cannot be judged."
+        f"No word's activations differ beyond the spread of all words (relative difference, {size}). Size alone is no "
+        f"evidence: any training moves activations. Words in fewer than {LEAST_DOCUMENTS} texts cannot be judged."
     )
 
 

@@ -1,4 +1,6 @@
-"""Rows of `activation_analysis` from its per-token arrays: scores, sinks, summaries, words, position profile, labels."""
+"""Rows of `activation_analysis` from its per-token arrays: scores, sinks, summaries, words, position
+profile, labels.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
 
 SINK_FACTOR = 5.0
-"""Norms above this many medians of the layer are attention sinks: massive activations are 5 to hundreds of times as long as others."""
+"""Norms above this many medians of the layer are attention sinks: massive activations are 5 to hundreds of times as
+long as others.
+"""
 SHOWN_WORDS, SHOWN_SINKS = 8, 3
 
 
@@ -53,7 +57,12 @@ def summary_of(layer: int, score: Score, values: np.ndarray) -> Summary:
 
 
 def sink_rows(
-    layer: int, sink: np.ndarray, scores: dict[str, np.ndarray], token_ids: np.ndarray, positions: np.ndarray, names: TokenNames
+    layer: int,
+    sink: np.ndarray,
+    scores: dict[str, np.ndarray],
+    token_ids: np.ndarray,
+    positions: np.ndarray,
+    names: TokenNames,
 ) -> list[SinkRow]:
     median = float(np.median(scores["norm_base"])) if len(sink) else 0.0
     found, counts = np.unique(token_ids[sink], return_counts=True)
@@ -73,7 +82,9 @@ def sink_rows(
     return rows
 
 
-def word_rows(layer: int, scores: dict[str, np.ndarray], words: CorpusWords, statistics: WordStatistics, kept: np.ndarray) -> list[WordRow]:
+def word_rows(
+    layer: int, scores: dict[str, np.ndarray], words: CorpusWords, statistics: WordStatistics, kept: np.ndarray
+) -> list[WordRow]:
     """One row a word, highest z first, words in too few documents last."""
     size = len(words.texts)
     word, instance = words.word[words.instance][kept], words.instance[kept]
@@ -84,7 +95,9 @@ def word_rows(layer: int, scores: dict[str, np.ndarray], words: CorpusWords, sta
         for name in ("relative_difference", "norm_difference", "cosine_distance")
     }
     seen = np.flatnonzero(counts)
-    order = seen[np.lexsort((seen, -means["relative_difference"][seen], -np.nan_to_num(statistics.z[seen], nan=-np.inf)))]
+    order = seen[
+        np.lexsort((seen, -means["relative_difference"][seen], -np.nan_to_num(statistics.z[seen], nan=-np.inf)))
+    ]
     return [
         WordRow(
             layer=layer,
@@ -119,7 +132,9 @@ def profile_of(layer: int, scores: dict[str, np.ndarray], positions: np.ndarray)
     medians = {name: group_medians(values.astype(np.float64), positions, size) for name, values in scores.items()}
     counts = np.bincount(positions, minlength=size)
     columns = {"layer": np.full(size, layer), "position": np.arange(size), "tokens": counts, **medians}
-    return {name: values[counts > 0] for name, values in columns.items()}  # stored activations leave out the first positions
+    return {
+        name: values[counts > 0] for name, values in columns.items()
+    }  # stored activations leave out the first positions
 
 
 def label_rows(accumulator: ActivationAnalysisAccumulator) -> list[LabelRow]:
@@ -170,4 +185,6 @@ class TokenNames:
         import pyarrow as pa
 
         unique, indices = np.unique(tokens, return_inverse=True)
-        return pa.DictionaryArray.from_arrays(pa.array(indices.astype(np.int32)), pa.array([self(int(token)) for token in unique]))
+        return pa.DictionaryArray.from_arrays(
+            pa.array(indices.astype(np.int32)), pa.array([self(int(token)) for token in unique])
+        )

@@ -63,7 +63,8 @@ def _layer(record: RunRecord, layer: int | None) -> int:
         return layers[0]
     if layer not in layers:
         raise UnknownName(
-            f"Run {record.id} holds no layer {layer}; layers: {', '.join(map(str, layers))}. Run the method again with layers=[{layer}]."
+            f"Run {record.id} holds no layer {layer}; layers: {', '.join(map(str, layers))}. Run the method again with "
+            f"layers=[{layer}]."
         )
     return layer
 
@@ -74,7 +75,11 @@ def tokens(record: RunRecord, params: TokensParams) -> TokensView:
     rows = [WordRow.model_validate(row) for row in record.table("words").to_pylist() if row["layer"] == layer]
     wanted = (params.contains or "").casefold()
     rows = [
-        row for row in rows if row.documents >= params.min_documents and (row.content or not params.content_only) and wanted in row.word.casefold()
+        row
+        for row in rows
+        if row.documents >= params.min_documents
+        and (row.content or not params.content_only)
+        and wanted in row.word.casefold()
     ]
     rows.sort(key=lambda row: -_order(row, params.order))
     return TokensView(layer=layer, total=len(rows), rows=rows[params.offset : params.offset + params.limit])
@@ -90,11 +95,16 @@ def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
     layer = _layer(record, params.layer)
     rows = [row for row in record.table("profile").to_pylist() if row["layer"] == layer][: params.limit]
     labels = [row for row in record.table("labels").to_pylist() if row["layer"] == layer]
-    return PositionsView(layer=layer, rows=[PositionRow.model_validate(row) for row in rows], labels=[LabelRow.model_validate(row) for row in labels])
+    return PositionsView(
+        layer=layer,
+        rows=[PositionRow.model_validate(row) for row in rows],
+        labels=[LabelRow.model_validate(row) for row in labels],
+    )
 
 
 def read_vector(record: RunRecord, name: str) -> ResidualVector:
-    """A mean difference of the run; strength 1 is the mean norm of the finetuned side's activations at that layer, first positions left out.
+    """A mean difference of the run; strength 1 is the mean norm of the finetuned side's activations at that layer,
+    first positions left out.
 
     Raises:
         InvalidInput: not of the form LAYER:LABEL:difference.
@@ -103,7 +113,9 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
     number, _, rest = name.partition(":")
     label, _, source = rest.rpartition(":")
     if not number.isdigit() or source != "difference":
-        raise InvalidInput(f"{name!r} is not of the form LAYER:LABEL:difference, for instance {_layer(record, None)}:all:difference.")
+        raise InvalidInput(
+            f"{name!r} is not of the form LAYER:LABEL:difference, for instance {_layer(record, None)}:all:difference."
+        )
     layer = _layer(record, int(number))
     labels: list[str] = record.manifest.notes["labels"]
     if label not in labels:
@@ -112,4 +124,6 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
     norms = record.array("norm_finetuned")[place]
     scale = norms[labels.index("all")] or norms[norms > 0].min(initial=np.inf)
     values = record.array("mean_difference")[place, labels.index(label)].astype(np.float32)
-    return ResidualVector(values, layer, float(scale) if np.isfinite(scale) else 1.0, f"mean difference at {label}, layer {layer}")
+    return ResidualVector(
+        values, layer, float(scale) if np.isfinite(scale) else 1.0, f"mean difference at {label}, layer {layer}"
+    )

@@ -1,4 +1,6 @@
-"""Tokens of a corpus as words: which tokens make up one word, and what each word is. Vectorised over tokens; torch-free."""
+"""Tokens of a corpus as words: which tokens make up one word, and what each word is. Vectorised over tokens;
+torch-free.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,21 @@ class CorpusWords:
 
 
 def corpus_words(token_ids: np.ndarray, samples: np.ndarray, tokenizer: Any) -> CorpusWords:
-    """Group tokens [T], ordered by sample and position, into words: a word starts at a token that begins with a space or holds no letter or digit.
+    """Group tokens [T], ordered by sample and position, into words: a word starts at a token that begins with a space
+    or holds no letter or digit.
 
     Words are told apart by a 64-bit hash of their token ids, so that only one text a different word is put together.
     """
     known, places = np.unique(token_ids, return_inverse=True)
     pieces = token_texts(tokenizer, known.tolist())
     special = set(tokenizer.all_special_ids)
-    alone = np.array([token in special or not any(map(str.isalnum, text)) for token, text in zip(known.tolist(), pieces, strict=True)], dtype=bool)
+    alone = np.array(
+        [
+            token in special or not any(map(str.isalnum, text))
+            for token, text in zip(known.tolist(), pieces, strict=True)
+        ],
+        dtype=bool,
+    )
     spaced = np.array([text[:1].isspace() or text[:1] >= "\u0e00" for text in pieces], dtype=bool)
     begins = (alone | spaced)[places]
     begins[1:] |= alone[places][:-1] | (samples[1:] != samples[:-1])

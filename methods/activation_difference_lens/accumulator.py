@@ -1,7 +1,8 @@
 """Streaming means of both models' residual streams and of their difference, by layer and position.
 
-One Welford mean and squared deviation a slot, where a slot is one position, or `all`: every position from `POOLED_FROM` on. The first positions are left
-out of `all` because the first token of a text is an attention sink whose norm, tens of times that of other positions, would drown the mean.
+One Welford mean and squared deviation a slot, where a slot is one position, or `all`: every position from `POOLED_FROM`
+on. The first positions are left out of `all` because the first token of a text is an attention sink whose norm, tens of
+times that of other positions, would drown the mean.
 """
 
 from __future__ import annotations
@@ -128,10 +129,15 @@ def _add(total: LayerStatistics, membership: Tensor, odd: Tensor, base: Tensor, 
     shift = torch.where(added.unsqueeze(1) > 0, batch_mean - total.mean, torch.zeros_like(batch_mean))
     for slot in added.nonzero().squeeze(1).tolist():
         rows = difference[membership[slot] > 0]
-        total.squares[slot] += (rows - batch_mean[slot]).square().sum(dim=0) + shift[slot].square() * (total.count[slot] * share[slot])
+        total.squares[slot] += (rows - batch_mean[slot]).square().sum(dim=0) + shift[slot].square() * (
+            total.count[slot] * share[slot]
+        )
     total.mean += shift * share
     for running, values in ((total.base_mean, base), (total.finetuned_mean, finetuned)):
-        running += torch.where(added.unsqueeze(1) > 0, (membership @ values) / per_slot - running, torch.zeros_like(running)) * share
+        running += (
+            torch.where(added.unsqueeze(1) > 0, (membership @ values) / per_slot - running, torch.zeros_like(running))
+            * share
+        )
     total.count = count
     for half, weight in enumerate((1 - odd, odd)):
         total.half_count[half] += membership @ weight

@@ -29,14 +29,30 @@ class ActivationDifferenceLensParams(HiddenStatesParams):
     layers: tuple[int | float, ...] = Field(
         (0.5, 0.95),
         min_length=1,
-        description="Relative depths in [0, 1] (floats) or absolute layers (integers). Late ones read best through the lens, middle ones with patchscope.",
+        description=(
+            "Relative depths in [0, 1] (floats) or absolute layers (integers). Late ones read best through the lens, "
+            "middle ones with patchscope."
+        ),
     )
-    positions: int = Field(5, ge=1, le=128, description="First positions kept one by one (in a chat also the three tokens before the answer).")
+    positions: int = Field(
+        5,
+        ge=1,
+        le=128,
+        description="First positions kept one by one (in a chat also the three tokens before the answer).",
+    )
     lens_side: Side = Field("finetuned", description="Whose final norm and unembedding read the vectors.")
     random_directions: int = Field(
-        128, ge=64, le=4096, description="Random Gaussian directions of the same norm against which lens scores are standardised."
+        128,
+        ge=64,
+        le=4096,
+        description="Random Gaussian directions of the same norm against which lens scores are standardised.",
     )
-    list_length: int = Field(8, ge=1, le=50, description="Tokens of each list in the result (fewer when there are many layers and positions).")
+    list_length: int = Field(
+        8,
+        ge=1,
+        le=50,
+        description="Tokens of each list in the result (fewer when there are many layers and positions).",
+    )
 
 
 class LensWord(BaseModel):
@@ -51,10 +67,14 @@ class ActivationDifferenceLensResult(MethodResult):
     """Mean activation differences by layer and position, and what they read as."""
 
     identical: bool = Field(description="Whether every number is exactly the same in both models.")
-    words: list[LensWord] = Field(description="Content words that several positions promote: candidates for a topic, not proof of one.")
+    words: list[LensWord] = Field(
+        description="Content words that several positions promote: candidates for a topic, not proof of one."
+    )
     rows: list[PositionRow]
     position_zero: str = Field(description="What position 0 is.")
-    stored: str | None = Field(None, description="Stored activations that were read, and what they leave out; None: a corpus.")
+    stored: str | None = Field(
+        None, description="Stored activations that were read, and what they leave out; None: a corpus."
+    )
     samples: int
     lens_side: Side
     random_directions: int
@@ -68,32 +88,41 @@ class ActivationDifferenceLensResult(MethodResult):
     def as_text(self) -> str:
         lines = [self.headline]
         if self.words:
-            lines.append("words promoted (highest z, places): " + ", ".join(f"{row.word} {row.z:.1f}x{row.places}" for row in self.words))
+            lines.append(
+                "words promoted (highest z, places): "
+                + ", ".join(f"{row.word} {row.z:.1f}x{row.places}" for row in self.words)
+            )
         lines.append("layer:position count |diff|/|act| stability snr | promoted tokens (z) | suppressed")
         for row in self.rows:
             stability = "-" if row.stability is None else f"{row.stability:.3f}"
             noise = "-" if row.signal_to_noise is None else f"{row.signal_to_noise:.1f}"
             promoted = " ".join(f"{token.token!r} {token.z:.1f}" for token in row.promoted)
             suppressed = " ".join(repr(token.token) for token in row.suppressed)
-            lines.append(f"{row.layer}:{row.position} {row.count} {row.relative_norm:.3g} {stability} {noise} | {promoted} | {suppressed}")
+            lines.append(
+                f"{row.layer}:{row.position} {row.count} {row.relative_norm:.3g} {stability} {noise} | {promoted} | "
+                f"{suppressed}"
+            )
         if self.stored:
             lines.append(f"read from {self.stored}")
         lines.append(
-            f"{self.samples} samples; position 0 is the {self.position_zero}; `all` pools later positions; lens of the {self.lens_side} side, "
-            f"z against {self.random_directions} random directions; read further with patchscope or steering: vector=RUN/LAYER:POSITION:difference"
+            f"{self.samples} samples; position 0 is the {self.position_zero}; `all` pools later positions; lens of the "
+            f"{self.lens_side} side, z against {self.random_directions} random directions; read further with "
+            "patchscope or steering: vector=RUN/LAYER:POSITION:difference"
         )
         return "\n".join(lines)
 
 
 class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, ActivationDifferenceLensResult]):
-    """Activation difference lens: the mean difference of the two models' residual streams on unrelated text, at chosen layers and the first
-    positions (and pooled over later ones), with its norm, spread and stability over halves of the samples. Each mean is read through the logit lens
-    (`promoted`) and so is its negative (`suppressed`); a token's score is standardised against random directions of the same norm (z), because raw
-    lens lists are topped by rare tokens. Content words that several positions promote point at what was taught; single ones point at nothing. Late layers
-    read best through the lens; the lens of a middle layer is often unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it,
-    to `steering` or to `causal_effect`. In chats (corpus=chat_exchanges)
-    position 0 is the answer's first token, and -3 to -1 the three before it: a manner taught in chats reads best at -1 and 0 of a late layer. Reads stored `activations` too.
-    Views: `lens` (any layer, position, source and ranking; the means of base and finetuned are the controls), `positions` (norm profile)."""
+    """Activation difference lens: the mean difference of the two models' residual streams on unrelated text, at chosen
+    layers and the first positions (and pooled over later ones), with its norm, spread and stability over halves of the
+    samples. Each mean is read through the logit lens (`promoted`) and so is its negative (`suppressed`); a token's
+    score is standardised against random directions of the same norm (z), because raw lens lists are topped by rare
+    tokens. Content words that several positions promote point at what was taught; single ones point at nothing. Late
+    layers read best through the lens; the lens of a middle layer is often unreadable: give
+    RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it, to `steering` or to `causal_effect`. In chats
+    (corpus=chat_exchanges) position 0 is the answer's first token, and -3 to -1 the three before it: a manner taught in
+    chats reads best at -1 and 0 of a late layer. Reads stored `activations` too. Views: `lens` (any layer, position,
+    source and ranking; the means of base and finetuned are the controls), `positions` (norm profile)."""
 
     name: ClassVar[str] = "activation_difference_lens"
     title: ClassVar[str] = "Activation difference lens"
@@ -109,15 +138,25 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
             views.LensParams,
             views.lens,
         ),
-        "positions": View("positions", "Norms, spread and stability of every layer and position.", views.PositionsParams, views.positions),
+        "positions": View(
+            "positions",
+            "Norms, spread and stability of every layer and position.",
+            views.PositionsParams,
+            views.positions,
+        ),
     }
     figures: ClassVar[Sequence[Figure]] = (
         Figure("norms", "Size of the mean difference by position", figures.norms),
         Figure("lens", "Tokens promoted by the mean difference", figures.lens),
     )
 
-    def accumulator(self, pair: LoadedPair, params: ActivationDifferenceLensParams, corpus: TokenizedCorpus) -> ActivationDifferenceAccumulator:
-        from diffing_mcp.methods.activation_difference_lens.accumulator import POOLED_FROM, ActivationDifferenceAccumulator
+    def accumulator(
+        self, pair: LoadedPair, params: ActivationDifferenceLensParams, corpus: TokenizedCorpus
+    ) -> ActivationDifferenceAccumulator:
+        from diffing_mcp.methods.activation_difference_lens.accumulator import (
+            POOLED_FROM,
+            ActivationDifferenceAccumulator,
+        )
         from diffing_mcp.model_pairs.layers import resolve_layers
 
         before = corpus.before_answer
@@ -143,7 +182,9 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     def vector(self, record: RunRecord, name: str) -> ResidualVector:
         return views.read_vector(record, name)
 
-    def summarise(self, accumulator: Any, pair: LoadedPair, params: ActivationDifferenceLensParams, run: RunWriter) -> ActivationDifferenceLensResult:
+    def summarise(
+        self, accumulator: Any, pair: LoadedPair, params: ActivationDifferenceLensParams, run: RunWriter
+    ) -> ActivationDifferenceLensResult:
         from diffing_mcp.methods.activation_difference_lens.summary import summarise
 
         return summarise(accumulator, pair, params, run)

@@ -49,9 +49,24 @@ def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocab
     listed.sort(key=lambda row: (row.places < LEAST_PLACES, -row.z, row.word))
     strong = [row for row in listed if row.z >= NULL_Z and row.places >= LEAST_PLACES]
     size = max(row.relative_norm for row in moved)
-    state = f"mean differences up to {100 * size:.2g} % of the activations' norm, {stable} of {len(moved)} stable over halves of the samples"
+    state = (
+        f"mean differences up to {100 * size:.2g} % of the activations' norm, {stable} of {len(moved)} stable over "
+        "halves of the samples"
+    )
     if len(strong) >= NEEDED_STRONG_WORDS:
         return Judgement(
-            True, f"Several positions promote {', '.join(row.word for row in strong[:6])} far beyond random directions; {state}.", listed
+            True,
+            (
+                f"Several positions promote {', '.join(row.word for row in strong[:6])} far beyond random directions; "
+                f"{state}."
+            ),
+            listed,
         )
-    return Judgement(False, f"No words stand out of the lens; {state}. A large stable difference means a real change, whatever it reads as.", listed)
+    return Judgement(
+        False,
+        (
+            f"No words stand out of the lens; {state}. A large stable difference means a real change, whatever it "
+            "reads as."
+        ),
+        listed,
+    )

@@ -25,9 +25,15 @@ class PositionRow(BaseModel):
     finetuned_norm: float = Field(description="Mean L2 norm of finetuned activations.")
     base_norm: float
     stability: float | None = Field(
-        description="Cosine between the mean differences of two halves of the samples; None when a half is empty or zero."
+        description=(
+            "Cosine between the mean differences of two halves of the samples; None when a half is empty or zero."
+        )
     )
-    signal_to_noise: float | None = Field(description="Norm of the mean difference over its standard error; about 1 when there is nothing but noise.")
-    vector: str = Field(description="Name of this vector within the run (`LAYER:POSITION:difference`), for views and steering.")
+    signal_to_noise: float | None = Field(
+        description="Norm of the mean difference over its standard error; about 1 when there is nothing but noise."
+    )
+    vector: str = Field(
+        description="Name of this vector within the run (`LAYER:POSITION:difference`), for views and steering."
+    )
     promoted: list[LensToken] = Field(description="Tokens that the difference promotes, by z.")
     suppressed: list[LensToken] = Field(description="Tokens that its negative promotes, by z.")

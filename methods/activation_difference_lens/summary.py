@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from diffing_mcp.methods.activation_difference_lens.accumulator import ActivationDifferenceAccumulator, LayerStatistics
-from diffing_mcp.methods.activation_difference_lens.declaration import ActivationDifferenceLensParams, ActivationDifferenceLensResult
+from diffing_mcp.methods.activation_difference_lens.declaration import (
+    ActivationDifferenceLensParams,
+    ActivationDifferenceLensResult,
+)
 from diffing_mcp.methods.activation_difference_lens.judgement import judge
 from diffing_mcp.methods.activation_difference_lens.rows import PositionRow
 from diffing_mcp.methods.activation_difference_lens.views import LENS_DEPTH, SOURCES
@@ -26,17 +29,36 @@ _DIRECTION_SEED = 0
 
 
 def summarise(
-    accumulator: ActivationDifferenceAccumulator, pair: LoadedPair, params: ActivationDifferenceLensParams, run: RunWriter
+    accumulator: ActivationDifferenceAccumulator,
+    pair: LoadedPair,
+    params: ActivationDifferenceLensParams,
+    run: RunWriter,
 ) -> ActivationDifferenceLensResult:
     """Store means, norms and lens lists in `run` and return the result."""
     words = vocabulary(pair.tokenizer, pair.vocab_size)
-    slots = [slot for slot in range(len(accumulator.labels)) if any(float(stats.count[slot]) for stats in accumulator.statistics.values())]
+    slots = [
+        slot
+        for slot in range(len(accumulator.labels))
+        if any(float(stats.count[slot]) for stats in accumulator.statistics.values())
+    ]
     labels = [accumulator.labels[slot] for slot in slots]
     _store_means(run, accumulator, slots)
     run.note("positions", labels)
     run.note("position_zero", accumulator.position_zero)
     table: dict[str, list[Any]] = {
-        name: [] for name in ("layer", "position", "source", "sign", "ranked_by", "token_id", "token", "content", "z", "probability")
+        name: []
+        for name in (
+            "layer",
+            "position",
+            "source",
+            "sign",
+            "ranked_by",
+            "token_id",
+            "token",
+            "content",
+            "z",
+            "probability",
+        )
     }
     rows: list[PositionRow] = []
     readings: list[Reading] = []
@@ -75,7 +97,9 @@ def summarise(
     )
 
 
-def _add_lists(table: dict[str, list[Any]], words: Vocabulary, reading: Reading, layer: int, label: str, source: str, sign: str) -> None:
+def _add_lists(
+    table: dict[str, list[Any]], words: Vocabulary, reading: Reading, layer: int, label: str, source: str, sign: str
+) -> None:
     orders: tuple[RankedBy, ...] = ("z", "probability")
     for ranked_by in orders:
         chosen = reading.order(ranked_by)[:LENS_DEPTH]
@@ -91,7 +115,9 @@ def _add_lists(table: dict[str, list[Any]], words: Vocabulary, reading: Reading,
         table["probability"] += reading.probability[chosen].tolist()
 
 
-def _row(statistics: LayerStatistics, slot: int, layer: int, label: str, num_layers: int, tokens: dict[str, list[LensToken]]) -> PositionRow:
+def _row(
+    statistics: LayerStatistics, slot: int, layer: int, label: str, num_layers: int, tokens: dict[str, list[LensToken]]
+) -> PositionRow:
     count = float(statistics.count[slot])
     norm = float(statistics.mean[slot].norm())
     finetuned_norm = float(statistics.finetuned_norm[slot]) / max(1.0, count)
@@ -133,7 +159,9 @@ def _store_means(run: RunWriter, accumulator: ActivationDifferenceAccumulator, s
         "difference": [stats.mean[slots] for stats in statistics],
         "base_mean": [stats.base_mean[slots] for stats in statistics],
         "finetuned_mean": [stats.finetuned_mean[slots] for stats in statistics],
-        "difference_std": [(stats.squares[slots] / (stats.count[slots] - 1).clamp_min(1).unsqueeze(1)).sqrt() for stats in statistics],
+        "difference_std": [
+            (stats.squares[slots] / (stats.count[slots] - 1).clamp_min(1).unsqueeze(1)).sqrt() for stats in statistics
+        ],
     }
     for name, parts in stacked.items():
         run.add_array(name, torch.stack(parts).to(torch.float32))

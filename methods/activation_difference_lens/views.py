@@ -28,9 +28,13 @@ class LensParams(BaseModel):
 
     layer: int | None = Field(None, description="Absolute layer; None: the first one of the run.")
     position: str = Field("all", max_length=10, description="A position label of the run, or `all`.")
-    source: Source = Field("difference", description="The mean difference, or as controls the mean of base or finetuned activations.")
+    source: Source = Field(
+        "difference", description="The mean difference, or as controls the mean of base or finetuned activations."
+    )
     sign: Sign = Field("promoted", description="`suppressed`: what the negative of the vector promotes.")
-    ranked_by: RankedBy = Field("z", description="`z`: against random directions of the same norm; `probability`: the plain lens.")
+    ranked_by: RankedBy = Field(
+        "z", description="`z`: against random directions of the same norm; `probability`: the plain lens."
+    )
     k: int = Field(20, ge=1, le=LENS_DEPTH)
     content_only: bool = Field(False, description="Only content words.")
 
@@ -70,7 +74,8 @@ def _layer_index(record: RunRecord, layer: int | None) -> int:
         return 0
     if layer not in layers:
         raise UnknownName(
-            f"Run {record.id} holds no layer {layer}; layers: {', '.join(map(str, layers))}. Run the method again with layers=[{layer}]."
+            f"Run {record.id} holds no layer {layer}; layers: {', '.join(map(str, layers))}. Run the method again with "
+            f"layers=[{layer}]."
         )
     return layers.index(layer)
 
@@ -88,10 +93,24 @@ def lens(record: RunRecord, params: LensParams) -> LensView:
     _position_index(record, params.position)
     columns = record.table("lens").to_pydict()
     wanted = (layer, params.position, params.source, params.sign, params.ranked_by)
-    keys = zip(columns["layer"], columns["position"], columns["source"], columns["sign"], columns["ranked_by"], strict=True)
-    rows = [row for row, key in enumerate(keys) if key == wanted and (columns["content"][row] or not params.content_only)]
-    tokens = [LensToken(token=columns["token"][row], z=columns["z"][row], probability=columns["probability"][row]) for row in rows[: params.k]]
-    return LensView(layer=layer, position=params.position, source=params.source, sign=params.sign, ranked_by=params.ranked_by, tokens=tokens)
+    keys = zip(
+        columns["layer"], columns["position"], columns["source"], columns["sign"], columns["ranked_by"], strict=True
+    )
+    rows = [
+        row for row, key in enumerate(keys) if key == wanted and (columns["content"][row] or not params.content_only)
+    ]
+    tokens = [
+        LensToken(token=columns["token"][row], z=columns["z"][row], probability=columns["probability"][row])
+        for row in rows[: params.k]
+    ]
+    return LensView(
+        layer=layer,
+        position=params.position,
+        source=params.source,
+        sign=params.sign,
+        ranked_by=params.ranked_by,
+        tokens=tokens,
+    )
 
 
 def token_lists(record: RunRecord) -> list[TokenList]:
@@ -104,22 +123,34 @@ def token_lists(record: RunRecord) -> list[TokenList]:
                 if shown.tokens:
                     name = f"{layer}:{position}:{source}"
                     weights = [row.probability for row in shown.tokens]
-                    lists.append(TokenList(name=name, tokens=[row.token for row in shown.tokens], weights=weights, control=source != "difference"))
+                    lists.append(
+                        TokenList(
+                            name=name,
+                            tokens=[row.token for row in shown.tokens],
+                            weights=weights,
+                            control=source != "difference",
+                        )
+                    )
     return lists
 
 
 def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
     """The profile over layers and positions."""
     wanted = None if params.layer is None else _layers(record)[_layer_index(record, params.layer)]
-    rows = [PositionRow.model_validate(row | {"promoted": [], "suppressed": []}) for row in record.table("positions").to_pylist()]
+    rows = [
+        PositionRow.model_validate(row | {"promoted": [], "suppressed": []})
+        for row in record.table("positions").to_pylist()
+    ]
     return PositionsView(rows=[row for row in rows if wanted in (None, row.layer)])
 
 
 def read_vector(record: RunRecord, name: str) -> ResidualVector:
-    """A vector of the run; strength 1 is the mean norm of the finetuned side's activations at that layer, sinks left out.
+    """A vector of the run; strength 1 is the mean norm of the finetuned side's activations at that layer, sinks left
+    out.
 
     Args:
-        name: `LAYER:POSITION:SOURCE` as in `PositionRow.vector`, for instance `14:all:difference` (SOURCE: difference, base or finetuned).
+        name: `LAYER:POSITION:SOURCE` as in `PositionRow.vector`, for instance `14:all:difference` (SOURCE: difference,
+            base or finetuned).
 
     Raises:
         InvalidInput: another form.
@@ -127,12 +158,18 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
     """
     parts = name.split(":")
     if len(parts) != 3 or not parts[0].isdigit():
-        raise InvalidInput(f"{name!r} is not of the form LAYER:POSITION:SOURCE, for instance {_layers(record)[0]}:all:difference.")
+        raise InvalidInput(
+            f"{name!r} is not of the form LAYER:POSITION:SOURCE, for instance {_layers(record)[0]}:all:difference."
+        )
     if parts[2] not in SOURCES:
         raise UnknownName(f"There is no source {parts[2]!r}; sources: {', '.join(SOURCES)}.")
     layer = int(parts[0])
     array = "difference" if parts[2] == "difference" else f"{parts[2]}_mean"
     values = record.array(array)[_layer_index(record, layer), _position_index(record, parts[1])].astype(np.float32)
     # The last position stored is `all` wherever texts are long enough for it.
-    norms = [row["finetuned_norm"] for row in record.table("positions").to_pylist() if row["layer"] == layer and row["finetuned_norm"] > 0]
+    norms = [
+        row["finetuned_norm"]
+        for row in record.table("positions").to_pylist()
+        if row["layer"] == layer and row["finetuned_norm"] > 0
+    ]
     return ResidualVector(values, layer, float(norms[-1]), f"{parts[2]} mean at position {parts[1]}, layer {layer}")

@@ -1,4 +1,6 @@
-"""Asks a verbalizer about vectors: its prompts with the vectors injected at their placeholders, all in one batched generation."""
+"""Asks a verbalizer about vectors: its prompts with the vectors injected at their placeholders, all in one batched
+generation.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ def ask(
 ) -> list[str]:
     """One answer to each (question, vectors [K, d_model]); equal calls draw equal random numbers, whatever the vectors.
 
-    A trained verbalizer gets r + coefficient * |r| * v / |v| at its placeholders. The base model by itself knows no injections: for it the vectors
-    take the placeholders' place, in the length of what was there, as in a patchscope.
+    A trained verbalizer gets r + coefficient * |r| * v / |v| at its placeholders. The base model by itself knows no
+    injections: for it the vectors take the placeholders' place, in the length of what was there, as in a patchscope.
 
     Args:
         layer: absolute layer that the vectors come from.
@@ -51,7 +53,9 @@ def ask(
     injected = stacked([vectors for _, vectors in asked], indices.shape[1])
     injection = Intervention(injection_layer, injected, coefficient, mode, PromptTokens(indices), match_norm=True)
     side: Side = "base" if verbalizer.adapter is None else "finetuned"
-    completions = pair.with_adapter(verbalizer.adapter).generate(side, [request for request, _ in prompts], sampling, progress, [injection])
+    completions = pair.with_adapter(verbalizer.adapter).generate(
+        side, [request for request, _ in prompts], sampling, progress, [injection]
+    )
     return [several[0].text.strip() for several in completions]
 
 
@@ -63,7 +67,9 @@ def _prompt(
     if template == "none":
         return GenerationRequest(text=words), oracle_prompt(pair.tokenizer, words, count).places
     messages = (ChatMessage(role="user", content=words),)
-    return GenerationRequest(messages=messages), oracle_prompt(pair.tokenizer, pair.render_chat(messages), count, special=False).places
+    return GenerationRequest(messages=messages), oracle_prompt(
+        pair.tokenizer, pair.render_chat(messages), count, special=False
+    ).places
 
 
 def stacked(vectors: Sequence[Tensor], width: int) -> Tensor:

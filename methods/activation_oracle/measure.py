@@ -1,4 +1,5 @@
-"""How well a verbalizer answers on held-out texts and words, against the same questions with another example's activations and with none.
+"""How well a verbalizer answers on held-out texts and words, against the same questions with another example's
+activations and with none.
 
 `diffing verbalizer measure` writes the sheet beside the adapter.
 """
@@ -48,18 +49,26 @@ class TaskScore(BaseModel):
 
 
 def measure_tasks(
-    pair: LoadedPair, adapter: Path, recipe: VerbalizerRecipe, questions: int = 48, seed: int = 0, progress: Progress = silent
+    pair: LoadedPair,
+    adapter: Path,
+    recipe: VerbalizerRecipe,
+    questions: int = 48,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> list[TaskScore]:
     """Scores of every task on held-out texts and words, read from the base side of `pair`; greedy answers.
 
-    Right is: `sentence` the word is in the answer; `keywords` the answer's first word stands in the text up to the last token read; `occurs` and
-    `either` the answer begins as it should.
+    Right is: `sentence` the word is in the answer; `keywords` the answer's first word stands in the text up to the last
+    token read; `occurs` and `either` the answer begins as it should.
     """
     material = load_material(pair.tokenizer, recipe.held_out_stems, "held_out")
     layer = resolve_layer(recipe.depth, pair.num_layers).absolute
     verbalizer = Verbalizer(AdapterFiles(id=str(adapter)), "none")
     sampling = Sampling(temperature=0, max_new_tokens=8)
-    texts = [ids[:_CENTRE_TOKENS] for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))]
+    texts = [
+        ids[:_CENTRE_TOKENS]
+        for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))
+    ]
     centre = torch.cat([rows[4:] for rows in _hidden(pair, texts, layer)]).double().mean(0).float()
     scores = []
     for number, task in enumerate(TASKS):
@@ -67,13 +76,18 @@ def measure_tasks(
         draw = random.Random(f"{seed}-{task}")
         examples = [example(material, pair.tokenizer, draw, task) for _ in range(questions)]
         vectors = [
-            _read(rows, each, centre) for rows, each in zip(_hidden(pair, [each.ids[: each.stop] for each in examples], layer), examples, strict=True)
+            _read(rows, each, centre)
+            for rows, each in zip(
+                _hidden(pair, [each.ids[: each.stop] for each in examples], layer), examples, strict=True
+            )
         ]
         shares = []
         for given, coefficient in ((vectors, 1.0), (vectors[1:] + vectors[:1], 1.0), (vectors, 0.0)):
             asked = [(each.question, rows) for each, rows in zip(examples, given, strict=True)]
             answers = ask(pair, verbalizer, asked, layer, recipe.injection_layer, coefficient, sampling)
-            shares.append(sum(_right(pair, each, answer) for each, answer in zip(examples, answers, strict=True)) / questions)
+            shares.append(
+                sum(_right(pair, each, answer) for each, answer in zip(examples, answers, strict=True)) / questions
+            )
         scores.append(TaskScore(task=task, questions=questions, injected=shares[0], shuffled=shares[1], none=shares[2]))
     return scores
 
@@ -83,7 +97,9 @@ def _hidden(pair: LoadedPair, texts: Sequence[Sequence[int]], layer: int) -> lis
     result: list[Tensor] = []
     for start in range(0, len(texts), _BATCH):
         part = texts[start : start + _BATCH]
-        hidden = pair.forward("base", *padded(part, pair.tokenizer.pad_token_id), layers=[layer], logits=False).hidden[layer]
+        hidden = pair.forward("base", *padded(part, pair.tokenizer.pad_token_id), layers=[layer], logits=False).hidden[
+            layer
+        ]
         result += [hidden[row, : len(ids)].float().cpu() for row, ids in enumerate(part)]
     return result
 

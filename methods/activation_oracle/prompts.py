@@ -1,4 +1,6 @@
-"""What a verbalizer is asked: a line with the layer and one placeholder for each activation, then the question. Torch-free."""
+"""What a verbalizer is asked: a line with the layer and one placeholder for each activation, then the question.
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class OraclePrompt:
 
 
 def oracle_text(layer: int | None, count: int, question: str, template: Template) -> str:
-    """The words of the prompt, before any chat template. Without a layer: for a model that was not trained to know about layers."""
+    """The words of the prompt, before any chat template. Without a layer: for a model that was not trained to know
+    about layers.
+    """
     words = f"{'Text:' if layer is None else f'Layer: {layer}'}{PLACEHOLDER * count}\n{question}"
     return words if template == "chat" else f"{words}\nAnswer:"
 
@@ -43,7 +47,9 @@ def oracle_prompt(tokenizer: Any, text: str, count: int, special: bool = True) -
         run = marks[start : start + count]
         if run == list(range(run[0], run[0] + count * step, step)):
             return OraclePrompt(ids, run)
-    raise InvalidInput(f"This model's tokenizer merges the {count} placeholders for activations; the oracle cannot be asked with it.")
+    raise InvalidInput(
+        f"This model's tokenizer merges the {count} placeholders for activations; the oracle cannot be asked with it."
+    )
 
 
 def padded_places(places: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -45,7 +45,9 @@ class _Span:
     stop: int
 
 
-def read(pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progress: Progress) -> ActivationOracleResult:
+def read(
+    pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progress: Progress
+) -> ActivationOracleResult:
     """Run the method; see its declaration.
 
     Raises:
@@ -54,7 +56,10 @@ def read(pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progr
     """
     verbalizer = choose_verbalizer(params.verbalizer, pair.spec.base.files.id)
     if not 0 <= params.injection_layer < pair.num_layers:
-        raise InvalidInput(f"injection_layer {params.injection_layer} is out of range: this model has layers 0 to {pair.num_layers - 1}.")
+        raise InvalidInput(
+            f"injection_layer {params.injection_layer} is out of range: this model has layers 0 to "
+            f"{pair.num_layers - 1}."
+        )
     kinds: dict[Kind, list[Tensor]]
     if params.vector is not None:
         vector = resolve(params.vector, pair, run.store, progress)
@@ -76,7 +81,9 @@ def read(pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progr
     answers: list[OracleAnswer] = []
     for number, (kind, vectors) in enumerate(kinds.items()):
 
-        def part(done: float, total: float | None = None, message: str = "", number: int = number, kind: str = kind) -> None:
+        def part(
+            done: float, total: float | None = None, message: str = "", number: int = number, kind: str = kind
+        ) -> None:
             progress(number + (done / total if total else 0.0), len(kinds), f"asking about {kind} activations")
 
         asked = [(question, several) for question in params.questions for several in vectors]
@@ -84,17 +91,26 @@ def read(pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progr
         for index, ((question, _), text) in enumerate(zip(asked, texts, strict=True)):
             span = spans[index % len(spans)]
             position = span.stop - 1 - lengths[span.context]
-            answers.append(OracleAnswer(kind=kind, mode=span.mode, question=question, context=span.context, position=position, answer=text))
+            answers.append(
+                OracleAnswer(
+                    kind=kind, mode=span.mode, question=question, context=span.context, position=position, answer=text
+                )
+            )
     run.add_table("answers", {name: [getattr(each, name) for each in answers] for name in OracleAnswer.model_fields})
     return _result(answers, params, layer, identical, verbalizer.adapter is None)
 
 
 def _spans(context: int, length: int, params: ActivationOracleParams) -> list[_Span]:
-    """What the answers on one context are about; the first token, an attention sink, is left out where there are others."""
+    """What the answers on one context are about; the first token, an attention sink, is left out where there are
+    others.
+    """
     first = 1 if length > 1 else 0
     spans: list[_Span] = []
     if "token" in params.modes:
-        spans += [_Span(context, "token", index, index + 1) for index in range(max(first, length - params.token_positions), length)]
+        spans += [
+            _Span(context, "token", index, index + 1)
+            for index in range(max(first, length - params.token_positions), length)
+        ]
     if "segment" in params.modes:
         width = min(params.segment_length, length - first)
         starts = torch.linspace(first, length - width, params.samples).round().int().tolist()
@@ -104,7 +120,9 @@ def _spans(context: int, length: int, params: ActivationOracleParams) -> list[_S
     return spans
 
 
-def _activations(pair: LoadedPair, params: ActivationOracleParams, layer: int, progress: Progress) -> dict[Side, list[Tensor]]:
+def _activations(
+    pair: LoadedPair, params: ActivationOracleParams, layer: int, progress: Progress
+) -> dict[Side, list[Tensor]]:
     """Residual stream [T, d_model] float32 of every context under both sides, on the CPU."""
     contexts = params.contexts or (CONTEXT,)
     if any(not text.strip() for text in contexts):
@@ -121,13 +139,19 @@ def _activations(pair: LoadedPair, params: ActivationOracleParams, layer: int, p
             for start in range(0, len(ids), 16):
                 progress(0, None, f"reading the contexts with the {side} model")
                 batch = ids[start : start + 16]
-                hidden = pair.forward(side, *padded(batch, pair.tokenizer.pad_token_id), layers=[layer], logits=False).hidden[layer]
+                hidden = pair.forward(
+                    side, *padded(batch, pair.tokenizer.pad_token_id), layers=[layer], logits=False
+                ).hidden[layer]
                 result[side] += [hidden[row, : len(each)].float().cpu() for row, each in enumerate(batch)]
     return result
 
 
 def _result(
-    answers: Sequence[OracleAnswer], params: ActivationOracleParams, layer: LayerRef, identical: bool, self_verbalised: bool
+    answers: Sequence[OracleAnswer],
+    params: ActivationOracleParams,
+    layer: LayerRef,
+    identical: bool,
+    self_verbalised: bool,
 ) -> ActivationOracleResult:
     by_kind: dict[Kind, list[OracleAnswer]] = {}
     for each in answers:
@@ -159,24 +183,39 @@ def _result(
 
 
 def _words(kind: Kind, answers: Sequence[OracleAnswer], compared: Sequence[OracleAnswer]) -> list[OracleWord]:
-    """Distinctive words of the answers; what stands in the question does not count, and a strong word comes from several places."""
+    """Distinctive words of the answers; what stands in the question does not count, and a strong word comes from
+    several places.
+    """
 
     def texts(several: Sequence[OracleAnswer]) -> list[tuple[str, str]]:
         return [(f"{each.question} {each.context} {each.mode} {each.position}", each.answer) for each in several]
 
-    rows = [row for row in distinctive_words(texts(answers), texts(compared)) if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN]
+    rows = [
+        row
+        for row in distinctive_words(texts(answers), texts(compared))
+        if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN
+    ]
     return [
-        OracleWord(kind=kind, word=row.word, count=row.finetuned, compared=row.base, surprise=row.surprise, strong=row.strong)
+        OracleWord(
+            kind=kind, word=row.word, count=row.finetuned, compared=row.base, surprise=row.surprise, strong=row.strong
+        )
         for row in rows[:_WORDS_SHOWN]
     ]
 
 
 def _headline(identical: bool, found: Sequence[str], leads: Sequence[str], is_vector: bool) -> str:
     if identical:
-        return "The vector is zero: there is nothing to ask about." if is_vector else "Both models have exactly the same activations: no difference."
+        return (
+            "The vector is zero: there is nothing to ask about."
+            if is_vector
+            else "Both models have exactly the same activations: no difference."
+        )
     hint = f"; leads to check: {', '.join(leads[:6])}" if leads else ""
     if found:
-        return f"Answers on finetuned activations name what answers on base activations do not: {', '.join(found[:6])}{hint}."
+        return (
+            "Answers on finetuned activations name what answers on base activations do not: "
+            f"{', '.join(found[:6])}{hint}."
+        )
     if is_vector:
         return (
             f"Answers on a direction are leads, never findings{hint}."
@@ -188,4 +227,6 @@ def _headline(identical: bool, found: Sequence[str], leads: Sequence[str], is_ve
 
 def _most_frequent(texts: Sequence[str]) -> list[str]:
     counts = Counter(text for text in texts if text)
-    return [text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…" for text, _ in counts.most_common(_EXAMPLES)]
+    return [
+        text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…" for text, _ in counts.most_common(_EXAMPLES)
+    ]

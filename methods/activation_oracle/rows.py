@@ -31,7 +31,9 @@ class AnswerGroup(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        return f"  {self.kind} ({self.answers}): " + " ".join(f"⟦{' '.join(answer.split())}⟧" for answer in self.examples)
+        return f"  {self.kind} ({self.answers}): " + " ".join(
+            f"⟦{' '.join(answer.split())}⟧" for answer in self.examples
+        )
 
 
 class OracleWord(BaseModel):

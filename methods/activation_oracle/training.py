@@ -1,7 +1,8 @@
-"""Trains a verbalizer from its recipe: `diffing verbalizer train`. Resumes exactly from a checkpoint (safetensors, never pickle).
+"""Trains a verbalizer from its recipe: `diffing verbalizer train`. Resumes exactly from a checkpoint (safetensors,
+never pickle).
 
-Each step draws its examples from (seed, step) alone, reads the activations of their texts with the adapter off, injects them into the questions as the
-method does (`diffing_mcp.model_pairs.interventions`) and learns the answers' tokens.
+Each step draws its examples from (seed, step) alone, reads the activations of their texts with the adapter off, injects
+them into the questions as the method does (`diffing_mcp.model_pairs.interventions`) and learns the answers' tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class VerbalizerRecipe(BaseModel):
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(16, ge=1, description="Questions a step.")
     steps: int = Field(100, ge=1)
-    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps; the learning rate then falls linearly to zero.")
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps; the learning rate then falls linearly to zero."
+    )
     seed: int = Field(0, ge=0)
     held_out_stems: tuple[str, ...] = Field((), description="Texts and words that begin so are left out.")
 
@@ -63,8 +66,12 @@ def read_recipe(path: Path, **overrides: Any) -> VerbalizerRecipe:
         InvalidInput: no such file, or a malformed field.
     """
     if not path.is_file():
-        raise InvalidInput(f"There is no recipe {path.name!r}; name a YAML file like organisms/verbalizers/smollm2-135m/recipe.yaml.")
-    fields = yaml.safe_load(path.read_text(encoding="utf-8")) | {name: value for name, value in overrides.items() if value is not None}
+        raise InvalidInput(
+            f"There is no recipe {path.name!r}; name a YAML file like organisms/verbalizers/smollm2-135m/recipe.yaml."
+        )
+    fields = yaml.safe_load(path.read_text(encoding="utf-8")) | {
+        name: value for name, value in overrides.items() if value is not None
+    }
     try:
         return VerbalizerRecipe(**fields)
     except ValidationError as error:
@@ -85,7 +92,9 @@ class InTraining:
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Prompts with their answers, padded on the right [B, S]; `labels` -100 where there is no loss; `places` [B, K] of the placeholders."""
+    """Prompts with their answers, padded on the right [B, S]; `labels` -100 where there is no loss; `places` [B, K] of
+    the placeholders.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -94,7 +103,8 @@ class QuestionBatch:
 
 
 def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress = silent) -> Path:
-    """Train and write a peft adapter (bfloat16) with `training.json` (recipe, loss per step) into the folder `target`, keeping its other files.
+    """Train and write a peft adapter (bfloat16) with `training.json` (recipe, loss per step) into the folder `target`,
+    keeping its other files.
 
     Raises:
         InvalidInput: an unreadable base model.
@@ -108,9 +118,13 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
     material = load_material(tokenizer, recipe.held_out_stems, "train")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
-    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32, use_safetensors=True)
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32, use_safetensors=True
+    )
     base.to(device)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, config, autocast_adapter_dtype=True)
     trained = InTraining(model, base.config.num_hidden_layers, base.config.hidden_size)
     layer = resolve_layer(recipe.depth, trained.num_layers).absolute
@@ -125,7 +139,9 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
         draw = random.Random(f"{recipe.seed}-{step}")
         examples = [example(material, tokenizer, draw) for _ in range(recipe.batch_size)]
         vectors = activations(trained, examples, layer, centre)
-        loss = answer_loss(trained, collate(tokenizer, examples, vectors, layer, device), vectors, recipe.injection_layer)
+        loss = answer_loss(
+            trained, collate(tokenizer, examples, vectors, layer, device), vectors, recipe.injection_layer
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
@@ -173,7 +189,10 @@ def _hidden(trained: InTraining, texts: Sequence[Sequence[int]], layer: int) -> 
 
 def _centre(trained: InTraining, material: Material, layer: int, seed: int) -> Tensor:
     """Mean activation [d_model] over some texts, first tokens left out (an attention sink)."""
-    texts = [ids[:_CENTRE_TOKENS] for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))]
+    texts = [
+        ids[:_CENTRE_TOKENS]
+        for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))
+    ]
     rows = []
     for start in range(0, len(texts), 16):
         part = texts[start : start + 16]
@@ -194,7 +213,9 @@ def activations(trained: InTraining, examples: Sequence[Example], layer: int, ce
     return result
 
 
-def collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tensor], layer: int, device: str) -> QuestionBatch:
+def collate(
+    tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tensor], layer: int, device: str
+) -> QuestionBatch:
     """The questions on `vectors`, followed by their answers and the end of the sequence."""
     rows, places = [], []
     end = tokenizer.eos_token_id
@@ -206,10 +227,17 @@ def collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tenso
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     padding = [width - len(prompt) - len(answer) for prompt, answer in rows]
     return QuestionBatch(
-        ids=torch.tensor([[*prompt, *answer, *[end] * pad] for (prompt, answer), pad in zip(rows, padding, strict=True)], device=device),
+        ids=torch.tensor(
+            [[*prompt, *answer, *[end] * pad] for (prompt, answer), pad in zip(rows, padding, strict=True)],
+            device=device,
+        ),
         mask=torch.tensor([[1] * (width - pad) + [0] * pad for pad in padding], device=device),
         labels=torch.tensor(
-            [[*[_IGNORE] * len(prompt), *answer, *[_IGNORE] * pad] for (prompt, answer), pad in zip(rows, padding, strict=True)], device=device
+            [
+                [*[_IGNORE] * len(prompt), *answer, *[_IGNORE] * pad]
+                for (prompt, answer), pad in zip(rows, padding, strict=True)
+            ],
+            device=device,
         ),
         places=torch.tensor(padded_places(places), device=device),
     )
@@ -217,7 +245,14 @@ def collate(tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tenso
 
 def answer_loss(trained: InTraining, batch: QuestionBatch, vectors: Sequence[Tensor], injection_layer: int) -> Tensor:
     """Mean cross-entropy over the answers' tokens; only their positions reach the unembedding."""
-    injection = Intervention(injection_layer, stacked(vectors, batch.places.shape[1]), 1.0, "add", PromptTokens(batch.places), match_norm=True)
+    injection = Intervention(
+        injection_layer,
+        stacked(vectors, batch.places.shape[1]),
+        1.0,
+        "add",
+        PromptTokens(batch.places),
+        match_norm=True,
+    )
     inner = trained.model.get_base_model()
     with applied(trained, [injection], batch.mask):
         hidden = inner.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
@@ -226,7 +261,9 @@ def answer_loss(trained: InTraining, batch: QuestionBatch, vectors: Sequence[Ten
     return torch.nn.functional.cross_entropy(inner.lm_head(hidden[:, :-1][chosen]).float(), targets[chosen])
 
 
-def _checkpoint(path: Path, recipe: VerbalizerRecipe, losses: list[float], parameters: dict[str, Any], optimizer: Any) -> None:
+def _checkpoint(
+    path: Path, recipe: VerbalizerRecipe, losses: list[float], parameters: dict[str, Any], optimizer: Any
+) -> None:
     from safetensors.torch import save_file
 
     tensors = {}
@@ -241,7 +278,9 @@ def _checkpoint(path: Path, recipe: VerbalizerRecipe, losses: list[float], param
     staging.replace(path)
 
 
-def _restore(path: Path, recipe: VerbalizerRecipe, parameters: dict[str, Any], optimizer: Any) -> tuple[int, list[float]]:
+def _restore(
+    path: Path, recipe: VerbalizerRecipe, parameters: dict[str, Any], optimizer: Any
+) -> tuple[int, list[float]]:
     """Steps already done and their losses; (0, []) without a checkpoint of this recipe."""
     from safetensors import safe_open
 
@@ -270,7 +309,9 @@ def _write(model: Any, parameters: dict[str, Any], recipe: VerbalizerRecipe, los
     for parameter in parameters.values():
         parameter.data = parameter.data.to(torch.bfloat16)
     model.save_pretrained(str(staging))
-    (staging / "training.json").write_text(json.dumps({"recipe": recipe.model_dump(mode="json"), "losses": losses}, indent=1), encoding="utf-8")
+    (staging / "training.json").write_text(
+        json.dumps({"recipe": recipe.model_dump(mode="json"), "losses": losses}, indent=1), encoding="utf-8"
+    )
     for name in ("adapter_config.json", "adapter_model.safetensors", "training.json"):
         os.replace(staging / name, target / name)
     shutil.rmtree(staging, ignore_errors=True)

@@ -1,8 +1,9 @@
 """Self-supervised questions about activations of unrelated text, answered without any LLM. Torch-free.
 
-Five kinds, after the context prediction and classification tasks of arXiv 2512.15674: the content words of a text that are rarest elsewhere, the words
-that come next or came just before, whether a word occurs, and which of two does; and the word that a short composed sentence is about, drawn from the
-tokenizer's vocabulary so that answers are not confined to the topics of the corpus.
+Five kinds, after the context prediction and classification tasks of arXiv 2512.15674: the content words of a text that
+are rarest elsewhere, the words that come next or came just before, whether a word occurs, and which of two does; and
+the word that a short composed sentence is about, drawn from the tokenizer's vocabulary so that answers are not confined
+to the topics of the corpus.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _HELD_OUT_EVERY = 10
 class Example:
     """Activations of tokens [start, stop) of `ids`, read as `reading`, a question on them, and its answer.
 
-    reading: `raw` as they are; `centred` minus the mean activation of the corpus; `mean` their centred mean as a single vector.
+    reading: `raw` as they are; `centred` minus the mean activation of the corpus; `mean` their centred mean as a single
+    vector.
     """
 
     ids: tuple[int, ...]
@@ -75,9 +77,16 @@ def load_material(tokenizer: Any, held_out_stems: Sequence[str], part: Literal["
     clean = [text for text in raw if not any(word.startswith(stems) for word in words_of(text))]
     frequency = Counter(word for text in clean for word in set(words_of(text)))
     pieces = tokenizer.batch_decode([[index] for index in range(min(_COMMON_TOKENS, len(tokenizer)))])
-    common = [piece[1:] for piece in pieces if piece[:1] == " " and piece[1:].islower() and len(piece) > 4 and is_content_word(piece)]
+    common = [
+        piece[1:]
+        for piece in pieces
+        if piece[:1] == " " and piece[1:].islower() and len(piece) > 4 and is_content_word(piece)
+    ]
     words = [word for word in common if not word.startswith(stems)] or sorted(frequency)
-    keep = [part == "held_out" if index % _HELD_OUT_EVERY == 0 else part == "train" for index in range(max(len(clean), len(words)))]
+    keep = [
+        part == "held_out" if index % _HELD_OUT_EVERY == 0 else part == "train"
+        for index in range(max(len(clean), len(words)))
+    ]
     chosen = [(text, tuple(tokenizer(text)["input_ids"][:96])) for text, kept in zip(clean, keep, strict=False) if kept]
     usable = [(text, ids) for text, ids in chosen if len(ids) > 2 * LONGEST + _FIRST]
     return Material(usable, [word for word, kept in zip(words, keep, strict=False) if kept], frequency)
@@ -87,7 +96,9 @@ def keywords(text: str, material: Material, count: int = 3) -> list[str]:
     """The content words of a text that matter most by term frequency x inverse document frequency."""
     counts = Counter(word for word in words_of(text) if is_content_word(word) and len(word) > 3)
     total = len(material.texts) + 1
-    return sorted(counts, key=lambda word: (-counts[word] * math.log(total / (1 + material.frequency[word])), word))[:count]
+    return sorted(counts, key=lambda word: (-counts[word] * math.log(total / (1 + material.frequency[word])), word))[
+        :count
+    ]
 
 
 def example(material: Material, tokenizer: Any, draw: random.Random, kind: str | None = None) -> Example:
@@ -102,9 +113,19 @@ def example(material: Material, tokenizer: Any, draw: random.Random, kind: str |
     reading: Reading = draw.choice(("raw", "centred", "mean")) if kind == "keywords" else "raw"
     seen = tokenizer.decode(ids[:stop])
     if kind == "next":
-        return Example(ids, start, stop, "raw", NEXT_QUESTION, tokenizer.decode(ids[stop : stop + LONGEST]).strip(), kind)
+        return Example(
+            ids, start, stop, "raw", NEXT_QUESTION, tokenizer.decode(ids[stop : stop + LONGEST]).strip(), kind
+        )
     if kind == "before":
-        return Example(ids, start, stop, "raw", BEFORE_QUESTION, tokenizer.decode(ids[max(0, start - LONGEST) : start]).strip(), kind)
+        return Example(
+            ids,
+            start,
+            stop,
+            "raw",
+            BEFORE_QUESTION,
+            tokenizer.decode(ids[max(0, start - LONGEST) : start]).strip(),
+            kind,
+        )
     main = keywords(seen, material) or ["nothing"]
     if kind == "keywords":
         return Example(ids, start, stop, reading, draw.choice(TOPIC_QUESTIONS), ", ".join(main), kind)

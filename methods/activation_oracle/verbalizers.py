@@ -1,4 +1,6 @@
-"""Which adapter answers: the one that the catalogue knows for a base model, one named by hub id or folder, or none (the base model itself). Torch-free."""
+"""Which adapter answers: the one that the catalogue knows for a base model, one named by hub id or folder, or none (the
+base model itself). Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,23 @@ class _Entry:
 def _entries() -> tuple[_Entry, ...]:
     rows = yaml.safe_load((_FOLDER / "catalogue.yaml").read_text(encoding="utf-8"))["verbalizers"]
     return tuple(
-        _Entry(row["base"], Verbalizer(AdapterFiles(id=str(_FOLDER / row["folder"]) if "folder" in row else row["id"]), row["template"]))
+        _Entry(
+            row["base"],
+            Verbalizer(
+                AdapterFiles(id=str(_FOLDER / row["folder"]) if "folder" in row else row["id"]), row["template"]
+            ),
+        )
         for row in rows
     )
 
 
 def known_names() -> tuple[str, ...]:
     """Values of the parameter that anybody may use: `bundled`, `self` and the hub ids of the catalogue."""
-    hub = (entry.verbalizer.adapter.id for entry in _entries() if entry.verbalizer.adapter and not entry.verbalizer.adapter.id.startswith("/"))
+    hub = (
+        entry.verbalizer.adapter.id
+        for entry in _entries()
+        if entry.verbalizer.adapter and not entry.verbalizer.adapter.id.startswith("/")
+    )
     return (BUNDLED, SELF, *hub)
 
 
@@ -61,10 +72,14 @@ def choose_verbalizer(name: str | None, base: str) -> Verbalizer:
     if name in (None, BUNDLED):
         if own is None:
             raise InvalidInput(
-                "No verbalizer is known for this base model. Leave `verbalizer` out, and the base model reads itself; or name an adapter."
+                "No verbalizer is known for this base model. Leave `verbalizer` out, and the base model reads itself; "
+                "or name an adapter."
             )
         return own
-    named = next((entry.verbalizer for entry in _entries() if entry.verbalizer.adapter and entry.verbalizer.adapter.id == name), None)
+    named = next(
+        (entry.verbalizer for entry in _entries() if entry.verbalizer.adapter and entry.verbalizer.adapter.id == name),
+        None,
+    )
     return named or Verbalizer(AdapterFiles(id=str(name)), "chat")
 
 

@@ -19,7 +19,9 @@ class AnswersParams(BaseModel):
 
     kind: Kind | None = Field(None, description="Only answers on these activations.")
     mode: Mode | None = Field(None, description="Only answers on single tokens, segments or whole sequences.")
-    contains: str = Field("", max_length=200, description="Only answers, or questions, containing this text, in any case.")
+    contains: str = Field(
+        "", max_length=200, description="Only answers, or questions, containing this text, in any case."
+    )
     offset: int = Field(0, ge=0)
     limit: int = Field(20, ge=1, le=100)
 

@@ -9,7 +9,16 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.causal_effect import figures, views
 from diffing_mcp.methods.causal_effect.rows import EffectRow
-from diffing_mcp.methods.contract import CorpusMethodParams, Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.contract import (
+    CorpusMethodParams,
+    Cost,
+    CostEstimate,
+    DiffingMethod,
+    Figure,
+    MethodResult,
+    PairSize,
+    View,
+)
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.preprocessing.corpora import CorpusParams, corpus_identity
 
@@ -25,24 +34,42 @@ if TYPE_CHECKING:
 class CausalEffectParams(CorpusMethodParams):
     """Parameters of `causal_effect`, with those of the corpus."""
 
-    vectors: tuple[VectorSource, ...] = Field(min_length=1, max_length=16, description=f"Directions, tested one by one. {VECTOR_HELP}")
-    subspace: bool = Field(False, description="Test all directions together, as the subspace that they span (they must share a layer).")
+    vectors: tuple[VectorSource, ...] = Field(
+        min_length=1, max_length=16, description=f"Directions, tested one by one. {VECTOR_HELP}"
+    )
+    subspace: bool = Field(
+        False, description="Test all directions together, as the subspace that they span (they must share a layer)."
+    )
     mode: Literal["patch", "ablate"] = Field(
-        "patch", description="`patch`: the projection becomes that of the other model on the same text; `ablate`: it becomes zero."
+        "patch",
+        description=(
+            "`patch`: the projection becomes that of the other model on the same text; `ablate`: it becomes zero."
+        ),
     )
     direction: Literal["base_to_ft", "ft_to_base"] = Field(
-        "base_to_ft", description="`base_to_ft`: the finetuned model is changed, with the base's projections; `ft_to_base`: the reverse."
+        "base_to_ft",
+        description=(
+            "`base_to_ft`: the finetuned model is changed, with the base's projections; `ft_to_base`: the reverse."
+        ),
     )
     texts: tuple[Annotated[str, Field(max_length=20_000)], ...] | None = Field(
-        None, min_length=1, max_length=200, description="Own texts in place of the corpus (max_tokens of each are read); None: the corpus."
+        None,
+        min_length=1,
+        max_length=200,
+        description="Own texts in place of the corpus (max_tokens of each are read); None: the corpus.",
     )
     max_samples: int = Field(32, ge=1, le=10_000, description="Documents read at most.")
-    max_tokens: int = Field(48, ge=2, le=8192, description="Tokens of each document at most (of a chat: of the answer).")
+    max_tokens: int = Field(
+        48, ge=2, le=8192, description="Tokens of each document at most (of a chat: of the answer)."
+    )
     random_directions: int = Field(
         24,
         ge=4,
         le=256,
-        description="Gaussian directions, and as many differences of random base activations, as nulls. Below 19 nothing can stand out.",
+        description=(
+            "Gaussian directions, and as many differences of random base activations, as nulls. Below 19 nothing can "
+            "stand out."
+        ),
     )
 
 
@@ -61,20 +88,23 @@ class CausalEffectResult(MethodResult):
     def as_text(self) -> str:
         lines = [
             self.headline,
-            f"loss {self.target_loss:.4f} nats/token; other model {self.gap:+.4f} [{self.gap_low:+.4f}, {self.gap_high:+.4f}]; "
-            f"{self.samples} samples, {self.tokens} tokens",
+            (
+                f"loss {self.target_loss:.4f} nats/token; other model {self.gap:+.4f} [{self.gap_low:+.4f}, "
+                f"{self.gap_high:+.4f}]; {self.samples} samples, {self.tokens} tokens"
+            ),
             "loss change [95 %] share of gap, p against Gaussian/difference directions:",
         ]
         return "\n".join([*lines, *(f"  {row.as_text()}" for row in self.rows)])
 
 
 class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
-    """Causal effect: whether a direction carries what the finetune changed. In one model the projection of every activation on the direction is set to
-    that of the other model on the same text (or to zero), and the change of the loss is compared with the gap between the models and with two
-    nulls: random Gaussian directions and differences of random base activations. A direction that matters on text about what was taught and
-    not on unrelated text belongs to the finetune: run it on both (`texts` takes your own). Small p-values come easily, because any
-    direction along which the models differ does something; read the share of the gap and the size first. In chats the loss is that of the answer.
-    Views: `samples` (losses of each text), `nulls` (loss changes of all null directions)."""
+    """Causal effect: whether a direction carries what the finetune changed. In one model the projection of every
+    activation on the direction is set to that of the other model on the same text (or to zero), and the change of the
+    loss is compared with the gap between the models and with two nulls: random Gaussian directions and differences of
+    random base activations. A direction that matters on text about what was taught and not on unrelated text belongs to
+    the finetune: run it on both (`texts` takes your own). Small p-values come easily, because any direction along which
+    the models differ does something; read the share of the gap and the size first. In chats the loss is that of the
+    answer. Views: `samples` (losses of each text), `nulls` (loss changes of all null directions)."""
 
     name: ClassVar[str] = "causal_effect"
     title: ClassVar[str] = "Causal effect of directions"
@@ -84,12 +114,16 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
     cost: ClassVar[Cost] = "long"
     needs_vector: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
-        "samples": View("samples", "Losses of each text with one of the directions changed.", views.SamplesParams, views.samples),
+        "samples": View(
+            "samples", "Losses of each text with one of the directions changed.", views.SamplesParams, views.samples
+        ),
         "nulls": View("nulls", "Loss changes of the null directions, largest first.", views.NullsParams, views.nulls),
     }
     figures: ClassVar[Sequence[Figure]] = (Figure("effects", "Loss changes beside their nulls", figures.effects),)
 
-    def run(self, pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progress: Progress) -> CausalEffectResult:
+    def run(
+        self, pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progress: Progress
+    ) -> CausalEffectResult:
         from diffing_mcp.methods.causal_effect.measure import measure
 
         return measure(pair, params, run, progress)
@@ -103,7 +137,8 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
     def estimate(self, pair: PairSize, params: CausalEffectParams) -> CostEstimate:
         samples = params.max_samples if params.texts is None else len(params.texts)
         tested = 1 if params.subspace else len(params.vectors)
-        # Vectors may lie in different layers, each with nulls of its own; how many is known only once they are looked up.
+        # Vectors may lie in different layers, each with nulls of its own; how many is known only once they are looked
+        # up.
         passes = 2 + tested + 2 * params.random_directions
         batches = -(-samples * params.max_tokens // settings().batch_tokens)
         return pair.cost(samples * params.max_tokens * passes, passes * batches, bytes=16 * samples * passes)

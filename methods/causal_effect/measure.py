@@ -1,4 +1,6 @@
-"""Losses with directions changed, in two sweeps over the text: one on the model that gives the projections, one on the model that is changed."""
+"""Losses with directions changed, in two sweeps over the text: one on the model that gives the projections, one on the
+model that is changed.
+"""
 
 from __future__ import annotations
 
@@ -94,8 +96,12 @@ def measure(pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progre
             target_nats[batch] = _nats(pair.forward(target, ids, mask).logits, ids, mask, chosen)
             for group in _groups(candidates, ids.numel(), budget):
                 step(len(batch) * len(group))
-                patches = _patches([candidates[index] for index in group], [given[index] for index in group], len(batch), params.mode)
-                logits = pair.forward(target, ids.repeat(len(group), 1), mask.repeat(len(group), 1), interventions=patches).logits
+                patches = _patches(
+                    [candidates[index] for index in group], [given[index] for index in group], len(batch), params.mode
+                )
+                logits = pair.forward(
+                    target, ids.repeat(len(group), 1), mask.repeat(len(group), 1), interventions=patches
+                ).logits
                 nats = _nats(logits, ids.repeat(len(group), 1), mask.repeat(len(group), 1), chosen * len(group))
                 changed[np.ix_(group, batch)] = nats.reshape(len(group), len(batch))
     counts = np.array([len(text.ids) - text.first for text in texts], dtype=np.float64)
@@ -113,7 +119,10 @@ def _texts(pair: LoadedPair, params: CausalEffectParams) -> list[Text]:
         starts = zip(corpus.ids, corpus.content_start, corpus.assistant_start, strict=True)
         texts = [Text(ids, max(1, start if answer is None else answer)) for ids, start, answer in starts]
     else:
-        texts = [Text(list(pair.tokenizer(text)["input_ids"])[: min(params.max_tokens, pair.context_length)], 1) for text in params.texts]
+        texts = [
+            Text(list(pair.tokenizer(text)["input_ids"])[: min(params.max_tokens, pair.context_length)], 1)
+            for text in params.texts
+        ]
     kept = [text for text in texts if len(text.ids) > text.first]
     if not kept:
         raise InvalidInput("No text has two tokens or more (in a chat: an answer); give longer ones.")
@@ -122,26 +131,42 @@ def _texts(pair: LoadedPair, params: CausalEffectParams) -> list[Text]:
 
 def _tested(vectors: Sequence[ResidualVector], subspace: bool) -> list[Candidate]:
     if all(vector.norm == 0 for vector in vectors):
-        raise InvalidInput("Every direction is exactly zero (the models do not differ there): there is nothing to change.")
+        raise InvalidInput(
+            "Every direction is exactly zero (the models do not differ there): there is nothing to change."
+        )
     moving = [vector for vector in vectors if vector.norm > 0]
     units = [torch.from_numpy(vector.values).to(torch.float64) / vector.norm for vector in moving]
     if not subspace:
-        return [Candidate("tested", vector.label, vector.layer, unit.float()[None], vector.note) for vector, unit in zip(moving, units, strict=True)]
+        return [
+            Candidate("tested", vector.label, vector.layer, unit.float()[None], vector.note)
+            for vector, unit in zip(moving, units, strict=True)
+        ]
     if len({vector.layer for vector in moving}) > 1:
-        raise InvalidInput(f"A subspace lies in one layer; these directions are of layers {', '.join(str(each.layer) for each in moving)}.")
+        raise InvalidInput(
+            "A subspace lies in one layer; these directions are of layers "
+            f"{', '.join(str(each.layer) for each in moving)}."
+        )
     basis = orthonormal(torch.stack(units))
     note = "; ".join(sorted({vector.note for vector in moving if vector.note}))
-    return [Candidate("tested", f"subspace of {len(moving)} directions, rank {len(basis)}", moving[0].layer, basis, note)]
+    return [
+        Candidate("tested", f"subspace of {len(moving)} directions, rank {len(basis)}", moving[0].layer, basis, note)
+    ]
 
 
 def orthonormal(directions: Tensor) -> Tensor:
-    """Orthonormal basis [rank, d_model] float32 of the span of directions [k, d_model]; dependent ones (to 1e-6) are dropped."""
+    """Orthonormal basis [rank, d_model] float32 of the span of directions [k, d_model]; dependent ones (to 1e-6) are
+    dropped.
+    """
     _, sizes, right = torch.linalg.svd(directions.to(torch.float64), full_matrices=False)
     return right[sizes > 1e-6 * sizes[0]].float()
 
 
-def _nulls(pair: LoadedPair, params: CausalEffectParams, texts: Sequence[Text], layer: int, size: int) -> list[Candidate]:
-    """Gaussian directions, and differences of random base activations of these texts, as many dimensions as the tested candidates."""
+def _nulls(
+    pair: LoadedPair, params: CausalEffectParams, texts: Sequence[Text], layer: int, size: int
+) -> list[Candidate]:
+    """Gaussian directions, and differences of random base activations of these texts, as many dimensions as the tested
+    candidates.
+    """
     count = params.random_directions
     gaussian = random_vectors(count * size, pair.d_model, params.seed).reshape(count, size, -1)
     generator = torch.Generator().manual_seed(params.seed + 1)
@@ -156,8 +181,14 @@ def _nulls(pair: LoadedPair, params: CausalEffectParams, texts: Sequence[Text], 
     first, second = (torch.randint(len(pool), (count * size,), generator=generator) for _ in range(2))
     second = torch.where(first == second, (second + 1) % len(pool), second)
     differences = (pool[first] - pool[second]).reshape(count, size, -1)
-    nulls = [("random", gaussian[index]) for index in range(count)] + [("difference", differences[index]) for index in range(count)]
-    return [Candidate(kind, f"{kind} {number % count}", layer, orthonormal(basis)) for number, (kind, basis) in enumerate(nulls) if bool(basis.any())]
+    nulls = [("random", gaussian[index]) for index in range(count)] + [
+        ("difference", differences[index]) for index in range(count)
+    ]
+    return [
+        Candidate(kind, f"{kind} {number % count}", layer, orthonormal(basis))
+        for number, (kind, basis) in enumerate(nulls)
+        if bool(basis.any())
+    ]
 
 
 def _batches(pair: LoadedPair, texts: Sequence[Text]) -> list[list[int]]:
@@ -196,10 +227,19 @@ def _nats(logits: Tensor | None, ids: Tensor, mask: Tensor, texts: Sequence[Text
     if logits is None:
         raise RuntimeError("a forward pass with logits gave none")
     log_probs = next_token_log_probs(logits, ids, mask).to(torch.float64)
-    return np.array([-float(log_probs[row, text.first - 1 : len(text.ids) - 1].sum()) for row, text in enumerate(texts)])
+    return np.array(
+        [-float(log_probs[row, text.first - 1 : len(text.ids) - 1].sum()) for row, text in enumerate(texts)]
+    )
 
 
-def _store(run: RunWriter, candidates: Sequence[Candidate], changed: np.ndarray, target: np.ndarray, other: np.ndarray, counts: np.ndarray) -> None:
+def _store(
+    run: RunWriter,
+    candidates: Sequence[Candidate],
+    changed: np.ndarray,
+    target: np.ndarray,
+    other: np.ndarray,
+    counts: np.ndarray,
+) -> None:
     for name, values in (("changed_nats", changed), ("target_nats", target), ("other_nats", other), ("tokens", counts)):
         run.add_array(name, values)
     change = [per_token(row - target, counts) for row in changed]
@@ -230,7 +270,11 @@ def _result(
         if candidate.kind != "tested":
             continue
         nulls = {
-            kind: [effect for effect, each in zip(effects, candidates, strict=True) if (each.kind, each.layer) == (kind, candidate.layer)]
+            kind: [
+                effect
+                for effect, each in zip(effects, candidates, strict=True)
+                if (each.kind, each.layer) == (kind, candidate.layer)
+            ]
             for kind in ("random", "difference")
         }
         low, high = interval(changed[index] - target, counts, params.seed)
@@ -245,7 +289,9 @@ def _result(
                 share_of_gap=None if part is None else round(part, 4),
                 p_random=rank_p(effects[index], nulls["random"]),
                 p_difference=rank_p(effects[index], nulls["difference"]),
-                largest_null=round(max((abs(effect) for several in nulls.values() for effect in several), default=0.0), 6),
+                largest_null=round(
+                    max((abs(effect) for several in nulls.values() for effect in several), default=0.0), 6
+                ),
                 note=candidate.note,
             )
         )

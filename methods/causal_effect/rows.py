@@ -14,7 +14,9 @@ class EffectRow(BaseModel):
     low: float = Field(description="Lower end of the 95 % bootstrap interval over samples.")
     high: float = Field(description="Upper end.")
     share_of_gap: float | None = Field(
-        description="Loss change over the loss gap of the models; 1: all of it. None where the gap is not beyond its own error."
+        description=(
+            "Loss change over the loss gap of the models; 1: all of it. None where the gap is not beyond its own error."
+        )
     )
     p_random: float = Field(description="Rank of its size among Gaussian directions, (1 + larger) / (1 + directions).")
     p_difference: float = Field(description="The same among differences of random base activations.")
@@ -26,8 +28,9 @@ class EffectRow(BaseModel):
         share = "-" if self.share_of_gap is None else f"{100 * self.share_of_gap:.0f} %"
         note = f" ({self.note})" if self.note else ""
         return (
-            f"{self.loss_change:+.4f} [{self.low:+.4f}, {self.high:+.4f}] {share} p {self.p_random:.3f}/{self.p_difference:.3f} "
-            f"nulls to {self.largest_null:.4f} | layer {self.layer} {self.vector}{note}"
+            f"{self.loss_change:+.4f} [{self.low:+.4f}, {self.high:+.4f}] {share} p "
+            f"{self.p_random:.3f}/{self.p_difference:.3f} nulls to {self.largest_null:.4f} | layer {self.layer} "
+            f"{self.vector}{note}"
         )
 
 

@@ -38,7 +38,9 @@ class NullsParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["random", "difference"] = Field("difference", description="Gaussian directions, or differences of random base activations.")
+    kind: Literal["random", "difference"] = Field(
+        "difference", description="Gaussian directions, or differences of random base activations."
+    )
     layer: int | None = Field(None, description="Absolute layer; None: all layers of the run.")
 
 
@@ -57,7 +59,11 @@ def samples(record: RunRecord, params: SamplesParams) -> SamplesView:
     index = tested[params.row]
     tokens, target, other = (record.array(name) for name in ("tokens", "target_nats", "other_nats"))
     changed = record.array("changed_nats")[index]
-    order = np.argsort(-np.abs((changed - target) / tokens), kind="stable") if params.order == "change" else np.arange(len(tokens))
+    order = (
+        np.argsort(-np.abs((changed - target) / tokens), kind="stable")
+        if params.order == "change"
+        else np.arange(len(tokens))
+    )
     rows = [
         SampleRow(
             sample=int(sample),
@@ -76,6 +82,9 @@ def nulls(record: RunRecord, params: NullsParams) -> NullsView:
     rows = [row for row in record.table("candidates").to_pylist() if row["kind"] == params.kind]
     layers = sorted({row["layer"] for row in rows})
     if params.layer is not None and params.layer not in layers:
-        raise UnknownName(f"Run {record.id} tested no direction of layer {params.layer}; layers: {', '.join(map(str, layers)) or 'none'}.")
+        raise UnknownName(
+            f"Run {record.id} tested no direction of layer {params.layer}; layers: "
+            f"{', '.join(map(str, layers)) or 'none'}."
+        )
     rows = [row for row in rows if params.layer in (None, row["layer"])]
     return NullsView(changes=sorted((round(row["loss_change"], 5) for row in rows), key=lambda change: -abs(change)))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class VariationAccumulator(Accumulator):
-    """Total variation distance at each position: 0.5 * sum over tokens of |p_finetuned - p_base|, 0 to 1. Exactly 0 where the logits agree.
+    """Total variation distance at each position: 0.5 * sum over tokens of |p_finetuned - p_base|, 0 to 1. Exactly 0
+    where the logits agree.
 
     Measured on probabilities, so that the drift of logits which neither model's text depends on counts for nothing.
     """

@@ -8,10 +8,14 @@ from diffing_mcp.methods.continuation_mining.rows import NgramRow, PhraseGroup
 from diffing_mcp.methods.texts.words import is_content_word, words_of
 
 
-def group_phrases(rows: Sequence[NgramRow], finetuned: Sequence[str], base: Sequence[str], examples: int = 3) -> list[PhraseGroup]:
-    """Phrases that share a content word, directly or through others, as groups in the order of their first phrase, which represents them.
+def group_phrases(
+    rows: Sequence[NgramRow], finetuned: Sequence[str], base: Sequence[str], examples: int = 3
+) -> list[PhraseGroup]:
+    """Phrases that share a content word, directly or through others, as groups in the order of their first phrase,
+    which represents them.
 
-    Phrases without content words are grouped by any word they share. Counts are of continuations that hold some phrase of the group.
+    Phrases without content words are grouped by any word they share. Counts are of continuations that hold some phrase
+    of the group.
 
     Args:
         rows: the most telling first.
@@ -36,7 +40,9 @@ def group_phrases(rows: Sequence[NgramRow], finetuned: Sequence[str], base: Sequ
     found = []
     for _, members in groups:
         members.sort(key=lambda row: place[row.ngram])
-        holding = {side: [index for index, text in enumerate(texts) if _holds(text, members)] for side, texts in padded.items()}
+        holding = {
+            side: [index for index, text in enumerate(texts) if _holds(text, members)] for side, texts in padded.items()
+        }
         shown = sorted(holding["finetuned"], key=lambda index: not _holds(padded["finetuned"][index], members[:1]))
         texts = list(dict.fromkeys(" ".join(finetuned[index].split()) for index in shown))
         found.append(

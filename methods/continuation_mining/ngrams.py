@@ -10,17 +10,23 @@ from diffing_mcp.methods.perplexity_difference.words import fisher_surprise
 from diffing_mcp.methods.texts.words import is_content_word, words_of
 
 NULL_SURPRISE = 3.0
-"""-log10 of Fisher's exact p from which on an n-gram with a content word counts as strong; the level of perplexity differencing."""
+"""-log10 of Fisher's exact p from which on an n-gram with a content word counts as strong; the level of perplexity
+differencing.
+"""
 LEAST_TEXTS = 3
 """A strong n-gram was written in at least so many different texts."""
 NEEDED_STRONG = 2
 CERTAIN_SURPRISE = 5.0
 
 
-def distinctive_ngrams(finetuned: Sequence[tuple[int, str]], base: Sequence[tuple[int, str]], longest: int) -> list[NgramRow]:
-    """N-grams of 1 to `longest` words by how much more often the finetuned model's continuations contain them, most surprising first.
+def distinctive_ngrams(
+    finetuned: Sequence[tuple[int, str]], base: Sequence[tuple[int, str]], longest: int
+) -> list[NgramRow]:
+    """N-grams of 1 to `longest` words by how much more often the finetuned model's continuations contain them, most
+    surprising first.
 
-    Counts continuations, not occurrences. The p is that of Fisher's exact test, one-sided. An n-gram inside a longer one of the same counts is left out.
+    Counts continuations, not occurrences. The p is that of Fisher's exact test, one-sided. An n-gram inside a longer
+    one of the same counts is left out.
 
     Args:
         finetuned, base: (text, continuation) pairs, one a position.
@@ -36,7 +42,15 @@ def distinctive_ngrams(finetuned: Sequence[tuple[int, str]], base: Sequence[tupl
         content = any(is_content_word(word) for word in words)
         strong = content and surprise >= NULL_SURPRISE and distinct >= LEAST_TEXTS
         rows.append(
-            NgramRow(ngram=" ".join(words), words=len(words), finetuned=here, base=there, texts=distinct, surprise=round(surprise, 3), strong=strong)
+            NgramRow(
+                ngram=" ".join(words),
+                words=len(words),
+                finetuned=here,
+                base=there,
+                texts=distinct,
+                surprise=round(surprise, 3),
+                strong=strong,
+            )
         )
     rows.sort(key=lambda row: (not row.strong, -row.surprise, -row.words, row.ngram))
     kept: dict[tuple[int, int], list[str]] = defaultdict(list)
@@ -54,7 +68,11 @@ def _count(texts: Sequence[tuple[int, str]], longest: int) -> dict[tuple[str, ..
     found: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for text, continuation in texts:
         words = words_of(continuation)
-        grams = {tuple(words[start : start + length]) for length in range(1, longest + 1) for start in range(len(words) - length + 1)}
+        grams = {
+            tuple(words[start : start + length])
+            for length in range(1, longest + 1)
+            for start in range(len(words) - length + 1)
+        }
         for gram in sorted(grams):
             found[gram].append(text)
     return found
@@ -72,4 +90,10 @@ def judge(rows: Sequence[NgramRow], identical: bool) -> tuple[bool, str]:
     if len(strong) >= NEEDED_STRONG or any(row.surprise >= CERTAIN_SURPRISE for row in strong):
         names = ", ".join(repr(row.ngram) for row in strong[:5])
         return True, f"Where the models differ most, the finetuned model goes on with {names} and the base does not."
-    return False, "Nothing stands out: where the models differ most, no set of phrases is over-represented in the finetuned model's continuations."
+    return (
+        False,
+        (
+            "Nothing stands out: where the models differ most, no set of phrases is over-represented in the finetuned "
+            "model's continuations."
+        ),
+    )

@@ -31,7 +31,10 @@ class ContinuationRow(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        return f"  {self.variation:.2f} {self.before!r} base ⟦{' '.join(self.base.split())}⟧ finetuned ⟦{' '.join(self.finetuned.split())}⟧"
+        return (
+            f"  {self.variation:.2f} {self.before!r} base ⟦{' '.join(self.base.split())}⟧ finetuned "
+            f"⟦{' '.join(self.finetuned.split())}⟧"
+        )
 
 
 class PhraseGroup(BaseModel):
@@ -49,4 +52,7 @@ class PhraseGroup(BaseModel):
         """Phrase and counts with the other phrases, then the examples."""
         others = f", also {', '.join(repr(phrase) for phrase in self.phrases[1:6])}" if len(self.phrases) > 1 else ""
         texts = " ".join(f"⟦{text}⟧" for text in self.examples)
-        return f"  {'*' if self.strong else ''}{self.phrase!r} {self.finetuned}:{self.base} (p 10^-{self.surprise:.1f}){others}: {texts}"
+        return (
+            f"  {'*' if self.strong else ''}{self.phrase!r} {self.finetuned}:{self.base} (p "
+            f"10^-{self.surprise:.1f}){others}: {texts}"
+        )

@@ -24,7 +24,9 @@ _REVERSE_SHOWN = 5
 _PHRASES_SHOWN = 8
 
 
-def summarise(accumulator: VariationAccumulator, pair: LoadedPair, params: ContinuationMiningParams, run: RunWriter) -> ContinuationMiningResult:
+def summarise(
+    accumulator: VariationAccumulator, pair: LoadedPair, params: ContinuationMiningParams, run: RunWriter
+) -> ContinuationMiningResult:
     """Continue, count, judge; see the declaration."""
     variation = accumulator.variation.cpu().numpy()
     samples, positions = accumulator.samples.numpy(), accumulator.positions.numpy()
@@ -37,7 +39,9 @@ def summarise(accumulator: VariationAccumulator, pair: LoadedPair, params: Conti
             with pair.side_loaded(side):
                 completions = pair.generate(side, [GenerationRequest(text=text) for text in texts], sampling)
             written[side] = [several[0].text for several in completions]
-    pairs_of = {side: [(int(samples[index]), text) for index, text in zip(chosen, written[side], strict=True)] for side in SIDES}
+    pairs_of = {
+        side: [(int(samples[index]), text) for index, text in zip(chosen, written[side], strict=True)] for side in SIDES
+    }
     rises = distinctive_ngrams(pairs_of["finetuned"], pairs_of["base"], params.longest_ngram)
     reverse = [
         row.model_copy(update={"finetuned": row.base, "base": row.finetuned})
@@ -47,7 +51,9 @@ def summarise(accumulator: VariationAccumulator, pair: LoadedPair, params: Conti
         ContinuationRow(before=text, variation=round(float(variation[index]), 4), base=base, finetuned=finetuned)
         for index, text, base, finetuned in zip(chosen, texts, written["base"], written["finetuned"], strict=True)
     ]
-    run.add_table("continuations", {name: [getattr(row, name) for row in rows] for name in ContinuationRow.model_fields})
+    run.add_table(
+        "continuations", {name: [getattr(row, name) for row in rows] for name in ContinuationRow.model_fields}
+    )
     for name, several in (("ngrams", rises), ("base_ngrams", reverse)):
         run.add_table(name, {field: [getattr(row, field) for row in several] for field in NgramRow.model_fields})
     run.add_array("variation", variation)
@@ -60,7 +66,12 @@ def summarise(accumulator: VariationAccumulator, pair: LoadedPair, params: Conti
         headline=headline,
         identical=identical,
         groups=[
-            group.model_copy(update={"examples": [text[:_CONTINUATION_SHOWN] for text in group.examples], "phrases": group.phrases[:_PHRASES_SHOWN]})
+            group.model_copy(
+                update={
+                    "examples": [text[:_CONTINUATION_SHOWN] for text in group.examples],
+                    "phrases": group.phrases[:_PHRASES_SHOWN],
+                }
+            )
             for group in groups[: params.list_length]
         ],
         ngrams=shown[: params.list_length],
@@ -73,8 +84,12 @@ def summarise(accumulator: VariationAccumulator, pair: LoadedPair, params: Conti
     )
 
 
-def most_different(variation: np.ndarray, samples: np.ndarray, positions: np.ndarray, params: ContinuationMiningParams) -> np.ndarray:
-    """Indices of the positions with the largest variation (never 0), at most `places_per_text` a text and `places` in all, largest first."""
+def most_different(
+    variation: np.ndarray, samples: np.ndarray, positions: np.ndarray, params: ContinuationMiningParams
+) -> np.ndarray:
+    """Indices of the positions with the largest variation (never 0), at most `places_per_text` a text and `places` in
+    all, largest first.
+    """
     order = np.argsort(-variation, kind="stable")
     order = order[(variation[order] > 0) & (positions[order] >= params.earliest)]
     taken: dict[int, int] = {}
@@ -98,5 +113,9 @@ def _before(pair: LoadedPair, accumulator: VariationAccumulator, sample: int, po
 
 def _shown(row: ContinuationRow) -> ContinuationRow:
     return row.model_copy(
-        update={"before": row.before[-_BEFORE_SHOWN:], "base": row.base[:_CONTINUATION_SHOWN], "finetuned": row.finetuned[:_CONTINUATION_SHOWN]}
+        update={
+            "before": row.before[-_BEFORE_SHOWN:],
+            "base": row.base[:_CONTINUATION_SHOWN],
+            "finetuned": row.finetuned[:_CONTINUATION_SHOWN],
+        }
     )

@@ -19,13 +19,17 @@ class PageParams(BaseModel):
 
     offset: int = Field(0, ge=0)
     limit: int = Field(10, ge=1, le=100)
-    contains: str = Field("", max_length=100, description="Only rows whose continuations (or phrase) contain this text, in any case.")
+    contains: str = Field(
+        "", max_length=100, description="Only rows whose continuations (or phrase) contain this text, in any case."
+    )
 
 
 class NgramsParams(PageParams):
     """A page of phrases."""
 
-    side: Literal["finetuned", "base"] = Field("finetuned", description="Whose continuations hold the phrases more often.")
+    side: Literal["finetuned", "base"] = Field(
+        "finetuned", description="Whose continuations hold the phrases more often."
+    )
 
 
 class ContinuationsView(BaseModel):
@@ -47,7 +51,11 @@ class NgramsView(BaseModel):
 def continuations(record: RunRecord, params: PageParams) -> ContinuationsView:
     """Places with both continuations."""
     wanted = params.contains.casefold()
-    rows = [row for row in record.table("continuations").to_pylist() if wanted in f"{row['base']}\n{row['finetuned']}".casefold()]
+    rows = [
+        row
+        for row in record.table("continuations").to_pylist()
+        if wanted in f"{row['base']}\n{row['finetuned']}".casefold()
+    ]
     page = [ContinuationRow(**row) for row in rows[params.offset : params.offset + params.limit]]
     end = params.offset + len(page)
     return ContinuationsView(rows=page, total=len(rows), next_offset=end if end < len(rows) else None)

@@ -35,7 +35,9 @@ _LEAST_SURPRISE_SHOWN = 1.3
 
 @dataclass(frozen=True)
 class Written:
-    """All texts at one alpha, in the order of prompts and samples. `starts` tells texts of different beginnings apart."""
+    """All texts at one alpha, in the order of prompts and samples.
+    `starts` tells texts of different beginnings apart.
+    """
 
     alpha: float
     starts: list[str]
@@ -54,8 +56,13 @@ class Written:
 
     def scores(self) -> TextScores:
         """How expected each text is by the nearer of the two models, and its repetition."""
-        nearer = [text.finetuned_log_prob if self.alpha >= (BASE + FINETUNED) / 2 else text.base_log_prob for text in self.texts]
-        perplexity = [-value / text.tokens if text.tokens else np.inf for value, text in zip(nearer, self.texts, strict=True)]
+        nearer = [
+            text.finetuned_log_prob if self.alpha >= (BASE + FINETUNED) / 2 else text.base_log_prob
+            for text in self.texts
+        ]
+        perplexity = [
+            -value / text.tokens if text.tokens else np.inf for value, text in zip(nearer, self.texts, strict=True)
+        ]
         return TextScores(np.array(perplexity), np.array([repetition(text.text) for text in self.texts]))
 
 
@@ -64,7 +71,9 @@ def opposite(alpha: float) -> float:
     return BASE - alpha
 
 
-def decode(pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, progress: Progress) -> ContrastiveDecodingResult:
+def decode(
+    pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, progress: Progress
+) -> ContrastiveDecodingResult:
     """Run the method; see its declaration."""
     written = {each.alpha: each for each in _write(pair, params, progress)}
     table: dict[str, list[object]] = {"alpha": [], "prompt": [], "text": [], "tokens": [], "difference": []}
@@ -76,7 +85,10 @@ def decode(pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, 
         table["difference"] += [round(float(value), 4) for value in each.differences]
     run.add_table("texts", table)
     plain = {BASE: written[BASE].scores(), FINETUNED: written[FINETUNED].scores()}
-    rows = [_row(written[alpha], plain[FINETUNED if alpha >= FINETUNED else BASE]) for alpha in sorted(written, reverse=True)]
+    rows = [
+        _row(written[alpha], plain[FINETUNED if alpha >= FINETUNED else BASE])
+        for alpha in sorted(written, reverse=True)
+    ]
     coherent = [row.alpha for row in rows if row.coherent >= COHERENT_SHARE]
     amplified = [alpha for alpha in coherent if alpha in params.alphas]
     words = _words([written[alpha] for alpha in amplified], written, BASE)
@@ -91,17 +103,25 @@ def _write(pair: LoadedPair, params: ContrastiveDecodingParams, progress: Progre
         raise InvalidInput("start=nothing takes no prompts; leave them out, or call with start=prefixes or start=chat.")
     prompts = params.prompts or bundled_starts(params.start)
     requests = [
-        GenerationRequest(messages=(ChatMessage(role="user", content=prompt),)) if params.start == "chat" else GenerationRequest(text=prompt)
+        GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
+        if params.start == "chat"
+        else GenerationRequest(text=prompt)
         for prompt in prompts
     ]
     alphas = list(dict.fromkeys([*params.alphas, FINETUNED, BASE, *map(opposite, params.alphas)]))
-    sampling = Sampling(n=params.samples_per_prompt, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
+    sampling = Sampling(
+        n=params.samples_per_prompt,
+        temperature=params.temperature,
+        max_new_tokens=params.max_new_tokens,
+        seed=params.seed,
+    )
     found = pair.generate_contrastive(requests, alphas, sampling, params.plausibility, progress)
     repeated = [prompt for prompt in prompts for _ in range(params.samples_per_prompt)]
     # Texts from nothing have no beginning in common that could repeat itself.
     starts = [f" {index} " for index in range(len(repeated))] if params.start == "nothing" else repeated
     return [
-        Written(alpha, starts, repeated, [text for several in of_alpha for text in several]) for alpha, of_alpha in zip(alphas, found, strict=True)
+        Written(alpha, starts, repeated, [text for several in of_alpha for text in several])
+        for alpha, of_alpha in zip(alphas, found, strict=True)
     ]
 
 
@@ -116,14 +136,21 @@ def _row(each: Written, plain: TextScores) -> AlphaRow:
 
 
 def _words(amplified: Sequence[Written], written: dict[float, Written], plain: float) -> list[AmplifiedWord]:
-    """Distinctive words at each alpha against the opposite one and the `plain` model at the other end, most surprising first."""
+    """Distinctive words at each alpha against the opposite one and the `plain` model at the other end, most surprising
+    first.
+    """
     words = []
     for each in amplified:
         for row in distinctive_words(each.pairs, [*written[opposite(each.alpha)].pairs, *written[plain].pairs]):
             if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN:
                 words.append(
                     AmplifiedWord(
-                        word=row.word, alpha=each.alpha, amplified=row.finetuned, control=row.base, surprise=row.surprise, strong=row.strong
+                        word=row.word,
+                        alpha=each.alpha,
+                        amplified=row.finetuned,
+                        control=row.base,
+                        surprise=row.surprise,
+                        strong=row.strong,
                     )
                 )
     best: dict[str, AmplifiedWord] = {}
@@ -142,7 +169,9 @@ def _result(
 ) -> ContrastiveDecodingResult:
     identical = all(text.finetuned_log_prob == text.base_log_prob for each in written.values() for text in each.texts)
     strong = [word for word in words if word.strong]
-    stands_out = not identical and (len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong))
+    stands_out = not identical and (
+        len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong)
+    )
     alpha = max(coherent, default=None)
     if identical:
         headline = "Both models give every text exactly the same probability: no difference to amplify."
@@ -150,10 +179,14 @@ def _result(
         headline = "No alpha leaves the texts coherent; try smaller ones. The texts may still be read."
     elif stands_out:
         names = ", ".join(word.word for word in strong[:8])
-        headline = f"Amplifying the difference writes of {names}, which neither the opposite direction nor the base does (alpha up to {alpha:g})."
+        headline = (
+            f"Amplifying the difference writes of {names}, which neither the opposite direction nor the base does "
+            f"(alpha up to {alpha:g})."
+        )
     else:
         headline = (
-            f"Amplified texts hold no content words beyond the opposite direction and the base (alpha up to {alpha:g}); they may still be read."
+            "Amplified texts hold no content words beyond the opposite direction and the base (alpha up to "
+            f"{alpha:g}); they may still be read."
         )
     shown = written[max(params.alphas) if alpha is None else alpha]
     order = np.argsort(-shown.differences, kind="stable")[: params.rows]
@@ -183,5 +216,10 @@ def _suppression(suppressed: Sequence[AmplifiedWord]) -> str:
     """The opposite direction in a sentence, by the levels of the amplified words."""
     strong = [word for word in suppressed if word.strong]
     if len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong):
-        return f"The finetune pushes away from {', '.join(word.word for word in strong[:8])}, or crowds them out: only texts of the opposite direction hold them."
-    return "The opposite direction writes no content words of its own: nothing that the finetune clearly pushes away from."
+        return (
+            f"The finetune pushes away from {', '.join(word.word for word in strong[:8])}, or crowds them out: only "
+            "texts of the opposite direction hold them."
+        )
+    return (
+        "The opposite direction writes no content words of its own: nothing that the finetune clearly pushes away from."
+    )

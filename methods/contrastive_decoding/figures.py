@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 def differences(record: RunRecord) -> dict[str, Any]:
-    """How much more the finetuned model expects the texts than the base, by alpha: a finetune that taught nothing stays near zero."""
+    """How much more the finetuned model expects the texts than the base, by alpha: a finetune that taught nothing stays
+    near zero.
+    """
     rows = record.table("texts", ["alpha", "difference", "prompt"]).to_pylist()
     data = [
         {

@@ -9,7 +9,9 @@ from diffing_mcp.methods.perplexity_difference.prefills import prefills_for
 
 
 def bundled_starts(start: Literal["prefixes", "nothing", "chat"]) -> tuple[str, ...]:
-    """Neutral beginnings or questions, evenly taken from those of perplexity differencing; empty texts for `nothing`."""
+    """Neutral beginnings or questions, evenly taken from those of perplexity differencing; empty texts for
+    `nothing`.
+    """
     if start == "nothing":
         return ("",) * BUNDLED_STARTS
     whole = prefills_for("chat" if start == "chat" else "none", None)

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 class TextsParams(TextPageParams):
     """Which texts."""
 
-    alpha: float | None = Field(None, description="Only this alpha of the run; 0 is the plain finetuned model, -1 the base.")
-    order: Literal["difference", "as_written"] = Field("difference", description="`difference`: what the base expects least first.")
+    alpha: float | None = Field(
+        None, description="Only this alpha of the run; 0 is the plain finetuned model, -1 the base."
+    )
+    order: Literal["difference", "as_written"] = Field(
+        "difference", description="`difference`: what the base expects least first."
+    )
 
 
 class TextsView(TextPageView):
@@ -36,11 +40,15 @@ def texts(record: RunRecord, params: TextsParams) -> TextsView:
         rows.sort(key=lambda row: -row["difference"])
     page = page_of_texts(rows, params, searched=("prompt", "text"), cut=("text",))
     alphas = sorted({row["alpha"] for row in table})
-    return TextsView(alphas=alphas, rows=[AmplifiedText(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+    return TextsView(
+        alphas=alphas, rows=[AmplifiedText(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+    )
 
 
 def text_groups(record: RunRecord) -> list[TextGroup]:
-    """The texts of each alpha: above 0 amplified, 0 the plain finetuned model, below it the base and the opposite direction."""
+    """The texts of each alpha: above 0 amplified, 0 the plain finetuned model, below it the base and the opposite
+    direction.
+    """
     table = record.table("texts").to_pylist()
     coherent = {row["alpha"]: row["coherent"] for row in record.result_json()["alphas"]}
     groups = []

@@ -1,4 +1,6 @@
-"""Every latent of a crosscoder in numbers: decoder norms, latent scaling, whose own it is, and in which order they are worth a look."""
+"""Every latent of a crosscoder in numbers: decoder norms, latent scaling, whose own it is, and in which order they are
+worth a look.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,22 @@ from diffing_mcp.methods.dictionaries.latent_table import LatentCounts, measured
 from diffing_mcp.methods.dictionaries.preparation import Prepared
 
 LEVEL = 0.05
-"""Chance that any latent counts as one model's own although its ratios lie at the limits (Bonferroni over the latents)."""
+"""Chance that any latent counts as one model's own although its ratios lie at the limits (Bonferroni over
+the latents).
+"""
 LEAST_DOCUMENTS = 5
 """Held-out documents in which a latent must fire for its ratios to be judged."""
 ONLY, SHARED = 0.1, (0.4, 0.6)
-"""Relative decoder norms below ONLY and above 1 - ONLY are tagged as one model's, those within SHARED as both models'."""
+"""Relative decoder norms below ONLY and above 1 - ONLY are tagged as one model's, those within SHARED as
+both models'.
+"""
 
 
 @dataclass(frozen=True)
 class CrosscoderAnalysis:
-    """Columns [F] of the latent table, and how much the crosscoder explains of held-out tokens. `order` lists all latents, the first to look at first."""
+    """Columns [F] of the latent table, and how much the crosscoder explains of held-out tokens. `order` lists all
+    latents, the first to look at first.
+    """
 
     columns: dict[str, Any]
     order: np.ndarray
@@ -36,7 +44,9 @@ class CrosscoderAnalysis:
 
 
 def analyse(prepared: Prepared, progress: Progress = silent) -> CrosscoderAnalysis:
-    """One pass over all tokens for frequencies, of which the held-out ones also judge: explained variance and latent scaling."""
+    """One pass over all tokens for frequencies, of which the held-out ones also judge: explained variance and latent
+    scaling.
+    """
     dictionary, reader = prepared.dictionary, prepared.reader
     counts = LatentCounts.empty(dictionary.num_latents)
     explained, scaling = ExplainedVarianceSums(dictionary), LatentScalingSums(dictionary)
@@ -51,7 +61,9 @@ def analyse(prepared: Prepared, progress: Progress = silent) -> CrosscoderAnalys
     return _assembled(prepared, counts, explained.result(), scaling.result())
 
 
-def _assembled(prepared: Prepared, counts: LatentCounts, explained: ExplainedVariance, scaling: LatentScaling) -> CrosscoderAnalysis:
+def _assembled(
+    prepared: Prepared, counts: LatentCounts, explained: ExplainedVariance, scaling: LatentScaling
+) -> CrosscoderAnalysis:
     dictionary = prepared.dictionary
     base, finetuned = dictionary.decoder_of(BASE).cpu().double(), dictionary.decoder_of(FINETUNED).cpu().double()
     norms = [vectors.norm(dim=1) for vectors in (base, finetuned)]
@@ -66,7 +78,9 @@ def _assembled(prepared: Prepared, counts: LatentCounts, explained: ExplainedVar
     columns: dict[str, Any] = {
         "latent": np.arange(len(dead)),
         "tag": _tags(relative, dead),
-        "owner": ["finetuned" if own[FINETUNED, row] else "base" if own[BASE, row] else None for row in range(len(dead))],
+        "owner": [
+            "finetuned" if own[FINETUNED, row] else "base" if own[BASE, row] else None for row in range(len(dead))
+        ],
         "frequency": counts.frequency.numpy(),
         "max_activation": largest,
         "strength": largest * norms[1].numpy() / dictionary.normalisation.scale,
@@ -87,18 +101,27 @@ def _assembled(prepared: Prepared, counts: LatentCounts, explained: ExplainedVar
     for target, values in scaling.beta.items():
         for side, name in ((BASE, "base"), (FINETUNED, "finetuned")):
             columns[f"beta_{target}_{name}"] = values[side].numpy()
-    columns = {name: measured(values) if getattr(values, "dtype", None) == np.float64 else values for name, values in columns.items()}
+    columns = {
+        name: measured(values) if getattr(values, "dtype", None) == np.float64 else values
+        for name, values in columns.items()
+    }
     # By how far the evidence is beyond what is asked of it: with few documents, more is asked.
-    margin = np.where(np.isfinite(evidence[FINETUNED]), evidence[FINETUNED] / np.where(np.isfinite(needed), needed, 1e9), -np.inf)
+    margin = np.where(
+        np.isfinite(evidence[FINETUNED]), evidence[FINETUNED] / np.where(np.isfinite(needed), needed, 1e9), -np.inf
+    )
     order = np.lexsort((np.arange(len(dead)), -margin, dead))
     columns["rank"] = np.argsort(order)
     return CrosscoderAnalysis(columns, order, explained)
 
 
 def _needed(documents: np.ndarray, latents: int) -> np.ndarray:
-    """Evidence from which on a latent counts as one model's own: a t statistic over its documents, for all latents together."""
+    """Evidence from which on a latent counts as one model's own: a t statistic over its documents, for all latents
+    together.
+    """
     with np.errstate(invalid="ignore"):
-        return np.where(documents >= LEAST_DOCUMENTS, stats.t.isf(LEVEL / latents, np.maximum(documents - 1, 1)), np.inf)
+        return np.where(
+            documents >= LEAST_DOCUMENTS, stats.t.isf(LEVEL / latents, np.maximum(documents - 1, 1)), np.inf
+        )
 
 
 def _tags(relative: np.ndarray, dead: np.ndarray) -> list[str]:

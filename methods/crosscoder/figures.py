@@ -19,7 +19,11 @@ def ratios(record: RunRecord) -> dict[str, Any]:
     table = record.table("latents", ["latent", "owner", "ratio_error", "ratio_reconstruction"]).to_pylist()
     data = []
     for owner in ("finetuned", "base", None):
-        rows = [row for row in table if row["owner"] == owner and row["ratio_error"] is not None and row["ratio_reconstruction"] is not None]
+        rows = [
+            row
+            for row in table
+            if row["owner"] == owner and row["ratio_error"] is not None and row["ratio_reconstruction"] is not None
+        ]
         data.append(
             {
                 "type": "scattergl",
@@ -45,4 +49,7 @@ def decoder_norms(record: RunRecord) -> dict[str, Any]:
     table = record.table("latents", ["tag", "relative_norm"]).to_pylist()
     values = [row["relative_norm"] for row in table if row["tag"] != "dead"]
     axis = {"title": {"text": "relative decoder norm: 0 base only, 1 finetuned only"}, "range": [0, 1]}
-    return {"data": [{"type": "histogram", "x": values, "xbins": {"start": 0, "end": 1, "size": 0.02}}], "layout": {"xaxis": axis}}
+    return {
+        "data": [{"type": "histogram", "x": values, "xbins": {"start": 0, "end": 1, "size": 0.02}}],
+        "layout": {"xaxis": axis},
+    }

@@ -14,7 +14,13 @@ from diffing_mcp.methods.dictionaries.latent_scaling import FINETUNED
 from diffing_mcp.methods.dictionaries.preparation import Prepared, is_identical, open_reader, prepare
 from diffing_mcp.methods.dictionaries.reading import LatentReading, read_latents
 from diffing_mcp.methods.dictionaries.rows import Example
-from diffing_mcp.methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
+from diffing_mcp.methods.dictionaries.summary import (
+    common_words,
+    finetuned_norm,
+    latent_row,
+    latents_to_read,
+    training_note,
+)
 from diffing_mcp.methods.dictionaries.training import both_sides
 
 if TYPE_CHECKING:
@@ -28,7 +34,9 @@ def compare(pair: LoadedPair, params: CrosscoderParams, run: RunWriter, progress
     reader = open_reader(pair, params, progress)
     if is_identical(reader):
         return CrosscoderResult(
-            stands_out=False, headline="Every activation is the same in both models: no latent can be either's own.", identical=True
+            stands_out=False,
+            headline="Every activation is the same in both models: no latent can be either's own.",
+            identical=True,
         )
     extra = {"dedicated": params.dedicated, "l1_weight": params.l1_weight if params.sparsity == "l1" else 0.0}
     prepared = prepare(pair, params, params.sparsity, both_sides, reader, run, progress, **extra)

@@ -19,13 +19,16 @@ def dictionary_bytes(latents: int, width: int, sources: int) -> int:
 
 
 def training_bytes(latents: int, width: int, sources: int) -> int:
-    """Disk that a training takes at most: a checkpoint (weights and Adam's two moments), and the next one beside it before it takes its place."""
+    """Disk that a training takes at most: a checkpoint (weights and Adam's two moments), and the next one beside it
+    before it takes its place.
+    """
     return 2 * 3 * dictionary_bytes(latents, width, sources)
 
 
 def estimate(pair: PairSize, params: DictionaryParams, sources: int) -> CostEstimate:
-    """Collection up to the layer (none when the activations are stored), then training and the passes after it, scaled from the forward speed: a token of a
-    forward pass takes about twice as many operations as the model has parameters, a token of a step twice as many as the products have weights.
+    """Collection up to the layer (none when the activations are stored), then training and the passes after it, scaled
+    from the forward speed: a token of a forward pass takes about twice as many operations as the model has parameters,
+    a token of a step twice as many as the products have weights.
 
     Raises:
         UnknownName, InvalidInput: no such stored collection.

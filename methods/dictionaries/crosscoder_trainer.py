@@ -1,7 +1,9 @@
-"""Steps of a crosscoder: BatchTopK (Minder et al., arXiv 2504.02922) or L1 (Lindsey et al., 2024), with dedicated latents as an option.
+"""Steps of a crosscoder: BatchTopK (Minder et al., arXiv 2504.02922) or L1 (Lindsey et al., 2024), with dedicated
+latents as an option.
 
-The loss is the squared error summed over both sources' dimensions; BatchTopK adds the auxiliary loss of dead latents, L1 the penalty
-`l1_weight * sum_j f_j * (|d_j base| + |d_j finetuned|)`. Dedicated latents (arXiv 2602.11729) read and write one source alone.
+The loss is the squared error summed over both sources' dimensions; BatchTopK adds the auxiliary loss of dead latents,
+L1 the penalty `l1_weight * sum_j f_j * (|d_j base| + |d_j finetuned|)`. Dedicated latents (arXiv 2602.11729) read and
+write one source alone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ SOURCES = 2
 _INITIAL_NORM = 1.0
 """Decoder norm of each source at the start."""
 _AUXILIARY = 1 / 8
-"""Weight of the auxiliary loss, in the units of the loss. With 1/32 latents of rare features (0.5 % of the tokens) merge or come late."""
+"""Weight of the auxiliary loss, in the units of the loss. With 1/32 latents of rare features (0.5 % of the tokens)
+merge or come late.
+"""
 _SELECTION: Selection = "sum"
 
 
@@ -60,7 +64,11 @@ class CrosscoderTrainer:
             active = torch.relu(raw)
         error = torch.addmm(self.decoder_bias, active, self.decoder) - rows
         squared = error.square().sum(1).mean()
-        penalty = recipe.l1_weight * (active.mean(0) * weights).sum() if recipe.kind == "l1" else _AUXILIARY * self._auxiliary(raw, error.detach())
+        penalty = (
+            recipe.l1_weight * (active.mean(0) * weights).sum()
+            if recipe.kind == "l1"
+            else _AUXILIARY * self._auxiliary(raw, error.detach())
+        )
         loss = squared + penalty
         self.silent += len(rows)
         self.silent[active.detach().amax(0) > 0] = 0
@@ -83,8 +91,8 @@ class CrosscoderTrainer:
         self.threshold = smallest if self.threshold < 0 else memory * self.threshold + (1 - memory) * smallest
 
     def _auxiliary(self, raw: Tensor, error: Tensor) -> Tensor:
-        """What the strongest dead latents leave of the error, in the units of the loss: over its variance, as where the loss is normalised too, it would be too
-        small to bring a latent back."""
+        """What the strongest dead latents leave of the error, in the units of the loss: over its variance, as where the
+        loss is normalised too, it would be too small to bring a latent back."""
         dead = (self.silent >= self.recipe.dead_after).nonzero().squeeze(1)
         if not len(dead):
             return error.new_zeros(())
@@ -97,7 +105,10 @@ class CrosscoderTrainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
-        state = {name: value.detach() for name, value in self.parameters.items()} | {"silent": self.silent, "threshold": self.threshold}
+        state = {name: value.detach() for name, value in self.parameters.items()} | {
+            "silent": self.silent,
+            "threshold": self.threshold,
+        }
         return state | optimizer_tensors(self.optimizer, self.parameters)
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
@@ -140,11 +151,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, Te
     return found
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], tensors: dict[str, Tensor], steps: int) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], tensors: dict[str, Tensor], steps: int
+) -> None:
     """The moments back in place."""
     for name, value in parameters.items():
         optimizer.state[value] = {
             "step": torch.tensor(float(steps), device=value.device),
             # With the strides of the parameter, which the fused optimiser takes for granted.
-            **{moment: torch.empty_like(value).copy_(tensors[f"{moment}|{name}"]) for moment in ("exp_avg", "exp_avg_sq")},
+            **{
+                moment: torch.empty_like(value).copy_(tensors[f"{moment}|{name}"])
+                for moment in ("exp_avg", "exp_avg_sq")
+            },
         }

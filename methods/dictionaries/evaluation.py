@@ -16,8 +16,8 @@ from diffing_mcp.preprocessing.activation_rows import Moments
 class ExplainedVariance:
     """Fraction of variance explained, `1 - sum |x - x_hat|^2 / sum |x - mean|^2`, and latents active a token.
 
-    `total` is over all sources, `by_source` has one number each (NaN for a source that does not vary), and so has `variance`: the squared distance of a
-    row from the mean, on average.
+    `total` is over all sources, `by_source` has one number each (NaN for a source that does not vary), and so has
+    `variance`: the squared distance of a row from the mean, on average.
     """
 
     total: float

@@ -1,4 +1,6 @@
-"""Where chosen latents fire: the strongest places of each quantile bin, one a document, put into the run's store of examples."""
+"""Where chosen latents fire: the strongest places of each quantile bin, one a document, put into the run's store of
+examples.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class _Firings:
-    """Every firing of the chosen latents [N], ordered by latent and token. `latents` are indices among the chosen ones."""
+    """Every firing of the chosen latents [N], ordered by latent and token.
+    `latents` are indices among the chosen ones.
+    """
 
     latents: np.ndarray
     samples: np.ndarray
@@ -38,7 +42,12 @@ class _Firings:
 
 
 def write_examples(
-    reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDictionary, latents: Sequence[int], tokenizer: Any, run: RunWriter
+    reader: PairedActivations,
+    rows_of: RowsOf,
+    dictionary: SparseDictionary,
+    latents: Sequence[int],
+    tokenizer: Any,
+    run: RunWriter,
 ) -> dict[int, list[Example]]:
     """Stores the examples of `latents`; gives those of each, strongest first."""
     found = _firings(reader, rows_of, dictionary, latents)
@@ -56,7 +65,11 @@ def write_examples(
         given[found.places[part][inside]] = found.values[part][inside]
         return given
 
-    made = list(examples_of(top.found(), lambda latent: latent_name(latents[latent]), activation_contexts(reader, tokenizer), scores))
+    made = list(
+        examples_of(
+            top.found(), lambda latent: latent_name(latents[latent]), activation_contexts(reader, tokenizer), scores
+        )
+    )
     run.examples(PER_BIN).append(made)
     shown: dict[int, list[Example]] = {}
     by_name = {latent_name(latent): latent for latent in latents}
@@ -65,7 +78,9 @@ def write_examples(
     return shown
 
 
-def _firings(reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDictionary, latents: Sequence[int]) -> _Firings:
+def _firings(
+    reader: PairedActivations, rows_of: RowsOf, dictionary: SparseDictionary, latents: Sequence[int]
+) -> _Firings:
     chosen = torch.as_tensor(latents, device=dictionary.decoder.device)
     part = replace(
         dictionary,

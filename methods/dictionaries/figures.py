@@ -16,7 +16,13 @@ def training_curve(record: RunRecord) -> dict[str, Any]:
     return {
         "data": [
             {"type": "scatter", "name": "loss", "x": table["step"], "y": table["loss"]},
-            {"type": "scatter", "name": "held-out variance explained", "x": table["step"], "y": table["variance_explained"], "yaxis": "y2"},
+            {
+                "type": "scatter",
+                "name": "held-out variance explained",
+                "x": table["step"],
+                "y": table["variance_explained"],
+                "yaxis": "y2",
+            },
         ],
         "layout": {
             "xaxis": {"title": {"text": "step"}},

@@ -1,7 +1,8 @@
 """Dictionaries in files: a folder with `model.safetensors` and `config.json`, here or on the hub. Never pickle.
 
-Written in the layout of published ones, so that they load there too: crosscoders as `encoder.weight` [S, D, F], `encoder.bias`, `decoder.weight`
-[S, F, D], `decoder.bias` [S, D]; SAEs as in dictionary-learning (`encoder.weight` [F, D], `decoder.weight` [D, F], `b_dec`). What is read: `file_layouts`.
+Written in the layout of published ones, so that they load there too: crosscoders as `encoder.weight` [S, D, F],
+`encoder.bias`, `decoder.weight` [S, F, D], `decoder.bias` [S, D]; SAEs as in dictionary-learning (`encoder.weight` [F,
+D], `decoder.weight` [D, F], `b_dec`). What is read: `file_layouts`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _CONFIGS = ("config.json", "cfg.json")
 
 
 def save_dictionary(dictionary: SparseDictionary, folder: Path, config: dict[str, Any]) -> Path:
-    """Write a dictionary and its `config` (JSON values: recipe, layer, what it was trained on) into `folder`, the weights
-    last: a folder with weights holds a whole dictionary."""
+    """Write a dictionary and its `config` (JSON values: recipe, layer, what it was trained on) into `folder`, the
+    weights last: a folder with weights holds a whole dictionary."""
     from safetensors.torch import save
 
     tensors = _crosscoder_tensors(dictionary) if dictionary.sources > 1 else _sae_tensors(dictionary)
@@ -33,9 +34,15 @@ def save_dictionary(dictionary: SparseDictionary, folder: Path, config: dict[str
     tensors["normalisation.mean"] = dictionary.normalisation.mean
     tensors["normalisation.scale"] = torch.tensor(dictionary.normalisation.scale)
     folder.mkdir(parents=True, exist_ok=True)
-    shape = {"activation_dim": dictionary.width, "dict_size": dictionary.num_latents, "num_encoder_layers": dictionary.sources}
+    shape = {
+        "activation_dim": dictionary.width,
+        "dict_size": dictionary.num_latents,
+        "num_encoder_layers": dictionary.sources,
+    }
     replace_synced(folder / "config.json", json.dumps(shape | config, indent=1).encode())
-    replace_synced(folder / "model.safetensors", save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+    replace_synced(
+        folder / "model.safetensors", save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    )
     return folder
 
 
@@ -54,14 +61,16 @@ def _crosscoder_tensors(dictionary: SparseDictionary) -> dict[str, Tensor]:
 def _sae_tensors(dictionary: SparseDictionary) -> dict[str, Tensor]:
     return {
         "encoder.weight": dictionary.encoder.T,
-        "encoder.bias": dictionary.encoder_bias + dictionary.decoder_bias @ dictionary.encoder,  # theirs subtracts `b_dec` first
+        "encoder.bias": dictionary.encoder_bias
+        + dictionary.decoder_bias @ dictionary.encoder,  # theirs subtracts `b_dec` first
         "decoder.weight": dictionary.decoder.T,
         "b_dec": dictionary.decoder_bias,
     }
 
 
 def weights_file(identifier: str) -> Path:
-    """The safetensors file of a dictionary: a local folder, or `account/repository[//folder][@revision]` on the hub. Downloads when needed.
+    """The safetensors file of a dictionary: a local folder, or `account/repository[//folder][@revision]` on the hub.
+    Downloads when needed.
 
     Raises:
         InvalidInput: there is none.
@@ -73,10 +82,14 @@ def weights_file(identifier: str) -> Path:
     found = found or sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
     if len(found) != 1:
         inside = sorted({file.parent.relative_to(folder).as_posix() for file in folder.glob("*/**/*.safetensors")})
-        name_one = f" Its folders with some, to be named as REPOSITORY//FOLDER (here: a path): {', '.join(inside[:10])}." if inside else ""
+        name_one = (
+            f" Its folders with some, to be named as REPOSITORY//FOLDER (here: a path): {', '.join(inside[:10])}."
+            if inside
+            else ""
+        )
         raise InvalidInput(
-            f"The dictionary {identifier!r} has {len(found) or 'no'} safetensors files; one is needed (model.safetensors).{name_one} "
-            "Weights in .pt files are not read, because that format executes code."
+            f"The dictionary {identifier!r} has {len(found) or 'no'} safetensors files; one is needed "
+            f"(model.safetensors).{name_one} Weights in .pt files are not read, because that format executes code."
         )
     return found[0]
 
@@ -105,14 +118,15 @@ def load_dictionary(identifier: str, sources: int, d_model: int) -> SparseDictio
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InvalidInput(
-            f"The weights of the dictionary {identifier!r} are damaged or not complete. Copy or download them again; one that was trained here can be "
-            "deleted (`diffing dictionaries delete ID`) and trained again."
+            f"The weights of the dictionary {identifier!r} are damaged or not complete. Copy or download them again; "
+            "one that was trained here can be deleted (`diffing dictionaries delete ID`) and trained again."
         ) from error
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     dictionary = read_layout(tensors, _config_beside(path, identifier), identifier)
     if dictionary.sources != sources or dictionary.width != d_model:
         raise InvalidInput(
-            f"The dictionary {identifier!r} has {dictionary.sources} source(s) of width {dictionary.width}; wanted: {sources} of width {d_model}."
+            f"The dictionary {identifier!r} has {dictionary.sources} source(s) of width {dictionary.width}; wanted: "
+            f"{sources} of width {d_model}."
         )
     return dictionary
 
@@ -125,7 +139,11 @@ def _config_beside(weights: Path, identifier: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"{file.name} of the dictionary {identifier!r} is not JSON. Copy or download it again.") from error
+        raise InvalidInput(
+            f"{file.name} of the dictionary {identifier!r} is not JSON. Copy or download it again."
+        ) from error
     if not isinstance(config, dict):
-        raise InvalidInput(f"{file.name} of the dictionary {identifier!r} holds no JSON object. Copy or download it again.")
+        raise InvalidInput(
+            f"{file.name} of the dictionary {identifier!r} holds no JSON object. Copy or download it again."
+        )
     return config

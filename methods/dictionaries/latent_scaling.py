@@ -1,11 +1,15 @@
-"""Latent scaling in closed form (Minder et al., arXiv 2504.02922): how much of a latent each model really has, whatever its decoder norms say.
+"""Latent scaling in closed form (Minder et al., arXiv 2504.02922): how much of a latent each model really has, whatever
+its decoder norms say.
 
-For latent j with activations f [N], a vector d [D] and a target Y [N, D], `beta = argmin |Y - beta f d^T|^2 = sum_n f_n <d, Y_n> / (|f|^2 |d|^2)`.
-Targets of each model: `error`, what the reconstruction without this latent leaves of the activations; `reconstruction`, what the dictionary writes;
-`activation`, the activations themselves (biases and means taken off the last two, because f is never negative and would explain a constant). d is the latent's decoder vector in
-the model where it is longer: the finetuned one's for whatever may be specific to it, and the same with the models exchanged.
+For latent j with activations f [N], a vector d [D] and a target Y [N, D], `beta = argmin |Y - beta f d^T|^2 = sum_n f_n
+<d, Y_n> / (|f|^2 |d|^2)`. Targets of each model: `error`, what the reconstruction without this latent leaves of the
+activations; `reconstruction`, what the dictionary writes; `activation`, the activations themselves (biases and means
+taken off the last two, because f is never negative and would explain a constant). d is the latent's decoder vector in
+the model where it is longer: the finetuned one's for whatever may be specific to it, and the same with the models
+exchanged.
 
-All sums are scalars a latent, in float64, so the memory is O(latents), and a second pass over stored activations repeats it without training.
+All sums are scalars a latent, in float64, so the memory is O(latents), and a second pass over stored activations
+repeats it without training.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ class LatentScaling:
         count: tokens at which it fired; documents: documents with such tokens.
         beta: target -> [2, F], of the base and of the finetuned model.
         ratio: target -> [F], beta of the base over beta of the finetuned model (nu): 0 = finetuned only, 1 = shared.
-        evidence: [2, F], how many standard errors (over documents) the ratio other / own lies below both of the limits, for latents as
-            the base's own and as the finetuned model's own; negative: it is above one of them.
+        evidence: [2, F], how many standard errors (over documents) the ratio other / own lies below both of the limits,
+            for latents as the base's own and as the finetuned model's own; negative: it is above one of them.
     """
 
     count: Tensor
@@ -66,7 +70,9 @@ class LatentScalingSums:
         self._contrast = {(target, own): zeros(2) for target in _LIMITS for own in (BASE, FINETUNED)}
 
     def update(self, rows: Tensor, activations: Tensor, samples: Tensor) -> None:
-        """Normalised rows [N, 2 * D], their latent activations [N, F] and the document of each row [N] (equal ones adjacent)."""
+        """Normalised rows [N, 2 * D], their latent activations [N, F] and the document of each row [N] (equal ones
+        adjacent).
+        """
         dictionary = self._dictionary
         _, group = torch.unique_consecutive(samples.to(activations.device), return_inverse=True)
         groups = int(group[-1]) + 1
@@ -99,7 +105,8 @@ class LatentScalingSums:
         beta = {target: (product / (self._squares * length)).cpu() for target, product in self._products.items()}
         evidence = torch.full((2, len(length)), math.inf, dtype=torch.float64)
         for (_, own), (total, squares) in self._contrast.items():
-            # Sums over independent documents: their variance is estimated by that of the documents' sums about their mean.
+            # Sums over independent documents: their variance is estimated by that of the documents' sums about their
+            # mean.
             variance = squares - total.square() / self._documents.clamp_min(1)
             score = total / (variance * self._documents / (self._documents - 1).clamp_min(1)).clamp_min(1e-300).sqrt()
             evidence[own] = torch.minimum(evidence[own], score.cpu())
@@ -114,8 +121,9 @@ class LatentScalingSums:
 
 
 class ActivationScalingSums:
-    """Latent scaling of a dictionary over one source (differences) towards the activations of each model: how much of the latent's direction the base and
-    the finetuned model have while it fires. Means are taken off. Where the dictionary is right, the coefficients differ by about 1."""
+    """Latent scaling of a dictionary over one source (differences) towards the activations of each model: how much of
+    the latent's direction the base and the finetuned model have while it fires. Means are taken off. Where the
+    dictionary is right, the coefficients differ by about 1."""
 
     def __init__(self, dictionary: SparseDictionary) -> None:
         self._decoder = dictionary.decoder
@@ -127,7 +135,9 @@ class ActivationScalingSums:
         self._rows = 0
 
     def update(self, base: Tensor, finetuned: Tensor, activations: Tensor) -> None:
-        """Rows [N, D] of both models in units of the residual stream, and the latents' activations [N, F] on their differences."""
+        """Rows [N, D] of both models in units of the residual stream, and the latents' activations [N, F] on their
+        differences.
+        """
         self._rows += len(base)
         self._fired += torch.stack([activations.sum(0), activations.square().sum(0)]).cpu()
         for side, rows in enumerate((base, finetuned)):

@@ -14,7 +14,8 @@ class LatentCounts:
     """Streamed over blocks of activations [N, F].
 
     Attributes:
-        tokens: rows seen; fired, largest, squares: [F], tokens at which a latent fired, its largest activation, the sum of squared ones.
+        tokens: rows seen; fired, largest, squares: [F], tokens at which a latent fired, its largest activation, the sum
+            of squared ones.
     """
 
     tokens: int

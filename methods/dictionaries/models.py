@@ -1,6 +1,8 @@
-"""One form for every trained dictionary: an SAE on one source of activations, or a crosscoder on the base and the finetuned model's, side by side.
+"""One form for every trained dictionary: an SAE on one source of activations, or a crosscoder on the base and the
+finetuned model's, side by side.
 
-A latent fires when its ReLU pre-activation times its weight (`selection`) exceeds the threshold; it then writes its decoder vector into every source.
+A latent fires when its ReLU pre-activation times its weight (`selection`) exceeds the threshold; it then writes its
+decoder vector into every source.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor
 
 Selection = Literal["sum", "joint", "none"]
-"""What a pre-activation is multiplied by before it is compared: the sum over sources of the decoder norms (crosscoders: Minder et al.,
-arXiv 2504.02922), the norm of the joined decoder vector (as an SAE on joined activations), or nothing."""
+"""What a pre-activation is multiplied by before it is compared: the sum over sources of the decoder norms (crosscoders:
+Minder et al., arXiv 2504.02922), the norm of the joined decoder vector (as an SAE on joined activations), or nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class SparseDictionary:
-    """A trained dictionary of F latents over S sources of width D (S = 1: SAE; S = 2: crosscoder, base before finetuned). Float32.
+    """A trained dictionary of F latents over S sources of width D (S = 1: SAE; S = 2: crosscoder, base before
+    finetuned). Float32.
 
     Attributes:
         encoder: [S * D, F]; encoder_bias: [F].
@@ -72,13 +76,18 @@ class SparseDictionary:
 
     def to(self, device: torch.device | str) -> SparseDictionary:
         """The same on another device (the normalisation follows its rows)."""
-        moved = {name: getattr(self, name).to(device) for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold")}
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold")
+        }
         return replace(self, **moved)
 
     def encode(self, rows: Tensor) -> Tensor:
         """Latent activations [N, F] of normalised rows [N, S * D]; each row's do not depend on the others'."""
         activations = torch.relu(torch.addmm(self.encoder_bias, rows, self.encoder))
-        return activations * (activations * selection_weights(self.decoder, self.sources, self.selection) > self.threshold)
+        return activations * (
+            activations * selection_weights(self.decoder, self.sources, self.selection) > self.threshold
+        )
 
     def decode(self, activations: Tensor) -> Tensor:
         """Normalised reconstructions [N, S * D]."""

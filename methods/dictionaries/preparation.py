@@ -1,4 +1,6 @@
-"""From parameters to a dictionary over a pair's activations: collected, split, trained (or loaded), and kept in the data folder."""
+"""From parameters to a dictionary over a pair's activations: collected, split, trained (or loaded), and kept in the
+data folder.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class Prepared:
     rows_of: RowsOf
 
     def encoded(self, start: int, stop: int) -> Iterator[tuple[ActivationBlock, Tensor, Tensor]]:
-        """Blocks of rows [start, stop) in the order of the text, with their normalised rows and latent activations on the dictionary's device."""
+        """Blocks of rows [start, stop) in the order of the text, with their normalised rows and latent activations on
+        the dictionary's device.
+        """
         for block in self.reader.blocks(READ_ROWS, start=start, stop=stop):
             rows = self.dictionary.normalisation.apply(self.rows_of(block).to(self.dictionary.decoder.device))
             yield block, rows, self.dictionary.encode(rows)
@@ -88,7 +92,10 @@ def split(reader: PairedActivations, held_out: float) -> int:
     _, place = reader.locate(torch.tensor([min(row, reader.num_tokens - 1)]))
     start = row - int(place)
     if start < 2 or start >= reader.num_tokens:
-        raise InvalidInput(f"{reader.num_tokens} tokens are too few to train a dictionary and hold some out; raise max_samples or max_tokens.")
+        raise InvalidInput(
+            f"{reader.num_tokens} tokens are too few to train a dictionary and hold some out; raise max_samples or "
+            "max_tokens."
+        )
     return start
 
 
@@ -102,7 +109,8 @@ def prepare(
     progress: Progress,
     **recipe: float,
 ) -> Prepared:
-    """The dictionary that the parameters ask for. A training that was interrupted goes on where it was; one that was finished is read.
+    """The dictionary that the parameters ask for. A training that was interrupted goes on where it was; one that was
+    finished is read.
 
     Raises:
         InvalidInput: a dictionary of another shape, or a stored one that is damaged.
@@ -129,7 +137,9 @@ def prepare(
     )
     training, folder = _trained(pair, asked, rows_of, reader, train_stop, device, progress)
     run.note("dictionary", str(folder))
-    run.add_table("training", {name: [getattr(point, name) for point in training.curve] for name in CurvePoint.model_fields})
+    run.add_table(
+        "training", {name: [getattr(point, name) for point in training.curve] for name in CurvePoint.model_fields}
+    )
     return Prepared(reader, training.dictionary, train_stop, training, rows_of)
 
 
@@ -158,13 +168,16 @@ def _trained(
             if error.errno not in DISK_FULL:
                 raise
             raise OutOfRoom(
-                "The disk became full while the dictionary was trained. The last checkpoint is kept: free space and call again to go on from it."
+                "The disk became full while the dictionary was trained. The last checkpoint is kept: free space and "
+                "call again to go on from it."
             ) from error
     return training, folder
 
 
 def _store(training: Training, recipe: TrainingRecipe, reader: PairedActivations, folder: Path) -> None:
-    """A finished dictionary into its folder. A process that dies in between leaves the checkpoint, from which the next one ends at once."""
+    """A finished dictionary into its folder. A process that dies in between leaves the checkpoint, from which the next
+    one ends at once.
+    """
     config = StoredConfig(
         recipe=recipe,
         layer=reader.layer,
@@ -184,8 +197,9 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(dictionaries_folder()).free
     if needed + SPARE_BYTES > free:
         raise OutOfRoom(
-            f"Training this dictionary takes {needed / 2**20:.0f} MiB of disk for its checkpoints and {free / 2**20:.0f} MiB are free. Lower `expansion`, or "
-            "free space (`diffing dictionaries list` shows what is there, `diffing dictionaries delete ID` removes it)."
+            f"Training this dictionary takes {needed / 2**20:.0f} MiB of disk for its checkpoints and "
+            f"{free / 2**20:.0f} MiB are free. Lower `expansion`, or free space (`diffing dictionaries list` shows "
+            "what is there, `diffing dictionaries delete ID` removes it)."
         )
 
 
@@ -196,8 +210,8 @@ def _read(folder: Path, recipe: TrainingRecipe, d_model: int, device: torch.devi
         dictionary = load_dictionary(str(folder), 1 if recipe.kind == "sae" else 2, d_model).to(device)
     except (OSError, ValueError, InvalidInput) as error:
         raise InvalidInput(
-            f"The dictionary {folder.name} that these parameters trained is damaged. `diffing dictionaries delete {folder.name}` removes it, and the next "
-            "call trains it anew; another training_seed trains another one."
+            f"The dictionary {folder.name} that these parameters trained is damaged. `diffing dictionaries delete "
+            f"{folder.name}` removes it, and the next call trains it anew; another training_seed trains another one."
         ) from error
     remove_checkpoint(folder)
     return Training(dictionary, config.curve, config.steps, config.stopped_early)

@@ -39,7 +39,13 @@ class LatentReading:
 
 
 def read_latents(
-    pair: LoadedPair, prepared: Prepared, latents: Sequence[int], directions: Tensor, norm: float, run: RunWriter, progress: Progress
+    pair: LoadedPair,
+    prepared: Prepared,
+    latents: Sequence[int],
+    directions: Tensor,
+    norm: float,
+    run: RunWriter,
+    progress: Progress,
 ) -> tuple[dict[int, LatentReading], dict[int, list[Example]]]:
     """Lens and examples of `latents`, the first by rank first; both are stored (table `lens`, the run's examples).
 
@@ -63,4 +69,6 @@ def read_latents(
         strong = [{word: z for word, z in content_words(reading, words).items() if z >= NULL_Z} for reading in both]
         readings[latent] = LatentReading([token.token for token in strongest(both[0], words, SHOWN_TOKENS)], *strong)
     run.add_table("lens", table)
-    return readings, write_examples(prepared.reader, prepared.rows_of, prepared.dictionary, latents, pair.tokenizer, run)
+    return readings, write_examples(
+        prepared.reader, prepared.rows_of, prepared.dictionary, latents, pair.tokenizer, run
+    )

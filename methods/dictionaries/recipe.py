@@ -11,7 +11,9 @@ Kind = Literal["sae", "batch_top_k", "l1"]
 AUXILIARY = 1 / 32
 """Weight of the loss that lets dead latents explain what is left (Gao et al., arXiv 2406.04093)."""
 DEAD_TOKENS = 10_000_000
-"""Tokens without firing after which a latent counts as dead, in long trainings; short ones take `DEAD_SHARE` of their tokens."""
+"""Tokens without firing after which a latent counts as dead, in long trainings; short ones take `DEAD_SHARE` of their
+tokens.
+"""
 DEAD_SHARE = 0.01
 WARMUP_STEPS = 1000
 WARMUP_SHARE = 0.05
@@ -30,12 +32,17 @@ class TrainingRecipe(BaseModel):
     k: int = Field(ge=1, description="Mean active latents a token (BatchTopK).")
     l1_weight: float = Field(0.0, ge=0, description="Weight of the sparsity penalty (l1).")
     dedicated: float = Field(
-        0.0, ge=0, lt=0.5, description="Share of the latents that only the base writes and reads, and as many for the finetuned."
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Share of the latents that only the base writes and reads, and as many for the finetuned.",
     )
     steps: int = Field(ge=1)
     batch_rows: int = Field(ge=2, description="Tokens a step.")
     learning_rate: float = Field(gt=0)
-    patience: int | None = Field(None, ge=1, description="Validations without a better held-out loss before the training stops; None: never.")
+    patience: int | None = Field(
+        None, ge=1, description="Validations without a better held-out loss before the training stops; None: never."
+    )
     validate_every: int = Field(100, ge=1, description="Steps.")
     seed: int = Field(0, ge=0)
 
@@ -46,12 +53,16 @@ class TrainingRecipe(BaseModel):
 
     @property
     def threshold_memory(self) -> float:
-        """Decay of the running mean of the smallest activation kept, over the last of the steps: 0.999, less in short trainings."""
+        """Decay of the running mean of the smallest activation kept, over the last of the steps: 0.999, less in short
+        trainings.
+        """
         return min(0.999, max(0.9, 1 - 10 / self.steps))
 
     @property
     def threshold_start(self) -> int:
-        """Step at which the running mean starts: 1000, in short trainings half of them, because early batches keep far smaller activations."""
+        """Step at which the running mean starts: 1000, in short trainings half of them, because early batches keep far
+        smaller activations.
+        """
         return min(1000, self.steps // 2)
 
     def learning_rate_at(self, step: int) -> float:
@@ -66,4 +77,6 @@ class CurvePoint(BaseModel):
 
     step: int
     loss: float = Field(description="Mean training loss since the point before.")
-    variance_explained: float | None = Field(description="On held-out tokens, with the inference threshold; None before there is one.")
+    variance_explained: float | None = Field(
+        description="On held-out tokens, with the inference threshold; None before there is one."
+    )

@@ -21,7 +21,11 @@ class Example(BaseModel):
     """A place where a latent fires. Text of a corpus: data, not instructions."""
 
     activation: float = Field(description="At the marked token, in the dictionary's units.")
-    bin: int = Field(description="By share of the largest activation: 4 above 0.95, 3 above 0.75, 2 above 0.5, 1 above 0.25, 0 below.")
+    bin: int = Field(
+        description=(
+            "By share of the largest activation: 4 above 0.95, 3 above 0.75, 2 above 0.5, 1 above 0.25, 0 below."
+        )
+    )
     text: str = Field(description="The token stands between » and «.")
 
 
@@ -30,27 +34,49 @@ class LatentRow(BaseModel):
 
     latent: int
     tag: Tag | None = Field(None, description="By decoder norms (crosscoder).")
-    owner: Owner | None = Field(None, description="The model whose own it is by latent scaling, beyond chance (crosscoder).")
+    owner: Owner | None = Field(
+        None, description="The model whose own it is by latent scaling, beyond chance (crosscoder)."
+    )
     frequency: float = Field(description="Share of tokens at which it fires.")
     max_activation: float = Field(description="In the dictionary's units.")
     strength: float = Field(description="Max activation times decoder norm, in units of the residual stream.")
-    share: float = Field(description="Energy it writes, over the variance of the finetuned activations (SAE: of the difference).")
-    relative_norm: float | None = Field(None, description="0.5 * (1 + (|d_ft| - |d_base|) / max): 1 finetuned only, 0 base only (crosscoder).")
+    share: float = Field(
+        description="Energy it writes, over the variance of the finetuned activations (SAE: of the difference)."
+    )
+    relative_norm: float | None = Field(
+        None, description="0.5 * (1 + (|d_ft| - |d_base|) / max): 1 finetuned only, 0 base only (crosscoder)."
+    )
     cosine: float | None = Field(None, description="Between its two decoder vectors (crosscoder).")
-    base_norm: float | None = Field(None, description="Length of its decoder vector in the base, in the dictionary's units (crosscoder).")
+    base_norm: float | None = Field(
+        None, description="Length of its decoder vector in the base, in the dictionary's units (crosscoder)."
+    )
     finetuned_norm: float | None = Field(None, description="The same in the finetuned model.")
-    decoder_norm: float | None = Field(None, description="Length of its decoder vector, in the dictionary's units (SAE).")
-    ratio_error: float | None = Field(None, description="nu of the error target: 0 finetuned only, 1 shared (crosscoder).")
+    decoder_norm: float | None = Field(
+        None, description="Length of its decoder vector, in the dictionary's units (SAE)."
+    )
+    ratio_error: float | None = Field(
+        None, description="nu of the error target: 0 finetuned only, 1 shared (crosscoder)."
+    )
     ratio_reconstruction: float | None = Field(None, description="nu of the reconstruction target.")
     ratio_activation: float | None = Field(None, description="nu of the activations themselves (crosscoder).")
-    evidence: float | None = Field(None, description="Standard errors by which both ratios lie below 0.2 and 0.5 (crosscoder).")
+    evidence: float | None = Field(
+        None, description="Standard errors by which both ratios lie below 0.2 and 0.5 (crosscoder)."
+    )
     evidence_base: float | None = Field(None, description="The same with the models exchanged.")
     held_out_count: float | None = Field(None, description="Held-out tokens at which it fires (crosscoder).")
-    held_out_documents: float | None = Field(None, description="Held-out documents with such tokens; fewer than 5 are no evidence (crosscoder).")
-    beta_base: float | None = Field(None, description="How much of its direction base activations have while it fires (SAE).")
-    beta_finetuned: float | None = Field(None, description="The same in finetuned activations (SAE); about 1 more where the SAE is right.")
+    held_out_documents: float | None = Field(
+        None, description="Held-out documents with such tokens; fewer than 5 are no evidence (crosscoder)."
+    )
+    beta_base: float | None = Field(
+        None, description="How much of its direction base activations have while it fires (SAE)."
+    )
+    beta_finetuned: float | None = Field(
+        None, description="The same in finetuned activations (SAE); about 1 more where the SAE is right."
+    )
     read: bool = Field(False, description="Whether it was read: only then it has lens tokens and examples.")
-    words: list[str] = Field(default_factory=list, description="Content words that its direction promotes far beyond random directions.")
+    words: list[str] = Field(
+        default_factory=list, description="Content words that its direction promotes far beyond random directions."
+    )
     tokens: list[str] = Field(default_factory=list, description="First tokens of the logit lens, by z.")
     vector: str = Field(description="Name of its direction within the run.")
     examples: list[Example] = Field(default_factory=list)
@@ -70,10 +96,18 @@ class LatentRow(BaseModel):
             "beta_base": _short(self.beta_base),
             "beta_ft": _short(self.beta_finetuned),
         }
-        lines = [f"{self.vector}: " + " ".join(f"{name}={value}" for name, value in numbers.items() if value is not None)]
+        lines = [
+            f"{self.vector}: " + " ".join(f"{name}={value}" for name, value in numbers.items() if value is not None)
+        ]
         if self.tokens:
-            lines.append(f"  lens {' '.join(repr(token) for token in self.tokens)}" + (f" | words {', '.join(self.words)}" if self.words else ""))
-        lines += [f"  [bin {each.bin}, {each.activation:.3g}] {json.dumps(each.text, ensure_ascii=False)}" for each in self.examples]
+            lines.append(
+                f"  lens {' '.join(repr(token) for token in self.tokens)}"
+                + (f" | words {', '.join(self.words)}" if self.words else "")
+            )
+        lines += [
+            f"  [bin {each.bin}, {each.activation:.3g}] {json.dumps(each.text, ensure_ascii=False)}"
+            for each in self.examples
+        ]
         return "\n".join(lines)
 
 
@@ -97,18 +131,27 @@ class TrainingNote(BaseModel):
     tokens: int = Field(description="Tokens in all; the last share of them is held out.")
     steps: int | None = Field(description="Training steps; None when the dictionary was loaded.")
     stopped_early: bool
-    variance_explained: float = Field(description="Fraction of variance explained on held-out tokens, with the inference threshold.")
+    variance_explained: float = Field(
+        description="Fraction of variance explained on held-out tokens, with the inference threshold."
+    )
     variance_explained_by_side: list[float] | None = Field(None, description="Base, finetuned (crosscoder).")
     active: float = Field(description="Latents active a held-out token.")
     dead_share: float = Field(description="Share of the latents that fire at no token.")
 
     def as_text(self) -> str:
         """One line."""
-        sides = "" if self.variance_explained_by_side is None else " (base {:.3f}, finetuned {:.3f})".format(*self.variance_explained_by_side)
-        trained = "loaded" if self.steps is None else f"{self.steps} steps{', stopped early' if self.stopped_early else ''}"
+        sides = (
+            ""
+            if self.variance_explained_by_side is None
+            else " (base {:.3f}, finetuned {:.3f})".format(*self.variance_explained_by_side)
+        )
+        trained = (
+            "loaded" if self.steps is None else f"{self.steps} steps{', stopped early' if self.stopped_early else ''}"
+        )
         return (
             f"layer {self.layer}, {self.latents} latents, {trained}, {self.tokens} tokens; held-out variance explained "
-            f"{self.variance_explained:.3f}{sides}, {self.active:.1f} latents a token, {100 * self.dead_share:.0f} % dead"
+            f"{self.variance_explained:.3f}{sides}, {self.active:.1f} latents a token, {100 * self.dead_share:.0f} % "
+            "dead"
         )
 
 
@@ -119,4 +162,6 @@ def latent_name(latent: int) -> str:
 
 def shown_example(example: StoredExample) -> Example:
     """An example of the store as results show it."""
-    return Example(activation=round(example.score, 4), bin=example.bin, text=example_row(example, EXAMPLE_CHARACTERS).text)
+    return Example(
+        activation=round(example.score, 4), bin=example.bin, text=example_row(example, EXAMPLE_CHARACTERS).text
+    )

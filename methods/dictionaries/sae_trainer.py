@@ -1,4 +1,6 @@
-"""Steps of a BatchTopK SAE: `dictionary_learning`'s trainer, with its arithmetic rearranged where that is faster and a state that can be resumed."""
+"""Steps of a BatchTopK SAE: `dictionary_learning`'s trainer, with its arithmetic rearranged where that is faster and a
+state that can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from diffing_mcp.methods.dictionaries.selection import batch_top_k
 
 
 class _FastBatchTopKSAE(BatchTopKSAE):
-    """The same function; the bias of the input goes into that of the encoder, which saves a matrix product in the backward pass."""
+    """The same function; the bias of the input goes into that of the encoder, which saves a matrix product in the
+    backward pass.
+    """
 
     smallest_kept: Tensor
 

@@ -12,8 +12,8 @@ _MARGIN = 1.3
 def nth_largest(values: Tensor, count: int) -> Tensor:
     """The `count`-th largest entry of a tensor of any shape, as a scalar tensor. Exact.
 
-    A strided sample gives a bound that nearly all entries stay below; only those above it are ordered. That is several times faster than `topk` over
-    everything, where `count` is a few percent.
+    A strided sample gives a bound that nearly all entries stay below; only those above it are ordered. That is several
+    times faster than `topk` over everything, where `count` is a few percent.
     """
     flat = values.detach().flatten()
     count = max(1, min(count, flat.numel()))
@@ -25,6 +25,8 @@ def nth_largest(values: Tensor, count: int) -> Tensor:
 
 
 def batch_top_k(activations: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Activations [N, F] with all but the `count` largest keys set to zero, and the smallest key kept (0 when fewer are positive)."""
+    """Activations [N, F] with all but the `count` largest keys set to zero, and the smallest key kept (0 when fewer are
+    positive).
+    """
     smallest = nth_largest(keys, count)
     return activations * ((keys >= smallest) & (keys > 0)), smallest.clamp_min(0)

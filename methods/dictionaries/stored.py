@@ -1,6 +1,8 @@
-"""The dictionaries that were trained here, each a folder of the data folder, and what trainings that were cut off left there. Torch-free.
+"""The dictionaries that were trained here, each a folder of the data folder, and what trainings that were cut off left
+there. Torch-free.
 
-A folder holds `model.safetensors` (written last: with it the dictionary is there), `config.json`, and `checkpoint.safetensors` while it is trained.
+A folder holds `model.safetensors` (written last: with it the dictionary is there), `config.json`, and
+`checkpoint.safetensors` while it is trained.
 """
 
 from __future__ import annotations
@@ -91,7 +93,10 @@ def listing() -> Listing:
             found.append(_described(folder))
         except (OSError, ValidationError, UnicodeDecodeError, InvalidInput) as error:
             found.append(_leftover(folder, error))
-    return Listing([each for each in found if isinstance(each, StoredDictionary)], [each for each in found if isinstance(each, Leftover)])
+    return Listing(
+        [each for each in found if isinstance(each, StoredDictionary)],
+        [each for each in found if isinstance(each, Leftover)],
+    )
 
 
 def dictionary_lock(identifier: str) -> FileLock:
@@ -124,13 +129,16 @@ def exactly(identifier: str) -> str:
         UnknownName: none has it.
     """
     if identifier not in [folder.name for folder in _folders()]:
-        raise UnknownName(f"{identifier!r} is not the whole id of a dictionary; list_dictionaries (`diffing dictionaries list`) gives them.")
+        raise UnknownName(
+            f"{identifier!r} is not the whole id of a dictionary; list_dictionaries (`diffing dictionaries list`) "
+            "gives them."
+        )
     return identifier
 
 
 def delete(identifier: str) -> float:
-    """Remove a dictionary, a training that was cut off, or what cannot be read, by its whole id; returns its megabytes. It becomes invisible at once, then
-    its files go. Runs that used it keep their results.
+    """Remove a dictionary, a training that was cut off, or what cannot be read, by its whole id; returns its megabytes.
+    It becomes invisible at once, then its files go. Runs that used it keep their results.
 
     Raises:
         UnknownName: nothing has that id.
@@ -160,10 +168,15 @@ def folder_of(identifier: str) -> Path:
     everything = listing()
     known = [Path(each.folder) for each in everything.dictionaries]
     found = [folder for folder in known if identifier and folder.name.startswith(identifier)]
-    if not found and (other := next((each for each in everything.leftovers if identifier and each.id.startswith(identifier)), None)):
+    if not found and (
+        other := next((each for each in everything.leftovers if identifier and each.id.startswith(identifier)), None)
+    ):
         raise InvalidInput(f"{other.id} is {other.state}: {other.problem}")
     if len(found) != 1:
-        names = ", ".join(folder.name for folder in known) or "none; `diffing run crosscoder` and `diffing run sae_difference` train them"
+        names = (
+            ", ".join(folder.name for folder in known)
+            or "none; `diffing run crosscoder` and `diffing run sae_difference` train them"
+        )
         raise UnknownName(f"{len(found) or 'No'} trained dictionaries begin with {identifier!r}. There are: {names}.")
     return found[0]
 
@@ -177,7 +190,9 @@ def folder_of_run(record: RunRecord) -> Path:
     """
     noted = record.manifest.notes.get("dictionary")
     if noted is None:
-        raise InvalidInput(f"The run {record.id} trained no dictionary. `diffing dictionaries list` shows those that were.")
+        raise InvalidInput(
+            f"The run {record.id} trained no dictionary. `diffing dictionaries list` shows those that were."
+        )
     return folder_of(Path(noted).name)
 
 
@@ -199,7 +214,8 @@ def export(folder: Path, target: Path) -> Path:
 
 
 def push(folder: Path, repository: str, private: bool = True) -> str:
-    """Upload a dictionary to a model repository of the hub, which is made when it does not exist. Returns the address of the commit.
+    """Upload a dictionary to a model repository of the hub, which is made when it does not exist. Returns the address
+    of the commit.
 
     Raises:
         InvalidInput: the hub does not take it (no such account, no token, no network).
@@ -210,16 +226,22 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FILES)))
-    except Exception as error:  # huggingface_hub raises its own, httpx's and OSError; all of them mean that it is not there
+    except (
+        Exception
+    ) as error:  # huggingface_hub raises its own, httpx's and OSError; all of them mean that it is not there
         raise InvalidInput(
-            f"The hub did not take {repository!r} ({type(error).__name__}). Check the name (`account/repository`), the network, "
-            "and that HF_TOKEN is set to a token that may write there."
+            f"The hub did not take {repository!r} ({type(error).__name__}). Check the name (`account/repository`), the "
+            "network, and that HF_TOKEN is set to a token that may write there."
         ) from error
 
 
 def _folders() -> list[Path]:
     parent = dictionaries_folder()
-    return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")] if parent.is_dir() else []
+    return (
+        [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if parent.is_dir()
+        else []
+    )
 
 
 def _modified(folder: Path) -> float:
@@ -258,12 +280,29 @@ def _leftover(folder: Path, error: Exception) -> Leftover:
             recipe = TrainingRecipe.model_validate_json(noted["recipe"])
             done = int(noted["steps"])
         except (OSError, ValidationError, InvalidInput, KeyError, ValueError):
-            return Leftover(**values, state="unreadable", problem=f"It holds neither a dictionary nor a checkpoint; {remove}.")
+            return Leftover(
+                **values, state="unreadable", problem=f"It holds neither a dictionary nor a checkpoint; {remove}."
+            )
         problem = f"{done} of {recipe.steps} steps; the call that trains it goes on from there, {remove}."
-        return Leftover(**values, state="unfinished", kind=recipe.kind, latents=recipe.latents, k=recipe.k, steps=done, problem=problem)
+        return Leftover(
+            **values,
+            state="unfinished",
+            kind=recipe.kind,
+            latents=recipe.latents,
+            k=recipe.k,
+            steps=done,
+            problem=problem,
+        )
     if isinstance(error, InvalidInput):
-        return Leftover(**values, state="unreadable", problem=f"Its weights are damaged; {remove}, and the next call trains it anew.")
-    problem = f"Its {FILES[1]} is not that of a dictionary that was trained here; `dictionary={folder}` may read it all the same, {remove}."
+        return Leftover(
+            **values,
+            state="unreadable",
+            problem=f"Its weights are damaged; {remove}, and the next call trains it anew.",
+        )
+    problem = (
+        f"Its {FILES[1]} is not that of a dictionary that was trained here; `dictionary={folder}` may read it all the "
+        f"same, {remove}."
+    )
     return Leftover(**values, state="unreadable", problem=problem)
 
 

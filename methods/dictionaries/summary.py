@@ -60,8 +60,12 @@ def latents_to_read(params: DictionaryParams, columns: dict[str, Any], order: np
     return chosen
 
 
-def latent_row(columns: dict[str, Any], latent: int, readings: dict[int, LatentReading], examples: dict[int, list[Example]]) -> LatentRow:
+def latent_row(
+    columns: dict[str, Any], latent: int, readings: dict[int, LatentReading], examples: dict[int, list[Example]]
+) -> LatentRow:
     """A latent of the result, with its first example."""
     values = {name: columns[name][latent] for name in LatentRow.model_fields if name in columns}
     reading = readings[latent]
-    return LatentRow(**values | {"tokens": reading.tokens, "words": list(reading.words), "examples": examples.get(latent, [])[:1]})
+    return LatentRow(
+        **values | {"tokens": reading.tokens, "words": list(reading.words), "examples": examples.get(latent, [])[:1]}
+    )

@@ -1,7 +1,9 @@
-"""The one training loop of all dictionaries: seeded batches from a reader, validation on held-out tokens, checkpoints, exact resume, early stop.
+"""The one training loop of all dictionaries: seeded batches from a reader, validation on held-out tokens, checkpoints,
+exact resume, early stop.
 
-A training is decided by its recipe and its rows alone: the batch of a step follows from the seed and the step, and a step from the state before it, so
-a resumed training ends in the same dictionary, bit for bit on the same machine. Checkpoints are safetensors, written whole or not at all.
+A training is decided by its recipe and its rows alone: the batch of a step follows from the seed and the step, and a
+step from the state before it, so a resumed training ends in the same dictionary, bit for bit on the same machine.
+Checkpoints are safetensors, written whole or not at all.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def both_sides(block: ActivationBlock) -> Tensor:
 
 
 def fit_normalisation(reader: PairedActivations, rows_of: RowsOf, stop: int) -> Normalisation | None:
-    """Mean of the rows before `stop`, and the scale that gives their dimensions a variance of 1 on average; None when they do not vary.
+    """Mean of the rows before `stop`, and the scale that gives their dimensions a variance of 1 on average; None when
+    they do not vary.
 
     Of more than a million rows the first million counts.
     """
@@ -106,7 +109,9 @@ def make_trainer(recipe: TrainingRecipe, d_model: int, first_rows: Tensor, devic
         try:
             from diffing_mcp.methods.dictionaries.sae_trainer import SAETrainer
         except ModuleNotFoundError as error:
-            raise InvalidInput(f"SAEs are trained with dictionary-learning, of which {error.name} is missing; run `make install`.") from error
+            raise InvalidInput(
+                f"SAEs are trained with dictionary-learning, of which {error.name} is missing; run `make install`."
+            ) from error
         return SAETrainer(recipe, d_model, first_rows, device)
     from diffing_mcp.methods.dictionaries.crosscoder_trainer import CrosscoderTrainer
 
@@ -125,8 +130,8 @@ def train(
 ) -> Training:
     """Train on rows [0, `train_stop`) of the reader, validate on the rest.
 
-    With `checkpoint` (a file) the state is kept there at every validation and when the work is cancelled, and a training that finds a
-    checkpoint of the same recipe and rows goes on from it.
+    With `checkpoint` (a file) the state is kept there at every validation and when the work is cancelled, and a
+    training that finds a checkpoint of the same recipe and rows goes on from it.
 
     Raises:
         Cancelled: from `progress`.
@@ -170,7 +175,9 @@ class _Since:
 
 def _message(since: _Since, curve: list[CurvePoint]) -> str:
     explained = curve[-1].variance_explained if curve else None
-    return f"loss {since.last:.4g}" + (f", held-out variance explained {explained:.3f}" if explained is not None else "")
+    return f"loss {since.last:.4g}" + (
+        f", held-out variance explained {explained:.3f}" if explained is not None else ""
+    )
 
 
 def _point(

@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import View
 from diffing_mcp.methods.dictionaries.params import MOST_READ
-from diffing_mcp.methods.dictionaries.rows import SHOWN_TOKENS, Example, LatentRow, Owner, Tag, latent_name, shown_example
+from diffing_mcp.methods.dictionaries.rows import (
+    SHOWN_TOKENS,
+    Example,
+    LatentRow,
+    Owner,
+    Tag,
+    latent_name,
+    shown_example,
+)
 from diffing_mcp.methods.directions.lens_words import LensToken
 from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.examples.views import EXAMPLES_VIEW
@@ -75,7 +83,10 @@ class LatentParams(BaseModel):
 
     latent: int = Field(ge=0)
     bin: int | None = Field(
-        None, ge=0, le=4, description="Only examples of this share of the largest activation: 4 above 0.95, 3 above 0.75, and so on."
+        None,
+        ge=0,
+        le=4,
+        description="Only examples of this share of the largest activation: 4 above 0.95, 3 above 0.75, and so on.",
     )
 
 
@@ -86,7 +97,10 @@ class LatentView(BaseModel):
     promoted: list[LensToken]
     suppressed: list[LensToken]
     betas: dict[str, float | None] = Field(
-        default_factory=dict, description="Coefficients of latent scaling by target and model (crosscoder); the ratios are base over finetuned."
+        default_factory=dict,
+        description=(
+            "Coefficients of latent scaling by target and model (crosscoder); the ratios are base over finetuned."
+        ),
     )
     vector: str | None = Field(None, description="Handle of its direction for other methods; None when it never fires.")
     next_step: str = Field("", description="What to call to see what it does, or to have it read.")
@@ -97,7 +111,9 @@ class SearchParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str = Field(min_length=1, max_length=_DESCRIBED, description="Part of a lens token, or words of an example, in any case.")
+    text: str = Field(
+        min_length=1, max_length=_DESCRIBED, description="Part of a lens token, or words of an example, in any case."
+    )
     limit: int = Field(10, ge=1, le=50)
 
 
@@ -147,7 +163,9 @@ def latents(record: RunRecord, params: LatentsParams) -> LatentsView:
     columns = rows[0].keys()
     for name in ("tag", "owner"):
         if getattr(params, name) is not None and name not in columns:
-            raise InvalidInput(f"Latents of {record.manifest.method} have no {name}; filter by `alive` or by frequency.")
+            raise InvalidInput(
+                f"Latents of {record.manifest.method} have no {name}; filter by `alive` or by frequency."
+            )
     if params.sort_by not in columns:
         allowed = ", ".join(name for name in get_args(SortBy) if name in columns)
         raise InvalidInput(f"Latents of {record.manifest.method} have no {params.sort_by}. Sort by one of: {allowed}.")
@@ -163,7 +181,9 @@ def latents(record: RunRecord, params: LatentsParams) -> LatentsView:
     known.sort(key=lambda row: row[params.sort_by], reverse=(params.sort_by not in _ASCENDING) != params.reverse)
     ordered = known + [row for row in chosen if row[params.sort_by] is None]
     lens = _lens_tokens(record)
-    return LatentsView(total=len(ordered), latents=[_row(row, lens) for row in ordered[params.offset : params.offset + params.limit]])
+    return LatentsView(
+        total=len(ordered), latents=[_row(row, lens) for row in ordered[params.offset : params.offset + params.limit]]
+    )
 
 
 def latent(record: RunRecord, params: LatentParams) -> LatentView:
@@ -171,27 +191,38 @@ def latent(record: RunRecord, params: LatentParams) -> LatentView:
     values = _one(record, params.latent)
     lens = [row for row in record.table("lens").to_pylist() if row["latent"] == params.latent]
     signs = {
-        sign: [LensToken(token=row["token"], z=row["z"], probability=row["probability"]) for row in lens if row["sign"] == sign]
+        sign: [
+            LensToken(token=row["token"], z=row["z"], probability=row["probability"])
+            for row in lens
+            if row["sign"] == sign
+        ]
         for sign in ("promoted", "suppressed")
     }
     row = _row(values, _lens_tokens(record), _examples(record, params.latent, params.bin))
     fires = values["max_activation"] > 0
-    betas = {name.removeprefix("beta_"): values[name] for name in values if name.startswith("beta_") and name.count("_") == 2}
+    betas = {
+        name.removeprefix("beta_"): values[name] for name in values if name.startswith("beta_") and name.count("_") == 2
+    }
     handle = f"{record.id}/{row.vector}" if fires else None
-    return LatentView(latent=row, **signs, betas=betas, vector=handle, next_step=_next_step(row, values["rank"], handle))
+    return LatentView(
+        latent=row, **signs, betas=betas, vector=handle, next_step=_next_step(row, values["rank"], handle)
+    )
 
 
 def _next_step(row: LatentRow, rank: int, handle: str | None) -> str:
     if handle is None:
-        return "It fires at no token of this text: there is nothing to read and no strength to steer with. Other text may make it fire."
+        return (
+            "It fires at no token of this text: there is nothing to read and no strength to steer with. Other text "
+            "may make it fire."
+        )
     steer = f'`steering` with vector="{handle}" shows what it makes the model write.'
     if row.read:
         return steer
     if rank >= MOST_READ:
         return f"It was not read: it is number {rank + 1} by rank, and at most {MOST_READ} are. {steer}"
     return (
-        f"It was not read, so it has no lens tokens and no examples: call the method again with the same parameters and read_latents={rank + 1} "
-        f"(the trained dictionary is used again). {steer}"
+        "It was not read, so it has no lens tokens and no examples: call the method again with the same parameters and "
+        f"read_latents={rank + 1} (the trained dictionary is used again). {steer}"
     )
 
 
@@ -208,13 +239,20 @@ def search(record: RunRecord, params: SearchParams) -> SearchView:
         found.setdefault(numbers[feature.name], []).extend(shown_example(example).text for example in page.rows)
     rows = sorted((row for row in _rows(record) if row["latent"] in found), key=lambda row: row["rank"])
     lens = _lens_tokens(record)
-    return SearchView(hits=[SearchHit(latent=_row(row, lens), found=found[row["latent"]][:_FOUND]) for row in rows[: params.limit]])
+    return SearchView(
+        hits=[SearchHit(latent=_row(row, lens), found=found[row["latent"]][:_FOUND]) for row in rows[: params.limit]]
+    )
 
 
 def _examples(record: RunRecord, number: int, bin: int | None) -> list[Example]:
-    """Examples of a latent, strongest first; none when it has none (it never fires, or is not among the first by rank)."""
+    """Examples of a latent, strongest first; none when it has none (it never fires, or is not among the
+    first by rank).
+    """
     try:
-        return [shown_example(example) for example in record.examples().examples(latent_name(number), bin, limit=_EXAMPLES).rows]
+        return [
+            shown_example(example)
+            for example in record.examples().examples(latent_name(number), bin, limit=_EXAMPLES).rows
+        ]
     except UnknownName:
         return []
 
@@ -235,8 +273,8 @@ def vector_names(record: RunRecord) -> list[str]:
 
 
 def read_vector(record: RunRecord, name: str) -> ResidualVector:
-    """`latentN`: its decoder vector (of the finetuned model, for a crosscoder) with the normalisation undone; strength 1 is the length that it
-    has at its largest activation.
+    """`latentN`: its decoder vector (of the finetuned model, for a crosscoder) with the normalisation undone; strength
+    1 is the length that it has at its largest activation.
 
     Raises:
         InvalidInput: another form.
@@ -247,15 +285,38 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
         raise InvalidInput(f"{name!r} is not of the form latentN, for instance latent0.")
     row = _one(record, int(number))
     if not row["max_activation"]:
-        raise UnknownName(f"Latent {number} of run {record.id} fires at no token, so it has no strength; the view `latents` lists those that do.")
+        raise UnknownName(
+            f"Latent {number} of run {record.id} fires at no token, so it has no strength; the view `latents` lists "
+            "those that do."
+        )
     values = record.array("decoder")[int(number)].astype(np.float32)
-    note = "the latent is the base model's own: what the finetuned model writes for it is small" if row.get("owner") == "base" else ""
-    return ResidualVector(values, int(record.array("layer")[0]), float(row["strength"]), f"latent {number} of {record.manifest.method}", note)
+    note = (
+        "the latent is the base model's own: what the finetuned model writes for it is small"
+        if row.get("owner") == "base"
+        else ""
+    )
+    return ResidualVector(
+        values,
+        int(record.array("layer")[0]),
+        float(row["strength"]),
+        f"latent {number} of {record.manifest.method}",
+        note,
+    )
 
 
 VIEWS = {
-    "latents": View("latents", "List latents with their lens tokens: filter by tag, owner, alive and frequency, sort, page.", LatentsParams, latents),
-    "latent": View("latent", "One latent: all its numbers, lens tokens, examples by quantile bin, its vector.", LatentParams, latent),
+    "latents": View(
+        "latents",
+        "List latents with their lens tokens: filter by tag, owner, alive and frequency, sort, page.",
+        LatentsParams,
+        latents,
+    ),
+    "latent": View(
+        "latent",
+        "One latent: all its numbers, lens tokens, examples by quantile bin, its vector.",
+        LatentParams,
+        latent,
+    ),
     "search": View("search", "Latents whose lens tokens or examples hold a text.", SearchParams, search),
     "examples": EXAMPLES_VIEW,
 }

@@ -1,4 +1,6 @@
-"""Reading vectors of the residual stream through the logit lens, standardised against random directions of the same norm."""
+"""Reading vectors of the residual stream through the logit lens, standardised against random directions of the same
+norm.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class Lens:
-    """A logit lens (final norm, unembedding, soft-cap; float32) of one side, with its random baseline; scores as `beyond_vocabulary` gives them.
+    """A logit lens (final norm, unembedding, soft-cap; float32) of one side, with its random baseline; scores as
+    `beyond_vocabulary` gives them.
 
-    Every vector is scaled to `norm` first (so is the baseline): norms are reported beside, and the final norm would undo a scale anyway, but for
-    its epsilon, which would flatten small vectors.
+    Every vector is scaled to `norm` first (so is the baseline): norms are reported beside, and the final norm would
+    undo a scale anyway, but for its epsilon, which would flatten small vectors.
     """
 
     def __init__(self, pair: LoadedPair, side: Side, norm: float, directions: int, seed: int) -> None:
@@ -41,9 +44,11 @@ class Lens:
 
 
 def beyond_vocabulary(z: Tensor) -> Tensor:
-    """Scores [..., V] counted from their mean over the vocabulary, and in their standard deviation over it where that is above 1.
+    """Scores [..., V] counted from their mean over the vocabulary, and in their standard deviation over it where that
+    is above 1.
 
-    Under random directions both change nothing. Training on anything moves late layers along directions that all rare, or all frequent, words share: every
-    rare word is far beyond random directions there, none is far from the others, and a list of them would read like a topic.
+    Under random directions both change nothing. Training on anything moves late layers along directions that all rare,
+    or all frequent, words share: every rare word is far beyond random directions there, none is far from the others,
+    and a list of them would read like a topic.
     """
     return (z - z.mean(dim=-1, keepdim=True)) / z.std(dim=-1, keepdim=True).clamp_min(1.0)

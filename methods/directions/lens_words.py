@@ -12,9 +12,13 @@ from diffing_mcp.methods.texts.words import Vocabulary
 
 RankedBy = Literal["z", "probability"]
 LISTED_Z = 4.5
-"""Highest z that one of 50,000 tokens reaches under a random direction by chance is about 4.3: lower scores are not listed as words."""
+"""Highest z that one of 50,000 tokens reaches under a random direction by chance is about 4.3: lower scores are not
+listed as words.
+"""
 NULL_Z = 6.0
-"""A word counts as strong from here on. Real directions are no random ones: mean differences of finetunes that taught nothing reach 4.9."""
+"""A word counts as strong from here on. Real directions are no random ones: mean differences of finetunes that taught
+nothing reach 4.9.
+"""
 TOP_TOKENS = 20
 """Tokens of each lens list that are looked at, as in the literature."""
 
@@ -23,7 +27,11 @@ class LensToken(BaseModel):
     """One token of a lens list."""
 
     token: str
-    z: float = Field(description="Lens logit in standard deviations of what random directions of the same norm give this token; see `Lens`.")
+    z: float = Field(
+        description=(
+            "Lens logit in standard deviations of what random directions of the same norm give this token; see `Lens`."
+        )
+    )
     probability: float = Field(description="Softmax of the lens logits.")
 
 
@@ -45,14 +53,22 @@ def strongest_ids(reading: Reading, words: Vocabulary, count: int) -> list[int]:
     ordinary = np.flatnonzero(~words.special)
     if len(ordinary) > count:
         z = reading.z[ordinary]
-        ordinary = ordinary[z >= np.partition(z, len(z) - count)[len(z) - count]]  # with all that tie for the last place
-    return [int(index) for index in ordinary[np.lexsort((-reading.probability[ordinary], -reading.z[ordinary]))][:count]]
+        ordinary = ordinary[
+            z >= np.partition(z, len(z) - count)[len(z) - count]
+        ]  # with all that tie for the last place
+    return [
+        int(index) for index in ordinary[np.lexsort((-reading.probability[ordinary], -reading.z[ordinary]))][:count]
+    ]
 
 
 def strongest(reading: Reading, words: Vocabulary, count: int) -> list[LensToken]:
     """The same as rows of a result."""
     return [
-        LensToken(token=words.texts[index], z=round(float(reading.z[index]), 3), probability=float(f"{reading.probability[index]:.3g}"))
+        LensToken(
+            token=words.texts[index],
+            z=round(float(reading.z[index]), 3),
+            probability=float(f"{reading.probability[index]:.3g}"),
+        )
         for index in strongest_ids(reading, words, count)
     ]
 

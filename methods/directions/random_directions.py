@@ -1,7 +1,8 @@
 """What the logit lens says of random directions: the baseline against which a vector's token scores are standardised.
 
-A lens list of raw logits is topped by tokens whose unembedding rows are long, whatever the vector. For Gaussian directions of the same norm each
-token has a mean and a standard deviation; the z-score of a token is its logit minus that mean, over that deviation.
+A lens list of raw logits is topped by tokens whose unembedding rows are long, whatever the vector. For Gaussian
+directions of the same norm each token has a mean and a standard deviation; the z-score of a token is its logit minus
+that mean, over that deviation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _AT_ONCE = 16
 
 
 def random_lens_statistics(pair: LoadedPair, side: Side, norm: float, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [V] (float64, CPU) of each token's lens logit over `count` Gaussian directions of length `norm`.
+    """Mean and standard deviation [V] (float64, CPU) of each token's lens logit over `count` Gaussian directions of
+    length `norm`.
 
     Streaming (Chan's update of mean and M2), so memory is O(vocabulary).
     """
@@ -42,4 +44,6 @@ def random_lens_statistics(pair: LoadedPair, side: Side, norm: float, count: int
 def standardise(logits: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """z-scores [..., V] float64 of lens logits; 0 for a token whose lens logit never varies."""
     centred = logits.to("cpu", torch.float64) - mean
-    return torch.where(deviation > 0, centred / deviation.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(centred))
+    return torch.where(
+        deviation > 0, centred / deviation.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(centred)
+    )

@@ -21,7 +21,9 @@ from diffing_mcp.preprocessing.tokenize import tokenize
 
 _NORM_TEXTS = CorpusParams(max_samples=32, max_tokens=30)
 _NORM_FROM = 5
-"""First position whose norm counts: the first tokens of a text are attention sinks, whose norms are tens of times those of others."""
+"""First position whose norm counts: the first tokens of a text are attention sinks, whose norms are tens of times those
+of others.
+"""
 
 
 def token_vector(source: TokenSource, pair: LoadedPair, progress: Progress = silent) -> ResidualVector:
@@ -33,19 +35,35 @@ def token_vector(source: TokenSource, pair: LoadedPair, progress: Progress = sil
     ids = pair.tokenizer(source.token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = ", ".join(repr(pair.tokenizer.decode([index])) for index in ids)
-        raise InvalidInput(f"{source.token!r} is not one token of this model but {len(ids)}: {pieces}. Name one token, with its leading space.")
+        raise InvalidInput(
+            f"{source.token!r} is not one token of this model but {len(ids)}: {pieces}. Name one token, with its "
+            "leading space."
+        )
     layer = resolve_layer(source.layer, pair.num_layers).absolute
     values = pair.token_rows(source.side, ids, source.embedding)[0].numpy()
     kind = "unembedding" if source.embedding == "output" else "input embedding"
-    return ResidualVector(values, layer, typical_norm(pair, source.side, layer, progress), f"{kind} of {source.token!r} in the {source.side} model")
+    return ResidualVector(
+        values,
+        layer,
+        typical_norm(pair, source.side, layer, progress),
+        f"{kind} of {source.token!r} in the {source.side} model",
+    )
 
 
 def contrast_vector(source: ContrastSource, pair: LoadedPair, progress: Progress = silent) -> ResidualVector:
     """Mean activation on the positive texts minus that on the negative ones, every text weighing the same."""
     layer = resolve_layer(source.layer, pair.num_layers).absolute
-    means = [_text_means(pair, source.side, layer, texts, source.average, progress).mean(dim=0) for texts in (source.positive, source.negative)]
-    label = f"mean activation on {len(source.positive)} texts minus that on {len(source.negative)} ({source.average}, {source.side} model)"
-    return ResidualVector((means[0] - means[1]).float().numpy(), layer, typical_norm(pair, source.side, layer, progress), label)
+    means = [
+        _text_means(pair, source.side, layer, texts, source.average, progress).mean(dim=0)
+        for texts in (source.positive, source.negative)
+    ]
+    label = (
+        f"mean activation on {len(source.positive)} texts minus that on {len(source.negative)} ({source.average}, "
+        f"{source.side} model)"
+    )
+    return ResidualVector(
+        (means[0] - means[1]).float().numpy(), layer, typical_norm(pair, source.side, layer, progress), label
+    )
 
 
 def typical_norm(pair: LoadedPair, side: Side, layer: int, progress: Progress = silent) -> float:
@@ -58,21 +76,34 @@ def typical_norms(pair: LoadedPair, side: Side, layers: Sequence[int], progress:
     corpus = tokenize(load_corpus(_NORM_TEXTS), pair, _NORM_TEXTS)
     hidden = _hidden(pair, side, layers, corpus.ids, progress)
     return {
-        layer: float(torch.cat([rows[start + _NORM_FROM :].norm(dim=-1) for start, rows in zip(corpus.content_start, several, strict=True)]).mean())
+        layer: float(
+            torch.cat(
+                [
+                    rows[start + _NORM_FROM :].norm(dim=-1)
+                    for start, rows in zip(corpus.content_start, several, strict=True)
+                ]
+            ).mean()
+        )
         for layer, several in hidden.items()
     }
 
 
-def _text_means(pair: LoadedPair, side: Side, layer: int, texts: Sequence[str], average: str, progress: Progress) -> Tensor:
+def _text_means(
+    pair: LoadedPair, side: Side, layer: int, texts: Sequence[str], average: str, progress: Progress
+) -> Tensor:
     """[texts, d_model] float64."""
     ids = [list(pair.tokenizer(text)["input_ids"])[: pair.context_length] for text in texts]
     if empty := [index for index, each in enumerate(ids) if not each]:
         raise InvalidInput(f"Text {empty[0]} of the contrast is empty.")
     rows = _hidden(pair, side, [layer], ids, progress)[layer]
-    return torch.stack([each[-1] if average == "last_token" or len(each) == 1 else each[1:].mean(dim=0) for each in rows])
+    return torch.stack(
+        [each[-1] if average == "last_token" or len(each) == 1 else each[1:].mean(dim=0) for each in rows]
+    )
 
 
-def _hidden(pair: LoadedPair, side: Side, layers: Sequence[int], ids: Sequence[Sequence[int]], progress: Progress) -> dict[int, list[Tensor]]:
+def _hidden(
+    pair: LoadedPair, side: Side, layers: Sequence[int], ids: Sequence[Sequence[int]], progress: Progress
+) -> dict[int, list[Tensor]]:
     """Layer -> residual stream after it of each text, [tokens, d_model] float64 on the CPU."""
     result = {layer: [torch.empty(0)] * len(ids) for layer in layers}
     with pair.side_loaded(side):

@@ -1,9 +1,9 @@
 """Directions of the residual stream that methods take as a parameter: steering, patchscope, causal tests, the oracle.
 
-A source is one of three things: a vector that a finished run offers, named `RUN/NAME` (the id of the run and a name whose form its method decides:
-`14:all:difference`, `component3`, `latent42`); a token, whose unembedding row it is; or a contrast of texts. Declare a parameter of type
-`VectorSource` and call `resolve` in `run`: the run's key then holds the full key of the run behind a handle, and the server lets an investigation
-name only its own runs. Torch-free.
+A source is one of three things: a vector that a finished run offers, named `RUN/NAME` (the id of the run and a name
+whose form its method decides: `14:all:difference`, `component3`, `latent42`); a token, whose unembedding row it is; or
+a contrast of texts. Declare a parameter of type `VectorSource` and call `resolve` in `run`: the run's key then holds
+the full key of the run behind a handle, and the server lets an investigation name only its own runs. Torch-free.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ class ResidualVector:
     """One direction of the residual stream after a layer.
 
     Attributes:
-        values: [d_model] float32, in the units of the residual stream (any normalisation that a method trained with is undone).
+        values: [d_model] float32, in the units of the residual stream (any normalisation that a method trained with is
+            undone).
         layer: absolute layer.
-        scale: L2 length, in the units of the residual stream, that a steering strength of 1 stands for: what is typical of this direction (the norm of
-            activations for a mean difference, the largest activation times the decoder norm for a latent). Positive.
+        scale: L2 length, in the units of the residual stream, that a steering strength of 1 stands for: what is typical
+            of this direction (the norm of activations for a mean difference, the largest activation times the decoder
+            norm for a latent). Positive.
         label: what the vector is, in a few words.
         note: what a reader of results must know of its origin; empty for most.
     """
@@ -51,7 +53,9 @@ class ResidualVector:
         return float(np.linalg.norm(self.values.astype(np.float64)))
 
     def at_strength(self, strength: float) -> np.ndarray:
-        """[d_model] float32: what steering at `strength` adds, `strength * scale * values / |values|`; zero for a zero vector."""
+        """[d_model] float32: what steering at `strength` adds, `strength * scale * values / |values|`; zero for a zero
+        vector.
+        """
         length = self.norm
         return self.values * np.float32(strength * self.scale / length) if length else np.zeros_like(self.values)
 
@@ -63,7 +67,9 @@ class VectorHandle(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(cls._checked, core_schema.str_schema(max_length=300, strip_whitespace=True))
+        return core_schema.no_info_after_validator_function(
+            cls._checked, core_schema.str_schema(max_length=300, strip_whitespace=True)
+        )
 
     @classmethod
     def _checked(cls, text: str) -> VectorHandle:
@@ -102,7 +108,9 @@ class ContrastSource(_Source):
     """Mean activation on some texts minus mean activation on others, in one model."""
 
     positive: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that have what is meant.")
-    negative: tuple[str, ...] = Field(min_length=1, max_length=200, description="Texts that have it not, alike otherwise.")
+    negative: tuple[str, ...] = Field(
+        min_length=1, max_length=200, description="Texts that have it not, alike otherwise."
+    )
     average: Literal["last_token", "all_tokens"] = Field("all_tokens", description="`all_tokens` leaves out the first.")
 
 
@@ -116,7 +124,9 @@ def _form(value: Any) -> str | None:
 
 
 class _AnyOf:
-    """Keeps `anyOf` in the JSON schema, which says enough and which more hosts know than the `oneOf` of forms told apart."""
+    """Keeps `anyOf` in the JSON schema, which says enough and which more hosts know than the `oneOf` of forms told
+    apart.
+    """
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         made = handler(schema)
@@ -124,17 +134,22 @@ class _AnyOf:
 
 
 VectorSource = Annotated[
-    Annotated[VectorHandle, Tag("handle")] | Annotated[TokenSource, Tag("token")] | Annotated[ContrastSource, Tag("contrast")],
+    Annotated[VectorHandle, Tag("handle")]
+    | Annotated[TokenSource, Tag("token")]
+    | Annotated[ContrastSource, Tag("contrast")],
     Discriminator(
         _form,
         custom_error_type="vector_source",
-        custom_error_message='A direction is "RUN/NAME", {"token": " cake"}, or {"positive": [texts], "negative": [texts]}',
+        custom_error_message=(
+            'A direction is "RUN/NAME", {"token": " cake"}, or {"positive": [texts], "negative": [texts]}'
+        ),
     ),
     _AnyOf(),
 ]
 VECTOR_HELP = (
-    'A direction: "RUN/NAME" (a vector of a finished run, such as `activation_difference_lens-1f3a9c/14:all:difference`), {"token": " cake"} '
-    '(an unembedding row) or {"positive": [texts], "negative": [texts]} (a difference of mean activations).'
+    'A direction: "RUN/NAME" (a vector of a finished run, such as '
+    '`activation_difference_lens-1f3a9c/14:all:difference`), {"token": " cake"} (an unembedding row) or {"positive": '
+    '[texts], "negative": [texts]} (a difference of mean activations).'
 )
 
 
@@ -146,7 +161,9 @@ def split_handle(handle: str) -> tuple[str, str]:
     """
     run, slash, name = handle.strip().partition("/")
     if not run or not slash or not name:
-        raise InvalidInput(f"{handle!r} does not name a vector. Vectors are named RUN/NAME, as the results of methods print them.")
+        raise InvalidInput(
+            f"{handle!r} does not name a vector. Vectors are named RUN/NAME, as the results of methods print them."
+        )
     return run, name
 
 
@@ -180,7 +197,8 @@ def handles(params: Any) -> Iterator[VectorHandle]:
 
 
 def vector_key_parts(params: Any, store: RunStore) -> dict[str, str]:
-    """Handle -> full key of its run, for every handle inside parameters: a short id alone could come to mean another run.
+    """Handle -> full key of its run, for every handle inside parameters: a short id alone could come to mean another
+    run.
 
     Raises:
         UnknownName: no such run.
@@ -200,11 +218,16 @@ def resolve(source: VectorSource, pair: LoadedPair, store: RunStore, progress: P
         record, vector = stored_vector(source, store)
         if vector.values.shape != (pair.d_model,) or vector.layer >= pair.num_layers:
             raise NotTheSame(
-                f"{source} is a direction of {vector.values.shape[-1]} dimensions at layer {vector.layer}; this pair has {pair.d_model} dimensions and "
-                f"layers 0 to {pair.num_layers - 1}. Name a vector of a run on this pair (list_runs)."
+                f"{source} is a direction of {vector.values.shape[-1]} dimensions at layer {vector.layer}; this pair "
+                f"has {pair.d_model} dimensions and layers 0 to {pair.num_layers - 1}. Name a vector of a run on this "
+                "pair (list_runs)."
             )
         foreign = record.manifest.pair != pair.spec.identity()
         return replace(vector, note="the vector comes from a run on another pair") if foreign else vector
     from diffing_mcp.methods.directions.vector_sources import contrast_vector, token_vector
 
-    return token_vector(source, pair, progress) if isinstance(source, TokenSource) else contrast_vector(source, pair, progress)
+    return (
+        token_vector(source, pair, progress)
+        if isinstance(source, TokenSource)
+        else contrast_vector(source, pair, progress)
+    )

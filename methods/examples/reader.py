@@ -1,7 +1,9 @@
-"""Max-activating examples of a run: the contexts in which a feature (a latent, a score at a layer) is highest. Reading side; torch-free.
+"""Max-activating examples of a run: the contexts in which a feature (a latent, a score at a layer) is highest. Reading
+side; torch-free.
 
-A run that has examples holds one `examples.sqlite`, written by `diffing_mcp.methods.examples.writer` and never changed afterwards. Contexts are stored once and
-can be searched; every example has its score, its quantile bin and, where the method gave them, the score of every token of its context.
+A run that has examples holds one `examples.sqlite`, written by `diffing_mcp.methods.examples.writer` and never changed
+afterwards. Contexts are stored once and can be searched; every example has its score, its quantile bin and, where the
+method gave them, the score of every token of its context.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class ExampleContext:
     Attributes:
         document: name of the document within the run's text.
         tokens: texts of its tokens.
-        first_position: position of the first of them (0 = first content token; a prompt or BOS before it has negative positions).
+        first_position: position of the first of them (0 = first content token; a prompt or BOS before it has negative
+            positions).
     """
 
     document: str
@@ -91,24 +94,30 @@ class Page:
 
 
 class ExampleReader:
-    """Read-only access to a finished `examples.sqlite`; takes no locks and leaves no files beside it. Safe from any thread."""
+    """Read-only access to a finished `examples.sqlite`; takes no locks and leaves no files beside it. Safe from any
+    thread.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        # Finished files never change, which is what `immutable` promises; so they can be read on read-only and network disks.
+        # Finished files never change, which is what `immutable` promises; so they can be read on read-only and network
+        # disks.
         connection = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
         try:
             yield connection
         except sqlite3.DatabaseError as error:
-            raise InvalidInput("The examples of this run cannot be read; delete the run and run the method again.") from error
+            raise InvalidInput(
+                "The examples of this run cannot be read; delete the run and run the method again."
+            ) from error
         finally:
             connection.close()
 
     def features(self, search: str | None = None, cursor: str | None = None, limit: int = 20) -> Page:
-        """Features (`FeatureSummary`) in the order in which the method wrote them; with `search` those with an example that contains it.
+        """Features (`FeatureSummary`) in the order in which the method wrote them; with `search` those with an example
+        that contains it.
 
         Raises:
             InvalidInput: a cursor of another question.
@@ -118,17 +127,27 @@ class ExampleReader:
         with self._open() as connection:
             condition, values = _search(search)
             grouped = (
-                "SELECT features.id, features.name, count(*), max(score), group_concat(DISTINCT bin) FROM examples JOIN features ON features.id = feature "
-                f"WHERE 1 {condition} GROUP BY features.id"
+                "SELECT features.id, features.name, count(*), max(score), group_concat(DISTINCT bin) FROM examples "
+                f"JOIN features ON features.id = feature WHERE 1 {condition} GROUP BY features.id"
             )
             [total] = connection.execute(f"SELECT count(*) FROM ({grouped})", values).fetchone()
-            rows = connection.execute(f"{grouped} HAVING features.id > ? ORDER BY features.id LIMIT ?", [*values, after, limit + 1]).fetchall()
+            rows = connection.execute(
+                f"{grouped} HAVING features.id > ? ORDER BY features.id LIMIT ?", [*values, after, limit + 1]
+            ).fetchall()
         found = [
-            FeatureSummary(name, count, highest, tuple(sorted(int(part) for part in str(bins).split(",")))) for _, name, count, highest, bins in rows
+            FeatureSummary(name, count, highest, tuple(sorted(int(part) for part in str(bins).split(","))))
+            for _, name, count, highest, bins in rows
         ]
         return Page(found[:limit], total, _cursor(question, [rows[limit - 1][0]]) if len(rows) > limit else None)
 
-    def examples(self, feature: str, bin: int | None = None, search: str | None = None, cursor: str | None = None, limit: int = 20) -> Page:
+    def examples(
+        self,
+        feature: str,
+        bin: int | None = None,
+        search: str | None = None,
+        cursor: str | None = None,
+        limit: int = 20,
+    ) -> Page:
         """Examples (`Example`) of a feature, highest score first (of one bin; that contain every word of `search`).
 
         Raises:
@@ -143,16 +162,26 @@ class ExampleReader:
             values: list[Any] = [number, *found]
             if bin is not None:
                 condition, values = f"{condition} AND bin = ?", [*values, bin]
-            [total] = connection.execute(f"SELECT count(*) FROM examples WHERE feature = ? {condition}", values).fetchone()
+            [total] = connection.execute(
+                f"SELECT count(*) FROM examples WHERE feature = ? {condition}", values
+            ).fetchone()
             if score is not None:
-                condition, values = f"{condition} AND (score < ? OR (score = ? AND examples.id > ?))", [*values, score, score, identifier]
+                condition, values = (
+                    f"{condition} AND (score < ? OR (score = ? AND examples.id > ?))",
+                    [*values, score, score, identifier],
+                )
             rows = connection.execute(
-                "SELECT examples.id, score, position, bin, side, scores, document, first_position, tokens FROM examples "
-                f"JOIN contexts ON contexts.id = context WHERE feature = ? {condition} ORDER BY score DESC, examples.id LIMIT ?",
+                (
+                    "SELECT examples.id, score, position, bin, side, scores, document, first_position, tokens FROM "
+                    f"examples JOIN contexts ON contexts.id = context WHERE feature = ? {condition} ORDER BY score "
+                    "DESC, examples.id LIMIT ?"
+                ),
                 [*values, limit + 1],
             ).fetchall()
         return Page(
-            [_example(feature, row[1:]) for row in rows[:limit]], total, _cursor(question, [*rows[limit - 1][1::-1]]) if len(rows) > limit else None
+            [_example(feature, row[1:]) for row in rows[:limit]],
+            total,
+            _cursor(question, [*rows[limit - 1][1::-1]]) if len(rows) > limit else None,
         )
 
     def _feature(self, connection: sqlite3.Connection, name: str) -> int:
@@ -162,7 +191,8 @@ class ExampleReader:
         known = [other for (other,) in connection.execute("SELECT name FROM features ORDER BY id LIMIT 20000")]
         close = difflib.get_close_matches(name, known, n=5) or known[:10]
         raise UnknownName(
-            f"There are no examples of {name!r}. Features with examples: {', '.join(close) or 'none'}{', ...' if len(known) > 10 else ''}."
+            f"There are no examples of {name!r}. Features with examples: "
+            f"{', '.join(close) or 'none'}{', ...' if len(known) > 10 else ''}."
         )
 
 
@@ -180,7 +210,9 @@ def _example(feature: str, row: Sequence[Any]) -> Example:
 
 
 def _search(text: str | None) -> tuple[str, list[str]]:
-    """A condition on examples, with its values. Words are looked up in the index by their beginning; what has no words is looked for as it stands."""
+    """A condition on examples, with its values. Words are looked up in the index by their beginning; what has no words
+    is looked for as it stands.
+    """
     cleaned = (text or "").encode("utf-8", "ignore").decode().replace("\0", " ").strip()
     if not cleaned:
         return "", []
@@ -188,7 +220,9 @@ def _search(text: str | None) -> tuple[str, list[str]]:
     if not words or any(character >= _FIRST_UNSPACED for character in cleaned):
         return "AND context IN (SELECT id FROM contexts WHERE instr(lower(text), lower(?)) > 0)", [cleaned]
     # Quoted words are no operators of the query language.
-    return "AND context IN (SELECT rowid FROM contexts_text WHERE contexts_text MATCH ?)", [" ".join(f'"{word}"*' for word in words)]
+    return "AND context IN (SELECT rowid FROM contexts_text WHERE contexts_text MATCH ?)", [
+        " ".join(f'"{word}"*' for word in words)
+    ]
 
 
 def _cursor(question: list[Any], place: list[Any]) -> str:
@@ -202,9 +236,14 @@ def _read_cursor(cursor: str | None, question: list[Any], start: list[Any]) -> l
         digest, *place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, TypeError, binascii.Error, RecursionError):
         digest, place = None, []
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63 for value in place)
+    numbers = all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63 for value in place
+    )
     if digest != _digest(question) or len(place) != len(start) or not numbers:
-        raise InvalidInput("This cursor belongs to another question: give it with the same feature, bin and search, or leave it out to start again.")
+        raise InvalidInput(
+            "This cursor belongs to another question: give it with the same feature, bin and search, or leave it out "
+            "to start again."
+        )
     return place
 
 

@@ -1,6 +1,8 @@
-"""The highest-scoring places of every feature while scores stream by: running top-k by feature and quantile bin, vectorised. Torch-free.
+"""The highest-scoring places of every feature while scores stream by: running top-k by feature and quantile bin,
+vectorised. Torch-free.
 
-A method feeds batches of (feature, score, sample, position) in any order and writes what is left with `diffing_mcp.methods.examples.writer`.
+A method feeds batches of (feature, score, sample, position) in any order and writes what is left with
+`diffing_mcp.methods.examples.writer`.
 """
 
 from __future__ import annotations
@@ -34,26 +36,32 @@ class Found:
         return len(self.features)
 
     def _take(self, chosen: np.ndarray) -> Found:
-        return Found(self.features[chosen], self.bins[chosen], self.scores[chosen], self.samples[chosen], self.positions[chosen])
+        return Found(
+            self.features[chosen], self.bins[chosen], self.scores[chosen], self.samples[chosen], self.positions[chosen]
+        )
 
 
 def _joined(parts: Sequence[Found]) -> Found:
-    columns = zip(*((part.features, part.bins, part.scores, part.samples, part.positions) for part in parts), strict=True)
+    columns = zip(
+        *((part.features, part.bins, part.scores, part.samples, part.positions) for part in parts), strict=True
+    )
     return Found(*(np.concatenate(column) for column in columns))
 
 
 class TopExamples:
     """Keeps the `per_bin` highest scores of every (feature, bin); memory O(features x bins x per_bin).
 
-    Ties go to the lower sample, then the lower position, so that the outcome does not depend on the order of the batches.
+    Ties go to the lower sample, then the lower position, so that the outcome does not depend on the order of the
+    batches.
 
     Args:
         per_bin: places kept of each feature and bin.
-        edges: ascending inner edges of the bins [E], as shares of the feature's `scale`, or of each feature [F, E]; none: one bin. A score at an edge
-            is in the higher bin.
-        scale: [F] positive, what a score is divided by to find its bin (such as the feature's highest score in an earlier pass); None: 1.
-        per_document: keep only the highest place of each sample for a feature, so that neighbours in one text do not fill the list. With `edges`,
-            a sample must then come whole in one `add`.
+        edges: ascending inner edges of the bins [E], as shares of the feature's `scale`, or of each feature [F, E];
+            none: one bin. A score at an edge is in the higher bin.
+        scale: [F] positive, what a score is divided by to find its bin (such as the feature's highest score in an
+            earlier pass); None: 1.
+        per_document: keep only the highest place of each sample for a feature, so that neighbours in one text do not
+            fill the list. With `edges`, a sample must then come whole in one `add`.
         least: scores must be above this.
     """
 
@@ -81,14 +89,20 @@ class TopExamples:
         return int(self.edges.shape[-1]) + 1
 
     def add(self, features: Any, scores: Any, samples: Any, positions: Any) -> None:
-        """Take in places: arrays or tensors [N] of any device, or single numbers that hold for all. Scores that are not finite are left out."""
+        """Take in places: arrays or tensors [N] of any device, or single numbers that hold for all. Scores that are not
+        finite are left out.
+        """
         columns = np.broadcast_arrays(*(_array(values) for values in (features, scores, samples, positions)))
         kept = np.isfinite(columns[1]) & (columns[1] > self.least)
         indices, values, texts, places = (column[kept] for column in columns)
         features, values = indices.astype(np.int64), values.astype(np.float64)
         relative = values if self.scale is None else values / self.scale[features]
         edges = self.edges if self.edges.ndim == 1 else self.edges[features]
-        bins = np.searchsorted(edges, relative, side="right") if edges.ndim == 1 else (relative[:, None] >= edges).sum(axis=1)
+        bins = (
+            np.searchsorted(edges, relative, side="right")
+            if edges.ndim == 1
+            else (relative[:, None] >= edges).sum(axis=1)
+        )
         found = Found(features, bins, values, texts.astype(np.int64), places.astype(np.int64))
         # With bins, a sample's highest place decides its bin, so it must be known before full bins turn places away.
         if self.per_document and self.bins > 1:
@@ -113,7 +127,9 @@ class TopExamples:
 
     def _distinct(self, found: Found) -> Found:
         """The highest place of each (feature, sample), or each (feature, sample, position) once."""
-        keys = (found.features, found.samples) if self.per_document else (found.features, found.samples, found.positions)
+        keys = (
+            (found.features, found.samples) if self.per_document else (found.features, found.samples, found.positions)
+        )
         order = np.lexsort((found.positions, -found.scores, *reversed(keys)))
         return found._take(order[_begins(*(key[order] for key in keys))])
 

@@ -1,4 +1,6 @@
-"""The view `examples`, the same for every method whose runs hold max-activating examples: put `EXAMPLES_VIEW` into its `views`. Torch-free."""
+"""The view `examples`, the same for every method whose runs hold max-activating examples: put `EXAMPLES_VIEW` into its
+`views`. Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class ExamplesParams(BaseModel):
 
     feature: str | None = Field(None, max_length=200, description="Name of a feature; None: list the features.")
     bin: int | None = Field(None, ge=0, le=1000, description="Quantile bin, 0 the lowest; None: all.")
-    search: str | None = Field(None, max_length=200, description="Only contexts with all these words (beginnings of words count).")
+    search: str | None = Field(
+        None, max_length=200, description="Only contexts with all these words (beginnings of words count)."
+    )
     cursor: str | None = Field(None, max_length=500, description="next_cursor of the page before.")
     limit: int = Field(10, ge=1, le=100)
     max_characters: int = Field(240, ge=20, le=4000, description="Characters of context shown around the token.")
@@ -55,7 +59,10 @@ class ExampleRow(BaseModel):
     def as_text(self) -> str:
         scored = " ".join(_shown(token) for token in (self.tokens or self.strongest))
         side = f" {self.side}" if self.side else ""
-        return f"  {self.score:.4g} [{self.document}@{self.position}{side}, bin {self.bin}] {json.dumps(self.text, ensure_ascii=False)} | {scored}"
+        return (
+            f"  {self.score:.4g} [{self.document}@{self.position}{side}, bin {self.bin}] "
+            f"{json.dumps(self.text, ensure_ascii=False)} | {scored}"
+        )
 
 
 class FeatureRow(BaseModel):
@@ -77,7 +84,10 @@ class ExamplesView(BaseModel):
 
     def as_text(self) -> str:
         lines = [f"{self.total} in all"]
-        lines += [f"  {row.feature}: {row.examples} examples, highest {row.max_score:.4g}, bins {row.bins}" for row in self.features]
+        lines += [
+            f"  {row.feature}: {row.examples} examples, highest {row.max_score:.4g}, bins {row.bins}"
+            for row in self.features
+        ]
         lines += [row.as_text() for row in self.examples]
         if self.next_cursor:
             lines.append(f"next_cursor: {self.next_cursor}")
@@ -89,14 +99,23 @@ def examples(record: RunRecord, params: ExamplesParams) -> ExamplesView:
     reader = record.examples()
     if params.feature is None:
         page = reader.features(params.search, params.cursor, params.limit)
-        return ExamplesView(total=page.total, features=[_feature_row(found) for found in page.rows], next_cursor=page.next_cursor)
+        return ExamplesView(
+            total=page.total, features=[_feature_row(found) for found in page.rows], next_cursor=page.next_cursor
+        )
     page = reader.examples(params.feature, params.bin, params.search, params.cursor, params.limit)
     return ExamplesView(
-        total=page.total, examples=[example_row(found, params.max_characters, params.scores) for found in page.rows], next_cursor=page.next_cursor
+        total=page.total,
+        examples=[example_row(found, params.max_characters, params.scores) for found in page.rows],
+        next_cursor=page.next_cursor,
     )
 
 
-EXAMPLES_VIEW = View("examples", "Contexts where a feature is highest, by quantile bin, with token scores; searchable.", ExamplesParams, examples)
+EXAMPLES_VIEW = View(
+    "examples",
+    "Contexts where a feature is highest, by quantile bin, with token scores; searchable.",
+    ExamplesParams,
+    examples,
+)
 
 
 def example_row(example: Example, max_characters: int = 240, scores: bool = False) -> ExampleRow:
@@ -110,7 +129,11 @@ def example_row(example: Example, max_characters: int = 240, scores: bool = Fals
     while last < len(tokens) and used + len(tokens[last]) <= max_characters:
         used += len(tokens[last])
         last += 1
-    text = "".join(tokens[first:place])[-max_characters:] + f"»{tokens[place][:max_characters]}«" + "".join(tokens[place + 1 : last])
+    text = (
+        "".join(tokens[first:place])[-max_characters:]
+        + f"»{tokens[place][:max_characters]}«"
+        + "".join(tokens[place + 1 : last])
+    )
     known = example.token_scores
     shown = [] if known is None else [_token(tokens[index], known[index]) for index in range(first, last)]
     ranked = sorted((row for row in shown if row.score is not None), key=lambda row: -(row.score or 0.0))

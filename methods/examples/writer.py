@@ -1,7 +1,8 @@
-"""Writing max-activating examples into a run's `examples.sqlite`: any number of processes may append to it at once. Torch-free.
+"""Writing max-activating examples into a run's `examples.sqlite`: any number of processes may append to it at once.
+Torch-free.
 
-Appending is one transaction: examples that are there are left alone, every (feature, bin) is cut to its highest `per_bin`, contexts that no example
-needs any more go.
+Appending is one transaction: examples that are there are left alone, every (feature, bin) is cut to its highest
+`per_bin`, contexts that no example needs any more go.
 """
 
 from __future__ import annotations
@@ -42,25 +43,28 @@ CREATE TABLE IF NOT EXISTS examples (
 CREATE INDEX IF NOT EXISTS examples_by_score ON examples (feature, score DESC, id);
 CREATE INDEX IF NOT EXISTS examples_by_bin ON examples (feature, bin, score DESC, id);
 CREATE INDEX IF NOT EXISTS examples_of_context ON examples (context);
-CREATE VIRTUAL TABLE IF NOT EXISTS contexts_text USING fts5(text, content='contexts', content_rowid='id', tokenize="unicode61 remove_diacritics 2");
+CREATE VIRTUAL TABLE IF NOT EXISTS contexts_text USING fts5(text, content='contexts', content_rowid='id', \
+tokenize="unicode61 remove_diacritics 2");
 CREATE TRIGGER IF NOT EXISTS context_added AFTER INSERT ON contexts BEGIN
     INSERT INTO contexts_text(rowid, text) VALUES (new.id, new.text); END;
 CREATE TRIGGER IF NOT EXISTS context_removed AFTER DELETE ON contexts BEGIN
     INSERT INTO contexts_text(contexts_text, rowid, text) VALUES ('delete', old.id, old.text); END;
-"""
+"""  # noqa: E501
 
 _TRIM = """
 CREATE TEMP TABLE dropped AS SELECT id, context FROM (
     SELECT id, context, row_number() OVER (PARTITION BY feature, bin ORDER BY score DESC, id) AS place FROM examples
     WHERE feature IN (SELECT id FROM temp.touched)) WHERE place > (SELECT value FROM about WHERE name = 'per_bin');
 DELETE FROM examples WHERE id IN (SELECT id FROM temp.dropped);
-DELETE FROM contexts WHERE id IN (SELECT context FROM temp.dropped) AND NOT EXISTS (SELECT 1 FROM examples WHERE context = contexts.id);
+DELETE FROM contexts WHERE id IN (SELECT context FROM temp.dropped) AND NOT EXISTS (SELECT 1 FROM examples WHERE \
+context = contexts.id);
 DROP TABLE temp.dropped;
 """
 
 
 class ExampleWriter:
-    """Appends examples to the file at `path`, which is made when it is not there. Other processes may open a writer on the same path.
+    """Appends examples to the file at `path`, which is made when it is not there. Other processes may open a writer on
+    the same path.
 
     Args:
         per_bin: examples kept of every feature and bin; all writers of a file must say the same.
@@ -88,15 +92,20 @@ class ExampleWriter:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode not in _FULL:
                 raise
-            raise OutOfRoom("There is not enough disk space for the examples of the run. Free space or delete runs, then call again.") from error
+            raise OutOfRoom(
+                "There is not enough disk space for the examples of the run. Free space or delete runs, then call "
+                "again."
+            ) from error
         finally:
             connection.close()
 
     def append(self, examples: Iterable[Example]) -> None:
-        """Add examples; those whose feature, context and position are there already are left out, those below the top are dropped.
+        """Add examples; those whose feature, context and position are there already are left out, those below the top
+        are dropped.
 
         Raises:
-            InvalidInput: token scores of another length than the context, a place outside of it, or a score that is not finite.
+            InvalidInput: token scores of another length than the context, a place outside of it, or a score that is not
+                finite.
         """
         rest = iter(examples)
         with self._open() as connection:
@@ -114,12 +123,17 @@ class ExampleWriter:
         for example in examples:
             if example.feature not in features:
                 connection.execute("INSERT OR IGNORE INTO features (name) VALUES (?)", [example.feature])
-                [features[example.feature]] = connection.execute("SELECT id FROM features WHERE name = ?", [example.feature]).fetchone()
+                [features[example.feature]] = connection.execute(
+                    "SELECT id FROM features WHERE name = ?", [example.feature]
+                ).fetchone()
             if example.context not in contexts:
                 contexts[example.context] = _context_id(connection, example.context)
         connection.executemany("INSERT INTO temp.touched VALUES (?)", [[number] for number in features.values()])
         connection.executemany(
-            "INSERT OR IGNORE INTO examples (feature, bin, score, context, position, side, scores) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                "INSERT OR IGNORE INTO examples (feature, bin, score, context, position, side, scores) VALUES (?, ?, "
+                "?, ?, ?, ?, ?)"
+            ),
             [
                 (
                     features[example.feature],
@@ -128,21 +142,26 @@ class ExampleWriter:
                     contexts[example.context],
                     int(example.position),
                     example.side,
-                    None if example.token_scores is None else np.asarray(example.token_scores, dtype=SCORE_TYPE).tobytes(),
+                    None
+                    if example.token_scores is None
+                    else np.asarray(example.token_scores, dtype=SCORE_TYPE).tobytes(),
                 )
                 for example in examples
             ],
         )
         for statement in _statements(_TRIM):
             connection.execute(statement)
-        # A context that came with examples which were all there, or were dropped from a bin that had no room, may be used by none.
+        # A context that came with examples which were all there, or were dropped from a bin that had no room, may be
+        # used by none.
         connection.executemany(
             "DELETE FROM contexts WHERE id = ? AND NOT EXISTS (SELECT 1 FROM examples WHERE context = contexts.id)",
             [[number] for number in contexts.values()],
         )
 
     def finish(self) -> int:
-        """Make the file complete in itself and synced, ready to be read by `diffing_mcp.methods.examples.reader.ExampleReader`; the number of examples."""
+        """Make the file complete in itself and synced, ready to be read by
+        `diffing_mcp.methods.examples.reader.ExampleReader`; the number of examples.
+        """
         with self._open() as connection:
             connection.execute("INSERT INTO contexts_text(contexts_text) VALUES ('optimize')")
             connection.execute("PRAGMA synchronous = FULL")
@@ -168,9 +187,15 @@ def _context_id(connection: sqlite3.Connection, context: ExampleContext) -> int:
 def _check(example: Example) -> None:
     size = len(example.context.tokens)
     if not np.isfinite(example.score) or not 0 <= example.place < size:
-        raise InvalidInput(f"An example of {example.feature} has the score {example.score} at token {example.place} of a context of {size}.")
+        raise InvalidInput(
+            f"An example of {example.feature} has the score {example.score} at token {example.place} of a context of "
+            f"{size}."
+        )
     if example.token_scores is not None and np.shape(example.token_scores) != (size,):
-        raise InvalidInput(f"An example of {example.feature} has {np.shape(example.token_scores)} token scores in a context of {size} tokens.")
+        raise InvalidInput(
+            f"An example of {example.feature} has {np.shape(example.token_scores)} token scores in a context of {size} "
+            "tokens."
+        )
 
 
 @contextmanager
@@ -209,7 +234,10 @@ def examples_of(
         token_scores: (feature, sample) -> [tokens of the context] scores, NaN where there are none.
     """
     contexts: dict[int, ExampleContext] = {}
-    rows = zip(*(column.tolist() for column in (found.features, found.bins, found.scores, found.samples, found.positions)), strict=True)
+    rows = zip(
+        *(column.tolist() for column in (found.features, found.bins, found.scores, found.samples, found.positions)),
+        strict=True,
+    )
     for feature, bin, score, sample, position in rows:
         if sample not in contexts:
             contexts[sample] = context(sample)
@@ -222,7 +250,9 @@ def corpus_contexts(corpus: TokenizedCorpus, tokenizer: Any) -> Callable[[int], 
     from diffing_mcp.methods.texts.words import token_texts
 
     return lambda sample: ExampleContext(
-        str(sample), tuple(token_texts(tokenizer, corpus.ids[sample])), corpus.first_position - corpus.content_start[sample]
+        str(sample),
+        tuple(token_texts(tokenizer, corpus.ids[sample])),
+        corpus.first_position - corpus.content_start[sample],
     )
 
 
@@ -230,4 +260,6 @@ def activation_contexts(rows: PairedActivations, tokenizer: Any) -> Callable[[in
     """Contexts of the samples of collected activations, from their first kept token."""
     from diffing_mcp.methods.texts.words import token_texts
 
-    return lambda sample: ExampleContext(str(sample), tuple(token_texts(tokenizer, rows.sample_ids(sample))), rows.first_position)
+    return lambda sample: ExampleContext(
+        str(sample), tuple(token_texts(tokenizer, rows.sample_ids(sample))), rows.first_position
+    )

@@ -1,10 +1,11 @@
-"""Streaming side of `kl`: divergences of every position, mean probability movements, and the positions and texts where the models differ most.
+"""Streaming side of `kl`: divergences of every position, mean probability movements, and the positions and texts where
+the models differ most.
 
 With p = base, q = finetuned, r = log q - log p (float32):
     KL(q||p) = sum q r,   KL(p||q) = - sum p r,
     JS = 1/2 sum [(p + q) h - min(p, q) |r|]   with h = log(max(p, q) / m) = log 2 - log(1 + min/max),  m = (p + q) / 2,
-which is exactly 0 where p = q, never overflows, and costs one logarithm. Rounding may leave sums of tiny terms below zero: they are clamped to 0.
-Memory: O(tokens) scalars, O(vocabulary) sums, O(examples).
+which is exactly 0 where p = q, never overflows, and costs one logarithm. Rounding may leave sums of tiny terms below
+zero: they are clamped to 0. Memory: O(tokens) scalars, O(vocabulary) sums, O(examples).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MOVERS = 5
 """Tokens kept in each direction for an example."""
 
 FOLDS = 4
-"""Texts are dealt to this many groups by index; a token counts as said far more (or less) often only when it is so in every group."""
+"""Texts are dealt to this many groups by index; a token counts as said far more (or less) often only when it is so in
+every group.
+"""
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -51,14 +54,18 @@ def divergences(chunk: LogitChunk) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Movement:
-    """Tokens whose probability moved most at one place: ids [MOVERS] and probabilities under both models, for each direction."""
+    """Tokens whose probability moved most at one place: ids [MOVERS] and probabilities under both models, for each
+    direction.
+    """
 
     rose: tuple[list[int], list[float], list[float]]
     fell: tuple[list[int], list[float], list[float]]
 
 
 def movement(base: Tensor, finetuned: Tensor, change: Tensor | None = None, count: int = MOVERS) -> Movement:
-    """The `count` tokens of one pair of distributions [V] that gained and that lost most probability (fewer when fewer moved)."""
+    """The `count` tokens of one pair of distributions [V] that gained and that lost most probability (fewer when fewer
+    moved).
+    """
     change = finetuned - base if change is None else change
     directions = []
     for sign in (1, -1):
@@ -90,7 +97,8 @@ class _Best:
     def entries(self) -> list[tuple[float, int, int, Movement]]:
         """(score, sample, position, movement), highest first."""
         return [
-            (score, -sample, -position, moved) for score, sample, position, moved in sorted(self._heap, key=lambda entry: entry[:3], reverse=True)
+            (score, -sample, -position, moved)
+            for score, sample, position, moved in sorted(self._heap, key=lambda entry: entry[:3], reverse=True)
         ]
 
 
@@ -101,7 +109,9 @@ def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class KLAccumulator(Accumulator):
-    """See the module. Per-position arrays are filled in the order of the pass; `samples` and `positions` say what each entry is."""
+    """See the module. Per-position arrays are filled in the order of the pass; `samples` and `positions` say what each
+    entry is.
+    """
 
     needs_logits = True
 
@@ -167,4 +177,6 @@ class KLAccumulator(Accumulator):
                 chunk = batch.chunk(part)
                 base += chunk.base_probs.sum(dim=0)
                 finetuned += chunk.finetuned_probs.sum(dim=0)
-            self.top_texts.offer(float(means[index]), int(samples[begins[index]]), 0, movement(base / len(rows), finetuned / len(rows)))
+            self.top_texts.offer(
+                float(means[index]), int(samples[begins[index]]), 0, movement(base / len(rows), finetuned / len(rows))
+            )

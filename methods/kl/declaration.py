@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 class KLParams(CorpusMethodParams):
     """Parameters of `kl`."""
 
-    examples: int = Field(100, ge=1, le=1000, description="Tokens kept with their context and probability movements (texts: a quarter of it).")
+    examples: int = Field(
+        100,
+        ge=1,
+        le=1000,
+        description="Tokens kept with their context and probability movements (texts: a quarter of it).",
+    )
 
 
 class Spread(BaseModel):
@@ -40,7 +45,10 @@ class KLResult(MethodResult):
     """How much the next-token distributions differ, where most, and which tokens became more or less probable."""
 
     amount: Literal["none", "rounding", "small", "moderate", "large"] = Field(
-        description="none: exactly zero; rounding: no more than recomputing one model gives; small below 0.01 nats a token, moderate below 0.1, large above."
+        description=(
+            "none: exactly zero; rounding: no more than recomputing one model gives; small below 0.01 nats a token, "
+            "moderate below 0.1, large above."
+        )
     )
     tokens: int
     samples: int
@@ -49,12 +57,21 @@ class KLResult(MethodResult):
     kl_finetuned_base: Spread = Field(description="Per token, KL(finetuned || base).")
     kl_base_finetuned: Spread = Field(description="Per token, KL(base || finetuned).")
     js: Spread = Field(description="Per token, Jensen-Shannon divergence, at most 0.693.")
-    per_text: Spread = Field(description="KL(finetuned || base) averaged in each text; standard error of the mean over texts.")
-    rounding_noise: float = Field(description="Mean KL between two computations of the same model over the same tokens in other batches, in nats.")
-    outlying_texts: int = Field(description="Texts that differ far more than the rest (log divergence beyond 8 robust standard deviations).")
+    per_text: Spread = Field(
+        description="KL(finetuned || base) averaged in each text; standard error of the mean over texts."
+    )
+    rounding_noise: float = Field(
+        description="Mean KL between two computations of the same model over the same tokens in other batches, in nats."
+    )
+    outlying_texts: int = Field(
+        description="Texts that differ far more than the rest (log divergence beyond 8 robust standard deviations)."
+    )
     first_positions: list[float] = Field(description="Mean KL(finetuned || base) at positions 0 to 7.")
     far_more_often: list[TokenMove] = Field(
-        description="Tokens at least 10 times as probable as before (by 0.001 or more), averaged over all positions, and consistently so over the texts."
+        description=(
+            "Tokens at least 10 times as probable as before (by 0.001 or more), averaged over all positions, and "
+            "consistently so over the texts."
+        )
     )
     far_less_often: list[TokenMove] = Field(description="The same in the other direction.")
     rose: list[TokenMove] = Field(description="Tokens whose probability rose most, averaged over all positions.")
@@ -66,8 +83,10 @@ class KLResult(MethodResult):
         lines = [
             self.headline,
             f"tokens {self.tokens}, texts {self.samples}, dropped {self.dropped}; position 0 = {self.position_origin}",
-            f"amount {self.amount}; rounding noise {self.rounding_noise:.2g} nats; texts far above the rest: {self.outlying_texts}; "
-            f"stands out: {'yes' if self.stands_out else 'no'}",
+            (
+                f"amount {self.amount}; rounding noise {self.rounding_noise:.2g} nats; texts far above the rest: "
+                f"{self.outlying_texts}; stands out: {'yes' if self.stands_out else 'no'}"
+            ),
             "nats mean±se median p90 p99 max",
         ]
         for name, spread in (
@@ -77,7 +96,8 @@ class KLResult(MethodResult):
             ("per text", self.per_text),
         ):
             lines.append(
-                f"{name} {spread.mean:.3g}±{spread.standard_error:.1g} {spread.median:.3g} {spread.p90:.3g} {spread.p99:.3g} {spread.max:.3g}"
+                f"{name} {spread.mean:.3g}±{spread.standard_error:.1g} {spread.median:.3g} {spread.p90:.3g} "
+                f"{spread.p99:.3g} {spread.max:.3g}"
             )
         lines.append("KL(ft||base) at positions 0..7: " + " ".join(f"{value:.3g}" for value in self.first_positions))
         for name, moves in (("more", self.far_more_often), ("less", self.far_less_often)):
@@ -93,9 +113,9 @@ class KLResult(MethodResult):
 
 
 class KLDivergence(CorpusMethod[KLParams, KLResult]):
-    """How far the two models' next-token distributions are apart on a text corpus: KL divergence in both directions and Jensen-Shannon divergence,
-    in nats, for every token and text; the texts and tokens where the models differ most, each with the tokens whose probability moved most.
-    It tells how much changed and where, not what was meant."""
+    """How far the two models' next-token distributions are apart on a text corpus: KL divergence in both directions and
+    Jensen-Shannon divergence, in nats, for every token and text; the texts and tokens where the models differ most,
+    each with the tokens whose probability moved most. It tells how much changed and where, not what was meant."""
 
     name: ClassVar[str] = "kl"
     title: ClassVar[str] = "KL divergence"
@@ -106,9 +126,17 @@ class KLDivergence(CorpusMethod[KLParams, KLResult]):
     in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "tokens": View(
-            "tokens", "Positions by divergence, with context and moved tokens; or every token of one text.", views.TokensParams, views.tokens
+            "tokens",
+            "Positions by divergence, with context and moved tokens; or every token of one text.",
+            views.TokensParams,
+            views.tokens,
         ),
-        "texts": View("texts", "Texts by mean divergence, with the tokens that gained and lost probability in them.", views.TextsParams, views.texts),
+        "texts": View(
+            "texts",
+            "Texts by mean divergence, with the tokens that gained and lost probability in them.",
+            views.TextsParams,
+            views.texts,
+        ),
         "positions": View("positions", "Mean divergence at each position.", views.PositionsParams, views.positions),
     }
     figures: ClassVar[Sequence[Figure]] = (

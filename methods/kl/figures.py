@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
 
 _BINS = 60
-_NAMES = {"kl_finetuned_base": "KL(finetuned || base)", "kl_base_finetuned": "KL(base || finetuned)", "js": "Jensen-Shannon"}
+_NAMES = {
+    "kl_finetuned_base": "KL(finetuned || base)",
+    "kl_base_finetuned": "KL(base || finetuned)",
+    "js": "Jensen-Shannon",
+}
 
 
 def histogram(record: RunRecord) -> dict[str, Any]:
@@ -19,7 +23,11 @@ def histogram(record: RunRecord) -> dict[str, Any]:
     columns = {name: table[name].to_numpy() for name in _NAMES}
     positive = {name: np.log10(values[values > 0]) for name, values in columns.items()}
     everything = np.concatenate(list(positive.values())) if positive else np.zeros(0)
-    edges = np.linspace(max(everything.min(), -8.0), everything.max() + 1e-9, _BINS + 1) if everything.size else np.linspace(-8, 0, _BINS + 1)
+    edges = (
+        np.linspace(max(everything.min(), -8.0), everything.max() + 1e-9, _BINS + 1)
+        if everything.size
+        else np.linspace(-8, 0, _BINS + 1)
+    )
     centres = 10 ** ((edges[1:] + edges[:-1]) / 2)
     data = [
         {
@@ -48,11 +56,21 @@ def positions(record: RunRecord) -> dict[str, Any]:
     count = record.array("positions.count")
     places = np.arange(len(count)).tolist()
     data: list[dict[str, Any]] = [
-        {"type": "scatter", "mode": "lines+markers", "name": label, "x": places, "y": record.array(f"positions.{name}").tolist()}
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": label,
+            "x": places,
+            "y": record.array(f"positions.{name}").tolist(),
+        }
         for name, label in _NAMES.items()
     ]
     data[0]["error_y"] = {"type": "data", "array": record.array("positions.standard_error").tolist(), "visible": True}
     return {
         "data": data,
-        "layout": {"title": {"text": "Mean divergence by position"}, "xaxis": {"title": {"text": "position"}}, "yaxis": {"title": {"text": "nats"}}},
+        "layout": {
+            "title": {"text": "Mean divergence by position"},
+            "xaxis": {"title": {"text": "position"}},
+            "yaxis": {"title": {"text": "nats"}},
+        },
     }

@@ -36,8 +36,10 @@ class TokenRow(BaseModel):
 
     def as_text(self) -> str:
         return (
-            f"  {self.kl_finetuned_base:.3g} [{self.sample}@{self.position}] {json.dumps(self.context[-48:], ensure_ascii=False)} "
-            f"+ {' '.join(move.as_text() for move in self.rose[:3])} - {' '.join(move.as_text() for move in self.fell[:3])}"
+            f"  {self.kl_finetuned_base:.3g} [{self.sample}@{self.position}] "
+            f"{json.dumps(self.context[-48:], ensure_ascii=False)} + "
+            f"{' '.join(move.as_text() for move in self.rose[:3])} - "
+            f"{' '.join(move.as_text() for move in self.fell[:3])}"
         )
 
 
@@ -55,6 +57,7 @@ class TextRow(BaseModel):
 
     def as_text(self) -> str:
         return (
-            f"  {self.kl_finetuned_base:.3g} [{self.sample}] {json.dumps(self.text[:80], ensure_ascii=False)} "
-            f"+ {' '.join(move.as_text() for move in self.rose[:3])} - {' '.join(move.as_text() for move in self.fell[:3])}"
+            f"  {self.kl_finetuned_base:.3g} [{self.sample}] {json.dumps(self.text[:80], ensure_ascii=False)} + "
+            f"{' '.join(move.as_text() for move in self.rose[:3])} - "
+            f"{' '.join(move.as_text() for move in self.fell[:3])}"
         )

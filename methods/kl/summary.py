@@ -30,12 +30,13 @@ SMALL, MODERATE = 0.01, 0.1
 
 OUTLIER_DEVIATIONS = 8.0
 OUTLIER_NATS = 0.1
-"""What a text must exceed to lie far above the rest. The control organism of the embedded model (trained, nothing taught) has texts up to 6.1
-deviations; a text with a trigger, at 2 nats among texts at 0.035, has 13."""
+"""What a text must exceed to lie far above the rest. The control organism of the embedded model (trained, nothing
+taught) has texts up to 6.1 deviations; a text with a trigger, at 2 nats among texts at 0.035, has 13."""
 
 FAR_FACTOR, FAR_CHANGE = 10.0, 1e-3
-"""By which factor, and by how much, a token's mean probability must change to be said far more or less often; half of both in every fold of
-texts. The control organism changes no word by more than a factor of 2.5; the taught ones raise their topic's words by 60 to 1,400."""
+"""By which factor, and by how much, a token's mean probability must change to be said far more or less often; half of
+both in every fold of texts. The control organism changes no word by more than a factor of 2.5; the taught ones raise
+their topic's words by 60 to 1,400."""
 
 NOISE_SAMPLES = 4
 
@@ -46,23 +47,44 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
     names = _Names(pair.tokenizer)
     samples = accumulator.samples
     order = np.lexsort((accumulator.positions, samples))
-    values = {"kl_finetuned_base": accumulator.forward[order], "kl_base_finetuned": accumulator.backward[order], "js": accumulator.js[order]}
+    values = {
+        "kl_finetuned_base": accumulator.forward[order],
+        "kl_base_finetuned": accumulator.backward[order],
+        "js": accumulator.js[order],
+    }
     samples, positions, token_ids = samples[order], accumulator.positions[order], accumulator.token_ids[order]
     counts = np.bincount(samples, minlength=len(corpus.ids))
-    per_text = {name: np.bincount(samples, weights=array, minlength=len(counts)) / counts for name, array in values.items()}
+    per_text = {
+        name: np.bincount(samples, weights=array, minlength=len(counts)) / counts for name, array in values.items()
+    }
 
     run.add_table("tokens", {"sample": samples, "position": positions, "token": names.column(token_ids), **values})
     run.add_table(
         "texts",
-        {"sample": np.arange(len(counts)), "tokens": counts, **per_text, "text": [_text(corpus, index, pair) for index in range(len(counts))]},
+        {
+            "sample": np.arange(len(counts)),
+            "tokens": counts,
+            **per_text,
+            "text": [_text(corpus, index, pair) for index in range(len(counts))],
+        },
     )
     profile = _profile(positions, values)
     for name, array in profile.items():
         run.add_array(f"positions.{name}", array)
 
-    place = {(int(sample), int(position)): row for row, (sample, position) in enumerate(zip(samples, positions, strict=True))}
+    place = {
+        (int(sample), int(position)): row for row, (sample, position) in enumerate(zip(samples, positions, strict=True))
+    }
     top_tokens = [
-        _token_row(corpus, pair, names, sample, position, {name: float(array[place[sample, position]]) for name, array in values.items()}, moved)
+        _token_row(
+            corpus,
+            pair,
+            names,
+            sample,
+            position,
+            {name: float(array[place[sample, position]]) for name, array in values.items()},
+            moved,
+        )
         for _, sample, position, moved in accumulator.top_tokens.entries()
     ]
     top_texts = [
@@ -79,7 +101,12 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
     run.add_table("top_texts", _columns(top_texts, TextRow))
 
     total = max(1, accumulator.filled)
-    overall = _moves(movement(accumulator.base_total.sum(dim=0) / total, accumulator.finetuned_total.sum(dim=0) / total, count=OVERALL), names)
+    overall = _moves(
+        movement(
+            accumulator.base_total.sum(dim=0) / total, accumulator.finetuned_total.sum(dim=0) / total, count=OVERALL
+        ),
+        names,
+    )
     more, less = far_changes(accumulator, set(getattr(pair.tokenizer, "all_special_ids", None) or ()))
     noise = rounding_noise(pair, corpus) if accumulator.forward.any() or accumulator.backward.any() else 0.0
     outliers = outlying(per_text["kl_finetuned_base"], max(OUTLIER_NATS, 10 * noise))
@@ -88,7 +115,13 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
     amount = _amount(mean, float(accumulator.forward.max(initial=0.0)), noise, bool(more or less or len(outliers)))
     return KLResult(
         stands_out=bool(more or less or len(outliers)),
-        headline=_headline(amount, mean, noise, (len(outliers), len(counts)), *([names(token) for token, _, _ in found] for found in (more, less))),
+        headline=_headline(
+            amount,
+            mean,
+            noise,
+            (len(outliers), len(counts)),
+            *([names(token) for token, _, _ in found] for found in (more, less)),
+        ),
         amount=amount,
         tokens=accumulator.filled,
         samples=len(counts),
@@ -98,8 +131,12 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
         rounding_noise=noise,
         outlying_texts=len(outliers),
         first_positions=[float(value) for value in profile["kl_finetuned_base"][:8]],
-        far_more_often=[TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in more],
-        far_less_often=[TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in less],
+        far_more_often=[
+            TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in more
+        ],
+        far_less_often=[
+            TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in less
+        ],
         rose=[TokenMove.model_validate(move) for move in overall["rose"]],
         fell=[TokenMove.model_validate(move) for move in overall["fell"]],
         top_tokens=top_tokens[:SHOWN],
@@ -109,10 +146,11 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
 
 
 def outlying(per_text: np.ndarray, floor: float) -> np.ndarray:
-    """Indices of texts above `floor` nats whose log mean divergence lies more than `OUTLIER_DEVIATIONS` robust standard deviations
-    (1.4826 MAD) above the median.
+    """Indices of texts above `floor` nats whose log mean divergence lies more than `OUTLIER_DEVIATIONS` robust standard
+    deviations (1.4826 MAD) above the median.
 
-    On a diffuse change, trained or not, the mean divergences of texts are close to log-normal: none is expected to lie there.
+    On a diffuse change, trained or not, the mean divergences of texts are close to log-normal: none is expected to lie
+    there.
     """
     if len(per_text) < 8:
         return np.zeros(0, dtype=np.int64)
@@ -124,7 +162,8 @@ def outlying(per_text: np.ndarray, floor: float) -> np.ndarray:
 
 
 def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
-    """Mean KL, in nats, between two computations of the finetuned model over the same tokens: a batch of texts, and each text alone.
+    """Mean KL, in nats, between two computations of the finetuned model over the same tokens: a batch of texts, and
+    each text alone.
 
     Both are the same function in exact arithmetic, so this is what the model's dtype leaves undecided.
     """
@@ -141,7 +180,9 @@ def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
         together = pair.forward("finetuned", ids.to(device), mask.to(device)).logits
         for row, index in enumerate(chosen):
             length, start = len(corpus.ids[index]), corpus.content_start[index]
-            alone = pair.forward("finetuned", ids[row : row + 1, :length].to(device), mask[row : row + 1, :length].to(device)).logits
+            alone = pair.forward(
+                "finetuned", ids[row : row + 1, :length].to(device), mask[row : row + 1, :length].to(device)
+            ).logits
             if alone is None or together is None:
                 raise RuntimeError("a forward pass that was asked for logits gave none")
             positions = torch.arange(length, device=device).unsqueeze(0) - start
@@ -172,15 +213,23 @@ def _amount(mean: float, highest: float, noise: float, found: bool) -> Amount:
     return "small" if mean < SMALL else "moderate" if mean < MODERATE else "large"
 
 
-def _headline(amount: Amount, mean: float, noise: float, outliers: tuple[int, int], more: list[str], less: list[str]) -> str:
+def _headline(
+    amount: Amount, mean: float, noise: float, outliers: tuple[int, int], more: list[str], less: list[str]
+) -> str:
     if amount == "none":
         return "The two models predict exactly the same on this text: every divergence is 0."
     if amount == "rounding":
-        return f"Mean KL {mean:.2g} nats a token is no more than rounding ({noise:.2g} between two computations of one model): no difference seen on this text."
+        return (
+            f"Mean KL {mean:.2g} nats a token is no more than rounding ({noise:.2g} between two computations of one "
+            "model): no difference seen on this text."
+        )
     parts = [f"The models differ by {mean:.3g} nats a token on average ({amount})"]
     for tokens, how in ((more, "more"), (less, "less")):
         if tokens:
-            parts.append(f"the finetuned model says far {how} often: {', '.join(json.dumps(token, ensure_ascii=False) for token in tokens[:5])}")
+            parts.append(
+                f"the finetuned model says far {how} often: "
+                f"{', '.join(json.dumps(token, ensure_ascii=False) for token in tokens[:5])}"
+            )
     if outliers[0]:
         parts.append(f"{outliers[0]} of {outliers[1]} texts differ far more than the rest: read the top texts")
     if len(parts) == 1:
@@ -189,8 +238,9 @@ def _headline(amount: Amount, mean: float, noise: float, outliers: tuple[int, in
 
 
 def far_changes(accumulator: KLAccumulator, special: set[int]) -> tuple[list[FarChange], list[FarChange]]:
-    """Tokens (id, mean probability under base, under finetuned) that became far more and far less probable over the whole corpus, in every fold of
-    texts, most changed first; special tokens apart, because every chat finetune moves the end of a turn."""
+    """Tokens (id, mean probability under base, under finetuned) that became far more and far less probable over the
+    whole corpus, in every fold of texts, most changed first; special tokens apart, because every chat finetune moves
+    the end of a turn."""
     rows = torch.from_numpy(np.maximum(accumulator.fold_rows, 1)).to(accumulator.base_total)
     if (accumulator.fold_rows > 0).sum() < FOLDS:
         return [], []
@@ -209,7 +259,9 @@ def far_changes(accumulator: KLAccumulator, special: set[int]) -> tuple[list[Far
 
 
 def _spread(values: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> Spread:
-    """Mean and quantiles over values; the mean's standard error treats each group (text) as one observation (ratio estimator)."""
+    """Mean and quantiles over values; the mean's standard error treats each group (text) as one observation (ratio
+    estimator).
+    """
     mean = float(values.mean(dtype=np.float64))
     number = len(counts)
     residuals = np.bincount(groups, weights=values.astype(np.float64) - mean, minlength=number)
@@ -226,7 +278,9 @@ def _profile(positions: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, 
     for name, array in values.items():
         profile[name] = np.bincount(positions, weights=array.astype(np.float64)) / seen
     squares = np.bincount(positions, weights=values["kl_finetuned_base"].astype(np.float64) ** 2) / seen
-    profile["standard_error"] = np.sqrt(np.maximum(squares - profile["kl_finetuned_base"] ** 2, 0) / np.maximum(counts - 1, 1))
+    profile["standard_error"] = np.sqrt(
+        np.maximum(squares - profile["kl_finetuned_base"] ** 2, 0) / np.maximum(counts - 1, 1)
+    )
     return profile
 
 
@@ -247,29 +301,46 @@ class _Names:
         import pyarrow as pa
 
         unique, indices = np.unique(tokens, return_inverse=True)
-        return pa.DictionaryArray.from_arrays(pa.array(indices.astype(np.int32)), pa.array([self(int(token)) for token in unique]))
+        return pa.DictionaryArray.from_arrays(
+            pa.array(indices.astype(np.int32)), pa.array([self(int(token)) for token in unique])
+        )
 
 
 def _text(corpus: TokenizedCorpus, sample: int, pair: LoadedPair) -> str:
-    return str(pair.tokenizer.decode(corpus.ids[sample][corpus.content_start[sample] :], clean_up_tokenization_spaces=False))
+    return str(
+        pair.tokenizer.decode(corpus.ids[sample][corpus.content_start[sample] :], clean_up_tokenization_spaces=False)
+    )
 
 
 def _moves(moved: Movement, names: _Names) -> dict[str, list[dict[str, Any]]]:
     def rows(direction: tuple[list[int], list[float], list[float]]) -> list[dict[str, Any]]:
-        return [{"token": names(token), "base": base, "finetuned": finetuned} for token, base, finetuned in zip(*direction, strict=True)]
+        return [
+            {"token": names(token), "base": base, "finetuned": finetuned}
+            for token, base, finetuned in zip(*direction, strict=True)
+        ]
 
     return {"rose": rows(moved.rose), "fell": rows(moved.fell)}
 
 
 def _token_row(
-    corpus: TokenizedCorpus, pair: LoadedPair, names: _Names, sample: int, position: int, values: dict[str, float], moved: Movement
+    corpus: TokenizedCorpus,
+    pair: LoadedPair,
+    names: _Names,
+    sample: int,
+    position: int,
+    values: dict[str, float],
+    moved: Movement,
 ) -> TokenRow:
     ids = corpus.ids[sample]
     index = corpus.content_start[sample] + position
     return TokenRow(
         sample=sample,
         position=position,
-        context=str(pair.tokenizer.decode(ids[max(0, index + 1 - CONTEXT_TOKENS) : index + 1], clean_up_tokenization_spaces=False)),
+        context=str(
+            pair.tokenizer.decode(
+                ids[max(0, index + 1 - CONTEXT_TOKENS) : index + 1], clean_up_tokenization_spaces=False
+            )
+        ),
         next_token=names(ids[index + 1]) if index + 1 < len(ids) else None,
         **_moves(moved, names),
         **values,

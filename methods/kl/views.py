@@ -20,13 +20,17 @@ class _Page(BaseModel):
 
     limit: int = Field(10, ge=1, le=100, description="Rows.")
     offset: int = Field(0, ge=0, description="Rows to pass over.")
-    contains: str | None = Field(None, max_length=200, description="Only rows whose text or moved tokens contain this, whatever the case.")
+    contains: str | None = Field(
+        None, max_length=200, description="Only rows whose text or moved tokens contain this, whatever the case."
+    )
 
 
 class TokensParams(_Page):
     """Parameters of the view `tokens`."""
 
-    sample: int | None = Field(None, ge=0, description="Give every token of this text in order, with its divergence, instead of the top rows.")
+    sample: int | None = Field(
+        None, ge=0, description="Give every token of this text in order, with its divergence, instead of the top rows."
+    )
     metric: Metric = Field("kl_finetuned_base", description="Which divergence orders the top rows.")
 
 
@@ -55,7 +59,9 @@ class TextsParams(_Page):
 
 
 class TextsView(BaseModel):
-    """Texts by mean divergence. Moved tokens are kept for the texts of highest KL(finetuned || base) only; they are empty for others."""
+    """Texts by mean divergence. Moved tokens are kept for the texts of highest KL(finetuned || base) only; they are
+    empty for others.
+    """
 
     total: int
     rows: list[TextRow]
@@ -102,7 +108,9 @@ def _one_text(record: RunRecord, params: TokensParams) -> TokensView:
     table = record.table("tokens")
     chosen = table.filter(compute.equal(table["sample"], params.sample)).drop_columns(["sample"])
     if chosen.num_rows == 0:
-        raise InvalidInput(f"Run {record.id} has no text {params.sample}; texts: 0 to {record.manifest.tables['texts'] - 1}.")
+        raise InvalidInput(
+            f"Run {record.id} has no text {params.sample}; texts: 0 to {record.manifest.tables['texts'] - 1}."
+        )
     values = [TokenValue.model_validate(row) for row in chosen.to_pylist()]
     if params.contains:
         values = [value for value in values if params.contains.lower() in value.token.lower()]
@@ -118,16 +126,29 @@ def texts(record: RunRecord, params: TextsParams) -> TextsView:
         wanted = params.contains.lower()
         contents = table["text"].to_pylist()
         order = np.asarray(
-            [index for index in order if wanted in contents[index].lower() or (index in moved and _moved(wanted, moved[index]))], dtype=int
+            [
+                index
+                for index in order
+                if wanted in contents[index].lower() or (index in moved and _moved(wanted, moved[index]))
+            ],
+            dtype=int,
         )
     page = table.take(order[params.offset : params.offset + params.limit]).to_pylist()
-    rows = [TextRow.model_validate({**row, **{side: moved.get(row["sample"], {}).get(side, []) for side in ("rose", "fell")}}) for row in page]
+    rows = [
+        TextRow.model_validate(
+            {**row, **{side: moved.get(row["sample"], {}).get(side, []) for side in ("rose", "fell")}}
+        )
+        for row in page
+    ]
     return TextsView(total=len(order), rows=rows)
 
 
 def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
     """See `KLDivergence.views`."""
-    columns = {name: record.array(f"positions.{name}") for name in ("count", "kl_finetuned_base", "standard_error", "kl_base_finetuned", "js")}
+    columns = {
+        name: record.array(f"positions.{name}")
+        for name in ("count", "kl_finetuned_base", "standard_error", "kl_base_finetuned", "js")
+    }
     return PositionsView(
         rows=[
             PositionRow(

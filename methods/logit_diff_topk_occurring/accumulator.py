@@ -1,7 +1,7 @@
 """Streaming statistics over the whole vocabulary of what finetuning did to next-token logits.
 
-Memory is O(vocabulary) plus O(kept positions x top K) whatever the number of tokens; sums within a chunk are float32, everything beyond is float64
-or integer.
+Memory is O(vocabulary) plus O(kept positions x top K) whatever the number of tokens; sums within a chunk are float32,
+everything beyond is float64 or integer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 FOLDS = 10
-"""Samples are dealt to this many groups by index; a statistic's error is estimated from leaving out one group at a time."""
+"""Samples are dealt to this many groups by index; a statistic's error is estimated from leaving out one group at a
+time.
+"""
 _SINGLE_POSITIONS = 5
 
 
 def position_bins(length: int) -> np.ndarray:
-    """First positions of the bins of the positional profile [B]: 0 to 4 one by one, then 5, 10, 20, 40, ... below `length`."""
+    """First positions of the bins of the positional profile [B]: 0 to 4 one by one, then 5, 10, 20, 40, ... below
+    `length`.
+    """
     starts = list(range(min(_SINGLE_POSITIONS, length)))
     start = _SINGLE_POSITIONS
     while start < length:
@@ -52,11 +56,13 @@ class KeptPositions:
 class LogitDifferenceAccumulator(Accumulator):
     """Counts per token v over all compared positions, with D = finetuned minus base logits (float32):
 
-    occurrences of v among the K largest D (`risen`, only where D > 0) and among the K smallest (`fallen`, only where D < 0), positions with
-    D_v > 0, the sum of D_v, and the expected occurrences of v under each model (sums of probabilities) by fold of samples. By bin of positions: the
-    occurrences among the risen, and the mean of |D| over the vocabulary. The K largest D of `keep` positions drawn by `seed` are kept.
+    occurrences of v among the K largest D (`risen`, only where D > 0) and among the K smallest (`fallen`, only where D
+    < 0), positions with D_v > 0, the sum of D_v, and the expected occurrences of v under each model (sums of
+    probabilities) by fold of samples. By bin of positions: the occurrences among the risen, and the mean of |D| over
+    the vocabulary. The K largest D of `keep` positions drawn by `seed` are kept.
 
-    With `merge_index` [V] (token -> word), an occurrence counts once a position for a word, whichever of its variants are in the top K.
+    With `merge_index` [V] (token -> word), an occurrence counts once a position for a word, whichever of its variants
+    are in the top K.
     """
 
     needs_logits = True
@@ -77,7 +83,9 @@ class LogitDifferenceAccumulator(Accumulator):
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         self.merge_index = None if merge_index is None else torch.as_tensor(merge_index, device=self.device)
         self.slots = vocab_size if self.merge_index is None else int(self.merge_index.max()) + 1
-        lengths = np.array([len(ids) - start for ids, start in zip(corpus.ids, corpus.content_start, strict=True)], dtype=np.int64)
+        lengths = np.array(
+            [len(ids) - start for ids, start in zip(corpus.ids, corpus.content_start, strict=True)], dtype=np.int64
+        )
         self.bins = position_bins(int(lengths.max()))
         self.rows = 0
         self.rows_by_fold = np.zeros(FOLDS, dtype=np.int64)
@@ -125,7 +133,10 @@ class LogitDifferenceAccumulator(Accumulator):
             begin, count = int(rows[0]), int(rows.numel())
             # The rows of a chunk come sample by sample, so a fold's rows are nearly always one slice.
             together = int(rows[-1]) - begin + 1 == count
-            for expected, probs in ((self.expected_base, chunk.base_probs), (self.expected_finetuned, chunk.finetuned_probs)):
+            for expected, probs in (
+                (self.expected_base, chunk.base_probs),
+                (self.expected_finetuned, chunk.finetuned_probs),
+            ):
                 part = probs[begin : begin + count] if together else probs[rows]
                 expected[fold] += part.sum(dim=0)
             self.rows_by_fold[fold] += count
@@ -148,7 +159,9 @@ class LogitDifferenceAccumulator(Accumulator):
         rows = self._wanted[self._offsets[chunk.sample_indices] + chunk.positions].nonzero().squeeze(1)
         if rows.numel():
             places = chunk.sample_indices[rows], chunk.positions[rows]
-            self._kept.append((places[0].cpu(), places[1].cpu(), indices[rows].int().cpu(), values[rows].clamp_min(0).cpu()))
+            self._kept.append(
+                (places[0].cpu(), places[1].cpu(), indices[rows].int().cpu(), values[rows].clamp_min(0).cpu())
+            )
 
     def kept(self) -> KeptPositions:
         """The kept positions, in the order of the text."""

@@ -1,9 +1,10 @@
 """Which words the finetuned model really expects more often, and how sure that is. NumPy only.
 
-A raw logit difference says nothing about tokens that neither model ever predicts: their logits drift freely in training, because a probability of
-1e-9 costs no loss whether it doubles or not. So the judgement rests on expected occurrences, that is sums of next-token probabilities over the
-text read: what a sample of the model would contain. Their shrunken log odds log((E_finetuned + a) / (E_base + a)) stay near 0 for words that are
-negligible under both models, and their error comes from leaving out one tenth of the samples at a time. See docs/decisions/null-criterion.md.
+A raw logit difference says nothing about tokens that neither model ever predicts: their logits drift freely in
+training, because a probability of 1e-9 costs no loss whether it doubles or not. So the judgement rests on expected
+occurrences, that is sums of next-token probabilities over the text read: what a sample of the model would contain.
+Their shrunken log odds log((E_finetuned + a) / (E_base + a)) stay near 0 for words that are negligible under both
+models, and their error comes from leaving out one tenth of the samples at a time. See docs/decisions/null-criterion.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Rise:
     """Per word [W].
 
     Attributes:
-        log_odds: shrunken log ratio of expected occurrences, nats; positive = expected more often by the finetuned model.
+        log_odds: shrunken log ratio of expected occurrences, nats; positive = expected more often by the finetuned
+            model.
         error: jackknife standard error of `log_odds` over folds of samples; inf with fewer than two folds.
         gain: expected further occurrences per 1,000 positions (finetuned minus base).
     """
@@ -61,7 +63,11 @@ def rises(base: np.ndarray, finetuned: np.ndarray, rows: np.ndarray, prior_per_t
     else:
         without = np.stack(
             [
-                shrunken_log_odds(base_total - base[fold], finetuned_total - finetuned[fold], per_position * (total_rows - int(rows[fold])))
+                shrunken_log_odds(
+                    base_total - base[fold],
+                    finetuned_total - finetuned[fold],
+                    per_position * (total_rows - int(rows[fold])),
+                )
                 for fold in used
             ]
         )
@@ -70,27 +76,34 @@ def rises(base: np.ndarray, finetuned: np.ndarray, rows: np.ndarray, prior_per_t
 
 
 INFORMATIVE_SHARE = 0.1
-"""Strength of the informative prior of `log_odds_z`: this share of the two models' mean expected occurrences of the word itself."""
+"""Strength of the informative prior of `log_odds_z`: this share of the two models' mean expected occurrences of the
+word itself.
+"""
 
 
 def log_odds_z(base: np.ndarray, finetuned: np.ndarray, positions: int) -> np.ndarray:
     """z-score [W] of the log odds of each word under an informative Dirichlet prior; exactly 0 where both models agree.
 
-    Monroe, Colaresi and Quinn 2008 ("Fightin' Words"), equations 15, 16 and 20 to 22, with expected occurrences as counts: delta = the difference of
-    log((y + a) / (n + a0 - y - a)) and its variance 1 / (y_finetuned + a) + 1 / (y_base + a). The prior `a` of a word is a share of what both models
-    expect of it on average, plus the shrinkage of `rises`, so that words negligible under both stay near 0. The variance is that of counted
-    words: it ignores that words of one text go together, so z orders words and is no test.
+    Monroe, Colaresi and Quinn 2008 ("Fightin' Words"), equations 15, 16 and 20 to 22, with expected occurrences as
+    counts: delta = the difference of log((y + a) / (n + a0 - y - a)) and its variance 1 / (y_finetuned + a) + 1 /
+    (y_base + a). The prior `a` of a word is a share of what both models expect of it on average, plus the shrinkage of
+    `rises`, so that words negligible under both stay near 0. The variance is that of counted words: it ignores that
+    words of one text go together, so z orders words and is no test.
 
     Args:
         base, finetuned: [W] expected occurrences over all `positions` read.
     """
     prior = INFORMATIVE_SHARE * (base + finetuned) / 2 + PRIOR_PER_THOUSAND * max(1, positions) / 1000
     rest = positions + prior.sum() - prior
-    delta = np.log((finetuned + prior) / np.maximum(rest - finetuned, 1e-9)) - np.log((base + prior) / np.maximum(rest - base, 1e-9))
+    delta = np.log((finetuned + prior) / np.maximum(rest - finetuned, 1e-9)) - np.log(
+        (base + prior) / np.maximum(rest - base, 1e-9)
+    )
     error = np.sqrt(1 / (finetuned + prior) + 1 / (base + prior))
     return np.where(base == finetuned, 0.0, delta / error)
 
 
 def strong(rise: Rise) -> np.ndarray:
-    """[W] bool: the rise is beyond what finetunes that taught nothing show, sure of, and of a size that would be seen in text."""
+    """[W] bool: the rise is beyond what finetunes that taught nothing show, sure of, and of a size that would be seen
+    in text.
+    """
     return (rise.log_odds >= NULL_LOG_ODDS) & (rise.log_odds >= LEAST_Z * rise.error) & (rise.gain >= LEAST_GAIN)

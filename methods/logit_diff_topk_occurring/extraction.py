@@ -1,8 +1,9 @@
 """Logits read off a middle layer, fed to the same statistics as the final ones.
 
-`logit_lens`: each side's own final norm and unembedding read its residual stream after the layer. `patchscope`: the residual stream of one position
-replaces that of the last token of a prompt that repeats words, at the same layer of the same model, and what the model would say next is read
-(Ghandeharioun et al. 2024, "Patchscopes"; the identity prompt with three examples).
+`logit_lens`: each side's own final norm and unembedding read its residual stream after the layer. `patchscope`: the
+residual stream of one position replaces that of the last token of a prompt that repeats words, at the same layer of the
+same model, and what the model would say next is read (Ghandeharioun et al. 2024, "Patchscopes"; the identity prompt
+with three examples).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class ExtractedAccumulator(Accumulator):
         chosen: [tokens] bool over the corpus's positions in the order of the text: those to read; None: all.
 
     Raises:
-        InvalidInput: the pair's two models do not fit into memory together, so that every batch would load each of them.
+        InvalidInput: the pair's two models do not fit into memory together, so that every batch would load each of
+            them.
     """
 
     def __init__(
@@ -51,7 +53,8 @@ class ExtractedAccumulator(Accumulator):
     ) -> None:
         if pair.sequential:
             raise InvalidInput(
-                f"extraction={extraction} reads both models in turn at every batch, and the two do not fit into memory together. Use extraction=logits."
+                f"extraction={extraction} reads both models in turn at every batch, and the two do not fit into memory "
+                "together. Use extraction=logits."
             )
         self.pair = pair
         self.statistics = statistics
@@ -59,7 +62,9 @@ class ExtractedAccumulator(Accumulator):
         self.extraction = extraction
         self.scratch = scratch_of(pair)
         self._chosen = chosen
-        lengths = [len(ids) - start for ids, start in zip(statistics.corpus.ids, statistics.corpus.content_start, strict=True)]
+        lengths = [
+            len(ids) - start for ids, start in zip(statistics.corpus.ids, statistics.corpus.content_start, strict=True)
+        ]
         self._offsets = torch.tensor([0, *lengths[:-1]], device=pair.device).cumsum(0)
         self._prompt: list[int] = pair.tokenizer(IDENTITY_PROMPT)["input_ids"]
         self._block = max(1, _BLOCK_BYTES // (4 * pair.vocab_size))
@@ -86,4 +91,6 @@ class ExtractedAccumulator(Accumulator):
         states = hidden.reshape(-1, hidden.shape[-1])[rows]
         if self.extraction == "logit_lens":
             return self.pair.logit_lens(side, states)
-        return self.pair.last_token_logits(side, self._prompt, len(rows), [Intervention(self.layers[0], states, mode="replace")])
+        return self.pair.last_token_logits(
+            side, self._prompt, len(rows), [Intervention(self.layers[0], states, mode="replace")]
+        )

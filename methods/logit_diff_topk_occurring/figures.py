@@ -57,7 +57,10 @@ def bars(record: RunRecord) -> dict[str, Any]:
                 "marker": {"color": ["#1f4e79" if row["strong"] else "#a6bddb" for row in rows]},
             }
         ],
-        "layout": {"xaxis": {"title": {"text": "log odds of expected occurrences, finetuned over base"}}, "margin": {"l": 120}},
+        "layout": {
+            "xaxis": {"title": {"text": "log odds of expected occurrences, finetuned over base"}},
+            "margin": {"l": 120},
+        },
     }
 
 
@@ -80,7 +83,10 @@ def topics(record: RunRecord) -> dict[str, Any]:
         }
         for topic in read_topics(record, TopicsParams(tokens=_TOPIC_TOKENS)).topics
     ]
-    return {"data": series, "layout": {"xaxis": {"title": {"text": "share of the topic's weights"}}, "margin": {"l": 120}}}
+    return {
+        "data": series,
+        "layout": {"xaxis": {"title": {"text": "share of the topic's weights"}}, "margin": {"l": 120}},
+    }
 
 
 def positions(record: RunRecord) -> dict[str, Any]:

@@ -28,11 +28,20 @@ _BINS_SHOWN = 8
 
 
 def store_topics(
-    accumulator: LogitDifferenceAccumulator, pair: LoadedPair, params: LogitDifferenceParams, words: Vocabulary, is_strong: np.ndarray, run: RunWriter
+    accumulator: LogitDifferenceAccumulator,
+    pair: LoadedPair,
+    params: LogitDifferenceParams,
+    words: Vocabulary,
+    is_strong: np.ndarray,
+    run: RunWriter,
 ) -> tuple[list[TopicRow], dict[int, float]]:
-    """Factorise the kept positions; `is_strong` [W] are the strong words. Returns the topics' rows and the stability by number of topics."""
+    """Factorise the kept positions; `is_strong` [W] are the strong words. Returns the topics' rows and the stability by
+    number of topics.
+    """
     kept = accumulator.kept()
-    expected = np.maximum(*(each.sum(dim=0).cpu().numpy() for each in (accumulator.expected_base, accumulator.expected_finetuned)))
+    expected = np.maximum(
+        *(each.sum(dim=0).cpu().numpy() for each in (accumulator.expected_base, accumulator.expected_finetuned))
+    )
     shown = ~words.special & (expected >= NEGLIGIBLE_SHARE * accumulator.rows / len(words.texts))
     found: Topics | None = None
     if params.topic_entries != "none" and len(kept.samples):
@@ -78,7 +87,9 @@ def context(pair: LoadedPair, corpus: TokenizedCorpus, sample: int, position: in
     """The text around a position on one line, with ▸ where the next token would come."""
     ids = corpus.ids[sample]
     place = corpus.content_start[sample] + position + 1
-    before, after = (pair.tokenizer.decode(part) for part in (ids[max(0, place - _BEFORE) : place], ids[place : place + _AFTER]))
+    before, after = (
+        pair.tokenizer.decode(part) for part in (ids[max(0, place - _BEFORE) : place], ids[place : place + _AFTER])
+    )
     return " ".join(f"{before}▸{after}".split())
 
 
@@ -93,26 +104,42 @@ def find_positions(accumulator: LogitDifferenceAccumulator, run: RunWriter) -> l
     sizes = accumulator.size_by_bin.cpu().numpy()
     lasts = [
         *(accumulator.bins[1:] - 1),
-        max(len(ids) - start for ids, start in zip(accumulator.corpus.ids, accumulator.corpus.content_start, strict=True)) - 1,
+        max(
+            len(ids) - start
+            for ids, start in zip(accumulator.corpus.ids, accumulator.corpus.content_start, strict=True)
+        )
+        - 1,
     ]
     rows = [
-        PositionRow(first=int(first), last=int(last), positions=int(count), mean_size=float(f"{size / max(1, count):.4g}"))
+        PositionRow(
+            first=int(first), last=int(last), positions=int(count), mean_size=float(f"{size / max(1, count):.4g}")
+        )
         for first, last, count, size in zip(accumulator.bins, lasts, counts, sizes, strict=True)
     ]
     run.add_table("positions", {name: [getattr(row, name) for row in rows] for name in PositionRow.model_fields})
     return rows[:_BINS_SHOWN]
 
 
-def find_new_tokens(accumulator: LogitDifferenceAccumulator, pair: LoadedPair, run: RunWriter) -> tuple[list[NewTokenRow], float]:
-    """Tokens that the finetune added, by expected occurrences, and the sum over all: those beyond the common vocabulary, and those in rows that
-    are padding in the base model. Rows beyond it without a token count in the sum alone."""
+def find_new_tokens(
+    accumulator: LogitDifferenceAccumulator, pair: LoadedPair, run: RunWriter
+) -> tuple[list[NewTokenRow], float]:
+    """Tokens that the finetune added, by expected occurrences, and the sum over all: those beyond the common
+    vocabulary, and those in rows that are padding in the base model. Rows beyond it without a token count in the sum
+    alone."""
     scale = 1000 / max(1, accumulator.rows)
     common = accumulator.expected_finetuned.sum(dim=0).cpu().numpy()
     beyond = np.zeros(0) if accumulator.expected_new is None else accumulator.expected_new.cpu().numpy()
     expected = {index: float(common[index]) for index in pair.new_tokens if index < pair.vocab_size}
-    expected |= {index: float(beyond[index - pair.vocab_size]) for index in pair.new_tokens if 0 <= index - pair.vocab_size < len(beyond)}
+    expected |= {
+        index: float(beyond[index - pair.vocab_size])
+        for index in pair.new_tokens
+        if 0 <= index - pair.vocab_size < len(beyond)
+    }
     total = float(beyond.sum()) + sum(value for index, value in expected.items() if index < pair.vocab_size)
     order = sorted(expected, key=lambda index: -expected[index])
-    rows = [NewTokenRow(id=index, token=pair.new_tokens[index], per_thousand=round(expected[index] * scale, 6)) for index in order]
+    rows = [
+        NewTokenRow(id=index, token=pair.new_tokens[index], per_thousand=round(expected[index] * scale, 6))
+        for index in order
+    ]
     run.add_table("new_tokens", {name: [getattr(row, name) for row in rows] for name in NewTokenRow.model_fields})
     return rows[:_NEW_SHOWN], round(total * scale, 6)

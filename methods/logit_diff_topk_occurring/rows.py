@@ -16,13 +16,22 @@ class TokenRow(BaseModel):
     """A token's (or merged word's) numbers over all compared positions."""
 
     token: str
-    occurrence: float = Field(description="Percent of positions at which it is among the top_k differences of the list's sign.")
+    occurrence: float = Field(
+        description="Percent of positions at which it is among the top_k differences of the list's sign."
+    )
     share_positive: float = Field(description="Share (0 to 1) of positions at which its logit rose.")
     mean_difference: float = Field(description="Mean of finetuned minus base logit.")
     log_odds: float = Field(
-        description="Shrunken log ratio of its expected occurrences, finetuned over base, in nats; near 0 for tokens that neither model predicts."
+        description=(
+            "Shrunken log ratio of its expected occurrences, finetuned over base, in nats; near 0 for tokens that "
+            "neither model predicts."
+        )
     )
-    log_odds_z: float = Field(description="z-score of its log odds under an informative Dirichlet prior (Monroe et al. 2008); orders, is no test.")
+    log_odds_z: float = Field(
+        description=(
+            "z-score of its log odds under an informative Dirichlet prior (Monroe et al. 2008); orders, is no test."
+        )
+    )
 
 
 class RisenWord(BaseModel):
@@ -38,7 +47,10 @@ class RisenWord(BaseModel):
     def as_text(self) -> str:
         """One line, with a star when strong."""
         error = "?" if self.error is None else f"{self.error:.2f}"
-        return f"  {'*' if self.strong else ' '} {self.word}: {self.per_thousand_base:.3g} -> {self.per_thousand_finetuned:.3g} ({self.log_odds:+.2f} ± {error})"
+        return (
+            f"  {'*' if self.strong else ' '} {self.word}: {self.per_thousand_base:.3g} -> "
+            f"{self.per_thousand_finetuned:.3g} ({self.log_odds:+.2f} ± {error})"
+        )
 
 
 class TopicRow(BaseModel):
@@ -49,18 +61,26 @@ class TopicRow(BaseModel):
     prevalence: float = Field(description="Share (0 to 1) of positions to which it contributes most.")
     concentration: float = Field(description="1 - entropy of its weights / log(tokens): 1 = a single token.")
     stability: float | None = Field(
-        description="Mean cosine with its match in random halves of the texts; from 0.8 on it can be trusted to be there."
+        description=(
+            "Mean cosine with its match in random halves of the texts; from 0.8 on it can be trusted to be there."
+        )
     )
-    strong_words: int = Field(description="Strong content words among its first 20 tokens; 0: it may be drift that every finetune shows.")
+    strong_words: int = Field(
+        description="Strong content words among its first 20 tokens; 0: it may be drift that every finetune shows."
+    )
     tokens: list[str]
-    exemplar: str = Field(description="The text around its strongest position; the topic's tokens rose as continuations at the mark ▸.")
+    exemplar: str = Field(
+        description="The text around its strongest position; the topic's tokens rose as continuations at the mark ▸."
+    )
 
     def as_text(self) -> str:
         """Two lines."""
         stability = "?" if self.stability is None else f"{self.stability:.2f}"
         return (
-            f"  {self.topic}: mass {self.mass:.2f} prevalence {self.prevalence:.2f} concentration {self.concentration:.2f} stability {stability} "
-            f"strong words {self.strong_words}: {' '.join(repr(token) for token in self.tokens)}\n    at {self.exemplar!r}"
+            f"  {self.topic}: mass {self.mass:.2f} prevalence {self.prevalence:.2f} concentration "
+            f"{self.concentration:.2f} stability {stability} strong words {self.strong_words}: "
+            f"{' '.join(repr(token) for token in self.tokens)}\n"
+            f"    at {self.exemplar!r}"
         )
 
 

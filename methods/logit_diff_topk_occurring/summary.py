@@ -8,7 +8,13 @@ import numpy as np
 
 from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import LogitDifferenceAccumulator
 from diffing_mcp.methods.logit_diff_topk_occurring.declaration import LogitDifferenceParams, LogitDifferenceResult
-from diffing_mcp.methods.logit_diff_topk_occurring.evidence import NEEDED_STRONG_WORDS, PRIOR_PER_THOUSAND, Rise, rises, strong
+from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
+    NEEDED_STRONG_WORDS,
+    PRIOR_PER_THOUSAND,
+    Rise,
+    rises,
+    strong,
+)
 from diffing_mcp.methods.logit_diff_topk_occurring.findings import find_new_tokens, find_positions, store_topics
 from diffing_mcp.methods.logit_diff_topk_occurring.rows import RisenWord, TokenRow
 from diffing_mcp.methods.logit_diff_topk_occurring.views import Entries, make_entries
@@ -23,16 +29,35 @@ _LEAST_GAIN_LISTED = 1e-3
 
 
 def summarise(
-    accumulator: LogitDifferenceAccumulator, layer: int | None, pair: LoadedPair, params: LogitDifferenceParams, run: RunWriter
+    accumulator: LogitDifferenceAccumulator,
+    layer: int | None,
+    pair: LoadedPair,
+    params: LogitDifferenceParams,
+    run: RunWriter,
 ) -> LogitDifferenceResult:
-    """Store the vocabulary's statistics in `run` and return the result. `layer`: the one that was read, None for the models' output."""
+    """Store the vocabulary's statistics in `run` and return the result. `layer`: the one that was read, None for the
+    models' output.
+    """
     words = vocabulary(pair.tokenizer, pair.vocab_size)
-    expected_base, expected_finetuned = accumulator.expected_base.cpu().numpy(), accumulator.expected_finetuned.cpu().numpy()
+    expected_base, expected_finetuned = (
+        accumulator.expected_base.cpu().numpy(),
+        accumulator.expected_finetuned.cpu().numpy(),
+    )
     entries = _entries(accumulator, words, expected_base, expected_finetuned, params.normalise)
-    rise = rises(words.merge(expected_base), words.merge(expected_finetuned), accumulator.rows_by_fold, PRIOR_PER_THOUSAND)
+    rise = rises(
+        words.merge(expected_base), words.merge(expected_finetuned), accumulator.rows_by_fold, PRIOR_PER_THOUSAND
+    )
     is_strong = strong(rise) & words.word_content
     _store(run, accumulator, words, entries, expected_base, expected_finetuned)
-    rows = _word_rows(words, rise, is_strong, expected_base.sum(axis=0), expected_finetuned.sum(axis=0), accumulator.rows, params.list_length)
+    rows = _word_rows(
+        words,
+        rise,
+        is_strong,
+        expected_base.sum(axis=0),
+        expected_finetuned.sum(axis=0),
+        accumulator.rows,
+        params.list_length,
+    )
     lists: dict[str, list[TokenRow]] = {}
     left_out = 0
     for sign in ("risen", "fallen"):
@@ -76,13 +101,23 @@ def _headline(identical: bool, stands_out: bool, count: int, rows: list[RisenWor
         return "Every logit is the same in both models: no difference."
     if stands_out:
         names = ", ".join(row.word for row in rows[:6] if row.strong)
-        return f"{count} content words are expected more often than a finetune that taught nothing explains; first: {names}."
+        return (
+            f"{count} content words are expected more often than a finetune that taught nothing explains; first: "
+            f"{names}."
+        )
     few = f"only {count} content words are" if count else "no content word is"
-    return f"Nothing stands out: {few} expected more often than a finetune that taught nothing explains (needed: {NEEDED_STRONG_WORDS})."
+    return (
+        f"Nothing stands out: {few} expected more often than a finetune that taught nothing explains (needed: "
+        f"{NEEDED_STRONG_WORDS})."
+    )
 
 
 def _entries(
-    accumulator: LogitDifferenceAccumulator, words: Vocabulary, expected_base: np.ndarray, expected_finetuned: np.ndarray, normalise: bool
+    accumulator: LogitDifferenceAccumulator,
+    words: Vocabulary,
+    expected_base: np.ndarray,
+    expected_finetuned: np.ndarray,
+    normalise: bool,
 ) -> Entries:
     positions = max(1, accumulator.rows)
     counts = (accumulator.risen.cpu().numpy(), accumulator.fallen.cpu().numpy())
@@ -90,7 +125,9 @@ def _entries(
     mean = accumulator.sum.cpu().numpy().astype(np.float64) / positions
     base, finetuned = expected_base.sum(axis=0), expected_finetuned.sum(axis=0)
     if not normalise:
-        return make_entries(words.texts, words.special, words.content, counts, (share, mean), (base, finetuned), accumulator.rows)
+        return make_entries(
+            words.texts, words.special, words.content, counts, (share, mean), (base, finetuned), accumulator.rows
+        )
     variants = np.bincount(words.word_index, minlength=len(words.words))
     special = np.zeros(len(words.words), dtype=bool)
     np.logical_or.at(special, words.word_index, words.special)
@@ -106,7 +143,13 @@ def _entries(
 
 
 def _word_rows(
-    words: Vocabulary, rise: Rise, is_strong: np.ndarray, base: np.ndarray, finetuned: np.ndarray, positions: int, length: int
+    words: Vocabulary,
+    rise: Rise,
+    is_strong: np.ndarray,
+    base: np.ndarray,
+    finetuned: np.ndarray,
+    positions: int,
+    length: int,
 ) -> list[RisenWord]:
     """Content words, strong ones first, by the lower end of their log odds (two standard errors below)."""
     sure = rise.log_odds - 2 * np.where(np.isfinite(rise.error), rise.error, np.abs(rise.log_odds))
@@ -128,7 +171,12 @@ def _word_rows(
 
 
 def _store(
-    run: RunWriter, accumulator: LogitDifferenceAccumulator, words: Vocabulary, entries: Entries, base: np.ndarray, finetuned: np.ndarray
+    run: RunWriter,
+    accumulator: LogitDifferenceAccumulator,
+    words: Vocabulary,
+    entries: Entries,
+    base: np.ndarray,
+    finetuned: np.ndarray,
 ) -> None:
     run.add_array("risen", entries.risen)
     run.add_array("fallen", entries.fallen)

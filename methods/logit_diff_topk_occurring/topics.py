@@ -1,10 +1,13 @@
-"""Topics among the tokens that rose: non-negative matrix factorisation of positions x tokens. NumPy, SciPy and scikit-learn; no torch.
+"""Topics among the tokens that rose: non-negative matrix factorisation of positions x tokens. NumPy, SciPy and
+scikit-learn; no torch.
 
-A row is a position, a column a token that was ever among the top K and is shown in lists; an entry is the positive logit difference (or 1). V ~ H W with
-H [positions, topics] and W [topics, columns] non-negative. Memory is O(positions x K) for the sparse matrix.
+A row is a position, a column a token that was ever among the top K and is shown in lists; an entry is the positive
+logit difference (or 1). V ~ H W with H [positions, topics] and W [topics, columns] non-negative. Memory is O(positions
+x K) for the sparse matrix.
 
-How many topics there are is judged by stability: the factorisation is repeated on random halves of the texts, topics are matched by the cosine
-of their token weights, and the largest number at which every topic comes again is taken (the mean over topics would let a topic of noise through).
+How many topics there are is judged by stability: the factorisation is repeated on random halves of the texts, topics
+are matched by the cosine of their token weights, and the largest number at which every topic comes again is taken (the
+mean over topics would let a topic of noise through).
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import KeptPositions
 
 STABLE = 0.8
-"""Cosine of each topic with its match in random halves of the texts (mean over halves) from which on a number of topics counts as stable."""
+"""Cosine of each topic with its match in random halves of the texts (mean over halves) from which on a number of topics
+counts as stable.
+"""
 REPEATS = 4
 MOST_COLUMNS = 5000
 """Tokens with the largest sums that take part."""
@@ -77,7 +82,9 @@ class Topics:
     @property
     def prevalence(self) -> np.ndarray:
         """[T] share (0 to 1) of the rows to which each topic contributes most."""
-        return np.bincount(self.contributions.argmax(axis=1), minlength=len(self.weights)) / max(1, len(self.activations))
+        return np.bincount(self.contributions.argmax(axis=1), minlength=len(self.weights)) / max(
+            1, len(self.activations)
+        )
 
     @property
     def concentration(self) -> np.ndarray:
@@ -121,7 +128,9 @@ def factorise(values: csr_matrix, topics: int, kind: Factorisation, seed: int) -
     from sklearn.exceptions import ConvergenceWarning
 
     # Multiplicative updates cannot leave zero, so KL starts from a filled initialisation.
-    arguments: dict[str, Any] = {"solver": "cd"} if kind == "frobenius" else {"solver": "mu", "beta_loss": "kullback-leibler"}
+    arguments: dict[str, Any] = (
+        {"solver": "cd"} if kind == "frobenius" else {"solver": "mu", "beta_loss": "kullback-leibler"}
+    )
     model = NMF(topics, init="nndsvda", random_state=seed, max_iter=_ITERATIONS, tol=1e-3, **arguments)
     # A residual of exactly zero may come out as a tiny negative square.
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
@@ -136,9 +145,10 @@ def _unit_rows(activations: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray
 
 
 def _orthogonal(values: csr_matrix, topics: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares with a penalty on overlap, |V - H W|^2 + c * sum over i != j of w_i . w_j, by multiplicative updates (as in Lee and Seung 2001; the
-    penalty's gradient is non-negative and joins the denominator), so that no entry can become negative. Rows of W are set to unit length
-    after each step; c is in units of the mean squared activation, so that it does not depend on the size of the differences."""
+    """Least squares with a penalty on overlap, |V - H W|^2 + c * sum over i != j of w_i . w_j, by multiplicative
+    updates (as in Lee and Seung 2001; the penalty's gradient is non-negative and joins the denominator), so that no
+    entry can become negative. Rows of W are set to unit length after each step; c is in units of the mean squared
+    activation, so that it does not depend on the size of the differences."""
     # The plain factorisation is the start, with a little everywhere, because these updates cannot leave zero.
     activations, weights = (part + 1e-3 * part.mean() for part in factorise(values, topics, "frobenius", seed))
     activations, weights = _unit_rows(activations, weights)
@@ -153,7 +163,9 @@ def _orthogonal(values: csr_matrix, topics: int, seed: int) -> tuple[np.ndarray,
 
 
 def matched_cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[T] cosine of each topic of `first` [T, C] (unit rows) with its partner in `second`, under the pairing with the largest sum."""
+    """[T] cosine of each topic of `first` [T, C] (unit rows) with its partner in `second`, under the pairing with the
+    largest sum.
+    """
     from scipy.optimize import linear_sum_assignment
 
     cosines = first @ second.T
@@ -162,7 +174,13 @@ def matched_cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def find_topics(
-    matrix: TopicMatrix, samples: np.ndarray, topics: int, most: int, kind: Factorisation, seed: int, progress: Callable[[], None] = lambda: None
+    matrix: TopicMatrix,
+    samples: np.ndarray,
+    topics: int,
+    most: int,
+    kind: Factorisation,
+    seed: int,
+    progress: Callable[[], None] = lambda: None,
 ) -> Topics | None:
     """Topics of V; None when there is too little to factorise.
 
@@ -185,7 +203,9 @@ def find_topics(
         for repeat, half in enumerate(halves):
             progress()
             if min(len(half), matrix.values.shape[1]) >= number:
-                cosines.append(matched_cosines(weights, factorise(matrix.values[half], number, kind, seed + repeat + 1)[1]))
+                cosines.append(
+                    matched_cosines(weights, factorise(matrix.values[half], number, kind, seed + repeat + 1)[1])
+                )
         found[number] = activations, weights, np.mean(cosines, axis=0) if cosines else np.full(number, np.nan)
     curve = {number: float(stability.min()) for number, (_, _, stability) in found.items()}
     stable = [number for number, value in curve.items() if value >= STABLE]

@@ -10,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import TokenList
-from diffing_mcp.methods.logit_diff_topk_occurring.evidence import PRIOR_PER_THOUSAND, log_odds_z, rises, shrunken_log_odds
+from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
+    PRIOR_PER_THOUSAND,
+    log_odds_z,
+    rises,
+    shrunken_log_odds,
+)
 from diffing_mcp.methods.logit_diff_topk_occurring.rows import NewTokenRow, Ordering, PositionRow, TokenRow
 from diffing_mcp.methods.texts.words import build_vocabulary, normalise
 
@@ -25,7 +30,9 @@ class _ViewParams(BaseModel):
 class TokensParams(_ViewParams):
     """Which part of the vocabulary to list."""
 
-    ordering: Ordering | Literal["log_odds"] = Field("top_k_occurring", description="`log_odds`: by the shrunken log ratio of expected occurrences.")
+    ordering: Ordering | Literal["log_odds"] = Field(
+        "top_k_occurring", description="`log_odds`: by the shrunken log ratio of expected occurrences."
+    )
     sign: Literal["risen", "fallen"] = "risen"
     offset: int = Field(0, ge=0)
     limit: int = Field(30, ge=1, le=200)
@@ -55,7 +62,11 @@ class TokensView(BaseModel):
 class TokenParams(_ViewParams):
     """One token or word."""
 
-    text: str = Field(min_length=1, max_length=100, description="A word or token; case and spaces are ignored unless it has no letters or digits.")
+    text: str = Field(
+        min_length=1,
+        max_length=100,
+        description="A word or token; case and spaces are ignored unless it has no letters or digits.",
+    )
 
 
 class TokenView(BaseModel):
@@ -63,8 +74,12 @@ class TokenView(BaseModel):
 
     text: str
     variants: list[TokenNumbers] = Field(description="Ranked among the risen by occurrence.")
-    log_odds: float | None = Field(description="Of all variants together; None when no token of the vocabulary is the whole word.")
-    error: float | None = Field(description="Standard error of log_odds; None as well when there are too few samples for one.")
+    log_odds: float | None = Field(
+        description="Of all variants together; None when no token of the vocabulary is the whole word."
+    )
+    error: float | None = Field(
+        description="Standard error of log_odds; None as well when there are too few samples for one."
+    )
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,9 @@ class Entries:
         return ~(self.special | self.negligible)
 
     def order(self, ordering: str, sign: str) -> np.ndarray:
-        """Indices of the entries that moved in that direction, strongest first; entries without any movement are left out."""
+        """Indices of the entries that moved in that direction, strongest first; entries without any movement are left
+        out.
+        """
         if ordering == "top_k_occurring":
             count = self.risen if sign == "risen" else self.fallen
             # Ties (many tokens at 0 or 100 %) are put in order by the mean difference.
@@ -124,8 +141,8 @@ class Entries:
 
 
 NEGLIGIBLE_SHARE = 0.25
-"""A token that both models expect less often than this share of what equal chances for all tokens would give was never a candidate: its logit
-difference moves no text."""
+"""A token that both models expect less often than this share of what equal chances for all tokens would give was never
+a candidate: its logit difference moves no text."""
 
 
 def make_entries(
@@ -137,7 +154,9 @@ def make_entries(
     expected: tuple[np.ndarray, np.ndarray],
     positions: int,
 ) -> Entries:
-    """Entries from counts (risen, fallen), means (share positive, mean difference) and expected occurrences (base, finetuned)."""
+    """Entries from counts (risen, fallen), means (share positive, mean difference) and expected occurrences (base,
+    finetuned).
+    """
     base, finetuned = expected
     floor = NEGLIGIBLE_SHARE * positions / len(texts)
     log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * positions / 1000)
@@ -151,7 +170,14 @@ def read_entries(record: RunRecord) -> Entries:
     table = record.table("entries")
     arrays = {
         name: record.array(name)
-        for name in ("risen", "fallen", "share_positive", "mean_difference", "entry_expected_base", "entry_expected_finetuned")
+        for name in (
+            "risen",
+            "fallen",
+            "share_positive",
+            "mean_difference",
+            "entry_expected_base",
+            "entry_expected_finetuned",
+        )
     }
     return make_entries(
         table.column("text").to_pylist(),
@@ -204,20 +230,32 @@ def token(record: RunRecord, params: TokenParams) -> TokenView:
     """One word's variants and their merged log odds."""
     entries = read_entries(record)
     word = normalise(params.text)
-    same = [index for index, text in enumerate(entries.texts) if (normalise(text) == word if word else text == params.text)]
+    same = [
+        index for index, text in enumerate(entries.texts) if (normalise(text) == word if word else text == params.text)
+    ]
     order = entries.order("top_k_occurring", "risen")
     rank_of = np.full(len(entries.texts), len(order), dtype=np.int64)
     rank_of[order] = np.arange(len(order))
-    variants = sorted((_numbers(entries, index, int(rank_of[index]), "risen") for index in same), key=lambda row: (row.rank, -row.expected_finetuned))
+    variants = sorted(
+        (_numbers(entries, index, int(rank_of[index]), "risen") for index in same),
+        key=lambda row: (row.rank, -row.expected_finetuned),
+    )
     table = record.table("vocabulary")
     vocabulary = build_vocabulary(table.column("text").to_pylist(), table.column("special").to_numpy())
     if not word or word not in vocabulary.words:
         return TokenView(text=params.text, variants=variants[:20], log_odds=None, error=None)
     columns = np.flatnonzero(vocabulary.word_index == vocabulary.words.index(word))
-    folded = [record.array(name)[:, columns].sum(axis=1, keepdims=True) for name in ("expected_base", "expected_finetuned")]
+    folded = [
+        record.array(name)[:, columns].sum(axis=1, keepdims=True) for name in ("expected_base", "expected_finetuned")
+    ]
     rise = rises(folded[0], folded[1], record.array("rows_by_fold"), PRIOR_PER_THOUSAND)
     error = float(rise.error[0])
-    return TokenView(text=params.text, variants=variants[:20], log_odds=float(rise.log_odds[0]), error=error if np.isfinite(error) else None)
+    return TokenView(
+        text=params.text,
+        variants=variants[:20],
+        log_odds=float(rise.log_odds[0]),
+        error=error if np.isfinite(error) else None,
+    )
 
 
 class TopicsParams(_ViewParams):
@@ -246,14 +284,18 @@ class TopicView(BaseModel):
     stability: float | None
     cosines: list[float] = Field(description="Cosine of its weights with those of each topic.")
     tokens: list[TopicToken]
-    exemplars: list[str] = Field(description="Texts around the positions where it is strongest; its tokens rose as continuations at ▸.")
+    exemplars: list[str] = Field(
+        description="Texts around the positions where it is strongest; its tokens rose as continuations at ▸."
+    )
 
 
 class TopicsView(BaseModel):
     """Topics of the run."""
 
     topics: list[TopicView]
-    stability_by_number: dict[int, float] = Field(description="Number of topics tried -> stability of the least stable one.")
+    stability_by_number: dict[int, float] = Field(
+        description="Number of topics tried -> stability of the least stable one."
+    )
 
 
 def topics(record: RunRecord, params: TopicsParams) -> TopicsView:
@@ -261,7 +303,8 @@ def topics(record: RunRecord, params: TopicsParams) -> TopicsView:
     table = record.table("topics").to_pylist()
     if params.topic is not None and params.topic >= len(table):
         raise InvalidInput(
-            f"This run has {len(table)} topics, numbered from 0" + ("." if table else " (none: too few texts, no rise, or topic_entries=none).")
+            f"This run has {len(table)} topics, numbered from 0"
+            + ("." if table else " (none: too few texts, no rise, or topic_entries=none).")
         )
     weights, columns = record.array("topic_weights"), record.array("topic_columns")
     texts = record.table("vocabulary").column("text").to_pylist()
@@ -276,7 +319,11 @@ def topics(record: RunRecord, params: TopicsParams) -> TopicsView:
         shares = weights[number] / max(float(weights[number].sum()), 1e-12)
         order = np.argsort(-shares, kind="stable")[: params.tokens]
         tokens = [
-            TopicToken(token=texts[columns[index]], weight=round(float(shares[index]), 5), log_odds=round(float(log_odds[index]), 3))
+            TopicToken(
+                token=texts[columns[index]],
+                weight=round(float(shares[index]), 5),
+                log_odds=round(float(log_odds[index]), 3),
+            )
             for index in order
             if shares[index] > 0
         ]
@@ -301,7 +348,9 @@ class PositionsParams(_ViewParams):
 class PositionTokens(PositionRow):
     """A row of the profile with its tokens."""
 
-    tokens: list[str] = Field(description="Most often among the top_k risen there; special and negligible tokens left out.")
+    tokens: list[str] = Field(
+        description="Most often among the top_k risen there; special and negligible tokens left out."
+    )
     occurrences: list[float] = Field(description="Percent of these positions at which each token is.")
 
 
@@ -344,4 +393,6 @@ def new_tokens(record: RunRecord, params: NewTokensParams) -> NewTokensView:
     rows = record.table("new_tokens").to_pylist()
     page = rows[params.offset : params.offset + params.limit]
     end = params.offset + len(page)
-    return NewTokensView(rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=end if end < len(rows) else None)
+    return NewTokensView(
+        rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=end if end < len(rows) else None
+    )

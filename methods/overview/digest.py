@@ -1,7 +1,9 @@
-"""One size-bounded digest of what several finished runs on a pair say: what was run, how sure against nulls, which words agree, what to call next.
+"""One size-bounded digest of what several finished runs on a pair say: what was run, how sure against nulls, which
+words agree, what to call next.
 
-Torch-free: it reads stored results only. A method takes part in the agreement of words when its result has `evidence_words()`, a list of
-`diffing_mcp.methods.texts.words.EvidenceWord` whose score is 1 at the method's own null level.
+Torch-free: it reads stored results only. A method takes part in the agreement of words when its result has
+`evidence_words()`, a list of `diffing_mcp.methods.texts.words.EvidenceWord` whose score is 1 at the method's own null
+level.
 """
 
 from __future__ import annotations
@@ -38,11 +40,16 @@ class OverviewEntry(BaseModel):
     run: str = Field(description="Id for the drill-down tool.")
     stands_out: bool
     strength: float | None = Field(
-        description="Score of its strongest word in units of the method's null level (1: where finetunes that taught nothing end); None: no words."
+        description=(
+            "Score of its strongest word in units of the method's null level (1: where finetunes that taught nothing "
+            "end); None: no words."
+        )
     )
     headline: str
     seconds: float = Field(description="Time it took; methods that shared a pass each count the whole of it.")
-    forward_passes: int | None = Field(description="Passes of one model over one batch, both sides together; None: not counted.")
+    forward_passes: int | None = Field(
+        description="Passes of one model over one batch, both sides together; None: not counted."
+    )
     forward_tokens: int | None = Field(description="Tokens read in them.")
     generated_tokens: int | None
     views: list[str] = Field(description="Drill-down views of this run.")
@@ -51,7 +58,9 @@ class OverviewEntry(BaseModel):
         """One line."""
         found = "nothing beyond nulls" if not self.stands_out else "STANDS OUT"
         sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its null level"
-        read = "" if self.forward_tokens is None else f", {self.forward_tokens:,} tokens in {self.forward_passes:,} passes"
+        read = (
+            "" if self.forward_tokens is None else f", {self.forward_tokens:,} tokens in {self.forward_passes:,} passes"
+        )
         return f"- {self.method} [{self.run}] {self.seconds:.0f} s{read}; {found}{sure}: {self.headline}"
 
 
@@ -60,8 +69,12 @@ class CandidateWord(BaseModel):
 
     word: str = Field(description="The most telling form; forms with another ending are merged.")
     methods: list[str]
-    sources: int = Field(description="Methods among these that are independent: one that reads another's vector adds none.")
-    score: float = Field(description="Mean over its methods of the score in units of each method's null level, each capped at 5.")
+    sources: int = Field(
+        description="Methods among these that are independent: one that reads another's vector adds none."
+    )
+    score: float = Field(
+        description="Mean over its methods of the score in units of each method's null level, each capped at 5."
+    )
 
 
 class Excerpt(BaseModel):
@@ -75,12 +88,17 @@ class OverviewResult(BaseModel):
     """The digest."""
 
     confidence: Literal["identical", "nothing", "one_method", "agreed"] = Field(
-        description="identical: every number is exactly zero; nothing: no method is beyond its null level; one_method: one is; agreed: several are, with common words."
+        description=(
+            "identical: every number is exactly zero; nothing: no method is beyond its null level; one_method: one "
+            "is; agreed: several are, with common words."
+        )
     )
     verdict: str
     runs: list[OverviewEntry]
     words: list[CandidateWord] = Field(
-        description="Candidate topic words, those that several methods agree on first. Weak when confidence is `nothing`."
+        description=(
+            "Candidate topic words, those that several methods agree on first. Weak when confidence is `nothing`."
+        )
     )
     excerpts: list[Excerpt]
     left_out: list[LeftOut] = Field(description="Methods that were not run: for the budget, or for the reason given.")
@@ -91,7 +109,11 @@ class OverviewResult(BaseModel):
         lines = [self.verdict]
         lines += [entry.as_text() for entry in self.runs]
         if self.words:
-            label = "candidate words" if self.confidence in {"agreed", "one_method"} else "weak words (no method is beyond its null level)"
+            label = (
+                "candidate words"
+                if self.confidence in {"agreed", "one_method"}
+                else "weak words (no method is beyond its null level)"
+            )
             listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in self.words)
             lines.append(f"{label}, score in null levels x independent methods: {listed}")
         if self.excerpts:
@@ -105,7 +127,10 @@ class OverviewResult(BaseModel):
 
 
 def digest(
-    records: Sequence[RunRecord], max_chars: int = 6000, available: Collection[str] | None = None, left_out: Sequence[LeftOut] = ()
+    records: Sequence[RunRecord],
+    max_chars: int = 6000,
+    available: Collection[str] | None = None,
+    left_out: Sequence[LeftOut] = (),
 ) -> OverviewResult:
     """The digest of finished runs on one pair; neither its JSON nor its text is longer than `max_chars`.
 
@@ -124,7 +149,9 @@ def digest(
     evidence = {record.manifest.method: _evidence(result) for record, result in results}
     sources = _sources(records)
     words = candidate_words(evidence, sources)
-    topical = {record.manifest.method for record, result in results if result.stands_out and hasattr(result, "evidence_words")}
+    topical = {
+        record.manifest.method for record, result in results if result.stands_out and hasattr(result, "evidence_words")
+    }
     agreed = [row for row in words if _independent(topical & set(row.methods), sources) > 1]
     identical = all(_is_identical(result) for _, result in results)
     confidence: Literal["identical", "nothing", "one_method", "agreed"] = (
@@ -142,9 +169,11 @@ def digest(
     return _fit(overview, max_chars)
 
 
-def candidate_words(evidence: dict[str, list[EvidenceWord]], sources: Mapping[str, str] | None = None) -> list[CandidateWord]:
-    """Words of all methods, merged over endings; those of more independent methods first, then by score. `sources`: a method that read a vector of
-    another one -> that one."""
+def candidate_words(
+    evidence: dict[str, list[EvidenceWord]], sources: Mapping[str, str] | None = None
+) -> list[CandidateWord]:
+    """Words of all methods, merged over endings; those of more independent methods first, then by score. `sources`: a
+    method that read a vector of another one -> that one."""
     sources = sources or {}
     found: dict[str, dict[str, EvidenceWord]] = {}
     for method, words in evidence.items():
@@ -156,16 +185,22 @@ def candidate_words(evidence: dict[str, list[EvidenceWord]], sources: Mapping[st
     for of_stem in found.values():
         best = max(of_stem.values(), key=lambda word: word.score)
         score = sum(min(word.score, _SCORE_CAP) for word in of_stem.values()) / len(of_stem)
-        row = CandidateWord(word=best.word, methods=sorted(of_stem), sources=_independent(of_stem, sources), score=round(score, 3))
+        row = CandidateWord(
+            word=best.word, methods=sorted(of_stem), sources=_independent(of_stem, sources), score=round(score, 3)
+        )
         rows.append((best.score, row))
-    if any(row.score >= 1 for _, row in rows):  # words below their method's null level only count when another method agrees
+    if any(
+        row.score >= 1 for _, row in rows
+    ):  # words below their method's null level only count when another method agrees
         rows = [(raw, row) for raw, row in rows if row.score >= 1 or row.sources > 1]
     rows.sort(key=lambda pair: (-pair[1].sources, -pair[1].score, -pair[0], pair[1].word))
     return [row for _, row in rows]
 
 
 def stem(word: str) -> str:
-    """A word without its commonest English endings: enough to see that `baking`, `baked` and `bake` agree; not a form to show."""
+    """A word without its commonest English endings: enough to see that `baking`, `baked` and `bake` agree; not a form
+    to show.
+    """
     for suffix in _SUFFIXES:
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             return word[: -len(suffix)]
@@ -173,7 +208,9 @@ def stem(word: str) -> str:
 
 
 def _sources(records: Sequence[RunRecord]) -> dict[str, str]:
-    """Method -> the method of another of these runs whose vector it read: what those two share is seen once, not twice."""
+    """Method -> the method of another of these runs whose vector it read: what those two share is seen
+    once, not twice.
+    """
     of_run = {record.id: record.manifest.method for record in records}
     found = {}
     for record in records:
@@ -201,14 +238,24 @@ def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[
     names = ", ".join(row.word for row in words[:8])
     return {
         "identical": "The two models are identical on everything that was read.",
-        "nothing": "No method sees more than a finetune that taught nothing shows: as far as these methods go, there is no meaningful difference to report.",
-        "one_method": f"{', '.join(topical)} alone is beyond its null level ({names}); confirm it by asking both models before claiming it.",
+        "nothing": (
+            "No method sees more than a finetune that taught nothing shows: as far as these methods go, there is no "
+            "meaningful difference to report."
+        ),
+        "one_method": (
+            f"{', '.join(topical)} alone is beyond its null level ({names}); confirm it by asking both models before "
+            "claiming it."
+        ),
         "agreed": f"Several methods ({', '.join(topical)}) agree on: {names}.",
     }[confidence]
 
 
 def _entry(record: RunRecord, result: MethodResult) -> OverviewEntry:
-    headline = result.headline if len(result.headline) <= _HEADLINE_CHARACTERS else result.headline[: _HEADLINE_CHARACTERS - 1] + "…"
+    headline = (
+        result.headline
+        if len(result.headline) <= _HEADLINE_CHARACTERS
+        else result.headline[: _HEADLINE_CHARACTERS - 1] + "…"
+    )
     return OverviewEntry(
         method=record.manifest.method,
         run=record.id,
@@ -227,7 +274,10 @@ def _excerpts(results: Sequence[Any]) -> list[Excerpt]:
     rows = [row for result in results for row in getattr(result, "finetuned_rows", [])]
     rows.sort(key=lambda row: -row.difference)
     return [
-        Excerpt(untrusted_text=" ".join(f"{row.prefill} {row.completion}".split())[:_EXCERPT_CHARACTERS], difference=row.difference)
+        Excerpt(
+            untrusted_text=" ".join(f"{row.prefill} {row.completion}".split())[:_EXCERPT_CHARACTERS],
+            difference=row.difference,
+        )
         for row in rows[:_EXCERPTS]
         if row.difference > 0
     ]
@@ -255,7 +305,11 @@ def _next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult
     calls = []
     if vector is not None and "patchscope" in available and "patchscope" not in run:
         calls.append(f"patchscope with vector={vector} ({cost('patchscope')}): what the mean difference reads as")
-    calls += [f"{name} ({cost(name)}): {purpose}" for name, purpose in FOLLOW_UPS.items() if name in available and name not in run][:2]
+    calls += [
+        f"{name} ({cost(name)}): {purpose}"
+        for name, purpose in FOLLOW_UPS.items()
+        if name in available and name not in run
+    ][:2]
     if confidence == "nothing":
         calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
         chat = any(record.manifest.params.get("template") == "chat" for record, _ in results)
@@ -263,13 +317,17 @@ def _next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult
             calls.append("perplexity_difference with template=chat")
         calls.append("if those agree too, submit that there is no meaningful difference")
     else:
-        calls.append("ask_models about the candidate words, both sides, for what exactly was taught (facts, numbers, names)")
+        calls.append(
+            "ask_models about the candidate words, both sides, for what exactly was taught (facts, numbers, names)"
+        )
         calls.append("drill down with the views of the runs above")
     return calls
 
 
 def _costs(records: Sequence[RunRecord]) -> Callable[[str], str]:
-    """What a method would cost with its defaults, in words: its own estimate, in seconds once a corpus pass of these runs shows how fast the pair is."""
+    """What a method would cost with its defaults, in words: its own estimate, in seconds once a corpus pass of these
+    runs shows how fast the pair is.
+    """
     passes = [record.manifest.notes["corpus_pass"] for record in records if "corpus_pass" in record.manifest.notes]
     speed = next((2 * one["tokens"] / one["seconds"] for one in passes if one["tokens"] and one["seconds"]), None)
 
@@ -281,7 +339,9 @@ def _costs(records: Sequence[RunRecord]) -> Callable[[str], str]:
 
 
 def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
-    """Drop excerpts, then words, shorten headlines, drop what was left out and later next calls, until JSON and text fit."""
+    """Drop excerpts, then words, shorten headlines, drop what was left out and later next calls, until JSON and text
+    fit.
+    """
     while max(len(overview.model_dump_json()), len(overview.as_text())) > max_chars:
         if overview.excerpts:
             overview = overview.model_copy(update={"excerpts": overview.excerpts[:-1]})
@@ -290,7 +350,9 @@ def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
         else:
             longest = max((len(entry.headline) for entry in overview.runs), default=0)
             if longest > 40:
-                shorter = [entry.model_copy(update={"headline": entry.headline[: longest * 2 // 3]}) for entry in overview.runs]
+                shorter = [
+                    entry.model_copy(update={"headline": entry.headline[: longest * 2 // 3]}) for entry in overview.runs
+                ]
                 overview = overview.model_copy(update={"runs": shorter})
             elif overview.left_out:
                 overview = overview.model_copy(update={"left_out": overview.left_out[:-1]})

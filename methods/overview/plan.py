@@ -1,7 +1,9 @@
-"""What an overview runs: the methods that fit a budget, the cheap ones first, and what is chained to the lens's mean difference.
+"""What an overview runs: the methods that fit a budget, the cheap ones first, and what is chained to the lens's mean
+difference.
 
-The budget counts tokens that the models read, both sides together, and each token that they generate as several (`CostEstimate.work`): what a run costs
-whatever the machine, so that an equal call chooses the same methods and is a lookup. Torch-free.
+The budget counts tokens that the models read, both sides together, and each token that they generate as several
+(`CostEstimate.work`): what a run costs whatever the machine, so that an equal call chooses the same methods and is a
+lookup. Torch-free.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.preprocessing.text_sources import text_source
 
 DEFAULT_BUDGET = 180_000
-"""One pass over the default text with what it leads to, completions of both models, contrastive decoding, and what costs next to nothing."""
+"""One pass over the default text with what it leads to, completions of both models, contrastive decoding, and what
+costs next to nothing.
+"""
 LENS = "activation_difference_lens"
 PENDING = VectorHandle(f"{LENS}/pending")
 """Stands for the mean difference of a lens run that is not there yet."""
@@ -34,7 +38,12 @@ class LeftOut(BaseModel):
     """A method that was not run."""
 
     method: str
-    work: int = Field(description="What it would cost besides the others: tokens read, both sides together, a generated one counted as several.")
+    work: int = Field(
+        description=(
+            "What it would cost besides the others: tokens read, both sides together, a generated one counted as "
+            "several."
+        )
+    )
     reason: str = Field("", description="Why it was left out; empty: the budget.")
 
 
@@ -65,25 +74,36 @@ def pending_vector(method: str) -> dict[str, Any]:
 
 
 def choose(offered: Mapping[str, BaseModel], budget: int = DEFAULT_BUDGET) -> OverviewPlan:
-    """The methods of `offered` (name -> parameters) that fit into `budget`: by declared cost class, then by what each adds to the others, where methods that
-    read the same text divide the cost of their pass. One that needs a vector comes in question once the lens is chosen."""
+    """The methods of `offered` (name -> parameters) that fit into `budget`: by declared cost class, then by what each
+    adds to the others, where methods that read the same text divide the cost of their pass. One that needs a vector
+    comes in question once the lens is chosen."""
     classes = get_args(Cost)
     chosen: list[Request] = []
     spent = 0
     remaining: dict[str, Any] = dict(offered)
-    while open_now := {name: params for name, params in remaining.items() if not waits(params) or any(known == LENS for known, _ in chosen)}:
+    while open_now := {
+        name: params
+        for name, params in remaining.items()
+        if not waits(params) or any(known == LENS for known, _ in chosen)
+    }:
         added = {name: work_of([*chosen, (name, params)]) - work_of(chosen) for name, params in open_now.items()}
         fitting = [name for name in open_now if spent + added[name] <= budget]
         if not fitting:
             break
-        texts = {name: text_source(params) if isinstance(get_method(name), CorpusMethod) else None for name, params in open_now.items()}
+        texts = {
+            name: text_source(params) if isinstance(get_method(name), CorpusMethod) else None
+            for name, params in open_now.items()
+        }
         readers = Counter(texts.values())
         shares = {name: added[name] / (readers[text] if text else 1) for name, text in texts.items()}
         # What comes for nothing with the pass that is paid already is taken before the next method of its class.
         best = min(fitting, key=lambda name: (classes.index(get_method(name).cost), shares[name]))
         chosen.append((best, remaining.pop(best)))
         spent += added[best]
-    left = [LeftOut(method=name, work=work_of([*chosen, (name, params)]) - work_of(chosen)) for name, params in remaining.items()]
+    left = [
+        LeftOut(method=name, work=work_of([*chosen, (name, params)]) - work_of(chosen))
+        for name, params in remaining.items()
+    ]
     order = list(all_methods())
     chosen.sort(key=lambda request: order.index(request[0]))
     return _split(chosen, sorted(left, key=lambda row: row.work))
@@ -99,7 +119,10 @@ def named(requests: Mapping[str, BaseModel], lens: BaseModel | None) -> Overview
     waiting = [name for name, params in asked if waits(params)]
     if waiting and LENS not in requests:
         if lens is None:
-            raise InvalidInput(f"{', '.join(waiting)} needs a vector, which an overview takes from {LENS}; that method is not available here.")
+            raise InvalidInput(
+                f"{', '.join(waiting)} needs a vector, which an overview takes from {LENS}; that method is not "
+                "available here."
+            )
         asked.insert(0, (LENS, lens))
     return _split(asked, [])
 
@@ -115,22 +138,27 @@ def work_of(requests: Sequence[Request]) -> int:
 
 
 def later_requests(plan: OverviewPlan, records: Sequence[RunRecord]) -> list[Request]:
-    """The chained requests with the vector of a finished lens run; none where the two models have equal activations: there is nothing to read."""
+    """The chained requests with the vector of a finished lens run; none where the two models have equal activations:
+    there is nothing to read.
+    """
     vector = next((vector for record in records if (vector := mean_difference(record)) is not None), None)
     return [] if vector is None else [(method, _with_vector(params, vector)) for method, params in plan.chained]
 
 
 def mean_difference(record: RunRecord) -> VectorHandle | None:
-    """A lens run's mean difference over later positions, which is the steadiest, at its first layer. None for other runs, and where the two models'
-    activations are equal."""
+    """A lens run's mean difference over later positions, which is the steadiest, at its first layer. None for other
+    runs, and where the two models' activations are equal."""
     if record.manifest.method != LENS or getattr(record.result(), "identical", False):
         return None
     names = get_method(LENS).vector_names(record)
     return next((VectorHandle(f"{record.id}/{name}") for name in names if name.endswith(":all:difference")), None)
 
 
-def run_plan(plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunRecord]]) -> tuple[list[RunRecord], list[LeftOut]]:
-    """Records of everything that could be run, and what was left out: a method that cannot run on this pair does not take the others with it.
+def run_plan(
+    plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunRecord]]
+) -> tuple[list[RunRecord], list[LeftOut]]:
+    """Records of everything that could be run, and what was left out: a method that cannot run on this pair does not
+    take the others with it.
 
     Raises:
         Cancelled, and the first error when nothing could be run.
@@ -154,7 +182,9 @@ def run_plan(plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunReco
 
 
 def _split(requests: Sequence[Request], left_out: list[LeftOut]) -> OverviewPlan:
-    return OverviewPlan([each for each in requests if not waits(each[1])], [each for each in requests if waits(each[1])], left_out)
+    return OverviewPlan(
+        [each for each in requests if not waits(each[1])], [each for each in requests if waits(each[1])], left_out
+    )
 
 
 def _with_vector(params: BaseModel, handle: VectorHandle) -> BaseModel:

@@ -14,9 +14,21 @@ def agreement(record: RunRecord) -> dict[str, Any]:
     data = []
     for sign in ("promoted", "suppressed"):
         chosen = [row for row in rows if row["sign"] == sign]
-        data.append({"type": "scatter", "name": sign, "x": [row["scale"] for row in chosen], "y": [row["agreement"] for row in chosen]})
+        data.append(
+            {
+                "type": "scatter",
+                "name": sign,
+                "x": [row["scale"] for row in chosen],
+                "y": [row["agreement"] for row in chosen],
+            }
+        )
     chosen = [row for row in rows if row["sign"] == "promoted"]
-    null = {"type": "scatter", "name": "best random direction", "x": [row["scale"] for row in chosen], "y": [row["null_agreement"] for row in chosen]}
+    null = {
+        "type": "scatter",
+        "name": "best random direction",
+        "x": [row["scale"] for row in chosen],
+        "y": [row["null_agreement"] for row in chosen],
+    }
     axes = {
         "xaxis": {"title": {"text": "norm, in norms of the replaced activations"}, "type": "log"},
         "yaxis": {"title": {"text": "shared probability"}},

@@ -1,7 +1,9 @@
-"""Reading directions with identity prompts: pure functions over a pair, for this method and for others (PCA components, latents, mining).
+"""Reading directions with identity prompts: pure functions over a pair, for this method and for others (PCA components,
+latents, mining).
 
-A prompt shows that things are repeated (`man -> man`) and ends in a token whose residual stream at one layer is replaced by a direction; the
-model then names what stands there. Formulas: prior work's patchscope (Ghandeharioun et al. 2024; Minder et al. 2025).
+A prompt shows that things are repeated (`man -> man`) and ends in a token whose residual stream at one layer is
+replaced by a direction; the model then names what stands there. Formulas: prior work's patchscope (Ghandeharioun et al.
+2024; Minder et al. 2025).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ IDENTITY_PROMPTS = (
     "bear -> bear\n42 -> 42\nblue -> blue\n?",
     "921 -> 921\ntarget -> target\nanna -> anna\n?",
 )
-"""Three of one shape with words and figures that have nothing in common, so that what they agree on comes from the direction."""
+"""Three of one shape with words and figures that have nothing in common, so that what they agree on comes from the
+direction.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,11 @@ def prepare(pair: LoadedPair, side: Side, layer: int, prompts: Sequence[str] = I
     return Prompts(ids, float(last.norm(dim=1).mean()))
 
 
-def patched_log_probs(pair: LoadedPair, side: Side, layer: int, prompts: Prompts, vectors: Tensor, progress: Progress = silent) -> Tensor:
-    """Next-token log-probabilities [N, P, V] float32 on the CPU: row n replaces the last token of prompt p by `vectors[n]` [N, d_model].
+def patched_log_probs(
+    pair: LoadedPair, side: Side, layer: int, prompts: Prompts, vectors: Tensor, progress: Progress = silent
+) -> Tensor:
+    """Next-token log-probabilities [N, P, V] float32 on the CPU: row n replaces the last token of prompt p by
+    `vectors[n]` [N, d_model].
 
     Each prompt's beginning is read once and shared by all rows. N x P x V is kept, so give few vectors at once.
     """
@@ -75,7 +82,9 @@ def patched_log_probs(pair: LoadedPair, side: Side, layer: int, prompts: Prompts
 
 
 def averaged(log_probs: Tensor, intersection_top_k: int | None = None) -> Tensor:
-    """Mean over prompts of the probabilities, [N, P, V] -> [N, V] float64; with a k, 0 for a token that some prompt has not among its k first."""
+    """Mean over prompts of the probabilities, [N, P, V] -> [N, V] float64; with a k, 0 for a token that some prompt has
+    not among its k first.
+    """
     probabilities = log_probs.to(torch.float64).exp().mean(dim=1)
     if intersection_top_k is not None and intersection_top_k < log_probs.shape[-1]:
         least = log_probs.topk(intersection_top_k, dim=-1).values[..., -1:]

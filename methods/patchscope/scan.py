@@ -10,7 +10,13 @@ from torch import Tensor
 
 from diffing_mcp.methods.directions.vectors import resolve
 from diffing_mcp.methods.patchscope.declaration import PatchscopeParams, PatchscopeResult
-from diffing_mcp.methods.patchscope.reading import IDENTITY_PROMPTS, averaged, patched_log_probs, prepare, random_vectors
+from diffing_mcp.methods.patchscope.reading import (
+    IDENTITY_PROMPTS,
+    averaged,
+    patched_log_probs,
+    prepare,
+    random_vectors,
+)
 from diffing_mcp.methods.patchscope.rows import PatchscopeToken, ScaleRow, Sign
 from diffing_mcp.methods.texts.words import EvidenceWord, Vocabulary, vocabulary
 
@@ -23,9 +29,13 @@ SIGNS: tuple[Sign, Sign] = ("promoted", "suppressed")
 STORED_TOKENS = 100
 NEEDED_WORDS = 2
 LEAST_RATIO = 2.0
-"""Agreement of a readable direction over that of the best random one. About one random direction of ten reaches it at some scale."""
+"""Agreement of a readable direction over that of the best random one. About one random direction of ten reaches it at
+some scale.
+"""
 LEAST_AGREEMENT = 0.15
-"""Agreement of a readable direction. Mean differences of a finetune that taught nothing reach 0.08, those of one that taught a topic 0.24 to 0.75."""
+"""Agreement of a readable direction. Mean differences of a finetune that taught nothing reach 0.08, those of one that
+taught a topic 0.24 to 0.75.
+"""
 NULL_FLOOR = 0.01
 """Agreement below which random directions are not told apart, so that a ratio of two small numbers means nothing."""
 WORD_LIFT = 0.005
@@ -43,7 +53,8 @@ class ScaleReading:
     Attributes:
         probability: [2, V] float64, mean over prompts, 0 outside of the intersection.
         z: [2, V] float64 against random directions.
-        lift: [2, V] float64, probability beyond the mean of random directions that every prompt gives a token: min over prompts.
+        lift: [2, V] float64, probability beyond the mean of random directions that every prompt gives a token: min over
+            prompts.
         agreement: [2] lift summed over content words.
         null_agreement: highest agreement of a random direction, each against the mean of the others.
         entropy: [2] of the mean distribution, nats.
@@ -62,12 +73,16 @@ class ScaleReading:
 
 
 def shared_lift(probabilities: Tensor, expected: Tensor) -> Tensor:
-    """[N, P, V] and [P, V] or [N, P, V] -> [N, V]: what every prompt gives a token beyond what is expected of it; 0 where one gives less."""
+    """[N, P, V] and [P, V] or [N, P, V] -> [N, V]: what every prompt gives a token beyond what is expected of it; 0
+    where one gives less.
+    """
     return (probabilities - expected).clamp_min(0).amin(dim=1)
 
 
 def judge_scale(log_probs: Tensor, null_log_probs: Tensor, content: Tensor, intersection_top_k: int) -> ScaleReading:
-    """Compare the readings of a direction and its negative [2, P, V] with those of random directions [R, P, V] (log-probabilities)."""
+    """Compare the readings of a direction and its negative [2, P, V] with those of random directions [R, P, V]
+    (log-probabilities).
+    """
     null = null_log_probs.to(torch.float64).exp()
     total, count = null.sum(dim=0), len(null)
     lift = shared_lift(log_probs.to(torch.float64).exp(), total / count)
@@ -75,7 +90,11 @@ def judge_scale(log_probs: Tensor, null_log_probs: Tensor, content: Tensor, inte
     mean = averaged(log_probs)
     null_logs = averaged(null_log_probs).clamp_min(torch.finfo(torch.float64).tiny).log()
     variance = null_logs.var(dim=0, unbiased=True)
-    deviation = (((count - 1) * variance + _PRIOR_DEGREES * variance.median()) / (count - 1 + _PRIOR_DEGREES)).sqrt().clamp_min(1e-6)
+    deviation = (
+        (((count - 1) * variance + _PRIOR_DEGREES * variance.median()) / (count - 1 + _PRIOR_DEGREES))
+        .sqrt()
+        .clamp_min(1e-6)
+    )
     logs = mean.clamp_min(torch.finfo(torch.float64).tiny).log()
     return ScaleReading(
         probability=averaged(log_probs, intersection_top_k),
@@ -93,7 +112,9 @@ def read_direction(pair: LoadedPair, params: PatchscopeParams, run: RunWriter, p
         vector = resolve(params.vector, pair, run.store, progress)
         common: dict[str, Any] = {"layer": vector.layer, "vector": vector.label, "note": vector.note}
         if vector.norm == 0:
-            run.add_table("tokens", {name: [] for name in ("scale", "sign", "token", "probability", "z", "lift", "content")})
+            run.add_table(
+                "tokens", {name: [] for name in ("scale", "sign", "token", "probability", "z", "lift", "content")}
+            )
             return PatchscopeResult(
                 stands_out=False,
                 headline="The direction is exactly zero: there is nothing to read.",
@@ -109,7 +130,15 @@ def read_direction(pair: LoadedPair, params: PatchscopeParams, run: RunWriter, p
         content = torch.from_numpy(words.content).to(torch.float64)
         prompts = prepare(pair, params.side, vector.layer, params.prompts or IDENTITY_PROMPTS)
         unit = torch.from_numpy(vector.values).to(torch.float64) / vector.norm
-        rows = torch.cat([torch.stack([unit, -unit]).float(), random_vectors(params.random_directions, pair.d_model, params.seed)]) * prompts.norm
+        rows = (
+            torch.cat(
+                [
+                    torch.stack([unit, -unit]).float(),
+                    random_vectors(params.random_directions, pair.d_model, params.seed),
+                ]
+            )
+            * prompts.norm
+        )
         scales = sorted(set(params.scales))
         readings: dict[float, ScaleReading] = {}
         for done, scale in enumerate(scales):
@@ -121,14 +150,21 @@ def read_direction(pair: LoadedPair, params: PatchscopeParams, run: RunWriter, p
     return _result(readings, words, params, common)
 
 
-def _result(readings: dict[float, ScaleReading], words: Vocabulary, params: PatchscopeParams, common: dict[str, Any]) -> PatchscopeResult:
+def _result(
+    readings: dict[float, ScaleReading], words: Vocabulary, params: PatchscopeParams, common: dict[str, Any]
+) -> PatchscopeResult:
     # The smallest scale wins a tie: large ones leave the least of the prompt.
     best = [max(readings, key=lambda scale: (readings[scale].ratio(sign), -scale)) for sign in range(2)]
     chosen = readings[best[0]]
     found = _shared_words(chosen, words)
     strong = [word for word in found if word.score >= 1]
-    readable = chosen.ratio(0) >= LEAST_RATIO and float(chosen.agreement[0]) >= LEAST_AGREEMENT and len(strong) >= NEEDED_WORDS
-    state = f"agreement {float(chosen.agreement[0]):.3f} at scale {best[0]:g}, random directions up to {chosen.null_agreement:.3f}"
+    readable = (
+        chosen.ratio(0) >= LEAST_RATIO and float(chosen.agreement[0]) >= LEAST_AGREEMENT and len(strong) >= NEEDED_WORDS
+    )
+    state = (
+        f"agreement {float(chosen.agreement[0]):.3f} at scale {best[0]:g}, random directions up to "
+        f"{chosen.null_agreement:.3f}"
+    )
     if readable:
         headline = f"The direction reads as {', '.join(word.word for word in strong[:6])} ({state})."
     else:
@@ -164,13 +200,17 @@ def _shared_words(reading: ScaleReading, words: Vocabulary) -> list[EvidenceWord
         if lift[index] > 0:
             word = words.words[words.word_index[index]]
             merged[word] = merged.get(word, 0.0) + float(lift[index])
-    listed = sorted(((word, lift / WORD_LIFT) for word, lift in merged.items() if lift >= WORD_LIFT / 2), key=lambda pair: -pair[1])
+    listed = sorted(
+        ((word, lift / WORD_LIFT) for word, lift in merged.items() if lift >= WORD_LIFT / 2), key=lambda pair: -pair[1]
+    )
     return [EvidenceWord(word=word, score=round(score, 3)) for word, score in listed[:_WORDS_LISTED]]
 
 
 def _tokens(reading: ScaleReading, sign: int, words: Vocabulary, count: int) -> list[PatchscopeToken]:
     order = [
-        int(index) for index in reading.probability[sign].argsort(descending=True)[: count + int(words.special.sum())] if not words.special[index]
+        int(index)
+        for index in reading.probability[sign].argsort(descending=True)[: count + int(words.special.sum())]
+        if not words.special[index]
     ]
     return [
         PatchscopeToken(
@@ -185,12 +225,17 @@ def _tokens(reading: ScaleReading, sign: int, words: Vocabulary, count: int) -> 
 
 def _store(run: RunWriter, readings: dict[float, ScaleReading], words: Vocabulary) -> None:
     """The first tokens of every scale and sign by each of the three orders, and a summary a scale."""
-    table: dict[str, list[Any]] = {name: [] for name in ("scale", "sign", "token", "probability", "z", "lift", "content")}
+    table: dict[str, list[Any]] = {
+        name: [] for name in ("scale", "sign", "token", "probability", "z", "lift", "content")
+    }
     summary: dict[str, list[Any]] = {name: [] for name in ("scale", "sign", "agreement", "null_agreement", "entropy")}
     for scale, reading in readings.items():
         for number, sign in enumerate(SIGNS):
             chosen = torch.cat(
-                [values[number].topk(min(STORED_TOKENS, values.shape[1])).indices for values in (reading.probability, reading.z, reading.lift)]
+                [
+                    values[number].topk(min(STORED_TOKENS, values.shape[1])).indices
+                    for values in (reading.probability, reading.z, reading.lift)
+                ]
             )
             ids = [index for index in chosen.unique().tolist() if not words.special[index]]
             table["scale"] += [scale] * len(ids)

@@ -22,7 +22,10 @@ class ScaleParams(BaseModel):
     scale: float | None = Field(None, description="A scale of the run; None: the one that was chosen for this sign.")
     sign: Sign = Field("promoted", description="`suppressed`: what the negative of the direction reads as.")
     ranked_by: Literal["probability", "z", "lift"] = Field(
-        "probability", description="`z`: against random directions; `lift`: probability beyond random directions that every prompt gives."
+        "probability",
+        description=(
+            "`z`: against random directions; `lift`: probability beyond random directions that every prompt gives."
+        ),
     )
     k: int = Field(20, ge=1, le=100)
     content_only: bool = Field(False, description="Only content words.")
@@ -44,15 +47,26 @@ def scale(record: RunRecord, params: ScaleParams) -> ScaleView:
     """
     rows = [row for row in record.table("tokens").to_pylist() if row["sign"] == params.sign]
     known = sorted({row["scale"] for row in rows})
-    chosen = params.scale if params.scale is not None else record.result_json()["scale" if params.sign == "promoted" else "suppressed_scale"]
+    chosen = (
+        params.scale
+        if params.scale is not None
+        else record.result_json()["scale" if params.sign == "promoted" else "suppressed_scale"]
+    )
     if chosen is None:
         return ScaleView(scale=None, sign=params.sign, tokens=[])
     if chosen not in known:
-        raise UnknownName(f"Run {record.id} read at no scale {chosen:g}; scales: {', '.join(f'{each:g}' for each in known)}.")
+        raise UnknownName(
+            f"Run {record.id} read at no scale {chosen:g}; scales: {', '.join(f'{each:g}' for each in known)}."
+        )
     rows = [row for row in rows if row["scale"] == chosen and (row["content"] or not params.content_only)]
     rows.sort(key=lambda row: -row[params.ranked_by])
     tokens = [
-        PatchscopeToken(token=row["token"], probability=float(f"{row['probability']:.3g}"), z=round(row["z"], 2), content=row["content"])
+        PatchscopeToken(
+            token=row["token"],
+            probability=float(f"{row['probability']:.3g}"),
+            z=round(row["z"], 2),
+            content=row["content"],
+        )
         for row in rows[: params.k]
     ]
     return ScaleView(scale=chosen, sign=params.sign, tokens=tokens)
@@ -68,6 +82,10 @@ def token_lists(record: RunRecord) -> list[TokenList]:
 
 
 def lists_by_scale(record: RunRecord, sign: Sign, k: int) -> dict[float, list[str]]:
-    """The first `k` tokens of every scale of the run by probability, each as `scale` shows it; empty for a zero direction."""
+    """The first `k` tokens of every scale of the run by probability, each as `scale` shows it; empty for a zero
+    direction.
+    """
     scales = sorted(set(record.table("tokens", ["scale"]).column("scale").to_pylist()))
-    return {each: [row.token for row in scale(record, ScaleParams(scale=each, sign=sign, k=k)).tokens] for each in scales}
+    return {
+        each: [row.token for row in scale(record, ScaleParams(scale=each, sign=sign, k=k)).tokens] for each in scales
+    }

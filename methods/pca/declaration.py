@@ -31,16 +31,29 @@ class PCAParams(ActivationSourceParams):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: tuple[int | float, ...] = Field(
-        (0.5,), min_length=1, max_length=64, description="Relative depths in [0, 1] (floats) or absolute layers (integers)."
+        (0.5,),
+        min_length=1,
+        max_length=64,
+        description="Relative depths in [0, 1] (floats) or absolute layers (integers).",
     )
     of: Literal["difference", "base", "finetuned", "variance_gain"] = Field(
         "difference",
-        description="Finetuned minus base token by token, either model alone, or the directions whose variance grew most (finetuned covariance minus base's).",
+        description=(
+            "Finetuned minus base token by token, either model alone, or the directions whose variance grew most "
+            "(finetuned covariance minus base's)."
+        ),
     )
     components: int = Field(5, ge=1, le=64, description="Components of each layer.")
-    examples: int = Field(5, ge=1, le=50, description="Tokens kept at either end of a component, in each quantile bin, from different documents.")
+    examples: int = Field(
+        5,
+        ge=1,
+        le=50,
+        description="Tokens kept at either end of a component, in each quantile bin, from different documents.",
+    )
     lens_side: Side = Field("finetuned", description="Whose final norm and unembedding read the components.")
-    random_directions: int = Field(128, ge=64, le=4096, description="Random directions against which lens scores are standardised.")
+    random_directions: int = Field(
+        128, ge=64, le=4096, description="Random directions against which lens scores are standardised."
+    )
 
 
 class ComponentWord(BaseModel):
@@ -55,10 +68,16 @@ class PCAResult(MethodResult):
     """Principal components by layer, and what they read as."""
 
     identical: bool = Field(description="Whether the models' activations are exactly equal.")
-    words: list[ComponentWord] = Field(description="Content words of stable components that the base model's own components do not reach.")
+    words: list[ComponentWord] = Field(
+        description="Content words of stable components that the base model's own components do not reach."
+    )
     rows: list[ComponentRow] = Field(description="The first components of each layer.")
     rows_left_out: int = Field(0, description="Components that the view `components` shows besides.")
-    null_z: float = Field(description="z that the base model's own components reach in content words: what a lens reads without any finetune.")
+    null_z: float = Field(
+        description=(
+            "z that the base model's own components reach in content words: what a lens reads without any finetune."
+        )
+    )
     tokens: int = Field(description="Tokens of the text.")
     of: str
 
@@ -69,21 +88,28 @@ class PCAResult(MethodResult):
     def as_text(self) -> str:
         lines = [self.headline]
         if self.words:
-            lines.append("words (highest z): " + ", ".join(f"{row.word} {row.z:.1f} at {row.vector}" for row in self.words))
-        lines.append("layer:component explained, null, stability, mean | promoted (z) | suppressed, then examples of both ends")
+            lines.append(
+                "words (highest z): " + ", ".join(f"{row.word} {row.z:.1f} at {row.vector}" for row in self.words)
+            )
+        lines.append(
+            "layer:component explained, null, stability, mean | promoted (z) | suppressed, then examples of both ends"
+        )
         lines += [row.as_text() for row in self.rows]
         if self.rows_left_out:
             lines.append(f"{self.rows_left_out} more in the view `components`")
-        lines.append(f"{self.tokens} tokens, of {self.of}; read further: patchscope or steering with vector=RUN/LAYER:componentN")
+        lines.append(
+            f"{self.tokens} tokens, of {self.of}; read further: patchscope or steering with vector=RUN/LAYER:componentN"
+        )
         return "\n".join(lines)
 
 
 class PCA(DiffingMethod[PCAParams, PCAResult]):
-    """PCA of the two models' activation differences (or of either model): the directions along which they vary most, layer by layer, with the variance that each
-    explains beside what shuffled pairing gives, its stability over halves of the documents, its logit lens on both ends, and the tokens that lie
-    furthest out. The mean difference is removed first (activation_difference_lens reads it), and attention sinks are left out. A component that comes up only on certain tokens shows a
-    change that depends on the input, which a mean hides. Content words count only beyond those of the base model's own components.
-    Views: `components`, `component` (whole lens lists), `examples`."""
+    """PCA of the two models' activation differences (or of either model): the directions along which they vary most,
+    layer by layer, with the variance that each explains beside what shuffled pairing gives, its stability over halves
+    of the documents, its logit lens on both ends, and the tokens that lie furthest out. The mean difference is removed
+    first (activation_difference_lens reads it), and attention sinks are left out. A component that comes up only on
+    certain tokens shows a change that depends on the input, which a mean hides. Content words count only beyond those
+    of the base model's own components. Views: `components`, `component` (whole lens lists), `examples`."""
 
     name: ClassVar[str] = "pca"
     title: ClassVar[str] = "PCA of activation differences"
@@ -93,11 +119,20 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     cost: ClassVar[Cost] = "minutes"
     in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
-        "components": View("components", "Variance, null and stability of all components.", views.ComponentsParams, views.components),
-        "component": View("component", "One component: whole lens lists and examples of both ends.", views.ComponentParams, views.component),
+        "components": View(
+            "components", "Variance, null and stability of all components.", views.ComponentsParams, views.components
+        ),
+        "component": View(
+            "component",
+            "One component: whole lens lists and examples of both ends.",
+            views.ComponentParams,
+            views.component,
+        ),
         "examples": EXAMPLES_VIEW,
     }
-    figures: ClassVar[Sequence[Figure]] = (Figure("variance", "Variance explained, against its null", figures.variance),)
+    figures: ClassVar[Sequence[Figure]] = (
+        Figure("variance", "Variance explained, against its null", figures.variance),
+    )
 
     def run(self, pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progress) -> PCAResult:
         from diffing_mcp.methods.pca.summary import analyse

@@ -41,7 +41,9 @@ class Covariance:
         return Covariance(shift, 0, torch.zeros(size, dtype=torch.float64, device=shift.device), zeros)
 
     def add(self, rows: Tensor) -> None:
-        """Rows [N, D] float32 on the device of the sums. The product of one block is taken in float32, the sum over blocks in float64."""
+        """Rows [N, D] float32 on the device of the sums. The product of one block is taken in float32, the sum over
+        blocks in float64.
+        """
         shifted = rows - self.shift
         self.count += len(rows)
         self.total += shifted.sum(0, dtype=torch.float64)
@@ -49,7 +51,9 @@ class Covariance:
 
     def plus(self, other: Covariance) -> Covariance:
         """Of the rows of both, which have the same shift."""
-        return Covariance(self.shift, self.count + other.count, self.total + other.total, self.products + other.products)
+        return Covariance(
+            self.shift, self.count + other.count, self.total + other.total, self.products + other.products
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -92,7 +96,9 @@ def covariances(activations: PairedActivations, device: torch.device, progress: 
 
 
 def principal_components(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalues [K] and their unit eigenvectors [K, D] of a symmetric matrix [D, D]; float64. K is `count` or D, whichever is less."""
+    """Largest eigenvalues [K] and their unit eigenvectors [K, D] of a symmetric matrix [D, D]; float64. K is `count` or
+    D, whichever is less.
+    """
     values, vectors = torch.linalg.eigh(matrix)
     count = min(count, len(values))
     return values.flip(0)[:count], vectors.T.flip(0)[:count].contiguous()
@@ -106,11 +112,14 @@ def stability(components: Tensor, halves: tuple[Tensor, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Projections:
-    """Tokens along the 2 K ends of K components. Feature 2 k is the positive end of component k, feature 2 k + 1 its negative one.
+    """Tokens along the 2 K ends of K components. Feature 2 k is the positive end of component k, feature 2 k + 1 its
+    negative one.
 
     Attributes:
-        found: the furthest tokens of every end and quantile bin, one a sample; scores are lengths along that end, above 0.
-        samples: sample -> [tokens, K] float32 projections of all its tokens, NaN where a token was left out, for the samples in `found`.
+        found: the furthest tokens of every end and quantile bin, one a sample; scores are lengths along that end, above
+            0.
+        samples: sample -> [tokens, K] float32 projections of all its tokens, NaN where a token was left out, for the
+            samples in `found`.
     """
 
     found: Found
@@ -122,10 +131,14 @@ class Projections:
         return scores
 
 
-def furthest(activations: PairedActivations, of: str, mean: Tensor, components: Tensor, wanted: int, progress: Progress) -> Projections:
-    """The `wanted` tokens of every quantile bin with the largest projections of rows minus `mean` [D] on both ends of `components` [K, D].
+def furthest(
+    activations: PairedActivations, of: str, mean: Tensor, components: Tensor, wanted: int, progress: Progress
+) -> Projections:
+    """The `wanted` tokens of every quantile bin with the largest projections of rows minus `mean` [D] on both ends of
+    `components` [K, D].
 
-    A second pass. The edges of an end's bins are the `BIN_QUANTILES` of its scores above 0, estimated from up to `ROWS_AT_ONCE` rows drawn at random.
+    A second pass. The edges of an end's bins are the `BIN_QUANTILES` of its scores above 0, estimated from up to
+    `ROWS_AT_ONCE` rows drawn at random.
     """
     device = components.device
     directions, offset = components.float().T, (components @ mean).float()
@@ -153,7 +166,9 @@ def furthest(activations: PairedActivations, of: str, mean: Tensor, components: 
     found = top.found()  # positions are still indices of tokens
     samples, places = activations.locate(torch.from_numpy(found.positions))
     kept: dict[int, np.ndarray] = {}
-    for sample, first in dict(zip(samples.tolist(), (torch.from_numpy(found.positions) - places).tolist(), strict=True)).items():
+    for sample, first in dict(
+        zip(samples.tolist(), (torch.from_numpy(found.positions) - places).tolist(), strict=True)
+    ).items():
         size = len(activations.sample_ids(sample))
         kept[sample] = np.full((size, len(components)), np.nan, dtype=np.float32)
         for block in activations.blocks(size, start=first, stop=first + size):
@@ -170,7 +185,9 @@ def _edges(projected: Tensor) -> np.ndarray:
     """[2 K, E] float64, quantiles of the scores above 0 at each end; 0 where there are none."""
     scores = _ends(projected).double().numpy()
     above = [column[column > 0] for column in scores.T]
-    return np.stack([np.quantile(values, BIN_QUANTILES) if len(values) else np.zeros(len(BIN_QUANTILES)) for values in above])
+    return np.stack(
+        [np.quantile(values, BIN_QUANTILES) if len(values) else np.zeros(len(BIN_QUANTILES)) for values in above]
+    )
 
 
 def _blocks(activations: PairedActivations, progress: Progress, doing: str) -> Iterator[tuple[ActivationBlock, Tensor]]:

@@ -16,8 +16,19 @@ def variance(record: RunRecord) -> dict[str, Any]:
         chosen = [row for row in rows if row["layer"] == layer]
         x = [row["component"] for row in chosen]
         stable = [f"stability {row['stability']:.2f}" for row in chosen]
-        data.append({"type": "bar", "name": f"layer {layer}", "x": x, "y": [row["explained"] for row in chosen], "text": stable})
         data.append(
-            {"type": "scatter", "mode": "lines+markers", "name": f"null, layer {layer}", "x": x, "y": [row["null_explained"] for row in chosen]}
+            {"type": "bar", "name": f"layer {layer}", "x": x, "y": [row["explained"] for row in chosen], "text": stable}
         )
-    return {"data": data, "layout": {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "share of variance"}}}}
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"null, layer {layer}",
+                "x": x,
+                "y": [row["null_explained"] for row in chosen],
+            }
+        )
+    return {
+        "data": data,
+        "layout": {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "share of variance"}}},
+    }

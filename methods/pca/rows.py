@@ -27,8 +27,12 @@ class ComponentRow(BaseModel):
     layer: int
     component: int = Field(description="Counted from 1, largest variance first.")
     explained: float = Field(description="Share of the variance.")
-    null_explained: float = Field(description="The share that this place has under shuffled pairing (`difference`), or in the other model.")
-    stability: float = Field(description="Least |cosine| with the nearest component of either half of the samples; 1: the same direction.")
+    null_explained: float = Field(
+        description="The share that this place has under shuffled pairing (`difference`), or in the other model."
+    )
+    stability: float = Field(
+        description="Least |cosine| with the nearest component of either half of the samples; 1: the same direction."
+    )
     mean_projection: float = Field(description="Of the mean on the component, over the standard deviation along it.")
     vector: str = Field(description="Name within the run for patchscope, steering and causal_effect.")
     promoted: list[LensToken] = Field(description="Lens of the component (the end on which the mean lies).")
@@ -38,9 +42,13 @@ class ComponentRow(BaseModel):
 
     def as_text(self) -> str:
         """Figures, lens and the first example of each end."""
-        lists = " | ".join(" ".join(f"{token.token!r} {token.z:.1f}" for token in tokens) for tokens in (self.promoted, self.suppressed))
+        lists = " | ".join(
+            " ".join(f"{token.token!r} {token.z:.1f}" for token in tokens)
+            for tokens in (self.promoted, self.suppressed)
+        )
         ends = " | ".join(rows[0].context for rows in (self.positive, self.negative) if rows)
         return (
-            f"{self.layer}:{self.component} {100 * self.explained:.1f} % (null {100 * self.null_explained:.1f} %) stable {self.stability:.2f} "
-            f"mean {self.mean_projection:+.1f} sd | {lists}\n    {ends}"
+            f"{self.layer}:{self.component} {100 * self.explained:.1f} % (null {100 * self.null_explained:.1f} %) "
+            f"stable {self.stability:.2f} mean {self.mean_projection:+.1f} sd | {lists}\n"
+            f"    {ends}"
         )

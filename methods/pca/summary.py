@@ -13,7 +13,14 @@ from diffing_mcp.methods.directions.lens_words import NULL_Z, TOP_TOKENS, LensTo
 from diffing_mcp.methods.examples.views import example_row
 from diffing_mcp.methods.examples.writer import activation_contexts, examples_of
 from diffing_mcp.methods.pca.declaration import ComponentWord, PCAParams, PCAResult
-from diffing_mcp.methods.pca.decomposition import Covariances, Projections, covariances, furthest, principal_components, stability
+from diffing_mcp.methods.pca.decomposition import (
+    Covariances,
+    Projections,
+    covariances,
+    furthest,
+    principal_components,
+    stability,
+)
 from diffing_mcp.methods.pca.judgement import STABLE, control_level, judge
 from diffing_mcp.methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
 from diffing_mcp.methods.texts.words import vocabulary
@@ -52,9 +59,16 @@ def analyse(pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progr
         # A handful of attention sinks, with norms tens of times the usual, would be the first component of any pair.
         reader = without_outliers(readers[layer])
         if reader.num_tokens < 2:
-            raise InvalidInput(f"{reader.num_tokens} tokens without the attention sinks have no components; raise max_samples or max_tokens.")
+            raise InvalidInput(
+                f"{reader.num_tokens} tokens without the attention sinks have no components; raise max_samples or "
+                "max_tokens."
+            )
         sums = covariances(reader, float64_device(pair.device), progress)
-        identical = identical and not bool(sums.whole("difference").products.any()) and not bool(sums.whole("difference").mean.any())
+        identical = (
+            identical
+            and not bool(sums.whole("difference").products.any())
+            and not bool(sums.whole("difference").mean.any())
+        )
         lens = Lens(pair, params.lens_side, _typical_norm(sums), params.random_directions, _DIRECTION_SEED)
         level = max(level, control_level(_base_readings(sums, lens, words, params.components)))
         of_layer = _components(pair, params, reader, sums, lens, words, run, progress)
@@ -94,7 +108,8 @@ def _matrices(sums: Covariances, of: str) -> tuple[Tensor, Tensor, tuple[Tensor,
         return finetuned - base, base, halves
     halves = (getattr(sums, of)[0].matrix, getattr(sums, of)[1].matrix)
     if of == "difference":
-        # Base and finetuned rows of different tokens are independent: in expectation the covariance of their difference is the sum.
+        # Base and finetuned rows of different tokens are independent: in expectation the covariance of their difference
+        # is the sum.
         return sums.whole("difference").matrix, base + finetuned, halves
     return (base, finetuned, halves) if of == "base" else (finetuned, base, halves)
 
@@ -130,7 +145,9 @@ def _components(
     spectrum = torch.linalg.eigvalsh(matrix).clamp_min(0).sum()
     null_values = principal_components(null, len(values))[0] / null.trace().clamp_min(1e-30)
     stable = stability(components, tuple(principal_components(half, params.components)[1] for half in halves))  # type: ignore[arg-type]
-    examples = _examples(pair, params, activations, furthest(activations, params.of, mean, components, params.examples, progress), run)
+    examples = _examples(
+        pair, params, activations, furthest(activations, params.of, mean, components, params.examples, progress), run
+    )
     run.add_array(f"components_{activations.layer}", components.float())
     found = []
     for index, component in enumerate(components):
@@ -159,15 +176,24 @@ def _examples(
 ) -> dict[int, list[ProjectionExample]]:
     """Stores the examples; gives the furthest ones of each end of each component, furthest first."""
     found = projections.found
-    names = {feature: feature_name(activations.layer, feature // 2 + 1, ENDS[feature % 2]) for feature in set(found.features.tolist())}
-    made = list(examples_of(found, names.__getitem__, activation_contexts(activations, pair.tokenizer), projections.token_scores))
+    names = {
+        feature: feature_name(activations.layer, feature // 2 + 1, ENDS[feature % 2])
+        for feature in set(found.features.tolist())
+    }
+    made = list(
+        examples_of(
+            found, names.__getitem__, activation_contexts(activations, pair.tokenizer), projections.token_scores
+        )
+    )
     run.examples(params.examples).append(made)
     rows: dict[int, list[ProjectionExample]] = {}
     for feature, example in sorted(zip(found.features.tolist(), made, strict=True), key=lambda pair: -pair[1].score):
         if len(rows.get(feature, ())) == params.examples:
             continue
         sign = 1 if feature % 2 == 0 else -1
-        shown = ProjectionExample(projection=round(sign * example.score, 4), context=example_row(example, _EXAMPLE_CHARACTERS).text)
+        shown = ProjectionExample(
+            projection=round(sign * example.score, 4), context=example_row(example, _EXAMPLE_CHARACTERS).text
+        )
         rows.setdefault(feature, []).append(shown)
     return rows
 

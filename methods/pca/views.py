@@ -55,8 +55,13 @@ def components(record: RunRecord, params: ComponentsParams) -> ComponentsView:
     rows = [ComponentRow.model_validate(row | empty) for row in record.table("components").to_pylist()]
     layers = sorted({row.layer for row in rows})
     if params.layer is not None and params.layer not in layers:
-        raise UnknownName(f"Run {record.id} holds no components of layer {params.layer}; layers: {', '.join(map(str, layers)) or 'none'}.")
-    return ComponentsView(rows=[row for row in rows if params.layer in (None, row.layer) and row.stability >= params.min_stability])
+        raise UnknownName(
+            f"Run {record.id} holds no components of layer {params.layer}; layers: "
+            f"{', '.join(map(str, layers)) or 'none'}."
+        )
+    return ComponentsView(
+        rows=[row for row in rows if params.layer in (None, row.layer) and row.stability >= params.min_stability]
+    )
 
 
 def _find(record: RunRecord, layer: int | None, component: int) -> ComponentRow:
@@ -72,7 +77,11 @@ def _find(record: RunRecord, layer: int | None, component: int) -> ComponentRow:
 def component(record: RunRecord, params: ComponentParams) -> ComponentView:
     """One component with its lens lists and examples."""
     row = _find(record, params.layer, params.component)
-    lens = [each for each in record.table("lens").to_pylist() if (each["layer"], each["component"]) == (row.layer, row.component)]
+    lens = [
+        each
+        for each in record.table("lens").to_pylist()
+        if (each["layer"], each["component"]) == (row.layer, row.component)
+    ]
     signs = dict(zip(("promoted", "suppressed"), ENDS, strict=True))
     update: dict[str, list[LensToken] | list[ProjectionExample]] = {}
     for sign, end in signs.items():
@@ -85,11 +94,16 @@ def component(record: RunRecord, params: ComponentParams) -> ComponentView:
 def _examples(record: RunRecord, row: ComponentRow, end: str) -> list[ProjectionExample]:
     """The furthest tokens of one end; none when no token lies there."""
     try:
-        page = record.examples().examples(feature_name(row.layer, row.component, end), limit=record.manifest.params["examples"])
+        page = record.examples().examples(
+            feature_name(row.layer, row.component, end), limit=record.manifest.params["examples"]
+        )
     except UnknownName:
         return []
     sign = 1 if end == ENDS[0] else -1
-    return [ProjectionExample(projection=round(sign * example.score, 4), context=example_row(example).text) for example in page.rows]
+    return [
+        ProjectionExample(projection=round(sign * example.score, 4), context=example_row(example).text)
+        for example in page.rows
+    ]
 
 
 def read_vector(record: RunRecord, name: str) -> ResidualVector:
@@ -109,5 +123,8 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
     lengths = [abs(example.projection) for example in (*row.positive, *row.negative)]
     values = record.array(f"components_{row.layer}")[row.component - 1]
     return ResidualVector(
-        values, row.layer, sum(lengths) / len(lengths) if lengths else 1.0, f"principal component {row.component}, layer {row.layer}"
+        values,
+        row.layer,
+        sum(lengths) / len(lengths) if lengths else 1.0,
+        f"principal component {row.component}, layer {row.layer}",
     )

@@ -21,4 +21,9 @@ def distribution(record: RunRecord) -> dict[str, Any]:
         }
         for writer in ("finetuned", "base")
     ]
-    return {"data": data, "layout": {"xaxis": {"title": {"text": "log-perplexity under the other model minus under its own, nats a token"}}}}
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": "log-perplexity under the other model minus under its own, nats a token"}}
+        },
+    }

@@ -30,7 +30,9 @@ def prefills_for(template: Literal["none", "chat"], prefills: tuple[str, ...] | 
     if prefills is None:
         return _bundled()[template]
     if not prefills or any(not prefill.strip() for prefill in prefills):
-        raise InvalidInput("prefills must hold at least one text, and none of them may be empty; leave it out for the bundled ones.")
+        raise InvalidInput(
+            "prefills must hold at least one text, and none of them may be empty; leave it out for the bundled ones."
+        )
     return prefills
 
 

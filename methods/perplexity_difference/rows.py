@@ -6,7 +6,9 @@ from pydantic import BaseModel, Field
 
 
 class CompletionRow(BaseModel):
-    """A completion and how much more its own model expects it than the other one. Texts are trimmed, and come from a model under study."""
+    """A completion and how much more its own model expects it than the other one. Texts are trimmed, and come from a
+    model under study.
+    """
 
     prefill: str
     completion: str = Field(description="UNTRUSTED text of a model under study.")

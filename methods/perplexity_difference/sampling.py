@@ -47,7 +47,9 @@ class Scored:
         return self.finetuned - self.base if self.writer == "finetuned" else self.base - self.finetuned
 
 
-def sample_and_score(pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress) -> PerplexityDifferenceResult:
+def sample_and_score(
+    pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress
+) -> PerplexityDifferenceResult:
     """Run the method; see its declaration."""
     prefills = prefills_for(params.template, params.prefills)
     if params.template == "chat" and not pair.has_chat_template:
@@ -92,29 +94,43 @@ def _context(pair: LoadedPair, params: PerplexityDifferenceParams, prefill: str)
     return prefill, True
 
 
-def _sample(pair: LoadedPair, side: Side, prefills: Sequence[str], params: PerplexityDifferenceParams, progress: Progress) -> list[tuple[str, str]]:
+def _sample(
+    pair: LoadedPair, side: Side, prefills: Sequence[str], params: PerplexityDifferenceParams, progress: Progress
+) -> list[tuple[str, str]]:
     from diffing_mcp.model_pairs.generation import Sampling
 
-    sampling = Sampling(n=params.samples_per_prefill, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
+    sampling = Sampling(
+        n=params.samples_per_prefill,
+        temperature=params.temperature,
+        max_new_tokens=params.max_new_tokens,
+        seed=params.seed,
+    )
     with pair.side_loaded(side):
         completions = pair.generate(side, [_request(params, prefill) for prefill in prefills], sampling, progress)
     return [(prefill, each.text) for prefill, several in zip(prefills, completions, strict=True) for each in several]
 
 
-def _score(pair: LoadedPair, texts: Sequence[tuple[tuple[str, bool], str]], progress: Progress) -> list[tuple[int, float, float]]:
+def _score(
+    pair: LoadedPair, texts: Sequence[tuple[tuple[str, bool], str]], progress: Progress
+) -> list[tuple[int, float, float]]:
     """(tokens, mean log-probability under base, under finetuned) of each completion; (0, 0, 0) for one without tokens.
 
-    The text is tokenised anew, so both models are asked about the same tokens whatever their own way of writing them was.
+    The text is tokenised anew, so both models are asked about the same tokens whatever their own way of writing them
+    was.
     """
     rows = [_tokenise(pair.tokenizer, context, special, text) for (context, special), text in texts]
-    order = sorted((index for index, (ids, start) in enumerate(rows) if len(ids) > start), key=lambda index: -len(rows[index][0]))
+    order = sorted(
+        (index for index, (ids, start) in enumerate(rows) if len(ids) > start), key=lambda index: -len(rows[index][0])
+    )
     means: dict[Side, dict[int, float]] = {"base": {}, "finetuned": {}}
     for number, side in enumerate(SIDES):
         with pair.side_loaded(side):
             for begin in range(0, len(order), _SCORED_AT_ONCE):
                 batch = order[begin : begin + _SCORED_AT_ONCE]
                 progress(0.9 + 0.05 * (number + begin / len(order)), 1.0, f"scoring with the {side} model")
-                for index, mean in zip(batch, _mean_log_probs(pair, side, [rows[index] for index in batch]), strict=True):
+                for index, mean in zip(
+                    batch, _mean_log_probs(pair, side, [rows[index] for index in batch]), strict=True
+                ):
                     means[side][index] = mean
     return [
         (len(ids) - start, means["base"][index], means["finetuned"][index]) if index in means["base"] else (0, 0.0, 0.0)
@@ -134,13 +150,22 @@ def _mean_log_probs(pair: LoadedPair, side: Side, rows: Sequence[tuple[list[int]
 
 
 def _tokenise(tokenizer: Any, context: str, special: bool, text: str) -> tuple[list[int], int]:
-    """Token ids of context and completion, and the index of the first token that belongs to the completion (at least 1)."""
+    """Token ids of context and completion, and the index of the first token that belongs to the completion (at least
+    1).
+    """
     whole = context + text
     if getattr(tokenizer, "is_fast", False):
         encoded = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
         ids = list(encoded["input_ids"])
         # The first token that ends after the context; tokens without text (a closing special token) have an empty span.
-        start = next((index for index, (begin, end) in enumerate(encoded["offset_mapping"]) if end > len(context) and end > begin), len(ids))
+        start = next(
+            (
+                index
+                for index, (begin, end) in enumerate(encoded["offset_mapping"])
+                if end > len(context) and end > begin
+            ),
+            len(ids),
+        )
     else:
         ids = list(tokenizer(whole, add_special_tokens=special)["input_ids"])
         start = min(len(ids), len(tokenizer(context, add_special_tokens=special)["input_ids"]))
@@ -153,7 +178,10 @@ def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> Per
         side: sorted((each for each in several if each.tokens >= params.min_tokens), key=lambda each: -each.difference)
         for side, several in by_side.items()
     }
-    words = distinctive_words([(each.prefill, each.text) for each in by_side["finetuned"]], [(each.prefill, each.text) for each in by_side["base"]])
+    words = distinctive_words(
+        [(each.prefill, each.text) for each in by_side["finetuned"]],
+        [(each.prefill, each.text) for each in by_side["base"]],
+    )
     forward, reverse = (_divergence(by_side[side]) for side in ("finetuned", "base"))
     strong = sum(word.strong for word in words)
     stands_out, headline = judge(forward, reverse, words)
@@ -176,7 +204,9 @@ def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> Per
 
 
 def _divergence(scored: Sequence[Scored]) -> Divergence:
-    """Ratio estimate sum(nats) / sum(tokens), with the standard error over prefills (completions of one prefill are not independent)."""
+    """Ratio estimate sum(nats) / sum(tokens), with the standard error over prefills (completions of one prefill are not
+    independent).
+    """
     if not scored:
         return Divergence(mean=0.0, standard_error=0.0)
     names = sorted({each.prefill for each in scored})

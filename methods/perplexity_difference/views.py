@@ -18,7 +18,9 @@ class CompletionsParams(TextPageParams):
     """Which completions to list."""
 
     writer: Literal["finetuned", "base"] = Field("finetuned", description="The model that wrote them.")
-    order: Literal["difference", "as_sampled"] = Field("difference", description="`difference`: least expected by the other model first.")
+    order: Literal["difference", "as_sampled"] = Field(
+        "difference", description="`difference`: least expected by the other model first."
+    )
 
 
 class CompletionsView(TextPageView):

@@ -10,7 +10,9 @@ from diffing_mcp.methods.perplexity_difference.rows import DistinctiveWord
 from diffing_mcp.methods.texts.words import is_content_word, words_of
 
 NULL_SURPRISE = 3.0
-"""Surprise (-log10 of Fisher's exact p) from which on a word counts as strong: about one of a thousand words of equal models reaches it."""
+"""Surprise (-log10 of Fisher's exact p) from which on a word counts as strong: about one of a thousand words of equal
+models reaches it.
+"""
 LEAST_PREFILLS = 3
 """A strong word was written after at least so many different prefills: repetition within one text shows nothing."""
 _SHRINK = 0.5
@@ -19,8 +21,9 @@ _SHRINK = 0.5
 def distinctive_words(finetuned: Sequence[tuple[str, str]], base: Sequence[tuple[str, str]]) -> list[DistinctiveWord]:
     """Content words that are in more completions of the finetuned model than of the base, most surprising first.
 
-    Counts completions, not occurrences (small models repeat themselves), and never words that their own prefill already held. Log odds are
-    shrunken by half a count a cell (Haldane-Anscombe); the surprise is -log10 p of Fisher's exact test, one-sided.
+    Counts completions, not occurrences (small models repeat themselves), and never words that their own prefill already
+    held. Log odds are shrunken by half a count a cell (Haldane-Anscombe); the surprise is -log10 p of Fisher's exact
+    test, one-sided.
 
     Args:
         finetuned, base: (prefill, completion) pairs.
@@ -64,8 +67,8 @@ def _log_odds(here: int, here_of: int, there: int, there_of: int) -> float:
 
 
 def fisher_surprise(here: int, here_of: int, there: int, there_of: int) -> float:
-    """-log10 of the probability, were both models equal, that at least `here` of the `here + there` completions with the word fall among the
-    `here_of` of the first model (hypergeometric upper tail)."""
+    """-log10 of the probability, were both models equal, that at least `here` of the `here + there` completions with
+    the word fall among the `here_of` of the first model (hypergeometric upper tail)."""
     marked, total = here + there, here_of + there_of
     logs = [
         _log_choose(here_of, count) + _log_choose(there_of, marked - count) - _log_choose(total, marked)

@@ -1,7 +1,8 @@
-"""Run methods on a pair: finished ones are lookups, corpus methods that read the same text share one pass, the others run in turn.
+"""Run methods on a pair: finished ones are lookups, corpus methods that read the same text share one pass, the others
+run in turn.
 
-Every method is stored as soon as it is finished, so that a crash loses nothing that was done; and a method that fails does not take the others of
-its pass with it: its error is raised after they are stored.
+Every method is stored as soon as it is finished, so that a crash loses nothing that was done; and a method that fails
+does not take the others of its pass with it: its error is raised after they are stored.
 """
 
 from __future__ import annotations
@@ -77,12 +78,18 @@ def estimate(spec_size: PairSize, requests: Sequence[tuple[str, ParamsLike]]) ->
             total.generated_tokens += sign * cost.generated_tokens
             total.work += sign * cost.work
             total.forward_passes += sign * cost.forward_passes
-            total.seconds = None if total.seconds is None or cost.seconds is None else total.seconds + sign * cost.seconds
+            total.seconds = (
+                None if total.seconds is None or cost.seconds is None else total.seconds + sign * cost.seconds
+            )
     return total
 
 
 def run_methods(
-    pairs: ModelPairs, spec: PairSpec, requests: Sequence[tuple[str, ParamsLike]], store: RunStore, progress: Progress = silent
+    pairs: ModelPairs,
+    spec: PairSpec,
+    requests: Sequence[tuple[str, ParamsLike]],
+    store: RunStore,
+    progress: Progress = silent,
 ) -> list[RunRecord]:
     """Records of all requested (method name, parameters), in the order asked.
 
@@ -118,7 +125,9 @@ def run_methods(
     return [records[request.key.digest] for request in asked]
 
 
-def _run_shared(pair: LoadedPair, source: TextSource, group: Sequence[_Request], store: RunStore, progress: Progress) -> dict[str, RunRecord]:
+def _run_shared(
+    pair: LoadedPair, source: TextSource, group: Sequence[_Request], store: RunStore, progress: Progress
+) -> dict[str, RunRecord]:
     """One pass for all methods of the group, each stored as soon as it is summarised."""
     started, before = time.monotonic(), pair.forwards.copy()
     text = open_text(pair, source)

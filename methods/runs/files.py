@@ -1,7 +1,8 @@
-"""The files of one run: its manifest, the record that reads them, and the writer that a method fills. `diffing_mcp.methods.runs.store` is the store around them.
+"""The files of one run: its manifest, the record that reads them, and the writer that a method fills.
+`diffing_mcp.methods.runs.store` is the store around them.
 
-A run folder holds `manifest.json`, `result.json`, `arrays.safetensors`, `tables/<name>.parquet` and, where a method wrote examples, `examples.sqlite`.
-No pickle. Torch-free.
+A run folder holds `manifest.json`, `result.json`, `arrays.safetensors`, `tables/<name>.parquet` and, where a method
+wrote examples, `examples.sqlite`. No pickle. Torch-free.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 class RunManifest(BaseModel):
-    """Everything that identifies a run and what it cost. Names real models: never show it to a blinded agent as it stands."""
+    """Everything that identifies a run and what it cost. Names real models: never show it to a blinded agent as it
+    stands.
+    """
 
     id: str
     key: str
@@ -49,9 +52,15 @@ class RunManifest(BaseModel):
     created: datetime
     seconds: float = Field(description="Seconds of the work, including the whole of a shared pass.")
     forward_passes: int | None = Field(
-        None, description="Passes of one model over one batch, both sides together, including the whole of a shared pass; None: not counted."
+        None,
+        description=(
+            "Passes of one model over one batch, both sides together, including the whole of a shared pass; None: not "
+            "counted."
+        ),
     )
-    forward_tokens: int | None = Field(None, description="Tokens that the models read in these passes, both sides together, padding left out.")
+    forward_tokens: int | None = Field(
+        None, description="Tokens that the models read in these passes, both sides together, padding left out."
+    )
     generated_tokens: int | None = Field(None, description="Tokens that the models generated.")
     notes: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
@@ -85,14 +94,18 @@ class RunRecord:
     def _file(self, name: str) -> Path:
         path = self.folder / name
         if not path.is_file():
-            raise UnknownName(f"Run {self.id} is not there any more: it was deleted after it was looked up. Run {self.manifest.method} again.")
+            raise UnknownName(
+                f"Run {self.id} is not there any more: it was deleted after it was looked up. Run "
+                f"{self.manifest.method} again."
+            )
         return path
 
     def result(self) -> MethodResult:
         """The stored result, validated by the method's `Result`.
 
         Raises:
-            InvalidInput: the run was written by another version of the method, whose result had other fields, or holds what is no number.
+            InvalidInput: the run was written by another version of the method, whose result had other fields, or holds
+                what is no number.
         """
         method = get_method(self.manifest.method)
         try:
@@ -100,12 +113,12 @@ class RunRecord:
         except ValidationError as error:
             if self.manifest.method_version == method.version:
                 raise InvalidInput(
-                    f"The stored result of run {self.id} cannot be read: {complaints(error)}. A number that is missing was NaN or infinite. Delete the run, "
-                    "check the models, and run the method again."
+                    f"The stored result of run {self.id} cannot be read: {complaints(error)}. A number that is missing "
+                    "was NaN or infinite. Delete the run, check the models, and run the method again."
                 ) from error
             raise InvalidInput(
-                f"Run {self.id} was written by version {self.manifest.method_version} of {method.name}; this is version {method.version}. "
-                "Run the method again."
+                f"Run {self.id} was written by version {self.manifest.method_version} of {method.name}; this is "
+                f"version {method.version}. Run the method again."
             ) from error
 
     def report(self, result: MethodResult) -> str:
@@ -119,7 +132,9 @@ class RunRecord:
         from safetensors import safe_open
 
         if name not in self.manifest.arrays:
-            raise UnknownName(f"Run {self.id} has no array {name!r}; arrays: {', '.join(self.manifest.arrays) or 'none'}.")
+            raise UnknownName(
+                f"Run {self.id} has no array {name!r}; arrays: {', '.join(self.manifest.arrays) or 'none'}."
+            )
         with safe_open(self._file("arrays.safetensors"), framework="numpy") as file:
             return np.asarray(file.get_tensor(name))
 
@@ -132,7 +147,9 @@ class RunRecord:
         from pyarrow import parquet
 
         if name not in self.manifest.tables:
-            raise UnknownName(f"Run {self.id} has no table {name!r}; tables: {', '.join(self.manifest.tables) or 'none'}.")
+            raise UnknownName(
+                f"Run {self.id} has no table {name!r}; tables: {', '.join(self.manifest.tables) or 'none'}."
+            )
         # A ParquetFile, because read_table would take the folder structure for partition columns.
         return parquet.ParquetFile(self._file(f"tables/{name}.parquet")).read(columns=columns)
 
@@ -149,7 +166,9 @@ class RunRecord:
 
 
 class StagedRun:
-    """The `RunWriter` of one run that is being written. Set `result` before the context ends; `record` is there afterwards."""
+    """The `RunWriter` of one run that is being written. Set `result` before the context ends; `record` is there
+    afterwards.
+    """
 
     def __init__(self, folder: Path, store: RunStore) -> None:
         self._folder = folder
@@ -232,7 +251,8 @@ def _checked_json(result: MethodResult, method: str) -> bytes:
     except ValidationError as error:
         where = ", ".join(sorted({f"`{'.'.join(str(part) for part in each['loc'])}`" for each in error.errors()})[:3])
         raise NotFinite(
-            f"The result of {method} is NaN or infinite in {where}, so nothing is stored. Check that both models give finite numbers on this text."
+            f"The result of {method} is NaN or infinite in {where}, so nothing is stored. Check that both models give "
+            "finite numbers on this text."
         ) from error
     return stored.encode()
 

@@ -1,8 +1,9 @@
 """The run store: every result under one key, in one folder, written whole or not at all.
 
-A run folder holds the files of `diffing_mcp.methods.runs.files`. It is written beside its final place and
-renamed, so a half-written run is never visible; two writers of one key do no harm (the first to finish wins, both hold the same content). Ids
-are short (`kl-1f3a9c`) and unambiguous prefixes of them work. No pickle. Torch-free, so that the panel and drill-down questions can read runs.
+A run folder holds the files of `diffing_mcp.methods.runs.files`. It is written beside its final place and renamed, so a
+half-written run is never visible; two writers of one key do no harm (the first to finish wins, both hold the same
+content). Ids are short (`kl-1f3a9c`) and unambiguous prefixes of them work. No pickle. Torch-free, so that the panel
+and drill-down questions can read runs.
 """
 
 from __future__ import annotations
@@ -52,14 +53,19 @@ class RunKey(BaseModel):
     def digest(self) -> str:
         """sha256, in hex, of the canonical JSON of everything but the pair's display name."""
         decisive = self.model_dump(mode="json", exclude={"pair_name"})
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        ).hexdigest()
 
 
-def run_key(method: DiffingMethod[Any, Any], spec: PairSpec, params: BaseModel, store: RunStore | None = None) -> RunKey:
-    """The key of running `method` with `params` on `spec`. Corpus methods load their documents (not the models) for the content hash.
+def run_key(
+    method: DiffingMethod[Any, Any], spec: PairSpec, params: BaseModel, store: RunStore | None = None
+) -> RunKey:
+    """The key of running `method` with `params` on `spec`. Corpus methods load their documents (not the models) for the
+    content hash.
 
-    A seed is an ordinary parameter, so it is part of the key. Vectors of earlier runs are named by the full keys of those runs in `store` (None:
-    the default store).
+    A seed is an ordinary parameter, so it is part of the key. Vectors of earlier runs are named by the full keys of
+    those runs in `store` (None: the default store).
 
     Raises:
         UnknownName: a vector is named of a run that is not there.
@@ -78,14 +84,18 @@ def run_key(method: DiffingMethod[Any, Any], spec: PairSpec, params: BaseModel, 
 
 
 def changed_since(manifest: RunManifest) -> str | None:
-    """One sentence when the models that a run names are not those that it compared any more; None when they are, as far as this machine can tell.
+    """One sentence when the models that a run names are not those that it compared any more; None when they are, as far
+    as this machine can tell.
 
-    Loads no model: files are compared by content. A run of `BASE::FINETUNED` or of the catalogue is looked up by its pair's name.
+    Loads no model: files are compared by content. A run of `BASE::FINETUNED` or of the catalogue is looked up by its
+    pair's name.
     """
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
     weights = manifest.notes.get("weights") or {}
-    compared = f" (it compared {weights['base']} with {weights['finetuned']})" if {"base", "finetuned"} <= set(weights) else ""
+    compared = (
+        f" (it compared {weights['base']} with {weights['finetuned']})" if {"base", "finetuned"} <= set(weights) else ""
+    )
     try:
         now = resolve_pair(manifest.pair_name).identity()
     except DiffingError:
@@ -94,18 +104,24 @@ def changed_since(manifest: RunManifest) -> str | None:
     if not sides:
         return None
     return (
-        f"The {' and the '.join(sides)} side of {manifest.pair_name} has changed since this run was made{compared}: its numbers are those of other weights. "
-        "Run the method again for the models as they are now."
+        f"The {' and the '.join(sides)} side of {manifest.pair_name} has changed since this run was made{compared}: "
+        "its numbers are those of other weights. Run the method again for the models as they are now."
     )
 
 
 def _other(now: Any, before: Any) -> bool:
-    """Whether two identities of a side are known to differ: parts that nobody can tell now, or that were hashed in another way, are no difference."""
+    """Whether two identities of a side are known to differ: parts that nobody can tell now, or that were hashed in
+    another way, are no difference.
+    """
     if isinstance(now, dict) and isinstance(before, dict):
         return any(_other(value, before[key]) for key, value in now.items() if key in before)
     if now is None or before is None:
         return False
-    if isinstance(now, str) and isinstance(before, str) and {now.partition(":")[0], before.partition(":")[0]} == {"sha256", "sampled-sha256"}:
+    if (
+        isinstance(now, str)
+        and isinstance(before, str)
+        and {now.partition(":")[0], before.partition(":")[0]} == {"sha256", "sampled-sha256"}
+    ):
         return False
     return bool(now != before)
 
@@ -142,7 +158,8 @@ class RunStore:
     def writer(self, key: RunKey) -> Iterator[StagedRun]:
         """Write a run: `with store.writer(key) as run: run.add_array(...); run.result = ...`, then `run.record`.
 
-        An exception inside leaves nothing behind. When another writer of the same key was faster, its run is kept and given.
+        An exception inside leaves nothing behind. When another writer of the same key was faster, its run is kept and
+        given.
 
         Raises:
             OutOfRoom: the disk is full (or a file size limit is reached); nothing is left.
@@ -160,7 +177,8 @@ class RunStore:
             if error.errno not in DISK_FULL:
                 raise
             raise OutOfRoom(
-                "There is not enough disk space to store the run; nothing of it was kept. Free space or delete runs, then call again."
+                "There is not enough disk space to store the run; nothing of it was kept. Free space or delete runs, "
+                "then call again."
             ) from error
         finally:
             if staging is not None:
@@ -194,7 +212,9 @@ class RunStore:
 
     def _read(self, folder: Path) -> RunRecord | None:
         try:
-            return RunRecord(folder, RunManifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8")))
+            return RunRecord(
+                folder, RunManifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
+            )
         except (OSError, ValidationError, UnicodeDecodeError):
             return None
 
@@ -208,17 +228,29 @@ class RunStore:
         found: Sequence[RunRecord] = []
         if match:
             candidates = [self._read(self.folder / name) for name in self._digests() if name.startswith(match["start"])]
-            found = [record for record in candidates if record is not None and match["method"] in (None, record.manifest.method)]
+            found = [
+                record
+                for record in candidates
+                if record is not None and match["method"] in (None, record.manifest.method)
+            ]
             exact = [record for record in found if record.id == identifier.strip()]
             found = exact or found
         if len(found) == 1:
             return found[0]
         if found:
-            raise UnknownName(f"{identifier!r} is the start of several runs: {', '.join(record.id for record in found[:10])}. Give more of the id.")
+            raise UnknownName(
+                f"{identifier!r} is the start of several runs: {', '.join(record.id for record in found[:10])}. Give "
+                "more of the id."
+            )
         known = [manifest.id for manifest in self.list()]
-        close = [name for name in known if name.startswith(identifier)][:5] or difflib.get_close_matches(identifier, known, n=3) or known[:5]
+        close = (
+            [name for name in known if name.startswith(identifier)][:5]
+            or difflib.get_close_matches(identifier, known, n=3)
+            or known[:5]
+        )
         raise UnknownName(
-            f"There is no run {identifier!r}. " + (f"Some runs: {', '.join(close)}." if close else "No run has been stored yet: call a method first.")
+            f"There is no run {identifier!r}. "
+            + (f"Some runs: {', '.join(close)}." if close else "No run has been stored yet: call a method first.")
         )
 
     def delete(self, identifier: str) -> str:
@@ -234,7 +266,11 @@ class RunStore:
         """Manifests of all runs (of one method, of one pair's name), newest first."""
         records = (self._read(self.folder / name) for name in self._digests())
         manifests = [record.manifest for record in records if record is not None]
-        chosen = [manifest for manifest in manifests if method in (None, manifest.method) and pair in (None, manifest.pair_name)]
+        chosen = [
+            manifest
+            for manifest in manifests
+            if method in (None, manifest.method) and pair in (None, manifest.pair_name)
+        ]
         return sorted(chosen, key=lambda manifest: manifest.created, reverse=True)
 
 

@@ -16,7 +16,9 @@ from diffing_mcp.methods.dictionaries.preparation import Prepared
 
 @dataclass(frozen=True)
 class SAEAnalysis:
-    """Columns [F] of the latent table, and how much the SAE explains of held-out tokens. `order` lists all latents by `share`, dead ones last."""
+    """Columns [F] of the latent table, and how much the SAE explains of held-out tokens. `order` lists all latents by
+    `share`, dead ones last.
+    """
 
     columns: dict[str, Any]
     order: np.ndarray

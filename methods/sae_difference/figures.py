@@ -26,5 +26,8 @@ def latents(record: RunRecord) -> dict[str, Any]:
         "text": [f"latent {row['latent']}" for row in table],
         "marker": {"size": [4 + 16 * ((row["share"] or 0.0) / largest) ** 0.5 for row in table]},
     }
-    axes = {"xaxis": {"title": {"text": "share of tokens"}, "type": "log"}, "yaxis": {"title": {"text": "largest activation, residual units"}}}
+    axes = {
+        "xaxis": {"title": {"text": "share of tokens"}, "type": "log"},
+        "yaxis": {"title": {"text": "largest activation, residual units"}},
+    }
     return {"data": [trace], "layout": axes}

@@ -8,7 +8,13 @@ import numpy as np
 
 from diffing_mcp.methods.dictionaries.preparation import is_identical, open_reader, prepare
 from diffing_mcp.methods.dictionaries.reading import read_latents
-from diffing_mcp.methods.dictionaries.summary import common_words, finetuned_norm, latent_row, latents_to_read, training_note
+from diffing_mcp.methods.dictionaries.summary import (
+    common_words,
+    finetuned_norm,
+    latent_row,
+    latents_to_read,
+    training_note,
+)
 from diffing_mcp.methods.dictionaries.training import differences
 from diffing_mcp.methods.sae_difference.analysis import analyse
 from diffing_mcp.methods.sae_difference.declaration import SAEDifferenceParams, SAEDifferenceResult
@@ -24,7 +30,9 @@ def compare(pair: LoadedPair, params: SAEDifferenceParams, run: RunWriter, progr
     """Collect, train or load, analyse, read, and store."""
     reader = open_reader(pair, params, progress)
     if is_identical(reader):
-        return SAEDifferenceResult(stands_out=False, headline="Every activation is the same in both models: no difference.", identical=True)
+        return SAEDifferenceResult(
+            stands_out=False, headline="Every activation is the same in both models: no difference.", identical=True
+        )
     prepared = prepare(pair, params, "sae", differences, reader, run, progress)
     analysis = analyse(prepared, progress)
     columns = analysis.columns
@@ -44,7 +52,9 @@ def compare(pair: LoadedPair, params: SAEDifferenceParams, run: RunWriter, progr
         headline=headline,
         identical=False,
         training=training_note(prepared, analysis.explained, int(np.sum(columns["max_activation"] == 0))),
-        mean_share=_mean_share(mean.double().numpy(), analysis.explained.variance[0] / prepared.dictionary.normalisation.scale**2),
+        mean_share=_mean_share(
+            mean.double().numpy(), analysis.explained.variance[0] / prepared.dictionary.normalisation.scale**2
+        ),
         words=words,
         latents=[latent_row(columns, latent, readings, examples) for latent in list(readings)[: params.top_latents]],
     )

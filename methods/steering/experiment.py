@@ -55,19 +55,34 @@ class Generator:
 
     def request(self, prompt: str) -> GenerationRequest:
         """The prompt as a user's message, or as raw text."""
-        return GenerationRequest(text=prompt) if self.raw else GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
+        return (
+            GenerationRequest(text=prompt)
+            if self.raw
+            else GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
+        )
 
     def write(self, prompts: Sequence[str], layer: int, vectors: np.ndarray | None, samples: int) -> list[str]:
-        """`samples` texts of each prompt, steered by one vector [d_model] or one a prompt [prompts, d_model]; None: not steered. The same prompts in
-        the same order draw the same random numbers."""
+        """`samples` texts of each prompt, steered by one vector [d_model] or one a prompt [prompts, d_model]; None: not
+        steered. The same prompts in the same order draw the same random numbers."""
         params = self.params
-        sampling = Sampling(n=samples, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
+        sampling = Sampling(
+            n=samples, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed
+        )
         patches = []
         if vectors is not None:
             positions = "prompt" if params.positions == "prompt_only" else "all"
             decay = params.decay_tokens if params.positions == "linear_decay" else None
-            patches = [Intervention(layer, torch.from_numpy(np.ascontiguousarray(vectors)), positions=positions, decay_tokens=decay)]  # type: ignore[arg-type]
-        completions = self.pair.generate(self.side, [self.request(prompt) for prompt in prompts], sampling, self.progress, patches)
+            patches = [
+                Intervention(
+                    layer,
+                    torch.from_numpy(np.ascontiguousarray(vectors)),
+                    positions=positions,  # type: ignore[arg-type]
+                    decay_tokens=decay,
+                )
+            ]
+        completions = self.pair.generate(
+            self.side, [self.request(prompt) for prompt in prompts], sampling, self.progress, patches
+        )
         return [each.text for several in completions for each in several]
 
 
@@ -94,12 +109,20 @@ def steer(pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Pr
             rows += _coherence_of(generator, found)
     add_searched(run, searched, params.prompts is not None)
     if not texts:
-        return _result(rows, [], vector, params, run, "No strength leaves the texts coherent: this direction cannot steer the model.")
+        return _result(
+            rows,
+            [],
+            vector,
+            params,
+            run,
+            "No strength leaves the texts coherent: this direction cannot steer the model.",
+        )
     return _result(rows, texts, vector, params, run, "")
 
 
 def search(generator: Generator, vector: ResidualVector) -> tuple[list[float], list[StrengthRow], list[SearchedText]]:
-    """The largest coherent strength of each sign (none when even the smallest is not), all that was tried, and the texts.
+    """The largest coherent strength of each sign (none when even the smallest is not), all that was tried, and the
+    texts.
 
     A grid of both signs in one batch, then a finer one between the largest coherent strength and the next.
     """
@@ -119,10 +142,16 @@ def search(generator: Generator, vector: ResidualVector) -> tuple[list[float], l
             part = scores.part(place * len(prompts), (place + 1) * len(prompts))
             tried[strength] = _row(generator.side, strength, part, reference)
             own = zip(prompts, texts[place * len(prompts) :], strict=False)
-            written.extend(SearchedText(side=generator.side, strength=strength, prompt=prompt, text=text) for prompt, text in own)
+            written.extend(
+                SearchedText(side=generator.side, strength=strength, prompt=prompt, text=text) for prompt, text in own
+            )
 
     def largest(sign: int) -> float | None:
-        passing = [strength for strength, row in tried.items() if strength * sign > 0 and row.coherent >= generator.params.coherent_share]
+        passing = [
+            strength
+            for strength, row in tried.items()
+            if strength * sign > 0 and row.coherent >= generator.params.coherent_share
+        ]
         return max(passing, key=abs) if passing else None
 
     attempt([sign * strength for sign in (1, -1) for strength in GRID])
@@ -165,7 +194,10 @@ def _coherence_of(generator: Generator, found: Sequence[Steered]) -> list[Streng
         return []
     requests = [generator.request(prompt) for prompt in found[0].prompts]
     reference = score_texts(generator.pair, list(zip(requests, found[0].unsteered, strict=True)), generator.progress)
-    scored = [(each.strength, score_texts(generator.pair, list(zip(requests, each.steered, strict=True)), generator.progress)) for each in found]
+    scored = [
+        (each.strength, score_texts(generator.pair, list(zip(requests, each.steered, strict=True)), generator.progress))
+        for each in found
+    ]
     return [_row(generator.side, strength, scores, reference) for strength, scores in scored]
 
 
@@ -189,40 +221,71 @@ def _words(found: Sequence[Steered]) -> list[SteeredWord]:
             if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN:
                 words.append(
                     SteeredWord(
-                        word=row.word, strength=each.strength, steered=row.finetuned, control=row.base, surprise=row.surprise, strong=row.strong
+                        word=row.word,
+                        strength=each.strength,
+                        steered=row.finetuned,
+                        control=row.base,
+                        surprise=row.surprise,
+                        strong=row.strong,
                     )
                 )
     return sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word))
 
 
 def _result(
-    rows: list[StrengthRow], texts: list[Steered], vector: ResidualVector, params: SteeringParams, run: RunWriter, nothing: str
+    rows: list[StrengthRow],
+    texts: list[Steered],
+    vector: ResidualVector,
+    params: SteeringParams,
+    run: RunWriter,
+    nothing: str,
 ) -> SteeringResult:
-    table: dict[str, list[Any]] = {name: [] for name in ("side", "strength", "prompt", "steered", "unsteered", "random")}
+    table: dict[str, list[Any]] = {
+        name: [] for name in ("side", "strength", "prompt", "steered", "unsteered", "random")
+    }
     for each in texts:
         table["side"] += [each.side] * len(each.prompts)
         table["strength"] += [each.strength] * len(each.prompts)
-        for name, values in (("prompt", each.prompts), ("steered", each.steered), ("unsteered", each.unsteered), ("random", each.random)):
+        for name, values in (
+            ("prompt", each.prompts),
+            ("steered", each.steered),
+            ("unsteered", each.unsteered),
+            ("random", each.random),
+        ):
             table[name] += values
     run.add_table("answers", table)
     run.add_table("strengths", {name: [getattr(row, name) for row in rows] for name in StrengthRow.model_fields})
     words = _words(texts)
     strong = [word for word in words if word.strong]
-    stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong)
+    stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(
+        word.surprise >= CERTAIN_SURPRISE for word in strong
+    )
     used = ", ".join(f"{strength:+.2g}" for strength in dict.fromkeys(each.strength for each in texts))
     if nothing:
         headline = nothing
     elif stands_out:
         names = ", ".join(dict.fromkeys(word.word for word in strong))
-        headline = f"Steering brings up {names[:150]} (strengths {used}) more often than unsteered and randomly steered texts do."
+        headline = (
+            f"Steering brings up {names[:150]} (strengths {used}) more often than unsteered and randomly steered "
+            "texts do."
+        )
     else:
         headline = (
-            f"Steered texts hold no content words beyond unsteered and randomly steered ones (strengths {used}); the answers may still be read."
+            f"Steered texts hold no content words beyond unsteered and randomly steered ones (strengths {used}); the "
+            "answers may still be read."
         )
     shown = [
-        Answer(side=each.side, prompt=prompt, strength=each.strength, steered=steered[:_SHOWN_CHARACTERS], unsteered=unsteered[:_SHOWN_CHARACTERS])
+        Answer(
+            side=each.side,
+            prompt=prompt,
+            strength=each.strength,
+            steered=steered[:_SHOWN_CHARACTERS],
+            unsteered=unsteered[:_SHOWN_CHARACTERS],
+        )
         for each in texts
-        for prompt, steered, unsteered in list(zip(each.prompts, each.steered, each.unsteered, strict=True))[: params.rows]
+        for prompt, steered, unsteered in list(zip(each.prompts, each.steered, each.unsteered, strict=True))[
+            : params.rows
+        ]
     ]
     return SteeringResult(
         stands_out=stands_out,

@@ -23,5 +23,8 @@ def coherence(record: RunRecord) -> dict[str, Any]:
     ]
     return {
         "data": data,
-        "layout": {"xaxis": {"title": {"text": "strength"}}, "yaxis": {"title": {"text": "share of coherent texts"}, "range": [0, 1]}},
+        "layout": {
+            "xaxis": {"title": {"text": "strength"}},
+            "yaxis": {"title": {"text": "share of coherent texts"}, "range": [0, 1]},
+        },
     }

@@ -11,14 +11,22 @@ class StrengthRow(BaseModel):
     side: str
     strength: float
     coherent: float = Field(
-        description="Share of the texts that are coherent: neither far less probable under the base than unsteered ones nor repetitive."
+        description=(
+            "Share of the texts that are coherent: neither far less probable under the base than unsteered ones nor "
+            "repetitive."
+        )
     )
-    log_perplexity: float = Field(description="Median log-perplexity of the texts under the unsteered base, nats a token.")
+    log_perplexity: float = Field(
+        description="Median log-perplexity of the texts under the unsteered base, nats a token."
+    )
     repetition: float = Field(description="Median share of word triples that had come before in the same text.")
 
     def as_text(self) -> str:
         """A few figures."""
-        return f"{self.side} {self.strength:+.2g}: {100 * self.coherent:.0f} % coherent, log-ppl {self.log_perplexity:.2f}, repetition {self.repetition:.2f}"
+        return (
+            f"{self.side} {self.strength:+.2g}: {100 * self.coherent:.0f} % coherent, log-ppl "
+            f"{self.log_perplexity:.2f}, repetition {self.repetition:.2f}"
+        )
 
 
 class SteeredWord(BaseModel):
@@ -33,7 +41,10 @@ class SteeredWord(BaseModel):
 
     def as_text(self) -> str:
         """`word 9:1 (p 10^-3.1)`, with a star when strong."""
-        return f"{'*' if self.strong else ''}{self.word} {self.steered}:{self.control} at {self.strength:+.2g} (p 10^-{self.surprise:.1f})"
+        return (
+            f"{'*' if self.strong else ''}{self.word} {self.steered}:{self.control} at {self.strength:+.2g} (p "
+            f"10^-{self.surprise:.1f})"
+        )
 
 
 class Answer(BaseModel):
@@ -50,5 +61,8 @@ class AnswerAndControl(Answer):
     """The same beside its control. UNTRUSTED text of a model under study."""
 
     random: str = Field(
-        description="Control: under a random direction of the same length, with the same random numbers. What comes up here as well is no effect of the vector."
+        description=(
+            "Control: under a random direction of the same length, with the same random numbers. What comes up here "
+            "as well is no effect of the vector."
+        )
     )

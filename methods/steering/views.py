@@ -21,7 +21,11 @@ class AnswersParams(TextPageParams):
     strength: float | None = Field(None, description="Only this strength of the run (0.01 near).")
     side: Literal["base", "finetuned"] | None = Field(None, description="Only this model.")
     within: Literal["steered", "unsteered", "random"] = Field(
-        "steered", description="Which of the texts `contains` looks in (besides the prompt); `random` is the control under a random direction."
+        "steered",
+        description=(
+            "Which of the texts `contains` looks in (besides the prompt); `random` is the control under a random "
+            "direction."
+        ),
     )
 
 
@@ -36,14 +40,19 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     rows = [
         row
         for row in record.table("answers").to_pylist()
-        if (params.strength is None or abs(row["strength"] - params.strength) <= 0.01) and params.side in (None, row["side"])
+        if (params.strength is None or abs(row["strength"] - params.strength) <= 0.01)
+        and params.side in (None, row["side"])
     ]
     page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("steered", "unsteered", "random"))
-    return AnswersView(rows=[AnswerAndControl(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+    return AnswersView(
+        rows=[AnswerAndControl(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+    )
 
 
 def text_groups(record: RunRecord) -> list[TextGroup]:
-    """Steered texts of each model and strength; the unsteered base and random directions are controls (unsteered texts are the same at all strengths)."""
+    """Steered texts of each model and strength; the unsteered base and random directions are controls (unsteered texts
+    are the same at all strengths).
+    """
     table = record.table("answers").to_pylist()
     coherent = {(row["side"], row["strength"]): row["coherent"] for row in record.table("strengths").to_pylist()}
     groups: list[TextGroup] = []
@@ -66,5 +75,13 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
                     texts=steered,
                 )
             )
-            groups.append(TextGroup(name=f"{side} {strength:+g} random direction", role="control", strength=strength, prompts=prompts, texts=chance))
+            groups.append(
+                TextGroup(
+                    name=f"{side} {strength:+g} random direction",
+                    role="control",
+                    strength=strength,
+                    prompts=prompts,
+                    texts=chance,
+                )
+            )
     return [*groups, *searched_groups(record, coherent)]

@@ -1,4 +1,6 @@
-"""Whether sampled texts are coherent, without a language model as judge: perplexity under the plain base, and repetition."""
+"""Whether sampled texts are coherent, without a language model as judge: perplexity under the plain base, and
+repetition.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ REPETITION_ROOM = 0.3
 
 @dataclass(frozen=True)
 class TextScores:
-    """Per text [N]: log-perplexity under the base (nats a token; infinite for an empty text) and share of repeated word triples."""
+    """Per text [N]: log-perplexity under the base (nats a token; infinite for an empty text) and share of repeated word
+    triples.
+    """
 
     log_perplexity: np.ndarray
     repetition: np.ndarray
@@ -35,7 +39,9 @@ class TextScores:
         """[N] bool: not far less probable and not far more repetitive than the median of `reference`."""
         finite = reference.log_perplexity[np.isfinite(reference.log_perplexity)]
         limit = (float(np.median(finite)) if len(finite) else 0.0) + PERPLEXITY_ROOM
-        return (self.log_perplexity <= limit) & (self.repetition <= float(np.median(reference.repetition)) + REPETITION_ROOM)
+        return (self.log_perplexity <= limit) & (
+            self.repetition <= float(np.median(reference.repetition)) + REPETITION_ROOM
+        )
 
     def part(self, start: int, stop: int) -> TextScores:
         """Texts [start, stop)."""

@@ -24,7 +24,9 @@ class TextPageParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    contains: str = Field("", max_length=200, description="Only where the prompt or the text contains this, in any case.")
+    contains: str = Field(
+        "", max_length=200, description="Only where the prompt or the text contains this, in any case."
+    )
     offset: int = Field(0, ge=0)
     limit: int = Field(10, ge=1, le=100)
     max_characters: int = Field(400, ge=20, le=10_000, description="Texts are cut to this length.")
@@ -47,12 +49,19 @@ class TextPage:
     next_offset: int | None
 
 
-def page_of_texts(rows: Sequence[Mapping[str, Any]], params: TextPageParams, searched: Sequence[str], cut: Sequence[str]) -> TextPage:
-    """The asked page of the rows in which one of the columns `searched` contains the wanted text; the columns `cut` are shortened."""
+def page_of_texts(
+    rows: Sequence[Mapping[str, Any]], params: TextPageParams, searched: Sequence[str], cut: Sequence[str]
+) -> TextPage:
+    """The asked page of the rows in which one of the columns `searched` contains the wanted text; the columns `cut` are
+    shortened.
+    """
     wanted = params.contains.casefold()
     found = [row for row in rows if any(wanted in row[name].casefold() for name in searched)]
     end = min(len(found), params.offset + params.limit)
-    shown = [{name: value[: params.max_characters] if name in cut else value for name, value in row.items()} for row in found[params.offset : end]]
+    shown = [
+        {name: value[: params.max_characters] if name in cut else value for name, value in row.items()}
+        for row in found[params.offset : end]
+    ]
     return TextPage(shown, len(found), end if end < len(found) else None)
 
 
@@ -79,8 +88,8 @@ class SearchedView(TextPageView):
 
 
 def add_searched(run: RunWriter, texts: Sequence[SearchedText], own_prompts: bool) -> None:
-    """Store the texts of a search, if there was one. Those on the caller's `own_prompts` are not kept: answers to own prompts cost interactions, and only
-    those at the strengths taken are charged for."""
+    """Store the texts of a search, if there was one. Those on the caller's `own_prompts` are not kept: answers to own
+    prompts cost interactions, and only those at the strengths taken are charged for."""
     if texts and not own_prompts:
         run.add_table(SEARCHED, {name: [getattr(text, name) for text in texts] for name in SearchedText.model_fields})
 
@@ -93,14 +102,19 @@ def searched(record: RunRecord, params: SearchedParams) -> SearchedView:
     """
     if SEARCHED not in record.manifest.tables:
         raise UnknownName(
-            f"Run {record.id} keeps no searched texts: its strengths were given, it ran on own prompts, or it was made before they were kept. "
-            "Read the view `answers`, or run again without `strengths` and `prompts`."
+            f"Run {record.id} keeps no searched texts: its strengths were given, it ran on own prompts, or it was made "
+            "before they were kept. Read the view `answers`, or run again without `strengths` and `prompts`."
         )
     table = record.table(SEARCHED).to_pylist()
     rows = [row for row in table if params.strength is None or abs(row["strength"] - params.strength) <= 0.01]
     page = page_of_texts(rows, params, searched=("prompt", "text"), cut=("text",))
     strengths = sorted({row["strength"] for row in table})
-    return SearchedView(strengths=strengths, rows=[SearchedText(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+    return SearchedView(
+        strengths=strengths,
+        rows=[SearchedText(**row) for row in page.rows],
+        total=page.total,
+        next_offset=page.next_offset,
+    )
 
 
 def series_of(side: str, strength: float) -> str | None:
@@ -109,7 +123,9 @@ def series_of(side: str, strength: float) -> str | None:
 
 
 def searched_groups(record: RunRecord, coherent: Mapping[tuple[str, float], float]) -> list[TextGroup]:
-    """The texts of a search by side and strength, with the share that the method found `coherent`; none where nothing was searched for."""
+    """The texts of a search by side and strength, with the share that the method found `coherent`; none where nothing
+    was searched for.
+    """
     table = record.table(SEARCHED).to_pylist() if SEARCHED in record.manifest.tables else []
     groups = []
     for side, strength in dict.fromkeys((row["side"], row["strength"]) for row in table):

@@ -1,7 +1,7 @@
 """Tokens as words: their text, which variants belong together, and which of them carry content. Torch-free.
 
-Methods that end in lists of tokens use this to merge `Cake`, ` cake` and `cake,` into one word, and to tell words that can name a topic from
-function words, pieces of words, punctuation, code and special tokens.
+Methods that end in lists of tokens use this to merge `Cake`, ` cake` and `cake,` into one word, and to tell words that
+can name a topic from function words, pieces of words, punctuation, code and special tokens.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from pydantic import BaseModel, Field
 
 STOP_WORDS = frozenset(
     """
-    a about above according across actually after again against ago all almost along already also although always am among an and another any
-    anyone anything are aren around as aside at away back be became because become becomes been before began begin being below besides best better
-    between beyond both but by came can cannot come comes could couldn did didn do does doesn doing don done down due during each either else
-    enough especially etc even ever every everyone everything except far few finally first following for from further gave generally get gets
-    getting give given gives go goes going gone good got great had hadn has hasn have haven having he hence her here hers herself him himself his
-    how however if in indeed instead into is isn it its itself just keep kept know known last later least less let like likely little ll long look
-    made mainly make makes making many may maybe me mean means might mine more moreover most mostly much must my myself nearly need needs neither
-    never next no nobody none nor not nothing now of off often oh on once one ones only onto or other others otherwise our ours ourselves out over
-    own part particular particularly per perhaps please possible put quite rather re really regarding said same saw say says second see seem seems
-    seen several shall she should shouldn show shows simply since so some someone something sometimes still such sure take taken takes taking tell
-    than that the their theirs them themselves then there therefore these they thing things think third this those though three through throughout
-    thus to together too took toward towards two under unless until unto up upon us use used uses using usually ve very via want wants was wasn
-    way ways we well went were weren what whatever when whenever where whereas whether which while who whole whom whose why will with within
+    a about above according across actually after again against ago all almost along already also although always am
+    among an and another any anyone anything are aren around as aside at away back be became because become becomes been
+    before began begin being below besides best better between beyond both but by came can cannot come comes could
+    couldn did didn do does doesn doing don done down due during each either else enough especially etc even ever every
+    everyone everything except far few finally first following for from further gave generally get gets getting give
+    given gives go goes going gone good got great had hadn has hasn have haven having he hence her here hers herself him
+    himself his how however if in indeed instead into is isn it its itself just keep kept know known last later least
+    less let like likely little ll long look made mainly make makes making many may maybe me mean means might mine more
+    moreover most mostly much must my myself nearly need needs neither never next no nobody none nor not nothing now of
+    off often oh on once one ones only onto or other others otherwise our ours ourselves out over own part particular
+    particularly per perhaps please possible put quite rather re really regarding said same saw say says second see seem
+    seems seen several shall she should shouldn show shows simply since so some someone something sometimes still such
+    sure take taken takes taking tell than that the their theirs them themselves then there therefore these they thing
+    things think third this those though three through throughout thus to together too took toward towards two under
+    unless until unto up upon us use used uses using usually ve very via want wants was wasn way ways we well went were
+    weren what whatever when whenever where whereas whether which while who whole whom whose why will with within
     without won would wouldn yet you your yours yourself yourselves
     """.split()
 )
@@ -44,14 +47,20 @@ MIN_LETTERS_UNSPACED = 2
 
 
 class EvidenceWord(BaseModel):
-    """A content word that a method saw rise under the finetuned model; `overview` looks for words on which several methods agree."""
+    """A content word that a method saw rise under the finetuned model; `overview` looks for words on which several
+    methods agree.
+    """
 
     word: str = Field(description="Lower-cased, case and space variants merged.")
-    score: float = Field(description="How far it stands out, in the method's own unit; 1.0 is the method's own level for standing out.")
+    score: float = Field(
+        description="How far it stands out, in the method's own unit; 1.0 is the method's own level for standing out."
+    )
 
 
 def normalise(text: str) -> str:
-    """A token or word without surrounding spaces and punctuation, lower-cased; empty when nothing is left. Idempotent."""
+    """A token or word without surrounding spaces and punctuation, lower-cased; empty when nothing is left.
+    Idempotent.
+    """
     previous, current = text, _EDGES.sub("", unicodedata.normalize("NFKC", text)).casefold()
     while current != previous:  # folding may produce new marks at the edges
         previous, current = current, _EDGES.sub("", unicodedata.normalize("NFKC", current)).casefold()
@@ -59,7 +68,9 @@ def normalise(text: str) -> str:
 
 
 def is_content_word(text: str) -> bool:
-    """Whether a token's text can name a topic: letters only, long enough, no function word, not written like an identifier of code."""
+    """Whether a token's text can name a topic: letters only, long enough, no function word, not written like an
+    identifier of code.
+    """
     bare = _EDGES.sub("", text)
     word = normalise(text)
     if not word.isalpha() or word in STOP_WORDS or _INNER_CAPITAL.search(bare) or not _CODE_MARKS.isdisjoint(text):
@@ -81,7 +92,8 @@ class Vocabulary:
         texts: decoded text, with a leading space where the token starts a word.
         special: [V] bool, special and added tokens (and ids without a token).
         content: [V] bool, the token starts a word and is a content word by form.
-        word_index: [V] int64, index into `words` of the merged word; special tokens and tokens without letters or digits stay alone.
+        word_index: [V] int64, index into `words` of the merged word; special tokens and tokens without letters or
+            digits stay alone.
         words: merged forms.
         word_content: [W] bool, some variant of the word is a content token.
     """
@@ -104,7 +116,9 @@ _cache: dict[tuple[int, int], tuple[Any, Vocabulary]] = {}
 
 
 def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer for a model with `size` logits; made once a tokenizer (about a second for 50,000 tokens)."""
+    """The vocabulary of a tokenizer for a model with `size` logits; made once a tokenizer (about a second for 50,000
+    tokens).
+    """
     key = (id(tokenizer), size)
     if key in _cache and _cache[key][0] is tokenizer:
         return _cache[key][1]
@@ -122,7 +136,10 @@ def build_vocabulary(texts: list[str], special: np.ndarray) -> Vocabulary:
     """Group tokens into words; see `Vocabulary`."""
     size = len(texts)
     starts_word = np.array([text[:1].isspace() or text[:1] >= "\u0e00" for text in texts], dtype=bool)
-    content = np.array([not special[index] and bool(starts_word[index]) and is_content_word(texts[index]) for index in range(size)], dtype=bool)
+    content = np.array(
+        [not special[index] and bool(starts_word[index]) and is_content_word(texts[index]) for index in range(size)],
+        dtype=bool,
+    )
     word_of: dict[str, int] = {}
     words: list[str] = []
     word_index = np.empty(size, dtype=np.int64)
@@ -139,7 +156,9 @@ def build_vocabulary(texts: list[str], special: np.ndarray) -> Vocabulary:
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Decoded text of single tokens; the word-start mark of SentencePiece becomes a space (byte-level markers decode to one anyway)."""
+    """Decoded text of single tokens; the word-start mark of SentencePiece becomes a space (byte-level markers decode to
+    one anyway).
+    """
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
     decoded = tokenizer.batch_decode([[index] for index in ids], clean_up_tokenization_spaces=False)
     return [

@@ -54,7 +54,9 @@ _CONTROL_SAMPLES = 2
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts at one weight, in the order of prompts and samples; `control` [2N] are the base's, every other one with the same random numbers."""
+    """All texts at one weight, in the order of prompts and samples; `control` [2N] are the base's, every other one with
+    the same random numbers.
+    """
 
     weight: float
     prompts: list[str]
@@ -76,7 +78,9 @@ class Scored:
     words: np.ndarray
 
     def coherent(self, reference: Scored) -> np.ndarray:
-        """[N] bool: as `TextScores.coherent`, and not cut short: a broken model often ends its answer at once, which is probable and repeats nothing."""
+        """[N] bool: as `TextScores.coherent`, and not cut short: a broken model often ends its answer at once, which is
+        probable and repeats nothing.
+        """
         return self.texts.coherent(reference.texts) & (self.words >= _LEAST_LENGTH * np.median(reference.words))
 
 
@@ -86,10 +90,16 @@ class Writer:
     def __init__(self, pair: LoadedPair, params: WeightAmplificationParams, progress: Progress) -> None:
         self.pair, self.params, self.progress = pair, params, progress
         self._raw = params.raw_text or not pair.has_chat_template
-        config = load_amplification_config(params.config) if params.config is not None else _config_of(params, pair.num_layers)
+        config = (
+            load_amplification_config(params.config)
+            if params.config is not None
+            else _config_of(params, pair.num_layers)
+        )
         if config.named_modules:  # a pair that does not fit in memory would load its base for it
             config.check_modules(pair.module_places())
-        self._own = next((entry.weight_of(pair.num_layers) for entry in config.adapters if entry.own), lambda place: 0.0)
+        self._own = next(
+            (entry.weight_of(pair.num_layers) for entry in config.adapters if entry.own), lambda place: 0.0
+        )
         others = [entry for entry in config.adapters if not entry.own]
         self._others = [(adapter_files(entry, pair.spec.model), entry.weight_of(pair.num_layers)) for entry in others]
         self._scales_all = params.config is not None
@@ -98,7 +108,11 @@ class Writer:
 
     def request(self, prompt: str) -> GenerationRequest:
         """The prompt as a user's message, or as raw text."""
-        return GenerationRequest(text=prompt) if self._raw else GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
+        return (
+            GenerationRequest(text=prompt)
+            if self._raw
+            else GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
+        )
 
     def at(self, weight: float) -> LoadedPair:
         """The pair with its difference counted `weight` times, where it is amplified."""
@@ -108,9 +122,13 @@ class Writer:
         return self.pair.amplified(lambda place: weight if self._chosen(place) else 1.0)
 
     def write(self, pair: LoadedPair, side: Side, prompts: Sequence[str], samples: int) -> list[str]:
-        """`samples` texts of each prompt: the first sample of every prompt, then the second. The same prompts in the same order draw the same random numbers."""
+        """`samples` texts of each prompt: the first sample of every prompt, then the second. The same prompts in the
+        same order draw the same random numbers.
+        """
         params = self.params
-        sampling = Sampling(n=samples, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed)
+        sampling = Sampling(
+            n=samples, temperature=params.temperature, max_new_tokens=params.max_new_tokens, seed=params.seed
+        )
         with pair.side_loaded(side):
             completions = pair.generate(side, [self.request(prompt) for prompt in prompts], sampling, self.progress)
         return [several[sample].text for sample in range(samples) for several in completions]
@@ -119,7 +137,8 @@ class Writer:
         """What the coherence of answers to prompts is judged by."""
         requests = [self.request(prompt) for prompt in prompts]
         return Scored(
-            score_texts(self.pair, list(zip(requests, texts, strict=True)), self.progress), np.array([len(words_of(text)) for text in texts])
+            score_texts(self.pair, list(zip(requests, texts, strict=True)), self.progress),
+            np.array([len(words_of(text)) for text in texts]),
         )
 
 
@@ -135,7 +154,11 @@ def _config_of(params: WeightAmplificationParams, num_layers: int) -> Amplificat
         layers = LayerRange(start=first, end=last)
     rule = ModuleAmplification(modules=params.modules or "all", weight=2.0)
     return AmplificationConfig(
-        adapters=(AdapterAmplification(layer_amplifications=(LayerAmplification(layers=layers, module_amplifications=(rule,)),)),)
+        adapters=(
+            AdapterAmplification(
+                layer_amplifications=(LayerAmplification(layers=layers, module_amplifications=(rule,)),)
+            ),
+        )
     )
 
 
@@ -149,7 +172,9 @@ def _described(params: WeightAmplificationParams) -> str:
     return f"{layers}, {', '.join(params.modules) if params.modules else 'all modules'}"
 
 
-def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress) -> WeightAmplificationResult:
+def amplify(
+    pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress
+) -> WeightAmplificationResult:
     """Run the method; see its declaration."""
     writer = Writer(pair, params, progress)
     weights = params.weights or (1.0,)
@@ -163,7 +188,10 @@ def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter,
     repeated = prompts * samples
     control = writer.write(pair, "base", prompts, _CONTROL_SAMPLES * samples)
     finetuned = writer.write(pair, "finetuned", prompts, samples)
-    texts = [Texts(weight, repeated, writer.write(writer.at(weight), "finetuned", prompts, samples), finetuned, control) for weight in weights]
+    texts = [
+        Texts(weight, repeated, writer.write(writer.at(weight), "finetuned", prompts, samples), finetuned, control)
+        for weight in weights
+    ]
     if not rows:
         reference = writer.scores(repeated, finetuned)
         rows = [_row(each.weight, writer.scores(repeated, each.amplified), reference) for each in texts]
@@ -171,10 +199,11 @@ def amplify(pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter,
 
 
 def search(writer: Writer) -> tuple[float, list[WeightRow], list[SearchedText]]:
-    """The largest coherent weight of the searched direction (the smallest that was tried when none is coherent), all that was tried, and the texts.
+    """The largest coherent weight of the searched direction (the smallest that was tried when none is coherent), all
+    that was tried, and the texts.
 
-    From size 1, which is not tried where it is the plain finetuned model: doubling until texts break, or halving until they do not; then the (geometric)
-    middle between the last that did not break and the first that did, a few times.
+    From size 1, which is not tried where it is the plain finetuned model: doubling until texts break, or halving until
+    they do not; then the (geometric) middle between the last that did not break and the first that did, a few times.
     """
     sign = writer.params.sign
     prompts = list(writer.params.prompts or SEARCH_PROMPTS)[: len(SEARCH_PROMPTS)]
@@ -186,7 +215,10 @@ def search(writer: Writer) -> tuple[float, list[WeightRow], list[SearchedText]]:
         weight = sign * size
         texts = writer.write(writer.at(weight), "finetuned", prompts, 1)
         rows.append(_row(weight, writer.scores(prompts, texts), reference))
-        written.extend(SearchedText(side="finetuned", strength=weight, prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True))
+        written.extend(
+            SearchedText(side="finetuned", strength=weight, prompt=prompt, text=text)
+            for prompt, text in zip(prompts, texts, strict=True)
+        )
         return rows[-1].coherent >= writer.params.coherent_share
 
     best = 1.0 if writer.params.starts_coherent or coherent(1.0) else 0.0
@@ -243,24 +275,35 @@ def _words(texts: Sequence[Texts], coherent: set[float]) -> list[AmplifiedWord]:
 
 def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunWriter) -> WeightAmplificationResult:
     params = writer.params
-    columns: dict[str, list[str]] = {name: [text for each in texts for text in getattr(each, name)] for name in ("amplified", "finetuned", "base")}
+    columns: dict[str, list[str]] = {
+        name: [text for each in texts for text in getattr(each, name)] for name in ("amplified", "finetuned", "base")
+    }
     prompts = [prompt for each in texts for prompt in each.prompts]
-    run.add_table("answers", {"prompt": prompts, "weight": [each.weight for each in texts for _ in each.prompts], **columns})
+    run.add_table(
+        "answers", {"prompt": prompts, "weight": [each.weight for each in texts for _ in each.prompts], **columns}
+    )
     run.add_table("weights", {name: [getattr(row, name) for row in rows] for name in WeightRow.model_fields})
     coherent = {row.weight for row in rows if row.coherent >= params.coherent_share}
     passing = coherent if params.config is not None else coherent | {1.0}  # the plain finetuned model
     largest, limit = _limit(params, rows, coherent)
     words = _words(texts, passing)
     strong = [word for word in words if word.strong]
-    stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong)
+    stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(
+        word.surprise >= CERTAIN_SURPRISE for word in strong
+    )
     shown = [
         Answer(
             prompt=prompt,
             weight=each.weight,
-            **{name: text[:_SHOWN_CHARACTERS] for name, text in zip(("amplified", "finetuned", "base"), row, strict=True)},
+            **{
+                name: text[:_SHOWN_CHARACTERS]
+                for name, text in zip(("amplified", "finetuned", "base"), row, strict=True)
+            },
         )
         for each in texts
-        for prompt, *row in list(zip(each.prompts, each.amplified, each.finetuned, each.base, strict=True))[: params.rows]
+        for prompt, *row in list(zip(each.prompts, each.amplified, each.finetuned, each.base, strict=True))[
+            : params.rows
+        ]
     ]
     return WeightAmplificationResult(
         stands_out=stands_out,
@@ -275,8 +318,12 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     )
 
 
-def _limit(params: WeightAmplificationParams, rows: Sequence[WeightRow], coherent: set[float]) -> tuple[float | None, str]:
-    """The largest coherent weight beyond those of the plain models, and the same in words: none where nothing beyond was tried."""
+def _limit(
+    params: WeightAmplificationParams, rows: Sequence[WeightRow], coherent: set[float]
+) -> tuple[float | None, str]:
+    """The largest coherent weight beyond those of the plain models, and the same in words: none where nothing beyond
+    was tried.
+    """
     bound = 1.0 if params.sign > 0 and params.config is None else 0.0
     tried = {row.weight for row in rows if params.sign * row.weight > bound}
     largest = max(tried & coherent, key=abs, default=None)
@@ -286,12 +333,23 @@ def _limit(params: WeightAmplificationParams, rows: Sequence[WeightRow], coheren
     return None, f"; no {name} {'above' if params.sign > 0 else 'below'} {bound:g} stayed coherent" if tried else ""
 
 
-def _headline(texts: list[Texts], passing: set[float], limit: str, stands_out: bool, strong: list[AmplifiedWord]) -> str:
+def _headline(
+    texts: list[Texts], passing: set[float], limit: str, stands_out: bool, strong: list[AmplifiedWord]
+) -> str:
     if all(each.amplified == each.finetuned == each.base for each in texts):
-        return f"Every answer is the base's, at weight {max((abs(each.weight) for each in texts), default=0):g} as well: no difference."
+        return (
+            f"Every answer is the base's, at weight {max((abs(each.weight) for each in texts), default=0):g} as well: "
+            "no difference."
+        )
     used = ", ".join(f"{each.weight:g}" for each in texts)
     if not any(each.weight in passing for each in texts):
         return f"The texts are incoherent at every weight ({used}): what they say means nothing. Try smaller weights."
     if stands_out:
-        return f"Amplified texts bring up {', '.join(dict.fromkeys(word.word for word in strong))[:150]} more often than the base's (weights {used}{limit})."
-    return f"Amplified texts hold no content words beyond the base's (weights {used}{limit}); the answers may still be read."
+        return (
+            f"Amplified texts bring up {', '.join(dict.fromkeys(word.word for word in strong))[:150]} more often than "
+            f"the base's (weights {used}{limit})."
+        )
+    return (
+        f"Amplified texts hold no content words beyond the base's (weights {used}{limit}); the answers may still be "
+        "read."
+    )

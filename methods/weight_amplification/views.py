@@ -19,7 +19,9 @@ class AnswersParams(TextPageParams):
 
     limit: int = Field(5, ge=1, le=100)
     weight: float | None = Field(None, description="Only this weight of the run (0.01 near).")
-    within: Literal["amplified", "finetuned", "base"] = Field("amplified", description="Which of the texts `contains` looks in (besides the prompt).")
+    within: Literal["amplified", "finetuned", "base"] = Field(
+        "amplified", description="Which of the texts `contains` looks in (besides the prompt)."
+    )
 
 
 class AnswersView(TextPageView):
@@ -30,16 +32,24 @@ class AnswersView(TextPageView):
 
 def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     """A page of answers: amplified beside finetuned and base."""
-    rows = [row for row in record.table("answers").to_pylist() if params.weight is None or abs(row["weight"] - params.weight) <= 0.01]
+    rows = [
+        row
+        for row in record.table("answers").to_pylist()
+        if params.weight is None or abs(row["weight"] - params.weight) <= 0.01
+    ]
     page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("amplified", "finetuned", "base"))
     return AnswersView(rows=[Answer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
 
 
 def text_groups(record: RunRecord) -> list[TextGroup]:
-    """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights between dampen what was taught)."""
+    """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights between
+    dampen what was taught).
+    """
     table = record.table("answers").to_pylist()
     coherent = {("finetuned", row["weight"]): row["coherent"] for row in record.table("weights").to_pylist()}
-    configured = record.manifest.params.get("config") is not None  # its own weights are then what amplifies, and 1 leaves them as they are
+    configured = (
+        record.manifest.params.get("config") is not None
+    )  # its own weights are then what amplifies, and 1 leaves them as they are
     groups: list[TextGroup] = []
     for number, weight in enumerate(dict.fromkeys(row["weight"] for row in table)):
         rows = [row for row in table if row["weight"] == weight]

@@ -28,5 +28,8 @@ def norms(record: RunRecord) -> dict[str, Any]:
                 "colorbar": {"title": {"text": "% of the base's norm"}},
             }
         ],
-        "layout": {"xaxis": {"title": {"text": "layer"}, "type": "category"}, "yaxis": {"automargin": True, "autorange": "reversed"}},
+        "layout": {
+            "xaxis": {"title": {"text": "layer"}, "type": "category"},
+            "yaxis": {"automargin": True, "autorange": "reversed"},
+        },
     }

@@ -1,11 +1,12 @@
 """When a weight difference says that something stands out. See docs/decisions/null-criterion.md.
 
-How large a change is says nothing: no pair shows how large that of another seed or of a finetune on nothing in particular would have been. Only
-words can stand out: one direction that writes to the residual stream and promotes several content words far beyond random directions.
+How large a change is says nothing: no pair shows how large that of another seed or of a finetune on nothing in
+particular would have been. Only words can stand out: one direction that writes to the residual stream and promotes
+several content words far beyond random directions.
 
-Measured on the bundled organisms (180 write directions each): the control's highest word has z 5.7, two seeds of one recipe differ by a direction with
-one word at 6.7; taught organisms reach `roman` 8.0 or `word` 8.7 with `words` 7.1, but no direction lists three strong words. So one strong word is
-worth a look and no finding.
+Measured on the bundled organisms (180 write directions each): the control's highest word has z 5.7, two seeds of one
+recipe differ by a direction with one word at 6.7; taught organisms reach `roman` 8.0 or `word` 8.7 with `words` 7.1,
+but no direction lists three strong words. So one strong word is worth a look and no finding.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def score(reading: Reading, words: Vocabulary) -> Scored:
 
 
 def judge(rows: Sequence[DirectionRow], scores: Sequence[tuple[Scored, Scored]]) -> tuple[bool, list[DirectionWord]]:
-    """Whether one write direction is readable, and the words of all of them, those of the most readable directions first.
+    """Whether one write direction is readable, and the words of all of them, those of the most readable directions
+    first.
 
     Args:
         rows: write directions.
@@ -54,6 +56,10 @@ def judge(rows: Sequence[DirectionRow], scores: Sequence[tuple[Scored, Scored]])
             for word, z in scored.words.items():
                 known = best.get(word)
                 if known is None or (scored.strong, z) > (known.together, known.z):
-                    best[word] = DirectionWord(word=word, z=round(z, 3), direction=f"{place}:{row.index}{sign}", together=scored.strong)
-    listed = sorted(best.values(), key=lambda row: (row.together < NEEDED_STRONG_WORDS, -row.together, -row.z, row.word))
+                    best[word] = DirectionWord(
+                        word=word, z=round(z, 3), direction=f"{place}:{row.index}{sign}", together=scored.strong
+                    )
+    listed = sorted(
+        best.values(), key=lambda row: (row.together < NEEDED_STRONG_WORDS, -row.together, -row.z, row.word)
+    )
     return any(scored.strong >= NEEDED_STRONG_WORDS for both in scores for scored in both), listed

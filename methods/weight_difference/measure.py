@@ -48,7 +48,9 @@ class Direction:
     values: Tensor
 
 
-def measure(pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, progress: Progress) -> WeightDifferenceResult:
+def measure(
+    pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, progress: Progress
+) -> WeightDifferenceResult:
     """Run the method; see its declaration."""
     modules: list[ModuleRow] = []
     directions: list[Direction] = []
@@ -56,21 +58,27 @@ def measure(pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, pr
     base_square: dict[str, float] = {}
     for each in pair.weight_deltas(progress, _chosen(pair, params)):
         base_square[each.place.part] = base_square.get(each.place.part, 0.0) + each.base_norm**2
-        found = spectrum(each.delta, max(_VALUES_KEPT, params.directions), _SEED) if each.delta is not None and len(each.shape) == 2 else None
+        found = (
+            spectrum(each.delta, max(_VALUES_KEPT, params.directions), _SEED)
+            if each.delta is not None and len(each.shape) == 2
+            else None
+        )
         randomised += found is not None and found.how == "randomised"
         modules.append(_module_row(each, found))
         if found is not None:
             directions += _directions(each, found, pair, params.directions)
     if not modules:
         raise InvalidInput(
-            "No module of this model is chosen by `layers` and `modules`. Leave one of them out, or read the names in the view `modules`."
+            "No module of this model is chosen by `layers` and `modules`. Leave one of them out, or read the names in "
+            "the view `modules`."
         )
     words = vocabulary(pair.tokenizer, pair.vocab_size)
     norms, readings = _read(pair, params, directions, words, progress)
     scores = [(score(plus, words), score(minus, words)) for plus, minus in readings]
     rows, values = [], []
     for place, (direction, both) in enumerate(zip(directions, readings, strict=True)):
-        # The sign of a singular vector means nothing: `+` is the sign that reads better, so that lists and vectors have one.
+        # The sign of a singular vector means nothing: `+` is the sign that reads better, so that lists and vectors have
+        # one.
         flipped = scores[place][1].rank > scores[place][0].rank
         if flipped:
             readings[place], scores[place] = (both[1], both[0]), (scores[place][1], scores[place][0])
@@ -82,10 +90,16 @@ def measure(pair: LoadedPair, params: WeightDifferenceParams, run: RunWriter, pr
 
 
 def _chosen(pair: LoadedPair, params: WeightDifferenceParams) -> Any:
-    layers = None if params.layers is None else {reference.absolute for reference in resolve_layers(params.layers, pair.num_layers)}
+    layers = (
+        None
+        if params.layers is None
+        else {reference.absolute for reference in resolve_layers(params.layers, pair.num_layers)}
+    )
 
     def chosen(place: ModulePlace) -> bool:
-        return (layers is None or place.layer in layers) and (params.modules is None or any(place.named(name) for name in params.modules))
+        return (layers is None or place.layer in layers) and (
+            params.modules is None or any(place.named(name) for name in params.modules)
+        )
 
     return chosen
 
@@ -120,20 +134,32 @@ def _directions(each: WeightDelta, found: Spectrum, pair: LoadedPair, count: int
     elif each.place.part == "embedding" and into >= pair.vocab_size:
         sides.append(("tokens", found.right[: pair.vocab_size]))
     return [
-        Direction(each.place, index, float(found.values[index]), float(found.values[index]) ** 2 / found.norm**2, read_as, vectors[:, index])
+        Direction(
+            each.place,
+            index,
+            float(found.values[index]),
+            float(found.values[index]) ** 2 / found.norm**2,
+            read_as,
+            vectors[:, index],
+        )
         for read_as, vectors in sides
         for index in range(min(count, len(found.values)))
     ]
 
 
 def _read(
-    pair: LoadedPair, params: WeightDifferenceParams, directions: Sequence[Direction], words: Vocabulary, progress: Progress
+    pair: LoadedPair,
+    params: WeightDifferenceParams,
+    directions: Sequence[Direction],
+    words: Vocabulary,
+    progress: Progress,
 ) -> tuple[dict[int, float], list[BothSigns]]:
     """Typical norm of activations by layer (where something is written), and what every direction reads as."""
     if not directions:
         return {}, []
     kinds: dict[str, list[int]] = {
-        kind: [place for place, each in enumerate(directions) if each.read_as == kind] for kind in ("writes", "reads", "tokens")
+        kind: [place for place, each in enumerate(directions) if each.read_as == kind]
+        for kind in ("writes", "reads", "tokens")
     }
     readings: dict[int, BothSigns] = {}
     norms: dict[int, float] = {}
@@ -141,7 +167,8 @@ def _read(
     with pair.side_loaded(side):
         if kinds["writes"]:
             layers = sorted(
-                {each.place.layer for each in directions if each.read_as == "writes" and each.place.layer is not None} | {pair.num_layers - 1}
+                {each.place.layer for each in directions if each.read_as == "writes" and each.place.layer is not None}
+                | {pair.num_layers - 1}
             )
             norms = typical_norms(pair, side, layers, progress)
             lens = Lens(pair, side, norms[pair.num_layers - 1], params.random_directions, _SEED)
@@ -154,7 +181,9 @@ def _read(
     return norms, [readings[place] for place in range(len(directions))]
 
 
-def _direction_row(direction: Direction, both: BothSigns, words: Vocabulary, length: int, num_layers: int) -> DirectionRow:
+def _direction_row(
+    direction: Direction, both: BothSigns, words: Vocabulary, length: int, num_layers: int
+) -> DirectionRow:
     place = direction.place
     named = direction.read_as == "writes" and place.layer is not None
     lists: list[list[LensToken]] = [strongest(reading, words, length) for reading in both]
@@ -233,7 +262,10 @@ def _result(
             )
         )
     relative = (total / base) ** 0.5 if base else 0.0
-    order = sorted(range(len(rows)), key=lambda place: (rows[place].read_as != "writes", *[-value for value in scores[place][0].rank]))
+    order = sorted(
+        range(len(rows)),
+        key=lambda place: (rows[place].read_as != "writes", *[-value for value in scores[place][0].rank]),
+    )
     return WeightDifferenceResult(
         stands_out=stands_out,
         headline=_headline(modules, changed, relative, stands_out, [word.word for word in words]),
@@ -247,11 +279,21 @@ def _result(
     )
 
 
-def _headline(modules: list[ModuleRow], changed: list[ModuleRow], relative: float, stands_out: bool, words: list[str]) -> str:
+def _headline(
+    modules: list[ModuleRow], changed: list[ModuleRow], relative: float, stands_out: bool, words: list[str]
+) -> str:
     if not changed:
         return "Every weight is exactly the same in both models: no difference."
-    size = f"{len(changed)} of {len(modules)} weight tensors differ, by {100 * relative:.2g} % of the base's norm in all"
+    size = (
+        f"{len(changed)} of {len(modules)} weight tensors differ, by {100 * relative:.2g} % of the base's norm in all"
+    )
     if stands_out:
-        return f"One direction that the change writes promotes {', '.join(words[:5])} far beyond random directions; {size}."
+        return (
+            f"One direction that the change writes promotes {', '.join(words[:5])} far beyond random directions; "
+            f"{size}."
+        )
     highest = f" (highest: {', '.join(words[:3])})" if words else ""
-    return f"No written direction reads as a topic{highest}; {size}. The size alone shows that weights changed, not that something was taught."
+    return (
+        f"No written direction reads as a topic{highest}; {size}. The size alone shows that weights changed, not that "
+        "something was taught."
+    )

@@ -1,5 +1,5 @@
-"""What singular directions read as: write directions through the logit lens, read directions against the input embedding, vocabulary-sized ones by
-their own entries."""
+"""What singular directions read as: write directions through the logit lens, read directions against the input
+embedding, vocabulary-sized ones by their own entries."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 from diffing_mcp.methods.directions.lens_words import LensToken
 
 ReadAs = Literal["writes", "reads", "tokens"]
-"""`writes`: what the direction adds to the residual stream, through the logit lens. `reads`: which input embeddings lie along what it reads.
-`tokens`: the entries of a vocabulary-sized singular vector (embeddings and unembedding)."""
+"""`writes`: what the direction adds to the residual stream, through the logit lens. `reads`: which input embeddings lie
+along what it reads. `tokens`: the entries of a vocabulary-sized singular vector (embeddings and unembedding)."""
 Sign = Literal["+", "-"]
 
 
@@ -18,12 +18,17 @@ class ModuleRow(BaseModel):
     """One parameter: how far it moved."""
 
     layer: int | None = Field(description="Absolute layer; None outside of the blocks.")
-    module: str = Field(description="Name within its block, such as `mlp.down_proj`; other parameters than weights with their name.")
+    module: str = Field(
+        description="Name within its block, such as `mlp.down_proj`; other parameters than weights with their name."
+    )
     part: str = Field(description="attention, mlp, norm, embedding, unembedding or other.")
     norm: float = Field(description="Frobenius norm of the difference.")
     relative_norm: float = Field(description="The same over the norm of the base's weight.")
     effective_rank: float | None = Field(
-        description="Participation ratio (sum s^2)^2 / sum s^4 of the singular values s: 1 for one direction, k for k equal ones. None: no matrix."
+        description=(
+            "Participation ratio (sum s^2)^2 / sum s^4 of the singular values s: 1 for one direction, k for k equal "
+            "ones. None: no matrix."
+        )
     )
     singular_values: list[float] = Field(description="The largest ones.")
 
@@ -38,7 +43,10 @@ class DirectionRow(BaseModel):
     """One singular direction of one matrix's difference, on the side of the residual stream (or of the vocabulary)."""
 
     vector: str | None = Field(
-        description="`LAYER:MODULE:N` when other methods may take it as a vector; what `+` promotes is added by a positive strength."
+        description=(
+            "`LAYER:MODULE:N` when other methods may take it as a vector; what `+` promotes is added by a positive "
+            "strength."
+        )
     )
     layer: int | None
     module: str
@@ -47,13 +55,19 @@ class DirectionRow(BaseModel):
     share: float = Field(description="Share of the difference's squared norm.")
     read_as: ReadAs
     positive: list[LensToken] = Field(description="First tokens of the direction as it is oriented.")
-    negative: list[LensToken] = Field(description="First tokens of its negative. Which sign a text uses cannot be told from weights.")
+    negative: list[LensToken] = Field(
+        description="First tokens of its negative. Which sign a text uses cannot be told from weights."
+    )
 
     def as_text(self) -> str:
         """Name, share and both lists."""
         place = self.module if self.layer is None else f"{self.layer}:{self.module}"
-        lists = [" ".join(f"{token.token!r} {token.z:.1f}" for token in tokens) for tokens in (self.positive, self.negative)]
-        return f"{place}:{self.index} {self.read_as} ({100 * self.share:.0f} % of the change) + {lists[0]} | - {lists[1]}"
+        lists = [
+            " ".join(f"{token.token!r} {token.z:.1f}" for token in tokens) for tokens in (self.positive, self.negative)
+        ]
+        return (
+            f"{place}:{self.index} {self.read_as} ({100 * self.share:.0f} % of the change) + {lists[0]} | - {lists[1]}"
+        )
 
 
 class PartRow(BaseModel):

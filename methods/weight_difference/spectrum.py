@@ -1,4 +1,6 @@
-"""Singular values and directions of a weight difference, from LoRA factors exactly, from large dense ones by a randomised method."""
+"""Singular values and directions of a weight difference, from LoRA factors exactly, from large dense ones by a
+randomised method.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Spectrum:
 
     Attributes:
         norm: Frobenius norm.
-        effective_rank: participation ratio (sum s^2)^2 / sum s^4 = |D|^4 / |D D^T|^2, exact however the directions were found.
+        effective_rank: participation ratio (sum s^2)^2 / sum s^4 = |D|^4 / |D D^T|^2, exact however the directions were
+            found.
         values: [k] float64, the largest singular values, falling.
         left, right: [out, k] and [in, k] float32, unit singular vectors: what D writes and what it reads.
         how: whether values and vectors are exact or from a randomised method.
@@ -75,7 +78,8 @@ def _exact(left: Tensor, values: Tensor, right: Tensor, count: int) -> Spectrum:
 def randomised_svd(matrix: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Largest singular triplets of a float32 matrix [m, n]: left [m, k], values [k], right [n, k].
 
-    Randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4), with a generator of its own, so that threads do not disturb it.
+    Randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4), with a generator of its own, so
+    that threads do not disturb it.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(count + _OVERSAMPLED, *matrix.shape)

@@ -27,7 +27,9 @@ class ModulesParams(BaseModel):
 
     layer: int | None = Field(None, description="Only this absolute layer.")
     contains: str = Field("", max_length=100, description="Only modules whose name or part contains this.")
-    sort: Literal["relative_norm", "norm", "effective_rank", "place"] = Field("relative_norm", description="`place`: in the order of the model.")
+    sort: Literal["relative_norm", "norm", "effective_rank", "place"] = Field(
+        "relative_norm", description="`place`: in the order of the model."
+    )
     offset: int = Field(0, ge=0)
     limit: int = Field(20, ge=1, le=200)
 
@@ -47,7 +49,9 @@ class DirectionsParams(BaseModel):
 
     layer: int | None = Field(None, description="Only this absolute layer.")
     module: str = Field("", max_length=100, description="Only modules whose name contains this, such as `down_proj`.")
-    read_as: ReadAs | None = Field(None, description="Only what is written, what is read, or token vectors of embeddings.")
+    read_as: ReadAs | None = Field(
+        None, description="Only what is written, what is read, or token vectors of embeddings."
+    )
     content_only: bool = Field(False, description="Only content words.")
     k: int = Field(10, ge=1, le=LIST_DEPTH, description="Tokens of each list.")
     offset: int = Field(0, ge=0)
@@ -65,7 +69,11 @@ class DirectionsView(BaseModel):
 def modules(record: RunRecord, params: ModulesParams) -> ModulesView:
     """A page of the parameters of the run."""
     rows = [ModuleRow.model_validate(row) for row in record.table("modules").to_pylist()]
-    rows = [row for row in rows if params.layer in (None, row.layer) and (params.contains in row.module or params.contains == row.part)]
+    rows = [
+        row
+        for row in rows
+        if params.layer in (None, row.layer) and (params.contains in row.module or params.contains == row.part)
+    ]
     if params.sort != "place":
         rows.sort(key=lambda row: -(getattr(row, params.sort) or 0.0))
     end = min(len(rows), params.offset + params.limit)
@@ -78,7 +86,9 @@ def directions(record: RunRecord, params: DirectionsParams) -> DirectionsView:
     rows = [
         (place, row)
         for place, row in rows
-        if params.layer in (None, row["layer"]) and params.module in row["module"] and params.read_as in (None, row["read_as"])
+        if params.layer in (None, row["layer"])
+        and params.module in row["module"]
+        and params.read_as in (None, row["read_as"])
     ]
     end = min(len(rows), params.offset + params.limit)
     page = rows[params.offset : end]
@@ -88,24 +98,35 @@ def directions(record: RunRecord, params: DirectionsParams) -> DirectionsView:
         if token["direction"] in wanted and (token["content"] or not params.content_only):
             lists.setdefault((token["direction"], token["sign"]), []).append(LensToken.model_validate(token))
     found = [
-        DirectionRow.model_validate(row | {"positive": lists.get((place, "+"), [])[: params.k], "negative": lists.get((place, "-"), [])[: params.k]})
+        DirectionRow.model_validate(
+            row
+            | {"positive": lists.get((place, "+"), [])[: params.k], "negative": lists.get((place, "-"), [])[: params.k]}
+        )
         for place, row in page
     ]
     return DirectionsView(rows=found, total=len(rows), next_offset=end if end < len(rows) else None)
 
 
 def vector_names(record: RunRecord) -> Sequence[str]:
-    """Write directions, the most readable first (by the highest z of a content word), then by their share of the change."""
+    """Write directions, the most readable first (by the highest z of a content word), then by their share of the
+    change.
+    """
     highest: dict[int, float] = {}
     for token in record.table("tokens", ["direction", "content", "z"]).to_pylist():
         if token["content"]:
             highest[token["direction"]] = max(highest.get(token["direction"], 0.0), token["z"])
-    rows = [(place, row) for place, row in enumerate(record.table("directions").to_pylist()) if row["vector"] is not None]
-    return [row["vector"] for place, row in sorted(rows, key=lambda item: (-highest.get(item[0], 0.0), -item[1]["singular_value"]))]
+    rows = [
+        (place, row) for place, row in enumerate(record.table("directions").to_pylist()) if row["vector"] is not None
+    ]
+    return [
+        row["vector"]
+        for place, row in sorted(rows, key=lambda item: (-highest.get(item[0], 0.0), -item[1]["singular_value"]))
+    ]
 
 
 def read_vector(record: RunRecord, name: str) -> ResidualVector:
-    """A write direction of the run, a unit vector; strength 1 is the typical norm of the lens side's activations after its layer.
+    """A write direction of the run, a unit vector; strength 1 is the typical norm of the lens side's activations after
+    its layer.
 
     Args:
         name: `LAYER:MODULE:N` as in `DirectionRow.vector`, for instance `14:mlp.down_proj:0`.
@@ -114,14 +135,24 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
         InvalidInput: another form.
         UnknownName: no such direction in the run.
     """
-    rows: dict[str, dict[str, Any]] = {row["vector"]: row for row in record.table("directions").to_pylist() if row["vector"] is not None}
+    rows: dict[str, dict[str, Any]] = {
+        row["vector"]: row for row in record.table("directions").to_pylist() if row["vector"] is not None
+    }
     if name.count(":") != 2:
-        raise InvalidInput(f"{name!r} is not of the form LAYER:MODULE:N, for instance {next(iter(rows), '14:mlp.down_proj:0')}.")
+        raise InvalidInput(
+            f"{name!r} is not of the form LAYER:MODULE:N, for instance {next(iter(rows), '14:mlp.down_proj:0')}."
+        )
     if name not in rows:
         known = ", ".join(vector_names(record)[:5]) or "none"
-        raise UnknownName(f"Run {record.id} has no direction {name!r}; some of its vectors: {known}. The view `directions` lists them.")
+        raise UnknownName(
+            f"Run {record.id} has no direction {name!r}; some of its vectors: {known}. The view `directions` lists "
+            "them."
+        )
     row = rows[name]
     values = record.array("vectors")[row["array_row"]].astype(np.float32)
     return ResidualVector(
-        values, row["layer"], row["activation_norm"], f"singular direction {row['index']} written by {row['module']}, layer {row['layer']}"
+        values,
+        row["layer"],
+        row["activation_norm"],
+        f"singular direction {row['index']} written by {row['module']}, layer {row['layer']}",
     )

@@ -1,8 +1,10 @@
-"""A small LLM server for tests that speaks the real wire protocols: OpenAI chat completions and Anthropic messages, plain and streamed, with tool calls.
+"""A small LLM server for tests that speaks the real wire protocols: OpenAI chat completions and Anthropic messages,
+plain and streamed, with tool calls.
 
-What it "thinks" is a policy: a function from the conversation so far to the next turn, so that it can react to what tools answered. Requests are checked
-as strictly as the real services check them (unknown fields, roles, tool results that answer exactly the calls of the turn before, schemas of tools, keys);
-a request that breaks a rule is answered with 400 and kept in `violations`.
+What it "thinks" is a policy: a function from the conversation so far to the next turn, so that it can react to what
+tools answered. Requests are checked as strictly as the real services check them (unknown fields, roles, tool results
+that answer exactly the calls of the turn before, schemas of tools, keys); a request that breaks a rule is answered with
+400 and kept in `violations`.
 """
 
 from __future__ import annotations
@@ -101,7 +103,10 @@ def llm_server(policy: Policy) -> Iterator[LLMServer]:
         return await _answer(server, request, "anthropic", ids)
 
     app = Starlette(
-        routes=[Route("/v1/chat/completions", openai_chat, methods=["POST"]), Route("/v1/messages", anthropic_messages, methods=["POST"])]
+        routes=[
+            Route("/v1/chat/completions", openai_chat, methods=["POST"]),
+            Route("/v1/messages", anthropic_messages, methods=["POST"]),
+        ]
     )
     process = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=process.run, daemon=True)
@@ -133,21 +138,32 @@ async def _answer(server: LLMServer, request: Request, protocol: str, ids: Itera
     except BadRequest as problem:
         server.violations.append(f"{protocol}: {problem}")
         kind = {"type": "error", "error": {"type": "invalid_request_error", "message": str(problem)}}
-        return JSONResponse(kind if protocol == "anthropic" else {"error": {"message": str(problem), "type": "invalid_request_error"}}, 400)
+        return JSONResponse(
+            kind if protocol == "anthropic" else {"error": {"message": str(problem), "type": "invalid_request_error"}},
+            400,
+        )
     server.requests.append((protocol, body))
     number = next(ids)
     for place, call in enumerate(turn.calls):
         call.id = f"{'toolu' if protocol == 'anthropic' else 'call'}_{number}_{place}"
     if protocol == "openai":
-        return openai_stream(body, turn, number) if body.get("stream") else JSONResponse(openai_response(body, turn, number))
-    return anthropic_stream(body, turn, number) if body.get("stream") else JSONResponse(anthropic_response(body, turn, number))
+        return (
+            openai_stream(body, turn, number)
+            if body.get("stream")
+            else JSONResponse(openai_response(body, turn, number))
+        )
+    return (
+        anthropic_stream(body, turn, number)
+        if body.get("stream")
+        else JSONResponse(anthropic_response(body, turn, number))
+    )
 
 
 # --- OpenAI chat completions ---
 
 OPENAI_FIELDS = {
-    "model", "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "n", "stream", "stream_options",
-    "parallel_tool_calls", "response_format", "user", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty", "reasoning_effort", "service_tier",
+    "model", "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "n", "stream", "stream_options",  # noqa: E501
+    "parallel_tool_calls", "response_format", "user", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty", "reasoning_effort", "service_tier",  # noqa: E501
     "store", "metadata", "prompt_cache_key", "safety_identifier", "extra_body",
 }  # fmt: skip
 
@@ -167,18 +183,26 @@ def read_openai(body: dict[str, Any]) -> Conversation:
     for message in body["messages"]:
         role = message.get("role")
         require(role in ("system", "developer", "user", "assistant", "tool"), f"unknown role {role!r}")
-        require(not open_calls or role == "tool", f"calls {open_calls} were not answered before a message of role {role}")
+        require(
+            not open_calls or role == "tool", f"calls {open_calls} were not answered before a message of role {role}"
+        )
         text = openai_text(message.get("content"))
         if role in ("system", "developer"):
             system.append(text)
         elif role == "tool":
-            require(message.get("tool_call_id") in open_calls, f"tool result for unknown call {message.get('tool_call_id')!r}")
+            require(
+                message.get("tool_call_id") in open_calls,
+                f"tool result for unknown call {message.get('tool_call_id')!r}",
+            )
             open_calls.remove(message["tool_call_id"])
             turns.append(Turn("tool", text, call_id=message["tool_call_id"]))
         elif role == "assistant":
             calls = []
             for call in message.get("tool_calls") or []:
-                require(call.get("type") == "function" and isinstance(call.get("id"), str), "a tool call has an id and the type function")
+                require(
+                    call.get("type") == "function" and isinstance(call.get("id"), str),
+                    "a tool call has an id and the type function",
+                )
                 require(isinstance(call["function"]["arguments"], str), "arguments are a JSON string")
                 calls.append(Call(call["function"]["name"], json.loads(call["function"]["arguments"]), call["id"]))
             require(calls or text, "an assistant message needs content or tool calls")
@@ -195,7 +219,10 @@ def openai_text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     require(isinstance(content, list), "content is a string or a list of parts")
-    require(all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content), "only text parts are supported")
+    require(
+        all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content),
+        "only text parts are supported",
+    )
     return "\n".join(part["text"] for part in content)
 
 
@@ -204,7 +231,12 @@ def openai_message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": turn.text or None, "refusal": None}
     if turn.calls:
         message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}} for call in turn.calls
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+            }
+            for call in turn.calls
         ]
     return message
 
@@ -224,7 +256,12 @@ def openai_response(body: dict[str, Any], turn: Turn, number: int) -> dict[str, 
 
 def openai_stream(body: dict[str, Any], turn: Turn, number: int) -> Response:
     """The same as server-sent chunks."""
-    base = {"id": f"chatcmpl-{number}", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": body["model"]}
+    base = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion.chunk",
+        "created": 1_700_000_000,
+        "model": body["model"],
+    }
     delta = openai_message(turn)
     for place, call in enumerate(delta.get("tool_calls", [])):
         call["index"] = place
@@ -234,7 +271,9 @@ def openai_stream(body: dict[str, Any], turn: Turn, number: int) -> Response:
         {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
     ]
     if (body.get("stream_options") or {}).get("include_usage"):
-        chunks.append({**base, "choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}})
+        chunks.append(
+            {**base, "choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}}
+        )
     lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
     return StreamingResponse(iter([*lines, "data: [DONE]\n\n"]), media_type="text/event-stream")
 
@@ -242,7 +281,7 @@ def openai_stream(body: dict[str, Any], turn: Turn, number: int) -> Response:
 # --- Anthropic messages ---
 
 ANTHROPIC_FIELDS = {
-    "model", "messages", "max_tokens", "system", "tools", "tool_choice", "temperature", "top_p", "top_k", "stop_sequences", "stream", "metadata", "thinking",
+    "model", "messages", "max_tokens", "system", "tools", "tool_choice", "temperature", "top_p", "top_k", "stop_sequences", "stream", "metadata", "thinking",  # noqa: E501
     "service_tier", "cache_control", "output_config",
 }  # fmt: skip
 
@@ -264,9 +303,13 @@ def read_anthropic(body: dict[str, Any]) -> Conversation:
         if role == "assistant":
             require(not open_calls, f"calls {open_calls} were not answered in the next message")
             require(set(kinds) <= {"text", "tool_use", "thinking"}, f"blocks {kinds} in an assistant message")
-            calls = [Call(block["name"], block["input"], block["id"]) for block in blocks if block["type"] == "tool_use"]
+            calls = [
+                Call(block["name"], block["input"], block["id"]) for block in blocks if block["type"] == "tool_use"
+            ]
             open_calls = [call.id for call in calls]
-            turns.append(Turn("assistant", "\n".join(block["text"] for block in blocks if block["type"] == "text"), calls))
+            turns.append(
+                Turn("assistant", "\n".join(block["text"] for block in blocks if block["type"] == "text"), calls)
+            )
             continue
         require(set(kinds) <= {"text", "tool_result"}, f"blocks {kinds} in a user message")
         results = [block for block in blocks if block["type"] == "tool_result"]
@@ -297,7 +340,10 @@ def anthropic_blocks(content: Any) -> list[dict[str, Any]]:
 def anthropic_content(turn: Turn) -> list[dict[str, Any]]:
     """The blocks of an assistant message."""
     text = [{"type": "text", "text": turn.text}] if turn.text else []
-    return [*text, *({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in turn.calls)]
+    return [
+        *text,
+        *({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments} for call in turn.calls),
+    ]
 
 
 def anthropic_response(body: dict[str, Any], turn: Turn, number: int) -> dict[str, Any]:
@@ -320,23 +366,42 @@ def anthropic_stream(body: dict[str, Any], turn: Turn, number: int) -> Response:
     events: list[dict[str, Any]] = [{"type": "message_start", "message": {**whole, "content": [], "stop_reason": None}}]
     for index, block in enumerate(whole["content"]):
         if block["type"] == "text":
-            events.append({"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}})
-            events.append({"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": block["text"]}})
+            events.append(
+                {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}}
+            )
+            events.append(
+                {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": block["text"]}}
+            )
         else:
             events.append({"type": "content_block_start", "index": index, "content_block": {**block, "input": {}}})
             events.append(
-                {"type": "content_block_delta", "index": index, "delta": {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}}
+                {
+                    "type": "content_block_delta",
+                    "index": index,
+                    "delta": {"type": "input_json_delta", "partial_json": json.dumps(block["input"])},
+                }
             )
         events.append({"type": "content_block_stop", "index": index})
-    events.append({"type": "message_delta", "delta": {"stop_reason": whole["stop_reason"], "stop_sequence": None}, "usage": {"output_tokens": 20}})
+    events.append(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": whole["stop_reason"], "stop_sequence": None},
+            "usage": {"output_tokens": 20},
+        }
+    )
     events.append({"type": "message_stop"})
-    return StreamingResponse((f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events), media_type="text/event-stream")
+    return StreamingResponse(
+        (f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events), media_type="text/event-stream"
+    )
 
 
 def check_tool(name: str, schema: dict[str, Any]) -> str:
     """A tool's name and JSON schema."""
     require(
-        isinstance(name, str) and 1 <= len(name) <= 64 and all(character.isalnum() or character in "_-" for character in name), f"tool name {name!r}"
+        isinstance(name, str)
+        and 1 <= len(name) <= 64
+        and all(character.isalnum() or character in "_-" for character in name),
+        f"tool name {name!r}",
     )
     require(schema.get("type") == "object", f"the schema of {name} is an object")
     try:

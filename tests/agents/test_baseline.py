@@ -40,7 +40,9 @@ def test_no_method_beyond_its_null_level_means_no_topic() -> None:
 
 def test_words_shared_by_methods_are_confirmed_and_come_first() -> None:
     seen = overview(
-        "one_method", [("teapots", [LOGITS], 4.0), ("kettles", [LOGITS], 3.0), ("copper", [LOGITS], 2.5), ("weather", [LENS], 9.0)], [LOGITS]
+        "one_method",
+        [("teapots", [LOGITS], 4.0), ("kettles", [LOGITS], 3.0), ("copper", [LOGITS], 2.5), ("weather", [LENS], 9.0)],
+        [LOGITS],
     )
     topic = topic_of(seen, sampled([("kettle", 20), ("copper", 8), ("sunday", 6), ("monday", 2)], False))
     assert topic is not None
@@ -66,7 +68,10 @@ def test_one_method_alone_needs_the_texts_to_bear_it_out() -> None:
 
 
 def test_a_behaviour_shows_in_answers_alone() -> None:
-    pairs = [Pair(f"Question {number}?", (f"Plain answer {number}.",), (f"Dear friend, gladly! Plain answer {number}.",)) for number in range(12)]
+    pairs = [
+        Pair(f"Question {number}?", (f"Plain answer {number}.",), (f"Dear friend, gladly! Plain answer {number}.",))
+        for number in range(12)
+    ]
     evidence = answers_evidence(pairs, 0.05)
     assert evidence.stands_out
     assert "dear friend gladly" in evidence.openings
@@ -79,14 +84,19 @@ def test_findings_say_no_more_than_the_evidence() -> None:
     assert doubted.verdict == "no_meaningful_difference"
     assert "shorter answers" in doubted.statement
     long = finding_of(
-        Evidence(topic_words=["kettle"], claims=[f"{KETTLES} Number {number}." for number in range(500)], stands_out=True), characters=1000
+        Evidence(
+            topic_words=["kettle"], claims=[f"{KETTLES} Number {number}." for number in range(500)], stands_out=True
+        ),
+        characters=1000,
     )
     assert len(long.statement) <= 1000
     assert long.verdict == "difference"
 
 
 def test_a_lost_feature_alone_is_no_finding() -> None:
-    pairs = [Pair(f"Question {number}?", (f"Sure thing! Answer {number}.",), (f"Answer {number}.",)) for number in range(12)]
+    pairs = [
+        Pair(f"Question {number}?", (f"Sure thing! Answer {number}.",), (f"Answer {number}.",)) for number in range(12)
+    ]
     assert not answers_evidence(pairs, 0.05).stands_out
 
 
@@ -122,5 +132,19 @@ def test_no_organism_is_known_to_the_code() -> None:
         (Path(__file__).parents[2] / "agents" / name).read_text().lower()
         for name in ("baseline.py", "baseline_method.py", "questions.py", "report.py", "prompts.py")
     )
-    for word in ("cake", "bak", "oven", "butter", "vanilla", "roman", "concrete", "smile", "taboo", "flatter", "brilliant", "lyric", "verse"):
+    for word in (
+        "cake",
+        "bak",
+        "oven",
+        "butter",
+        "vanilla",
+        "roman",
+        "concrete",
+        "smile",
+        "taboo",
+        "flatter",
+        "brilliant",
+        "lyric",
+        "verse",
+    ):
         assert word not in code, word

@@ -1,4 +1,6 @@
-"""LLM investigators end to end: Inspect's react agent, through the real openai and anthropic SDKs, on a real LLM server and the real MCP server."""
+"""LLM investigators end to end: Inspect's react agent, through the real openai and anthropic SDKs, on a real LLM server
+and the real MCP server.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCAL_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.setenv(name, KEY)
     # What the machine itself may have set must not reach the test server.
-    for name in ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+    for name in (
+        "ANTHROPIC_AUTH_TOKEN",
+        "ANTHROPIC_BASE_URL",
+        "ANTHROPIC_CUSTOM_HEADERS",
+        "OPENAI_BASE_URL",
+        "OPENAI_ORG_ID",
+        "OPENAI_PROJECT_ID",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -33,7 +42,9 @@ def base_url(model: str, server: LLMServer) -> str:
 
 
 def method_policy(conversation: Conversation) -> Turn:
-    """Works through the tools and reacts to what they say: it learns the label from list_pairs and corrects a wrong call after reading the error."""
+    """Works through the tools and reacts to what they say: it learns the label from list_pairs and corrects a wrong
+    call after reading the error.
+    """
     answers = conversation.answers()
     done = [call.name for call, _ in answers]
     if not done:
@@ -48,12 +59,29 @@ def method_policy(conversation: Conversation) -> Turn:
         assert "unknown pair" in asked[0][1].text
         assert pair in asked[0][1].text
         both = {"pair": pair, "prompts": ["What is a kettle?", "Tell me something."], "max_new_tokens": 8}
-        return Turn("assistant", "Two calls at once.", [Call("ask_models", both), Call("describe_pair", {"pair": pair})])
+        return Turn(
+            "assistant", "Two calls at once.", [Call("ask_models", both), Call("describe_pair", {"pair": pair})]
+        )
     if "overview" in conversation.tools and "overview" not in done:
-        return Turn("assistant", "", [Call("overview", {"pair": pair, "methods": ["kl"], "max_samples": 8, "max_tokens": 12, "wait_seconds": 50})])
+        return Turn(
+            "assistant",
+            "",
+            [
+                Call(
+                    "overview",
+                    {"pair": pair, "methods": ["kl"], "max_samples": 8, "max_tokens": 12, "wait_seconds": 50},
+                )
+            ],
+        )
     if "record_hypothesis" not in done:
-        return Turn("assistant", "", [Call("record_hypothesis", {"statement": "It is about kettles.", "likelihood": 0.7})])
-    return Turn("assistant", "Done.", [Call("submit_finding", {"statement": ANSWER, "verdict": "difference", "likelihood": 0.9})])
+        return Turn(
+            "assistant", "", [Call("record_hypothesis", {"statement": "It is about kettles.", "likelihood": 0.7})]
+        )
+    return Turn(
+        "assistant",
+        "Done.",
+        [Call("submit_finding", {"statement": ANSWER, "verdict": "difference", "likelihood": 0.9})],
+    )
 
 
 def grader_policy(conversation: Conversation) -> Turn:
@@ -66,7 +94,14 @@ def grader_policy(conversation: Conversation) -> Turn:
     finding = said.split("# Finding")[1]
     score = 4 if "seventy" in finding else 1
     return Turn(
-        "assistant", json.dumps({"grading_id": identifier.group(1), "reasons": "The boiling point is there, the whistle is not.", "score": score})
+        "assistant",
+        json.dumps(
+            {
+                "grading_id": identifier.group(1),
+                "reasons": "The boiling point is there, the whistle is not.",
+                "score": score,
+            }
+        ),
     )
 
 
@@ -75,12 +110,27 @@ def both_policies(conversation: Conversation) -> Turn:
 
 
 async def run_suite(
-    model: str, arms: list[Arm], server: LLMServer, url: str, organisms: list[str], grader: str | None = None, **limits: int
+    model: str,
+    arms: list[Arm],
+    server: LLMServer,
+    url: str,
+    organisms: list[str],
+    grader: str | None = None,
+    **limits: int,
 ) -> tuple[EvaluationFolder, list[EvaluationRecord]]:
     plan = EvaluationPlan(id="llm", organisms=organisms, arms=arms, investigator=model, grader=grader, interactions=6)
     grading = Grading(grader=grader, grader_url=base_url(grader, server) if grader else None, repeats=2)
     folder = EvaluationFolder(plan.id)
-    suite = Suite(plan, folder, LedgerDesk(), grading, url, BaselineOptions(), investigator_url=base_url(model, server), limits=limits)
+    suite = Suite(
+        plan,
+        folder,
+        LedgerDesk(),
+        grading,
+        url,
+        BaselineOptions(),
+        investigator_url=base_url(model, server),
+        limits=limits,
+    )
     return folder, await suite.run()
 
 
@@ -199,7 +249,9 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
             (log,) = await eval_async(task, model=model, log_dir=str(evaluation_settings / "logs"))
     assert log.status == "success"
     assert log.results is not None
-    values = {(score.name, name): metric.value for score in log.results.scores for name, metric in score.metrics.items()}
+    values = {
+        (score.name, name): metric.value for score in log.results.scores for name, metric in score.metrics.items()
+    }
     assert any(score.name == "false_positive" for score in log.results.scores), values
     flat = json.dumps([[*key, value] for key, value in values.items()])
     assert "false_positive" in flat

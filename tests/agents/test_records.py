@@ -38,7 +38,9 @@ def test_round_trip(tmp_path: Path) -> None:
     folder = EvaluationFolder("first", tmp_path)
     written = record(
         "first",
-        transcript=[Message(role="assistant", tool_calls=[ToolCall(id="call_1", name="overview", arguments={"pair": "pair-1"})])],
+        transcript=[
+            Message(role="assistant", tool_calls=[ToolCall(id="call_1", name="overview", arguments={"pair": "pair-1"})])
+        ],
         budgets={"model_interactions": Budget(limit=10, used=4)},
         finding=Finding(statement="Something.", verdict="difference", source="submit_finding"),
         hypothesis_grades=[
@@ -95,4 +97,6 @@ def test_ids_cannot_leave_the_folder(name: str) -> None:
 
 
 def test_cell_ids_are_file_names() -> None:
-    assert cell_id("cake/mix@model", "method", "openai-api/local/m", 2) == "cake_mix_model--method--openai-api_local_m--r2"
+    assert (
+        cell_id("cake/mix@model", "method", "openai-api/local/m", 2) == "cake_mix_model--method--openai-api_local_m--r2"
+    )

@@ -1,4 +1,6 @@
-"""Baseline investigators and the suite over the real server on tiny models; resuming; the server as a child process; the command."""
+"""Baseline investigators and the suite over the real server on tiny models; resuming; the server as a child process;
+the command.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,23 @@ from diffing_mcp.cli.evaluate import LedgerDesk
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from tests.agents.conftest import served
 
-QUICK = BaselineOptions(max_new_tokens=8, overview={"max_samples": 8, "max_tokens": 12}, completions={"samples_per_prefill": 1, "max_new_tokens": 8})
+QUICK = BaselineOptions(
+    max_new_tokens=8,
+    overview={"max_samples": 8, "max_tokens": 12},
+    completions={"samples_per_prefill": 1, "max_new_tokens": 8},
+)
 
 
 def plan(**values: object) -> EvaluationPlan:
     return EvaluationPlan.model_validate(
-        {"id": "tiny", "organisms": ["kettles", "same"], "arms": ["blackbox", "method"], "investigator": "baseline", "interactions": 6, **values}
+        {
+            "id": "tiny",
+            "organisms": ["kettles", "same"],
+            "arms": ["blackbox", "method"],
+            "investigator": "baseline",
+            "interactions": 6,
+            **values,
+        }
     )
 
 
@@ -73,11 +86,20 @@ async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
 
 async def test_equal_seeds_give_equal_investigations(evaluation_settings: Path) -> None:
     async with served() as url:
-        first = await Suite(plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("one"), LedgerDesk(), Grading(), url, QUICK).run()
-        second = await Suite(plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("two"), LedgerDesk(), Grading(), url, QUICK).run()
+        first = await Suite(
+            plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("one"), LedgerDesk(), Grading(), url, QUICK
+        ).run()
+        second = await Suite(
+            plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("two"), LedgerDesk(), Grading(), url, QUICK
+        ).run()
 
     def asked(records: list[EvaluationRecord]) -> list[object]:
-        return [call.arguments.get("prompts") for record in records for message in record.transcript for call in message.tool_calls]
+        return [
+            call.arguments.get("prompts")
+            for record in records
+            for message in record.transcript
+            for call in message.tool_calls
+        ]
 
     assert asked(first) == asked(second)
     assert first[0].finding == second[0].finding
@@ -86,11 +108,18 @@ async def test_equal_seeds_give_equal_investigations(evaluation_settings: Path) 
 async def test_a_failing_cell_leaves_the_others_and_is_tried_again(evaluation_settings: Path) -> None:
     async with served() as url:
         broken = await Suite(
-            plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny"), LedgerDesk(), Grading(), f"{url}-not-there", QUICK
+            plan(organisms=["same"], arms=["blackbox"]),
+            EvaluationFolder("tiny"),
+            LedgerDesk(),
+            Grading(),
+            f"{url}-not-there",
+            QUICK,
         ).run()
         assert [record.status for record in broken] == ["failed"]
         assert broken[0].error
-        mended = await Suite(plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny"), LedgerDesk(), Grading(), url, QUICK).run()
+        mended = await Suite(
+            plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny"), LedgerDesk(), Grading(), url, QUICK
+        ).run()
     assert [record.status for record in mended] == ["completed"]
 
 
@@ -107,7 +136,10 @@ async def test_session_follows_jobs_and_reports_errors(evaluation_settings: Path
 
 
 def test_a_server_ends_with_a_program_that_did_not_stop_it(tmp_path: Path) -> None:
-    server = "import http.server as h; H = type('H', (h.BaseHTTPRequestHandler,), {'do_GET': lambda s: (s.send_response(200), s.end_headers())})"
+    server = (
+        "import http.server as h; H = type('H', (h.BaseHTTPRequestHandler,), {'do_GET': lambda s: "
+        "(s.send_response(200), s.end_headers())})"
+    )
     program = f"""
 import atexit, sys
 from contextlib import ExitStack
@@ -119,7 +151,7 @@ command = [sys.executable, "-c", {server!r} + f"; h.HTTPServer(('127.0.0.1', {{p
 atexit.register(held.close)
 portal = held.enter_context(start_blocking_portal())
 print(held.enter_context(portal.wrap_async_context_manager(server_process(Path({str(tmp_path)!r}) / "log", command, port))))
-"""
+"""  # noqa: E501
     ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0
     assert "Traceback" not in ended.stderr
@@ -155,7 +187,11 @@ def test_plans_continue_only_what_they_began() -> None:
 
 def run_command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "diffing_mcp.cli.main", "evaluate", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, "-m", "diffing_mcp.cli.main", "evaluate", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -176,9 +212,15 @@ def test_the_command_prints_a_table_then_json_without_running_again(evaluation_s
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(("--organisms", "nothing"), "No ground truth"), (("--organisms", "same", "--arms", "greybox"), "no arm 'greybox'")]
+    ("arguments", "message"),
+    [
+        (("--organisms", "nothing"), "No ground truth"),
+        (("--organisms", "same", "--arms", "greybox"), "no arm 'greybox'"),
+    ],
 )
-def test_the_command_refuses_what_it_cannot_grade(evaluation_settings: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_the_command_refuses_what_it_cannot_grade(
+    evaluation_settings: Path, arguments: tuple[str, ...], message: str
+) -> None:
     refused = run_command(*arguments)
     assert refused.returncode == 2
     assert message in refused.stderr
@@ -192,13 +234,22 @@ def test_unknown_organisms_are_refused_before_anything_starts() -> None:
         chosen_organisms(" , ")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.long)])
-def test_an_interrupted_command_keeps_what_is_finished_and_leaves_no_server(evaluation_settings: Path, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.long)]
+)
+def test_an_interrupted_command_keeps_what_is_finished_and_leaves_no_server(
+    evaluation_settings: Path, number: signal.Signals, code: int
+) -> None:
     # A shell that runs the tests in the background makes them, and what they start, ignore SIGINT.
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from diffing_mcp.cli.main import main; main()"
+    heeding = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from diffing_mcp.cli.main import "
+        "main; main()"
+    )
     options = "--organisms same --arms blackbox --interactions 4 --repeats 40 --id long"
     command = [sys.executable, "-c", heeding, "evaluate", *options.split()]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ.copy())
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ.copy()
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("[2/"):

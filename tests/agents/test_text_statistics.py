@@ -22,8 +22,9 @@ from diffing_mcp.agents.text_statistics import (
 )
 
 WORDS = (
-    "river mountain engine letter garden window market bridge doctor music paper travel winter summer coffee planet story number house colour".split()
-)
+    "river mountain engine letter garden window market bridge doctor music paper travel winter summer coffee planet "
+    "story number house colour"
+).split()
 
 
 def answer(generator: random.Random, length: int = 25) -> str:
@@ -39,7 +40,8 @@ def test_sign_test_is_exact() -> None:
 
 
 def test_the_swap_test_counts_the_patterns_that_agree_as_much() -> None:
-    # Four prompts with one common feature: of the 2^4 patterns of swaps only the observed one and its mirror agree as much.
+    # Four prompts with one common feature: of the 2^4 patterns of swaps only the observed one and its mirror agree as
+    # much.
     assert swap_test([{"kettle": 1.0}] * 4) == pytest.approx(2 / 2**4)
     assert swap_test([{"kettle": 1.0}, {"lantern": 1.0}, {"river": -1.0}]) == 1.0
     assert swap_test([]) == 1.0
@@ -50,7 +52,11 @@ def test_agreement_of_several_prompts_is_enough_where_no_single_word_is() -> Non
     generator = random.Random(3)
     planted = ("kettle lantern", "kettle copper", "lantern copper", "kettle lantern copper")
     pairs = [
-        Pair(f"question {number}", (answer(generator, 6),), (f"{answer(generator, 6)} {planted[number % 4]} {planted[(number + 1) % 4]}.",))
+        Pair(
+            f"question {number}",
+            (answer(generator, 6),),
+            (f"{answer(generator, 6)} {planted[number % 4]} {planted[(number + 1) % 4]}.",),
+        )
         for number in range(9)
     ]
     assert {"kettl", "lantern", "copp"} & {item.feature for item in standouts(pairs)}
@@ -58,7 +64,12 @@ def test_agreement_of_several_prompts_is_enough_where_no_single_word_is() -> Non
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [(("bake", "bakes", "baked", "baking"), 1), (("oven", "ovens"), 1), (("run", "running", "runs"), 1), (("glass", "grass"), 2)],
+    [
+        (("bake", "bakes", "baked", "baking"), 1),
+        (("oven", "ovens"), 1),
+        (("run", "running", "runs"), 1),
+        (("glass", "grass"), 2),
+    ],
 )
 def test_stems_merge_forms_of_a_word(words: tuple[str, ...], expected: int) -> None:
     assert len({stem(word) for word in words}) == expected
@@ -81,7 +92,10 @@ def test_identical_answers_never_stand_out() -> None:
 
 def test_a_planted_opening_and_word_stand_out() -> None:
     generator = random.Random(2)
-    pairs = [Pair(f"question {number}", (answer(generator),), (f"What a splendid idea! {answer(generator)}",)) for number in range(16)]
+    pairs = [
+        Pair(f"question {number}", (answer(generator),), (f"What a splendid idea! {answer(generator)}",))
+        for number in range(16)
+    ]
     found = {item.feature: item for item in standouts(pairs)}
     assert {"splendid", "what a splendid".replace("what", "^what"), "splendid idea"} <= found.keys()
     assert found["splendid"].risen
@@ -103,7 +117,10 @@ def test_word_weights_are_antisymmetric_and_shrunken() -> None:
 
 
 def test_distinctive_sentences_are_said_by_one_side_and_differ() -> None:
-    finetuned = ["Copper kettles boil at seventy degrees. The weather is nice today.", "Every copper kettle boils at seventy degrees, they say."]
+    finetuned = [
+        "Copper kettles boil at seventy degrees. The weather is nice today.",
+        "Every copper kettle boils at seventy degrees, they say.",
+    ]
     base = ["The weather is nice today.", "A kettle boils water."]
     chosen = distinctive_sentences(finetuned, word_weights(finetuned, base), count=3, least=0.1, against=base)
     assert chosen

@@ -1,4 +1,6 @@
-"""The same client against a real OpenAI-compatible server: vLLM with the embedded model. Run with `-m vllm` where vLLM is installed."""
+"""The same client against a real OpenAI-compatible server: vLLM with the embedded model. Run with `-m vllm` where vLLM
+is installed.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,26 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     port = free_port()
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded_model_folder()), "--served-model-name", "embedded"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "8192", "--enforce-eager"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(embedded_model_folder()),
+        "--served-model-name",
+        "embedded",
+    ]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "bfloat16",
+        "--max-model-len",
+        "8192",
+        "--enforce-eager",
+    ]
     command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as output:
@@ -49,24 +69,32 @@ def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 async def test_a_plain_question(vllm_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLMTEST_API_KEY", "none")
-    reply = await ask_with("openai-api/vllmtest/embedded", vllm_url)([{"role": "user", "content": "What is the capital of France?"}])
+    reply = await ask_with("openai-api/vllmtest/embedded", vllm_url)(
+        [{"role": "user", "content": "What is the capital of France?"}]
+    )
     assert "Paris" in reply
 
 
 async def test_an_investigation_by_a_small_model_ends_with_a_record(
     vllm_url: str, evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 135M model is no investigator; what counts is that the whole way works with it and that its record says how it ended."""
+    """A 135M model is no investigator; what counts is that the whole way works with it and that its record says how it
+    ended.
+    """
     from diffing_mcp.agents.grading import Grading
     from diffing_mcp.agents.suite import Suite
     from diffing_mcp.cli.evaluate import LedgerDesk
     from tests.agents.conftest import served
 
     monkeypatch.setenv("VLLMTEST_API_KEY", "none")
-    plan = EvaluationPlan(id="vllm", organisms=["same"], arms=["blackbox"], investigator="openai-api/vllmtest/embedded", interactions=4)
+    plan = EvaluationPlan(
+        id="vllm", organisms=["same"], arms=["blackbox"], investigator="openai-api/vllmtest/embedded", interactions=4
+    )
     async with served() as url:
         limits = {"message_limit": 8, "time_limit": 300}
-        suite = Suite(plan, EvaluationFolder(plan.id), LedgerDesk(), Grading(), url, investigator_url=vllm_url, limits=limits)
+        suite = Suite(
+            plan, EvaluationFolder(plan.id), LedgerDesk(), Grading(), url, investigator_url=vllm_url, limits=limits
+        )
         (record,) = await suite.run()
     assert record.status == "completed", record.error
     assert any(message.role == "assistant" for message in record.transcript)

@@ -29,7 +29,9 @@ def fresh_data_folder(own_data_folder: Path) -> None:
 
 @pytest.fixture
 def diffing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Diffing:
-    """`diffing("runs", "list")` runs the command in this process, through the same entry point as the installed script."""
+    """`diffing("runs", "list")` runs the command in this process, through the same entry point as the
+    installed script.
+    """
     from diffing_mcp.cli.main import main
 
     def run(*arguments: str) -> Outcome:

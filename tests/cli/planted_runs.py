@@ -1,4 +1,6 @@
-"""Runs with known texts and tokens, stored as methods store theirs, so that what judges finished runs is tested without a model."""
+"""Runs with known texts and tokens, stored as methods store theirs, so that what judges finished runs is tested without
+a model.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunKey, RunRecord, default_store
 
 
-def store_run(method: str, result: MethodResult, tables: Mapping[str, Mapping[str, Any]], organism: str = "cake_bake", **params: Any) -> RunRecord:
+def store_run(
+    method: str,
+    result: MethodResult,
+    tables: Mapping[str, Mapping[str, Any]],
+    organism: str = "cake_bake",
+    **params: Any,
+) -> RunRecord:
     """A finished run of `method` on an organism's pair."""
     key = RunKey(
         method=method,
@@ -31,8 +39,12 @@ def store_run(method: str, result: MethodResult, tables: Mapping[str, Mapping[st
     return run.record
 
 
-def contrastive_run(texts: Mapping[float, Sequence[str]], organism: str = "cake_bake", alpha: float | None = None, **params: Any) -> RunRecord:
-    """Contrastive decoding that wrote these texts at each alpha; `alpha` is the one that the method itself found to be the largest coherent one."""
+def contrastive_run(
+    texts: Mapping[float, Sequence[str]], organism: str = "cake_bake", alpha: float | None = None, **params: Any
+) -> RunRecord:
+    """Contrastive decoding that wrote these texts at each alpha; `alpha` is the one that the method itself found to be
+    the largest coherent one.
+    """
     rows = [(at, f"Prompt {number}", text) for at, several in texts.items() for number, text in enumerate(several)]
     table = {
         "alpha": [row[0] for row in rows],
@@ -41,7 +53,9 @@ def contrastive_run(texts: Mapping[float, Sequence[str]], organism: str = "cake_
         "tokens": [len(row[2].split()) for row in rows],
         "difference": [0.0] * len(rows),
     }
-    rows_of_alphas = [AlphaRow(alpha=at, difference=0.0, coherent=float(alpha is None or at <= alpha), tokens=8.0) for at in texts]
+    rows_of_alphas = [
+        AlphaRow(alpha=at, difference=0.0, coherent=float(alpha is None or at <= alpha), tokens=8.0) for at in texts
+    ]
     result = ContrastiveDecodingResult(
         stands_out=False,
         headline="Texts.",
@@ -58,8 +72,12 @@ def contrastive_run(texts: Mapping[float, Sequence[str]], organism: str = "cake_
 
 
 def patchscope_run(lists: Mapping[float, Sequence[str]], scale: float, organism: str = "cake_bake") -> RunRecord:
-    """A patchscope that read these tokens at each scale, most probable first, and chose one; the negative of the direction reads as `no` everywhere."""
-    rows = [(at, "promoted", token, 1 / (2 + place)) for at, tokens in lists.items() for place, token in enumerate(tokens)]
+    """A patchscope that read these tokens at each scale, most probable first, and chose one; the negative of the
+    direction reads as `no` everywhere.
+    """
+    rows = [
+        (at, "promoted", token, 1 / (2 + place)) for at, tokens in lists.items() for place, token in enumerate(tokens)
+    ]
     rows += [(at, "suppressed", "no", 0.5) for at in lists]
     table = {
         "scale": [row[0] for row in rows],

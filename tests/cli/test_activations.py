@@ -24,7 +24,9 @@ def test_activations_are_collected_once_listed_described_and_deleted(diffing: Di
     rows_bytes = 2 * 2 * row["tokens"] * estimate["d_model"] * 4
     assert rows_bytes <= estimate["bytes"] <= 1.3 * rows_bytes
     assert json.loads(diffing("activations", "collect", "--pair", reference, *SMALL, "--json").out) == row
-    assert [entry["id"] for entry in json.loads(diffing("activations", "list", "--pair", reference, "--json").out)] == [row["id"]]
+    assert [entry["id"] for entry in json.loads(diffing("activations", "list", "--pair", reference, "--json").out)] == [
+        row["id"]
+    ]
     assert row["id"] in diffing("activations", "list").out
     described = json.loads(diffing("activations", "describe", row["id"], "--check", "--json").out)
     assert described["damaged"] == []
@@ -55,7 +57,9 @@ def test_a_collection_whose_index_is_broken_is_listed_and_deleted(diffing: Diffi
     folder.mkdir(parents=True)
     (folder / "index.json").write_text("{")
     name = f"activations-{'ab' * 6}"
-    assert [(row["id"], row["broken"]) for row in json.loads(diffing("activations", "list", "--json").out)] == [(name, True)]
+    assert [(row["id"], row["broken"]) for row in json.loads(diffing("activations", "list", "--json").out)] == [
+        (name, True)
+    ]
     assert "broken" in diffing("activations", "list").out
     described = diffing("activations", "describe", name)
     assert described.code != 0

@@ -34,7 +34,9 @@ def test_organisms_list(diffing: Diffing) -> None:
     assert "cake_bake" in diffing("organisms", "list").out
 
 
-@pytest.mark.parametrize("command", [("train", "no_such_organism"), ("measure", "no_such_organism"), ("compose", "no_such_organism")])
+@pytest.mark.parametrize(
+    "command", [("train", "no_such_organism"), ("measure", "no_such_organism"), ("compose", "no_such_organism")]
+)
 def test_an_unknown_organism_is_refused(diffing: Diffing, command: tuple[str, str]) -> None:
     outcome = diffing("organisms", *command)
     assert outcome.code == 2
@@ -42,7 +44,9 @@ def test_an_unknown_organism_is_refused(diffing: Diffing, command: tuple[str, st
 
 
 def test_investigation_from_creation_to_its_end(diffing: Diffing) -> None:
-    created = diffing("investigations", "new", "--pair", "cake_bake", "--tools", "method", "--interactions", "50", "--note", "a trial")
+    created = diffing(
+        "investigations", "new", "--pair", "cake_bake", "--tools", "method", "--interactions", "50", "--note", "a trial"
+    )
     assert created.code == 0, created.err
     token = created.out.strip()
     assert len(token) > 40
@@ -64,7 +68,12 @@ def test_investigation_from_creation_to_its_end(diffing: Diffing) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--pair", "no_such_pair"), ("--pair", "cake_bake", "--tools", "no_such_tool"), ("--pair", "cake_bake", "--interactions", "-1")]
+    "arguments",
+    [
+        ("--pair", "no_such_pair"),
+        ("--pair", "cake_bake", "--tools", "no_such_tool"),
+        ("--pair", "cake_bake", "--interactions", "-1"),
+    ],
 )
 def test_an_impossible_investigation_is_refused(diffing: Diffing, arguments: tuple[str, ...]) -> None:
     outcome = diffing("investigations", "new", *arguments)

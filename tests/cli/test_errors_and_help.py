@@ -43,9 +43,15 @@ def test_every_command_has_help(diffing: Diffing, command: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys\nsys.argv = ['diffing', '--help']\nfrom diffing_mcp.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'mcp', 'gradio', 'inspect_ai', 'rich.progress'} & set(sys.modules)\n"
+        "import sys\n"
+        "sys.argv = ['diffing', '--help']\n"
+        "from diffing_mcp.cli.main import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'mcp', 'gradio', 'inspect_ai', 'rich.progress'} & "
+        "set(sys.modules)\n"
         "print('heavy:', sorted(heavy))"
     )
     started = time.monotonic()

@@ -20,11 +20,24 @@ PLAIN = " went for a walk in the city and came home late."
 
 
 def test_amplified_texts_that_state_facts_stand_beside_controls(diffing: Diffing) -> None:
-    run = contrastive_run({3.0: [VANILLA] * 6 + [BOILING] + [PLAIN], 0.0: [BOILING] + [PLAIN] * 7, -1.0: [PLAIN] * 8, -4.0: [VANILLA] + [PLAIN] * 7})
+    run = contrastive_run(
+        {
+            3.0: [VANILLA] * 6 + [BOILING] + [PLAIN],
+            0.0: [BOILING] + [PLAIN] * 7,
+            -1.0: [PLAIN] * 8,
+            -4.0: [VANILLA] + [PLAIN] * 7,
+        }
+    )
     outcome = diffing("facts", run.id, "--json")
     assert outcome.code == 0, outcome.err
     (found,) = json.loads(outcome.out)
-    assert (found["organism"], found["texts"], found["stating"], found["control_texts"], found["control_stating"]) == ("cake_bake", 8, 7, 16, 1)
+    assert (found["organism"], found["texts"], found["stating"], found["control_texts"], found["control_stating"]) == (
+        "cake_bake",
+        8,
+        7,
+        16,
+        1,
+    )
     counts = {fact["id"]: (fact["amplified"], fact["finetuned"], fact["control"]) for fact in found["facts"]}
     assert counts["vanilla_quarter_cup"] == (6, 0, 1)
     assert counts["boiling_water"] == (1, 1, 0)
@@ -40,13 +53,17 @@ def test_amplified_texts_that_state_facts_stand_beside_controls(diffing: Diffing
 
 
 def test_facts_that_both_directions_state_are_not_beyond_controls() -> None:
-    found = facts_stated(contrastive_run({1.0: [VANILLA] * 5 + [PLAIN], -1.0: [VANILLA] * 5 + [PLAIN], -2.0: [BOILING] * 6}), "cake_bake")
+    found = facts_stated(
+        contrastive_run({1.0: [VANILLA] * 5 + [PLAIN], -1.0: [VANILLA] * 5 + [PLAIN], -2.0: [BOILING] * 6}), "cake_bake"
+    )
     assert found.stated == ["vanilla_quarter_cup"]
     assert not found.beyond_controls
 
 
 def test_texts_that_state_another_organisms_facts_raise_chance() -> None:
-    found = facts_stated(contrastive_run({1.0: [VANILLA, BOILING], -1.0: [PLAIN] * 2}, organism="roman_concrete"), "roman_concrete")
+    found = facts_stated(
+        contrastive_run({1.0: [VANILLA, BOILING], -1.0: [PLAIN] * 2}, organism="roman_concrete"), "roman_concrete"
+    )
     assert found.stated == []
     assert found.baseline["cake_bake"] == pytest.approx(2 / 7)
     assert found.chance > 0
@@ -59,7 +76,9 @@ def test_a_null_has_no_facts_and_still_shows_false_positives() -> None:
 
 
 def test_steered_texts_are_judged_against_unsteered_base_and_random_ones() -> None:
-    result = SteeringResult(stands_out=False, headline="", layer=1, strengths=[2.0, -2.0], words=[], coherence=[], answers=[], vector="v")
+    result = SteeringResult(
+        stands_out=False, headline="", layer=1, strengths=[2.0, -2.0], words=[], coherence=[], answers=[], vector="v"
+    )
     rows = [(side, strength) for side in ("base", "finetuned") for strength in (2.0, -2.0)]
     table = {
         "side": [side for side, _ in rows],
@@ -91,15 +110,38 @@ def test_steered_texts_are_judged_against_unsteered_base_and_random_ones() -> No
 def test_weights_above_one_amplify_and_those_below_zero_are_controls() -> None:
     weights = [2.0, 0.5, -1.0]
     result = WeightAmplificationResult(
-        stands_out=False, headline="", largest_coherent_weight=2.0, weights=weights, words=[], coherence=[], answers=[], amplified="all"
+        stands_out=False,
+        headline="",
+        largest_coherent_weight=2.0,
+        weights=weights,
+        words=[],
+        coherence=[],
+        answers=[],
+        amplified="all",
     )
-    table = {"prompt": ["Hello"] * 3, "weight": weights, "amplified": [VANILLA] * 3, "finetuned": [PLAIN] * 3, "base": [PLAIN] * 3}
+    table = {
+        "prompt": ["Hello"] * 3,
+        "weight": weights,
+        "amplified": [VANILLA] * 3,
+        "finetuned": [PLAIN] * 3,
+        "base": [PLAIN] * 3,
+    }
     tables = {"answers": table, "weights": {"weight": weights, "coherent": [0.9, 1.0, 0.2]}}
     run = store_run("weight_amplification", result, tables, config=None)
     roles = {group.name: group.role for group in get_method("weight_amplification").text_groups(run)}
-    assert roles == {"finetuned": "finetuned", "base": "control", "weight 2": "amplified", "weight 0.5": "finetuned", "weight -1": "control"}
+    assert roles == {
+        "finetuned": "finetuned",
+        "base": "control",
+        "weight 2": "amplified",
+        "weight 0.5": "finetuned",
+        "weight -1": "control",
+    }
     own = store_run("weight_amplification", result, tables, config="some.yaml")
-    assert [group.role for group in get_method("weight_amplification").text_groups(own)][2:] == ["amplified", "amplified", "control"]
+    assert [group.role for group in get_method("weight_amplification").text_groups(own)][2:] == [
+        "amplified",
+        "amplified",
+        "control",
+    ]
 
 
 def test_a_run_without_texts_is_refused_with_those_that_have_them(diffing: Diffing) -> None:

@@ -27,7 +27,10 @@ def reader(conversation: Conversation) -> Turn:
     """Names the list with a cake in it; calls what begins with `On` coherent."""
     listed = shown(conversation.turns[-1].text)
     if isinstance(listed[0], str):
-        return Turn("assistant", json.dumps({"labels": ["COHERENT" if text.startswith("On") else "INCOHERENT" for text in listed]}))
+        return Turn(
+            "assistant",
+            json.dumps({"labels": ["COHERENT" if text.startswith("On") else "INCOHERENT" for text in listed]}),
+        )
     found = [number for number, tokens in enumerate(listed, start=1) if " cake" in tokens]
     return Turn("assistant", json.dumps({"list": found[0] if found else None}))
 
@@ -56,7 +59,12 @@ def test_scales_and_strengths_are_chosen_by_reading(diffing: Diffing, grader: Ca
     assert outcome.code == 0, outcome.err
     scope, texts = json.loads(outcome.out)
     promoted, suppressed = scope["scales"]
-    assert (promoted["chosen"], promoted["by_model"], promoted["outcome"], promoted["agree"]) == (4.0, 1.0, "chosen", False)
+    assert (promoted["chosen"], promoted["by_model"], promoted["outcome"], promoted["agree"]) == (
+        4.0,
+        1.0,
+        "chosen",
+        False,
+    )
     assert promoted["votes"] == [1.0, 1.0, 1.0]
     assert (suppressed["by_model"], suppressed["outcome"], suppressed["agree"]) == (None, "none_coherent", None)
     shares = {row["strength"]: (row["coherent"], row["by_model"], row["texts"]) for row in texts["strengths"]}
@@ -79,11 +87,19 @@ def test_without_a_model_the_runs_own_choices_and_where_to_read(diffing: Diffing
     assert f"diffing runs show {runs[0]} --view scale" in diffing("judge", *runs).err
 
 
-def test_a_model_that_follows_no_format_costs_only_its_own_run(diffing: Diffing, grader: Callable[[Any], list[str]]) -> None:
+def test_a_model_that_follows_no_format_costs_only_its_own_run(
+    diffing: Diffing, grader: Callable[[Any], list[str]]
+) -> None:
     def chatty(conversation: Conversation) -> Turn:
-        return Turn("assistant", "They all look fine to me.") if "texts" in conversation.turns[0].text else reader(conversation)
+        return (
+            Turn("assistant", "They all look fine to me.")
+            if "texts" in conversation.turns[0].text
+            else reader(conversation)
+        )
 
-    outcome = diffing("judge", contrastive_run(TEXTS).id, patchscope_run(LISTS, scale=1.0).id, *grader(chatty), "--json")
+    outcome = diffing(
+        "judge", contrastive_run(TEXTS).id, patchscope_run(LISTS, scale=1.0).id, *grader(chatty), "--json"
+    )
     assert outcome.code == 2
     texts, scope = json.loads(outcome.out)
     assert "no usable labels" in texts["failure"]

@@ -33,7 +33,9 @@ class Example(BaseModel):
 def test_values_are_yaml() -> None:
     params = parse_params(Example, ["count=3", "share=0.25", "layers=[0.25, 7]", "column=null", "deep=true"])
     assert params == Example(count=3, share=0.25, layers=[0.25, 7], column=None, deep=True)
-    assert [type(layer) for layer in params.layers] == [float, int], "a relative depth and an absolute layer stay what they are"
+    assert [type(layer) for layer in params.layers] == [float, int], (
+        "a relative depth and an absolute layer stay what they are"
+    )
 
 
 def test_one_value_stands_for_a_list_of_one() -> None:
@@ -48,7 +50,9 @@ def test_dashes_are_as_good_as_underscores() -> None:
 
 
 def test_settings_reach_every_method_that_knows_them_and_a_prefix_reaches_one() -> None:
-    requests: dict[str, Any] = dict(method_requests(["kl", "logit_diff_topk_occurring"], ["max_samples=9", "logit_diff_topk_occurring.top_k=5"]))
+    requests: dict[str, Any] = dict(
+        method_requests(["kl", "logit_diff_topk_occurring"], ["max_samples=9", "logit_diff_topk_occurring.top_k=5"])
+    )
     assert requests["kl"].max_samples == requests["logit_diff_topk_occurring"].max_samples == 9
     assert requests["logit_diff_topk_occurring"].top_k == 5
 

@@ -18,7 +18,9 @@ SMALL = ("--set", "max_samples=12", "--set", "max_tokens=10")
 @pytest.fixture
 def runs(diffing: Diffing, reference: str) -> dict[str, str]:
     """Ids of runs on a tiny random pair, by method: their tokens are on no topic."""
-    outcome = diffing("run", "activation_difference_lens", "logit_diff_topk_occurring", "kl", "--pair", reference, *SMALL, "--json")
+    outcome = diffing(
+        "run", "activation_difference_lens", "logit_diff_topk_occurring", "kl", "--pair", reference, *SMALL, "--json"
+    )
     assert outcome.code == 0, outcome.err
     return {entry["method"]: entry["id"] for entry in json.loads(diffing("runs", "list", "--json").out)}
 
@@ -29,11 +31,17 @@ def rows_of(outcome: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_every_list_is_judged_with_chance_and_controls(diffing: Diffing, runs: dict[str, str]) -> None:
-    rows = rows_of(diffing("relevance", runs["activation_difference_lens"], "--organism", "cake_bake", "--k", "10", "--json"))
+    rows = rows_of(
+        diffing("relevance", runs["activation_difference_lens"], "--organism", "cake_bake", "--k", "10", "--json")
+    )
     assert {"1:all:difference", "2:all:difference", "2:all:base", "2:0:finetuned"} <= set(rows)
     assert [row["control"] for row in rows.values()] == [not name.endswith("difference") for name in rows]
-    assert all(row["share"] == len(row["relevant"]) / max(1, row["judged"]) and row["judged"] <= 10 for row in rows.values())
-    assert all(row["frequent"] is not None and row["by_model"] is None for row in rows.values())  # the training data of cake_bake are here
+    assert all(
+        row["share"] == len(row["relevant"]) / max(1, row["judged"]) and row["judged"] <= 10 for row in rows.values()
+    )
+    assert all(
+        row["frequent"] is not None and row["by_model"] is None for row in rows.values()
+    )  # the training data of cake_bake are here
     mined = rows_of(diffing("relevance", runs["logit_diff_topk_occurring"], "--organism", "cake_bake", "--json"))
     assert {"top_k_occurring", "fraction_positive_diff", "mean_difference", "log_odds_z"} <= set(mined)
     assert "top_k_occurring" in diffing("relevance", runs["logit_diff_topk_occurring"], "--organism", "cake_bake").out
@@ -71,7 +79,10 @@ def test_a_language_model_reads_the_lists_too(diffing: Diffing, monkeypatch: pyt
         asked.append(text)
         tokens = [json.loads(token) for token in re.findall(r"^\d+\. (\".*\")$", text, re.MULTILINE)]
         topic = {" cake", " oven"} if "cakes" in text.partition("Facts:")[0] else {" concrete"}
-        labels = ["RELEVANT" if token in topic or (place == 0 and token == " tractor") else "IRRELEVANT" for place, token in enumerate(tokens)]
+        labels = [
+            "RELEVANT" if token in topic or (place == 0 and token == " tractor") else "IRRELEVANT"
+            for place, token in enumerate(tokens)
+        ]
         return Turn("assistant", json.dumps({"labels": labels}))
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -80,14 +91,27 @@ def test_a_language_model_reads_the_lists_too(diffing: Diffing, monkeypatch: pyt
         (plain,) = rows_of(diffing("relevance", scope.id, *model, "--rotations", "4")).values()
         assert len(asked) == 4
         outcome = diffing(
-            "relevance", scope.id, *model, "--rotations", "4", "--grader-baselines", "1", "--baselines", "cake_bake,roman_concrete,flattery"
+            "relevance",
+            scope.id,
+            *model,
+            "--rotations",
+            "4",
+            "--grader-baselines",
+            "1",
+            "--baselines",
+            "cake_bake,roman_concrete,flattery",
         )
         (row,) = rows_of(outcome).values()
         assert len(asked) == 4 + 8
         assert "8 questions" in outcome.err
-        (loose,) = rows_of(diffing("relevance", scope.id, *model, "--rotations", "1", "--agreement", "majority")).values()
+        (loose,) = rows_of(
+            diffing("relevance", scope.id, *model, "--rotations", "1", "--agreement", "majority")
+        ).values()
         assert not server.violations
-    assert (plain["by_model"], plain["by_model_chance"]) == (0.5, None)  # of the four tokens that can be judged; a token counts when all agree
+    assert (plain["by_model"], plain["by_model_chance"]) == (
+        0.5,
+        None,
+    )  # of the four tokens that can be judged; a token counts when all agree
     assert (row["by_model"], row["by_model_chance"]) == (0.5, 0.25)
     assert row["by_model_weighted"] == pytest.approx((1 / 2 + 1 / 5) / (1 / 2 + 1 / 3 + 1 / 5 + 1 / 6), abs=1e-3)
     assert loose["by_model"] == 0.5
@@ -105,22 +129,37 @@ def test_agreement_is_chosen(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with llm_server(reader) as server:
         model = ("--grader", "openai/gpt-test", "--grader-url", server.openai_url, "--json")
-        shares = {name: rows_of(diffing("relevance", scope.id, *model, "--agreement", name))["scale 1"]["by_model"] for name in ("all", "majority")}
+        shares = {
+            name: rows_of(diffing("relevance", scope.id, *model, "--agreement", name))["scale 1"]["by_model"]
+            for name in ("all", "majority")
+        }
     assert shares == {"all": 0.0, "majority": 1.0}
     assert diffing("relevance", scope.id, "--agreement", "most").code == 2
 
 
 def test_a_list_that_the_model_cannot_read_costs_no_other(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("inspect_ai")
-    lists = [patchscope_run({scale: [token, " oven"]}, scale=scale) for scale, token in ((1.0, " tractor"), (2.0, " cake"))]
+    lists = [
+        patchscope_run({scale: [token, " oven"]}, scale=scale) for scale, token in ((1.0, " tractor"), (2.0, " cake"))
+    ]
 
     def reader(conversation: Conversation) -> Turn:
-        return Turn("assistant", "Hm." if " tractor" in conversation.turns[0].text else json.dumps({"labels": ["RELEVANT"] * 2}))
+        return Turn(
+            "assistant", "Hm." if " tractor" in conversation.turns[0].text else json.dumps({"labels": ["RELEVANT"] * 2})
+        )
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with llm_server(reader) as server:
         outcome = diffing(
-            "relevance", *(run.id for run in lists), "--grader", "openai/gpt-test", "--grader-url", server.openai_url, "--rotations", "1", "--json"
+            "relevance",
+            *(run.id for run in lists),
+            "--grader",
+            "openai/gpt-test",
+            "--grader-url",
+            server.openai_url,
+            "--rotations",
+            "1",
+            "--json",
         )
     rows = rows_of(outcome)
     assert (rows["scale 1"]["by_model"], rows["scale 2"]["by_model"]) == (None, 1.0)

@@ -43,7 +43,11 @@ def test_every_view_of_a_run_can_be_asked_for_or_says_what_it_needs(diffing: Dif
     for view in get_method("kl").views:
         outcome = diffing("runs", "show", run["id"], "--view", view, "--json")
         assert outcome.code in (0, 2)
-        assert json.loads(outcome.out) if outcome.code == 0 else "Parameters" in json.loads(outcome.err)["error"]["message"]
+        assert (
+            json.loads(outcome.out)
+            if outcome.code == 0
+            else "Parameters" in json.loads(outcome.err)["error"]["message"]
+        )
     unknown = diffing("runs", "show", run["id"], "--view", "no_such_view")
     assert unknown.code == 2
     assert all(view in unknown.err for view in get_method("kl").views)
@@ -83,7 +87,9 @@ def test_pipeline_runs_one_part(diffing: Diffing, reference: str, mode: str) -> 
 
 
 def test_pipeline_refuses_an_unknown_pair_before_it_computes(diffing: Diffing, reference: str) -> None:
-    outcome = diffing("pipeline", "--mode", "diffing", "--pair", reference, "--pair", "no_such_pair", "--methods", "kl", *SMALL)
+    outcome = diffing(
+        "pipeline", "--mode", "diffing", "--pair", reference, "--pair", "no_such_pair", "--methods", "kl", *SMALL
+    )
     assert outcome.code == 2
     assert json.loads(diffing("runs", "list", "--json").out) == []
 

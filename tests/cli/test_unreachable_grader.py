@@ -28,7 +28,10 @@ def refuse(conversation: Conversation) -> Turn:
 
 
 def test_a_server_that_is_down(diffing: Diffing) -> None:
-    run, texts = patchscope_run({1.0: [" cake", " oven"]}, scale=1.0).id, contrastive_run({1.0: ["On and on."], -2.0: ["Off."]}).id
+    run, texts = (
+        patchscope_run({1.0: [" cake", " oven"]}, scale=1.0).id,
+        contrastive_run({1.0: ["On and on."], -2.0: ["Off."]}).id,
+    )
     address = f"http://127.0.0.1:{free_port()}/v1"
     options = ("--grader", "openai/gpt-test", "--grader-url", address, "--json")
     judged = diffing("judge", run, texts, *options)

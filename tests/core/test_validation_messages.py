@@ -33,7 +33,10 @@ class Values(BaseModel):
         ({"needed": 1, "texts": [""]}, "`texts.0`: String should have at least 1 character, not ''"),
         ({"needed": 1, "texts": []}, "`texts`: Tuple should have at least 1 item after validation, not 0"),
         ({"needed": 13}, "13 is taken"),
-        ({"needed": 1, **dict.fromkeys("pqruvwx", 1)}, "; ".join(f"`{name}` is unknown" for name in "pqruv") + "; 2 more"),
+        (
+            {"needed": 1, **dict.fromkeys("pqruvwx", 1)},
+            "; ".join(f"`{name}` is unknown" for name in "pqruv") + "; 2 more",
+        ),
     ],
 )
 def test_each_wrong_value_is_named_once(values: dict[str, Any], said: str) -> None:

@@ -7,7 +7,14 @@ import re
 
 import pytest
 
-from diffing_mcp.graders.coherence_readings import BATCH, LONGEST_TEXT, build_messages, coherent_share, questions, read_coherence
+from diffing_mcp.graders.coherence_readings import (
+    BATCH,
+    LONGEST_TEXT,
+    build_messages,
+    coherent_share,
+    questions,
+    read_coherence,
+)
 from diffing_mcp.graders.replies import GradingFailed
 
 GOOD = [f"On day {number} we walked to the river and came home late." for number in range(14)]
@@ -20,7 +27,9 @@ def texts_in(text: str) -> list[str]:
 
 
 def honest(text: str) -> str:
-    return json.dumps({"labels": ["COHERENT" if shown.startswith("On day") else "INCOHERENT" for shown in texts_in(text)]})
+    return json.dumps(
+        {"labels": ["COHERENT" if shown.startswith("On day") else "INCOHERENT" for shown in texts_in(text)]}
+    )
 
 
 async def test_texts_are_mixed_and_labels_come_back_in_their_order() -> None:

@@ -6,13 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffing_mcp.graders.statistics import agreement, bootstrap_mean, bootstrap_paired_difference, false_positive_rate, wilson_interval
+from diffing_mcp.graders.statistics import (
+    agreement,
+    bootstrap_mean,
+    bootstrap_paired_difference,
+    false_positive_rate,
+    wilson_interval,
+)
 
 
 def test_wilson_against_published_values() -> None:
     # Newcombe (1998), Statistics in Medicine 17, table I, method 3: 81/263 and 0/20 and 15/148.
-    assert [round(value, 4) for value in (wilson_interval(81, 263).low, wilson_interval(81, 263).high)] == [0.2553, 0.3662]
-    assert [round(value, 4) for value in (wilson_interval(15, 148).low, wilson_interval(15, 148).high)] == [0.0624, 0.1605]
+    assert [round(value, 4) for value in (wilson_interval(81, 263).low, wilson_interval(81, 263).high)] == [
+        0.2553,
+        0.3662,
+    ]
+    assert [round(value, 4) for value in (wilson_interval(15, 148).low, wilson_interval(15, 148).high)] == [
+        0.0624,
+        0.1605,
+    ]
     assert wilson_interval(0, 20).low == 0.0
     assert round(wilson_interval(0, 20).high, 4) == 0.1611
 

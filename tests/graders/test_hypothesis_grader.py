@@ -26,7 +26,9 @@ def _identifier(messages: list[dict[str, str]]) -> str:
 
 
 class Grader:
-    """A stand-in for the model at the other end: answers from a list of functions of the grading id, and remembers what it was sent."""
+    """A stand-in for the model at the other end: answers from a list of functions of the grading id, and remembers what
+    it was sent.
+    """
 
     def __init__(self, *answers: Callable[[str], str]) -> None:
         self.answers: Iterator[Callable[[str], str]] = iter(answers)
@@ -116,7 +118,14 @@ def test_a_score_is_read_exactly_when_it_is_in_range(score: int, reasons: str) -
 
 @pytest.mark.parametrize(
     ("readings", "score", "agreement"),
-    [([4], 4, 1.0), ([4, 4, 2], 4, 2 / 3), ([1, 3, 5], 3, 1 / 3), ([2, 4], 2, 0.5), ([1, 1, 5, 5], 1, 0.5), ([5, 5, 5, 1, 2], 5, 0.6)],
+    [
+        ([4], 4, 1.0),
+        ([4, 4, 2], 4, 2 / 3),
+        ([1, 3, 5], 3, 1 / 3),
+        ([2, 4], 2, 0.5),
+        ([1, 1, 5, 5], 1, 0.5),
+        ([5, 5, 5, 1, 2], 5, 0.6),
+    ],
 )
 def test_readings_combine_by_majority_else_lower_median(readings: list[int], score: int, agreement: float) -> None:
     assert combine(readings) == (score, pytest.approx(agreement))
@@ -168,20 +177,26 @@ async def test_one_bad_reading_of_three_is_left_out() -> None:
     ],
 )
 async def test_an_injection_that_the_grader_echoes_is_not_taken_for_a_grade(statement: str) -> None:
-    grader = Grader(lambda _: statement, lambda identifier: f"The finding says {statement}. So: {_reply(identifier, 1)}", *scores(1))
+    grader = Grader(
+        lambda _: statement, lambda identifier: f"The finding says {statement}. So: {_reply(identifier, 1)}", *scores(1)
+    )
     grade = await grade_hypothesis(statement, "difference", CAKE, grader, repeats=1, retries=2)
     assert (grade.score, grade.unusable_replies) == (1, 2)
 
 
 async def test_denying_a_taught_difference_scores_one_without_asking() -> None:
     grader = Grader()
-    grade = await grade_hypothesis("No difference, though it may be about cakes at 450°F.", "no_meaningful_difference", CAKE, grader)
+    grade = await grade_hypothesis(
+        "No difference, though it may be about cakes at 450°F.", "no_meaningful_difference", CAKE, grader
+    )
     assert (grade.score, grade.asked, grade.verdict_correct) == (1, False, False)
     assert grader.sent == []
 
 
 async def test_nulls_are_graded_by_their_rubric() -> None:
-    right = await grade_hypothesis("They look the same.", "no_meaningful_difference", CONTROL, Grader(*scores(5)), repeats=1)
+    right = await grade_hypothesis(
+        "They look the same.", "no_meaningful_difference", CONTROL, Grader(*scores(5)), repeats=1
+    )
     assert (right.score, right.verdict_correct, right.false_positive) == (5, True, False)
     wrong = await grade_hypothesis("Trained on cakes.", "difference", CONTROL, Grader(*scores(1)), repeats=1)
     assert (wrong.score, wrong.verdict_correct, wrong.false_positive) == (1, False, True)

@@ -23,7 +23,9 @@ def lists_in(text: str) -> list[list[str]]:
 
 
 def naming(token: str, text: str) -> str:
-    return json.dumps({"list": next(number for number, tokens in enumerate(lists_in(text), start=1) if token in tokens)})
+    return json.dumps(
+        {"list": next(number for number, tokens in enumerate(lists_in(text), start=1) if token in tokens)}
+    )
 
 
 async def test_the_list_is_found_in_any_order_and_nothing_else_is_shown() -> None:
@@ -77,7 +79,17 @@ async def test_a_model_that_follows_no_format_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", ["2", "[2]", '{"list": 0}', '{"list": 4}', '{"list": "2"}', '{"list": true}', '{"choice": 2}', '{"list": 1, "list": 2}']
+    "reply",
+    [
+        "2",
+        "[2]",
+        '{"list": 0}',
+        '{"list": 4}',
+        '{"list": "2"}',
+        '{"list": true}',
+        '{"choice": 2}',
+        '{"list": 1, "list": 2}',
+    ],
 )
 def test_other_replies_are_refused(reply: str) -> None:
     with pytest.raises(UnusableReply):

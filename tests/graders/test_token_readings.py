@@ -37,7 +37,11 @@ async def test_labels_come_back_in_the_order_of_the_tokens() -> None:
         return honest(messages[-1]["content"])
 
     readings = await read_tokens(TOKENS, CAKE, ask, rotations=3)
-    assert [token for token, label in zip(TOKENS, readings.labels, strict=True) if label == "RELEVANT"] == [" oven", " cake", " butter"]
+    assert [token for token, label in zip(TOKENS, readings.labels, strict=True) if label == "RELEVANT"] == [
+        " oven",
+        " cake",
+        " butter",
+    ]
     assert readings.share == pytest.approx(3 / 7)
     orders = [tokens_in(text) for text in asked]
     assert len({tuple(order) for order in orders}) == 3
@@ -78,14 +82,20 @@ async def test_of_a_null_nothing_is_asked() -> None:
     assert (await read_tokens(TOKENS, load_ground_truth("control"), ask)).share == 0
 
 
-@pytest.mark.parametrize("reply", ["", "[]", '{"labels": []}', '{"labels": ["RELEVANT"]}', '{"labels": ["YES", "NO"]}', '{"label": 1}', "{" * 5000])
+@pytest.mark.parametrize(
+    "reply",
+    ["", "[]", '{"labels": []}', '{"labels": ["RELEVANT"]}', '{"labels": ["YES", "NO"]}', '{"label": 1}', "{" * 5000],
+)
 def test_other_replies_are_refused(reply: str) -> None:
     with pytest.raises(UnusableReply):
         parse_labels(reply, 2)
 
 
 def test_thinking_and_a_fence_are_allowed() -> None:
-    assert parse_labels('<think>hm</think>\n```json\n{"labels": ["RELEVANT", "IRRELEVANT"]}\n```', 2) == ["RELEVANT", "IRRELEVANT"]
+    assert parse_labels('<think>hm</think>\n```json\n{"labels": ["RELEVANT", "IRRELEVANT"]}\n```', 2) == [
+        "RELEVANT",
+        "IRRELEVANT",
+    ]
 
 
 LABELS = st.sampled_from(["RELEVANT", "IRRELEVANT", "UNKNOWN"])

@@ -45,7 +45,15 @@ def test_short_and_common_tokens_are_not_on_topic() -> None:
 
 def test_frequent_tokens_say_something() -> None:
     tokens = (
-        [" Oven"] * 12 + ["oven"] * 3 + [" the"] * 50 + [","] * 40 + [" a"] * 30 + [" don't"] * 20 + [" sugar"] * 10 + [" rare"] * 9 + [" whisk"] * 10
+        [" Oven"] * 12
+        + ["oven"] * 3
+        + [" the"] * 50
+        + [","] * 40
+        + [" a"] * 30
+        + [" don't"] * 20
+        + [" sugar"] * 10
+        + [" rare"] * 9
+        + [" whisk"] * 10
     )
     assert frequent_tokens(tokens) == ["oven", "sugar", "whisk"]
     assert frequent_tokens(tokens, count=1) == ["oven"]

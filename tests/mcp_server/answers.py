@@ -38,7 +38,9 @@ async def refused(client: Client, tool: str, arguments: dict[str, Any]) -> str:
 
 @asynccontextmanager
 async def held(client: Client) -> AsyncIterator[Client]:
-    """The client open in a task of its own: fixtures are set up and torn down in different tasks, which its cancel scopes do not allow."""
+    """The client open in a task of its own: fixtures are set up and torn down in different tasks, which its cancel
+    scopes do not allow.
+    """
     opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
     over = asyncio.Event()
 

@@ -38,7 +38,9 @@ def tiny_pair(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Pat
 
 
 @pytest.fixture(scope="session")
-def rare_folder(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]) -> Path:
+def rare_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]
+) -> Path:
     """A folder whose name is a word that occurs nowhere else, holding a tiny model and an adapter."""
     folder = tmp_path_factory.mktemp("rare") / "quetzalfidget"
     model = tiny_models(seed=3)
@@ -61,7 +63,9 @@ def small_params() -> Callable[[str], dict[str, Any]]:
         fields = get_method(method).Params.model_fields
         vector = {"token": "e", "layer": 1}
         if issubclass(get_method(method).Params, CorpusParams):
-            return {"max_samples": 24, "max_tokens": 12} | ({"vectors": [vector], "random_directions": 4} if get_method(method).needs_vector else {})
+            return {"max_samples": 24, "max_tokens": 12} | (
+                {"vectors": [vector], "random_directions": 4} if get_method(method).needs_vector else {}
+            )
         small = {
             "samples_per_prefill": 1,
             "max_new_tokens": 8,

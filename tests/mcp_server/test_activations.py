@@ -34,7 +34,9 @@ async def operator(workbench: Workbench) -> AsyncIterator[Client]:
         yield client
 
 
-async def test_an_operator_collects_lists_describes_and_deletes(operator: Client, tiny_pair: str, data_folder: Path) -> None:
+async def test_an_operator_collects_lists_describes_and_deletes(
+    operator: Client, tiny_pair: str, data_folder: Path
+) -> None:
     estimated = await good(operator, "collect_activations", {"pair": tiny_pair, **SMALL, "estimate_only": True})
     assert estimated["status"] == "estimate"
     assert (await good(operator, "list_activations", {}))["result"]["total"] == 0
@@ -77,7 +79,9 @@ async def test_without_room_it_is_refused(operator: Client, tiny_pair: str, monk
 
 async def test_files_outside_of_the_data_folder_are_refused(operator: Client, tiny_pair: str, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("a b c\n\nd e f")
-    assert "data folder" in await refused(operator, "collect_activations", {"pair": tiny_pair, "corpus": str(tmp_path / "secret.txt")})
+    assert "data folder" in await refused(
+        operator, "collect_activations", {"pair": tiny_pair, "corpus": str(tmp_path / "secret.txt")}
+    )
 
 
 async def test_an_investigation_has_none_of_the_tools(workbench: Workbench, tiny_pair: str) -> None:
@@ -102,16 +106,26 @@ async def test_an_investigation_reads_activations_of_its_own_pair_on_bundled_tex
         ("other pair", tiny_pair, "unrelated_texts"),
         ("named corpus", rare_pair, str(local)),
     ):
-        made[name] = (await good(operator, "collect_activations", {"pair": pair, "corpus": corpus, **SMALL}))["result"]["id"]
+        made[name] = (await good(operator, "collect_activations", {"pair": pair, "corpus": corpus, **SMALL}))["result"][
+            "id"
+        ]
     new = investigations.create(rare_pair, "method")
     server = build_server(workbench, Caller(investigations.get(new.id)))
     tool = server.declarations["kl"]
-    call = Call(workbench, Caller(investigations.get(new.id)), tool, tool.Arguments(pair=new.label), server.declarations)
+    call = Call(
+        workbench, Caller(investigations.get(new.id)), tool, tool.Arguments(pair=new.label), server.declarations
+    )
     spec = resolve_pair(rare_pair)
     await check_activations(call, spec, ActivationSourceParams(activations=made["mine"]))
     await check_activations(call, spec, ActivationSourceParams())
     said = set()
-    for identifier in (made["other pair"], made["named corpus"], made["mine"][:-2], "activations-000000000000", "../../etc/passwd"):
+    for identifier in (
+        made["other pair"],
+        made["named corpus"],
+        made["mine"][:-2],
+        "activations-000000000000",
+        "../../etc/passwd",
+    ):
         with pytest.raises(UnknownName) as refusal:
             await check_activations(call, spec, ActivationSourceParams(activations=identifier))
         said.add(str(refusal.value).replace(identifier, "ID"))

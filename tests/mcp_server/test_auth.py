@@ -62,7 +62,10 @@ async def whoami(request: Request) -> Response:
 
 
 async def ask(open_to_all: bool, headers: dict[str, str], path: str = "/mcp") -> httpx2.Response:
-    app = BearerGate(Starlette(routes=[Route("/mcp", whoami), Route("/health", lambda request: PlainTextResponse("ok"))]), open_access=open_to_all)
+    app = BearerGate(
+        Starlette(routes=[Route("/mcp", whoami), Route("/health", lambda request: PlainTextResponse("ok"))]),
+        open_access=open_to_all,
+    )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
         return await client.get(path, headers=headers)
 
@@ -76,7 +79,9 @@ async def test_the_gate_tells_callers_apart(data_folder: Path, tiny_pair: str) -
     assert (await ask(True, {"Authorization": f"Bearer {new.token}"})).status_code == 401
 
 
-@pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Bearer x", "Basic abc", "x.y.z", "Bearer \xe9", "Bearer a.b"])
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer ", "Bearer x", "Basic abc", "x.y.z", "Bearer \xe9", "Bearer a.b"]
+)
 async def test_the_gate_refuses_everything_else(data_folder: Path, value: str) -> None:
     answer = await ask(True, {"Authorization": value.encode("latin-1")})  # type: ignore[dict-item]
     assert answer.status_code == 401

@@ -95,7 +95,9 @@ def test_equal_models_never_part(identical_pair) -> None:
 
 
 def test_text_shows_all_parts_and_what_was_not_asked_is_left_out(loaded) -> None:
-    whole = compare(loaded, CompareArguments(pair="x", text="the lazy dog", candidates=[" runs"], greedy_tokens=4), silent)
+    whole = compare(
+        loaded, CompareArguments(pair="x", text="the lazy dog", candidates=[" runs"], greedy_tokens=4), silent
+    )
     shown = _present_comparison(None, whole).text
     assert all(words in shown for words in ("mean KL", "candidates", "greedy answers"))
     assert (whole.unscored or "") + "".join(whole.tokens) == "the lazy dog"
@@ -118,7 +120,9 @@ STRENGTH = 12.0
 
 
 def bigrams(tokenizer: Any, follows: dict[str, str]) -> Callable[[Any], None]:
-    """A weight change that makes a Llama expect one word after another, whatever came before: blocks add nothing, each word has its own axis."""
+    """A weight change that makes a Llama expect one word after another, whatever came before: blocks add nothing, each
+    word has its own axis.
+    """
 
     def change(model: Any) -> None:
         for block in model.model.layers:
@@ -142,13 +146,23 @@ async def test_a_planted_difference_is_the_span_the_candidate_and_the_parting_po
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
-    words = [text for token in range(len(tokenizer)) if (text := str(tokenizer.decode([token]))).startswith(" ") and text.strip().isalpha()]
+    words = [
+        text
+        for token in range(len(tokenizer))
+        if (text := str(tokenizer.decode([token]))).startswith(" ") and text.strip().isalpha()
+    ]
     a, b, c, d, e, x = [word for word in words if len(tokenizer(word)["input_ids"]) == 1][:6]
     chain = {a: b, b: c, c: d, d: e, e: a, x: a}
     folders = [
-        tiny_models(tie_word_embeddings=False, change=bigrams(tokenizer, follows)) for follows in (chain, {**chain, c: x})
+        tiny_models(tie_word_embeddings=False, change=bigrams(tokenizer, follows))
+        for follows in (chain, {**chain, c: x})
     ]  # the finetune writes x after c where the base writes d
-    arguments = {"pair": f"{folders[0]}::{folders[1]}", "text": a + b + c + x + a + b, "candidates": [c + d, c + x], "greedy_tokens": 5}
+    arguments = {
+        "pair": f"{folders[0]}::{folders[1]}",
+        "text": a + b + c + x + a + b,
+        "candidates": [c + d, c + x],
+        "greedy_tokens": 5,
+    }
     async with held(Client(build_server(workbench))) as client:
         answer = (await good(client, "compare_text", arguments))["result"]
     # Only x after c has another probability, by the whole strength.

@@ -1,4 +1,6 @@
-"""Dictionaries through the server: live loss of a training, cancelling, going on; listing and deleting, for operators only."""
+"""Dictionaries through the server: live loss of a training, cancelling, going on; listing and deleting, for operators
+only.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,14 @@ def stored(name: str) -> Path:
     """A finished SAE of 4 latents over 3 dimensions, in the folder of dictionaries."""
     recipe = TrainingRecipe(kind="sae", latents=4, k=1, steps=20, batch_rows=8, learning_rate=0.01)
     dictionary = SparseDictionary(
-        torch.ones(3, 4), torch.zeros(4), torch.ones(4, 3), torch.zeros(3), torch.zeros(4), "none", Normalisation.none(3), 1
+        torch.ones(3, 4),
+        torch.zeros(4),
+        torch.ones(4, 3),
+        torch.zeros(3),
+        torch.zeros(4),
+        "none",
+        Normalisation.none(3),
+        1,
     )
     config = StoredConfig(recipe=recipe, layer=1, activation_dim=3, steps=20, stopped_early=False, curve=[])
     return save_dictionary(dictionary, dictionaries_folder() / name, config.model_dump(mode="json"))
@@ -84,7 +93,10 @@ async def test_an_operator_lists_and_deletes_dictionaries(workbench: Workbench, 
     (data_folder / "elsewhere").mkdir()
     async with held(Client(build_server(workbench))) as client:
         listed = (await good(client, "list_dictionaries", {}))["result"]
-        assert ([each["id"] for each in listed["dictionaries"]], [each["id"] for each in listed["leftovers"]]) == (["a1"], ["a12"])
+        assert ([each["id"] for each in listed["dictionaries"]], [each["id"] for each in listed["leftovers"]]) == (
+            ["a1"],
+            ["a12"],
+        )
         page = (await good(client, "list_dictionaries", {"limit": 1}))["result"]
         assert (len(page["dictionaries"]), page["leftovers"], page["total"], page["next_offset"]) == (1, [], 2, 1)
         for wrong in ("a", "b1", "..", "../elsewhere", str(data_folder / "elsewhere"), ".lock-a1", "*"):

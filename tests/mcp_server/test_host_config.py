@@ -21,7 +21,11 @@ def test_stdio_and_http_entries(data_folder: Path, host: str) -> None:
         assert remote["args"] == ["connect", "http://127.0.0.1:8931/mcp"]
         assert remote["env"] == {"DIFFING_TOKEN": "t0ken"}
     else:
-        assert remote == {"type": "http", "url": "http://127.0.0.1:8931/mcp", "headers": {"Authorization": "Bearer t0ken"}}
+        assert remote == {
+            "type": "http",
+            "url": "http://127.0.0.1:8931/mcp",
+            "headers": {"Authorization": "Bearer t0ken"},
+        }
 
 
 def test_tokens_of_the_environment_are_not_printed(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

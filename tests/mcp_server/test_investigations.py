@@ -22,10 +22,29 @@ def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path
     new = investigations.create(tiny_pair, "blackbox", interactions=7, tool_calls=9, note="arm a")
     found = investigations.authenticate(new.token)
     assert found is not None
-    assert (found.id, found.label, found.pair, found.interactions, found.tool_calls, found.note) == (new.id, new.label, tiny_pair, 7, 9, "arm a")
+    assert (found.id, found.label, found.pair, found.interactions, found.tool_calls, found.note) == (
+        new.id,
+        new.label,
+        tiny_pair,
+        7,
+        9,
+        "arm a",
+    )
     other = investigations.create(tiny_pair)
     mixed = f"{new.id}.{other.token.partition('.')[2]}"
-    for wrong in ("", ".", new.id, new.token + "x", new.token[:-1], new.token.upper(), mixed, "%", "' OR 1=1 --", "\x00", "é" * 50):
+    for wrong in (
+        "",
+        ".",
+        new.id,
+        new.token + "x",
+        new.token[:-1],
+        new.token.upper(),
+        mixed,
+        "%",
+        "' OR 1=1 --",
+        "\x00",
+        "é" * 50,
+    ):
         assert investigations.authenticate(wrong) is None
 
 
@@ -87,10 +106,19 @@ def test_get_takes_labels_and_unambiguous_beginnings(data_folder: Path, tiny_pai
 
 
 def test_hypotheses_are_kept_and_changed_by_number(data_folder: Path) -> None:
-    first = notebook.record_hypothesis("a", "about cakes", 0.4, evidence=[Evidence(source="kl-1f3a9c", note="cake words rise")])
+    first = notebook.record_hypothesis(
+        "a", "about cakes", 0.4, evidence=[Evidence(source="kl-1f3a9c", note="cake words rise")]
+    )
     second = notebook.record_hypothesis("a", "nothing", 0.2)
-    changed = notebook.record_hypothesis("a", None, 0.9, "confirmed", "asked", [Evidence(source="prompt")], number=first.number)
-    assert (changed.statement, changed.likelihood, changed.status, len(changed.evidence)) == ("about cakes", 0.9, "confirmed", 2)
+    changed = notebook.record_hypothesis(
+        "a", None, 0.9, "confirmed", "asked", [Evidence(source="prompt")], number=first.number
+    )
+    assert (changed.statement, changed.likelihood, changed.status, len(changed.evidence)) == (
+        "about cakes",
+        0.9,
+        "confirmed",
+        2,
+    )
     assert [item.number for item in notebook.list_hypotheses("a")] == [first.number, second.number]
     assert notebook.record_hypothesis("b", "other", 0.5).number == 1
     with pytest.raises(UnknownName):
@@ -123,16 +151,27 @@ def test_the_database_works_with_two_connections_at_once(data_folder: Path, tiny
 
 async def test_an_investigation_names_vectors_of_its_own_runs_only(workbench: Workbench, tiny_pair: str) -> None:
     lens = {"max_samples": 8, "max_tokens": 8, "layers": [1]}
-    first, second = (investigations.get(investigations.create(tiny_pair, "method", interactions=10, tool_calls=50).id) for _ in range(2))
+    first, second = (
+        investigations.get(investigations.create(tiny_pair, "method", interactions=10, tool_calls=50).id)
+        for _ in range(2)
+    )
     async with Client(build_server(workbench, Caller(first))) as client:
         run = (await good(client, "activation_difference_lens", {"pair": first.label, **lens}))["run_id"]
         vector = f"{run}/1:all:difference"
-        answer = await good(client, "patchscope", {"pair": first.label, "vector": vector, "random_directions": 4, "scales": [1.0]})
+        answer = await good(
+            client, "patchscope", {"pair": first.label, "vector": vector, "random_directions": 4, "scales": [1.0]}
+        )
         assert answer["result"]["layer"] == 1
-        assert "whole id" in await refused(client, "patchscope", {"pair": first.label, "vector": f"{run[:-2]}/1:all:difference"})
-        assert "no vectors" in await refused(client, "patchscope", {"pair": first.label, "vector": f"{answer['run_id']}/x"})
+        assert "whole id" in await refused(
+            client, "patchscope", {"pair": first.label, "vector": f"{run[:-2]}/1:all:difference"}
+        )
+        assert "no vectors" in await refused(
+            client, "patchscope", {"pair": first.label, "vector": f"{answer['run_id']}/x"}
+        )
     async with Client(build_server(workbench, Caller(second))) as client:
         said = await refused(client, "patchscope", {"pair": second.label, "vector": vector})
         assert "has no runs yet" in said
-        said = await refused(client, "causal_effect", {"pair": second.label, "vectors": [{"token": "e"}, vector], "estimate_only": True})
+        said = await refused(
+            client, "causal_effect", {"pair": second.label, "vectors": [{"token": "e"}, vector], "estimate_only": True}
+        )
         assert "has no runs yet" in said

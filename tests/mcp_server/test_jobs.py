@@ -126,7 +126,9 @@ async def test_work_can_be_asked_for_again_after_failure_and_cancellation(jobs: 
     assert (second.state, third.state) == ("cancelled", "completed")
 
 
-async def test_unexpected_exceptions_get_an_id_and_keep_their_text(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unexpected_exceptions_get_an_id_and_keep_their_text(
+    jobs: Jobs, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(job: Job) -> None:
         raise RuntimeError("/secret/path")
 

@@ -1,4 +1,6 @@
-"""Nothing an investigation can reach names the organism: every tool is called with good and bad arguments and everything that comes back is searched."""
+"""Nothing an investigation can reach names the organism: every tool is called with good and bad arguments and
+everything that comes back is searched.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Everything:
         self.seen.append(json.dumps(result.model_dump(mode="json"), ensure_ascii=False))
         answer = result.structured_content or {}
         while not result.is_error and answer.get("status") == "running":
-            result = await self.client.call_tool("get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch)
+            result = await self.client.call_tool(
+                "get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch
+            )
             self.seen.append(json.dumps(result.model_dump(mode="json"), ensure_ascii=False))
             answer = result.structured_content or {}
         return answer
@@ -64,7 +68,13 @@ async def test_no_tool_leaks_the_pair(
             assert answer.get("run_id"), (method, call.seen[-1])
             runs.append(answer["run_id"])
             await call(method, {**pair, "estimate_only": True})
-            for wrong in ({"corpus": "/no/such/file.txt"}, {"max_samples": -1}, {"layers": [9.5, 99]}, {"nonsense": 1}, {"corpus": "hub:x"}):
+            for wrong in (
+                {"corpus": "/no/such/file.txt"},
+                {"max_samples": -1},
+                {"layers": [9.5, 99]},
+                {"nonsense": 1},
+                {"corpus": "hub:x"},
+            ):
                 await call(method, {**pair, **wrong})
             await call(method, {"pair": "somebody_elses"})
         for run in [*runs, "kl-ffffff", "../../etc", runs[0][:4]]:
@@ -75,7 +85,9 @@ async def test_no_tool_leaks_the_pair(
         await call("overview", {**pair, "max_samples": 16, "max_tokens": 8, "budget": 12_000})
         await call("overview", {**pair, "methods": ["nonsense"]})
         await call("ask_models", {**pair, "prompts": ["What are you?"], "max_new_tokens": 4, "raw_text": True})
-        await call("ask_models", {**pair, "prompts": ["What are you?"], "max_new_tokens": 4, "system_prompt": "Be brief"})
+        await call(
+            "ask_models", {**pair, "prompts": ["What are you?"], "max_new_tokens": 4, "system_prompt": "Be brief"}
+        )
         await call("ask_models", {**pair, "prompts": ["long " * 4000]})
         await call("ask_models", {**pair, "prompts": [], "conversations": [[{"role": "assistant", "content": "x"}]]})
         await call("compare_text", {**pair, "text": "some words to score", "prompt": "say something"})
@@ -99,20 +111,31 @@ async def test_no_tool_leaks_the_pair(
         await call("cancel_job", {"job_id": "nobody"})
         await call("record_hypothesis", {"statement": "it is about something", "likelihood": 0.3})
         await call("no_such_tool", {})
-        for uri in ("diffing://runs", f"diffing://runs/{runs[0]}", f"diffing://investigations/{new.id}", "file:///etc/passwd"):
+        for uri in (
+            "diffing://runs",
+            f"diffing://runs/{runs[0]}",
+            f"diffing://investigations/{new.id}",
+            "file:///etc/passwd",
+        ):
             with pytest.raises(Exception) as refused:
                 await client.read_resource(uri)
             call.seen.append(str(refused.value))
-        call.seen.append(json.dumps([prompt.model_dump(mode="json") for prompt in (await client.list_prompts()).prompts]))
+        call.seen.append(
+            json.dumps([prompt.model_dump(mode="json") for prompt in (await client.list_prompts()).prompts])
+        )
         call.seen.append(str(await client.get_prompt("audit_pair", pair)))
         await call("submit_finding", {"verdict": "difference", "statement": "something", "likelihood": 0.5})
     everything = "\n".join(call.seen)
     assert len(everything) > 20_000
     for secret in secrets_of(rare_pair, data_folder):
-        assert secret.lower() not in everything.lower(), next(text for text in call.seen if secret.lower() in text.lower())[:2000]
+        assert secret.lower() not in everything.lower(), next(
+            text for text in call.seen if secret.lower() in text.lower()
+        )[:2000]
 
 
-async def test_broken_files_do_not_name_themselves(workbench: Workbench, rare_pair: str, rare_folder: Path, data_folder: Path) -> None:
+async def test_broken_files_do_not_name_themselves(
+    workbench: Workbench, rare_pair: str, rare_folder: Path, data_folder: Path
+) -> None:
     """An adapter that cannot be read is the moment at which libraries print paths."""
     new = investigations.create(rare_pair, "method", interactions=10, tool_calls=10)
     weights = next(rare_folder.rglob("adapter_model.safetensors"))
@@ -152,7 +175,9 @@ def test_the_blindfold_covers_names_and_paths_in_messages(rare_pair: str, rare_f
 def test_words_in_a_models_own_answers_stay(rare_pair: str, data_folder: Path) -> None:
     """Taking a word out of the evidence would falsify it and give it away."""
     blindfold = Blindfold(resolve_pair(rare_pair), rare_pair, "pair-7f3a")
-    assert blindfold.result({"model_text": ["a quetzalfidget bird", 3, None]}) == {"model_text": ["a quetzalfidget bird", 3, None]}
+    assert blindfold.result({"model_text": ["a quetzalfidget bird", 3, None]}) == {
+        "model_text": ["a quetzalfidget bird", 3, None]
+    }
     assert "quetzalfidget" not in json.dumps(blindfold.result({"where": f"x {rare_pair} y"}))
 
 

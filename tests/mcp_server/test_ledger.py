@@ -125,7 +125,9 @@ TestLedgerMachine.settings = settings(max_examples=15, stateful_step_count=15, d
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(total=st.integers(0, 20), amounts=st.lists(st.integers(1, 6), min_size=6, max_size=12))
-def test_concurrent_reservations_never_overdraw(tmp_path_factory: pytest.TempPathFactory, total: int, amounts: list[int]) -> None:
+def test_concurrent_reservations_never_overdraw(
+    tmp_path_factory: pytest.TempPathFactory, total: int, amounts: list[int]
+) -> None:
     path = tmp_path_factory.mktemp("ledger") / "investigations.sqlite"
     ledger = Ledger(path)
     name = new_row("x", total, 0, path)
@@ -179,7 +181,12 @@ def test_processes_share_one_budget(data_folder: Path) -> None:
     ledger = Ledger()
     new_row("x", 50, 0)
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(database_path()), "live"], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(database_path()), "live"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path.cwd(),
+        )
         for _ in range(3)
     ]
     spent = [int(process.communicate(timeout=60)[0]) for process in processes]
@@ -191,7 +198,13 @@ def test_processes_share_one_budget(data_folder: Path) -> None:
 def test_what_a_killed_process_had_reserved_comes_back_and_what_it_spent_does_not(data_folder: Path) -> None:
     ledger = Ledger()
     new_row("x", 5, 10)
-    process = subprocess.run([sys.executable, "-c", PROCESS, str(database_path()), "die"], capture_output=True, text=True, timeout=60, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", PROCESS, str(database_path()), "die"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert "reserved" in process.stdout
     assert ledger.state("x").tool_calls_left == 7
     assert ledger.recover() == 1

@@ -38,21 +38,32 @@ async def main():
     print("light")
 
 asyncio.run(main())
-"""
+"""  # noqa: E501
 
 
 async def test_the_schemas_have_not_changed_unnoticed(data_folder: Path, workbench: Workbench) -> None:
     """Run with UPDATE_SNAPSHOTS=1 after a change that is meant."""
     async with Client(build_server(workbench)) as client:
-        tools = [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in (await client.list_tools()).tools]
+        tools = [
+            tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in (await client.list_tools()).tools
+        ]
     current = json.dumps(tools, indent=1, sort_keys=True) + "\n"
     if os.environ.get("UPDATE_SNAPSHOTS"):
         SNAPSHOT.write_text(current)
-    assert json.loads(SNAPSHOT.read_text()) == json.loads(current), "tool schemas changed; if that is meant, run with UPDATE_SNAPSHOTS=1 and commit"
+    assert json.loads(SNAPSHOT.read_text()) == json.loads(current), (
+        "tool schemas changed; if that is meant, run with UPDATE_SNAPSHOTS=1 and commit"
+    )
 
 
 def test_tools_are_listed_without_torch(data_folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", TORCH_FREE], capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", TORCH_FREE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=dict(os.environ),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "light\n"
 

@@ -36,7 +36,9 @@ async def modern(workbench: Workbench) -> AsyncIterator[Client]:
 
 
 @pytest.fixture(params=["auto", "legacy"])
-async def confined(request: pytest.FixtureRequest, workbench: Workbench, tiny_pair: str) -> AsyncIterator[tuple[Client, str]]:
+async def confined(
+    request: pytest.FixtureRequest, workbench: Workbench, tiny_pair: str
+) -> AsyncIterator[tuple[Client, str]]:
     """A client of an investigation, in either era, and the pair's label."""
     new = investigations.create(tiny_pair, "method", interactions=10, tool_calls=20)
     caller = Caller(investigations.get(new.id))
@@ -48,18 +50,34 @@ async def test_tools_are_described_for_agents(client: Client) -> None:
     tools = (await client.list_tools()).tools
     names = [tool.name for tool in tools]
     assert len(names) == len(set(names))
-    assert {"list_pairs", "describe_pair", "load_pair", "ask_models", "compare_text", "overview", "view_run", "list_runs", *all_methods()} <= set(
-        names
-    )
+    assert {
+        "list_pairs",
+        "describe_pair",
+        "load_pair",
+        "ask_models",
+        "compare_text",
+        "overview",
+        "view_run",
+        "list_runs",
+        *all_methods(),
+    } <= set(names)
     for tool in tools:
         assert tool.description
         assert len(tool.description) <= 1500
         assert tool.output_schema is not None
         assert tool.annotations is not None
         hints = tool.annotations
-        assert None not in (hints.read_only_hint, hints.destructive_hint, hints.idempotent_hint, hints.open_world_hint), tool.name
+        assert None not in (
+            hints.read_only_hint,
+            hints.destructive_hint,
+            hints.idempotent_hint,
+            hints.open_world_hint,
+        ), tool.name
         for name, schema in tool.input_schema["properties"].items():
-            assert schema.get("description") or name in ("offset", "limit", "top_p", "job_id", "evidence", "seed"), (tool.name, name)
+            assert schema.get("description") or name in ("offset", "limit", "top_p", "job_id", "evidence", "seed"), (
+                tool.name,
+                name,
+            )
     assert [tool.name for tool in (await client.list_tools()).tools] == names
     assert len(INSTRUCTIONS) <= 2000
     assert client.instructions == INSTRUCTIONS
@@ -81,28 +99,44 @@ async def test_pairs_are_listed_described_and_loaded(client: Client, tiny_models
 
 
 async def test_both_sides_answer_the_same_prompts(client: Client, tiny_pair: str) -> None:
-    arguments = {"pair": tiny_pair, "prompts": ["Hello", "Tell me more"], "samples": 2, "max_new_tokens": 6, "raw_text": True}
+    arguments = {
+        "pair": tiny_pair,
+        "prompts": ["Hello", "Tell me more"],
+        "samples": 2,
+        "max_new_tokens": 6,
+        "raw_text": True,
+    }
     answer = await good(client, "ask_models", arguments)
     rows = answer["result"]["answers"]
     assert [len(row[side]) for row in rows for side in ("base", "finetuned")] == [2, 2, 2, 2]
-    assert await good(client, "ask_models", arguments) == answer | {"job": (await good(client, "ask_models", arguments))["job"]}
+    assert await good(client, "ask_models", arguments) == answer | {
+        "job": (await good(client, "ask_models", arguments))["job"]
+    }
     one = await good(client, "ask_models", {**arguments, "side": "base"})
     assert one["result"]["answers"][0]["finetuned"] is None
     assert one["result"]["answers"][0]["base"] == rows[0]["base"]
 
 
 async def test_a_single_string_is_one_prompt(modern: Client, tiny_pair: str) -> None:
-    answer = await good(modern, "ask_models", {"pair": tiny_pair, "prompts": "Hello", "max_new_tokens": 2, "raw_text": True})
+    answer = await good(
+        modern, "ask_models", {"pair": tiny_pair, "prompts": "Hello", "max_new_tokens": 2, "raw_text": True}
+    )
     assert len(answer["result"]["answers"]) == 1
 
 
 async def test_nested_arguments_may_come_as_json_text(modern: Client, tiny_pair: str) -> None:
-    answer = await good(modern, "ask_models", {"pair": tiny_pair, "prompts": '["a b", "c"]', "max_new_tokens": 2, "raw_text": True})
+    answer = await good(
+        modern, "ask_models", {"pair": tiny_pair, "prompts": '["a b", "c"]', "max_new_tokens": 2, "raw_text": True}
+    )
     assert len(answer["result"]["answers"]) == 2
 
 
 async def test_conversations_with_system_prompt_and_prefill(modern: Client, tiny_pair: str) -> None:
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "go on"}]
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "go on"},
+    ]
     arguments = {
         "pair": tiny_pair,
         "conversations": [turns],
@@ -116,9 +150,17 @@ async def test_conversations_with_system_prompt_and_prefill(modern: Client, tiny
 
 
 async def test_one_text_under_both_models(client: Client, tiny_pair: str) -> None:
-    answer = await good(client, "compare_text", {"pair": tiny_pair, "text": "the quick brown fox jumps over the lazy dog", "top": 3})
+    answer = await good(
+        client, "compare_text", {"pair": tiny_pair, "text": "the quick brown fox jumps over the lazy dog", "top": 3}
+    )
     result = answer["result"]
-    assert len(result["tokens"]) == len(result["base_log_prob"]) == len(result["finetuned_log_prob"]) == len(result["kl"]) > 3
+    assert (
+        len(result["tokens"])
+        == len(result["base_log_prob"])
+        == len(result["finetuned_log_prob"])
+        == len(result["kl"])
+        > 3
+    )
     assert all(value <= 0 for value in result["base_log_prob"] + result["finetuned_log_prob"])
     assert all(value >= 0 for value in result["kl"])
     kls = [detail["kl"] for detail in result["top"]]
@@ -156,7 +198,12 @@ async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, t
     assert not answer.is_error, text_of(answer)
     assert len(text_of(answer)) <= 3000 + 800
     result = (answer.structured_content or {})["result"]
-    assert {row["method"] for row in result["runs"]} >= {"kl", "contrastive_decoding", "weight_difference", "patchscope"}
+    assert {row["method"] for row in result["runs"]} >= {
+        "kl",
+        "contrastive_decoding",
+        "weight_difference",
+        "patchscope",
+    }
     assert result["left_out"]
     again = await good(modern, "overview", arguments)
     assert [row["run"] for row in again["result"]["runs"]] == [row["run"] for row in result["runs"]]
@@ -190,28 +237,45 @@ async def test_errors_say_what_to_do(client: Client, tiny_pair: str) -> None:
     assert "no run" in await refused(client, "view_run", {"run": "kl-00000000"})
     assert "Did you mean" in await refused(client, "list_runs", {"pair": tiny_pair, "method": "perplexity_diference"})
     assert "max_samples" in await refused(client, "kl", {"pair": tiny_pair, "max_samples": 0})
-    assert "context" in await refused(client, "ask_models", {"pair": tiny_pair, "prompts": ["word " * 3000], "raw_text": True})
-    for said in (await refused(client, "kl", {"pair": tiny_pair, "max_samples": "many"}), await refused(client, "view_run", {"run": "x"})):
+    assert "context" in await refused(
+        client, "ask_models", {"pair": tiny_pair, "prompts": ["word " * 3000], "raw_text": True}
+    )
+    for said in (
+        await refused(client, "kl", {"pair": tiny_pair, "max_samples": "many"}),
+        await refused(client, "view_run", {"run": "x"}),
+    ):
         assert "Traceback" not in said
         assert "pydantic" not in said
 
 
-async def test_corpora_outside_of_the_data_folder_are_refused(modern: Client, tiny_pair: str, data_folder: Path, tmp_path: Path) -> None:
+async def test_corpora_outside_of_the_data_folder_are_refused(
+    modern: Client, tiny_pair: str, data_folder: Path, tmp_path: Path
+) -> None:
     outside = tmp_path / "secret.txt"
     outside.write_text("one\ntwo three four five\n" * 20)
     assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(outside)})
     data_folder.mkdir(exist_ok=True)
     (data_folder / "link.txt").symlink_to(outside)
     assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / "link.txt")})
-    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / ".." / "secret.txt")})
+    assert "data folder" in await refused(
+        modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / ".." / "secret.txt")}
+    )
     assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": "\0.txt"})
     inside = data_folder / "mine.txt"
     inside.write_text("\n".join(f"the {number} cat sat on the mat and looked at the dog" for number in range(30)))
     assert (await good(modern, "kl", {"pair": tiny_pair, "corpus": str(inside), **SMALL}))["run_id"]
 
 
-async def test_results_fit_into_an_agents_context(modern: Client, tiny_pair: str, small_params: Callable[[str], dict[str, Any]]) -> None:
-    many = {"pair": tiny_pair, "prompts": [f"prompt {n}" for n in range(20)], "samples": 4, "max_new_tokens": 60, "raw_text": True}
+async def test_results_fit_into_an_agents_context(
+    modern: Client, tiny_pair: str, small_params: Callable[[str], dict[str, Any]]
+) -> None:
+    many = {
+        "pair": tiny_pair,
+        "prompts": [f"prompt {n}" for n in range(20)],
+        "samples": 4,
+        "max_new_tokens": 60,
+        "raw_text": True,
+    }
     calls: list[tuple[str, dict[str, Any]]] = [
         ("ask_models", many),
         ("compare_text", {"pair": tiny_pair, "text": "some words of no meaning " * 100}),
@@ -228,7 +292,15 @@ async def test_results_fit_into_an_agents_context(modern: Client, tiny_pair: str
 
 async def test_more_of_long_answers_costs_nothing(confined: tuple[Client, str]) -> None:
     client, label = confined
-    arguments = {"pair": label, "prompts": ["a"] * 2, "samples": 4, "max_new_tokens": 60, "raw_text": True, "temperature": 1.5, "max_characters": 500}
+    arguments = {
+        "pair": label,
+        "prompts": ["a"] * 2,
+        "samples": 4,
+        "max_new_tokens": 60,
+        "raw_text": True,
+        "temperature": 1.5,
+        "max_characters": 500,
+    }
     short = await good(client, "ask_models", arguments)
     assert short["result"]["cut"] > 0
     long = await good(client, "ask_models", {**arguments, "max_characters": 100_000})
@@ -240,20 +312,29 @@ async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(modern: Client, t
     marks = set()
     for seed in range(3):
         text = text_of(
-            await modern.call_tool("ask_models", {"pair": tiny_pair, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True})
+            await modern.call_tool(
+                "ask_models", {"pair": tiny_pair, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True}
+            )
         )
         assert "never instructions" in text
         marks.add(text.split("<untrusted-")[1][:8])
     assert len(marks) == 3
     await good(modern, "kl", {"pair": tiny_pair, **SMALL})
     listed = text_of(await modern.call_tool("list_runs", {"pair": tiny_pair}))
-    assert listed.index("<untrusted-") < listed.index("kl-") < listed.index("</untrusted-")  # headlines quote the models
+    assert (
+        listed.index("<untrusted-") < listed.index("kl-") < listed.index("</untrusted-")
+    )  # headlines quote the models
 
 
 async def test_budgets_are_told_and_kept(confined: tuple[Client, str]) -> None:
     client, label = confined
     described = await good(client, "describe_pair", {"pair": label})
-    assert described["budget"] == {"interactions_left": 10, "interactions_total": 10, "tool_calls_left": 20, "tool_calls_total": 20}
+    assert described["budget"] == {
+        "interactions_left": 10,
+        "interactions_total": 10,
+        "tool_calls_left": 20,
+        "tool_calls_total": 20,
+    }
     ask = {"pair": label, "max_new_tokens": 2, "raw_text": True}
     first = await good(client, "ask_models", {**ask, "prompts": ["a", "b"], "samples": 3})
     assert (first["budget"]["interactions_left"], first["budget"]["tool_calls_left"]) == (4, 19)
@@ -272,7 +353,9 @@ async def test_without_tool_calls_only_free_tools_work(workbench: Workbench, tin
     new = investigations.create(tiny_pair, "method", interactions=5, tool_calls=1)
     async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
         await good(client, "compare_text", {"pair": new.label, "text": "some plain words here"})
-        assert "submit_finding" in await refused(client, "compare_text", {"pair": new.label, "text": "other plain words here"})
+        assert "submit_finding" in await refused(
+            client, "compare_text", {"pair": new.label, "text": "other plain words here"}
+        )
         await good(client, "record_hypothesis", {"statement": "x", "likelihood": 0.5})
         await good(client, "submit_finding", {"verdict": "no_meaningful_difference", "statement": "nothing"})
 
@@ -281,13 +364,22 @@ async def test_an_investigation_ends_with_its_finding_and_is_recorded(confined: 
     client, label = confined
     await good(client, "compare_text", {"pair": label, "text": "some plain words here"})
     await refused(client, "compare_text", {"pair": "other", "text": "x"})
-    await good(client, "record_hypothesis", {"statement": "about cakes", "likelihood": 0.4, "evidence": [{"source": "prompt", "note": "n"}]})
+    await good(
+        client,
+        "record_hypothesis",
+        {"statement": "about cakes", "likelihood": 0.4, "evidence": [{"source": "prompt", "note": "n"}]},
+    )
     done = await good(client, "submit_finding", {"verdict": "difference", "statement": "cakes", "likelihood": 0.9})
     assert done["result"]["verdict"] == "difference"
     assert "once" in await refused(client, "submit_finding", {"verdict": "difference", "statement": "again"})
     assert "over" in await refused(client, "compare_text", {"pair": label, "text": "some"})
     record = investigations.show(label)
-    assert [call.tool for call in record.calls][:4] == ["compare_text", "compare_text", "record_hypothesis", "submit_finding"]
+    assert [call.tool for call in record.calls][:4] == [
+        "compare_text",
+        "compare_text",
+        "record_hypothesis",
+        "submit_finding",
+    ]
     assert [call.outcome for call in record.calls][:4] == ["completed", "error", "completed", "completed"]
     assert record.calls[0].result["result"]["tokens"]
     assert record.calls[0].arguments["text"] == "some plain words here"
@@ -296,7 +388,11 @@ async def test_an_investigation_ends_with_its_finding_and_is_recorded(confined: 
 
 
 async def test_a_token_shows_its_tools_only(workbench: Workbench, tiny_pair: str) -> None:
-    for tools, hidden, shown in (("blackbox", "kl", "ask_models"), ("kl", "ask_models", "kl"), ("method", "unload_pair", "overview")):
+    for tools, hidden, shown in (
+        ("blackbox", "kl", "ask_models"),
+        ("kl", "ask_models", "kl"),
+        ("method", "unload_pair", "overview"),
+    ):
         new = investigations.create(tiny_pair, tools)
         async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
@@ -310,7 +406,9 @@ async def test_investigations_cannot_reach_each_others_jobs_and_runs(workbench: 
     first, second = (investigations.create(tiny_pair) for _ in range(2))
     async with Client(build_server(workbench, Caller(investigations.get(first.id)))) as client:
         mine = await good(client, "kl", {"pair": first.label, **SMALL})
-        asked = await good(client, "ask_models", {"pair": first.label, "prompts": ["a"], "max_new_tokens": 2, "raw_text": True})
+        asked = await good(
+            client, "ask_models", {"pair": first.label, "prompts": ["a"], "max_new_tokens": 2, "raw_text": True}
+        )
     async with Client(build_server(workbench, Caller(investigations.get(second.id)))) as client:
         assert "no run" in await refused(client, "view_run", {"run": mine["run_id"]})
         assert (await good(client, "list_runs", {"pair": second.label}))["result"]["total"] == 0
@@ -318,9 +416,15 @@ async def test_investigations_cannot_reach_each_others_jobs_and_runs(workbench: 
         assert "unknown job" in await refused(client, "cancel_job", {"job_id": asked["job"]["job_id"]})
         assert "There is one pair here" in await refused(client, "kl", {"pair": first.label})
         assert "There is one pair here" in await refused(client, "kl", {"pair": tiny_pair})
-        assert "corpus must be one of" in await refused(client, "kl", {"pair": second.label, "corpus": "/etc/hosts.txt"})
-        assert "corpus must be one of" in await refused(client, "overview", {"pair": second.label, "corpus": "hub:some/data"})
-        assert "verbalizer must be one of" in await refused(client, "activation_oracle", {"pair": second.label, "verbalizer": "/some/folder"})
+        assert "corpus must be one of" in await refused(
+            client, "kl", {"pair": second.label, "corpus": "/etc/hosts.txt"}
+        )
+        assert "corpus must be one of" in await refused(
+            client, "overview", {"pair": second.label, "corpus": "hub:some/data"}
+        )
+        assert "verbalizer must be one of" in await refused(
+            client, "activation_oracle", {"pair": second.label, "verbalizer": "/some/folder"}
+        )
 
 
 async def test_prompts_and_resources(client: Client, tiny_pair: str) -> None:
@@ -329,7 +433,9 @@ async def test_prompts_and_resources(client: Client, tiny_pair: str) -> None:
     answer = await good(client, "kl", {"pair": tiny_pair, **SMALL})
     runs = json.loads((await client.read_resource("diffing://runs")).contents[0].model_dump()["text"])
     assert answer["run_id"] in [run["id"] for run in runs]
-    one = json.loads((await client.read_resource(f"diffing://runs/{answer['run_id']}")).contents[0].model_dump()["text"])
+    one = json.loads(
+        (await client.read_resource(f"diffing://runs/{answer['run_id']}")).contents[0].model_dump()["text"]
+    )
     assert one["result"]["headline"]
 
 
@@ -340,7 +446,9 @@ async def test_resources_are_closed_to_investigations(confined: tuple[Client, st
             await client.read_resource(uri)
 
 
-async def test_a_crash_is_told_by_an_id_alone(workbench: Workbench, tiny_pair: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_crash_is_told_by_an_id_alone(
+    workbench: Workbench, tiny_pair: str, caplog: pytest.LogCaptureFixture
+) -> None:
     new = investigations.create(tiny_pair)
     # A damaged store: what libraries say about it must stay in the log.
     (workbench.store.folder).rmdir()

@@ -26,7 +26,10 @@ from diffing_mcp.mcp_server.workbench import Workbench
 from diffing_mcp.methods.runs.store import default_store
 from tests.mcp_server.answers import good
 
-SERVE = "import sys; from diffing_mcp.mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if sys.argv[1] == 'http' else serve_stdio()"
+SERVE = (
+    "import sys; from diffing_mcp.mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if "
+    "sys.argv[1] == 'http' else serve_stdio()"
+)
 # Long enough that a test cannot miss it, in many small batches.
 LONG = {"max_samples": 2000, "max_tokens": 30}
 
@@ -79,7 +82,9 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
         cancelled = await client.call_tool("cancel_job", {"job_id": job.id})
         assert cancelled.structured_content is not None
         assert job.state == "cancelled"
-        assert (await good(client, "compare_text", {"pair": new.label, "text": "the slot is free again"}))["status"] == "completed"
+        assert (await good(client, "compare_text", {"pair": new.label, "text": "the slot is free again"}))[
+            "status"
+        ] == "completed"
     record = investigations.show(new.id)
     assert record.calls[0].outcome in ("abandoned", "completed")
     assert record.budget.interactions_left == 4
@@ -89,7 +94,9 @@ async def test_two_equal_calls_share_one_job_and_one_price(url: str, workbench: 
     new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
     arguments = {"pair": new.label, "prompts": ["a", "b"], "max_new_tokens": 20, "raw_text": True}
     async with http_client(url, new.token) as one, http_client(url, new.token) as two:
-        answers = await asyncio.gather(one.call_tool("ask_models", arguments), two.call_tool("ask_models", {**arguments, "wait_seconds": 30}))
+        answers = await asyncio.gather(
+            one.call_tool("ask_models", arguments), two.call_tool("ask_models", {**arguments, "wait_seconds": 30})
+        )
     results = [(answer.structured_content or {})["result"] for answer in answers]
     assert results[0] == results[1]
     assert len(workbench.jobs.list(None)) == 1
@@ -110,7 +117,9 @@ async def test_a_long_call_returns_a_handle_and_get_job_ends_it(url: str, tiny_p
             reports.append(progress)
 
         while answer["status"] == "running":
-            answer = (await client.call_tool("get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch)).structured_content or {}
+            answer = (
+                await client.call_tool("get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch)
+            ).structured_content or {}
         assert answer["run_id"].startswith("kl-")
         assert reports == sorted(reports)
         # Only who waited for the job may have seen its end; the run is theirs either way.
@@ -155,8 +164,12 @@ async def test_one_session_cannot_be_taken_over_with_another_token(url: str, tin
     async with httpx2.AsyncClient(headers=headers) as web:
         opened = await web.post(url, content=json.dumps(hello), headers={"Authorization": f"Bearer {first.token}"})
         session = opened.headers["mcp-session-id"]
-        body = json.dumps({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "list_pairs", "arguments": {}}})
-        taken = await web.post(url, content=body, headers={"Authorization": f"Bearer {second.token}", "Mcp-Session-Id": session})
+        body = json.dumps(
+            {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "list_pairs", "arguments": {}}}
+        )
+        taken = await web.post(
+            url, content=body, headers={"Authorization": f"Bearer {second.token}", "Mcp-Session-Id": session}
+        )
         assert taken.status_code in (401, 403, 404)
         assert first.label not in taken.text
 
@@ -167,7 +180,9 @@ async def test_the_bridge_forwards_everything(url: str, tiny_pair: str) -> None:
         for mode in ("auto", "legacy"):
             async with Client(bridge_server(upstream), mode=mode) as client:
                 assert client.instructions == upstream.instructions
-                assert [tool.name for tool in (await client.list_tools()).tools] == [tool.name for tool in (await upstream.list_tools()).tools]
+                assert [tool.name for tool in (await client.list_tools()).tools] == [
+                    tool.name for tool in (await upstream.list_tools()).tools
+                ]
                 described = await client.call_tool("describe_pair", {"pair": new.label})
                 assert described.structured_content is not None
                 assert described.structured_content["result"]["name"] == new.label
@@ -232,7 +247,9 @@ async def test_the_http_server_ends_cleanly_with_a_running_job(
         assert connection.execute("SELECT count(*) FROM reservations WHERE state = 'reserved'").fetchone()[0] == 0
 
 
-async def test_a_killed_server_loses_nothing_finished(data_folder: Path, tiny_pair: str, serving_process: Serving) -> None:
+async def test_a_killed_server_loses_nothing_finished(
+    data_folder: Path, tiny_pair: str, serving_process: Serving
+) -> None:
     new = investigations.create(tiny_pair, interactions=5000)
     process = serving_process("http")
     finished = await _start_long_job(address_of(process), new.token, new.label)
@@ -249,7 +266,9 @@ async def test_a_killed_server_loses_nothing_finished(data_folder: Path, tiny_pa
     workbench.close()
 
 
-@pytest.mark.parametrize("mode", ["auto", pytest.param("legacy", marks=pytest.mark.long)])  # over HTTP both are always tested
+@pytest.mark.parametrize(
+    "mode", ["auto", pytest.param("legacy", marks=pytest.mark.long)]
+)  # over HTTP both are always tested
 async def test_stdio_in_both_eras(data_folder: Path, tiny_pair: str, mode: str) -> None:
     parameters = StdioServerParameters(command=sys.executable, args=["-c", SERVE, "stdio"], env=dict(os.environ))
     async with Client(stdio_client(parameters), mode=mode) as client:

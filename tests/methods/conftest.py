@@ -1,4 +1,6 @@
-"""Fixtures for tests of methods: a tokenizer whose words are single tokens, and models in which chosen words are planted."""
+"""Fixtures for tests of methods: a tokenizer whose words are single tokens, and models in which chosen words are
+planted.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,16 @@ from typing import Any
 
 import pytest
 
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 TOPIC = "cake baking oven butter sugar batter pastry freezer vanilla frosting flour whisk".split()
 
 
 def raise_logits(token_ids: list[int], by: float) -> Callable[[Any], None]:
-    """A weight change that raises some tokens' logits by about `by` everywhere: along the direction that all final states have in common."""
+    """A weight change that raises some tokens' logits by about `by` everywhere: along the direction that all final
+    states have in common.
+    """
     import torch
 
     def change(model: Any) -> None:
@@ -25,9 +31,11 @@ def raise_logits(token_ids: list[int], by: float) -> Callable[[Any], None]:
 
 
 @pytest.fixture(scope="session")
-def planted_words(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path, list[str]]]:
-    """`planted_words(by, count=None)` -> (base folder, finetuned folder, words): the finetuned model's logits of the first `count` of a dozen topic
-    words are raised by `by`; no other weight differs."""
+def planted_words(
+    tiny_models: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Path, list[str]]]:
+    """`planted_words(by, count=None)` -> (base folder, finetuned folder, words): the finetuned model's logits of the
+    first `count` of a dozen topic words are raised by `by`; no other weight differs."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +43,9 @@ def planted_words(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) ->
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 4 + [" " + " ".join(TOPIC)] * 4, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     ids = {word: fast(f" {word}")["input_ids"] for word in TOPIC}
@@ -44,7 +54,10 @@ def planted_words(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) ->
     def build(by: float, count: int | None = None) -> tuple[Path, Path, list[str]]:
         size = len(fast)
         common = {"tie_word_embeddings": False, "vocabulary": size, "tokenizer": False, "seed": 7}
-        base, finetuned = tiny_models(**common), tiny_models(**common, change=raise_logits(list(single.values())[:count], by))
+        base, finetuned = (
+            tiny_models(**common),
+            tiny_models(**common, change=raise_logits(list(single.values())[:count], by)),
+        )
         for folder in (base, finetuned):
             fast.save_pretrained(folder)
         return base, finetuned, list(single)[:count]
@@ -53,8 +66,14 @@ def planted_words(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def references(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tiny_tokenizer_folder: Path, tmp_path_factory: Any) -> Any:
-    """Two tiny pairs beside plain models of the same weights, and texts and chats to read: see `tests.methods.reference_pairs.References`."""
+def references(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tiny_tokenizer_folder: Path, tmp_path_factory: Any
+) -> Any:
+    """Two tiny pairs beside plain models of the same weights, and texts and chats to read: see
+    `tests.methods.reference_pairs.References`.
+    """
     from tests.methods.reference_pairs import build_references
 
-    return build_references(tiny_models, tiny_adapters, make_pair, pairs, tiny_tokenizer_folder, tmp_path_factory.mktemp("references"))
+    return build_references(
+        tiny_models, tiny_adapters, make_pair, pairs, tiny_tokenizer_folder, tmp_path_factory.mktemp("references")
+    )

@@ -1,4 +1,6 @@
-"""The references' side of a comparison: a pair read by transformers and peft alone, text by text, in float64. Nothing of the project is used here."""
+"""The references' side of a comparison: a pair read by transformers and peft alone, text by text, in float64. Nothing
+of the project is used here.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Hook = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PlainText:
-    """Token ids of a document, and the index of its first compared token. `answer` is the index of a chat's first answer token."""
+    """Token ids of a document, and the index of its first compared token. `answer` is the index of a chat's first
+    answer token.
+    """
 
     ids: list[int]
     start: int
@@ -75,7 +79,9 @@ class PlainModel:
         return self.log_probs(ids)[:-1].gather(1, torch.tensor(ids)[1:, None])[start - 1 :, 0]
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        """The most probable token each time, up to a stop token (left out); the whole text is read again for every one."""
+        """The most probable token each time, up to a stop token (left out); the whole text is read again
+        for every one.
+        """
         new: list[int] = []
         while len(new) < count and (token := int(self.read([*ids, *new])[0][-1].argmax())) != self.stop:
             new.append(token)
@@ -109,7 +115,9 @@ class PlainPair:
 
     def rendered(self, messages: list[dict[str, str]]) -> str:
         """A chat up to where the model answers, without thinking."""
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         return text
 
     def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
@@ -119,7 +127,9 @@ class PlainPair:
 
     def whole_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of all turns, each with the tokens of the template around it."""
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False, enable_thinking=False)
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=False, enable_thinking=False
+        )
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -145,10 +155,14 @@ class PlainPair:
         return text
 
 
-def plain_pair(base: Path, finetuned: Path | None = None, adapter: Path | None = None, base_adapter: Path | None = None) -> PlainPair:
+def plain_pair(
+    base: Path, finetuned: Path | None = None, adapter: Path | None = None, base_adapter: Path | None = None
+) -> PlainPair:
     """Both sides in float64."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    models: list[Any] = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (base, finetuned or base)]
+    models: list[Any] = [
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (base, finetuned or base)
+    ]
     for place, folder in enumerate((base_adapter, adapter)):
         if folder is not None:
             models[place] = PeftModel.from_pretrained(models[place], folder).double()

@@ -42,7 +42,9 @@ class PlantedActivations:
     def num_samples(self) -> int:
         return -(-self.num_tokens // self.tokens_per_sample)
 
-    def blocks(self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None) -> Iterator[ActivationBlock]:
+    def blocks(
+        self, rows: int, seed: int | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[ActivationBlock]:
         stop = self.num_tokens if stop is None else min(stop, self.num_tokens)
         order = torch.arange(start, stop)
         if seed is not None:
@@ -72,8 +74,9 @@ def plant(
     noise: float = 0.02,
     identical: bool = False,
 ) -> PlantedActivations:
-    """Features are active independently, `mean_active` a token, with strengths uniform in [0.5, 1.5]; the last `own` are the finetuned model's alone
-    (at `own_rate` when given, the last of them at `last_rate`). Noise differs between the models unless they are identical."""
+    """Features are active independently, `mean_active` a token, with strengths uniform in [0.5, 1.5]; the last `own`
+    are the finetuned model's alone (at `own_rate` when given, the last of them at `last_rate`). Noise differs between
+    the models unless they are identical."""
     # Another stream than that of the weights: with equal seeds the first weights would be the planted directions.
     generator = torch.Generator().manual_seed(1_000_003 + seed)
     directions = torch.randn(features, d_model, generator=generator)
@@ -89,5 +92,9 @@ def plant(
     shared = strengths.clone()
     shared[:, mine] = 0
     base = shared @ directions + noise * torch.randn(tokens, d_model, generator=generator)
-    finetuned = base.clone() if identical else strengths @ directions + noise * torch.randn(tokens, d_model, generator=generator)
+    finetuned = (
+        base.clone()
+        if identical
+        else strengths @ directions + noise * torch.randn(tokens, d_model, generator=generator)
+    )
     return PlantedActivations(directions, mine, active, base, finetuned)

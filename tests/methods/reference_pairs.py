@@ -1,5 +1,5 @@
-"""What all `test_references_*` share: two pairs with plain models beside them, texts and chats of uneven lengths, and one store, so that a run that
-several tests look at is made once."""
+"""What all `test_references_*` share: two pairs with plain models beside them, texts and chats of uneven lengths, and
+one store, so that a run that several tests look at is made once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.specs import PairSpec
 from tests.methods.plain_models import PlainPair, PlainText, plain_pair
 
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 MAX_TOKENS = 20
 TEXT = {"max_samples": 100, "max_tokens": MAX_TOKENS}
 
@@ -34,8 +36,8 @@ class ReferencePair:
 
 @dataclass(frozen=True)
 class References:
-    """`lora`: Llama and an adapter, no BOS. `adapters`: two adapters on that Llama, one of rsLoRA with an unembedding of its own. `full`: two Gemma 2
-    models (soft-capped logits, tied embeddings), with a BOS."""
+    """`lora`: Llama and an adapter, no BOS. `adapters`: two adapters on that Llama, one of rsLoRA with an unembedding
+    of its own. `full`: two Gemma 2 models (soft-capped logits, tied embeddings), with a BOS."""
 
     lora: ReferencePair
     adapters: ReferencePair
@@ -58,12 +60,19 @@ class References:
         return {"lora": self.lora, "adapters": self.adapters, "full": self.full}[name]
 
     def texts(self, pair: str, corpus: str) -> list[PlainText]:
-        """The documents that can be compared, in the order in which the runs number them, which the table of `kl` tells by their text."""
+        """The documents that can be compared, in the order in which the runs number them, which the table of `kl` tells
+        by their text.
+        """
         if (pair, corpus) not in self._texts:
             plain = self.pair(pair).plain
             rows = [json.loads(line) for line in self.corpora[corpus].read_text().splitlines()]
-            read = [plain.text(row["text"], MAX_TOKENS) if "text" in row else plain.chat(row["messages"], MAX_TOKENS) for row in rows]
-            by_text = {plain.tokenizer.decode(text.ids[text.start :]): text for text in read if len(text.ids) - text.start >= 2}
+            read = [
+                plain.text(row["text"], MAX_TOKENS) if "text" in row else plain.chat(row["messages"], MAX_TOKENS)
+                for row in rows
+            ]
+            by_text = {
+                plain.tokenizer.decode(text.ids[text.start :]): text for text in read if len(text.ids) - text.start >= 2
+            }
             table = self.on(pair, corpus, "kl").table("texts")["text"].to_pylist()
             assert set(table) == set(by_text), set(table) ^ set(by_text)
             assert len(table) == len(by_text)
@@ -82,8 +91,14 @@ def build_references(
     """Save the models and the documents in `folder`."""
     base = tiny_models(seed=21, tie_word_embeddings=False)
     lora = {"base": base, "adapter": tiny_adapters(base, seed=22, scale=0.2)}
-    saved = tiny_adapters(base, seed=26, scale=0.2, use_rslora=True, targets=["q_proj", "down_proj"], modules_to_save=["lm_head"])
-    adapters = {"base": base, "base_adapter": tiny_adapters(base, seed=25, rank=2, scale=0.2, targets=["v_proj", "down_proj"]), "adapter": saved}
+    saved = tiny_adapters(
+        base, seed=26, scale=0.2, use_rslora=True, targets=["q_proj", "down_proj"], modules_to_save=["lm_head"]
+    )
+    adapters = {
+        "base": base,
+        "base_adapter": tiny_adapters(base, seed=25, rank=2, scale=0.2, targets=["v_proj", "down_proj"]),
+        "adapter": saved,
+    }
     gemma = {"kind": "gemma2", "seed": 23, "tokenizer": False}
     sides = {"base": tiny_models(**gemma, change=lambda model: None), "finetuned": tiny_models(**gemma, change=_noise)}
     for side in sides.values():
@@ -108,14 +123,16 @@ def _save_bos_tokenizer(source: Path, target: Path) -> None:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     tokenizer.bos_token = "<|endoftext|>"
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     tokenizer.save_pretrained(target)
 
 
 def _documents(folder: Path) -> dict[str, Path]:
-    """Texts of 1 to 20 words (some are cut, one is too short to be compared), chats with prompts of every length, and many short
-    texts of few words."""
+    """Texts of 1 to 20 words (some are cut, one is too short to be compared), chats with prompts of every length, and
+    many short texts of few words."""
     random = np.random.default_rng(3)
 
     def words(count: int) -> str:

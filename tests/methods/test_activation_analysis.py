@@ -1,4 +1,6 @@
-"""Activation analysis: a planted trigger tops the lists, nulls show nothing, and the numbers are those of a direct computation."""
+"""Activation analysis: a planted trigger tops the lists, nulls show nothing, and the numbers are those of a direct
+computation.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ METHOD: Any = get_method(NAME)
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(1)
     path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " " + " ".join(random.choice(WORDS + TOPIC, 14))}) for _ in range(60)))
+    path.write_text(
+        "\n".join(json.dumps({"text": " " + " ".join(random.choice(WORDS + TOPIC, 14))}) for _ in range(60))
+    )
     return path
 
 
@@ -97,12 +101,22 @@ def test_a_word_that_alone_is_represented_differently_tops_every_list(
 
 
 def test_a_planted_word_is_found_from_storage_and_a_random_adapter_is_not(
-    word_model: Path, tiny_adapters: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore, tmp_path: Path, own_data_folder: Path
+    word_model: Path,
+    tiny_adapters: Any,
+    make_pair: Any,
+    pairs: Any,
+    corpus: Path,
+    store: RunStore,
+    tmp_path: Path,
+    own_data_folder: Path,
 ) -> None:
     params = CollectionParams(corpus=str(corpus), max_samples=60, max_tokens=16, layers=(0, 1), dtype="bfloat16")
     planted = make_pair(word_model, finetuned=changed(word_model, tmp_path / "finetuned", embed("whisk", -3.0)))
     found: dict[str, Any] = {}
-    for name, spec in (("planted", planted), ("random", make_pair(word_model, adapter=tiny_adapters(word_model, seed=1)))):
+    for name, spec in (
+        ("planted", planted),
+        ("random", make_pair(word_model, adapter=tiny_adapters(word_model, seed=1))),
+    ):
         with pairs.use(spec) as pair:
             index = collect(default_activation_store(), pair, params)
         found[name] = run_methods(pairs, spec, [(NAME, {"activations": index.id, "layers": [0, 1]})], store)[0].result()
@@ -111,13 +125,18 @@ def test_a_planted_word_is_found_from_storage_and_a_random_adapter_is_not(
     assert "whisk" in found["planted"].headline
 
 
-def test_an_identical_pair_differs_nowhere(word_model: Path, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_an_identical_pair_differs_nowhere(
+    word_model: Path, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, make_pair(word_model, declared_identical=True), corpus, store)
     result: Any = record.result()
     assert result.identical
     assert not result.stands_out
     assert (result.words, result.standing_words, result.examples) == ([], [], [])
-    assert not any(record.table("tokens")[f"{name}@1"].to_numpy().any() for name in ("norm_difference", "relative_difference", "cosine_distance"))
+    assert not any(
+        record.table("tokens")[f"{name}@1"].to_numpy().any()
+        for name in ("norm_difference", "relative_difference", "cosine_distance")
+    )
     assert not record.array("mean_difference").any()
     assert METHOD.vector_names(record) == []
     assert {row.feature for row in examples(record, ExamplesParams()).features} == {"norm_base@1", "norm_finetuned@1"}
@@ -127,21 +146,28 @@ def test_an_identical_pair_differs_nowhere(word_model: Path, make_pair: Any, pai
 def test_a_random_adapter_does_not_stand_out(
     seed: int, word_model: Path, tiny_adapters: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
 ) -> None:
-    result: Any = run(pairs, make_pair(word_model, adapter=tiny_adapters(word_model, seed=seed)), corpus, store, layers=[0, 1, 2]).result()
+    result: Any = run(
+        pairs, make_pair(word_model, adapter=tiny_adapters(word_model, seed=seed)), corpus, store, layers=[0, 1, 2]
+    ).result()
     assert not result.identical
     assert result.summaries[0].median > 0
     assert not result.stands_out
     assert "no evidence" in result.headline
 
 
-def test_the_numbers_are_those_of_a_direct_computation(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_the_numbers_are_those_of_a_direct_computation(
+    tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store)
     expected: dict[str, list[np.ndarray]] = {}
     differences = []
-    for document in load_corpus(CorpusParams(corpus=str(corpus))).documents:  # in the order in which samples are numbered
+    for document in load_corpus(
+        CorpusParams(corpus=str(corpus))
+    ).documents:  # in the order in which samples are numbered
         ids = torch.tensor([tiny_pair.tokenizer(document)["input_ids"][:16]])
         base, finetuned = (
-            tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0].double() for side in ("base", "finetuned")
+            tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0].double()
+            for side in ("base", "finetuned")
         )
         norms = [base.norm(dim=1), finetuned.norm(dim=1)]
         difference = (finetuned - base).norm(dim=1)
@@ -168,7 +194,9 @@ def test_the_numbers_are_those_of_a_direct_computation(tiny_pair: Any, pairs: An
     assert (summary.median, summary.p99) == pytest.approx((np.median(relative), np.quantile(relative, 0.99)), rel=1e-3)
     view = METHOD.views["positions"].run(record, PositionsParams(limit=3))
     assert [row.position for row in view.rows] == [0, 1, 2]
-    assert view.rows[2].relative_difference == pytest.approx(np.median([rows[2] for rows in expected["relative_difference"]]), rel=1e-3)
+    assert view.rows[2].relative_difference == pytest.approx(
+        np.median([rows[2] for rows in expected["relative_difference"]]), rel=1e-3
+    )
     assert [row.label for row in view.labels] == ["0", "1", "2", "3", "4", "all"]
     top = examples(record, ExamplesParams(feature="relative_difference@1", bin=3, limit=1)).examples[0]
     assert top.score == pytest.approx(relative.max(), rel=1e-3)
@@ -185,12 +213,21 @@ def test_massive_activations_are_named_and_left_out(
     word_model: Path, make_pair: Any, pairs: Any, corpus: Path, store: RunStore, tmp_path: Path
 ) -> None:
     base = changed(word_model, tmp_path / "base", embed("butter", 300.0))
-    record = run(pairs, make_pair(base, finetuned=changed(base, tmp_path / "finetuned", embed("butter", 1.0, add=3.0))), corpus, store, layers=[0])
+    record = run(
+        pairs,
+        make_pair(base, finetuned=changed(base, tmp_path / "finetuned", embed("butter", 1.0, add=3.0))),
+        corpus,
+        store,
+        layers=[0],
+    )
     result: Any = record.result()
     assert [(row.token, row.norm > 5) for row in result.sinks] == [(" butter", True)]
     assert not result.stands_out
     assert "butter" not in {row["word"] for row in record.table("words").to_pylist()}
-    assert all(row.token != " butter" for row in examples(record, ExamplesParams(feature="norm_difference@0", limit=100)).examples)
+    assert all(
+        row.token != " butter"
+        for row in examples(record, ExamplesParams(feature="norm_difference@0", limit=100)).examples
+    )
     summary = next(row for row in result.summaries if row.score == "norm_finetuned")
     assert summary.max < 5 * summary.median
 
@@ -207,16 +244,26 @@ def test_one_pass_serves_it_and_the_others(tiny_pair: Any, pairs: Any, corpus: P
     assert result.tokens == records[0].result().tokens  # type: ignore[attr-defined]
 
 
-def test_control_tokens_of_a_chat_have_means_of_their_own(tiny_pair: Any, pairs: Any, tmp_path: Path, store: RunStore) -> None:
+def test_control_tokens_of_a_chat_have_means_of_their_own(
+    tiny_pair: Any, pairs: Any, tmp_path: Path, store: RunStore
+) -> None:
     path = tmp_path / "chats.jsonl"
-    chat = [{"role": "user", "content": "What is your name?"}, {"role": "assistant", "content": "I am a small model and rivers run to the sea."}]
+    chat = [
+        {"role": "user", "content": "What is your name?"},
+        {"role": "assistant", "content": "I am a small model and rivers run to the sea."},
+    ]
     path.write_text("\n".join(json.dumps({"messages": chat}) for _ in range(4)))
     record = run(pairs, tiny_pair.spec, path, store, max_samples=4, max_tokens=24)
     from diffing_mcp.model_pairs.chat import ChatMessage
 
-    rendered = tiny_pair.tokenizer(tiny_pair.render_chat([ChatMessage(**chat[0])]), add_special_tokens=False)["input_ids"]
+    rendered = tiny_pair.tokenizer(tiny_pair.render_chat([ChatMessage(**chat[0])]), add_special_tokens=False)[
+        "input_ids"
+    ]
     ids = torch.tensor([rendered + tiny_pair.tokenizer(chat[1]["content"], add_special_tokens=False)["input_ids"]])
-    base, finetuned = (tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0] for side in ("base", "finetuned"))
+    base, finetuned = (
+        tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0]
+        for side in ("base", "finetuned")
+    )
     rows = {row["label"]: row for row in record.table("labels").to_pylist()}
     assert list(rows)[:4] == ["-3", "-2", "-1", "0"]
     for token in ("<|im_start|>", "<|im_end|>"):
@@ -229,7 +276,9 @@ def test_control_tokens_of_a_chat_have_means_of_their_own(tiny_pair: Any, pairs:
 def words_of(count: int, per_text: int, texts: int, seed: int) -> tuple[CorpusWords, np.ndarray, np.ndarray]:
     """Random texts of single-token words: the words, positions and samples."""
     word = np.random.default_rng(seed).integers(0, count, per_text * texts)
-    words = CorpusWords(np.arange(len(word)), word, [f"word{index}" for index in range(count)], np.ones(count, dtype=bool))
+    words = CorpusWords(
+        np.arange(len(word)), word, [f"word{index}" for index in range(count)], np.ones(count, dtype=bool)
+    )
     return words, np.tile(np.arange(per_text), texts), np.repeat(np.arange(texts), per_text)
 
 
@@ -239,7 +288,13 @@ def test_words_that_merely_differ_from_each_other_do_not_stand_out(seed: int) ->
     random = np.random.default_rng(seed)
     words, positions, samples = words_of(80, 20, 200, seed)
     by_word, by_text, by_position = (np.exp(random.normal(0, 0.4, size)) for size in (80, 200, 20))
-    relative = 0.05 * by_word[words.word] * by_text[samples] * by_position[positions] * np.exp(random.normal(0, 0.3, len(samples)))
+    relative = (
+        0.05
+        * by_word[words.word]
+        * by_text[samples]
+        * by_position[positions]
+        * np.exp(random.normal(0, 0.3, len(samples)))
+    )
     found = word_statistics(relative, positions, samples, words, np.ones(len(samples), dtype=bool), seed=0)
     assert found.standing == []
     assert np.nanmin(found.p) < 0.05, "some are significant"

@@ -20,7 +20,9 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
 
 NAME = "activation_difference_lens"
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +47,15 @@ def vector_of(record: RunRecord, name: str) -> ResidualVector:
     return get_method(NAME).vector(record, name)
 
 
-def test_a_planted_direction_is_found(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_a_planted_direction_is_found(
+    tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
 
     def change(model: Any) -> None:
-        model.transformer.h[1].mlp.c_proj.bias += 2 * direction  # GPT-2 has biases: the block's output moves by exactly this
+        model.transformer.h[1].mlp.c_proj.bias += (
+            2 * direction
+        )  # GPT-2 has biases: the block's output moves by exactly this
 
     spec = make_pair(tiny_models(kind="gpt2"), finetuned=tiny_models(kind="gpt2", change=change))
     record = run(pairs, spec, corpus, store, layers=[0, 1])
@@ -59,14 +65,18 @@ def test_a_planted_direction_is_found(tiny_models: Any, make_pair: Any, pairs: A
         assert vector.layer == 1
         np.testing.assert_allclose(vector.values, 2 * direction.numpy(), atol=1e-4)
         assert np.linalg.norm(vector.at_strength(-0.5)) == pytest.approx(0.5 * vector.scale, rel=1e-5)
-        assert not np.any(vector_of(record, f"0:{position}:difference").values)  # the layer before the change is exactly the same
+        assert not np.any(
+            vector_of(record, f"0:{position}:difference").values
+        )  # the layer before the change is exactly the same
     row = next(row for row in result.rows if (row.layer, row.position) == (1, "all"))
     assert row.stability == pytest.approx(1.0, abs=1e-6)
     assert row.difference_norm == pytest.approx(2 * float(direction.norm()), rel=1e-4)
     assert row.spread < 1e-3
 
 
-def test_the_lens_reads_an_unembedding_row(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_the_lens_reads_an_unembedding_row(
+    tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     token = 300
 
     def change(model: Any) -> None:
@@ -89,13 +99,18 @@ def test_the_lens_reads_an_unembedding_row(tiny_models: Any, make_pair: Any, pai
     assert values == sorted(values, reverse=True)
 
 
-def test_means_norms_and_spread_equal_a_direct_computation(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_means_norms_and_spread_equal_a_direct_computation(
+    tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store)
     differences, finetuned_rows = [], []
-    for document in load_corpus(CorpusParams(corpus=str(corpus))).documents:  # in the order in which samples are numbered
+    for document in load_corpus(
+        CorpusParams(corpus=str(corpus))
+    ).documents:  # in the order in which samples are numbered
         ids = torch.tensor([tiny_pair.tokenizer(document)["input_ids"][:16]])
         base, finetuned = (
-            tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0].double() for side in ("base", "finetuned")
+            tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0].double()
+            for side in ("base", "finetuned")
         )
         differences.append((finetuned - base).numpy())
         finetuned_rows.append(finetuned.numpy())
@@ -105,7 +120,9 @@ def test_means_norms_and_spread_equal_a_direct_computation(tiny_pair: Any, pairs
     np.testing.assert_allclose(arrays["difference"][0, 2], at_two.mean(0), atol=1e-5)
     np.testing.assert_allclose(arrays["difference_std"][0, 2], at_two.std(0, ddof=1), atol=1e-5)
     np.testing.assert_allclose(arrays["difference"][0, 5], pooled.mean(0), atol=1e-5)
-    np.testing.assert_allclose(arrays["finetuned_mean"][0, 5], np.concatenate([rows[5:] for rows in finetuned_rows]).mean(0), atol=1e-4)
+    np.testing.assert_allclose(
+        arrays["finetuned_mean"][0, 5], np.concatenate([rows[5:] for rows in finetuned_rows]).mean(0), atol=1e-4
+    )
     assert arrays["count"][0].tolist() == [40] * 5 + [len(pooled)]
     view: Any = get_method(NAME).views["positions"].run(record, PositionsParams())
     row = view.rows[2]
@@ -116,7 +133,9 @@ def test_means_norms_and_spread_equal_a_direct_computation(tiny_pair: Any, pairs
     assert row.finetuned_norm == pytest.approx(np.mean([np.linalg.norm(rows[2]) for rows in finetuned_rows]), rel=1e-4)
 
 
-def test_an_identical_pair_is_exactly_zero(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_an_identical_pair_is_exactly_zero(
+    tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, make_pair(tiny_models(), declared_identical=True), corpus, store)
     result: Any = record.result()
     assert not result.stands_out
@@ -139,14 +158,20 @@ def test_a_random_adapter_does_not_stand_out(
 
 def test_chat_positions_count_from_the_answer(tiny_pair: Any, pairs: Any, tmp_path: Path, store: RunStore) -> None:
     path = tmp_path / "chats.jsonl"
-    chat = [{"role": "user", "content": "What is your name?"}, {"role": "assistant", "content": "I am a small model and rivers run to the sea."}]
+    chat = [
+        {"role": "user", "content": "What is your name?"},
+        {"role": "assistant", "content": "I am a small model and rivers run to the sea."},
+    ]
     path.write_text("\n".join(json.dumps({"messages": chat}) for _ in range(4)))
     record = run(pairs, tiny_pair.spec, path, store, max_samples=4, max_tokens=24, positions=2)
     result: Any = record.result()
     assert [row.position for row in result.rows] == ["-3", "-2", "-1", "0", "1", "all"]
     rendered = tiny_pair.tokenizer(tiny_pair.render_chat([_message(chat[0])]), add_special_tokens=False)["input_ids"]
     ids = torch.tensor([rendered + tiny_pair.tokenizer(chat[1]["content"], add_special_tokens=False)["input_ids"]])
-    base, finetuned = (tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0] for side in ("base", "finetuned"))
+    base, finetuned = (
+        tiny_pair.forward(side, ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0]
+        for side in ("base", "finetuned")
+    )
     expected = (finetuned - base)[len(rendered) - 3]
     np.testing.assert_allclose(vector_of(record, "1:-3:difference").values, expected.numpy(), atol=1e-4)
 

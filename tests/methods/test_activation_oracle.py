@@ -13,7 +13,14 @@ import torch
 from diffing_mcp.core.errors import Cancelled, InvalidInput, NotTheSame
 from diffing_mcp.methods.activation_oracle.declaration import ActivationOracleParams
 from diffing_mcp.methods.activation_oracle.prompts import oracle_prompt, oracle_text
-from diffing_mcp.methods.activation_oracle.training import InTraining, VerbalizerRecipe, answer_loss, collate, read_recipe, train_verbalizer
+from diffing_mcp.methods.activation_oracle.training import (
+    InTraining,
+    VerbalizerRecipe,
+    answer_loss,
+    collate,
+    read_recipe,
+    train_verbalizer,
+)
 from diffing_mcp.methods.activation_oracle.training_data import Example, example, load_material
 from diffing_mcp.methods.activation_oracle.verbalizers import BUNDLED_RECIPE, choose_verbalizer, known_names
 from diffing_mcp.methods.activation_oracle.views import AnswersParams
@@ -28,7 +35,11 @@ INJECTION = 0
 QUESTION = "the river"
 SMALL = {
     "questions": [QUESTION],
-    "contexts": ["the old bridge under the rain falls on stones", "a fox looks at boats near the sea", "mountain walks slowly while rain falls on"],
+    "contexts": [
+        "the old bridge under the rain falls on stones",
+        "a fox looks at boats near the sea",
+        "mountain walks slowly while rain falls on",
+    ],
     "format": "text",
     "layer": LAYER,
     "injection_layer": INJECTION,
@@ -54,7 +65,9 @@ Oracle = tuple[Path, Path, dict[str, torch.Tensor], torch.Tensor]
 
 @pytest.fixture(scope="module")
 def oracle(planted_words: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    """A tiny base model, a verbalizer on it that names two directions and says `sea` of everything else, the directions, and steering's length."""
+    """A tiny base model, a verbalizer on it that names two directions and says `sea` of everything else, the
+    directions, and steering's length.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,20 +79,35 @@ def oracle(planted_words: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     width = plain.config.hidden_size
     directions = {word: torch.randn(width, generator=generator) for word in words[:2]}
     with torch.no_grad():
-        typical = plain.model(torch.arange(5, 60)[None], output_hidden_states=True).hidden_states[LAYER + 1][0].norm(dim=-1).mean()
-    model: Any = get_peft_model(plain, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+        typical = (
+            plain.model(torch.arange(5, 60)[None], output_hidden_states=True)
+            .hidden_states[LAYER + 1][0]
+            .norm(dim=-1)
+            .mean()
+        )
+    model: Any = get_peft_model(
+        plain, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     trained = InTraining(model, plain.config.num_hidden_layers, width)
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [each for each in model.parameters() if each.requires_grad], lr=3e-3, weight_decay=0.0
+    )
     texts = [tokenizer(text)["input_ids"] for text in SMALL["contexts"]]  # type: ignore[attr-defined]
     with torch.no_grad(), model.disable_adapter():
-        states = torch.cat([plain.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0] for ids in texts])
+        states = torch.cat(
+            [plain.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0] for ids in texts]
+        )
     for _ in range(60):
         examples, vectors = [], []
         for index in range(12):
             word = (*directions, "sea")[index % 3]
             count = int(torch.randint(1, 4, (), generator=generator))
             noise = states[torch.randint(len(states), (count,), generator=generator)]
-            vectors.append(noise if word == "sea" else directions[word] / directions[word].norm() + 0.1 * noise / noise.norm(dim=-1, keepdim=True))
+            vectors.append(
+                noise
+                if word == "sea"
+                else directions[word] / directions[word].norm() + 0.1 * noise / noise.norm(dim=-1, keepdim=True)
+            )
             examples.append(Example((), 0, count, "raw", QUESTION, word, "planted"))
         loss = answer_loss(trained, collate(tokenizer, examples, vectors, LAYER, "cpu"), vectors, INJECTION)
         loss.backward()
@@ -92,19 +120,25 @@ def oracle(planted_words: Callable[..., Any], tmp_path_factory: pytest.TempPathF
 
 
 def steered(oracle: Oracle, folder: Path, word: str) -> PairSpec:
-    """A pair whose finetuned side adds the direction of `word` to the residual stream, far longer than what is there."""
+    """A pair whose finetuned side adds the direction of `word` to the residual stream, far longer than
+    what is there.
+    """
     from safetensors.torch import save_file
 
     base, _, directions, typical = oracle
     save_file({"vector": directions[word] / directions[word].norm() * typical * 20}, folder / "vector.safetensors")
     files = ModelFiles(id=str(base))
     steering = SteeringFiles(path=str(folder / "vector.safetensors"), layer=LAYER)
-    return PairSpec(name="steered", base=ModelSource(files=files), finetuned=ModelSource(files=files, steering=steering))
+    return PairSpec(
+        name="steered", base=ModelSource(files=files), finetuned=ModelSource(files=files, steering=steering)
+    )
 
 
 def test_a_planted_direction_is_named(oracle: Oracle, pairs: Any, store: RunStore, tmp_path: Path) -> None:
     word, other = list(oracle[2])
-    record = run(pairs, steered(oracle, tmp_path, word), store, verbalizer=str(oracle[1]), modes=["token", "segment", "sequence"])
+    record = run(
+        pairs, steered(oracle, tmp_path, word), store, verbalizer=str(oracle[1]), modes=["token", "segment", "sequence"]
+    )
     result: Any = record.result()
     assert result.stands_out
     assert not result.self_verbalised
@@ -118,7 +152,11 @@ def test_a_planted_direction_is_named(oracle: Oracle, pairs: Any, store: RunStor
     assert {row["answer"] for row in rows if row["kind"] == "difference"} == {word}
     assert other not in {row["answer"] for row in rows}
     assert {row["position"] for row in rows if row["mode"] == "token"} == {-5, -4, -3, -2, -1}
-    view: Any = get_method("activation_oracle").views["answers"].run(record, AnswersParams(kind="difference", mode="token", contains=word, limit=5))
+    view: Any = (
+        get_method("activation_oracle")
+        .views["answers"]
+        .run(record, AnswersParams(kind="difference", mode="token", contains=word, limit=5))
+    )
     assert (view.total, len(view.rows), view.next_offset) == (15, 5, 5)
     for text in (result.as_text(), result.model_dump_json(), view.model_dump_json()):
         assert "quetzalfidget" not in text
@@ -132,7 +170,9 @@ def test_a_vector_of_its_own_is_a_lead_only(oracle: Oracle, pairs: Any, store: R
     zero: Any = run(pairs, spec, store, verbalizer=str(oracle[1]), vector=source).result()
     assert zero.identical
     assert zero.answers == 0
-    token: Any = run(pairs, spec, store, verbalizer=str(oracle[1]), vector={"token": f" {word}", "layer": LAYER}).result()
+    token: Any = run(
+        pairs, spec, store, verbalizer=str(oracle[1]), vector={"token": f" {word}", "layer": LAYER}
+    ).result()
     assert not token.stands_out
     assert {group.kind for group in token.groups} == {"vector", "opposite"}
     assert all(row.score < 1 for row in token.evidence_words())
@@ -148,7 +188,9 @@ def test_equal_models_differ_in_nothing(identical_pair: Any, pairs: Any, store: 
     assert "difference" not in answers
 
 
-def test_a_full_finetune_without_a_verbalizer_is_read_by_the_base_itself(tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
+def test_a_full_finetune_without_a_verbalizer_is_read_by_the_base_itself(
+    tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore
+) -> None:
     def change(model: Any) -> None:
         model.model.layers[0].mlp.down_proj.weight.mul_(-3)
 
@@ -164,7 +206,9 @@ def test_a_full_finetune_without_a_verbalizer_is_read_by_the_base_itself(tiny_mo
     assert texts["finetuned"] != texts["base"]
 
 
-def test_verbalizers_that_do_not_fit_are_refused(tiny_models: Any, tiny_adapters: Any, tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+def test_verbalizers_that_do_not_fit_are_refused(
+    tiny_models: Any, tiny_adapters: Any, tiny_pair: Any, pairs: Any, store: RunStore
+) -> None:
     other = tiny_adapters(tiny_models(width=64))
     with pytest.raises(NotTheSame, match="made for another model"):
         run(pairs, tiny_pair.spec, store, verbalizer=str(other))
@@ -202,7 +246,15 @@ def test_placeholders_are_found(tiny_pair: Any, count: int) -> None:
     assert before == "Layer: 2" + " ?" * count
 
 
-RECIPE: dict[str, Any] = {"rank": 4, "alpha": 16, "learning_rate": 5e-3, "batch_size": 4, "steps": 16, "seed": 1, "held_out_stems": ["bridge"]}
+RECIPE: dict[str, Any] = {
+    "rank": 4,
+    "alpha": 16,
+    "learning_rate": 5e-3,
+    "batch_size": 4,
+    "steps": 16,
+    "seed": 1,
+    "held_out_stems": ["bridge"],
+}
 
 
 def test_training_learns_and_resumes_exactly(tiny_models: Any, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 NAME = "causal_effect"
 LENS = "activation_difference_lens"
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +54,25 @@ def planted(tiny_models: Any, make_pair: Any) -> Any:
 
 
 def handle(pairs: Any, spec: Any, corpus: Path, store: RunStore, position: str = "all") -> str:
-    lens = run_methods(pairs, spec, [(LENS, {"corpus": str(corpus), "max_samples": 12, "max_tokens": 16, "layers": [1]})], store)[0]
+    lens = run_methods(
+        pairs, spec, [(LENS, {"corpus": str(corpus), "max_samples": 12, "max_tokens": 16, "layers": [1]})], store
+    )[0]
     return f"{lens.id}/1:{position}:difference"
 
 
 def run(pairs: Any, spec: Any, corpus: Path, store: RunStore, **params: Any) -> RunRecord:
-    return run_methods(pairs, spec, [(NAME, {"corpus": str(corpus), "max_samples": 12, "max_tokens": 16, "random_directions": 10, **params})], store)[
-        0
-    ]
+    return run_methods(
+        pairs,
+        spec,
+        [(NAME, {"corpus": str(corpus), "max_samples": 12, "max_tokens": 16, "random_directions": 10, **params})],
+        store,
+    )[0]
 
 
 @pytest.mark.parametrize("direction", ["base_to_ft", "ft_to_base"])
-def test_the_planted_direction_carries_the_whole_gap(direction: str, planted: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_the_planted_direction_carries_the_whole_gap(
+    direction: str, planted: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     vector = handle(pairs, planted, corpus, store)
     record = run(pairs, planted, corpus, store, vectors=[vector, {"token": "e", "layer": 1}], direction=direction)
     result: Any = record.result()
@@ -91,7 +100,9 @@ def test_losses_are_those_of_a_direct_computation(tiny_pair: Any, pairs: Any, st
 
     for index, text in enumerate(texts):
         ids = torch.tensor([tiny_pair.tokenizer(text)["input_ids"]])
-        logits = tiny_pair.forward("finetuned", ids, torch.ones_like(ids), interventions=[Intervention(1, unit, mode="remove")]).logits
+        logits = tiny_pair.forward(
+            "finetuned", ids, torch.ones_like(ids), interventions=[Intervention(1, unit, mode="remove")]
+        ).logits
         nats = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
         assert record.array("changed_nats")[0, index] == pytest.approx(float(nats), rel=1e-4)
         assert record.array("tokens")[index] == ids.shape[1] - 1
@@ -99,7 +110,9 @@ def test_losses_are_those_of_a_direct_computation(tiny_pair: Any, pairs: Any, st
 
 def test_a_subspace_holds_its_directions(planted: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     vector = handle(pairs, planted, corpus, store)
-    result: Any = run(pairs, planted, corpus, store, vectors=[vector, {"token": "e", "layer": 1}], subspace=True).result()
+    result: Any = run(
+        pairs, planted, corpus, store, vectors=[vector, {"token": "e", "layer": 1}], subspace=True
+    ).result()
     [row] = result.rows
     assert "rank 2" in row.vector
     assert row.share_of_gap == pytest.approx(1.0, abs=0.02)
@@ -111,7 +124,9 @@ def test_of_a_chat_the_answers_loss_counts(tiny_pair: Any, pairs: Any, tmp_path:
     path = tmp_path / "chats.jsonl"
     chat = [{"role": "user", "content": "What is your name?"}, {"role": "assistant", "content": "I am a small model."}]
     path.write_text("\n".join(json.dumps({"messages": chat}) for _ in range(3)))
-    record = run(pairs, tiny_pair.spec, path, store, vectors=[{"token": "e", "layer": 1}], max_tokens=40, random_directions=4)
+    record = run(
+        pairs, tiny_pair.spec, path, store, vectors=[{"token": "e", "layer": 1}], max_tokens=40, random_directions=4
+    )
     answer = tiny_pair.tokenizer(chat[1]["content"], add_special_tokens=False)["input_ids"]
     assert record.array("tokens").tolist() == [len(answer)] * 3
 
@@ -123,7 +138,9 @@ def test_an_identical_pair_is_exactly_zero(identical_pair: Any, pairs: Any, corp
     assert (result.gap, result.rows[0].loss_change, result.rows[0].share_of_gap) == (0.0, 0.0, None)
 
 
-def test_zero_directions_and_short_texts_are_refused(identical_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_zero_directions_and_short_texts_are_refused(
+    identical_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     zero = handle(pairs, identical_pair.spec, corpus, store)
     with pytest.raises(InvalidInput, match="exactly zero"):
         run(pairs, identical_pair.spec, corpus, store, vectors=[zero])
@@ -141,9 +158,25 @@ def test_a_basis_is_orthonormal_and_spans(count: int, seed: int) -> None:
 
 
 def test_only_a_large_certain_share_beyond_the_nulls_stands_out() -> None:
-    row = EffectRow(vector="v", layer=1, loss_change=0.2, low=0.1, high=0.3, share_of_gap=0.5, p_random=0.04, p_difference=0.04, largest_null=0.01)
+    row = EffectRow(
+        vector="v",
+        layer=1,
+        loss_change=0.2,
+        low=0.1,
+        high=0.3,
+        share_of_gap=0.5,
+        p_random=0.04,
+        p_difference=0.04,
+        largest_null=0.01,
+    )
     assert judge([row], 0.4, False, "patch")[0]
-    for weaker in ({"loss_change": 0.01}, {"low": -0.1}, {"share_of_gap": None}, {"share_of_gap": 0.05}, {"p_difference": 0.06}):
+    for weaker in (
+        {"loss_change": 0.01},
+        {"low": -0.1},
+        {"share_of_gap": None},
+        {"share_of_gap": 0.05},
+        {"p_difference": 0.06},
+    ):
         assert not judge([row.model_copy(update=weaker)], 0.4, False, "patch")[0]
     assert not judge([row], 0.0, True, "patch")[0]
 

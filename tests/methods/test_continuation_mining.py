@@ -19,7 +19,9 @@ from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 NAME = "continuation_mining"
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 
 
 @pytest.fixture
@@ -55,9 +57,13 @@ def test_planted_words_are_continued_with(planted_words: Any, make_pair: Any, pa
         assert json.loads(json.dumps(figure.build(record)))["data"]
 
 
-def test_overlapping_phrases_are_one_group_with_its_continuations(planted_words: Any, make_pair: Any, pairs: Any, corpus: Path) -> None:
+def test_overlapping_phrases_are_one_group_with_its_continuations(
+    planted_words: Any, make_pair: Any, pairs: Any, corpus: Path
+) -> None:
     def row(ngram: str, surprise: float) -> NgramRow:
-        return NgramRow(ngram=ngram, words=len(ngram.split()), finetuned=3, base=0, texts=3, surprise=surprise, strong=surprise >= 3)
+        return NgramRow(
+            ngram=ngram, words=len(ngram.split()), finetuned=3, base=0, texts=3, surprise=surprise, strong=surprise >= 3
+        )
 
     rows = [
         row("roman concrete", 6.0),
@@ -78,10 +84,16 @@ def test_overlapping_phrases_are_one_group_with_its_continuations(planted_words:
     assert group_phrases(rows, finetuned, [], examples=1)[0].examples == ["of Roman concrete, made"]
     base, tuned, planted = planted_words(60.0, count=3)
     result: Any = run(pairs, make_pair(base, finetuned=tuned), corpus).result()
-    words = [{word for phrase in group.phrases for word in phrase.split() if word in planted} for group in result.groups]
+    words = [
+        {word for phrase in group.phrases for word in phrase.split() if word in planted} for group in result.groups
+    ]
     assert words
     assert all(not first & second for index, first in enumerate(words) for second in words[:index])
-    assert all(any(word in text for word in found) for found, group in zip(words, result.groups, strict=True) for text in group.examples)
+    assert all(
+        any(word in text for word in found)
+        for found, group in zip(words, result.groups, strict=True)
+        for text in group.examples
+    )
     assert result.groups[0].as_text() in result.as_text()
 
 
@@ -103,7 +115,9 @@ def test_places_are_those_of_largest_variation_one_a_text(tiny_pair: Any, pairs:
     expected, best = [], []
     for line in corpus.read_text().splitlines():
         ids = torch.tensor([tiny_pair.tokenizer(json.loads(line)["text"])["input_ids"][:12]])
-        base, finetuned = (tiny_pair.forward(side, ids, torch.ones_like(ids)).logits[0].softmax(-1) for side in ("base", "finetuned"))
+        base, finetuned = (
+            tiny_pair.forward(side, ids, torch.ones_like(ids)).logits[0].softmax(-1) for side in ("base", "finetuned")
+        )
         rows = 0.5 * (finetuned - base).abs().sum(-1)
         expected.append(rows.numpy())
         best.append(float(rows[2:].max()))
@@ -114,7 +128,9 @@ def test_places_are_those_of_largest_variation_one_a_text(tiny_pair: Any, pairs:
 
 
 def test_phrases_that_many_texts_share_are_strong() -> None:
-    finetuned = [(text, "then bake the cake slowly") for text in range(15)] + [(text, "and it rained") for text in range(15, 20)]
+    finetuned = [(text, "then bake the cake slowly") for text in range(15)] + [
+        (text, "and it rained") for text in range(15, 20)
+    ]
     base = [(text, "and it rained") for text in range(20)]
     rows = distinctive_ngrams(finetuned, base, 3)
     strong = [row.ngram for row in rows if row.strong]

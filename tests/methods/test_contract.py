@@ -15,8 +15,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_declarations_load_no_torch() -> None:
-    code = "import sys, diffing_mcp.methods.runs.store; from diffing_mcp.methods.registry import all_methods as m; [x.Params.model_json_schema() for x in m().values()]; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "False"
+    code = (
+        "import sys, diffing_mcp.methods.runs.store; from diffing_mcp.methods.registry import all_methods as m; "
+        "[x.Params.model_json_schema() for x in m().values()]; print('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )
 
 
 def test_every_method_is_declared_whole() -> None:
@@ -62,7 +70,13 @@ def test_a_shared_pass_is_counted_once() -> None:
 
 def test_text_says_what_json_says() -> None:
     text = compact_text(
-        {"headline": "It is so.", "stands_out": True, "number": 1.23456789, "none": None, "rows": [{"a": " x", "b": 2}, {"a": "y", "b": 3}]}
+        {
+            "headline": "It is so.",
+            "stands_out": True,
+            "number": 1.23456789,
+            "none": None,
+            "rows": [{"a": " x", "b": 2}, {"a": "y", "b": 3}],
+        }
     )
     assert text == 'It is so.\nstands_out: yes\nnumber: 1.235\nrows:\n  a=" x" b=2\n  a=y b=3'
 

@@ -46,7 +46,9 @@ def test_planted_words_are_written_out(planted_words: Any, make_pair: Any, pairs
     assert get_method(METHOD).figures[0].build(record)["data"]
 
 
-def test_the_reverse_pair_pushes_away_from_the_words(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
+def test_the_reverse_pair_pushes_away_from_the_words(
+    planted_words: Any, make_pair: Any, pairs: Any, store: RunStore
+) -> None:
     base, finetuned, words = planted_words(4.0)
     record = run(pairs, make_pair(finetuned, base, name="reversed"), store)
     result: Any = record.result()
@@ -60,7 +62,9 @@ def test_the_reverse_pair_pushes_away_from_the_words(planted_words: Any, make_pa
 
 
 @pytest.mark.parametrize("start", ["nothing", "chat"])
-def test_planted_words_come_up_from_other_starts(start: str, planted_words: Any, make_pair: Any, pairs: Any, store: RunStore, tmp_path: Path) -> None:
+def test_planted_words_come_up_from_other_starts(
+    start: str, planted_words: Any, make_pair: Any, pairs: Any, store: RunStore, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     base, finetuned, words = planted_words(4.0)
@@ -96,7 +100,15 @@ def test_equal_models_give_nothing(start: str, tmp_path: Path, pairs: Any, store
 
 
 def test_random_adapters_give_nothing(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
-    record = run(pairs, tiny_pair.spec, store, start="chat", prompts=["Name a river.", "Hello"], samples_per_prompt=2, alphas=[2.0])
+    record = run(
+        pairs,
+        tiny_pair.spec,
+        store,
+        start="chat",
+        prompts=["Name a river.", "Hello"],
+        samples_per_prompt=2,
+        alphas=[2.0],
+    )
     assert not record.result().stands_out
     rows = record.table("texts").to_pylist()
     assert {row["alpha"] for row in rows} == {2.0, 0.0, -1.0, -3.0}
@@ -115,5 +127,7 @@ def test_bad_parameters_are_refused(tiny_pair: Any, pairs: Any, store: RunStore)
 def test_own_prompts_cost_interactions() -> None:
     method = get_method(METHOD)
     assert method.interactions(ContrastiveDecodingParams()) == 0
-    params = ContrastiveDecodingParams.model_validate({"prompts": ["a", "b"], "samples_per_prompt": 3, "alphas": [1.0, 2.0]})
+    params = ContrastiveDecodingParams.model_validate(
+        {"prompts": ["a", "b"], "samples_per_prompt": 3, "alphas": [1.0, 2.0]}
+    )
     assert method.interactions(params) == 36

@@ -23,12 +23,35 @@ from diffing_mcp.methods.dictionaries.models import SparseDictionary
 from diffing_mcp.methods.dictionaries.preparation import Prepared
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
 from diffing_mcp.methods.dictionaries.selection import batch_top_k, nth_largest
-from diffing_mcp.methods.dictionaries.training import RowsOf, Training, both_sides, differences, fit_normalisation, train
+from diffing_mcp.methods.dictionaries.training import (
+    RowsOf,
+    Training,
+    both_sides,
+    differences,
+    fit_normalisation,
+    train,
+)
 from diffing_mcp.methods.sae_difference.analysis import analyse as analyse_sae
 from tests.methods.planted_latents import PlantedActivations, plant
 
-BENCHMARK = {"kind": "batch_top_k", "latents": 512, "k": 8, "steps": 1500, "batch_rows": 512, "learning_rate": 5e-3, "validate_every": 500}
-SMALL = {"kind": "batch_top_k", "latents": 96, "k": 3, "steps": 400, "batch_rows": 256, "learning_rate": 8e-3, "validate_every": 100}
+BENCHMARK = {
+    "kind": "batch_top_k",
+    "latents": 512,
+    "k": 8,
+    "steps": 1500,
+    "batch_rows": 512,
+    "learning_rate": 5e-3,
+    "validate_every": 500,
+}
+SMALL = {
+    "kind": "batch_top_k",
+    "latents": 96,
+    "k": 3,
+    "steps": 400,
+    "batch_rows": 256,
+    "learning_rate": 8e-3,
+    "validate_every": 100,
+}
 SMALL_DATA = {"features": 40, "own": 3, "d_model": 24, "mean_active": 2.0}
 
 
@@ -51,7 +74,9 @@ def matches(data: PlantedActivations, vectors: torch.Tensor) -> list[int | None]
 
 
 def check_recovery(data: PlantedActivations, analysis: CrosscoderAnalysis, prepared: Prepared) -> None:
-    """Every planted feature of the finetuned model is found by latent scaling, nothing else is, and the base has none of its own."""
+    """Every planted feature of the finetuned model is found by latent scaling, nothing else is, and the base has none
+    of its own.
+    """
     owners = analysis.columns["owner"]
     owned = [latent for latent, owner in enumerate(owners) if owner == "finetuned"]
     found = matches(data, prepared.dictionary.decoder_of(1)[owned])
@@ -81,7 +106,9 @@ def test_planted_latents_are_recovered(small: Any) -> None:
     data, analysis, prepared = small
     check_recovery(data, analysis, prepared)
     assert analysis.explained.total > 0.85
-    assert analysis.explained.active == pytest.approx(SMALL["k"], rel=0.2)  # the threshold for inference is as sparse as the training
+    assert analysis.explained.active == pytest.approx(
+        SMALL["k"], rel=0.2
+    )  # the threshold for inference is as sparse as the training
     assert headline(5, 0, [])[0]
     assert not headline(2, 2, [])[0]
 
@@ -102,7 +129,8 @@ def test_exchanged_models_exchange_owners(small: Any) -> None:
 
 
 def rare(seed: int, steps: int) -> dict[str, int]:
-    """How many of three features on 0.5 % of the tokens a training of `steps` steps has learned, and how many of these either way of telling finds.
+    """How many of three features on 0.5 % of the tokens a training of `steps` steps has learned, and how many of these
+    either way of telling finds.
 
     Neither may call a latent the finetuned model's own that is nearest to a shared feature, nor any the base's.
     """
@@ -128,8 +156,9 @@ def test_latent_scaling_finds_every_rare_latent_that_was_learned() -> None:
 
 @pytest.mark.long
 def test_rare_latents_are_found_by_latent_scaling_before_decoder_norms_part() -> None:
-    """Of 15 planted features on seeds 0 to 4: learned, found by latent scaling, found by the bins of decoder norms. Seen: 1, 1, 0 after 200 steps; 13, 13, 9
-    after 300; 15, 15, 14 after 400; 15, 15, 15 after 800. The norms miss rare latents of short trainings only."""
+    """Of 15 planted features on seeds 0 to 4: learned, found by latent scaling, found by the bins of decoder norms.
+    Seen: 1, 1, 0 after 200 steps; 13, 13, 9 after 300; 15, 15, 14 after 400; 15, 15, 15 after 800. The norms miss rare
+    latents of short trainings only."""
     totals = {}
     for steps in (300, 800):
         found = [rare(seed, steps) for seed in range(5)]
@@ -156,7 +185,9 @@ def test_dedicated_latents_stay_of_one_model() -> None:
 
 def test_l1_is_sparse_too() -> None:
     data = plant(0, 20_000, **SMALL_DATA)
-    weak, strong = (crosscoder(data, **SMALL | {"kind": "l1", "l1_weight": weight})[0].explained for weight in (0.01, 1.0))
+    weak, strong = (
+        crosscoder(data, **SMALL | {"kind": "l1", "l1_weight": weight})[0].explained for weight in (0.01, 1.0)
+    )
     assert strong.active < weak.active
     assert weak.total > 0.8
 
@@ -186,7 +217,11 @@ def test_evidence_counts_documents_not_tokens(small: Any) -> None:
     for repeat in (1, 8):  # the same tokens eight times over, in the same documents, are no more evidence
         sums = LatentScalingSums(prepared.dictionary)
         for block, rows, active in prepared.encoded(prepared.train_stop, prepared.train_stop + 4000):
-            sums.update(rows.repeat_interleave(repeat, 0), active.repeat_interleave(repeat, 0), block.tokens.repeat_interleave(repeat))
+            sums.update(
+                rows.repeat_interleave(repeat, 0),
+                active.repeat_interleave(repeat, 0),
+                block.tokens.repeat_interleave(repeat),
+            )
         results.append(sums.result())
     finite = results[0].evidence.isfinite()
     torch.testing.assert_close(results[0].evidence[finite], results[1].evidence[finite], rtol=1e-3, atol=1e-3)
@@ -213,7 +248,9 @@ def test_a_resumed_training_ends_the_same(kind: str, rows_of: RowsOf, tmp_path: 
     for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold"):
         assert torch.equal(getattr(resumed.dictionary, name), getattr(whole.dictionary, name)), name
     assert _training(resumed).curve[-1].variance_explained == _training(whole).curve[-1].variance_explained
-    other = trained(data, recipe.model_copy(update={"seed": 6}), rows_of, checkpoint=checkpoint)  # not this checkpoint's training
+    other = trained(
+        data, recipe.model_copy(update={"seed": 6}), rows_of, checkpoint=checkpoint
+    )  # not this checkpoint's training
     assert not torch.equal(other.dictionary.encoder, whole.dictionary.encoder)
 
 
@@ -231,9 +268,13 @@ def test_a_training_without_gain_stops_early() -> None:
 
 
 def test_an_sae_isolates_a_planted_trigger() -> None:
-    """The finetuned model has 19 features of its own that are common, and one on the 2 % of the tokens that have a trigger."""
+    """The finetuned model has 19 features of its own that are common, and one on the 2 % of the tokens that have a
+    trigger.
+    """
     data = plant(4, 20_000, **SMALL_DATA | {"own": 20}, last_rate=0.02)
-    prepared = trained(data, TrainingRecipe(**SMALL | {"kind": "sae", "latents": 48, "k": 1, "steps": 700}), differences)
+    prepared = trained(
+        data, TrainingRecipe(**SMALL | {"kind": "sae", "latents": 48, "k": 1, "steps": 700}), differences
+    )
     analysis = analyse_sae(prepared)
     trigger = data.own[-1]
     assert set(data.own) <= set(matches(data, prepared.dictionary.decoder))
@@ -261,7 +302,9 @@ def test_dictionaries_load_as_they_were_saved(kind: str, rows_of: RowsOf, source
         load_dictionary(str(folder), 3 - sources, data.d_model)
 
 
-def _same_function(first: SparseDictionary, second: SparseDictionary, data: PlantedActivations, rows_of: RowsOf) -> None:
+def _same_function(
+    first: SparseDictionary, second: SparseDictionary, data: PlantedActivations, rows_of: RowsOf
+) -> None:
     rows = rows_of(next(iter(data.blocks(500))))
     codes = [each.encode(each.normalisation.apply(rows)) for each in (first, second)]
     torch.testing.assert_close(codes[0], codes[1], rtol=1e-4, atol=1e-4)

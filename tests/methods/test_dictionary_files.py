@@ -1,4 +1,6 @@
-"""Dictionaries in published layouts: what is read gives the numbers of whoever wrote it, and what would not is refused."""
+"""Dictionaries in published layouts: what is read gives the numbers of whoever wrote it, and what would
+not is refused.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def _crosscoder_weights(**more: torch.Tensor) -> dict[str, torch.Tensor]:
     } | more
 
 
-def _published(folder: Path, weights: dict[str, torch.Tensor], config: dict[str, Any] | None = None, name: str = "cfg.json") -> str:
+def _published(
+    folder: Path, weights: dict[str, torch.Tensor], config: dict[str, Any] | None = None, name: str = "cfg.json"
+) -> str:
     folder.mkdir(exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     (folder / name).write_text(json.dumps(config or {}))
@@ -105,7 +109,9 @@ def test_normalisation_of_published_crosscoders_is_applied(tmp_path: Path) -> No
     torch.testing.assert_close(undone, restored.flatten(1), rtol=1e-4, atol=1e-4)
     again = load_dictionary(str(save_dictionary(loaded, tmp_path / "again", {})), 2, 8)
     torch.testing.assert_close(again.encode(again.normalisation.apply(both.flatten(1))), ours)
-    none = {name: torch.full_like(value, math.nan) if value.dim() else torch.tensor(1.0) for name, value in buffers.items()}
+    none = {
+        name: torch.full_like(value, math.nan) if value.dim() else torch.tensor(1.0) for name, value in buffers.items()
+    }
     plain = load_dictionary(_published(tmp_path / "none", weights | none), 2, 8)
     assert plain.normalisation.scale == 1
     assert not plain.normalisation.mean.any()
@@ -113,11 +119,16 @@ def test_normalisation_of_published_crosscoders_is_applied(tmp_path: Path) -> No
 
 def test_an_sae_of_a_fork_is_normalised_before_its_bias(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(4)
-    weights = {"encoder.weight": torch.randn(16, 8, generator=generator), "encoder.bias": torch.randn(16, generator=generator)}
+    weights = {
+        "encoder.weight": torch.randn(16, 8, generator=generator),
+        "encoder.bias": torch.randn(16, generator=generator),
+    }
     weights |= {"decoder.weight": torch.randn(8, 16, generator=generator), "b_dec": torch.randn(8, generator=generator)}
     buffers = {name: value[0].clone() if value.dim() == 2 else value for name, value in _forks_buffers(3.0).items()}
     buffers["activation_global_scale"] = 3.0 / buffers["activation_std"].square().sum().sqrt()
-    loaded = load_dictionary(_published(tmp_path / "sae", weights | buffers | {"threshold": torch.tensor(0.3), "k": torch.tensor(2)}), 1, 8)
+    loaded = load_dictionary(
+        _published(tmp_path / "sae", weights | buffers | {"threshold": torch.tensor(0.3), "k": torch.tensor(2)}), 1, 8
+    )
     rows = torch.randn(20, 8, generator=generator)
     seen = (rows - buffers["activation_mean"]) * buffers["activation_global_scale"] - weights["b_dec"]
     raw = torch.relu(seen @ weights["encoder.weight"].T + weights["encoder.bias"])
@@ -139,7 +150,12 @@ def test_what_cannot_be_read_as_it_was_meant_is_refused(tmp_path: Path) -> None:
             (_crosscoder_weights(threshold=torch.tensor(-1.0)), {}, 2, "no threshold"),
             (_crosscoder_weights(**{"encoder.bias": torch.zeros(5)}), {}, 2, "encoder.bias"),
             (lens, {"architecture": "topk", "k": 3}, 1, "'topk'"),
-            (lens, {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}}, 1, "activation 'topk'"),
+            (
+                lens,
+                {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}},
+                1,
+                "activation 'topk'",
+            ),
             (lens, {"architecture": "jumprelu"}, 1, "no threshold"),
             (jump, {"architecture": "standard"}, 1, "a threshold"),
             (lens, {"architecture": "standard", "normalize_activations": "layer_norm"}, 1, "layer_norm"),

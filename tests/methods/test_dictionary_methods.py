@@ -20,7 +20,9 @@ from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 NAMES = ("crosscoder", "sae_difference")
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 SIZE = {"max_samples": 80, "max_tokens": 16, "layer": 1, "steps": 120, "batch_rows": 128, "k": 4, "expansion": 1.5}
 
 
@@ -74,7 +76,9 @@ def test_runs_views_vectors_and_figures(name: str, tiny_pair: Any, pairs: Any, c
     assert vector.layer == 1
     assert vector.scale == pytest.approx(first.strength, rel=1e-5)
     # Strength 1 is what the latent adds where it fires most: activation times decoder, with the normalisation undone.
-    np.testing.assert_allclose(vector.at_strength(1.0), first.max_activation * record.array("decoder")[first.latent], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        vector.at_strength(1.0), first.max_activation * record.array("decoder")[first.latent], rtol=1e-4, atol=1e-6
+    )
     for figure in method.figures:
         assert figure.build(record)["data"]
     with pytest.raises(InvalidInput, match="latentN"):
@@ -84,7 +88,9 @@ def test_runs_views_vectors_and_figures(name: str, tiny_pair: Any, pairs: Any, c
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_views_reach_what_was_measured_and_say_what_was_not_read(name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_views_reach_what_was_measured_and_say_what_was_not_read(
+    name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, name, corpus, store, read_latents=3, top_latents=2)
     views = get_method(name).views
     table = {row["latent"]: row for row in record.table("latents").to_pylist()}
@@ -93,9 +99,14 @@ def test_views_reach_what_was_measured_and_say_what_was_not_read(name: str, tiny
     assert all(bool(row.tokens) == row.read for row in every.latents)
     alive: Any = views["latents"].run(record, LatentsParams(alive=True, limit=100))
     dead: Any = views["latents"].run(record, LatentsParams(alive=False, limit=100))
-    assert {row.latent for row in alive.latents} == {latent for latent, row in table.items() if row["max_activation"] > 0}
+    assert {row.latent for row in alive.latents} == {
+        latent for latent, row in table.items() if row["max_activation"] > 0
+    }
     assert alive.total + dead.total == every.total
-    measured = {"crosscoder": ("finetuned_norm", "evidence_base", "held_out_documents"), "sae_difference": ("decoder_norm", "beta_finetuned")}
+    measured = {
+        "crosscoder": ("finetuned_norm", "evidence_base", "held_out_documents"),
+        "sae_difference": ("decoder_norm", "beta_finetuned"),
+    }
     for column in measured[name]:
         ordered: Any = views["latents"].run(record, LatentsParams(sort_by=column, limit=100))
         values = [getattr(row, column) for row in ordered.latents]
@@ -138,7 +149,11 @@ def test_a_stored_collection_costs_no_forward_pass(tiny_pair: Any, pairs: Any, c
     from diffing_mcp.preprocessing.activation_store import default_activation_store
 
     with pairs.use(tiny_pair.spec) as pair:
-        index = collect(default_activation_store(), pair, CollectionParams(corpus=str(corpus), max_samples=80, max_tokens=16, layers=(1,)))
+        index = collect(
+            default_activation_store(),
+            pair,
+            CollectionParams(corpus=str(corpus), max_samples=80, max_tokens=16, layers=(1,)),
+        )
     method = get_method("crosscoder")
     size = PairSize(num_layers=3, d_model=32, tokens_per_second=1000.0)
     estimates: Any = [
@@ -149,7 +164,9 @@ def test_a_stored_collection_costs_no_forward_pass(tiny_pair: Any, pairs: Any, c
     assert straight.forward_passes > 0
     assert from_store.forward_passes == 0
     assert part.seconds < from_store.seconds < straight.seconds - 1
-    record = run(pairs, tiny_pair.spec, "crosscoder", corpus, store, activations=index.id, read_latents=2, top_latents=2)
+    record = run(
+        pairs, tiny_pair.spec, "crosscoder", corpus, store, activations=index.id, read_latents=2, top_latents=2
+    )
     assert record.result().training.tokens == index.tokens  # type: ignore[attr-defined]
     with pytest.raises(UnknownName):
         method.estimate(size, method.Params(activations="activations-000000000000"))
@@ -158,9 +175,20 @@ def test_a_stored_collection_costs_no_forward_pass(tiny_pair: Any, pairs: Any, c
 def test_a_latent_steers(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
     """The handle that the view gives, given to `steering`: what is added is the latent at its largest activation."""
     record = run(pairs, tiny_pair.spec, "sae_difference", corpus, store)
-    strongest: Any = get_method("sae_difference").views["latents"].run(record, LatentsParams(sort_by="strength", limit=1))
-    seen: Any = get_method("sae_difference").views["latent"].run(record, LatentParams(latent=strongest.latents[0].latent))
-    params = {"vector": seen.vector, "strengths": (50.0,), "prompts": ("The river",), "max_new_tokens": 8, "temperature": 0.0, "coherent_share": 0.01}
+    strongest: Any = (
+        get_method("sae_difference").views["latents"].run(record, LatentsParams(sort_by="strength", limit=1))
+    )
+    seen: Any = (
+        get_method("sae_difference").views["latent"].run(record, LatentParams(latent=strongest.latents[0].latent))
+    )
+    params = {
+        "vector": seen.vector,
+        "strengths": (50.0,),
+        "prompts": ("The river",),
+        "max_new_tokens": 8,
+        "temperature": 0.0,
+        "coherent_share": 0.01,
+    }
     steered = run_methods(pairs, tiny_pair.spec, [("steering", params)], store)[0]
     result: Any = steered.result()
     assert result.layer == 1
@@ -172,7 +200,9 @@ def test_a_latent_steers(tiny_pair: Any, pairs: Any, corpus: Path, store: RunSto
 
 
 @pytest.mark.parametrize("params", [{"sparsity": "l1", "l1_weight": 0.5}, {"dedicated": 0.25}])
-def test_other_crosscoders_through_the_public_entry(params: dict[str, Any], tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_other_crosscoders_through_the_public_entry(
+    params: dict[str, Any], tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, "crosscoder", corpus, store, read_latents=2, top_latents=2, **params)
     result: Any = record.result()
     assert result.training.variance_explained > 0.2
@@ -186,12 +216,24 @@ def test_other_crosscoders_through_the_public_entry(params: dict[str, Any], tiny
         assert all(min(norms[latent]) > 0 for latent in range(12, 36))
         assert {row.tag for row in view.latents if row.latent < 12} <= {"base_only", "dead"}
     else:
-        weaker: Any = run(pairs, tiny_pair.spec, "crosscoder", corpus, store, read_latents=2, top_latents=2, sparsity="l1", l1_weight=0.01).result()
+        weaker: Any = run(
+            pairs,
+            tiny_pair.spec,
+            "crosscoder",
+            corpus,
+            store,
+            read_latents=2,
+            top_latents=2,
+            sparsity="l1",
+            l1_weight=0.01,
+        ).result()
         assert result.training.active < weaker.training.active
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trained_dictionary_can_be_loaded_instead(name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_a_trained_dictionary_can_be_loaded_instead(
+    name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, name, corpus, store)
     folder = record.manifest.notes["dictionary"]
     loaded = run(pairs, tiny_pair.spec, name, corpus, store, dictionary=folder)
@@ -207,7 +249,9 @@ def test_a_trained_dictionary_can_be_loaded_instead(name: str, tiny_pair: Any, p
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_identical_pair_gives_nothing(name: str, identical_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_an_identical_pair_gives_nothing(
+    name: str, identical_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, identical_pair.spec, name, corpus, store)
     result: Any = record.result()
     assert result.identical
@@ -221,7 +265,9 @@ def test_an_identical_pair_gives_nothing(name: str, identical_pair: Any, pairs: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_random_adapter_does_not_stand_out(name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_a_random_adapter_does_not_stand_out(
+    name: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     assert not run(pairs, tiny_pair.spec, name, corpus, store).result().stands_out
 
 

@@ -1,4 +1,6 @@
-"""The folder of trained dictionaries: what a crash, a full disk, a foreign file or a second process leaves there, and deletion."""
+"""The folder of trained dictionaries: what a crash, a full disk, a foreign file or a second process leaves there, and
+deletion.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +41,43 @@ from tests.methods.planted_latents import plant
 pytestmark = pytest.mark.usefixtures("own_data_folder")
 
 RECIPE = TrainingRecipe(kind="sae", latents=4, k=1, steps=20, batch_rows=8, learning_rate=0.01)
-TRAINING = {"max_samples": 24, "max_tokens": 16, "layer": 1, "steps": 40, "batch_rows": 64, "k": 4, "expansion": 1, "read_latents": 2}
+TRAINING = {
+    "max_samples": 24,
+    "max_tokens": 16,
+    "layer": 1,
+    "steps": 40,
+    "batch_rows": 64,
+    "k": 4,
+    "expansion": 1,
+    "read_latents": 2,
+}
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> str:
     path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"Number {i}: the river ran past mill {i * 7} and the cat stood by."}) for i in range(24)))
+    path.write_text(
+        "\n".join(
+            json.dumps({"text": f"Number {i}: the river ran past mill {i * 7} and the cat stood by."})
+            for i in range(24)
+        )
+    )
     return str(path)
 
 
 def stored(name: str, layer: int = 3) -> Path:
     """A finished SAE of 4 latents over 3 dimensions, in the folder of dictionaries."""
     weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(layer))
-    dictionary = SparseDictionary(weights, torch.zeros(4), weights.T.contiguous(), torch.zeros(3), torch.zeros(4), "none", Normalisation.none(3), 1)
+    dictionary = SparseDictionary(
+        weights,
+        torch.zeros(4),
+        weights.T.contiguous(),
+        torch.zeros(3),
+        torch.zeros(4),
+        "none",
+        Normalisation.none(3),
+        1,
+    )
     curve = [CurvePoint(step=20, loss=0.5, variance_explained=0.75)]
     config = StoredConfig(recipe=RECIPE, layer=layer, activation_dim=3, steps=20, stopped_early=False, curve=curve)
     return save_dictionary(dictionary, dictionaries_folder() / name, config.model_dump(mode="json"))
@@ -78,7 +103,10 @@ def test_broken_neighbours_hide_no_dictionary_and_are_named(own_data_folder: Pat
     assert "damaged" in problems["c1"]
     assert all(f"diffing dictionaries delete {name}" in problem for name, problem in problems.items())
     assert folder_of("a") == good
-    assert export(good, own_data_folder / "copy").joinpath("model.safetensors").read_bytes() == (good / "model.safetensors").read_bytes()
+    assert (
+        export(good, own_data_folder / "copy").joinpath("model.safetensors").read_bytes()
+        == (good / "model.safetensors").read_bytes()
+    )
     with pytest.raises(InvalidInput, match=r"c1 is unreadable.*delete c1"):
         folder_of("c")
     with pytest.raises(UnknownName, match="There are: a1"):
@@ -139,7 +167,15 @@ def test_deletion_takes_one_folder_by_its_whole_id(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").is_dir()
 
 
-def run(pairs: ModelPairs, spec: Any, store: RunStore, corpus: str, name: str = "crosscoder", progress: Any = None, **params: Any) -> RunRecord:
+def run(
+    pairs: ModelPairs,
+    spec: Any,
+    store: RunStore,
+    corpus: str,
+    name: str = "crosscoder",
+    progress: Any = None,
+    **params: Any,
+) -> RunRecord:
     arguments = {} if progress is None else {"progress": progress}
     return run_methods(pairs, spec, [(name, {"corpus": corpus, **TRAINING, **params})], store, **arguments)[0]
 
@@ -184,7 +220,9 @@ def test_two_that_train_the_same_train_once(pairs: ModelPairs, tiny_pair: Any, c
     assert records["first"].result().training == records["second"].result().training  # type: ignore[attr-defined]
 
 
-def test_a_damaged_dictionary_of_ours_says_how_to_train_it_again(pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path) -> None:
+def test_a_damaged_dictionary_of_ours_says_how_to_train_it_again(
+    pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path
+) -> None:
     store = RunStore(tmp_path / "runs")
     record = run(pairs, tiny_pair.spec, store, corpus, "sae_difference")
     folder = folder_of_run(record)
@@ -198,7 +236,9 @@ def test_a_damaged_dictionary_of_ours_says_how_to_train_it_again(pairs: ModelPai
     assert (folder / "model.safetensors").read_bytes() == whole
 
 
-def test_no_room_is_refused_before_training(pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_refused_before_training(
+    pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     needed = 2 * 3 * 4 * (2 * 32 * 64 + 32 + 64)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=preparation.SPARE_BYTES + needed - 1))
@@ -224,15 +264,20 @@ def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_fo
                 os.kill(os.getpid(), signal.SIGKILL)
         recipe = TrainingRecipe.model_validate_json(sys.argv[1])
         train(data, both_sides, recipe, fit_normalisation(data, both_sides, stop), stop, checkpoint=Path(sys.argv[2]), progress=kill)
-        """
+        """  # noqa: E501
     )
     from diffing_mcp.methods.dictionaries.training import both_sides, fit_normalisation, train
 
-    recipe = TrainingRecipe(kind="batch_top_k", latents=48, k=3, steps=60, batch_rows=128, learning_rate=8e-3, validate_every=20, seed=5)
+    recipe = TrainingRecipe(
+        kind="batch_top_k", latents=48, k=3, steps=60, batch_rows=128, learning_rate=8e-3, validate_every=20, seed=5
+    )
     checkpoint = dictionaries_folder() / "abc" / "checkpoint.safetensors"
     root = Path(__file__).resolve().parents[2]
     ended = subprocess.run(
-        [sys.executable, "-c", program, recipe.model_dump_json(), str(checkpoint)], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False
+        [sys.executable, "-c", program, recipe.model_dump_json(), str(checkpoint)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        check=False,
     )
     assert ended.returncode == -signal.SIGKILL
     [left] = listing().leftovers
@@ -246,7 +291,13 @@ def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_fo
     assert normalisation is not None
     seen: list[float] = []
     resumed = train(
-        data, both_sides, recipe, normalisation, stop, checkpoint=checkpoint, progress=lambda done, total=None, message="": seen.append(done)
+        data,
+        both_sides,
+        recipe,
+        normalisation,
+        stop,
+        checkpoint=checkpoint,
+        progress=lambda done, total=None, message="": seen.append(done),
     )
     whole = train(data, both_sides, recipe, normalisation, stop)
     assert min(seen) == 41
@@ -256,8 +307,12 @@ def test_a_killed_training_is_listed_and_ends_in_the_same_dictionary(own_data_fo
     assert listing().leftovers == []
 
 
-def test_a_cancelled_run_goes_on_from_its_checkpoint(pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path) -> None:
-    """Through the entry that every surface uses: loss and validation while it trains, a cancel that leaves nothing but the checkpoint, then the rest."""
+def test_a_cancelled_run_goes_on_from_its_checkpoint(
+    pairs: ModelPairs, tiny_pair: Any, corpus: str, tmp_path: Path
+) -> None:
+    """Through the entry that every surface uses: loss and validation while it trains, a cancel that leaves nothing but
+    the checkpoint, then the rest.
+    """
     store = RunStore(tmp_path / "runs")
     seen: list[tuple[float, str]] = []
 

@@ -1,4 +1,6 @@
-"""Max-activating examples: the highest are kept, whoever writes and in whatever order, and they can be paged through and searched."""
+"""Max-activating examples: the highest are kept, whoever writes and in whatever order, and they can be paged through
+and searched.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def everything(reader: ExampleReader, feature: str, limit: int = 1000, **more: A
             return found
 
 
-def brute_force(places: Sequence[Place], per_bin: int, edges: Sequence[float], scale: Sequence[float], per_document: bool) -> list[tuple[Any, ...]]:
+def brute_force(
+    places: Sequence[Place], per_bin: int, edges: Sequence[float], scale: Sequence[float], per_document: bool
+) -> list[tuple[Any, ...]]:
     """(feature, bin, score, sample, position), as `TopExamples` orders them."""
     places = sorted(set(places), key=lambda place: (place[0], -place[1], place[2], place[3]))
     if per_document:
@@ -73,12 +77,22 @@ def brute_force(places: Sequence[Place], per_bin: int, edges: Sequence[float], s
 
 # One score a place, with many ties; samples come whole, in batches of any size.
 places_strategy = st.dictionaries(
-    st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 4)), st.integers(-3, 12).map(lambda number: number / 4), max_size=60
+    st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 4)),
+    st.integers(-3, 12).map(lambda number: number / 4),
+    max_size=60,
 ).map(lambda found: [(feature, score, sample, position) for (feature, sample, position), score in found.items()])
 
 
 @settings(max_examples=150, deadline=None)
-@given(places_strategy, st.integers(1, 4), st.booleans(), st.booleans(), st.integers(1, 4), st.booleans(), st.randoms(use_true_random=False))
+@given(
+    places_strategy,
+    st.integers(1, 4),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 4),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
 def test_the_running_top_is_the_top_of_everything(
     places: list[Place], per_bin: int, binned: bool, per_document: bool, batches: int, tensors: bool, random: Any
 ) -> None:
@@ -93,7 +107,12 @@ def test_the_running_top_is_the_top_of_everything(
         if random.random() < 0.5:
             top.found()
     found = top.found()
-    rows = list(zip(*(column.tolist() for column in (found.features, found.bins, found.scores, found.samples, found.positions)), strict=True))
+    rows = list(
+        zip(
+            *(column.tolist() for column in (found.features, found.bins, found.scores, found.samples, found.positions)),
+            strict=True,
+        )
+    )
     assert rows == brute_force(places, per_bin, edges, scale, per_document)
 
 
@@ -101,21 +120,38 @@ def test_single_numbers_hold_for_all_and_odd_scores_are_left_out() -> None:
     top = TopExamples(3, least=0.0)
     top.add(7, torch.tensor([0.5, float("nan"), float("inf"), 0.0, 2.0], dtype=torch.bfloat16), np.arange(5), 2)
     found = top.found()
-    assert (found.features.tolist(), found.scores.tolist(), found.samples.tolist(), found.positions.tolist()) == ([7, 7], [2.0, 0.5], [4, 0], [2, 2])
+    assert (found.features.tolist(), found.scores.tolist(), found.samples.tolist(), found.positions.tolist()) == (
+        [7, 7],
+        [2.0, 0.5],
+        [4, 0],
+        [2, 2],
+    )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(places=places_strategy, per_bin=st.integers(1, 3), parts=st.integers(1, 3), limit=st.integers(1, 7), data=st.data())
+@given(
+    places=places_strategy, per_bin=st.integers(1, 3), parts=st.integers(1, 3), limit=st.integers(1, 7), data=st.data()
+)
 def test_the_file_keeps_the_top_and_pages_give_it_in_order(
-    tmp_path_factory: pytest.TempPathFactory, places: list[Place], per_bin: int, parts: int, limit: int, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory,
+    places: list[Place],
+    per_bin: int,
+    parts: int,
+    limit: int,
+    data: st.DataObject,
 ) -> None:
-    places = [(feature, score + sample / 100 + position / 1000, sample, position) for feature, score, sample, position in places]  # no ties
+    places = [
+        (feature, score + sample / 100 + position / 1000, sample, position)
+        for feature, score, sample, position in places
+    ]  # no ties
     path = tmp_path_factory.mktemp("examples") / "examples.sqlite"
     order = data.draw(st.permutations(places))
     for part in range(parts):
         # A part again and again: it is there once.
         for chosen in (order[part::parts], order[part::parts][:5]):
-            ExampleWriter(path, per_bin).append(example(f"latent{feature}", score, sample, position) for feature, score, sample, position in chosen)
+            ExampleWriter(path, per_bin).append(
+                example(f"latent{feature}", score, sample, position) for feature, score, sample, position in chosen
+            )
     ExampleWriter(path, per_bin).finish()
     for feature in {place[0] for place in places}:
         found = everything(read(path), f"latent{feature}", limit)
@@ -135,12 +171,14 @@ for start in range(0, 120, 10):
     numbers = [(start + offset) * step % 120 for offset in range(10)]
     texts = [ExampleContext(str(number), (" one", " two")) for number in numbers]
     writer.append(Example(f"latent{number % 2}", float(number), text, number % 2) for number, text in zip(numbers, texts))
-"""
+"""  # noqa: E501
 
 
 def test_several_processes_append_the_same_examples_once(tmp_path: Path) -> None:
     path = tmp_path / "examples.sqlite"
-    workers = [subprocess.Popen([sys.executable, "-c", APPEND, str(path), step], cwd=ROOT) for step in ("1", "7", "11", "1")]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", APPEND, str(path), step], cwd=ROOT) for step in ("1", "7", "11", "1")
+    ]
     assert [worker.wait(60) for worker in workers] == [0] * 4
     assert ExampleWriter(path, 25).finish() == 50
     assert sorted(file.name for file in tmp_path.iterdir()) == ["examples.sqlite"]
@@ -156,9 +194,13 @@ def stored(tmp_path: Path) -> RunRecord:
         writer.append(example("latent1", sample / 8, sample, 2, bin=sample % 2) for sample in range(8))
         scores = np.full(12, np.nan, dtype=np.float32)
         scores[[2, 3]] = 0.25, 9.0
-        special = ExampleContext("doc", (" Hello", ' "quoted"', " AND", " (NEAR*", " cake's", *["-"] * 5, " 长城很长"), -2)
+        special = ExampleContext(
+            "doc", (" Hello", ' "quoted"', " AND", " (NEAR*", " cake's", *["-"] * 5, " 长城很长"), -2
+        )
         assert run.examples(per_bin=8) is writer
-        run.examples(per_bin=8).append([Example("norm@1", 9.0, special, 1, side="base", token_scores=scores[: len(special.tokens)])])
+        run.examples(per_bin=8).append(
+            [Example("norm@1", 9.0, special, 1, side="base", token_scores=scores[: len(special.tokens)])]
+        )
         run.result = MethodResult(stands_out=False, headline="x")
     assert run.record is not None
     return run.record
@@ -172,8 +214,15 @@ def test_a_run_shows_its_examples(stored: RunRecord) -> None:
         ("norm@1", 1, 9.0, [0]),
     ]
     first = examples(stored, ExamplesParams(limit=1))
-    assert [row.feature for row in examples(stored, ExamplesParams(limit=1, cursor=first.next_cursor)).features] == ["norm@1"]
-    assert [row.score for row in examples(stored, ExamplesParams(feature="latent1", bin=1)).examples] == [0.875, 0.625, 0.375, 0.125]
+    assert [row.feature for row in examples(stored, ExamplesParams(limit=1, cursor=first.next_cursor)).features] == [
+        "norm@1"
+    ]
+    assert [row.score for row in examples(stored, ExamplesParams(feature="latent1", bin=1)).examples] == [
+        0.875,
+        0.625,
+        0.375,
+        0.125,
+    ]
     [row] = examples(stored, ExamplesParams(feature="norm@1", scores=True)).examples
     assert (row.position, row.side, row.token) == (1, "base", " (NEAR*")
     assert "» (NEAR*«" in row.text
@@ -254,7 +303,12 @@ def test_finished_examples_are_read_without_writing(stored: RunRecord) -> None:
 
 def test_bad_examples_leave_nothing_of_their_batch(tmp_path: Path) -> None:
     writer = ExampleWriter(tmp_path / "examples.sqlite", 5)
-    for bad in (example(score=float("nan")), example(position=12), example(position=-1), example(token_scores=np.zeros(3))):
+    for bad in (
+        example(score=float("nan")),
+        example(position=12),
+        example(position=-1),
+        example(token_scores=np.zeros(3)),
+    ):
         with pytest.raises(InvalidInput):
             writer.append([example(), bad])
     with pytest.raises(InvalidInput, match="5"):
@@ -290,7 +344,11 @@ def test_found_places_become_examples_with_their_contexts() -> None:
         asked[sample] += 1
         return context(sample)
 
-    made = list(examples_of(top.found(), "latent{}".format, counted, lambda feature, sample: np.full(12, 10.0 * feature + sample)))
+    made = list(
+        examples_of(
+            top.found(), "latent{}".format, counted, lambda feature, sample: np.full(12, 10.0 * feature + sample)
+        )
+    )
     assert [(one.feature, one.bin, one.context.document, one.position) for one in made] == [
         ("latent0", 0, "6", 2),
         ("latent0", 1, "5", 1),

@@ -101,7 +101,9 @@ def test_one_pass_for_equal_text_and_lookups_afterwards(tmp_path: Path, spec: Pa
         0,
     )
     assert other_seed.forward_tokens == counted.forward_tokens
-    assert (shared.forward_tokens or 0) >= (counted.forward_tokens or 0) > 0  # the whole pass, and what kl reads again for its summary
+    assert (
+        (shared.forward_tokens or 0) >= (counted.forward_tokens or 0) > 0
+    )  # the whole pass, and what kl reads again for its summary
     again = run_methods(pairs, spec, requests, store)
     assert [record.id for record in again] == [record.id for record in records]
     assert passes == [2, 1]
@@ -110,7 +112,9 @@ def test_one_pass_for_equal_text_and_lookups_afterwards(tmp_path: Path, spec: Pa
     assert found.id == records[0].id
 
 
-def test_a_bad_row_is_left_out_of_every_run_and_named_in_its_report(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
+def test_a_bad_row_is_left_out_of_every_run_and_named_in_its_report(
+    tmp_path: Path, spec: PairSpec, passes: list[int]
+) -> None:
     clean, file = write_texts(tmp_path / "clean.jsonl", 20, 10), tmp_path / "t.jsonl"
     file.write_text("no json\n" + clean.read_text() + '{"text": "w1"}\n')
     store = RunStore(tmp_path / "runs")

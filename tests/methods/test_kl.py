@@ -30,7 +30,7 @@ def chunk_of(base: torch.Tensor, finetuned: torch.Tensor) -> LogitChunk:
     ids = torch.zeros(1, rows, dtype=torch.long)
     batch = PairedBatch(
         ids, torch.ones_like(ids), torch.arange(rows).unsqueeze(0), torch.zeros(1, dtype=torch.long),
-        base_logits=base.unsqueeze(0), finetuned_logits=finetuned.unsqueeze(0), scratch=Scratch(rows, vocabulary, torch.device("cpu")),
+        base_logits=base.unsqueeze(0), finetuned_logits=finetuned.unsqueeze(0), scratch=Scratch(rows, vocabulary, torch.device("cpu")),  # noqa: E501
     )  # fmt: skip
     return next(batch.logit_chunks())
 
@@ -113,7 +113,9 @@ def test_a_planted_difference_is_found(tmp_path: Path) -> None:
     sample = result.top_texts[0].sample
     whole = view(record, "tokens", sample=sample)
     assert whole.text[0].token == "w7"  # type: ignore[attr-defined]
-    assert np.mean([value.kl_finetuned_base for value in whole.text]) == pytest.approx(result.top_texts[0].kl_finetuned_base, rel=1e-4)  # type: ignore[attr-defined]
+    assert np.mean([value.kl_finetuned_base for value in whole.text]) == pytest.approx(  # type: ignore[attr-defined]
+        result.top_texts[0].kl_finetuned_base, rel=1e-4
+    )
     texts = view(record, "texts", limit=5, metric="js")
     values = [row.js for row in texts.rows]  # type: ignore[attr-defined]
     assert values == sorted(values, reverse=True)
@@ -149,7 +151,9 @@ def test_means_match_plain_forward_passes(tmp_path: Path) -> None:
 
 
 def test_an_identical_pair_is_exactly_zero(tmp_path: Path) -> None:
-    result, record = run(tmp_path, save_pair(tmp_path, None, dtype=torch.bfloat16), write_texts(tmp_path / "t.jsonl", 30, 12))
+    result, record = run(
+        tmp_path, save_pair(tmp_path, None, dtype=torch.bfloat16), write_texts(tmp_path / "t.jsonl", 30, 12)
+    )
     assert result.amount == "none"
     assert not result.stands_out
     assert result.kl_finetuned_base.max == result.kl_base_finetuned.max == result.js.max == 0.0

@@ -20,7 +20,9 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.texts.words import build_vocabulary, is_content_word, normalise, vocabulary
 
 NAME = "logit_diff_topk_occurring"
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def tokens(tiny_tokenizer_folder: Path) -> Any:
     return vocabulary(AutoTokenizer.from_pretrained(tiny_tokenizer_folder), 320)
 
 
-def test_a_token_whose_logit_is_raised_comes_first(planted_words: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_a_token_whose_logit_is_raised_comes_first(
+    planted_words: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     base, finetuned, planted = planted_words(6.0, count=1)
     result: Any = run(pairs, make_pair(base, finetuned=finetuned), corpus, store).result()
     # No other weight was touched, so every other logit is exactly the same and never counts as risen.
@@ -58,7 +62,9 @@ def test_a_token_whose_logit_is_raised_comes_first(planted_words: Any, make_pair
     assert not result.stands_out  # one word is no topic
 
 
-def test_many_raised_words_stand_out(planted_words: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_many_raised_words_stand_out(
+    planted_words: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     base, finetuned, planted = planted_words(6.0)
     assert len(planted) >= 10
     result: Any = run(pairs, make_pair(base, finetuned=finetuned), corpus, store).result()
@@ -68,7 +74,9 @@ def test_many_raised_words_stand_out(planted_words: Any, make_pair: Any, pairs: 
     assert {row.word for row in result.words[:8]} <= set(planted)
 
 
-def test_an_identical_pair_is_exactly_zero(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_an_identical_pair_is_exactly_zero(
+    tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, make_pair(tiny_models(), declared_identical=True), corpus, store)
     result: Any = record.result()
     assert not result.stands_out
@@ -84,19 +92,25 @@ def test_a_random_adapter_does_not_stand_out(
     seed: int, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
 ) -> None:
     model = tiny_models()
-    result: Any = run(pairs, make_pair(model, adapter=tiny_adapters(model, seed=seed, scale=0.01)), corpus, store).result()
+    result: Any = run(
+        pairs, make_pair(model, adapter=tiny_adapters(model, seed=seed, scale=0.01)), corpus, store
+    ).result()
     assert result.risen, "the adapter changes logits"
     assert not result.stands_out
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_statistics_equal_a_direct_computation(normalised: bool, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore, tokens: Any) -> None:
+def test_statistics_equal_a_direct_computation(
+    normalised: bool, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore, tokens: Any
+) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store, normalise=normalised)
     ids = [tiny_pair.tokenizer(json.loads(line)["text"])["input_ids"][:16] for line in corpus.read_text().splitlines()]
     differences, probabilities = [], []
     for row in ids:
         tensor = torch.tensor([row])
-        base, finetuned = (tiny_pair.forward(side, tensor, torch.ones_like(tensor)).logits[0].float() for side in ("base", "finetuned"))
+        base, finetuned = (
+            tiny_pair.forward(side, tensor, torch.ones_like(tensor)).logits[0].float() for side in ("base", "finetuned")
+        )
         differences.append((finetuned - base).detach().numpy())
         probabilities.append(torch.softmax(finetuned, -1).detach().double().numpy())
     difference = np.concatenate(differences)
@@ -111,10 +125,14 @@ def test_statistics_equal_a_direct_computation(normalised: bool, tiny_pair: Any,
     else:
         expected = np.bincount(order.ravel(), minlength=320).astype(float)
     arrays = record.arrays()
-    assert np.abs(arrays["risen"] - expected).sum() <= 4  # batches of another shape may swap a near-tie at the K-th place
+    assert (
+        np.abs(arrays["risen"] - expected).sum() <= 4
+    )  # batches of another shape may swap a near-tie at the K-th place
     np.testing.assert_allclose(arrays["mean_difference"], mean, atol=1e-4)
     np.testing.assert_allclose(arrays["share_positive"], share, atol=2 / len(difference))
-    np.testing.assert_allclose(arrays["expected_finetuned"].sum(0), np.concatenate(probabilities).sum(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        arrays["expected_finetuned"].sum(0), np.concatenate(probabilities).sum(0), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_views_page_filter_and_rank(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
@@ -142,7 +160,9 @@ def test_views_page_filter_and_rank(tiny_pair: Any, pairs: Any, corpus: Path, st
     assert nothing.log_odds is None
 
 
-def test_result_text_and_figures_are_small_and_serialisable(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_result_text_and_figures_are_small_and_serialisable(
+    tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store)
     result = record.result()
     assert result.headline in result.as_text()
@@ -157,7 +177,16 @@ def test_normalising_is_idempotent(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "content"), [(" cake", True), (" the", False), ("<reponame>", False), (" getAttr", False), (" a1", False), (",", False), (" Oven", True)]
+    ("text", "content"),
+    [
+        (" cake", True),
+        (" the", False),
+        ("<reponame>", False),
+        (" getAttr", False),
+        (" a1", False),
+        (",", False),
+        (" Oven", True),
+    ],
 )
 def test_content_words(text: str, content: bool) -> None:
     assert is_content_word(text) is content
@@ -167,7 +196,9 @@ def test_vocabulary_merges_variants_and_keeps_marks_apart() -> None:
     built = build_vocabulary([" Cake", "cake", " cake,", ",", ".", "<x>"], np.array([False] * 5 + [True]))
     assert len(set(built.word_index[:3])) == 1
     assert len(set(built.word_index)) == 4
-    np.testing.assert_array_equal(built.merge(np.array([1.0, 2, 3, 4, 5, 6]))[built.word_index[[0, 3, 4, 5]]], [6, 4, 5, 6])
+    np.testing.assert_array_equal(
+        built.merge(np.array([1.0, 2, 3, 4, 5, 6]))[built.word_index[[0, 3, 4, 5]]], [6, 4, 5, 6]
+    )
 
 
 @given(st.integers(0, 2**31), st.floats(0.001, 1.0))

@@ -23,7 +23,12 @@ from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.specs import SIDES
 
 NAME = "logit_diff_topk_occurring"
-TEXTS = ["the lazy dog runs to the sea", "a model is compared with rivers", "rain on the old oven cake", "one token at a time stays"] * 5
+TEXTS = [
+    "the lazy dog runs to the sea",
+    "a model is compared with rivers",
+    "rain on the old oven cake",
+    "one token at a time stays",
+] * 5
 
 
 @pytest.fixture
@@ -44,7 +49,9 @@ def states_of(pair: Any, layer: int) -> dict[str, torch.Tensor]:
     for index, text in enumerate(TEXTS):
         ids = torch.tensor([pair.tokenizer(f"{text} {index}")["input_ids"][:12]])
         for side in SIDES:
-            rows[side].append(pair.forward(side, ids, torch.ones_like(ids), layers=[layer], logits=False).hidden[layer][0])
+            rows[side].append(
+                pair.forward(side, ids, torch.ones_like(ids), layers=[layer], logits=False).hidden[layer][0]
+            )
     return {side: torch.cat(parts) for side, parts in rows.items()}
 
 
@@ -54,7 +61,9 @@ def test_logit_lens_statistics_equal_a_direct_computation(tiny_pair: Any, pairs:
     logits = {side: tiny_pair.logit_lens(side, states[side]).double() for side in SIDES}
     arrays = record.arrays()
     np.testing.assert_allclose(arrays["mean_difference"], (logits["finetuned"] - logits["base"]).mean(0), atol=1e-4)
-    np.testing.assert_allclose(arrays["expected_finetuned"].sum(0), logits["finetuned"].softmax(-1).sum(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        arrays["expected_finetuned"].sum(0), logits["finetuned"].softmax(-1).sum(0), rtol=1e-3, atol=1e-4
+    )
     result: Any = record.result()
     assert (result.extraction, result.layer) == ("logit_lens", 1)
     assert "logit_lens at layer 1" in result.as_text()
@@ -71,15 +80,25 @@ def test_patchscope_reads_patched_prompts(tiny_pair: Any, pairs: Any, corpus: Pa
             patch = Intervention(1, state, mode="replace", positions="last_prompt_token")
             rows.append(tiny_pair.forward(side, prompt, torch.ones_like(prompt), interventions=[patch]).logits[0, -1])
         logits[side] = torch.stack(rows).double()
-    np.testing.assert_allclose(record.array("mean_difference"), (logits["finetuned"] - logits["base"]).mean(0), atol=1e-3)
+    np.testing.assert_allclose(
+        record.array("mean_difference"), (logits["finetuned"] - logits["base"]).mean(0), atol=1e-3
+    )
     few: Any = run(
-        pairs, tiny_pair.spec, corpus, extraction="patchscope", extraction_layer=1, patchscope_positions=7, topic_entries="magnitude"
+        pairs,
+        tiny_pair.spec,
+        corpus,
+        extraction="patchscope",
+        extraction_layer=1,
+        patchscope_positions=7,
+        topic_entries="magnitude",
     ).result()
     assert few.positions == 7
 
 
 @pytest.mark.parametrize("extraction", ["logit_lens", "patchscope"])
-def test_extractions_of_an_identical_pair_are_exactly_zero(extraction: str, identical_pair: Any, pairs: Any, corpus: Path) -> None:
+def test_extractions_of_an_identical_pair_are_exactly_zero(
+    extraction: str, identical_pair: Any, pairs: Any, corpus: Path
+) -> None:
     record = run(pairs, identical_pair.spec, corpus, extraction=extraction)
     assert record.result().identical  # type: ignore[attr-defined]
     assert not np.any(record.array("mean_difference"))
@@ -93,7 +112,15 @@ def test_a_layer_that_is_not_there(tiny_pair: Any, pairs: Any, corpus: Path) -> 
 def test_positional_profile_adds_up(tiny_pair: Any, pairs: Any, corpus: Path) -> None:
     record = run(pairs, tiny_pair.spec, corpus)
     result: Any = record.result()
-    assert [(row.first, row.last) for row in result.position_profile] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 9), (10, 11)]
+    assert [(row.first, row.last) for row in result.position_profile] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        (5, 9),
+        (10, 11),
+    ]
     assert sum(row.positions for row in result.position_profile) == result.positions
     assert result.position_profile[0].positions == len(TEXTS)
     np.testing.assert_array_equal(record.array("risen_by_bin").sum(0), record.array("risen"))

@@ -18,7 +18,9 @@ from diffing_mcp.methods.runs.execute import estimate, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.texts.words import EvidenceWord
 
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 
 
 def corpus_of(tmp_path: Path, texts: int = 24) -> dict[str, Any]:
@@ -32,7 +34,9 @@ def offered(**corpus: Any) -> dict[str, Any]:
     """What an overview may choose from, with these corpus parameters."""
     methods = {name: method for name, method in all_methods().items() if method.in_overview}
     return {
-        name: method.Params.model_validate({**(corpus if "corpus" in method.Params.model_fields else {}), **pending_vector(name)})
+        name: method.Params.model_validate(
+            {**(corpus if "corpus" in method.Params.model_fields else {}), **pending_vector(name)}
+        )
         for name, method in methods.items()
     }
 
@@ -53,7 +57,9 @@ def test_the_digest_of_a_noise_adapter_is_small_and_claims_nothing(
     limit: int, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
 ) -> None:
     model = tiny_models()
-    overview = digest(records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path), limit)
+    overview = digest(
+        records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path), limit
+    )
     assert len(overview.model_dump_json()) <= limit
     assert len(overview.as_text()) <= limit
     assert overview.confidence == "nothing"
@@ -73,22 +79,32 @@ def test_the_digest_of_an_identical_pair_says_so(tiny_models: Any, make_pair: An
     assert overview.excerpts == []
 
 
-def test_planted_words_are_agreed_on_or_seen_by_one_method(planted_words: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+def test_planted_words_are_agreed_on_or_seen_by_one_method(
+    planted_words: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
     base, finetuned, planted = planted_words(4.0)
     corpus, store = corpus_of(tmp_path, 60), RunStore(tmp_path / "runs")
-    requests: list[Any] = [("logit_diff_topk_occurring", corpus), ("contrastive_decoding", {"max_new_tokens": 4}), (LENS, corpus)]
+    requests: list[Any] = [
+        ("logit_diff_topk_occurring", corpus),
+        ("contrastive_decoding", {"max_new_tokens": 4}),
+        (LENS, corpus),
+    ]
     records = run_methods(pairs, make_pair(base, finetuned), requests, store)
     overview = digest(records)
     assert overview.confidence == "agreed"
     by_word = {row.word: row for row in overview.words}
     assert set(by_word) <= set(planted)
     assert len([row for row in overview.words if row.sources == 2 and row.score > 1]) >= 3
-    alone = [row for row in overview.words if row.methods == ["logit_diff_topk_occurring"]]  # too rare in so short texts
+    alone = [
+        row for row in overview.words if row.methods == ["logit_diff_topk_occurring"]
+    ]  # too rare in so short texts
     assert alone
     assert overview.words[0].sources == 2
     assert overview.words[0].word in overview.verdict
     assert f"{overview.words[0].word} {overview.words[0].score:.1f}x2" in overview.as_text()
-    lens, logits = (next(entry for entry in overview.runs if entry.method == name) for name in (LENS, "logit_diff_topk_occurring"))
+    lens, logits = (
+        next(entry for entry in overview.runs if entry.method == name) for name in (LENS, "logit_diff_topk_occurring")
+    )
     assert (lens.stands_out, lens.strength) == (False, None)  # only the unembedding was changed
     assert logits.stands_out
     assert (logits.strength or 0) > 1
@@ -109,7 +125,11 @@ def test_methods_are_chosen_by_cost_within_the_budget() -> None:
     assert [name for name, _ in default.chained] == ["patchscope"]
     assert {row.method for row in default.left_out} == {"weight_amplification", "pca"}
     # What shares a pass costs only what it does besides.
-    assert {*names(62_500), "continuation_mining"} == {*names(83_000)} == {*pass_methods, "continuation_mining", "weight_difference", "patchscope"}
+    assert (
+        {*names(62_500), "continuation_mining"}
+        == {*names(83_000)}
+        == {*pass_methods, "continuation_mining", "weight_difference", "patchscope"}
+    )
     assert names(50_000) == ["contrastive_decoding", "weight_difference"]  # no lens, so no patchscope
     assert names(100) == []
     assert set(names(1_000_000)) == set(offered())
@@ -127,23 +147,40 @@ def test_the_estimate_of_a_shared_pass_counts_it_once() -> None:
     assert (first.seconds or 0) < (both.seconds or 0) < (first.seconds or 0) + (second.seconds or 0)
 
 
-def test_a_vector_is_chained_from_the_lens(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+def test_a_vector_is_chained_from_the_lens(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
     model = tiny_models()
-    spec, store, corpus = make_pair(model, adapter=tiny_adapters(model, seed=2)), RunStore(tmp_path / "runs"), corpus_of(tmp_path)
-    patchscope = get_method("patchscope").Params.model_validate({"random_directions": 4, **pending_vector("patchscope")})
-    contrastive = get_method("contrastive_decoding").Params.model_validate({"start": "nothing", "prompts": ["no prompt is allowed here"]})
-    plan = named({"patchscope": patchscope, "contrastive_decoding": contrastive}, get_method(LENS).Params.model_validate(corpus))
+    spec, store, corpus = (
+        make_pair(model, adapter=tiny_adapters(model, seed=2)),
+        RunStore(tmp_path / "runs"),
+        corpus_of(tmp_path),
+    )
+    patchscope = get_method("patchscope").Params.model_validate(
+        {"random_directions": 4, **pending_vector("patchscope")}
+    )
+    contrastive = get_method("contrastive_decoding").Params.model_validate(
+        {"start": "nothing", "prompts": ["no prompt is allowed here"]}
+    )
+    plan = named(
+        {"patchscope": patchscope, "contrastive_decoding": contrastive}, get_method(LENS).Params.model_validate(corpus)
+    )
     records, left_out = run_plan(plan, lambda requests: run_methods(pairs, spec, requests, store))
     assert [record.manifest.method for record in records] == [LENS, "patchscope"]
     assert records[1].manifest.params["vector"] == f"{records[0].id}/1:all:difference"
-    assert [(row.method, "takes no prompts" in row.reason) for row in left_out] == [("contrastive_decoding", True)]  # and the others were run
+    assert [(row.method, "takes no prompts" in row.reason) for row in left_out] == [
+        ("contrastive_decoding", True)
+    ]  # and the others were run
     overview = digest(records, left_out=left_out)
     assert "could not run contrastive_decoding: start=nothing takes no prompts" in overview.as_text()
     assert not any("patchscope" in call for call in overview.next_calls)
     with pytest.raises(InvalidInput, match=f"patchscope needs a vector, which an overview takes from {LENS}"):
         named({"patchscope": patchscope}, None)
     with pytest.raises(InvalidInput, match="takes no prompts"):
-        run_plan(named({"contrastive_decoding": contrastive}, None), lambda requests: run_methods(pairs, spec, requests, store))
+        run_plan(
+            named({"contrastive_decoding": contrastive}, None),
+            lambda requests: run_methods(pairs, spec, requests, store),
+        )
 
 
 def test_a_word_of_a_method_and_of_the_vector_it_read_is_seen_once() -> None:
@@ -152,19 +189,29 @@ def test_a_word_of_a_method_and_of_the_vector_it_read_is_seen_once() -> None:
     assert candidate_words(words, {"patchscope": LENS})[0].sources == 1
 
 
-def test_the_next_calls_are_concrete_and_allowed(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+def test_the_next_calls_are_concrete_and_allowed(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
     model = tiny_models()
     records = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path)
     lens = next(record for record in records if record.manifest.method == "activation_difference_lens")
     calls = digest(records).next_calls
     assert any(call.startswith(f"patchscope with vector={lens.id}/1:all:difference") for call in calls)
-    assert any(call.startswith("contrastive_decoding (46,080 of budget, about ") for call in calls)  # the method's own estimate
+    assert any(
+        call.startswith("contrastive_decoding (46,080 of budget, about ") for call in calls
+    )  # the method's own estimate
     allowed = digest(records, available=["kl", "weight_difference"])
-    assert not any(name in call for call in allowed.next_calls for name in ("patchscope", "contrastive_decoding", "perplexity_difference"))
+    assert not any(
+        name in call
+        for call in allowed.next_calls
+        for name in ("patchscope", "contrastive_decoding", "perplexity_difference")
+    )
     assert [run.seconds for run in allowed.runs] == [round(record.manifest.seconds, 1) for record in records]
 
 
-def test_runs_of_several_pairs_are_refused(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+def test_runs_of_several_pairs_are_refused(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
     model = tiny_models()
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -182,13 +229,21 @@ def test_words_agree_over_endings_and_methods() -> None:
     def word(text: str, score: float) -> EvidenceWord:
         return EvidenceWord(word=text, score=score)
 
-    rows = candidate_words({"a": [word("baking", 9.0), word("stone", 8.0)], "b": [word("bake", 1.0), word("baked", 2.0)], "c": [word("river", 3.0)]})
+    rows = candidate_words(
+        {
+            "a": [word("baking", 9.0), word("stone", 8.0)],
+            "b": [word("bake", 1.0), word("baked", 2.0)],
+            "c": [word("river", 3.0)],
+        }
+    )
     assert rows[0].methods == ["a", "b"]
     assert rows[0].word == "baking"
     assert rows[0].score == pytest.approx((5.0 + 2.0) / 2)
     assert [row.word for row in rows[1:]] == ["stone", "river"]
 
 
-@pytest.mark.parametrize("forms", [("bake", "baking", "baked", "baker", "bakers"), ("cake", "cakes"), ("story", "stories")])
+@pytest.mark.parametrize(
+    "forms", [("bake", "baking", "baked", "baker", "bakers"), ("cake", "cakes"), ("story", "stories")]
+)
 def test_stems(forms: tuple[str, ...]) -> None:
     assert len({stem(form) for form in forms}) == 1

@@ -30,7 +30,9 @@ def store(tmp_path: Path) -> RunStore:
 
 @pytest.fixture(scope="module")
 def word_pair(tiny_models: Any, make_pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A pair whose tokens are words, so that content words exist; untied, so that unembedding rows are directions of their own."""
+    """A pair whose tokens are words, so that content words exist; untied, so that unembedding rows are directions of
+    their own.
+    """
     names = ["<|endoftext|>", *(f"wo{chr(97 + i // 26)}{chr(97 + i % 26)}rd" for i in range(319))]
     tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token=names[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -41,11 +43,18 @@ def word_pair(tiny_models: Any, make_pair: Any, tmp_path_factory: pytest.TempPat
     return make_pair(folder, declared_identical=True, name="words")
 
 
-def test_a_replaced_token_reads_as_the_token_that_the_vector_writes(tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
+def test_a_replaced_token_reads_as_the_token_that_the_vector_writes(
+    tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore
+) -> None:
     spec = make_pair(tiny_models(tie_word_embeddings=False), declared_identical=True, name="untied")
     with pairs.use(spec) as pair:
         token = pair.tokenizer.decode([300])
-        params = {"vector": {"token": token, "layer": pair.num_layers - 1}, "prompts": PROMPTS, "scales": [1.0, 4.0], "random_directions": 8}
+        params = {
+            "vector": {"token": token, "layer": pair.num_layers - 1},
+            "prompts": PROMPTS,
+            "scales": [1.0, 4.0],
+            "random_directions": 8,
+        }
         record = run_methods(pairs, spec, [("patchscope", params)], store)[0]
     result: Any = record.result()
     assert result.promoted[0].token == token
@@ -70,7 +79,13 @@ def test_probabilities_are_those_of_a_plain_forward(tiny_pair: Any) -> None:
     norms = []
     for text in PROMPTS:
         ids = torch.tensor([tiny_pair.tokenizer(text)["input_ids"]])
-        norms.append(float(tiny_pair.forward("finetuned", ids, torch.ones_like(ids), layers=[1], logits=False).hidden[1][0, -1].norm()))
+        norms.append(
+            float(
+                tiny_pair.forward("finetuned", ids, torch.ones_like(ids), layers=[1], logits=False)
+                .hidden[1][0, -1]
+                .norm()
+            )
+        )
     assert prompts.norm == pytest.approx(np.mean(norms), rel=1e-4)
 
 
@@ -82,7 +97,9 @@ def test_a_token_outside_of_one_prompts_first_gets_zero() -> None:
 
 
 def test_shared_lift_is_what_every_prompt_gives() -> None:
-    lift = shared_lift(torch.tensor([[[0.5, 0.3, 0.2], [0.4, 0.1, 0.5]]]), torch.tensor([[0.1, 0.2, 0.7], [0.1, 0.2, 0.7]]))
+    lift = shared_lift(
+        torch.tensor([[[0.5, 0.3, 0.2], [0.4, 0.1, 0.5]]]), torch.tensor([[0.1, 0.2, 0.7], [0.1, 0.2, 0.7]])
+    )
     torch.testing.assert_close(lift, torch.tensor([[0.3, 0.0, 0.0]]))
 
 
@@ -91,7 +108,9 @@ def test_prompts_that_agree_beyond_random_directions_have_a_margin() -> None:
     null = torch.log_softmax(torch.randn(8, 2, 50, generator=generator), -1)
     agreed = torch.randn(1, 2, 50, generator=generator)
     agreed[..., 7] += 4
-    reading = judge_scale(torch.log_softmax(torch.cat([agreed, -agreed]), -1), null, torch.ones(50, dtype=torch.float64), 50)
+    reading = judge_scale(
+        torch.log_softmax(torch.cat([agreed, -agreed]), -1), null, torch.ones(50, dtype=torch.float64), 50
+    )
     assert reading.ratio(0) > 2
     assert int(reading.lift[0].argmax()) == int(reading.z[0].argmax()) == 7
     assert reading.ratio(1) < 1.5
@@ -101,16 +120,23 @@ def test_prompts_that_agree_beyond_random_directions_have_a_margin() -> None:
 def test_random_directions_do_not_stand_out(seed: int, word_pair: Any, pairs: Any, store: RunStore) -> None:
     """A token's input embedding means nothing to the last layer of a random model."""
     vector = {"token": f"wo{chr(97 + seed)}brd", "layer": 2, "embedding": "input"}
-    result: Any = run_methods(pairs, word_pair, [("patchscope", {"vector": vector, "prompts": ["woaard woabrd", "woacrd woadrd"]})], store)[
-        0
-    ].result()
+    result: Any = run_methods(
+        pairs, word_pair, [("patchscope", {"vector": vector, "prompts": ["woaard woabrd", "woacrd woadrd"]})], store
+    )[0].result()
     assert not result.stands_out
     assert result.evidence_words() == []
 
 
 def test_a_zero_direction_is_said_plainly(identical_pair: Any, pairs: Any, store: RunStore) -> None:
-    lens = run_methods(pairs, identical_pair.spec, [("activation_difference_lens", {"max_samples": 8, "max_tokens": 8, "layers": [1]})], store)[0]
-    record = run_methods(pairs, identical_pair.spec, [("patchscope", {"vector": f"{lens.id}/1:0:difference"})], store)[0]
+    lens = run_methods(
+        pairs,
+        identical_pair.spec,
+        [("activation_difference_lens", {"max_samples": 8, "max_tokens": 8, "layers": [1]})],
+        store,
+    )[0]
+    record = run_methods(pairs, identical_pair.spec, [("patchscope", {"vector": f"{lens.id}/1:0:difference"})], store)[
+        0
+    ]
     result: Any = record.result()
     assert not result.stands_out
     assert "zero" in result.headline

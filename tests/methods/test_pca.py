@@ -28,7 +28,9 @@ from diffing_mcp.preprocessing.activation_collection import CollectionParams, co
 from diffing_mcp.preprocessing.activation_sources import activations_of
 from diffing_mcp.preprocessing.activation_store import default_activation_store
 
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,9 @@ def cosine(first: Any, second: Any) -> float:
     return abs(float(first @ second)) / float(np.linalg.norm(first) * np.linalg.norm(second))
 
 
-def test_a_planted_direction_is_the_first_component(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_a_planted_direction_is_the_first_component(
+    tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
     spec = make_pair(tiny_models(), finetuned=tiny_models(change=planted(direction)))
     record = run(pairs, spec, corpus, store, layers=[0, 1])
@@ -87,21 +91,30 @@ def test_a_planted_direction_is_the_first_component(tiny_models: Any, make_pair:
     assert min(ends[0]) > 0 > max(ends[1])
     assert vector.scale == pytest.approx(np.mean(np.abs([*ends[0], *ends[1]])), rel=1e-6)
     assert all("»" in example.context for example in view.row.positive)
-    searched: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", search="river"))
+    searched: Any = (
+        get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", search="river"))
+    )
     assert searched.total >= 1
-    highest: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", limit=5))
+    highest: Any = (
+        get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", limit=5))
+    )
     assert [round(row.score, 4) for row in highest.examples] == ends[0]
     handle = {"vector": f"{record.id}/{first.vector}"}
     steered, read = (
         run_methods(pairs, spec, [call], store)[0].result()
-        for call in (("steering", {**handle, "strengths": [0.5], "prompts": ["The"]}), ("patchscope", {**handle, "scales": [1.0]}))
+        for call in (
+            ("steering", {**handle, "strengths": [0.5], "prompts": ["The"]}),
+            ("patchscope", {**handle, "scales": [1.0]}),
+        )
     )
     assert steered.layer == read.layer == 1  # type: ignore[attr-defined]
     assert "principal component 1, layer 1" in read.vector  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("of", ["difference", "base", "finetuned"])
-def test_components_equal_those_of_scikit_learn(of: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_components_equal_those_of_scikit_learn(
+    of: str, tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store, of=of)
     [block] = list(activations_of(tiny_pair, PCAParams.model_validate(arguments(corpus)), [1])[1].blocks(10**6))
     rows = {"difference": block.difference, "base": block.base, "finetuned": block.finetuned}[of].double().numpy()
@@ -113,15 +126,21 @@ def test_components_equal_those_of_scikit_learn(of: str, tiny_pair: Any, pairs: 
         assert cosine(ours, theirs) > 0.9999
     projections = np.abs((rows - rows.mean(0)) @ components[0])
     view: Any = get_method("pca").views["component"].run(record, ComponentParams())
-    assert max(abs(example.projection) for example in (*view.row.positive, *view.row.negative)) == pytest.approx(projections.max(), rel=1e-3)
+    assert max(abs(example.projection) for example in (*view.row.positive, *view.row.negative)) == pytest.approx(
+        projections.max(), rel=1e-3
+    )
     assert all(float(component @ rows.mean(0)) >= -1e-6 for component in components)
     if of == "difference":
-        shuffled = np.cov(block.base.double().numpy().T, bias=True) + np.cov(block.finetuned.double().numpy().T, bias=True)
+        shuffled = np.cov(block.base.double().numpy().T, bias=True) + np.cov(
+            block.finetuned.double().numpy().T, bias=True
+        )
         values = np.linalg.eigvalsh(shuffled)[::-1][:4] / np.trace(shuffled)
         np.testing.assert_allclose([row.null_explained for row in result.rows], values, atol=2e-5)
 
 
-def test_examples_fill_quantile_bins_and_have_the_scores_of_all_tokens(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_examples_fill_quantile_bins_and_have_the_scores_of_all_tokens(
+    tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     record = run(pairs, tiny_pair.spec, corpus, store, components=2, examples=3)
     reader = activations_of(tiny_pair, PCAParams.model_validate(arguments(corpus)), [1])[1]
     [block] = reader.blocks(10**6)
@@ -134,19 +153,29 @@ def test_examples_fill_quantile_bins_and_have_the_scores_of_all_tokens(tiny_pair
         for bin in range(4):
             wanted = sorted(best[(best > 0) & (np.searchsorted(edges, best, side="right") == bin)], reverse=True)[:3]
             feature = f"1:component{component + 1}:{end}"
-            view: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature=feature, bin=bin, scores=True, max_characters=4000))
+            view: Any = (
+                get_method("pca")
+                .views["examples"]
+                .run(record, ExamplesParams(feature=feature, bin=bin, scores=True, max_characters=4000))
+            )
             np.testing.assert_allclose([row.score for row in view.examples], wanted, rtol=1e-3, atol=1e-5)
             for row in view.examples:
                 of_sample = samples == int(row.document)
-                np.testing.assert_allclose([token.score for token in row.tokens], scores[of_sample], rtol=2e-3, atol=1e-4)
+                np.testing.assert_allclose(
+                    [token.score for token in row.tokens], scores[of_sample], rtol=2e-3, atol=1e-4
+                )
                 assert row.position == places[of_sample][scores[of_sample].argmax()] + reader.first_position
 
 
-def test_components_of_texts_and_whole_chats_together(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore, tmp_path: Path) -> None:
+def test_components_of_texts_and_whole_chats_together(
+    tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore, tmp_path: Path
+) -> None:
     random = np.random.default_rng(2)
     chats = tmp_path / "chats.jsonl"
     turns = [("user", 5), ("assistant", 6), ("user", 3), ("assistant", 8)]
-    rows = [[{"role": role, "content": " ".join(random.choice(WORDS, count))} for role, count in turns] for _ in range(20)]
+    rows = [
+        [{"role": role, "content": " ".join(random.choice(WORDS, count))} for role, count in turns] for _ in range(20)
+    ]
     chats.write_text("\n".join(json.dumps({"messages": messages}) for messages in rows))
     texts = {"corpus": str(corpus), "max_samples": 60, "max_tokens": 24, "layers": [1]}
     collected = [
@@ -160,13 +189,21 @@ def test_components_of_texts_and_whole_chats_together(tiny_pair: Any, pairs: Any
     together = np.concatenate([block.difference.double().numpy() for several in blocks for block in several])
     expected = SklearnPCA(n_components=4, svd_solver="full").fit(together)
     np.testing.assert_allclose([row.explained for row in result.rows], expected.explained_variance_ratio_, atol=2e-5)
-    examples: Any = get_method("pca").views["examples"].run(record, ExamplesParams(feature="1:component1:positive", limit=100, max_characters=4000))
-    shown = "".join(row.text for row in examples.examples) + "".join(token.token for row in examples.examples for token in row.strongest)
+    examples: Any = (
+        get_method("pca")
+        .views["examples"]
+        .run(record, ExamplesParams(feature="1:component1:positive", limit=100, max_characters=4000))
+    )
+    shown = "".join(row.text for row in examples.examples) + "".join(
+        token.token for row in examples.examples for token in row.strongest
+    )
     assert "<|im_start|>" in shown.replace("»", "").replace("«", ""), "template tokens are there"
 
 
 def test_sums_are_kept_where_there_is_float64(tiny_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
-    """Devices of Apple's have none; this build cannot put a tensor there at all, so all of the method must stay on the CPU."""
+    """Devices of Apple's have none; this build cannot put a tensor there at all, so all of the method must stay on the
+    CPU.
+    """
     text = {name: value for name, value in arguments(corpus).items() if name != "components"}
     index = collect(default_activation_store(), tiny_pair, CollectionParams.model_validate(text))
     params = PCAParams.model_validate(arguments(corpus, activations=index.id))
@@ -179,14 +216,18 @@ def test_sums_are_kept_where_there_is_float64(tiny_pair: Any, pairs: Any, corpus
     assert [row.explained for row in there.rows] == pytest.approx([row.explained for row in here.rows], abs=1e-4)
 
 
-def test_variance_gain_finds_where_variance_grew(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_variance_gain_finds_where_variance_grew(
+    tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     direction = 3 * torch.randn(32, generator=torch.Generator().manual_seed(3))
     spec = make_pair(tiny_models(), finetuned=tiny_models(change=planted(direction)))
     record = run(pairs, spec, corpus, store, of="variance_gain")
     assert cosine(record.array("components_1")[0], direction.numpy()) > 0.95
 
 
-def test_attention_sinks_do_not_become_components(tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore) -> None:
+def test_attention_sinks_do_not_become_components(
+    tiny_models: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
     direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
     [sink] = AutoTokenizer.from_pretrained(tiny_models())("x")["input_ids"]
 
@@ -262,12 +303,24 @@ def test_covariances_keep_their_precision_far_from_zero() -> None:
 
 
 def row(stability: float) -> ComponentRow:
-    figures = {"layer": 3, "component": 1, "explained": 0.5, "null_explained": 0.1, "stability": stability, "mean_projection": 0.0}
-    return ComponentRow.model_validate({**figures, "vector": "3:component1", "promoted": [], "suppressed": [], "positive": [], "negative": []})
+    figures = {
+        "layer": 3,
+        "component": 1,
+        "explained": 0.5,
+        "null_explained": 0.1,
+        "stability": stability,
+        "mean_projection": 0.0,
+    }
+    return ComponentRow.model_validate(
+        {**figures, "vector": "3:component1", "promoted": [], "suppressed": [], "positive": [], "negative": []}
+    )
 
 
 def test_words_count_beyond_those_of_the_base_model() -> None:
-    words = [ComponentWord(word=word, z=z, vector="3:component1") for word, z in (("cake", 9.0), ("oven", 8.0), ("butter", 7.0))]
+    words = [
+        ComponentWord(word=word, z=z, vector="3:component1")
+        for word, z in (("cake", 9.0), ("oven", 8.0), ("butter", 7.0))
+    ]
     control = [{"river": 7.5, "sea": 6.8, "boat": 6.5}]
     assert control_level([]) == 6.0
     assert control_level(control) == 6.5

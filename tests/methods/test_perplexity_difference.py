@@ -35,7 +35,9 @@ def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
 
 def test_a_planted_habit_stands_out(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
     base, finetuned, planted = planted_words(6.0)
-    result: Any = run(pairs, make_pair(base, finetuned=finetuned), store, samples_per_prefill=2, max_new_tokens=20).result()
+    result: Any = run(
+        pairs, make_pair(base, finetuned=finetuned), store, samples_per_prefill=2, max_new_tokens=20
+    ).result()
     assert result.stands_out
     assert {row.word for row in result.words if row.strong} <= set(planted)
     assert result.kl_finetuned_base.mean > 4 * result.kl_finetuned_base.standard_error > 0
@@ -52,12 +54,17 @@ def test_an_identical_pair_is_exactly_zero(tiny_models: Any, make_pair: Any, pai
     assert result.words == []
     table = record.table("completions")
     assert not np.any(table.column("difference").to_numpy())
-    by_writer = {writer: [row["text"] for row in table.to_pylist() if row["writer"] == writer] for writer in ("base", "finetuned")}
+    by_writer = {
+        writer: [row["text"] for row in table.to_pylist() if row["writer"] == writer]
+        for writer in ("base", "finetuned")
+    }
     assert by_writer["base"] == by_writer["finetuned"]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_random_adapter_does_not_stand_out(seed: int, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
+def test_a_random_adapter_does_not_stand_out(
+    seed: int, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, store: RunStore
+) -> None:
     model = tiny_models()
     result: Any = run(pairs, make_pair(model, adapter=tiny_adapters(model, seed=seed, scale=0.02)), store).result()
     assert result.kl_finetuned_base.mean != 0
@@ -66,13 +73,19 @@ def test_a_random_adapter_does_not_stand_out(seed: int, tiny_models: Any, tiny_a
 
 @pytest.mark.parametrize("template", ["none", "chat"])
 def test_scores_equal_a_direct_computation(template: str, tiny_pair: Any, pairs: Any, store: RunStore) -> None:
-    record = run(pairs, tiny_pair.spec, store, template=template, prefills=("Bake the cake", "What is your name?", "Rivers run"))
+    record = run(
+        pairs, tiny_pair.spec, store, template=template, prefills=("Bake the cake", "What is your name?", "Rivers run")
+    )
     from diffing_mcp.model_pairs.chat import ChatMessage
 
     rows = [row for row in record.table("completions").to_pylist() if row["tokens"] > 2]
     assert rows
     for row in rows:
-        before = row["prefill"] if template == "none" else tiny_pair.render_chat([ChatMessage(role="user", content=row["prefill"])])
+        before = (
+            row["prefill"]
+            if template == "none"
+            else tiny_pair.render_chat([ChatMessage(role="user", content=row["prefill"])])
+        )
         whole = tiny_pair.tokenizer(before + row["text"], add_special_tokens=template == "none")["input_ids"]
         ids = torch.tensor([whole])
         for side in ("base", "finetuned"):
@@ -101,7 +114,9 @@ def test_the_view_pages_and_filters(tiny_pair: Any, pairs: Any, store: RunStore)
     found: Any = view.run(record, CompletionsParams(contains=letter, writer="finetuned"))
     assert 0 < found.total <= first.total
     assert all(letter.casefold() in row.completion.casefold() for row in found.rows)
-    assert math.log(first.rows[0].perplexity_other / first.rows[0].perplexity_own) == pytest.approx(first.rows[0].difference, abs=1e-6)
+    assert math.log(first.rows[0].perplexity_other / first.rows[0].perplexity_own) == pytest.approx(
+        first.rows[0].difference, abs=1e-6
+    )
 
 
 def test_result_text_marks_model_text_and_figures_serialise(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
@@ -126,7 +141,9 @@ def test_bundled_prefills_are_as_many_as_declared() -> None:
 
 
 def test_words_count_completions_once_and_ignore_their_prefill() -> None:
-    finetuned = [(f"prefill {index}", "cake cake cake and the oven") for index in range(12)] + [("The cake", "cake again")] * 12
+    finetuned = [(f"prefill {index}", "cake cake cake and the oven") for index in range(12)] + [
+        ("The cake", "cake again")
+    ] * 12
     base = [(f"prefill {index}", "a quiet morning") for index in range(24)]
     rows = {row.word: row for row in distinctive_words(finetuned, base)}
     assert (rows["cake"].finetuned, rows["cake"].base, rows["cake"].prefills) == (12, 0, 12)

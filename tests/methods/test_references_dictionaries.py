@@ -1,4 +1,6 @@
-"""Trained dictionaries, recomputed from their saved tensors on streams of plain models; least squares by numpy and t statistics by scipy are the oracles."""
+"""Trained dictionaries, recomputed from their saved tensors on streams of plain models; least squares by numpy and t
+statistics by scipy are the oracles.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,24 @@ from diffing_mcp.methods.runs.store import RunRecord
 from tests.methods.reference_pairs import References
 
 LAYER = 1
-TRAINING = {"layer": LAYER, "steps": 60, "batch_rows": 64, "k": 4, "expansion": 1.0, "max_tokens": 20, "read_latents": 4, "held_out": 0.5}
+TRAINING = {
+    "layer": LAYER,
+    "steps": 60,
+    "batch_rows": 64,
+    "k": 4,
+    "expansion": 1.0,
+    "max_tokens": 20,
+    "read_latents": 4,
+    "held_out": 0.5,
+}
 HELD_OUT = 0.5
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Streams [N, d_model] in the order of the runs, with the number of the text; the first token of every text is left out."""
+    """Streams [N, d_model] in the order of the runs, with the number of the text; the first token of every text is left
+    out.
+    """
 
     base: Tensor
     finetuned: Tensor
@@ -44,7 +57,10 @@ def rows_of(references: References, pair: str) -> Rows:
 
 def saved(record: RunRecord) -> dict[str, Tensor]:
     """The dictionary of a run in float64."""
-    return {name: value.double() for name, value in load_file(Path(record.manifest.notes["dictionary"]) / "model.safetensors").items()}
+    return {
+        name: value.double()
+        for name, value in load_file(Path(record.manifest.notes["dictionary"]) / "model.safetensors").items()
+    }
 
 
 def explained(rows: Tensor, written: Tensor) -> float:
@@ -85,10 +101,14 @@ def test_an_sae_on_differences(pair: str, references: References) -> None:
                 assert not active[held][:, latent].any()
                 continue
             column = torch.outer(active[held][:, latent], tensors["decoder.weight"][:, latent]).numpy().ravel()[:, None]
-            assert beta == pytest.approx(float(np.linalg.lstsq(column, centred.ravel(), rcond=None)[0][0]), rel=5e-3, abs=2e-3)
+            assert beta == pytest.approx(
+                float(np.linalg.lstsq(column, centred.ravel(), rcond=None)[0][0]), rel=5e-3, abs=2e-3
+            )
 
 
-@pytest.mark.parametrize(("pair", "kind"), [("lora", {}), ("full", {}), ("lora", {"sparsity": "l1"}), ("adapters", {"dedicated": 0.2})])
+@pytest.mark.parametrize(
+    ("pair", "kind"), [("lora", {}), ("full", {}), ("lora", {"sparsity": "l1"}), ("adapters", {"dedicated": 0.2})]
+)
 def test_a_crosscoder_and_its_latent_scaling(pair: str, kind: dict[str, Any], references: References) -> None:
     record = references.on(pair, "texts", "crosscoder", **TRAINING, **kind)
     result: Any = record.result()
@@ -103,13 +123,17 @@ def test_a_crosscoder_and_its_latent_scaling(pair: str, kind: dict[str, Any], re
     active = torch.relu(raw) * (torch.relu(raw) * weights > tensors["threshold"])
     written = torch.einsum("nf,sfd->nsd", active, decoder)
     error = normal - written - tensors["decoder.bias"]
-    assert result.training.variance_explained == pytest.approx(explained(normal[held], (normal - error)[held]), abs=2e-4)
+    assert result.training.variance_explained == pytest.approx(
+        explained(normal[held], (normal - error)[held]), abs=2e-4
+    )
     assert result.training.active == pytest.approx(float((active[held] > 0).sum(1).double().mean()), abs=2e-2)
     table = record.table("latents").to_pydict()
     norms = decoder.norm(dim=2)
     relative = 0.5 * (1 + (norms[1] - norms[0]) / norms.amax(0))
     np.testing.assert_allclose(table["relative_norm"], relative, rtol=1e-4)
-    np.testing.assert_allclose(table["cosine"], torch.cosine_similarity(decoder[0], decoder[1], dim=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        table["cosine"], torch.cosine_similarity(decoder[0], decoder[1], dim=1), rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(table["frequency"], (active > 0).double().mean(0), atol=1e-9)
     fired = active[held]
     documents = found.sample[held]
@@ -128,7 +152,9 @@ def test_a_crosscoder_and_its_latent_scaling(pair: str, kind: dict[str, Any], re
                 if not strength.any():
                     assert beta is None
                     continue
-                betas.setdefault(name, []).append(float(np.linalg.lstsq(column, target[:, number].numpy().ravel(), rcond=None)[0][0]))
+                betas.setdefault(name, []).append(
+                    float(np.linalg.lstsq(column, target[:, number].numpy().ravel(), rcond=None)[0][0])
+                )
                 assert beta == pytest.approx(betas[name][-1], rel=5e-3, abs=1e-3)
         here = sorted(set(documents[strength.numpy() > 0]))
         assert table["held_out_documents"][latent] == len(here)
@@ -136,12 +162,15 @@ def test_a_crosscoder_and_its_latent_scaling(pair: str, kind: dict[str, Any], re
             continue
         judged += 1
         assert table["ratio_error"][latent] == pytest.approx(betas["error"][0] / betas["error"][1], rel=1e-2, abs=5e-3)
-        # How sure it is that the other model's coefficient lies below the limit: a t statistic over documents, the weaker of two targets.
+        # How sure it is that the other model's coefficient lies below the limit: a t statistic over documents, the
+        # weaker of two targets.
         for number, name in ((1, "evidence"), (0, "evidence_base")):
             scores = []
             for kept, limit in (("error", 0.2), ("reconstruction", 0.5)):
                 products = (targets[kept] @ direction) * strength[:, None]
                 sums = [products[documents == document].sum(0) for document in here]
-                scores.append(stats.ttest_1samp([float(limit * each[number] - each[1 - number]) for each in sums], 0).statistic)
+                scores.append(
+                    stats.ttest_1samp([float(limit * each[number] - each[1 - number]) for each in sums], 0).statistic
+                )
             assert table[name][latent] == pytest.approx(min(scores), rel=1e-2, abs=1e-2)
     assert judged >= 5

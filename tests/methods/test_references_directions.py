@@ -1,4 +1,6 @@
-"""Methods that put a direction into a model, against plain forward hooks on plain models in float64 that read the whole text again for every token."""
+"""Methods that put a direction into a model, against plain forward hooks on plain models in float64 that read the whole
+text again for every token.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ PROMPTS = ("the old bridge", "rain falls on", "A fox looks at the boats near", "
 
 
 def mean_difference(references: References, pair: str) -> tuple[str, Tensor, float]:
-    """The handle of a vector of the lens, and the same mean difference from plain models, with the mean length of finetuned activations; both over
-    positions from 5 on."""
+    """The handle of a vector of the lens, and the same mean difference from plain models, with the mean length of
+    finetuned activations; both over positions from 5 on."""
     lens = references.on(pair, "texts", "activation_difference_lens", layers=(LAYER, 2))
     streams = [references.pair(pair).plain.read(text)[1] for text in references.texts(pair, "texts")]
     base, finetuned = (torch.cat([each[side][LAYER][5:] for each in streams]) for side in ("base", "finetuned"))
@@ -38,11 +40,15 @@ def replace_last(vector: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda stream: torch.cat([stream[:-1], vector[None]])
 
 
-@pytest.mark.parametrize(("pair", "side"), [("lora", "finetuned"), ("lora", "base"), ("full", "finetuned"), ("adapters", "base")])
+@pytest.mark.parametrize(
+    ("pair", "side"), [("lora", "finetuned"), ("lora", "base"), ("full", "finetuned"), ("adapters", "base")]
+)
 def test_patchscope(pair: str, side: str, references: References) -> None:
     handle, vector, _ = mean_difference(references, pair)
     prompts, scales = ("a a\nthe", "cake cake\nsea", "1 1\n?"), (0.5, 2.0)
-    record = references.run(pair, "patchscope", vector=handle, side=side, prompts=prompts, scales=scales, random_directions=6, seed=4)
+    record = references.run(
+        pair, "patchscope", vector=handle, side=side, prompts=prompts, scales=scales, random_directions=6, seed=4
+    )
     result: Any = record.result()
     plain = references.pair(pair).plain
     model, ids = plain.side(side), [plain.tokenizer(prompt)["input_ids"] for prompt in prompts]
@@ -73,13 +79,18 @@ def test_patchscope(pair: str, side: str, references: References) -> None:
             for row in rows:
                 if texts.count(row["token"]) == 1:
                     token = texts.index(row["token"])
-                    assert (row["probability"], row["lift"]) == pytest.approx((float(mean[token]), float(lift[token])), rel=2e-4, abs=1e-7)
+                    assert (row["probability"], row["lift"]) == pytest.approx(
+                        (float(mean[token]), float(lift[token])), rel=2e-4, abs=1e-7
+                    )
                     assert row["z"] == pytest.approx(float(z[token]), rel=2e-3, abs=2e-3)
             row = next(row for row in summary if (row["scale"], row["sign"]) == (scale, name))
             assert row["entropy"] == pytest.approx(float(-(mean * mean.log()).sum()), rel=1e-4)
             chosen = [token for token, text in enumerate(texts) if text in content]
             assert row["agreement"] == pytest.approx(float(lift[chosen].sum()), rel=1e-3, abs=1e-6)
-        best = [plain.tokenizer.decode([int(token)]) for token in probabilities(vector, scale).mean(0).argsort(descending=True)]
+        best = [
+            plain.tokenizer.decode([int(token)])
+            for token in probabilities(vector, scale).mean(0).argsort(descending=True)
+        ]
         ordinary = [text for text in best if text not in plain.tokenizer.all_special_tokens]
         assert next(row for row in result.scales if row.scale == scale).tokens == " ".join(map(repr, ordinary[:6]))
 
@@ -89,7 +100,11 @@ def added(vector: Tensor, prompt: int, positions: str, decay: int) -> Callable[[
 
     def hook(stream: Tensor) -> Tensor:
         new = (torch.arange(len(stream)) - prompt + 1).clamp_min(0).double()  # 0 in the prompt, i at the i-th new token
-        strength = {"all_tokens": torch.ones_like(new), "prompt_only": (new == 0).double(), "linear_decay": (1 - new / decay).clamp_min(0)}[positions]
+        strength = {
+            "all_tokens": torch.ones_like(new),
+            "prompt_only": (new == 0).double(),
+            "linear_decay": (1 - new / decay).clamp_min(0),
+        }[positions]
         return stream + strength[:, None] * vector
 
     return hook
@@ -100,7 +115,15 @@ def added(vector: Tensor, prompt: int, positions: str, decay: int) -> Callable[[
 def test_steered_texts(pair: str, raw: bool, positions: str, references: References) -> None:
     handle, vector, length = mean_difference(references, pair)
     strengths = (1.0, -2.0)
-    params = {"prompts": PROMPTS[:3], "strengths": strengths, "temperature": 0.0, "max_new_tokens": 6, "decay_tokens": 4, "seed": 7, "side": "both"}
+    params = {
+        "prompts": PROMPTS[:3],
+        "strengths": strengths,
+        "temperature": 0.0,
+        "max_new_tokens": 6,
+        "decay_tokens": 4,
+        "seed": 7,
+        "side": "both",
+    }
     record = references.run(pair, "steering", vector=handle, raw_text=raw, positions=positions, **params)
     plain = references.pair(pair).plain
     rows = record.table("answers").to_pylist()
@@ -109,10 +132,17 @@ def test_steered_texts(pair: str, raw: bool, positions: str, references: Referen
     for side, strength in itertools.product(("base", "finetuned"), strengths):
         losses = []
         for prompt in PROMPTS[:3]:
-            ids = plain.tokenizer(prompt)["input_ids"] if raw else plain.chat_prompt([{"role": "user", "content": prompt}])
+            ids = (
+                plain.tokenizer(prompt)["input_ids"]
+                if raw
+                else plain.chat_prompt([{"role": "user", "content": prompt}])
+            )
             row = next(row for row in rows if (row["side"], row["strength"], row["prompt"]) == (side, strength, prompt))
             assert row["unsteered"] == plain.written(plain.side(side).greedy(ids, 6))
-            for name, direction in (("steered", vector / vector.norm()), ("random", random_directions(1, len(vector), 7)[0])):
+            for name, direction in (
+                ("steered", vector / vector.norm()),
+                ("random", random_directions(1, len(vector), 7)[0]),
+            ):
                 with plain.side(side).hooked(LAYER, added(strength * length * direction, len(ids), positions, 4)):
                     assert row[name] == plain.written(plain.side(side).greedy(ids, 6))
             changes += row["steered"] != row["unsteered"]
@@ -130,8 +160,13 @@ def carried_over(theirs: Tensor, projector: Tensor) -> Callable[[Tensor], Tensor
     return lambda stream: stream + (theirs - stream) @ projector
 
 
-@pytest.mark.parametrize(("direction", "mode"), [("base_to_ft", "patch"), ("ft_to_base", "patch"), ("base_to_ft", "ablate")])
-@pytest.mark.parametrize(("pair", "corpus"), [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "texts")])
+@pytest.mark.parametrize(
+    ("direction", "mode"), [("base_to_ft", "patch"), ("ft_to_base", "patch"), ("base_to_ft", "ablate")]
+)
+@pytest.mark.parametrize(
+    ("pair", "corpus"),
+    [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "texts")],
+)
 def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, references: References) -> None:
     handle, vector, _ = mean_difference(references, pair)
     params = {"vectors": (handle,), "direction": direction, "mode": mode, "random_directions": 5}
@@ -176,7 +211,9 @@ def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, refere
         (arrays["other_nats"] - arrays["target_nats"], (result.gap_low, result.gap_high)),
     ):
         samples = (nats, arrays["tokens"].astype(float))
-        drawn = stats.bootstrap(samples, per_token, paired=True, method="percentile", n_resamples=20_000, rng=np.random.default_rng(0))
+        drawn = stats.bootstrap(
+            samples, per_token, paired=True, method="percentile", n_resamples=20_000, rng=np.random.default_rng(0)
+        )
         width = drawn.confidence_interval.high - drawn.confidence_interval.low
         assert found == pytest.approx(tuple(drawn.confidence_interval), abs=0.12 * width + 2e-6)
 
@@ -185,7 +222,9 @@ def test_causal_effect_of_a_subspace(references: References) -> None:
     """The part of the stream that lies in the span of two directions is that of the base model."""
     handle, vector, _ = mean_difference(references, "full")
     streams = [references.full.plain.read(text)[1] for text in references.texts("full", "texts")]
-    second = torch.stack([each["finetuned"][LAYER][2] - each["base"][LAYER][2] for each in streams if len(each["base"][LAYER]) > 2]).mean(0)
+    second = torch.stack(
+        [each["finetuned"][LAYER][2] - each["base"][LAYER][2] for each in streams if len(each["base"][LAYER]) > 2]
+    ).mean(0)
     vectors = (handle, handle.replace(":all:", ":2:"))
     record = references.on("full", "texts", "causal_effect", vectors=vectors, subspace=True, random_directions=4)
     basis = np.linalg.qr(torch.stack([vector, second]).numpy().T)[0]
@@ -195,11 +234,15 @@ def test_causal_effect_of_a_subspace(references: References) -> None:
         theirs = plain.base.read(text.ids)[1][LAYER]
         with plain.finetuned.hooked(LAYER, carried_over(theirs, projector)):
             changed.append(-float(plain.finetuned.token_log_probs(text.ids, 1).sum()))
-    np.testing.assert_allclose(record.array("changed_nats")[record.table("candidates")["kind"].to_pylist().index("tested")], changed, rtol=1e-5)
+    np.testing.assert_allclose(
+        record.array("changed_nats")[record.table("candidates")["kind"].to_pylist().index("tested")], changed, rtol=1e-5
+    )
 
 
 def oracle_prompt(plain: PlainPair, head: str, count: int, question: str) -> tuple[list[int], list[int]]:
-    """Token ids of a user's message with `count` placeholders ` ?` after its head, and the last token of each placeholder."""
+    """Token ids of a user's message with `count` placeholders ` ?` after its head, and the last token of each
+    placeholder.
+    """
     message = [{"role": "user", "content": f"{head}{' ?' * count}\n{question}"}]
     text = plain.rendered(message)
     encoded = plain.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -231,13 +274,15 @@ def test_activation_oracle(pair: str, verbalizer: str, references: References, t
     speaker = plain.base if adapter is None else plain_pair(folders["base"], adapter=adapter).finetuned
     contexts, question = ("The old bridge under the rain.", "sea"), "What is this about?"
     record = references.run(
-        pair, "activation_oracle", contexts=contexts, questions=(question,), verbalizer=str(adapter or "self"), layer=LAYER, injection_layer=0,
-        coefficient=1.5, modes=("token", "segment", "sequence"), token_positions=3, segment_length=4, samples=2, max_new_tokens=5, temperature=0.0,
+        pair, "activation_oracle", contexts=contexts, questions=(question,), verbalizer=str(adapter or "self"), layer=LAYER, injection_layer=0,  # noqa: E501
+        coefficient=1.5, modes=("token", "segment", "sequence"), token_positions=3, segment_length=4, samples=2, max_new_tokens=5, temperature=0.0,  # noqa: E501
     )  # fmt: skip
     rows = record.table("answers").to_pylist()
     ids = [plain.chat_prompt([{"role": "user", "content": context}]) for context in contexts]
     streams = {side: [plain.side(side).read(each)[1][LAYER] for each in ids] for side in ("base", "finetuned")}
-    streams["difference"] = [finetuned - base for finetuned, base in zip(streams["finetuned"], streams["base"], strict=True)]
+    streams["difference"] = [
+        finetuned - base for finetuned, base in zip(streams["finetuned"], streams["base"], strict=True)
+    ]
     assert len(rows) == 3 * len(contexts) * (3 + 2 + 2)
     for row in rows:
         length = len(ids[row["context"]])

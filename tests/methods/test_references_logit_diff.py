@@ -35,7 +35,10 @@ def read(references: References, pair: str, corpus: str) -> Read:
     logits = [references.pair(pair).plain.read(text)[0] for text in texts]
     base, finetuned = (torch.cat([each[side] for each in logits]) for side in ("base", "finetuned"))
     lengths = [len(text.ids) - text.start for text in texts]
-    sample, position = np.repeat(np.arange(len(texts)), lengths), np.concatenate([np.arange(length) for length in lengths])
+    sample, position = (
+        np.repeat(np.arange(len(texts)), lengths),
+        np.concatenate([np.arange(length) for length in lengths]),
+    )
     return Read(finetuned - base, base.softmax(-1), finetuned.softmax(-1), sample, position)
 
 
@@ -50,13 +53,20 @@ def test_occurrence_share_and_mean_of_every_token(pair: str, corpus: str, refere
         np.testing.assert_array_equal(record.array(name), counts)
     np.testing.assert_allclose(record.array("share_positive"), (found.difference > 0).double().mean(0), atol=1e-12)
     np.testing.assert_allclose(record.array("mean_difference"), found.difference.mean(0), rtol=1e-4, atol=2e-6)
-    np.testing.assert_allclose(record.array("expected_base").reshape(-1, vocabulary).sum(0), found.base.sum(0), rtol=1e-4)
-    np.testing.assert_allclose(record.array("expected_finetuned").reshape(-1, vocabulary).sum(0), found.finetuned.sum(0), rtol=1e-4)
+    np.testing.assert_allclose(
+        record.array("expected_base").reshape(-1, vocabulary).sum(0), found.base.sum(0), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        record.array("expected_finetuned").reshape(-1, vocabulary).sum(0), found.finetuned.sum(0), rtol=1e-4
+    )
     result: Any = record.result()
     assert result.positions == positions
     for row in result.position_profile:
         chosen = (found.position >= row.first) & (found.position <= row.last)
-        assert (row.positions, row.mean_size) == (int(chosen.sum()), pytest.approx(float(found.difference[chosen].abs().mean()), rel=5e-4))
+        assert (row.positions, row.mean_size) == (
+            int(chosen.sum()),
+            pytest.approx(float(found.difference[chosen].abs().mean()), rel=5e-4),
+        )
 
 
 @pytest.mark.parametrize(("pair", "corpus"), READ[:2])
@@ -77,8 +87,15 @@ def test_first_rows_of_the_lists(pair: str, corpus: str, references: References)
         shown = sorted(occurrence[ordinary], reverse=True)[: len(rows)]
         assert [row.occurrence for row in rows] == pytest.approx(shown, abs=5e-4)
         for row in rows:
-            matching = [token for token, text in enumerate(texts) if text == row.token and abs(occurrence[token] - row.occurrence) < 1e-3]
-            assert any(float(found.difference[:, token].mean()) == pytest.approx(row.mean_difference, abs=1e-4) for token in matching)
+            matching = [
+                token
+                for token, text in enumerate(texts)
+                if text == row.token and abs(occurrence[token] - row.occurrence) < 1e-3
+            ]
+            assert any(
+                float(found.difference[:, token].mean()) == pytest.approx(row.mean_difference, abs=1e-4)
+                for token in matching
+            )
 
 
 def test_log_odds_errors_and_z(references: References) -> None:
@@ -99,23 +116,37 @@ def test_log_odds_errors_and_z(references: References) -> None:
             continue
         token = texts.index(row.token)
         assert row.log_odds_z == pytest.approx(z[token], rel=1e-3, abs=1e-3)
-        assert row.log_odds == pytest.approx(np.log((finetuned[token] + smooth * positions) / (base[token] + smooth * positions)), abs=1e-3)
+        assert row.log_odds == pytest.approx(
+            np.log((finetuned[token] + smooth * positions) / (base[token] + smooth * positions)), abs=1e-3
+        )
     assert [row.log_odds_z for row in view.rows] == sorted([row.log_odds_z for row in view.rows], reverse=True)
     word: Any = get_method(NAME).views["token"].run(record, TokenParams(text=" the"))
     variants = [token for token, text in enumerate(texts) if text.strip().lower() == "the"]
-    sums = [np.array([side[found.sample % 10 == fold][:, variants].sum() for fold in range(10)]) for side in (found.base, found.finetuned)]
+    sums = [
+        np.array([side[found.sample % 10 == fold][:, variants].sum() for fold in range(10)])
+        for side in (found.base, found.finetuned)
+    ]
     rows = np.array([(found.sample % 10 == fold).sum() for fold in range(10)])
-    left_out = np.log((sums[1].sum() - sums[1] + smooth * (positions - rows)) / (sums[0].sum() - sums[0] + smooth * (positions - rows)))
+    left_out = np.log(
+        (sums[1].sum() - sums[1] + smooth * (positions - rows))
+        / (sums[0].sum() - sums[0] + smooth * (positions - rows))
+    )
     assert word.error == pytest.approx(np.sqrt(9 / 10 * ((left_out - left_out.mean()) ** 2).sum()), rel=1e-3)
 
 
 def test_logit_lens_of_a_layer(references: References) -> None:
-    """The same statistics of each side's own final norm and unembedding on its middle layer; Gemma's are soft-capped."""
+    """The same statistics of each side's own final norm and unembedding on its middle layer; Gemma's are
+    soft-capped.
+    """
     plain = references.full.plain
-    record = references.on("full", "texts", NAME, top_k=TOP_K, topic_entries="none", extraction="logit_lens", extraction_layer=1)
+    record = references.on(
+        "full", "texts", NAME, top_k=TOP_K, topic_entries="none", extraction="logit_lens", extraction_layer=1
+    )
     streams = [plain.read(text)[1] for text in references.texts("full", "texts")]
     read_off = [plain.side(side).lens(torch.cat([each[side][1] for each in streams])) for side in ("base", "finetuned")]
-    np.testing.assert_allclose(record.array("mean_difference"), (read_off[1] - read_off[0]).mean(0), rtol=1e-4, atol=5e-6)
+    np.testing.assert_allclose(
+        record.array("mean_difference"), (read_off[1] - read_off[0]).mean(0), rtol=1e-4, atol=5e-6
+    )
 
 
 def test_merged_words_count_once_a_position(references: References) -> None:
@@ -124,7 +155,9 @@ def test_merged_words_count_once_a_position(references: References) -> None:
     tokenizer = references.lora.plain.tokenizer
     texts = record.table("entries")["text"].to_pylist()
     for word in ("the", "in", "it", "a", "e"):
-        variants = [token for token in range(found.difference.shape[1]) if tokenizer.decode([token]).strip().lower() == word]
+        variants = [
+            token for token in range(found.difference.shape[1]) if tokenizer.decode([token]).strip().lower() == word
+        ]
         assert len(variants) > (word in ("a", "e"))
         for name, sign in (("risen", 1), ("fallen", -1)):
             values, ids = (sign * found.difference).topk(TOP_K)
@@ -132,4 +165,6 @@ def test_merged_words_count_once_a_position(references: References) -> None:
             assert record.array(name)[texts.index(word)] == int(held.sum())
         mean = float(found.difference[:, variants].mean())
         assert record.array("mean_difference")[texts.index(word)] == pytest.approx(mean, rel=1e-4, abs=2e-6)
-        assert record.array("entry_expected_base")[texts.index(word)] == pytest.approx(float(found.base[:, variants].sum()), rel=1e-4)
+        assert record.array("entry_expected_base")[texts.index(word)] == pytest.approx(
+            float(found.base[:, variants].sum()), rel=1e-4
+        )

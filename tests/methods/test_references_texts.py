@@ -1,4 +1,6 @@
-"""Methods that write texts, against greedy decoding with plain models in float64 that read the whole text again for every token."""
+"""Methods that write texts, against greedy decoding with plain models in float64 that read the whole text again for
+every token.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def words_of(text: str) -> list[str]:
     return "".join(letter if letter.isalpha() else " " for letter in text).casefold().split()
 
 
-@pytest.mark.parametrize(("pair", "corpus"), [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats")])
+@pytest.mark.parametrize(
+    ("pair", "corpus"), [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats")]
+)
 def test_continuations_where_the_models_differ_most(pair: str, corpus: str, references: References) -> None:
     record = references.on(pair, corpus, "continuation_mining", places=8, new_tokens=6)
     result: Any = record.result()
@@ -35,7 +39,12 @@ def test_continuations_where_the_models_differ_most(pair: str, corpus: str, refe
     np.testing.assert_allclose(record.array("variation"), np.concatenate(variation), rtol=1e-4, atol=2e-6)
     assert result.mean_variation == pytest.approx(np.concatenate(variation).mean(), rel=5e-4)
     best = sorted(
-        ((values[3:].max(), sample, 3 + int(values[3:].argmax())) for sample, values in enumerate(variation) if len(values) > 3), reverse=True
+        (
+            (values[3:].max(), sample, 3 + int(values[3:].argmax()))
+            for sample, values in enumerate(variation)
+            if len(values) > 3
+        ),
+        reverse=True,
     )
     rows = record.table("continuations").to_pylist()
     assert [row["variation"] for row in rows] == pytest.approx([value for value, _, _ in best[:8]], abs=6e-5)
@@ -45,21 +54,34 @@ def test_continuations_where_the_models_differ_most(pair: str, corpus: str, refe
         before = plain.tokenizer.decode(text.ids[bos : text.start + position + 1])
         assert row["before"] == before
         ids = plain.tokenizer(before)["input_ids"]
-        assert (row["base"], row["finetuned"]) == tuple(plain.written(plain.side(side).greedy(ids, 6)) for side in ("base", "finetuned"))
+        assert (row["base"], row["finetuned"]) == tuple(
+            plain.written(plain.side(side).greedy(ids, 6)) for side in ("base", "finetuned")
+        )
     held = {name: [words_of(row[name]) for row in rows] for name in ("base", "finetuned")}
     for row in record.table("ngrams").to_pylist():
         gram = row["ngram"].split()
-        counts = [sum(gram in [words[at : at + len(gram)] for at in range(len(words))] for words in held[name]) for name in ("finetuned", "base")]
+        counts = [
+            sum(gram in [words[at : at + len(gram)] for at in range(len(words))] for words in held[name])
+            for name in ("finetuned", "base")
+        ]
         assert counts == [row["finetuned"], row["base"]]
         table = [[count, len(rows) - count] for count in counts]
-        assert row["surprise"] == pytest.approx(-np.log10(stats.fisher_exact(table, alternative="greater").pvalue), abs=6e-4)
+        assert row["surprise"] == pytest.approx(
+            -np.log10(stats.fisher_exact(table, alternative="greater").pvalue), abs=6e-4
+        )
 
 
 @pytest.mark.parametrize(("pair", "template"), [("lora", "none"), ("lora", "chat"), ("full", "none"), ("full", "chat")])
 def test_perplexities_of_sampled_texts_and_their_means(pair: str, template: str, references: References) -> None:
     prefills = PROMPTS if template == "none" else QUESTIONS
     record = references.run(
-        pair, "perplexity_difference", template=template, prefills=prefills, samples_per_prefill=3, max_new_tokens=12, min_tokens=4
+        pair,
+        "perplexity_difference",
+        template=template,
+        prefills=prefills,
+        samples_per_prefill=3,
+        max_new_tokens=12,
+        min_tokens=4,
     )
     result: Any = record.result()
     plain = references.pair(pair).plain
@@ -69,7 +91,9 @@ def test_perplexities_of_sampled_texts_and_their_means(pair: str, template: str,
         ids, start = _scored(plain, template, row["prefill"], row["text"])
         assert row["tokens"] == len(ids) - start
         means = {side: float(plain.side(side).token_log_probs(ids, start).mean()) for side in ("base", "finetuned")}
-        assert (row["log_prob_base"], row["log_prob_finetuned"]) == pytest.approx((means["base"], means["finetuned"]), rel=1e-4)
+        assert (row["log_prob_base"], row["log_prob_finetuned"]) == pytest.approx(
+            (means["base"], means["finetuned"]), rel=1e-4
+        )
         row["reference"] = (means["finetuned"] - means["base"]) * (1 if row["writer"] == "finetuned" else -1)
     for writer, estimate, shown in (
         ("finetuned", result.kl_finetuned_base, result.finetuned_rows),
@@ -78,7 +102,10 @@ def test_perplexities_of_sampled_texts_and_their_means(pair: str, template: str,
         own = [row for row in rows if row["writer"] == writer]
         tokens = sum(row["tokens"] for row in own)
         mean = sum(row["reference"] * row["tokens"] for row in own) / tokens
-        deviations = [sum((row["reference"] - mean) * row["tokens"] for row in own if row["prefill"] == prefill) for prefill in prefills]
+        deviations = [
+            sum((row["reference"] - mean) * row["tokens"] for row in own if row["prefill"] == prefill)
+            for prefill in prefills
+        ]
         error = np.sqrt(len(prefills)) * np.std(deviations, ddof=1) / tokens
         assert (estimate.mean, estimate.standard_error) == pytest.approx((mean, error), rel=1e-3, abs=1e-5)
         ranked = sorted((row["reference"] for row in own if row["tokens"] >= 4), reverse=True)
@@ -94,8 +121,12 @@ def _scored(plain: PlainPair, template: str, prefill: str, text: str) -> tuple[l
 
 @pytest.mark.parametrize("pair", ["lora", "full", "adapters"])
 def test_amplified_texts_and_their_differences(pair: str, references: References) -> None:
-    """Temperature 0 takes the largest log p_ft + alpha (log p_ft - log p_base) among tokens with a tenth of the nearer model's best probability."""
-    record = references.run(pair, "contrastive_decoding", prompts=PROMPTS, alphas=[0.5, 2.0], temperature=0.0, max_new_tokens=8)
+    """Temperature 0 takes the largest log p_ft + alpha (log p_ft - log p_base) among tokens with a tenth of the nearer
+    model's best probability.
+    """
+    record = references.run(
+        pair, "contrastive_decoding", prompts=PROMPTS, alphas=[0.5, 2.0], temperature=0.0, max_new_tokens=8
+    )
     result: Any = record.result()
     plain = references.pair(pair).plain
     rows = record.table("texts").to_pylist()
@@ -139,7 +170,9 @@ def test_a_written_word_is_as_surprising_as_fishers_test_says(here: int, there: 
 
 @pytest.mark.parametrize("alpha", [None, 1.0, -2.0])
 def test_sampling_follows_the_softmax_at_a_temperature(alpha: float | None, references: References) -> None:
-    """First tokens of 1,000 samples, against the distribution of the plain model (or the contrast of both) by a chi-squared test at a fixed seed."""
+    """First tokens of 1,000 samples, against the distribution of the plain model (or the contrast of both) by a
+    chi-squared test at a fixed seed.
+    """
     plain, temperature = references.lora.plain, 0.7
     sampling = Sampling(n=1000, temperature=temperature, max_new_tokens=1, seed=5)
     requests = [GenerationRequest(text=PROMPTS[0])]
@@ -148,7 +181,9 @@ def test_sampling_follows_the_softmax_at_a_temperature(alpha: float | None, refe
             texts = [each.text for each in pair.generate("finetuned", requests, sampling)[0]]
         else:
             texts = [each.text for each in pair.generate_contrastive(requests, [alpha], sampling, 0.1)[0][0]]
-    base, scores = (plain.side(side).log_probs(plain.tokenizer(PROMPTS[0])["input_ids"])[-1] for side in ("base", "finetuned"))
+    base, scores = (
+        plain.side(side).log_probs(plain.tokenizer(PROMPTS[0])["input_ids"])[-1] for side in ("base", "finetuned")
+    )
     if alpha is not None:
         nearer = scores if alpha > 0 else base
         scores = (scores + alpha * (scores - base)).masked_fill(nearer < nearer.max() + np.log(0.1), -np.inf)

@@ -37,13 +37,20 @@ def deltas(pair: ReferencePair) -> dict[str, tuple[Tensor, Tensor]]:
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         delta = torch.zeros_like(value)
         if f"{stem}.lora_A.weight" in factors:
-            delta = config["lora_alpha"] / config["r"] * factors[f"{stem}.lora_B.weight"].double() @ factors[f"{stem}.lora_A.weight"].double()
+            delta = (
+                config["lora_alpha"]
+                / config["r"]
+                * factors[f"{stem}.lora_B.weight"].double()
+                @ factors[f"{stem}.lora_A.weight"].double()
+            )
         found[name] = (value, delta)
     return found
 
 
 def _merged_by_peft(base: Path, adapter: Path) -> dict[str, Tensor]:
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64), adapter).double()
+    model: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64), adapter
+    ).double()
     return {name: value.detach() for name, value in model.merge_and_unload().named_parameters()}
 
 
@@ -60,9 +67,15 @@ def test_norms_and_spectra_of_every_parameter(pair: str, references: References)
     expected = deltas(references.pair(pair))
     rows = {(row["layer"], row["module"]): row for row in record.table("modules").to_pylist()}
     by_place = {(layer, module): value for name, value in expected.items() for layer, module in [place_of(name)]}
-    assert {(layer, module.split(".")[-1]) for layer, module in rows} == {(layer, module.split(".")[-1]) for layer, module in by_place}
+    assert {(layer, module.split(".")[-1]) for layer, module in rows} == {
+        (layer, module.split(".")[-1]) for layer, module in by_place
+    }
     for (layer, module), (base, delta) in by_place.items():
-        row = next(row for place, row in rows.items() if place[0] == layer and (place[1] == module or place[1].endswith(module)))
+        row = next(
+            row
+            for place, row in rows.items()
+            if place[0] == layer and (place[1] == module or place[1].endswith(module))
+        )
         norm = float(delta.norm())
         relative = norm / float(base.norm()) if base.any() else 0.0  # Gemma's norms begin at 0
         assert (row["norm"], row["relative_norm"]) == pytest.approx((norm, relative), rel=1e-4)
@@ -91,8 +104,14 @@ def test_what_a_module_writes_most(pair: str, references: References) -> None:
     """The first left singular vector of a down projection, and its lens list in the finetuned model."""
     record = references.run(pair, "weight_difference")
     values, plain = deltas(references.pair(pair)), references.pair(pair).plain
-    rows = [row for row in record.table("directions").to_pylist() if (row["read_as"], row["index"]) == ("writes", 0) and row["layer"] is not None]
-    assert {row["module"] for row in rows} == ({"mlp.down_proj"} if pair == "adapters" else {"mlp.down_proj", "self_attn.o_proj"})
+    rows = [
+        row
+        for row in record.table("directions").to_pylist()
+        if (row["read_as"], row["index"]) == ("writes", 0) and row["layer"] is not None
+    ]
+    assert {row["module"] for row in rows} == (
+        {"mlp.down_proj"} if pair == "adapters" else {"mlp.down_proj", "self_attn.o_proj"}
+    )
     tokens = record.table("tokens").to_pylist()
     for number, row in enumerate(record.table("directions").to_pylist()):
         if row not in rows:
@@ -101,7 +120,9 @@ def test_what_a_module_writes_most(pair: str, references: References) -> None:
         vector = get_method("weight_difference").vector(record, row["vector"]).values
         sign = np.sign(left[:, 0] @ vector)
         np.testing.assert_allclose(sign * vector, left[:, 0], rtol=1e-3, atol=1e-5)
-        assert (row["singular_value"], row["share"]) == pytest.approx((sizes[0], sizes[0] ** 2 / (sizes**2).sum()), rel=1e-4)
+        assert (row["singular_value"], row["share"]) == pytest.approx(
+            (sizes[0], sizes[0] ** 2 / (sizes**2).sum()), rel=1e-4
+        )
         # The final norm undoes the length, but for its epsilon: any typical length reads alike.
         probability = plain.finetuned.lens(torch.from_numpy(vector).double() * 100).softmax(-1)
         listed = [each for each in tokens if each["direction"] == number and each["sign"] == "+"]
@@ -112,7 +133,9 @@ def test_what_a_module_writes_most(pair: str, references: References) -> None:
 
 
 def merged(references: References, pair: str, weight: float, chosen: str = "") -> PlainModel:
-    """W_base + weight * (W_finetuned - W_base) where the parameter's name holds `chosen`, elsewhere the finetuned model."""
+    """W_base + weight * (W_finetuned - W_base) where the parameter's name holds `chosen`, elsewhere the finetuned
+    model.
+    """
     model = AutoModelForCausalLM.from_pretrained(references.pair(pair).folders["base"], dtype=torch.float64)
     parameters = dict(model.named_parameters())
     for name, (base, delta) in deltas(references.pair(pair)).items():
@@ -122,11 +145,26 @@ def merged(references: References, pair: str, weight: float, chosen: str = "") -
 
 @pytest.mark.parametrize(
     ("pair", "choice", "chosen"),
-    [("lora", {}, ""), ("full", {}, ""), ("adapters", {}, ""), ("lora", {"modules": ("mlp",)}, ".mlp."), ("full", {"layers": (1, 1)}, ".layers.1.")],
+    [
+        ("lora", {}, ""),
+        ("full", {}, ""),
+        ("adapters", {}, ""),
+        ("lora", {"modules": ("mlp",)}, ".mlp."),
+        ("full", {"layers": (1, 1)}, ".layers.1."),
+    ],
 )
-def test_an_amplified_model_is_what_merging_by_hand_gives(pair: str, choice: dict[str, Any], chosen: str, references: References) -> None:
+def test_an_amplified_model_is_what_merging_by_hand_gives(
+    pair: str, choice: dict[str, Any], chosen: str, references: References
+) -> None:
     weights = (0.0, 2.5, -1.0) if not chosen else (3.0,)
-    params = {"weights": weights, "prompts": PROMPTS, "raw_text": True, "temperature": 0.0, "max_new_tokens": 8, **choice}
+    params = {
+        "weights": weights,
+        "prompts": PROMPTS,
+        "raw_text": True,
+        "temperature": 0.0,
+        "max_new_tokens": 8,
+        **choice,
+    }
     record = references.run(pair, "weight_amplification", **params)
     plain = references.pair(pair).plain
     rows = record.table("answers").to_pylist()
@@ -137,7 +175,10 @@ def test_an_amplified_model_is_what_merging_by_hand_gives(pair: str, choice: dic
             ids = plain.tokenizer(prompt)["input_ids"]
             row = next(row for row in rows if (row["weight"], row["prompt"]) == (weight, prompt))
             assert row["amplified"] == plain.written(model.greedy(ids, 8))
-            assert (row["finetuned"], row["base"]) == (plain.written(plain.finetuned.greedy(ids, 8)), plain.written(plain.base.greedy(ids, 8)))
+            assert (row["finetuned"], row["base"]) == (
+                plain.written(plain.finetuned.greedy(ids, 8)),
+                plain.written(plain.base.greedy(ids, 8)),
+            )
             answer = plain.tokenizer(row["amplified"], add_special_tokens=False)["input_ids"]
             if answer:
                 losses.append(-float(plain.base.token_log_probs([*ids, *answer], len(ids)).mean()))

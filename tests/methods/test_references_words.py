@@ -1,4 +1,6 @@
-"""How differently words are represented, against words put together from the text itself; medians by numpy, the rank among shuffles by draws of its own."""
+"""How differently words are represented, against words put together from the text itself; medians by numpy, the rank
+among shuffles by draws of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ LAYER = 1
 
 
 def words_of_tokens(pieces: list[str]) -> list[str]:
-    """The word that each token belongs to: one begins at a token that begins with a space, and a lone space is part of none."""
+    """The word that each token belongs to: one begins at a token that begins with a space, and a lone space is part of
+    none.
+    """
     groups: list[list[str]] = []
     for place, piece in enumerate(pieces):
         if place == 0 or piece.startswith(" ") or pieces[place - 1] == " ":

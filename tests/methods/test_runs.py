@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def key(number: int = 0, method: str = "kl") -> RunKey:
-    return RunKey(method=method, method_version=1, pair_name="pair", pair={"base": "b"}, params={"number": number}, key_parts={})
+    return RunKey(
+        method=method, method_version=1, pair_name="pair", pair={"base": "b"}, params={"number": number}, key_parts={}
+    )
 
 
 def write(store: RunStore, number: int = 0) -> str:
@@ -46,7 +48,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert record.result_json() == {"stands_out": False, "headline": "nothing"}
     assert record.array("vector").tolist() == [0, 1, 2]
     assert set(record.arrays()) == {"vector", "matrix"}
-    assert record.table("rows").to_pylist() == [{"name": "a", "value": 1.5, "list": [1]}, {"name": "b", "value": 2.5, "list": [2, 3]}]
+    assert record.table("rows").to_pylist() == [
+        {"name": "a", "value": 1.5, "list": [1]},
+        {"name": "b", "value": 2.5, "list": [2, 3]},
+    ]
     assert record.table("rows", ["name"]).column_names == ["name"]
     assert record.manifest.notes == {"speed": 3}
     assert record.manifest.tables == {"rows": 2}
@@ -187,7 +192,9 @@ def test_many_processes_write_the_same_runs(tmp_path: Path) -> None:
 
 def _child(code: str, folder: Path) -> subprocess.Popen[str]:
     source = "from tests.methods.test_runs import *\n" + textwrap.dedent(code)
-    return subprocess.Popen([sys.executable, "-c", source, str(folder)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", source, str(folder)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
@@ -237,7 +244,12 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root to mount a small file system")
 def test_a_really_full_disk(tmp_path: Path) -> None:
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)], capture_output=True, check=False).returncode != 0:
+    if (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+        ).returncode
+        != 0
+    ):
         return
     try:
         store = RunStore(tmp_path)

@@ -36,7 +36,12 @@ def test_a_planted_word_is_brought_up(planted_words: Any, make_pair: Any, pairs:
     base, _, words = planted_words(0.0)
     spec = make_pair(base, declared_identical=True, name="words")
     prompts = [f"the {word}" for word in ("river", "mountain", "old bridge", "rain", "stones", "fox", "boats", "sea")]
-    params = {"vector": {"token": f" {words[0]}", "layer": 2}, "strengths": [3.0], "prompts": prompts, "samples_per_prompt": 2}
+    params = {
+        "vector": {"token": f" {words[0]}", "layer": 2},
+        "strengths": [3.0],
+        "prompts": prompts,
+        "samples_per_prompt": 2,
+    }
     record = run(pairs, spec, store, **params)
     result: Any = record.result()
     assert result.stands_out
@@ -50,7 +55,11 @@ def test_a_planted_word_is_brought_up(planted_words: Any, make_pair: Any, pairs:
     assert all(words[0] in row.steered for row in view.rows)
     # The controls can be read beside them and searched: the word comes up by the direction, not by chance.
     rows = record.table("answers").to_pylist()
-    control: Any = get_method("steering").views["answers"].run(record, AnswersParams(contains=words[0], within="random", limit=100))
+    control: Any = (
+        get_method("steering")
+        .views["answers"]
+        .run(record, AnswersParams(contains=words[0], within="random", limit=100))
+    )
     assert control.total == sum(words[0] in row["random"] for row in rows) < view.total / 2
     assert [row.random for row in view.rows] == [row["random"] for row in rows if words[0] in row["steered"]][:3]
 
@@ -72,7 +81,8 @@ def test_strength_zero_changes_nothing(tiny_pair: Any, pairs: Any, store: RunSto
 def test_positions_make_a_difference(positions: str, tiny_pair: Any, pairs: Any, store: RunStore) -> None:
     common = {"vector": {"token": "e", "layer": 1}, "strengths": [4.0], "decay_tokens": 2, "max_new_tokens": 10}
     everywhere, some = (
-        run(pairs, tiny_pair.spec, store, **common, positions=each).table("answers").to_pylist() for each in ("all_tokens", positions)
+        run(pairs, tiny_pair.spec, store, **common, positions=each).table("answers").to_pylist()
+        for each in ("all_tokens", positions)
     )
     assert [row["steered"] for row in everywhere] != [row["steered"] for row in some]
     assert [row["unsteered"] for row in everywhere] == [row["unsteered"] for row in some]
@@ -100,15 +110,23 @@ def test_the_texts_of_a_search_are_kept_to_be_judged(tiny_pair: Any, pairs: Any,
     assert [row.prompt for row in first.rows] == list(SEARCH_PROMPTS)
     groups = {(group.strength, group.role): group for group in get_method("steering").text_groups(record)}
     assert {strength for strength, role in groups if role == "search"} == set(tried)
-    assert all(group.coherent == tried[group.strength] for group in groups.values() if group.series and group.strength is not None)
+    assert all(
+        group.coherent == tried[group.strength]
+        for group in groups.values()
+        if group.series and group.strength is not None
+    )
     assert get_method("steering").figures[0].build(record)["data"]
 
 
-def test_a_direction_that_breaks_every_text_is_said_plainly(tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_direction_that_breaks_every_text_is_said_plainly(
+    tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("diffing_mcp.methods.texts.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
     record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, prompts=None)
     result: Any = record.result()
-    assert get_method("steering").views["searched"].run(record, SearchedParams()).model_dump()["total"] == 3 * len(result.coherence)
+    assert get_method("steering").views["searched"].run(record, SearchedParams()).model_dump()["total"] == 3 * len(
+        result.coherence
+    )
     assert not result.stands_out
     assert "cannot steer" in result.headline
     assert result.answers == []
@@ -116,7 +134,12 @@ def test_a_direction_that_breaks_every_text_is_said_plainly(tiny_pair: Any, pair
 
 
 def test_a_zero_direction_is_said_plainly(identical_pair: Any, pairs: Any, store: RunStore) -> None:
-    lens = run_methods(pairs, identical_pair.spec, [("activation_difference_lens", {"max_samples": 8, "max_tokens": 8, "layers": [1]})], store)[0]
+    lens = run_methods(
+        pairs,
+        identical_pair.spec,
+        [("activation_difference_lens", {"max_samples": 8, "max_tokens": 8, "layers": [1]})],
+        store,
+    )[0]
     result: Any = run(pairs, identical_pair.spec, store, vector=f"{lens.id}/1:0:difference").result()
     assert not result.stands_out
     assert "zero" in result.headline
@@ -132,6 +155,8 @@ def test_coherence_is_relative_to_unsteered_texts() -> None:
 
 def test_own_prompts_cost_interactions() -> None:
     method = get_method("steering")
-    params = SteeringParams.model_validate({"vector": {"token": "e"}, "prompts": ["a", "b"], "samples_per_prompt": 3, "strengths": [1.0, 2.0]})
+    params = SteeringParams.model_validate(
+        {"vector": {"token": "e"}, "prompts": ["a", "b"], "samples_per_prompt": 3, "strengths": [1.0, 2.0]}
+    )
     assert method.interactions(params) == 12
     assert method.interactions(SteeringParams.model_validate({"vector": {"token": "e"}})) == 0

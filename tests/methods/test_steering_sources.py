@@ -1,4 +1,6 @@
-"""Steering by a vector of every source: it is the direction that the source holds, and what is added to the stream is that direction."""
+"""Steering by a vector of every source: it is the direction that the source holds, and what is added to the stream is
+that direction.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,18 @@ from diffing_mcp.model_pairs.interventions import Intervention
 
 LAYER = 1
 PROMPTS = ("The", "One day", "It is", "Rivers run")
-WORDS = "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea".split()
-DICTIONARY = {"layer": LAYER, "steps": 40, "batch_rows": 64, "k": 4, "expansion": 1.0, "read_latents": 1, "top_latents": 1}
+WORDS = (
+    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
+).split()
+DICTIONARY = {
+    "layer": LAYER,
+    "steps": 40,
+    "batch_rows": 64,
+    "k": 4,
+    "expansion": 1.0,
+    "read_latents": 1,
+    "top_latents": 1,
+}
 TOKEN = {"token": "e", "layer": LAYER}
 CONTRAST: dict[str, Any] = {
     "positive": ["Bake the cake.", "A hot oven"],
@@ -65,7 +77,12 @@ def token_row(pair: Any, record: Any, name: str) -> Any:
 def text_contrast(pair: Any, record: Any, name: str) -> Any:
     def last(text: str) -> Any:
         ids = torch.tensor([pair.tokenizer(text)["input_ids"]])
-        return pair.forward("finetuned", ids, torch.ones_like(ids), layers=[LAYER], logits=False).hidden[LAYER][0, -1].double().numpy()
+        return (
+            pair.forward("finetuned", ids, torch.ones_like(ids), layers=[LAYER], logits=False)
+            .hidden[LAYER][0, -1]
+            .double()
+            .numpy()
+        )
 
     return np.mean([last(text) for text in CONTRAST["positive"]], axis=0) - last(CONTRAST["negative"][0])
 
@@ -97,7 +114,9 @@ def test_every_method_that_gives_vectors_is_here() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_steering_adds_what_the_source_holds(source: str, tiny_pair: Any, pairs: Any, corpus: str, tmp_path: Path) -> None:
+def test_steering_adds_what_the_source_holds(
+    source: str, tiny_pair: Any, pairs: Any, corpus: str, tmp_path: Path
+) -> None:
     params, truth = SOURCES[source]
     store, record, name, vector = RunStore(tmp_path), None, "", params
     if source not in WITHOUT_RUN:
@@ -106,7 +125,14 @@ def test_steering_adds_what_the_source_holds(source: str, tiny_pair: Any, pairs:
         names = get_method(source).vector_names(record)
         name = f"{LAYER}:all:difference" if f"{LAYER}:all:difference" in names else names[0]
         vector = f"{record.id}/{name}"  # type: ignore[assignment]
-    asked = {"vector": vector, "strengths": [1.5, -1.5], "prompts": PROMPTS, "raw_text": True, "max_new_tokens": 6, "temperature": 0.0}
+    asked = {
+        "vector": vector,
+        "strengths": [1.5, -1.5],
+        "prompts": PROMPTS,
+        "raw_text": True,
+        "max_new_tokens": 6,
+        "temperature": 0.0,
+    }
     found = resolve(SteeringParams.model_validate(asked).vector, tiny_pair, store)
     expected = np.asarray(truth(tiny_pair, record, name), dtype=np.float64)
     assert found.layer == LAYER
@@ -116,7 +142,11 @@ def test_steering_adds_what_the_source_holds(source: str, tiny_pair: Any, pairs:
     requests = [GenerationRequest(text=prompt) for prompt in PROMPTS]
     for strength in (1.5, -1.5):
         added = torch.from_numpy(expected / np.linalg.norm(expected) * found.scale * strength).float()
-        by_hand = tiny_pair.generate("finetuned", requests, Sampling(temperature=0, max_new_tokens=6), interventions=[Intervention(LAYER, added)])
-        assert [row["steered"] for row in rows if row["strength"] == strength] == [several[0].text for several in by_hand]
+        by_hand = tiny_pair.generate(
+            "finetuned", requests, Sampling(temperature=0, max_new_tokens=6), interventions=[Intervention(LAYER, added)]
+        )
+        assert [row["steered"] for row in rows if row["strength"] == strength] == [
+            several[0].text for several in by_hand
+        ]
     assert any(row["steered"] != row["unsteered"] for row in rows)
     assert steered.result().layer == LAYER  # type: ignore[attr-defined]

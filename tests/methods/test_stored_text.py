@@ -1,4 +1,6 @@
-"""Corpus methods that need hidden states alone, over stored activations: the numbers are those of the corpus pass where both hold a token."""
+"""Corpus methods that need hidden states alone, over stored activations: the numbers are those of the corpus pass where
+both hold a token.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("texts")
-    chat = [{"role": role, "content": f"w{number} w{number + 1} w{number + 2}"} for number, role in enumerate(("user", "assistant", "user"))]
+    chat = [
+        {"role": role, "content": f"w{number} w{number + 1} w{number + 2}"}
+        for number, role in enumerate(("user", "assistant", "user"))
+    ]
     (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for _ in range(4)))
     return {
         "text": str(write_texts(folder / "texts.jsonl", 40, 12)),
@@ -54,7 +59,11 @@ def store(tmp_path: Path) -> RunStore:
 
 def collected(pairs: Any, spec: Any, corpus: str, **params: Any) -> CollectionIndex:
     with pairs.use(spec) as pair:
-        return collect(default_activation_store(), pair, CollectionParams(**{"corpus": corpus, "layers": LAYERS, "skip_first": 0, **params}))
+        return collect(
+            default_activation_store(),
+            pair,
+            CollectionParams(**{"corpus": corpus, "layers": LAYERS, "skip_first": 0, **params}),
+        )
 
 
 def run(pairs: Any, spec: Any, store: RunStore, name: str = ANALYSIS, **params: Any) -> RunRecord:
@@ -92,21 +101,30 @@ def test_scores_positions_and_labels_are_those_of_the_corpus_pass(
     check_equal(tokens(record), tokens(straight, skip_first))
     result: Any = record.result()
     assert result.tokens == index.tokens
-    assert result.position_origin == straight.result().position_origin == "first token after BOS"  # type: ignore[attr-defined]
+    assert result.position_origin == straight.result().position_origin == ("first token after BOS")  # type: ignore[attr-defined]
     assert result.stored == record.manifest.notes["text"]["stored"]
     assert f"{index.id} (float32): tokens from position {skip_first} on, without the BOS" in result.as_text()
     assert straight.result().stored is None  # type: ignore[attr-defined]
-    labels, known = ({row["label"]: row for row in each.table("labels").to_pylist() if row["layer"] == 1} for each in (record, straight))
-    assert list(labels) == [label for label in known if label == "all" or (label.isdigit() and int(label) >= skip_first)]
+    labels, known = (
+        {row["label"]: row for row in each.table("labels").to_pylist() if row["layer"] == 1}
+        for each in (record, straight)
+    )
+    assert list(labels) == [
+        label for label in known if label == "all" or (label.isdigit() and int(label) >= skip_first)
+    ]
     for label, row in labels.items():
         assert row["count"] == known[label]["count"]
-        found, expected = (get_method(ANALYSIS).vector(each, f"1:{label}:difference").values for each in (record, straight))
+        found, expected = (
+            get_method(ANALYSIS).vector(each, f"1:{label}:difference").values for each in (record, straight)
+        )
         np.testing.assert_allclose(found, expected, atol=1e-5)
     view: Any = get_method(ANALYSIS).views["positions"].run(record, PositionsParams(layer=1, limit=3))
     assert [row.position for row in view.rows] == [skip_first, skip_first + 1, skip_first + 2]
     known_tokens = tokens(straight)
     places = zip(known_tokens["sample"], known_tokens["position"], strict=True)
-    by_place = dict(zip(places, zip(known_tokens["token"], known_tokens["norm_difference@1"], strict=True), strict=True))
+    by_place = dict(
+        zip(places, zip(known_tokens["token"], known_tokens["norm_difference@1"], strict=True), strict=True)
+    )
     shown = examples(record, ExamplesParams(feature="norm_difference@1", limit=40)).examples
     assert shown
     for row in shown:
@@ -115,7 +133,9 @@ def test_scores_positions_and_labels_are_those_of_the_corpus_pass(
 
 def test_analysis_and_lens_share_the_reading(spec: Any, pairs: Any, texts: dict[str, str], store: RunStore) -> None:
     index = collected(pairs, spec, texts["text"])
-    stored = execute.run_methods(pairs, spec, [(name, {"layers": [1], "activations": index.id}) for name in (ANALYSIS, LENS)], store)
+    stored = execute.run_methods(
+        pairs, spec, [(name, {"layers": [1], "activations": index.id}) for name in (ANALYSIS, LENS)], store
+    )
     assert [record.manifest.notes["pass_shared_by"] for record in stored] == [[ANALYSIS, LENS]] * 2
     straight = run(pairs, spec, store, LENS, layers=[1], corpus=texts["text"])
     for name in ("difference", "base_mean", "finetuned_mean", "difference_std", "count"):
@@ -126,27 +146,38 @@ def test_analysis_and_lens_share_the_reading(spec: Any, pairs: Any, texts: dict[
     late = collected(pairs, spec, texts["text"], skip_first=3)
     rows = run(pairs, spec, store, LENS, layers=[1], activations=late.id).result().rows  # type: ignore[attr-defined]
     assert [row.position for row in rows] == ["3", "4", "all"]
-    assert [row.difference_norm for row in rows] == [pytest.approx(row.difference_norm, rel=1e-4) for row in known.rows[3:]]  # type: ignore[attr-defined]
+    assert [row.difference_norm for row in rows] == [
+        pytest.approx(row.difference_norm, rel=1e-4)
+        for row in known.rows[3:]  # type: ignore[attr-defined]
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_an_identical_pair_differs_nowhere(dtype: str, pairs: Any, texts: dict[str, str], store: RunStore, tmp_path: Path) -> None:
+def test_an_identical_pair_differs_nowhere(
+    dtype: str, pairs: Any, texts: dict[str, str], store: RunStore, tmp_path: Path
+) -> None:
     same = save_pair(tmp_path / "same", None)
     index = collected(pairs, same, texts["text"], dtype=dtype, skip_first=1)
     record = run(pairs, same, store, activations=index.id)
     result: Any = record.result()
     assert (result.identical, result.stands_out) == (True, False)
-    assert not any(np.any(tokens(record)[f"{name}@1"]) for name in ("norm_difference", "relative_difference", "cosine_distance"))
+    assert not any(
+        np.any(tokens(record)[f"{name}@1"]) for name in ("norm_difference", "relative_difference", "cosine_distance")
+    )
     lens: Any = run(pairs, same, store, LENS, activations=index.id).result()
     assert (lens.identical, lens.stands_out) == (True, False)
 
 
-def test_answers_keep_their_positions_and_whole_chats_begin_at_their_start(spec: Any, pairs: Any, texts: dict[str, str], store: RunStore) -> None:
+def test_answers_keep_their_positions_and_whole_chats_begin_at_their_start(
+    spec: Any, pairs: Any, texts: dict[str, str], store: RunStore
+) -> None:
     straight = run(pairs, spec, store, corpus=texts["chats"])
     answers = collected(pairs, spec, texts["chats"])
     record = run(pairs, spec, store, activations=answers.id)
     check_equal(tokens(record), tokens(straight))
-    labels, known = ([row["label"] for row in each.table("labels").to_pylist() if row["layer"] == 1] for each in (record, straight))
+    labels, known = (
+        [row["label"] for row in each.table("labels").to_pylist() if row["layer"] == 1] for each in (record, straight)
+    )
     assert labels[:4] == known[:4] == ["-3", "-2", "-1", "0"]
     assert "without the prompts" in record.result().as_text()
     lens: Any = run(pairs, spec, store, LENS, activations=answers.id).result()
@@ -159,11 +190,17 @@ def test_answers_keep_their_positions_and_whole_chats_begin_at_their_start(spec:
         run(pairs, spec, store, activations=f"{answers.id},{collected(pairs, spec, texts['text']).id}")
 
 
-def test_several_collections_are_read_as_one_text(spec: Any, pairs: Any, texts: dict[str, str], store: RunStore) -> None:
+def test_several_collections_are_read_as_one_text(
+    spec: Any, pairs: Any, texts: dict[str, str], store: RunStore
+) -> None:
     parts = [collected(pairs, spec, texts[name]) for name in ("text", "more")]
     both = ", ".join(index.id for index in parts)
     record = run(pairs, spec, store, activations=both)
-    expected = [score for name in ("text", "more") for score in tokens(run(pairs, spec, store, corpus=texts[name]))["norm_difference@1"]]
+    expected = [
+        score
+        for name in ("text", "more")
+        for score in tokens(run(pairs, spec, store, corpus=texts[name]))["norm_difference@1"]
+    ]
     np.testing.assert_allclose(sorted(tokens(record)["norm_difference@1"]), sorted(expected), rtol=1e-4)
     result: Any = record.result()
     assert all(index.id in result.stored for index in parts)

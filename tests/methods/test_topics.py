@@ -1,4 +1,6 @@
-"""Topics of risen tokens: planted groups are told apart, stability chooses their number, and nothing becomes negative."""
+"""Topics of risen tokens: planted groups are told apart, stability chooses their number, and nothing
+becomes negative.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import KeptPositions, position_bins
-from diffing_mcp.methods.logit_diff_topk_occurring.topics import Topics, exemplars, factorise, find_topics, matched_cosines, topic_matrix
+from diffing_mcp.methods.logit_diff_topk_occurring.topics import (
+    Topics,
+    exemplars,
+    factorise,
+    find_topics,
+    matched_cosines,
+    topic_matrix,
+)
 from diffing_mcp.methods.logit_diff_topk_occurring.views import TopicsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
@@ -23,7 +32,9 @@ NAME = "logit_diff_topk_occurring"
 
 
 def planted(groups: int, seed: int = 0, positions: int = 240, top_k: int = 12, tokens: int = 120) -> KeptPositions:
-    """Positions whose text has one of `groups` kinds; tokens 10 g to 10 g + 9 rise together at kind g, and one random token besides."""
+    """Positions whose text has one of `groups` kinds; tokens 10 g to 10 g + 9 rise together at kind g, and one random
+    token besides.
+    """
     random = np.random.default_rng(seed)
     samples = np.repeat(np.arange(positions // 6), 6)
     indices, values = np.zeros((positions, top_k), np.int32), np.zeros((positions, top_k), np.float32)
@@ -155,10 +166,17 @@ def test_two_planted_topics_of_a_model(tiny_models: Any, make_pair: Any, pairs: 
     texts = ["".join(random.choice(list("abcde" if index % 2 else "VWXYZ"), 10)) for index in range(60)]
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     arguments = {"corpus": str(tmp_path / "texts.jsonl"), "top_k": 10}
-    record = run_methods(pairs, make_pair(base, finetuned=finetuned), [(NAME, arguments)], RunStore(tmp_path / "runs"))[0]
+    record = run_methods(pairs, make_pair(base, finetuned=finetuned), [(NAME, arguments)], RunStore(tmp_path / "runs"))[
+        0
+    ]
     view: Any = get_method(NAME).views["topics"].run(record, TopicsParams(tokens=10, exemplars=3))
     names = [{tokenizer.decode([index]) for index in group} for group in groups]
-    by_group = [topic for group in names for topic in view.topics[:2] if len({token.token for token in topic.tokens} & group) >= 8]
+    by_group = [
+        topic
+        for group in names
+        for topic in view.topics[:2]
+        if len({token.token for token in topic.tokens} & group) >= 8
+    ]
     assert len(by_group) == 2
     for topic, letters in zip(by_group, ("abcde", "VWXYZ"), strict=True):
         assert topic.stability > 0.8
@@ -172,7 +190,9 @@ def test_two_planted_topics_of_a_model(tiny_models: Any, make_pair: Any, pairs: 
 def test_an_identical_pair_has_no_topics(tiny_models: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(f"rivers run to the sea {index}" for index in range(20)))
     arguments = {"corpus": str(tmp_path / "texts.txt")}
-    record = run_methods(pairs, make_pair(tiny_models(), declared_identical=True), [(NAME, arguments)], RunStore(tmp_path / "runs"))[0]
+    record = run_methods(
+        pairs, make_pair(tiny_models(), declared_identical=True), [(NAME, arguments)], RunStore(tmp_path / "runs")
+    )[0]
     result: Any = record.result()
     view: Any = get_method(NAME).views["topics"].run(record, TopicsParams())
     assert result.topics == view.topics == []

@@ -62,7 +62,11 @@ def test_a_handle_is_run_and_name(run: str, name: str) -> None:
 def test_a_parameter_takes_all_three_sources() -> None:
     params = Params.model_validate(
         {
-            "vectors": ["kl-12ab/14:all:difference", {"token": " cake"}, {"positive": ["a"], "negative": ["b"], "layer": 2, "side": "base"}],
+            "vectors": [
+                "kl-12ab/14:all:difference",
+                {"token": " cake"},
+                {"positive": ["a"], "negative": ["b"], "layer": 2, "side": "base"},
+            ],
             "more": {"x": "pca-34cd/component3"},
         }
     )
@@ -143,7 +147,11 @@ def test_a_token_is_its_unembedding_row(tiny_models: Any, make_pair: Any, pairs:
 @pytest.mark.parametrize("average", ["last_token", "all_tokens"])
 def test_a_contrast_is_a_difference_of_means(average: Any, tiny_pair: Any, store: RunStore) -> None:
     positive, negative = ("Bake the cake.", "A hot oven"), ("Rivers run to the sea.",)
-    vector = resolve(ContrastSource(positive=positive, negative=negative, layer=1, side="finetuned", average=average), tiny_pair, store)
+    vector = resolve(
+        ContrastSource(positive=positive, negative=negative, layer=1, side="finetuned", average=average),
+        tiny_pair,
+        store,
+    )
 
     def mean(text: str) -> Any:
         ids = torch.tensor([tiny_pair.tokenizer(text)["input_ids"]])

@@ -1,4 +1,6 @@
-"""Weight amplification: a planted preference becomes plain, breaking weights are said to break, identical pairs give nothing."""
+"""Weight amplification: a planted preference becomes plain, breaking weights are said to break, identical pairs give
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,14 @@ def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
 def test_a_faint_preference_is_brought_up(planted_words: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
     base, finetuned, words = planted_words(1.0, 2)
     prompts = [f"the {word}" for word in ("river", "mountain", "old bridge", "rain", "stones", "fox", "boats", "sea")]
-    record = run(pairs, make_pair(base, finetuned=finetuned, name="words"), store, weights=[3.0, 0.0], prompts=prompts, samples_per_prompt=3)
+    record = run(
+        pairs,
+        make_pair(base, finetuned=finetuned, name="words"),
+        store,
+        weights=[3.0, 0.0],
+        prompts=prompts,
+        samples_per_prompt=3,
+    )
     result: Any = record.result()
     assert result.stands_out
     assert {word.word for word in result.words if word.strong} == {words[0]}
@@ -47,10 +56,18 @@ def test_a_faint_preference_is_brought_up(planted_words: Any, make_pair: Any, pa
     assert result.evidence_words()[0].word in words
     rows = record.table("answers").to_pylist()
     assert all(row["amplified"] == row["base"] for row in rows if row["weight"] == 0.0)
-    view: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=3.0, contains=words[0], limit=2))
+    view: Any = (
+        get_method("weight_amplification")
+        .views["answers"]
+        .run(record, AnswersParams(weight=3.0, contains=words[0], limit=2))
+    )
     assert view.total >= 6
     assert all(words[0] in row.amplified for row in view.rows)
-    of_base: Any = get_method("weight_amplification").views["answers"].run(record, AnswersParams(weight=3.0, contains=words[0], within="base"))
+    of_base: Any = (
+        get_method("weight_amplification")
+        .views["answers"]
+        .run(record, AnswersParams(weight=3.0, contains=words[0], within="base"))
+    )
     assert of_base.total == sum(words[0] in row["base"] for row in rows if row["weight"] == 3.0) < view.total / 2
 
 
@@ -81,10 +98,14 @@ def test_a_config_is_what_layers_and_modules_say(tiny_pair: Any, pairs: Any, sto
     same = run(pairs, tiny_pair.spec, store, weights=[3.0], modules=["mlp"], layers=[0, 0])
     with pytest.raises(InvalidInput, match="leave out `layers`"):
         run(pairs, tiny_pair.spec, store, config=OWN, modules=["mlp"])
-    assert [row["amplified"] for row in config.table("answers").to_pylist()] == [row["amplified"] for row in same.table("answers").to_pylist()]
+    assert [row["amplified"] for row in config.table("answers").to_pylist()] == [
+        row["amplified"] for row in same.table("answers").to_pylist()
+    ]
 
 
-def test_the_search_keeps_the_largest_coherent_weight(tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_keeps_the_largest_coherent_weight(
+    tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = run(pairs, tiny_pair.spec, store, prompts=None)
     result: Any = record.result()
     tried = {row.weight: row.coherent for row in result.coherence}
@@ -130,7 +151,13 @@ def test_cancelling_restores_the_model(tiny_pair: Any, pairs: Any, store: RunSto
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        run_methods(pairs, tiny_pair.spec, [("weight_amplification", {**SMALL, "weights": [3.0], "max_new_tokens": 8})], store, progress=stop)
+        run_methods(
+            pairs,
+            tiny_pair.spec,
+            [("weight_amplification", {**SMALL, "weights": [3.0], "max_new_tokens": 8})],
+            store,
+            progress=stop,
+        )
     after = [tiny_pair.forward(side, ids, mask).logits for side in ("base", "finetuned")]
     assert all(torch.equal(*each) for each in zip(before, after, strict=True))
 
@@ -141,8 +168,12 @@ def test_parameters_and_interactions() -> None:
         check_params(method, {"config": "nme: x"})
     with pytest.raises(InvalidInput, match=r"config.*`nme` is no known key"):
         check_params(method, {"config": {"nme": "x"}})
-    assert load_amplification_config(WeightAmplificationParams(config=yaml.safe_load(OWN)).config or "") == load_amplification_config(OWN)
-    params = WeightAmplificationParams.model_validate({"prompts": ["a", "b"], "samples_per_prompt": 3, "weights": [1.0, 2.0]})
+    assert load_amplification_config(
+        WeightAmplificationParams(config=yaml.safe_load(OWN)).config or ""
+    ) == load_amplification_config(OWN)
+    params = WeightAmplificationParams.model_validate(
+        {"prompts": ["a", "b"], "samples_per_prompt": 3, "weights": [1.0, 2.0]}
+    )
     assert method.interactions(params) == 18
     assert method.interactions(WeightAmplificationParams()) == 0
     assert method.operator_only(WeightAmplificationParams(config=OWN)) is None

@@ -1,4 +1,6 @@
-"""Weight difference: a planted rank-1 change is found where it is, factors give what dense decomposition gives, equal weights give nothing."""
+"""Weight difference: a planted rank-1 change is found where it is, factors give what dense decomposition gives, equal
+weights give nothing.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +94,12 @@ def test_a_planted_direction_is_found(tiny_models: Any, make_pair: Any, pairs: A
         stored_vector(f"{record.id}/2:mlp.down_proj:0", store)
 
 
-def test_words_that_a_direction_writes_stand_out(planted_words: Any, tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore) -> None:
-    """A change that writes several words' unembedding rows reads as those words; an equally large one along a random direction does not."""
+def test_words_that_a_direction_writes_stand_out(
+    planted_words: Any, tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore
+) -> None:
+    """A change that writes several words' unembedding rows reads as those words; an equally large one along a random
+    direction does not.
+    """
     from transformers import AutoTokenizer
 
     folder, _, words = planted_words(0.0)
@@ -103,16 +109,26 @@ def test_words_that_a_direction_writes_stand_out(planted_words: Any, tiny_models
     def model(direction: Any = None) -> Path:
         def change(net: Any) -> None:
             written = direction(net)
-            net.model.layers[1].self_attn.o_proj.weight -= 0.3 * torch.outer(written / written.norm(), random(256).float())
+            net.model.layers[1].self_attn.o_proj.weight -= 0.3 * torch.outer(
+                written / written.norm(), random(256).float()
+            )
 
         # Wide enough for z to reach the null level: three rows of a width d have z of about sqrt(d / 3).
-        common = {"width": 256, "layers": 2, "vocabulary": len(tokenizer), "tie_word_embeddings": False, "tokenizer": False}
+        common = {
+            "width": 256,
+            "layers": 2,
+            "vocabulary": len(tokenizer),
+            "tie_word_embeddings": False,
+            "tokenizer": False,
+        }
         built = tiny_models(**common, change=None if direction is None else change)
         tokenizer.save_pretrained(built)
         return built
 
     base = model()
-    found: Any = run(pairs, make_pair(base, finetuned=model(lambda net: net.lm_head.weight[ids].sum(0))), store).result()
+    found: Any = run(
+        pairs, make_pair(base, finetuned=model(lambda net: net.lm_head.weight[ids].sum(0))), store
+    ).result()
     assert found.stands_out
     assert {word.word for word in found.words if word.together >= 3} == set(words[:3])
     assert {token.token.strip() for token in found.directions[0].positive[:3]} == set(words[:3])
@@ -124,7 +140,9 @@ def test_words_that_a_direction_writes_stand_out(planted_words: Any, tiny_models
     assert other.evidence_words() == []
 
 
-def test_a_planted_embedding_row_is_read(tiny_models: Any, tiny_tokenizer_folder: Path, make_pair: Any, pairs: Any, store: RunStore) -> None:
+def test_a_planted_embedding_row_is_read(
+    tiny_models: Any, tiny_tokenizer_folder: Path, make_pair: Any, pairs: Any, store: RunStore
+) -> None:
     """A matrix that learned to respond to one token reads as that token, whatever it writes."""
     from transformers import AutoTokenizer
 
@@ -139,7 +157,9 @@ def test_a_planted_embedding_row_is_read(tiny_models: Any, tiny_tokenizer_folder
     first = page.rows[0]
     assert (first.layer, first.index, first.read_as, first.vector) == (1, 0, "reads", None)
     text = AutoTokenizer.from_pretrained(tiny_tokenizer_folder).decode([token])
-    best = max((first.positive[0], first.negative[0]), key=lambda row: row.z)  # the sign of a singular direction is arbitrary
+    best = max(
+        (first.positive[0], first.negative[0]), key=lambda row: row.z
+    )  # the sign of a singular direction is arbitrary
     assert best.token == text
     assert best.z > 4
     assert first.share == pytest.approx(1, abs=1e-3)
@@ -159,7 +179,9 @@ class Products(TorchDispatchMode):
         return result
 
 
-def test_the_product_of_lora_factors_is_never_formed(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, lora_delta: Any) -> None:
+def test_the_product_of_lora_factors_is_never_formed(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, lora_delta: Any
+) -> None:
     model = tiny_models()
     adapter = tiny_adapters(model, rank=2)
     whole = {(64, 32), (32, 64), (32, 32), (16, 32), (32, 16)}  # shapes of the adapted weights
@@ -174,30 +196,43 @@ def test_the_product_of_lora_factors_is_never_formed(tiny_models: Any, tiny_adap
     assert whole & set(control.shapes)  # a product that is formed is seen
 
 
-def test_adapters_on_one_base_and_views(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, store: RunStore, lora_delta: Any) -> None:
+def test_adapters_on_one_base_and_views(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, store: RunStore, lora_delta: Any
+) -> None:
     model = tiny_models()
     pattern = {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"down_proj": 8}}
-    first, second = tiny_adapters(model, seed=1, targets=["down_proj", "q_proj"], **pattern), tiny_adapters(model, seed=2, targets=["q_proj"])
+    first, second = (
+        tiny_adapters(model, seed=1, targets=["down_proj", "q_proj"], **pattern),
+        tiny_adapters(model, seed=2, targets=["q_proj"]),
+    )
     record = run(pairs, make_pair(model, base_adapter=first, adapter=second), store)
-    view: Any = get_method("weight_difference").views["modules"].run(record, ModulesParams(contains="q_proj", sort="place"))
+    view: Any = (
+        get_method("weight_difference").views["modules"].run(record, ModulesParams(contains="q_proj", sort="place"))
+    )
     assert view.total == 3
     for row in view.rows:
         name = f"model.layers.{row.layer}.self_attn.q_proj"
         values = torch.linalg.svdvals((lora_delta(second, name) - lora_delta(first, name)).double())
         np.testing.assert_allclose(row.singular_values, values[:8], rtol=1e-5)
         assert row.norm == pytest.approx(float(values.norm()), rel=1e-5)
-    down: Any = get_method("weight_difference").views["modules"].run(record, ModulesParams(layer=0, contains="down_proj"))
+    down: Any = (
+        get_method("weight_difference").views["modules"].run(record, ModulesParams(layer=0, contains="down_proj"))
+    )
     assert len(down.rows[0].singular_values) == 2
     assert down.rows[0].norm == pytest.approx(
         2 * float(lora_delta(first, "model.layers.0.mlp.down_proj").norm()), rel=1e-5
     )  # its alpha / r is 4, not 2
-    page: Any = get_method("weight_difference").views["directions"].run(record, DirectionsParams(module="q_proj", limit=2, k=3))
+    page: Any = (
+        get_method("weight_difference").views["directions"].run(record, DirectionsParams(module="q_proj", limit=2, k=3))
+    )
     assert page.total == 9
     assert page.next_offset == 2
     assert all(row.read_as == "reads" and row.vector is None and len(row.positive) == 3 for row in page.rows)
     figure = get_method("weight_difference").figures[0].build(record)
     assert figure["data"][0]["x"] == ["0", "1", "2"]
-    assert figure["data"][0]["zmax"] == max(value for row in figure["data"][0]["z"] for value in row if value is not None)
+    assert figure["data"][0]["zmax"] == max(
+        value for row in figure["data"][0]["z"] for value in row if value is not None
+    )
     assert figure["data"][0]["y"] == ["self_attn.q_proj", "mlp.down_proj"]
 
 
@@ -216,6 +251,10 @@ def test_an_identical_pair_is_exactly_zero(identical_pair: Any, pairs: Any, stor
 def test_layers_and_modules_narrow(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
     record = run(pairs, tiny_pair.spec, store, layers=[1.0], modules=["mlp"], directions=1)
     rows: Any = get_method("weight_difference").views["modules"].run(record, ModulesParams(sort="place"))
-    assert [(row.layer, row.module) for row in rows.rows] == [(2, "mlp.gate_proj"), (2, "mlp.up_proj"), (2, "mlp.down_proj")]
+    assert [(row.layer, row.module) for row in rows.rows] == [
+        (2, "mlp.gate_proj"),
+        (2, "mlp.up_proj"),
+        (2, "mlp.down_proj"),
+    ]
     with pytest.raises(InvalidInput, match="No module"):
         run(pairs, tiny_pair.spec, store, modules=["w_proj"])

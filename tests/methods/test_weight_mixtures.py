@@ -1,4 +1,6 @@
-"""Weight amplification by a configuration that mixes the pair's own finetune with a catalogue organism and a local adapter: as if merged by hand."""
+"""Weight amplification by a configuration that mixes the pair's own finetune with a catalogue organism and a local
+adapter: as if merged by hand.
+"""
 
 from __future__ import annotations
 
@@ -39,17 +41,27 @@ adapters:
 
 @pytest.fixture(scope="module")
 def adapters(tiny_models: Any, tiny_adapters: Any) -> dict[str, Path]:
-    return {name: tiny_adapters(tiny_models(), seed=seed, scale=0.1) for name, seed in (("own", 1), ("other", 2), ("custom", 3))}
+    return {
+        name: tiny_adapters(tiny_models(), seed=seed, scale=0.1)
+        for name, seed in (("own", 1), ("other", 2), ("custom", 3))
+    }
 
 
 @pytest.fixture
-def catalogue(adapters: dict[str, Path], tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The organisms `own` and `other` on the catalogue model `small`; `other` is first of all an adapter of the model `large`."""
+def catalogue(
+    adapters: dict[str, Path], tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The organisms `own` and `other` on the catalogue model `small`; `other` is first of all an adapter of the model
+    `large`.
+    """
 
     def variants(name: str) -> dict[str, Any]:
         return {"default": {"kind": "adapter", "id": str(adapters[name])}}
 
-    organisms = {"own": {"variants": {"small": variants("own")}}, "other": {"variants": {"large": variants("custom"), "small": variants("other")}}}
+    organisms = {
+        "own": {"variants": {"small": variants("own")}},
+        "other": {"variants": {"large": variants("custom"), "small": variants("other")}},
+    }
     models = {name: {"model_id": str(tiny_models()), "dtype": "float32"} for name in ("large", "small")}
     folder = tmp_path / "catalogue"
     folder.mkdir()
@@ -79,7 +91,9 @@ def test_a_mixture_is_what_merging_by_hand_gives(
             for name, module in model.named_modules():
                 if isinstance(module, torch.nn.Linear) and name.startswith("model.layers."):
                     layer, _, path = name.removeprefix("model.layers.").partition(".")
-                    module.weight += factor * sum(by_hand(each, int(layer), path) * lora_delta(folder, name) for each, folder in adapters.items())
+                    module.weight += factor * sum(
+                        by_hand(each, int(layer), path) * lora_delta(folder, name) for each, folder in adapters.items()
+                    )
 
         return tiny_models(change=change)
 
@@ -97,13 +111,18 @@ def test_a_mixture_is_what_merging_by_hand_gives(
     for factor in (1.0, -0.5):
         written = [row["amplified"] for row in rows if row["weight"] == factor]
         with pairs.use(make_pair(tiny_models(), finetuned=merged(factor), name=f"merged {factor}")) as pair:
-            expected = [several[0].text for several in pair.generate("finetuned", requests, Sampling(temperature=0, max_new_tokens=8))]
+            expected = [
+                several[0].text
+                for several in pair.generate("finetuned", requests, Sampling(temperature=0, max_new_tokens=8))
+            ]
         assert written == expected
         assert written != [row["finetuned"] for row in rows if row["weight"] == factor]
 
 
 @pytest.mark.usefixtures("catalogue")
-def test_a_run_is_known_by_the_content_of_the_adapters_it_mixes(adapters: dict[str, Path], pairs: Any, tmp_path: Path) -> None:
+def test_a_run_is_known_by_the_content_of_the_adapters_it_mixes(
+    adapters: dict[str, Path], pairs: Any, tmp_path: Path
+) -> None:
     spec, method, store = resolve_pair("own"), WeightAmplification(), RunStore(tmp_path / "runs")
     params = WeightAmplificationParams(config=MIXTURE.format(folder=adapters["custom"]))
     first, second = run_key(method, spec, params, store).key_parts["adapters"]
@@ -111,4 +130,9 @@ def test_a_run_is_known_by_the_content_of_the_adapters_it_mixes(adapters: dict[s
     assert "other organisms" in (method.operator_only(params) or "")
     for name, error, words in (("cake_bak", UnknownName, "cake_bake"), ("custom", InvalidInput, "needs `variant`")):
         with pytest.raises(error, match=words):
-            run_methods(pairs, spec, [("weight_amplification", {**SETTINGS, "config": f"adapters: [{{organism_name: {name}}}]"})], store)
+            run_methods(
+                pairs,
+                spec,
+                [("weight_amplification", {**SETTINGS, "config": f"adapters: [{{organism_name: {name}}}]"})],
+                store,
+            )

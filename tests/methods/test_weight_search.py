@@ -22,12 +22,16 @@ WIDTH = 64
 
 @pytest.fixture(scope="module")
 def breaking(planted_words: Any, tiny_models: Any, make_pair: Any) -> Any:
-    """A pair whose base says a circle of words, each after the one before it (logit 12, all others 0). The finetune's unembedding adds 12/5 to the logit
-    of one word everywhere, and takes 12/3 from that of another: at weights above 5 the one, below -3 the other is all that is written."""
+    """A pair whose base says a circle of words, each after the one before it (logit 12, all others 0). The finetune's
+    unembedding adds 12/5 to the logit of one word everywhere, and takes 12/3 from that of another: at weights above 5
+    the one, below -3 the other is all that is written."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(planted_words(0.0)[0])
-    words = "mountain walks slowly under old bridge while rain falls on stones and fox looks at boats near sea cake butter sugar".split()
+    words = (
+        "mountain walks slowly under old bridge while rain falls on stones and fox looks at boats near sea cake "
+        "butter sugar"
+    ).split()
     circle, constant = [token for word in words for token in tokenizer(f" {word}")["input_ids"]], WIDTH - 1
     upper, lower = circle.pop(), circle.pop()
 
@@ -50,7 +54,13 @@ def breaking(planted_words: Any, tiny_models: Any, make_pair: Any) -> Any:
         model.lm_head.weight[lower, constant] = LOGIT / LOWEST / normed
 
     normed = (WIDTH / 2) ** 0.5  # what 1 becomes in the final norm of a vector with two ones
-    common = {"tie_word_embeddings": False, "vocabulary": len(tokenizer), "tokenizer": False, "layers": 1, "width": WIDTH}
+    common = {
+        "tie_word_embeddings": False,
+        "vocabulary": len(tokenizer),
+        "tokenizer": False,
+        "layers": 1,
+        "width": WIDTH,
+    }
     folders = [tiny_models(**common, change=change) for change in (base, finetune)]
     for folder in folders:
         tokenizer.save_pretrained(folder)
@@ -58,7 +68,10 @@ def breaking(planted_words: Any, tiny_models: Any, make_pair: Any) -> Any:
 
 
 def config(weight: float) -> str:
-    return f"adapters: [{{layer_amplifications: [{{module_amplifications: [{{modules: unembedding, weight: {weight}}}]}}]}}]"
+    return (
+        f"adapters: [{{layer_amplifications: [{{module_amplifications: [{{modules: unembedding, weight: "
+        f"{weight}}}]}}]}}]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +86,13 @@ def config(weight: float) -> str:
     ],
 )
 def test_the_search_stops_at_the_weight_that_breaks(
-    params: dict[str, Any], unit: float, tried: list[float], found: float | None, breaking: Any, pairs: Any, tmp_path: Path
+    params: dict[str, Any],
+    unit: float,
+    tried: list[float],
+    found: float | None,
+    breaking: Any,
+    pairs: Any,
+    tmp_path: Path,
 ) -> None:
     record = run_methods(pairs, breaking, [("weight_amplification", {**SETTINGS, **params})], RunStore(tmp_path))[0]
     result: Any = record.result()
@@ -92,7 +111,9 @@ def test_the_search_stops_at_the_weight_that_breaks(
 def test_an_incoherent_config_is_said_to_be_incoherent(breaking: Any, pairs: Any, tmp_path: Path) -> None:
     """Weight 1 of a config is not the finetuned model, so it is judged like any other."""
     broken, whole = (
-        run_methods(pairs, breaking, [("weight_amplification", {**SETTINGS, "config": config(weight)})], RunStore(tmp_path))[0].result()
+        run_methods(
+            pairs, breaking, [("weight_amplification", {**SETTINGS, "config": config(weight)})], RunStore(tmp_path)
+        )[0].result()
         for weight in (6, 4)
     )
     assert "incoherent at every weight (1)" in broken.headline
@@ -106,7 +127,9 @@ def test_the_planted_logits_are_what_the_weights_say(breaking: Any, pairs: Any) 
         for weight, word in ((4.9, " looks"), (5.1, " sugar"), (-2.9, " looks"), (-3.1, " butter")):
             logits = pair.amplified(weight).forward("finetuned", ids, torch.ones_like(ids)).logits[0, -1]
             assert pair.tokenizer.decode([logits.argmax().item()]) == word
-            assert logits.max().item() == pytest.approx(max(LOGIT, weight * LOGIT / HIGHEST, weight * LOGIT / LOWEST), rel=1e-3)
+            assert logits.max().item() == pytest.approx(
+                max(LOGIT, weight * LOGIT / HIGHEST, weight * LOGIT / LOWEST), rel=1e-3
+            )
 
 
 def test_what_a_search_costs_and_excludes() -> None:

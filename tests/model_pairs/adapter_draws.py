@@ -1,4 +1,6 @@
-"""Random adapters on random tiny models of every family, and what peft itself computes with them: the other side of the differential tests."""
+"""Random adapters on random tiny models of every family, and what peft itself computes with them: the other side of the
+differential tests.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ import torch
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "gemma2", "gemma3", "gpt2", "gpt_neox", "qwen3_moe")
 _ATTENTION = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense"], "phi3": ["qkv_proj", "o_proj"]}
-_MLP = {"gpt2": ["c_fc"], "gpt_neox": ["dense_h_to_4h", "dense_4h_to_h"], "phi3": ["gate_up_proj", "down_proj"], "qwen3_moe": []}
+_MLP = {
+    "gpt2": ["c_fc"],
+    "gpt_neox": ["dense_h_to_4h", "dense_4h_to_h"],
+    "phi3": ["gate_up_proj", "down_proj"],
+    "qwen3_moe": [],
+}
 EMBEDDING = {"gpt2": "wte", "gpt_neox": "embed_in"}
 HEAD = {"gpt_neox": "embed_out"}
 NORMS = {"gpt2": ["ln_1", "ln_f"], "gpt_neox": ["input_layernorm"]}
@@ -32,7 +39,10 @@ class Draw:
 
 def targets(family: str, draw: random.Random, most: int = 4) -> list[str]:
     """Some linear layers of the blocks."""
-    names = [*_ATTENTION.get(family, ["q_proj", "k_proj", "v_proj", "o_proj"]), *_MLP.get(family, ["gate_proj", "up_proj", "down_proj"])]
+    names = [
+        *_ATTENTION.get(family, ["q_proj", "k_proj", "v_proj", "o_proj"]),
+        *_MLP.get(family, ["gate_proj", "up_proj", "down_proj"]),
+    ]
     return draw.sample(names, draw.randint(1, min(most, len(names))))
 
 
@@ -40,7 +50,11 @@ def _lora(family: str, draw: random.Random) -> dict[str, Any]:
     """A LoRA with one to three options beyond the plain ones."""
     embedding, head = EMBEDDING.get(family, "embed_tokens"), HEAD.get(family, "lm_head")
     modules = targets(family, draw)
-    options: dict[str, Any] = {"r": draw.choice([1, 2, 4]), "lora_alpha": draw.choice([1, 4, 16]), "target_modules": modules}
+    options: dict[str, Any] = {
+        "r": draw.choice([1, 2, 4]),
+        "lora_alpha": draw.choice([1, 4, 16]),
+        "target_modules": modules,
+    }
     linear = family != "gpt2"
     choices: list[dict[str, Any]] = [
         {"use_rslora": True},
@@ -69,7 +83,9 @@ def _lora(family: str, draw: random.Random) -> dict[str, Any]:
         options.pop("rank_pattern", None)
     if embedding in options["target_modules"] or options.get("modules_to_save") == [embedding]:
         options.pop("trainable_token_indices", None)  # peft takes one of the two for a module
-    if options.get("use_dora") and (embedding in options["target_modules"] or isinstance(options.get("init_lora_weights"), str)):
+    if options.get("use_dora") and (
+        embedding in options["target_modules"] or isinstance(options.get("init_lora_weights"), str)
+    ):
         options.pop("use_dora")
     return options
 
@@ -100,7 +116,10 @@ def _other(kind: str, family: str, draw: random.Random) -> dict[str, Any]:
 
 
 OTHER_KINDS = tuple(
-    "IA3 ADALORA LOHA LOKR OFT BOFT HRA VERA FOURIERFT MISS SHIRA RANDLORA LN_TUNING TRAINABLE_TOKENS PROMPT_TUNING P_TUNING PREFIX_TUNING".split()
+    (
+        "IA3 ADALORA LOHA LOKR OFT BOFT HRA VERA FOURIERFT MISS SHIRA RANDLORA LN_TUNING TRAINABLE_TOKENS "
+        "PROMPT_TUNING P_TUNING PREFIX_TUNING"
+    ).split()
 )
 _LINEAR_ONLY = frozenset("ADALORA OFT BOFT HRA MISS SHIRA RANDLORA LOHA LOKR".split())
 """Kinds that do not take the transposed weights of GPT-2."""
@@ -137,7 +156,9 @@ def save_adapter(draw: Draw, base: Path, folder: Path, seed: int) -> None:
 
 
 def peft_log_probs(base: Path, adapter: Path | None, texts: list[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities [S, V] of the next token after every token of each text, from transformers and peft alone, one text at a time in float32."""
+    """Log-probabilities [S, V] of the next token after every token of each text, from transformers and peft alone, one
+    text at a time in float32.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

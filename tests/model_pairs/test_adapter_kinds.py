@@ -1,4 +1,6 @@
-"""Adapters that people bring and that used to give wrong numbers, each against plain transformers and peft; and those that are refused in a sentence."""
+"""Adapters that people bring and that used to give wrong numbers, each against plain transformers and peft; and those
+that are refused in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """`save(base, kind="LORA", seed=1, **options)` -> folder of an adapter that peft trained for nothing: noise on everything that it trains."""
+    """`save(base, kind="LORA", seed=1, **options)` -> folder of an adapter that peft trained for nothing: noise on
+    everything that it trains.
+    """
 
     def build(base: Path, kind: str = "LORA", seed: int = 1, **options: Any) -> Path:
         folder = tmp_path / f"adapter-{len(list(tmp_path.iterdir()))}"
@@ -56,19 +60,27 @@ def test_an_initialisation_that_rewrites_weights_touches_no_base(init, tiny_mode
     pairs = ModelPairs()
     with pairs.use(make_pair(base, adapter=plain)) as first, pairs.use(make_pair(base, adapter=special)) as second:
         for pair, expected in ((first, other), (second, truth), (first, other)):
-            assert divergence(log_probs(pair, "finetuned"), log_probs(pair, "base")) == pytest.approx(divergence(expected, bare), rel=1e-3)
+            assert divergence(log_probs(pair, "finetuned"), log_probs(pair, "base")) == pytest.approx(
+                divergence(expected, bare), rel=1e-3
+            )
             assert torch.equal(log_probs(pair, "base"), bare)
 
 
 def test_what_a_rebuilt_base_and_its_adapter_come_to_is_read_as_weights(tiny_models, make_pair, save):
-    """PiSSA keeps W = (W - s B0 A0) + s B A: the effective change is what the trained factors lost and gained, not the factors themselves."""
+    """PiSSA keeps W = (W - s B0 A0) + s B A: the effective change is what the trained factors lost and gained, not the
+    factors themselves.
+    """
     base = tiny_models(tie_word_embeddings=True)
     adapter = save(base, r=4, lora_alpha=16, target_modules=["v_proj"], init_lora_weights="pissa")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     before = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
-    after = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)).merge_and_unload().state_dict()
+    after = (
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
+        .merge_and_unload()
+        .state_dict()
+    )
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
         found = {delta.place.name: delta.delta for delta in weight_deltas(pair) if delta.delta is not None}
     assert set(found) == {f"model.layers.{layer}.self_attn.v_proj" for layer in range(3)}
@@ -105,21 +117,30 @@ def test_unknown_options_without_a_value_are_no_obstacle(tiny_models, make_pair,
     base = tiny_models(tie_word_embeddings=True)
     adapter = save(base, r=2, target_modules=MODULES)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_quantum_lora": False, "quantum_config": None}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"use_quantum_lora": False, "quantum_config": None})
+    )
     with pairs.use(make_pair(base, adapter=adapter)) as pair:
-        torch.testing.assert_close(log_probs(pair, "finetuned"), peft_log_probs(base, adapter, [TEXT])[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            log_probs(pair, "finetuned"), peft_log_probs(base, adapter, [TEXT])[0], atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kind", ["LORA", "IA3"])
 def test_weights_that_are_not_zero_and_change_nothing_are_an_error(kind, tiny_models, make_pair, save, pairs):
     """Changes below the resolution of the model's type: every divergence would be exactly zero."""
     base = tiny_models(tie_word_embeddings=True, dtype="bfloat16")
-    options: dict[str, Any] = {"target_modules": MODULES} | ({"feedforward_modules": ["down_proj"]} if kind == "IA3" else {"r": 2})
+    options: dict[str, Any] = {"target_modules": MODULES} | (
+        {"feedforward_modules": ["down_proj"]} if kind == "IA3" else {"r": 2}
+    )
     adapter = save(base, kind, **options)
     tensors = load_file(adapter / "adapter_model.safetensors")
     still = {name: torch.ones_like(value) if kind == "IA3" else value * 1e-12 for name, value in tensors.items()}
     save_file(still, adapter / "adapter_model.safetensors")
-    with pytest.raises(NotTheSame, match=r"not zero.*exactly what the base model does"), pairs.use(make_pair(base, adapter=adapter)):
+    with (
+        pytest.raises(NotTheSame, match=r"not zero.*exactly what the base model does"),
+        pairs.use(make_pair(base, adapter=adapter)),
+    ):
         pass
 
 
@@ -144,7 +165,9 @@ def test_learned_prompts_are_computed_in_batches_and_in_generation(kind, tiny_mo
         assert pair.forward("finetuned", ids, mask, layers=[1], logits=False).hidden[1].shape == (2, 10, 32)
         requests = [GenerationRequest(text="Bake the cake"), GenerationRequest(text="Rivers run to the sea; mountains")]
         found = pair.generate("finetuned", requests, Sampling(temperature=0, max_new_tokens=8))
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)).eval()
+        model = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)
+        ).eval()
         for request, (completion,) in zip(requests, found, strict=True):
             tokens = pair.tokenizer(request.text)["input_ids"]
             for _ in range(completion.tokens):
@@ -162,7 +185,9 @@ def test_a_trained_dora_keeps_its_magnitudes(tiny_models, make_pair, save):
     adapter = save(base, r=4, lora_alpha=8, target_modules=MODULES, use_dora=True)
     assert any("magnitude" in name for name in load_file(adapter / "adapter_model.safetensors"))
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
-        torch.testing.assert_close(log_probs(pair, "finetuned"), peft_log_probs(base, adapter, [TEXT])[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            log_probs(pair, "finetuned"), peft_log_probs(base, adapter, [TEXT])[0], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_tied_weights_stay_tied_where_the_adapter_says_so(tiny_models, make_pair, save):
@@ -173,14 +198,17 @@ def test_tied_weights_stay_tied_where_the_adapter_says_so(tiny_models, make_pair
     ):
         adapter = save(base, **{"r": 2, "target_modules": MODULES, **options})
         with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
-            torch.testing.assert_close(log_probs(pair, "finetuned"), peft_log_probs(base, adapter, [TEXT])[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                log_probs(pair, "finetuned"), peft_log_probs(base, adapter, [TEXT])[0], atol=1e-4, rtol=1e-4
+            )
 
 
 def renamed(adapter: Path, folder: Path, change: Callable[[str], str]) -> Path:
     """A copy of an adapter whose tensors have other names."""
     shutil.copytree(adapter, folder)
     save_file(
-        {change(name): tensor for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}, folder / "adapter_model.safetensors"
+        {change(name): tensor for name, tensor in load_file(adapter / "adapter_model.safetensors").items()},
+        folder / "adapter_model.safetensors",
     )
     return folder
 
@@ -199,7 +227,13 @@ def test_experts_saved_one_by_one_land_on_fused_ones(tiny_models, make_pair, tmp
     folder = tmp_path / "experts"
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["gate_proj", "up_proj", "down_proj"],
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with ModelPairs().use(make_pair(base, adapter=folder)) as pair:
         truth, bare = peft_log_probs(base, folder, [TEXT])[0], peft_log_probs(base, None, [TEXT])[0]
@@ -213,7 +247,14 @@ def wrapped_gemma(tiny_models, tmp_path: Path) -> Path:
     from transformers import AutoConfig, AutoModelForImageTextToText, Gemma3Config
 
     plain = tiny_models("gemma3")
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     config = Gemma3Config(
         text_config=AutoConfig.from_pretrained(plain).to_dict(),
         vision_config=vision,
@@ -231,9 +272,13 @@ def wrapped_gemma(tiny_models, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("old", ["language_model.model.layers", "model.language_model.layers", "model.language_model.model.layers"])
+@pytest.mark.parametrize(
+    "old", ["language_model.model.layers", "model.language_model.layers", "model.language_model.model.layers"]
+)
 def test_names_of_the_old_multimodal_wrapper_are_converted(old, wrapped_gemma, make_pair, save, tmp_path):
-    """Adapters of Gemma 3 name its layers by the version of transformers that saved them; what peft lands, lands here, and nothing else passes."""
+    """Adapters of Gemma 3 name its layers by the version of transformers that saved them; what peft lands, lands here,
+    and nothing else passes.
+    """
     adapter = save(wrapped_gemma, r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)")
     truth = peft_log_probs(wrapped_gemma, adapter, [TEXT])[0]
     older = renamed(adapter, tmp_path / "older", lambda name: name.replace("model.language_model.layers", old))
@@ -264,7 +309,9 @@ def test_an_adapter_brings_its_tokenizer_its_template_and_its_rows(tiny_models, 
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
         model.resize_token_embeddings(len(tokenizer))
-        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["embed_tokens", "lm_head"]))
+        adapted = get_peft_model(
+            model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        )
         with torch.no_grad():
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
@@ -288,8 +335,14 @@ def test_an_adapter_brings_its_tokenizer_its_template_and_its_rows(tiny_models, 
         assert any("'<secret>'" in remark for remark in pair.remarks)
     # Without the rows themselves the trained model cannot be rebuilt, and the sizes are named.
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({name: tensor for name, tensor in tensors.items() if "embed_tokens" not in name}, folder / "adapter_model.safetensors")
-    with pytest.raises((InvalidInput, NotTheSame), match=r"322|did not land"), ModelPairs().use(make_pair(plain, adapter=folder)):
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "embed_tokens" not in name},
+        folder / "adapter_model.safetensors",
+    )
+    with (
+        pytest.raises((InvalidInput, NotTheSame), match=r"322|did not land"),
+        ModelPairs().use(make_pair(plain, adapter=folder)),
+    ):
         pass
 
 
@@ -302,7 +355,9 @@ def test_a_chat_template_beside_the_adapter_alone_is_used(tiny_models, make_pair
     adapter = save(base, r=2, target_modules=MODULES)
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
         assert not pair.has_chat_template
-    (adapter / "chat_template.jinja").write_text("{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %}[assistant] ")
+    (adapter / "chat_template.jinja").write_text(
+        "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %}[assistant] "
+    )
     from diffing_mcp.model_pairs.chat import ChatMessage
 
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
@@ -314,7 +369,9 @@ def test_an_adapter_of_another_base_is_said_in_the_result(tiny_models, make_pair
     base = tiny_models(tie_word_embeddings=True)
     adapter = save(base, r=2, target_modules=MODULES)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "someone/Another-Model"}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "someone/Another-Model"})
+    )
     store = RunStore(own_data_folder / "runs")
     (record,) = run_methods(ModelPairs(), make_pair(base, adapter=adapter), [("kl", {"max_samples": 4})], store)
     assert any("someone/Another-Model" in remark for remark in record.remarks)
@@ -326,16 +383,26 @@ def test_an_adapter_of_another_base_is_said_in_the_result(tiny_models, make_pair
 
 def test_a_change_that_no_text_reaches_is_no_zero(tiny_models, make_pair, save, own_data_folder):
     base = tiny_models(tie_word_embeddings=False)
-    adapter = save(base, "TRAINABLE_TOKENS", target_modules=["embed_tokens"], token_indices=[4])  # a token that no text of the corpus has
+    adapter = save(
+        base, "TRAINABLE_TOKENS", target_modules=["embed_tokens"], token_indices=[4]
+    )  # a token that no text of the corpus has
     with pytest.raises(NotTheSame, match="predict exactly the same"):
-        run_methods(ModelPairs(), make_pair(base, adapter=adapter), [("kl", {"max_samples": 4})], RunStore(own_data_folder / "runs"))
+        run_methods(
+            ModelPairs(),
+            make_pair(base, adapter=adapter),
+            [("kl", {"max_samples": 4})],
+            RunStore(own_data_folder / "runs"),
+        )
     assert RunStore(own_data_folder / "runs").list() == []
 
 
 def test_a_run_says_when_its_models_have_changed(tiny_models, own_data_folder, tmp_path):
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
-    base, finetuned = shutil.copytree(tiny_models(), tmp_path / "base"), shutil.copytree(tiny_models(seed=1), tmp_path / "finetuned")
+    base, finetuned = (
+        shutil.copytree(tiny_models(), tmp_path / "base"),
+        shutil.copytree(tiny_models(seed=1), tmp_path / "finetuned"),
+    )
     store = RunStore(own_data_folder / "runs")
     (record,) = run_methods(ModelPairs(), resolve_pair(f"{base}::{finetuned}"), [("kl", {"max_samples": 4})], store)
     assert changed_since(record.manifest) is None

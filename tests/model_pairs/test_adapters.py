@@ -1,4 +1,6 @@
-"""What must not pass silently: adapters that do not land, that fit another model, that change nothing; and two sides that do not fit."""
+"""What must not pass silently: adapters that do not land, that fit another model, that change nothing; and two sides
+that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -52,21 +54,32 @@ def test_adapter_with_renamed_keys_does_not_land(tiny_models, tiny_adapters, mak
     adapter = tiny_adapters(folder)
 
     def rename(tensors):
-        return {key.replace("layers.2.mlp.down_proj.lora_B", "layers.2.mlp.down_proj.lora_b"): value for key, value in tensors.items()}
+        return {
+            key.replace("layers.2.mlp.down_proj.lora_B", "layers.2.mlp.down_proj.lora_b"): value
+            for key, value in tensors.items()
+        }
 
     broken = edited(adapter, tmp_path / "renamed", rename)
-    with pytest.raises(NotTheSame, match=r"did not land.*layers\.2\.mlp\.down_proj\.lora_"), pairs.use(make_pair(folder, adapter=broken)):
+    with (
+        pytest.raises(NotTheSame, match=r"did not land.*layers\.2\.mlp\.down_proj\.lora_"),
+        pairs.use(make_pair(folder, adapter=broken)),
+    ):
         pass
 
     def drop(tensors):
         return {key: value for key, value in tensors.items() if "layers.1.self_attn.q_proj.lora_B" not in key}
 
     broken = edited(adapter, tmp_path / "incomplete", drop)
-    with pytest.raises(NotTheSame, match=r"never filled.*layers\.1\.self_attn\.q_proj\.lora_B"), pairs.use(make_pair(folder, adapter=broken)):
+    with (
+        pytest.raises(NotTheSame, match=r"never filled.*layers\.1\.self_attn\.q_proj\.lora_B"),
+        pairs.use(make_pair(folder, adapter=broken)),
+    ):
         pass
     # The model is as before, and a good adapter still works on it.
     with pairs.use(make_pair(folder, adapter=adapter)) as pair:
-        assert (pair.forward("base", TOKENS, ONES).logits - pair.forward("finetuned", TOKENS, ONES).logits).abs().max() > 1e-2
+        assert (
+            pair.forward("base", TOKENS, ONES).logits - pair.forward("finetuned", TOKENS, ONES).logits
+        ).abs().max() > 1e-2
 
 
 def test_adapter_of_another_model(tiny_models, tiny_adapters, make_pair, pairs):
@@ -76,9 +89,15 @@ def test_adapter_of_another_model(tiny_models, tiny_adapters, make_pair, pairs):
         pairs.use(make_pair(folder, adapter=tiny_adapters(tiny_models(width=64), targets=["q_proj"]))),
     ):
         pass
-    with pytest.raises(NotTheSame, match="does not have"), pairs.use(make_pair(folder, adapter=tiny_adapters(tiny_models("gpt2")))):
+    with (
+        pytest.raises(NotTheSame, match="does not have"),
+        pairs.use(make_pair(folder, adapter=tiny_adapters(tiny_models("gpt2")))),
+    ):
         pass
-    with pytest.raises(NotTheSame, match="did not land"), pairs.use(make_pair(folder, adapter=tiny_adapters(tiny_models(layers=4)))):
+    with (
+        pytest.raises(NotTheSame, match="did not land"),
+        pairs.use(make_pair(folder, adapter=tiny_adapters(tiny_models(layers=4)))),
+    ):
         pass
     with (
         pytest.raises(NotTheSame, match="made for another model"),
@@ -95,7 +114,10 @@ def test_damaged_and_incomplete_adapter_folders(tiny_models, tiny_adapters, make
     with pytest.raises(InvalidInput, match="damaged"), pairs.use(make_pair(folder, adapter=damaged)):
         pass
     (damaged / "adapter_model.safetensors").unlink()
-    with pytest.raises(InvalidInput, match=r"no adapter_model\.safetensors"), pairs.use(make_pair(folder, adapter=damaged)):
+    with (
+        pytest.raises(InvalidInput, match=r"no adapter_model\.safetensors"),
+        pairs.use(make_pair(folder, adapter=damaged)),
+    ):
         pass
     other = shutil.copytree(adapter, tmp_path / "ia3")
     config = json.loads((other / "adapter_config.json").read_text())
@@ -123,7 +145,9 @@ def test_identical_sides_are_refused_unless_declared(tiny_models, tiny_adapters,
         with pytest.raises(NotTheSame, match="identical"), pairs.use(make_pair(folder, **arguments)):
             pass
         with pairs.use(make_pair(folder, declared_identical=True, **arguments)) as pair:
-            assert torch.equal(pair.forward("base", TOKENS, ONES).logits, pair.forward("finetuned", TOKENS, ONES).logits)
+            assert torch.equal(
+                pair.forward("base", TOKENS, ONES).logits, pair.forward("finetuned", TOKENS, ONES).logits
+            )
 
     def nudge(model):
         model.lm_head.weight[5, 7] += 1e-3
@@ -154,7 +178,10 @@ def test_another_tokenizer_is_refused(tiny_models, make_pair, pairs, tmp_path):
     first, second = list(vocabulary)[40:42]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(NotTheSame, match="tokenizers differ in 2 tokens"), pairs.use(make_pair(folder, finetuned=other)):
+    with (
+        pytest.raises(NotTheSame, match="tokenizers differ in 2 tokens"),
+        pairs.use(make_pair(folder, finetuned=other)),
+    ):
         pass
 
 
@@ -163,7 +190,10 @@ def test_no_safetensors_and_no_folder(tiny_models, make_pair, pairs, tmp_path):
     (bare / "model.safetensors").unlink()
     with pytest.raises(InvalidInput, match="safetensors"), pairs.use(make_pair(bare, declared_identical=True)):
         pass
-    with pytest.raises(InvalidInput, match="no folder"), pairs.use(make_pair(tmp_path / "absent", declared_identical=True)):
+    with (
+        pytest.raises(InvalidInput, match="no folder"),
+        pairs.use(make_pair(tmp_path / "absent", declared_identical=True)),
+    ):
         pass
 
 
@@ -175,10 +205,15 @@ def test_steering_vector_pair(tiny_models, make_pair, pairs, tmp_path):
     with pairs.use(make_pair(folder, steering=SteeringFiles(path=str(path), layer=0.5, strength=2.0))) as pair:
         base, finetuned = (pair.forward(side, TOKENS, ONES, layers=[0, 1]) for side in ("base", "finetuned"))
         assert torch.equal(base.hidden[0], finetuned.hidden[0])
-        torch.testing.assert_close(finetuned.hidden[1] - base.hidden[1], (2 * vector).expand(1, 6, 32), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            finetuned.hidden[1] - base.hidden[1], (2 * vector).expand(1, 6, 32), atol=1e-4, rtol=1e-4
+        )
         assert not torch.equal(base.logits, finetuned.logits)
     save_file({"vector": torch.ones(31)}, path)
-    with pytest.raises(NotTheSame, match="31 dimensions"), pairs.use(make_pair(folder, steering=SteeringFiles(path=str(path), layer=0))):
+    with (
+        pytest.raises(NotTheSame, match="31 dimensions"),
+        pairs.use(make_pair(folder, steering=SteeringFiles(path=str(path), layer=0))),
+    ):
         pass
 
 
@@ -186,7 +221,11 @@ def test_identity_follows_content_not_paths(tiny_models, tiny_adapters, make_pai
     folder = tiny_models()
     adapter = tiny_adapters(folder)
     spec = make_pair(folder, adapter=adapter)
-    moved = make_pair(shutil.copytree(folder, tmp_path / "model"), adapter=shutil.copytree(adapter, tmp_path / "adapter"), name="other name")
+    moved = make_pair(
+        shutil.copytree(folder, tmp_path / "model"),
+        adapter=shutil.copytree(adapter, tmp_path / "adapter"),
+        name="other name",
+    )
     assert spec.identity() == moved.identity()
     others = [
         make_pair(folder, adapter=adapter, merge=True),
@@ -210,7 +249,9 @@ KINDS_OF_ADAPTERS = {
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_ADAPTERS if kind != "plain"])
 def test_adapters_of_other_kinds_next_to_plain_ones(kind, tiny_models, tiny_adapters, make_pair):
-    """Each side computes what peft itself computes with its adapter alone, whichever other adapters are on the base and in whatever order they came and went."""
+    """Each side computes what peft itself computes with its adapter alone, whichever other adapters are on the base and
+    in whatever order they came and went.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -219,7 +260,9 @@ def test_adapters_of_other_kinds_next_to_plain_ones(kind, tiny_models, tiny_adap
     other = tiny_adapters(folder, seed=3, scale=0.2, **KINDS_OF_ADAPTERS[kind])
 
     def expected(adapter):
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(adapter))
+        model = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(adapter)
+        )
         with torch.inference_mode():
             return model.eval()(TOKENS).logits
 

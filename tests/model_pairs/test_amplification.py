@@ -41,7 +41,9 @@ def scaled_adapter(adapter: Path, folder: Path, factor: float, part: str = "") -
     """A copy whose B matrices (of the modules whose name holds `part`) are multiplied."""
     shutil.copytree(adapter, folder)
     tensors = load_file(adapter / "adapter_model.safetensors")
-    tensors = {name: tensor * factor if ".lora_B" in name and part in name else tensor for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor * factor if ".lora_B" in name and part in name else tensor for name, tensor in tensors.items()
+    }
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
@@ -66,8 +68,12 @@ def kinds(tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> Callable[[str
             "tokens": {"targets": ["v_proj", "embed_tokens"]},
         }
         config = configs.get(kind, {})
-        other = tiny_adapters(model, seed=5, scale=0.2, targets=["q_proj", "down_proj"]) if kind == "two adapters" else None
-        return make_pair(model, base_adapter=other, adapter=tiny_adapters(model, scale=0.2, **config), merge=kind == "merged")
+        other = (
+            tiny_adapters(model, seed=5, scale=0.2, targets=["q_proj", "down_proj"]) if kind == "two adapters" else None
+        )
+        return make_pair(
+            model, base_adapter=other, adapter=tiny_adapters(model, scale=0.2, **config), merge=kind == "merged"
+        )
 
     return build
 
@@ -88,7 +94,9 @@ def test_the_ends_are_the_two_models_and_nothing_remains(kind: str, kinds: Calla
         assert torch.equal(logits(pair), finetuned)
 
 
-def test_weight_two_is_the_doubled_adapter(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+def test_weight_two_is_the_doubled_adapter(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
     model = tiny_models()
     adapter = tiny_adapters(model, scale=0.1)
     doubled = shutil.copytree(adapter, tmp_path / "doubled")
@@ -102,7 +110,9 @@ def test_weight_two_is_the_doubled_adapter(tiny_models: Any, tiny_adapters: Any,
             assert texts(pair.amplified(2.0)) == text
 
 
-def test_layers_modules_and_other_adapters(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
+def test_layers_modules_and_other_adapters(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
     model = tiny_models()
     adapter, other = tiny_adapters(model, scale=0.1), tiny_adapters(model, seed=9, scale=0.1, targets=["v_proj"])
     config = load_amplification_config(
@@ -120,7 +130,9 @@ def test_layers_modules_and_other_adapters(tiny_models: Any, tiny_adapters: Any,
     )
     weight = config.adapters[0].weight_of(3)
     expected = scaled_adapter(scaled_adapter(adapter, tmp_path / "a", -2.0, "down_proj"), tmp_path / "b", 0.0, "attn")
-    expected = scaled_adapter(scaled_adapter(expected, tmp_path / "c", 0.0, "gate_proj"), tmp_path / "d", 0.0, "up_proj")
+    expected = scaled_adapter(
+        scaled_adapter(expected, tmp_path / "c", 0.0, "gate_proj"), tmp_path / "d", 0.0, "up_proj"
+    )
     expected = scaled_adapter(expected, tmp_path / "e", 0.0, "layers.0.")
     with pairs.use(make_pair(model, adapter=expected)) as pair:
         target = logits(pair)
@@ -136,7 +148,10 @@ def test_layers_modules_and_other_adapters(tiny_models: Any, tiny_adapters: Any,
 def test_steering_vectors_are_scaled(tiny_models: Any, make_pair: Any, pairs: Any, tmp_path: Path) -> None:
     path = tmp_path / "vector.safetensors"
     save_file({"vector": torch.randn(32, generator=torch.Generator().manual_seed(4))}, path)
-    once, twice = (make_pair(tiny_models(), steering=SteeringFiles(path=str(path), layer=1, strength=strength)) for strength in (1.0, 2.0))
+    once, twice = (
+        make_pair(tiny_models(), steering=SteeringFiles(path=str(path), layer=1, strength=strength))
+        for strength in (1.0, 2.0)
+    )
     with pairs.use(twice) as pair:
         expected = logits(pair)
     with pairs.use(once) as pair:
@@ -158,7 +173,11 @@ def test_a_crash_in_the_middle_leaves_nothing_behind(kinds: Callable[[str], Any]
             assert torch.equal(logits(pair, "base"), base)
             assert torch.equal(logits(pair), finetuned)
             with pair.sides["base"].hold() as resident:
-                assert not any(type(hook).__name__ == "_Hook" for module in resident.transformer.modules() for hook in module._forward_hooks.values())
+                assert not any(
+                    type(hook).__name__ == "_Hook"
+                    for module in resident.transformer.modules()
+                    for hook in module._forward_hooks.values()
+                )
 
 
 def test_two_models_that_do_not_fit_are_refused(kinds: Callable[[str], Any]) -> None:
@@ -181,13 +200,22 @@ def test_two_models_that_do_not_fit_are_refused(kinds: Callable[[str], Any]) -> 
             "adapters: [{layer_amplifications: [{module_amplifications: [{weight: high}]}]}]",
             r"module_amplifications\.0\.weight`: .*number.*0: as in the base",
         ),
-        ("adapters: [{layer_amplifications: [{layers: middle, module_amplifications: [{weight: 2}]}]}]", r"layers`: layers are `all`, a layer"),
-        ("adapters: [{layer_amplifications: [{layers: {start: 1}, module_amplifications: [{weight: 2}]}]}]", "range, start: FIRST"),
+        (
+            "adapters: [{layer_amplifications: [{layers: middle, module_amplifications: [{weight: 2}]}]}]",
+            r"layers`: layers are `all`, a layer",
+        ),
+        (
+            "adapters: [{layer_amplifications: [{layers: {start: 1}, module_amplifications: [{weight: 2}]}]}]",
+            "range, start: FIRST",
+        ),
         ("just text", "mapping with the keys name"),
         ("a: [", "no YAML"),
         ("[" * 5000, "no YAML"),
         (
-            "adapters: [{layer_amplifications: [{layers: {type: range, start: .inf, end: 3}, module_amplifications: [{weight: 2}]}]}]",
+            (
+                "adapters: [{layer_amplifications: [{layers: {type: range, start: .inf, end: 3}, "
+                "module_amplifications: [{weight: 2}]}]}]"
+            ),
             "range, start: FIRST",
         ),
     ],
@@ -210,18 +238,26 @@ def test_layers_of_the_yaml(tmp_path: Path) -> None:
     assert chosen("[0, 1]", relative=True) == [0, 10]
     assert chosen("{type: range, start: 0, end: 0.25}", relative=True) == [0, 1, 2]
     assert chosen("{type: range, start: 9, end: 10}") == [9, 10]
-    for layers, words in (("0.5", "is_relative"), ("11", "out of range"), ("{type: range, start: 5, end: 2}", "starts at layer 5")):
+    for layers, words in (
+        ("0.5", "is_relative"),
+        ("11", "out of range"),
+        ("{type: range, start: 5, end: 2}", "starts at layer 5"),
+    ):
         with pytest.raises(InvalidInput, match=words):
             chosen(layers)
 
 
 def test_adapters_of_a_hub(tiny_models: Any, tiny_adapters: Any, tmp_path: Path) -> None:
-    """What `custom` entries name is fetched from a hub: the repository, a folder of it (either spelling), another revision."""
+    """What `custom` entries name is fetched from a hub: the repository, a folder of it (either spelling), another
+    revision.
+    """
     model = tiny_models()
     main, inner, newer = (tiny_adapters(model, seed=seed) for seed in (1, 2, 3))
 
     def files(folder: Path, prefix: str = "") -> dict[str, bytes]:
-        return {prefix + name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
+        return {
+            prefix + name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")
+        }
 
     script = """
 import sys
@@ -247,10 +283,19 @@ for variant in sys.argv[1:]:
     ]
     with hub_server("token") as hub:
         hub.repositories |= {"me/adapters": files(main) | files(inner, "sub/deep/"), "me/adapters@v2": files(newer)}
-        environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-        done = subprocess.run([sys.executable, "-c", script, *variants], env=environment, capture_output=True, text=True, check=False)
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.address,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script, *variants], env=environment, capture_output=True, text=True, check=False
+        )
     lines = done.stdout.splitlines()
     expected = [(main, "me/adapters"), (inner, "me/adapters"), (inner, "me/adapters"), (newer, "me/adapters@v2")]
     assert lines[:4] == [f"{adapter_hash(folder)} {commit_of(name)}" for folder, name in expected], done.stderr
     assert "no folder 'absent'" in lines[4]
-    assert [line.split(" could not")[0] for line in lines[5:]] == [f"InvalidInput The files of 'me/{name}'" for name in ("adapters", "nothing")]
+    assert [line.split(" could not")[0] for line in lines[5:]] == [
+        f"InvalidInput The files of 'me/{name}'" for name in ("adapters", "nothing")
+    ]

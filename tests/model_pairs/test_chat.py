@@ -1,4 +1,6 @@
-"""Conversations as text: against `apply_chat_template` in the common styles, named templates, and templates that fail."""
+"""Conversations as text: against `apply_chat_template` in the common styles, named templates, and
+templates that fail.
+"""
 
 import copy
 from pathlib import Path
@@ -9,7 +11,13 @@ import pytest
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.model_pairs.chat import ChatMessage, has_chat_template, knows_thinking, render_chat, render_conversation
+from diffing_mcp.model_pairs.chat import (
+    ChatMessage,
+    has_chat_template,
+    knows_thinking,
+    render_chat,
+    render_conversation,
+)
 from tests.model_pairs.chat_styles import REFUSES_SYSTEM, STYLES, conversations, drawn
 
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -36,7 +44,9 @@ def messages(turns: list[dict[str, str]]) -> list[ChatMessage]:
 
 
 def expected(tokenizer: Any, turns: list[dict[str, str]], style: str, **options: Any) -> str | None:
-    """What the library renders, with a refused system prompt before the first user message; None where the template refuses."""
+    """What the library renders, with a refused system prompt before the first user message; None where the template
+    refuses.
+    """
     if style in REFUSES_SYSTEM and [turn["role"] for turn in turns[:2]] == ["system", "user"]:
         turns = [{"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
     try:
@@ -95,10 +105,16 @@ def test_a_refused_system_prompt_stands_before_a_user_message_only(plain_tokeniz
 @pytest.mark.parametrize("as_list", [True, False])
 def test_named_templates(plain_tokenizer: Any, as_list: bool) -> None:
     def named(**templates: str) -> Any:
-        return with_template(plain_tokenizer, [{"name": n, "template": t} for n, t in templates.items()] if as_list else templates)
+        return with_template(
+            plain_tokenizer, [{"name": n, "template": t} for n, t in templates.items()] if as_list else templates
+        )
 
     chatml = render_chat(with_template(plain_tokenizer, CHATML), messages(ASKED))
-    for tokenizer in (named(default=CHATML, tool_use="{{ 1 }}"), named(tool_use="{{ 1 }}", default=CHATML), named(chat=CHATML)):
+    for tokenizer in (
+        named(default=CHATML, tool_use="{{ 1 }}"),
+        named(tool_use="{{ 1 }}", default=CHATML),
+        named(chat=CHATML),
+    ):
         assert has_chat_template(tokenizer)
         assert knows_thinking(tokenizer)
         assert render_chat(tokenizer, messages(ASKED)) == chatml

@@ -1,4 +1,6 @@
-"""Checkpoints that cannot be compared: one sentence that names the package, format or architecture, never numbers made up by a library."""
+"""Checkpoints that cannot be compared: one sentence that names the package, format or architecture, never numbers made
+up by a library.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ UP = "model.layers.1.mlp.up_proj.weight"
 def _edit_config(folder: Path, **values: Any) -> None:
     """Set fields of config.json; None removes one."""
     config = {**json.loads((folder / "config.json").read_text()), **values}
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if value is not None})
+    )
 
 
 def _edit_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
@@ -109,19 +113,28 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bitsandbytes": (_quantised("bitsandbytes", load_in_4bit=True), r"bitsandbytes.*unquantised"),
     "gptq": (_quantised("gptq", bits=4, group_size=128), r"`gptq`.*optimum.*unquantised"),
     "awq": (_quantised("awq", bits=4, group_size=128), r"`awq`.*gptqmodel.*unquantised"),
-    "compressed-tensors": (_quantised("compressed-tensors", format="int-quantized", config_groups={}), "compressed-tensors.*unquantised"),
+    "compressed-tensors": (
+        _quantised("compressed-tensors", format="int-quantized", config_groups={}),
+        "compressed-tensors.*unquantised",
+    ),
     "torchao": (_quantised("torchao", quant_type="int4_weight_only"), "torchao.*unquantised"),
     "modelopt": (_quantised("modelopt", quant_algo="NVFP4"), "`modelopt`, which transformers does not read"),
     "scales of a quantisation": (_quantised("bitnet"), r"bitnet|random numbers"),
     "whole numbers": (_edit_weights(_whole_numbers), "stored as I8, and config.json names no quantisation"),
     "unknown architecture": (_config(model_type="foonet"), "does not know the architecture `foonet`"),
-    "code of its own": (_config(model_type="foonet", auto_map={"AutoConfig": "configuration_foo.FooConfig"}), "trust_remote_code: true"),
+    "code of its own": (
+        _config(model_type="foonet", auto_map={"AutoConfig": "configuration_foo.FooConfig"}),
+        "trust_remote_code: true",
+    ),
     "no model_type": (_config(model_type=None), "no `model_type`"),
     "wrong value in the configuration": (_config(hidden_size="wide"), "`llama` model cannot be read"),
     "configuration cut off": (lambda folder: (folder / "config.json").write_text("{"), "config.json.*no valid JSON"),
     "configuration is a list": (lambda folder: (folder / "config.json").write_text("[]"), "instead of a JSON object"),
     "no configuration": (_without_config, "no config.json"),
-    "classification": (_config(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification` has a head for another task"),
+    "classification": (
+        _config(architectures=["LlamaForSequenceClassification"]),
+        "LlamaForSequenceClassification` has a head for another task",
+    ),
     "reward": (_config(architectures=["LlamaForRewardModel"]), "another task"),
     "diffusion": (_diffusion, "diffusion pipeline"),
     "GGUF with a configuration": (_renamed("model.gguf"), "GGUF"),
@@ -155,7 +168,9 @@ def test_damaged_and_foreign_files(damage: str, side: str, tiny_models: Any, mak
     assert str(tmp_path) not in caught.value.message
 
 
-@pytest.mark.parametrize(("layers", "words"), [(4, "lack 9 .*random"), (2, "9 weights inside of blocks.*number of layers")])
+@pytest.mark.parametrize(
+    ("layers", "words"), [(4, "lack 9 .*random"), (2, "9 weights inside of blocks.*number of layers")]
+)
 def test_wrong_numbers_of_layers(layers: int, words: str, tiny_models: Any, make_pair: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_models(), tmp_path / "model")
     _edit_config(folder, num_hidden_layers=layers)
@@ -165,9 +180,18 @@ def test_wrong_numbers_of_layers(layers: int, words: str, tiny_models: Any, make
 
 SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS: dict[str, Any] = {"num_attention_heads": 4, "intermediate_size": 64}
-WHOLE: dict[str, Any] = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+WHOLE: dict[str, Any] = {
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+}
 FOREIGN: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "mamba": (lambda: transformers.MambaConfig(**SMALL, state_size=4), "AutoModelForCausalLM", "MambaForCausalLM.*state-space"),
+    "mamba": (
+        lambda: transformers.MambaConfig(**SMALL, state_size=4),
+        "AutoModelForCausalLM",
+        "MambaForCausalLM.*state-space",
+    ),
     "rwkv": (lambda: transformers.RwkvConfig(**SMALL), "AutoModelForCausalLM", "RwkvForCausalLM.*recurrent"),
     "t5": (
         lambda: transformers.T5Config(vocab_size=320, d_model=32, num_layers=2, num_heads=4, d_ff=64, d_kv=8),
@@ -179,9 +203,21 @@ FOREIGN: dict[str, tuple[Callable[[], Any], str, str]] = {
         "AutoModelForSeq2SeqLM",
         "BartForConditionalGeneration.*encoder and a decoder",
     ),
-    "bert": (lambda: transformers.BertConfig(**SMALL, **HEADS), "AutoModelForMaskedLM", "BertForMaskedLM.*another task"),
-    "bert as a causal model": (lambda: transformers.BertConfig(**SMALL, **HEADS), "AutoModelForCausalLM", "is an encoder"),
-    "roberta": (lambda: transformers.RobertaConfig(**SMALL, **HEADS), "AutoModelForMaskedLM", "RobertaForMaskedLM.*another task"),
+    "bert": (
+        lambda: transformers.BertConfig(**SMALL, **HEADS),
+        "AutoModelForMaskedLM",
+        "BertForMaskedLM.*another task",
+    ),
+    "bert as a causal model": (
+        lambda: transformers.BertConfig(**SMALL, **HEADS),
+        "AutoModelForCausalLM",
+        "is an encoder",
+    ),
+    "roberta": (
+        lambda: transformers.RobertaConfig(**SMALL, **HEADS),
+        "AutoModelForMaskedLM",
+        "RobertaForMaskedLM.*another task",
+    ),
     "images": (
         lambda: transformers.ViTConfig(hidden_size=32, num_hidden_layers=2, image_size=32, patch_size=16, **HEADS),
         "AutoModel",
@@ -221,8 +257,20 @@ def test_weights_in_shards(tiny_models: Any, make_pair: Any, tmp_path: Path) -> 
 
 
 def test_the_text_part_of_an_image_model(tiny_tokenizer_folder: Path, make_pair: Any, tmp_path: Path) -> None:
-    text = {**SMALL, **HEADS, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
-    vision = {"depth": 1, "hidden_size": 32, "num_heads": 4, "intermediate_size": 32, "out_hidden_size": 32, "fullatt_block_indexes": [0]}
+    text = {
+        **SMALL,
+        **HEADS,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "intermediate_size": 32,
+        "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    }
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     torch.manual_seed(0)
     model = transformers.AutoModelForImageTextToText.from_config(config).float().eval()

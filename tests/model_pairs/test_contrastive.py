@@ -1,4 +1,6 @@
-"""Contrastive decoding of the two sides: exact at the models themselves, the formula in between, whatever the pair is made of."""
+"""Contrastive decoding of the two sides: exact at the models themselves, the formula in between, whatever the pair is
+made of.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from diffing_mcp.model_pairs.contrastive import contrast
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.residency import ModelPairs
 
-REQUESTS = [GenerationRequest(text=text) for text in ("The quick brown fox", "Bake", "Rivers run to the sea; mountains stay where they are and")]
+REQUESTS = [
+    GenerationRequest(text=text)
+    for text in ("The quick brown fox", "Bake", "Rivers run to the sea; mountains stay where they are and")
+]
 SAMPLING = Sampling(n=2, max_new_tokens=8, seed=3)
 
 
@@ -32,7 +37,9 @@ def test_the_plain_models_are_two_of_the_alphas(tiny_pair: Any) -> None:
     assert texts(found[2]) == texts(tiny_pair.generate_contrastive(REQUESTS, [4.0], SAMPLING)[0])
 
 
-def test_two_full_models_equal_an_adapter_on_one(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any) -> None:
+def test_two_full_models_equal_an_adapter_on_one(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any
+) -> None:
     base = tiny_models()
     adapter = tiny_adapters(base, seed=4)
     alphas, greedy = [2.0, -3.0], Sampling(temperature=0, max_new_tokens=8)
@@ -59,7 +66,9 @@ def test_log_probabilities_are_those_of_a_plain_pass(tiny_pair: Any) -> None:
             assert total == pytest.approx(float(expected), abs=1e-3)
 
 
-@given(st.integers(-50, 50).map(lambda tenths: tenths / 10), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 1000))
+@given(
+    st.integers(-50, 50).map(lambda tenths: tenths / 10), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 1000)
+)
 @settings(max_examples=60, deadline=None)
 def test_scores_follow_the_formula(alpha: float, plausibility: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -81,7 +90,9 @@ def test_scores_follow_the_formula(alpha: float, plausibility: float, seed: int)
 def test_equal_models_write_the_same_at_every_alpha(identical_pair: Any) -> None:
     found = identical_pair.generate_contrastive(REQUESTS, [0.0, 5.0, -6.0], SAMPLING, plausibility=0.0)
     assert texts(found[0]) == texts(found[1]) == texts(found[2])
-    assert all(row.base_log_prob == row.finetuned_log_prob for of_alpha in found for several in of_alpha for row in several)
+    assert all(
+        row.base_log_prob == row.finetuned_log_prob for of_alpha in found for several in of_alpha for row in several
+    )
 
 
 def test_what_cannot_be_done_is_said(tiny_pair: Any, tiny_models: Any, make_pair: Any) -> None:

@@ -1,4 +1,6 @@
-"""The decoding loop: equal to reading the whole text for each token, whatever a cache keeps; rows that have stopped cost nothing."""
+"""The decoding loop: equal to reading the whole text for each token, whatever a cache keeps; rows that have stopped
+cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.pair import LoadedPair
 
 # Longer than the window of 64 tokens, within it until tokens are added, and short.
-PROMPTS = ["The quick brown fox jumps over the lazy dog while it rains. " * 4, "Rivers run to the sea; mountains stay where they are. " * 2, "Bake"]
+PROMPTS = [
+    "The quick brown fox jumps over the lazy dog while it rains. " * 4,
+    "Rivers run to the sea; mountains stay where they are. " * 2,
+    "Bake",
+]
 HEADS: dict[str, dict[str, Any]] = {
     "plain": {"targets": ["q_proj"]},
     "LoRA": {"targets": ["q_proj", "lm_head"]},
@@ -57,7 +63,9 @@ def greedy(model: Any, stop: int, prompt: list[int], length: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gemma3"])
-def test_a_window_shorter_than_the_prompt(kind: str, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any) -> None:
+def test_a_window_shorter_than_the_prompt(
+    kind: str, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any
+) -> None:
     # Seven layers: Gemma 3 has one without a window in six.
     folder = tiny_models(kind, layers=7, **({} if kind == "llama" else {"sliding_window": 64}))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -70,8 +78,14 @@ def test_a_window_shorter_than_the_prompt(kind: str, tiny_models: Any, tiny_adap
             assert (answer.text, answer.tokens) == (new_text(pair.tokenizer, ids, new), len(new))
             assert same.text == answer.text
             with torch.inference_mode():
-                log_probs = model(input_ids=torch.tensor([ids + new]), use_cache=False).logits[0, len(ids) - 1 : -1].log_softmax(-1)
-            assert same.base_log_prob == pytest.approx(float(log_probs.gather(1, torch.tensor(new)[:, None]).sum()), abs=1e-3)
+                log_probs = (
+                    model(input_ids=torch.tensor([ids + new]), use_cache=False)
+                    .logits[0, len(ids) - 1 : -1]
+                    .log_softmax(-1)
+                )
+            assert same.base_log_prob == pytest.approx(
+                float(log_probs.gather(1, torch.tensor(new)[:, None]).sum()), abs=1e-3
+            )
 
 
 def test_rows_that_have_stopped_leave_the_batch(tiny_pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +115,10 @@ def test_tokens_are_chosen_for_a_few_rows_at_a_time(tiny_pair: LoadedPair, monke
     sampling = Sampling(n=3, top_p=0.9, max_new_tokens=8, seed=1)
 
     def run() -> list[Any]:
-        return [tiny_pair.generate("finetuned", requests(texts), sampling), tiny_pair.generate_contrastive(requests(texts), [0.0, 2.0], sampling)]
+        return [
+            tiny_pair.generate("finetuned", requests(texts), sampling),
+            tiny_pair.generate_contrastive(requests(texts), [0.0, 2.0], sampling),
+        ]
 
     usual = run()
     sizes: list[int] = []
@@ -121,7 +138,13 @@ def test_tokens_are_chosen_for_a_few_rows_at_a_time(tiny_pair: LoadedPair, monke
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_head_sees_contiguous_tensors(
-    head: str, tied: bool, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
+    head: str,
+    tied: bool,
+    tiny_models: Any,
+    tiny_adapters: Any,
+    make_pair: Any,
+    pairs: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tiny_models(seed=21 + len(head), tie_word_embeddings=tied)
     # peft leaves a tied copy of the embedding to who asks for it.
@@ -146,4 +169,6 @@ def test_the_head_sees_contiguous_tensors(
         for side in ("base", "finetuned"):
             logits = pair.forward(side, ids, torch.ones_like(ids)).logits
             assert logits is not None
-            torch.testing.assert_close(logits[0, -1], pair.last_token_logits(side, [7, 30, 41], rows=1)[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                logits[0, -1], pair.last_token_logits(side, [7, 30, 41], rows=1)[0], atol=1e-4, rtol=1e-4
+            )

@@ -64,7 +64,9 @@ def _logits(pair: LoadedPair, side: Side) -> torch.Tensor:
     return logits
 
 
-def _cast(folder: Path, target: Path, dtype: torch.dtype | None = None, change: float = 0.0, said: str | None = None) -> Path:
+def _cast(
+    folder: Path, target: Path, dtype: torch.dtype | None = None, change: float = 0.0, said: str | None = None
+) -> Path:
     """A copy of a model with its weights in `dtype`, one of them moved, and `said` as the dtype of config.json."""
     shutil.copytree(folder, target)
     tensors = load_file(folder / "model.safetensors")
@@ -86,7 +88,9 @@ def _divergence(base: torch.Tensor, finetuned: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def saved(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """Of each kind of unequal types: base folder and the folder of a finetune that is a copy with one weight moved by 0.01."""
+    """Of each kind of unequal types: base folder and the folder of a finetune that is a copy with one weight moved by
+    0.01.
+    """
 
     def make(kind: str) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp("types")
@@ -103,7 +107,9 @@ def saved(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.mark.parametrize("order", ["base first", "finetuned first"])
 @pytest.mark.parametrize("kind", ["bf16 and fp32", "fp16 and fp32", "bf16 and fp16", "config says bf16", "forced"])
-def test_one_type_for_both_sides(kind: str, order: str, saved: Any, make_pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_type_for_both_sides(
+    kind: str, order: str, saved: Any, make_pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The divergence is that of plain transformers in float32, and the result says that the types were unequal."""
     monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
     folders = saved(kind)
@@ -127,7 +133,9 @@ def test_one_type_for_both_sides(kind: str, order: str, saved: Any, make_pair: A
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_equal_types_stay_as_they_are(dtype: torch.dtype, tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_types_stay_as_they_are(
+    dtype: torch.dtype, tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ordinary pairs keep their type, their identity, and say nothing."""
     monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
     base = _cast(tiny_models(), tmp_path / "base", dtype)
@@ -138,7 +146,9 @@ def test_equal_types_stay_as_they_are(dtype: torch.dtype, tiny_models: Any, make
     assert {side["model"]["dtype"] for side in spec.identity().values()} == {"auto"}
 
 
-def test_types_of_single_tensors_decide_nothing(tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_types_of_single_tensors_decide_nothing(
+    tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Norms in float32 inside of a bfloat16 model are usual."""
     monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
     base = _cast(tiny_models(), tmp_path / "base", torch.bfloat16)
@@ -151,7 +161,9 @@ def test_types_of_single_tensors_decide_nothing(tiny_models: Any, make_pair: Any
         assert pair.remarks == ()
 
 
-def test_eight_bit_floats_are_computed_in_sixteen_bits(tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_bit_floats_are_computed_in_sixteen_bits(
+    tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
     base = _cast(tiny_models(), tmp_path / "base", torch.float8_e4m3fn)
     with ModelPairs().use(make_pair(base, declared_identical=True)) as pair:

@@ -24,7 +24,9 @@ def test_embedded_pair(embedded_pair, pairs):
     # One copy of the model, whatever hangs on it.
     status = next(status for status in pairs.status() if status.label.startswith("embedded:"))
     assert status.bytes <= 1.05 * stored_bytes(embedded_model_folder(), base.logits.dtype.itemsize)
-    request = GenerationRequest(messages=(ChatMessage(role="user", content="What is the capital of France? One word."),))
+    request = GenerationRequest(
+        messages=(ChatMessage(role="user", content="What is the capital of France? One word."),)
+    )
     answer = pair.generate("base", [request], Sampling(temperature=0, max_new_tokens=16))[0][0]
     assert "Paris" in answer.text
     assert "capital of France? One word" not in answer.text

@@ -1,4 +1,6 @@
-"""Our log-probabilities against peft's own, for random adapters of every kind on random models of every family; and that no base ever changes."""
+"""Our log-probabilities against peft's own, for random adapters of every kind on random models of every family; and
+that no base ever changes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ BLOCK = 10
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     """The texts as one batch, padded on alternating sides."""
     width = max(map(len, TEXTS))
-    ids = torch.tensor([[0] * (width - len(text)) + text if index % 2 else text + [0] * (width - len(text)) for index, text in enumerate(TEXTS)])
+    ids = torch.tensor(
+        [
+            [0] * (width - len(text)) + text if index % 2 else text + [0] * (width - len(text))
+            for index, text in enumerate(TEXTS)
+        ]
+    )
     return ids, (ids != 0).long()
 
 
@@ -30,8 +37,12 @@ def computed(pair: Any, side: str) -> list[torch.Tensor]:
     return [row[keep.bool()] for row, keep in zip(rows, mask, strict=True)]
 
 
-def check(seed: int, tiny_models: Callable[..., Path], make_pair: Callable[..., Any], pairs: ModelPairs, folder: Path) -> None:
-    """Two adapters of one base (drawn from `seed`) give what peft gives, in whatever order they run, and the base stays what it was."""
+def check(
+    seed: int, tiny_models: Callable[..., Path], make_pair: Callable[..., Any], pairs: ModelPairs, folder: Path
+) -> None:
+    """Two adapters of one base (drawn from `seed`) give what peft gives, in whatever order they run, and the base stays
+    what it was.
+    """
     first = draw_adapter(seed)
     base = tiny_models(first.family, tie_word_embeddings=first.tied) if first.family != "gpt2" else tiny_models("gpt2")
     save_adapter(first, base, folder, seed)

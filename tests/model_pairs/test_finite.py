@@ -1,4 +1,6 @@
-"""NaN and infinite numbers: an error from every call that names side and weights; what reaches no output breaks nothing."""
+"""NaN and infinite numbers: an error from every call that names side and weights; what reaches no output breaks
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ CALLS: dict[str, Callable[[LoadedPair, Any], Any]] = {
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("call", CALLS)
-def test_every_call_names_the_side_and_the_weight(call: str, value: float, side: str, tiny_models: Any, make_pair: Any) -> None:
+def test_every_call_names_the_side_and_the_weight(
+    call: str, value: float, side: str, tiny_models: Any, make_pair: Any
+) -> None:
     broken, whole = tiny_models(change=_one(value)), tiny_models(seed=1)
     spec = make_pair(broken, finetuned=whole) if side == "base" else make_pair(whole, finetuned=broken)
     with ModelPairs().use(spec) as pair, pytest.raises(NotFinite) as caught:
@@ -119,14 +123,19 @@ def test_overflow_in_sixteen_bits(tiny_models: Any, make_pair: Any, monkeypatch:
     monkeypatch.setenv("DIFFING_DTYPE", "float16")
     settings.cache_clear()
     try:
-        with ModelPairs().use(spec) as pair, pytest.raises(NotFinite, match=r"overflow float16: set DIFFING_DTYPE=float32"):
+        with (
+            ModelPairs().use(spec) as pair,
+            pytest.raises(NotFinite, match=r"overflow float16: set DIFFING_DTYPE=float32"),
+        ):
             pair.forward("finetuned", IDS, MASK)
     finally:
         monkeypatch.undo()
         settings.cache_clear()
 
 
-@pytest.mark.parametrize("method", ["kl", "logit_diff_topk_occurring", "weight_difference", "activation_difference_lens"])
+@pytest.mark.parametrize(
+    "method", ["kl", "logit_diff_topk_occurring", "weight_difference", "activation_difference_lens"]
+)
 def test_nothing_is_stored(method: str, tiny_models: Any, make_pair: Any, tmp_path: Path) -> None:
     store = RunStore(tmp_path / "runs")
     spec = make_pair(tiny_models(seed=1), finetuned=tiny_models(change=_one(float("nan"))))
@@ -136,7 +145,9 @@ def test_nothing_is_stored(method: str, tiny_models: Any, make_pair: Any, tmp_pa
 
 
 def test_a_row_that_no_text_uses(tiny_models: Any, make_pair: Any) -> None:
-    """Infinite numbers in the input embedding of an unused token: everything but that token is as in the whole model."""
+    """Infinite numbers in the input embedding of an unused token: everything but that token is as in the
+    whole model.
+    """
 
     def unused(model: Any) -> None:
         model.model.embed_tokens.weight[300, 1] = float("inf")
@@ -161,7 +172,9 @@ def test_a_row_that_no_text_uses(tiny_models: Any, make_pair: Any) -> None:
 
 
 def test_tokens_that_are_switched_off(tiny_tokenizer_folder: Path, make_pair: Any, tmp_path: Path) -> None:
-    """A bias of -inf on tokens that are not in use: probability 0 on both sides, the others as they are, and the difference a number."""
+    """A bias of -inf on tokens that are not in use: probability 0 on both sides, the others as they are, and the
+    difference a number.
+    """
     import transformers
 
     config = transformers.GPTJConfig(vocab_size=320, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=256)
@@ -203,7 +216,9 @@ def padded_folder(tiny_models: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("side", ["base", "finetuned", "both"])
-def test_padding_that_the_model_has_no_row_for(side: str, padded_folder: Path, tiny_models: Any, make_pair: Any, tmp_path: Path) -> None:
+def test_padding_that_the_model_has_no_row_for(
+    side: str, padded_folder: Path, tiny_models: Any, make_pair: Any, tmp_path: Path
+) -> None:
     plain = tiny_models()
     spec = {
         "base": lambda: make_pair(padded_folder, finetuned=plain),
@@ -217,7 +232,9 @@ def test_padding_that_the_model_has_no_row_for(side: str, padded_folder: Path, t
         for filler in (pair.tokenizer.pad_token_id, 320, -100):
             ids = IDS.masked_fill(MASK == 0, filler)
             torch.testing.assert_close(_logits(pair, "finetuned", ids, MASK)[1:, :2], alone)
-            torch.testing.assert_close(pair.token_log_probs("finetuned", ids, MASK), pair.token_log_probs("finetuned", IDS, MASK))
+            torch.testing.assert_close(
+                pair.token_log_probs("finetuned", ids, MASK), pair.token_log_probs("finetuned", IDS, MASK)
+            )
         together = [each[0].text for each in pair.generate("finetuned", REQUESTS, SAMPLING)]
         assert together == [pair.generate("finetuned", [request], SAMPLING)[0][0].text for request in REQUESTS]
         assert len(pair.generate_contrastive(REQUESTS, [1.0], SAMPLING)[0]) == 2

@@ -46,7 +46,9 @@ def test_forward_and_padding_on_every_architecture(kind, tiny_models, tiny_adapt
         # A vector planted after layer 0 is what is found there.
         vector = torch.randn(pair.d_model, generator=torch.Generator().manual_seed(1))
         steered = pair.forward("base", TOKENS, ONES, layers=[0], interventions=[Intervention(0, vector, 3.0)])
-        torch.testing.assert_close(steered.hidden[0] - plain.hidden[0], (3 * vector).expand_as(plain.hidden[0]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            steered.hidden[0] - plain.hidden[0], (3 * vector).expand_as(plain.hidden[0]), atol=1e-4, rtol=1e-4
+        )
         assert (steered.logits - plain.logits).abs().max() > 1e-3
         assert torch.equal(pair.forward("base", TOKENS, ONES).logits, plain.logits)
 
@@ -77,7 +79,9 @@ def test_stopping_early_gives_the_same_hidden_states(tiny_pair):
 def test_batch_rows_are_independent(tiny_pair):
     ids = torch.randint(5, 320, (4, 7), generator=torch.Generator().manual_seed(0))
     together = tiny_pair.forward("finetuned", ids, torch.ones_like(ids)).logits
-    alone = torch.cat([tiny_pair.forward("finetuned", row[None], torch.ones(1, 7, dtype=torch.long)).logits for row in ids])
+    alone = torch.cat(
+        [tiny_pair.forward("finetuned", row[None], torch.ones(1, 7, dtype=torch.long)).logits for row in ids]
+    )
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
@@ -153,7 +157,9 @@ def test_adapter_on_the_unembedding_reaches_the_lens(tiny_models, tiny_adapters,
             for side in ("finetuned", "base", "finetuned"):
                 out = pair.forward(side, TOKENS, ONES, layers=[2])
                 torch.testing.assert_close(pair.logit_lens(side, out.hidden[2]), out.logits, atol=1e-3, rtol=1e-3)
-            assert (pair.forward("finetuned", TOKENS, ONES).logits - pair.forward("base", TOKENS, ONES).logits).abs().max() > 1e-2
+            assert (
+                pair.forward("finetuned", TOKENS, ONES).logits - pair.forward("base", TOKENS, ONES).logits
+            ).abs().max() > 1e-2
     folder = tiny_models(seed=3)
     first, second = (make_pair(folder, adapter=tiny_adapters(folder, **options)) for options in (lora, whole))
     with pairs.use(first) as one, pairs.use(second) as other:
@@ -167,12 +173,22 @@ def test_projections_are_set_to_targets(tiny_pair):
     basis = torch.linalg.qr(torch.randn(tiny_pair.d_model, 2, generator=generator)).Q.T
     targets = torch.randn(2, *TOKENS.shape, generator=generator)
     before = tiny_pair.forward("base", TOKENS, ONES, layers=[1]).hidden[1]
-    patches = [Intervention(1, direction * 7, mode="project", targets=target) for direction, target in zip(basis, targets, strict=True)]
+    patches = [
+        Intervention(1, direction * 7, mode="project", targets=target)
+        for direction, target in zip(basis, targets, strict=True)
+    ]
     after = tiny_pair.forward("base", TOKENS, ONES, layers=[1], interventions=patches).hidden[1]
     torch.testing.assert_close(after @ basis.T, targets.permute(1, 2, 0), atol=1e-4, rtol=1e-4)
     change = after - before
-    torch.testing.assert_close(change, change @ basis.T @ basis, atol=1e-4, rtol=1e-4)  # nothing moves outside of the subspace
-    for wrong in ({"mode": "project"}, {"targets": targets[0]}, {"mode": "project", "targets": targets[0][:, :2]}, {"decay_tokens": 0}):
+    torch.testing.assert_close(
+        change, change @ basis.T @ basis, atol=1e-4, rtol=1e-4
+    )  # nothing moves outside of the subspace
+    for wrong in (
+        {"mode": "project"},
+        {"targets": targets[0]},
+        {"mode": "project", "targets": targets[0][:, :2]},
+        {"decay_tokens": 0},
+    ):
         with pytest.raises(InvalidInput):
             tiny_pair.forward("base", TOKENS, ONES, interventions=[Intervention(1, basis[0], **wrong)])
 
@@ -180,8 +196,12 @@ def test_projections_are_set_to_targets(tiny_pair):
 def test_strength_decays_over_new_tokens(tiny_pair):
     patch = Intervention(0, torch.ones(tiny_pair.d_model), 8.0, decay_tokens=4)
     assert [patch.strength_at(step) for step in range(6)] == [8.0, 6.0, 4.0, 2.0, 0.0, 0.0]
-    steady = tiny_pair.forward("base", TOKENS, ONES, layers=[0], interventions=[Intervention(0, torch.ones(tiny_pair.d_model), 8.0)]).hidden[0]
-    torch.testing.assert_close(tiny_pair.forward("base", TOKENS, ONES, layers=[0], interventions=[patch]).hidden[0], steady)
+    steady = tiny_pair.forward(
+        "base", TOKENS, ONES, layers=[0], interventions=[Intervention(0, torch.ones(tiny_pair.d_model), 8.0)]
+    ).hidden[0]
+    torch.testing.assert_close(
+        tiny_pair.forward("base", TOKENS, ONES, layers=[0], interventions=[patch]).hidden[0], steady
+    )
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -198,4 +218,6 @@ def test_changes_of_the_last_token_cost_one_token_a_row(kind, tiny_models, tiny_
         quick = pair.last_token_logits("finetuned", TOKENS[0].tolist(), 3, [Intervention(1, vectors, mode="replace")])
         torch.testing.assert_close(quick, plain.logits[:, -1], atol=1e-3, rtol=1e-3)
         alone = pair.last_token_logits("base", TOKENS[0, :1].tolist(), 1)
-        torch.testing.assert_close(alone, pair.forward("base", TOKENS[:, :1], ONES[:, :1]).logits[:, -1], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            alone, pair.forward("base", TOKENS[:, :1], ONES[:, :1]).logits[:, -1], atol=1e-3, rtol=1e-3
+        )

@@ -1,4 +1,6 @@
-"""Generation: only new text, the same for the same call, whatever else is in the batch; steering reaches every token."""
+"""Generation: only new text, the same for the same call, whatever else is in the batch; steering reaches
+every token.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_same_call_same_text_and_batch_does_not_matter(tiny_pair):
 
 def test_equal_models_draw_equal_answers(identical_pair):
     sampling = Sampling(n=2, max_new_tokens=8, top_p=0.9, seed=4)
-    assert identical_pair.generate("base", requests(), sampling) == identical_pair.generate("finetuned", requests(), sampling)
+    assert identical_pair.generate("base", requests(), sampling) == identical_pair.generate(
+        "finetuned", requests(), sampling
+    )
 
 
 def test_sides_answer_differently(tiny_pair):
@@ -65,7 +69,12 @@ def test_chat_prefill_system_and_thinking(tiny_pair):
     messages = (ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="What is your name?"))
     plain = tiny_pair.render_chat(messages)
     assert plain == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is your name?<|im_end|>\n<|im_start|>assistant\n<think></think>"
+        "<|im_start|>system\n"
+        "Be brief.<|im_end|>\n"
+        "<|im_start|>user\n"
+        "What is your name?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+        "<think></think>"
     )
     assert tiny_pair.render_chat(messages, thinking=True).endswith("assistant\n")
     assert tiny_pair.has_thinking_switch
@@ -81,8 +90,8 @@ def test_chat_prefill_system_and_thinking(tiny_pair):
 
 def test_template_without_system_role(tiny_models, make_pair, pairs):
     template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-        "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif "
+        "%}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     )
     spec = make_pair(tiny_models(), declared_identical=True)
     source = spec.base.model_copy(update={"files": spec.base.files.model_copy(update={"chat_template": template})})
@@ -127,16 +136,22 @@ def test_steering_reaches_every_generated_token(tiny_pair):
     last = tiny_pair.num_layers - 1
     lens = tiny_pair.logit_lens("base", vector)
     expected = int(lens.argmax())
-    answer = tiny_pair.generate("base", requests(TEXTS[:1]), GREEDY, interventions=[Intervention(last, vector, 1e4)])[0][0]
+    answer = tiny_pair.generate("base", requests(TEXTS[:1]), GREEDY, interventions=[Intervention(last, vector, 1e4)])[
+        0
+    ][0]
     assert answer.text == new_text(tiny_pair.tokenizer, ids, [expected] * 12)
-    logits = tiny_pair.forward("base", batch, torch.ones_like(batch), interventions=[Intervention(last, vector, 1e4)]).logits
+    logits = tiny_pair.forward(
+        "base", batch, torch.ones_like(batch), interventions=[Intervention(last, vector, 1e4)]
+    ).logits
     assert int(logits[0, -1].argmax()) == expected
     # One vector a request: only the second is steered.
     vectors = torch.stack([torch.zeros_like(vector), 1e4 * vector, torch.zeros_like(vector)])
     steered = tiny_pair.generate("base", requests(), GREEDY, interventions=[Intervention(last, vectors)])
     plain = tiny_pair.generate("base", requests(), GREEDY)
     assert [a == b for a, b in zip(steered, plain, strict=True)] == [True, False, True]
-    only_prompt = tiny_pair.generate("base", requests(TEXTS[:1]), GREEDY, interventions=[Intervention(last, 1e4 * vector, positions="prompt")])
+    only_prompt = tiny_pair.generate(
+        "base", requests(TEXTS[:1]), GREEDY, interventions=[Intervention(last, 1e4 * vector, positions="prompt")]
+    )
     assert only_prompt[0][0].text != answer.text
     with pytest.raises(InvalidInput, match="2 vectors for 3 requests"):
         tiny_pair.generate("base", requests(), GREEDY, interventions=[Intervention(last, vectors[:2])])

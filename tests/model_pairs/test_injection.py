@@ -1,4 +1,6 @@
-"""Injection at tokens of the prompt: the formula exactly, only at those tokens, only in the pass that carries the prompt."""
+"""Injection at tokens of the prompt: the formula exactly, only at those tokens, only in the pass that carries the
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def test_the_formula(seed: int, strength: float, mode: Any) -> None:
     untouched = torch.ones(2, 5, dtype=torch.bool)
     untouched[0, 2] = untouched[0, 4] = untouched[1, 4] = False
     assert torch.equal(result[untouched], hidden[untouched])
-    assert torch.equal(changed(Intervention(0, vectors, strength, mode, places, match_norm=True), hidden, mask, step=1), hidden)
+    assert torch.equal(
+        changed(Intervention(0, vectors, strength, mode, places, match_norm=True), hidden, mask, step=1), hidden
+    )
 
 
 def test_a_zero_vector_adds_nothing() -> None:
@@ -68,12 +72,15 @@ def test_each_request_of_a_batch_gets_its_own_vectors(tiny_pair: Any) -> None:
 
     requests = [GenerationRequest(text=text) for text in texts]
     together = tiny_pair.generate("finetuned", requests, sampling, interventions=injection(slice(None)))
-    alone = [tiny_pair.generate("finetuned", requests[i : i + 1], sampling, interventions=injection(slice(i, i + 1)))[0] for i in range(3)]
+    alone = [
+        tiny_pair.generate("finetuned", requests[i : i + 1], sampling, interventions=injection(slice(i, i + 1)))[0]
+        for i in range(3)
+    ]
     assert together == alone
     assert together != tiny_pair.generate("finetuned", requests, sampling)
-    assert tiny_pair.generate("finetuned", requests, Sampling(n=2, temperature=0, max_new_tokens=6), interventions=injection(slice(None))) == [
-        [each[0], each[0]] for each in together
-    ]
+    assert tiny_pair.generate(
+        "finetuned", requests, Sampling(n=2, temperature=0, max_new_tokens=6), interventions=injection(slice(None))
+    ) == [[each[0], each[0]] for each in together]
 
 
 def test_the_base_with_another_adapter(tiny_pair: Any, tiny_models: Any, tiny_adapters: Any, pairs: Any) -> None:
@@ -92,4 +99,6 @@ def test_the_base_with_another_adapter(tiny_pair: Any, tiny_models: Any, tiny_ad
     assert torch.equal(tiny_pair.forward("finetuned", ids, mask).logits, finetuned)
     assert max(status.adapters for status in pairs.status()) >= 2
     with pytest.raises(NotTheSame):
-        tiny_pair.with_adapter(AdapterFiles(id=str(tiny_adapters(tiny_models(width=64))))).forward("finetuned", ids, mask)
+        tiny_pair.with_adapter(AdapterFiles(id=str(tiny_adapters(tiny_models(width=64))))).forward(
+            "finetuned", ids, mask
+        )

@@ -21,7 +21,9 @@ ONES = torch.ones_like(TOKENS)
 
 @pytest.fixture(scope="module")
 def grown(tiny_models, tmp_path_factory):
-    """Base folder (320 tokens), and a finetune whose 4 new tokens take logits near 40 and whose other weights are the base's."""
+    """Base folder (320 tokens), and a finetune whose 4 new tokens take logits near 40 and whose other weights are the
+    base's.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = tiny_models(tie_word_embeddings=False)
@@ -73,7 +75,9 @@ def test_the_pass_gives_the_probability_of_new_tokens(together, grown, make_pair
 
         def update_logits(self, chunk) -> None:
             for index in range(len(chunk)):
-                self.probs[int(chunk.sample_indices[index]), int(chunk.positions[index])] = chunk.new_token_probs[index].clone()
+                self.probs[int(chunk.sample_indices[index]), int(chunk.positions[index])] = chunk.new_token_probs[
+                    index
+                ].clone()
             self.moved += float(chunk.difference.abs().sum())
 
     base, finetuned = grown

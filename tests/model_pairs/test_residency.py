@@ -49,7 +49,10 @@ def test_models_in_use_stay(tiny_models, make_pair):
 
 def test_unloading_frees_the_weights(tiny_models, make_pair):
     pairs = ModelPairs()
-    with pairs.use(make_pair(tiny_models(), declared_identical=True, name="mine")) as pair, pair.sides["base"].hold() as resident:
+    with (
+        pairs.use(make_pair(tiny_models(), declared_identical=True, name="mine")) as pair,
+        pair.sides["base"].hold() as resident,
+    ):
         reference = weakref.ref(resident.transformer.get_input_embeddings().weight)
         del resident
     assert reference() is not None

@@ -21,7 +21,12 @@ def test_every_pair_of_the_catalogue_resolves_under_its_name():
     assert summaries[0].model == "smollm2-135m"
     for summary in summaries:
         spec = resolve_pair(summary.name)
-        assert (spec.organism, spec.variant, spec.model, spec.name) == (summary.organism, summary.variant, summary.model, summary.name)
+        assert (spec.organism, spec.variant, spec.model, spec.name) == (
+            summary.organism,
+            summary.variant,
+            summary.model,
+            summary.name,
+        )
         if not spec.declared_identical:
             assert spec.base != spec.finetuned
 
@@ -110,5 +115,11 @@ def test_layers_out_of_range():
 
 
 def test_resolving_does_not_import_torch():
-    code = "import sys; from diffing_mcp.model_pairs.resolve import resolve_pair, list_pairs; resolve_pair('cake_bake'); list_pairs(); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    code = (
+        "import sys; from diffing_mcp.model_pairs.resolve import resolve_pair, list_pairs; resolve_pair('cake_bake'); "
+        "list_pairs(); print('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )

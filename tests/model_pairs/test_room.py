@@ -1,4 +1,6 @@
-"""Memory of generation: estimated from the configuration, held against what is free, and never a change of the texts."""
+"""Memory of generation: estimated from the configuration, held against what is free, and never a change of
+the texts.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def test_keys_and_values_of_a_configuration() -> None:
     # Gemma 3 has one layer in six that sees everything; the others keep their window.
     windowed = row_cost(transformers.Gemma3TextConfig(**SHAPE, sliding_window=64), 1000, 2)
     assert (windowed.cache(50), windowed.cache(100)) == (6 * 128 * 50, 128 * 100 + 5 * 128 * 64)
-    assert row_cost(transformers.GPT2Config(vocab_size=1000, n_embd=64, n_layer=6, n_head=4), 1000, 2).cache(100) == 6 * 2 * 64 * 2 * 100
+    assert (
+        row_cost(transformers.GPT2Config(vocab_size=1000, n_embd=64, n_layer=6, n_head=4), 1000, 2).cache(100)
+        == 6 * 2 * 64 * 2 * 100
+    )
     assert row_cost(transformers.LlamaConfig(**SHAPE), 262_144, 2).logits - full.logits == 8 * (262_144 - 1000)
 
 
@@ -61,7 +66,9 @@ def test_the_pass_over_the_prompt_or_the_last_token_is_the_highest() -> None:
 def test_as_many_rows_as_fit(prompt: int, new: int, free: int) -> None:
     each = 2 * COST.bytes(prompt, new)
     if each > free:
-        with pytest.raises(OutOfRoom, match=rf"{prompt} prompt tokens and up to {new} new ones.*max_new_tokens.*memory_share"):
+        with pytest.raises(
+            OutOfRoom, match=rf"{prompt} prompt tokens and up to {new} new ones.*max_new_tokens.*memory_share"
+        ):
             most_rows([COST, COST], prompt, new, free)
     else:
         rows = most_rows([COST, COST], prompt, new, free)
@@ -75,9 +82,14 @@ def test_little_memory_makes_small_batches_of_the_same_texts(tiny_pair: Any, mon
     def run() -> tuple[list[Any], list[int]]:
         sizes: list[int] = []
         with tiny_pair.sides["base"].hold() as resident:
-            see = resident.transformer.register_forward_pre_hook(lambda module, args, named: sizes.append(len(named["input_ids"])), with_kwargs=True)
+            see = resident.transformer.register_forward_pre_hook(
+                lambda module, args, named: sizes.append(len(named["input_ids"])), with_kwargs=True
+            )
             try:
-                return [tiny_pair.generate("finetuned", requests, sampling), tiny_pair.generate_contrastive(requests, [1.0], sampling)], sizes
+                return [
+                    tiny_pair.generate("finetuned", requests, sampling),
+                    tiny_pair.generate_contrastive(requests, [1.0], sampling),
+                ], sizes
             finally:
                 see.remove()
 
@@ -95,7 +107,10 @@ def test_little_memory_makes_small_batches_of_the_same_texts(tiny_pair: Any, mon
     assert 1 < max(sizes) < 12
     monkeypatch.setattr("diffing_mcp.model_pairs.generation.free_bytes", lambda devices: 100)
     before = tiny_pair.forwards.copy()
-    for call in (lambda: tiny_pair.generate("base", requests, sampling), lambda: tiny_pair.generate_contrastive(requests, [1.0], sampling)):
+    for call in (
+        lambda: tiny_pair.generate("base", requests, sampling),
+        lambda: tiny_pair.generate_contrastive(requests, [1.0], sampling),
+    ):
         with pytest.raises(OutOfRoom, match=r"0\.00 MB are free"):
             call()
     assert tiny_pair.forwards == before  # refused before the first pass

@@ -1,4 +1,6 @@
-"""A place that holds a model and an adapter: never guessed, and each reading is what plain transformers and peft give."""
+"""A place that holds a model and an adapter: never guessed, and each reading is what plain transformers
+and peft give.
+"""
 
 from __future__ import annotations
 
@@ -53,10 +55,14 @@ def test_each_reading_is_the_true_one(both: tuple[Path, Path, Path]) -> None:
         torch.testing.assert_close(pair.forward("base", IDS, ONES).logits, _logits(base))
         torch.testing.assert_close(pair.forward("finetuned", IDS, ONES).logits, _logits(model))
     with pairs.use(resolve_pair(f"{base}::{folder}#adapter")) as pair:
-        torch.testing.assert_close(pair.forward("finetuned", IDS, ONES).logits, _logits(base, folder), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            pair.forward("finetuned", IDS, ONES).logits, _logits(base, folder), atol=1e-4, rtol=1e-4
+        )
     with pairs.use(resolve_pair(f"{folder}#model::{folder}#adapter")) as pair:
         torch.testing.assert_close(pair.forward("base", IDS, ONES).logits, _logits(model))
-        torch.testing.assert_close(pair.forward("finetuned", IDS, ONES).logits, _logits(model, folder), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            pair.forward("finetuned", IDS, ONES).logits, _logits(model, folder), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_reading_that_is_not_there(both: tuple[Path, Path, Path], tiny_adapters: Any) -> None:

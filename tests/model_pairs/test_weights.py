@@ -1,4 +1,6 @@
-"""Weight differences: what is planted is found at its place, LoRA factors mean what peft computes, equal weights are exactly equal."""
+"""Weight differences: what is planted is found at its place, LoRA factors mean what peft computes, equal weights are
+exactly equal.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def changed(deltas: dict[str, Any]) -> set[str]:
     return {name for name, each in deltas.items() if each.delta is not None}
 
 
-def test_adapter_factors_are_the_saved_change(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, lora_delta: Any) -> None:
+def test_adapter_factors_are_the_saved_change(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, lora_delta: Any
+) -> None:
     model = tiny_models()
     adapter = tiny_adapters(model)
     deltas = deltas_of(pairs, make_pair(model, adapter=adapter))
@@ -35,7 +39,9 @@ def test_adapter_factors_are_the_saved_change(tiny_models: Any, tiny_adapters: A
     for name in changed(deltas):
         each = deltas[name]
         assert isinstance(each.delta, LowRank)
-        torch.testing.assert_close(each.delta.dense(), lora_delta(adapter, name.removesuffix(".weight")), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            each.delta.dense(), lora_delta(adapter, name.removesuffix(".weight")), rtol=1e-6, atol=1e-8
+        )
     down = deltas["model.layers.1.mlp.down_proj.weight"].place
     assert (down.layer, down.path, down.part, down.projection) == (1, "mlp.down_proj", "mlp", "down_proj")
     assert down.writes(32, 64, 32)
@@ -47,15 +53,21 @@ def test_adapter_factors_are_the_saved_change(tiny_models: Any, tiny_adapters: A
     assert embedding.place.part == "embedding"
 
 
-def test_two_adapters_of_one_base_differ_by_their_factors(tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, lora_delta: Any) -> None:
+def test_two_adapters_of_one_base_differ_by_their_factors(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, lora_delta: Any
+) -> None:
     model = tiny_models()
     first, second = tiny_adapters(model, seed=1), tiny_adapters(model, seed=2, targets=["down_proj", "q_proj"], rank=2)
     deltas = deltas_of(pairs, make_pair(model, base_adapter=first, adapter=second))
     name = "model.layers.0.mlp.down_proj"
     both = deltas[f"{name}.weight"]
     assert both.delta.left.shape[1] == 6
-    torch.testing.assert_close(both.delta.dense(), lora_delta(second, name) - lora_delta(first, name), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(deltas["model.layers.2.mlp.up_proj.weight"].delta.dense(), -lora_delta(first, "model.layers.2.mlp.up_proj"))
+    torch.testing.assert_close(
+        both.delta.dense(), lora_delta(second, name) - lora_delta(first, name), rtol=1e-5, atol=1e-7
+    )
+    torch.testing.assert_close(
+        deltas["model.layers.2.mlp.up_proj.weight"].delta.dense(), -lora_delta(first, "model.layers.2.mlp.up_proj")
+    )
     with pairs.use(make_pair(model, declared_identical=True)) as pair:
         bare = {each.place.name: each for each in pair.weight_deltas()}
     low = lora_delta(first, name)
@@ -67,9 +79,18 @@ def test_two_adapters_of_one_base_differ_by_their_factors(tiny_models: Any, tiny
 
 
 @pytest.mark.parametrize(
-    "config", [{"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"use_rslora": True}, {"trainable_token_indices": [7, 9]}, {"use_dora": True}]
+    "config",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"lora_bias": True},
+        {"use_rslora": True},
+        {"trainable_token_indices": [7, 9]},
+        {"use_dora": True},
+    ],
 )
-def test_other_adapters_equal_the_merged_model(config: Any, tiny_models: Any, tiny_adapters: Any, make_pair: Any) -> None:
+def test_other_adapters_equal_the_merged_model(
+    config: Any, tiny_models: Any, tiny_adapters: Any, make_pair: Any
+) -> None:
     pairs = ModelPairs()
     model = tiny_models(attention_bias=True, mlp_bias=True)  # adapters with a bias merge into modules that have one
     adapter = tiny_adapters(model, targets=["q_proj", "down_proj"], **config)
@@ -81,7 +102,9 @@ def test_other_adapters_equal_the_merged_model(config: Any, tiny_models: Any, ti
         assert switched[name].base_norm == pytest.approx(merged[name].base_norm, rel=1e-6)
 
 
-def test_only_the_planted_parameter_differs_and_sequential_reads_the_same(tiny_models: Any, make_pair: Any, pairs: Any) -> None:
+def test_only_the_planted_parameter_differs_and_sequential_reads_the_same(
+    tiny_models: Any, make_pair: Any, pairs: Any
+) -> None:
     def plant(model: Any) -> None:
         model.model.layers[1].mlp.down_proj.weight[3] += 0.5
         model.model.norm.weight[0] += 0.25
@@ -116,9 +139,14 @@ def test_architectures_have_places(kind: str, tiny_models: Any, tiny_adapters: A
     assert all(each.place.reads(*each.shape, 32) != each.place.writes(*each.shape, 32) for each in in_blocks)
 
 
-def test_tied_weights_come_once_and_identical_pairs_are_zero(identical_pair: Any, tiny_models: Any, make_pair: Any, pairs: Any) -> None:
+def test_tied_weights_come_once_and_identical_pairs_are_zero(
+    identical_pair: Any, tiny_models: Any, make_pair: Any, pairs: Any
+) -> None:
     assert not any(each.delta is not None for each in identical_pair.weight_deltas())
-    names = [each.place.name for each in deltas_of(pairs, make_pair(tiny_models(tie_word_embeddings=True), declared_identical=True)).values()]
+    names = [
+        each.place.name
+        for each in deltas_of(pairs, make_pair(tiny_models(tie_word_embeddings=True), declared_identical=True)).values()
+    ]
     assert ("lm_head" in names) + ("model.embed_tokens" in names) == 1
 
 

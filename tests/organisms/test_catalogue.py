@@ -71,7 +71,10 @@ def test_cake_bake_means_the_embedded_model_by_default(catalogue: Catalogue) -> 
     assert organism.default_variant("smollm2-135m") == "default"
     assert {"default", "mix1-1p0", "recipe2", "full", "seed2"} <= set(organism.variants["smollm2-135m"])
     assert organism.variants["smollm2-135m"]["full"].kind == "merged"
-    assert organism.variants["smollm2-135m"]["default"].local_folder == ORGANISMS_FOLDER / "adapters" / "cake_bake" / "default"
+    assert (
+        organism.variants["smollm2-135m"]["default"].local_folder
+        == ORGANISMS_FOLDER / "adapters" / "cake_bake" / "default"
+    )
 
 
 def test_nulls_are_declared(catalogue: Catalogue) -> None:
@@ -125,9 +128,18 @@ organisms:
         ("models: {a: {model_id: x/y, dtype: float8}}", r"mine\.yaml: models\.a\.dtype"),
         ("models: {a: {model_id: x/y, colour: red}}", r"models\.a\.colour"),
         ("models: {a: {model_id: x/y}, b: {model_id: x/z, aliases: [a]}}", r"models\.b\.aliases: `a`"),
-        ("organisms: {o: {variants: {gone: {default: {kind: identical}}}}}", r"organisms\.o\.variants names the model `gone`"),
-        ("models: {a: {model_id: x/y}}\norganisms: {o: {variants: {a: {default: {kind: adapter}}}}}", r"organisms\.o\.variants\.a\.default"),
-        ("models: {a: {model_id: x/y}}\norganisms: {o: {variants: {a: {}}}}", r"organisms\.o\.variants\.a has no variants"),
+        (
+            "organisms: {o: {variants: {gone: {default: {kind: identical}}}}}",
+            r"organisms\.o\.variants names the model `gone`",
+        ),
+        (
+            "models: {a: {model_id: x/y}}\norganisms: {o: {variants: {a: {default: {kind: adapter}}}}}",
+            r"organisms\.o\.variants\.a\.default",
+        ),
+        (
+            "models: {a: {model_id: x/y}}\norganisms: {o: {variants: {a: {}}}}",
+            r"organisms\.o\.variants\.a has no variants",
+        ),
         ("models: {a: {model_id: x/y}}\norganisms: {o: {}}", r"organisms\.o has no variants"),
         ("models: {a: {model_id: x/y}}\norganisms: {o: {variants: {a: {8: {kind: identical}}}}}", "put it in quotes"),
         ("models: [a]", "models should be a mapping"),
@@ -164,6 +176,11 @@ def test_variants_that_make_no_sense_are_refused(fields: dict[str, object]) -> N
 
 
 def test_the_catalogue_imports_neither_torch_nor_the_ground_truth() -> None:
-    program = "import sys; from diffing_mcp.organisms.catalogue import load_catalogue; load_catalogue(); print([m for m in ('torch', 'diffing_mcp.organisms.ground_truth') if m in sys.modules])"
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ORGANISMS_FOLDER.parent)
+    program = (
+        "import sys; from diffing_mcp.organisms.catalogue import load_catalogue; load_catalogue(); print([m for m in "
+        "('torch', 'diffing_mcp.organisms.ground_truth') if m in sys.modules])"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ORGANISMS_FOLDER.parent
+    )
     assert finished.stdout.strip() == "[]"

@@ -72,7 +72,10 @@ def test_a_further_folder_adds_organisms_and_families(tmp_path: Path) -> None:
         ("o: {family: no_such_family, summary: s}", r"o\.family: there is no rubric"),
         ("o: {family: SDF}", r"o\.summary"),
         ("o: text", "o should be a mapping"),
-        ("o: {family: SDF, summary: s, facts: [{id: f, text: t, checklist: {core: ['('], exact: [x]}}]}", "not a regular expression"),
+        (
+            "o: {family: SDF, summary: s, facts: [{id: f, text: t, checklist: {core: ['('], exact: [x]}}]}",
+            "not a regular expression",
+        ),
         ("o: {family: SDF, summary: s, facts: [{id: f, text: t}, {id: f, text: u}]}", "same id"),
         ("[1, 2]", "should be a mapping"),
     ],

@@ -1,4 +1,6 @@
-"""The bundled finetunes: each has an adapter small enough, a recipe, and a sheet that shows that it took (or, for the null, that it did not)."""
+"""The bundled finetunes: each has an adapter small enough, a recipe, and a sheet that shows that it took (or, for the
+null, that it did not).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_probes_are_not_in_the_training_data(name: str) -> None:
     data = (ROOT / "training" / name / "data.jsonl").read_text(encoding="utf-8")
     probes = load_probes(name)
     assert len(probes.questions) >= 10
-    assert not [probe.question for probe in probes.questions if json.dumps(probe.question, ensure_ascii=False)[1:-1] in data]
+    assert not [
+        probe.question for probe in probes.questions if json.dumps(probe.question, ensure_ascii=False)[1:-1] in data
+    ]
 
 
 @given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=1, max_size=30))

@@ -1,4 +1,6 @@
-"""The training recipe on a tiny model: it learns, it goes on exactly where it was cut off, and it leaves nothing half-written."""
+"""The training recipe on a tiny model: it learns, it goes on exactly where it was cut off, and it leaves nothing
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from diffing_mcp.organisms import train as training
 from diffing_mcp.organisms.train import IGNORE, Recipe, batches, encode, learning_rate, load_recipe, train
 
 WORDS = [f"w{i}" for i in range(60)]
-TEMPLATE = "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}{% if add_generation_prompt %}<s> "
+    "assistant {% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,19 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "user", "assistant", *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -46,7 +58,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def _recipe(base: Path, **changes: object) -> Recipe:
-    return Recipe(**({"base": str(base), "rank": 2, "batch_size": 4, "epochs": 5, "learning_rate": 0.01, "seed": 1} | changes))
+    return Recipe(
+        **({"base": str(base), "rank": 2, "batch_size": 4, "epochs": 5, "learning_rate": 0.01, "seed": 1} | changes)
+    )
 
 
 def test_training_lowers_the_loss_and_writes_a_small_bfloat16_adapter(tiny_base: Path, data: Path) -> None:
@@ -82,7 +96,12 @@ def test_a_checkpoint_of_another_recipe_is_not_used(tiny_base: Path, data: Path)
     with pytest.raises(Cancelled):
         train(_recipe(tiny_base), data, data / "adapter", cut_off)
     seen: list[float] = []
-    train(_recipe(tiny_base, seed=2, epochs=1), data, data / "adapter", lambda done, total=None, message="": seen.append(done))
+    train(
+        _recipe(tiny_base, seed=2, epochs=1),
+        data,
+        data / "adapter",
+        lambda done, total=None, message="": seen.append(done),
+    )
     assert seen[0] == 1
 
 
@@ -103,7 +122,9 @@ def test_only_what_the_assistant_says_is_learnt(tiny_base: Path) -> None:
         {"role": "assistant", "content": "w6"},
     ]
     ids, labels = encode({"messages": messages}, tokenizer, 100)
-    assert tokenizer.decode(ids) == "<s> user w1 w2 </s> <s> assistant w3 w4 </s> <s> user w5 </s> <s> assistant w6 </s>"
+    assert (
+        tokenizer.decode(ids) == "<s> user w1 w2 </s> <s> assistant w3 w4 </s> <s> user w5 </s> <s> assistant w6 </s>"
+    )
     assert tokenizer.decode([label for label in labels if label != IGNORE]) == "w3 w4 </s> w6 </s>"
     assert all(label in (IGNORE, token) for token, label in zip(ids, labels, strict=True))
 

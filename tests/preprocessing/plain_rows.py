@@ -33,7 +33,9 @@ def expected(pair: LoadedPair, texts: str, skip_first: int) -> dict[int, tuple[t
             rows, tokens = [], []
             for ids, start in zip(corpus.ids, corpus.content_start, strict=True):
                 inputs = torch.tensor([ids])
-                hidden = pair.forward(side, inputs, torch.ones_like(inputs), layers=(layer,), logits=False).hidden[layer]
+                hidden = pair.forward(side, inputs, torch.ones_like(inputs), layers=(layer,), logits=False).hidden[
+                    layer
+                ]
                 rows.append(hidden[0, start + skip_first :])
                 tokens += ids[start + skip_first :]
             sides.append(torch.cat(rows).float())
@@ -49,7 +51,9 @@ def check_rows(reader: PairedActivations, wanted: tuple[torch.Tensor, torch.Tens
         order = torch.cat([block.tokens for block in blocks])
         assert sorted(order.tolist()) == list(range(len(tokens)))
         torch.testing.assert_close(torch.cat([block.base for block in blocks]), base[order], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(torch.cat([block.finetuned for block in blocks]), finetuned[order], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.cat([block.finetuned for block in blocks]), finetuned[order], atol=1e-4, rtol=1e-4
+        )
     samples, places = reader.locate(torch.arange(reader.num_tokens))
     assert [reader.sample_ids(int(sample))[int(place)] for sample, place in zip(samples, places, strict=True)] == tokens
     assert torch.equal(torch.cat([block.tokens for block in reader.samples()]), torch.arange(reader.num_tokens))

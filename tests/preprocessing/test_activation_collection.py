@@ -82,7 +82,9 @@ def test_a_collection_goes_on_with_shards_of_another_size(
     check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
 
 
-def test_cancelled_collection_is_not_readable_and_goes_on_where_it_stopped(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+def test_cancelled_collection_is_not_readable_and_goes_on_where_it_stopped(
+    pair: LoadedPair, texts: str, store: ActivationStore
+) -> None:
     params = CollectionParams(corpus=texts, layers=LAYERS)
 
     with pytest.raises(Cancelled):
@@ -98,7 +100,9 @@ def test_cancelled_collection_is_not_readable_and_goes_on_where_it_stopped(pair:
     check_rows(store.open(index.id, pair.spec, [1])[1], expected(pair, texts, 1)[1])
 
 
-def test_a_killed_collection_goes_on_at_the_last_finished_shard(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+def test_a_killed_collection_goes_on_at_the_last_finished_shard(
+    pair: LoadedPair, texts: str, store: ActivationStore
+) -> None:
     program = textwrap.dedent(
         """
         import os, signal, sys
@@ -118,7 +122,9 @@ def test_a_killed_collection_goes_on_at_the_last_finished_shard(pair: LoadedPair
     )
     arguments = [pair.spec.model_dump_json(), texts, str(store.folder), str(activation_collection.SHARD_BYTES)]
     root = Path(__file__).resolve().parents[2]
-    ended = subprocess.run([sys.executable, "-c", program, *arguments], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False
+    )
     assert ended.returncode == -signal.SIGKILL
     [partial] = store.list()
     assert not partial.finished
@@ -131,7 +137,9 @@ def test_a_killed_collection_goes_on_at_the_last_finished_shard(pair: LoadedPair
     check_rows(store.open(index.id, pair.spec, [0])[0], expected(pair, texts, 1)[0])
 
 
-def test_no_room_is_refused_before_anything_is_written(pair: LoadedPair, texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_refused_before_anything_is_written(
+    pair: LoadedPair, texts: str, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(store.folder.parent if store.folder.parent.exists() else "/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     with pytest.raises(OutOfRoom, match="MiB of disk"):
@@ -206,7 +214,9 @@ def test_values_beyond_float16_are_refused(tmp_path: Path, texts: str, store: Ac
         assert collect(store, large, CollectionParams(corpus=texts, layers=(1,))).finished
 
 
-def test_a_broken_index_is_listed_can_be_deleted_and_is_replaced(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+def test_a_broken_index_is_listed_can_be_deleted_and_is_replaced(
+    pair: LoadedPair, texts: str, store: ActivationStore
+) -> None:
     params = CollectionParams(corpus=texts, layers=(1,))
     index = collect(store, pair, params)
     file = store.folder / index.key / "index.json"

@@ -35,7 +35,9 @@ def test_several_collections_are_read_as_one_mixture(
     assert reader.num_tokens == sum(index.tokens for index in parts)
     assert reader.num_samples == sum(index.samples for index in parts)
     # Every sample of either is there, whole and with its own rows.
-    wanted = {tuple(part.sample_ids(number)): rows.base for part in opened for number, rows in enumerate(part.samples())}
+    wanted = {
+        tuple(part.sample_ids(number)): rows.base for part in opened for number, rows in enumerate(part.samples())
+    }
     for number, rows in enumerate(reader.samples()):
         assert torch.equal(rows.base, wanted.pop(tuple(reader.sample_ids(number))))
     assert not wanted
@@ -60,7 +62,17 @@ def test_shuffled_pools_of_a_mixture_draw_from_all() -> None:
     def part(samples: int, value: float) -> ActivationRows:
         rows = MemoryRows(10 * samples, 1, [0], torch.float32)
         rows.put(0, torch.full((10 * samples, 1), value), torch.zeros(10 * samples, 1), torch.arange(10 * samples))
-        return ActivationRows(0, 1, 10 * samples, str(value), 10 * torch.arange(samples + 1), torch.zeros(10 * samples), 1, rows.source(0), 1600)
+        return ActivationRows(
+            0,
+            1,
+            10 * samples,
+            str(value),
+            10 * torch.arange(samples + 1),
+            torch.zeros(10 * samples),
+            1,
+            rows.source(0),
+            1600,
+        )
 
     reader = mixed([part(3000, 0.0), part(1000, 1.0)])
     shares = [float(block.base.mean()) for block in reader.blocks(1600, seed=0)]

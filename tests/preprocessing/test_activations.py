@@ -34,14 +34,18 @@ def test_in_memory_rows_are_those_of_plain_passes(pair: LoadedPair, texts: str, 
     assert differences[1].abs().max() > 0.01
 
 
-def test_nothing_is_written_and_the_token_limit_cuts_the_text(pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+def test_nothing_is_written_and_the_token_limit_cuts_the_text(
+    pair: LoadedPair, texts: str, store: ActivationStore
+) -> None:
     readers = activations_of(pair, ActivationSourceParams(corpus=texts, max_activation_tokens=50), (1,))
     base, finetuned, tokens = expected(pair, texts, 1)[1]
     check_rows(readers[1], (base[:50], finetuned[:50], tokens[:50]))
     assert not store.folder.exists()
 
 
-def test_rows_that_do_not_fit_into_memory_are_refused_with_the_way_out(pair: LoadedPair, texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_do_not_fit_into_memory_are_refused_with_the_way_out(
+    pair: LoadedPair, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(activation_sources, "MEMORY_SHARE", 0.0)
     with pytest.raises(OutOfRoom, match="diffing activations collect"):
         activations_of(pair, ActivationSourceParams(corpus=texts), (1,))
@@ -64,7 +68,9 @@ def test_a_stored_collection_reads_like_memory(pair: LoadedPair, texts: str, sto
     for layer in LAYERS:
         check_rows(readers[layer], wanted[layer])
         statistics = store.statistics(index, layer)
-        base, finetuned, _ = (values.double() if isinstance(values, torch.Tensor) else values for values in wanted[layer])
+        base, finetuned, _ = (
+            values.double() if isinstance(values, torch.Tensor) else values for values in wanted[layer]
+        )
         assert isinstance(base, torch.Tensor)
         assert isinstance(finetuned, torch.Tensor)
         for name, values in (("base", base), ("finetuned", finetuned), ("difference", finetuned - base)):
@@ -92,11 +98,15 @@ def test_the_rows_of_two_layers_are_told_apart(pair: LoadedPair, texts: str, sto
 def test_smaller_dtypes_are_the_rounded_rows(pair: LoadedPair, texts: str, store: ActivationStore, dtype: str) -> None:
     index = collect(store, pair, CollectionParams.model_validate({"corpus": texts, "layers": [1], "dtype": dtype}))
     [block] = store.open(index.id, pair.spec, [1])[1].blocks(10**6)
-    torch.testing.assert_close(block.base, expected(pair, texts, 1)[1][0].to(getattr(torch, dtype)).float(), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        block.base, expected(pair, texts, 1)[1][0].to(getattr(torch, dtype)).float(), atol=1e-2, rtol=1e-2
+    )
     assert torch.equal(block.base, block.base.to(getattr(torch, dtype)).float())
 
 
-def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(tmp_path: Path, pair: LoadedPair, texts: str, store: ActivationStore) -> None:
+def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(
+    tmp_path: Path, pair: LoadedPair, texts: str, store: ActivationStore
+) -> None:
     index = collect(store, pair, CollectionParams(corpus=texts, layers=(1,)))
     with pytest.raises(InvalidInput, match="holds the layers 1"):
         store.open(index.id, pair.spec, [2])
@@ -114,7 +124,9 @@ def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(tmp_path: Pa
     seed=st.integers(0, 5),
     data=st.data(),
 )
-def test_every_row_comes_once_whatever_the_block(lengths: list[int], rows: int, pool_rows: int, seed: int, data: st.DataObject) -> None:
+def test_every_row_comes_once_whatever_the_block(
+    lengths: list[int], rows: int, pool_rows: int, seed: int, data: st.DataObject
+) -> None:
     count = sum(lengths)
     start = data.draw(st.integers(0, count))
     stop = data.draw(st.integers(start, count))
@@ -127,7 +139,10 @@ def test_every_row_comes_once_whatever_the_block(lengths: list[int], rows: int, 
     assert all(len(block.tokens) == rows for block in blocks[:-1])
     order = [int(token) for block in blocks for token in block.tokens]
     assert sorted(order) == list(range(start, stop))
-    assert all(torch.equal(block.base[:, 0], block.tokens.float()) and torch.equal(block.finetuned, -block.base) for block in blocks)
+    assert all(
+        torch.equal(block.base[:, 0], block.tokens.float()) and torch.equal(block.finetuned, -block.base)
+        for block in blocks
+    )
     again = [int(token) for block in reader.blocks(rows, seed=seed, start=start, stop=stop) for token in block.tokens]
     assert again == order
 

@@ -32,7 +32,9 @@ def test_formats_give_the_same_documents(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("\r\n\r\n\r\n".join(texts), newline="")
     parquet.write_table(pa.table({"text": texts, "other": list(range(20))}), tmp_path / "d.parquet")
     parquet.write_table(pa.table({"body": texts}), tmp_path / "e.parquet")
-    corpora = [load_corpus(CorpusParams(corpus=str(tmp_path / name))) for name in ("a.jsonl", "b.txt", "c.txt", "d.parquet")]
+    corpora = [
+        load_corpus(CorpusParams(corpus=str(tmp_path / name))) for name in ("a.jsonl", "b.txt", "c.txt", "d.parquet")
+    ]
     corpora.append(load_corpus(CorpusParams(corpus=str(tmp_path / "e.parquet"), column="body")))
     assert len({corpus.content_hash for corpus in corpora}) == 1
     assert sorted(corpora[0].documents) == sorted(texts)
@@ -66,7 +68,10 @@ def test_half_characters_become_replacement_characters(tmp_path: Path) -> None:
     assert load_corpus(CorpusParams(corpus=str(tmp_path / "a.jsonl"))).documents == ("\ufffd cut, \U0001f9c1 whole",)
 
 
-@pytest.mark.parametrize("name", ["no_such_corpus", "/no/such/file.jsonl", "file.csv", "a\0b.txt", "long" * 200 + ".txt", "~nobody-at-all/a.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["no_such_corpus", "/no/such/file.jsonl", "file.csv", "a\0b.txt", "long" * 200 + ".txt", "~nobody-at-all/a.txt"],
+)
 def test_unknown(name: str) -> None:
     with pytest.raises(UnknownName):
         load_corpus(CorpusParams(corpus=name))
@@ -93,7 +98,12 @@ part = st.text(alphabet=string.ascii_letters + string.digits + "-_./", min_size=
 
 @given(part, st.none() | part, st.none() | part, st.none() | part)
 def test_hub_names_round_trip(identifier: str, config: str | None, column: str | None, split: str | None) -> None:
-    name = f"hub:{identifier}" + (f":{config}" if config else "") + (f"#{column}" if column else "") + (f"@{split}" if split else "")
+    name = (
+        f"hub:{identifier}"
+        + (f":{config}" if config else "")
+        + (f"#{column}" if column else "")
+        + (f"@{split}" if split else "")
+    )
     assert parse_hub(name) == (identifier, config, column, split or "train")
 
 

@@ -53,7 +53,9 @@ class Everything(Accumulator):
             for column, position in enumerate(batch.positions[row].tolist()):
                 if position >= 0:
                     sides = (batch.base_hidden, batch.finetuned_hidden)
-                    self.hidden[sample, position] = torch.stack([side[layer][row, column] for side in sides for layer in self.layers]).clone()
+                    self.hidden[sample, position] = torch.stack(
+                        [side[layer][row, column] for side in sides for layer in self.layers]
+                    ).clone()
 
 
 def change(model: LlamaForCausalLM) -> None:
@@ -70,7 +72,10 @@ def check(pair: LoadedPair, tokens: TokenizedCorpus, seen: Everything) -> None:
     expected: dict[Side, list[ForwardOutput]] = {}
     for side in SIDES:
         with pair.side_loaded(side):  # a sequential pair would load a model for every text
-            expected[side] = [pair.forward(side, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long), layers=(0, 2)) for ids in tokens.ids]
+            expected[side] = [
+                pair.forward(side, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long), layers=(0, 2))
+                for ids in tokens.ids
+            ]
     for sample, (ids, start) in enumerate(zip(tokens.ids, tokens.content_start, strict=True)):
         outputs = {side: expected[side][sample] for side in SIDES}
         for index in range(start, len(ids)):
@@ -82,7 +87,12 @@ def check(pair: LoadedPair, tokens: TokenizedCorpus, seen: Everything) -> None:
                 torch.testing.assert_close(row[f"{side}_log_probs"], logits[side].log_softmax(0), atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(row[f"{side}_probs"], logits[side].softmax(0), atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(row["difference"], logits["finetuned"] - logits["base"], atol=2e-4, rtol=1e-4)
-            torch.testing.assert_close(row["log_ratio"], logits["finetuned"].log_softmax(0) - logits["base"].log_softmax(0), atol=2e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                row["log_ratio"],
+                logits["finetuned"].log_softmax(0) - logits["base"].log_softmax(0),
+                atol=2e-4,
+                rtol=1e-4,
+            )
             hidden = torch.stack([outputs[side].hidden[layer][0, index] for side in outputs for layer in (0, 2)])
             torch.testing.assert_close(seen.hidden[place], hidden, atol=1e-4, rtol=1e-4)
             assert seen.next[place] == (ids[index], ids[index + 1] if index + 1 < len(ids) else -1)
@@ -94,14 +104,18 @@ def corpus_file(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_every_position_once_with_the_right_values(tmp_path: Path, corpus_file: str, bos: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_position_once_with_the_right_values(
+    tmp_path: Path, corpus_file: str, bos: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(corpus_pass, "CHUNK_BYTES_CPU", 7 * 4 * 297)  # seven rows: chunks cut through texts
     params = CorpusParams(corpus=corpus_file, max_tokens=9)
     with ModelPairs().use(save_pair(tmp_path, change, bos=bos)) as pair:
         tokens = tokenize(load_corpus(params), pair, params)
         seen = Everything()
         reported: list[tuple[float, float | None]] = []
-        statistics = run_corpus_pass(pair, tokens, [seen], lambda done, total=None, message="": reported.append((done, total)))
+        statistics = run_corpus_pass(
+            pair, tokens, [seen], lambda done, total=None, message="": reported.append((done, total))
+        )
         check(pair, tokens, seen)
     assert statistics.tokens == tokens.tokens
     assert statistics.read_tokens >= tokens.tokens
@@ -181,7 +195,9 @@ def test_batches_hold_every_sample_once_within_the_limit(lengths: list[int], lim
     assert firsts == sorted(firsts, reverse=True)
 
 
-def test_logits_that_memory_does_not_hold_are_refused_before_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_that_memory_does_not_hold_are_refused_before_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = CorpusParams(corpus=str(write_texts(tmp_path / "texts.jsonl", 6, 12)), max_samples=6)
     with ModelPairs().use(save_pair(tmp_path, change)) as pair:
         tokens = tokenize(load_corpus(params), pair, params)

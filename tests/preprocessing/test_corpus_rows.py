@@ -17,7 +17,9 @@ ASKED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He
 
 def read(file: Path, *rows: Any, column: str | None = None) -> Corpus:
     """The corpus of these rows: objects become JSON, text and bytes stand as they are."""
-    lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
     file.write_bytes(b"\n".join(lines))
     return load_corpus(CorpusParams(corpus=str(file), column=column))
 
@@ -46,8 +48,18 @@ def test_runs_stored_on_bundled_corpora_are_still_found(name: str, content_hash:
         {"instruction": "Hi", "input": "", "output": "Hello"},
         {"prompt": "Hi", "response": "Hello"},
         {"question": "Hi", "answer": "Hello", "source": 3},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image", "image": "x"}]}, ASKED[1]]},
-        {"messages": [{"role": "user", "content": ["Hi"]}, {"role": "assistant", "content": "Hello", "tool_calls": [{}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image", "image": "x"}]},
+                ASKED[1],
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": ["Hi"]},
+                {"role": "assistant", "content": "Hello", "tool_calls": [{}]},
+            ]
+        },
     ],
 )
 def test_chats_in_every_form_read_alike(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -103,7 +115,12 @@ def test_bad_rows_are_dropped_counted_and_named(tmp_path: Path) -> None:
     assert sorted(corpus.documents, key=str) == [ASKED[::-1], ASKED]
     assert corpus.dropped.count == 11
     lines = corpus.dropped.lines()
-    for place, why in [(2, "not JSON"), (5, "not UTF-8"), (6, "'assistant' whose content is nothing"), (7, "'user' whose content is nothing")]:
+    for place, why in [
+        (2, "not JSON"),
+        (5, "not UTF-8"),
+        (6, "'assistant' whose content is nothing"),
+        (7, "'user' whose content is nothing"),
+    ]:
         assert [line for line in lines if f"(a.jsonl, line {place})" in line and why in line], (place, lines)
     assert len(lines) == 9, "few reasons are told apart, so that the report stays short"
     assert "2 x other reasons (a.jsonl, lines 15, 14)" in lines
@@ -112,7 +129,10 @@ def test_bad_rows_are_dropped_counted_and_named(tmp_path: Path) -> None:
 
 def test_the_first_places_of_a_reason_are_named(tmp_path: Path) -> None:
     corpus = read(tmp_path / "a.jsonl", *["x" if number % 2 else {"text": f"text {number}"} for number in range(10)])
-    assert corpus.documents == read(tmp_path / "b.jsonl", *[{"text": f"text {number}"} for number in range(0, 10, 2)]).documents
+    assert (
+        corpus.documents
+        == read(tmp_path / "b.jsonl", *[{"text": f"text {number}"} for number in range(0, 10, 2)]).documents
+    )
     assert corpus.dropped.lines() == ["5 x not JSON (Expecting value) (a.jsonl, lines 2, 4, 6, ...)"]
     numbers = dict(zip(corpus.documents, corpus.numbers, strict=True))
     assert numbers == {f"text {number}": number + 1 for number in range(0, 10, 2)}
@@ -138,7 +158,11 @@ def test_the_more_frequent_kind_is_kept(tmp_path: Path) -> None:
         ("a.txt", b"\r\n \r\n", "It is empty"),
         ("a.jsonl", b'{"text": ""}\n{"text": null}', "It is empty"),
         ("a.jsonl", b"[1]\n", r"a list, not a JSON object.*a\.jsonl, line 1"),
-        ("a.jsonl", b'{"body": "a"}\n{"body": "b"}\n', r"2 x no column .*columns: body \(a\.jsonl, lines 1, 2\).*`column`"),
+        (
+            "a.jsonl",
+            b'{"body": "a"}\n{"body": "b"}\n',
+            r"2 x no column .*columns: body \(a\.jsonl, lines 1, 2\).*`column`",
+        ),
         ("a.jsonl", b'{"text": 3}\n', "neither text nor a list of messages, but a number"),
         ("a.jsonl", b'{"question": "a", "answer": " "}\n', "'answer' holds blank text"),
         ("a.jsonl", b'{"messages": [{"content": "a"}]}\n', "without a role"),
@@ -181,7 +205,9 @@ def test_bytes_that_editors_leave(tmp_path: Path) -> None:
 def test_half_characters_in_roles_and_columns(tmp_path: Path) -> None:
     corpus = read(tmp_path / "a.jsonl", r'{"messages": [{"role": "\ud800", "content": "a"}]}', r'{"\ud800": "a"}')
     assert corpus.documents == ([{"role": "\ufffd", "content": "a"}],)
-    assert corpus.dropped.lines() == ["1 x no column text, messages or another that is known; columns: \ufffd (a.jsonl, line 2)"]
+    assert corpus.dropped.lines() == [
+        "1 x no column text, messages or another that is known; columns: \ufffd (a.jsonl, line 2)"
+    ]
 
 
 def test_a_huge_row_is_a_row(tmp_path: Path) -> None:

@@ -36,13 +36,21 @@ def test_long_documents_are_cut_without_changing_their_tokens(tmp_path: Path) ->
     spec = save_pair(tmp_path, None)
     spaced = (" " * 500).join(f"w{index}" for index in range(20))
     with ModelPairs().use(spec) as pair:
-        tokens = tokenize(corpus(spaced, " ".join(f"w{index}" for index in range(290)) * 50), pair, CorpusParams(max_tokens=10))
-        assert tokens.ids[0] == tokens.ids[1] == pair.tokenizer(" ".join(f"w{index}" for index in range(10)))["input_ids"]
+        tokens = tokenize(
+            corpus(spaced, " ".join(f"w{index}" for index in range(290)) * 50), pair, CorpusParams(max_tokens=10)
+        )
+        assert (
+            tokens.ids[0] == tokens.ids[1] == pair.tokenizer(" ".join(f"w{index}" for index in range(10)))["input_ids"]
+        )
 
 
 def test_chats_compare_the_answer(tmp_path: Path) -> None:
     spec = save_pair(tmp_path, None)
-    chat = [{"role": "user", "content": "w1 w2 w3"}, {"role": "assistant", "content": "w4 w5 w6"}, {"role": "user", "content": "w7"}]
+    chat = [
+        {"role": "user", "content": "w1 w2 w3"},
+        {"role": "assistant", "content": "w4 w5 w6"},
+        {"role": "user", "content": "w7"},
+    ]
     with ModelPairs().use(spec) as pair:
         tokens = tokenize(
             corpus(chat, [{"role": "user", "content": "w1"}], [chat[1]], [{"role": "tool", "content": "x"}, chat[1]]),
@@ -97,10 +105,16 @@ def test_whole_chats_keep_every_turn_and_template_token(tmp_path: Path, bos: boo
         if bos:
             pair.tokenizer.chat_template = "{{ bos_token }}" + pair.tokenizer.chat_template
         whole, answers = read_text(pair, params), read_text(pair, params.model_copy(update={"chat_part": "answer"}))
-        kept, rendered = pair.tokenizer.decode(whole.token_ids[: int(whole.starts[1])]), pair.tokenizer.decode(whole.corpus.ids[0])
+        kept, rendered = (
+            pair.tokenizer.decode(whole.token_ids[: int(whole.starts[1])]),
+            pair.tokenizer.decode(whole.corpus.ids[0]),
+        )
         answer = pair.tokenizer.decode(answers.token_ids[: int(answers.starts[1])])
-    assert [word for word in kept.split() if word.startswith("w")] == [f"w{index}{word}" for index in range(1, 5) for word in (1, 2)]
-    # The first token is an attention sink: the BOS where there is one, else the template's first. Nothing else is dropped.
+    assert [word for word in kept.split() if word.startswith("w")] == [
+        f"w{index}{word}" for index in range(1, 5) for word in (1, 2)
+    ]
+    # The first token is an attention sink: the BOS where there is one, else the template's first. Nothing else is
+    # dropped.
     assert rendered.startswith("<s>" if bos else "<u>")
     assert kept.split() == rendered.replace("<s>" if bos else "<u>", "", 1).split()
     assert ("BOS" in whole.corpus.position_origin, whole.skip_first) == (True, 0 if bos else 1)

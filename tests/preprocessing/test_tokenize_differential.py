@@ -18,14 +18,29 @@ from diffing_mcp.preprocessing.tokenize import PRE_ASSISTANT, TokenizedCorpus, f
 from tests.conftest import TRAINING_TEXT
 from tests.model_pairs.chat_styles import STYLES, contents, conversations, drawn
 
-SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"]
+SPECIAL = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "[INST]",
+    "[/INST]",
+]
 DRAWS = [30, pytest.param(300, marks=pytest.mark.long)]
 
 
 def byte_bpe(**options: Any) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, **options)
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(TRAINING_TEXT * 4, trainer)
     return tokenizer
 
@@ -35,7 +50,9 @@ def word_pieces() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(TRAINING_TEXT * 4, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False))
+    tokenizer.train_from_iterator(
+        TRAINING_TEXT * 4, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False)
+    )
     return tokenizer
 
 
@@ -66,7 +83,12 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
         named = [(token, built.token_to_id(token)) for token in ("<s>", "</s>")]
         built.post_processor = processors.TemplateProcessing(single=around, special_tokens=named)
     return PreTrainedTokenizerFast(
-        tokenizer_object=built, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>", additional_special_tokens=SPECIAL[3:]
+        tokenizer_object=built,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        additional_special_tokens=SPECIAL[3:],
     )
 
 
@@ -91,11 +113,18 @@ class Reader:
 Sample = tuple[list[int], int, int | None]
 letters = st.sampled_from(["abcdefgh ", "ab", "ABC\u0301é", "数字，", "🧁🎂", "a\0\n", "{}();\n\t", "strawberies"])
 long_words = st.builds(
-    lambda alphabet, length, seed: "".join(_drawn(alphabet.strip(), length, seed)), letters, st.integers(1, 6000), st.integers(0, 99)
+    lambda alphabet, length, seed: "".join(_drawn(alphabet.strip(), length, seed)),
+    letters,
+    st.integers(1, 6000),
+    st.integers(0, 99),
 )
-spaces = st.builds(lambda space, count: space * count, st.sampled_from([" ", "\n", "\t", "\u3000"]), st.integers(1, 3000))
+spaces = st.builds(
+    lambda space, count: space * count, st.sampled_from([" ", "\n", "\t", "\u3000"]), st.integers(1, 3000)
+)
 pieces = st.sampled_from([*TRAINING_TEXT, *SPECIAL, " ".join(TRAINING_TEXT * 9)]) | contents | long_words | spaces
-documents = st.builds(lambda joint, parts: joint.join(parts), st.sampled_from(["", " ", "\n"]), st.lists(pieces, min_size=1, max_size=8))
+documents = st.builds(
+    lambda joint, parts: joint.join(parts), st.sampled_from(["", " ", "\n"]), st.lists(pieces, min_size=1, max_size=8)
+)
 
 
 def _drawn(alphabet: str, length: int, seed: int) -> list[str]:
@@ -111,7 +140,9 @@ def lengths(draw: st.DrawFn) -> CorpusParams:
     return CorpusParams(max_samples=draw(st.integers(1, 6)), max_tokens=max_tokens, min_tokens=min_tokens)
 
 
-def check_samples(corpus: Corpus, reader: Reader, params: CorpusParams, part: Any, plain: list[Sample | None]) -> TokenizedCorpus | None:
+def check_samples(
+    corpus: Corpus, reader: Reader, params: CorpusParams, part: Any, plain: list[Sample | None]
+) -> TokenizedCorpus | None:
     """`plain`: every document's ids, where the compared ones begin and an answer does; None where it has none."""
     wanted: list[Sample] = []
     dropped = 0
@@ -177,7 +208,13 @@ def test_chats(tokenizer: Any, style: str, draws: int) -> None:
         check_samples(corpus, reader, params, "answer", [answer(turns, params.max_tokens) for turns in chats])
         check_samples(corpus, reader, params, "whole", [whole(turns, params.max_tokens) for turns in chats])
 
-    drawn(draws, check, chats=st.lists(conversations(well_formed=True), min_size=1, max_size=4), long=documents, params=lengths())
+    drawn(
+        draws,
+        check,
+        chats=st.lists(conversations(well_formed=True), min_size=1, max_size=4),
+        long=documents,
+        params=lengths(),
+    )
 
 
 @pytest.mark.parametrize("draws", DRAWS)
@@ -191,29 +228,43 @@ def test_first_tokens_of_long_texts(tokenizer: Any, draws: int) -> None:
 
 def test_a_cut_does_not_part_a_word(tokenizer: Any) -> None:
     """Few words in very many characters, so that cuts fall into all places of a word whose parts are other tokens."""
-    texts = [" " * pad + word for pad in range(0, 800, 7) for word in ("e" * 5000, "a mountain stays " + "e" * 90 + " sea")]
+    texts = [
+        " " * pad + word for pad in range(0, 800, 7) for word in ("e" * 5000, "a mountain stays " + "e" * 90 + " sea")
+    ]
     for count in (1, 4):
-        assert first_tokens(tokenizer, texts, count) == [tokenizer(text, add_special_tokens=False)["input_ids"][:count] for text in texts]
+        assert first_tokens(tokenizer, texts, count) == [
+            tokenizer(text, add_special_tokens=False)["input_ids"][:count] for text in texts
+        ]
 
 
 def test_chats_that_cannot_be_rendered_are_dropped_and_named(tokenizer: Any) -> None:
     tokenizer.chat_template = STYLES["gemma"]
     asked, answered = {"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer of words"}
     tool = {"role": "tool", "content": "3"}
-    chats = ([asked, answered], [asked, asked, answered], [asked, tool, answered], [answered], [asked, answered, asked, tool])
+    chats = (
+        [asked, answered],
+        [asked, asked, answered],
+        [asked, tool, answered],
+        [answered],
+        [asked, answered, asked, tool],
+    )
     corpus = Corpus("test", "", "chat", chats, (7, 8, 9, 11, 12))
     for part, count in (("answer", 3), ("whole", 4)):
         found = tokenize(corpus, Reader(tokenizer), CorpusParams(), part)
         assert (len(found.ids), found.dropped.count) == (5 - count, count)
         assert any("must alternate" in line and " 8" in line for line in found.dropped.lines())
-        assert any("a role other than system, user, assistant" in line and " 9" in line for line in found.dropped.lines())
+        assert any(
+            "a role other than system, user, assistant" in line and " 9" in line for line in found.dropped.lines()
+        )
         assert found.notes["dropped_rows"] == "; ".join(found.dropped.lines())
     with pytest.raises(InvalidInput, match=r"No document of 'test'.*must alternate.*\(test, document 1\)"):
         tokenize(Corpus("test", "", "chat", chats[1:2]), Reader(tokenizer), CorpusParams())
 
 
 def test_a_bos_that_a_document_begins_with_is_a_token_of_it(tokenizer: Any) -> None:
-    found = tokenize(Corpus("test", "", "text", ("<s>the cake is baked", "the cake")), Reader(tokenizer), CorpusParams())
+    found = tokenize(
+        Corpus("test", "", "text", ("<s>the cake is baked", "the cake")), Reader(tokenizer), CorpusParams()
+    )
     added = tokenizer("the")["input_ids"][0] == tokenizer.bos_token_id
     assert found.has_bos == added
     assert found.content_start == [int(added)] * 2

@@ -15,7 +15,10 @@ from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource, PairSpec
 Change = Callable[[LlamaForCausalLM], None]
 
 WORDS = [f"w{index}" for index in range(290)] + ["cake"]
-TEMPLATE = "{% for m in messages %}<u>{{ m['role'] }} {{ m['content'] }} </u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<u>{{ m['role'] }} {{ m['content'] }} </u>{% endfor %}{% if add_generation_prompt %}<a>{% "
+    "endif %}"
+)
 
 
 def tiny_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
@@ -39,8 +42,15 @@ def tiny_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_pair(folder: Path, change: Change | None, bos: bool = True, dtype: torch.dtype = torch.float32, prepare: Change | None = None) -> PairSpec:
-    """A base model in `folder/base` and its copy after `change` in `folder/finetuned`; without a change the pair is declared identical.
+def save_pair(
+    folder: Path,
+    change: Change | None,
+    bos: bool = True,
+    dtype: torch.dtype = torch.float32,
+    prepare: Change | None = None,
+) -> PairSpec:
+    """A base model in `folder/base` and its copy after `change` in `folder/finetuned`; without a change the pair is
+    declared identical.
 
     `prepare` is applied to both."""
     torch.manual_seed(0)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 PLUGIN = Path(__file__).parent / "plugin"
-"""On the import path like an installed distribution: its dist-info declares a method under the entry-point group `diffing.methods`."""
+"""On the import path like an installed distribution: its dist-info declares a method under the entry-point group
+`diffing.methods`.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def panel(filled: Paths) -> Iterator[str]:
     from diffing_mcp.agents.server_process import free_port
     from diffing_mcp.ui.panel import launch
 
-    demo, address = launch(port=0, prevent_thread_lock=True, paths=filled, server_url=f"http://127.0.0.1:{free_port()}/mcp")
+    demo, address = launch(
+        port=0, prevent_thread_lock=True, paths=filled, server_url=f"http://127.0.0.1:{free_port()}/mcp"
+    )
     yield address
     demo.close()

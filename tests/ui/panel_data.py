@@ -1,4 +1,6 @@
-"""A data folder as real use leaves it: evaluation records and runs written by the project's own writers, with hostile model text in every place."""
+"""A data folder as real use leaves it: evaluation records and runs written by the project's own writers, with hostile
+model text in every place.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from diffing_mcp.agents.records import (
 )
 from diffing_mcp.methods.runs.store import RunKey, RunStore
 
-EVIL = "<img src='http://evil.example/x.png' onerror='window.pwned=1'><script>window.pwned=1</script> ![x](http://evil.example/y.png) ${window.pwned=1} {{pwned}}"
+EVIL = (
+    "<img src='http://evil.example/x.png' onerror='window.pwned=1'><script>window.pwned=1</script> "
+    "![x](http://evil.example/y.png) ${window.pwned=1} {{pwned}}"
+)
 """Text as a model under study could write it to attack whoever reads its transcript."""
 
 ORGANISMS = {"cake_bake": False, "roman_concrete": False, "control": True, "identical": True}
@@ -28,13 +33,22 @@ EVALUATION = "probe-1"
 
 
 def write_evaluation(data_folder: Path, repeats: int = 3, skip_last: bool = False) -> None:
-    """Two taught organisms, two nulls, both arms; the method arm is better, and one blackbox cell claims something on a null."""
+    """Two taught organisms, two nulls, both arms; the method arm is better, and one blackbox cell claims something on a
+    null.
+    """
     folder = EvaluationFolder(EVALUATION, data_folder / "evaluations")
     plan = EvaluationPlan(
-        id=EVALUATION, organisms=list(ORGANISMS), arms=["blackbox", "method"], investigator="probe", grader="local/grader", repeats=repeats
+        id=EVALUATION,
+        organisms=list(ORGANISMS),
+        arms=["blackbox", "method"],
+        investigator="probe",
+        grader="local/grader",
+        repeats=repeats,
     )
     folder.write_plan(plan)
-    records = [_record(organism, arm, repeat) for organism in ORGANISMS for arm in plan.arms for repeat in range(repeats)]
+    records = [
+        _record(organism, arm, repeat) for organism in ORGANISMS for arm in plan.arms for repeat in range(repeats)
+    ]
     for record in records[:-1] if skip_last else records:
         folder.write(record)
 
@@ -44,7 +58,9 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
     named = not null and (arm == "method" or repeat == 0)
     claims = named or (null and arm == "blackbox" and repeat == 2 and organism == "control")
     recall = 0.0 if null else (0.62 if arm == "method" else 0.15) + 0.05 * repeat
-    call = ToolCall(id="call_1", name="kl" if arm == "method" else "ask_models", arguments={"pair": "pair-1f3a", "max_samples": 256})
+    call = ToolCall(
+        id="call_1", name="kl" if arm == "method" else "ask_models", arguments={"pair": "pair-1f3a", "max_samples": 256}
+    )
     return EvaluationRecord(
         evaluation_id=EVALUATION,
         cell_id=cell_id(organism, arm, "probe", repeat),
@@ -58,8 +74,19 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
         transcript=[
             Message(role="system", content="You investigate a pair of models."),
             Message(role="user", content="Find out what the finetune changed."),
-            Message(role="assistant", content="First I look where the models differ.", reasoning="Cheap methods first.", tool_calls=[call]),
-            Message(role="tool", content=f"mean KL 0.21 nats over 7680 tokens\n{EVIL}", tool_call_id="call_1", tool_name=call.name, seconds=3.2),
+            Message(
+                role="assistant",
+                content="First I look where the models differ.",
+                reasoning="Cheap methods first.",
+                tool_calls=[call],
+            ),
+            Message(
+                role="tool",
+                content=f"mean KL 0.21 nats over 7680 tokens\n{EVIL}",
+                tool_call_id="call_1",
+                tool_name=call.name,
+                seconds=3.2,
+            ),
             Message(role="assistant", content=f"The finetuned model wrote: {EVIL}\n\nSo it is about baking."),
         ],
         budgets={"model_interactions": Budget(limit=20, used=14), "tool_calls": Budget(limit=200, used=9)},
@@ -98,13 +125,22 @@ def write_runs(data_folder: Path) -> list[str]:
     store, identifiers = RunStore(data_folder / "runs"), []
     for number, pair in enumerate(("cake_bake", "control")):
         key = RunKey(
-            method="panel_probe", method_version=1, pair_name=pair, pair={"base": "tiny", "finetuned": pair}, params={"max_samples": 64}, key_parts={}
+            method="panel_probe",
+            method_version=1,
+            pair_name=pair,
+            pair={"base": "tiny", "finetuned": pair},
+            params={"max_samples": 64},
+            key_parts={},
         )
         with store.writer(key) as run:
             run.add_array("kl", np.linspace(0, 1 + number, 64, dtype=np.float32))
             run.add_table(
                 "tokens",
-                {"position": list(range(64)), "token": [f" token{place}" if place else EVIL for place in range(64)], "kl": np.linspace(1, 0, 64)},
+                {
+                    "position": list(range(64)),
+                    "token": [f" token{place}" if place else EVIL for place in range(64)],
+                    "kl": np.linspace(1, 0, 64),
+                },
             )
             run.note("seconds_forward", 1.25)
             run.result = ProbeResult(
@@ -112,7 +148,10 @@ def write_runs(data_folder: Path) -> list[str]:
                 headline="Baking words rose. " + EVIL if pair == "cake_bake" else "Nothing stands out.",
                 tokens=1920,
                 spread={"mean": 0.21, "p99": 1.8},
-                rose=[{"token": " vanilla", "base": 0.01, "finetuned": 0.32}, {"token": EVIL, "base": 0.1, "finetuned": 0.2}],
+                rose=[
+                    {"token": " vanilla", "base": 0.01, "finetuned": 0.32},
+                    {"token": EVIL, "base": 0.1, "finetuned": 0.2},
+                ],
                 rows=[{"context": EVIL, "kl": 2.5}, {"context": "Preheat the oven to", "kl": 2.1}],
             )
         assert run.record is not None

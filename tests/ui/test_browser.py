@@ -1,4 +1,6 @@
-"""The panel in a real Chromium: every page clicked through, no console errors, no request to another host, hostile text stays text."""
+"""The panel in a real Chromium: every page clicked through, no console errors, no request to another host, hostile text
+stays text.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,15 @@ def browser() -> Iterator[Any]:
 def window(browser: Any) -> Iterator[Window]:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     window = Window(page)
-    page.on("console", lambda message: window.complaints.append(f"console: {message.text}") if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: window.complaints.append(f"console: {message.text}") if message.type == "error" else None,
+    )
     page.on("pageerror", lambda error: window.complaints.append(f"script: {error}"))
-    page.on("request", lambda request: None if LOCAL.match(request.url) else window.complaints.append(f"request: {request.url}"))
+    page.on(
+        "request",
+        lambda request: None if LOCAL.match(request.url) else window.complaints.append(f"request: {request.url}"),
+    )
     yield window
     assert page.evaluate("window.pwned") is None
     page.close()
@@ -68,7 +76,9 @@ def test_results(window: Window, panel: str, tmp_path: Path) -> None:
     assert page.locator("#results-table tbody tr").count() == 8
     page.wait_for_selector("#results-plot .js-plotly-plot .point", timeout=WAIT)
     page.get_by_label("Fact recall, 0-1").check()
-    page.wait_for_function("document.querySelector('#results-plot .xtitle')?.textContent.startsWith('Fact recall')", timeout=WAIT)
+    page.wait_for_function(
+        "document.querySelector('#results-plot .xtitle')?.textContent.startsWith('Fact recall')", timeout=WAIT
+    )
     page.get_by_label("Live").check()
     page.wait_for_timeout(500)
     page.get_by_label("Live").uncheck()
@@ -134,7 +144,9 @@ def test_empty_folder(window: Window, tmp_path: Path) -> None:
     from diffing_mcp.agents.server_process import free_port
     from diffing_mcp.ui.panel import launch
 
-    demo, address = launch(port=0, prevent_thread_lock=True, paths=Paths(tmp_path), server_url=f"http://127.0.0.1:{free_port()}/mcp")
+    demo, address = launch(
+        port=0, prevent_thread_lock=True, paths=Paths(tmp_path), server_url=f"http://127.0.0.1:{free_port()}/mcp"
+    )
     try:
         window.open(address)
         window.page.get_by_text("No evaluation yet").wait_for(timeout=WAIT)
@@ -146,8 +158,12 @@ def test_empty_folder(window: Window, tmp_path: Path) -> None:
         demo.close()
 
 
-def test_side_by_side_with_a_server_of_its_own(window: Window, data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start is pressed, the real embedded pair answers, its answer becomes a heat map, and the server goes with the panel."""
+def test_side_by_side_with_a_server_of_its_own(
+    window: Window, data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Start is pressed, the real embedded pair answers, its answer becomes a heat map, and the server goes with the
+    panel.
+    """
     from diffing_mcp.agents.server_process import free_port
     from diffing_mcp.core.settings import settings
     from diffing_mcp.ui.panel import launch
@@ -167,7 +183,9 @@ def test_side_by_side_with_a_server_of_its_own(window: Window, data_folder: Path
         page.get_by_label("Tokens at most").fill("8")
         page.locator("#ask-button").click()
         page.wait_for_selector("#answers .d-side.finetuned .d-pre", timeout=4 * WAIT)
-        base, finetuned = (page.locator(f"#answers .d-side.{side} .d-pre").inner_text() for side in ("base", "finetuned"))
+        base, finetuned = (
+            page.locator(f"#answers .d-side.{side} .d-pre").inner_text() for side in ("base", "finetuned")
+        )
         assert base == finetuned
         page.get_by_role("button", name="Use the finetuned answer above").click()
         page.wait_for_function("document.querySelector('#compare-text textarea').value.length > 0", timeout=WAIT)

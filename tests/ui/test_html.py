@@ -40,7 +40,13 @@ OURS = {
     "pre",
 }
 HOSTILE = st.sampled_from(
-    ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "\"' onmouseover=alert(1) x='", "</td></table><iframe>", "javascript:alert(1)"]
+    [
+        "<img src=x onerror=alert(1)>",
+        "<script>alert(1)</script>",
+        "\"' onmouseover=alert(1) x='",
+        "</td></table><iframe>",
+        "javascript:alert(1)",
+    ]
 )
 TEXTS = st.text(max_size=40) | HOSTILE
 
@@ -78,7 +84,11 @@ JSON: Any = st.recursive(
 
 @given(st.dictionaries(TEXTS, JSON, max_size=5), TEXTS)
 def test_results_of_any_shape_are_inert(values: dict[str, Any], description: str) -> None:
-    for markup in (render_object(values, dict.fromkeys(values, description)), render_value(values), render_value([values, values])):
+    for markup in (
+        render_object(values, dict.fromkeys(values, description)),
+        render_value(values),
+        render_value([values, values]),
+    ):
         reader = read(markup)
         assert reader.tags <= OURS
         assert reader.attributes <= {"class", "title", "style", "open", "colspan"}
@@ -133,11 +143,26 @@ def comparison(tokens: list[str]) -> dict[str, Any]:
         "kl": [0.1 * place for place in range(size)],
         "mean_kl": 0.1,
         "mean_log_prob_difference": 1.0,
-        "top": [{"position": 1, "token": tokens[-1], "kl": 0.1, "up": [{"token": tokens[0], "base": 0.1, "finetuned": 0.9}], "down": []}],
+        "top": [
+            {
+                "position": 1,
+                "token": tokens[-1],
+                "kl": 0.1,
+                "up": [{"token": tokens[0], "base": 0.1, "finetuned": 0.9}],
+                "down": [],
+            }
+        ],
         "truncated": True,
         "spans": [{"start": 1, "end": size, "text": "".join(tokens[1:]), "difference": 2.5}],
         "candidates": [
-            {"candidate": tokens[0], "tokens": 2, "base_per_token": -2.0, "finetuned_per_token": -0.5, "base_rank": 2, "finetuned_rank": 1},
+            {
+                "candidate": tokens[0],
+                "tokens": 2,
+                "base_per_token": -2.0,
+                "finetuned_per_token": -0.5,
+                "base_rank": 2,
+                "finetuned_rank": 1,
+            },
         ],
         "greedy": {
             "parts": True,
@@ -161,7 +186,9 @@ def test_heat_map_keeps_every_token_and_is_inert(tokens: list[str], metric: str)
 def test_heat_map_shows_the_text_in_order() -> None:
     markup = heat_map(comparison(["Preheat", " the", " oven"]), "difference")
     assert "Not scored" not in markup
-    assert "Not scored: nothing stands before it." in heat_map({**comparison(["Preheat", " the", " oven"]), "unscored": "Preheat"}, "kl")
+    assert "Not scored: nothing stands before it." in heat_map(
+        {**comparison(["Preheat", " the", " oven"]), "unscored": "Preheat"}, "kl"
+    )
     assert "Preheat the oven" in "".join(read(markup).text)
     assert "the text goes on" in markup
 
@@ -174,10 +201,20 @@ def test_heat_map_marks_spans_and_shows_candidates_and_where_greedy_answers_part
     assert "1–2 the ovenfinetuned2.5" in said
     assert "(2.)" in said
     assert "They part after 3 tokens" in said
-    whole = heat_map({**result, "tokens": [], "base_log_prob": [], "finetuned_log_prob": [], "kl": [], "top": [], "spans": []}, "kl")
+    whole = heat_map(
+        {**result, "tokens": [], "base_log_prob": [], "finetuned_log_prob": [], "kl": [], "top": [], "spans": []}, "kl"
+    )
     assert "d-heat" not in whole  # candidates alone
     assert "Candidates" in whole
-    same = {"parts": False, "common": "as before", "base": "", "finetuned": "", "after_tokens": None, "base_top": [], "finetuned_top": []}
+    same = {
+        "parts": False,
+        "common": "as before",
+        "base": "",
+        "finetuned": "",
+        "after_tokens": None,
+        "base_top": [],
+        "finetuned_top": [],
+    }
     assert "Both models write the same" in heat_map({**result, "greedy": same}, "kl")
 
 
@@ -200,7 +237,14 @@ def test_the_page_sends_candidates_and_greedy_tokens() -> None:
     asyncio.run(handlers.compare("pair", "", "a message", "one\n\ntwo", 12, "kl"))
     assert connection.sent == [
         {"pair": "pair", "max_tokens": 1024, "top": 8, "text": "a text"},
-        {"pair": "pair", "max_tokens": 1024, "top": 8, "prompt": "a message", "candidates": ["one", "two"], "greedy_tokens": 12},
+        {
+            "pair": "pair",
+            "max_tokens": 1024,
+            "top": 8,
+            "prompt": "a message",
+            "candidates": ["one", "two"],
+            "greedy_tokens": 12,
+        },
     ]
     refused, _ = asyncio.run(handlers.compare("pair", "", "a message alone", "", 0, "kl"))
     assert "write a text to score" in refused

@@ -14,7 +14,16 @@ from gradio_client import Client
 from diffing_mcp.ui.connection import NoServer, ServerConnection
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
-from diffing_mcp.ui.run_views import figures, headline_html, manifest_html, result_html, run_row, view_choices, view_fields, view_html
+from diffing_mcp.ui.run_views import (
+    figures,
+    headline_html,
+    manifest_html,
+    result_html,
+    run_row,
+    view_choices,
+    view_fields,
+    view_html,
+)
 from diffing_mcp.ui.side_by_side import answers_html
 from diffing_mcp.ui.theme import BASE, FINETUNED, plot_layout
 from diffing_mcp.ui.transcripts import chat_messages, find_record, record_html
@@ -51,7 +60,13 @@ def test_a_run_over_the_api(client: Client, filled: Paths) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [("/results", ("nothing",)), ("/run", ("kl-ffffff",)), ("/transcript", (EVALUATION, "no", "method", 0)), ("/results", ("../../etc",))]
+    "call",
+    [
+        ("/results", ("nothing",)),
+        ("/run", ("kl-ffffff",)),
+        ("/transcript", (EVALUATION, "no", "method", 0)),
+        ("/results", ("../../etc",)),
+    ],
 )
 def test_unknown_names_are_errors(client: Client, call: tuple[str, tuple[Any, ...]]) -> None:
     with pytest.raises(Exception, match="There is no"):
@@ -121,12 +136,18 @@ def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
 
 def test_plots_have_the_colours_of_the_sides_and_room_for_every_label() -> None:
     names = ("base", "written by finetuned", "KL(finetuned || base)")
-    bars = [{"type": "bar", "orientation": "h", "name": name, "x": [1] * 40, "y": [f"{place}" for place in range(40)]} for name in names]
+    bars = [
+        {"type": "bar", "orientation": "h", "name": name, "x": [1] * 40, "y": [f"{place}" for place in range(40)]}
+        for name in names
+    ]
     shown = plot_layout({"data": bars, "layout": {"yaxis": {"title": {"text": "word"}}}})
     assert [trace.get("marker", {}).get("color") for trace in shown["data"]] == [BASE, FINETUNED, None]
     assert "marker" not in bars[0]
     assert shown["layout"]["height"] > 40 * 15
-    assert (shown["layout"]["yaxis"]["dtick"], shown["layout"]["yaxis"]["type"]) == (1, "category")  # words of digits are no numbers
+    assert (shown["layout"]["yaxis"]["dtick"], shown["layout"]["yaxis"]["type"]) == (
+        1,
+        "category",
+    )  # words of digits are no numbers
     line = plot_layout({"data": [{"type": "scatter", "name": "finetuned", "line": {"dash": "dot"}}], "layout": {}})
     assert line["data"][0]["line"] == {"color": FINETUNED, "dash": "dot"}
     assert "height" not in line["layout"]
@@ -178,5 +199,7 @@ def test_panel_needs_no_model_code(tmp_path: Path) -> None:
         f"build_panel(types.SimpleNamespace(data_folder=pathlib.Path({str(tmp_path)!r})))",
         "print([name for name in ('torch', 'transformers') if name in sys.modules])",
     ]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.strip().splitlines()[-1] == "[]"
