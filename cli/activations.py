@@ -67,11 +67,12 @@ def list_activations(
 ) -> None:
     """List the collections, newest first."""
     from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.model_pairs.fingerprint import pair_identity
     from diffing_mcp.model_pairs.resolve import resolve_pair
     from diffing_mcp.preprocessing.activation_store import default_activation_store
     from diffing_mcp.preprocessing.activation_summary import broken_rows, collection_row
 
-    identity = resolve_pair(pair).identity() if pair is not None else None
+    identity = pair_identity(resolve_pair(pair)) if pair is not None else None
     store = default_activation_store()
     rows = [collection_row(index) for index in store.list() if identity in (None, index.pair)] + (
         [] if pair else broken_rows(store)

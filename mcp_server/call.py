@@ -18,6 +18,7 @@ from diffing_mcp.mcp_server.declarations import JobState, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.jobs import Job, Work
 from diffing_mcp.mcp_server.workbench import Workbench
 from diffing_mcp.methods.contract import CostEstimate
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.specs import PairSpec
 
 Present = Callable[["Call", Any], Reply]
@@ -59,7 +60,7 @@ class Call:
 
     async def identity(self, spec: PairSpec) -> Any:
         """What decides a pair's results. May hash files, so it is done off the event loop (and cached there)."""
-        return await anyio.to_thread.run_sync(spec.identity)
+        return await anyio.to_thread.run_sync(pair_identity, spec)
 
     def shown_name(self, spec: PairSpec) -> str:
         """How this caller knows the pair."""

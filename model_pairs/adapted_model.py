@@ -8,7 +8,6 @@ it is compared with what peft itself computes before it is used.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,9 @@ import torch
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, StoredAdapter
-from diffing_mcp.model_pairs.adapters import check_acts, check_landed, loading_by_peft, probe_ids, probe_logits
 from diffing_mcp.model_pairs.finite import is_finite
+from diffing_mcp.model_pairs.learned_prompt import LearnedPrompt
+from diffing_mcp.model_pairs.peft_loading import check_acts, check_landed, loading_by_peft, probe_ids, probe_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,34 +27,6 @@ _COARSE = 2e-2
 """Largest difference to peft's own logits, in standard deviations of the logits: the same modules run, in other batches
 of tokens at most.
 """
-
-
-class LearnedPrompt:
-    """Keys and values of learned tokens in front of every text (prompt tuning, p-tuning, prefix tuning), put into each
-    pass that starts a text.
-
-    Positions, masks and hidden states of a caller are those of the text alone.
-    """
-
-    def __init__(self, cache: Any, tokens: int, kind: str) -> None:
-        self.cache, self.tokens, self.kind = cache, tokens, kind
-
-    def __call__(
-        self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The hook before the model's forward."""
-        if arguments:
-            named, arguments = {"input_ids": arguments[0], **named}, ()
-        ids, mask, past = named["input_ids"], named.get("attention_mask"), named.get("past_key_values")
-        if past is None or past.get_seq_length() == 0:
-            past = copy.deepcopy(self.cache)
-            past.batch_repeat_interleave(ids.shape[0])
-        named = {**named, "past_key_values": past}
-        if mask is not None:
-            named["attention_mask"] = torch.cat([mask.new_ones(mask.shape[0], self.tokens), mask], dim=1)
-        if named.get("position_ids") is not None:
-            named["position_ids"] = named["position_ids"] + self.tokens
-        return arguments, named
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.modules import Unit, units_of
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.loading import ResidentModel
-    from diffing_mcp.model_pairs.pair import LoadedSide
+    from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.sides import LoadedSide
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import torch
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.model_pairs.adapters import activate
 from diffing_mcp.model_pairs.decoding import Reader, choose_tokens, decode
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.generation import (
@@ -32,11 +31,13 @@ from diffing_mcp.model_pairs.generation import (
     new_tokens,
     reporting,
     rows_of,
+    uniform_numbers,
 )
 from diffing_mcp.model_pairs.interventions import Intervention
+from diffing_mcp.model_pairs.switching import activate
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 
 class ContrastiveCompletion(Completion):
@@ -106,7 +107,15 @@ def generate_contrastive(
         )
         rule = _Contrast(of_rows, vocab_size, plausibility, sampling, stops)
         report = reporting(progress, done, total, len(batch))
-        ids = decode(sides, batch, rule, sampling, stops, tokenizer.pad_token_id, report)
+        ids = decode(
+            sides,
+            [row.prompt for row in batch],
+            rule,
+            uniform_numbers(batch, sampling),
+            stops,
+            tokenizer.pad_token_id,
+            report,
+        )
         sums: list[list[float]] = rule.sums.T.tolist()
         if count is not None:
             count.add_generation(

@@ -17,8 +17,7 @@ from diffing_mcp.model_pairs.forward import last_logits_only, positions_of, take
 from diffing_mcp.model_pairs.interventions import Intervention, applied
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.generation import Row, Sampling
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 _TOP_P_CANDIDATES = 1024
 _CHOICE_BYTES_CPU = 8 * 2**20
@@ -80,26 +79,27 @@ class Reader:
 @torch.inference_mode()
 def decode(
     readers: Sequence[Reader],
-    batch: Sequence[Row],
+    prompts: Sequence[Sequence[int]],
     choose: Choice,
-    sampling: Sampling,
+    uniform: torch.Tensor,
     stop_ids: frozenset[int],
     pad: int,
     report: Callable[[int], None],
 ) -> list[list[int]]:
-    """New token ids of each row (with the stop token, if one came, and padding after it).
+    """New token ids after each prompt (with the stop token, if one came, and padding after it), one for each of its
+    uniform numbers [B, most new tokens] at most.
 
     All readers read the same text. `report` is called after each token with their number so far, and may raise to end
     the work. Rows that have stopped leave the batch as soon as they are half of it, and it ends with the last one.
     """
-    new, mask = left_padded(batch, pad)
-    uniform = uniform_numbers(batch, sampling)
+    new, mask = left_padded(prompts, pad)
+    most = uniform.shape[1]
     stops = torch.tensor(sorted(stop_ids), dtype=torch.long)
-    ids = torch.full((len(batch), sampling.max_new_tokens), pad)
-    rows = torch.arange(len(batch))  # of the batch, that the readers still read
-    alive = torch.ones(len(batch), dtype=torch.bool)  # of those, which have not stopped
+    ids = torch.full((len(prompts), most), pad)
+    rows = torch.arange(len(prompts))  # of the batch, that the readers still read
+    alive = torch.ones(len(prompts), dtype=torch.bool)  # of those, which have not stopped
     step = 0
-    for step in range(sampling.max_new_tokens):
+    for step in range(most):
         logits = [reader.next_logits(new, mask) for reader in readers]
         new = torch.full((len(rows), 1), pad)
         for some in alive.nonzero().squeeze(1).split(rows_at_once(logits[0])):
@@ -149,22 +149,9 @@ def choose_tokens(scores: torch.Tensor, temperature: float, top_p: float, unifor
     return (chosen if order is None else order.gather(-1, chosen)).squeeze(-1)
 
 
-def left_padded(batch: Sequence[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompt ids and attention mask [B, S] of a batch, padded on the left."""
-    width = max(len(row.prompt) for row in batch)
-    ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch])
-    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch])
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return ids, mask
-
-
-def uniform_numbers(batch: Sequence[Row], sampling: Sampling) -> torch.Tensor:
-    """The random numbers [B, max_new_tokens] float64 in [0, 1) that each row is sampled with."""
-    rows = [
-        torch.rand(
-            sampling.max_new_tokens,
-            generator=torch.Generator().manual_seed(row.seed(sampling.seed)),
-            dtype=torch.float64,
-        )
-        for row in batch
-    ]
-    return torch.stack(rows)

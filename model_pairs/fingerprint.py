@@ -21,7 +21,8 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.checkpoint import read_header
 from diffing_mcp.model_pairs.files import commit_of, is_local, local_folder
-from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, SteeringFiles
+from diffing_mcp.model_pairs.precision import settled_dtype
+from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
 
 _KEPT_ON_DISK = 64 << 20
@@ -168,6 +169,20 @@ def source_identity(source: ModelSource) -> dict[str, Any]:
         "merge": source.merge and source.adapter is not None,
         "steering": steering_identity(source.steering) if source.steering else None,
     }
+
+
+def pair_identity(spec: PairSpec) -> dict[str, Any]:
+    """Everything that decides results, as JSON values: hub ids with commits, hashes of local files, subfolders, dtype,
+    merge, steering.
+
+    Names and local paths are left out: the same files under another path are the same pair. Hashes are cached by path,
+    size and time.
+    """
+    identity = {"base": source_identity(spec.base), "finetuned": source_identity(spec.finetuned)}
+    if settled := settled_dtype(spec.base.files, spec.finetuned.files):
+        for side in identity.values():
+            side["model"]["dtype"] = settled
+    return identity
 
 
 def stored_bytes(folder: Path, bytes_per_parameter: int | None = None) -> int:

@@ -16,7 +16,7 @@ import torch
 from diffing_mcp.core.errors import NotFinite
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.pair import LoadedSide
+    from diffing_mcp.model_pairs.sides import LoadedSide
     from diffing_mcp.model_pairs.specs import Side
 
 
@@ -77,7 +77,7 @@ def mask_of(named: Mapping[str, Any], length: int) -> torch.Tensor | None:
 
 def explained(found: str, running: Mapping[Side, LoadedSide]) -> str:
     """What was found, on which of the running sides, with the weights that cause it or what else may."""
-    from diffing_mcp.model_pairs.adapters import activate
+    from diffing_mcp.model_pairs.switching import activate
 
     broken: dict[Side, tuple[int, str]] = {}
     dtypes: set[torch.dtype] = set()

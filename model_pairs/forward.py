@@ -18,7 +18,7 @@ from diffing_mcp.model_pairs.finite import check_hidden, check_logits, check_val
 from diffing_mcp.model_pairs.interventions import Intervention, applied
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 _VOCABULARY_CHUNK = 8192
 _ROW_BYTES = 32 * 2**20

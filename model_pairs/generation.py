@@ -24,7 +24,7 @@ from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.room import cost_of, devices_of, free_bytes, most_rows
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 _ANCHOR_TOKENS = 4
 
@@ -241,7 +241,15 @@ def generate(
         of_rows = torch.tensor([row.request for row in batch])
         side = Reader(resident, [each.of_rows(of_rows) for each in interventions])
         report = reporting(progress, done, total, len(batch))
-        new = decode([side], batch, choose, sampling, stops, tokenizer.pad_token_id, report)
+        new = decode(
+            [side],
+            [row.prompt for row in batch],
+            choose,
+            uniform_numbers(batch, sampling),
+            stops,
+            tokenizer.pad_token_id,
+            report,
+        )
         if count is not None:
             count.add_generation([len(row.prompt) for row in batch], [new_tokens(stops, ids) for ids in new])
         for row, ids in zip(batch, new, strict=True):
@@ -249,6 +257,19 @@ def generate(
         done += len(batch) * sampling.max_new_tokens
         progress(done, total, "generating")
     return [[completion for completion in completions if completion is not None] for completions in results]
+
+
+def uniform_numbers(batch: Sequence[Row], sampling: Sampling) -> torch.Tensor:
+    """The random numbers [B, max_new_tokens] float64 in [0, 1) that each row is sampled with."""
+    rows = [
+        torch.rand(
+            sampling.max_new_tokens,
+            generator=torch.Generator().manual_seed(row.seed(sampling.seed)),
+            dtype=torch.float64,
+        )
+        for row in batch
+    ]
+    return torch.stack(rows)
 
 
 def reporting(progress: Progress, done: float, total: float, rows: int) -> Callable[[int], None]:

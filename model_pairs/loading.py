@@ -7,7 +7,6 @@ torch, transformers and nnterp are imported when a model is loaded, not before.
 from __future__ import annotations
 
 import logging
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,110 +26,15 @@ from diffing_mcp.model_pairs.checkpoint import (
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.fingerprint import stored_bytes
 from diffing_mcp.model_pairs.precision import computed_dtype, pair_dtype
+from diffing_mcp.model_pairs.resident import ResidentModel
 from diffing_mcp.model_pairs.specs import ModelFiles
 
 if TYPE_CHECKING:
     import torch
 
-    from diffing_mcp.model_pairs.adapted_model import AdaptedModel
     from diffing_mcp.model_pairs.adapter_files import StoredAdapter
-    from diffing_mcp.model_pairs.adapters import AttachedAdapter, Slot
 
 log = logging.getLogger(__name__)
-
-
-class ResidentModel:
-    """One full model in memory, and the adapters attached to it. `lock` is held by whoever switches adapters or runs a
-    pass.
-    """
-
-    def __init__(
-        self,
-        label: str,
-        model: Any,
-        folder: Path,
-        stop_ids: frozenset[int] = frozenset(),
-        remarks: tuple[str, ...] = (),
-        adapted: AdaptedModel | None = None,
-    ) -> None:
-        """`adapted`: the model has an adapter to itself, which is on for good."""
-        from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
-        from diffing_mcp.model_pairs.weight_digest import base_digest
-
-        self.label = label
-        self.remarks = remarks
-        """What is to be said about its files."""
-        self.folder = folder
-        self.standardized = model
-        """The nnterp StandardizedTransformer."""
-        self.transformer = model._model
-        """The transformers model inside."""
-        self.lock = threading.RLock()
-        self.adapters: dict[str, AttachedAdapter] = {}
-        self.own_adapter = OWN_ADAPTER if adapted is not None else None
-        """Name of the adapter that this model has to itself; None: adapters are attached to it and switched."""
-        self.prompt = adapted.prompt if adapted is not None else None
-        """Learned tokens that it reads in front of every text."""
-        self.active: str | None = self.own_adapter
-        """Name of the adapter that passes use now; None: the bare model."""
-        self.spoiled = False
-        """An adapter changed the base's weights: nothing may run on it any more."""
-        self.slots: list[Slot] = []
-        """Where LoRA layers belong."""
-        self.config = self.transformer.config.get_text_config()
-        self.num_layers: int = model.num_layers
-        self.d_model: int = int(model.hidden_size)
-        embedding = self.transformer.get_input_embeddings().weight
-        self.vocab_size: int = int(self.transformer.get_output_embeddings().weight.shape[0])
-        self.device: torch.device = embedding.device
-        self.dtype: torch.dtype = embedding.dtype
-        self.context_length: int = context_length_of(self.config)
-        self.stop_ids = stop_ids
-        """Tokens that end a completion."""
-        self.digest = base_digest(self)
-        """Content of all its own parameters, adapters left out."""
-        self._watch()
-
-    def _watch(self) -> None:
-        """Check what goes into every pass and what comes out, whoever runs it."""
-        from diffing_mcp.model_pairs.finite import check_output
-        from diffing_mcp.model_pairs.forward import input_check
-
-        self.transformer.register_forward_pre_hook(
-            input_check(self.vocab_size, self.standardized.tokenizer), with_kwargs=True
-        )
-        self.transformer.register_forward_hook(check_output, with_kwargs=True)
-
-    def layer_module(self, layer: int) -> torch.nn.Module:
-        """The torch module of block `layer`."""
-        return self.standardized.layers[layer]._module
-
-    def release(self) -> None:
-        """Let go of the weights, even where somebody still holds this object."""
-        with self.lock:
-            self.adapters.clear()
-            self.slots.clear()
-            del self.standardized, self.transformer
-
-    def bytes(self) -> int:
-        """Bytes of parameters and buffers of the model and its adapters, shared storage counted once."""
-        with self.lock:
-            tensors: dict[int, int] = {}
-            for tensor in (*self.transformer.parameters(), *self.transformer.buffers()):
-                tensors[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            for adapter in self.adapters.values():
-                for tensor in adapter.tensors():
-                    tensors[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return sum(tensors.values())
-
-
-def context_length_of(config: Any) -> int:
-    """Longest sequence, in tokens, that the model is made for; 2**20 when the configuration does not say."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return 1 << 20
 
 
 def choose_device() -> str:
@@ -302,7 +206,10 @@ def load_model(
     from transformers import GenerationConfig
 
     from diffing_mcp.model_pairs.adapted_model import adapted, merged
-    from diffing_mcp.model_pairs.forward import make_head_input_contiguous
+    from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
+    from diffing_mcp.model_pairs.finite import check_output
+    from diffing_mcp.model_pairs.forward import input_check, make_head_input_contiguous
+    from diffing_mcp.model_pairs.weight_digest import base_digest
 
     folder = local_folder(files.id, files.revision, files.subfolder)
     config, stored = read_config(files, folder), read_config_file(folder)
@@ -346,7 +253,13 @@ def load_model(
     # The checkpoint's own sampling defaults (penalties, temperatures) must not slip into comparisons: generation states
     # all of them.
     transformer.generation_config = GenerationConfig()
-    return ResidentModel(label, wrapped, folder, stops, remarks, changed)
+    own = (None, None) if changed is None else (OWN_ADAPTER, changed.prompt)
+    resident = ResidentModel(label, wrapped, folder, stops, remarks, *own)
+    resident.digest = base_digest(resident)
+    # Whoever runs a pass, what goes in and what comes out is checked.
+    transformer.register_forward_pre_hook(input_check(resident.vocab_size, tokenizer), with_kwargs=True)
+    transformer.register_forward_hook(check_output, with_kwargs=True)
+    return resident
 
 
 def _auto_class(config: Any) -> Any:

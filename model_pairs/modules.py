@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.model_pairs.adapters import activate
+from diffing_mcp.model_pairs.switching import activate
 
 if TYPE_CHECKING:
     import torch
 
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 Part = Literal["attention", "mlp", "norm", "embedding", "unembedding", "residual", "other"]
 """`residual` is a steering vector: it belongs to no module."""

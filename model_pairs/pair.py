@@ -8,7 +8,7 @@ runs on, so threads may share a pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,7 +16,6 @@ from diffing_mcp.core.errors import InvalidInput, NotFinite, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
-from diffing_mcp.model_pairs.adapters import activate
 from diffing_mcp.model_pairs.chat import (
     ChatMessage,
     has_chat_template,
@@ -27,7 +26,9 @@ from diffing_mcp.model_pairs.chat import (
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.modules import ModulePlace
+from diffing_mcp.model_pairs.sides import Difference, LoadedSide
 from diffing_mcp.model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
+from diffing_mcp.model_pairs.switching import activate
 
 if TYPE_CHECKING:
     import torch
@@ -36,32 +37,8 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.contrastive import ContrastiveCompletion
     from diffing_mcp.model_pairs.forward import ForwardOutput
     from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
     from diffing_mcp.model_pairs.weights import WeightDelta
-
-
-@dataclass(frozen=True)
-class LoadedSide:
-    """How to get at one side: a context that keeps its model in memory, and what to switch on there."""
-
-    hold: Callable[[], AbstractContextManager[ResidentModel]]
-    adapter: str | None
-    steering: tuple[Intervention, ...]
-    differences: tuple[Difference, ...] = ()
-    """Weight differences that are added to what the side is, of an amplified pair (`LoadedPair.amplified`)."""
-    in_memory: Callable[[], bool] = lambda: True
-    """Whether `hold` loads no model now."""
-    digest: Callable[[], str] = str
-    """Content of the weights that run: those of the model, the adapter's and the steering vector's."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A weight difference, finetuned minus origin, and how often it counts at each place."""
-
-    finetuned: LoadedSide
-    origin: LoadedSide
-    weight: WeightOf
 
 
 @dataclass(frozen=True)
@@ -272,7 +249,8 @@ class LoadedPair:
         from diffing_mcp.model_pairs.weights import everything, weight_deltas
 
         with self._named_when_not_finite(self.sides):
-            yield from weight_deltas(self, progress, chosen or everything)
+            base, finetuned = self.sides["base"], self.sides["finetuned"]
+            yield from weight_deltas(base, finetuned, self.sequential, progress, chosen or everything)
 
     def module_places(self) -> list[ModulePlace]:
         """What `amplified` asks the weight of: where modules with weights sit in the base, in the order of the model,

@@ -24,15 +24,17 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.layers import resolve_layer
-from diffing_mcp.model_pairs.pair import LoadedPair, LoadedSide
+from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.pair_tokenizers import PairTokenizers, choose_tokenizers, tokenizer_files
+from diffing_mcp.model_pairs.resident import context_length_of
+from diffing_mcp.model_pairs.sides import LoadedSide
 from diffing_mcp.model_pairs.specs import SIDES, AdapterFiles, ModelFiles, ModelSource, PairSpec, Side
 
 if TYPE_CHECKING:
     import torch
 
     from diffing_mcp.model_pairs.interventions import Intervention
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 log = logging.getLogger(__name__)
 
@@ -139,13 +141,7 @@ class ModelPairs:
             OutOfRoom: no room beside the models in use.
         """
         from diffing_mcp.model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
-        from diffing_mcp.model_pairs.loading import (
-            choose_device,
-            compute_dtype,
-            context_length_of,
-            estimated_bytes,
-            read_config,
-        )
+        from diffing_mcp.model_pairs.loading import choose_device, compute_dtype, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}

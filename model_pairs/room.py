@@ -13,7 +13,7 @@ from diffing_mcp.core.errors import OutOfRoom
 from diffing_mcp.core.settings import settings
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 LOGIT_BYTES = 512 * 2**20
 """Bytes of one side's logits in a batch at most; a large vocabulary gets smaller batches than

@@ -1,13 +1,13 @@
 """What a pair is made of: two sources of a model each. Frozen pydantic, no torch, nothing is loaded here.
 
 A side of a pair is a model (hub id, local folder or the embedded one), with an adapter on it, or with a steering
-vector, or bare. `PairSpec.identity()` states everything that decides what the pair computes and is what runs are keyed
-by.
+vector, or bare. `fingerprint.pair_identity` states everything that decides what the pair computes and is what runs are
+keyed by.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -86,23 +86,6 @@ class PairSpec(_Frozen):
     organism: str | None = None
     variant: str | None = None
     model: str | None = Field(None, description="Catalogue name of the base model.")
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides results, as JSON values: hub ids with commits, hashes of local files, subfolders,
-        dtype, merge, steering.
-
-        The dtype is that of the description, or the one for both sides where their files are of unequal types. Names
-        and local paths are left out: the same files under another path are the same pair. Hashes are cached by path,
-        size and time.
-        """
-        from diffing_mcp.model_pairs.fingerprint import source_identity
-        from diffing_mcp.model_pairs.precision import settled_dtype
-
-        identity = {"base": source_identity(self.base), "finetuned": source_identity(self.finetuned)}
-        if settled := settled_dtype(self.base.files, self.finetuned.files):
-            for side in identity.values():
-                side["model"]["dtype"] = settled
-        return identity
 
 
 class PairSummary(_Frozen):

@@ -14,9 +14,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
@@ -25,8 +25,11 @@ from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text, rows_of
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.pair import LoadedPair
-    from diffing_mcp.model_pairs.specs import ModelSource, Side
+    import torch
+
+    from diffing_mcp.model_pairs.forward_count import ForwardCount
+    from diffing_mcp.model_pairs.sides import LoadedSide
+    from diffing_mcp.model_pairs.specs import ModelSource, PairSpec, Side
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,25 @@ _adapter_numbers: dict[str, int] = {}
 _lock = threading.RLock()
 
 
+class ServedPair(Protocol):
+    """What an engine needs to know of a loaded pair."""
+
+    @property
+    def spec(self) -> PairSpec: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def finetuned_tokenizer(self) -> Any: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def sides(self) -> Mapping[Side, LoadedSide]: ...
+    @property
+    def forwards(self) -> ForwardCount: ...
+
+
 class VllmMissing(DiffingError):
     """The setting asks for vLLM, which is not installed."""
 
@@ -50,7 +72,7 @@ class VllmMissing(DiffingError):
 
 
 def generate(
-    pair: LoadedPair, side: Side, requests: Sequence[GenerationRequest], sampling: Sampling, progress: Progress = silent
+    pair: ServedPair, side: Side, requests: Sequence[GenerationRequest], sampling: Sampling, progress: Progress = silent
 ) -> list[list[Completion]]:
     """`sampling.n` completions of each request, like `LoadedPair.generate`. Cancelling works between batches of 256
     rows.
@@ -120,7 +142,7 @@ def release() -> None:
     gc.collect()
 
 
-def _engine(pair: LoadedPair, source: ModelSource, limit: int) -> Any:
+def _engine(pair: ServedPair, source: ModelSource, limit: int) -> Any:
     """The running engine of this source's full model, started when needed."""
     try:
         from vllm import LLM
@@ -173,7 +195,7 @@ def _engine(pair: LoadedPair, source: ModelSource, limit: int) -> Any:
     return _engines[key]
 
 
-def _ranks(pair: LoadedPair) -> list[int]:
+def _ranks(pair: ServedPair) -> list[int]:
     """LoRA ranks of the pair's adapters."""
     import json
 
@@ -186,7 +208,7 @@ def _ranks(pair: LoadedPair) -> list[int]:
     return ranks
 
 
-def _merged_folder(pair: LoadedPair, source: ModelSource) -> Path:
+def _merged_folder(pair: ServedPair, source: ModelSource) -> Path:
     """The merged model saved once to a temporary folder, from the resident copy."""
     key = (source.files, source.adapter)
     if key not in _merged_folders:
@@ -210,7 +232,7 @@ def _lora_request(source: ModelSource) -> Any | None:
     return LoRARequest(name, number, str(folder))
 
 
-def _stop_ids(pair: LoadedPair, source: ModelSource) -> set[int]:
+def _stop_ids(pair: ServedPair, source: ModelSource) -> set[int]:
     """Tokens that end a completion: as for the transformers backend."""
     import json
 

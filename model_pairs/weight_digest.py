@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.loading import ResidentModel
+    from diffing_mcp.model_pairs.resident import ResidentModel
 
 _COLUMNS = 4096
 _WORD = 8

@@ -22,7 +22,7 @@ from diffing_mcp.model_pairs.finite import check_values, is_finite
 from diffing_mcp.model_pairs.modules import LowRank, ModulePlace, Unit, oriented, units_of
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.pair import LoadedPair, LoadedSide
+    from diffing_mcp.model_pairs.sides import LoadedSide
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,21 @@ def everything(place: ModulePlace) -> bool:
     return True
 
 
-def weight_deltas(pair: LoadedPair, progress: Progress = silent, chosen: Chosen = everything) -> Iterator[WeightDelta]:
+def weight_deltas(
+    base: LoadedSide, finetuned: LoadedSide, in_turn: bool, progress: Progress = silent, chosen: Chosen = everything
+) -> Iterator[WeightDelta]:
     """Every parameter of the chosen modules, one after the other, weights that modules share once. Locks are held while
     one is read, not between.
 
-    A pair whose two models do not fit in memory together has its base written to a scratch folder once, and is read
-    from there.
+    `in_turn`: the two models do not fit in memory together; the base is written to a scratch folder once, and read from
+    there.
 
     Raises:
         NotTheSame: the two models have other modules.
         OutOfRoom: no room for the scratch folder.
         NotFinite: weights that are NaN or infinite on one side.
     """
-    base, finetuned = pair.sides["base"], pair.sides["finetuned"]
-    if pair.sequential:
+    if in_turn:
         yield from _in_turn(base, finetuned, progress, chosen)
         return
     with ExitStack() as stack:

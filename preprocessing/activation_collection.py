@@ -25,7 +25,8 @@ from pydantic import ConfigDict, Field
 from diffing_mcp.core.atomic_files import DISK_FULL, held, library_versions, replace_synced, sync_folder, write_synced
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, model_dtype, read_text
+from diffing_mcp.model_pairs.fingerprint import pair_identity
+from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
 from diffing_mcp.preprocessing.activation_store import (
     FORMAT,
     SIDES,
@@ -37,6 +38,7 @@ from diffing_mcp.preprocessing.activation_store import (
     short_id,
 )
 from diffing_mcp.preprocessing.corpora import corpus_identity
+from diffing_mcp.preprocessing.precision import model_dtype
 from diffing_mcp.preprocessing.text_sources import corpus_part
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class CollectionParams(ActivationTextParams):
 
 def collection_key(spec: PairSpec, params: CollectionParams) -> str:
     """sha256, in hex, of everything that decides the rows. Loads the documents, not the models."""
-    decisive = [FORMAT, spec.identity(), params.model_dump(mode="json"), corpus_identity(corpus_part(params))]
+    decisive = [FORMAT, pair_identity(spec), params.model_dump(mode="json"), corpus_identity(corpus_part(params))]
     return hashlib.sha256(
         json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
@@ -172,7 +174,7 @@ def _new_index(pair: LoadedPair, params: CollectionParams, key: str, text: KeptT
         key=key,
         finished=False,
         pair_name=pair.spec.name,
-        pair=pair.spec.identity(),
+        pair=pair_identity(pair.spec),
         params=params.model_dump(mode="json"),
         corpus=corpus_identity(corpus_part(params)),
         text={

@@ -14,12 +14,12 @@ from pydantic import ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
+from diffing_mcp.preprocessing.precision import model_dtype
 from diffing_mcp.preprocessing.text_sources import StoredActivationsParams, corpus_part
 
 if TYPE_CHECKING:
-    import torch
-
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.preprocessing.activation_rows import KeptText
     from diffing_mcp.preprocessing.activations import PairedActivations
@@ -114,7 +114,7 @@ def _collected(
     run_corpus_pass(pair, text.corpus, [RowCollector(text, layers, dtype, rows)], progress)
     readers: dict[int, PairedActivations] = {}
     for layer in layers:
-        decided = [pair.spec.identity(), text.corpus.sha, text.skip_first, text.num_tokens, layer, str(dtype)]
+        decided = [pair_identity(pair.spec), text.corpus.sha, text.skip_first, text.num_tokens, layer, str(dtype)]
         digest = hashlib.sha256(repr(decided).encode()).hexdigest()
         readers[layer] = ActivationRows(
             layer=layer,
@@ -128,13 +128,6 @@ def _collected(
             pool_rows=default_pool_rows(pair.d_model, dtype),
         )
     return readers
-
-
-def model_dtype(pair: LoadedPair) -> torch.dtype:
-    """The dtype that both models are loaded in. Loads nothing."""
-    from diffing_mcp.model_pairs.loading import compute_dtype
-
-    return compute_dtype(pair.spec.base.files, pair.spec.finetuned.files, pair.device.type)[0]
 
 
 def _check_memory(needed: int, tokens: int) -> None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from diffing_mcp.core.atomic_files import discard
 from diffing_mcp.core.errors import InvalidInput, NotTheSame, UnknownName
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -52,7 +53,7 @@ class CollectionIndex(BaseModel):
     key: str
     finished: bool
     pair_name: str
-    pair: dict[str, Any] = Field(description="PairSpec.identity()")
+    pair: dict[str, Any] = Field(description="fingerprint.pair_identity")
     params: dict[str, Any]
     corpus: dict[str, str] = Field(description="Id and content hash, and which rows were dropped.")
     text: dict[str, Any] = Field(description="Hash of the token ids, what position 0 is, documents dropped.")
@@ -231,7 +232,7 @@ class ActivationStore:
         from diffing_mcp.preprocessing.activation_rows import ActivationRows, default_pool_rows
 
         index = self.finished(identifier)
-        if index.pair != spec.identity():
+        if index.pair != pair_identity(spec):
             raise InvalidInput(f"The collection {index.id} is of another pair. Name a collection of this one.")
         if missing := [layer for layer in layers if layer not in index.layers]:
             raise InvalidInput(

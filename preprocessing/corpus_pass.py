@@ -24,8 +24,8 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.forward import ForwardOutput
 from diffing_mcp.model_pairs.room import check_logits, free_bytes, logit_tokens
-from diffing_mcp.preprocessing.activation_sources import model_dtype
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
+from diffing_mcp.preprocessing.precision import model_dtype
 from diffing_mcp.preprocessing.spool import Spool, split_blocks
 from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 

@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def resolve(source: VectorSource, pair: LoadedPair, store: RunStore, progress: P
                 f"has {pair.d_model} dimensions and layers 0 to {pair.num_layers - 1}. Name a vector of a run on this "
                 "pair (list_runs)."
             )
-        foreign = record.manifest.pair != pair.spec.identity()
+        foreign = record.manifest.pair != pair_identity(pair.spec)
         return replace(vector, note="the vector comes from a run on another pair") if foreign else vector
     from diffing_mcp.methods.directions.vector_sources import contrast_vector, token_vector
 

@@ -44,7 +44,7 @@ class RunManifest(BaseModel):
     method: str
     method_version: int
     pair_name: str
-    pair: dict[str, Any] = Field(description="PairSpec.identity()")
+    pair: dict[str, Any] = Field(description="fingerprint.pair_identity")
     params: dict[str, Any]
     key_parts: dict[str, Any] = Field(
         default_factory=dict, description="For corpus methods: {'corpus': {'id', 'content_hash'}}, and 'dropped' in it."

@@ -30,6 +30,7 @@ from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom, Unkno
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.directions.vectors import handles, vector_key_parts
 from diffing_mcp.methods.runs.files import RunManifest, RunRecord, StagedRun
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.specs import PairSpec
@@ -77,7 +78,7 @@ def run_key(
         method=method.name,
         method_version=method.version,
         pair_name=spec.name,
-        pair=spec.identity(),
+        pair=pair_identity(spec),
         params=params.model_dump(mode="json"),
         key_parts=parts,
     )
@@ -97,7 +98,7 @@ def changed_since(manifest: RunManifest) -> str | None:
         f" (it compared {weights['base']} with {weights['finetuned']})" if {"base", "finetuned"} <= set(weights) else ""
     )
     try:
-        now = resolve_pair(manifest.pair_name).identity()
+        now = pair_identity(resolve_pair(manifest.pair_name))
     except DiffingError:
         return None
     sides = [side for side in ("base", "finetuned") if _other(now[side], manifest.pair.get(side))]

@@ -18,7 +18,6 @@ from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore, changed_since
 from diffing_mcp.model_pairs.residency import ModelPairs
-from diffing_mcp.model_pairs.weights import weight_deltas
 from tests.model_pairs.adapter_draws import Draw, peft_log_probs, save_adapter
 
 TEXT = [7, 30, 41, 5, 63, 74, 100, 9, 12, 200]
@@ -82,7 +81,7 @@ def test_what_a_rebuilt_base_and_its_adapter_come_to_is_read_as_weights(tiny_mod
         .state_dict()
     )
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
-        found = {delta.place.name: delta.delta for delta in weight_deltas(pair) if delta.delta is not None}
+        found = {delta.place.name: delta.delta for delta in pair.weight_deltas() if delta.delta is not None}
     assert set(found) == {f"model.layers.{layer}.self_attn.v_proj" for layer in range(3)}
     for name, delta in found.items():
         values = delta if isinstance(delta, torch.Tensor) else delta.dense()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.specs import SteeringFiles
 
@@ -226,14 +227,14 @@ def test_identity_follows_content_not_paths(tiny_models, tiny_adapters, make_pai
         adapter=shutil.copytree(adapter, tmp_path / "adapter"),
         name="other name",
     )
-    assert spec.identity() == moved.identity()
+    assert pair_identity(spec) == pair_identity(moved)
     others = [
         make_pair(folder, adapter=adapter, merge=True),
         make_pair(folder, adapter=tiny_adapters(folder, seed=2)),
         make_pair(folder),
         make_pair(tiny_models(seed=1), adapter=adapter),
     ]
-    identities = [json.dumps(each.identity(), sort_keys=True) for each in (spec, *others)]
+    identities = [json.dumps(pair_identity(each), sort_keys=True) for each in (spec, *others)]
     assert len(set(identities)) == len(identities)
     assert str(folder) not in identities[0]
 

@@ -129,7 +129,7 @@ def test_tokens_are_chosen_for_a_few_rows_at_a_time(tiny_pair: LoadedPair, monke
 
     original = decoding.choose_tokens
     for module in ("generation", "contrastive"):
-        monkeypatch.setattr(f"model_pairs.{module}.choose_tokens", choose)
+        monkeypatch.setattr(f"diffing_mcp.model_pairs.{module}.choose_tokens", choose)
     monkeypatch.setattr(decoding, "_CHOICE_BYTES_CPU", 2 * 8 * 320)
     assert run() == usual
     assert max(sizes) == 2

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs import loading
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.loading import choose_dtype
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.specs import SIDES, ModelFiles, Side
-from diffing_mcp.preprocessing.activation_sources import model_dtype
+from diffing_mcp.preprocessing.precision import model_dtype
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_one_type_for_both_sides(
         assert _divergence(*outputs) == pytest.approx(expected, rel=1e-3)
         assert any("float32" in remark for remark in pair.remarks)
         assert model_dtype(pair) == torch.float32
-    identity = spec.identity()
+    identity = pair_identity(spec)
     assert {identity[side]["model"]["dtype"] for side in SIDES} == {"float32"}
 
 
@@ -143,7 +144,7 @@ def test_equal_types_stay_as_they_are(
     with ModelPairs().use(spec) as pair:
         assert _logits(pair, "base").dtype == (torch.float32 if dtype == torch.float16 else dtype)
         assert pair.remarks == ()
-    assert {side["model"]["dtype"] for side in spec.identity().values()} == {"auto"}
+    assert {side["model"]["dtype"] for side in pair_identity(spec).values()} == {"auto"}
 
 
 def test_types_of_single_tensors_decide_nothing(
