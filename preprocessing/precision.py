@@ -1,17 +1,19 @@
-"""Which type a pair computes in, and where float64 sums can be kept."""
+"""Which type a pair computes in, and where float64 sums can be kept. Torch is imported when it is needed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
+
     from diffing_mcp.model_pairs.pair import LoadedPair
 
 
 def float64_device(device: torch.device | str) -> torch.device:
     """The device itself, or the CPU where the device has no float64 (MPS)."""
+    import torch
+
     found = torch.device(device)
     return torch.device("cpu") if found.type == "mps" else found
 
