@@ -28,6 +28,10 @@ _COARSE = 2e-2
 of tokens at most.
 """
 
+_MERGED = {torch.float32: 1e-3, torch.float64: 1e-6}
+_COARSE_MERGED = 0.3
+"""Largest change of the logits, in standard deviations, that rounding merged weights to the model's type explains."""
+
 
 @dataclass(frozen=True)
 class AdaptedModel:
@@ -65,7 +69,7 @@ def merged(transformer: Any, stored: StoredAdapter) -> Any:
 
     Raises:
         NotTheSame: as `adapted`.
-        InvalidInput: an adapter that is no change of weights.
+        InvalidInput: an adapter that is no change of weights, or whose merged model is another one.
     """
     _resize(transformer, stored)
     model = _loaded(transformer, stored)
@@ -75,7 +79,17 @@ def merged(transformer: Any, stored: StoredAdapter) -> Any:
             "`merged`."
         )
     with loading_by_peft(stored):
-        return model.merge_and_unload(adapter_names=[OWN_ADAPTER]).requires_grad_(False).eval()
+        before = probe_logits(model, stored)
+        result = model.merge_and_unload(adapter_names=[OWN_ADAPTER]).requires_grad_(False).eval()
+        after = probe_logits(result, stored)
+    worst = float((after.float() - before.float()).abs().max()) / float(before.float().std().clamp_min(1e-12))
+    if is_finite(before) and not worst <= _MERGED.get(before.dtype, _COARSE_MERGED):
+        raise InvalidInput(
+            f"Merged into its base, this {stored.kind} adapter makes another model than the one that was trained "
+            f"(logits are {worst:.2g} standard deviations away), as where the input embedding and the head share one "
+            "weight and the adapter changes one of the two. Name it without `merged`."
+        )
+    return result
 
 
 def _resize(transformer: Any, stored: StoredAdapter) -> None:

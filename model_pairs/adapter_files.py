@@ -92,8 +92,11 @@ class StoredAdapter:
         names = list(self.shapes)
         if self.kind != "LORA" or self.initialisation not in _KEEPING_INITS or not names:
             return False
-        if any(".lora_A" not in name and ".lora_B" not in name and ".lora_embedding_" not in name for name in names):
-            return False
+        if any(
+            name.endswith(".bias") or not any(part in name for part in (".lora_A", ".lora_B", ".lora_embedding_"))
+            for name in names
+        ):
+            return False  # a bias acts whatever the matrices are
         return any(
             not any(
                 bool(self.tensors[name].any())

@@ -71,7 +71,7 @@ def running(side: LoadedSide) -> Iterator[ResidentModel]:
                         "mixed."
                     )
                 weight = term.weight(unit.place)
-                if weight and finetuned.outer is not origin.outer and _mixable(unit, finetuned, origin):
+                if weight and not finetuned.same(origin) and _mixable(unit, finetuned, origin):
                     parts.append(_Part(weight, finetuned, origin))
             if parts:
                 handle = unit.outer.register_forward_hook(_Hook(unit, parts), with_kwargs=True, prepend=True)
@@ -86,7 +86,7 @@ class _Hook:
         self._unit, self._parts = unit, parts
         self._busy = False
         # The finetuned model itself: its own module runs, so that the result is the same to the last bit.
-        self._as_it_is = len(parts) == 1 and parts[0].weight == 1 and parts[0].origin.outer is unit.outer
+        self._as_it_is = len(parts) == 1 and parts[0].weight == 1 and parts[0].origin.same(unit)
 
     def __call__(
         self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor
@@ -118,7 +118,7 @@ class _Hook:
         finetuned = part.finetuned.output(*arguments, **named).float()
         origin = (
             self._unit.output(*arguments, **named)
-            if part.origin.outer is self._unit.outer
+            if part.origin.same(self._unit)
             else part.origin.output(*arguments, **named)
         )
         return (output.float() + part.weight * _common(finetuned - _common(origin.float(), finetuned), output)).to(

@@ -28,6 +28,15 @@ from diffing_mcp.organisms.embedded import EMBEDDED_ID
 _KEPT_ON_DISK = 64 << 20
 """Bytes from which on a file's hash is kept between processes."""
 _READERS = 4
+_READ = frozenset([".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken"])
+"""Endings of the files that decide what a model or an adapter computes."""
+_TOKENIZER = tuple(
+    (
+        "tokenizer.json tokenizer_config.json tokenizer.model vocab.json merges.txt spiece.model added_tokens.json "
+        "special_tokens_map.json chat_template.jinja"
+    ).split()
+)
+"""What decides how text is read and chats are rendered."""
 _EMBEDDED_VERSION = "bf16-v1"
 
 _cache: dict[tuple[str, int, int], str] = {}
@@ -76,6 +85,18 @@ def _note(note: Path, key: tuple[str, int, int], value: str) -> None:
         staging.unlink(missing_ok=True)
 
 
+def files_state(folder: Path) -> str:
+    """A name for the files of a model or an adapter as they are now, by name, size and time; reads none of them. Equal:
+    nobody has written since.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _READ and path.is_file():
+            status = path.stat()
+            found.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join([str(folder.resolve()), *found]).encode()).hexdigest()[:16]
+
+
 def folder_hash(paths: list[Path]) -> str:
     """One hash over files, by name and content; several are read at a time."""
     with ThreadPoolExecutor(_READERS) as pool:
@@ -102,12 +123,12 @@ def model_hash(folder: Path) -> str:
     safetensors weights.
     """
     weights = weight_files(folder)
-    rest = [
-        folder / name
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-        if (folder / name).is_file()
-    ]
-    return folder_hash([*weights, *rest])
+    rest = [folder / name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
+    return folder_hash([*weights, *rest, *_tokenizer_paths(folder)])
+
+
+def _tokenizer_paths(folder: Path) -> list[Path]:
+    return [folder / name for name in _TOKENIZER if (folder / name).is_file()]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -140,15 +161,23 @@ def model_identity(files: ModelFiles) -> dict[str, Any]:
     dtype = settings().dtype if settings().dtype != "auto" else files.dtype
     identity |= {"dtype": dtype, "attn_implementation": files.attn_implementation}
     if files.tokenizer_id:
-        identity["tokenizer"] = Path(files.tokenizer_id).name if is_local(files.tokenizer_id) else files.tokenizer_id
+        local = is_local(files.tokenizer_id)
+        identity["tokenizer"] = (
+            folder_hash(_tokenizer_paths(local_folder(files.tokenizer_id))) if local else files.tokenizer_id
+        )
     if files.chat_template:
         identity["chat_template"] = "sha256:" + hashlib.sha256(files.chat_template.encode()).hexdigest()
     return identity
 
 
 def adapter_identity(adapter: AdapterFiles) -> dict[str, Any]:
-    """What decides the results of an adapter."""
-    return _files_identity(adapter.id, adapter.revision, adapter.subfolder, adapter_hash)
+    """What decides the results of an adapter: its weights, and the tokenizer and chat template that it may bring."""
+    identity = _files_identity(adapter.id, adapter.revision, adapter.subfolder, adapter_hash)
+    if is_local(adapter.id) and (
+        paths := _tokenizer_paths(local_folder(adapter.id, adapter.revision, adapter.subfolder))
+    ):
+        identity["tokenizer"] = folder_hash(paths)
+    return identity
 
 
 def steering_identity(steering: SteeringFiles) -> dict[str, Any]:

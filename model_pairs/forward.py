@@ -7,6 +7,7 @@ The pass ends after the last layer that is wanted when the logits are not.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.resident import ResidentModel
 
 _VOCABULARY_CHUNK = 8192
+_TRACING = threading.RLock()
+"""nnsight keeps what a trace saves in one set of the whole process and empties it when any trace ends: one at a time,
+whatever the model.
+"""
 _ROW_BYTES = 32 * 2**20
 """Bytes of one float32 copy [rows, V] of logits: their log-softmax is taken for a few rows at a time."""
 
@@ -139,7 +144,7 @@ def run_forward(
         inputs["position_ids"] = positions_of(mask)
     hidden: dict[int, torch.Tensor] = {}
     scores: torch.Tensor | None = None
-    with torch.inference_mode(), applied(resident, interventions, mask):
+    with _TRACING, torch.inference_mode(), applied(resident, interventions, mask):
         if not logits:
             with model.trace(inputs, use_cache=False) as tracer:
                 for layer in wanted:

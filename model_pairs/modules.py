@@ -120,6 +120,12 @@ class Unit:
         """
         return self.outer is self.bare
 
+    def same(self, other: Unit) -> bool:
+        """Whether both are one module that computes one thing: peft's layers are one object for all adapters that they
+        hold.
+        """
+        return self.outer is other.outer and self.adapter == other.adapter
+
     def output(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """What the module gives for an input on this side, whichever adapter the model has switched on."""
         with _switched(self.outer, self.adapter):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from diffing_mcp.core.errors import InvalidInput, NotTheSame, OutOfRoom, Unknown
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
 from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.fingerprint import files_state
 from diffing_mcp.model_pairs.layers import resolve_layer
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.pair_tokenizers import PairTokenizers, choose_tokenizers, tokenizer_files
@@ -58,10 +59,18 @@ class _Wanted:
     files: ModelFiles
     dtype: torch.dtype
     """The type that its pair runs in."""
+    state: str
+    """Its files as they were when the pair was opened (`files_state`): what is trained again into the same folder is
+    another model.
+    """
     adapter: AdapterFiles | None = None
     """An adapter that this model has to itself."""
     merge: bool = False
     """It is merged into the weights."""
+
+    def now(self) -> _Wanted:
+        """The same with its files as they are now."""
+        return replace(self, state=_state(self.files, self.adapter))
 
     @property
     def label(self) -> str:
@@ -88,12 +97,23 @@ def _rows(source: ModelSource, config: Any) -> int:
 
 def _wanted(source: ModelSource, dtype: torch.dtype) -> _Wanted:
     """The model that a side runs on: a base that adapters share, or one with its adapter for good."""
+    shared = _Wanted(source.files, dtype, _state(source.files))
     if source.adapter is None:
-        return _Wanted(source.files, dtype)
+        return shared
     stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
     if source.merge or stored.own_model_reason(_vocabulary(source.files)) is not None:
-        return _Wanted(source.files, dtype, source.adapter, source.merge)
-    return _Wanted(source.files, dtype)
+        return replace(shared, adapter=source.adapter, merge=source.merge).now()
+    return shared
+
+
+def _state(files: ModelFiles, adapter: AdapterFiles | None = None) -> str:
+    """State of the files of a model, its tokenizer's, and an adapter's."""
+    folders = [_folder(files)]
+    if files.tokenizer_id:
+        folders.append(local_folder(files.tokenizer_id))
+    if adapter is not None:
+        folders.append(local_folder(adapter.id, adapter.revision, adapter.subfolder))
+    return "-".join(files_state(folder) for folder in folders)
 
 
 @dataclass
@@ -114,9 +134,9 @@ class ModelPairs:
         """`memory_limit`: bytes that models may take; none: `memory_share` of the device's memory."""
         self._limit = memory_limit
         self._table: dict[_Wanted, _Entry] = {}
-        self._tokenizers: dict[ModelFiles, Any] = {}
-        self._checked: set[PairSpec] = set()
-        self._chosen_tokenizers: dict[tuple[ModelFiles, ModelFiles, bool], PairTokenizers] = {}
+        self._tokenizers: dict[tuple[ModelFiles, str], Any] = {}
+        self._checked: set[tuple[PairSpec, str, str]] = set()
+        self._chosen_tokenizers: dict[tuple[Any, ...], PairTokenizers] = {}
         self._digests: dict[_Wanted, str] = {}
         self._lock = threading.RLock()
         self._loading = threading.RLock()
@@ -149,11 +169,13 @@ class ModelPairs:
         dtype, remarks = compute_dtype(spec.base.files, spec.finetuned.files, choose_device())
         wanted = {side: _wanted(source, dtype) for side, source in sources.items()}
         tokenizers = self._pair_tokenizers(spec, configs)
-        if spec not in self._checked:
+        base, finetuned = spec.base, spec.finetuned
+        checked = (spec, _state(base.files, base.adapter), _state(finetuned.files, finetuned.adapter))
+        if checked not in self._checked:
             check_configs(configs["base"], configs["finetuned"])
             check_different(spec)
             with self._lock:
-                self._checked.add(spec)
+                self._checked.add(checked)
         tokenizer = tokenizers.prompts
         vocabulary = check_vocabularies(configs["base"], configs["finetuned"], tokenizers.known, tokenizers.compared)
 
@@ -179,12 +201,14 @@ class ModelPairs:
         with ExitStack() as stack:
             config = configs["base"].get_text_config()
             device = None
+            context = [context_length_of(each.get_text_config()) for each in configs.values()]
             if not sequential:
                 unembeddings = []
                 for side in SIDES:
                     resident = stack.enter_context(sides[side].hold())
                     device = device or resident.device
                     unembeddings.append(resident.vocab_size)
+                    context.append(resident.context_length)
                     remarks += tuple(remark for remark in resident.remarks if remark not in remarks)
                 # Some unembeddings have another number of rows than the configuration says.
                 vocabulary = min(unembeddings)
@@ -198,7 +222,7 @@ class ModelPairs:
                 num_layers=config.num_hidden_layers,
                 d_model=config.hidden_size,
                 vocab_size=vocabulary,
-                context_length=min(context_length_of(each.get_text_config()) for each in configs.values()),
+                context_length=min(context),
                 device=device,
                 sequential=sequential,
                 sides=sides,
@@ -249,13 +273,14 @@ class ModelPairs:
 
     def _pair_tokenizers(self, spec: PairSpec, configs: Mapping[Side, Any]) -> PairTokenizers:
         places = tokenizer_files(spec.base), tokenizer_files(spec.finetuned)
-        key = (*places, spec.finetuned.adapter is not None)
+        of_adapter = spec.finetuned.adapter is not None
+        rows = [_rows(spec.base, configs["base"]), _rows(spec.finetuned, configs["finetuned"])]
+        key = (*places, *map(_state, places), *rows, of_adapter)
         with self._lock:
             found = self._chosen_tokenizers.get(key)
         if found is None:
-            rows = [_rows(spec.base, configs["base"]), _rows(spec.finetuned, configs["finetuned"])]
             found = choose_tokenizers(
-                self._tokenizer(places[0], rows[0]), self._tokenizer(places[1], rows[1]), rows, key[2]
+                self._tokenizer(places[0], rows[0]), self._tokenizer(places[1], rows[1]), rows, of_adapter
             )
             with self._lock:
                 self._chosen_tokenizers[key] = found
@@ -264,10 +289,11 @@ class ModelPairs:
     def _tokenizer(self, files: ModelFiles, rows: int) -> Any | None:
         from diffing_mcp.model_pairs.loading import read_tokenizer
 
+        key = files, _state(files)
         with self._lock:
-            if files not in self._tokenizers:
-                self._tokenizers[files] = read_tokenizer(files, rows)
-            return self._tokenizers[files]
+            if key not in self._tokenizers:
+                self._tokenizers[key] = read_tokenizer(files, rows)
+            return self._tokenizers[key]
 
     def _side(
         self, spec: PairSpec, source: ModelSource, dtype: torch.dtype, tokenizer: Any, config: Any, progress: Progress
@@ -290,7 +316,7 @@ class ModelPairs:
 
         @contextmanager
         def hold() -> Iterator[ResidentModel]:
-            with self._held(wanted, tokenizer, stored, shared, progress) as entry:
+            with self._held(wanted, tokenizer, stored, name if shared is not None else None, progress) as entry:
                 entry.pairs.add(spec.name)
                 yield entry.resident
 
@@ -316,23 +342,17 @@ class ModelPairs:
 
     @contextmanager
     def _held(
-        self,
-        wanted: _Wanted,
-        tokenizer: Any,
-        stored: StoredAdapter | None,
-        shared: StoredAdapter | None,
-        progress: Progress,
+        self, wanted: _Wanted, tokenizer: Any, stored: StoredAdapter | None, name: str | None, progress: Progress
     ) -> Iterator[_Entry]:
-        """A resident model that stays in memory inside the context, with an adapter attached (`shared`) or of its own
-        (`stored`).
+        """A resident model that stays in memory inside the context, with an adapter attached by its name, or without
+        one or with its own (None).
         """
-        entry = self._acquire(wanted, tokenizer, stored if shared is None else None, progress)
+        entry = self._acquire(wanted, tokenizer, stored if name is None else None, progress)
         try:
-            if shared is None:
+            if name is None or stored is None:
                 yield entry
                 return
-            name = adapter_name(shared.folder)
-            self._attach(entry, name, shared)
+            self._attach(entry, name, stored)
             try:
                 yield entry
             finally:
@@ -358,9 +378,20 @@ class ModelPairs:
                 if entry := self._table.get(wanted):
                     entry.users += 1
                     return entry
+                for outdated in [
+                    key
+                    for key, entry in self._table.items()
+                    if not entry.users and replace(key, state=wanted.state) == wanted
+                ]:
+                    self._drop(outdated)
                 self._make_room(estimated_bytes(wanted.files, wanted.dtype))
             progress(0, None, "loading a model")
             resident = load_model(wanted.files, wanted.label, tokenizer, wanted.dtype, stored, wanted.merge)
+            if wanted.now() != wanted:
+                raise NotTheSame(
+                    f"The files of {wanted.label} were written while this pair was in use. Call again: they are read "
+                    "anew."
+                )
             entry = _Entry(resident, resident.bytes(), users=1)
             with self._lock:
                 self._table[wanted] = entry
@@ -386,7 +417,11 @@ class ModelPairs:
                         entry.adapter_users[name] -= 1
                         raise
             try:
-                attach(entry.resident, stored)
+                if attach(entry.resident, stored).name != name:
+                    raise NotTheSame(
+                        "The files of the adapter were written while this pair was in use. Call again: they are read "
+                        "anew."
+                    )
                 size = entry.resident.bytes()
             except Exception:
                 with self._lock:

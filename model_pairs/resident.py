@@ -55,7 +55,8 @@ class ResidentModel:
         self.vocab_size: int = int(self.transformer.get_output_embeddings().weight.shape[0])
         self.device: torch.device = embedding.device
         self.dtype: torch.dtype = embedding.dtype
-        self.context_length: int = context_length_of(self.config)
+        self.context_length: int = context_length_of(self.config) - (prompt.tokens if prompt else 0)
+        """Longest text, in tokens: learned tokens in front of it take their part of what the model is made for."""
         self.stop_ids = stop_ids
         """Tokens that end a completion."""
         self.digest = ""

@@ -25,6 +25,10 @@ def check_unspoiled(resident: ResidentModel) -> None:
 def activate(resident: ResidentModel, name: str | None) -> None:
     """Switch the model to an attached adapter, or to the bare model (None). The caller holds `resident.lock`."""
     check_unspoiled(resident)
+    if name not in (None, resident.own_adapter, *resident.adapters):
+        raise NotTheSame(
+            "The adapter of this side is not on its model, which would run as the bare base model. Open the pair again."
+        )
     if resident.active != name:
         switch(resident, name)
 

@@ -96,7 +96,7 @@ def weight_deltas(
 
 def _compare(base: Unit, finetuned: Unit, parameter: str, shared: bool) -> WeightDelta:
     """One parameter of the two sides."""
-    if shared and base.outer is finetuned.outer:
+    if shared and base.same(finetuned):
         value = oriented(base.bare, base.values()[parameter])
         return WeightDelta(base.place, parameter, tuple(value.shape), _norm(value), None)
     if parameter == "weight" and _same_bare(base, finetuned):

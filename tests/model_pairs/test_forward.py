@@ -221,3 +221,20 @@ def test_changes_of_the_last_token_cost_one_token_a_row(kind, tiny_models, tiny_
         torch.testing.assert_close(
             alone, pair.forward("base", TOKENS[:, :1], ONES[:, :1]).logits[:, -1], atol=1e-3, rtol=1e-3
         )
+
+
+def test_threads_that_read_two_models_at_once_all_get_their_logits(tiny_models, make_pair):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from diffing_mcp.model_pairs.residency import ModelPairs
+
+    ids = torch.tensor([[7, 30, 41, 5, 63]])
+    with ModelPairs().use(make_pair(tiny_models(), tiny_models(seed=1))) as pair:
+        expected = {side: pair.forward(side, ids, torch.ones_like(ids)).logits for side in ("base", "finetuned")}
+        with ThreadPoolExecutor(4) as pool:
+            sides = ["base", "finetuned"] * 30
+            outputs = list(pool.map(lambda side: pair.forward(side, ids, torch.ones_like(ids), layers=[1]), sides))
+        for side, output in zip(sides, outputs, strict=True):
+            assert output.logits is not None
+            assert torch.equal(output.logits, expected[side])
+            assert set(output.hidden) == {1}

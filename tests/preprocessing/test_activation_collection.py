@@ -19,9 +19,9 @@ from transformers import LlamaForCausalLM
 from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom
 from diffing_mcp.core.settings import settings as project_settings
 from diffing_mcp.model_pairs import loading
-from diffing_mcp.model_pairs.loading import ResidentModel
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.resident import ResidentModel
 from diffing_mcp.model_pairs.specs import ModelFiles
 from diffing_mcp.preprocessing import activation_collection
 from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect, collection_key
