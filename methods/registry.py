@@ -21,7 +21,7 @@ GROUP = "diffing.methods"
 
 _BUILT_IN = (
     ("diffing_mcp.methods.kl.declaration", "KLDivergence"),
-    ("diffing_mcp.methods.logit_diff_topk_occurring.declaration", "LogitDifference"),
+    ("diffing_mcp.methods.logit_diff_topk_occurring.method", "LogitDifference"),
     ("diffing_mcp.methods.continuation_mining.method", "ContinuationMining"),
     ("diffing_mcp.methods.perplexity_difference.method", "PerplexityDifference"),
     ("diffing_mcp.methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),

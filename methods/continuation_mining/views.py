@@ -95,16 +95,10 @@ def ngram_bars(record: RunRecord) -> dict[str, Any]:
 
 VIEWS = {
     "continuations": View(
-        "continuations",
-        "All places with both continuations, filtered by text, paged.",
-        PageParams,
-        continuations,
+        "continuations", "All places with both continuations, filtered by text, paged.", PageParams, continuations
     ),
     "ngrams": View(
-        "ngrams",
-        "Phrases over-represented in either model's continuations, filtered, paged.",
-        NgramsParams,
-        ngrams,
+        "ngrams", "Phrases over-represented in either model's continuations, filtered, paged.", NgramsParams, ngrams
     ),
 }
 FIGURES = (Figure("ngrams", "Phrases over-represented in the finetuned model's continuations", ngram_bars),)

@@ -94,11 +94,6 @@ def differences(record: RunRecord) -> dict[str, Any]:
 
 
 VIEWS = {
-    "texts": View(
-        "texts",
-        "Page through all texts by alpha, controls included, filtered by text.",
-        TextsParams,
-        texts,
-    )
+    "texts": View("texts", "Page through all texts by alpha, controls included, filtered by text.", TextsParams, texts)
 }
 FIGURES = (Figure("differences", "How much more the finetuned model expects the texts", differences),)
