@@ -20,7 +20,7 @@ from diffing_mcp.methods.contract import DiffingMethod
 GROUP = "diffing.methods"
 
 _BUILT_IN = (
-    ("diffing_mcp.methods.kl.declaration", "KLDivergence"),
+    ("diffing_mcp.methods.kl.method", "KLDivergence"),
     ("diffing_mcp.methods.logit_diff_topk_occurring.method", "LogitDifference"),
     ("diffing_mcp.methods.continuation_mining.method", "ContinuationMining"),
     ("diffing_mcp.methods.perplexity_difference.method", "PerplexityDifference"),
