@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import Figure, View
 from diffing_mcp.methods.kl.schema import Metric, TextRow, TokenRow
-from diffing_mcp.methods.texts.pages import page_of
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -112,7 +111,7 @@ def tokens(record: RunRecord, params: TokensParams) -> TokensView:
     rows = [_unpack(row) for row in record.table("top_tokens").to_pylist()]
     rows = [row for row in rows if _matches(params.contains, row["context"], row)]
     rows.sort(key=lambda row: -row[params.metric])
-    page, _ = page_of(rows, params.offset, params.limit)
+    page = rows[params.offset : params.offset + params.limit]
     return TokensView(total=len(rows), rows=[TokenRow.model_validate(row) for row in page])
 
 
@@ -138,11 +137,8 @@ def texts(record: RunRecord, params: TextsParams) -> TextsView:
     order = np.argsort(-table[params.metric].to_numpy(), kind="stable")
     contents = table["text"].to_pylist()
     order = np.array([index for index in order if _matches(params.contains, contents[index], moved.get(index))], int)
-    page, _ = page_of(order, params.offset, params.limit)
-    rows = [
-        TextRow.model_validate({"rose": [], "fell": [], **moved.get(row["sample"], {}), **row})
-        for row in table.take(page).to_pylist()
-    ]
+    page = table.take(order[params.offset : params.offset + params.limit]).to_pylist()
+    rows = [TextRow.model_validate({"rose": [], "fell": [], **moved.get(row["sample"], {}), **row}) for row in page]
     return TextsView(total=len(order), rows=rows)
 
 
