@@ -10,12 +10,13 @@ zero: they are clamped to 0. Memory: O(tokens) scalars, O(vocabulary) sums, O(ex
 from __future__ import annotations
 
 from bisect import insort
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffing_mcp.methods.kl.schema import Metric
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def divergences(chunk: LogitChunk) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(finetuned || base), KL(base || finetuned) and JS of each row of a chunk, [R] float32, nats, >= 0."""
+    """KL(finetuned || base), KL(base || finetuned) and JS of each row of a chunk, [R] float32, nats, >= 0: in the order
+    of `Metric`.
+    """
     ratio, base, finetuned = chunk.log_ratio, chunk.base_probs, chunk.finetuned_probs
     work, smaller = chunk.scratch("work"), chunk.scratch("smaller")
     forward = torch.mul(finetuned, ratio, out=work).sum(dim=1)
@@ -110,8 +113,8 @@ def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class KLAccumulator(Accumulator):
-    """See the module. Per-position arrays are filled in the order of the pass; `samples` and `positions` say what each
-    entry is.
+    """See the module. Per-position arrays are filled in the order of the pass: `values` by metric, and `samples`,
+    `positions` and `token_ids`, which say what each entry is.
     """
 
     needs_logits = True
@@ -119,9 +122,7 @@ class KLAccumulator(Accumulator):
     def __init__(self, pair: LoadedPair, corpus: TokenizedCorpus, examples: int) -> None:
         self.corpus = corpus
         count = corpus.tokens
-        self.forward = np.zeros(count, dtype=np.float32)
-        self.backward = np.zeros(count, dtype=np.float32)
-        self.js = np.zeros(count, dtype=np.float32)
+        self.values = {metric: np.zeros(count, dtype=np.float32) for metric in get_args(Metric)}
         self.samples = np.zeros(count, dtype=np.int32)
         self.positions = np.zeros(count, dtype=np.int32)
         self.token_ids = np.zeros(count, dtype=np.int32)
@@ -137,12 +138,10 @@ class KLAccumulator(Accumulator):
 
     def update_logits(self, chunk: LogitChunk) -> None:
         """Take in a chunk of positions."""
-        forward, backward, js = divergences(chunk)
-        scores = forward.cpu().numpy()
         place = slice(self.filled, self.filled + len(chunk))
-        self.forward[place] = scores
-        self.backward[place] = backward.cpu().numpy()
-        self.js[place] = js.cpu().numpy()
+        for values, found in zip(self.values.values(), divergences(chunk), strict=True):
+            values[place] = found.cpu().numpy()
+        scores = self.values["kl_finetuned_base"][place]
         self.samples[place] = chunk.sample_indices.cpu().numpy()
         self.positions[place] = chunk.positions.cpu().numpy()
         self.token_ids[place] = chunk.token_ids.cpu().numpy()
@@ -163,7 +162,7 @@ class KLAccumulator(Accumulator):
 
     def update(self, batch: PairedBatch) -> None:
         """A batch is complete: its texts compete for the list of texts that differ most."""
-        scores = self.forward[self._batch_begin : self.filled]
+        scores = self.values["kl_finetuned_base"][self._batch_begin : self.filled]
         samples = self.samples[self._batch_begin : self.filled]
         self._batch_begin = self.filled
         begins, ends = runs(samples)

@@ -57,11 +57,7 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
 
     order = np.lexsort((accumulator.positions, accumulator.samples))
     samples, positions = accumulator.samples[order], accumulator.positions[order]
-    values = {
-        "kl_finetuned_base": accumulator.forward[order],
-        "kl_base_finetuned": accumulator.backward[order],
-        "js": accumulator.js[order],
-    }
+    values = {metric: array[order] for metric, array in accumulator.values.items()}
     counts = np.bincount(samples, minlength=len(corpus.ids))
     starts = np.cumsum(counts) - counts  # every position of a text is there
     per_text = {
@@ -113,12 +109,13 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
     more, less = (
         moves(found) for found in far_changes(accumulator, set(getattr(pair.tokenizer, "all_special_ids", None) or ()))
     )
-    noise = rounding_noise(pair, corpus) if accumulator.forward.any() or accumulator.backward.any() else 0.0
+    highest = {metric: float(array.max(initial=0.0)) for metric, array in values.items()}
+    noise = rounding_noise(pair, corpus) if highest["kl_finetuned_base"] or highest["kl_base_finetuned"] else 0.0
     outliers = len(outlying(per_text["kl_finetuned_base"], max(OUTLIER_NATS, 10 * noise)))
     spreads = {key: _spread(array, samples, counts) for key, array in values.items()}
     mean = spreads["kl_finetuned_base"].mean
     stands_out = bool(more or less or outliers)
-    amount = _amount(mean, float(accumulator.forward.max(initial=0.0)), noise, stands_out)
+    amount = _amount(mean, highest["kl_finetuned_base"], noise, stands_out)
     return KLResult(
         stands_out=stands_out,
         headline=_headline(amount, mean, noise, (outliers, len(counts)), more, less),
