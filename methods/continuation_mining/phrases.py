@@ -33,10 +33,10 @@ def distinctive_ngrams(
         here, there = len(texts), len(counts[1].get(words, ()))
         if here < 2 or here * len(base) <= there * len(finetuned):
             continue
-        surprise = fisher_neg_log10_p(here, len(finetuned), there, len(base))
+        neg_log10_p = fisher_neg_log10_p(here, len(finetuned), there, len(base))
         distinct = len(set(texts))
         content = any(is_content_word(word) for word in words)
-        strong = content and surprise >= STRONG_NEG_LOG10_P and distinct >= LEAST_TEXTS
+        strong = content and neg_log10_p >= STRONG_NEG_LOG10_P and distinct >= LEAST_TEXTS
         rows.append(
             NgramRow(
                 ngram=" ".join(words),
@@ -44,7 +44,7 @@ def distinctive_ngrams(
                 finetuned=here,
                 base=there,
                 texts=distinct,
-                surprise=round(surprise, 3),
+                surprise=round(neg_log10_p, 3),
                 strong=strong,
             )
         )
