@@ -20,12 +20,12 @@ from diffing_mcp.methods.contract import DiffingMethod
 GROUP = "diffing.methods"
 
 _BUILT_IN = (
-    ("diffing_mcp.methods.kl.declaration", "KLDivergence"),
-    ("diffing_mcp.methods.logit_diff_topk_occurring.declaration", "LogitDifference"),
-    ("diffing_mcp.methods.continuation_mining.declaration", "ContinuationMining"),
-    ("diffing_mcp.methods.perplexity_difference.declaration", "PerplexityDifference"),
+    ("diffing_mcp.methods.kl.method", "KLDivergence"),
+    ("diffing_mcp.methods.logit_diff_topk_occurring.method", "LogitDifference"),
+    ("diffing_mcp.methods.continuation_mining.method", "ContinuationMining"),
+    ("diffing_mcp.methods.perplexity_difference.method", "PerplexityDifference"),
     ("diffing_mcp.methods.activation_difference_lens.declaration", "ActivationDifferenceLens"),
-    ("diffing_mcp.methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
+    ("diffing_mcp.methods.contrastive_decoding.method", "ContrastiveDecoding"),
     ("diffing_mcp.methods.pca.declaration", "PCA"),
     ("diffing_mcp.methods.activation_analysis.declaration", "ActivationAnalysis"),
     ("diffing_mcp.methods.weight_difference.declaration", "WeightDifference"),

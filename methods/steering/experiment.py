@@ -11,12 +11,11 @@ import torch
 
 from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
 from diffing_mcp.methods.patchscope.reading import random_vectors
-from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
-from diffing_mcp.methods.perplexity_difference.words import distinctive_words
 from diffing_mcp.methods.steering.declaration import GRID, REFINEMENTS, SteeringParams, SteeringResult
 from diffing_mcp.methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
 from diffing_mcp.methods.steering.rows import Answer, SteeredWord, StrengthRow
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
+from diffing_mcp.methods.texts.distinctive_words import CERTAIN_NEG_LOG10_P, NEEDED_STRONG_WORDS, distinctive_words
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
@@ -258,7 +257,7 @@ def _result(
     words = _words(texts)
     strong = [word for word in words if word.strong]
     stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(
-        word.surprise >= CERTAIN_SURPRISE for word in strong
+        word.surprise >= CERTAIN_NEG_LOG10_P for word in strong
     )
     used = ", ".join(f"{strength:+.2g}" for strength in dict.fromkeys(each.strength for each in texts))
     if nothing:
