@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
+from diffing_mcp.methods.directions.vector_sources import resolve
+from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.patchscope.reading import random_vectors
 from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
 from diffing_mcp.methods.perplexity_difference.words import distinctive_words
