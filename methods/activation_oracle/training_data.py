@@ -38,6 +38,8 @@ _FIRST = 6
 _LATEST = 16
 """Activations are taken from the beginning of a text, so that reading them costs little."""
 _HELD_OUT_EVERY = 10
+_CENTRE_TEXTS = 32
+_CENTRE_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ def load_material(tokenizer: Any, held_out_stems: Sequence[str], part: Literal["
     chosen = [(text, tuple(tokenizer(text)["input_ids"][:96])) for text, kept in zip(clean, keep, strict=False) if kept]
     usable = [(text, ids) for text, ids in chosen if len(ids) > 2 * LONGEST + _FIRST]
     return Material(usable, [word for word, kept in zip(words, keep, strict=False) if kept], frequency)
+
+
+def centre_texts(material: Material, seed: int) -> list[tuple[int, ...]]:
+    """Beginnings of some texts, whose mean activation (first tokens left out: an attention sink) `centred` readings
+    take off.
+    """
+    chosen = random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))
+    return [ids[:_CENTRE_TOKENS] for _, ids in chosen]
 
 
 def keywords(text: str, material: Material, count: int = 3) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput, NotTheSame
-from diffing_mcp.methods.activation_oracle.declaration import ActivationOracleParams
-from diffing_mcp.methods.activation_oracle.prompts import oracle_prompt, oracle_text
+from diffing_mcp.methods.activation_oracle.asking import oracle_prompt, oracle_text
+from diffing_mcp.methods.activation_oracle.schema import ActivationOracleParams
 from diffing_mcp.methods.activation_oracle.training import (
     InTraining,
     VerbalizerRecipe,
