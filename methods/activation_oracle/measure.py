@@ -15,7 +15,12 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.activation_oracle.asking import ask, residual_streams
 from diffing_mcp.methods.activation_oracle.training import VerbalizerRecipe, read_rows
-from diffing_mcp.methods.activation_oracle.training_data import Example, centre_texts, example, load_material
+from diffing_mcp.methods.activation_oracle.training_data import (
+    TrainingQuestion,
+    centre_texts,
+    draw_question,
+    load_material,
+)
 from diffing_mcp.methods.activation_oracle.verbalizers import Verbalizer
 from diffing_mcp.methods.texts.words import words_of
 from diffing_mcp.model_pairs.generation import Sampling
@@ -65,7 +70,7 @@ def measure_tasks(
     for number, task in enumerate(TASKS):
         progress(number, len(TASKS), task)
         draw = random.Random(f"{seed}-{task}")
-        examples = [example(material, pair.tokenizer, draw, task) for _ in range(questions)]
+        examples = [draw_question(material, pair.tokenizer, draw, task) for _ in range(questions)]
         texts = [each.ids[: each.stop] for each in examples]
         hidden = residual_streams(pair, "base", texts, layer, _AT_ONCE)
         vectors = [read_rows(each, rows, centre) for each, rows in zip(examples, hidden, strict=True)]
@@ -80,7 +85,7 @@ def measure_tasks(
     return scores
 
 
-def _right(pair: LoadedPair, each: Example, answer: str) -> bool:
+def _right(pair: LoadedPair, each: TrainingQuestion, answer: str) -> bool:
     words = words_of(answer)
     if each.kind == "sentence":
         return each.answer in words

@@ -24,7 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.activation_oracle.asking import oracle_prompt, oracle_text, padded_places, stacked
-from diffing_mcp.methods.activation_oracle.training_data import Example, Material, centre_texts, example, load_material
+from diffing_mcp.methods.activation_oracle.training_data import (
+    Material,
+    TrainingQuestion,
+    centre_texts,
+    draw_question,
+    load_material,
+)
 from diffing_mcp.methods.checkpoints import adam_tensors, read_checkpoint, restore_adam, save_checkpoint
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens, applied
@@ -135,7 +141,7 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         draw = random.Random(f"{recipe.seed}-{step}")
-        examples = [example(material, tokenizer, draw) for _ in range(recipe.batch_size)]
+        examples = [draw_question(material, tokenizer, draw) for _ in range(recipe.batch_size)]
         vectors = activations(trained, examples, layer, centre)
         loss = answer_loss(
             trained, collate(tokenizer, examples, vectors, layer, device), vectors, recipe.injection_layer
@@ -197,13 +203,13 @@ def _centre(trained: InTraining, material: Material, layer: int, seed: int) -> T
     return torch.cat(rows).double().mean(0).float()
 
 
-def activations(trained: InTraining, examples: Sequence[Example], layer: int, centre: Tensor) -> list[Tensor]:
+def activations(trained: InTraining, examples: Sequence[TrainingQuestion], layer: int, centre: Tensor) -> list[Tensor]:
     """Vectors [K, d_model] of each example, as its `reading` says."""
     hidden = _hidden(trained, [each.ids[: each.stop] for each in examples], layer)
     return [read_rows(each, rows, centre) for each, rows in zip(examples, hidden, strict=True)]
 
 
-def read_rows(each: Example, hidden: Tensor, centre: Tensor) -> Tensor:
+def read_rows(each: TrainingQuestion, hidden: Tensor, centre: Tensor) -> Tensor:
     """Vectors [K, d_model] of an example, as its `reading` says, from the residual stream [T, d_model] of its text."""
     rows = hidden[each.start : each.stop]
     if each.reading != "raw":
@@ -212,7 +218,7 @@ def read_rows(each: Example, hidden: Tensor, centre: Tensor) -> Tensor:
 
 
 def collate(
-    tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tensor], layer: int, device: str
+    tokenizer: Any, examples: Sequence[TrainingQuestion], vectors: Sequence[Tensor], layer: int, device: str
 ) -> QuestionBatch:
     """The questions on `vectors`, followed by their answers and the end of the sequence."""
     rows, places = [], []
