@@ -33,9 +33,9 @@ _BUILT_IN = (
     ("diffing_mcp.methods.steering.declaration", "Steering"),
     ("diffing_mcp.methods.weight_amplification.declaration", "WeightAmplification"),
     ("diffing_mcp.methods.causal_effect.declaration", "CausalEffect"),
-    ("diffing_mcp.methods.activation_oracle.declaration", "ActivationOracle"),
-    ("diffing_mcp.methods.sae_difference.declaration", "SAEDifference"),
-    ("diffing_mcp.methods.crosscoder.declaration", "Crosscoder"),
+    ("diffing_mcp.methods.activation_oracle.method", "ActivationOracle"),
+    ("diffing_mcp.methods.sae_difference.method", "SAEDifference"),
+    ("diffing_mcp.methods.crosscoder.method", "Crosscoder"),
 )
 
 log = logging.getLogger(__name__)

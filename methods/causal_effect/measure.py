@@ -17,7 +17,8 @@ from diffing_mcp.methods.causal_effect.declaration import CausalEffectParams, Ca
 from diffing_mcp.methods.causal_effect.judgement import judge
 from diffing_mcp.methods.causal_effect.rows import EffectRow
 from diffing_mcp.methods.causal_effect.statistics import interval, per_token, rank_p, share
-from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
+from diffing_mcp.methods.directions.vector_sources import resolve
+from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.patchscope.reading import random_vectors
 from diffing_mcp.model_pairs.forward import next_token_log_probs
 from diffing_mcp.model_pairs.interventions import Intervention, projection

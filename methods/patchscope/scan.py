@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffing_mcp.methods.directions.vectors import resolve
+from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.patchscope.declaration import PatchscopeParams, PatchscopeResult
 from diffing_mcp.methods.patchscope.reading import (
     IDENTITY_PROMPTS,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
+from diffing_mcp.methods.directions.vector_sources import resolve
+from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.patchscope.reading import random_vectors
 from diffing_mcp.methods.steering.declaration import GRID, REFINEMENTS, SteeringParams, SteeringResult
 from diffing_mcp.methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
