@@ -19,8 +19,8 @@ from pydantic import BaseModel
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import connect, transaction
+from diffing_mcp.mcp_server.findings import Finding, Hypothesis, list_findings, list_hypotheses
 from diffing_mcp.mcp_server.ledger import BudgetState, budget_state
-from diffing_mcp.mcp_server.notebook import Finding, Hypothesis, list_findings, list_hypotheses
 
 # What each named tool set holds besides the diffing methods; `method` is everything.
 BLACKBOX_TOOLS = (
@@ -102,7 +102,12 @@ class InvestigationRecord(BaseModel):
 
 
 def create(
-    pair: str, tools: str | Sequence[str] = "method", interactions: int = 50, tool_calls: int = 200, note: str = ""
+    pair: str,
+    tools: str | Sequence[str] = "method",
+    interactions: int = 50,
+    tool_calls: int = 200,
+    note: str = "",
+    known_tools: Sequence[str] = (),
 ) -> NewInvestigation:
     """Create an investigation; usable from any process that shares the data folder with the server.
 
@@ -112,6 +117,7 @@ def create(
         interactions: budget of model interactions (one is one prompt put to one or both sides, times samples).
         tool_calls: budget of tool calls; free tools do not count.
         note: free text for operators, for instance the arm and repeat of an evaluation.
+        known_tools: what `tools` may name besides the two sets (`declarations.tool_names`).
 
     Raises:
         UnknownName: the pair or a tool does not exist.
@@ -120,7 +126,7 @@ def create(
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
     resolve_pair(pair)
-    chosen = _chosen_tools(tools)
+    chosen = _chosen_tools(tools, known_tools)
     if interactions < 0 or tool_calls < 0:
         raise InvalidInput("budgets are counts from 0 up")
     identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
@@ -252,13 +258,10 @@ def remembered_runs(investigation: str) -> set[str]:
         }
 
 
-def _chosen_tools(tools: str | Sequence[str]) -> list[str]:
+def _chosen_tools(tools: str | Sequence[str], known: Sequence[str]) -> list[str]:
     names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
     if names in (["blackbox"], ["method"]):
         return names
-    from diffing_mcp.mcp_server.toolset import tool_names
-
-    known = tool_names()
     if not names or (unknown := [name for name in names if name not in known]):
         wrong = f"unknown tools: {', '.join(unknown)}" if names else "no tools given"
         raise UnknownName(f"{wrong}. Allowed: `blackbox`, `method`, or names out of {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""All tools of the server in their fixed order, and the names an investigation can choose from. Torch-free."""
+"""All tools of the server in their fixed order. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import lru_cache
 from diffing_mcp.mcp_server import (
     tools_activations,
     tools_dictionaries,
+    tools_findings,
     tools_jobs,
     tools_methods,
     tools_models,
-    tools_notebook,
     tools_overview,
     tools_pairs,
     tools_runs,
@@ -29,7 +29,7 @@ def toolset() -> dict[str, ToolDeclaration]:
         tools_methods,
         tools_runs,
         tools_models,
-        tools_notebook,
+        tools_findings,
         tools_activations,
         tools_dictionaries,
         tools_jobs,
@@ -41,8 +41,3 @@ def toolset() -> dict[str, ToolDeclaration]:
                 raise ValueError(f"two tools are called {name!r}")
             tools[name] = tool
     return tools
-
-
-def tool_names() -> list[str]:
-    """Names of the tools that an investigation can have."""
-    return [tool.name for tool in toolset().values() if not tool.operator_only]

@@ -22,7 +22,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.bridge import bridge_server, http_client
 from diffing_mcp.mcp_server.database import connect
 from diffing_mcp.mcp_server.serve import running_http
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.runs.store import default_store
 from tests.mcp_server.answers import good
 
@@ -35,8 +35,8 @@ LONG = {"max_samples": 2000, "max_tokens": 30}
 
 
 @pytest.fixture
-async def url(workbench: Workbench) -> AsyncIterator[str]:
-    async with running_http(workbench) as address:
+async def url(context: ServerContext) -> AsyncIterator[str]:
+    async with running_http(context) as address:
         yield address
 
 
@@ -49,7 +49,7 @@ async def until(condition: Any, seconds: float = 20) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
-    url: str, workbench: Workbench, tiny_pair: str, mode: str, slow_batches: None
+    url: str, context: ServerContext, tiny_pair: str, mode: str, slow_batches: None
 ) -> None:
     new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
     async with http_client(url, new.token) as client:
@@ -63,13 +63,13 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
             Client(streamable_http_client(url, http_client=web), mode=mode) as client,
         ):
             with_timeout = asyncio.create_task(client.call_tool("kl", {"pair": new.label, **LONG}))
-            await until(lambda: any(job.state == "running" for job in workbench.jobs.list(None)))
+            await until(lambda: any(job.state == "running" for job in context.jobs.list(None)))
             with_timeout.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await with_timeout
 
     await hang_up()
-    job = workbench.jobs.list(None)[0]
+    job = context.jobs.list(None)[0]
     assert job.state == "running"
     async with http_client(url, new.token) as client:
         # Other tools are answered while the job runs, and an equal call finds the same job.
@@ -90,7 +90,7 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
     assert record.budget.interactions_left == 4
 
 
-async def test_two_equal_calls_share_one_job_and_one_price(url: str, workbench: Workbench, tiny_pair: str) -> None:
+async def test_two_equal_calls_share_one_job_and_one_price(url: str, context: ServerContext, tiny_pair: str) -> None:
     new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
     arguments = {"pair": new.label, "prompts": ["a", "b"], "max_new_tokens": 20, "raw_text": True}
     async with http_client(url, new.token) as one, http_client(url, new.token) as two:
@@ -99,7 +99,7 @@ async def test_two_equal_calls_share_one_job_and_one_price(url: str, workbench: 
         )
     results = [(answer.structured_content or {})["result"] for answer in answers]
     assert results[0] == results[1]
-    assert len(workbench.jobs.list(None)) == 1
+    assert len(context.jobs.list(None)) == 1
     assert investigations.show(new.id).budget.interactions_left == 3
 
 
@@ -256,14 +256,14 @@ async def test_a_killed_server_loses_nothing_finished(
     process.kill()
     await asyncio.to_thread(process.wait, 30)
     assert investigations.show(new.id).budget.interactions_left < 4999
-    workbench = Workbench()
+    context = ServerContext()
     assert investigations.show(new.id).budget.interactions_left == 4999
     assert default_store().get(finished["run_id"]).result_json()["headline"] == finished["result"]["headline"]
-    async with running_http(workbench) as url, http_client(url, new.token) as client:
+    async with running_http(context) as url, http_client(url, new.token) as client:
         again = await good(client, "kl", {"pair": new.label, "max_samples": 20, "max_tokens": 8})
         assert again["run_id"] == finished["run_id"]
         assert "job" not in again
-    workbench.close()
+    context.close()
 
 
 @pytest.mark.parametrize(

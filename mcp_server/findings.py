@@ -1,5 +1,5 @@
-"""The notebook of an investigation: hypotheses with their evidence, and the one final finding. Operators have a
-notebook of their own.
+"""Hypotheses with their evidence, and the one final finding of an investigation. Operators have hypotheses and findings
+of their own.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def record_hypothesis(
 
 
 def list_hypotheses(scope: str) -> list[Hypothesis]:
-    """The notebook, in the order of recording."""
+    """All hypotheses, in the order of recording."""
     with connect() as connection:
         return [
             _hypothesis(row)
