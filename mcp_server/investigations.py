@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import connect, transaction
@@ -48,11 +48,20 @@ ALWAYS_TOOLS = (
 
 
 class NewInvestigation(BaseModel):
-    """What `create` returns. The token is shown once and cannot be had again."""
+    """A fresh investigation. The token is shown once and cannot be had again."""
 
-    token: str
+    token: str = Field(repr=False, description="Bearer token; for the agent and nobody else.")
     id: str
-    label: str
+    label: str = Field(description="Opaque name under which the agent sees the pair.")
+
+
+class ClosedInvestigation(BaseModel):
+    """What an investigation left."""
+
+    id: str
+    budget: BudgetState
+    finding: Finding | None = Field(description="What was submitted, null when nothing was.")
+    run_ids: list[str] = Field(description="Stored runs that it made or looked up.")
 
 
 class Investigation(BaseModel):
@@ -206,13 +215,25 @@ def show(identifier: str) -> InvestigationRecord:
     )
 
 
-def close(identifier: str) -> None:
-    """End an investigation: its token is refused from now on, its record stays."""
+def close(identifier: str) -> ClosedInvestigation:
+    """End an investigation: its token is refused from now on, its record stays. Closing again returns the same.
+
+    Raises:
+        UnknownName: no investigation has this id or label.
+    """
     investigation = get(identifier)
     with transaction() as connection:
         connection.execute(
             "UPDATE investigations SET closed = coalesce(closed, ?) WHERE id = ?", (time.time(), investigation.id)
         )
+        budget = budget_state(connection, investigation.id)
+    findings = list_findings(investigation.id)
+    return ClosedInvestigation(
+        id=investigation.id,
+        budget=budget,
+        finding=findings[0] if findings else None,
+        run_ids=sorted(remembered_runs(investigation.id)),
+    )
 
 
 def log_call(

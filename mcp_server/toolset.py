@@ -8,6 +8,7 @@ from diffing_mcp.mcp_server import (
     tools_activations,
     tools_dictionaries,
     tools_findings,
+    tools_investigations,
     tools_jobs,
     tools_methods,
     tools_models,
@@ -32,6 +33,7 @@ def toolset() -> dict[str, ToolDeclaration]:
         tools_findings,
         tools_activations,
         tools_dictionaries,
+        tools_investigations,
         tools_jobs,
     )
     tools: dict[str, ToolDeclaration] = {}

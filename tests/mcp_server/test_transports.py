@@ -24,7 +24,7 @@ from diffing_mcp.mcp_server.database import connect
 from diffing_mcp.mcp_server.serve import running_http
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.runs.store import default_store
-from tests.mcp_server.answers import good
+from tests.mcp_server.answers import good, refused
 
 SERVE = (
     "import sys; from diffing_mcp.mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if "
@@ -140,6 +140,54 @@ async def test_tokens_over_http(url: str, tiny_pair: str) -> None:
         assert answer.status_code == 401
     assert (await _post(url, None, host="evil.example")).status_code == 421
     assert (await _post(url, None, origin="http://evil.example")).status_code == 403
+
+
+async def test_operators_open_and_close_investigations_over_http(url: str, tiny_pair: str) -> None:
+    wanted = {"pair": tiny_pair, "tools": "blackbox", "interactions": 3, "tool_calls": 9, "note": "arm a"}
+    async with http_client(url, None) as operator:
+        opened = (await good(operator, "open_investigation", wanted))["result"]
+        kept = investigations.get(opened["id"])
+        assert (kept.label, kept.pair, kept.tools, kept.interactions, kept.tool_calls, kept.note) == (
+            opened["label"],
+            tiny_pair,
+            ["blackbox"],
+            3,
+            9,
+            "arm a",
+        )
+        async with http_client(url, opened["token"]) as holder:
+            await good(holder, "ask_models", {"pair": opened["label"], "prompts": ["a"], "max_new_tokens": 4})
+            await good(holder, "submit_finding", {"verdict": "difference", "statement": "kettles"})
+        closed = (await good(operator, "close_investigation", {"investigation": opened["label"]}))["result"]
+        assert closed["finding"]["statement"] == "kettles"
+        assert closed["budget"]["interactions_left"] == 2
+        assert closed["run_ids"] == []
+        assert (await good(operator, "close_investigation", {"investigation": opened["id"]}))["result"] == closed
+        assert (await _post(url, opened["token"])).status_code == 401
+        assert "no investigation" in await refused(operator, "close_investigation", {"investigation": "nobody"})
+        assert "unknown tools: open_investigation" in await refused(
+            operator, "open_investigation", {**wanted, "tools": "kl,open_investigation"}
+        )
+        assert "interactions" in await refused(operator, "open_investigation", {**wanted, "interactions": -1})
+
+
+@pytest.mark.parametrize("tools", ["blackbox", "method", "kl"])
+async def test_investigations_open_and_close_none(url: str, tiny_pair: str, tools: str) -> None:
+    new = investigations.create(tiny_pair, tools, known_tools=["kl"])
+    other = investigations.create(tiny_pair)
+    async with http_client(url, new.token) as holder:
+        assert not {"open_investigation", "close_investigation"} & {
+            tool.name for tool in (await holder.list_tools()).tools
+        }
+        for tool, arguments in (
+            ("open_investigation", {"pair": new.label}),
+            ("open_investigation", {"pair": tiny_pair}),
+            ("close_investigation", {"investigation": other.id}),
+            ("close_investigation", {"investigation": new.id}),
+        ):
+            assert "there is no tool" in await refused(holder, tool, arguments)
+    assert len(investigations.list_investigations()) == 2
+    assert all(kept.closed is None for kept in investigations.list_investigations())
 
 
 async def _post(url: str, token: str | None, host: str | None = None, origin: str | None = None) -> httpx2.Response:
