@@ -12,9 +12,7 @@ MCP server reads this folder.
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +20,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.core.atomic_files import replace_synced
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
+from diffing_mcp.graders.verdicts import Verdict
 
 Arm = Literal["blackbox", "method"]
 ARMS: tuple[Arm, ...] = ("blackbox", "method")
-Verdict = Literal["difference", "no_meaningful_difference", "inconclusive"]
-"""What an investigator may conclude. `inconclusive` is also what counts when no finding was handed in."""
 
 SCHEMA_VERSION = 1
 
@@ -86,7 +84,7 @@ class Finding(_Record):
     )
 
 
-class HypothesisGrade(_Record):
+class HypothesisReading(_Record):
     """One reading of the finding by an LLM grader against the ground truth and the rubric of the organism's family."""
 
     grader: str = Field(description="Model that graded.")
@@ -98,9 +96,9 @@ class HypothesisGrade(_Record):
     reasoning: str = ""
 
 
-class FactRecallGrade(_Record):
-    """The deterministic grade (`diffing_mcp.graders.fact_recall`): which facts of the ground truth the statement
-    carries.
+class FactRecallRecord(_Record):
+    """What is kept of the deterministic grade (`diffing_mcp.graders.fact_recall`): which facts of the ground truth the
+    statement carries.
     """
 
     score: int | None = Field(None, description="Level of the family's rubric, 1-5, as far as words decide it.")
@@ -158,8 +156,8 @@ class EvaluationRecord(_Record):
     transcript: list[Message] = Field(default_factory=list)
     budgets: dict[str, Budget] = Field(default_factory=dict, description="Keys `model_interactions` and `tool_calls`.")
     finding: Finding = Finding()
-    fact_recall: FactRecallGrade | None = None
-    hypothesis_grades: list[HypothesisGrade] = Field(default_factory=list)
+    fact_recall: FactRecallRecord | None = None
+    hypothesis_grades: list[HypothesisReading] = Field(default_factory=list)
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
     usage: list[TokenUsage] = Field(default_factory=list)
     log: str | None = Field(
@@ -217,7 +215,7 @@ class EvaluationFolder:
 
     def write_plan(self, plan: EvaluationPlan) -> None:
         """Create the folder and store the plan."""
-        _write_atomically(self.path / "evaluation.json", plan.model_dump_json(indent=2))
+        _write(self.path / "evaluation.json", plan.model_dump_json(indent=2))
 
     def plan(self) -> EvaluationPlan:
         """The stored plan. Raises UnknownName when there is no such evaluation."""
@@ -232,7 +230,7 @@ class EvaluationFolder:
     def write(self, record: EvaluationRecord) -> Path:
         """Store one cell; a former record of the same cell is replaced."""
         file = self.path / "cells" / f"{record.cell_id}.json"
-        _write_atomically(file, record.model_dump_json(indent=1))
+        _write(file, record.model_dump_json(indent=1))
         return file
 
     def get(self, cell: str) -> EvaluationRecord | None:
@@ -262,14 +260,6 @@ def _plans(root: Path) -> Iterator[EvaluationPlan]:
             continue
 
 
-def _write_atomically(file: Path, text: str) -> None:
+def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
-    try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    replace_synced(file, text.encode())

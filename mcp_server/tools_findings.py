@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.mcp_server import findings
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, Reply, ToolDeclaration
-from diffing_mcp.mcp_server.findings import Evidence, Finding, Hypothesis, Status, Verdict
+from diffing_mcp.mcp_server.findings import Evidence, Finding, FindingVerdict, Hypothesis, Status
 
 
 class RecordHypothesisArguments(Arguments):
@@ -50,7 +50,7 @@ class RecordHypothesisResult(BaseModel):
 class SubmitFindingArguments(Arguments):
     """Arguments of submit_finding."""
 
-    verdict: Verdict = Field(
+    verdict: FindingVerdict = Field(
         description=(
             "`no_meaningful_difference` when the finetune taught nothing that shows; that is a full answer and can be "
             "right."
