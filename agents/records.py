@@ -12,7 +12,9 @@ MCP server reads this folder.
 from __future__ import annotations
 
 import json
+import os
 import re
+import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diffing_mcp.core.atomic_files import replace_synced
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.graders.verdicts import Verdict
@@ -215,7 +216,7 @@ class EvaluationFolder:
 
     def write_plan(self, plan: EvaluationPlan) -> None:
         """Create the folder and store the plan."""
-        _write(self.path / "evaluation.json", plan.model_dump_json(indent=2))
+        _write_atomically(self.path / "evaluation.json", plan.model_dump_json(indent=2))
 
     def plan(self) -> EvaluationPlan:
         """The stored plan. Raises UnknownName when there is no such evaluation."""
@@ -230,7 +231,7 @@ class EvaluationFolder:
     def write(self, record: EvaluationRecord) -> Path:
         """Store one cell; a former record of the same cell is replaced."""
         file = self.path / "cells" / f"{record.cell_id}.json"
-        _write(file, record.model_dump_json(indent=1))
+        _write_atomically(file, record.model_dump_json(indent=1))
         return file
 
     def get(self, cell: str) -> EvaluationRecord | None:
@@ -260,6 +261,14 @@ def _plans(root: Path) -> Iterator[EvaluationPlan]:
             continue
 
 
-def _write(file: Path, text: str) -> None:
+def _write_atomically(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_synced(file, text.encode())
+    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
