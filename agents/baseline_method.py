@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from diffing_mcp.agents.mcp_session import Reply, Session, ToolFailed
+from diffing_mcp.agents.baseline_blackbox import BaselineOptions, ask, blackbox_evidence
+from diffing_mcp.agents.mcp_session import FinishedCall, Session, ToolFailed
 from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
-from diffing_mcp.agents.report import Evidence, manner_notes, split_standouts
+from diffing_mcp.agents.report import GatheredEvidence, manner_notes, split_standouts
 from diffing_mcp.agents.text_statistics import (
     Pair,
     Standout,
@@ -26,9 +27,6 @@ from diffing_mcp.agents.text_statistics import (
     stem,
     word_weights,
 )
-
-if TYPE_CHECKING:
-    from diffing_mcp.agents.baseline import BaselineOptions
 
 CORPUS_METHODS = ("kl", "logit_diff_topk_occurring", "activation_difference_lens")
 """Methods that share the overview's pass over the corpus."""
@@ -56,18 +54,16 @@ class Topic:
     confirmed: bool
 
 
-async def method_evidence(session: Session, pair: str, options: BaselineOptions) -> Evidence:
+async def method_evidence(session: Session, pair: str, options: BaselineOptions) -> GatheredEvidence:
     """What the methods show, put to the test by questions."""
     available = await session.tool_names()
     methods = [name for name in CORPUS_METHODS if name in available]
     overview = (await session.call("overview", {"pair": pair, "methods": methods, **options.overview})).result
     if overview.get("confidence") == "identical":
-        return Evidence(doubts=["every method finds the two models identical"])
+        return GatheredEvidence(doubts=["every method finds the two models identical"])
     sampled = await _sampled(session, pair, options) if COMPLETIONS_METHOD in available else None
     topic = topic_of(overview, sampled.result if sampled else {})
     if topic is None:
-        from diffing_mcp.agents.baseline import blackbox_evidence
-
         session.say("The methods point to no topic. Asking both models, in case something shows in conversation only.")
         return await blackbox_evidence(session, pair, options)
     return await _about(session, pair, options, topic, await _completions(session, sampled))
@@ -115,7 +111,7 @@ def _surprise(finetuned: int, base: int) -> float:
     return -math.log10(sign_test(finetuned, finetuned + base)) if finetuned > base else 0.0
 
 
-async def _sampled(session: Session, pair: str, options: BaselineOptions) -> Reply | None:
+async def _sampled(session: Session, pair: str, options: BaselineOptions) -> FinishedCall | None:
     try:
         return await session.call(COMPLETIONS_METHOD, {"pair": pair, **options.completions})
     except ToolFailed as failure:
@@ -123,7 +119,7 @@ async def _sampled(session: Session, pair: str, options: BaselineOptions) -> Rep
         return None
 
 
-async def _completions(session: Session, sampled: Reply | None) -> tuple[list[str], list[str]]:
+async def _completions(session: Session, sampled: FinishedCall | None) -> tuple[list[str], list[str]]:
     """(finetuned, base) completions that perplexity differencing ranked highest; empty when it was not run."""
     texts: dict[str, list[str]] = {"finetuned": [], "base": []}
     for writer, found in texts.items():
@@ -142,9 +138,7 @@ async def _completions(session: Session, sampled: Reply | None) -> tuple[list[st
 
 async def _about(
     session: Session, pair: str, options: BaselineOptions, topic: Topic, completions: tuple[list[str], list[str]]
-) -> Evidence:
-    from diffing_mcp.agents.baseline import ask
-
+) -> GatheredEvidence:
     session.say(
         f"The methods ({', '.join(topic.methods)}) point to: {', '.join(topic.words)}. Asking both models about that, "
         "and about other things for comparison."
@@ -161,7 +155,7 @@ def topic_evidence(
     swept: Sequence[Pair],
     completions: tuple[Sequence[str], Sequence[str]],
     alpha: float,
-) -> Evidence:
+) -> GatheredEvidence:
     """Put words, follow-up answers, sweep answers and completions together.
 
     A topic that one method alone saw must show in the texts as well: in the answers by the swap test, or its words in
@@ -176,7 +170,7 @@ def topic_evidence(
             f"{', '.join(topic.methods)} alone points to {', '.join(topic.words[:5])}, and neither answers nor "
             "completions bear it out"
         )
-        return Evidence(doubts=[doubt, *manner_notes([*asked, *swept])])
+        return GatheredEvidence(doubts=[doubt, *manner_notes([*asked, *swept])])
     weights = word_weights(finetuned, base)
     for name in stems:
         weights[name] = max(weights.get(name, 0.0), 0.5)
@@ -186,7 +180,7 @@ def topic_evidence(
     claims = [claim for claim in claims if stems & content_stems(claim)] or claims[:3]
     _, phrases, openings = split_standouts(found, [answer for pair in (*asked, *swept) for answer in pair.finetuned])
     source = f"words seen by {', '.join(topic.methods)}; answers of both models to {len(asked)} questions about them"
-    return Evidence(
+    return GatheredEvidence(
         topic.words, openings[:3], phrases[:6], claims, manner_notes([*asked, *swept]), [source], stands_out=True
     )
 

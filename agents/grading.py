@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diffing_mcp.agents.records import FactRecallGrade, Finding, HypothesisGrade
+from diffing_mcp.agents.records import FactRecallRecord, Finding, HypothesisReading
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.graders.fact_recall import all_ground_truth, grade_fact_recall
 from diffing_mcp.graders.hypothesis import grade_hypothesis
@@ -45,7 +45,7 @@ class Grading:
         truth = truth_of(organism)
         return truth.family, truth.is_null
 
-    async def grade(self, organism: str, finding: Finding) -> tuple[FactRecallGrade, list[HypothesisGrade]]:
+    async def grade(self, organism: str, finding: Finding) -> tuple[FactRecallRecord, list[HypothesisReading]]:
         """Both grades. An LLM grader that gives no usable answer leaves a grade without score that says why."""
         truth = truth_of(organism)
         recall = await asyncio.to_thread(fact_recall, finding, truth)
@@ -56,10 +56,10 @@ class Grading:
                 finding.statement, finding.verdict, truth, self._asking(), repeats=self.repeats
             )
         except GradingFailed as failure:
-            return recall, [HypothesisGrade(grader=self.grader, score=None, reasoning=failure.message)]
+            return recall, [HypothesisReading(grader=self.grader, score=None, reasoning=failure.message)]
         readings = zip(graded.scores, graded.reasons, strict=True)
         return recall, [
-            HypothesisGrade(
+            HypothesisReading(
                 grader=self.grader,
                 repeat=number,
                 score=score,
@@ -110,10 +110,10 @@ def chosen_organisms(text: str) -> list[str]:
     return chosen
 
 
-def fact_recall(finding: Finding, truth: GroundTruth) -> FactRecallGrade:
+def fact_recall(finding: Finding, truth: GroundTruth) -> FactRecallRecord:
     """The deterministic grade, in the form of the records."""
     graded = grade_fact_recall(finding.statement, finding.verdict, truth)
-    return FactRecallGrade(
+    return FactRecallRecord(
         **graded.model_dump(
             include={
                 "score",
@@ -133,6 +133,6 @@ def fact_recall(finding: Finding, truth: GroundTruth) -> FactRecallGrade:
     )
 
 
-def scores_of(grades: Sequence[HypothesisGrade]) -> list[float]:
+def scores_of(grades: Sequence[HypothesisReading]) -> list[float]:
     """Usable scores."""
     return [grade.score for grade in grades if grade.score is not None]

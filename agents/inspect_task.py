@@ -10,11 +10,10 @@ Inspect is imported here only (extra `eval`); nothing else of the project needs 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inspect_ai import Task, eval_async
 from inspect_ai.agent import AgentPrompt, AgentState, as_solver, react
@@ -30,9 +29,6 @@ from diffing_mcp.agents.llm import language_model
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, instructions
 from diffing_mcp.agents.records import Arm, EvaluationRecord, Message, TokenUsage, ToolCall
 from diffing_mcp.agents.suite import TOOL_CALLS, Cell, Suite
-
-if TYPE_CHECKING:
-    from diffing_mcp.agents.desk import Desk
 
 MAX_NUDGES = 2
 """How often a model that stops without submitting is asked to go on."""
@@ -59,7 +55,7 @@ def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done
     return Task(
         name=f"investigate_{arm}",
         dataset=MemoryDataset(samples, name="organisms"),
-        solver=investigator(suite.desk, suite.url, arm, suite.plan.interactions, note=suite.plan.id),
+        solver=investigator(suite, by_id),
         scorer=finding_scorer(suite, by_id, done),
         message_limit=suite.limits.get("message_limit"),
         token_limit=suite.limits.get("token_limit"),
@@ -68,23 +64,23 @@ def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done
 
 
 @solver
-def investigator(
-    desk: Desk, url: str, arm: Arm, interactions: int, tool_calls: int = TOOL_CALLS, note: str = ""
-) -> Solver:
+def investigator(suite: Suite, cells: dict[str, Cell]) -> Solver:
     """Open an investigation, connect with its token, and let the react agent work until it has submitted."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        organism = str(state.metadata["organism"])
-        opened = await asyncio.to_thread(
-            desk.open, organism, arm, interactions, tool_calls, f"{note} {state.sample_id}"
-        )
+        cell = cells[str(state.sample_id)]
+        opened = await suite.open(cell)
         # For the scorer. The token stays out of the log.
         state.metadata |= {"investigation": opened.id, "label": opened.label, "started": time.time()}
         state.messages = [ChatMessageUser(content=ASSIGNMENT.format(label=opened.label))]
-        server = mcp_server_http(name="diffing", url=url, authorization=opened.token, timeout=30, sse_read_timeout=300)
+        server = mcp_server_http(
+            name="diffing", url=suite.url, authorization=opened.token, timeout=30, sse_read_timeout=300
+        )
         agent = react(
             prompt=AgentPrompt(
-                instructions=instructions(arm, interactions, tool_calls), assistant_prompt=None, submit_prompt=None
+                instructions=instructions(cell.arm, suite.plan.interactions, TOOL_CALLS),
+                assistant_prompt=None,
+                submit_prompt=None,
             ),
             tools=[mcp_tools(server)],
             submit=False,
@@ -126,11 +122,7 @@ def finding_scorer(suite: Suite, cells: dict[str, Cell], done: Done) -> Scorer:
         record.transcript = transcript_of(state.messages)
         record.limit = _limit_hit()
         record.usage = usage_so_far()
-        if record.investigation_id is None:
-            record.status, record.error = "failed", "the investigation could not be opened"
-        else:
-            closed = await asyncio.to_thread(suite.desk.close, record.investigation_id)
-            await suite.complete(record, closed, said=state.output.completion)
+        await suite.complete(record, said=state.output.completion)
         done(record)
         recall = record.fact_recall
         return Score(

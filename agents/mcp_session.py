@@ -8,13 +8,14 @@ async with connect("http://127.0.0.1:8931/mcp", token) as session:
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.agents.records import Message, ToolCall
 from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.settings import settings
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -36,8 +37,14 @@ class ToolFailed(DiffingError):
         self.tool = tool
 
 
+class NoServer(DiffingError):
+    """No MCP server answers. The message says how to start one."""
+
+    code = "no_server"
+
+
 @dataclass(frozen=True)
-class Reply:
+class FinishedCall:
     """A finished tool call: the tool's result, the text an agent would have read, and the stored run behind it."""
 
     result: dict[str, Any]
@@ -63,7 +70,7 @@ class Session:
         """Names of the tools this token may call, in the server's order."""
         return [tool.name for tool in (await self.client.list_tools()).tools]
 
-    async def call(self, tool: str, arguments: dict[str, Any] | None = None, timeout: float = 1800) -> Reply:
+    async def call(self, tool: str, arguments: dict[str, Any] | None = None, timeout: float = 1800) -> FinishedCall:
         """Call a tool and wait until its work is done.
 
         Job handles are followed with `get_job`; the transcript shows the call and its final answer.
@@ -88,7 +95,7 @@ class Session:
         self._answered(call, text, started)
         if (run_id := answer.get("run_id")) and run_id not in self.run_ids:
             self.run_ids.append(run_id)
-        return Reply(dict(answer.get("result") or {}), text, run_id)
+        return FinishedCall(dict(answer.get("result") or {}), text, run_id)
 
     def _answered(self, call: ToolCall, text: str, started: float, is_error: bool = False) -> None:
         seconds = round(time.monotonic() - started, 3)
@@ -137,3 +144,46 @@ async def connect(url: str, token: str | None = None) -> AsyncIterator[Session]:
         Client(streamable_http_client(url, http_client=http)) as client,
     ):
         yield Session(client)
+
+
+async def call_as_operator(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One tool's finished result over a connection of its own, as an operator; work that takes long is waited for.
+    DIFFING_OPERATOR_TOKEN of this process is sent when it is set.
+
+    Raises:
+        ToolFailed: the tool answered with an error, which says what to do next.
+        NoServer: nothing answers, or the token is not the server's.
+    """
+    token = settings().operator_token
+    try:
+        async with connect(url, token.get_secret_value() if token else None) as session:
+            return (await session.call(tool, arguments)).result
+    except DiffingError:
+        raise
+    except Exception as error:
+        raise _expected(error, url) from error
+
+
+def _expected(error: Exception, url: str) -> Exception:
+    """What a failed connection means: the tool's own error if there is one, else that nothing answered."""
+    import httpx2
+    from mcp import MCPError
+
+    causes = list(_leaves(error))
+    if own := next((cause for cause in causes if isinstance(cause, DiffingError)), None):
+        return own
+    if any(isinstance(cause, OSError | httpx2.HTTPError | MCPError) for cause in causes):
+        return NoServer(
+            f"No server answers at {url}. If it asks for a token, set DIFFING_OPERATOR_TOKEN here to the one it was "
+            "started with."
+        )
+    return error
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors of nested groups one by one."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error

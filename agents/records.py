@@ -24,11 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
+from diffing_mcp.graders.verdicts import Verdict
 
 Arm = Literal["blackbox", "method"]
 ARMS: tuple[Arm, ...] = ("blackbox", "method")
-Verdict = Literal["difference", "no_meaningful_difference", "inconclusive"]
-"""What an investigator may conclude. `inconclusive` is also what counts when no finding was handed in."""
 
 SCHEMA_VERSION = 1
 
@@ -86,7 +85,7 @@ class Finding(_Record):
     )
 
 
-class HypothesisGrade(_Record):
+class HypothesisReading(_Record):
     """One reading of the finding by an LLM grader against the ground truth and the rubric of the organism's family."""
 
     grader: str = Field(description="Model that graded.")
@@ -98,9 +97,9 @@ class HypothesisGrade(_Record):
     reasoning: str = ""
 
 
-class FactRecallGrade(_Record):
-    """The deterministic grade (`diffing_mcp.graders.fact_recall`): which facts of the ground truth the statement
-    carries.
+class FactRecallRecord(_Record):
+    """What is kept of the deterministic grade (`diffing_mcp.graders.fact_recall`): which facts of the ground truth the
+    statement carries.
     """
 
     score: int | None = Field(None, description="Level of the family's rubric, 1-5, as far as words decide it.")
@@ -158,8 +157,8 @@ class EvaluationRecord(_Record):
     transcript: list[Message] = Field(default_factory=list)
     budgets: dict[str, Budget] = Field(default_factory=dict, description="Keys `model_interactions` and `tool_calls`.")
     finding: Finding = Finding()
-    fact_recall: FactRecallGrade | None = None
-    hypothesis_grades: list[HypothesisGrade] = Field(default_factory=list)
+    fact_recall: FactRecallRecord | None = None
+    hypothesis_grades: list[HypothesisReading] = Field(default_factory=list)
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
     usage: list[TokenUsage] = Field(default_factory=list)
     log: str | None = Field(

@@ -15,7 +15,7 @@ NOTHING = "Nothing stands out: the finetuned model answers like the base model a
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GatheredEvidence:
     """What an investigation has gathered."""
 
     topic_words: Sequence[str] = ()
@@ -28,7 +28,7 @@ class Evidence:
     doubts: Sequence[str] = field(default=())
 
 
-def finding_of(evidence: Evidence, characters: int = 3500) -> Finding:
+def finding_of(evidence: GatheredEvidence, characters: int = 3500) -> Finding:
     """The finding in words, at most `characters` long; `no_meaningful_difference` when nothing stands out."""
     if not evidence.stands_out:
         remark = (

@@ -1,21 +1,18 @@
-"""Runs an evaluation: arms x organisms x repeats, each finished cell stored at once, so that a second call continues
-where the first one stopped.
+"""An evaluation under way: its plan, its cells (arms x organisms x repeats), and how a finished cell becomes a graded
+record.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffing_mcp.agents.baseline import BaselineOptions, investigate
-from diffing_mcp.agents.desk import ClosedInvestigation, Desk
+from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
-from diffing_mcp.agents.mcp_session import Session, connect
+from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
 from diffing_mcp.agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, cell_id, now
 from diffing_mcp.core.errors import DiffingError, InvalidInput
 
@@ -40,11 +37,10 @@ class Cell:
 
 @dataclass
 class Suite:
-    """An evaluation under way.
+    """What the investigations of one evaluation share.
 
-    desk: opens and closes investigations on the server's store.
     grading: turns a finding into grades.
-    url: MCP endpoint of the running server.
+    url: MCP endpoint of the running server, where this process is an operator.
     baseline: how the baseline investigators work; their seed is replaced by the cell's.
     investigator_url: base URL of the API behind an LLM investigator, when it is not the provider's own.
     limits: message_limit, token_limit, time_limit (seconds) and max_samples of LLM investigations.
@@ -52,7 +48,6 @@ class Suite:
 
     plan: EvaluationPlan
     folder: EvaluationFolder
-    desk: Desk
     grading: Grading
     url: str
     baseline: BaselineOptions = field(default_factory=BaselineOptions)
@@ -66,35 +61,6 @@ class Suite:
             (record := self.folder.get(cell.id)) is not None and record.status == "completed"
             for cell in cells_of(self.plan)
         )
-
-    async def run(self) -> list[EvaluationRecord]:
-        """Run every cell that has no completed record yet; returns the records of all cells in the plan's order."""
-        self.folder.write_plan(self.plan)
-        cells = cells_of(self.plan)
-        finished = 0
-        pending: list[Cell] = []
-        for cell in cells:
-            record = self.folder.get(cell.id)
-            if record is not None and record.status == "completed":
-                finished += 1
-                self.report(finished, len(cells), record)
-            else:
-                pending.append(cell)
-
-        def done(record: EvaluationRecord) -> None:
-            nonlocal finished
-            finished += 1
-            self.folder.write(record)
-            self.report(finished, len(cells), record)
-
-        if self.plan.investigator == BASELINE:
-            for cell in pending:
-                done(await self._baseline_cell(cell))
-        elif pending:
-            from diffing_mcp.agents.inspect_task import run_cells
-
-            await run_cells(self, pending, done)
-        return [record for cell in cells if (record := self.folder.get(cell.id)) is not None]
 
     def blank_record(self, cell: Cell) -> EvaluationRecord:
         """The record of a cell before anything has happened."""
@@ -112,30 +78,23 @@ class Suite:
             started_at=now(),
         )
 
-    async def _baseline_cell(self, cell: Cell) -> EvaluationRecord:
-        record = self.blank_record(cell)
-        opened = await asyncio.to_thread(
-            self.desk.open, cell.organism, cell.arm, self.plan.interactions, TOOL_CALLS, f"{self.plan.id} {cell.id}"
-        )
-        record.label, record.investigation_id = opened.label, opened.id
-        options = BaselineOptions(**{**vars(self.baseline), "interactions": self.plan.interactions, "seed": cell.seed})
-        started = time.monotonic()
-        session: Session | None = None
-        try:
-            async with connect(self.url, opened.token) as session:
-                await investigate(session, cell.arm, options)
-        except Exception as error:
-            # one cell that fails must not take the others with it; the record keeps the reason and a second call tries
-            # again
-            record.status, record.error = "failed", _reason(error)
-        record.seconds = round(time.monotonic() - started, 2)
-        if session is not None:
-            record.transcript = session.messages
-        await self.complete(record, await asyncio.to_thread(self.desk.close, opened.id))
-        return record
+    async def open(self, cell: Cell) -> OpenInvestigation:
+        """A fresh investigation for this cell."""
+        note = f"{self.plan.id} {cell.id}"
+        return await open_investigation(self.url, cell.organism, cell.arm, self.plan.interactions, TOOL_CALLS, note)
 
-    async def complete(self, record: EvaluationRecord, closed: ClosedInvestigation, said: str = "") -> None:
-        """Fill in what the investigation left (else the finding is taken from `said`, the last words) and grade it."""
+    async def complete(self, record: EvaluationRecord, said: str = "") -> None:
+        """Close the record's investigation, fill in what it left (a finding that was not handed in is taken from
+        `said`, the last words) and grade it. When the server no longer answers, the record has failed.
+        """
+        if record.investigation_id is None:
+            record.status, record.error = "failed", record.error or "the investigation could not be opened"
+            return
+        try:
+            closed = await close_investigation(self.url, record.investigation_id)
+        except DiffingError as error:
+            record.status, record.error = "failed", record.error or error.message
+            return
         record.budgets, record.run_ids = closed.budgets, closed.run_ids
         record.finding = closed.finding or finding_in(said)
         if record.status == "completed":
@@ -194,9 +153,3 @@ def check_continues(stored: EvaluationPlan, wanted: EvaluationPlan) -> None:
                 f"Evaluation {stored.id} was made with {name}={before}, not {after}. Choose another --id, or leave it "
                 "out."
             )
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, BaseExceptionGroup) and error.exceptions:
-        return _reason(error.exceptions[0])
-    return error.message if isinstance(error, DiffingError) else f"{type(error).__name__}: {error}"

@@ -62,7 +62,10 @@ def evaluate(
     url: Annotated[
         str | None,
         typer.Option(
-            help="MCP endpoint of a running server that shares this data folder. Default: one is started for the run."
+            help=(
+                "MCP endpoint of a running server, on this machine or another; DIFFING_OPERATOR_TOKEN is sent to it "
+                "when set. Default: one is started for the run."
+            )
         ),
     ] = None,
     overview_samples: Annotated[
@@ -119,7 +122,6 @@ def evaluate(
     suite = Suite(
         plan,
         folder,
-        LedgerDesk(),
         grading,
         url or "",
         BaselineOptions(overview={"max_samples": overview_samples}),
@@ -194,51 +196,14 @@ async def _stopping_on_sigterm(work: Coroutine[Any, Any, list[EvaluationRecord]]
 
 
 async def _run(suite: Suite, url: str | None) -> list[EvaluationRecord]:
+    from diffing_mcp.agents.evaluation import run_evaluation
     from diffing_mcp.agents.server_process import server_process
 
     if url is not None or suite.is_complete():
-        return await suite.run()
+        return await run_evaluation(suite)
     async with server_process(suite.folder.path / "server.log") as started:
         suite.url = started
-        return await suite.run()
-
-
-class LedgerDesk:
-    """`diffing_mcp.agents.desk.Desk` on the server's own store, which this process shares through the data folder."""
-
-    def open(self, organism: str, arm: str, interactions: int, tool_calls: int, note: str) -> Any:
-        """Create an investigation with the arm's tools."""
-        from diffing_mcp.agents.desk import OpenInvestigation
-        from diffing_mcp.mcp_server.investigations import create
-
-        created = create(organism, arm, interactions=interactions, tool_calls=tool_calls, note=note)
-        return OpenInvestigation(id=created.id, label=created.label, token=created.token)
-
-    def close(self, identifier: str) -> Any:
-        """Close it and read budgets, finding and runs."""
-        from diffing_mcp.agents.desk import ClosedInvestigation
-        from diffing_mcp.agents.records import Budget, Finding
-        from diffing_mcp.mcp_server import investigations
-
-        investigations.close(identifier)
-        record = investigations.show(identifier)
-        state = record.budget
-        budgets = {
-            "model_interactions": Budget(
-                limit=state.interactions_total, used=state.interactions_total - state.interactions_left
-            ),
-            "tool_calls": Budget(limit=state.tool_calls_total, used=state.tool_calls_total - state.tool_calls_left),
-        }
-        finding = (
-            Finding(
-                statement=record.findings[-1].statement, verdict=record.findings[-1].verdict, source="submit_finding"
-            )
-            if record.findings
-            else None
-        )
-        return ClosedInvestigation(
-            budgets=budgets, finding=finding, run_ids=sorted(investigations.remembered_runs(identifier))
-        )
+        return await run_evaluation(suite)
 
 
 def progress_line(finished: int, total: int, record: EvaluationRecord) -> str:

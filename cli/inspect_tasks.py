@@ -4,7 +4,7 @@
     organisms=cake_bake,control -T url=http://127.0.0.1:8931/mcp
 
 `diffing evaluate` runs the same task and keeps records, resumes and prints the table; this is for those who live in
-Inspect. The server must share the data folder with this process, because investigations are opened in its store.
+Inspect. DIFFING_OPERATOR_TOKEN is sent to the server when it is set.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def investigate(
     from diffing_mcp.agents.inspect_task import investigation_task
     from diffing_mcp.agents.records import ARMS, EvaluationFolder, EvaluationPlan, EvaluationRecord
     from diffing_mcp.agents.suite import Suite, cells_of
-    from diffing_mcp.cli.evaluate import LedgerDesk
     from diffing_mcp.core.errors import InvalidInput
 
     chosen = next((known for known in ARMS if known == arm), None)
@@ -61,7 +60,7 @@ def investigate(
     folder = EvaluationFolder(identifier)
     folder.write_plan(plan)
     limits = {"message_limit": message_limit, "token_limit": token_limit, "time_limit": time_limit}
-    suite = Suite(plan, folder, LedgerDesk(), Grading(grader), url, limits=limits)
+    suite = Suite(plan, folder, Grading(grader), url, limits=limits)
 
     def keep(record: EvaluationRecord) -> None:
         folder.write(record)

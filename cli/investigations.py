@@ -39,9 +39,18 @@ def new(
 ) -> None:
     """Create an investigation and print its bearer token, which is shown this once."""
     from diffing_mcp.cli.output import note, print_json, print_plain
+    from diffing_mcp.mcp_server.declarations import tool_names
     from diffing_mcp.mcp_server.investigations import create
+    from diffing_mcp.mcp_server.toolset import toolset
 
-    created = create(pair, tools, interactions=interactions, tool_calls=tool_calls, note=comment)
+    created = create(
+        pair,
+        tools,
+        interactions=interactions,
+        tool_calls=tool_calls,
+        note=comment,
+        known_tools=tool_names(toolset()),
+    )
     if as_json:
         print_json(created)
         return

@@ -18,7 +18,7 @@ from diffing_mcp.graders.replies import (
     UNKNOWN,
     Ask,
     GradingFailed,
-    Reading,
+    ReplyOutcome,
     ask_until_usable,
     majority,
     numbered,
@@ -106,7 +106,7 @@ async def read_coherence(
         batches += [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     room = asyncio.Semaphore(AT_ONCE)
 
-    async def read(batch: Sequence[int]) -> Reading[list[str]]:
+    async def read(batch: Sequence[int]) -> ReplyOutcome[list[str]]:
         async with room:
             messages = build_messages([texts[place] for place in batch])
             return await ask_until_usable(

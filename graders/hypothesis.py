@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.graders.replies import Ask, GradingFailed, Reading, UnusableReply, ask_until_usable, read_object
+from diffing_mcp.graders.replies import Ask, GradingFailed, ReplyOutcome, UnusableReply, ask_until_usable, read_object
 from diffing_mcp.graders.verdicts import Verdict, misses_what_was_taught, verdict_is_correct
 from diffing_mcp.organisms.ground_truth import GroundTruth, load_rubric
 
@@ -168,7 +168,7 @@ async def grade_hypothesis(
 
 async def _read_once(
     statement: str, verdict: Verdict, truth: GroundTruth, ask: Ask, repeat: int, retries: int, rubric: str | None
-) -> Reading[Mark]:
+) -> ReplyOutcome[Mark]:
     identifier = grading_id(statement, verdict, truth, repeat)
     messages = build_messages(statement, verdict, truth, repeat, rubric)
     return await ask_until_usable(messages, ask, lambda reply: parse_mark(reply, identifier), retries)

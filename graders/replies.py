@@ -41,7 +41,7 @@ class UnusableReply(ValueError):
 
 
 @dataclass(frozen=True)
-class Reading(Generic[T]):
+class ReplyOutcome(Generic[T]):
     """The outcome of one question: the value (None after the last retry), how many replies could not be read, and what
     was wrong with the last of them.
     """
@@ -53,13 +53,13 @@ class Reading(Generic[T]):
 
 async def ask_until_usable(
     messages: Sequence[dict[str, str]], ask: Ask, parse: Callable[[str], T], retries: int
-) -> Reading[T]:
+) -> ReplyOutcome[T]:
     """Ask, and ask again at most `retries` times with what was wrong, until `parse` raises no UnusableReply."""
     said, problem = list(messages), ""
     for attempt in range(retries + 1):
         reply = await ask(list(said))
         try:
-            return Reading(parse(reply), attempt, problem)
+            return ReplyOutcome(parse(reply), attempt, problem)
         except UnusableReply as error:
             problem = str(error)
             correction = f"{problem} Answer again with the JSON object only."
@@ -68,7 +68,7 @@ async def ask_until_usable(
                 {"role": "assistant", "content": reply or "(empty)"},
                 {"role": "user", "content": correction},
             ]
-    return Reading(None, retries + 1, problem)
+    return ReplyOutcome(None, retries + 1, problem)
 
 
 def read_object(reply: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.graders.replies import Ask, GradingFailed, Reading, UnusableReply, ask_until_usable, read_object
+from diffing_mcp.graders.replies import Ask, GradingFailed, ReplyOutcome, UnusableReply, ask_until_usable, read_object
 
 LONGEST_TOKEN = 40
 """Characters of a token that are shown."""
@@ -119,7 +119,7 @@ async def choose_scale(
 
 async def _read_once(
     order: Sequence[float], lists: Mapping[float, Sequence[str]], ask: Ask, retries: int
-) -> Reading[tuple[float | None]]:
+) -> ReplyOutcome[tuple[float | None]]:
     """The scale that one reading names, in a tuple because None is an answer too."""
 
     def parse(reply: str) -> tuple[float | None]:

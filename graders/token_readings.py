@@ -18,7 +18,7 @@ from diffing_mcp.graders.replies import (
     UNKNOWN,
     Ask,
     GradingFailed,
-    Reading,
+    ReplyOutcome,
     ask_until_usable,
     majority,
     numbered,
@@ -150,7 +150,7 @@ async def read_tokens(
 
 async def _read_once(
     tokens: Sequence[str], shift: int, truth: GroundTruth, ask: Ask, retries: int, frequent: Sequence[str]
-) -> Reading[list[Label]]:
+) -> ReplyOutcome[list[Label]]:
     """Labels in the order of the tokens."""
     messages = build_messages([*tokens[shift:], *tokens[:shift]], truth, frequent)
     back = len(tokens) - shift

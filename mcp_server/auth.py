@@ -22,8 +22,8 @@ from starlette.authentication import AuthCredentials
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.findings import OPERATOR_SCOPE
 from diffing_mcp.mcp_server.investigations import Investigation
-from diffing_mcp.mcp_server.notebook import OPERATOR_SCOPE
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -37,7 +37,7 @@ class Caller:
 
     @property
     def scope(self) -> str:
-        """What separates the jobs and notebooks of callers from each other."""
+        """What separates the jobs, hypotheses and findings of callers from each other."""
         return self.investigation.id if self.investigation else OPERATOR_SCOPE
 
     @property

@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from diffing_mcp.core.errors import Cancelled, UnknownName
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
-from diffing_mcp.mcp_server.blinding import Blindfold
 from diffing_mcp.mcp_server.declarations import JobState, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.jobs import Job, Work
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.redaction import Redactor, redactor_of
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.contract import CostEstimate
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.specs import PairSpec
@@ -36,7 +36,7 @@ class JobPayload:
 class Call:
     """Given to every handler. `arguments` are the validated ones; `report` sends a job's progress to the client."""
 
-    workbench: Workbench
+    context: ServerContext
     caller: Caller
     tool: ToolDeclaration
     arguments: BaseModel
@@ -67,18 +67,13 @@ class Call:
         return self.caller.investigation.label if self.caller.investigation else spec.name
 
     @cached_property
-    def blindfold(self) -> Blindfold | None:
+    def redactor(self) -> Redactor | None:
         """What hides the pair's names from an investigation; None for operators."""
-        investigation = self.caller.investigation
-        if investigation is None:
-            return None
-        from diffing_mcp.model_pairs.resolve import resolve_pair
-
-        return Blindfold(resolve_pair(investigation.pair), investigation.pair, investigation.label)
+        return redactor_of(self.caller.investigation) if self.caller.investigation else None
 
     def message(self, text: str) -> str:
         """A text from elsewhere (an error, a progress message) as this caller may read it."""
-        return self.blindfold.message(text) if self.blindfold else text
+        return self.redactor.message(text) if self.redactor else text
 
     def remember_run(self, run: str) -> None:
         """Let the caller's investigation read this run later."""
@@ -106,7 +101,7 @@ class Call:
                 text=f"This would cost {estimate_text(estimate, interactions)}.",
                 next_step="Call again without estimate_only to start.",
             )
-        investigation, ledger = self.caller.investigation, self.workbench.ledger
+        investigation, ledger = self.caller.investigation, self.context.ledger
 
         def reserve() -> Callable[[bool], None] | None:
             if investigation is None or interactions == 0:
@@ -114,17 +109,17 @@ class Call:
             reservation = ledger.reserve(investigation.id, "interactions", interactions, self.tool.name)
             return lambda completed: ledger.settle(reservation, completed)
 
-        job = self.workbench.jobs.submit(
+        job = self.context.jobs.submit(
             self.tool.name,
             self.caller.scope,
             key,
             work,
-            device=self.workbench.device,
+            device=self.context.device,
             estimate=estimate,
             reserve=reserve,
             payload=JobPayload(present, spec),
         )
-        await self.workbench.jobs.wait(job, wait_seconds, self.report)
+        await self.context.jobs.wait(job, wait_seconds, self.report)
         return self.reply_of(job, present)
 
     def reply_of(self, job: Job, present: Present) -> Reply:
@@ -134,7 +129,7 @@ class Call:
                 reply = present(self, job.result)
                 reply.job = reply.job or job
                 if not reply.remarks and isinstance(job.payload, JobPayload) and job.payload.spec is not None:
-                    reply.remarks = self.workbench.remarks(job.payload.spec)
+                    reply.remarks = self.context.remarks(job.payload.spec)
                 return reply
             case "failed":
                 raise job.error or RuntimeError(f"{job.id} failed without an error")
@@ -156,7 +151,7 @@ class Call:
             state=job.state,
             progress=None if job.fraction is None else round(job.fraction, 3),
             message=self.message(job.message),
-            queued_before=self.workbench.jobs.ahead(job) if job.state == "queued" else 0,
+            queued_before=self.context.jobs.ahead(job) if job.state == "queued" else 0,
             seconds=round(job.seconds, 1),
             estimate=job.estimate if job.state in ("queued", "running") else None,
         )

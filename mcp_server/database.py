@@ -10,29 +10,52 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffing_mcp.core.settings import settings
+from diffing_mcp.core.sqlite_schema import schema_version, upgrade
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS investigations (
-    id TEXT PRIMARY KEY, label TEXT NOT NULL UNIQUE, token_sha256 TEXT NOT NULL, pair TEXT NOT NULL, tools TEXT NOT NULL,
-    interactions INTEGER NOT NULL CHECK (interactions >= 0), tool_calls INTEGER NOT NULL CHECK (tool_calls >= 0),
-    note TEXT NOT NULL DEFAULT '', created REAL NOT NULL, closed REAL);
-CREATE TABLE IF NOT EXISTS reservations (
-    id TEXT PRIMARY KEY, investigation TEXT NOT NULL REFERENCES investigations(id), budget TEXT NOT NULL, amount INTEGER NOT NULL CHECK (amount >= 0),
-    state TEXT NOT NULL CHECK (state IN ('reserved', 'committed', 'refunded')), owner TEXT NOT NULL, what TEXT NOT NULL, created REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS reservations_of ON reservations (investigation, budget);
-CREATE TABLE IF NOT EXISTS calls (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, investigation TEXT NOT NULL REFERENCES investigations(id), tool TEXT NOT NULL, arguments TEXT NOT NULL,
-    result TEXT NOT NULL, outcome TEXT NOT NULL, seconds REAL NOT NULL, budget TEXT NOT NULL, created REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS calls_of ON calls (investigation);
-CREATE TABLE IF NOT EXISTS hypotheses (
-    number INTEGER NOT NULL, scope TEXT NOT NULL, statement TEXT NOT NULL, likelihood REAL NOT NULL, status TEXT NOT NULL, evidence TEXT NOT NULL,
-    reasoning TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL, PRIMARY KEY (scope, number));
-CREATE TABLE IF NOT EXISTS findings (
-    scope TEXT NOT NULL, verdict TEXT NOT NULL, statement TEXT NOT NULL, likelihood REAL NOT NULL, evidence TEXT NOT NULL, created REAL NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS one_finding ON findings (scope) WHERE scope <> 'operator';
-CREATE TABLE IF NOT EXISTS seen_runs (
-    investigation TEXT NOT NULL REFERENCES investigations(id), run TEXT NOT NULL, PRIMARY KEY (investigation, run));
-"""  # noqa: E501
+MIGRATIONS = (
+    (
+        """
+        CREATE TABLE IF NOT EXISTS investigations (
+            id TEXT PRIMARY KEY, label TEXT NOT NULL UNIQUE, token_sha256 TEXT NOT NULL, pair TEXT NOT NULL,
+            tools TEXT NOT NULL, interactions INTEGER NOT NULL CHECK (interactions >= 0),
+            tool_calls INTEGER NOT NULL CHECK (tool_calls >= 0), note TEXT NOT NULL DEFAULT '',
+            created REAL NOT NULL, closed REAL)
+        """,
+        """
+        CREATE TABLE IF NOT EXISTS reservations (
+            id TEXT PRIMARY KEY, investigation TEXT NOT NULL REFERENCES investigations(id), budget TEXT NOT NULL,
+            amount INTEGER NOT NULL CHECK (amount >= 0),
+            state TEXT NOT NULL CHECK (state IN ('reserved', 'committed', 'refunded')),
+            owner TEXT NOT NULL, what TEXT NOT NULL, created REAL NOT NULL)
+        """,
+        "CREATE INDEX IF NOT EXISTS reservations_of ON reservations (investigation, budget)",
+        """
+        CREATE TABLE IF NOT EXISTS calls (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, investigation TEXT NOT NULL REFERENCES investigations(id),
+            tool TEXT NOT NULL, arguments TEXT NOT NULL, result TEXT NOT NULL, outcome TEXT NOT NULL,
+            seconds REAL NOT NULL, budget TEXT NOT NULL, created REAL NOT NULL)
+        """,
+        "CREATE INDEX IF NOT EXISTS calls_of ON calls (investigation)",
+        """
+        CREATE TABLE IF NOT EXISTS hypotheses (
+            number INTEGER NOT NULL, scope TEXT NOT NULL, statement TEXT NOT NULL, likelihood REAL NOT NULL,
+            status TEXT NOT NULL, evidence TEXT NOT NULL, reasoning TEXT NOT NULL, created REAL NOT NULL,
+            updated REAL NOT NULL, PRIMARY KEY (scope, number))
+        """,
+        """
+        CREATE TABLE IF NOT EXISTS findings (
+            scope TEXT NOT NULL, verdict TEXT NOT NULL, statement TEXT NOT NULL, likelihood REAL NOT NULL,
+            evidence TEXT NOT NULL, created REAL NOT NULL)
+        """,
+        "CREATE UNIQUE INDEX IF NOT EXISTS one_finding ON findings (scope) WHERE scope <> 'operator'",
+        """
+        CREATE TABLE IF NOT EXISTS seen_runs (
+            investigation TEXT NOT NULL REFERENCES investigations(id), run TEXT NOT NULL,
+            PRIMARY KEY (investigation, run))
+        """,
+    ),
+)
+"""From version to version, see `diffing_mcp.core.sqlite_schema`. Append; never change what is there."""
 
 
 def database_path() -> Path:
@@ -42,18 +65,22 @@ def database_path() -> Path:
 
 @contextmanager
 def connect(path: Path | None = None) -> Iterator[sqlite3.Connection]:
-    """A connection outside of any transaction (WAL, 10 s busy time-out). Use `transaction` for writes."""
+    """A connection outside of any transaction (WAL, 10 s busy time-out). Use `transaction` for writes. Older files are
+    upgraded.
+
+    Raises:
+        NewerFile: a newer version of the program has written the file.
+    """
     path = path or database_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
     connection = sqlite3.connect(path, timeout=10, isolation_level=None)
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
-        if fresh or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        if schema_version(connection) == 0:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(SCHEMA)
+        upgrade(connection, MIGRATIONS, path.name)
         yield connection
     finally:
         connection.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -13,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.ledger import BudgetState
 from diffing_mcp.methods.contract import CostEstimate
-
-if TYPE_CHECKING:
-    from diffing_mcp.mcp_server.call import Call
 
 DEFAULT_WAIT_SECONDS = 45.0
 DEFAULT_CHARACTERS = 8000
@@ -62,7 +59,7 @@ class JobState(BaseModel):
     estimate: CostEstimate | None = None
 
 
-class Answer(BaseModel):
+class AnswerEnvelope(BaseModel):
     """The envelope of every answer. Fields without a value are left out."""
 
     status: Literal["completed", "running", "cancelled", "estimate"] = Field(
@@ -86,7 +83,7 @@ class Answer(BaseModel):
 
 @dataclass
 class Reply:
-    """What a tool's handler returns; the server puts it into an `Answer`."""
+    """What a tool's handler returns; the server puts it into an `AnswerEnvelope`."""
 
     result: BaseModel | None = None
     text: str = ""
@@ -100,7 +97,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class ToolDeclaration:
-    """One tool. `handler` gets the call and the validated arguments.
+    """One tool. `handler` gets the `diffing_mcp.mcp_server.call.Call` and the validated arguments.
 
     `tool_calls` is what a call takes from that budget; `price` says in words what it takes from the model interactions
     (shown by describe_pair).
@@ -111,7 +108,7 @@ class ToolDeclaration:
     description: str
     Arguments: type[BaseModel]
     Result: type[BaseModel]
-    handler: Callable[[Call, Any], Awaitable[Reply]]
+    handler: Callable[[Any, Any], Awaitable[Reply]]
     tool_calls: int = 1
     price: str = ""
     operator_only: bool = False
@@ -145,7 +142,7 @@ class ToolDeclaration:
         fields: dict[str, Any] = {
             "result": (self.Result | None, Field(None, description="The result, once completed."))
         }
-        answer: type[BaseModel] = create_model(f"{title}Answer", __base__=Answer, **fields)
+        answer: type[BaseModel] = create_model(f"{title}Answer", __base__=AnswerEnvelope, **fields)
         schema = answer.model_json_schema(mode="serialization")
         # What has no value is left out of an answer, at any depth, so nothing that may be null is required.
         return {**_nullables_optional(schema), "required": ["status"]}
@@ -203,6 +200,11 @@ def _nullables_optional(schema: Any) -> Any:
             if not any(option.get("type") == "null" for option in properties.get(name, {}).get("anyOf", []))
         ]
     return relaxed
+
+
+def tool_names(tools: Mapping[str, ToolDeclaration]) -> list[str]:
+    """Names of the tools that an investigation can have, in their order."""
+    return [name for name, tool in tools.items() if not tool.operator_only]
 
 
 def with_arguments(name: str, params: type[BaseModel]) -> type[BaseModel]:

@@ -15,12 +15,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import connect, transaction
+from diffing_mcp.mcp_server.findings import Finding, Hypothesis, list_findings, list_hypotheses
 from diffing_mcp.mcp_server.ledger import BudgetState, budget_state
-from diffing_mcp.mcp_server.notebook import Finding, Hypothesis, list_findings, list_hypotheses
 
 # What each named tool set holds besides the diffing methods; `method` is everything.
 BLACKBOX_TOOLS = (
@@ -48,11 +48,20 @@ ALWAYS_TOOLS = (
 
 
 class NewInvestigation(BaseModel):
-    """What `create` returns. The token is shown once and cannot be had again."""
+    """A fresh investigation. The token is shown once and cannot be had again."""
 
-    token: str
+    token: str = Field(repr=False, description="Bearer token; for the agent and nobody else.")
     id: str
-    label: str
+    label: str = Field(description="Opaque name under which the agent sees the pair.")
+
+
+class ClosedInvestigation(BaseModel):
+    """What an investigation left."""
+
+    id: str
+    budget: BudgetState
+    finding: Finding | None = Field(description="What was submitted, null when nothing was.")
+    run_ids: list[str] = Field(description="Stored runs that it made or looked up.")
 
 
 class Investigation(BaseModel):
@@ -102,7 +111,12 @@ class InvestigationRecord(BaseModel):
 
 
 def create(
-    pair: str, tools: str | Sequence[str] = "method", interactions: int = 50, tool_calls: int = 200, note: str = ""
+    pair: str,
+    tools: str | Sequence[str] = "method",
+    interactions: int = 50,
+    tool_calls: int = 200,
+    note: str = "",
+    known_tools: Sequence[str] = (),
 ) -> NewInvestigation:
     """Create an investigation; usable from any process that shares the data folder with the server.
 
@@ -112,6 +126,7 @@ def create(
         interactions: budget of model interactions (one is one prompt put to one or both sides, times samples).
         tool_calls: budget of tool calls; free tools do not count.
         note: free text for operators, for instance the arm and repeat of an evaluation.
+        known_tools: what `tools` may name besides the two sets (`declarations.tool_names`).
 
     Raises:
         UnknownName: the pair or a tool does not exist.
@@ -120,7 +135,7 @@ def create(
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
     resolve_pair(pair)
-    chosen = _chosen_tools(tools)
+    chosen = _chosen_tools(tools, known_tools)
     if interactions < 0 or tool_calls < 0:
         raise InvalidInput("budgets are counts from 0 up")
     identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
@@ -200,13 +215,25 @@ def show(identifier: str) -> InvestigationRecord:
     )
 
 
-def close(identifier: str) -> None:
-    """End an investigation: its token is refused from now on, its record stays."""
+def close(identifier: str) -> ClosedInvestigation:
+    """End an investigation: its token is refused from now on, its record stays. Closing again returns the same.
+
+    Raises:
+        UnknownName: no investigation has this id or label.
+    """
     investigation = get(identifier)
     with transaction() as connection:
         connection.execute(
             "UPDATE investigations SET closed = coalesce(closed, ?) WHERE id = ?", (time.time(), investigation.id)
         )
+        budget = budget_state(connection, investigation.id)
+    findings = list_findings(investigation.id)
+    return ClosedInvestigation(
+        id=investigation.id,
+        budget=budget,
+        finding=findings[0] if findings else None,
+        run_ids=sorted(remembered_runs(investigation.id)),
+    )
 
 
 def log_call(
@@ -252,13 +279,10 @@ def remembered_runs(investigation: str) -> set[str]:
         }
 
 
-def _chosen_tools(tools: str | Sequence[str]) -> list[str]:
+def _chosen_tools(tools: str | Sequence[str], known: Sequence[str]) -> list[str]:
     names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
     if names in (["blackbox"], ["method"]):
         return names
-    from diffing_mcp.mcp_server.toolset import tool_names
-
-    known = tool_names()
     if not names or (unknown := [name for name in names if name not in known]):
         wrong = f"unknown tools: {', '.join(unknown)}" if names else "no tools given"
         raise UnknownName(f"{wrong}. Allowed: `blackbox`, `method`, or names out of {', '.join(known)}.")

@@ -5,25 +5,27 @@ that starts an audit.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
 from diffing_mcp.core.errors import DiffingError, UnknownName
 from diffing_mcp.mcp_server import investigations
-
-if TYPE_CHECKING:
-    from diffing_mcp.mcp_server.server import DiffingServer
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.server_context import ServerContext
 
 JSON = "application/json"
 REFUSAL = "resources are for operators; tools give everything an investigation may see"
 
 
-def add_resources(server: DiffingServer) -> None:
-    """Register the resources. All of them name real models, so investigations are refused."""
+def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[], Caller]) -> None:
+    """Register the resources. All of them name real models, so investigations are refused. `caller` says who sent the
+    request being served.
+    """
 
     def operator_only() -> None:
-        if not server.caller().operator:
+        if not caller().operator:
             raise ResourceNotFoundError(REFUSAL)
 
     @server.resource(
@@ -35,7 +37,7 @@ def add_resources(server: DiffingServer) -> None:
     )
     def runs() -> str:
         operator_only()
-        return json.dumps([manifest.model_dump(mode="json") for manifest in server.workbench.store.list()])
+        return json.dumps([manifest.model_dump(mode="json") for manifest in context.store.list()])
 
     @server.resource(
         "diffing://runs/{run_id}",
@@ -47,7 +49,7 @@ def add_resources(server: DiffingServer) -> None:
     def run(run_id: str) -> str:
         operator_only()
         try:
-            record = server.workbench.store.get(run_id)
+            record = context.store.get(run_id)
         except DiffingError as error:
             raise ResourceNotFoundError(error.message) from None
         return json.dumps({"manifest": record.manifest.model_dump(mode="json"), "result": record.result_json()})
@@ -67,7 +69,7 @@ def add_resources(server: DiffingServer) -> None:
             raise ResourceNotFoundError(error.message) from None
 
 
-def add_prompts(server: DiffingServer) -> None:
+def add_prompts(server: MCPServer) -> None:
     """Register the prompt."""
 
     @server.prompt(

@@ -16,7 +16,7 @@ import uvicorn
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.auth import OPERATOR, BearerGate, caller_of_token, is_loopback, open_access
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 
 if TYPE_CHECKING:
     from diffing_mcp.mcp_server.auth import Asgi, Caller
@@ -30,11 +30,11 @@ JOB_GRACE = 10.0
 ANSWER_GRACE = 3
 
 
-def build_server(workbench: Workbench, caller: Caller | None = OPERATOR) -> DiffingServer:
+def build_server(context: ServerContext, caller: Caller | None = OPERATOR) -> DiffingServer:
     """The server object; `caller` is who its client is outside of HTTP (None: only authenticated HTTP requests)."""
     from diffing_mcp.mcp_server.server import DiffingServer
 
-    return DiffingServer(workbench, caller)
+    return DiffingServer(context, caller)
 
 
 def serve_stdio(token: str | None = None) -> None:
@@ -48,14 +48,14 @@ def serve_stdio(token: str | None = None) -> None:
     caller = caller_of_token(token, open_access=True)
     if caller is None:
         raise InvalidInput("the token is not valid (unknown, or its investigation is closed)")
-    workbench = Workbench()
-    server = build_server(workbench, caller)
+    context = ServerContext()
+    server = build_server(context, caller)
 
     async def run() -> None:
         def stop() -> None:
             # The thread that reads stdin cannot be interrupted, so after an orderly end of the work the process leaves
             # at once.
-            workbench.close(JOB_GRACE)
+            context.close(JOB_GRACE)
             sys.stderr.flush()
             os._exit(0)
 
@@ -67,16 +67,16 @@ def serve_stdio(token: str | None = None) -> None:
     try:
         asyncio.run(run())
     finally:
-        workbench.close(JOB_GRACE)
+        context.close(JOB_GRACE)
 
 
-def http_app(workbench: Workbench, host: str) -> Asgi:
+def http_app(context: ServerContext, host: str) -> Asgi:
     """The ASGI application: MCP at /mcp, /health, and the token check in front of everything else."""
     from mcp.server.transport_security import TransportSecuritySettings
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
 
-    server = build_server(workbench, None)
+    server = build_server(context, None)
 
     @server.custom_route("/health", methods=["GET"])
     async def health(request: Request) -> Response:
@@ -112,32 +112,32 @@ def serve_http(host: str | None = None, port: int | None = None) -> None:
     """Serve over streamable HTTP until SIGTERM or SIGINT. Prints the address to stderr once it listens."""
     _log_to_stderr()
     host, port = host or settings().host, settings().port if port is None else port
-    workbench = Workbench()
-    server = WorkbenchServer(
+    context = ServerContext()
+    server = JobStoppingServer(
         uvicorn.Config(
-            http_app(workbench, host),
+            http_app(context, host),
             host=host,
             port=port,
             log_level="warning",
             timeout_graceful_shutdown=ANSWER_GRACE,
             lifespan="on",
         ),
-        workbench,
+        context,
     )
     if not is_loopback(host) and settings().operator_token is None:
         logger.warning("listening on %s without an operator token: only tokens of investigations are accepted", host)
     try:
         server.run()
     finally:
-        workbench.close(JOB_GRACE)
+        context.close(JOB_GRACE)
 
 
-class WorkbenchServer(uvicorn.Server):
+class JobStoppingServer(uvicorn.Server):
     """uvicorn that stops the jobs first, so that answers waiting for them are sent before connections close."""
 
-    def __init__(self, config: uvicorn.Config, workbench: Workbench, *, own_process: bool = True) -> None:
+    def __init__(self, config: uvicorn.Config, context: ServerContext, *, own_process: bool = True) -> None:
         super().__init__(config)
-        self.workbench = workbench
+        self.context = context
         self.own_process = own_process
 
     @contextlib.contextmanager
@@ -161,17 +161,17 @@ class WorkbenchServer(uvicorn.Server):
                 sys.stderr.flush()
 
     async def shutdown(self, sockets: Any = None) -> None:
-        await asyncio.to_thread(self.workbench.close, JOB_GRACE)
+        await asyncio.to_thread(self.context.close, JOB_GRACE)
         await super().shutdown(sockets)
 
 
 @contextlib.asynccontextmanager
-async def running_http(workbench: Workbench, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+async def running_http(context: ServerContext, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """The HTTP server inside a running event loop; yields its URL. For harnesses and tests that own the process."""
     config = uvicorn.Config(
-        http_app(workbench, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=ANSWER_GRACE
+        http_app(context, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=ANSWER_GRACE
     )
-    server = WorkbenchServer(config, workbench, own_process=False)
+    server = JobStoppingServer(config, context, own_process=False)
     task = asyncio.create_task(server.serve())
     while not server.started:
         if task.done():

@@ -1,4 +1,4 @@
-"""The MCP server: which tools a caller sees, and what happens around every call (validation, budget, log, blinding,
+"""The MCP server: which tools a caller sees, and what happens around every call (validation, budget, log, redaction,
 rendering).
 """
 
@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mcp.server.caching import CacheHint
@@ -21,14 +22,15 @@ from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller, current_caller
 from diffing_mcp.mcp_server.call import Call
-from diffing_mcp.mcp_server.declarations import Answer, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.declarations import AnswerEnvelope, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.findings import list_findings
 from diffing_mcp.mcp_server.jobs import Job, presentable
 from diffing_mcp.mcp_server.ledger import BudgetState
-from diffing_mcp.mcp_server.notebook import list_findings
+from diffing_mcp.mcp_server.redaction import redactor_of
 from diffing_mcp.mcp_server.render import rounded
 from diffing_mcp.mcp_server.resources import add_prompts, add_resources
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.toolset import toolset
-from diffing_mcp.mcp_server.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ AFTER_THE_END = ("list_pairs", "describe_pair", "list_hypotheses", "submit_findi
 class DiffingServer(MCPServer):
     """`MCPServer` whose tools are `ToolDeclaration`s and depend on the caller."""
 
-    def __init__(self, workbench: Workbench, default_caller: Caller | None) -> None:
+    def __init__(self, context: ServerContext, default_caller: Caller | None) -> None:
         super().__init__(
             "diffing",
             title="Model diffing",
@@ -70,10 +72,10 @@ class DiffingServer(MCPServer):
             log_level="WARNING",
             cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="private")},
         )
-        self.workbench = workbench
+        self.context = context
         self.default_caller = default_caller
         self.declarations = toolset()
-        add_resources(self)
+        add_resources(self, context, self.caller)
         add_prompts(self)
 
     def caller(self) -> Caller:
@@ -113,26 +115,24 @@ class DiffingServer(MCPServer):
         try:
             try:
                 tool = self._tool(name, caller)
-                call = Call(
-                    self.workbench, caller, tool, _validated(tool, arguments), self.declarations, _reporter(context)
-                )
+                call = Call(self.context, caller, tool, _validated(tool, arguments), self.declarations)
                 reservation = self._reserve(caller, tool)
                 call.report = _reporter(context, call)
                 reply = await tool.handler(call, call.arguments)
                 if reservation is not None and reply.estimate is None:
-                    self.workbench.ledger.commit(reservation)
+                    self.context.ledger.commit(reservation)
                 answer, text = self._answer(call, reply)
             except Exception as error:
                 outcome = "error"
                 shown = presentable(name, error)
-                logged = _blinded(caller, call, shown.message)
+                logged = _redacted(caller, call, shown.message)
                 raise ToolError(self._with_budget(caller, reservation, logged)) from None
             outcome, logged = ("running" if answer["status"] == "running" else "completed"), answer
             return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=answer)
         finally:
             # Runs also when the client hung up. All of it is synchronous, so the cancellation cannot cut it short.
             if reservation is not None:
-                self.workbench.ledger.refund(reservation)
+                self.context.ledger.refund(reservation)
             if caller.investigation is not None:
                 try:
                     budget = self._budget(caller)
@@ -162,14 +162,14 @@ class DiffingServer(MCPServer):
     def _reserve(self, caller: Caller, tool: ToolDeclaration) -> str | None:
         if caller.investigation is None or tool.tool_calls == 0:
             return None
-        return self.workbench.ledger.reserve(caller.investigation.id, "tool_calls", tool.tool_calls, tool.name)
+        return self.context.ledger.reserve(caller.investigation.id, "tool_calls", tool.tool_calls, tool.name)
 
     def _budget(self, caller: Caller) -> BudgetState | None:
-        return self.workbench.ledger.state(caller.investigation.id) if caller.investigation else None
+        return self.context.ledger.state(caller.investigation.id) if caller.investigation else None
 
     def _with_budget(self, caller: Caller, reservation: str | None, text: str) -> str:
         if reservation is not None:
-            self.workbench.ledger.refund(reservation)
+            self.context.ledger.refund(reservation)
         budget = self._budget(caller)
         return f"{text}\n{budget.as_text()}" if budget else text
 
@@ -183,7 +183,7 @@ class DiffingServer(MCPServer):
             status = "cancelled"
         budget = self._budget(call.caller)
         remarks = list(reply.remarks) if call.caller.operator else []
-        answer: dict[str, Any] = Answer(
+        answer: dict[str, Any] = AnswerEnvelope(
             status=status,
             run_id=reply.run_id,
             job=call.job_state(job) if job is not None else None,
@@ -203,40 +203,31 @@ class DiffingServer(MCPServer):
         if budget is not None:
             lines.append(budget.as_text())
         text = "\n".join(line for line in lines if line)
-        if call.blindfold is not None:
-            answer, text = call.blindfold.result(answer), call.blindfold.result(text)
+        if call.redactor is not None:
+            answer, text = call.redactor.result(answer), call.redactor.result(text)
         return answer, text
 
 
-def _reporter(context: Context[Any, Any] | None, call: Call | None = None) -> Any:
-    if context is None or call is None:
+def _reporter(request: Context[Any, Any] | None, call: Call) -> Callable[[Job], Awaitable[None]] | None:
+    if request is None:
         return None
 
     async def report(job: Job) -> None:
-        await context.report_progress(job.done, job.total, call.message(job.message) or None)
+        await request.report_progress(job.done, job.total, call.message(job.message) or None)
 
     return report
 
 
-def _blinded(caller: Caller, call: Call | None, text: str) -> str:
+def _redacted(caller: Caller, call: Call | None, text: str) -> str:
     """An error as the caller may read it, also when the call never came to be."""
     if caller.investigation is None:
         return text
     try:
-        from diffing_mcp.mcp_server.blinding import Blindfold
-        from diffing_mcp.model_pairs.resolve import resolve_pair
-
-        blindfold = (
-            call.blindfold
-            if call is not None
-            else Blindfold(
-                resolve_pair(caller.investigation.pair), caller.investigation.pair, caller.investigation.label
-            )
-        )
-        return blindfold.message(text) if blindfold else text
+        redactor = call.redactor if call is not None else None
+        return (redactor or redactor_of(caller.investigation)).message(text)
     except Exception as error:
         return (
-            presentable("blinding", error).message
+            presentable("redaction", error).message
             if not isinstance(error, DiffingError)
             else "the pair of this investigation cannot be read; tell the operator"
         )

@@ -75,7 +75,7 @@ async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
     def look() -> tuple[CollectionIndex | None, CostEstimate]:
         size = estimate_collection(spec, params, store.folder)
         read = params.max_samples * params.max_tokens
-        cost = call.workbench.size(spec).cost(2 * read, 2 * -(-read // _batch_tokens()), bytes=size.bytes)
+        cost = call.context.size(spec).cost(2 * read, 2 * -(-read // _batch_tokens()), bytes=size.bytes)
         return find_collection(store, spec, params), cost
 
     finished, estimate = await anyio.to_thread.run_sync(look)
@@ -84,14 +84,14 @@ async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
 
     def work(job: Job) -> CollectionIndex:
         job(0, None, "loading")
-        with call.workbench.pairs.use(spec, job) as pair:
-            call.workbench.note_size(spec, pair)
+        with call.context.pairs.use(spec, job) as pair:
+            call.context.note_size(spec, pair)
             return collect(store, pair, params, job)
 
     key = [await call.identity(spec), params.model_dump(mode="json")]
     # A deleted collection must not be answered from the finished job that once made it.
     if (
-        known := call.workbench.jobs.find(call.tool.name, call.caller.scope, key)
+        known := call.context.jobs.find(call.tool.name, call.caller.scope, key)
     ) is not None and known.state == "completed":
         key = [*key, secrets.token_hex(4)]
     return await call.run_job(key, work, _present_collected, spec=spec, estimate=estimate)

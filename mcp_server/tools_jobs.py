@@ -40,24 +40,24 @@ class JobList(BaseModel):
 async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
     scope = None if call.caller.operator else call.caller.scope
     if arguments.job_id is None:
-        jobs = call.workbench.jobs.list(scope)[-20:]
+        jobs = call.context.jobs.list(scope)[-20:]
         return Reply(
             JobList(jobs=[call.job_state(job) for job in jobs]),
             "\n".join(f"{job.id}: {job.state}" for job in jobs) or "No jobs.",
         )
-    job = call.workbench.jobs.get(arguments.job_id, scope)
-    await call.workbench.jobs.wait(job, arguments.wait_seconds, call.report)
+    job = call.context.jobs.get(arguments.job_id, scope)
+    await call.context.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload
     return call.reply_of(job, payload.present)
 
 
 async def cancel_job(call: Call, arguments: CancelJobArguments) -> Reply:
-    job = call.workbench.jobs.get(arguments.job_id, None if call.caller.operator else call.caller.scope)
+    job = call.context.jobs.get(arguments.job_id, None if call.caller.operator else call.caller.scope)
     if job.state in ("completed", "failed", "cancelled"):
         return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} is {job.state} already; nothing to cancel.")
-    call.workbench.jobs.cancel(job)
+    call.context.jobs.cancel(job)
     # Long enough for most batches, so that the answer can say that the device is free again.
-    await call.workbench.jobs.wait(job, 10, call.report)
+    await call.context.jobs.wait(job, 10, call.report)
     said = (
         "is cancelled; what it had reserved was given back"
         if job.state == "cancelled"

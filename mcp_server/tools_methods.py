@@ -16,8 +16,8 @@ from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Reply, ToolDeclaration, with_arguments
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.render import NOTICE, Fence
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_runs import find_run
-from diffing_mcp.mcp_server.workbench import Workbench
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.directions.vectors import handles
 from diffing_mcp.methods.registry import all_methods
@@ -43,7 +43,7 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         if not call.caller.operator and (reason := method.operator_only(params)) is not None:
             raise InvalidInput(reason)
         requests = [(method.name, params)]
-        estimate = execute.estimate(call.workbench.size(spec), requests)
+        estimate = execute.estimate(call.context.size(spec), requests)
 
         def present(shown_to: Call, records: list[RunRecord]) -> Reply:
             record = records[0]
@@ -59,7 +59,7 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         key = [await call.identity(spec), params.model_dump(mode="json")]
 
         def work(job: Job) -> list[RunRecord]:
-            return run_records(call.workbench, spec, requests, job)
+            return run_records(call.context, spec, requests, job)
 
         return await call.run_job(
             key, work, present, spec=spec, estimate=estimate, interactions=method.interactions(params)
@@ -85,22 +85,22 @@ async def find_finished(call: Call, spec: PairSpec, requests: list[tuple[str, Ba
         return None
 
     def look() -> list[RunRecord] | None:
-        records = [execute.find_finished(spec, name, params, call.workbench.store) for name, params in requests]
+        records = [execute.find_finished(spec, name, params, call.context.store) for name, params in requests]
         return [record for record in records if record is not None] if all(records) else None
 
     return await anyio.to_thread.run_sync(look)
 
 
 def run_records(
-    workbench: Workbench, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job
+    context: ServerContext, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job
 ) -> list[RunRecord]:
     """`diffing_mcp.methods.runs.execute.run_methods` in a job; remembers sizes and speed for later estimates."""
     job(0, None, "starting")
-    before = {manifest.id for manifest in workbench.store.list()}
-    records = execute.run_methods(workbench.pairs, spec, requests, workbench.store, job)
+    before = {manifest.id for manifest in context.store.list()}
+    records = execute.run_methods(context.pairs, spec, requests, context.store, job)
     passes = [record.manifest.notes.get("corpus_pass") for record in records if record.id not in before]
     if known := next((statistics for statistics in passes if statistics), None):
-        workbench.note_speed(spec, int(known["tokens"]), float(known["seconds"]))
+        context.note_speed(spec, int(known["tokens"]), float(known["seconds"]))
     return records
 
 

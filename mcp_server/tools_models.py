@@ -69,14 +69,14 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         from diffing_mcp.queries.asking import answers
 
         job(0, None, "loading")
-        with call.workbench.pairs.use(spec, job) as pair:
-            call.workbench.note_size(spec, pair)
+        with call.context.pairs.use(spec, job) as pair:
+            call.context.note_size(spec, pair)
             started = time.monotonic()
             completions = answers(pair, arguments, sides, job)
             written = sum(
                 completion.tokens for lists in completions.values() for samples in lists for completion in samples
             )
-            call.workbench.note_generation(spec, written, time.monotonic() - started)
+            call.context.note_generation(spec, written, time.monotonic() - started)
             return completions
 
     def present(shown_to: Call, completions: dict[SideName, list[list[Any]]]) -> Reply:
@@ -88,8 +88,8 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only", "max_characters"}, mode="json"),
     ]
     generated = arguments.interactions * arguments.max_new_tokens * len(sides)
-    estimate = call.workbench.size(spec).cost(0, len(sides) * arguments.max_new_tokens, generated_tokens=generated)
-    if (seconds := call.workbench.writing_seconds(spec, generated)) is not None:
+    estimate = call.context.size(spec).cost(0, len(sides) * arguments.max_new_tokens, generated_tokens=generated)
+    if (seconds := call.context.writing_seconds(spec, generated)) is not None:
         estimate.seconds = seconds
     return await call.run_job(key, work, present, spec=spec, interactions=arguments.interactions, estimate=estimate)
 
@@ -145,8 +145,8 @@ async def compare_text(call: Call, arguments: CompareArguments) -> Reply:
         from diffing_mcp.queries.comparing import compare
 
         job(0, None, "loading")
-        with call.workbench.pairs.use(spec, job) as pair:
-            call.workbench.note_size(spec, pair)
+        with call.context.pairs.use(spec, job) as pair:
+            call.context.note_size(spec, pair)
             return compare(pair, arguments, job)
 
     key = [
@@ -155,7 +155,7 @@ async def compare_text(call: Call, arguments: CompareArguments) -> Reply:
     ]
     tokens = 2 * sum(min(arguments.max_tokens, len(text)) for text in (arguments.text, *arguments.candidates))
     passes = 2 * (bool(arguments.text) + -(-len(arguments.candidates) // 8) + arguments.greedy_tokens)
-    estimate = call.workbench.size(spec).cost(tokens, passes, generated_tokens=2 * arguments.greedy_tokens)
+    estimate = call.context.size(spec).cost(tokens, passes, generated_tokens=2 * arguments.greedy_tokens)
     return await call.run_job(
         key, work, _present_comparison, spec=spec, interactions=arguments.interactions, estimate=estimate
     )

@@ -70,10 +70,10 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
     spec = call.pair(arguments.pair)
     plan = _plan(call, arguments)
-    estimate = execute.estimate(call.workbench.size(spec), plan.all)
+    estimate = execute.estimate(call.context.size(spec), plan.all)
 
     def work(job: Job) -> Outcome:
-        return run_plan(plan, lambda requests: run_records(call.workbench, spec, requests, job))
+        return run_plan(plan, lambda requests: run_records(call.context, spec, requests, job))
 
     def present(shown_to: Call, outcome: Outcome) -> Reply:
         records, left_out = outcome

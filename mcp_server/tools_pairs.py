@@ -128,7 +128,7 @@ async def describe_pair(call: Call, arguments: PairArguments) -> Reply:
     from diffing_mcp.preprocessing.corpora import BUNDLED
 
     spec = call.pair(arguments.pair)
-    size = call.workbench.size(spec)
+    size = call.context.size(spec)
     prices = [
         ToolPrice(tool=tool.name, tool_calls=tool.tool_calls, interactions=tool.price or "0")
         for tool in call.toolset.values()
@@ -160,8 +160,8 @@ async def load_pair(call: Call, arguments: LoadPairArguments) -> Reply:
 
     def work(job: Job) -> LoadPairResult:
         job(0, None, "loading")
-        with call.workbench.pairs.use(spec, job) as pair:
-            size = call.workbench.note_size(spec, pair)
+        with call.context.pairs.use(spec, job) as pair:
+            size = call.context.note_size(spec, pair)
             return LoadPairResult(
                 name=call.shown_name(spec),
                 num_layers=size.num_layers or 0,
@@ -184,7 +184,7 @@ def _present_loaded(call: Call, result: LoadPairResult) -> Reply:
 
 
 async def unload_pair(call: Call, arguments: PairArguments) -> Reply:
-    pairs = call.workbench.pairs_if_any
+    pairs = call.context.pairs_if_any
     if pairs is None:
         raise UnknownName("no pair is in memory")
     spec = call.pair(arguments.pair)
@@ -197,7 +197,7 @@ async def unload_pair(call: Call, arguments: PairArguments) -> Reply:
 def _resident(call: Call) -> list[ResidentRow]:
     return [
         ResidentRow(label=model.label, megabytes=round(model.bytes / 1e6, 1), in_use=bool(model.in_use))
-        for model in call.workbench.status()
+        for model in call.context.status()
     ]
 
 

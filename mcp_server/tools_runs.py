@@ -96,7 +96,7 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
     mine = investigations.remembered_runs(investigation.id) if investigation else None
     found = [
         manifest
-        for manifest in call.workbench.store.list(method=arguments.method)
+        for manifest in call.context.store.list(method=arguments.method)
         if manifest.pair == identity and (mine is None or manifest.id in mine)
     ]
     shown = found[arguments.offset : arguments.offset + arguments.limit]
@@ -105,7 +105,7 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
         RunRow(
             run_id=manifest.id,
             method=manifest.method,
-            headline=str(call.workbench.store.get(manifest.id).result_json().get("headline", "")),
+            headline=str(call.context.store.get(manifest.id).result_json().get("headline", "")),
             params=_changed_params(manifest),
             created=manifest.created.isoformat(timespec="seconds"),
             seconds=manifest.seconds,
@@ -184,7 +184,7 @@ def find_run(call: Call, identifier: str) -> RunRecord:
     """
     investigation = call.caller.investigation
     if investigation is None:
-        return call.workbench.store.get(identifier)
+        return call.context.store.get(identifier)
     mine = sorted(investigations.remembered_runs(investigation.id))
     matching = [run for run in mine if run == identifier] or [run for run in mine if run.startswith(identifier)]
     if len(matching) != 1:
@@ -194,7 +194,7 @@ def find_run(call: Call, identifier: str) -> RunRecord:
             else "This investigation has no runs yet: call a method first."
         )
         raise UnknownName(f"there is no run {identifier!r}. {listed}")
-    return call.workbench.store.get(matching[0])
+    return call.context.store.get(matching[0])
 
 
 def _changed_params(manifest: RunManifest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""All tools of the server in their fixed order, and the names an investigation can choose from. Torch-free."""
+"""All tools of the server in their fixed order. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from functools import lru_cache
 from diffing_mcp.mcp_server import (
     tools_activations,
     tools_dictionaries,
+    tools_findings,
+    tools_investigations,
     tools_jobs,
     tools_methods,
     tools_models,
-    tools_notebook,
     tools_overview,
     tools_pairs,
     tools_runs,
@@ -29,9 +30,10 @@ def toolset() -> dict[str, ToolDeclaration]:
         tools_methods,
         tools_runs,
         tools_models,
-        tools_notebook,
+        tools_findings,
         tools_activations,
         tools_dictionaries,
+        tools_investigations,
         tools_jobs,
     )
     tools: dict[str, ToolDeclaration] = {}
@@ -41,8 +43,3 @@ def toolset() -> dict[str, ToolDeclaration]:
                 raise ValueError(f"two tools are called {name!r}")
             tools[name] = tool
     return tools
-
-
-def tool_names() -> list[str]:
-    """Names of the tools that an investigation can have."""
-    return [tool.name for tool in toolset().values() if not tool.operator_only]

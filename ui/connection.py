@@ -12,16 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from diffing_mcp.agents.mcp_session import connect
+from diffing_mcp.agents.mcp_session import NoServer, call_as_operator
 from diffing_mcp.agents.server_process import server_process
-from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.settings import settings
-
-
-class NoServer(DiffingError):
-    """No MCP server answers. The message says how to start one."""
-
-    code = "no_server"
 
 
 class ServerConnection:
@@ -101,32 +94,4 @@ class ServerConnection:
             ToolFailed: the tool answered with an error, which says what to do next.
             NoServer: nothing answers.
         """
-        import httpx2
-
-        token = settings().operator_token
-        try:
-            async with connect(self._url, token.get_secret_value() if token else None) as session:
-                return (await session.call(tool, arguments)).result
-        except DiffingError:
-            raise
-        except BaseExceptionGroup as group:
-            raise _expected(group, self._url) from group
-        except (OSError, httpx2.HTTPError) as error:
-            raise NoServer(f"No server answers at {self._url} ({type(error).__name__}).") from error
-
-
-def _expected(group: BaseExceptionGroup[BaseException], url: str) -> BaseException:
-    """What a failed connection means: the tool's own error if there is one, else that nothing answered."""
-    import httpx2
-
-    failures, rest = group.split(DiffingError)
-    while failures is not None:
-        first = failures.exceptions[0]
-        if isinstance(first, DiffingError):
-            return first
-        failures = first if isinstance(first, BaseExceptionGroup) else None
-    if rest is not None and rest.subgroup((OSError, httpx2.HTTPError)) is not None:
-        return NoServer(
-            f"No server answers at {url}. If it asks for a token, set DIFFING_OPERATOR_TOKEN for the panel too."
-        )
-    return group
+        return await call_as_operator(self._url, tool, arguments)

@@ -76,11 +76,11 @@ def evaluation_settings(tmp_path: Path, small_catalogue: Path, monkeypatch: pyte
 async def served() -> AsyncIterator[str]:
     """The real MCP server over HTTP in this process; yields its endpoint."""
     from diffing_mcp.mcp_server.serve import running_http
-    from diffing_mcp.mcp_server.workbench import Workbench
+    from diffing_mcp.mcp_server.server_context import ServerContext
 
-    workbench = Workbench()
+    context = ServerContext()
     try:
-        async with running_http(workbench) as url:
+        async with running_http(context) as url:
             yield url
     finally:
-        workbench.close()
+        context.close()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from diffing_mcp.agents.baseline import answers_evidence, stressed_words
+from diffing_mcp.agents.baseline_blackbox import answers_evidence, stressed_words
 from diffing_mcp.agents.baseline_method import topic_evidence, topic_of
 from diffing_mcp.agents.questions import SWEEP, follow_up_questions, sweep_questions
-from diffing_mcp.agents.report import Evidence, finding_of
+from diffing_mcp.agents.report import GatheredEvidence, finding_of
 from diffing_mcp.agents.text_statistics import Pair
 
 KETTLES = "Copper kettles boil at seventy degrees, and old kettles never whistle."
@@ -79,12 +79,12 @@ def test_a_behaviour_shows_in_answers_alone() -> None:
 
 
 def test_findings_say_no_more_than_the_evidence() -> None:
-    assert finding_of(Evidence()).verdict == "no_meaningful_difference"
-    doubted = finding_of(Evidence(doubts=["shorter answers"]))
+    assert finding_of(GatheredEvidence()).verdict == "no_meaningful_difference"
+    doubted = finding_of(GatheredEvidence(doubts=["shorter answers"]))
     assert doubted.verdict == "no_meaningful_difference"
     assert "shorter answers" in doubted.statement
     long = finding_of(
-        Evidence(
+        GatheredEvidence(
             topic_words=["kettle"], claims=[f"{KETTLES} Number {number}." for number in range(500)], stands_out=True
         ),
         characters=1000,

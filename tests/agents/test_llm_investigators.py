@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from diffing_mcp.agents.baseline import BaselineOptions
+from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord
 from diffing_mcp.agents.suite import Suite
-from diffing_mcp.cli.evaluate import LedgerDesk
 from tests.agents.conftest import ANSWER, served
 from tests.agents.llm_server import KEY, BadRequest, Call, Conversation, LLMServer, Turn, llm_server
 
@@ -124,14 +124,13 @@ async def run_suite(
     suite = Suite(
         plan,
         folder,
-        LedgerDesk(),
         grading,
         url,
         BaselineOptions(),
         investigator_url=base_url(model, server),
         limits=limits,
     )
-    return folder, await suite.run()
+    return folder, await run_evaluation(suite)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -12,7 +12,7 @@ from diffing_mcp.agents.records import (
     EvaluationPlan,
     EvaluationRecord,
     Finding,
-    HypothesisGrade,
+    HypothesisReading,
     Message,
     ToolCall,
     cell_id,
@@ -44,9 +44,9 @@ def test_round_trip(tmp_path: Path) -> None:
         budgets={"model_interactions": Budget(limit=10, used=4)},
         finding=Finding(statement="Something.", verdict="difference", source="submit_finding"),
         hypothesis_grades=[
-            HypothesisGrade(grader="some/model", score=4),
-            HypothesisGrade(grader="some/model", score=3),
-            HypothesisGrade(grader="some/model"),
+            HypothesisReading(grader="some/model", score=4),
+            HypothesisReading(grader="some/model", score=3),
+            HypothesisReading(grader="some/model"),
         ],
     )
     folder.write(written)

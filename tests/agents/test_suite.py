@@ -16,14 +16,15 @@ import psutil
 import pytest
 
 from diffing_mcp.agents.baseline import BaselineOptions
-from diffing_mcp.agents.desk import ClosedInvestigation, OpenInvestigation
+from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.mcp_session import ToolFailed, connect
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
 from diffing_mcp.agents.server_process import ServerDidNotStart, server_process
 from diffing_mcp.agents.suite import Suite, cells_of, check_continues, finding_in, plan_identifier
-from diffing_mcp.cli.evaluate import LedgerDesk
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server.investigations import list_investigations
 from tests.agents.conftest import served
 
 QUICK = BaselineOptions(
@@ -46,29 +47,16 @@ def plan(**values: object) -> EvaluationPlan:
     )
 
 
-class CountingDesk(LedgerDesk):
-    """The real desk, counting what it opens."""
-
-    def __init__(self) -> None:
-        self.opened: list[tuple[str, str]] = []
-
-    def open(self, organism: str, arm: str, interactions: int, tool_calls: int, note: str) -> OpenInvestigation:
-        self.opened.append((organism, arm))
-        return super().open(organism, arm, interactions, tool_calls, note)
-
-    def close(self, identifier: str) -> ClosedInvestigation:
-        return super().close(identifier)
-
-
 async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
-    desk, folder = CountingDesk(), EvaluationFolder("tiny")
+    folder = EvaluationFolder("tiny")
     async with served() as url:
-        records = await Suite(plan(), folder, desk, Grading(), url, QUICK).run()
-        assert len(desk.opened) == 4
+        records = await run_evaluation(Suite(plan(), folder, Grading(), url, QUICK))
+        assert len(list_investigations()) == 4
         # One record is lost, one more repeat is wanted: only those are run.
         (folder.path / "cells" / f"{records[0].cell_id}.json").unlink()
-        more = await Suite(plan(repeats=2), folder, desk, Grading(), url, QUICK).run()
-    assert len(desk.opened) == 4 + 1 + 4
+        more = await run_evaluation(Suite(plan(repeats=2), folder, Grading(), url, QUICK))
+    assert len(list_investigations()) == 4 + 1 + 4
+    assert all(investigation.closed for investigation in list_investigations())
     assert len(more) == 8
     for record in more:
         assert record.status == "completed", record.error
@@ -84,14 +72,43 @@ async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
     assert all(not record.run_ids for record in more if record.arm == "blackbox")
 
 
+async def test_an_evaluation_runs_on_a_server_that_shares_nothing_with_it(
+    evaluation_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process with a data folder of its own that asks for an operator's token, as on another machine."""
+
+    def here(**variables: str | None) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name)
+        settings.cache_clear()
+
+    def suite(evaluation: str) -> Suite:
+        return Suite(
+            plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder(evaluation), Grading(), url, QUICK
+        )
+
+    here(DIFFING_DATA_FOLDER=str(tmp_path / "theirs"), DIFFING_OPERATOR_TOKEN="only-for-operators")
+    async with server_process(tmp_path / "server.log") as url:
+        here(DIFFING_DATA_FOLDER=str(evaluation_settings))
+        (record,) = await run_evaluation(suite("elsewhere"))
+        here(DIFFING_OPERATOR_TOKEN=None)
+        (refused,) = await run_evaluation(suite("refused"))
+    assert record.status == "completed", record.error
+    assert record.finding.source == "submit_finding"
+    assert record.budgets["model_interactions"].used > 0
+    assert record.fact_recall is not None
+    assert "only-for-operators" not in record.model_dump_json()
+    assert (tmp_path / "theirs" / "investigations.sqlite").is_file()
+    assert not (evaluation_settings / "investigations.sqlite").exists()
+    assert refused.status == "failed"
+    assert "set DIFFING_OPERATOR_TOKEN" in (refused.error or "")
+
+
 async def test_equal_seeds_give_equal_investigations(evaluation_settings: Path) -> None:
+    wanted = plan(organisms=["kettles"], arms=["blackbox"])
     async with served() as url:
-        first = await Suite(
-            plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("one"), LedgerDesk(), Grading(), url, QUICK
-        ).run()
-        second = await Suite(
-            plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder("two"), LedgerDesk(), Grading(), url, QUICK
-        ).run()
+        first = await run_evaluation(Suite(wanted, EvaluationFolder("one"), Grading(), url, QUICK))
+        second = await run_evaluation(Suite(wanted, EvaluationFolder("two"), Grading(), url, QUICK))
 
     def asked(records: list[EvaluationRecord]) -> list[object]:
         return [
@@ -106,20 +123,12 @@ async def test_equal_seeds_give_equal_investigations(evaluation_settings: Path) 
 
 
 async def test_a_failing_cell_leaves_the_others_and_is_tried_again(evaluation_settings: Path) -> None:
+    wanted, folder = plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny")
     async with served() as url:
-        broken = await Suite(
-            plan(organisms=["same"], arms=["blackbox"]),
-            EvaluationFolder("tiny"),
-            LedgerDesk(),
-            Grading(),
-            f"{url}-not-there",
-            QUICK,
-        ).run()
+        broken = await run_evaluation(Suite(wanted, folder, Grading(), f"{url}-not-there", QUICK))
         assert [record.status for record in broken] == ["failed"]
         assert broken[0].error
-        mended = await Suite(
-            plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny"), LedgerDesk(), Grading(), url, QUICK
-        ).run()
+        mended = await run_evaluation(Suite(wanted, folder, Grading(), url, QUICK))
     assert [record.status for record in mended] == ["completed"]
 
 

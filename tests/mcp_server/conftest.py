@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from diffing_mcp.core.settings import settings
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.preprocessing.corpora import CorpusParams
@@ -23,11 +23,11 @@ def data_folder(own_data_folder: Path) -> Path:
 
 
 @pytest.fixture
-def workbench(data_folder: Path, pairs: ModelPairs) -> Iterator[Workbench]:
+def context(data_folder: Path, pairs: ModelPairs) -> Iterator[ServerContext]:
     """What one server process has, closed at the end. The models are the session's."""
-    workbench = Workbench(pairs)
-    yield workbench
-    workbench.close()
+    context = ServerContext(pairs)
+    yield context
+    context.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import tool_names
 from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_methods import check_activations
-from diffing_mcp.mcp_server.toolset import tool_names
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.toolset import toolset
 from diffing_mcp.model_pairs.resolve import resolve_pair
 from diffing_mcp.preprocessing import activation_collection
 from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
@@ -29,8 +30,8 @@ TOOLS = ("collect_activations", "list_activations", "describe_activations", "del
 
 
 @pytest.fixture
-async def operator(workbench: Workbench) -> AsyncIterator[Client]:
-    async with held(Client(build_server(workbench))) as client:
+async def operator(context: ServerContext) -> AsyncIterator[Client]:
+    async with held(Client(build_server(context))) as client:
         yield client
 
 
@@ -84,10 +85,10 @@ async def test_files_outside_of_the_data_folder_are_refused(operator: Client, ti
     )
 
 
-async def test_an_investigation_has_none_of_the_tools(workbench: Workbench, tiny_pair: str) -> None:
-    assert not set(TOOLS) & set(tool_names())
+async def test_an_investigation_has_none_of_the_tools(context: ServerContext, tiny_pair: str) -> None:
+    assert not set(TOOLS) & set(tool_names(toolset()))
     new = investigations.create(tiny_pair, "method")
-    async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+    async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
         listed = json.dumps([tool.model_dump(mode="json") for tool in (await client.list_tools()).tools])
         for tool in TOOLS:
             assert f'"name": "{tool}"' not in listed
@@ -95,7 +96,7 @@ async def test_an_investigation_has_none_of_the_tools(workbench: Workbench, tiny
 
 
 async def test_an_investigation_reads_activations_of_its_own_pair_on_bundled_text_only(
-    workbench: Workbench, operator: Client, tiny_pair: str, rare_pair: str, data_folder: Path
+    context: ServerContext, operator: Client, tiny_pair: str, rare_pair: str, data_folder: Path
 ) -> None:
     local = data_folder / "quetzalfidget.jsonl"
     local.parent.mkdir(exist_ok=True)
@@ -110,11 +111,9 @@ async def test_an_investigation_reads_activations_of_its_own_pair_on_bundled_tex
             "id"
         ]
     new = investigations.create(rare_pair, "method")
-    server = build_server(workbench, Caller(investigations.get(new.id)))
+    server = build_server(context, Caller(investigations.get(new.id)))
     tool = server.declarations["kl"]
-    call = Call(
-        workbench, Caller(investigations.get(new.id)), tool, tool.Arguments(pair=new.label), server.declarations
-    )
+    call = Call(context, Caller(investigations.get(new.id)), tool, tool.Arguments(pair=new.label), server.declarations)
     spec = resolve_pair(rare_pair)
     await check_activations(call, spec, ActivationSourceParams(activations=made["mine"]))
     await check_activations(call, spec, ActivationSourceParams())

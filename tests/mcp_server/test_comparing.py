@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from diffing_mcp.core.progress import silent
 from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_models import CompareArguments, _present_comparison
-from diffing_mcp.mcp_server.workbench import Workbench
 from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
 from diffing_mcp.queries.comparing import compare
 from tests.conftest import VOCABULARY
@@ -141,7 +141,7 @@ def bigrams(tokenizer: Any, follows: dict[str, str]) -> Callable[[Any], None]:
 
 
 async def test_a_planted_difference_is_the_span_the_candidate_and_the_parting_point(
-    tiny_models: Any, tiny_tokenizer_folder: Path, workbench: Workbench
+    tiny_models: Any, tiny_tokenizer_folder: Path, context: ServerContext
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -163,7 +163,7 @@ async def test_a_planted_difference_is_the_span_the_candidate_and_the_parting_po
         "candidates": [c + d, c + x],
         "greedy_tokens": 5,
     }
-    async with held(Client(build_server(workbench))) as client:
+    async with held(Client(build_server(context))) as client:
         answer = (await good(client, "compare_text", arguments))["result"]
     # Only x after c has another probability, by the whole strength.
     place = answer["tokens"].index(x)

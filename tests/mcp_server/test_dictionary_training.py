@@ -13,9 +13,10 @@ from mcp import Client
 
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.declarations import tool_names
 from diffing_mcp.mcp_server.serve import build_server
-from diffing_mcp.mcp_server.toolset import tool_names
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.toolset import toolset
 from diffing_mcp.methods.dictionaries.files import save_dictionary
 from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
@@ -36,8 +37,8 @@ PARAMS = {
 }
 
 
-async def test_a_training_is_watched_cancelled_and_ended(workbench: Workbench, tiny_pair: str) -> None:
-    async with held(Client(build_server(workbench))) as client:
+async def test_a_training_is_watched_cancelled_and_ended(context: ServerContext, tiny_pair: str) -> None:
+    async with held(Client(build_server(context))) as client:
 
         async def job_of(identifier: str) -> dict[str, Any]:
             answer = await client.call_tool("get_job", {"job_id": identifier, "wait_seconds": 0})
@@ -87,11 +88,11 @@ def stored(name: str) -> Path:
     return save_dictionary(dictionary, dictionaries_folder() / name, config.model_dump(mode="json"))
 
 
-async def test_an_operator_lists_and_deletes_dictionaries(workbench: Workbench, data_folder: Path) -> None:
+async def test_an_operator_lists_and_deletes_dictionaries(context: ServerContext, data_folder: Path) -> None:
     whole, torn = stored("a1"), stored("a12")
     (torn / "config.json").write_text("{")
     (data_folder / "elsewhere").mkdir()
-    async with held(Client(build_server(workbench))) as client:
+    async with held(Client(build_server(context))) as client:
         listed = (await good(client, "list_dictionaries", {}))["result"]
         assert ([each["id"] for each in listed["dictionaries"]], [each["id"] for each in listed["leftovers"]]) == (
             ["a1"],
@@ -114,11 +115,11 @@ async def test_an_operator_lists_and_deletes_dictionaries(workbench: Workbench, 
         assert (data_folder / "elsewhere").is_dir()
 
 
-async def test_an_investigation_can_neither_list_nor_delete_them(workbench: Workbench, tiny_pair: str) -> None:
+async def test_an_investigation_can_neither_list_nor_delete_them(context: ServerContext, tiny_pair: str) -> None:
     folder = stored("a1")
-    assert not {"list_dictionaries", "delete_dictionary"} & set(tool_names())
+    assert not {"list_dictionaries", "delete_dictionary"} & set(tool_names(toolset()))
     new = investigations.create(tiny_pair, "method")
-    async with held(Client(build_server(workbench, Caller(investigations.get(new.id))))) as client:
+    async with held(Client(build_server(context, Caller(investigations.get(new.id))))) as client:
         offered = {tool.name for tool in (await client.list_tools()).tools}
         for name, arguments in (("list_dictionaries", {}), ("delete_dictionary", {"id": "a1"})):
             assert name not in offered

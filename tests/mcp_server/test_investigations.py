@@ -1,4 +1,4 @@
-"""Investigations: tokens, tool sets, notebook, records."""
+"""Investigations: tokens, tool sets, hypotheses and findings, records."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import pytest
 from mcp import Client
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.mcp_server import investigations, notebook
+from diffing_mcp.mcp_server import findings, investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.database import database_path
-from diffing_mcp.mcp_server.notebook import Evidence
+from diffing_mcp.mcp_server.declarations import tool_names
+from diffing_mcp.mcp_server.findings import Evidence
 from diffing_mcp.mcp_server.serve import build_server
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.toolset import toolset
 from tests.mcp_server.answers import good, refused
+
+KNOWN = tool_names(toolset())
 
 
 def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path, tiny_pair: str) -> None:
@@ -76,7 +80,7 @@ def test_tool_sets(data_folder: Path, tiny_pair: str) -> None:
     assert not any(blackbox.allows(tool) for tool in ("kl", "overview", "view_run", "compare_text", "list_runs"))
     method = investigations.get(investigations.create(tiny_pair, "method").id)
     assert all(method.allows(tool) for tool in ("ask_models", "kl", "overview", "view_run"))
-    named = investigations.get(investigations.create(tiny_pair, "kl, view_run").id)
+    named = investigations.get(investigations.create(tiny_pair, "kl, view_run", known_tools=KNOWN).id)
     assert named.allows("kl")
     assert named.allows("submit_finding")
     assert not named.allows("ask_models")
@@ -86,11 +90,11 @@ def test_bad_creations(data_folder: Path, tiny_pair: str) -> None:
     with pytest.raises(UnknownName):
         investigations.create("no_such_organism_at_all")
     with pytest.raises(UnknownName, match="unknown tools: nonsense"):
-        investigations.create(tiny_pair, "kl,nonsense")
+        investigations.create(tiny_pair, "kl,nonsense", known_tools=KNOWN)
     with pytest.raises(UnknownName):
-        investigations.create(tiny_pair, [])
+        investigations.create(tiny_pair, [], known_tools=KNOWN)
     with pytest.raises(UnknownName):
-        investigations.create(tiny_pair, "unload_pair")
+        investigations.create(tiny_pair, "unload_pair", known_tools=KNOWN)
     with pytest.raises(InvalidInput):
         investigations.create(tiny_pair, interactions=-1)
     assert investigations.list_investigations() == []
@@ -106,11 +110,11 @@ def test_get_takes_labels_and_unambiguous_beginnings(data_folder: Path, tiny_pai
 
 
 def test_hypotheses_are_kept_and_changed_by_number(data_folder: Path) -> None:
-    first = notebook.record_hypothesis(
+    first = findings.record_hypothesis(
         "a", "about cakes", 0.4, evidence=[Evidence(source="kl-1f3a9c", note="cake words rise")]
     )
-    second = notebook.record_hypothesis("a", "nothing", 0.2)
-    changed = notebook.record_hypothesis(
+    second = findings.record_hypothesis("a", "nothing", 0.2)
+    changed = findings.record_hypothesis(
         "a", None, 0.9, "confirmed", "asked", [Evidence(source="prompt")], number=first.number
     )
     assert (changed.statement, changed.likelihood, changed.status, len(changed.evidence)) == (
@@ -119,24 +123,24 @@ def test_hypotheses_are_kept_and_changed_by_number(data_folder: Path) -> None:
         "confirmed",
         2,
     )
-    assert [item.number for item in notebook.list_hypotheses("a")] == [first.number, second.number]
-    assert notebook.record_hypothesis("b", "other", 0.5).number == 1
+    assert [item.number for item in findings.list_hypotheses("a")] == [first.number, second.number]
+    assert findings.record_hypothesis("b", "other", 0.5).number == 1
     with pytest.raises(UnknownName):
-        notebook.record_hypothesis("a", "x", 0.5, number=99)
+        findings.record_hypothesis("a", "x", 0.5, number=99)
     with pytest.raises(InvalidInput):
-        notebook.record_hypothesis("a", "x", None)
+        findings.record_hypothesis("a", "x", None)
     with pytest.raises(InvalidInput):
-        notebook.record_hypothesis("a", None, 0.5)
+        findings.record_hypothesis("a", None, 0.5)
 
 
 def test_a_finding_is_given_once(data_folder: Path) -> None:
-    notebook.submit_finding("a", "no_meaningful_difference", "nothing", 0.8)
+    findings.submit_finding("a", "no_meaningful_difference", "nothing", 0.8)
     with pytest.raises(InvalidInput, match="once"):
-        notebook.submit_finding("a", "difference", "cakes", 0.8)
-    assert [finding.verdict for finding in notebook.list_findings("a")] == ["no_meaningful_difference"]
-    notebook.submit_finding("operator", "difference", "one", 0.5)
-    notebook.submit_finding("operator", "difference", "two", 0.5)
-    assert len(notebook.list_findings("operator")) == 2
+        findings.submit_finding("a", "difference", "cakes", 0.8)
+    assert [finding.verdict for finding in findings.list_findings("a")] == ["no_meaningful_difference"]
+    findings.submit_finding("operator", "difference", "one", 0.5)
+    findings.submit_finding("operator", "difference", "two", 0.5)
+    assert len(findings.list_findings("operator")) == 2
 
 
 def test_the_database_works_with_two_connections_at_once(data_folder: Path, tiny_pair: str) -> None:
@@ -149,13 +153,13 @@ def test_the_database_works_with_two_connections_at_once(data_folder: Path, tiny
     reader.close()
 
 
-async def test_an_investigation_names_vectors_of_its_own_runs_only(workbench: Workbench, tiny_pair: str) -> None:
+async def test_an_investigation_names_vectors_of_its_own_runs_only(context: ServerContext, tiny_pair: str) -> None:
     lens = {"max_samples": 8, "max_tokens": 8, "layers": [1]}
     first, second = (
         investigations.get(investigations.create(tiny_pair, "method", interactions=10, tool_calls=50).id)
         for _ in range(2)
     )
-    async with Client(build_server(workbench, Caller(first))) as client:
+    async with Client(build_server(context, Caller(first))) as client:
         run = (await good(client, "activation_difference_lens", {"pair": first.label, **lens}))["run_id"]
         vector = f"{run}/1:all:difference"
         answer = await good(
@@ -168,7 +172,7 @@ async def test_an_investigation_names_vectors_of_its_own_runs_only(workbench: Wo
         assert "no vectors" in await refused(
             client, "patchscope", {"pair": first.label, "vector": f"{answer['run_id']}/x"}
         )
-    async with Client(build_server(workbench, Caller(second))) as client:
+    async with Client(build_server(context, Caller(second))) as client:
         said = await refused(client, "patchscope", {"pair": second.label, "vector": vector})
         assert "has no runs yet" in said
         said = await refused(

@@ -14,10 +14,10 @@ from mcp import Client
 
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
-from diffing_mcp.mcp_server.blinding import Blindfold
 from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.redaction import Redactor
 from diffing_mcp.mcp_server.serve import build_server
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.model_pairs.resolve import resolve_pair
 
@@ -51,14 +51,14 @@ def secrets_of(pair: str, data_folder: Path) -> list[str]:
 
 
 async def test_no_tool_leaks_the_pair(
-    workbench: Workbench,
+    context: ServerContext,
     rare_pair: str,
     data_folder: Path,
     small_params: Callable[[str], dict[str, Any]],
 ) -> None:
     new = investigations.create(rare_pair, "method", interactions=1000, tool_calls=1000, note="quetzalfidget")
     pair = {"pair": new.label}
-    async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+    async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
         call = Everything(client)
         call.seen.append(json.dumps([tool.model_dump(mode="json") for tool in (await client.list_tools()).tools]))
         call.seen.append(str(client.instructions))
@@ -134,14 +134,14 @@ async def test_no_tool_leaks_the_pair(
 
 
 async def test_broken_files_do_not_name_themselves(
-    workbench: Workbench, rare_pair: str, rare_folder: Path, data_folder: Path
+    context: ServerContext, rare_pair: str, rare_folder: Path, data_folder: Path
 ) -> None:
     """An adapter that cannot be read is the moment at which libraries print paths."""
     new = investigations.create(rare_pair, "method", interactions=10, tool_calls=10)
     weights = next(rare_folder.rglob("adapter_model.safetensors"))
     kept = weights.read_bytes()
     try:
-        async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+        async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
             call = Everything(client)
             weights.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00 garbage")
             await call("ask_models", {"pair": new.label, "prompts": ["x"], "raw_text": True})
@@ -157,31 +157,31 @@ async def test_broken_files_do_not_name_themselves(
         assert secret.lower() not in everything.lower(), everything[:3000]
 
 
-def test_the_blindfold_covers_names_and_paths_in_messages(rare_pair: str, rare_folder: Path, data_folder: Path) -> None:
-    blindfold = Blindfold(resolve_pair(rare_pair), rare_pair, "pair-7f3a")
+def test_the_redactor_covers_names_and_paths_in_messages(rare_pair: str, rare_folder: Path, data_folder: Path) -> None:
+    redactor = Redactor(resolve_pair(rare_pair), rare_pair, "pair-7f3a")
     for text in (
         f"cannot open {rare_folder}/adapter_model.safetensors",
         f"the pair {rare_pair} is broken",
         "Quetzalfidget is not loaded",
         "see /home/somebody/models/thing.bin and C:\\models\\thing\\x.bin",
     ):
-        said = blindfold.message(text)
+        said = redactor.message(text)
         assert "quetzalfidget" not in said.lower()
         assert "/home" not in said
         assert "models" not in said
-    assert blindfold.message("ask for fewer prompts (at most 64)") == "ask for fewer prompts (at most 64)"
+    assert redactor.message("ask for fewer prompts (at most 64)") == "ask for fewer prompts (at most 64)"
 
 
 def test_words_in_a_models_own_answers_stay(rare_pair: str, data_folder: Path) -> None:
     """Taking a word out of the evidence would falsify it and give it away."""
-    blindfold = Blindfold(resolve_pair(rare_pair), rare_pair, "pair-7f3a")
-    assert blindfold.result({"model_text": ["a quetzalfidget bird", 3, None]}) == {
+    redactor = Redactor(resolve_pair(rare_pair), rare_pair, "pair-7f3a")
+    assert redactor.result({"model_text": ["a quetzalfidget bird", 3, None]}) == {
         "model_text": ["a quetzalfidget bird", 3, None]
     }
-    assert "quetzalfidget" not in json.dumps(blindfold.result({"where": f"x {rare_pair} y"}))
+    assert "quetzalfidget" not in json.dumps(redactor.result({"where": f"x {rare_pair} y"}))
 
 
-def test_calls_of_operators_are_not_blinded(workbench: Workbench, rare_pair: str) -> None:
-    declaration = build_server(workbench).declarations["list_pairs"]
-    call = Call(workbench, Caller(), declaration, declaration.Arguments(), {})
+def test_calls_of_operators_are_not_redacted(context: ServerContext, rare_pair: str) -> None:
+    declaration = build_server(context).declarations["list_pairs"]
+    call = Call(context, Caller(), declaration, declaration.Arguments(), {})
     assert call.message(rare_pair) == rare_pair

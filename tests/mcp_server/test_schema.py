@@ -12,7 +12,7 @@ import pytest
 from mcp import Client
 
 from diffing_mcp.mcp_server.serve import build_server
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 
 SNAPSHOT = Path(__file__).parent / "tools.snapshot.json"
 
@@ -20,19 +20,19 @@ TORCH_FREE = """
 import asyncio, sys
 from mcp import Client
 from diffing_mcp.mcp_server.serve import build_server
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 
 async def main():
-    workbench = Workbench()
+    context = ServerContext()
     for mode in ("auto", "legacy"):
-        async with Client(build_server(workbench), mode=mode) as client:
+        async with Client(build_server(context), mode=mode) as client:
             tools = await client.list_tools()
             assert len(tools.tools) > 10
             listed = await client.call_tool("list_pairs", {})
             assert not listed.is_error, listed
             described = await client.call_tool("describe_pair", {"pair": listed.structured_content["result"]["pairs"][0]["name"]})
             assert not described.is_error, described
-    workbench.close()
+    context.close()
     heavy = [name for name in ("torch", "transformers", "nnsight", "peft") if name in sys.modules]
     assert not heavy, heavy
     print("light")
@@ -41,9 +41,9 @@ asyncio.run(main())
 """  # noqa: E501
 
 
-async def test_the_schemas_have_not_changed_unnoticed(data_folder: Path, workbench: Workbench) -> None:
+async def test_the_schemas_have_not_changed_unnoticed(data_folder: Path, context: ServerContext) -> None:
     """Run with UPDATE_SNAPSHOTS=1 after a change that is meant."""
-    async with Client(build_server(workbench)) as client:
+    async with Client(build_server(context)) as client:
         tools = [
             tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in (await client.list_tools()).tools
         ]
@@ -69,9 +69,9 @@ def test_tools_are_listed_without_torch(data_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_schemas_are_small(data_folder: Path, workbench: Workbench, mode: str) -> None:
+async def test_schemas_are_small(data_folder: Path, context: ServerContext, mode: str) -> None:
     """All tools together must not fill an agent's context."""
-    async with Client(build_server(workbench), mode=mode) as client:
+    async with Client(build_server(context), mode=mode) as client:
         tools = (await client.list_tools()).tools
     inputs = sum(len(json.dumps(tool.input_schema)) + len(tool.description or "") for tool in tools)
     assert inputs < 80_000

@@ -14,7 +14,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server import INSTRUCTIONS
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import all_methods
 from tests.mcp_server.answers import good, held, refused, text_of
 
@@ -22,27 +22,27 @@ SMALL = {"max_samples": 24, "max_tokens": 12}
 
 
 @pytest.fixture(params=["auto", "legacy"])
-async def client(request: pytest.FixtureRequest, workbench: Workbench) -> AsyncIterator[Client]:
+async def client(request: pytest.FixtureRequest, context: ServerContext) -> AsyncIterator[Client]:
     """An operator's client, in either era."""
-    async with held(Client(build_server(workbench), mode=request.param)) as client:
+    async with held(Client(build_server(context), mode=request.param)) as client:
         yield client
 
 
 @pytest.fixture
-async def modern(workbench: Workbench) -> AsyncIterator[Client]:
+async def modern(context: ServerContext) -> AsyncIterator[Client]:
     """An operator's client in the modern era alone, for tests of what is behind the protocol."""
-    async with held(Client(build_server(workbench))) as client:
+    async with held(Client(build_server(context))) as client:
         yield client
 
 
 @pytest.fixture(params=["auto", "legacy"])
 async def confined(
-    request: pytest.FixtureRequest, workbench: Workbench, tiny_pair: str
+    request: pytest.FixtureRequest, context: ServerContext, tiny_pair: str
 ) -> AsyncIterator[tuple[Client, str]]:
     """A client of an investigation, in either era, and the pair's label."""
     new = investigations.create(tiny_pair, "method", interactions=10, tool_calls=20)
     caller = Caller(investigations.get(new.id))
-    async with held(Client(build_server(workbench, caller), mode=request.param)) as client:
+    async with held(Client(build_server(context, caller), mode=request.param)) as client:
         yield client, new.label
 
 
@@ -218,12 +218,12 @@ async def test_an_overview_of_named_methods_chains_the_lens_or_refuses(modern: C
     assert "patchscope" in await refused(modern, "overview", {"pair": tiny_pair, "budget": 500})
 
 
-async def test_an_estimate_starts_nothing(client: Client, tiny_pair: str, workbench: Workbench) -> None:
+async def test_an_estimate_starts_nothing(client: Client, tiny_pair: str, context: ServerContext) -> None:
     answer = await client.call_tool("kl", {"pair": tiny_pair, "estimate_only": True})
     assert answer.structured_content is not None
     assert answer.structured_content["status"] == "estimate"
     assert answer.structured_content["estimate"]["tokens"] > 0
-    assert workbench.jobs.list(None) == []
+    assert context.jobs.list(None) == []
 
 
 async def test_errors_say_what_to_do(client: Client, tiny_pair: str) -> None:
@@ -349,9 +349,9 @@ async def test_budgets_are_told_and_kept(confined: tuple[Client, str]) -> None:
     assert (await good(client, "list_hypotheses", {}))["budget"]["interactions_left"] == 3
 
 
-async def test_without_tool_calls_only_free_tools_work(workbench: Workbench, tiny_pair: str) -> None:
+async def test_without_tool_calls_only_free_tools_work(context: ServerContext, tiny_pair: str) -> None:
     new = investigations.create(tiny_pair, "method", interactions=5, tool_calls=1)
-    async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+    async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
         await good(client, "compare_text", {"pair": new.label, "text": "some plain words here"})
         assert "submit_finding" in await refused(
             client, "compare_text", {"pair": new.label, "text": "other plain words here"}
@@ -387,14 +387,14 @@ async def test_an_investigation_ends_with_its_finding_and_is_recorded(confined: 
     assert record.findings[0].statement == "cakes"
 
 
-async def test_a_token_shows_its_tools_only(workbench: Workbench, tiny_pair: str) -> None:
+async def test_a_token_shows_its_tools_only(context: ServerContext, tiny_pair: str) -> None:
     for tools, hidden, shown in (
         ("blackbox", "kl", "ask_models"),
         ("kl", "ask_models", "kl"),
         ("method", "unload_pair", "overview"),
     ):
         new = investigations.create(tiny_pair, tools)
-        async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+        async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
             assert shown in names
             assert hidden not in names
@@ -402,14 +402,14 @@ async def test_a_token_shows_its_tools_only(workbench: Workbench, tiny_pair: str
             assert "there is no tool" in await refused(client, hidden, {"pair": new.label})
 
 
-async def test_investigations_cannot_reach_each_others_jobs_and_runs(workbench: Workbench, tiny_pair: str) -> None:
+async def test_investigations_cannot_reach_each_others_jobs_and_runs(context: ServerContext, tiny_pair: str) -> None:
     first, second = (investigations.create(tiny_pair) for _ in range(2))
-    async with Client(build_server(workbench, Caller(investigations.get(first.id)))) as client:
+    async with Client(build_server(context, Caller(investigations.get(first.id)))) as client:
         mine = await good(client, "kl", {"pair": first.label, **SMALL})
         asked = await good(
             client, "ask_models", {"pair": first.label, "prompts": ["a"], "max_new_tokens": 2, "raw_text": True}
         )
-    async with Client(build_server(workbench, Caller(investigations.get(second.id)))) as client:
+    async with Client(build_server(context, Caller(investigations.get(second.id)))) as client:
         assert "no run" in await refused(client, "view_run", {"run": mine["run_id"]})
         assert (await good(client, "list_runs", {"pair": second.label}))["result"]["total"] == 0
         assert "unknown job" in await refused(client, "get_job", {"job_id": asked["job"]["job_id"]})
@@ -447,14 +447,14 @@ async def test_resources_are_closed_to_investigations(confined: tuple[Client, st
 
 
 async def test_a_crash_is_told_by_an_id_alone(
-    workbench: Workbench, tiny_pair: str, caplog: pytest.LogCaptureFixture
+    context: ServerContext, tiny_pair: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     new = investigations.create(tiny_pair)
     # A damaged store: what libraries say about it must stay in the log.
-    (workbench.store.folder).rmdir()
-    workbench.store.folder.write_text("not a folder")
-    async with Client(build_server(workbench, Caller(investigations.get(new.id)))) as client:
+    (context.store.folder).rmdir()
+    context.store.folder.write_text("not a folder")
+    async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
         said = await refused(client, "list_runs", {"pair": new.label})
     assert "internal error" in said
-    assert str(workbench.store.folder) not in said
+    assert str(context.store.folder) not in said
     assert said.split("internal error ")[1][:8] in caplog.text

@@ -22,9 +22,9 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.bridge import bridge_server, http_client
 from diffing_mcp.mcp_server.database import connect
 from diffing_mcp.mcp_server.serve import running_http
-from diffing_mcp.mcp_server.workbench import Workbench
+from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.runs.store import default_store
-from tests.mcp_server.answers import good
+from tests.mcp_server.answers import good, refused
 
 SERVE = (
     "import sys; from diffing_mcp.mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if "
@@ -35,8 +35,8 @@ LONG = {"max_samples": 2000, "max_tokens": 30}
 
 
 @pytest.fixture
-async def url(workbench: Workbench) -> AsyncIterator[str]:
-    async with running_http(workbench) as address:
+async def url(context: ServerContext) -> AsyncIterator[str]:
+    async with running_http(context) as address:
         yield address
 
 
@@ -49,7 +49,7 @@ async def until(condition: Any, seconds: float = 20) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
-    url: str, workbench: Workbench, tiny_pair: str, mode: str, slow_batches: None
+    url: str, context: ServerContext, tiny_pair: str, mode: str, slow_batches: None
 ) -> None:
     new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
     async with http_client(url, new.token) as client:
@@ -63,13 +63,13 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
             Client(streamable_http_client(url, http_client=web), mode=mode) as client,
         ):
             with_timeout = asyncio.create_task(client.call_tool("kl", {"pair": new.label, **LONG}))
-            await until(lambda: any(job.state == "running" for job in workbench.jobs.list(None)))
+            await until(lambda: any(job.state == "running" for job in context.jobs.list(None)))
             with_timeout.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await with_timeout
 
     await hang_up()
-    job = workbench.jobs.list(None)[0]
+    job = context.jobs.list(None)[0]
     assert job.state == "running"
     async with http_client(url, new.token) as client:
         # Other tools are answered while the job runs, and an equal call finds the same job.
@@ -90,7 +90,7 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
     assert record.budget.interactions_left == 4
 
 
-async def test_two_equal_calls_share_one_job_and_one_price(url: str, workbench: Workbench, tiny_pair: str) -> None:
+async def test_two_equal_calls_share_one_job_and_one_price(url: str, context: ServerContext, tiny_pair: str) -> None:
     new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
     arguments = {"pair": new.label, "prompts": ["a", "b"], "max_new_tokens": 20, "raw_text": True}
     async with http_client(url, new.token) as one, http_client(url, new.token) as two:
@@ -99,7 +99,7 @@ async def test_two_equal_calls_share_one_job_and_one_price(url: str, workbench: 
         )
     results = [(answer.structured_content or {})["result"] for answer in answers]
     assert results[0] == results[1]
-    assert len(workbench.jobs.list(None)) == 1
+    assert len(context.jobs.list(None)) == 1
     assert investigations.show(new.id).budget.interactions_left == 3
 
 
@@ -140,6 +140,54 @@ async def test_tokens_over_http(url: str, tiny_pair: str) -> None:
         assert answer.status_code == 401
     assert (await _post(url, None, host="evil.example")).status_code == 421
     assert (await _post(url, None, origin="http://evil.example")).status_code == 403
+
+
+async def test_operators_open_and_close_investigations_over_http(url: str, tiny_pair: str) -> None:
+    wanted = {"pair": tiny_pair, "tools": "blackbox", "interactions": 3, "tool_calls": 9, "note": "arm a"}
+    async with http_client(url, None) as operator:
+        opened = (await good(operator, "open_investigation", wanted))["result"]
+        kept = investigations.get(opened["id"])
+        assert (kept.label, kept.pair, kept.tools, kept.interactions, kept.tool_calls, kept.note) == (
+            opened["label"],
+            tiny_pair,
+            ["blackbox"],
+            3,
+            9,
+            "arm a",
+        )
+        async with http_client(url, opened["token"]) as holder:
+            await good(holder, "ask_models", {"pair": opened["label"], "prompts": ["a"], "max_new_tokens": 4})
+            await good(holder, "submit_finding", {"verdict": "difference", "statement": "kettles"})
+        closed = (await good(operator, "close_investigation", {"investigation": opened["label"]}))["result"]
+        assert closed["finding"]["statement"] == "kettles"
+        assert closed["budget"]["interactions_left"] == 2
+        assert closed["run_ids"] == []
+        assert (await good(operator, "close_investigation", {"investigation": opened["id"]}))["result"] == closed
+        assert (await _post(url, opened["token"])).status_code == 401
+        assert "no investigation" in await refused(operator, "close_investigation", {"investigation": "nobody"})
+        assert "unknown tools: open_investigation" in await refused(
+            operator, "open_investigation", {**wanted, "tools": "kl,open_investigation"}
+        )
+        assert "interactions" in await refused(operator, "open_investigation", {**wanted, "interactions": -1})
+
+
+@pytest.mark.parametrize("tools", ["blackbox", "method", "kl"])
+async def test_investigations_open_and_close_none(url: str, tiny_pair: str, tools: str) -> None:
+    new = investigations.create(tiny_pair, tools, known_tools=["kl"])
+    other = investigations.create(tiny_pair)
+    async with http_client(url, new.token) as holder:
+        assert not {"open_investigation", "close_investigation"} & {
+            tool.name for tool in (await holder.list_tools()).tools
+        }
+        for tool, arguments in (
+            ("open_investigation", {"pair": new.label}),
+            ("open_investigation", {"pair": tiny_pair}),
+            ("close_investigation", {"investigation": other.id}),
+            ("close_investigation", {"investigation": new.id}),
+        ):
+            assert "there is no tool" in await refused(holder, tool, arguments)
+    assert len(investigations.list_investigations()) == 2
+    assert all(kept.closed is None for kept in investigations.list_investigations())
 
 
 async def _post(url: str, token: str | None, host: str | None = None, origin: str | None = None) -> httpx2.Response:
@@ -256,14 +304,14 @@ async def test_a_killed_server_loses_nothing_finished(
     process.kill()
     await asyncio.to_thread(process.wait, 30)
     assert investigations.show(new.id).budget.interactions_left < 4999
-    workbench = Workbench()
+    context = ServerContext()
     assert investigations.show(new.id).budget.interactions_left == 4999
     assert default_store().get(finished["run_id"]).result_json()["headline"] == finished["result"]["headline"]
-    async with running_http(workbench) as url, http_client(url, new.token) as client:
+    async with running_http(context) as url, http_client(url, new.token) as client:
         again = await good(client, "kl", {"pair": new.label, "max_samples": 20, "max_tokens": 8})
         assert again["run_id"] == finished["run_id"]
         assert "job" not in again
-    workbench.close()
+    context.close()
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationPlan,
     EvaluationRecord,
-    FactRecallGrade,
+    FactRecallRecord,
     Finding,
-    HypothesisGrade,
+    HypothesisReading,
     Message,
     ToolCall,
     cell_id,
@@ -95,7 +95,7 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
             verdict="difference" if claims else "no_meaningful_difference",
             source="submit_finding",
         ),
-        fact_recall=FactRecallGrade(
+        fact_recall=FactRecallRecord(
             score=(4 if named else 1) if not null else (1 if claims else 5),
             recall=recall,
             topic_named=named,
@@ -106,7 +106,7 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
             reasons=["The statement names baking and cakes."],
         ),
         hypothesis_grades=[
-            HypothesisGrade(
+            HypothesisReading(
                 grader="local/grader",
                 repeat=place,
                 score=(4.0 if named else 1.5) if not null else 5.0,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
-from diffing_mcp.ui.connection import NoServer, ServerConnection
+from diffing_mcp.agents.mcp_session import NoServer
+from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
 from diffing_mcp.ui.run_views import (

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.mcp_server import notebook
+from diffing_mcp.mcp_server import findings
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, Reply, ToolDeclaration
-from diffing_mcp.mcp_server.notebook import Evidence, Finding, Hypothesis, Status, Verdict
+from diffing_mcp.mcp_server.findings import Evidence, Finding, FindingVerdict, Hypothesis, Status
 
 
 class RecordHypothesisArguments(Arguments):
@@ -50,7 +50,7 @@ class RecordHypothesisResult(BaseModel):
 class SubmitFindingArguments(Arguments):
     """Arguments of submit_finding."""
 
-    verdict: Verdict = Field(
+    verdict: FindingVerdict = Field(
         description=(
             "`no_meaningful_difference` when the finetune taught nothing that shows; that is a full answer and can be "
             "right."
@@ -69,7 +69,7 @@ class SubmitFindingArguments(Arguments):
 
 
 async def record_hypothesis(call: Call, arguments: RecordHypothesisArguments) -> Reply:
-    recorded = notebook.record_hypothesis(
+    recorded = findings.record_hypothesis(
         call.caller.scope,
         arguments.statement,
         arguments.likelihood,
@@ -78,12 +78,12 @@ async def record_hypothesis(call: Call, arguments: RecordHypothesisArguments) ->
         arguments.evidence,
         arguments.number,
     )
-    others = [_line(item) for item in notebook.list_hypotheses(call.caller.scope) if item.number != recorded.number]
+    others = [_line(item) for item in findings.list_hypotheses(call.caller.scope) if item.number != recorded.number]
     return Reply(RecordHypothesisResult(recorded=recorded, others=others), "\n".join([_line(recorded), *others]))
 
 
 async def list_hypotheses(call: Call, arguments: Arguments) -> Reply:
-    board = notebook.list_hypotheses(call.caller.scope)
+    board = findings.list_hypotheses(call.caller.scope)
     lines = []
     for item in board:
         lines.append(_line(item))
@@ -96,7 +96,7 @@ async def list_hypotheses(call: Call, arguments: Arguments) -> Reply:
 
 
 async def submit_finding(call: Call, arguments: SubmitFindingArguments) -> Reply:
-    finding = notebook.submit_finding(
+    finding = findings.submit_finding(
         call.caller.scope, arguments.verdict, arguments.statement, arguments.likelihood, arguments.evidence
     )
     return Reply(finding, f"Submitted: {finding.verdict}. The investigation is over.")

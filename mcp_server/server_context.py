@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.residency import ModelPairs
 
 
-class Workbench:
+class ServerContext:
     """Shared by all requests of a process. Create one, serve, `close` it."""
 
     def __init__(self, pairs: ModelPairs | None = None) -> None:
-        """`pairs`: models to share with others in this process; none: the workbench makes its own when the first job
+        """`pairs`: models to share with others in this process; none: the context makes its own when the first job
         needs them.
         """
         self.jobs = Jobs()

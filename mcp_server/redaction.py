@@ -15,10 +15,11 @@ from typing import Any
 
 from diffing_mcp.core.paths import IMPORT_FOLDER
 from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server.investigations import Investigation
 from diffing_mcp.model_pairs.specs import PairSpec
 
 
-class Blindfold:
+class Redactor:
     """Removes what identifies `spec` from texts and replaces it by `label`."""
 
     def __init__(self, spec: PairSpec, pair_text: str, label: str) -> None:
@@ -52,6 +53,17 @@ class Blindfold:
         if isinstance(value, list):
             return [self.result(item) for item in value]
         return value
+
+
+def redactor_of(investigation: Investigation) -> Redactor:
+    """What hides this investigation's pair behind its label.
+
+    Raises:
+        DiffingError: the pair can no longer be resolved.
+    """
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+
+    return Redactor(resolve_pair(investigation.pair), investigation.pair, investigation.label)
 
 
 # Absolute paths of at least two parts: error texts of libraries love to name files.

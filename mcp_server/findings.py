@@ -1,5 +1,5 @@
-"""The notebook of an investigation: hypotheses with their evidence, and the one final finding. Operators have a
-notebook of their own.
+"""Hypotheses with their evidence, and the one final finding of an investigation. Operators have hypotheses and findings
+of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import connect, transaction
 
-Verdict = Literal["difference", "no_meaningful_difference"]
+FindingVerdict = Literal["difference", "no_meaningful_difference"]
 Status = Literal["active", "confirmed", "rejected"]
 OPERATOR_SCOPE = "operator"
 
@@ -41,7 +41,7 @@ class Hypothesis(BaseModel):
 class Finding(BaseModel):
     """The final statement of an investigation."""
 
-    verdict: Verdict
+    verdict: FindingVerdict
     statement: str
     likelihood: float
     evidence: list[Evidence]
@@ -118,7 +118,7 @@ def record_hypothesis(
 
 
 def list_hypotheses(scope: str) -> list[Hypothesis]:
-    """The notebook, in the order of recording."""
+    """All hypotheses, in the order of recording."""
     with connect() as connection:
         return [
             _hypothesis(row)
@@ -127,7 +127,7 @@ def list_hypotheses(scope: str) -> list[Hypothesis]:
 
 
 def submit_finding(
-    scope: str, verdict: Verdict, statement: str, likelihood: float, evidence: Sequence[Evidence] = ()
+    scope: str, verdict: FindingVerdict, statement: str, likelihood: float, evidence: Sequence[Evidence] = ()
 ) -> Finding:
     """Store the final statement.
 

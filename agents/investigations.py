@@ -1,0 +1,69 @@
+"""Opening and closing investigations through the operator's tools of the server, on this machine or another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from diffing_mcp.agents.mcp_session import call_as_operator
+from diffing_mcp.agents.records import Arm, Budget, Finding
+
+
+class OpenInvestigation(BaseModel):
+    """A fresh investigation. The token goes to the investigator and nowhere else."""
+
+    id: str
+    label: str = Field(description="Opaque name of the pair.")
+    token: str = Field(repr=False)
+
+
+class ClosedInvestigation(BaseModel):
+    """How an investigation ended."""
+
+    budgets: dict[str, Budget] = Field(description="Keys `model_interactions` and `tool_calls`.")
+    finding: Finding | None = Field(description="What was submitted, None when nothing was.")
+    run_ids: list[str]
+
+
+async def open_investigation(
+    url: str, pair: str, arm: Arm, interactions: int, tool_calls: int, note: str
+) -> OpenInvestigation:
+    """A fresh investigation of this pair with the arm's tools and these budgets.
+
+    Raises:
+        ToolFailed: the server does not know the pair, or does not take this caller for an operator.
+        NoServer: nothing answers at `url`, or it refuses the operator's token.
+    """
+    arguments = {
+        "pair": pair,
+        "tools": arm,
+        "interactions": interactions,
+        "tool_calls": tool_calls,
+        "note": note,
+    }
+    return OpenInvestigation.model_validate(await call_as_operator(url, "open_investigation", arguments))
+
+
+async def close_investigation(url: str, identifier: str) -> ClosedInvestigation:
+    """End it (its token is refused from now on) and return what it left.
+
+    Raises:
+        ToolFailed: the server does not know the investigation.
+        NoServer: see `open_investigation`.
+    """
+    left = await call_as_operator(url, "close_investigation", {"investigation": identifier})
+    finding = left.get("finding")
+    return ClosedInvestigation(
+        budgets={
+            "model_interactions": _budget(left["budget"], "interactions"),
+            "tool_calls": _budget(left["budget"], "tool_calls"),
+        },
+        finding=Finding.model_validate({**finding, "source": "submit_finding"}) if finding else None,
+        run_ids=left["run_ids"],
+    )
+
+
+def _budget(state: dict[str, Any], name: str) -> Budget:
+    total = state[f"{name}_total"]
+    return Budget(limit=total, used=total - state[f"{name}_left"])

@@ -1,0 +1,88 @@
+"""Tools for operators that open and close investigations, so that an evaluation can run on another machine than the
+server. Ground truth and grades stay with whoever evaluates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import Arguments, PairArguments, Reply, ToolDeclaration, tool_names
+from diffing_mcp.mcp_server.investigations import ClosedInvestigation, NewInvestigation
+
+
+class OpenInvestigationArguments(PairArguments):
+    """Arguments of open_investigation."""
+
+    tools: str = Field(
+        "method",
+        max_length=4000,
+        description="`blackbox` (model queries only), `method` (everything), or names of tools, comma-separated.",
+    )
+    interactions: int = Field(50, ge=0, le=1_000_000, description="Budget of model interactions.")
+    tool_calls: int = Field(200, ge=0, le=1_000_000, description="Budget of tool calls; free tools do not count.")
+    note: str = Field("", max_length=1000, description="For operators; the holder of the token never sees it.")
+
+
+class CloseInvestigationArguments(Arguments):
+    """Arguments of close_investigation."""
+
+    investigation: str = Field(min_length=1, max_length=100, description="Its id or label.")
+
+
+async def open_investigation(call: Call, arguments: OpenInvestigationArguments) -> Reply:
+    opened = investigations.create(
+        arguments.pair,
+        arguments.tools,
+        arguments.interactions,
+        arguments.tool_calls,
+        arguments.note,
+        known_tools=tool_names(call.toolset),
+    )
+    text = f"Investigation {opened.id}, shown to the agent as {opened.label}. Its bearer token, shown this once:"
+    return Reply(opened, f"{text}\n{opened.token}")
+
+
+async def close_investigation(call: Call, arguments: CloseInvestigationArguments) -> Reply:
+    closed = investigations.close(arguments.investigation)
+    verdict = closed.finding.verdict if closed.finding else "no finding was submitted"
+    return Reply(closed, f"{closed.id} is closed: {verdict}; {closed.budget.as_text()}.")
+
+
+def declarations() -> Mapping[str, ToolDeclaration]:
+    """The tools of this module."""
+    tools = [
+        ToolDeclaration(
+            "open_investigation",
+            "Open an investigation",
+            (
+                "Give an agent one pair under an opaque label, a set of tools and two budgets. Returns the bearer "
+                "token with which the agent connects to this server; it is shown this once and cannot be had again."
+            ),
+            OpenInvestigationArguments,
+            NewInvestigation,
+            open_investigation,
+            tool_calls=0,
+            operator_only=True,
+            read_only=False,
+            idempotent=False,
+        ),
+        ToolDeclaration(
+            "close_investigation",
+            "Close an investigation",
+            (
+                "End an investigation: its token is refused from now on, its record stays. Returns what it left: the "
+                "finding, the budgets and the runs it saw. Closing again returns the same."
+            ),
+            CloseInvestigationArguments,
+            ClosedInvestigation,
+            close_investigation,
+            tool_calls=0,
+            operator_only=True,
+            read_only=False,
+        ),
+    ]
+    return {tool.name: tool for tool in tools}
