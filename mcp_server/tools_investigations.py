@@ -24,7 +24,7 @@ class OpenInvestigationArguments(PairArguments):
     )
     interactions: int = Field(50, ge=0, le=1_000_000, description="Budget of model interactions.")
     tool_calls: int = Field(200, ge=0, le=1_000_000, description="Budget of tool calls; free tools do not count.")
-    note: str = Field("", max_length=1000, description="For operators; the holder of the token never sees it.")
+    note: str = Field("", max_length=1000, description="The agent never sees it.")
 
 
 class CloseInvestigationArguments(Arguments):
@@ -60,7 +60,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "Open an investigation",
             (
                 "Give an agent one pair under an opaque label, a set of tools and two budgets. Returns the bearer "
-                "token with which the agent connects to this server; it is shown this once and cannot be had again."
+                "token it connects with, shown this once."
             ),
             OpenInvestigationArguments,
             NewInvestigation,
@@ -74,8 +74,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "close_investigation",
             "Close an investigation",
             (
-                "End an investigation: its token is refused from now on, its record stays. Returns what it left: the "
-                "finding, the budgets and the runs it saw. Closing again returns the same."
+                "End an investigation: its token is refused from now on. Returns the finding, the budgets and the runs "
+                "it saw."
             ),
             CloseInvestigationArguments,
             ClosedInvestigation,
