@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from diffing_mcp.methods.directions.random_directions import gaussian_directions
 from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
-from diffing_mcp.methods.patchscope.reading import random_vectors
 from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
 from diffing_mcp.methods.perplexity_difference.words import distinctive_words
-from diffing_mcp.methods.steering.declaration import GRID, REFINEMENTS, SteeringParams, SteeringResult
-from diffing_mcp.methods.steering.prompts import PROMPTS, SEARCH_PROMPTS
-from diffing_mcp.methods.steering.rows import Answer, SteeredWord, StrengthRow
+from diffing_mcp.methods.steering.schema import (
+    GRID,
+    REFINEMENTS,
+    SEARCH_PROMPTS,
+    Answer,
+    SteeredWord,
+    SteeringParams,
+    SteeringResult,
+    StrengthRow,
+)
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
+from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention
@@ -173,7 +181,7 @@ def _texts(generator: Generator, vector: ResidualVector, strengths: Sequence[flo
     params = generator.params
     prompts, samples = list(params.prompts or PROMPTS), params.samples_per_prompt
     unsteered = generator.write(prompts, vector.layer, None, samples)
-    direction = random_vectors(1, generator.pair.d_model, params.seed)[0].numpy() * np.float32(vector.scale)
+    direction = gaussian_directions(1, generator.pair.d_model, params.seed)[0].numpy() * np.float32(vector.scale)
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     return [
         Steered(

@@ -11,18 +11,20 @@ import numpy as np
 
 from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
 from diffing_mcp.methods.perplexity_difference.words import distinctive_words
-from diffing_mcp.methods.steering.prompts import PROMPTS
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
+from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.methods.texts.words import words_of
-from diffing_mcp.methods.weight_amplification.declaration import (
+from diffing_mcp.methods.weight_amplification.schema import (
     GRID,
     REFINEMENTS,
     SEARCH_PROMPTS,
+    AmplifiedWord,
+    Answer,
     WeightAmplificationParams,
     WeightAmplificationResult,
+    WeightRow,
 )
-from diffing_mcp.methods.weight_amplification.rows import AmplifiedWord, Answer, WeightRow
 from diffing_mcp.model_pairs.amplification_config import (
     AdapterAmplification,
     AmplificationConfig,

@@ -16,10 +16,9 @@ from transformers import AutoTokenizer
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import silent
 from diffing_mcp.methods.examples.views import ExamplesParams
-from diffing_mcp.methods.pca.declaration import ComponentWord, PCAParams
 from diffing_mcp.methods.pca.decomposition import Covariance
-from diffing_mcp.methods.pca.judgement import control_level, judge
-from diffing_mcp.methods.pca.rows import ComponentRow
+from diffing_mcp.methods.pca.measure import control_level, judge
+from diffing_mcp.methods.pca.schema import ComponentRow, ComponentWord, PCAParams
 from diffing_mcp.methods.pca.views import ComponentParams, ComponentsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods

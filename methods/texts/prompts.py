@@ -1,4 +1,4 @@
-"""Everyday chat prompts that invite many answers, for steering. Torch-free."""
+"""Everyday chat prompts that invite many answers, for methods that change how a model writes. Torch-free."""
 
 PROMPTS = (
     "How can I sleep better?",
@@ -23,5 +23,3 @@ PROMPTS = (
     "Tell me something that I do not know.",
 )
 """Twenty, none of which names a subject that a finetune is likely to be about."""
-SEARCH_PROMPTS = PROMPTS[:3]
-"""What the strength is searched with."""

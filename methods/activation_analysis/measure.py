@@ -1,4 +1,4 @@
-"""From the accumulated numbers to the stored run and the result of `activation_analysis`."""
+"""From the accumulated numbers to the stored run and the result."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffing_mcp.methods.activation_analysis.accumulator import ActivationAnalysisAccumulator
-from diffing_mcp.methods.activation_analysis.declaration import ActivationAnalysisParams, ActivationAnalysisResult
-from diffing_mcp.methods.activation_analysis.judgement import LEAST_DOCUMENTS, word_statistics
-from diffing_mcp.methods.activation_analysis.rows import SCORES, LabelRow, SinkRow, Summary, WordRow
-from diffing_mcp.methods.activation_analysis.tables import (
-    SHOWN_WORDS,
+from diffing_mcp.methods.activation_analysis.schema import (
+    SCORES,
+    ActivationAnalysisParams,
+    ActivationAnalysisResult,
+    LabelRow,
+    SinkRow,
+    Summary,
+    WordRow,
+)
+from diffing_mcp.methods.activation_analysis.token_scores import (
+    ActivationAnalysisAccumulator,
     TokenNames,
     all_scores,
     label_rows,
     profile_of,
     sink_rows,
     sinks_of,
-    store_means,
     summary_of,
+)
+from diffing_mcp.methods.activation_analysis.words import (
+    LEAST_DOCUMENTS,
+    SHOWN_WORDS,
+    corpus_words,
     top_words,
     word_rows,
+    word_statistics,
 )
-from diffing_mcp.methods.activation_analysis.words import corpus_words
 from diffing_mcp.methods.examples.reader import Example
 from diffing_mcp.methods.examples.top import TopExamples
 from diffing_mcp.methods.examples.views import example_row
@@ -177,3 +186,13 @@ def _columns(rows: list[Any], model: Any) -> dict[str, Any]:
             yield name, pa.array([getattr(row, name) for row in rows], type=types.get(field.annotation, pa.string()))
 
     return dict(values())
+
+
+def store_means(run: RunWriter, accumulator: ActivationAnalysisAccumulator) -> None:
+    """Mean difference vectors [layers, labels, d_model] float32."""
+    import torch
+
+    means = [sums.difference / sums.count.clamp_min(1).unsqueeze(1) for sums in accumulator.sums.values()]
+    run.add_array("mean_difference", torch.stack(means).to(torch.float32))
+    finetuned = [sums.norm_finetuned / sums.count.clamp_min(1) for sums in accumulator.sums.values()]
+    run.add_array("norm_finetuned", torch.stack(finetuned).to(torch.float32))

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffing_mcp.methods.directions.patchscope import IDENTITY_PROMPTS, averaged, patched_log_probs, prepare
+from diffing_mcp.methods.directions.random_directions import gaussian_directions
 from diffing_mcp.methods.directions.vectors import resolve
-from diffing_mcp.methods.patchscope.declaration import PatchscopeParams, PatchscopeResult
-from diffing_mcp.methods.patchscope.reading import (
-    IDENTITY_PROMPTS,
-    averaged,
-    patched_log_probs,
-    prepare,
-    random_vectors,
-)
-from diffing_mcp.methods.patchscope.rows import PatchscopeToken, ScaleRow, Sign
+from diffing_mcp.methods.patchscope.schema import PatchscopeParams, PatchscopeResult, PatchscopeToken, ScaleRow, Sign
 from diffing_mcp.methods.texts.words import EvidenceWord, Vocabulary, vocabulary
 
 if TYPE_CHECKING:
@@ -134,7 +128,7 @@ def read_direction(pair: LoadedPair, params: PatchscopeParams, run: RunWriter, p
             torch.cat(
                 [
                     torch.stack([unit, -unit]).float(),
-                    random_vectors(params.random_directions, pair.d_model, params.seed),
+                    gaussian_directions(params.random_directions, pair.d_model, params.seed),
                 ]
             )
             * prompts.norm

@@ -1,5 +1,4 @@
-"""Streaming side of `activation_analysis`: four numbers a token and layer, and sums of the difference by position and
-special token.
+"""Scores of single tokens, sums of the difference by position and special token, and the rows that follow from both.
 
 Norms and distances in float32, sums in float64. The cosine distance is half the squared distance of the unit vectors:
 exact where 1 - cos rounds, and exactly 0 where the activations agree. Memory: 16 bytes a token and layer and 12 a
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffing_mcp.methods.activation_analysis.schema import LabelRow, Score, SinkRow, Summary
+from diffing_mcp.methods.activation_analysis.words import group_medians
 from diffing_mcp.preprocessing.batches import Accumulator, PairedBatch
 from diffing_mcp.preprocessing.precision import float64_device
 
@@ -26,6 +27,11 @@ MEASURED_POSITIONS = 5
 """Positions with a mean of their own; later ones are pooled in `all` (earlier ones may be attention sinks)."""
 MAX_SPECIAL = 24
 _TINY = torch.finfo(torch.float32).tiny
+SINK_FACTOR = 5.0
+"""Norms above this many medians of the layer are attention sinks: massive activations are 5 to hundreds of times as
+long as others.
+"""
+SHOWN_SINKS = 3
 
 
 @dataclass
@@ -127,3 +133,115 @@ class ActivationAnalysisAccumulator(Accumulator):
         numbers = torch.arange(self.single, device=places.device).unsqueeze(1)
         parts = [places.unsqueeze(0) == numbers, (places >= self.single).unsqueeze(0), specials[:, rows]]
         return rows, torch.cat(parts).to(self._device, torch.float64)
+
+
+def all_scores(columns: np.ndarray) -> dict[str, np.ndarray]:
+    scores = dict(zip(COLUMNS, columns, strict=True))
+    both = scores["norm_base"].astype(np.float64) + scores["norm_finetuned"]
+    return {"relative_difference": (scores["norm_difference"] / np.maximum(both, 1e-30)).astype(np.float32), **scores}
+
+
+def sinks_of(scores: dict[str, np.ndarray]) -> np.ndarray:
+    sink = np.zeros(len(scores["norm_base"]), dtype=bool)
+    for name in ("norm_base", "norm_finetuned"):
+        sink |= scores[name] > SINK_FACTOR * np.median(scores[name])
+    return sink
+
+
+def summary_of(layer: int, score: Score, values: np.ndarray) -> Summary:
+    values = values.astype(np.float64) if len(values) else np.zeros(1)
+    p5, p25, median, p75, p95, p99 = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)).tolist()
+    inner = values[(values >= p5) & (values <= p95)]
+    return Summary(
+        layer=layer,
+        score=score,
+        median=median,
+        spread=1.4826 * float(np.median(np.abs(values - median))),
+        trimmed_mean=float(inner.mean()) if len(inner) else median,
+        mean=float(values.mean()),
+        p5=p5,
+        p25=p25,
+        p75=p75,
+        p95=p95,
+        p99=p99,
+        max=float(values.max()),
+    )
+
+
+def sink_rows(
+    layer: int,
+    sink: np.ndarray,
+    scores: dict[str, np.ndarray],
+    token_ids: np.ndarray,
+    positions: np.ndarray,
+    names: TokenNames,
+) -> list[SinkRow]:
+    median = float(np.median(scores["norm_base"])) if len(sink) else 0.0
+    found, counts = np.unique(token_ids[sink], return_counts=True)
+    rows = []
+    for token in found[np.argsort(-counts, kind="stable")][:SHOWN_SINKS].tolist():
+        here = sink & (token_ids == token)
+        rows.append(
+            SinkRow(
+                layer=layer,
+                token=names(token),
+                position=int(np.bincount(positions[here]).argmax()),
+                count=int(here.sum()),
+                norm=float(scores["norm_base"][here].mean()) / max(median, 1e-30),
+                relative_difference=float(scores["relative_difference"][here].mean()),
+            )
+        )
+    return rows
+
+
+def profile_of(layer: int, scores: dict[str, np.ndarray], positions: np.ndarray) -> dict[str, np.ndarray]:
+    size = int(positions.max(initial=-1)) + 1
+    medians = {name: group_medians(values.astype(np.float64), positions, size) for name, values in scores.items()}
+    counts = np.bincount(positions, minlength=size)
+    columns = {"layer": np.full(size, layer), "position": np.arange(size), "tokens": counts, **medians}
+    return {
+        name: values[counts > 0] for name, values in columns.items()
+    }  # stored activations leave out the first positions
+
+
+def label_rows(accumulator: ActivationAnalysisAccumulator) -> list[LabelRow]:
+    rows = []
+    for layer, sums in accumulator.sums.items():
+        count = sums.count.clamp_min(1)
+        norms = (sums.difference / count.unsqueeze(1)).norm(dim=1).tolist()
+        for index, label in enumerate(accumulator.labels):
+            if not (seen := int(sums.count[index])):
+                continue
+            single, finetuned = float(sums.norm_difference[index]) / seen, float(sums.norm_finetuned[index]) / seen
+            rows.append(
+                LabelRow(
+                    layer=layer,
+                    label=label,
+                    count=seen,
+                    mean_difference_norm=norms[index],
+                    relative_norm=norms[index] / finetuned if finetuned else 0.0,
+                    norm_difference=single,
+                    coherence=norms[index] / single if single else None,
+                    vector=f"{layer}:{label}:difference",
+                )
+            )
+    return rows
+
+
+class TokenNames:
+    """Texts of tokens, decoded once each."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, token: int) -> str:
+        return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+    def column(self, tokens: np.ndarray) -> Any:
+        """Names of many tokens as a dictionary-encoded column."""
+        import pyarrow as pa
+
+        unique, indices = np.unique(tokens, return_inverse=True)
+        return pa.DictionaryArray.from_arrays(
+            pa.array(indices.astype(np.int32)), pa.array([self(int(token)) for token in unique])
+        )

@@ -90,9 +90,3 @@ def averaged(log_probs: Tensor, intersection_top_k: int | None = None) -> Tensor
         least = log_probs.topk(intersection_top_k, dim=-1).values[..., -1:]
         probabilities = probabilities * (log_probs >= least).all(dim=1)
     return probabilities
-
-
-def random_vectors(count: int, d_model: int, seed: int) -> Tensor:
-    """Gaussian directions of length 1 [count, d_model]."""
-    directions = torch.randn(count, d_model, generator=torch.Generator().manual_seed(seed))
-    return directions / directions.norm(dim=1, keepdim=True)

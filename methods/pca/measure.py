@@ -1,7 +1,9 @@
-"""From activations to the stored run and its result."""
+"""From activations to the stored components, what they read as, and when that stands out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,6 @@ from diffing_mcp.methods.directions.lens import Lens
 from diffing_mcp.methods.directions.lens_words import NULL_Z, TOP_TOKENS, LensToken, content_words, strongest
 from diffing_mcp.methods.examples.views import example_row
 from diffing_mcp.methods.examples.writer import activation_contexts, examples_of
-from diffing_mcp.methods.pca.declaration import ComponentWord, PCAParams, PCAResult
 from diffing_mcp.methods.pca.decomposition import (
     Covariances,
     Projections,
@@ -21,8 +22,15 @@ from diffing_mcp.methods.pca.decomposition import (
     principal_components,
     stability,
 )
-from diffing_mcp.methods.pca.judgement import STABLE, control_level, judge
-from diffing_mcp.methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
+from diffing_mcp.methods.pca.schema import (
+    ENDS,
+    ComponentRow,
+    ComponentWord,
+    PCAParams,
+    PCAResult,
+    ProjectionExample,
+    feature_name,
+)
 from diffing_mcp.methods.texts.words import vocabulary
 from diffing_mcp.model_pairs.layers import resolve_layers
 from diffing_mcp.preprocessing.activation_outliers import without_outliers
@@ -43,6 +51,9 @@ _ROWS_SHOWN = 20
 _SHOWN_EXAMPLES = 1
 _TOKENS_SHOWN = 160
 """Lens tokens in a result at most, over all rows and both ends."""
+STABLE = 0.7
+"""Least |cosine| with the components of both halves of the samples for a component to be read at all."""
+NEEDED_STRONG_WORDS = 3
 
 
 @torch.inference_mode()
@@ -232,3 +243,62 @@ def _shortened(rows: list[ComponentRow]) -> list[ComponentRow]:
         )
         for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The outcome in words."""
+
+    stands_out: bool
+    headline: str
+    words: list[ComponentWord]
+
+
+def control_level(readings: Sequence[Mapping[str, float]]) -> float:
+    """The z from which on words count: the least at which none of the base model's own components has enough words.
+    Components of any model are no random directions: they read as numbers, names or punctuation far beyond random ones.
+    """
+    thirds = [
+        sorted(reading.values(), reverse=True)[NEEDED_STRONG_WORDS - 1]
+        for reading in readings
+        if len(reading) >= NEEDED_STRONG_WORDS
+    ]
+    return max([NULL_Z, *thirds])
+
+
+def judge(
+    rows: Sequence[ComponentRow], words: Sequence[ComponentWord], level: float, of: str, identical: bool
+) -> Judgement:
+    """Whether one stable component has enough content words beyond the control's level."""
+    if identical:
+        return Judgement(False, "Every activation is the same in both models: no difference.", [])
+    listed = sorted(words, key=lambda row: (-row.z, row.word))
+    if of in ("base", "finetuned"):
+        return Judgement(
+            False, f"Components of the {of} model alone: they say what it varies in, not what was taught.", []
+        )
+    stable = [row for row in rows if row.stability >= STABLE]
+    state = f"{len(stable)} of {len(rows)} components stable over halves of the documents"
+    by_vector: dict[str, list[str]] = {}
+    for word in listed:
+        if word.z > level:
+            by_vector.setdefault(word.vector, []).append(word.word)
+    telling = {vector: names for vector, names in by_vector.items() if len(names) >= NEEDED_STRONG_WORDS}
+    if telling:
+        first = max(telling, key=lambda vector: len(telling[vector]))
+        return Judgement(
+            True,
+            (
+                f"Component {first} reads as {', '.join(telling[first][:6])}, beyond the base model's own components; "
+                f"{state}."
+            ),
+            listed,
+        )
+    return Judgement(
+        False,
+        (
+            f"No component reads as words beyond what the base model's own components read as; {state}. Patchscope "
+            "may still read them."
+        ),
+        listed,
+    )
