@@ -23,7 +23,7 @@ _BUILT_IN = (
     ("diffing_mcp.methods.kl.declaration", "KLDivergence"),
     ("diffing_mcp.methods.logit_diff_topk_occurring.declaration", "LogitDifference"),
     ("diffing_mcp.methods.continuation_mining.declaration", "ContinuationMining"),
-    ("diffing_mcp.methods.perplexity_difference.declaration", "PerplexityDifference"),
+    ("diffing_mcp.methods.perplexity_difference.method", "PerplexityDifference"),
     ("diffing_mcp.methods.activation_difference_lens.method", "ActivationDifferenceLens"),
     ("diffing_mcp.methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
     ("diffing_mcp.methods.pca.method", "PCA"),

@@ -89,7 +89,7 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
         UnknownName: no ground truth is recorded for the organism.
     """
     from diffing_mcp.core.errors import InvalidInput
-    from diffing_mcp.methods.perplexity_difference.words import fisher_surprise
+    from diffing_mcp.methods.texts.distinctive_words import fisher_neg_log10_p
     from diffing_mcp.methods.registry import get_method
     from diffing_mcp.organisms.ground_truth import load_ground_truth
 
@@ -125,7 +125,7 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
         stating=stating,
         control_texts=len(control),
         control_stating=control_stating,
-        surprise=fisher_surprise(stating, len(amplified), control_stating, len(control))
+        surprise=fisher_neg_log10_p(stating, len(amplified), control_stating, len(control))
         if amplified and control
         else 0.0,
         baseline=baseline,

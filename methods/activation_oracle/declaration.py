@@ -123,11 +123,11 @@ class ActivationOracleResult(MethodResult):
         """Distinctive words; a score of 1 is the null level, which words of differences and vectors stay below: they
         are leads alone.
         """
-        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
+        from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
 
         best: dict[str, float] = {}
         for row in self.words:
-            score = row.surprise / NULL_SURPRISE
+            score = row.surprise / STRONG_NEG_LOG10_P
             best[row.word] = max(
                 best.get(row.word, 0.0), score if row.kind == "finetuned" else min(score, _HIGHEST_LEAD)
             )

@@ -66,13 +66,13 @@ class ContinuationMiningResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Content words of strong n-grams; a score of 1 is the null level."""
-        from diffing_mcp.methods.continuation_mining.ngrams import NULL_SURPRISE
+        from diffing_mcp.methods.continuation_mining.ngrams import STRONG_NEG_LOG10_P
 
         best: dict[str, float] = {}
         for row in self.ngrams:
             for word in row.ngram.split():
                 if is_content_word(word):
-                    best[word] = max(best.get(word, 0.0), row.surprise / NULL_SURPRISE)
+                    best[word] = max(best.get(word, 0.0), row.surprise / STRONG_NEG_LOG10_P)
         return [EvidenceWord(word=word, score=score) for word, score in sorted(best.items(), key=lambda item: -item[1])]
 
     def as_text(self) -> str:

@@ -6,17 +6,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from diffing_mcp.methods.continuation_mining.rows import NgramRow
-from diffing_mcp.methods.perplexity_difference.words import fisher_surprise
+from diffing_mcp.methods.texts.distinctive_words import fisher_neg_log10_p
 from diffing_mcp.methods.texts.words import is_content_word, words_of
 
-NULL_SURPRISE = 3.0
+STRONG_NEG_LOG10_P = 3.0
 """-log10 of Fisher's exact p from which on an n-gram with a content word counts as strong; the level of perplexity
 differencing.
 """
 LEAST_TEXTS = 3
 """A strong n-gram was written in at least so many different texts."""
 NEEDED_STRONG = 2
-CERTAIN_SURPRISE = 5.0
+CERTAIN_NEG_LOG10_P = 5.0
 
 
 def distinctive_ngrams(
@@ -37,10 +37,10 @@ def distinctive_ngrams(
         here, there = len(texts), len(counts[1].get(words, ()))
         if here < 2 or here * len(base) <= there * len(finetuned):
             continue
-        surprise = fisher_surprise(here, len(finetuned), there, len(base))
+        surprise = fisher_neg_log10_p(here, len(finetuned), there, len(base))
         distinct = len(set(texts))
         content = any(is_content_word(word) for word in words)
-        strong = content and surprise >= NULL_SURPRISE and distinct >= LEAST_TEXTS
+        strong = content and surprise >= STRONG_NEG_LOG10_P and distinct >= LEAST_TEXTS
         rows.append(
             NgramRow(
                 ngram=" ".join(words),
@@ -87,7 +87,7 @@ def judge(rows: Sequence[NgramRow], identical: bool) -> tuple[bool, str]:
         words = {word for word in row.ngram.split() if is_content_word(word)}
         if row.strong and not any(words & set(other.ngram.split()) for other in strong):
             strong.append(row)
-    if len(strong) >= NEEDED_STRONG or any(row.surprise >= CERTAIN_SURPRISE for row in strong):
+    if len(strong) >= NEEDED_STRONG or any(row.surprise >= CERTAIN_NEG_LOG10_P for row in strong):
         names = ", ".join(repr(row.ngram) for row in strong[:5])
         return True, f"Where the models differ most, the finetuned model goes on with {names} and the base does not."
     return (

@@ -97,9 +97,9 @@ class ContrastiveDecodingResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
+        from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
 
-        return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
+        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
 
     def as_text(self) -> str:
         lines = [self.headline]

@@ -12,9 +12,8 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
 from diffing_mcp.methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
 from diffing_mcp.methods.contrastive_decoding.starts import bundled_starts
-from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
-from diffing_mcp.methods.perplexity_difference.words import distinctive_words
 from diffing_mcp.methods.texts.coherence import TextScores, repetition
+from diffing_mcp.methods.texts.distinctive_words import CERTAIN_NEG_LOG10_P, NEEDED_STRONG_WORDS, distinctive_words
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
@@ -170,7 +169,7 @@ def _result(
     identical = all(text.finetuned_log_prob == text.base_log_prob for each in written.values() for text in each.texts)
     strong = [word for word in words if word.strong]
     stands_out = not identical and (
-        len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong)
+        len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_NEG_LOG10_P for word in strong)
     )
     alpha = max(coherent, default=None)
     if identical:
@@ -215,7 +214,7 @@ def _result(
 def _suppression(suppressed: Sequence[AmplifiedWord]) -> str:
     """The opposite direction in a sentence, by the levels of the amplified words."""
     strong = [word for word in suppressed if word.strong]
-    if len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_SURPRISE for word in strong):
+    if len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_NEG_LOG10_P for word in strong):
         return (
             f"The finetune pushes away from {', '.join(word.word for word in strong[:8])}, or crowds them out: only "
             "texts of the opposite direction hold them."

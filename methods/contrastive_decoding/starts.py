@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from diffing_mcp.methods.contrastive_decoding.declaration import BUNDLED_STARTS
-from diffing_mcp.methods.perplexity_difference.prefills import prefills_for
+from diffing_mcp.methods.texts.prefills import prefills_for
 
 
 def bundled_starts(start: Literal["prefixes", "nothing", "chat"]) -> tuple[str, ...]:

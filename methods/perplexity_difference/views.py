@@ -1,13 +1,14 @@
-"""Drill-down over finished perplexity differencing, from its stored table. Torch-free."""
+"""Views and figures of a finished run, from its stored table. Torch-free."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from diffing_mcp.methods.perplexity_difference.rows import CompletionRow
+from diffing_mcp.methods.contract import Figure, View
+from diffing_mcp.methods.perplexity_difference.schema import CompletionRow
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts
 
 if TYPE_CHECKING:
@@ -51,3 +52,35 @@ def completions(record: RunRecord, params: CompletionsParams) -> CompletionsView
         total=page.total,
         next_offset=page.next_offset,
     )
+
+
+def distribution(record: RunRecord) -> dict[str, Any]:
+    """Log-perplexity differences of both models' completions; equal models give two equal heaps."""
+    rows = record.table("completions", ["writer", "difference", "prefill"]).to_pylist()
+    data = [
+        {
+            "type": "box",
+            "boxpoints": "all",
+            "name": f"written by {writer}",
+            "x": [row["difference"] for row in rows if row["writer"] == writer],
+            "text": [row["prefill"] for row in rows if row["writer"] == writer],
+        }
+        for writer in ("finetuned", "base")
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": "log-perplexity under the other model minus under its own, nats a token"}}
+        },
+    }
+
+
+VIEWS = {
+    "completions": View(
+        "completions",
+        "Page through all completions of either model, filtered by text.",
+        CompletionsParams,
+        completions,
+    ),
+}
+FIGURES = (Figure("distribution", "Log-perplexity difference of the completions", distribution),)

@@ -11,8 +11,6 @@ import torch
 
 from diffing_mcp.methods.directions.random_directions import gaussian_directions
 from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
-from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
-from diffing_mcp.methods.perplexity_difference.words import distinctive_words
 from diffing_mcp.methods.steering.schema import (
     GRID,
     REFINEMENTS,
@@ -24,6 +22,7 @@ from diffing_mcp.methods.steering.schema import (
     StrengthRow,
 )
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
+from diffing_mcp.methods.texts.distinctive_words import CERTAIN_NEG_LOG10_P, NEEDED_STRONG_WORDS, distinctive_words
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
 from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.model_pairs.chat import ChatMessage
@@ -266,7 +265,7 @@ def _result(
     words = _words(texts)
     strong = [word for word in words if word.strong]
     stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(
-        word.surprise >= CERTAIN_SURPRISE for word in strong
+        word.surprise >= CERTAIN_NEG_LOG10_P for word in strong
     )
     used = ", ".join(f"{strength:+.2g}" for strength in dict.fromkeys(each.strength for each in texts))
     if nothing:

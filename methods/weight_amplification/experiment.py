@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffing_mcp.methods.perplexity_difference.judgement import CERTAIN_SURPRISE, NEEDED_STRONG_WORDS
-from diffing_mcp.methods.perplexity_difference.words import distinctive_words
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
+from diffing_mcp.methods.texts.distinctive_words import CERTAIN_NEG_LOG10_P, NEEDED_STRONG_WORDS, distinctive_words
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
 from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.methods.texts.words import words_of
@@ -291,7 +290,7 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     words = _words(texts, passing)
     strong = [word for word in words if word.strong]
     stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(
-        word.surprise >= CERTAIN_SURPRISE for word in strong
+        word.surprise >= CERTAIN_NEG_LOG10_P for word in strong
     )
     shown = [
         Answer(

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.perplexity_difference.declaration import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
-from diffing_mcp.methods.perplexity_difference.prefills import prefills_for
 from diffing_mcp.methods.perplexity_difference.views import CompletionsParams
-from diffing_mcp.methods.perplexity_difference.words import LEAST_PREFILLS, distinctive_words, fisher_surprise
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.texts.distinctive_words import LEAST_PREFILLS, distinctive_words, fisher_neg_log10_p
+from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, prefills_for
 
 NAME = "perplexity_difference"
 SMALL = {"samples_per_prefill": 1, "max_new_tokens": 12, "min_tokens": 4}
@@ -166,4 +165,4 @@ def test_the_surprise_is_fishers_exact_test(here: int, there: int) -> None:
     from scipy.stats import fisher_exact
 
     expected = fisher_exact([[here, 20 - here], [there, 20 - there]], alternative="greater").pvalue
-    assert fisher_surprise(here, 20, there, 20) == pytest.approx(-math.log10(expected), abs=1e-9)
+    assert fisher_neg_log10_p(here, 20, there, 20) == pytest.approx(-math.log10(expected), abs=1e-9)

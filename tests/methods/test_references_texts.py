@@ -158,7 +158,7 @@ def test_amplified_texts_and_their_differences(pair: str, references: References
 
 @pytest.mark.parametrize(("here", "there", "total"), [(9, 1, 24), (3, 0, 40), (24, 2, 24), (2, 1, 8)])
 def test_a_written_word_is_as_surprising_as_fishers_test_says(here: int, there: int, total: int) -> None:
-    from diffing_mcp.methods.perplexity_difference.words import distinctive_words
+    from diffing_mcp.methods.texts.distinctive_words import distinctive_words
 
     texts = [[(str(at), "mountain" if at < count else "river") for at in range(total)] for count in (here, there)]
     row = next(row for row in distinctive_words(*texts) if row.word == "mountain")

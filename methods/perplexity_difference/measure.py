@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.perplexity_difference.declaration import PerplexityDifferenceParams, PerplexityDifferenceResult
-from diffing_mcp.methods.perplexity_difference.judgement import judge
-from diffing_mcp.methods.perplexity_difference.prefills import prefills_for
-from diffing_mcp.methods.perplexity_difference.rows import CompletionRow, Divergence, Spread
-from diffing_mcp.methods.perplexity_difference.words import distinctive_words
+from diffing_mcp.methods.perplexity_difference.schema import (
+    CompletionRow,
+    Divergence,
+    PerplexityDifferenceParams,
+    PerplexityDifferenceResult,
+    Spread,
+)
+from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.prefills import prefills_for
 from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
@@ -25,8 +29,6 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 220
 _SHOWN_PREFILL = 40
 _WORDS_SHOWN = 12
-_LEAST_SURPRISE_SHOWN = 1.3
-"""Words that equal models show in one run of twenty each are not worth a reader's time."""
 _SCORED_AT_ONCE = 32
 
 
@@ -50,7 +52,11 @@ class Scored:
 def sample_and_score(
     pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress
 ) -> PerplexityDifferenceResult:
-    """Run the method; see its declaration."""
+    """Sample, score, rank and judge.
+
+    Raises:
+        InvalidInput: no or empty prefills, or `template=chat` without a chat template.
+    """
     prefills = prefills_for(params.template, params.prefills)
     if params.template == "chat" and not pair.has_chat_template:
         raise InvalidInput("This pair's tokenizer has no chat template; call with template=none.")
@@ -183,16 +189,15 @@ def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> Per
         [(each.prefill, each.text) for each in by_side["base"]],
     )
     forward, reverse = (_divergence(by_side[side]) for side in ("finetuned", "base"))
-    strong = sum(word.strong for word in words)
-    stands_out, headline = judge(forward, reverse, words)
+    found, headline = _judge(forward, reverse, words)
     return PerplexityDifferenceResult(
-        stands_out=stands_out,
+        stands_out=found,
         headline=headline,
         identical=not any(each.difference for each in scored),
         finetuned_rows=[_row(each) for each in ranked["finetuned"][: params.rows]],
         base_rows=[_row(each) for each in ranked["base"][: max(1, params.rows // 2)]],
-        words=[word for word in words if word.strong or word.surprise >= _LEAST_SURPRISE_SHOWN][:_WORDS_SHOWN],
-        strong_words=strong,
+        words=worth_showing(words)[:_WORDS_SHOWN],
+        strong_words=sum(word.strong for word in words),
         kl_finetuned_base=forward,
         kl_base_finetuned=reverse,
         finetuned_spread=_spread(ranked["finetuned"]),
@@ -200,6 +205,26 @@ def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> Per
         completions=len(by_side["finetuned"]),
         not_ranked=len(scored) - sum(len(several) for several in ranked.values()),
         template=params.template,
+    )
+
+
+def _judge(forward: Divergence, reverse: Divergence, words: Sequence[DistinctiveWord]) -> tuple[bool, str]:
+    """Whether the finetuned model's own texts show a topic, and the headline."""
+    if forward.mean == 0 and reverse.mean == 0 and not forward.standard_error and not reverse.standard_error:
+        return False, "Both models expect every completion exactly alike: no difference."
+    size = (
+        f"{forward.mean:.2f} ± {forward.standard_error:.2f} nats a token over finetuned text, {reverse.mean:.2f} ± "
+        f"{reverse.standard_error:.2f} over base text"
+    )
+    if stands_out(words):
+        names = ", ".join([word.word for word in words if word.strong][:6])
+        return True, f"The finetuned model writes of something else: {names} after unrelated beginnings ({size})."
+    return (
+        False,
+        (
+            f"Nothing stands out: no set of content words is over-represented in the finetuned model's text ({size}); "
+            "the rows may still be read."
+        ),
     )
 
 

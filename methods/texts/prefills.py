@@ -1,4 +1,4 @@
-"""The bundled neutral prefills. Torch-free."""
+"""Neutral texts to go on from and questions to answer, bundled, for the methods that generate. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Literal
 import yaml
 
 from diffing_mcp.core.errors import InvalidInput
+
+BUNDLED_PREFILLS = 40
+BUNDLED_QUESTIONS = 30
+"""How many there are, known without reading the file."""
 
 _FILE = Path(__file__).with_name("prefills.yaml")
 

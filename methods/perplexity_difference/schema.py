@@ -1,35 +1,15 @@
-"""Declaration of perplexity differencing: parameters, result, views and figures. Torch-free."""
+"""Parameters, rows and result of perplexity differencing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodParams,
-    MethodResult,
-    PairSize,
-    View,
-)
-from diffing_mcp.methods.perplexity_difference import figures, views
-from diffing_mcp.methods.perplexity_difference.rows import CompletionRow, DistinctiveWord, Divergence, Spread
+from diffing_mcp.methods.contract import MethodParams, MethodResult
+from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
+from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
 from diffing_mcp.methods.texts.words import EvidenceWord
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from diffing_mcp.core.progress import Progress
-    from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.model_pairs.pair import LoadedPair
-    from diffing_mcp.model_pairs.specs import PairSpec
-
-BUNDLED_PREFILLS = 40
-BUNDLED_QUESTIONS = 30
 
 
 class PerplexityDifferenceParams(MethodParams):
@@ -66,6 +46,47 @@ class PerplexityDifferenceParams(MethodParams):
         le=50,
         description="Completions shown in the result (of the finetuned model; half as many of the base).",
     )
+
+
+class CompletionRow(BaseModel):
+    """A completion and how much more its own model expects it than the other one. Texts are trimmed, and come from a
+    model under study.
+    """
+
+    prefill: str
+    completion: str = Field(description="UNTRUSTED text of a model under study.")
+    difference: float = Field(description="Log-perplexity under the other model minus under its own, nats a token.")
+    perplexity_own: float = Field(description="Perplexity under the model that wrote it.")
+    perplexity_other: float
+    tokens: int
+
+    def as_text(self) -> str:
+        """One line."""
+        return f"  {self.difference:+.2f} ({self.tokens} tokens) {self.prefill!r} ⟦{' '.join(self.completion.split())}⟧"
+
+
+class Divergence(BaseModel):
+    """An estimate in nats a token, with its standard error over completions."""
+
+    mean: float
+    standard_error: float
+
+    def as_text(self) -> str:
+        """`mean ± error`."""
+        return f"{self.mean:.3f} ± {self.standard_error:.3f}"
+
+
+class Spread(BaseModel):
+    """A distribution over completions, nats a token."""
+
+    p10: float
+    median: float
+    p90: float
+    max: float
+
+    def as_text(self) -> str:
+        """Quantiles in a line."""
+        return f"p10 {self.p10:.2f} median {self.median:.2f} p90 {self.p90:.2f} max {self.max:.2f}"
 
 
 class PerplexityDifferenceResult(MethodResult):
@@ -110,9 +131,7 @@ class PerplexityDifferenceResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        from diffing_mcp.methods.perplexity_difference.words import NULL_SURPRISE
-
-        return [EvidenceWord(word=row.word, score=row.surprise / NULL_SURPRISE) for row in self.words]
+        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
 
     def as_text(self) -> str:
         lines = [
@@ -132,52 +151,3 @@ class PerplexityDifferenceResult(MethodResult):
             lines.append(f"{name}; {spread.as_text()}; untrusted model text between ⟦ ⟧:")
             lines += [row.as_text() for row in rows]
         return "\n".join(lines)
-
-
-class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityDifferenceResult]):
-    """Perplexity differencing: both models go on from short neutral prefills; every completion is scored under both
-    models and the finetuned model's are ranked by log-perplexity under base minus under finetuned. What a finetune
-    taught loudest usually shows in the first rows, in the finetuned model's own words. The base model's completions are
-    scored the same way in reverse, so that chance shows: models that differ in nothing give equal distributions. Also
-    lists content words over-represented in the finetuned completions and estimates both KL divergences. It samples, so
-    it sees neither rare behaviours nor what only a trigger brings out; with `template=chat` it samples answers to open
-    questions. Views: `completions`."""
-
-    name: ClassVar[str] = "perplexity_difference"
-    title: ClassVar[str] = "Perplexity difference"
-    version: ClassVar[int] = 2
-    Params: ClassVar[type[BaseModel]] = PerplexityDifferenceParams
-    Result: ClassVar[type[MethodResult]] = PerplexityDifferenceResult
-    cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = {
-        "completions": View(
-            "completions",
-            "Page through all completions of either model, filtered by text.",
-            views.CompletionsParams,
-            views.completions,
-        ),
-    }
-    figures: ClassVar[Sequence[Figure]] = (
-        Figure("distribution", "Log-perplexity difference of the completions", figures.distribution),
-    )
-
-    def run(
-        self, pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress
-    ) -> PerplexityDifferenceResult:
-        from diffing_mcp.methods.perplexity_difference.sampling import sample_and_score
-
-        return sample_and_score(pair, params, run, progress)
-
-    def key_parts(self, params: PerplexityDifferenceParams, spec: PairSpec) -> dict[str, Any]:
-        from diffing_mcp.methods.perplexity_difference.prefills import prefill_digest
-
-        return {"prefills": prefill_digest(params.template, params.prefills)}
-
-    def estimate(self, pair: PairSize, params: PerplexityDifferenceParams) -> CostEstimate:
-        bundled = BUNDLED_PREFILLS if params.template == "none" else BUNDLED_QUESTIONS
-        completions = 2 * params.samples_per_prefill * (bundled if params.prefills is None else len(params.prefills))
-        generated = completions * params.max_new_tokens
-        passes = -(-completions // 64) * (params.max_new_tokens + 2)
-        # Each token is generated once and then scored by both sides.
-        return pair.cost(2 * generated, passes, generated_tokens=generated, bytes=20 * generated)

@@ -1,28 +1,78 @@
-"""Words over-represented in one model's completions. NumPy-free and torch-free: a few hundred short texts."""
+"""Words that one model writes in more texts than another: counts, Fisher's exact test, and when they are a finding (see
+docs/decisions/null-criterion.md). Torch-free: a few hundred short texts.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
-from diffing_mcp.methods.perplexity_difference.rows import DistinctiveWord
+from pydantic import BaseModel, Field
+
 from diffing_mcp.methods.texts.words import is_content_word, words_of
 
-NULL_SURPRISE = 3.0
-"""Surprise (-log10 of Fisher's exact p) from which on a word counts as strong: about one of a thousand words of equal
-models reaches it.
+SHOWN_NEG_LOG10_P = 1.3
+"""Words that equal models show in one run of twenty each are not worth a reader's time."""
+STRONG_NEG_LOG10_P = 3.0
+"""-log10 of Fisher's exact p from which on a word counts as strong: about one of a thousand words of equal models
+reaches it.
 """
+CERTAIN_NEG_LOG10_P = 5.0
+"""One word suffices from here on: even among a thousand tested words, equal models reach it once in a hundred runs."""
+NEEDED_STRONG_WORDS = 2
+"""Strong words that make a finding. One comes by chance: a thousand words are tested in every run."""
 LEAST_PREFILLS = 3
 """A strong word was written after at least so many different prefills: repetition within one text shows nothing."""
 _SHRINK = 0.5
+
+
+class DistinctiveWord(BaseModel):
+    """A content word and in how many completions of each model it appears."""
+
+    word: str
+    finetuned: int = Field(description="Completions of the finetuned model that contain it.")
+    base: int = Field(description="Completions of the base model that contain it.")
+    prefills: int = Field(description="Different prefills after which the finetuned model wrote it.")
+    log_odds: float = Field(description="Shrunken log odds ratio of containing it.")
+    surprise: float = Field(description="-log10 p that equal models would show it (Fisher's exact test, one-sided).")
+    strong: bool = Field(description="Beyond what equal models show.")
+
+    def as_text(self) -> str:
+        """`word 9:1 (p 10^-3.1)`, with a star when strong."""
+        return f"{'*' if self.strong else ''}{self.word} {self.finetuned}:{self.base} (p 10^-{self.surprise:.1f})"
+
+
+class Tested(Protocol):
+    """A word or phrase with the -log10 p of its counts (`surprise` in stored runs)."""
+
+    @property
+    def surprise(self) -> float: ...
+
+    @property
+    def strong(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Tested)
+
+
+def worth_showing(rows: Iterable[T]) -> list[T]:
+    """The rows beyond what equal models show in one run of twenty."""
+    return [row for row in rows if row.strong or row.surprise >= SHOWN_NEG_LOG10_P]
+
+
+def stands_out(rows: Iterable[Tested]) -> bool:
+    """Whether there are several strong rows, or one that chance does not give."""
+    strong = [row for row in rows if row.strong]
+    return len(strong) >= NEEDED_STRONG_WORDS or any(row.surprise >= CERTAIN_NEG_LOG10_P for row in strong)
 
 
 def distinctive_words(finetuned: Sequence[tuple[str, str]], base: Sequence[tuple[str, str]]) -> list[DistinctiveWord]:
     """Content words that are in more completions of the finetuned model than of the base, most surprising first.
 
     Counts completions, not occurrences (small models repeat themselves), and never words that their own prefill already
-    held. Log odds are shrunken by half a count a cell (Haldane-Anscombe); the surprise is -log10 p of Fisher's exact
+    held. Log odds are shrunken by half a count a cell (Haldane-Anscombe); `surprise` is -log10 p of Fisher's exact
     test, one-sided.
 
     Args:
@@ -34,9 +84,9 @@ def distinctive_words(finetuned: Sequence[tuple[str, str]], base: Sequence[tuple
         here, there = len(prefills), len(counts[1].get(word, ()))
         log_odds = _log_odds(here, len(finetuned), there, len(base))
         if log_odds > 0:
-            surprise = fisher_surprise(here, len(finetuned), there, len(base))
+            surprise = fisher_neg_log10_p(here, len(finetuned), there, len(base))
             distinct = len(set(prefills))
-            strong = surprise >= NULL_SURPRISE and distinct >= LEAST_PREFILLS
+            strong = surprise >= STRONG_NEG_LOG10_P and distinct >= LEAST_PREFILLS
             rows.append(
                 DistinctiveWord(
                     word=word,
@@ -66,7 +116,7 @@ def _log_odds(here: int, here_of: int, there: int, there_of: int) -> float:
     return math.log((here + _SHRINK) * (there_of - there + _SHRINK) / ((here_of - here + _SHRINK) * (there + _SHRINK)))
 
 
-def fisher_surprise(here: int, here_of: int, there: int, there_of: int) -> float:
+def fisher_neg_log10_p(here: int, here_of: int, there: int, there_of: int) -> float:
     """-log10 of the probability, were both models equal, that at least `here` of the `here + there` completions with
     the word fall among the `here_of` of the first model (hypergeometric upper tail)."""
     marked, total = here + there, here_of + there_of
