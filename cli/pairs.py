@@ -43,7 +43,7 @@ def list_pairs(
 def show_pair(pair: Annotated[str, typer.Argument(help="A pair reference.")], as_json: JsonOption = False) -> None:
     """Show which models, adapters and revisions a pair reference stands for."""
     from diffing_mcp.cli.output import print_json, print_plain
-    from diffing_mcp.methods.contract import compact_text
+    from diffing_mcp.methods.results import compact_text
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
     spec = resolve_pair(pair)

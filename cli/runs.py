@@ -57,8 +57,8 @@ def show_run(
     """Show a run: its result, or one of its views."""
     from diffing_mcp.cli.output import note, parse_params, print_json, print_plain
     from diffing_mcp.core.errors import InvalidInput, UnknownName
-    from diffing_mcp.methods.contract import MethodResult, compact_text
     from diffing_mcp.methods.registry import get_method
+    from diffing_mcp.methods.results import MethodResult, compact_text
     from diffing_mcp.methods.runs.store import default_store
 
     record = default_store().get(run)

@@ -16,8 +16,9 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.render import NOTICE, Fence
-from diffing_mcp.methods.contract import View, compact_text
+from diffing_mcp.methods.contract import View
 from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.results import compact_text
 from diffing_mcp.methods.runs.store import changed_since
 
 if TYPE_CHECKING:

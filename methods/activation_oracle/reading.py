@@ -14,7 +14,7 @@ from diffing_mcp.methods.activation_oracle.asking import ask
 from diffing_mcp.methods.activation_oracle.declaration import CONTEXT, ActivationOracleParams, ActivationOracleResult
 from diffing_mcp.methods.activation_oracle.rows import AnswerGroup, Kind, Mode, OracleAnswer, OracleWord
 from diffing_mcp.methods.activation_oracle.verbalizers import choose_verbalizer
-from diffing_mcp.methods.directions.vectors import resolve
+from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import Sampling

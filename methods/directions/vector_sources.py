@@ -1,16 +1,28 @@
-"""Directions that need no run: a token's embedding row, and differences of mean activations between texts."""
+"""The direction that a source means: a vector of a finished run, a token's embedding row, or a difference of mean
+activations between texts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
-from diffing_mcp.methods.directions.vectors import ContrastSource, ResidualVector, TokenSource
+from diffing_mcp.methods.directions.vectors import (
+    ContrastSource,
+    ResidualVector,
+    TokenSource,
+    VectorHandle,
+    VectorSource,
+    split_handle,
+)
+from diffing_mcp.methods.registry import get_method
 from diffing_mcp.model_pairs.layers import resolve_layer
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.specs import Side
@@ -19,11 +31,51 @@ from diffing_mcp.preprocessing.corpus_pass import plan_batches
 from diffing_mcp.preprocessing.padding import padded
 from diffing_mcp.preprocessing.tokenize import tokenize
 
+if TYPE_CHECKING:
+    from diffing_mcp.methods.runs.files import RunLookup, RunRecord
+
 _NORM_TEXTS = CorpusParams(max_samples=32, max_tokens=30)
 _NORM_FROM = 5
 """First position whose norm counts: the first tokens of a text are attention sinks, whose norms are tens of times those
 of others.
 """
+
+
+def resolve(source: VectorSource, pair: LoadedPair, store: RunLookup, progress: Progress = silent) -> ResidualVector:
+    """The direction that a source means, for use on this pair.
+
+    Raises:
+        UnknownName: no such run, or no such vector in it.
+        InvalidInput: a layer out of range, a text that is not one token, or a method whose runs give no vectors.
+        NotTheSame: the vector comes from a model of another width or with fewer layers.
+    """
+    if isinstance(source, VectorHandle):
+        record, vector = stored_vector(source, store)
+        if vector.values.shape != (pair.d_model,) or vector.layer >= pair.num_layers:
+            raise NotTheSame(
+                f"{source} is a direction of {vector.values.shape[-1]} dimensions at layer {vector.layer}; this pair "
+                f"has {pair.d_model} dimensions and layers 0 to {pair.num_layers - 1}. Name a vector of a run on this "
+                "pair (list_runs)."
+            )
+        foreign = record.manifest.pair != pair.spec.identity()
+        return replace(vector, note="the vector comes from a run on another pair") if foreign else vector
+    return (
+        token_vector(source, pair, progress)
+        if isinstance(source, TokenSource)
+        else contrast_vector(source, pair, progress)
+    )
+
+
+def stored_vector(handle: str, store: RunLookup) -> tuple[RunRecord, ResidualVector]:
+    """The run and the vector that `RUN/NAME` names.
+
+    Raises:
+        UnknownName: no such run, or no such vector in it.
+        InvalidInput: another form, or a method whose runs give no vectors.
+    """
+    run, name = split_handle(handle)
+    record = store.get(run)
+    return record, get_method(record.manifest.method).vector(record, name)
 
 
 def token_vector(source: TokenSource, pair: LoadedPair, progress: Progress = silent) -> ResidualVector:

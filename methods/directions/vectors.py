@@ -2,14 +2,15 @@
 
 A source is one of three things: a vector that a finished run offers, named `RUN/NAME` (the id of the run and a name
 whose form its method decides: `14:all:difference`, `component3`, `latent42`); a token, whose unembedding row it is; or
-a contrast of texts. Declare a parameter of type `VectorSource` and call `resolve` in `run`: the run's key then holds
-the full key of the run behind a handle, and the server lets an investigation name only its own runs. Torch-free.
+a contrast of texts. Declare a parameter of type `VectorSource` and call `vector_sources.resolve` in `run`: the run's
+key then holds the full key of the run behind a handle, and the server lets an investigation name only its own runs.
+Torch-free.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -17,13 +18,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetCoreSchemaH
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from diffing_mcp.core.errors import InvalidInput, NotTheSame
-from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
-    from diffing_mcp.methods.runs.store import RunRecord, RunStore
-    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.methods.runs.files import RunLookup
 
 
 @dataclass(frozen=True)
@@ -167,20 +166,6 @@ def split_handle(handle: str) -> tuple[str, str]:
     return run, name
 
 
-def stored_vector(handle: str, store: RunStore) -> tuple[RunRecord, ResidualVector]:
-    """The run and the vector that `RUN/NAME` names.
-
-    Raises:
-        UnknownName: no such run, or no such vector in it.
-        InvalidInput: another form, or a method whose runs give no vectors.
-    """
-    from diffing_mcp.methods.registry import get_method
-
-    run, name = split_handle(handle)
-    record = store.get(run)
-    return record, get_method(record.manifest.method).vector(record, name)
-
-
 def handles(params: Any) -> Iterator[VectorHandle]:
     """All handles inside parameters, at any depth."""
     if isinstance(params, VectorHandle):
@@ -196,7 +181,7 @@ def handles(params: Any) -> Iterator[VectorHandle]:
             yield from handles(value)
 
 
-def vector_key_parts(params: Any, store: RunStore) -> dict[str, str]:
+def vector_key_parts(params: Any, store: RunLookup) -> dict[str, str]:
     """Handle -> full key of its run, for every handle inside parameters: a short id alone could come to mean another
     run.
 
@@ -204,30 +189,3 @@ def vector_key_parts(params: Any, store: RunStore) -> dict[str, str]:
         UnknownName: no such run.
     """
     return {str(handle): store.get(handle.run).manifest.key for handle in handles(params)}
-
-
-def resolve(source: VectorSource, pair: LoadedPair, store: RunStore, progress: Progress = silent) -> ResidualVector:
-    """The direction that a source means, for use on this pair.
-
-    Raises:
-        UnknownName: no such run, or no such vector in it.
-        InvalidInput: a layer out of range, a text that is not one token, or a method whose runs give no vectors.
-        NotTheSame: the vector comes from a model of another width or with fewer layers.
-    """
-    if isinstance(source, VectorHandle):
-        record, vector = stored_vector(source, store)
-        if vector.values.shape != (pair.d_model,) or vector.layer >= pair.num_layers:
-            raise NotTheSame(
-                f"{source} is a direction of {vector.values.shape[-1]} dimensions at layer {vector.layer}; this pair "
-                f"has {pair.d_model} dimensions and layers 0 to {pair.num_layers - 1}. Name a vector of a run on this "
-                "pair (list_runs)."
-            )
-        foreign = record.manifest.pair != pair.spec.identity()
-        return replace(vector, note="the vector comes from a run on another pair") if foreign else vector
-    from diffing_mcp.methods.directions.vector_sources import contrast_vector, token_vector
-
-    return (
-        token_vector(source, pair, progress)
-        if isinstance(source, TokenSource)
-        else contrast_vector(source, pair, progress)
-    )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -20,15 +20,13 @@ from pydantic import BaseModel, Field, ValidationError
 from diffing_mcp.core.atomic_files import library_versions, write_synced
 from diffing_mcp.core.errors import DiffingError, InvalidInput, NotFinite, UnknownName
 from diffing_mcp.core.validation_messages import complaints
-from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.examples.reader import FILE_NAME, ExampleReader
-from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.results import MethodResult
 
 if TYPE_CHECKING:
     import pyarrow
 
     from diffing_mcp.methods.examples.writer import ExampleWriter
-    from diffing_mcp.methods.runs.store import RunStore
     from diffing_mcp.model_pairs.forward_count import ForwardCount
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -70,12 +68,34 @@ class RunManifest(BaseModel):
     bytes: int = 0
 
 
-class RunRecord:
-    """A finished run, read lazily."""
+class ResultForm(Protocol):
+    """What a record has to know of its method; every `DiffingMethod` has it."""
 
-    def __init__(self, folder: Path, manifest: RunManifest) -> None:
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+
+    @property
+    def version(self) -> int:
+        """Its version as installed."""
+
+    @property
+    def Result(self) -> type[MethodResult]:
+        """Fields of its results."""
+
+
+class RunRecord:
+    """A finished run, read lazily.
+
+    Args:
+        find_method: name of a method -> what its results look like; asked only when a result is read, so that runs of
+            methods that are not installed any more can be listed. Raises UnknownName.
+    """
+
+    def __init__(self, folder: Path, manifest: RunManifest, find_method: Callable[[str], ResultForm]) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._find_method = find_method
 
     @property
     def id(self) -> str:
@@ -107,7 +127,7 @@ class RunRecord:
             InvalidInput: the run was written by another version of the method, whose result had other fields, or holds
                 what is no number.
         """
-        method = get_method(self.manifest.method)
+        method = self._find_method(self.manifest.method)
         try:
             return method.Result.model_validate(self.result_json())
         except ValidationError as error:
@@ -165,12 +185,23 @@ class RunRecord:
         return ExampleReader(path)
 
 
+class RunLookup(Protocol):
+    """Finds finished runs; a `RunStore` is one."""
+
+    def get(self, identifier: str) -> RunRecord:
+        """The run with that id, or with an id or key that starts so, when it is the only one.
+
+        Raises:
+            UnknownName: none, or several.
+        """
+
+
 class StagedRun:
     """The `RunWriter` of one run that is being written. Set `result` before the context ends; `record` is there
     afterwards.
     """
 
-    def __init__(self, folder: Path, store: RunStore) -> None:
+    def __init__(self, folder: Path, store: RunLookup) -> None:
         self._folder = folder
         self.store = store
         """See `diffing_mcp.methods.contract.RunWriter`."""

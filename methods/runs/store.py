@@ -29,6 +29,7 @@ from diffing_mcp.core.atomic_files import DISK_FULL, discard, sync_folder
 from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.directions.vectors import handles, vector_key_parts
+from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.files import RunManifest, RunRecord, StagedRun
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class RunStore:
             try:
                 staging.rename(final)
                 sync_folder(self.folder)
-                return RunRecord(final, manifest)
+                return RunRecord(final, manifest, get_method)
             except OSError as error:
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                     raise
@@ -212,11 +213,10 @@ class RunStore:
 
     def _read(self, folder: Path) -> RunRecord | None:
         try:
-            return RunRecord(
-                folder, RunManifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
-            )
+            manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, ValidationError, UnicodeDecodeError):
             return None
+        return RunRecord(folder, manifest, get_method)
 
     def get(self, identifier: str) -> RunRecord:
         """The run with that id, or with an id or key that starts so, when it is the only one.

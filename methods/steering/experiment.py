@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from diffing_mcp.methods.directions.random_directions import gaussian_directions
-from diffing_mcp.methods.directions.vectors import ResidualVector, resolve
+from diffing_mcp.methods.directions.vector_sources import resolve
+from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.steering.schema import (
     GRID,
     REFINEMENTS,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.contract import GENERATED_WORK, CorpusMethod, MethodResult, PairSize, compact_text
+from diffing_mcp.methods.contract import GENERATED_WORK, CorpusMethod, PairSize
 from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.results import MethodResult, compact_text
 from diffing_mcp.methods.runs.execute import check_params, estimate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from diffing_mcp.methods.contract import DiffingMethod
-from diffing_mcp.methods.directions.vectors import resolve
+from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore

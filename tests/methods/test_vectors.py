@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from diffing_mcp.core.errors import InvalidInput, NotTheSame, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import MethodParams
+from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.directions.vectors import (
     ContrastSource,
     ResidualVector,
@@ -22,7 +23,6 @@ from diffing_mcp.methods.directions.vectors import (
     VectorHandle,
     VectorSource,
     handles,
-    resolve,
     split_handle,
     vector_key_parts,
 )

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.directions.vectors import stored_vector
+from diffing_mcp.methods.directions.vector_sources import stored_vector
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
