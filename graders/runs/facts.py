@@ -89,8 +89,8 @@ def facts_stated(record: RunRecord, organism: str) -> FactsStated:
         UnknownName: no ground truth is recorded for the organism.
     """
     from diffing_mcp.core.errors import InvalidInput
-    from diffing_mcp.methods.texts.distinctive_words import fisher_neg_log10_p
     from diffing_mcp.methods.registry import get_method
+    from diffing_mcp.methods.texts.distinctive_words import fisher_neg_log10_p
     from diffing_mcp.organisms.ground_truth import load_ground_truth
 
     truth = load_ground_truth(organism)

@@ -9,8 +9,9 @@ from pydantic import BaseModel
 from diffing_mcp.methods.activation_analysis import views
 from diffing_mcp.methods.activation_analysis.schema import ActivationAnalysisParams, ActivationAnalysisResult
 from diffing_mcp.methods.activation_analysis.views import histogram_figure, positions_figure
-from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, MethodResult, View
+from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, View
 from diffing_mcp.methods.examples.views import EXAMPLES_VIEW
+from diffing_mcp.methods.results import MethodResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import HiddenStatesParams, MethodResult
+from diffing_mcp.methods.contract import HiddenStatesParams
 from diffing_mcp.methods.examples.views import ExampleRow
+from diffing_mcp.methods.results import MethodResult
 
 Score = Literal["relative_difference", "norm_difference", "cosine_distance", "norm_base", "norm_finetuned"]
 SCORES: tuple[Score, ...] = ("relative_difference", "norm_difference", "cosine_distance", "norm_base", "norm_finetuned")

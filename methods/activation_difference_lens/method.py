@@ -12,7 +12,8 @@ from diffing_mcp.methods.activation_difference_lens.schema import (
     ActivationDifferenceLensResult,
 )
 from diffing_mcp.methods.activation_difference_lens.views import lens_figure, norms_figure
-from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, MethodResult, View
+from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, View
+from diffing_mcp.methods.results import MethodResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

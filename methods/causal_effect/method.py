@@ -10,15 +10,8 @@ from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.causal_effect import views
 from diffing_mcp.methods.causal_effect.schema import CausalEffectParams, CausalEffectResult, corpus_of
 from diffing_mcp.methods.causal_effect.views import effects_figure
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodResult,
-    PairSize,
-    View,
-)
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.preprocessing.corpora import corpus_identity
 
 if TYPE_CHECKING:

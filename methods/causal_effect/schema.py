@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import (
-    CorpusMethodParams,
-    MethodResult,
-)
+from diffing_mcp.methods.contract import CorpusMethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.preprocessing.corpora import CorpusParams
 
 

@@ -8,23 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD:methods/patchscope/measure.py
 from diffing_mcp.methods.directions.patchscope import IDENTITY_PROMPTS, averaged, patched_log_probs, prepare
 from diffing_mcp.methods.directions.random_directions import gaussian_directions
-from diffing_mcp.methods.directions.vectors import resolve
-from diffing_mcp.methods.patchscope.schema import PatchscopeParams, PatchscopeResult, PatchscopeToken, ScaleRow, Sign
-=======
 from diffing_mcp.methods.directions.vector_sources import resolve
-from diffing_mcp.methods.patchscope.declaration import PatchscopeParams, PatchscopeResult
-from diffing_mcp.methods.patchscope.reading import (
-    IDENTITY_PROMPTS,
-    averaged,
-    patched_log_probs,
-    prepare,
-    random_vectors,
-)
-from diffing_mcp.methods.patchscope.rows import PatchscopeToken, ScaleRow, Sign
->>>>>>> 7d83a8a:methods/patchscope/scan.py
+from diffing_mcp.methods.patchscope.schema import PatchscopeParams, PatchscopeResult, PatchscopeToken, ScaleRow, Sign
 from diffing_mcp.methods.texts.words import EvidenceWord, Vocabulary, vocabulary
 
 if TYPE_CHECKING:

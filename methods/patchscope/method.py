@@ -6,18 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodResult,
-    PairSize,
-    View,
-)
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
 from diffing_mcp.methods.patchscope import views
 from diffing_mcp.methods.patchscope.schema import PatchscopeParams, PatchscopeResult
 from diffing_mcp.methods.patchscope.views import agreement_figure
+from diffing_mcp.methods.results import MethodResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import (
-    MethodParams,
-    MethodResult,
-)
+from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.specs import Side
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
 from diffing_mcp.methods.examples.views import EXAMPLES_VIEW
 from diffing_mcp.methods.pca import views
 from diffing_mcp.methods.pca.schema import PCAParams, PCAResult
 from diffing_mcp.methods.pca.views import variance_figure
+from diffing_mcp.methods.results import MethodResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

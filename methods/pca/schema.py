@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.directions.lens_words import LensToken
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.specs import Side
 from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams

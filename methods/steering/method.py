@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodResult,
-    PairSize,
-    View,
-)
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.steering import views
 from diffing_mcp.methods.steering.schema import GRID, REFINEMENTS, SEARCH_PROMPTS, SteeringParams, SteeringResult
 from diffing_mcp.methods.steering.views import coherence_figure

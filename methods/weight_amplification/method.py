@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodResult,
-    PairSize,
-    View,
-)
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.pages import SearchedParams, searched
 from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.methods.weight_amplification import views

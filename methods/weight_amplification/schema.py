@@ -8,10 +8,8 @@ import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.contract import (
-    MethodParams,
-    MethodResult,
-)
+from diffing_mcp.methods.contract import MethodParams
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.amplification_config import load_amplification_config

@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodResult,
-    PairSize,
-    View,
-)
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.weight_difference import views
 from diffing_mcp.methods.weight_difference.schema import WeightDifferenceParams, WeightDifferenceResult
 from diffing_mcp.methods.weight_difference.views import norms_figure
