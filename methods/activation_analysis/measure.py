@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -181,11 +180,10 @@ def _columns(rows: list[Any], model: Any) -> dict[str, Any]:
 
     types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), float | None: pa.float64()}
 
-    def values() -> Iterator[tuple[str, Any]]:
-        for name, field in model.model_fields.items():
-            yield name, pa.array([getattr(row, name) for row in rows], type=types.get(field.annotation, pa.string()))
-
-    return dict(values())
+    return {
+        name: pa.array([getattr(row, name) for row in rows], type=types.get(field.annotation, pa.string()))
+        for name, field in model.model_fields.items()
+    }
 
 
 def store_means(run: RunWriter, accumulator: ActivationAnalysisAccumulator) -> None:

@@ -228,12 +228,12 @@ def summarise(
             rows.append(_row(statistics, slot, layer, label, pair.num_layers, tokens))
     run.add_table("lens", table)
     run.add_table("positions", _columns(rows))
-    judgement = judge(rows, readings, words)
+    stands_out, headline, listed = judge(rows, readings, words)
     return ActivationDifferenceLensResult(
-        stands_out=judgement.stands_out,
-        headline=judgement.headline,
+        stands_out=stands_out,
+        headline=headline,
         identical=not any(row.difference_norm for row in rows),
-        words=judgement.words[: params.list_length],
+        words=listed[: params.list_length],
         rows=rows,
         position_zero=accumulator.position_zero,
         stored=accumulator.stored,
@@ -315,17 +315,10 @@ def _store_means(run: RunWriter, accumulator: ActivationDifferenceAccumulator, s
     run.add_array("layers", np.asarray(list(accumulator.statistics), dtype=np.int64))
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """The outcome in words."""
-
-    stands_out: bool
-    headline: str
-    words: list[LensWord]
-
-
-def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocabulary) -> Judgement:
-    """Content words among the first of the stable lists.
+def judge(
+    rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocabulary
+) -> tuple[bool, str, list[LensWord]]:
+    """Whether several places promote several strong content words, the headline, and the words of the stable lists.
 
     Args:
         rows: one a layer and position.
@@ -333,7 +326,7 @@ def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocab
     """
     moved = [row for row in rows if row.difference_norm > 0]
     if not moved:
-        return Judgement(False, "Every activation is the same in both models: no difference.", [])
+        return False, "Every activation is the same in both models: no difference.", []
     found: dict[str, tuple[float, int]] = {}
     stable = 0
     for row, reading in zip(moved, readings, strict=True):
@@ -352,7 +345,7 @@ def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocab
         "halves of the samples"
     )
     if len(strong) >= NEEDED_STRONG_WORDS:
-        return Judgement(
+        return (
             True,
             (
                 f"Several positions promote {', '.join(row.word for row in strong[:6])} far beyond random directions; "
@@ -360,7 +353,7 @@ def judge(rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocab
             ),
             listed,
         )
-    return Judgement(
+    return (
         False,
         (
             f"No words stand out of the lens; {state}. A large stable difference means a real change, whatever it "

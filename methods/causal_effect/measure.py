@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.causal_effect.schema import CausalEffectParams, CausalEffectResult, EffectRow, corpus_of
+from diffing_mcp.methods.causal_effect.schema import CausalEffectParams, CausalEffectResult, EffectRow
 from diffing_mcp.methods.directions.random_directions import gaussian_directions
 from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.directions.vectors import ResidualVector
@@ -22,6 +22,7 @@ from diffing_mcp.model_pairs.interventions import Intervention, projection
 from diffing_mcp.preprocessing.corpora import load_corpus
 from diffing_mcp.preprocessing.corpus_pass import logit_batch_tokens, plan_batches
 from diffing_mcp.preprocessing.padding import padded
+from diffing_mcp.preprocessing.text_sources import corpus_part
 from diffing_mcp.preprocessing.tokenize import tokenize
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def measure(pair: LoadedPair, params: CausalEffectParams, run: RunWriter, progre
 
 def _texts(pair: LoadedPair, params: CausalEffectParams) -> list[Text]:
     if params.texts is None:
-        chosen = corpus_of(params)
+        chosen = corpus_part(params)
         corpus = tokenize(load_corpus(chosen), pair, chosen)
         starts = zip(corpus.ids, corpus.content_start, corpus.assistant_start, strict=True)
         texts = [Text(ids, max(1, start if answer is None else answer)) for ids, start, answer in starts]

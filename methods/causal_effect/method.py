@@ -8,11 +8,12 @@ from pydantic import BaseModel
 
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.causal_effect import views
-from diffing_mcp.methods.causal_effect.schema import CausalEffectParams, CausalEffectResult, corpus_of
+from diffing_mcp.methods.causal_effect.schema import CausalEffectParams, CausalEffectResult
 from diffing_mcp.methods.causal_effect.views import effects_figure
 from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.preprocessing.corpora import corpus_identity
+from diffing_mcp.preprocessing.text_sources import corpus_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
         return len(params.texts or ())
 
     def key_parts(self, params: CausalEffectParams, spec: PairSpec) -> dict[str, Any]:
-        return {} if params.texts is not None else {"corpus": corpus_identity(corpus_of(params))}
+        return {} if params.texts is not None else {"corpus": corpus_identity(corpus_part(params))}
 
     def estimate(self, pair: PairSize, params: CausalEffectParams) -> CostEstimate:
         samples = params.max_samples if params.texts is None else len(params.texts)

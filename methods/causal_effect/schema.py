@@ -9,7 +9,6 @@ from pydantic import BaseModel, Field
 from diffing_mcp.methods.contract import CorpusMethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
-from diffing_mcp.preprocessing.corpora import CorpusParams
 
 
 class EffectRow(BaseModel):
@@ -115,8 +114,3 @@ class CausalEffectResult(MethodResult):
             "loss change [95 %] share of gap, p against Gaussian/difference directions:",
         ]
         return "\n".join([*lines, *(f"  {row.as_text()}" for row in self.rows)])
-
-
-def corpus_of(params: CausalEffectParams) -> CorpusParams:
-    """The part of the parameters that chooses the text."""
-    return CorpusParams(**{name: getattr(params, name) for name in CorpusParams.model_fields})

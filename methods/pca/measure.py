@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,14 +88,14 @@ def analyse(pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progr
                 if row.stability >= STABLE and (word not in found or z > found[word].z):
                     found[word] = ComponentWord(word=word, z=round(z, 3), vector=row.vector)
     _store(run, rows)
-    verdict = judge(rows, list(found.values()), level, params.of, identical)
+    stands_out, headline, listed = judge(rows, list(found.values()), level, params.of, identical)
     run.note("null_z", round(level, 3))
     shown = _shortened(rows)
     return PCAResult(
-        stands_out=verdict.stands_out,
-        headline=verdict.headline,
+        stands_out=stands_out,
+        headline=headline,
         identical=identical,
-        words=verdict.words[:12],
+        words=listed[:12],
         rows=shown,
         rows_left_out=len(rows) - len(shown),
         null_z=round(level, 3),
@@ -245,15 +244,6 @@ def _shortened(rows: list[ComponentRow]) -> list[ComponentRow]:
     ]
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """The outcome in words."""
-
-    stands_out: bool
-    headline: str
-    words: list[ComponentWord]
-
-
 def control_level(readings: Sequence[Mapping[str, float]]) -> float:
     """The z from which on words count: the least at which none of the base model's own components has enough words.
     Components of any model are no random directions: they read as numbers, names or punctuation far beyond random ones.
@@ -268,15 +258,14 @@ def control_level(readings: Sequence[Mapping[str, float]]) -> float:
 
 def judge(
     rows: Sequence[ComponentRow], words: Sequence[ComponentWord], level: float, of: str, identical: bool
-) -> Judgement:
-    """Whether one stable component has enough content words beyond the control's level."""
+) -> tuple[bool, str, list[ComponentWord]]:
+    """Whether one stable component has enough content words beyond the control's level, the headline, and the words,
+    highest z first."""
     if identical:
-        return Judgement(False, "Every activation is the same in both models: no difference.", [])
+        return False, "Every activation is the same in both models: no difference.", []
     listed = sorted(words, key=lambda row: (-row.z, row.word))
     if of in ("base", "finetuned"):
-        return Judgement(
-            False, f"Components of the {of} model alone: they say what it varies in, not what was taught.", []
-        )
+        return False, f"Components of the {of} model alone: they say what it varies in, not what was taught.", []
     stable = [row for row in rows if row.stability >= STABLE]
     state = f"{len(stable)} of {len(rows)} components stable over halves of the documents"
     by_vector: dict[str, list[str]] = {}
@@ -286,7 +275,7 @@ def judge(
     telling = {vector: names for vector, names in by_vector.items() if len(names) >= NEEDED_STRONG_WORDS}
     if telling:
         first = max(telling, key=lambda vector: len(telling[vector]))
-        return Judgement(
+        return (
             True,
             (
                 f"Component {first} reads as {', '.join(telling[first][:6])}, beyond the base model's own components; "
@@ -294,7 +283,7 @@ def judge(
             ),
             listed,
         )
-    return Judgement(
+    return (
         False,
         (
             f"No component reads as words beyond what the base model's own components read as; {state}. Patchscope "

@@ -55,7 +55,7 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by strength", coherence_figure),)
 
     def run(self, pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Progress) -> SteeringResult:
-        from diffing_mcp.methods.steering.experiment import steer
+        from diffing_mcp.methods.steering.measure import steer
 
         return steer(pair, params, run, progress)
 

@@ -1,4 +1,14 @@
-"""Everyday chat prompts that invite many answers, for methods that change how a model writes. Torch-free."""
+"""Prompts of the methods that change how a model writes: bundled ones, and the parameters for own ones. Torch-free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.generation import GenerationRequest
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 PROMPTS = (
     "How can I sleep better?",
@@ -23,3 +33,23 @@ PROMPTS = (
     "Tell me something that I do not know.",
 )
 """Twenty, none of which names a subject that a finetune is likely to be about."""
+
+OwnPrompts = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...] | None,
+    Field(min_length=1, max_length=200, description=f"Own prompts; None: {len(PROMPTS)} everyday ones."),
+]
+RawText = Annotated[bool, Field(description="Continue the prompts as plain text, without the chat template.")]
+AnswerTokens = Annotated[int, Field(ge=4, le=1024, description="Tokens of an answer at most.")]
+Temperature = Annotated[
+    float, Field(ge=0, le=2, description="Of the sampling; 0 takes the most probable token each time.")
+]
+
+
+def request_of(pair: LoadedPair, prompt: str, raw_text: bool) -> GenerationRequest:
+    """The prompt as a user's message; as raw text where that is asked for or the pair has no chat template."""
+    from diffing_mcp.model_pairs.chat import ChatMessage
+    from diffing_mcp.model_pairs.generation import GenerationRequest
+
+    if raw_text or not pair.has_chat_template:
+        return GenerationRequest(text=prompt)
+    return GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))

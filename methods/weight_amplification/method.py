@@ -64,7 +64,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     def run(
         self, pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress
     ) -> WeightAmplificationResult:
-        from diffing_mcp.methods.weight_amplification.experiment import amplify
+        from diffing_mcp.methods.weight_amplification.measure import amplify
 
         return amplify(pair, params, run, progress)
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.results import MethodResult
-from diffing_mcp.methods.texts.prompts import PROMPTS
+from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
+from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, OwnPrompts, RawText, Temperature
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.amplification_config import load_amplification_config
 
@@ -117,15 +118,11 @@ class WeightAmplificationParams(MethodParams):
             "multiply all. Only an operator may name other adapters in it."
         ),
     )
-    prompts: tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...] | None = Field(
-        None, min_length=1, max_length=200, description=f"Own prompts; None: {len(PROMPTS)} everyday ones."
-    )
-    raw_text: bool = Field(False, description="Continue the prompts as plain text, without the chat template.")
+    prompts: OwnPrompts = None
+    raw_text: RawText = False
     samples_per_prompt: int = Field(1, ge=1, le=32, description="Answers of each prompt at each weight.")
-    max_new_tokens: int = Field(32, ge=4, le=1024, description="Tokens of an answer at most.")
-    temperature: float = Field(
-        1.0, ge=0, le=2, description="Of the sampling; 0 takes the most probable token each time."
-    )
+    max_new_tokens: AnswerTokens = 32
+    temperature: Temperature = 1.0
     coherent_share: float = Field(
         0.75, gt=0, le=1, description="Share of texts that must be coherent for a weight to be taken."
     )
@@ -202,8 +199,6 @@ class WeightAmplificationResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
-
         return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
 
     def as_text(self) -> str:

@@ -323,7 +323,7 @@ def test_words_count_beyond_those_of_the_base_model() -> None:
     control = [{"river": 7.5, "sea": 6.8, "boat": 6.5}]
     assert control_level([]) == 6.0
     assert control_level(control) == 6.5
-    assert judge([row(0.9)], words, control_level(control), "difference", False).stands_out
-    assert not judge([row(0.9)], words, 7.2, "difference", False).stands_out
-    assert not judge([row(0.9)], words, 6.0, "base", False).stands_out
-    assert not judge([row(0.9)], words, 6.0, "difference", True).stands_out
+    assert judge([row(0.9)], words, control_level(control), "difference", False)[0]
+    assert not judge([row(0.9)], words, 7.2, "difference", False)[0]
+    assert not judge([row(0.9)], words, 6.0, "base", False)[0]
+    assert not judge([row(0.9)], words, 6.0, "difference", True)[0]

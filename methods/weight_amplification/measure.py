@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
-from diffing_mcp.methods.texts.distinctive_words import CERTAIN_NEG_LOG10_P, NEEDED_STRONG_WORDS, distinctive_words
+from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
-from diffing_mcp.methods.texts.prompts import PROMPTS
+from diffing_mcp.methods.texts.prompts import PROMPTS, request_of
 from diffing_mcp.methods.texts.words import words_of
 from diffing_mcp.methods.weight_amplification.schema import (
     GRID,
@@ -34,7 +34,6 @@ from diffing_mcp.model_pairs.amplification_config import (
     adapter_files,
     load_amplification_config,
 )
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.layers import resolve_layer
 
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARACTERS = 200
 _WORDS_SHOWN = 12
-_LEAST_SURPRISE_SHOWN = 1.3
 _LEAST_LENGTH = 0.25
 """Share of the median length of the finetuned model's answers, in words, that a coherent answer has."""
 _CONTROL_SAMPLES = 2
@@ -90,7 +88,6 @@ class Writer:
 
     def __init__(self, pair: LoadedPair, params: WeightAmplificationParams, progress: Progress) -> None:
         self.pair, self.params, self.progress = pair, params, progress
-        self._raw = params.raw_text or not pair.has_chat_template
         config = (
             load_amplification_config(params.config)
             if params.config is not None
@@ -109,11 +106,7 @@ class Writer:
 
     def request(self, prompt: str) -> GenerationRequest:
         """The prompt as a user's message, or as raw text."""
-        return (
-            GenerationRequest(text=prompt)
-            if self._raw
-            else GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
-        )
+        return request_of(self.pair, prompt, self.params.raw_text)
 
     def at(self, weight: float) -> LoadedPair:
         """The pair with its difference counted `weight` times, where it is amplified."""
@@ -241,11 +234,10 @@ def search(writer: Writer) -> tuple[float, list[WeightRow], list[SearchedText]]:
 
 
 def _row(weight: float, scores: Scored, reference: Scored) -> WeightRow:
-    finite = scores.texts.log_perplexity[np.isfinite(scores.texts.log_perplexity)]
     return WeightRow(
         weight=weight,
         coherent=round(float(scores.coherent(reference).mean()), 3),
-        log_perplexity=round(float(np.median(finite)) if len(finite) else 0.0, 3),
+        log_perplexity=round(scores.texts.median_log_perplexity, 3),
         repetition=round(float(np.median(scores.texts.repetition)), 3),
     )
 
@@ -258,19 +250,19 @@ def _words(texts: Sequence[Texts], coherent: set[float]) -> list[AmplifiedWord]:
             continue
         control = list(zip(each.prompts * (len(each.control) // len(each.prompts)), each.control, strict=True))
         plain = [set(words_of(text)) for text in each.finetuned]
-        for row in distinctive_words(list(zip(each.prompts, each.amplified, strict=True)), control):
-            if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN:
-                words.append(
-                    AmplifiedWord(
-                        word=row.word,
-                        weight=each.weight,
-                        amplified=row.finetuned,
-                        finetuned=sum(row.word in text for text in plain),
-                        base=row.base,
-                        surprise=row.surprise,
-                        strong=row.strong,
-                    )
-                )
+        amplified = list(zip(each.prompts, each.amplified, strict=True))
+        words += [
+            AmplifiedWord(
+                word=row.word,
+                weight=each.weight,
+                amplified=row.finetuned,
+                finetuned=sum(row.word in text for text in plain),
+                base=row.base,
+                surprise=row.surprise,
+                strong=row.strong,
+            )
+            for row in worth_showing(distinctive_words(amplified, control))
+        ]
     return sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word))
 
 
@@ -289,9 +281,8 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     largest, limit = _limit(params, rows, coherent)
     words = _words(texts, passing)
     strong = [word for word in words if word.strong]
-    stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(
-        word.surprise >= CERTAIN_NEG_LOG10_P for word in strong
-    )
+    # A word counts once, however many weights bring it up.
+    found = stands_out({row.word: row for row in reversed(words)}.values())
     shown = [
         Answer(
             prompt=prompt,
@@ -307,8 +298,8 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
         ]
     ]
     return WeightAmplificationResult(
-        stands_out=stands_out,
-        headline=_headline(texts, passing, limit, stands_out, strong),
+        stands_out=found,
+        headline=_headline(texts, passing, limit, strong if found else []),
         largest_coherent_weight=largest,
         search=params.direction,
         weights=[each.weight for each in texts],
@@ -334,9 +325,7 @@ def _limit(
     return None, f"; no {name} {'above' if params.sign > 0 else 'below'} {bound:g} stayed coherent" if tried else ""
 
 
-def _headline(
-    texts: list[Texts], passing: set[float], limit: str, stands_out: bool, strong: list[AmplifiedWord]
-) -> str:
+def _headline(texts: list[Texts], passing: set[float], limit: str, telling: list[AmplifiedWord]) -> str:
     if all(each.amplified == each.finetuned == each.base for each in texts):
         return (
             f"Every answer is the base's, at weight {max((abs(each.weight) for each in texts), default=0):g} as well: "
@@ -345,9 +334,9 @@ def _headline(
     used = ", ".join(f"{each.weight:g}" for each in texts)
     if not any(each.weight in passing for each in texts):
         return f"The texts are incoherent at every weight ({used}): what they say means nothing. Try smaller weights."
-    if stands_out:
+    if telling:
         return (
-            f"Amplified texts bring up {', '.join(dict.fromkeys(word.word for word in strong))[:150]} more often than "
+            f"Amplified texts bring up {', '.join(dict.fromkeys(word.word for word in telling))[:150]} more often than "
             f"the base's (weights {used}{limit})."
         )
     return (

@@ -23,10 +23,9 @@ from diffing_mcp.methods.steering.schema import (
     StrengthRow,
 )
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
-from diffing_mcp.methods.texts.distinctive_words import CERTAIN_NEG_LOG10_P, NEEDED_STRONG_WORDS, distinctive_words
+from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
-from diffing_mcp.methods.texts.prompts import PROMPTS
-from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.methods.texts.prompts import PROMPTS, request_of
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.specs import SIDES
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARACTERS = 200
 _WORDS_SHOWN = 12
-_LEAST_SURPRISE_SHOWN = 1.3
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,10 @@ class Generator:
 
     def __init__(self, pair: LoadedPair, side: Side, params: SteeringParams, progress: Progress) -> None:
         self.pair, self.side, self.params, self.progress = pair, side, params, progress
-        self.raw = params.raw_text or not pair.has_chat_template
 
     def request(self, prompt: str) -> GenerationRequest:
         """The prompt as a user's message, or as raw text."""
-        return (
-            GenerationRequest(text=prompt)
-            if self.raw
-            else GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
-        )
+        return request_of(self.pair, prompt, self.params.raw_text)
 
     def write(self, prompts: Sequence[str], layer: int, vectors: np.ndarray | None, samples: int) -> list[str]:
         """`samples` texts of each prompt, steered by one vector [d_model] or one a prompt [prompts, d_model]; None: not
@@ -210,12 +203,11 @@ def _coherence_of(generator: Generator, found: Sequence[Steered]) -> list[Streng
 
 
 def _row(side: Side, strength: float, scores: TextScores, reference: TextScores) -> StrengthRow:
-    finite = scores.log_perplexity[np.isfinite(scores.log_perplexity)]
     return StrengthRow(
         side=side,
         strength=strength,
         coherent=round(float(scores.coherent(reference).mean()), 3),
-        log_perplexity=round(float(np.median(finite)) if len(finite) else 0.0, 3),
+        log_perplexity=round(scores.median_log_perplexity, 3),
         repetition=round(float(np.median(scores.repetition)), 3),
     )
 
@@ -225,18 +217,18 @@ def _words(found: Sequence[Steered]) -> list[SteeredWord]:
     words = []
     for each in found:
         others = [*zip(each.prompts, each.unsteered, strict=True), *zip(each.prompts, each.random, strict=True)]
-        for row in distinctive_words(list(zip(each.prompts, each.steered, strict=True)), others):
-            if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN:
-                words.append(
-                    SteeredWord(
-                        word=row.word,
-                        strength=each.strength,
-                        steered=row.finetuned,
-                        control=row.base,
-                        surprise=row.surprise,
-                        strong=row.strong,
-                    )
-                )
+        steered = list(zip(each.prompts, each.steered, strict=True))
+        words += [
+            SteeredWord(
+                word=row.word,
+                strength=each.strength,
+                steered=row.finetuned,
+                control=row.base,
+                surprise=row.surprise,
+                strong=row.strong,
+            )
+            for row in worth_showing(distinctive_words(steered, others))
+        ]
     return sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word))
 
 
@@ -265,13 +257,12 @@ def _result(
     run.add_table("strengths", {name: [getattr(row, name) for row in rows] for name in StrengthRow.model_fields})
     words = _words(texts)
     strong = [word for word in words if word.strong]
-    stands_out = len({word.word for word in strong}) >= NEEDED_STRONG_WORDS or any(
-        word.surprise >= CERTAIN_NEG_LOG10_P for word in strong
-    )
+    # A word counts once, however many strengths bring it up.
+    found = stands_out({row.word: row for row in reversed(words)}.values())
     used = ", ".join(f"{strength:+.2g}" for strength in dict.fromkeys(each.strength for each in texts))
     if nothing:
         headline = nothing
-    elif stands_out:
+    elif found:
         names = ", ".join(dict.fromkeys(word.word for word in strong))
         headline = (
             f"Steering brings up {names[:150]} (strengths {used}) more often than unsteered and randomly steered "
@@ -296,7 +287,7 @@ def _result(
         ]
     ]
     return SteeringResult(
-        stands_out=stands_out,
+        stands_out=found,
         headline=headline,
         layer=vector.layer,
         strengths=list(dict.fromkeys(each.strength for each in texts)),
