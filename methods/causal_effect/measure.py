@@ -14,8 +14,7 @@ from torch import Tensor
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.causal_effect.schema import CausalEffectParams, CausalEffectResult, EffectRow
-from diffing_mcp.methods.directions.random_directions import gaussian_directions
-from diffing_mcp.methods.directions.vector_sources import resolve
+from diffing_mcp.methods.directions.vector_sources import gaussian_directions, resolve
 from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.model_pairs.forward import next_token_log_probs
 from diffing_mcp.model_pairs.interventions import Intervention, projection

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 _AT_ONCE = 16
 
 
-def gaussian_directions(count: int, d_model: int, seed: int) -> Tensor:
-    """Gaussian directions of length 1 [count, d_model]."""
-    directions = torch.randn(count, d_model, generator=torch.Generator().manual_seed(seed))
-    return directions / directions.norm(dim=1, keepdim=True)
-
-
 def random_lens_statistics(pair: LoadedPair, side: Side, norm: float, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [V] (float64, CPU) of each token's lens logit over `count` Gaussian directions of
     length `norm`.

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from diffing_mcp.methods.directions.patchscope import IDENTITY_PROMPTS, averaged, patched_log_probs, prepare
-from diffing_mcp.methods.directions.random_directions import gaussian_directions
-from diffing_mcp.methods.directions.vector_sources import resolve
+from diffing_mcp.methods.directions.vector_sources import gaussian_directions, resolve
 from diffing_mcp.methods.patchscope.schema import PatchscopeParams, PatchscopeResult, PatchscopeToken, ScaleRow, Sign
 from diffing_mcp.methods.texts.words import EvidenceWord, Vocabulary, vocabulary
 

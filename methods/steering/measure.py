@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffing_mcp.methods.directions.random_directions import gaussian_directions
-from diffing_mcp.methods.directions.vector_sources import resolve
+from diffing_mcp.methods.directions.vector_sources import gaussian_directions, resolve
 from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.steering.schema import (
     GRID,
