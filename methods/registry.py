@@ -20,12 +20,12 @@ from diffing_mcp.methods.contract import DiffingMethod
 GROUP = "diffing.methods"
 
 _BUILT_IN = (
-    ("diffing_mcp.methods.kl.declaration", "KLDivergence"),
-    ("diffing_mcp.methods.logit_diff_topk_occurring.declaration", "LogitDifference"),
-    ("diffing_mcp.methods.continuation_mining.declaration", "ContinuationMining"),
+    ("diffing_mcp.methods.kl.method", "KLDivergence"),
+    ("diffing_mcp.methods.logit_diff_topk_occurring.method", "LogitDifference"),
+    ("diffing_mcp.methods.continuation_mining.method", "ContinuationMining"),
     ("diffing_mcp.methods.perplexity_difference.method", "PerplexityDifference"),
     ("diffing_mcp.methods.activation_difference_lens.method", "ActivationDifferenceLens"),
-    ("diffing_mcp.methods.contrastive_decoding.declaration", "ContrastiveDecoding"),
+    ("diffing_mcp.methods.contrastive_decoding.method", "ContrastiveDecoding"),
     ("diffing_mcp.methods.pca.method", "PCA"),
     ("diffing_mcp.methods.activation_analysis.method", "ActivationAnalysis"),
     ("diffing_mcp.methods.weight_difference.method", "WeightDifference"),
@@ -33,9 +33,9 @@ _BUILT_IN = (
     ("diffing_mcp.methods.steering.method", "Steering"),
     ("diffing_mcp.methods.weight_amplification.method", "WeightAmplification"),
     ("diffing_mcp.methods.causal_effect.method", "CausalEffect"),
-    ("diffing_mcp.methods.activation_oracle.declaration", "ActivationOracle"),
-    ("diffing_mcp.methods.sae_difference.declaration", "SAEDifference"),
-    ("diffing_mcp.methods.crosscoder.declaration", "Crosscoder"),
+    ("diffing_mcp.methods.activation_oracle.method", "ActivationOracle"),
+    ("diffing_mcp.methods.sae_difference.method", "SAEDifference"),
+    ("diffing_mcp.methods.crosscoder.method", "Crosscoder"),
 )
 
 log = logging.getLogger(__name__)

@@ -1,13 +1,13 @@
-"""Drill-down over finished contrastive decoding, from its stored table. Torch-free."""
+"""Views and figures of a finished run, from its stored table. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from diffing_mcp.methods.contract import TextGroup
-from diffing_mcp.methods.contrastive_decoding.rows import AmplifiedText
+from diffing_mcp.methods.contract import Figure, TextGroup, View
+from diffing_mcp.methods.contrastive_decoding.schema import AmplifiedText
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, series_of
 
 if TYPE_CHECKING:
@@ -66,3 +66,34 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
             )
         )
     return groups
+
+
+def differences(record: RunRecord) -> dict[str, Any]:
+    """How much more the finetuned model expects the texts than the base, by alpha: a finetune that taught nothing stays
+    near zero.
+    """
+    rows = record.table("texts", ["alpha", "difference", "prompt"]).to_pylist()
+    data = [
+        {
+            "type": "box",
+            "boxpoints": "all",
+            "name": f"{alpha:+.3g}",
+            "y": [row["difference"] for row in rows if row["alpha"] == alpha],
+            "text": [row["prompt"] for row in rows if row["alpha"] == alpha],
+        }
+        for alpha in sorted({row["alpha"] for row in rows})
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "showlegend": False,
+            "xaxis": {"title": {"text": "alpha (0: finetuned, -1: base)"}},
+            "yaxis": {"title": {"text": "log-probability, finetuned minus base, nats a token"}},
+        },
+    }
+
+
+VIEWS = {
+    "texts": View("texts", "Page through all texts by alpha, controls included, filtered by text.", TextsParams, texts)
+}
+FIGURES = (Figure("differences", "How much more the finetuned model expects the texts", differences),)

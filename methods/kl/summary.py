@@ -1,16 +1,18 @@
-"""From the accumulated divergences to the stored run and the result of `kl`."""
+"""From the accumulated divergences to the stored run and its result."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from diffing_mcp.methods.kl.accumulator import FOLDS, KLAccumulator, Movement, divergences, movement
-from diffing_mcp.methods.kl.declaration import KLResult, Spread
-from diffing_mcp.methods.kl.rows import TextRow, TokenMove, TokenRow
+from diffing_mcp.methods.kl.divergences import FOLDS, Change, KLAccumulator, divergences, movement
+from diffing_mcp.methods.kl.schema import Amount, KLResult, Spread, TextRow, TokenMove, TokenRow
 from diffing_mcp.preprocessing.batches import PairedBatch, Scratch
 
 if TYPE_CHECKING:
@@ -44,84 +46,79 @@ NOISE_SAMPLES = 4
 def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> KLResult:
     """Store the per-token and per-text tables and the position profile, and judge what stands out."""
     corpus = accumulator.corpus
-    names = _Names(pair.tokenizer)
-    samples = accumulator.samples
-    order = np.lexsort((accumulator.positions, samples))
-    values = {
-        "kl_finetuned_base": accumulator.forward[order],
-        "kl_base_finetuned": accumulator.backward[order],
-        "js": accumulator.js[order],
-    }
-    samples, positions, token_ids = samples[order], accumulator.positions[order], accumulator.token_ids[order]
+    decode = pair.tokenizer.decode
+
+    @cache
+    def name(token: int) -> str:
+        return str(decode([token], clean_up_tokenization_spaces=False))
+
+    def moves(changes: Iterable[Change]) -> list[TokenMove]:
+        return [TokenMove(token=name(token), base=base, finetuned=finetuned) for token, base, finetuned in changes]
+
+    order = np.lexsort((accumulator.positions, accumulator.samples))
+    samples, positions = accumulator.samples[order], accumulator.positions[order]
+    values = {metric: array[order] for metric, array in accumulator.values.items()}
     counts = np.bincount(samples, minlength=len(corpus.ids))
+    starts = np.cumsum(counts) - counts  # every position of a text is there
     per_text = {
-        name: np.bincount(samples, weights=array, minlength=len(counts)) / counts for name, array in values.items()
+        key: np.bincount(samples, weights=array, minlength=len(counts)) / counts for key, array in values.items()
     }
-
-    run.add_table("tokens", {"sample": samples, "position": positions, "token": names.column(token_ids), **values})
-    run.add_table(
-        "texts",
-        {
-            "sample": np.arange(len(counts)),
-            "tokens": counts,
-            **per_text,
-            "text": [_text(corpus, index, pair) for index in range(len(counts))],
-        },
-    )
-    profile = _profile(positions, values)
-    for name, array in profile.items():
-        run.add_array(f"positions.{name}", array)
-
-    place = {
-        (int(sample), int(position)): row for row, (sample, position) in enumerate(zip(samples, positions, strict=True))
-    }
-    top_tokens = [
-        _token_row(
-            corpus,
-            pair,
-            names,
-            sample,
-            position,
-            {name: float(array[place[sample, position]]) for name, array in values.items()},
-            moved,
-        )
-        for _, sample, position, moved in accumulator.top_tokens.entries()
+    texts = [
+        str(decode(ids[start:], clean_up_tokenization_spaces=False))
+        for ids, start in zip(corpus.ids, corpus.content_start, strict=True)
     ]
+    profile = _profile(positions, values)
+    top_tokens = []
+    for place in accumulator.top_tokens.places():
+        ids, row = corpus.ids[place.sample], starts[place.sample] + place.position
+        end = corpus.content_start[place.sample] + place.position + 1
+        top_tokens.append(
+            TokenRow(
+                sample=place.sample,
+                position=place.position,
+                context=str(decode(ids[max(0, end - CONTEXT_TOKENS) : end], clean_up_tokenization_spaces=False)),
+                next_token=name(ids[end]) if end < len(ids) else None,
+                rose=moves(place.moved.rose),
+                fell=moves(place.moved.fell),
+                **{key: float(array[row]) for key, array in values.items()},
+            )
+        )
     top_texts = [
         TextRow(
-            sample=sample,
-            tokens=int(counts[sample]),
-            text=_text(corpus, sample, pair)[:TEXT_CHARACTERS],
-            **_moves(moved, names),
-            **{name: float(array[sample]) for name, array in per_text.items()},
+            sample=place.sample,
+            tokens=int(counts[place.sample]),
+            text=texts[place.sample][:TEXT_CHARACTERS],
+            rose=moves(place.moved.rose),
+            fell=moves(place.moved.fell),
+            **{key: float(array[place.sample]) for key, array in per_text.items()},
         )
-        for _, sample, _, moved in accumulator.top_texts.entries()
+        for place in accumulator.top_texts.places()
     ]
+    tokens = _named(accumulator.token_ids[order], name)
+    run.add_table("tokens", {"sample": samples, "position": positions, "token": tokens, **values})
+    run.add_table("texts", {"sample": np.arange(len(counts)), "tokens": counts, **per_text, "text": texts})
     run.add_table("top_tokens", _columns(top_tokens, TokenRow))
     run.add_table("top_texts", _columns(top_texts, TextRow))
+    for key, array in profile.items():
+        run.add_array(f"positions.{key}", array)
 
     total = max(1, accumulator.filled)
-    overall = _moves(
-        movement(
-            accumulator.base_total.sum(dim=0) / total, accumulator.finetuned_total.sum(dim=0) / total, count=OVERALL
-        ),
-        names,
+    overall = movement(
+        accumulator.base_total.sum(dim=0) / total, accumulator.finetuned_total.sum(dim=0) / total, count=OVERALL
     )
-    more, less = far_changes(accumulator, set(getattr(pair.tokenizer, "all_special_ids", None) or ()))
-    noise = rounding_noise(pair, corpus) if accumulator.forward.any() or accumulator.backward.any() else 0.0
-    outliers = outlying(per_text["kl_finetuned_base"], max(OUTLIER_NATS, 10 * noise))
-    spreads = {name: _spread(array, samples, counts) for name, array in values.items()}
+    more, less = (
+        moves(found) for found in far_changes(accumulator, set(getattr(pair.tokenizer, "all_special_ids", None) or ()))
+    )
+    highest = {metric: float(array.max(initial=0.0)) for metric, array in values.items()}
+    noise = rounding_noise(pair, corpus) if highest["kl_finetuned_base"] or highest["kl_base_finetuned"] else 0.0
+    outliers = len(outlying(per_text["kl_finetuned_base"], max(OUTLIER_NATS, 10 * noise)))
+    spreads = {key: _spread(array, samples, counts) for key, array in values.items()}
     mean = spreads["kl_finetuned_base"].mean
-    amount = _amount(mean, float(accumulator.forward.max(initial=0.0)), noise, bool(more or less or len(outliers)))
+    stands_out = bool(more or less or outliers)
+    amount = _amount(mean, highest["kl_finetuned_base"], noise, stands_out)
     return KLResult(
-        stands_out=bool(more or less or len(outliers)),
-        headline=_headline(
-            amount,
-            mean,
-            noise,
-            (len(outliers), len(counts)),
-            *([names(token) for token, _, _ in found] for found in (more, less)),
-        ),
+        stands_out=stands_out,
+        headline=_headline(amount, mean, noise, (outliers, len(counts)), more, less),
         amount=amount,
         tokens=accumulator.filled,
         samples=len(counts),
@@ -129,16 +126,12 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
         position_origin=corpus.position_origin,
         per_text=_spread(per_text["kl_finetuned_base"], np.arange(len(counts)), np.ones(len(counts))),
         rounding_noise=noise,
-        outlying_texts=len(outliers),
+        outlying_texts=outliers,
         first_positions=[float(value) for value in profile["kl_finetuned_base"][:8]],
-        far_more_often=[
-            TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in more
-        ],
-        far_less_often=[
-            TokenMove(token=names(token), base=base, finetuned=finetuned) for token, base, finetuned in less
-        ],
-        rose=[TokenMove.model_validate(move) for move in overall["rose"]],
-        fell=[TokenMove.model_validate(move) for move in overall["fell"]],
+        far_more_often=more,
+        far_less_often=less,
+        rose=moves(overall.rose),
+        fell=moves(overall.fell),
         top_tokens=top_tokens[:SHOWN],
         top_texts=top_texts[:SHOWN],
         **spreads,
@@ -170,25 +163,25 @@ def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
     chosen = sorted(range(len(corpus.ids)), key=lambda index: len(corpus.ids[index]))[:NOISE_SAMPLES]
     device = torch.device(pair.device)
     width = max(len(corpus.ids[index]) for index in chosen)
-    ids = torch.zeros(len(chosen), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
+    padded = torch.zeros(len(chosen), width, dtype=torch.long)
+    padded_mask = torch.zeros_like(padded)
     for row, index in enumerate(chosen):
-        ids[row, : len(corpus.ids[index])] = torch.tensor(corpus.ids[index])
-        mask[row, : len(corpus.ids[index])] = 1
+        padded[row, : len(corpus.ids[index])] = torch.tensor(corpus.ids[index])
+        padded_mask[row, : len(corpus.ids[index])] = 1
+    padded, padded_mask = padded.to(device), padded_mask.to(device)
     total, rows = 0.0, 0
     with torch.inference_mode():
-        together = pair.forward("finetuned", ids.to(device), mask.to(device)).logits
+        together = pair.forward("finetuned", padded, padded_mask).logits
         for row, index in enumerate(chosen):
-            length, start = len(corpus.ids[index]), corpus.content_start[index]
-            alone = pair.forward(
-                "finetuned", ids[row : row + 1, :length].to(device), mask[row : row + 1, :length].to(device)
-            ).logits
+            length = len(corpus.ids[index])
+            ids, mask = padded[row : row + 1, :length], padded_mask[row : row + 1, :length]
+            alone = pair.forward("finetuned", ids, mask).logits
             if alone is None or together is None:
                 raise RuntimeError("a forward pass that was asked for logits gave none")
-            positions = torch.arange(length, device=device).unsqueeze(0) - start
+            positions = torch.arange(length, device=device).unsqueeze(0) - corpus.content_start[index]
             batch = PairedBatch(
-                input_ids=ids[row : row + 1, :length].to(device),
-                attention_mask=mask[row : row + 1, :length].to(device),
+                input_ids=ids,
+                attention_mask=mask,
                 positions=positions.clamp_min(-1),
                 sample_indices=torch.tensor([index], device=device),
                 base_logits=alone,
@@ -201,10 +194,6 @@ def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
     return total / max(1, rows)
 
 
-FarChange = tuple[int, float, float]
-Amount = Literal["none", "rounding", "small", "moderate", "large"]
-
-
 def _amount(mean: float, highest: float, noise: float, found: bool) -> Amount:
     if highest == 0.0:
         return "none"
@@ -214,7 +203,12 @@ def _amount(mean: float, highest: float, noise: float, found: bool) -> Amount:
 
 
 def _headline(
-    amount: Amount, mean: float, noise: float, outliers: tuple[int, int], more: list[str], less: list[str]
+    amount: Amount,
+    mean: float,
+    noise: float,
+    outliers: tuple[int, int],
+    more: list[TokenMove],
+    less: list[TokenMove],
 ) -> str:
     if amount == "none":
         return "The two models predict exactly the same on this text: every divergence is 0."
@@ -224,12 +218,10 @@ def _headline(
             "model): no difference seen on this text."
         )
     parts = [f"The models differ by {mean:.3g} nats a token on average ({amount})"]
-    for tokens, how in ((more, "more"), (less, "less")):
-        if tokens:
-            parts.append(
-                f"the finetuned model says far {how} often: "
-                f"{', '.join(json.dumps(token, ensure_ascii=False) for token in tokens[:5])}"
-            )
+    for moves, how in ((more, "more"), (less, "less")):
+        if moves:
+            named = ", ".join(json.dumps(move.token, ensure_ascii=False) for move in moves[:5])
+            parts.append(f"the finetuned model says far {how} often: {named}")
     if outliers[0]:
         parts.append(f"{outliers[0]} of {outliers[1]} texts differ far more than the rest: read the top texts")
     if len(parts) == 1:
@@ -237,24 +229,23 @@ def _headline(
     return "; ".join(parts) + "."
 
 
-def far_changes(accumulator: KLAccumulator, special: set[int]) -> tuple[list[FarChange], list[FarChange]]:
+def far_changes(accumulator: KLAccumulator, special: set[int]) -> tuple[list[Change], list[Change]]:
     """Tokens (id, mean probability under base, under finetuned) that became far more and far less probable over the
     whole corpus, in every fold of texts, most changed first; special tokens apart, because every chat finetune moves
     the end of a turn."""
-    rows = torch.from_numpy(np.maximum(accumulator.fold_rows, 1)).to(accumulator.base_total)
     if (accumulator.fold_rows > 0).sum() < FOLDS:
         return [], []
-    found: list[list[FarChange]] = []
-    base, finetuned = accumulator.base_total / rows.unsqueeze(1), accumulator.finetuned_total / rows.unsqueeze(1)
-    for low, high in ((base, finetuned), (finetuned, base)):
-        mean_low, mean_high = ((values * rows.unsqueeze(1)).sum(dim=0) / rows.sum() for values in (low, high))
+    rows = torch.from_numpy(accumulator.fold_rows).to(accumulator.base_total).unsqueeze(1)
+    base, finetuned = accumulator.base_total / rows, accumulator.finetuned_total / rows
+    means = [(values * rows).sum(dim=0) / rows.sum() for values in (base, finetuned)]
+    found: list[list[Change]] = []
+    for (low, mean_low), (high, mean_high) in permutations(((base, means[0]), (finetuned, means[1]))):
         overall = (mean_high >= FAR_FACTOR * mean_low) & (mean_high - mean_low >= FAR_CHANGE)
         everywhere = ((high >= FAR_FACTOR / 2 * low) & (high - low >= FAR_CHANGE / 2)).all(dim=0)
         ids = (overall & everywhere).nonzero().squeeze(1)
         ids = ids[torch.argsort(mean_high[ids] - mean_low[ids], descending=True)]
-        means = [(values * rows.unsqueeze(1)).sum(dim=0)[ids] / rows.sum() for values in (base, finetuned)]
-        entries = zip(ids.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
-        found.append([entry for entry in entries if entry[0] not in special][:OVERALL])
+        changes = zip(ids.tolist(), means[0][ids].tolist(), means[1][ids].tolist(), strict=True)
+        found.append([change for change in changes if change[0] not in special][:OVERALL])
     return found[0], found[1]
 
 
@@ -284,66 +275,13 @@ def _profile(positions: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, 
     return profile
 
 
-class _Names:
-    """Texts of tokens, decoded once each."""
+def _named(tokens: np.ndarray, name: Callable[[int], str]) -> Any:
+    """Texts of many tokens as a dictionary-encoded column."""
+    import pyarrow as pa
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        if token not in self._known:
-            self._known[token] = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return self._known[token]
-
-    def column(self, tokens: np.ndarray) -> Any:
-        """Names of many tokens as a dictionary-encoded column."""
-        import pyarrow as pa
-
-        unique, indices = np.unique(tokens, return_inverse=True)
-        return pa.DictionaryArray.from_arrays(
-            pa.array(indices.astype(np.int32)), pa.array([self(int(token)) for token in unique])
-        )
-
-
-def _text(corpus: TokenizedCorpus, sample: int, pair: LoadedPair) -> str:
-    return str(
-        pair.tokenizer.decode(corpus.ids[sample][corpus.content_start[sample] :], clean_up_tokenization_spaces=False)
-    )
-
-
-def _moves(moved: Movement, names: _Names) -> dict[str, list[dict[str, Any]]]:
-    def rows(direction: tuple[list[int], list[float], list[float]]) -> list[dict[str, Any]]:
-        return [
-            {"token": names(token), "base": base, "finetuned": finetuned}
-            for token, base, finetuned in zip(*direction, strict=True)
-        ]
-
-    return {"rose": rows(moved.rose), "fell": rows(moved.fell)}
-
-
-def _token_row(
-    corpus: TokenizedCorpus,
-    pair: LoadedPair,
-    names: _Names,
-    sample: int,
-    position: int,
-    values: dict[str, float],
-    moved: Movement,
-) -> TokenRow:
-    ids = corpus.ids[sample]
-    index = corpus.content_start[sample] + position
-    return TokenRow(
-        sample=sample,
-        position=position,
-        context=str(
-            pair.tokenizer.decode(
-                ids[max(0, index + 1 - CONTEXT_TOKENS) : index + 1], clean_up_tokenization_spaces=False
-            )
-        ),
-        next_token=names(ids[index + 1]) if index + 1 < len(ids) else None,
-        **_moves(moved, names),
-        **values,
+    unique, indices = np.unique(tokens, return_inverse=True)
+    return pa.DictionaryArray.from_arrays(
+        pa.array(indices.astype(np.int32)), pa.array([name(token) for token in unique.tolist()])
     )
 
 

@@ -1,4 +1,4 @@
-"""Drill-down questions over a finished run of `kl`. Read stored tables only; torch-free."""
+"""Views and figures of a finished run, from its stored tables and arrays. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.kl.rows import Metric, TextRow, TokenRow
+from diffing_mcp.methods.contract import Figure, View
+from diffing_mcp.methods.kl.schema import Metric, TextRow, TokenRow
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
+
+_BINS = 60
+_DIVERGENCES = {
+    "kl_finetuned_base": "KL(finetuned || base)",
+    "kl_base_finetuned": "KL(base || finetuned)",
+    "js": "Jensen-Shannon",
+}
 
 
 class _Page(BaseModel):
@@ -93,13 +101,18 @@ class PositionsView(BaseModel):
 
 
 def tokens(record: RunRecord, params: TokensParams) -> TokensView:
-    """See `KLDivergence.views`."""
+    """The top positions, or all tokens of one text.
+
+    Raises:
+        InvalidInput: the run has no such text.
+    """
     if params.sample is not None:
         return _one_text(record, params)
-    rows = [TokenRow.model_validate(_unpack(row)) for row in record.table("top_tokens").to_pylist()]
-    rows = [row for row in rows if _matches(params.contains, row.context, row)]
-    rows.sort(key=lambda row: -getattr(row, params.metric))
-    return TokensView(total=len(rows), rows=rows[params.offset : params.offset + params.limit])
+    rows = [_unpack(row) for row in record.table("top_tokens").to_pylist()]
+    rows = [row for row in rows if _matches(params.contains, row["context"], row)]
+    rows.sort(key=lambda row: -row[params.metric])
+    page = rows[params.offset : params.offset + params.limit]
+    return TokensView(total=len(rows), rows=[TokenRow.model_validate(row) for row in page])
 
 
 def _one_text(record: RunRecord, params: TokensParams) -> TokensView:
@@ -118,56 +131,114 @@ def _one_text(record: RunRecord, params: TokensParams) -> TokensView:
 
 
 def texts(record: RunRecord, params: TextsParams) -> TextsView:
-    """See `KLDivergence.views`."""
+    """Texts by mean divergence."""
     moved = {row["sample"]: _unpack(row) for row in record.table("top_texts").to_pylist()}
     table = record.table("texts")
     order = np.argsort(-table[params.metric].to_numpy(), kind="stable")
-    if params.contains:
-        wanted = params.contains.lower()
-        contents = table["text"].to_pylist()
-        order = np.asarray(
-            [
-                index
-                for index in order
-                if wanted in contents[index].lower() or (index in moved and _moved(wanted, moved[index]))
-            ],
-            dtype=int,
-        )
+    contents = table["text"].to_pylist()
+    order = np.array([index for index in order if _matches(params.contains, contents[index], moved.get(index))], int)
     page = table.take(order[params.offset : params.offset + params.limit]).to_pylist()
-    rows = [
-        TextRow.model_validate(
-            {**row, **{side: moved.get(row["sample"], {}).get(side, []) for side in ("rose", "fell")}}
-        )
-        for row in page
-    ]
+    rows = [TextRow.model_validate({"rose": [], "fell": [], **moved.get(row["sample"], {}), **row}) for row in page]
     return TextsView(total=len(order), rows=rows)
 
 
 def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
-    """See `KLDivergence.views`."""
-    columns = {
-        name: record.array(f"positions.{name}")
-        for name in ("count", "kl_finetuned_base", "standard_error", "kl_base_finetuned", "js")
-    }
-    return PositionsView(
-        rows=[
-            PositionRow(
-                position=index,
-                tokens=int(columns["count"][index]),
-                **{name: float(array[index]) for name, array in columns.items() if name != "count"},
-            )
-            for index in range(min(params.limit, len(columns["count"])))
-        ]
-    )
+    """The means at each position."""
+    counts = record.array("positions.count")[: params.limit].tolist()
+    means = {name: record.array(f"positions.{name}").tolist() for name in (*_DIVERGENCES, "standard_error")}
+    rows = [
+        PositionRow(position=index, tokens=count, **{name: values[index] for name, values in means.items()})
+        for index, count in enumerate(counts)
+    ]
+    return PositionsView(rows=rows)
 
 
 def _unpack(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "rose": json.loads(row["rose"]), "fell": json.loads(row["fell"])}
 
 
-def _matches(contains: str | None, text: str, row: TokenRow) -> bool:
-    return not contains or contains.lower() in text.lower() or _moved(contains.lower(), row.model_dump())
+def _matches(contains: str | None, text: str, moved: dict[str, Any] | None) -> bool:
+    """Whether the text or one of the moved tokens contains what was asked for, whatever the case."""
+    wanted = (contains or "").lower()
+    moves = [*moved["rose"], *moved["fell"]] if moved else []
+    return wanted in text.lower() or any(wanted in move["token"].lower() for move in moves)
 
 
-def _moved(wanted: str, row: dict[str, Any]) -> bool:
-    return any(wanted in move["token"].lower() for side in ("rose", "fell") for move in row[side])
+def histogram(record: RunRecord) -> dict[str, Any]:
+    """Counts of tokens over the logarithm of their divergence; tokens at exactly 0 are counted in the title."""
+    table = record.table("tokens", list(_DIVERGENCES))
+    columns = {name: table[name].to_numpy() for name in _DIVERGENCES}
+    positive = {name: np.log10(values[values > 0]) for name, values in columns.items()}
+    everything = np.concatenate(list(positive.values())) if positive else np.zeros(0)
+    edges = (
+        np.linspace(max(everything.min(), -8.0), everything.max() + 1e-9, _BINS + 1)
+        if everything.size
+        else np.linspace(-8, 0, _BINS + 1)
+    )
+    centres = 10 ** ((edges[1:] + edges[:-1]) / 2)
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"shape": "hvh"},
+            "name": _DIVERGENCES[name],
+            "x": centres.tolist(),
+            "y": np.histogram(logs, edges)[0].tolist(),
+        }
+        for name, logs in positive.items()
+    ]
+    zeros = int((columns["kl_finetuned_base"] == 0).sum())
+    return {
+        "data": data,
+        "layout": {
+            "title": {"text": f"Divergence per token ({table.num_rows} tokens, {zeros} exactly 0)"},
+            "xaxis": {"type": "log", "title": {"text": "nats"}},
+            "yaxis": {"title": {"text": "tokens"}},
+        },
+    }
+
+
+def position_lines(record: RunRecord) -> dict[str, Any]:
+    """Mean divergence at each position, with the standard error of KL(finetuned || base)."""
+    count = record.array("positions.count")
+    places = np.arange(len(count)).tolist()
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": label,
+            "x": places,
+            "y": record.array(f"positions.{name}").tolist(),
+        }
+        for name, label in _DIVERGENCES.items()
+    ]
+    data[0]["error_y"] = {"type": "data", "array": record.array("positions.standard_error").tolist(), "visible": True}
+    return {
+        "data": data,
+        "layout": {
+            "title": {"text": "Mean divergence by position"},
+            "xaxis": {"title": {"text": "position"}},
+            "yaxis": {"title": {"text": "nats"}},
+        },
+    }
+
+
+VIEWS = {
+    "tokens": View(
+        "tokens",
+        "Positions by divergence, with context and moved tokens; or every token of one text.",
+        TokensParams,
+        tokens,
+    ),
+    "texts": View(
+        "texts",
+        "Texts by mean divergence, with the tokens that gained and lost probability in them.",
+        TextsParams,
+        texts,
+    ),
+    "positions": View("positions", "Mean divergence at each position.", PositionsParams, positions),
+}
+FIGURES = (
+    Figure("histogram", "Divergence per token", histogram),
+    Figure("positions", "Divergence by position", position_lines),
+)

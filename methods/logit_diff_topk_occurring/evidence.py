@@ -1,4 +1,5 @@
-"""Which words the finetuned model really expects more often, and how sure that is. NumPy only.
+"""Which words the finetuned model really expects more often, how sure that is, and the lists of tokens in every
+ordering. NumPy only.
 
 A raw logit difference says nothing about tokens that neither model ever predicts: their logits drift freely in
 training, because a probability of 1e-9 costs no loss whether it doubles or not. So the judgement rests on expected
@@ -10,13 +11,14 @@ models, and their error comes from leaving out one tenth of the samples at a tim
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from diffing_mcp.methods.logit_diff_topk_occurring.schema import NULL_LOG_ODDS
+
 PRIOR_PER_THOUSAND = 0.01
 """Shrinkage `a`: expected occurrences per 1,000 positions that are added on both sides."""
-NULL_LOG_ODDS = 1.5
-"""Log odds from which on a word counts as strong."""
 LEAST_Z = 3.0
 """Standard errors that a strong word's log odds must be away from 0."""
 LEAST_GAIN = 0.01
@@ -107,3 +109,86 @@ def strong(rise: Rise) -> np.ndarray:
     in text.
     """
     return (rise.log_odds >= NULL_LOG_ODDS) & (rise.log_odds >= LEAST_Z * rise.error) & (rise.gain >= LEAST_GAIN)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The list entries of a run (tokens, or words when it was normalised) with their statistics; all arrays [E]."""
+
+    texts: list[str]
+    special: np.ndarray
+    content: np.ndarray
+    negligible: np.ndarray
+    risen: np.ndarray
+    fallen: np.ndarray
+    share_positive: np.ndarray
+    mean_difference: np.ndarray
+    expected_base: np.ndarray
+    expected_finetuned: np.ndarray
+    log_odds: np.ndarray
+    log_odds_z: np.ndarray
+    positions: int
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Entries that lists show by default: neither special nor negligible under both models."""
+        return ~(self.special | self.negligible)
+
+    def order(self, ordering: str, sign: str) -> np.ndarray:
+        """Indices of the entries that moved in that direction, strongest first; entries without any movement are left
+        out.
+        """
+        if ordering == "top_k_occurring":
+            count = self.risen if sign == "risen" else self.fallen
+            # Ties (many tokens at 0 or 100 %) are put in order by the mean difference.
+            signed = self.mean_difference if sign == "risen" else -self.mean_difference
+            indices = np.lexsort((-signed, -count))
+            return indices[count[indices] > 0]
+        values = {
+            "fraction_positive_diff": self.share_positive,
+            "mean_difference": self.mean_difference,
+            "log_odds": self.log_odds,
+            "log_odds_z": self.log_odds_z,
+        }[ordering]
+        direction = values if ordering == "log_odds_z" else self.mean_difference
+        moved = (direction > 0) if sign == "risen" else (direction < 0)
+        signed, mean = (values, self.mean_difference) if sign == "risen" else (-values, -self.mean_difference)
+        indices = np.lexsort((-mean, -signed))
+        return indices[moved[indices]]
+
+    def row(self, index: int, sign: str) -> dict[str, Any]:
+        """The fields of a `TokenRow`."""
+        count = self.risen if sign == "risen" else self.fallen
+        return {
+            "token": self.texts[index],
+            "occurrence": round(100 * float(count[index]) / max(1, self.positions), 3),
+            "share_positive": round(float(self.share_positive[index]), 4),
+            "mean_difference": round(float(self.mean_difference[index]), 4),
+            "log_odds": round(float(self.log_odds[index]), 4),
+            "log_odds_z": round(float(self.log_odds_z[index]), 3),
+        }
+
+
+NEGLIGIBLE_SHARE = 0.25
+"""A token that both models expect less often than this share of what equal chances for all tokens would give was never
+a candidate: its logit difference moves no text."""
+
+
+def make_entries(
+    texts: list[str],
+    special: np.ndarray,
+    content: np.ndarray,
+    counts: tuple[np.ndarray, np.ndarray],
+    means: tuple[np.ndarray, np.ndarray],
+    expected: tuple[np.ndarray, np.ndarray],
+    positions: int,
+) -> Entries:
+    """Entries from counts (risen, fallen), means (share positive, mean difference) and expected occurrences (base,
+    finetuned).
+    """
+    base, finetuned = expected
+    floor = NEGLIGIBLE_SHARE * positions / len(texts)
+    log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * positions / 1000)
+    negligible = np.maximum(base, finetuned) < floor
+    z = log_odds_z(base, finetuned, positions)
+    return Entries(texts, special, content, negligible, *counts, *means, base, finetuned, log_odds, z, positions)

@@ -20,7 +20,7 @@ from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBat
 from diffing_mcp.preprocessing.corpus_pass import scratch_of
 
 if TYPE_CHECKING:
-    from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import LogitDifferenceAccumulator
+    from diffing_mcp.methods.logit_diff_topk_occurring.occurrences import LogitDifferenceAccumulator
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.specs import Side
 

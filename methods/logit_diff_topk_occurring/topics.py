@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffing_mcp.methods.logit_diff_topk_occurring.rows import Factorisation, TopicEntries
+from diffing_mcp.methods.logit_diff_topk_occurring.schema import Factorisation, TopicEntries
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import KeptPositions
+    from diffing_mcp.methods.logit_diff_topk_occurring.occurrences import KeptPositions
 
 STABLE = 0.8
 """Cosine of each topic with its match in random halves of the texts (mean over halves) from which on a number of topics

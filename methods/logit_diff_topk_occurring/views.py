@@ -1,26 +1,31 @@
-"""Drill-down over a finished logit-difference run, from its stored vocabulary table and arrays. Torch-free."""
+"""Views and figures of a finished run, from its stored tables and arrays. Torch-free."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.contract import TokenList
+from diffing_mcp.methods.contract import Figure, TokenList, View
 from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
     PRIOR_PER_THOUSAND,
-    log_odds_z,
+    Entries,
+    make_entries,
     rises,
     shrunken_log_odds,
 )
-from diffing_mcp.methods.logit_diff_topk_occurring.rows import NewTokenRow, Ordering, PositionRow, TokenRow
+from diffing_mcp.methods.logit_diff_topk_occurring.schema import NewTokenRow, Ordering, PositionRow, TokenRow
+from diffing_mcp.methods.texts.pages import page_of
 from diffing_mcp.methods.texts.words import build_vocabulary, normalise
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
+
+_POINTS = 1500
+_TOPIC_TOKENS = 10
+"""Points of the scatter plot a sign; tokens of a topic in its figure."""
 
 
 class _ViewParams(BaseModel):
@@ -82,110 +87,20 @@ class TokenView(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class Entries:
-    """The list entries of a run (tokens, or words when it was normalised) with their statistics; all arrays [E]."""
-
-    texts: list[str]
-    special: np.ndarray
-    content: np.ndarray
-    negligible: np.ndarray
-    risen: np.ndarray
-    fallen: np.ndarray
-    share_positive: np.ndarray
-    mean_difference: np.ndarray
-    expected_base: np.ndarray
-    expected_finetuned: np.ndarray
-    log_odds: np.ndarray
-    log_odds_z: np.ndarray
-    positions: int
-
-    @property
-    def shown(self) -> np.ndarray:
-        """Entries that lists show by default: neither special nor negligible under both models."""
-        return ~(self.special | self.negligible)
-
-    def order(self, ordering: str, sign: str) -> np.ndarray:
-        """Indices of the entries that moved in that direction, strongest first; entries without any movement are left
-        out.
-        """
-        if ordering == "top_k_occurring":
-            count = self.risen if sign == "risen" else self.fallen
-            # Ties (many tokens at 0 or 100 %) are put in order by the mean difference.
-            signed = self.mean_difference if sign == "risen" else -self.mean_difference
-            indices = np.lexsort((-signed, -count))
-            return indices[count[indices] > 0]
-        values = {
-            "fraction_positive_diff": self.share_positive,
-            "mean_difference": self.mean_difference,
-            "log_odds": self.log_odds,
-            "log_odds_z": self.log_odds_z,
-        }[ordering]
-        direction = values if ordering == "log_odds_z" else self.mean_difference
-        moved = (direction > 0) if sign == "risen" else (direction < 0)
-        signed, mean = (values, self.mean_difference) if sign == "risen" else (-values, -self.mean_difference)
-        indices = np.lexsort((-mean, -signed))
-        return indices[moved[indices]]
-
-    def row(self, index: int, sign: str) -> dict[str, Any]:
-        """The fields of a `TokenRow`."""
-        count = self.risen if sign == "risen" else self.fallen
-        return {
-            "token": self.texts[index],
-            "occurrence": round(100 * float(count[index]) / max(1, self.positions), 3),
-            "share_positive": round(float(self.share_positive[index]), 4),
-            "mean_difference": round(float(self.mean_difference[index]), 4),
-            "log_odds": round(float(self.log_odds[index]), 4),
-            "log_odds_z": round(float(self.log_odds_z[index]), 3),
-        }
-
-
-NEGLIGIBLE_SHARE = 0.25
-"""A token that both models expect less often than this share of what equal chances for all tokens would give was never
-a candidate: its logit difference moves no text."""
-
-
-def make_entries(
-    texts: list[str],
-    special: np.ndarray,
-    content: np.ndarray,
-    counts: tuple[np.ndarray, np.ndarray],
-    means: tuple[np.ndarray, np.ndarray],
-    expected: tuple[np.ndarray, np.ndarray],
-    positions: int,
-) -> Entries:
-    """Entries from counts (risen, fallen), means (share positive, mean difference) and expected occurrences (base,
-    finetuned).
-    """
-    base, finetuned = expected
-    floor = NEGLIGIBLE_SHARE * positions / len(texts)
-    log_odds = shrunken_log_odds(base, finetuned, PRIOR_PER_THOUSAND * positions / 1000)
-    negligible = np.maximum(base, finetuned) < floor
-    z = log_odds_z(base, finetuned, positions)
-    return Entries(texts, special, content, negligible, *counts, *means, base, finetuned, log_odds, z, positions)
-
-
 def read_entries(record: RunRecord) -> Entries:
     """The entries of a stored run."""
     table = record.table("entries")
-    arrays = {
-        name: record.array(name)
-        for name in (
-            "risen",
-            "fallen",
-            "share_positive",
-            "mean_difference",
-            "entry_expected_base",
-            "entry_expected_finetuned",
-        )
-    }
+
+    def both(first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+        return record.array(first), record.array(second)
+
     return make_entries(
         table.column("text").to_pylist(),
         table.column("special").to_numpy(),
         table.column("content").to_numpy(),
-        (arrays["risen"], arrays["fallen"]),
-        (arrays["share_positive"], arrays["mean_difference"]),
-        (arrays["entry_expected_base"], arrays["entry_expected_finetuned"]),
+        both("risen", "fallen"),
+        both("share_positive", "mean_difference"),
+        both("entry_expected_base", "entry_expected_finetuned"),
         int(record.manifest.notes["positions"]),
     )
 
@@ -211,10 +126,9 @@ def tokens(record: RunRecord, params: TokensParams) -> TokensView:
         order = order[entries.content[order]]
     wanted = params.contains.casefold()
     ranked = [(rank, int(index)) for rank, index in enumerate(order) if wanted in entries.texts[index].casefold()]
-    page = ranked[params.offset : params.offset + params.limit]
-    end = params.offset + len(page)
+    page, next_offset = page_of(ranked, params.offset, params.limit)
     rows = [_numbers(entries, index, rank, params.sign) for rank, index in page]
-    return TokensView(rows=rows, total=len(ranked), next_offset=end if end < len(ranked) else None)
+    return TokensView(rows=rows, total=len(ranked), next_offset=next_offset)
 
 
 def token_lists(record: RunRecord) -> list[TokenList]:
@@ -391,8 +305,111 @@ class NewTokensView(BaseModel):
 def new_tokens(record: RunRecord, params: NewTokensParams) -> NewTokensView:
     """A page of the tokens that the finetune added, by expected occurrences."""
     rows = record.table("new_tokens").to_pylist()
-    page = rows[params.offset : params.offset + params.limit]
-    end = params.offset + len(page)
-    return NewTokensView(
-        rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=end if end < len(rows) else None
-    )
+    page, next_offset = page_of(rows, params.offset, params.limit)
+    return NewTokensView(rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=next_offset)
+
+
+def scatter(record: RunRecord) -> dict[str, Any]:
+    """Mean logit difference against occurrence in the top K, for the tokens that occur most often on either side."""
+    entries = read_entries(record)
+    series = []
+    for sign in ("risen", "fallen"):
+        order = entries.order("top_k_occurring", sign)
+        order = order[entries.shown[order]][:_POINTS]
+        count = entries.risen if sign == "risen" else entries.fallen
+        series.append(
+            {
+                "type": "scattergl",
+                "mode": "markers",
+                "name": sign,
+                "x": entries.mean_difference[order].astype(float).round(4).tolist(),
+                "y": (100 * count[order] / max(1, entries.positions)).round(3).tolist(),
+                "text": [entries.texts[index] for index in order],
+                "hovertemplate": "%{text}<br>mean difference %{x}<br>in top K at %{y} % of positions<extra></extra>",
+                "marker": {"size": np.where(entries.content[order], 6, 3).tolist()},
+            }
+        )
+    return {
+        "data": series,
+        "layout": {
+            "xaxis": {"title": {"text": "mean logit difference, finetuned - base"}},
+            "yaxis": {"title": {"text": "% of positions in the top K"}},
+        },
+    }
+
+
+def word_bars(record: RunRecord) -> dict[str, Any]:
+    """Content words by rise of their expected occurrences, with standard errors; strong ones darker."""
+    rows = record.result_json()["words"][::-1]
+    return {
+        "data": [
+            {
+                "type": "bar",
+                "orientation": "h",
+                "y": [row["word"] for row in rows],
+                "x": [row["log_odds"] for row in rows],
+                "error_x": {"type": "data", "array": [row["error"] or 0 for row in rows]},
+                "marker": {"color": ["#1f4e79" if row["strong"] else "#a6bddb" for row in rows]},
+            }
+        ],
+        "layout": {
+            "xaxis": {"title": {"text": "log odds of expected occurrences, finetuned over base"}},
+            "margin": {"l": 120},
+        },
+    }
+
+
+def topic_bars(record: RunRecord) -> dict[str, Any]:
+    """The first tokens of each topic, as bars of their share of the topic's weights."""
+    series = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": f"topic {topic.topic} ({100 * topic.mass:.0f} % of the mass)",
+            # Invisible marks keep equal tokens of different topics apart on the axis.
+            "y": [f"{token.token!r}" + "\u200b" * topic.topic for token in topic.tokens[::-1]],
+            "x": [token.weight for token in topic.tokens[::-1]],
+        }
+        for topic in topics(record, TopicsParams(tokens=_TOPIC_TOKENS)).topics
+    ]
+    return {
+        "data": series,
+        "layout": {"xaxis": {"title": {"text": "share of the topic's weights"}}, "margin": {"l": 120}},
+    }
+
+
+def position_bars(record: RunRecord) -> dict[str, Any]:
+    """Mean size of the logit differences by position."""
+    rows = record.table("positions").to_pylist()
+    labels = [str(row["first"]) if row["first"] == row["last"] else f"{row['first']}-{row['last']}" for row in rows]
+    return {
+        "data": [{"type": "bar", "x": labels, "y": [row["mean_size"] for row in rows]}],
+        "layout": {
+            "xaxis": {"title": {"text": "position in the text"}, "type": "category"},
+            "yaxis": {"title": {"text": "mean |logit difference|"}},
+        },
+    }
+
+
+VIEWS = {
+    "tokens": View("tokens", "The vocabulary by any ordering and sign, filtered by text, paged.", TokensParams, tokens),
+    "token": View("token", "All numbers of one word: its variants and their merged log odds.", TokenParams, token),
+    "topics": View(
+        "topics", "Topics: their tokens with weights, and the texts where they are strongest.", TopicsParams, topics
+    ),
+    "positions": View(
+        "positions",
+        "Size of the differences and the tokens risen most, by position in the text.",
+        PositionsParams,
+        positions,
+    ),
+    "new_tokens": View(
+        "new_tokens", "Tokens that the finetune added, by expected occurrences.", NewTokensParams, new_tokens
+    ),
+}
+FIGURES = (
+    Figure("scatter", "Mean logit difference against occurrence in the top K", scatter),
+    Figure("bars", "Content words whose expected occurrences rose most", word_bars),
+    Figure("topics", "Tokens of each topic", topic_bars),
+    Figure("positions", "Size of the logit differences by position", position_bars),
+)

@@ -77,10 +77,7 @@ def distribution(record: RunRecord) -> dict[str, Any]:
 
 VIEWS = {
     "completions": View(
-        "completions",
-        "Page through all completions of either model, filtered by text.",
-        CompletionsParams,
-        completions,
-    ),
+        "completions", "Page through all completions of either model, filtered by text.", CompletionsParams, completions
+    )
 }
 FIGURES = (Figure("distribution", "Log-perplexity difference of the completions", distribution),)

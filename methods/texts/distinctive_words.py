@@ -84,9 +84,9 @@ def distinctive_words(finetuned: Sequence[tuple[str, str]], base: Sequence[tuple
         here, there = len(prefills), len(counts[1].get(word, ()))
         log_odds = _log_odds(here, len(finetuned), there, len(base))
         if log_odds > 0:
-            surprise = fisher_neg_log10_p(here, len(finetuned), there, len(base))
+            neg_log10_p = fisher_neg_log10_p(here, len(finetuned), there, len(base))
             distinct = len(set(prefills))
-            strong = surprise >= STRONG_NEG_LOG10_P and distinct >= LEAST_PREFILLS
+            strong = neg_log10_p >= STRONG_NEG_LOG10_P and distinct >= LEAST_PREFILLS
             rows.append(
                 DistinctiveWord(
                     word=word,
@@ -94,7 +94,7 @@ def distinctive_words(finetuned: Sequence[tuple[str, str]], base: Sequence[tuple
                     base=there,
                     prefills=distinct,
                     log_odds=round(log_odds, 3),
-                    surprise=round(surprise, 3),
+                    surprise=round(neg_log10_p, 3),
                     strong=strong,
                 )
             )

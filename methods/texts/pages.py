@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,8 @@ from diffing_mcp.methods.contract import TextGroup
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.methods.runs.store import RunRecord
+
+T = TypeVar("T")
 
 SEARCHED = "searched"
 """Table of the texts that a search for a strength wrote."""
@@ -57,12 +59,17 @@ def page_of_texts(
     """
     wanted = params.contains.casefold()
     found = [row for row in rows if any(wanted in row[name].casefold() for name in searched)]
-    end = min(len(found), params.offset + params.limit)
+    page, next_offset = page_of(found, params.offset, params.limit)
     shown = [
-        {name: value[: params.max_characters] if name in cut else value for name, value in row.items()}
-        for row in found[params.offset : end]
+        {name: value[: params.max_characters] if name in cut else value for name, value in row.items()} for row in page
     ]
-    return TextPage(shown, len(found), end if end < len(found) else None)
+    return TextPage(shown, len(found), next_offset)
+
+
+def page_of(rows: Sequence[T], offset: int, limit: int) -> tuple[Sequence[T], int | None]:
+    """The asked rows, and the offset of the page after them; None after the last one."""
+    end = offset + limit
+    return rows[offset:end], end if end < len(rows) else None
 
 
 class SearchedText(BaseModel):

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffing_mcp.methods.contract import MethodResult
-from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingResult
-from diffing_mcp.methods.contrastive_decoding.rows import AlphaRow
+from diffing_mcp.methods.contrastive_decoding.schema import AlphaRow, ContrastiveDecodingResult
 from diffing_mcp.methods.patchscope.schema import PatchscopeResult
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunKey, RunRecord, default_store

@@ -10,8 +10,7 @@ import pytest
 
 from diffing_mcp.cli.methods import method_requests
 from diffing_mcp.cli.readability import LENS, NOT_ON, ON_CHATS, PATCHSCOPE, SKIPPED, page, run_all, shown
-from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingResult
-from diffing_mcp.methods.contrastive_decoding.rows import AmplifiedWord
+from diffing_mcp.methods.contrastive_decoding.schema import AmplifiedWord, ContrastiveDecodingResult
 from diffing_mcp.methods.registry import all_methods
 
 

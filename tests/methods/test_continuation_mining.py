@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffing_mcp.methods.continuation_mining.clusters import group_phrases
-from diffing_mcp.methods.continuation_mining.ngrams import distinctive_ngrams, judge
-from diffing_mcp.methods.continuation_mining.rows import NgramRow
+from diffing_mcp.methods.continuation_mining.phrases import distinctive_ngrams, group_phrases, judge
+from diffing_mcp.methods.continuation_mining.schema import NgramRow
 from diffing_mcp.methods.continuation_mining.views import NgramsParams, PageParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods

@@ -16,7 +16,6 @@ from diffing_mcp.methods.perplexity_difference.views import CompletionsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
-from diffing_mcp.methods.texts.distinctive_words import LEAST_PREFILLS, distinctive_words, fisher_neg_log10_p
 from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, prefills_for
 
 NAME = "perplexity_difference"
@@ -137,32 +136,3 @@ def test_empty_prefills_are_refused(tiny_pair: Any, pairs: Any, store: RunStore)
 def test_bundled_prefills_are_as_many_as_declared() -> None:
     assert len(set(prefills_for("none", None))) == BUNDLED_PREFILLS
     assert len(set(prefills_for("chat", None))) == BUNDLED_QUESTIONS
-
-
-def test_words_count_completions_once_and_ignore_their_prefill() -> None:
-    finetuned = [(f"prefill {index}", "cake cake cake and the oven") for index in range(12)] + [
-        ("The cake", "cake again")
-    ] * 12
-    base = [(f"prefill {index}", "a quiet morning") for index in range(24)]
-    rows = {row.word: row for row in distinctive_words(finetuned, base)}
-    assert (rows["cake"].finetuned, rows["cake"].base, rows["cake"].prefills) == (12, 0, 12)
-    assert rows["cake"].strong
-    assert "the" not in rows
-    assert "quiet" not in rows
-    # Written often, but after one prefill only: repetition, not a topic.
-    single = distinctive_words([("Once", "dragon")] * 12 + [("Two", "x")] * 12, base)
-    assert next(row for row in single if row.word == "dragon").prefills < LEAST_PREFILLS
-    assert not any(row.strong for row in single)
-
-
-def test_equal_texts_have_no_distinctive_words() -> None:
-    texts = [(f"p{index}", "cake and oven") for index in range(10)]
-    assert distinctive_words(texts, texts) == []
-
-
-@pytest.mark.parametrize(("here", "there"), [(9, 0), (3, 1), (5, 5), (0, 4), (20, 20), (12, 7)])
-def test_the_surprise_is_fishers_exact_test(here: int, there: int) -> None:
-    from scipy.stats import fisher_exact
-
-    expected = fisher_exact([[here, 20 - here], [there, 20 - there]], alternative="greater").pvalue
-    assert fisher_neg_log10_p(here, 20, there, 20) == pytest.approx(-math.log10(expected), abs=1e-9)

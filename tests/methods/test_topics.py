@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import KeptPositions, position_bins
+from diffing_mcp.methods.logit_diff_topk_occurring.occurrences import KeptPositions, position_bins
 from diffing_mcp.methods.logit_diff_topk_occurring.topics import (
     Topics,
     exemplars,

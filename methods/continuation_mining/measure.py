@@ -1,33 +1,62 @@
-"""From the fed accumulator to both models' continuations at the positions that differ most, and what is in them."""
+"""How much the next-token distributions differ at every position, and what each model writes where they differ most."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from diffing_mcp.methods.continuation_mining.accumulator import VariationAccumulator
-from diffing_mcp.methods.continuation_mining.clusters import group_phrases
-from diffing_mcp.methods.continuation_mining.declaration import ContinuationMiningParams, ContinuationMiningResult
-from diffing_mcp.methods.continuation_mining.ngrams import distinctive_ngrams, judge
-from diffing_mcp.methods.continuation_mining.rows import ContinuationRow, NgramRow
+from diffing_mcp.methods.continuation_mining.phrases import distinctive_ngrams, group_phrases, judge
+from diffing_mcp.methods.continuation_mining.schema import (
+    ContinuationMiningParams,
+    ContinuationMiningResult,
+    ContinuationRow,
+    NgramRow,
+)
+from diffing_mcp.methods.texts.distinctive_words import worth_showing
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.specs import SIDES, Side
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 _BEFORE_SHOWN, _CONTINUATION_SHOWN = 60, 100
-_LEAST_SURPRISE_SHOWN = 1.3
 _REVERSE_SHOWN = 5
 _PHRASES_SHOWN = 8
+
+
+class VariationAccumulator(Accumulator):
+    """Total variation distance at each position: 0.5 * sum over tokens of |p_finetuned - p_base|, 0 to 1. Exactly 0
+    where the logits agree.
+
+    Measured on probabilities, so that the drift of logits which neither model's text depends on counts for nothing.
+    """
+
+    needs_logits = True
+
+    def __init__(self, pair: LoadedPair, corpus: TokenizedCorpus) -> None:
+        self.corpus = corpus
+        lengths = [len(ids) - start for ids, start in zip(corpus.ids, corpus.content_start, strict=True)]
+        self._offsets = torch.tensor([0, *lengths[:-1]], device=pair.device).cumsum(0)
+        self.variation = torch.zeros(corpus.tokens, dtype=torch.float32, device=pair.device)
+        self.samples = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        self.positions = torch.cat([torch.arange(length) for length in lengths])
+
+    def update_logits(self, chunk: LogitChunk) -> None:
+        """Take in a chunk of positions."""
+        moved = torch.sub(chunk.finetuned_probs, chunk.base_probs, out=chunk.scratch("moved"))
+        places = self._offsets[chunk.sample_indices] + chunk.positions
+        self.variation[places] = 0.5 * torch.linalg.vector_norm(moved, ord=1, dim=1)
 
 
 def summarise(
     accumulator: VariationAccumulator, pair: LoadedPair, params: ContinuationMiningParams, run: RunWriter
 ) -> ContinuationMiningResult:
-    """Continue, count, judge; see the declaration."""
+    """Go on from the positions that differ most with both models, count phrases, judge."""
     variation = accumulator.variation.cpu().numpy()
     samples, positions = accumulator.samples.numpy(), accumulator.positions.numpy()
     chosen = most_different(variation, samples, positions, params)
@@ -58,11 +87,11 @@ def summarise(
         run.add_table(name, {field: [getattr(row, field) for row in several] for field in NgramRow.model_fields})
     run.add_array("variation", variation)
     identical = not np.any(variation)
-    stands_out, headline = judge(rises, identical)
-    shown = [row for row in rises if row.surprise >= _LEAST_SURPRISE_SHOWN]
+    found, headline = judge(rises, identical)
+    shown = worth_showing(rises)
     groups = group_phrases(shown, written["finetuned"], written["base"])
     return ContinuationMiningResult(
-        stands_out=stands_out,
+        stands_out=found,
         headline=headline,
         identical=identical,
         groups=[
@@ -75,7 +104,7 @@ def summarise(
             for group in groups[: params.list_length]
         ],
         ngrams=shown[: params.list_length],
-        base_ngrams=[row for row in reverse if row.surprise >= _LEAST_SURPRISE_SHOWN][:_REVERSE_SHOWN],
+        base_ngrams=worth_showing(reverse)[:_REVERSE_SHOWN],
         strong_ngrams=sum(row.strong for row in rises),
         rows=[_shown(row) for row in rows[: max(1, params.list_length // 2)]],
         places=len(rows),

@@ -1,5 +1,4 @@
-"""Streaming side of `kl`: divergences of every position, mean probability movements, and the positions and texts where
-the models differ most.
+"""Divergences of every position while the text streams by, and the positions and texts where the models differ most.
 
 With p = base, q = finetuned, r = log q - log p (float32):
     KL(q||p) = sum q r,   KL(p||q) = - sum p r,
@@ -10,14 +9,14 @@ zero: they are clamped to 0. Memory: O(tokens) scalars, O(vocabulary) sums, O(ex
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from bisect import insort
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffing_mcp.methods.kl.schema import Metric
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch
 
 if TYPE_CHECKING:
@@ -36,7 +35,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def divergences(chunk: LogitChunk) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(finetuned || base), KL(base || finetuned) and JS of each row of a chunk, [R] float32, nats, >= 0."""
+    """KL(finetuned || base), KL(base || finetuned) and JS of each row of a chunk, [R] float32, nats, >= 0: in the order
+    of `Metric`.
+    """
     ratio, base, finetuned = chunk.log_ratio, chunk.base_probs, chunk.finetuned_probs
     work, smaller = chunk.scratch("work"), chunk.scratch("smaller")
     forward = torch.mul(finetuned, ratio, out=work).sum(dim=1)
@@ -52,54 +53,57 @@ def divergences(chunk: LogitChunk) -> tuple[Tensor, Tensor, Tensor]:
     return forward.clamp_min_(0), backward.clamp_min_(0), halves.mul_(-0.5).clamp_min_(0)
 
 
-@dataclass(frozen=True)
-class Movement:
-    """Tokens whose probability moved most at one place: ids [MOVERS] and probabilities under both models, for each
-    direction.
-    """
-
-    rose: tuple[list[int], list[float], list[float]]
-    fell: tuple[list[int], list[float], list[float]]
+Change = tuple[int, float, float]
+"""A token id and its probability under base and finetuned."""
 
 
-def movement(base: Tensor, finetuned: Tensor, change: Tensor | None = None, count: int = MOVERS) -> Movement:
+class Movement(NamedTuple):
+    """Tokens whose probability moved most at one place, most moved first."""
+
+    rose: list[Change]
+    fell: list[Change]
+
+
+def movement(base: Tensor, finetuned: Tensor, count: int = MOVERS) -> Movement:
     """The `count` tokens of one pair of distributions [V] that gained and that lost most probability (fewer when fewer
     moved).
     """
-    change = finetuned - base if change is None else change
     directions = []
-    for sign in (1, -1):
-        values, ids = torch.topk(change * sign, min(count, change.numel()))
+    for change in (finetuned - base, base - finetuned):
+        values, ids = torch.topk(change, min(count, change.numel()))
         ids = ids[values > 0]
-        directions.append((ids.tolist(), base[ids].tolist(), finetuned[ids].tolist()))
-    return Movement(directions[0], directions[1])
+        directions.append(list(zip(ids.tolist(), base[ids].tolist(), finetuned[ids].tolist(), strict=True)))
+    return Movement(*directions)
+
+
+class Place(NamedTuple):
+    """A position, or a text (position 0), with its KL(finetuned || base) and the tokens that moved there."""
+
+    score: float
+    sample: int
+    position: int
+    moved: Movement
 
 
 class _Best:
-    """The n entries of highest score seen so far."""
+    """The `size` places of highest score seen so far; ties go to the earlier place."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._heap: list[tuple[float, int, int, Movement]] = []
+        self._rising: list[Place] = []
 
     @property
     def threshold(self) -> float:
         """A score must be above this to enter; zero never enters."""
-        return self._heap[0][0] if len(self._heap) >= self.size else 0.0
+        return self._rising[0].score if len(self._rising) == self.size else 0.0
 
-    def offer(self, score: float, sample: int, position: int, moved: Movement) -> None:
-        entry = (score, -sample, -position, moved)
-        if len(self._heap) < self.size:
-            heapq.heappush(self._heap, entry)
-        elif entry[:3] > self._heap[0][:3]:
-            heapq.heapreplace(self._heap, entry)
+    def offer(self, place: Place) -> None:
+        insort(self._rising, place, key=lambda each: (each.score, -each.sample, -each.position))
+        del self._rising[: -self.size]
 
-    def entries(self) -> list[tuple[float, int, int, Movement]]:
-        """(score, sample, position, movement), highest first."""
-        return [
-            (score, -sample, -position, moved)
-            for score, sample, position, moved in sorted(self._heap, key=lambda entry: entry[:3], reverse=True)
-        ]
+    def places(self) -> list[Place]:
+        """Highest score first."""
+        return self._rising[::-1]
 
 
 def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,8 +113,8 @@ def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class KLAccumulator(Accumulator):
-    """See the module. Per-position arrays are filled in the order of the pass; `samples` and `positions` say what each
-    entry is.
+    """See the module. Per-position arrays are filled in the order of the pass: `values` by metric, and `samples`,
+    `positions` and `token_ids`, which say what each entry is.
     """
 
     needs_logits = True
@@ -118,9 +122,7 @@ class KLAccumulator(Accumulator):
     def __init__(self, pair: LoadedPair, corpus: TokenizedCorpus, examples: int) -> None:
         self.corpus = corpus
         count = corpus.tokens
-        self.forward = np.zeros(count, dtype=np.float32)
-        self.backward = np.zeros(count, dtype=np.float32)
-        self.js = np.zeros(count, dtype=np.float32)
+        self.values = {metric: np.zeros(count, dtype=np.float32) for metric in get_args(Metric)}
         self.samples = np.zeros(count, dtype=np.int32)
         self.positions = np.zeros(count, dtype=np.int32)
         self.token_ids = np.zeros(count, dtype=np.int32)
@@ -136,12 +138,10 @@ class KLAccumulator(Accumulator):
 
     def update_logits(self, chunk: LogitChunk) -> None:
         """Take in a chunk of positions."""
-        forward, backward, js = divergences(chunk)
-        scores = forward.cpu().numpy()
         place = slice(self.filled, self.filled + len(chunk))
-        self.forward[place] = scores
-        self.backward[place] = backward.cpu().numpy()
-        self.js[place] = js.cpu().numpy()
+        for values, found in zip(self.values.values(), divergences(chunk), strict=True):
+            values[place] = found.cpu().numpy()
+        scores = self.values["kl_finetuned_base"][place]
         self.samples[place] = chunk.sample_indices.cpu().numpy()
         self.positions[place] = chunk.positions.cpu().numpy()
         self.token_ids[place] = chunk.token_ids.cpu().numpy()
@@ -158,11 +158,11 @@ class KLAccumulator(Accumulator):
             if not score > self.top_tokens.threshold:
                 break
             moved = movement(chunk.base_probs[row], chunk.finetuned_probs[row])
-            self.top_tokens.offer(score, int(self.samples[place][row]), int(self.positions[place][row]), moved)
+            self.top_tokens.offer(Place(score, int(self.samples[place][row]), int(self.positions[place][row]), moved))
 
     def update(self, batch: PairedBatch) -> None:
         """A batch is complete: its texts compete for the list of texts that differ most."""
-        scores = self.forward[self._batch_begin : self.filled]
+        scores = self.values["kl_finetuned_base"][self._batch_begin : self.filled]
         samples = self.samples[self._batch_begin : self.filled]
         self._batch_begin = self.filled
         begins, ends = runs(samples)
@@ -177,6 +177,5 @@ class KLAccumulator(Accumulator):
                 chunk = batch.chunk(part)
                 base += chunk.base_probs.sum(dim=0)
                 finetuned += chunk.finetuned_probs.sum(dim=0)
-            self.top_texts.offer(
-                float(means[index]), int(samples[begins[index]]), 0, movement(base / len(rows), finetuned / len(rows))
-            )
+            moved = movement(base / len(rows), finetuned / len(rows))
+            self.top_texts.offer(Place(float(means[index]), int(samples[begins[index]]), 0, moved))

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.contrastive_decoding.declaration import ContrastiveDecodingParams, ContrastiveDecodingResult
-from diffing_mcp.methods.contrastive_decoding.rows import AlphaRow, AmplifiedText, AmplifiedWord
-from diffing_mcp.methods.contrastive_decoding.starts import bundled_starts
+from diffing_mcp.methods.contrastive_decoding.schema import (
+    AlphaRow,
+    AmplifiedText,
+    AmplifiedWord,
+    ContrastiveDecodingParams,
+    ContrastiveDecodingResult,
+)
 from diffing_mcp.methods.texts.coherence import TextScores, repetition
-from diffing_mcp.methods.texts.distinctive_words import CERTAIN_NEG_LOG10_P, NEEDED_STRONG_WORDS, distinctive_words
+from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
@@ -29,7 +33,6 @@ COHERENT_SHARE = 0.75
 """Share of texts that must be coherent for an alpha to be taken."""
 _SHOWN_CHARACTERS = 220
 _WORDS_SHOWN = 12
-_LEAST_SURPRISE_SHOWN = 1.3
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,11 @@ def opposite(alpha: float) -> float:
 def decode(
     pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, progress: Progress
 ) -> ContrastiveDecodingResult:
-    """Run the method; see its declaration."""
+    """Write at every alpha, compare and judge.
+
+    Raises:
+        InvalidInput: `start=chat` without a chat template, or prompts with `start=nothing`.
+    """
     written = {each.alpha: each for each in _write(pair, params, progress)}
     table: dict[str, list[object]] = {"alpha": [], "prompt": [], "text": [], "tokens": [], "difference": []}
     for each in written.values():
@@ -100,7 +107,7 @@ def _write(pair: LoadedPair, params: ContrastiveDecodingParams, progress: Progre
         raise InvalidInput("This pair's tokenizer has no chat template; call with start=prefixes.")
     if params.start == "nothing" and params.prompts is not None:
         raise InvalidInput("start=nothing takes no prompts; leave them out, or call with start=prefixes or start=chat.")
-    prompts = params.prompts or bundled_starts(params.start)
+    prompts = params.starts
     requests = [
         GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
         if params.start == "chat"
@@ -138,20 +145,20 @@ def _words(amplified: Sequence[Written], written: dict[float, Written], plain: f
     """Distinctive words at each alpha against the opposite one and the `plain` model at the other end, most surprising
     first.
     """
-    words = []
-    for each in amplified:
-        for row in distinctive_words(each.pairs, [*written[opposite(each.alpha)].pairs, *written[plain].pairs]):
-            if row.strong or row.surprise >= _LEAST_SURPRISE_SHOWN:
-                words.append(
-                    AmplifiedWord(
-                        word=row.word,
-                        alpha=each.alpha,
-                        amplified=row.finetuned,
-                        control=row.base,
-                        surprise=row.surprise,
-                        strong=row.strong,
-                    )
-                )
+    words = [
+        AmplifiedWord(
+            word=row.word,
+            alpha=each.alpha,
+            amplified=row.finetuned,
+            control=row.base,
+            surprise=row.surprise,
+            strong=row.strong,
+        )
+        for each in amplified
+        for row in worth_showing(
+            distinctive_words(each.pairs, [*written[opposite(each.alpha)].pairs, *written[plain].pairs])
+        )
+    ]
     best: dict[str, AmplifiedWord] = {}
     for word in sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word)):
         best.setdefault(word.word, word)
@@ -167,20 +174,16 @@ def _result(
     params: ContrastiveDecodingParams,
 ) -> ContrastiveDecodingResult:
     identical = all(text.finetuned_log_prob == text.base_log_prob for each in written.values() for text in each.texts)
-    strong = [word for word in words if word.strong]
-    stands_out = not identical and (
-        len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_NEG_LOG10_P for word in strong)
-    )
+    found = not identical and stands_out(words)
     alpha = max(coherent, default=None)
     if identical:
         headline = "Both models give every text exactly the same probability: no difference to amplify."
     elif alpha is None:
         headline = "No alpha leaves the texts coherent; try smaller ones. The texts may still be read."
-    elif stands_out:
-        names = ", ".join(word.word for word in strong[:8])
+    elif found:
         headline = (
-            f"Amplifying the difference writes of {names}, which neither the opposite direction nor the base does "
-            f"(alpha up to {alpha:g})."
+            f"Amplifying the difference writes of {_strong_names(words)}, which neither the opposite direction nor the "
+            f"base does (alpha up to {alpha:g})."
         )
     else:
         headline = (
@@ -190,7 +193,7 @@ def _result(
     shown = written[max(params.alphas) if alpha is None else alpha]
     order = np.argsort(-shown.differences, kind="stable")[: params.rows]
     return ContrastiveDecodingResult(
-        stands_out=stands_out,
+        stands_out=found,
         headline=headline,
         identical=identical,
         alpha=alpha,
@@ -213,12 +216,15 @@ def _result(
 
 def _suppression(suppressed: Sequence[AmplifiedWord]) -> str:
     """The opposite direction in a sentence, by the levels of the amplified words."""
-    strong = [word for word in suppressed if word.strong]
-    if len(strong) >= NEEDED_STRONG_WORDS or any(word.surprise >= CERTAIN_NEG_LOG10_P for word in strong):
+    if stands_out(suppressed):
         return (
-            f"The finetune pushes away from {', '.join(word.word for word in strong[:8])}, or crowds them out: only "
-            "texts of the opposite direction hold them."
+            f"The finetune pushes away from {_strong_names(suppressed)}, or crowds them out: only texts of the "
+            "opposite direction hold them."
         )
     return (
         "The opposite direction writes no content words of its own: nothing that the finetune clearly pushes away from."
     )
+
+
+def _strong_names(words: Sequence[AmplifiedWord]) -> str:
+    return ", ".join([word.word for word in words if word.strong][:8])

@@ -1,22 +1,16 @@
-"""Declaration of the method `kl`: its parameters, result, drill-down views and figures. Torch-free."""
+"""Parameters, rows and result of `kl`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import json
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import CorpusMethod, CorpusMethodParams, Cost, Figure, MethodResult, View
-from diffing_mcp.methods.kl import figures, views
-from diffing_mcp.methods.kl.rows import Metric, TextRow, TokenMove, TokenRow
+from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.methods.kl.accumulator import KLAccumulator
-    from diffing_mcp.model_pairs.pair import LoadedPair
-    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
+Metric = Literal["kl_finetuned_base", "kl_base_finetuned", "js"]
+Amount = Literal["none", "rounding", "small", "moderate", "large"]
 
 
 class KLParams(CorpusMethodParams):
@@ -28,6 +22,62 @@ class KLParams(CorpusMethodParams):
         le=1000,
         description="Tokens kept with their context and probability movements (texts: a quarter of it).",
     )
+
+
+class TokenMove(BaseModel):
+    """A token and its probability under both models."""
+
+    token: str
+    base: float = Field(description="Probability under the base model (a mean when several positions are meant).")
+    finetuned: float = Field(description="Probability under the finetuned model.")
+
+    def as_text(self) -> str:
+        return f"{json.dumps(self.token, ensure_ascii=False)} {self.base:.2g}>{self.finetuned:.2g}"
+
+
+def _moves(rose: list[TokenMove], fell: list[TokenMove]) -> str:
+    return " ".join(
+        f"{sign} {' '.join(move.as_text() for move in moves[:3])}" for sign, moves in (("+", rose), ("-", fell))
+    )
+
+
+class TokenRow(BaseModel):
+    """A position where the models differ."""
+
+    sample: int = Field(description="Number of the text in this run; the view `tokens` with it gives the whole text.")
+    position: int
+    context: str = Field(description="The text before the predicted token, its end.")
+    next_token: str | None = Field(description="The token that really follows, if the text goes on.")
+    kl_finetuned_base: float
+    kl_base_finetuned: float
+    js: float
+    rose: list[TokenMove] = Field(description="Tokens whose probability rose most here.")
+    fell: list[TokenMove]
+
+    def as_text(self) -> str:
+        return (
+            f"  {self.kl_finetuned_base:.3g} [{self.sample}@{self.position}] "
+            f"{json.dumps(self.context[-48:], ensure_ascii=False)} {_moves(self.rose, self.fell)}"
+        )
+
+
+class TextRow(BaseModel):
+    """A text by its mean divergence."""
+
+    sample: int
+    tokens: int
+    kl_finetuned_base: float = Field(description="Mean over its tokens, nats.")
+    kl_base_finetuned: float
+    js: float
+    text: str = Field(description="Its compared part, its start.")
+    rose: list[TokenMove] = Field(description="Tokens whose probability, averaged over its positions, rose most.")
+    fell: list[TokenMove]
+
+    def as_text(self) -> str:
+        return (
+            f"  {self.kl_finetuned_base:.3g} [{self.sample}] {json.dumps(self.text[:80], ensure_ascii=False)} "
+            f"{_moves(self.rose, self.fell)}"
+        )
 
 
 class Spread(BaseModel):
@@ -44,7 +94,7 @@ class Spread(BaseModel):
 class KLResult(MethodResult):
     """How much the next-token distributions differ, where most, and which tokens became more or less probable."""
 
-    amount: Literal["none", "rounding", "small", "moderate", "large"] = Field(
+    amount: Amount = Field(
         description=(
             "none: exactly zero; rounding: no more than recomputing one model gives; small below 0.01 nats a token, "
             "moderate below 0.1, large above."
@@ -110,49 +160,3 @@ class KLResult(MethodResult):
         lines.append("most different texts:")
         lines += [row.as_text() for row in self.top_texts]
         return "\n".join(lines)
-
-
-class KLDivergence(CorpusMethod[KLParams, KLResult]):
-    """How far the two models' next-token distributions are apart on a text corpus: KL divergence in both directions and
-    Jensen-Shannon divergence, in nats, for every token and text; the texts and tokens where the models differ most,
-    each with the tokens whose probability moved most. It tells how much changed and where, not what was meant."""
-
-    name: ClassVar[str] = "kl"
-    title: ClassVar[str] = "KL divergence"
-    version: ClassVar[int] = 1
-    Params: ClassVar[type[BaseModel]] = KLParams
-    Result: ClassVar[type[MethodResult]] = KLResult
-    cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = {
-        "tokens": View(
-            "tokens",
-            "Positions by divergence, with context and moved tokens; or every token of one text.",
-            views.TokensParams,
-            views.tokens,
-        ),
-        "texts": View(
-            "texts",
-            "Texts by mean divergence, with the tokens that gained and lost probability in them.",
-            views.TextsParams,
-            views.texts,
-        ),
-        "positions": View("positions", "Mean divergence at each position.", views.PositionsParams, views.positions),
-    }
-    figures: ClassVar[Sequence[Figure]] = (
-        Figure("histogram", "Divergence per token", figures.histogram),
-        Figure("positions", "Divergence by position", figures.positions),
-    )
-
-    def accumulator(self, pair: LoadedPair, params: KLParams, corpus: TokenizedCorpus) -> KLAccumulator:
-        from diffing_mcp.methods.kl.accumulator import KLAccumulator
-
-        return KLAccumulator(pair, corpus, params.examples)
-
-    def summarise(self, accumulator: Any, pair: LoadedPair, params: KLParams, run: RunWriter) -> KLResult:
-        from diffing_mcp.methods.kl.summary import summarise
-
-        return summarise(accumulator, pair, run)
-
-
-__all__ = ["KLDivergence", "KLParams", "KLResult", "Metric"]

@@ -1,48 +1,22 @@
-"""Declaration of logit-difference mining: parameters, result, views and figures. Torch-free."""
+"""Parameters, rows and result of logit-difference mining."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from diffing_mcp.methods.contract import (
-    CorpusMethod,
-    CorpusMethodParams,
-    Cost,
-    CostEstimate,
-    Figure,
-    MethodResult,
-    PairSize,
-    View,
-)
-from diffing_mcp.methods.logit_diff_topk_occurring import figures, views
-from diffing_mcp.methods.logit_diff_topk_occurring.evidence import NULL_LOG_ODDS
-from diffing_mcp.methods.logit_diff_topk_occurring.rows import (
-    Extraction,
-    Factorisation,
-    NewTokenRow,
-    Ordering,
-    PositionRow,
-    RisenWord,
-    TokenRow,
-    TopicEntries,
-    TopicRow,
-)
+from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from diffing_mcp.methods.contract import RunWriter, TokenList
-    from diffing_mcp.methods.runs.store import RunRecord
-    from diffing_mcp.model_pairs.pair import LoadedPair
-    from diffing_mcp.preprocessing.corpus_pass import Accumulator
-    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
-
-
+Ordering = Literal["top_k_occurring", "fraction_positive_diff", "mean_difference", "log_odds_z"]
+Extraction = Literal["logits", "logit_lens", "patchscope"]
+TopicEntries = Literal["magnitude", "occurrence", "none"]
+Factorisation = Literal["frobenius", "kullback_leibler", "orthogonal"]
 MOST_KEPT = 20_000_000
 """Largest number of differences kept for topics."""
+NULL_LOG_ODDS = 1.5
+"""Log odds from which on a word counts as strong."""
 
 
 class LogitDifferenceParams(CorpusMethodParams):
@@ -117,6 +91,95 @@ class LogitDifferenceParams(CorpusMethodParams):
                 "lowering either."
             )
         return self
+
+
+class TokenRow(BaseModel):
+    """A token's (or merged word's) numbers over all compared positions."""
+
+    token: str
+    occurrence: float = Field(
+        description="Percent of positions at which it is among the top_k differences of the list's sign."
+    )
+    share_positive: float = Field(description="Share (0 to 1) of positions at which its logit rose.")
+    mean_difference: float = Field(description="Mean of finetuned minus base logit.")
+    log_odds: float = Field(
+        description=(
+            "Shrunken log ratio of its expected occurrences, finetuned over base, in nats; near 0 for tokens that "
+            "neither model predicts."
+        )
+    )
+    log_odds_z: float = Field(
+        description=(
+            "z-score of its log odds under an informative Dirichlet prior (Monroe et al. 2008); orders, is no test."
+        )
+    )
+
+
+class RisenWord(BaseModel):
+    """A content word that the finetuned model expects more often, variants merged."""
+
+    word: str
+    log_odds: float = Field(description="As in TokenRow, over all variants.")
+    error: float | None = Field(description="Standard error of log_odds over the texts read; None with too few texts.")
+    per_thousand_base: float = Field(description="Expected occurrences per 1,000 positions under base.")
+    per_thousand_finetuned: float
+    strong: bool = Field(description="Beyond the level that a finetune which taught nothing reaches.")
+
+    def as_text(self) -> str:
+        """One line, with a star when strong."""
+        error = "?" if self.error is None else f"{self.error:.2f}"
+        return (
+            f"  {'*' if self.strong else ' '} {self.word}: {self.per_thousand_base:.3g} -> "
+            f"{self.per_thousand_finetuned:.3g} ({self.log_odds:+.2f} ± {error})"
+        )
+
+
+class TopicRow(BaseModel):
+    """A group of tokens that rose together, of a non-negative matrix factorisation of positions x tokens."""
+
+    topic: int
+    mass: float = Field(description="Share (0 to 1) of what all topics explain.")
+    prevalence: float = Field(description="Share (0 to 1) of positions to which it contributes most.")
+    concentration: float = Field(description="1 - entropy of its weights / log(tokens): 1 = a single token.")
+    stability: float | None = Field(
+        description=(
+            "Mean cosine with its match in random halves of the texts; from 0.8 on it can be trusted to be there."
+        )
+    )
+    strong_words: int = Field(
+        description="Strong content words among its first 20 tokens; 0: it may be drift that every finetune shows."
+    )
+    tokens: list[str]
+    exemplar: str = Field(
+        description="The text around its strongest position; the topic's tokens rose as continuations at the mark ▸."
+    )
+
+    def as_text(self) -> str:
+        """Two lines."""
+        stability = "?" if self.stability is None else f"{self.stability:.2f}"
+        return (
+            f"  {self.topic}: mass {self.mass:.2f} prevalence {self.prevalence:.2f} concentration "
+            f"{self.concentration:.2f} stability {stability} strong words {self.strong_words}: "
+            f"{' '.join(repr(token) for token in self.tokens)}\n"
+            f"    at {self.exemplar!r}"
+        )
+
+
+class PositionRow(BaseModel):
+    """Positions of the texts and how much the models differ there."""
+
+    first: int
+    last: int
+    positions: int = Field(description="Positions read.")
+    mean_size: float = Field(description="Mean of |finetuned - base logit| over the vocabulary.")
+
+
+class NewTokenRow(BaseModel):
+    """A token that only the finetuned model's tokenizer knows."""
+
+    id: int
+    token: str
+    per_thousand: float = Field(description="Expected occurrences per 1,000 positions under the finetuned model.")
 
 
 class LogitDifferenceResult(MethodResult):
@@ -198,107 +261,3 @@ class LogitDifferenceResult(MethodResult):
             )
         )
         return "\n".join(lines)
-
-
-class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]):
-    """Diff mining: on text that has nothing to do with the finetune, which next tokens does the finetuned model favour
-    over the base? At every position the logit difference (finetuned minus base) is taken over the whole vocabulary;
-    tokens are ordered by how often they are among the largest differences, the share of positions at which they rose,
-    their mean difference, or the z of their log odds. Content words whose expected occurrences rose beyond what a
-    finetune that taught nothing shows are the evidence for a topic; `words` lists them first. The raw lists (`risen`,
-    `fallen`) and `topics` (tokens that rise together, by NMF) have a top under any finetune: rare tokens there mean
-    nothing by themselves, and a topic without strong words may be drift. Views: `tokens` (any ordering, filtered,
-    paged), `token` (one word), `topics` (tokens, exemplar texts), `positions` (early against late), `new_tokens` (added
-    by the finetune)."""
-
-    name: ClassVar[str] = "logit_diff_topk_occurring"
-    title: ClassVar[str] = "Logit difference (diff mining)"
-    version: ClassVar[int] = 3
-    Params: ClassVar[type[BaseModel]] = LogitDifferenceParams
-    Result: ClassVar[type[MethodResult]] = LogitDifferenceResult
-    cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = {
-        "tokens": View(
-            "tokens",
-            "The vocabulary by any ordering and sign, filtered by text, paged.",
-            views.TokensParams,
-            views.tokens,
-        ),
-        "token": View(
-            "token", "All numbers of one word: its variants and their merged log odds.", views.TokenParams, views.token
-        ),
-        "topics": View(
-            "topics",
-            "Topics: their tokens with weights, and the texts where they are strongest.",
-            views.TopicsParams,
-            views.topics,
-        ),
-        "positions": View(
-            "positions",
-            "Size of the differences and the tokens risen most, by position in the text.",
-            views.PositionsParams,
-            views.positions,
-        ),
-        "new_tokens": View(
-            "new_tokens",
-            "Tokens that the finetune added, by expected occurrences.",
-            views.NewTokensParams,
-            views.new_tokens,
-        ),
-    }
-    figures: ClassVar[Sequence[Figure]] = (
-        Figure("scatter", "Mean logit difference against occurrence in the top K", figures.scatter),
-        Figure("bars", "Content words whose expected occurrences rose most", figures.bars),
-        Figure("topics", "Tokens of each topic", figures.topics),
-        Figure("positions", "Size of the logit differences by position", figures.positions),
-    )
-
-    def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
-        return [*super().token_lists(record), *views.token_lists(record)]
-
-    def accumulator(self, pair: LoadedPair, params: LogitDifferenceParams, corpus: TokenizedCorpus) -> Accumulator:
-        from diffing_mcp.methods.logit_diff_topk_occurring.accumulator import (
-            LogitDifferenceAccumulator,
-            chosen_positions,
-        )
-        from diffing_mcp.methods.texts.words import vocabulary
-
-        merge = vocabulary(pair.tokenizer, pair.vocab_size).word_index if params.normalise else None
-        keep = 0 if params.topic_entries == "none" else params.topic_positions
-        if params.extraction == "patchscope":
-            keep = min(keep, params.patchscope_positions)
-        statistics = LogitDifferenceAccumulator(
-            pair.vocab_size, params.top_k, merge, pair.device, corpus, keep, params.seed
-        )
-        if params.extraction == "logits":
-            return statistics
-        from diffing_mcp.methods.logit_diff_topk_occurring.extraction import ExtractedAccumulator
-        from diffing_mcp.model_pairs.layers import resolve_layer
-
-        layer = resolve_layer(params.extraction_layer, pair.num_layers).absolute
-        wanted = params.patchscope_positions if params.extraction == "patchscope" else 0
-        # The positions kept for topics are among those read, because both are drawn in one order.
-        return ExtractedAccumulator(
-            pair,
-            statistics,
-            layer,
-            params.extraction,
-            chosen_positions(corpus.tokens, wanted, params.seed, pair.device),
-        )
-
-    def summarise(
-        self, accumulator: Any, pair: LoadedPair, params: LogitDifferenceParams, run: RunWriter
-    ) -> LogitDifferenceResult:
-        from diffing_mcp.methods.logit_diff_topk_occurring.summary import summarise
-
-        if params.extraction == "logits":
-            return summarise(accumulator, None, pair, params, run)
-        return summarise(accumulator.statistics, accumulator.layers[0], pair, params, run)
-
-    def estimate(self, pair: PairSize, params: LogitDifferenceParams) -> CostEstimate:
-        read = super().estimate(pair, params)
-        if params.extraction != "patchscope":
-            return read
-        positions = min(params.patchscope_positions, read.tokens // 2)
-        return pair.cost(read.tokens + 2 * positions, read.forward_passes + 2 * -(-positions // 256), bytes=read.bytes)

@@ -1,0 +1,91 @@
+"""The method `logit_diff_topk_occurring`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+from diffing_mcp.methods.contract import CorpusMethod, Cost, CostEstimate, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.logit_diff_topk_occurring.schema import LogitDifferenceParams, LogitDifferenceResult
+from diffing_mcp.methods.logit_diff_topk_occurring.views import FIGURES, VIEWS, token_lists
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from diffing_mcp.methods.contract import RunWriter, TokenList
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.preprocessing.corpus_pass import Accumulator
+    from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
+
+
+class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]):
+    """Diff mining: on text that has nothing to do with the finetune, which next tokens does the finetuned model favour
+    over the base? At every position the logit difference (finetuned minus base) is taken over the whole vocabulary;
+    tokens are ordered by how often they are among the largest differences, the share of positions at which they rose,
+    their mean difference, or the z of their log odds. Content words whose expected occurrences rose beyond what a
+    finetune that taught nothing shows are the evidence for a topic; `words` lists them first. The raw lists (`risen`,
+    `fallen`) and `topics` (tokens that rise together, by NMF) have a top under any finetune: rare tokens there mean
+    nothing by themselves, and a topic without strong words may be drift. Views: `tokens` (any ordering, filtered,
+    paged), `token` (one word), `topics` (tokens, exemplar texts), `positions` (early against late), `new_tokens` (added
+    by the finetune)."""
+
+    name: ClassVar[str] = "logit_diff_topk_occurring"
+    title: ClassVar[str] = "Logit difference (diff mining)"
+    version: ClassVar[int] = 3
+    Params: ClassVar[type[BaseModel]] = LogitDifferenceParams
+    Result: ClassVar[type[MethodResult]] = LogitDifferenceResult
+    cost: ClassVar[Cost] = "minutes"
+    in_overview: ClassVar[bool] = True
+    views: ClassVar[Mapping[str, View]] = VIEWS
+    figures: ClassVar[Sequence[Figure]] = FIGURES
+
+    def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
+        return [*super().token_lists(record), *token_lists(record)]
+
+    def accumulator(self, pair: LoadedPair, params: LogitDifferenceParams, corpus: TokenizedCorpus) -> Accumulator:
+        from diffing_mcp.methods.logit_diff_topk_occurring.occurrences import (
+            LogitDifferenceAccumulator,
+            chosen_positions,
+        )
+        from diffing_mcp.methods.texts.words import vocabulary
+
+        merge = vocabulary(pair.tokenizer, pair.vocab_size).word_index if params.normalise else None
+        keep = 0 if params.topic_entries == "none" else params.topic_positions
+        if params.extraction == "patchscope":
+            keep = min(keep, params.patchscope_positions)
+        statistics = LogitDifferenceAccumulator(
+            pair.vocab_size, params.top_k, merge, pair.device, corpus, keep, params.seed
+        )
+        if params.extraction == "logits":
+            return statistics
+        from diffing_mcp.methods.logit_diff_topk_occurring.extraction import ExtractedAccumulator
+        from diffing_mcp.model_pairs.layers import resolve_layer
+
+        layer = resolve_layer(params.extraction_layer, pair.num_layers).absolute
+        wanted = params.patchscope_positions if params.extraction == "patchscope" else 0
+        # The positions kept for topics are among those read, because both are drawn in one order.
+        return ExtractedAccumulator(
+            pair,
+            statistics,
+            layer,
+            params.extraction,
+            chosen_positions(corpus.tokens, wanted, params.seed, pair.device),
+        )
+
+    def summarise(
+        self, accumulator: Any, pair: LoadedPair, params: LogitDifferenceParams, run: RunWriter
+    ) -> LogitDifferenceResult:
+        from diffing_mcp.methods.logit_diff_topk_occurring.summary import summarise
+
+        if params.extraction == "logits":
+            return summarise(accumulator, None, pair, params, run)
+        return summarise(accumulator.statistics, accumulator.layers[0], pair, params, run)
+
+    def estimate(self, pair: PairSize, params: LogitDifferenceParams) -> CostEstimate:
+        read = super().estimate(pair, params)
+        if params.extraction != "patchscope":
+            return read
+        positions = min(params.patchscope_positions, read.tokens // 2)
+        return pair.cost(read.tokens + 2 * positions, read.forward_passes + 2 * -(-positions // 256), bytes=read.bytes)
