@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.activation_oracle.asking import ask
-from diffing_mcp.methods.activation_oracle.declaration import CONTEXT, ActivationOracleParams, ActivationOracleResult
-from diffing_mcp.methods.activation_oracle.rows import AnswerGroup, Kind, Mode, OracleAnswer, OracleWord
+from diffing_mcp.methods.activation_oracle.asking import ask, residual_streams
+from diffing_mcp.methods.activation_oracle.schema import (
+    CONTEXT,
+    ActivationOracleParams,
+    ActivationOracleResult,
+    AnswerGroup,
+    Kind,
+    Mode,
+    OracleAnswer,
+    OracleWord,
+)
 from diffing_mcp.methods.activation_oracle.verbalizers import choose_verbalizer
 from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words
@@ -20,7 +28,6 @@ from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import Sampling
 from diffing_mcp.model_pairs.layers import LayerRef, resolve_layer
 from diffing_mcp.model_pairs.specs import SIDES, Side
-from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.model_pairs.pair import LoadedPair
 
+_AT_ONCE = 16
+"""Contexts of a pass."""
 _EXAMPLES = 4
 _CHARACTERS = 120
 _WORDS_SHOWN = 12
@@ -135,14 +144,7 @@ def _activations(
     result: dict[Side, list[Tensor]] = {}
     for side in SIDES:
         with pair.side_loaded(side):
-            result[side] = []
-            for start in range(0, len(ids), 16):
-                progress(0, None, f"reading the contexts with the {side} model")
-                batch = ids[start : start + 16]
-                hidden = pair.forward(
-                    side, *padded(batch, pair.tokenizer.pad_token_id), layers=[layer], logits=False
-                ).hidden[layer]
-                result[side] += [hidden[row, : len(each)].float().cpu() for row, each in enumerate(batch)]
+            result[side] = residual_streams(pair, side, ids, layer, _AT_ONCE, progress)
     return result
 
 

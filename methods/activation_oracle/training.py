@@ -23,9 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.methods.activation_oracle.asking import stacked
-from diffing_mcp.methods.activation_oracle.prompts import oracle_prompt, oracle_text, padded_places
-from diffing_mcp.methods.activation_oracle.training_data import Example, Material, example, load_material
+from diffing_mcp.methods.activation_oracle.asking import oracle_prompt, oracle_text, padded_places, stacked
+from diffing_mcp.methods.activation_oracle.training_data import (
+    Material,
+    TrainingQuestion,
+    centre_texts,
+    draw_question,
+    load_material,
+)
+from diffing_mcp.methods.checkpoints import adam_tensors, read_checkpoint, restore_adam, save_checkpoint
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens, applied
 from diffing_mcp.model_pairs.layers import resolve_layer
@@ -34,8 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT_EVERY = 10
-_CENTRE_TEXTS = 32
-_CENTRE_TOKENS = 32
 _IGNORE = -100
 
 
@@ -131,13 +135,13 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
     checkpoint = target.parent / f".{target.name}.checkpoint.safetensors"
-    first, losses = _restore(checkpoint, recipe, parameters, optimizer)
+    losses = _restore(checkpoint, recipe, parameters, optimizer)
     centre = _centre(trained, material, layer, recipe.seed)
-    for step in range(first, recipe.steps):
+    for step in range(len(losses), recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         draw = random.Random(f"{recipe.seed}-{step}")
-        examples = [example(material, tokenizer, draw) for _ in range(recipe.batch_size)]
+        examples = [draw_question(material, tokenizer, draw) for _ in range(recipe.batch_size)]
         vectors = activations(trained, examples, layer, centre)
         loss = answer_loss(
             trained, collate(tokenizer, examples, vectors, layer, device), vectors, recipe.injection_layer
@@ -148,7 +152,8 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
         optimizer.zero_grad(set_to_none=True)
         losses.append(round(loss.item(), 4))
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < recipe.steps:
-            _checkpoint(checkpoint, recipe, losses, parameters, optimizer)
+            tensors = parameters | adam_tensors(optimizer, parameters)
+            save_checkpoint(checkpoint, tensors, _identity(recipe) | {"losses": json.dumps(losses)})
         progress(step + 1, recipe.steps, f"loss {losses[-1]:.3f}")
     _write(model, parameters, recipe, losses, target)
     checkpoint.unlink(missing_ok=True)
@@ -188,11 +193,8 @@ def _hidden(trained: InTraining, texts: Sequence[Sequence[int]], layer: int) -> 
 
 
 def _centre(trained: InTraining, material: Material, layer: int, seed: int) -> Tensor:
-    """Mean activation [d_model] over some texts, first tokens left out (an attention sink)."""
-    texts = [
-        ids[:_CENTRE_TOKENS]
-        for _, ids in random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))
-    ]
+    """Mean activation [d_model] over the texts for it."""
+    texts = centre_texts(material, seed)
     rows = []
     for start in range(0, len(texts), 16):
         part = texts[start : start + 16]
@@ -201,20 +203,22 @@ def _centre(trained: InTraining, material: Material, layer: int, seed: int) -> T
     return torch.cat(rows).double().mean(0).float()
 
 
-def activations(trained: InTraining, examples: Sequence[Example], layer: int, centre: Tensor) -> list[Tensor]:
+def activations(trained: InTraining, examples: Sequence[TrainingQuestion], layer: int, centre: Tensor) -> list[Tensor]:
     """Vectors [K, d_model] of each example, as its `reading` says."""
     hidden = _hidden(trained, [each.ids[: each.stop] for each in examples], layer)
-    result = []
-    for index, each in enumerate(examples):
-        rows = hidden[index, each.start : each.stop]
-        if each.reading != "raw":
-            rows = rows - centre
-        result.append(rows.mean(0, keepdim=True) if each.reading == "mean" else rows)
-    return result
+    return [read_rows(each, rows, centre) for each, rows in zip(examples, hidden, strict=True)]
+
+
+def read_rows(each: TrainingQuestion, hidden: Tensor, centre: Tensor) -> Tensor:
+    """Vectors [K, d_model] of an example, as its `reading` says, from the residual stream [T, d_model] of its text."""
+    rows = hidden[each.start : each.stop]
+    if each.reading != "raw":
+        rows = rows - centre
+    return rows.mean(0, keepdim=True) if each.reading == "mean" else rows
 
 
 def collate(
-    tokenizer: Any, examples: Sequence[Example], vectors: Sequence[Tensor], layer: int, device: str
+    tokenizer: Any, examples: Sequence[TrainingQuestion], vectors: Sequence[Tensor], layer: int, device: str
 ) -> QuestionBatch:
     """The questions on `vectors`, followed by their answers and the end of the sequence."""
     rows, places = [], []
@@ -261,44 +265,21 @@ def answer_loss(trained: InTraining, batch: QuestionBatch, vectors: Sequence[Ten
     return torch.nn.functional.cross_entropy(inner.lm_head(hidden[:, :-1][chosen]).float(), targets[chosen])
 
 
-def _checkpoint(
-    path: Path, recipe: VerbalizerRecipe, losses: list[float], parameters: dict[str, Any], optimizer: Any
-) -> None:
-    from safetensors.torch import save_file
+def _identity(recipe: VerbalizerRecipe) -> dict[str, str]:
+    return {"verbalizer": recipe.model_dump_json()}
 
-    tensors = {}
+
+def _restore(path: Path, recipe: VerbalizerRecipe, parameters: dict[str, Any], optimizer: Any) -> list[float]:
+    """Losses of the steps already done; none without a checkpoint of this recipe."""
+    found = read_checkpoint(path, _identity(recipe))
+    if found is None:
+        return []
+    tensors, notes = found
+    losses: list[float] = json.loads(notes["losses"])
     for name, parameter in parameters.items():
-        state = optimizer.state[parameter]
-        tensors[f"weight|{name}"] = parameter.detach().contiguous()
-        tensors[f"first_moment|{name}"] = state["exp_avg"].contiguous()
-        tensors[f"second_moment|{name}"] = state["exp_avg_sq"].contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_suffix(".partial")
-    save_file(tensors, staging, metadata={"losses": json.dumps(losses), "recipe": recipe.model_dump_json()})
-    staging.replace(path)
-
-
-def _restore(
-    path: Path, recipe: VerbalizerRecipe, parameters: dict[str, Any], optimizer: Any
-) -> tuple[int, list[float]]:
-    """Steps already done and their losses; (0, []) without a checkpoint of this recipe."""
-    from safetensors import safe_open
-
-    if not path.exists():
-        return 0, []
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata["recipe"] != recipe.model_dump_json():
-            return 0, []
-        losses = json.loads(metadata["losses"])
-        for name, parameter in parameters.items():
-            parameter.data.copy_(file.get_tensor(f"weight|{name}"))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(len(losses))),
-                "exp_avg": file.get_tensor(f"first_moment|{name}").to(parameter.device),
-                "exp_avg_sq": file.get_tensor(f"second_moment|{name}").to(parameter.device),
-            }
-    return len(losses), losses
+        parameter.data.copy_(tensors[name])
+    restore_adam(optimizer, parameters, tensors, len(losses))
+    return losses
 
 
 def _write(model: Any, parameters: dict[str, Any], recipe: VerbalizerRecipe, losses: list[float], target: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from diffing_mcp.methods.texts.words import is_content_word, words_of
 from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
 
-Reading = Literal["raw", "centred", "mean"]
+ReadAs = Literal["raw", "centred", "mean"]
 
 TOPIC_QUESTIONS = ("What is this about?", "What is this text about?", "Which words come to mind?")
 NEXT_QUESTION = "Which words come next?"
@@ -38,10 +38,12 @@ _FIRST = 6
 _LATEST = 16
 """Activations are taken from the beginning of a text, so that reading them costs little."""
 _HELD_OUT_EVERY = 10
+_CENTRE_TEXTS = 32
+_CENTRE_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingQuestion:
     """Activations of tokens [start, stop) of `ids`, read as `reading`, a question on them, and its answer.
 
     reading: `raw` as they are; `centred` minus the mean activation of the corpus; `mean` their centred mean as a single
@@ -51,7 +53,7 @@ class Example:
     ids: tuple[int, ...]
     start: int
     stop: int
-    reading: Reading
+    reading: ReadAs
     question: str
     answer: str
     kind: str
@@ -92,6 +94,14 @@ def load_material(tokenizer: Any, held_out_stems: Sequence[str], part: Literal["
     return Material(usable, [word for word, kept in zip(words, keep, strict=False) if kept], frequency)
 
 
+def centre_texts(material: Material, seed: int) -> list[tuple[int, ...]]:
+    """Beginnings of some texts, whose mean activation (first tokens left out: an attention sink) `centred` readings
+    take off.
+    """
+    chosen = random.Random(f"{seed}-centre").sample(material.texts, min(_CENTRE_TEXTS, len(material.texts)))
+    return [ids[:_CENTRE_TOKENS] for _, ids in chosen]
+
+
 def keywords(text: str, material: Material, count: int = 3) -> list[str]:
     """The content words of a text that matter most by term frequency x inverse document frequency."""
     counts = Counter(word for word in words_of(text) if is_content_word(word) and len(word) > 3)
@@ -101,8 +111,8 @@ def keywords(text: str, material: Material, count: int = 3) -> list[str]:
     ]
 
 
-def example(material: Material, tokenizer: Any, draw: random.Random, kind: str | None = None) -> Example:
-    """One example; equal states of `draw` give equal examples."""
+def draw_question(material: Material, tokenizer: Any, draw: random.Random, kind: str | None = None) -> TrainingQuestion:
+    """One question; equal states of `draw` give equal questions."""
     kind = kind or draw.choices(("keywords", "sentence", "next", "before", "occurs", "either"), (20, 65, 4, 3, 4, 4))[0]
     if kind == "sentence":
         return _sentence(material, tokenizer, draw)
@@ -110,14 +120,14 @@ def example(material: Material, tokenizer: Any, draw: random.Random, kind: str |
     length = draw.randint(1, LONGEST)
     start = draw.randint(_FIRST, min(_LATEST, len(ids) - length - 1))
     stop = start + length
-    reading: Reading = draw.choice(("raw", "centred", "mean")) if kind == "keywords" else "raw"
+    reading: ReadAs = draw.choice(("raw", "centred", "mean")) if kind == "keywords" else "raw"
     seen = tokenizer.decode(ids[:stop])
     if kind == "next":
-        return Example(
+        return TrainingQuestion(
             ids, start, stop, "raw", NEXT_QUESTION, tokenizer.decode(ids[stop : stop + LONGEST]).strip(), kind
         )
     if kind == "before":
-        return Example(
+        return TrainingQuestion(
             ids,
             start,
             stop,
@@ -128,23 +138,25 @@ def example(material: Material, tokenizer: Any, draw: random.Random, kind: str |
         )
     main = keywords(seen, material) or ["nothing"]
     if kind == "keywords":
-        return Example(ids, start, stop, reading, draw.choice(TOPIC_QUESTIONS), ", ".join(main), kind)
+        return TrainingQuestion(ids, start, stop, reading, draw.choice(TOPIC_QUESTIONS), ", ".join(main), kind)
     present = main[0]
     other = keywords(draw.choice(material.texts)[0], material)
     absent = next((word for word in other if word not in set(words_of(text))), "nothing")
     if kind == "occurs":
         asked, answer = (present, "Yes") if draw.random() < 0.5 else (absent, "No")
-        return Example(ids, start, stop, "raw", f"Is it about {asked}?", answer, kind)
+        return TrainingQuestion(ids, start, stop, "raw", f"Is it about {asked}?", answer, kind)
     first, second = (present, absent) if draw.random() < 0.5 else (absent, present)
-    return Example(ids, start, stop, "raw", f"Is it about {first} or {second}?", present, kind)
+    return TrainingQuestion(ids, start, stop, "raw", f"Is it about {first} or {second}?", present, kind)
 
 
-def _sentence(material: Material, tokenizer: Any, draw: random.Random) -> Example:
+def _sentence(material: Material, tokenizer: Any, draw: random.Random) -> TrainingQuestion:
     word = draw.choice(material.words)
     before, after = draw.choice(SENTENCES).split("{word}")
     head = list(tokenizer(before.rstrip() + " " + word)["input_ids"])
     ids = (*head, *tokenizer(after, add_special_tokens=False)["input_ids"])
     stop = draw.randint(len(head), min(len(ids), len(head) + 3))
     start = max(1, len(head) - 1 if draw.random() < 0.7 else stop - 1)
-    reading: Reading = draw.choice(("raw", "centred", "mean"))
-    return Example(tuple(ids), start, max(stop, start + 1), reading, draw.choice(TOPIC_QUESTIONS), word, "sentence")
+    reading: ReadAs = draw.choice(("raw", "centred", "mean"))
+    return TrainingQuestion(
+        tuple(ids), start, max(stop, start + 1), reading, draw.choice(TOPIC_QUESTIONS), word, "sentence"
+    )

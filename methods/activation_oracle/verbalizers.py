@@ -7,12 +7,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.activation_oracle.prompts import Template
 from diffing_mcp.model_pairs.specs import AdapterFiles
 from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
 
@@ -20,6 +19,8 @@ _FOLDER = ORGANISMS_FOLDER / "verbalizers"
 BUNDLED_RECIPE = _FOLDER / "smollm2-135m" / "recipe.yaml"
 BUNDLED = "bundled"
 SELF = "self"
+Template = Literal["chat", "none"]
+"""Whether questions are put as a chat message or as plain text."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Drill-down over finished runs of the oracle, from their stored table. Torch-free."""
+"""Drill-down over finished runs of the oracle, and their figure. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing_mcp.methods.activation_oracle.rows import Kind, Mode, OracleAnswer
+from diffing_mcp.methods.activation_oracle.schema import Kind, Mode, OracleAnswer
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -48,3 +48,14 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     end = params.offset + params.limit
     page = [OracleAnswer(**row) for row in rows[params.offset : end]]
     return AnswersView(rows=page, total=len(rows), next_offset=end if end < len(rows) else None)
+
+
+def words(record: RunRecord) -> dict[str, Any]:
+    """Words of the answers on changed activations, and how often the compared answers have them."""
+    rows = record.result_json()["words"]
+    names = [f"{row['word']} ({row['kind']})" for row in rows]
+    data = [
+        {"type": "bar", "name": name, "x": names, "y": [row[field] for row in rows]}
+        for name, field in (("answers", "count"), ("compared", "compared"))
+    ]
+    return {"data": data, "layout": {"yaxis": {"title": {"text": "answers that contain the word"}}}}

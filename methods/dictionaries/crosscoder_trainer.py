@@ -11,9 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffing_mcp.methods.dictionaries.models import Normalisation, Selection, SparseDictionary, selection_weights
+from diffing_mcp.methods.checkpoints import adam_tensors, restore_adam
+from diffing_mcp.methods.dictionaries.models import (
+    Normalisation,
+    Selection,
+    SparseDictionary,
+    batch_top_k,
+    selection_weights,
+)
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
-from diffing_mcp.methods.dictionaries.selection import batch_top_k
 
 SOURCES = 2
 _INITIAL_NORM = 1.0
@@ -109,7 +115,7 @@ class CrosscoderTrainer:
             "silent": self.silent,
             "threshold": self.threshold,
         }
-        return state | optimizer_tensors(self.optimizer, self.parameters)
+        return state | adam_tensors(self.optimizer, self.parameters)
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Go on from `tensors()` after `steps` steps."""
@@ -117,7 +123,7 @@ class CrosscoderTrainer:
             value.data.copy_(tensors[name])
         self.silent = tensors["silent"].to(self.silent.device)
         self.threshold = tensors["threshold"].to(self.threshold.device)
-        restore_optimizer(self.optimizer, self.parameters, tensors, steps)
+        restore_adam(self.optimizer, self.parameters, tensors, steps)
 
     def dictionary(self, normalisation: Normalisation) -> SparseDictionary:
         """The dictionary as trained so far, for inference."""
@@ -139,28 +145,3 @@ def dedicated_mask(recipe: TrainingRecipe, d_model: int) -> Tensor:
     mask[:count, 1] = 0
     mask[recipe.latents - count :, 0] = 0
     return mask.flatten(1)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Adam's moments by parameter; none before the first step."""
-    found = {}
-    for name, value in parameters.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if value in optimizer.state:
-                found[f"{moment}|{name}"] = optimizer.state[value][moment]
-    return found
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], tensors: dict[str, Tensor], steps: int
-) -> None:
-    """The moments back in place."""
-    for name, value in parameters.items():
-        optimizer.state[value] = {
-            "step": torch.tensor(float(steps), device=value.device),
-            # With the strides of the parameter, which the fused optimiser takes for granted.
-            **{
-                moment: torch.empty_like(value).copy_(tensors[f"{moment}|{name}"])
-                for moment in ("exp_avg", "exp_avg_sq")
-            },
-        }

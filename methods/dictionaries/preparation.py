@@ -17,11 +17,10 @@ from torch import Tensor
 from diffing_mcp.core.atomic_files import DISK_FULL, held
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.methods.dictionaries.costs import training_bytes
 from diffing_mcp.methods.dictionaries.files import load_dictionary, save_dictionary
 from diffing_mcp.methods.dictionaries.models import SparseDictionary
-from diffing_mcp.methods.dictionaries.params import DictionaryParams
-from diffing_mcp.methods.dictionaries.recipe import CurvePoint, Kind, TrainingRecipe
+from diffing_mcp.methods.dictionaries.recipe import CurvePoint, Kind, TrainingRecipe, training_bytes
+from diffing_mcp.methods.dictionaries.schema import DictionaryParams
 from diffing_mcp.methods.dictionaries.stored import (
     CHECKPOINT,
     FILES,

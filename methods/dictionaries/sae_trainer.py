@@ -10,10 +10,9 @@ import torch
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
 from torch import Tensor
 
-from diffing_mcp.methods.dictionaries.crosscoder_trainer import optimizer_tensors, restore_optimizer
-from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
+from diffing_mcp.methods.checkpoints import adam_tensors, restore_adam
+from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary, batch_top_k
 from diffing_mcp.methods.dictionaries.recipe import AUXILIARY, TrainingRecipe
-from diffing_mcp.methods.dictionaries.selection import batch_top_k
 
 
 class _FastBatchTopKSAE(BatchTopKSAE):
@@ -98,7 +97,7 @@ class SAETrainer(BatchTopKTrainer):
         """Everything that the next step depends on."""
         state = {name: value.detach() for name, value in self.parameters.items()}
         state |= {"silent": self.num_tokens_since_fired, "threshold": torch.as_tensor(self.ae.threshold)}
-        return state | optimizer_tensors(self.optimizer, self.parameters)
+        return state | adam_tensors(self.optimizer, self.parameters)
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Go on from `tensors()` after `steps` steps."""
@@ -106,7 +105,7 @@ class SAETrainer(BatchTopKTrainer):
             value.data.copy_(tensors[name])
         self.num_tokens_since_fired = tensors["silent"].to(self.device)
         self.ae.threshold = tensors["threshold"].to(self.device)
-        restore_optimizer(self.optimizer, self.parameters, tensors, steps)
+        restore_adam(self.optimizer, self.parameters, tensors, steps)
 
     def dictionary(self, normalisation: Normalisation) -> SparseDictionary:
         """The dictionary as trained so far, for inference."""

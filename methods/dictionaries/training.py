@@ -18,9 +18,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffing_mcp.core.atomic_files import replace_synced
 from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.checkpoints import read_checkpoint, save_checkpoint
 from diffing_mcp.methods.dictionaries.evaluation import explained_variance
 from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
 from diffing_mcp.methods.dictionaries.recipe import CurvePoint, TrainingRecipe
@@ -208,29 +208,16 @@ def _stale(curve: list[CurvePoint], recipe: TrainingRecipe) -> bool:
 
 
 def _save(path: Path | None, identity: dict[str, str], trainer: Trainer, done: int, curve: list[CurvePoint]) -> None:
-    if path is None or not done:
-        return
-    from safetensors.torch import save
-
-    metadata = identity | {"steps": str(done), "curve": json.dumps([point.model_dump() for point in curve])}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in trainer.tensors().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_synced(path, save(tensors, metadata=metadata))
+    if path is not None and done:
+        notes = {"steps": str(done), "curve": json.dumps([point.model_dump() for point in curve])}
+        save_checkpoint(path, trainer.tensors(), identity | notes)
 
 
 def _restore(path: Path | None, identity: dict[str, str], trainer: Trainer) -> tuple[int, list[CurvePoint]]:
     """Steps done and the curve so far; nothing when there is no checkpoint of this training."""
-    from safetensors import SafetensorError, safe_open
-
-    if path is None or not path.is_file():
+    found = read_checkpoint(path, identity) if path is not None else None
+    if found is None:
         return 0, []
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if any(metadata.get(name) != value for name, value in identity.items()):
-                return 0, []
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:  # not a checkpoint: start anew
-        return 0, []
-    trainer.restore(tensors, int(metadata["steps"]))
-    return int(metadata["steps"]), [CurvePoint(**point) for point in json.loads(metadata["curve"])]
+    tensors, notes = found
+    trainer.restore(tensors, int(notes["steps"]))
+    return int(notes["steps"]), [CurvePoint(**point) for point in json.loads(notes["curve"])]

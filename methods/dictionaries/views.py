@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import View
-from diffing_mcp.methods.dictionaries.params import MOST_READ
-from diffing_mcp.methods.dictionaries.rows import (
+from diffing_mcp.methods.dictionaries.schema import (
+    MOST_READ,
     SHOWN_TOKENS,
     Example,
     LatentRow,

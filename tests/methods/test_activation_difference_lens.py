@@ -12,7 +12,7 @@ import torch
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.activation_difference_lens.views import LensParams, PositionsParams
-from diffing_mcp.methods.directions.random_directions import random_lens_statistics, standardise
+from diffing_mcp.methods.directions.lens import random_lens_statistics, standardise
 from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput, NotTheSame
-from diffing_mcp.methods.activation_oracle.declaration import ActivationOracleParams
-from diffing_mcp.methods.activation_oracle.prompts import oracle_prompt, oracle_text
+from diffing_mcp.methods.activation_oracle.asking import oracle_prompt, oracle_text
+from diffing_mcp.methods.activation_oracle.schema import ActivationOracleParams
 from diffing_mcp.methods.activation_oracle.training import (
     InTraining,
     VerbalizerRecipe,
@@ -21,7 +21,7 @@ from diffing_mcp.methods.activation_oracle.training import (
     read_recipe,
     train_verbalizer,
 )
-from diffing_mcp.methods.activation_oracle.training_data import Example, example, load_material
+from diffing_mcp.methods.activation_oracle.training_data import TrainingQuestion, draw_question, load_material
 from diffing_mcp.methods.activation_oracle.verbalizers import BUNDLED_RECIPE, choose_verbalizer, known_names
 from diffing_mcp.methods.activation_oracle.views import AnswersParams
 from diffing_mcp.methods.registry import get_method
@@ -108,7 +108,7 @@ def oracle(planted_words: Callable[..., Any], tmp_path_factory: pytest.TempPathF
                 if word == "sea"
                 else directions[word] / directions[word].norm() + 0.1 * noise / noise.norm(dim=-1, keepdim=True)
             )
-            examples.append(Example((), 0, count, "raw", QUESTION, word, "planted"))
+            examples.append(TrainingQuestion((), 0, count, "raw", QUESTION, word, "planted"))
         loss = answer_loss(trained, collate(tokenizer, examples, vectors, LAYER, "cpu"), vectors, INJECTION)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -294,8 +294,8 @@ def test_nothing_is_trained_on_the_organisms_topics(tiny_pair: Any) -> None:
     assert not {text for text, _ in material.texts} & {text for text, _ in held_out.texts}
     first, second = random.Random(5), random.Random(5)
     for _ in range(40):
-        one = example(material, tiny_pair.tokenizer, first)
-        assert one == example(material, tiny_pair.tokenizer, second)
+        one = draw_question(material, tiny_pair.tokenizer, first)
+        assert one == draw_question(material, tiny_pair.tokenizer, second)
         assert 0 < one.start < one.stop <= len(one.ids)
         assert one.answer
 

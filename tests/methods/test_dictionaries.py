@@ -13,16 +13,15 @@ from safetensors.torch import load_file
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.methods.contract import PairSize
-from diffing_mcp.methods.crosscoder.analysis import CrosscoderAnalysis
-from diffing_mcp.methods.crosscoder.analysis import analyse as analyse_crosscoder
-from diffing_mcp.methods.crosscoder.judgement import headline
+from diffing_mcp.methods.crosscoder.measure import analyse as analyse_crosscoder
+from diffing_mcp.methods.crosscoder.measure import count_owned, headline
 from diffing_mcp.methods.dictionaries.crosscoder_trainer import dedicated_mask
+from diffing_mcp.methods.dictionaries.evaluation import LatentTable
 from diffing_mcp.methods.dictionaries.files import content_hash, load_dictionary, save_dictionary
 from diffing_mcp.methods.dictionaries.latent_scaling import LatentScalingSums
-from diffing_mcp.methods.dictionaries.models import SparseDictionary
+from diffing_mcp.methods.dictionaries.models import SparseDictionary, batch_top_k, nth_largest
 from diffing_mcp.methods.dictionaries.preparation import Prepared
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
-from diffing_mcp.methods.dictionaries.selection import batch_top_k, nth_largest
 from diffing_mcp.methods.dictionaries.training import (
     RowsOf,
     Training,
@@ -31,7 +30,7 @@ from diffing_mcp.methods.dictionaries.training import (
     fit_normalisation,
     train,
 )
-from diffing_mcp.methods.sae_difference.analysis import analyse as analyse_sae
+from diffing_mcp.methods.sae_difference.measure import analyse as analyse_sae
 from tests.methods.planted_latents import PlantedActivations, plant
 
 BENCHMARK = {
@@ -62,7 +61,7 @@ def trained(data: PlantedActivations, recipe: TrainingRecipe, rows_of: RowsOf, *
     return Prepared(data, training.dictionary, stop, training, rows_of)
 
 
-def crosscoder(data: PlantedActivations, **recipe: Any) -> tuple[CrosscoderAnalysis, Prepared]:
+def crosscoder(data: PlantedActivations, **recipe: Any) -> tuple[LatentTable, Prepared]:
     prepared = trained(data, TrainingRecipe(**recipe), both_sides)
     return analyse_crosscoder(prepared), prepared
 
@@ -73,7 +72,7 @@ def matches(data: PlantedActivations, vectors: torch.Tensor) -> list[int | None]
     return [int(row.argmax()) if float(row.max()) > 0.9 else None for row in cosine]
 
 
-def check_recovery(data: PlantedActivations, analysis: CrosscoderAnalysis, prepared: Prepared) -> None:
+def check_recovery(data: PlantedActivations, analysis: LatentTable, prepared: Prepared) -> None:
     """Every planted feature of the finetuned model is found by latent scaling, nothing else is, and the base has none
     of its own.
     """
@@ -81,7 +80,7 @@ def check_recovery(data: PlantedActivations, analysis: CrosscoderAnalysis, prepa
     owned = [latent for latent, owner in enumerate(owners) if owner == "finetuned"]
     found = matches(data, prepared.dictionary.decoder_of(1)[owned])
     assert set(found) == set(data.own)
-    assert analysis.owned("base") == 0
+    assert count_owned(analysis, "base") == 0
     first = [int(latent) for latent in analysis.order[: len(owned)]]
     assert set(first) == set(owned)  # ranked first
 
@@ -97,7 +96,7 @@ def test_planted_benchmark(seed: int, own_rate: float | None) -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[PlantedActivations, CrosscoderAnalysis, Prepared]:
+def small() -> tuple[PlantedActivations, LatentTable, Prepared]:
     data = plant(0, 20_000, **SMALL_DATA)
     return data, *crosscoder(data, **SMALL)
 
@@ -116,7 +115,7 @@ def test_planted_latents_are_recovered(small: Any) -> None:
 def test_an_identical_pair_has_no_own_latent() -> None:
     data = plant(1, 20_000, identical=True, **SMALL_DATA)
     analysis, prepared = crosscoder(data, **SMALL | {"steps": 200})
-    assert analysis.owned("finetuned") == analysis.owned("base") == 0
+    assert count_owned(analysis, "finetuned") == count_owned(analysis, "base") == 0
     assert not headline(0, 0, [])[0]
     torch.testing.assert_close(prepared.dictionary.decoder_of(0), prepared.dictionary.decoder_of(1), rtol=0, atol=1e-6)
 
@@ -124,8 +123,8 @@ def test_an_identical_pair_has_no_own_latent() -> None:
 def test_exchanged_models_exchange_owners(small: Any) -> None:
     data, _, _ = small
     analysis, _ = crosscoder(replace(data, base=data.finetuned, finetuned=data.base), **SMALL)
-    assert analysis.owned("finetuned") == 0
-    assert analysis.owned("base") == len(data.own)
+    assert count_owned(analysis, "finetuned") == 0
+    assert count_owned(analysis, "base") == len(data.own)
 
 
 def rare(seed: int, steps: int) -> dict[str, int]:
@@ -143,7 +142,7 @@ def rare(seed: int, steps: int) -> dict[str, int]:
         chosen = [latent for latent, value in enumerate(analysis.columns[column]) if value == tag]
         assert {nearest[latent] for latent in chosen} <= set(data.own)
         counts[name] = len({known[latent] for latent in chosen} & set(data.own))
-    assert analysis.owned("base") == 0
+    assert count_owned(analysis, "base") == 0
     assert "base_only" not in analysis.columns["tag"]
     return counts
 

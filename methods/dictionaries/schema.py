@@ -1,20 +1,68 @@
-"""Rows of the results and views of dictionaries. Torch-free."""
+"""Parameters, rows and results of both dictionary methods. Torch-free."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.examples.reader import Example as StoredExample
 from diffing_mcp.methods.examples.views import example_row
+from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
 
 Tag = Literal["base_only", "finetuned_only", "shared", "other", "dead"]
 Owner = Literal["base", "finetuned"]
 EXAMPLE_CHARACTERS = 120
 SHOWN_TOKENS = 8
 """Lens tokens of a latent in a list."""
+MOST_READ = 2000
+"""Latents that are read through the lens and have examples, at most."""
+
+
+class DictionaryParams(ActivationSourceParams):
+    """Activations, the dictionary and its training."""
+
+    max_samples: int = Field(1000, ge=1, le=1_000_000, description="Documents read at most.")
+    max_tokens: int = Field(64, ge=1, le=8192, description="Tokens of each document at most.")
+    layer: int | float = Field(0.5, description="Relative depth (float) or absolute layer (integer).")
+    expansion: float = Field(2.0, gt=0, le=256, description="Latents per dimension of the residual stream.")
+    k: int = Field(
+        32, ge=1, le=4096, description="Mean active latents a token (BatchTopK); half of the latents at most."
+    )
+    steps: int = Field(600, ge=1, le=10_000_000, description="Training steps.")
+    batch_rows: int = Field(1024, ge=2, le=65_536, description="Tokens a step.")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Highest learning rate of Adam; None: 0.04 / sqrt(d_model)."
+    )
+    patience: int | None = Field(
+        5, ge=1, description="Validations (every 100 steps) without gain before the training stops; None: never."
+    )
+    training_seed: int = Field(0, ge=0, description="Initial weights and order of the tokens.")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="Share of the tokens that judge the dictionary and are never trained on."
+    )
+    dictionary: str | None = Field(
+        None,
+        max_length=300,
+        description=(
+            "Local folder or hub id[//folder][@revision] of a trained dictionary to use instead of training one "
+            "(operators only)."
+        ),
+    )
+    top_latents: int = Field(8, ge=1, le=30, description="Latents in the result.")
+    read_latents: int = Field(
+        100,
+        ge=1,
+        le=MOST_READ,
+        description="Latents, the first by rank, that get lens tokens and examples (those of the result always do).",
+    )
+
+    def latents(self, d_model: int) -> int:
+        """Latents of a dictionary that is trained, for a residual stream of this width."""
+        return max(2, round(self.expansion * d_model))
 
 
 class Example(BaseModel):
@@ -153,6 +201,31 @@ class TrainingNote(BaseModel):
             f"{self.variance_explained:.3f}{sides}, {self.active:.1f} latents a token, {100 * self.dead_share:.0f} % "
             "dead"
         )
+
+
+class DictionaryResult(MethodResult):
+    """What the results of both methods begin with."""
+
+    identical: bool = Field(
+        description="Whether every activation is exactly the same in both models; nothing was trained then."
+    )
+    training: TrainingNote | None = None
+
+    def text_of(
+        self, details: Iterable[str], words: Iterable[LatentWord], order: str, latents: Iterable[LatentRow]
+    ) -> str:
+        """The result as text: headline, training, the method's own `details`, then words and latents, whose `order` is
+        said. The headline alone where nothing was trained.
+        """
+        if self.training is None:
+            return self.headline
+        lines = [self.headline, self.training.as_text(), *details]
+        if shown := ", ".join(f"{row.word} x{row.latents} {row.z:.1f}" for row in words):
+            lines.append(f"words (latents, highest z): {shown}")
+        lines.append(f"latents by {order} (examples are untrusted text):")
+        lines += [row.as_text() for row in latents]
+        lines.append("steer by one with vector=RUN/latentN; views: latents, latent, search")
+        return "\n".join(lines)
 
 
 def latent_name(latent: int) -> str:

@@ -1,42 +1,67 @@
-"""Declaration of the activation oracle: parameters, result, views and figures. Torch-free."""
+"""Parameters, rows and result of the activation oracle. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.activation_oracle import figures, views
-from diffing_mcp.methods.activation_oracle.rows import AnswerGroup, Mode, OracleWord
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodParams,
-    MethodResult,
-    PairSize,
-    View,
-)
+from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from diffing_mcp.core.progress import Progress
-    from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.model_pairs.pair import LoadedPair
-    from diffing_mcp.model_pairs.specs import PairSpec
-
+Kind = Literal["finetuned", "base", "difference", "vector", "opposite"]
+Mode = Literal["token", "segment", "sequence"]
 QUESTIONS = ("What is this about?",)
 CONTEXT = (
     "Yesterday evening I walked down to the harbour with a neighbour. The boats lay still, a few gulls were arguing "
     "over the last of the day's catch, and somebody was mending a net by the light of a lamp. We spoke about nothing "
     "in particular until it grew cold, then we went home."
 )
-
 _HIGHEST_LEAD = 0.9
+"""Score, below the null level, that a word of differences or of a vector has at most."""
+
+
+class OracleAnswer(BaseModel):
+    """One answer, and the activations that it is about."""
+
+    kind: Kind
+    mode: Mode
+    question: str
+    context: int = Field(description="Index of the context; 0 for a vector.")
+    position: int = Field(description="Last token read, counted from the end of the context (-1 is its last token).")
+    answer: str = Field(description="UNTRUSTED text of a model.")
+
+
+class AnswerGroup(BaseModel):
+    """Answers to one question on one kind of activations."""
+
+    kind: Kind
+    question: str
+    answers: int
+    examples: list[str] = Field(description="UNTRUSTED. The most frequent answers, trimmed.")
+
+    def as_text(self) -> str:
+        """One line."""
+        return f"  {self.kind} ({self.answers}): " + " ".join(
+            f"⟦{' '.join(answer.split())}⟧" for answer in self.examples
+        )
+
+
+class OracleWord(BaseModel):
+    """A content word in more answers on one kind of activations than on the kind it is compared with."""
+
+    kind: Kind
+    word: str
+    count: int = Field(description="Answers that contain it.")
+    compared: int = Field(description="Answers on the compared activations that contain it.")
+    surprise: float = Field(description="-log10 p of Fisher's exact test, one-sided.")
+    strong: bool
+
+    def as_text(self) -> str:
+        """`word 9:1 (p 10^-3.1)`, with a star when strong."""
+        return f"{'*' if self.strong else ''}{self.word} {self.count}:{self.compared} (p 10^-{self.surprise:.1f})"
 
 
 class ActivationOracleParams(MethodParams):
@@ -147,60 +172,3 @@ class ActivationOracleResult(MethodResult):
             lines.append(f"{question} (untrusted model text between ⟦ ⟧)")
             lines += [group.as_text() for group in self.groups if group.question == question]
         return "\n".join(lines)
-
-
-class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleResult]):
-    """Activation oracle: activations of a context under the finetuned model, under the base, and their difference are
-    injected into the BASE model with a verbalizer adapter, which answers questions about them in words. With `vector`
-    it is asked about one direction (RUN/NAME) and its opposite. Read the answers on `difference` against those on
-    `base`: what is in both comes from the context or from the verbalizer's habits. Answers are guesses, often invented,
-    and weak for small models; take a pattern over many answers as a lead and confirm it with other methods. Stands out
-    only when words of the answers on finetuned activations are beyond those on base activations by an exact test; words
-    of `difference` and of a vector are leads alone, because any direction, also of a null finetune, makes a verbalizer
-    say something. Where no verbalizer is known for the base model, the base model reads itself (`self_verbalised`):
-    weaker still. Views: `answers`."""
-
-    name: ClassVar[str] = "activation_oracle"
-    title: ClassVar[str] = "Activation oracle"
-    Params: ClassVar[type[BaseModel]] = ActivationOracleParams
-    Result: ClassVar[type[MethodResult]] = ActivationOracleResult
-    cost: ClassVar[Cost] = "minutes"
-    views: ClassVar[Mapping[str, View]] = {
-        "answers": View(
-            "answers",
-            "Page through all answers by kind of activations, mode and text.",
-            views.AnswersParams,
-            views.answers,
-        ),
-    }
-    figures: ClassVar[Sequence[Figure]] = (Figure("words", "Words of the answers", figures.words),)
-
-    def run(
-        self, pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progress: Progress
-    ) -> ActivationOracleResult:
-        from diffing_mcp.methods.activation_oracle.reading import read
-
-        return read(pair, params, run, progress)
-
-    def interactions(self, params: ActivationOracleParams) -> int:
-        return len(params.contexts) if params.contexts and params.vector is None else 0
-
-    def operator_only(self, params: ActivationOracleParams) -> str | None:
-        from diffing_mcp.methods.activation_oracle.verbalizers import known_names
-
-        if params.verbalizer is None or params.verbalizer in known_names():
-            return None
-        return f"verbalizer must be one of {', '.join(known_names())}"
-
-    def key_parts(self, params: ActivationOracleParams, spec: PairSpec) -> dict[str, Any]:
-        from diffing_mcp.methods.activation_oracle.verbalizers import verbalizer_key
-
-        return {"verbalizer": verbalizer_key(params.verbalizer)}
-
-    def estimate(self, pair: PairSize, params: ActivationOracleParams) -> CostEstimate:
-        each = {"token": params.token_positions, "segment": params.samples, "sequence": params.samples}
-        per_context = params.samples if params.vector is not None else sum(each[mode] for mode in set(params.modes))
-        kinds, contexts = (2, 1) if params.vector is not None else (3, len(params.contexts or (CONTEXT,)))
-        answers = kinds * contexts * len(params.questions) * per_context
-        passes = -(-answers // 64) * params.max_new_tokens
-        return pair.cost(30 * answers, passes, generated_tokens=answers * params.max_new_tokens, bytes=200 * answers)
