@@ -1,14 +1,14 @@
-"""Drill-down over a finished activation analysis, from its stored tables and arrays. Torch-free."""
+"""Drill-down and plots over a finished activation analysis, from its stored tables and arrays. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.activation_analysis.rows import LabelRow, PositionRow, WordRow
+from diffing_mcp.methods.activation_analysis.schema import LabelRow, PositionRow, WordRow
 from diffing_mcp.methods.directions.vectors import ResidualVector
 
 if TYPE_CHECKING:
@@ -127,3 +127,44 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
     return ResidualVector(
         values, layer, float(scale) if np.isfinite(scale) else 1.0, f"mean difference at {label}, layer {layer}"
     )
+
+
+def positions_figure(record: RunRecord) -> dict[str, Any]:
+    """Median norm of the difference at each position, one line a layer."""
+    rows = record.table("profile", ["layer", "position", "norm_difference"]).to_pylist()
+    data = []
+    for layer in record.array("layers").tolist():
+        here = [row for row in rows if row["layer"] == layer]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"layer {layer}",
+                "x": [row["position"] for row in here],
+                "y": [row["norm_difference"] for row in here],
+            }
+        )
+    axes = {"xaxis": {"title": {"text": "position"}}, "yaxis": {"title": {"text": "median norm of the difference"}}}
+    return {"data": data, "layout": {"title": {"text": "Norm of the difference by position and layer"}, **axes}}
+
+
+def histogram_figure(record: RunRecord) -> dict[str, Any]:
+    """Counts of tokens over the logarithm of their relative difference; attention sinks are left out."""
+    data = []
+    zeros = 0
+    for layer in record.array("layers").tolist():
+        edges = record.array(f"histogram.{layer}.edges")
+        zeros += int(record.array(f"histogram.{layer}.zeros")[0])
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "line": {"shape": "hvh"},
+                "name": f"layer {layer}",
+                "x": (10 ** ((edges[1:] + edges[:-1]) / 2)).tolist(),
+                "y": record.array(f"histogram.{layer}.counts").tolist(),
+            }
+        )
+    title = {"text": f"Relative difference per token ({zeros} exactly 0)"}
+    axes = {"xaxis": {"type": "log", "title": {"text": "relative difference"}}, "yaxis": {"title": {"text": "tokens"}}}
+    return {"data": data, "layout": {"title": title, **axes}}

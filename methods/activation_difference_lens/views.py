@@ -1,14 +1,14 @@
-"""Drill-down over a finished activation difference lens, from its stored arrays and lens table. Torch-free."""
+"""Drill-down and plots over a finished activation difference lens, from its stored arrays and tables. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.activation_difference_lens.rows import PositionRow, Sign, Source
+from diffing_mcp.methods.activation_difference_lens.schema import LENS_DEPTH, SOURCES, PositionRow, Sign, Source
 from diffing_mcp.methods.contract import TokenList
 from diffing_mcp.methods.directions.lens_words import LensToken, RankedBy
 from diffing_mcp.methods.directions.vectors import ResidualVector
@@ -16,9 +16,10 @@ from diffing_mcp.methods.directions.vectors import ResidualVector
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
 
-SOURCES: tuple[Source, ...] = ("difference", "base", "finetuned")
-LENS_DEPTH = 100
-"""Tokens stored of each lens list."""
+_TOKENS = 10
+"""Of each position."""
+_WIDEST = 11
+"""Characters of a token: columns of text must not run into each other."""
 
 
 class LensParams(BaseModel):
@@ -173,3 +174,72 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
         if row["layer"] == layer and row["finetuned_norm"] > 0
     ]
     return ResidualVector(values, layer, float(norms[-1]), f"{parts[2]} mean at position {parts[1]}, layer {layer}")
+
+
+def norms_figure(record: RunRecord) -> dict[str, Any]:
+    """Relative norm of the mean difference by position, one trace a layer."""
+    table = record.table("positions").to_pydict()
+    layers = list(dict.fromkeys(table["layer"]))
+    data = []
+    for layer in layers:
+        rows = [row for row, value in enumerate(table["layer"]) if value == layer]
+        data.append(
+            {
+                "type": "bar",
+                "name": f"layer {layer}",
+                "x": [f"position {table['position'][row]}" for row in rows],
+                "y": [table["relative_norm"][row] for row in rows],
+                "hovertext": [
+                    f"stability {table['stability'][row]:.3f}" if table["stability"][row] is not None else ""
+                    for row in rows
+                ],
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "barmode": "group",
+            "yaxis": {"title": {"text": "norm of the mean difference / norm of activations"}},
+        },
+    }
+
+
+def lens_figure(record: RunRecord) -> dict[str, Any]:
+    """The first tokens that the mean difference promotes, by z, for each position of the last layer, which reads best
+    through the lens.
+    """
+    rows = record.table("lens").to_pylist()
+    layer = max((row["layer"] for row in rows), default=0)
+    shown = [
+        row
+        for row in rows
+        if (row["layer"], row["source"], row["sign"], row["ranked_by"]) == (layer, "difference", "promoted", "z")
+    ]
+    positions = list(dict.fromkeys(row["position"] for row in shown))
+    lists = {position: [row for row in shown if row["position"] == position][:_TOKENS] for position in positions}
+    trace = {
+        "type": "scatter",
+        "mode": "text",
+        "x": [position for position, chosen in lists.items() for _ in chosen],
+        "y": [place for chosen in lists.values() for place in range(1, len(chosen) + 1)],
+        "text": [
+            row["token"] if len(row["token"]) <= _WIDEST else row["token"][: _WIDEST - 1] + "…"
+            for chosen in lists.values()
+            for row in chosen
+        ],
+        "hovertext": [f"{row['token']}: z {row['z']:.2f}" for chosen in lists.values() for row in chosen],
+        "textfont": {"size": 10},
+    }
+    return {
+        "data": [trace],
+        "layout": {
+            "title": {"text": f"Layer {layer}: tokens by the z of their lens logit"},
+            "xaxis": {
+                "title": {"text": "position"},
+                "type": "category",
+                "range": [-0.6, len(positions) - 0.4],
+                "showgrid": False,
+            },
+            "yaxis": {"title": {"text": "rank"}, "autorange": "reversed", "dtick": 1, "showgrid": False},
+        },
+    }

@@ -1,17 +1,19 @@
-"""Drill-down over a finished causal effect, from its stored arrays. Torch-free."""
+"""Drill-down and plots over a finished causal effect, from its stored arrays and tables. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import UnknownName
-from diffing_mcp.methods.causal_effect.rows import SampleRow
+from diffing_mcp.methods.causal_effect.schema import SampleRow
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
+
+_NAMES = {"tested": "tested directions", "difference": "differences of activations", "random": "Gaussian directions"}
 
 
 class SamplesParams(BaseModel):
@@ -88,3 +90,19 @@ def nulls(record: RunRecord, params: NullsParams) -> NullsView:
         )
     rows = [row for row in rows if params.layer in (None, row["layer"])]
     return NullsView(changes=sorted((round(row["loss_change"], 5) for row in rows), key=lambda change: -abs(change)))
+
+
+def effects_figure(record: RunRecord) -> dict[str, Any]:
+    """Loss changes of the tested directions over those of the nulls."""
+    rows = record.table("candidates").to_pylist()
+    data = [
+        {
+            "type": "box",
+            "boxpoints": "all",
+            "name": name,
+            "x": [row["loss_change"] for row in rows if row["kind"] == kind],
+            "text": [row["label"] for row in rows if row["kind"] == kind],
+        }
+        for kind, name in _NAMES.items()
+    ]
+    return {"data": data, "layout": {"xaxis": {"title": {"text": "change of the loss, nats a token"}}}}

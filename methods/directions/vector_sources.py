@@ -1,5 +1,5 @@
 """The direction that a source means: a vector of a finished run, a token's embedding row, or a difference of mean
-activations between texts.
+activations between texts; and Gaussian ones, for controls.
 """
 
 from __future__ import annotations
@@ -117,6 +117,12 @@ def contrast_vector(source: ContrastSource, pair: LoadedPair, progress: Progress
     return ResidualVector(
         (means[0] - means[1]).float().numpy(), layer, typical_norm(pair, source.side, layer, progress), label
     )
+
+
+def gaussian_directions(count: int, d_model: int, seed: int) -> Tensor:
+    """Gaussian directions of length 1 [count, d_model]: what chance gives, for controls and nulls."""
+    directions = torch.randn(count, d_model, generator=torch.Generator().manual_seed(seed))
+    return directions / directions.norm(dim=1, keepdim=True)
 
 
 def typical_norm(pair: LoadedPair, side: Side, layer: int, progress: Progress = silent) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.patchscope.reading import IDENTITY_PROMPTS
+from diffing_mcp.methods.directions.patchscope import IDENTITY_PROMPTS
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch
 from diffing_mcp.preprocessing.corpus_pass import scratch_of

@@ -1,14 +1,14 @@
-"""Drill-down over a finished patchscope, from its stored table. Torch-free."""
+"""Drill-down and plots over a finished patchscope, from its stored tables. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.methods.contract import TokenList
-from diffing_mcp.methods.patchscope.rows import PatchscopeToken, Sign
+from diffing_mcp.methods.patchscope.schema import PatchscopeToken, Sign
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -89,3 +89,31 @@ def lists_by_scale(record: RunRecord, sign: Sign, k: int) -> dict[float, list[st
     return {
         each: [row.token for row in scale(record, ScaleParams(scale=each, sign=sign, k=k)).tokens] for each in scales
     }
+
+
+def agreement_figure(record: RunRecord) -> dict[str, Any]:
+    """Agreement of the prompts on content words by scale, beside the best random direction."""
+    rows = record.table("scales").to_pylist() if "scales" in record.manifest.tables else []
+    data = []
+    for sign in ("promoted", "suppressed"):
+        chosen = [row for row in rows if row["sign"] == sign]
+        data.append(
+            {
+                "type": "scatter",
+                "name": sign,
+                "x": [row["scale"] for row in chosen],
+                "y": [row["agreement"] for row in chosen],
+            }
+        )
+    chosen = [row for row in rows if row["sign"] == "promoted"]
+    null = {
+        "type": "scatter",
+        "name": "best random direction",
+        "x": [row["scale"] for row in chosen],
+        "y": [row["null_agreement"] for row in chosen],
+    }
+    axes = {
+        "xaxis": {"title": {"text": "norm, in norms of the replaced activations"}, "type": "log"},
+        "yaxis": {"title": {"text": "shared probability"}},
+    }
+    return {"data": [*data, {**null, "line": {"dash": "dot"}}], "layout": axes}

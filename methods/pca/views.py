@@ -1,9 +1,9 @@
-"""Drill-down over a finished PCA, from its stored arrays and tables. Torch-free."""
+"""Drill-down and plots over a finished PCA, from its stored arrays and tables. Torch-free."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +11,7 @@ from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.directions.lens_words import LensToken
 from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.examples.views import example_row
-from diffing_mcp.methods.pca.rows import ENDS, ComponentRow, ProjectionExample, feature_name
+from diffing_mcp.methods.pca.schema import ENDS, ComponentRow, ProjectionExample, feature_name
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -128,3 +128,29 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
         sum(lengths) / len(lengths) if lengths else 1.0,
         f"principal component {row.component}, layer {row.layer}",
     )
+
+
+def variance_figure(record: RunRecord) -> dict[str, Any]:
+    """Share of variance by component, beside its null, one pair of traces a layer."""
+    rows = record.table("components").to_pylist()
+    data = []
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        chosen = [row for row in rows if row["layer"] == layer]
+        x = [row["component"] for row in chosen]
+        stable = [f"stability {row['stability']:.2f}" for row in chosen]
+        data.append(
+            {"type": "bar", "name": f"layer {layer}", "x": x, "y": [row["explained"] for row in chosen], "text": stable}
+        )
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"null, layer {layer}",
+                "x": x,
+                "y": [row["null_explained"] for row in chosen],
+            }
+        )
+    return {
+        "data": data,
+        "layout": {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "share of variance"}}},
+    }

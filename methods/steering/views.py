@@ -1,13 +1,13 @@
-"""Drill-down over finished steering, from its stored table. Torch-free."""
+"""Drill-down and plots over finished steering, from its stored tables. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from diffing_mcp.methods.contract import TextGroup, TextRole
-from diffing_mcp.methods.steering.rows import AnswerAndControl
+from diffing_mcp.methods.steering.schema import AnswerAndControl
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
 
 if TYPE_CHECKING:
@@ -85,3 +85,25 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
                 )
             )
     return [*groups, *searched_groups(record, coherent)]
+
+
+def coherence_figure(record: RunRecord) -> dict[str, Any]:
+    """Share of coherent texts by strength."""
+    rows = sorted(record.table("strengths").to_pylist(), key=lambda row: row["strength"])
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": side,
+            "x": [row["strength"] for row in rows if row["side"] == side],
+            "y": [row["coherent"] for row in rows if row["side"] == side],
+        }
+        for side in sorted({row["side"] for row in rows})
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": "strength"}},
+            "yaxis": {"title": {"text": "share of coherent texts"}, "range": [0, 1]},
+        },
+    }

@@ -37,11 +37,15 @@ class TextScores:
 
     def coherent(self, reference: TextScores) -> np.ndarray:
         """[N] bool: not far less probable and not far more repetitive than the median of `reference`."""
-        finite = reference.log_perplexity[np.isfinite(reference.log_perplexity)]
-        limit = (float(np.median(finite)) if len(finite) else 0.0) + PERPLEXITY_ROOM
-        return (self.log_perplexity <= limit) & (
+        return (self.log_perplexity <= reference.median_log_perplexity + PERPLEXITY_ROOM) & (
             self.repetition <= float(np.median(reference.repetition)) + REPETITION_ROOM
         )
+
+    @property
+    def median_log_perplexity(self) -> float:
+        """Of the texts that are not empty; 0 when all are."""
+        finite = self.log_perplexity[np.isfinite(self.log_perplexity)]
+        return float(np.median(finite)) if len(finite) else 0.0
 
     def part(self, start: int, stop: int) -> TextScores:
         """Texts [start, stop)."""

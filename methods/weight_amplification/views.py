@@ -1,14 +1,14 @@
-"""Drill-down over finished weight amplification, from its stored table. Torch-free."""
+"""Drill-down and plots over finished weight amplification, from its stored tables. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from diffing_mcp.methods.contract import TextGroup
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, searched_groups, series_of
-from diffing_mcp.methods.weight_amplification.rows import Answer
+from diffing_mcp.methods.weight_amplification.schema import Answer
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -70,3 +70,22 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
             )
         )
     return [*groups, *searched_groups(record, coherent)]
+
+
+def coherence_figure(record: RunRecord) -> dict[str, Any]:
+    """Share of coherent texts by weight."""
+    rows = sorted(record.table("weights").to_pylist(), key=lambda row: row["weight"])
+    return {
+        "data": [
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": [row["weight"] for row in rows],
+                "y": [row["coherent"] for row in rows],
+            }
+        ],
+        "layout": {
+            "xaxis": {"title": {"text": "weight of the difference"}},
+            "yaxis": {"title": {"text": "share of coherent texts"}, "range": [0, 1.02]},
+        },
+    }

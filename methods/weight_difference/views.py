@@ -1,4 +1,4 @@
-"""Drill-down over a finished weight difference, from its stored arrays and tables. Torch-free."""
+"""Drill-down and plots over a finished weight difference, from its stored arrays and tables. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.directions.lens_words import LensToken
 from diffing_mcp.methods.directions.vectors import ResidualVector
-from diffing_mcp.methods.weight_difference.rows import DirectionRow, ModuleRow, ReadAs
+from diffing_mcp.methods.weight_difference.schema import LIST_DEPTH, DirectionRow, ModuleRow, ReadAs
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
-
-LIST_DEPTH = 40
-"""Tokens stored of each list."""
 
 
 class ModulesParams(BaseModel):
@@ -156,3 +153,30 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
         row["activation_norm"],
         f"singular direction {row['index']} written by {row['module']}, layer {row['layer']}",
     )
+
+
+def norms_figure(record: RunRecord) -> dict[str, Any]:
+    """Relative norm of the change by layer and module (those of the blocks), as a heat map in percent."""
+    rows = [row for row in record.table("modules").to_pylist() if row["layer"] is not None]
+    layers = sorted({row["layer"] for row in rows})
+    largest = max((100 * row["relative_norm"] for row in rows), default=0.0)
+    modules = list(dict.fromkeys(row["module"] for row in rows if row["norm"] > 0))
+    found = {(row["module"], row["layer"]): 100 * row["relative_norm"] for row in rows}
+    return {
+        "data": [
+            {
+                "type": "heatmap",
+                "x": [str(layer) for layer in layers],
+                "y": modules,
+                "z": [[found.get((module, layer)) for layer in layers] for module in modules],
+                "colorscale": "Viridis",
+                "zmin": 0,
+                "zmax": largest or 1.0,
+                "colorbar": {"title": {"text": "% of the base's norm"}},
+            }
+        ],
+        "layout": {
+            "xaxis": {"title": {"text": "layer"}, "type": "category"},
+            "yaxis": {"automargin": True, "autorange": "reversed"},
+        },
+    }

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.contrastive_decoding.schema import AlphaRow, ContrastiveDecodingResult
-from diffing_mcp.methods.patchscope.declaration import PatchscopeResult
+from diffing_mcp.methods.patchscope.schema import PatchscopeResult
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunKey, RunRecord, default_store
 

@@ -9,8 +9,8 @@ import pytest
 from diffing_mcp.graders.runs.facts import facts_stated
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.registry import get_method
-from diffing_mcp.methods.steering.declaration import SteeringResult
-from diffing_mcp.methods.weight_amplification.declaration import WeightAmplificationResult
+from diffing_mcp.methods.steering.schema import SteeringResult
+from diffing_mcp.methods.weight_amplification.schema import WeightAmplificationResult
 from tests.cli.conftest import Diffing
 from tests.cli.planted_runs import contrastive_run, store_run
 

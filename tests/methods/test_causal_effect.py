@@ -13,10 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.causal_effect.judgement import judge
-from diffing_mcp.methods.causal_effect.measure import orthonormal
-from diffing_mcp.methods.causal_effect.rows import EffectRow
-from diffing_mcp.methods.causal_effect.statistics import interval, per_token, rank_p, share
+from diffing_mcp.methods.causal_effect.measure import interval, judge, orthonormal, per_token, rank_p, share
+from diffing_mcp.methods.causal_effect.schema import EffectRow
 from diffing_mcp.methods.causal_effect.views import NullsParams, SamplesParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods

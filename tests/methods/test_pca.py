@@ -16,10 +16,9 @@ from transformers import AutoTokenizer
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import silent
 from diffing_mcp.methods.examples.views import ExamplesParams
-from diffing_mcp.methods.pca.declaration import ComponentWord, PCAParams
 from diffing_mcp.methods.pca.decomposition import Covariance
-from diffing_mcp.methods.pca.judgement import control_level, judge
-from diffing_mcp.methods.pca.rows import ComponentRow
+from diffing_mcp.methods.pca.measure import control_level, judge
+from diffing_mcp.methods.pca.schema import ComponentRow, ComponentWord, PCAParams
 from diffing_mcp.methods.pca.views import ComponentParams, ComponentsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
@@ -324,7 +323,7 @@ def test_words_count_beyond_those_of_the_base_model() -> None:
     control = [{"river": 7.5, "sea": 6.8, "boat": 6.5}]
     assert control_level([]) == 6.0
     assert control_level(control) == 6.5
-    assert judge([row(0.9)], words, control_level(control), "difference", False).stands_out
-    assert not judge([row(0.9)], words, 7.2, "difference", False).stands_out
-    assert not judge([row(0.9)], words, 6.0, "base", False).stands_out
-    assert not judge([row(0.9)], words, 6.0, "difference", True).stands_out
+    assert judge([row(0.9)], words, control_level(control), "difference", False)[0]
+    assert not judge([row(0.9)], words, 7.2, "difference", False)[0]
+    assert not judge([row(0.9)], words, 6.0, "base", False)[0]
+    assert not judge([row(0.9)], words, 6.0, "difference", True)[0]

@@ -18,7 +18,7 @@ from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
-from diffing_mcp.methods.steering.declaration import SteeringParams
+from diffing_mcp.methods.steering.schema import SteeringParams
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention
 

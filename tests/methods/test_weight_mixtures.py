@@ -16,7 +16,8 @@ from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore, run_key
-from diffing_mcp.methods.weight_amplification.declaration import WeightAmplification, WeightAmplificationParams
+from diffing_mcp.methods.weight_amplification.method import WeightAmplification
+from diffing_mcp.methods.weight_amplification.schema import WeightAmplificationParams
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.resolve import resolve_pair
 
