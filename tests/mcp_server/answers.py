@@ -50,8 +50,7 @@ async def held(client: Client) -> AsyncIterator[Client]:
             await over.wait()
 
     task = asyncio.create_task(hold())
-    while not opened.done() and not task.done():
-        await asyncio.sleep(0.005)
+    await asyncio.wait([opened, task], return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     yield opened.result()
