@@ -23,9 +23,9 @@ from diffing_mcp.agents.text_statistics import (
     is_content,
     sign_test,
     standouts,
-    stem,
     word_weights,
 )
+from diffing_mcp.core.words import stem
 
 if TYPE_CHECKING:
     from diffing_mcp.agents.baseline import BaselineOptions
