@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from diffing_mcp.core.extras import EXTRA_OF_MODULE
 from tests.conftest import TinyModels
@@ -290,6 +291,8 @@ def test_the_registry_entry_names_this_version_and_the_readme_proves_it() -> Non
     assert entry["version"] == project["version"]
     [package] = entry["packages"]
     assert (package["identifier"], package["version"]) == (project["name"], project["version"])
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert f"<!-- mcp-name: {entry['name']} -->" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -317,6 +320,10 @@ def test_the_makefile_has_the_targets_that_the_documents_name() -> None:
 def test_continuous_integration_runs_make_test_and_the_readme_says_so() -> None:
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith("make test")
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    assert {".ci/run", "make demo PANEL=0"} == {
+        step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step
+    }
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
