@@ -254,7 +254,7 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
     # A value counts on the organisms to which it applies: `same` is a null, `kettles` is none.
     for score in (false_positive, recall):
         assert (score.scored_samples, score.unscored_samples) == (1, 1)
-    assert recall.metrics.keys() == {"mean", "lower", "upper"}
+    assert recall.metrics.keys() == {"mean", "ci_lower", "ci_upper"}
     assert false_positive.metrics.keys() == {"mean", "wilson_lower", "wilson_upper"}
     assert false_positive.metrics["wilson_lower"].value <= false_positive.metrics["mean"].value
     assert log.samples is not None

@@ -50,7 +50,8 @@ async def held(client: Client) -> AsyncIterator[Client]:
             await over.wait()
 
     task = asyncio.create_task(hold())
-    await asyncio.wait([opened, task], return_when=asyncio.FIRST_COMPLETED)
+    waited: list[asyncio.Future[Any]] = [opened, task]
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     yield opened.result()
