@@ -255,8 +255,8 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
     for score in (false_positive, recall):
         assert (score.scored_samples, score.unscored_samples) == (1, 1)
     assert recall.metrics.keys() == {"mean", "ci_lower", "ci_upper"}
-    assert false_positive.metrics.keys() == {"mean", "wilson_lower", "wilson_upper"}
-    assert false_positive.metrics["wilson_lower"].value <= false_positive.metrics["mean"].value
+    assert false_positive.metrics.keys() == {"mean", "ci_wilson_lower", "ci_wilson_upper"}
+    assert false_positive.metrics["ci_wilson_lower"].value <= false_positive.metrics["mean"].value
     assert log.samples is not None
     assert {str(sample.target) for sample in log.samples} == {"kettles", "same"}
     seen_by_the_agent = json.dumps([message.text for sample in log.samples for message in sample.messages])
