@@ -37,14 +37,14 @@ $(PY):
 
 $(VENV)/.installed: pyproject.toml requirements.lock | $(PY)
 	@echo "installing (torch first; 2-5 minutes the first time)"
-	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	@$(PIP_INSTALL) -c requirements.lock -e '.[eval,ui]'
+	@$(PIP_INSTALL) -c requirements.lock $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP_INSTALL) -c requirements.lock -e '.[server,eval,ui]'
 	@$(PIP_INSTALL) --no-deps $(WITHOUT_DEPENDENCIES)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the tools of development"
-	@$(PIP_INSTALL) -c requirements.lock -e '.[eval,ui,dev]'
+	@$(PIP_INSTALL) -c requirements.lock -e '.[server,eval,ui,dev]'
 	@touch $@
 
 install: $(VENV)/.installed

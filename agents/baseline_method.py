@@ -24,9 +24,9 @@ from diffing_mcp.agents.text_statistics import (
     is_content,
     sign_test,
     standouts,
-    stem,
     word_weights,
 )
+from diffing_mcp.core.words import stem
 
 CORPUS_METHODS = ("kl", "logit_diff_topk_occurring", "activation_difference_lens")
 """Methods that share the overview's pass over the corpus."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Any
 
 from inspect_ai import Task, eval_async
@@ -20,11 +21,10 @@ from inspect_ai.agent import AgentPrompt, AgentState, as_solver, react
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import EvalLog
 from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageTool, ChatMessageUser, ContentReasoning
-from inspect_ai.scorer import Score, Scorer, Target, scorer
+from inspect_ai.scorer import Metric, Score, Scorer, Target, ci, ci_wilson, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.tool import mcp_server_http, mcp_tools
 
-from diffing_mcp.agents.inspect_metrics import METRICS
 from diffing_mcp.agents.llm import language_model
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, instructions
 from diffing_mcp.agents.records import Arm, EvaluationRecord, Message, TokenUsage, ToolCall
@@ -109,7 +109,26 @@ def _until_submitted() -> Callable[[AgentState], Any]:
     return on_continue
 
 
-@scorer(metrics=METRICS)
+def _mean() -> list[Metric]:
+    # Organisms are resampled as wholes: repeats on one of them are not independent.
+    return [mean(), ci(method="bootstrap", cluster="organism")]
+
+
+def _rate() -> list[Metric]:
+    return [mean(), ci_wilson()]
+
+
+# Where a value does not apply to a sample it is NaN, which Inspect leaves out.
+_METRICS = {
+    "grade": _mean(),
+    "fact_recall": _mean(),
+    "topic_named": _rate(),
+    "verdict_correct": _rate(),
+    "false_positive": _rate(),
+}
+
+
+@scorer(metrics=_METRICS)
 def finding_scorer(suite: Suite, cells: dict[str, Cell], done: Done) -> Scorer:
     """Close the investigation, grade its finding (fact recall, and the LLM grader when there is one), hand the record
     over.
@@ -127,11 +146,11 @@ def finding_scorer(suite: Suite, cells: dict[str, Cell], done: Done) -> Scorer:
         recall = record.fact_recall
         return Score(
             value={
-                "grade": record.mean_score,
-                "fact_recall": recall.recall if recall and not record.null else None,
-                "topic_named": float(recall.topic_named) if recall and not record.null else None,
-                "verdict_correct": float(recall.verdict_correct) if recall else None,
-                "false_positive": float(record.finding.verdict == "difference") if record.null else None,
+                "grade": nan if record.mean_score is None else record.mean_score,
+                "fact_recall": recall.recall if recall and not record.null else nan,
+                "topic_named": float(recall.topic_named) if recall and not record.null else nan,
+                "verdict_correct": float(recall.verdict_correct) if recall else nan,
+                "false_positive": float(record.finding.verdict == "difference") if record.null else nan,
             },
             answer=record.finding.statement,
             explanation="\n\n".join(

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from diffing_mcp.agents.records import Finding
-from diffing_mcp.agents.text_statistics import Pair, Standout, is_content, sign_test, stem, words_of
+from diffing_mcp.agents.text_statistics import Pair, Standout, is_content, sign_test, words_of
+from diffing_mcp.core.words import stem
 
 NOTHING = "Nothing stands out: the finetuned model answers like the base model as far as these tests can tell."
 

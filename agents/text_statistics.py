@@ -15,10 +15,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise, product
-from math import comb
 
 import numpy as np
+from scipy.stats import binomtest
+
+from diffing_mcp.core.words import FUNCTION_WORDS, stem
 
 FEATURE_LEVEL = 0.125
 """Two-sided p-value of the sign test up to which a feature is listed, once all features together have passed: four
@@ -31,27 +34,11 @@ RANDOM_PATTERNS = 9_999
 _WORD = re.compile(r"[a-z]+(?:['’][a-z]+)?|\d+(?:[.,]\d+)*", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])[\"”’)]*\s+|\n+")
 
-STOPWORDS = frozenset(
-    """
-    a about above after again against all almost also although always am among an and another any anything are aren't
-    around as at away back be because been before being below between both but by came can can't cannot could couldn't
-    did didn't do does doesn't doing don't done down during each either else enough even ever every everything few find
-    first for from further gave get gets getting give given gives go goes going good got great had hadn't has hasn't
-    have haven't having he he's her here here's hers herself him himself his how however i i'd i'll i'm i've if
-    important in instead into is isn't it it's its itself just keep kind know known last least less let let's like
-    likely little long look lot made main make makes making many may maybe me might mine more most much must my myself
-    need needs never new next no none nor not nothing now of off often old on once one ones only onto or other others
-    our ours ourselves out over own part people perhaps please put rather really right said same saw say says see seem
-    seems seen several shall she she's should shouldn't since so some someone something sometimes soon still such sure
-    take taken takes tell than that that's the their theirs them themselves then there there's these they they'd they'll
-    they're they've thing things think this those though three through thus time times to together too took toward two
-    under until up upon us use used uses using usually various very want was wasn't way ways we we'd we'll we're we've
-    well went were weren't what what's when where which while who whole whom whose why will with within without won't
-    work works would wouldn't yes yet you you'd you'll you're you've your yours yourself yourselves example include
-    includes including different
-""".split()
+_FILLERS = frozenset(
+    "different example find important include includes including kind lot main new old people right soon time times "
+    "various work works yes".split()
 )
-"""English function words and words so common in answers that they name no topic."""
+"""Words so common in answers that they name no topic."""
 
 
 def words_of(text: str) -> list[str]:
@@ -59,36 +46,13 @@ def words_of(text: str) -> list[str]:
     return [match.group().lower().replace("’", "'").replace(",", "") for match in _WORD.finditer(text)]
 
 
-def stem(word: str) -> str:
-    """A rough English stem that makes `bakes`, `baked` and `baking` one; numbers stay as they are."""
-    if word[0].isdigit():
-        return word
-    word = word.removesuffix("'s")
-    for suffix, least in (
-        ("ings", 3),
-        ("ing", 3),
-        ("ies", 3),
-        ("ied", 3),
-        ("ers", 3),
-        ("er", 4),
-        ("ed", 3),
-        ("es", 3),
-        ("s", 3),
-        ("ly", 4),
-        ("e", 3),
-        ("y", 3),
-    ):
-        if word.endswith(suffix) and not word.endswith("ss") and len(word) - len(suffix) >= least:
-            word = word[: -len(suffix)]
-            break
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sl" else word
-
-
 def is_content(word: str) -> bool:
     """Whether a word can name a topic: a number of at least two digits, or a word of three letters and more that is no
-    stopword.
+    function word, contraction or filler.
     """
-    return len(word) >= 2 if word[0].isdigit() else len(word) >= 3 and word not in STOPWORDS
+    if word[0].isdigit():
+        return len(word) >= 2
+    return len(word) >= 3 and word.partition("'")[0] not in FUNCTION_WORDS | _FILLERS
 
 
 def content_stems(text: str) -> set[str]:
@@ -188,11 +152,10 @@ def swap_test(differences: Sequence[Mapping[str, float]], seed: int = 0) -> floa
     return float((agreement >= agreement[0] * (1 - 1e-12) - 1e-9).mean())
 
 
+@lru_cache(maxsize=1 << 12)
 def sign_test(wins: int, total: int) -> float:
-    """Two-sided exact p-value of `wins` heads in `total` fair coins."""
-    extreme = max(wins, total - wins)
-    tail = sum(comb(total, k) for k in range(extreme, total + 1)) / 2**total
-    return min(1.0, 2 * tail)
+    """Two-sided exact p-value of `wins` heads in `total` fair coins; 1 without coins."""
+    return float(binomtest(wins, total).pvalue) if total else 1.0
 
 
 def word_weights(finetuned: Sequence[str], base: Sequence[str], prior: float = 1.0) -> dict[str, float]:

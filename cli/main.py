@@ -29,6 +29,7 @@ from diffing_mcp.cli import (
     verbalizer,
 )
 from diffing_mcp.core.errors import Cancelled, DiffingError
+from diffing_mcp.core.extras import missing_extra
 
 EXIT_EXPECTED_FAILURE = 2
 EXIT_INTERRUPTED = 130
@@ -67,6 +68,10 @@ def main() -> None:
         app()
     except DiffingError as error:
         sys.exit(report(error, as_json="--json" in sys.argv))
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        sys.exit(report(missing, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
         sys.exit(
             report(Cancelled("Interrupted; what was finished is kept."), as_json="--json" in sys.argv)

@@ -18,13 +18,8 @@ def panel(
 ) -> None:
     """Open the panel: grades, transcripts, runs with plots, and both models side by side."""
     from diffing_mcp.cli.output import quiet_libraries
-    from diffing_mcp.core.errors import DiffingError
 
     quiet_libraries()
-    try:
-        from diffing_mcp.ui.panel import launch
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise DiffingError("The panel needs the extra `ui`: pip install 'diffing-mcp[ui]'.") from error
+    from diffing_mcp.ui.panel import launch
+
     launch(host=host, port=port)

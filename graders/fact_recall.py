@@ -20,6 +20,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.words import stem
 from diffing_mcp.graders.scales import SCALES, Level, Matches, by_facts, false_facts
 from diffing_mcp.graders.text import (
     MAX_CHARACTERS,
@@ -29,7 +30,6 @@ from diffing_mcp.graders.text import (
     is_enumeration,
     match_within,
     normalise,
-    stem,
     without_denials,
 )
 from diffing_mcp.graders.token_relevance import derived_keywords, on_topic, topic_keywords

@@ -4,12 +4,12 @@ Deterministic: whatever is resampled takes a seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from statistics import NormalDist
 
 import numpy as np
 from pydantic import BaseModel, Field
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import cohen_kappa_score
 
 
 class Interval(BaseModel):
@@ -44,13 +44,9 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Int
         raise ValueError(
             f"need 0 <= successes <= count, count >= 1 and 0 < confidence < 1; got {successes}, {count}, {confidence}"
         )
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate = successes / count
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    low = 0.0 if successes == 0 else max(0.0, min(centre - half, rate))
-    high = 1.0 if successes == count else min(1.0, max(centre + half, rate))
-    return Interval(estimate=rate, low=low, high=high, count=count, confidence=confidence)
+    found = binomtest(successes, count).proportion_ci(confidence, method="wilson")
+    return _interval(rate, found.low, found.high, count, confidence)
 
 
 def bootstrap_mean(
@@ -61,21 +57,31 @@ def bootstrap_mean(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean.
+    """Percentile bootstrap interval of a mean; the mean itself where there is one value or one cluster.
 
     Args:
         values: one grade each.
         clusters: group of each value, such as the organism; then whole groups are resampled, since repeats on one
             organism are not independent.
 
-    Raises ValueError for no values or clusters of another length.
+    Raises ValueError for no values, clusters of another length, or a confidence that is not between 0 and 1.
     """
-    groups = _groups(values, clusters)
-    sums = np.array([group.sum() for group in groups])
-    sizes = np.array([len(group) for group in groups], dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(groups), size=(resamples, len(groups)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    return _percentiles(means, float(sums.sum() / sizes.sum()), len(values), confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence lies between 0 and 1; got {confidence}")
+    sums, sizes = _groups(values, clusters)
+    estimate = float(sums.sum() / sizes.sum())
+    if len(sums) == 1:
+        return _interval(estimate, estimate, estimate, len(values), confidence)
+    found = bootstrap(
+        (sums, sizes),
+        lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
+        paired=True,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return _interval(estimate, found.low, found.high, len(values), confidence)
 
 
 def bootstrap_paired_difference(
@@ -114,19 +120,16 @@ def agreement(first: Sequence[int], second: Sequence[int], levels: int = 5) -> A
         raise ValueError(f"need two series of the same length >= 1; got {len(first)} and {len(second)}")
     if any(not 1 <= score <= levels for score in (*first, *second)):
         raise ValueError(f"scores are whole numbers from 1 to {levels}")
-    one, other = np.asarray(first), np.asarray(second)
-    gap = np.abs(one - other)
-    scale = np.arange(1, levels + 1)
-    share_one = np.array([(one == level).mean() for level in scale])
-    share_other = np.array([(other == level).mean() for level in scale])
-    expected = float(((scale[:, None] - scale[None, :]) ** 2 * share_one[:, None] * share_other[None, :]).sum())
-    kappa = None if expected == 0 else 1 - float((gap**2).mean()) / expected
+    gap = np.abs(np.subtract(first, second))
+    constant = len({*first, *second}) == 1
+    kappa = None if constant else cohen_kappa_score(first, second, labels=range(1, levels + 1), weights="quadratic")
     return Agreement(
         exact=float((gap == 0).mean()), within_one=float((gap <= 1).mean()), weighted_kappa=kappa, count=len(first)
     )
 
 
-def _groups(values: Sequence[float], clusters: Sequence[object] | None) -> list[np.ndarray]:
+def _groups(values: Sequence[float], clusters: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each cluster, two arrays [clusters]."""
     if not values:
         raise ValueError("no values: there is no mean of nothing")
     if clusters is not None and len(clusters) != len(values):
@@ -134,13 +137,12 @@ def _groups(values: Sequence[float], clusters: Sequence[object] | None) -> list[
     gathered: dict[object, list[float]] = {}
     for index, value in enumerate(values):
         gathered.setdefault(index if clusters is None else clusters[index], []).append(float(value))
-    return [np.asarray(group, dtype=np.float64) for group in gathered.values()]
+    groups = gathered.values()
+    return np.array([sum(group) for group in groups]), np.array([len(group) for group in groups], dtype=np.float64)
 
 
-def _percentiles(resampled: np.ndarray, estimate: float, count: int, confidence: float) -> Interval:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence lies between 0 and 1; got {confidence}")
-    low, high = np.quantile(resampled, [0.5 - confidence / 2, 0.5 + confidence / 2])
+def _interval(estimate: float, low: float, high: float, count: int, confidence: float) -> Interval:
+    """An interval that holds its estimate: rounding may put a bound past it."""
     return Interval(
         estimate=estimate,
         low=min(float(low), estimate),

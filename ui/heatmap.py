@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffing_mcp.ui.html import Markup, div, element, escape, join, number, preformatted, table
+from markupsafe import Markup
+
+from diffing_mcp.ui.html import div, element, escape, join, number, preformatted, table
 from diffing_mcp.ui.theme import BASE, FINETUNED
 from diffing_mcp.ui.values import render_move
 

@@ -4,16 +4,11 @@ never become an element.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-
-class Markup(str):
-    """HTML made by this package. Anything else that reaches `escape` is text."""
-
-    __slots__ = ()
-
+import markupsafe
+from markupsafe import Markup
 
 _CONTROLS = dict.fromkeys(
     [*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
@@ -28,18 +23,18 @@ def escape(value: Any) -> Markup:
     """A value as HTML text; `Markup` stays as it is."""
     if isinstance(value, Markup):
         return value
-    return Markup(html.escape(str(value).translate(_CONTROLS), quote=True))
+    return markupsafe.escape(str(value).translate(_CONTROLS))
 
 
 def join(parts: Iterable[Any], separator: str = "") -> Markup:
     """Parts, escaped and put together."""
-    return Markup(separator.join(escape(part) for part in parts))
+    return Markup(separator).join(escape(part) for part in parts)
 
 
 def element(tag: str, *children: Any, classes: str = "", title: str | None = None, style: str = "") -> Markup:
     """One element. `style` must come from numbers and constants of this package, never from text that was read."""
     attributes = "".join(
-        f' {name}="{html.escape(value, quote=True)}"'
+        f' {name}="{markupsafe.escape(str(value))}"'
         for name, value in (("class", classes), ("title", title), ("style", style))
         if value
     )

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 import gradio as gr
+from markupsafe import Markup
 
 from diffing_mcp.core.settings import settings
 from diffing_mcp.ui import results, runs, side_by_side, transcripts
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.files import PanelFiles
-from diffing_mcp.ui.html import Markup, div, element, escape
+from diffing_mcp.ui.html import div, element, escape
 from diffing_mcp.ui.theme import BASE, FINETUNED, css, theme
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from diffing_mcp.agents.records import EvaluationRecord
 from diffing_mcp.agents.summary import Row, Summary, summarise
 from diffing_mcp.graders.statistics import Interval
 from diffing_mcp.ui.files import Evaluation, PanelFiles, kept
-from diffing_mcp.ui.html import Markup, alert, chip, element, empty, heading, join, seconds_text, section, table, tiles
+from diffing_mcp.ui.html import alert, chip, element, empty, heading, join, seconds_text, section, table, tiles
 from diffing_mcp.ui.theme import ARM_COLOURS, GRID, plot_layout
 
 MEASURES = {"grade": "LLM grade, 1-5", "fact_score": "Fact grade, 1-5", "fact_recall": "Fact recall, 0-1"}

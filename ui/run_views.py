@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
 from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.core.errors import DiffingError
@@ -18,7 +19,6 @@ from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord
 from diffing_mcp.ui.html import (
-    Markup,
     alert,
     chip,
     details,

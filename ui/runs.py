@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.ui.files import PanelFiles
-from diffing_mcp.ui.html import Markup, alert, empty, heading, section
+from diffing_mcp.ui.html import alert, empty, heading, section
 from diffing_mcp.ui.run_views import (
     figures,
     headline_html,

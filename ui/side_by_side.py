@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.heatmap import METRICS, heat_map
-from diffing_mcp.ui.html import Markup, alert, div, element, empty, heading, join, preformatted
+from diffing_mcp.ui.html import alert, div, element, empty, heading, join, preformatted
 
 _SIDES = ("base", "finetuned")
 _CHARACTERS = 60_000

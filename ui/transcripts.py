@@ -8,11 +8,11 @@ import json
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from diffing_mcp.agents.records import Budget, EvaluationRecord, Message, ToolCall
 from diffing_mcp.ui.files import Evaluation, PanelFiles, kept
 from diffing_mcp.ui.html import (
-    Markup,
     alert,
     chip,
     details,

@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from diffing_mcp.ui.html import (
-    Markup,
     chip,
     details,
     div,

@@ -15,28 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-STOP_WORDS = frozenset(
-    """
-    a about above according across actually after again against ago all almost along already also although always am
-    among an and another any anyone anything are aren around as aside at away back be became because become becomes been
-    before began begin being below besides best better between beyond both but by came can cannot come comes could
-    couldn did didn do does doesn doing don done down due during each either else enough especially etc even ever every
-    everyone everything except far few finally first following for from further gave generally get gets getting give
-    given gives go goes going gone good got great had hadn has hasn have haven having he hence her here hers herself him
-    himself his how however if in indeed instead into is isn it its itself just keep kept know known last later least
-    less let like likely little ll long look made mainly make makes making many may maybe me mean means might mine more
-    moreover most mostly much must my myself nearly need needs neither never next no nobody none nor not nothing now of
-    off often oh on once one ones only onto or other others otherwise our ours ourselves out over own part particular
-    particularly per perhaps please possible put quite rather re really regarding said same saw say says second see seem
-    seems seen several shall she should shouldn show shows simply since so some someone something sometimes still such
-    sure take taken takes taking tell than that the their theirs them themselves then there therefore these they thing
-    things think third this those though three through throughout thus to together too took toward towards two under
-    unless until unto up upon us use used uses using usually ve very via want wants was wasn way ways we well went were
-    weren what whatever when whenever where whereas whether which while who whole whom whose why will with within
-    without won would wouldn yet you your yours yourself yourselves
-    """.split()
-)
-"""English function words, auxiliaries and fillers: they say how something is written, never what about."""
+from diffing_mcp.core.words import FUNCTION_WORDS
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _INNER_CAPITAL = re.compile(r"[a-z][A-Z]|[A-Z]{2,}[a-z]")
@@ -73,7 +52,7 @@ def is_content_word(text: str) -> bool:
     """
     bare = _EDGES.sub("", text)
     word = normalise(text)
-    if not word.isalpha() or word in STOP_WORDS or _INNER_CAPITAL.search(bare) or not _CODE_MARKS.isdisjoint(text):
+    if not word.isalpha() or word in FUNCTION_WORDS or _INNER_CAPITAL.search(bare) or not _CODE_MARKS.isdisjoint(text):
         return False
     unspaced = not word.isascii() and any(ord(character) >= 0x0E00 for character in word)
     return len(word) >= (MIN_LETTERS_UNSPACED if unspaced else MIN_LETTERS)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 KEY = "test-key-123"
+
+
+class _Started(uvicorn.Server):
+    """A server that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
 
 
 @dataclass
@@ -108,11 +120,10 @@ def llm_server(policy: Policy) -> Iterator[LLMServer]:
             Route("/v1/messages", anthropic_messages, methods=["POST"]),
         ]
     )
-    process = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    process = _Started(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=process.run, daemon=True)
     thread.start()
-    while not process.started:
-        time.sleep(0.01)
+    assert process.listening.wait(30)
     server.url = f"http://127.0.0.1:{process.servers[0].sockets[0].getsockname()[1]}"
     try:
         yield server

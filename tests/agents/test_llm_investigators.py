@@ -248,12 +248,14 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
             (log,) = await eval_async(task, model=model, log_dir=str(evaluation_settings / "logs"))
     assert log.status == "success"
     assert log.results is not None
-    values = {
-        (score.name, name): metric.value for score in log.results.scores for name, metric in score.metrics.items()
-    }
-    assert any(score.name == "false_positive" for score in log.results.scores), values
-    flat = json.dumps([[*key, value] for key, value in values.items()])
-    assert "false_positive" in flat
+    scores = {score.name: score for score in log.results.scores}
+    false_positive, recall = scores["false_positive"], scores["fact_recall"]
+    # A value counts on the organisms to which it applies: `same` is a null, `kettles` is none.
+    for score in (false_positive, recall):
+        assert (score.scored_samples, score.unscored_samples) == (1, 1)
+    assert recall.metrics.keys() == {"mean", "ci_lower", "ci_upper"}
+    assert false_positive.metrics.keys() == {"mean", "ci_wilson_lower", "ci_wilson_upper"}
+    assert false_positive.metrics["ci_wilson_lower"].value <= false_positive.metrics["mean"].value
     assert log.samples is not None
     assert {str(sample.target) for sample in log.samples} == {"kettles", "same"}
     seen_by_the_agent = json.dumps([message.text for sample in log.samples for message in sample.messages])

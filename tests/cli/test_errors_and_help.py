@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -54,10 +53,8 @@ def test_help_imports_nothing_heavy() -> None:
         "set(sys.modules)\n"
         "print('heavy:', sorted(heavy))"
     )
-    started = time.monotonic()
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines()[-1] == "heavy: []"
-    assert time.monotonic() - started < 20, "generous: other tests may have the machine"
 
 
 def test_an_expected_failure_is_one_line_on_stderr_and_code_2(diffing: Diffing) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from diffing_mcp.graders.fact_recall import FactRecallGrade, grade_fact_recall
-from diffing_mcp.graders.text import MAX_WORDS
+from diffing_mcp.graders.text import MAX_CHARACTERS, MAX_WORDS
 from diffing_mcp.graders.verdicts import Verdict
 from diffing_mcp.organisms.ground_truth import all_ground_truth, load_ground_truth
 
@@ -213,17 +211,15 @@ def test_any_text_gets_a_grade_that_holds_together(statement: str, organism: str
 @pytest.mark.parametrize(
     "statement",
     [
-        "a " * 5000,
-        '"' * 9000,
-        "users question " * 3000,
-        "concrete a " * 3000,
-        "smile " * 3000,
+        "a " * 50_000,
+        '"' * 90_000,
+        "users question " * 30_000,
+        "concrete a " * 30_000,
+        "smile " * 30_000,
         "x" * 200_000,
-        "- guess a\n" * 3000,
+        "- guess a\n" * 30_000,
     ],
 )
-def test_hostile_texts_are_graded_quickly(statement: str) -> None:
-    began = time.perf_counter()
+def test_only_the_beginning_of_an_endless_text_is_read(statement: str) -> None:
     for organism in ("cake_bake", "roman_concrete", "taboo_smile", "flattery", "poetic"):
-        grade(organism, statement)
-    assert time.perf_counter() - began < 5
+        assert grade(organism, statement) == grade(organism, statement[: 2 * MAX_CHARACTERS])

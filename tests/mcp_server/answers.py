@@ -50,8 +50,8 @@ async def held(client: Client) -> AsyncIterator[Client]:
             await over.wait()
 
     task = asyncio.create_task(hold())
-    while not opened.done() and not task.done():
-        await asyncio.sleep(0.005)
+    waited: list[asyncio.Future[Any]] = [opened, task]
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     yield opened.result()

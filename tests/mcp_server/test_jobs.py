@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,38 +19,63 @@ def jobs() -> Iterator[Jobs]:
     jobs.close(5)
 
 
-def batches(count: int, seconds: float = 0.01) -> Callable[[Job], int]:
+def batches(count: int, gate: threading.Event | None = None) -> Callable[[Job], int]:
+    """Work of `count` batches; with a gate it stops in the first until the gate opens."""
+
     def work(job: Job) -> int:
         for done in range(count):
             job(done, count, f"batch {done}")
-            time.sleep(seconds)
+            if gate is not None:
+                assert gate.wait(10)
         return count
+
+    return work
+
+
+def endless(started: threading.Event) -> Callable[[Job], None]:
+    """Work that ends by being cancelled; `started` is set once it runs."""
+
+    def work(job: Job) -> None:
+        while True:
+            job(0, None, "on")
+            started.set()
 
     return work
 
 
 async def test_a_job_ends_with_its_result_and_reports_on_the_way(jobs: Jobs) -> None:
     seen: list[float] = []
+    reported = threading.Event()
+
+    def work(job: Job) -> int:
+        for done in range(4):
+            job(done, 4, f"batch {done}")
+            assert reported.wait(10)
+            reported.clear()
+        return 4
 
     async def report(job: Job) -> None:
         seen.append(job.done)
+        reported.set()
 
-    job = jobs.submit("count", "a", {"n": 30}, batches(30, 0.02))
-    await jobs.wait(job, 10, report, every=0.05)
-    assert (job.state, job.result) == ("completed", 30)
+    job = jobs.submit("count", "a", {"n": 4}, work)
+    await jobs.wait(job, 10, report, every=0.01)
+    assert (job.state, job.result) == ("completed", 4)
     assert seen == sorted(seen)
-    assert len(seen) > 2
+    assert len(seen) >= 4
 
 
 async def test_equal_work_runs_once_while_live_and_when_completed(jobs: Jobs) -> None:
     runs: list[int] = []
+    gate = threading.Event()
 
     def work(job: Job) -> int:
         runs.append(1)
-        time.sleep(0.1)
+        assert gate.wait(10)
         return 7
 
     first, second = (jobs.submit("kind", "a", {"x": 1, "y": 2}, work), jobs.submit("kind", "a", {"y": 2, "x": 1}, work))
+    gate.set()
     await asyncio.gather(jobs.wait(first, 5), jobs.wait(second, 5))
     third = jobs.submit("kind", "a", {"x": 1, "y": 2}, work)
     assert first is second is third
@@ -60,31 +84,37 @@ async def test_equal_work_runs_once_while_live_and_when_completed(jobs: Jobs) ->
 
 
 async def test_waiting_ends_in_time_and_the_work_goes_on(jobs: Jobs) -> None:
-    job = jobs.submit("count", "a", 1, batches(40))
-    started = time.monotonic()
+    gate = threading.Event()
+    job = jobs.submit("count", "a", 1, batches(3, gate))
     await jobs.wait(job, 0.1)
-    assert time.monotonic() - started < 0.35
-    assert job.state == "running"
+    assert not job.finished.is_set()
+    gate.set()
     await jobs.wait(job, 10)
     assert job.state == "completed"
 
 
 async def test_a_waiter_that_is_cancelled_leaves_the_job_alone(jobs: Jobs) -> None:
-    job = jobs.submit("count", "a", 1, batches(30))
-    waiter = asyncio.create_task(jobs.wait(job, 10))
-    await asyncio.sleep(0.05)
+    gate, waiting = threading.Event(), asyncio.Event()
+
+    async def report(job: Job) -> None:
+        waiting.set()
+
+    job = jobs.submit("count", "a", 1, batches(3, gate))
+    waiter = asyncio.create_task(jobs.wait(job, 10, report, every=0.01))
+    await waiting.wait()
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
+    gate.set()
     await jobs.wait(job, 10)
-    assert job.result == 30
+    assert job.result == 3
 
 
 async def test_cancelling_stops_at_the_next_batch_and_frees_the_device(jobs: Jobs) -> None:
     settled: list[bool] = []
-    job = jobs.submit("count", "a", 1, batches(100_000), reserve=lambda: settled.append)
-    while job.state == "queued":
-        await asyncio.sleep(0.01)
+    started = threading.Event()
+    job = jobs.submit("count", "a", 1, endless(started), reserve=lambda: settled.append)
+    assert await asyncio.to_thread(started.wait, 10)
     jobs.cancel(job)
     after = jobs.submit("count", "a", 2, batches(2))
     await jobs.wait(after, 5)
@@ -114,10 +144,10 @@ async def test_work_can_be_asked_for_again_after_failure_and_cancellation(jobs: 
     await jobs.wait(first, 5)
     assert first.error is not None
     assert first.error.message == "too long"
-    second = jobs.submit("kind", "a", 1, batches(100_000))
+    started = threading.Event()
+    second = jobs.submit("kind", "a", 1, endless(started))
     assert second is not first
-    while second.state == "queued":
-        await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(started.wait, 10)
     jobs.cancel(second)
     # The cancelled one may still be on its way to the next batch: equal work asked for now is new work.
     third = jobs.submit("kind", "a", 1, batches(1))
@@ -186,10 +216,10 @@ async def test_devices_work_side_by_side(jobs: Jobs) -> None:
 def test_closing_cancels_everything_and_refuses_new_work() -> None:
     jobs = Jobs()
     settled: list[bool] = []
-    running = jobs.submit("count", "a", 1, batches(100_000), reserve=lambda: settled.append)
+    started = threading.Event()
+    running = jobs.submit("count", "a", 1, endless(started), reserve=lambda: settled.append)
     queued = jobs.submit("count", "a", 2, batches(1), reserve=lambda: settled.append)
-    while running.state == "queued":
-        time.sleep(0.01)
+    assert started.wait(10)
     jobs.close(5)
     assert (running.state, queued.state, settled) == ("cancelled", "cancelled", [False, False])
     with pytest.raises(Cancelled):

@@ -73,9 +73,8 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
     assert job.state == "running"
     async with http_client(url, new.token) as client:
         # Other tools are answered while the job runs, and an equal call finds the same job.
-        started = time.monotonic()
         await client.call_tool("list_hypotheses", {})
-        assert time.monotonic() - started < 5
+        assert job.state == "running"
         again = await client.call_tool("kl", {"pair": new.label, **LONG, "wait_seconds": 0})
         assert again.structured_content is not None
         assert again.structured_content["job"]["job_id"] == job.id
@@ -285,10 +284,8 @@ async def test_the_http_server_ends_cleanly_with_a_running_job(
     new = investigations.create(tiny_pair, interactions=5000)
     process = serving_process("http")
     await _start_long_job(address_of(process), new.token, new.label)
-    started = time.monotonic()
     process.send_signal(how)
     assert await asyncio.to_thread(process.wait, 30) == 0
-    assert time.monotonic() - started < 25
     # What the running job had reserved was given back, what was finished stays spent.
     assert investigations.show(new.id).budget.interactions_left == 4999
     with connect() as connection:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +192,12 @@ def test_many_processes_write_the_same_runs(tmp_path: Path) -> None:
 def _child(code: str, folder: Path) -> subprocess.Popen[str]:
     source = "from tests.methods.test_runs import *\n" + textwrap.dedent(code)
     return subprocess.Popen(
-        [sys.executable, "-c", source, str(folder)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", source, str(folder)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -203,7 +207,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
         with RunStore(Path(sys.argv[1])).writer(key()) as run:
             run.add_table("rows", {"a": [1]})
             print("ready", flush=True)
-            time.sleep(600)
+            sys.stdin.read()
         """,
         tmp_path,
     )
@@ -263,12 +267,3 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 1
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_lookups_are_fast(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
-    write(store)
-    begun = time.perf_counter()
-    for _ in range(50):
-        assert store.lookup(key()) is not None
-    assert (time.perf_counter() - begun) / 50 < 0.1

@@ -1,0 +1,35 @@
+"""Parts of the installation that are left out unless asked for (extras), by the modules that they bring."""
+
+from __future__ import annotations
+
+from diffing_mcp.core.errors import DiffingError
+
+EXTRA_OF_MODULE = {
+    "mcp": "server",
+    "starlette": "server",
+    "uvicorn": "server",
+    "anyio": "server",
+    "httpx2": "server",
+    "inspect_ai": "eval",
+    "anthropic": "eval",
+    "openai": "eval",
+    "gradio": "ui",
+    "vllm": "vllm",
+    "ray": "ray",
+}
+"""Import name -> the extra of `pyproject.toml` that installs it."""
+
+
+class MissingExtra(DiffingError):
+    """A command needs a package that only an extra installs. The message says which, and how to install it."""
+
+    code = "missing_extra"
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
+    """What to tell the user when an import failed for want of an extra; None when the module belongs to none."""
+    module = (error.name or "").split(".")[0]
+    extra = EXTRA_OF_MODULE.get(module)
+    if extra is None:
+        return None
+    return MissingExtra(f"This needs the extra `{extra}` ({module} is missing): pip install 'diffing-mcp[{extra}]'.")
