@@ -1,5 +1,5 @@
-"""`python -m diffing_mcp.cli.reference` writes docs/methods.md and docs/tools.md from the declarations; `--check` says
-whether they are current.
+"""`python -m diffing_mcp.cli.reference` writes docs/methods.md and docs/tools.md from the declarations, and
+docs/python-reference.md from docstrings; `--check` says whether they are current.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import sys
 from pydantic import BaseModel
 
 from diffing_mcp.api.type_words import type_text
+from diffing_mcp.cli.python_reference import python_reference
 from diffing_mcp.core.paths import IMPORT_FOLDER
 
 DOCS = IMPORT_FOLDER / "docs"
 PAGE = DOCS / "methods.md"
 TOOLS_PAGE = DOCS / "tools.md"
+PYTHON_PAGE = DOCS / "python-reference.md"
 
 HEAD = """# Methods
 
@@ -106,7 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m diffing_mcp.cli.reference", description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit with 1 when a page is not current; write nothing")
     check = parser.parse_args().check
-    for page, made in ((PAGE, reference()), (TOOLS_PAGE, tools_reference())):
+    pages = {PAGE: reference(), TOOLS_PAGE: tools_reference(), PYTHON_PAGE: python_reference()}
+    for page, made in pages.items():
         if check:
             if not page.exists() or page.read_text(encoding="utf-8") != made:
                 sys.exit(f"docs/{page.name} is not current; run: make reference")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Answers(Shown):
         for place, question in enumerate(self.questions):
             lines.append(f"[{place + 1}] {question}")
             for side, answers in self.result.items():
-                lines += [f"  {side}: {answer.text}" for answer in answers[place]]
+                lines += [textwrap.indent(f"{side}: {answer.text}", "  ") for answer in answers[place]]
         return "\n".join(lines)
 
 

@@ -112,7 +112,7 @@ Raises:
     function: Any = takes_parameters_of(method.Params)(call)
     function.__signature__ = inspect.signature(function).replace(return_annotation=Run[method.Result])  # type: ignore[name-defined]
     function.Params, function.Result = method.Params, method.Result
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _checked(name: str, params: Params) -> BaseModel:

@@ -62,7 +62,7 @@ def saved_model(model: Any, tokenizer: Any | None) -> Path:
 
 
 def _saved_adapter(model: Any) -> Path:
-    names = [model.active_adapter] if isinstance(model.active_adapter, str) else list(model.active_adapter)
+    names = list(model.active_adapters)
     if len(names) != 1:
         raise InvalidInput(
             f"This model has {len(names)} active adapters ({', '.join(names)}); a side of a pair has one. Choose it "
