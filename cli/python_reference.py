@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cached_property
 from typing import Any
 
 import diffing_mcp as dm
@@ -58,8 +59,9 @@ def _class(name: str, value: type[Any]) -> str:
             continue
         if inspect.isfunction(part):
             lines += ["", _function(f"{name}.{member}", part, "####")]
-        elif documented := inspect.getdoc(part):
-            lines += ["", f"- `{name}.{member}`: {' '.join(documented.split())}"]
+        elif isinstance(part, (property, cached_property)):
+            summary = (inspect.getdoc(part) or "").partition("\n\n")[0]
+            lines += ["", f"- `{name}.{member}`: {' '.join(summary.split())}"]
     return "\n".join(lines)
 
 

@@ -117,7 +117,8 @@ def test_of_a_peft_model_the_adapter_is_the_finetuned_side(
     with pytest.raises(InvalidInput, match="has adapter layers in it"):
         dm.load_pair(model, adapted, tokenizer=read_tokenizer(base))
     adapted.load_adapter(adapter, adapter_name="other")
-    adapted.base_model.set_adapter([adapter_name, "other"])
+    tuner: Any = adapted.base_model
+    tuner.set_adapter([adapter_name, "other"])
     with pytest.raises(InvalidInput, match="2 active adapters"):
         dm.load_pair(base, adapted)
 

@@ -28,7 +28,7 @@ def test_without_a_terminal_or_a_notebook_nothing_is_drawn_unless_asked(
     with progress.watched(None, "loading") as report:
         assert report is silent
     shell = types.SimpleNamespace(kernel=object())
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     assert progress.in_notebook()
     with progress.watched(None, "loading") as report:
         report(1, 2)

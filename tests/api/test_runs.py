@@ -11,6 +11,7 @@ from plotly.graph_objects import Figure
 import diffing_mcp as dm
 from diffing_mcp.api.shown import Answer, printable
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.queries.schemas import AskQuery
 from tests.api.conftest import SMALL
 
@@ -70,7 +71,7 @@ def test_a_run_shows_its_headline_its_parameters_and_what_else_there_is(pair: dm
 
 
 def test_text_of_a_model_is_data_in_a_notebook_and_in_a_terminal() -> None:
-    class Text(dm.kl.Result.__mro__[1]):  # type: ignore[misc, name-defined]
+    class Text(MethodResult):
         written: str
 
     text = "<script>alert(1)</script>\x1b[2J\r"
