@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ from diffing_mcp.cli import (
     activations,
     config,
     dictionaries,
+    doctor,
     evaluate,
     facts,
     investigations,
@@ -30,13 +32,13 @@ from diffing_mcp.cli import (
 )
 from diffing_mcp.core.errors import Cancelled, DiffingError
 from diffing_mcp.core.extras import missing_extra
+from diffing_mcp.core.version import version
 
 EXIT_EXPECTED_FAILURE = 2
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="diffing",
-    help="Find out what a finetune did to a language model: by command, by an agent over MCP, or in the panel.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -58,8 +60,25 @@ for part in (
     relevance,
     facts,
     panel,
+    doctor,
 ):
     part.register(app)
+
+
+def print_version(asked: bool) -> None:
+    """Print the version and end, when that is what was asked for."""
+    if asked:
+        print(version())
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Find out what a finetune did to a language model: by command, by an agent over MCP, or in the panel."""
 
 
 def main() -> None:

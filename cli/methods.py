@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffing_mcp.core.errors import InvalidInput
-
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -101,53 +99,35 @@ def run(
 
 def run_records(names: list[str], pair: str, settings: list[str]) -> list[RunRecord]:
     """Resolve, validate and run; everything that can be refused is refused before a model is loaded."""
+    from diffing_mcp.api.method_functions import run_many
+    from diffing_mcp.api.pairs import load_pair
     from diffing_mcp.cli.output import note, progress_bar
-    from diffing_mcp.methods.runs.execute import run_methods
-    from diffing_mcp.methods.runs.store import default_store
-    from diffing_mcp.model_pairs.residency import ModelPairs
-    from diffing_mcp.model_pairs.resolve import resolve_pair
 
-    requests = method_requests(names, settings)
-    spec = resolve_pair(pair)
-    note(f"{spec.name}: {', '.join(names)}")
+    requests, chosen = dict(method_requests(names, settings)), load_pair(pair)
+    note(f"{chosen.name}: {', '.join(names)}")
     with progress_bar("loading") as progress:
-        return run_methods(ModelPairs(), spec, requests, default_store(), progress)
+        return [run.record for run in run_many(chosen, requests, progress=progress)]
 
 
 def method_requests(names: list[str], settings: list[str]) -> list[tuple[str, BaseModel]]:
-    """Each method's name with its parameters. A plain key goes to every method that knows it; one that none knows is
-    refused.
+    """Each method's name with its parameters from `--set` texts; see `diffing_mcp.api.parameters.method_requests`.
 
     Raises:
         UnknownName: there is no such method.
         InvalidInput: an unknown parameter or a value out of range.
     """
-    from diffing_mcp.cli.output import parse_params
+    from diffing_mcp.api import parameters
+
+    return parameters.method_requests(names, _values(names, settings))
+
+
+def _values(names: list[str], settings: list[str]) -> dict[str, Any]:
+    from diffing_mcp.cli.output import parse_settings
     from diffing_mcp.methods.registry import get_method
 
-    chosen = {name: get_method(name) for name in dict.fromkeys(names)}
-    requests: list[tuple[str, BaseModel]] = []
-    taken: set[str] = set()
-    for name, method in chosen.items():
-        mine = []
-        for text in settings:
-            key = text.partition("=")[0]
-            owner, dot, _ = key.partition(".")
-            if dot and owner in chosen:
-                if owner == name:
-                    mine.append(text[len(owner) + 1 :])
-                    taken.add(text)
-            elif len(chosen) == 1 or key.strip().replace("-", "_") in method.Params.model_fields:
-                mine.append(text)
-                taken.add(text)
-        requests.append((name, parse_params(method.Params, mine)))
-    if unknown := [text for text in settings if text not in taken]:
-        fields = {name: ", ".join(method.Params.model_fields) for name, method in chosen.items()}
-        raise InvalidInput(
-            f"No method here takes --set {', '.join(unknown)}. "
-            + " ".join(f"{name}: {known}." for name, known in fields.items())
-        )
-    return requests
+    return parse_settings(
+        settings, dict.fromkeys(key for name in names for key in get_method(name).Params.model_fields)
+    )
 
 
 def overview(
@@ -167,34 +147,21 @@ def overview(
     as_json: JsonOption = False,
 ) -> None:
     """One digest of what the methods that fit a budget say about a pair, the cheap ones first."""
+    from diffing_mcp.api import overviews
+    from diffing_mcp.api.pairs import load_pair
     from diffing_mcp.cli.output import note, print_json, print_plain, progress_bar
-    from diffing_mcp.methods.overview.digest import digest
-    from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, PENDING, choose, run_plan
-    from diffing_mcp.methods.registry import all_methods
-    from diffing_mcp.methods.runs.execute import run_methods
-    from diffing_mcp.methods.runs.store import default_store
-    from diffing_mcp.model_pairs.residency import ModelPairs
-    from diffing_mcp.model_pairs.resolve import resolve_pair
 
-    offered = [method for method in all_methods().values() if method.in_overview]
-    vectors = [f"{method.name}.vector={PENDING}" for method in offered if method.needs_vector]
-    budget = budget or DEFAULT_BUDGET
-    plan = choose(dict(method_requests([method.name for method in offered], [*(settings or []), *vectors])), budget)
-    if not plan.requests:
-        raise InvalidInput(
-            f"A budget of {budget} allows no method; the cheapest is {plan.left_out[0].method}, "
-            f"{plan.left_out[0].work}."
-        )
-    spec = resolve_pair(pair)
-    note(f"{spec.name}: {', '.join(name for name, _ in plan.all)}")
-    pairs, store = ModelPairs(), default_store()
+    chosen = load_pair(pair)
+    values = _values(overviews.offered_methods(), settings or [])
+    note(f"overview of {chosen.name}")
     with progress_bar("loading") as progress:
-        records, left_out = run_plan(plan, lambda requests: run_methods(pairs, spec, requests, store, progress))
-    result = digest(records, characters, left_out=left_out)
+        answer = overviews.overview(
+            chosen, budget=budget or overviews.DEFAULT_BUDGET, characters=characters, progress=progress, **values
+        )
     if as_json:
-        print_json(result)
+        print_json(answer.result)
     else:
-        print_plain(result.as_text())
+        print_plain(answer.as_text())
 
 
 def pipeline(
@@ -264,18 +231,17 @@ def _prepare(reference: str, requests: list[tuple[str, BaseModel]]) -> dict[str,
     """Fetch and check everything the methods will need: weights, adapter, tokenizer, and the texts with their content
     hashes.
     """
+    from diffing_mcp.api.pairs import load_pair
     from diffing_mcp.cli.output import progress_bar
     from diffing_mcp.methods.registry import get_method
-    from diffing_mcp.model_pairs.residency import ModelPairs
-    from diffing_mcp.model_pairs.resolve import resolve_pair
 
-    spec = resolve_pair(reference)
+    pair = load_pair(reference)
     prepared: dict[str, Any] = {}
-    with progress_bar("loading") as progress, ModelPairs().use(spec, progress) as loaded:
+    with progress_bar("loading") as progress, pair.loaded(progress) as loaded:
         prepared["layers"] = loaded.num_layers
         prepared["vocabulary"] = loaded.vocab_size
         for name, params in requests:
-            parts = get_method(name).key_parts(params, spec)
+            parts = get_method(name).key_parts(params, pair.spec)
             if "corpus" in parts:
                 prepared[f"text of {name}"] = parts["corpus"]["content_hash"][:12]
     return prepared

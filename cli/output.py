@@ -6,14 +6,15 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from diffing_mcp.api.parameters import accepted
+from diffing_mcp.api.progress import bar
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.core.validation_messages import complaints
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,12 +23,19 @@ P = TypeVar("P", bound=BaseModel)
 
 
 def parse_params(params: type[P], settings: Sequence[str]) -> P:
-    """Parameters from `key=value` texts. Values are YAML, so `layers=[0.25, 0.5]` and `column=null` work.
-
-    A single value for a parameter that takes a list stands for a list of one: `layers=0.5`.
+    """Parameters from `key=value` texts, as `parse_settings` reads them.
 
     Raises:
         InvalidInput: a text without `=`, a key given twice, an unknown parameter or a value outside of its range.
+    """
+    return accepted(params, parse_settings(settings, params.model_fields))
+
+
+def parse_settings(settings: Sequence[str], known: Iterable[str]) -> dict[str, Any]:
+    """Values by key from `key=value` texts. Values are YAML, so `layers=[0.25, 0.5]` and `column=null` work.
+
+    Raises:
+        InvalidInput: a text without `=`, a key given twice, or a value that is no YAML; `known` is what there is.
     """
     import yaml
 
@@ -36,38 +44,14 @@ def parse_params(params: type[P], settings: Sequence[str]) -> P:
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise InvalidInput(f"--set takes key=value, not {text!r}. Parameters: {', '.join(params.model_fields)}.")
+            raise InvalidInput(f"--set takes key=value, not {text!r}. Parameters: {', '.join(known)}.")
         if key in values:
             raise InvalidInput(f"--set {key} is given twice.")
         try:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InvalidInput(f"--set {key}: {value!r} is not a YAML value.") from error
-    return validated(params, values)
-
-
-def validated(params: type[P], values: dict[str, Any]) -> P:
-    """`params(**values)`, with every complaint in one readable line.
-
-    Raises:
-        InvalidInput: what is wrong with which parameter, and what there is.
-    """
-    try:
-        return params.model_validate(values)
-    except ValidationError as first:
-        # Only what was refused as it is gets wrapped, so that a parameter that takes one value keeps its own complaint.
-        listed = {
-            str(error["loc"][0])
-            for error in first.errors()
-            if error["loc"] and error["type"] in {"list_type", "tuple_type"}
-        }
-        try:
-            if not listed:
-                raise first
-            return params.model_validate({key: [value] if key in listed else value for key, value in values.items()})
-        except ValidationError as error:
-            fields = params.model_fields
-            raise InvalidInput(f"{complaints(error, fields)}. Parameters: {', '.join(fields)}.") from error
+    return values
 
 
 def print_json(value: Any) -> None:
@@ -109,28 +93,11 @@ def note(text: str) -> None:
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
     """A `Progress` drawn on stderr while the context lasts; without a terminal, one line every tenth of the work."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     quiet_libraries()
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield _LineProgress(title)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-
-        def report(done: float, total: float | None = None, message: str = "") -> None:
-            bar.update(task, completed=done, total=total, description=message or title)
-
+    with bar(title) as report:
         yield report
 
 

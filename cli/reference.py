@@ -1,20 +1,22 @@
-"""`python -m diffing_mcp.cli.reference` writes docs/methods.md and docs/tools.md from the declarations; `--check` says
-whether they are current.
+"""`python -m diffing_mcp.cli.reference` writes docs/methods.md and docs/tools.md from the declarations, and
+docs/python-reference.md from docstrings; `--check` says whether they are current.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from pydantic import BaseModel
 
+from diffing_mcp.api.type_words import type_text
+from diffing_mcp.cli.python_reference import python_reference
 from diffing_mcp.core.paths import IMPORT_FOLDER
 
 DOCS = IMPORT_FOLDER / "docs"
 PAGE = DOCS / "methods.md"
 TOOLS_PAGE = DOCS / "tools.md"
+PYTHON_PAGE = DOCS / "python-reference.md"
 
 HEAD = """# Methods
 
@@ -97,38 +99,6 @@ def table(model: type[BaseModel], defaults: bool) -> str:
     return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
 
 
-def type_text(field: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """A JSON schema's type in words, with its range."""
-    if "$ref" in field:
-        name = field["$ref"].rsplit("/", 1)[-1]
-        target = definitions.get(name, {})
-        return type_text(target, definitions) if "enum" in target else name
-    if "anyOf" in field:
-        return " or ".join(dict.fromkeys(type_text(option, definitions) for option in field["anyOf"]))
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    kind = field.get("type", "anything")
-    if kind == "array":
-        items = field.get("items") or {}
-        return f"list of {type_text(items, definitions)}" if items else "list"
-    names = {"null": "none", "object": "mapping", "boolean": "yes or no"}
-    return names.get(kind, kind) + _range(field)
-
-
-def _range(field: dict[str, Any]) -> str:
-    bounds = {
-        "minimum": ">= {}",
-        "exclusiveMinimum": "> {}",
-        "maximum": "<= {}",
-        "exclusiveMaximum": "< {}",
-        "maxLength": "at most {} characters",
-    }
-    said = [text.format(field[bound]) for bound, text in bounds.items() if bound in field]
-    return f" ({', '.join(said)})" if said else ""
-
-
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
@@ -138,7 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m diffing_mcp.cli.reference", description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit with 1 when a page is not current; write nothing")
     check = parser.parse_args().check
-    for page, made in ((PAGE, reference()), (TOOLS_PAGE, tools_reference())):
+    pages = {PAGE: reference(), TOOLS_PAGE: tools_reference(), PYTHON_PAGE: python_reference()}
+    for page, made in pages.items():
         if check:
             if not page.exists() or page.read_text(encoding="utf-8") != made:
                 sys.exit(f"docs/{page.name} is not current; run: make reference")

@@ -55,33 +55,25 @@ def show_run(
     as_json: JsonOption = False,
 ) -> None:
     """Show a run: its result, or one of its views."""
-    from diffing_mcp.cli.output import note, parse_params, print_json, print_plain
-    from diffing_mcp.core.errors import InvalidInput, UnknownName
-    from diffing_mcp.methods.registry import get_method
-    from diffing_mcp.methods.results import MethodResult, compact_text
-    from diffing_mcp.methods.runs.store import default_store
+    from diffing_mcp.api.runs import open_run
+    from diffing_mcp.cli.output import note, parse_settings, print_json, print_plain
+    from diffing_mcp.core.errors import InvalidInput
 
-    record = default_store().get(run)
-    method = get_method(record.manifest.method)
-    if view is None:
-        if settings:
-            raise InvalidInput(f"--set goes with --view. Views of {method.name}: {', '.join(method.views) or 'none'}.")
-        answer = record.result()
-        parameters = ", ".join(f"{key}={value}" for key, value in record.manifest.params.items())
-        note(f"{record.id}: {method.title} of {record.manifest.pair_name} ({parameters})")
-    else:
-        if view not in method.views:
-            raise UnknownName(f"{method.name} has no view {view!r}. Views: {', '.join(method.views) or 'none'}.")
-        declared = method.views[view]
-        answer = declared.run(record, parse_params(declared.Params, settings or []))  # type: ignore[assignment]
+    opened = open_run(run)
+    if view is not None:
+        answer = opened.view(view, **parse_settings(settings or [], opened.declared_view(view).Params.model_fields))
+        if as_json:
+            print_json(answer.result)
+        else:
+            print_plain(answer.as_text())
+        return
+    if settings:
+        raise InvalidInput(f"--set goes with --view. Views of {opened.method}: {', '.join(opened.views) or 'none'}.")
+    note(opened.heading())
     if as_json:
-        print_json(answer)
-    elif isinstance(answer, MethodResult):
-        print_plain(record.report(answer))
-    elif hasattr(answer, "as_text"):
-        print_plain(answer.as_text())
+        print_json(opened.result)
     else:
-        print_plain(compact_text(answer.model_dump(mode="json")))
+        print_plain(opened.record.report(opened.result))
 
 
 @runs.command("delete")

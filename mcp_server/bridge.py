@@ -70,7 +70,7 @@ def bridge_server(client: Client) -> Server[Any]:
     return Server(
         "diffing",
         title="Model diffing",
-        version="0.1.0",
+        version=version(),
         instructions=client.instructions,
         on_list_tools=list_tools,
         on_call_tool=call_tool,

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
+from diffing_mcp.core.version import version
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller, current_caller
 from diffing_mcp.mcp_server.call import Call
@@ -67,7 +68,7 @@ class DiffingServer(MCPServer):
         super().__init__(
             "diffing",
             title="Model diffing",
-            version="0.1.0",
+            version=version(),
             instructions=INSTRUCTIONS,
             log_level="WARNING",
             cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="private")},

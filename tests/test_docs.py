@@ -16,7 +16,8 @@ import pytest
 import typer
 
 from diffing_mcp.cli.main import app
-from diffing_mcp.cli.reference import PAGE, TOOLS_PAGE, reference, tools_reference
+from diffing_mcp.cli.python_reference import python_reference
+from diffing_mcp.cli.reference import PAGE, PYTHON_PAGE, TOOLS_PAGE, reference, tools_reference
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods import registry
 
@@ -71,6 +72,10 @@ def test_the_tools_reference_is_current_and_describes_the_model_queries() -> Non
     assert TOOLS_PAGE.read_text(encoding="utf-8") == tools_reference(), "run: make reference"
     assert "| `greedy_tokens` |" in tools_reference()
     assert "docs/tools.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_reference_is_current() -> None:
+    assert PYTHON_PAGE.read_text(encoding="utf-8") == python_reference(), "run: make reference"
 
 
 def test_the_method_reference_can_be_checked_from_the_command_line() -> None:

@@ -1,0 +1,64 @@
+"""One digest of what the methods that fit a budget say about a pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffing_mcp.api.pairs import Pair, as_pair, models_of_this_process
+from diffing_mcp.api.parameters import method_requests
+from diffing_mcp.api.progress import ProgressChoice, watched
+from diffing_mcp.api.shown import Answer
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, choose, pending_vector, run_plan
+from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import default_store
+
+if TYPE_CHECKING:
+    from diffing_mcp.methods.overview.digest import OverviewResult
+
+
+def overview(
+    pair: Pair | str,
+    *,
+    budget: int = DEFAULT_BUDGET,
+    characters: int = 6000,
+    progress: ProgressChoice = None,
+    **settings: Any,
+) -> Answer[OverviewResult]:
+    """One digest of what the methods that fit a budget say about a pair, the cheap ones first: whether anything stands
+    out, which words agree, and the ids of all runs for `open_run`.
+
+    Args:
+        pair: from `load_pair`, or a pair of the catalogue by name.
+        budget: tokens that the models may read for it, both sides together; a generated one counts as several.
+        characters: size of the digest as text.
+        progress: None: a bar in a terminal or a notebook; True or False: always or never; or a callable.
+        settings: parameters, such as `max_samples=256`; each goes to every method that knows it, and
+            `**{"METHOD.parameter": value}` to one method alone.
+
+    Raises:
+        InvalidInput: a budget that allows no method, a parameter that no method knows, or a value out of range.
+        UnknownName: there is no such pair.
+    """
+    from diffing_mcp.methods.overview.digest import digest
+
+    offered = offered_methods()
+    vectors = {f"{name}.{key}": value for name in offered for key, value in pending_vector(name).items()}
+    plan = choose(dict(method_requests(offered, settings | vectors)), budget)
+    if not plan.requests:
+        cheapest = plan.left_out[0]
+        raise InvalidInput(
+            f"A budget of {budget} allows no method; the cheapest is {cheapest.method}, {cheapest.work}."
+        )
+    spec, store = as_pair(pair).spec, default_store()
+    with watched(progress, "loading") as report:
+        records, left_out = run_plan(
+            plan, lambda requests: run_methods(models_of_this_process(), spec, requests, store, report)
+        )
+    return Answer(f"Overview of {spec.name}", digest(records, characters, left_out=left_out))
+
+
+def offered_methods() -> list[str]:
+    """Names of the methods that an overview chooses from."""
+    return [name for name, method in all_methods().items() if method.in_overview]

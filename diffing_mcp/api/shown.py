@@ -1,0 +1,65 @@
+"""What results look like in a terminal and in a notebook. Texts of models are untrusted: they are data on either."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+from diffing_mcp.methods.results import compact_text
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Shown:
+    """Something that shows itself as text, in a notebook as preformatted text under a heading."""
+
+    def heading(self) -> str:
+        """One line that names it."""
+        raise NotImplementedError
+
+    def as_text(self) -> str:
+        """What it says, without the heading."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return printable(f"{self.heading()}\n{self.as_text()}")
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<div><b>{html.escape(self.heading())}</b>"
+            f'<pre style="white-space: pre-wrap">{html.escape(printable(self.as_text()))}</pre></div>'
+        )
+
+
+class Answer(Shown, Generic[M]):
+    """A typed answer: `result` holds its fields."""
+
+    def __init__(self, title: str, result: M) -> None:
+        self.title = title
+        self.result = result
+
+    def heading(self) -> str:
+        """What was asked of what."""
+        return self.title
+
+    def as_text(self) -> str:
+        """The result as text."""
+        return text_of(self.result)
+
+
+def text_of(result: BaseModel) -> str:
+    """A result as text: in its own words where it has them."""
+    return str(result.as_text()) if hasattr(result, "as_text") else compact_text(result.model_dump(mode="json"))
+
+
+def printable(text: str) -> str:
+    """A text without control characters: those of a terminal could move its cursor or change what stands above."""
+    return "".join(_printable(text))
+
+
+def _printable(text: str) -> Iterable[str]:
+    for character in text:
+        yield character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]

@@ -1,0 +1,123 @@
+"""Methods as functions, and what a run shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from plotly.graph_objects import Figure
+
+import diffing_mcp as dm
+from diffing_mcp.api.shown import Answer, printable
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.methods.contract import MethodResult
+from diffing_mcp.queries.schemas import AskQuery
+from tests.api.conftest import SMALL
+
+
+def test_a_function_a_name_and_typed_parameters_are_the_same_run(pair: dm.Pair) -> None:
+    run = dm.kl(pair, **SMALL)
+    assert isinstance(run.result, dm.kl.Result)
+    assert run.method == "kl"
+    assert run.params["max_samples"] == SMALL["max_samples"]
+    assert run.pair == pair.name
+    for again in (
+        dm.run(pair, "kl", SMALL),
+        dm.run(pair, "kl", dm.kl.Params(**SMALL)),
+        dm.run(pair, dm.kl.Params(**SMALL)),
+        dm.run(pair.name, "kl", SMALL),
+        dm.open_run(run.id),
+    ):
+        assert again.id == run.id
+    assert dm.open_run(run.id).result == run.result
+
+
+def test_methods_that_read_the_same_text_share_a_pass(pair: dm.Pair) -> None:
+    names = ["kl", "activation_difference_lens"]
+    runs = dm.run_many(pair, dict.fromkeys(names, SMALL))
+    assert [run.method for run in runs] == names
+    assert all(sorted(run.record.manifest.notes["pass_shared_by"]) == sorted(names) for run in runs)
+
+
+def test_tables_figures_and_views_of_a_run(pair: dm.Pair) -> None:
+    run = dm.kl(pair, **SMALL)
+    tokens = run.table("tokens")
+    assert isinstance(tokens, pd.DataFrame)
+    assert len(tokens) == run.result.tokens
+    assert run.array("positions.count").sum() == run.result.tokens
+    for name in run.figures:
+        assert isinstance(run.figure(name), Figure)
+    view = run.view("tokens", limit=2)
+    assert len(view.result.rows) == 2
+    assert repr(view).startswith(f"{run.id}: tokens")
+
+
+@pytest.mark.parametrize("kind", ["table", "array", "figure", "view"])
+def test_an_unknown_name_is_answered_with_those_that_there_are(pair: dm.Pair, kind: str) -> None:
+    run = dm.kl(pair, **SMALL)
+    known: list[str] = getattr(run, f"{kind}s")
+    with pytest.raises(UnknownName) as refused:
+        getattr(run, kind)("no_such_name")
+    assert all(name in str(refused.value) for name in known)
+
+
+def test_a_run_shows_its_headline_its_parameters_and_what_else_there_is(pair: dm.Pair) -> None:
+    run = dm.kl(pair, **SMALL)
+    shown = repr(run)
+    assert shown.startswith(f"{run.id}: KL divergence of {pair.name} (max_samples=12, max_tokens=10)\n")
+    assert run.result.headline in shown
+    assert all(name in shown for name in [*run.tables, *run.figures, *run.views])
+
+
+def test_text_of_a_model_is_data_in_a_notebook_and_in_a_terminal() -> None:
+    class Text(MethodResult):
+        written: str
+
+    text = "<script>alert(1)</script>\x1b[2J\r"
+    answer: Answer[Any] = Answer("view", Text(stands_out=False, headline=text, written=text))
+    assert "<script>" not in answer._repr_html_()
+    assert "&lt;script&gt;" in answer._repr_html_()
+    assert not {"\x1b", "\r"} & {*repr(answer), *answer._repr_html_()}
+    assert printable("a\tb\nc é 漢 \x1b") == "a\tb\nc é 漢 \\x1b"
+
+
+def test_wrong_parameters_are_refused_before_anything_is_loaded(pair: dm.Pair) -> None:
+    with pytest.raises(InvalidInput, match=r"did you mean `max_samples`"):
+        dm.kl(pair, max_sample=3)
+    with pytest.raises(InvalidInput, match="pca takes PCAParams, not KLParams"):
+        dm.run(pair, "pca", dm.kl.Params())
+    with pytest.raises(InvalidInput, match="given twice"):
+        dm.run(pair, dm.kl.Params(), {})
+    with pytest.raises(InvalidInput, match="AskQuery is not the parameters of a method"):
+        dm.run(pair, AskQuery(prompts=["x"]))
+    with pytest.raises(UnknownName, match="Did you mean kl"):
+        dm.run(pair, "kll")
+    assert dm.list_runs().empty
+
+
+def test_one_value_stands_for_a_list_of_one(pair: dm.Pair) -> None:
+    run = dm.activation_difference_lens(pair, layers=0.5, **SMALL)
+    assert run.params["layers"] == [0.5]
+
+
+def test_runs_are_listed_by_method_and_by_the_models_that_they_compared(pair: dm.Pair) -> None:
+    first, second = dm.kl(pair, **SMALL), dm.kl(pair, **SMALL, examples=3)
+    assert list(dm.list_runs()["id"]) == [second.id, first.id]
+    assert len(dm.list_runs(method="kl", pair=pair)) == 2
+    assert dm.list_runs(method="pca").empty
+    assert dm.list_runs(pair="cake_bake").empty
+    with pytest.raises(UnknownName):
+        dm.list_runs(method="no_such_method")
+
+
+def test_an_overview_runs_what_fits_and_answers_with_a_digest(pair: dm.Pair) -> None:
+    answer = dm.overview(pair, budget=9000, characters=3000, **SMALL)
+    assert {row.method for row in answer.result.runs} >= {"kl"}
+    assert set(dm.list_runs()["id"]) == {row.run for row in answer.result.runs}
+    assert answer.result.verdict in repr(answer)
+    assert len(answer.as_text()) <= 3000
+    with pytest.raises(InvalidInput, match="allows no method"):
+        dm.overview(pair, budget=1, **SMALL)
+    with pytest.raises(InvalidInput, match="No method here takes no_such_parameter"):
+        dm.overview(pair, no_such_parameter=1)
