@@ -19,6 +19,8 @@ from mcp.server import Server
 from mcp.server.context import ServerRequestContext
 from mcp.server.stdio import stdio_server
 
+from diffing_mcp.core.version import version
+
 Request = ServerRequestContext[Any, Any]
 
 

@@ -178,6 +178,7 @@ class ModelPairs:
                 self._checked.add(checked)
         tokenizer = tokenizers.prompts
         vocabulary = check_vocabularies(configs["base"], configs["finetuned"], tokenizers.known, tokenizers.compared)
+        vocabulary = min(vocabulary, *(_rows(source, configs[side]) for side, source in sources.items()))
 
         sequential = False
         if wanted["base"] != wanted["finetuned"]:

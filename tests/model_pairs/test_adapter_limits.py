@@ -94,3 +94,29 @@ def test_a_template_beside_the_adapter_is_part_of_what_a_run_is(tiny_models, mak
         identities.append(pair_identity(make_pair(base, adapter=adapter)))
     assert identities[0]["finetuned"] != identities[1]["finetuned"]
     assert identities[0]["base"] == identities[1]["base"]
+
+
+@pytest.mark.parametrize("limit", [None, 250_000])
+def test_an_adapter_with_fewer_rows_than_its_base(limit, tiny_models, make_pair, tmp_path):
+    """A base with padded rows, and an adapter that was trained after cutting them off; also where the sides are loaded
+    in turn.
+    """
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_models(vocabulary=352)
+    cut: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    cut.resize_token_embeddings(320, mean_resizing=False)
+    cut.save_pretrained(tmp_path / "cut")
+    for file in base.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "cut")
+    options = {"r": 2, "target_modules": [*MODULES, "embed_tokens"], "modules_to_save": ["lm_head"]}
+    save_adapter(Draw("llama", False, "LORA", options), tmp_path / "cut", tmp_path / "adapter", 1)
+    with ModelPairs(limit).use(make_pair(base, adapter=tmp_path / "adapter")) as pair:
+        assert pair.sequential is (limit is not None)
+        assert pair.vocab_size == 320
+        (expected,) = peft_log_probs(tmp_path / "cut", tmp_path / "adapter", [TEXT])
+        torch.testing.assert_close(log_probs(pair, "finetuned"), expected, atol=1e-4, rtol=1e-4)
+        expected = peft_log_probs(base, None, [TEXT])[0][:, :320].log_softmax(-1)
+        torch.testing.assert_close(log_probs(pair, "base"), expected, atol=1e-4, rtol=1e-4)
