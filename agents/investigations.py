@@ -18,7 +18,7 @@ class OpenInvestigation(BaseModel):
     token: str = Field(repr=False)
 
 
-class ClosedInvestigation(BaseModel):
+class InvestigationOutcome(BaseModel):
     """How an investigation ended."""
 
     budgets: dict[str, Budget] = Field(description="Keys `model_interactions` and `tool_calls`.")
@@ -45,7 +45,7 @@ async def open_investigation(
     return OpenInvestigation.model_validate(await call_as_operator(url, "open_investigation", arguments))
 
 
-async def close_investigation(url: str, identifier: str) -> ClosedInvestigation:
+async def close_investigation(url: str, identifier: str) -> InvestigationOutcome:
     """End it (its token is refused from now on) and return what it left.
 
     Raises:
@@ -54,7 +54,7 @@ async def close_investigation(url: str, identifier: str) -> ClosedInvestigation:
     """
     left = await call_as_operator(url, "close_investigation", {"investigation": identifier})
     finding = left.get("finding")
-    return ClosedInvestigation(
+    return InvestigationOutcome(
         budgets={
             "model_interactions": _budget(left["budget"], "interactions"),
             "tool_calls": _budget(left["budget"], "tool_calls"),

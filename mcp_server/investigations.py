@@ -285,7 +285,7 @@ def _chosen_tools(tools: str | Sequence[str], known: Sequence[str]) -> list[str]
         return names
     if not names or (unknown := [name for name in names if name not in known]):
         wrong = f"unknown tools: {', '.join(unknown)}" if names else "no tools given"
-        raise UnknownName(f"{wrong}. Allowed: `blackbox`, `method`, or names out of {', '.join(known)}.")
+        raise UnknownName(f"{wrong}. Allowed: `blackbox`, `method`, or names out of: {', '.join(known) or 'none'}.")
     return names
 
 

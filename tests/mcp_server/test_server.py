@@ -393,7 +393,7 @@ async def test_a_token_shows_its_tools_only(context: ServerContext, tiny_pair: s
         ("kl", "ask_models", "kl"),
         ("method", "unload_pair", "overview"),
     ):
-        new = investigations.create(tiny_pair, tools)
+        new = investigations.create(tiny_pair, tools, known_tools=["kl"])
         async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
             assert shown in names
