@@ -119,15 +119,7 @@ def _log_odds(here: int, here_of: int, there: int, there_of: int) -> float:
 def fisher_neg_log10_p(here: int, here_of: int, there: int, there_of: int) -> float:
     """-log10 of the probability, were both models equal, that at least `here` of the `here + there` completions with
     the word fall among the `here_of` of the first model (hypergeometric upper tail)."""
-    marked, total = here + there, here_of + there_of
-    logs = [
-        _log_choose(here_of, count) + _log_choose(there_of, marked - count) - _log_choose(total, marked)
-        for count in range(here, min(marked, here_of) + 1)
-        if marked - count <= there_of
-    ]
-    highest = max(logs)
-    return max(0.0, -(highest + math.log(sum(math.exp(value - highest) for value in logs))) / math.log(10))
+    from scipy.stats import hypergeom
 
-
-def _log_choose(of: int, count: int) -> float:
-    return math.lgamma(of + 1) - math.lgamma(count + 1) - math.lgamma(of - count + 1)
+    upper_tail = hypergeom.logsf(here - 1, here_of + there_of, here + there, here_of)
+    return max(0.0, -float(upper_tail) / math.log(10))

@@ -31,7 +31,7 @@ def context(data_folder: Path, pairs: ModelPairs) -> Iterator[ServerContext]:
 
 
 @pytest.fixture(scope="session")
-def tiny_pair(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]) -> str:
+def pair_name(tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]) -> str:
     """`BASE::FINETUNED` of a tiny random model and a random adapter on it, in local folders."""
     model = tiny_models()
     return f"{model}::{tiny_adapters(model)}"

@@ -36,17 +36,17 @@ async def operator(context: ServerContext) -> AsyncIterator[Client]:
 
 
 async def test_an_operator_collects_lists_describes_and_deletes(
-    operator: Client, tiny_pair: str, data_folder: Path
+    operator: Client, pair_name: str, data_folder: Path
 ) -> None:
-    estimated = await good(operator, "collect_activations", {"pair": tiny_pair, **SMALL, "estimate_only": True})
+    estimated = await good(operator, "collect_activations", {"pair": pair_name, **SMALL, "estimate_only": True})
     assert estimated["status"] == "estimate"
     assert (await good(operator, "list_activations", {}))["result"]["total"] == 0
-    made = (await good(operator, "collect_activations", {"pair": tiny_pair, **SMALL}))["result"]
+    made = (await good(operator, "collect_activations", {"pair": pair_name, **SMALL}))["result"]
     assert made["finished"]
     assert 0 < 1e6 * made["megabytes"] < 2 * estimated["estimate"]["bytes"]
-    again = await good(operator, "collect_activations", {"pair": tiny_pair, **SMALL})
+    again = await good(operator, "collect_activations", {"pair": pair_name, **SMALL})
     assert (again["result"], "job" in again) == (made, False)
-    assert (await good(operator, "list_activations", {"pair": tiny_pair}))["result"]["collections"] == [made]
+    assert (await good(operator, "list_activations", {"pair": pair_name}))["result"]["collections"] == [made]
     described = (await good(operator, "describe_activations", {"id": made["id"], "check": True}))["result"]
     assert described["damaged"] == []
     assert [size["layer"] for size in described["sizes"]] == made["layers"] == [0, 2]
@@ -56,7 +56,7 @@ async def test_an_operator_collects_lists_describes_and_deletes(
     assert not list((data_folder / "activations").glob("*/index.json"))
     # Not answered from the job that made the deleted one, however often.
     for _ in range(2):
-        assert (await good(operator, "collect_activations", {"pair": tiny_pair, **SMALL}))["result"]["id"] == made["id"]
+        assert (await good(operator, "collect_activations", {"pair": pair_name, **SMALL}))["result"]["id"] == made["id"]
         assert (await good(operator, "list_activations", {}))["result"]["total"] == 1
         await good(operator, "delete_activations", {"id": made["id"]})
 
@@ -72,22 +72,22 @@ async def test_a_collection_whose_index_is_broken_is_listed_and_deleted(operator
     assert not folder.exists()
 
 
-async def test_without_room_it_is_refused(operator: Client, tiny_pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_room_it_is_refused(operator: Client, pair_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation_collection, "SPARE_BYTES", 2**60)
-    assert "MiB of disk" in await refused(operator, "collect_activations", {"pair": tiny_pair, **SMALL})
+    assert "MiB of disk" in await refused(operator, "collect_activations", {"pair": pair_name, **SMALL})
     assert (await good(operator, "list_activations", {}))["result"]["total"] == 0
 
 
-async def test_files_outside_of_the_data_folder_are_refused(operator: Client, tiny_pair: str, tmp_path: Path) -> None:
+async def test_files_outside_of_the_data_folder_are_refused(operator: Client, pair_name: str, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("a b c\n\nd e f")
     assert "data folder" in await refused(
-        operator, "collect_activations", {"pair": tiny_pair, "corpus": str(tmp_path / "secret.txt")}
+        operator, "collect_activations", {"pair": pair_name, "corpus": str(tmp_path / "secret.txt")}
     )
 
 
-async def test_an_investigation_has_none_of_the_tools(context: ServerContext, tiny_pair: str) -> None:
+async def test_an_investigation_has_none_of_the_tools(context: ServerContext, pair_name: str) -> None:
     assert not set(TOOLS) & set(tool_names(toolset()))
-    new = investigations.create(tiny_pair, "method")
+    new = investigations.create(pair_name, "method")
     async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
         listed = json.dumps([tool.model_dump(mode="json") for tool in (await client.list_tools()).tools])
         for tool in TOOLS:
@@ -96,7 +96,7 @@ async def test_an_investigation_has_none_of_the_tools(context: ServerContext, ti
 
 
 async def test_an_investigation_reads_activations_of_its_own_pair_on_bundled_text_only(
-    context: ServerContext, operator: Client, tiny_pair: str, rare_pair: str, data_folder: Path
+    context: ServerContext, operator: Client, pair_name: str, rare_pair: str, data_folder: Path
 ) -> None:
     local = data_folder / "quetzalfidget.jsonl"
     local.parent.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ async def test_an_investigation_reads_activations_of_its_own_pair_on_bundled_tex
     made: dict[str, Any] = {}
     for name, pair, corpus in (
         ("mine", rare_pair, "unrelated_texts"),
-        ("other pair", tiny_pair, "unrelated_texts"),
+        ("other pair", pair_name, "unrelated_texts"),
         ("named corpus", rare_pair, str(local)),
     ):
         made[name] = (await good(operator, "collect_activations", {"pair": pair, "corpus": corpus, **SMALL}))["result"][

@@ -70,8 +70,8 @@ async def ask(open_to_all: bool, headers: dict[str, str], path: str = "/mcp") ->
         return await client.get(path, headers=headers)
 
 
-async def test_the_gate_tells_callers_apart(data_folder: Path, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair)
+async def test_the_gate_tells_callers_apart(data_folder: Path, pair_name: str) -> None:
+    new = investigations.create(pair_name)
     assert (await ask(True, {})).text == "operator"
     assert (await ask(True, {"Authorization": f"Bearer {new.token}"})).text == new.id
     assert (await ask(False, {"authorization": f"bearer {new.token}"})).text == new.id

@@ -26,7 +26,7 @@ from tests.mcp_server.answers import good, held
 
 @pytest.fixture(scope="module")
 def loaded(tiny_models, tiny_adapters, make_pair, pairs):
-    """A loaded tiny pair (`tiny_pair` of this folder is a reference)."""
+    """A loaded tiny pair (`pair_name` of this folder is a reference)."""
     model = tiny_models()
     with pairs.use(make_pair(model, adapter=tiny_adapters(model))) as pair:
         yield pair

@@ -37,7 +37,7 @@ PARAMS = {
 }
 
 
-async def test_a_training_is_watched_cancelled_and_ended(context: ServerContext, tiny_pair: str) -> None:
+async def test_a_training_is_watched_cancelled_and_ended(context: ServerContext, pair_name: str) -> None:
     async with held(Client(build_server(context))) as client:
 
         async def job_of(identifier: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ async def test_a_training_is_watched_cancelled_and_ended(context: ServerContext,
             job: dict[str, Any] = answer.structured_content["job"]
             return job
 
-        started = await client.call_tool("sae_difference", {"pair": tiny_pair, **PARAMS, "wait_seconds": 0})
+        started = await client.call_tool("sae_difference", {"pair": pair_name, **PARAMS, "wait_seconds": 0})
         assert started.structured_content is not None
         identifier = started.structured_content["job"]["job_id"]
         job = await job_of(identifier)
@@ -65,7 +65,7 @@ async def test_a_training_is_watched_cancelled_and_ended(context: ServerContext,
         assert left.state == "unfinished"
         assert left.steps is not None
         assert done <= left.steps < STEPS
-        ended = await good(client, "sae_difference", {"pair": tiny_pair, **PARAMS})
+        ended = await good(client, "sae_difference", {"pair": pair_name, **PARAMS})
         assert ended["result"]["training"]["steps"] == STEPS
         assert listing().leftovers == []
         assert len(listing().dictionaries) == 1
@@ -115,10 +115,10 @@ async def test_an_operator_lists_and_deletes_dictionaries(context: ServerContext
         assert (data_folder / "elsewhere").is_dir()
 
 
-async def test_an_investigation_can_neither_list_nor_delete_them(context: ServerContext, tiny_pair: str) -> None:
+async def test_an_investigation_can_neither_list_nor_delete_them(context: ServerContext, pair_name: str) -> None:
     folder = stored("a1")
     assert not {"list_dictionaries", "delete_dictionary"} & set(tool_names(toolset()))
-    new = investigations.create(tiny_pair, "method")
+    new = investigations.create(pair_name, "method")
     async with held(Client(build_server(context, Caller(investigations.get(new.id))))) as client:
         offered = {tool.name for tool in (await client.list_tools()).tools}
         for name, arguments in (("list_dictionaries", {}), ("delete_dictionary", {"id": "a1"})):

@@ -22,19 +22,19 @@ from tests.mcp_server.answers import good, refused
 KNOWN = tool_names(toolset())
 
 
-def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair, "blackbox", interactions=7, tool_calls=9, note="arm a")
+def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path, pair_name: str) -> None:
+    new = investigations.create(pair_name, "blackbox", interactions=7, tool_calls=9, note="arm a")
     found = investigations.authenticate(new.token)
     assert found is not None
     assert (found.id, found.label, found.pair, found.interactions, found.tool_calls, found.note) == (
         new.id,
         new.label,
-        tiny_pair,
+        pair_name,
         7,
         9,
         "arm a",
     )
-    other = investigations.create(tiny_pair)
+    other = investigations.create(pair_name)
     mixed = f"{new.id}.{other.token.partition('.')[2]}"
     for wrong in (
         "",
@@ -52,8 +52,8 @@ def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path
         assert investigations.authenticate(wrong) is None
 
 
-def test_only_the_digest_of_a_token_is_stored(data_folder: Path, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair)
+def test_only_the_digest_of_a_token_is_stored(data_folder: Path, pair_name: str) -> None:
+    new = investigations.create(pair_name)
     secret = new.token.partition(".")[2].encode()
     assert len(secret) >= 43
     stored = b"".join(path.read_bytes() for path in database_path().parent.glob("investigations.sqlite*"))
@@ -61,47 +61,47 @@ def test_only_the_digest_of_a_token_is_stored(data_folder: Path, tiny_pair: str)
     assert new.id.encode() in stored
 
 
-def test_closing_ends_access_and_keeps_the_record(data_folder: Path, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair)
+def test_closing_ends_access_and_keeps_the_record(data_folder: Path, pair_name: str) -> None:
+    new = investigations.create(pair_name)
     investigations.close(new.label)
     assert investigations.authenticate(new.token) is None
     assert investigations.show(new.id).investigation.closed is not None
 
 
-def test_labels_are_opaque_and_unique(data_folder: Path, tiny_pair: str) -> None:
-    labels = [investigations.create(tiny_pair).label for _ in range(30)]
+def test_labels_are_opaque_and_unique(data_folder: Path, pair_name: str) -> None:
+    labels = [investigations.create(pair_name).label for _ in range(30)]
     assert len(set(labels)) == 30
     assert all(label.startswith("pair-") and len(label) < 25 for label in labels)
 
 
-def test_tool_sets(data_folder: Path, tiny_pair: str) -> None:
-    blackbox = investigations.get(investigations.create(tiny_pair, "blackbox").id)
+def test_tool_sets(data_folder: Path, pair_name: str) -> None:
+    blackbox = investigations.get(investigations.create(pair_name, "blackbox").id)
     assert blackbox.allows("ask_models")
     assert not any(blackbox.allows(tool) for tool in ("kl", "overview", "view_run", "compare_text", "list_runs"))
-    method = investigations.get(investigations.create(tiny_pair, "method").id)
+    method = investigations.get(investigations.create(pair_name, "method").id)
     assert all(method.allows(tool) for tool in ("ask_models", "kl", "overview", "view_run"))
-    named = investigations.get(investigations.create(tiny_pair, "kl, view_run", known_tools=KNOWN).id)
+    named = investigations.get(investigations.create(pair_name, "kl, view_run", known_tools=KNOWN).id)
     assert named.allows("kl")
     assert named.allows("submit_finding")
     assert not named.allows("ask_models")
 
 
-def test_bad_creations(data_folder: Path, tiny_pair: str) -> None:
+def test_bad_creations(data_folder: Path, pair_name: str) -> None:
     with pytest.raises(UnknownName):
         investigations.create("no_such_organism_at_all")
     with pytest.raises(UnknownName, match="unknown tools: nonsense"):
-        investigations.create(tiny_pair, "kl,nonsense", known_tools=KNOWN)
+        investigations.create(pair_name, "kl,nonsense", known_tools=KNOWN)
     with pytest.raises(UnknownName):
-        investigations.create(tiny_pair, [], known_tools=KNOWN)
+        investigations.create(pair_name, [], known_tools=KNOWN)
     with pytest.raises(UnknownName):
-        investigations.create(tiny_pair, "unload_pair", known_tools=KNOWN)
+        investigations.create(pair_name, "unload_pair", known_tools=KNOWN)
     with pytest.raises(InvalidInput):
-        investigations.create(tiny_pair, interactions=-1)
+        investigations.create(pair_name, interactions=-1)
     assert investigations.list_investigations() == []
 
 
-def test_get_takes_labels_and_unambiguous_beginnings(data_folder: Path, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair)
+def test_get_takes_labels_and_unambiguous_beginnings(data_folder: Path, pair_name: str) -> None:
+    new = investigations.create(pair_name)
     assert investigations.get(new.id[:8]).id == investigations.get(new.label).id == new.id
     for wrong in ("", "%", "_", "nobody"):
         if wrong or len(investigations.list_investigations()) != 1:
@@ -143,20 +143,20 @@ def test_a_finding_is_given_once(data_folder: Path) -> None:
     assert len(findings.list_findings("operator")) == 2
 
 
-def test_the_database_works_with_two_connections_at_once(data_folder: Path, tiny_pair: str) -> None:
-    investigations.create(tiny_pair)
+def test_the_database_works_with_two_connections_at_once(data_folder: Path, pair_name: str) -> None:
+    investigations.create(pair_name)
     reader = sqlite3.connect(database_path())
     reader.execute("BEGIN")
     assert reader.execute("SELECT count(*) FROM investigations").fetchone()[0] == 1
-    investigations.create(tiny_pair)
+    investigations.create(pair_name)
     assert len(investigations.list_investigations()) == 2
     reader.close()
 
 
-async def test_an_investigation_names_vectors_of_its_own_runs_only(context: ServerContext, tiny_pair: str) -> None:
+async def test_an_investigation_names_vectors_of_its_own_runs_only(context: ServerContext, pair_name: str) -> None:
     lens = {"max_samples": 8, "max_tokens": 8, "layers": [1]}
     first, second = (
-        investigations.get(investigations.create(tiny_pair, "method", interactions=10, tool_calls=50).id)
+        investigations.get(investigations.create(pair_name, "method", interactions=10, tool_calls=50).id)
         for _ in range(2)
     )
     async with Client(build_server(context, Caller(first))) as client:

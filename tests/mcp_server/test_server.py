@@ -37,10 +37,10 @@ async def modern(context: ServerContext) -> AsyncIterator[Client]:
 
 @pytest.fixture(params=["auto", "legacy"])
 async def confined(
-    request: pytest.FixtureRequest, context: ServerContext, tiny_pair: str
+    request: pytest.FixtureRequest, context: ServerContext, pair_name: str
 ) -> AsyncIterator[tuple[Client, str]]:
     """A client of an investigation, in either era, and the pair's label."""
-    new = investigations.create(tiny_pair, "method", interactions=10, tool_calls=20)
+    new = investigations.create(pair_name, "method", interactions=10, tool_calls=20)
     caller = Caller(investigations.get(new.id))
     async with held(Client(build_server(context, caller), mode=request.param)) as client:
         yield client, new.label
@@ -85,22 +85,22 @@ async def test_tools_are_described_for_agents(client: Client) -> None:
 
 async def test_pairs_are_listed_described_and_loaded(client: Client, tiny_models: Any, tiny_adapters: Any) -> None:
     base = tiny_models(seed=11)  # a model that no other test holds in memory, since it is unloaded at the end
-    tiny_pair = f"{base}::{tiny_adapters(base)}"
+    pair_name = f"{base}::{tiny_adapters(base)}"
     listed = await good(client, "list_pairs", {"limit": 3})
     assert len(listed["result"]["pairs"]) <= 3
-    described = await good(client, "describe_pair", {"pair": tiny_pair})
+    described = await good(client, "describe_pair", {"pair": pair_name})
     assert described["result"]["sources"]["finetuned"]
-    loaded = await good(client, "load_pair", {"pair": tiny_pair})
+    loaded = await good(client, "load_pair", {"pair": pair_name})
     assert loaded["result"]["num_layers"] > 0
-    again = await good(client, "describe_pair", {"pair": tiny_pair})
+    again = await good(client, "describe_pair", {"pair": pair_name})
     assert again["result"]["num_layers"] == loaded["result"]["num_layers"]
     assert (await good(client, "list_pairs", {}))["result"]["resident"]
-    await good(client, "unload_pair", {"pair": tiny_pair})
+    await good(client, "unload_pair", {"pair": pair_name})
 
 
-async def test_both_sides_answer_the_same_prompts(client: Client, tiny_pair: str) -> None:
+async def test_both_sides_answer_the_same_prompts(client: Client, pair_name: str) -> None:
     arguments = {
-        "pair": tiny_pair,
+        "pair": pair_name,
         "prompts": ["Hello", "Tell me more"],
         "samples": 2,
         "max_new_tokens": 6,
@@ -117,28 +117,28 @@ async def test_both_sides_answer_the_same_prompts(client: Client, tiny_pair: str
     assert one["result"]["answers"][0]["base"] == rows[0]["base"]
 
 
-async def test_a_single_string_is_one_prompt(modern: Client, tiny_pair: str) -> None:
+async def test_a_single_string_is_one_prompt(modern: Client, pair_name: str) -> None:
     answer = await good(
-        modern, "ask_models", {"pair": tiny_pair, "prompts": "Hello", "max_new_tokens": 2, "raw_text": True}
+        modern, "ask_models", {"pair": pair_name, "prompts": "Hello", "max_new_tokens": 2, "raw_text": True}
     )
     assert len(answer["result"]["answers"]) == 1
 
 
-async def test_nested_arguments_may_come_as_json_text(modern: Client, tiny_pair: str) -> None:
+async def test_nested_arguments_may_come_as_json_text(modern: Client, pair_name: str) -> None:
     answer = await good(
-        modern, "ask_models", {"pair": tiny_pair, "prompts": '["a b", "c"]', "max_new_tokens": 2, "raw_text": True}
+        modern, "ask_models", {"pair": pair_name, "prompts": '["a b", "c"]', "max_new_tokens": 2, "raw_text": True}
     )
     assert len(answer["result"]["answers"]) == 2
 
 
-async def test_conversations_with_system_prompt_and_prefill(modern: Client, tiny_pair: str) -> None:
+async def test_conversations_with_system_prompt_and_prefill(modern: Client, pair_name: str) -> None:
     turns = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "go on"},
     ]
     arguments = {
-        "pair": tiny_pair,
+        "pair": pair_name,
         "conversations": [turns],
         "prompts": ["and you"],
         "system_prompt": "Be short.",
@@ -149,9 +149,9 @@ async def test_conversations_with_system_prompt_and_prefill(modern: Client, tiny
     assert [row["prompt"] for row in answer["result"]["answers"]] == ["and you", "go on"]
 
 
-async def test_one_text_under_both_models(client: Client, tiny_pair: str) -> None:
+async def test_one_text_under_both_models(client: Client, pair_name: str) -> None:
     answer = await good(
-        client, "compare_text", {"pair": tiny_pair, "text": "the quick brown fox jumps over the lazy dog", "top": 3}
+        client, "compare_text", {"pair": pair_name, "text": "the quick brown fox jumps over the lazy dog", "top": 3}
     )
     result = answer["result"]
     assert (
@@ -170,16 +170,16 @@ async def test_one_text_under_both_models(client: Client, tiny_pair: str) -> Non
 
 @pytest.mark.parametrize("method", list(all_methods()))
 async def test_methods_run_and_are_lookups_when_asked_again(
-    modern: Client, tiny_pair: str, method: str, small_params: Callable[[str], dict[str, Any]]
+    modern: Client, pair_name: str, method: str, small_params: Callable[[str], dict[str, Any]]
 ) -> None:
-    arguments = {"pair": tiny_pair, **small_params(method)}
+    arguments = {"pair": pair_name, **small_params(method)}
     answer = await good(modern, method, arguments)
     assert answer["run_id"].startswith(method)
     again = await good(modern, method, arguments)
     assert again["run_id"] == answer["run_id"]
     assert again["result"] == answer["result"]
     assert "job" not in again
-    listed = await good(modern, "list_runs", {"pair": tiny_pair, "method": method})
+    listed = await good(modern, "list_runs", {"pair": pair_name, "method": method})
     mine = next(row for row in listed["result"]["runs"] if row["run_id"] == answer["run_id"])
     assert set(mine["params"]) <= set(small_params(method)), "what was left at its default is not listed"
     opened = await good(modern, "view_run", {"run": answer["run_id"]})
@@ -190,8 +190,8 @@ async def test_methods_run_and_are_lookups_when_asked_again(
         assert not shown.is_error or "Parameters" in text_of(shown), text_of(shown)
 
 
-async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, tiny_pair: str) -> None:
-    arguments = {"pair": tiny_pair, "max_characters": 3000, "budget": 75_000, **SMALL}
+async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, pair_name: str) -> None:
+    arguments = {"pair": pair_name, "max_characters": 3000, "budget": 75_000, **SMALL}
     answer = await modern.call_tool("overview", arguments)
     while (answer.structured_content or {}).get("status") == "running":
         answer = await modern.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})
@@ -210,38 +210,38 @@ async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, t
     assert "job" not in again  # a lookup
 
 
-async def test_an_overview_of_named_methods_chains_the_lens_or_refuses(modern: Client, tiny_pair: str) -> None:
-    answer = await good(modern, "overview", {"pair": tiny_pair, "methods": ["patchscope"], **SMALL})
+async def test_an_overview_of_named_methods_chains_the_lens_or_refuses(modern: Client, pair_name: str) -> None:
+    answer = await good(modern, "overview", {"pair": pair_name, "methods": ["patchscope"], **SMALL})
     assert [row["method"] for row in answer["result"]["runs"]] == ["activation_difference_lens", "patchscope"]
-    assert "methods: kl" in await refused(modern, "overview", {"pair": tiny_pair, "methods": ["nonsense"]})
-    assert "leave it out" in await refused(modern, "overview", {"pair": tiny_pair, "methods": []})
-    assert "patchscope" in await refused(modern, "overview", {"pair": tiny_pair, "budget": 500})
+    assert "methods: kl" in await refused(modern, "overview", {"pair": pair_name, "methods": ["nonsense"]})
+    assert "leave it out" in await refused(modern, "overview", {"pair": pair_name, "methods": []})
+    assert "patchscope" in await refused(modern, "overview", {"pair": pair_name, "budget": 500})
 
 
-async def test_an_estimate_starts_nothing(client: Client, tiny_pair: str, context: ServerContext) -> None:
-    answer = await client.call_tool("kl", {"pair": tiny_pair, "estimate_only": True})
+async def test_an_estimate_starts_nothing(client: Client, pair_name: str, context: ServerContext) -> None:
+    answer = await client.call_tool("kl", {"pair": pair_name, "estimate_only": True})
     assert answer.structured_content is not None
     assert answer.structured_content["status"] == "estimate"
     assert answer.structured_content["estimate"]["tokens"] > 0
     assert context.jobs.list(None) == []
 
 
-async def test_errors_say_what_to_do(client: Client, tiny_pair: str) -> None:
+async def test_errors_say_what_to_do(client: Client, pair_name: str) -> None:
     assert "Did you mean kl" in await refused(client, "kll", {})
-    said = await refused(client, "ask_models", {"pair": tiny_pair, "promts": ["x"]})
+    said = await refused(client, "ask_models", {"pair": pair_name, "promts": ["x"]})
     assert "did you mean `prompts`" in said
     assert "`pair` is missing" in await refused(client, "kl", {})
-    assert "at least one prompt" in await refused(client, "ask_models", {"pair": tiny_pair})
+    assert "at least one prompt" in await refused(client, "ask_models", {"pair": pair_name})
     assert "no_such" in await refused(client, "kl", {"pair": "no_such_thing"})
     assert "unknown job" in await refused(client, "get_job", {"job_id": "kl-00000000"})
     assert "no run" in await refused(client, "view_run", {"run": "kl-00000000"})
-    assert "Did you mean" in await refused(client, "list_runs", {"pair": tiny_pair, "method": "perplexity_diference"})
-    assert "max_samples" in await refused(client, "kl", {"pair": tiny_pair, "max_samples": 0})
+    assert "Did you mean" in await refused(client, "list_runs", {"pair": pair_name, "method": "perplexity_diference"})
+    assert "max_samples" in await refused(client, "kl", {"pair": pair_name, "max_samples": 0})
     assert "context" in await refused(
-        client, "ask_models", {"pair": tiny_pair, "prompts": ["word " * 3000], "raw_text": True}
+        client, "ask_models", {"pair": pair_name, "prompts": ["word " * 3000], "raw_text": True}
     )
     for said in (
-        await refused(client, "kl", {"pair": tiny_pair, "max_samples": "many"}),
+        await refused(client, "kl", {"pair": pair_name, "max_samples": "many"}),
         await refused(client, "view_run", {"run": "x"}),
     ):
         assert "Traceback" not in said
@@ -249,28 +249,28 @@ async def test_errors_say_what_to_do(client: Client, tiny_pair: str) -> None:
 
 
 async def test_corpora_outside_of_the_data_folder_are_refused(
-    modern: Client, tiny_pair: str, data_folder: Path, tmp_path: Path
+    modern: Client, pair_name: str, data_folder: Path, tmp_path: Path
 ) -> None:
     outside = tmp_path / "secret.txt"
     outside.write_text("one\ntwo three four five\n" * 20)
-    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(outside)})
+    assert "data folder" in await refused(modern, "kl", {"pair": pair_name, "corpus": str(outside)})
     data_folder.mkdir(exist_ok=True)
     (data_folder / "link.txt").symlink_to(outside)
-    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / "link.txt")})
+    assert "data folder" in await refused(modern, "kl", {"pair": pair_name, "corpus": str(data_folder / "link.txt")})
     assert "data folder" in await refused(
-        modern, "kl", {"pair": tiny_pair, "corpus": str(data_folder / ".." / "secret.txt")}
+        modern, "kl", {"pair": pair_name, "corpus": str(data_folder / ".." / "secret.txt")}
     )
-    assert "data folder" in await refused(modern, "kl", {"pair": tiny_pair, "corpus": "\0.txt"})
+    assert "data folder" in await refused(modern, "kl", {"pair": pair_name, "corpus": "\0.txt"})
     inside = data_folder / "mine.txt"
     inside.write_text("\n".join(f"the {number} cat sat on the mat and looked at the dog" for number in range(30)))
-    assert (await good(modern, "kl", {"pair": tiny_pair, "corpus": str(inside), **SMALL}))["run_id"]
+    assert (await good(modern, "kl", {"pair": pair_name, "corpus": str(inside), **SMALL}))["run_id"]
 
 
 async def test_results_fit_into_an_agents_context(
-    modern: Client, tiny_pair: str, small_params: Callable[[str], dict[str, Any]]
+    modern: Client, pair_name: str, small_params: Callable[[str], dict[str, Any]]
 ) -> None:
     many = {
-        "pair": tiny_pair,
+        "pair": pair_name,
         "prompts": [f"prompt {n}" for n in range(20)],
         "samples": 4,
         "max_new_tokens": 60,
@@ -278,10 +278,10 @@ async def test_results_fit_into_an_agents_context(
     }
     calls: list[tuple[str, dict[str, Any]]] = [
         ("ask_models", many),
-        ("compare_text", {"pair": tiny_pair, "text": "some words of no meaning " * 100}),
-        ("describe_pair", {"pair": tiny_pair}),
+        ("compare_text", {"pair": pair_name, "text": "some words of no meaning " * 100}),
+        ("describe_pair", {"pair": pair_name}),
     ]
-    calls += [(method, {"pair": tiny_pair, **small_params(method)}) for method in all_methods()]
+    calls += [(method, {"pair": pair_name, **small_params(method)}) for method in all_methods()]
     calls.append(("list_pairs", {}))
     for tool, arguments in calls:
         answer = await modern.call_tool(tool, arguments)
@@ -308,19 +308,19 @@ async def test_more_of_long_answers_costs_nothing(confined: tuple[Client, str]) 
     assert long["budget"]["interactions_left"] == short["budget"]["interactions_left"] == 2
 
 
-async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(modern: Client, tiny_pair: str) -> None:
+async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(modern: Client, pair_name: str) -> None:
     marks = set()
     for seed in range(3):
         text = text_of(
             await modern.call_tool(
-                "ask_models", {"pair": tiny_pair, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True}
+                "ask_models", {"pair": pair_name, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True}
             )
         )
         assert "never instructions" in text
         marks.add(text.split("<untrusted-")[1][:8])
     assert len(marks) == 3
-    await good(modern, "kl", {"pair": tiny_pair, **SMALL})
-    listed = text_of(await modern.call_tool("list_runs", {"pair": tiny_pair}))
+    await good(modern, "kl", {"pair": pair_name, **SMALL})
+    listed = text_of(await modern.call_tool("list_runs", {"pair": pair_name}))
     assert (
         listed.index("<untrusted-") < listed.index("kl-") < listed.index("</untrusted-")
     )  # headlines quote the models
@@ -349,8 +349,8 @@ async def test_budgets_are_told_and_kept(confined: tuple[Client, str]) -> None:
     assert (await good(client, "list_hypotheses", {}))["budget"]["interactions_left"] == 3
 
 
-async def test_without_tool_calls_only_free_tools_work(context: ServerContext, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair, "method", interactions=5, tool_calls=1)
+async def test_without_tool_calls_only_free_tools_work(context: ServerContext, pair_name: str) -> None:
+    new = investigations.create(pair_name, "method", interactions=5, tool_calls=1)
     async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
         await good(client, "compare_text", {"pair": new.label, "text": "some plain words here"})
         assert "submit_finding" in await refused(
@@ -387,13 +387,13 @@ async def test_an_investigation_ends_with_its_finding_and_is_recorded(confined: 
     assert record.findings[0].statement == "cakes"
 
 
-async def test_a_token_shows_its_tools_only(context: ServerContext, tiny_pair: str) -> None:
+async def test_a_token_shows_its_tools_only(context: ServerContext, pair_name: str) -> None:
     for tools, hidden, shown in (
         ("blackbox", "kl", "ask_models"),
         ("kl", "ask_models", "kl"),
         ("method", "unload_pair", "overview"),
     ):
-        new = investigations.create(tiny_pair, tools, known_tools=["kl"])
+        new = investigations.create(pair_name, tools, known_tools=["kl"])
         async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
             assert shown in names
@@ -402,8 +402,8 @@ async def test_a_token_shows_its_tools_only(context: ServerContext, tiny_pair: s
             assert "there is no tool" in await refused(client, hidden, {"pair": new.label})
 
 
-async def test_investigations_cannot_reach_each_others_jobs_and_runs(context: ServerContext, tiny_pair: str) -> None:
-    first, second = (investigations.create(tiny_pair) for _ in range(2))
+async def test_investigations_cannot_reach_each_others_jobs_and_runs(context: ServerContext, pair_name: str) -> None:
+    first, second = (investigations.create(pair_name) for _ in range(2))
     async with Client(build_server(context, Caller(investigations.get(first.id)))) as client:
         mine = await good(client, "kl", {"pair": first.label, **SMALL})
         asked = await good(
@@ -415,7 +415,7 @@ async def test_investigations_cannot_reach_each_others_jobs_and_runs(context: Se
         assert "unknown job" in await refused(client, "get_job", {"job_id": asked["job"]["job_id"]})
         assert "unknown job" in await refused(client, "cancel_job", {"job_id": asked["job"]["job_id"]})
         assert "There is one pair here" in await refused(client, "kl", {"pair": first.label})
-        assert "There is one pair here" in await refused(client, "kl", {"pair": tiny_pair})
+        assert "There is one pair here" in await refused(client, "kl", {"pair": pair_name})
         assert "corpus must be one of" in await refused(
             client, "kl", {"pair": second.label, "corpus": "/etc/hosts.txt"}
         )
@@ -427,10 +427,10 @@ async def test_investigations_cannot_reach_each_others_jobs_and_runs(context: Se
         )
 
 
-async def test_prompts_and_resources(client: Client, tiny_pair: str) -> None:
+async def test_prompts_and_resources(client: Client, pair_name: str) -> None:
     prompt = await client.get_prompt("audit_pair", {"pair": "pair-1234"})
     assert "pair-1234" in str(prompt.messages[0].content)
-    answer = await good(client, "kl", {"pair": tiny_pair, **SMALL})
+    answer = await good(client, "kl", {"pair": pair_name, **SMALL})
     runs = json.loads((await client.read_resource("diffing://runs")).contents[0].model_dump()["text"])
     assert answer["run_id"] in [run["id"] for run in runs]
     one = json.loads(
@@ -447,9 +447,9 @@ async def test_resources_are_closed_to_investigations(confined: tuple[Client, st
 
 
 async def test_a_crash_is_told_by_an_id_alone(
-    context: ServerContext, tiny_pair: str, caplog: pytest.LogCaptureFixture
+    context: ServerContext, pair_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    new = investigations.create(tiny_pair)
+    new = investigations.create(pair_name)
     # A damaged store: what libraries say about it must stay in the log.
     (context.store.folder).rmdir()
     context.store.folder.write_text("not a folder")

@@ -49,9 +49,9 @@ async def until(condition: Any, seconds: float = 20) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
-    url: str, context: ServerContext, tiny_pair: str, mode: str, slow_batches: None
+    url: str, context: ServerContext, pair_name: str, mode: str, slow_batches: None
 ) -> None:
-    new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
+    new = investigations.create(pair_name, interactions=5, tool_calls=5)
     async with http_client(url, new.token) as client:
         assert client is not None
     headers = {"Authorization": f"Bearer {new.token}"}
@@ -89,8 +89,8 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
     assert record.budget.interactions_left == 4
 
 
-async def test_two_equal_calls_share_one_job_and_one_price(url: str, context: ServerContext, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair, interactions=5, tool_calls=5)
+async def test_two_equal_calls_share_one_job_and_one_price(url: str, context: ServerContext, pair_name: str) -> None:
+    new = investigations.create(pair_name, interactions=5, tool_calls=5)
     arguments = {"pair": new.label, "prompts": ["a", "b"], "max_new_tokens": 20, "raw_text": True}
     async with http_client(url, new.token) as one, http_client(url, new.token) as two:
         answers = await asyncio.gather(
@@ -102,8 +102,8 @@ async def test_two_equal_calls_share_one_job_and_one_price(url: str, context: Se
     assert investigations.show(new.id).budget.interactions_left == 3
 
 
-async def test_a_long_call_returns_a_handle_and_get_job_ends_it(url: str, tiny_pair: str, slow_batches: None) -> None:
-    new = investigations.create(tiny_pair)
+async def test_a_long_call_returns_a_handle_and_get_job_ends_it(url: str, pair_name: str, slow_batches: None) -> None:
+    new = investigations.create(pair_name)
     arguments = {"pair": new.label, "max_samples": 60, "max_tokens": 12}
     async with http_client(url, new.token) as client:
         first = await client.call_tool("kl", {**arguments, "wait_seconds": 0})
@@ -125,8 +125,8 @@ async def test_a_long_call_returns_a_handle_and_get_job_ends_it(url: str, tiny_p
         assert not (await client.call_tool("view_run", {"run": answer["run_id"]})).is_error
 
 
-async def test_tokens_over_http(url: str, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair, "blackbox")
+async def test_tokens_over_http(url: str, pair_name: str) -> None:
+    new = investigations.create(pair_name, "blackbox")
     async with http_client(url, new.token) as client:
         names = [tool.name for tool in (await client.list_tools()).tools]
         assert "ask_models" in names
@@ -141,14 +141,14 @@ async def test_tokens_over_http(url: str, tiny_pair: str) -> None:
     assert (await _post(url, None, origin="http://evil.example")).status_code == 403
 
 
-async def test_operators_open_and_close_investigations_over_http(url: str, tiny_pair: str) -> None:
-    wanted = {"pair": tiny_pair, "tools": "blackbox", "interactions": 3, "tool_calls": 9, "note": "arm a"}
+async def test_operators_open_and_close_investigations_over_http(url: str, pair_name: str) -> None:
+    wanted = {"pair": pair_name, "tools": "blackbox", "interactions": 3, "tool_calls": 9, "note": "arm a"}
     async with http_client(url, None) as operator:
         opened = (await good(operator, "open_investigation", wanted))["result"]
         kept = investigations.get(opened["id"])
         assert (kept.label, kept.pair, kept.tools, kept.interactions, kept.tool_calls, kept.note) == (
             opened["label"],
-            tiny_pair,
+            pair_name,
             ["blackbox"],
             3,
             9,
@@ -171,16 +171,16 @@ async def test_operators_open_and_close_investigations_over_http(url: str, tiny_
 
 
 @pytest.mark.parametrize("tools", ["blackbox", "method", "kl"])
-async def test_investigations_open_and_close_none(url: str, tiny_pair: str, tools: str) -> None:
-    new = investigations.create(tiny_pair, tools, known_tools=["kl"])
-    other = investigations.create(tiny_pair)
+async def test_investigations_open_and_close_none(url: str, pair_name: str, tools: str) -> None:
+    new = investigations.create(pair_name, tools, known_tools=["kl"])
+    other = investigations.create(pair_name)
     async with http_client(url, new.token) as holder:
         assert not {"open_investigation", "close_investigation"} & {
             tool.name for tool in (await holder.list_tools()).tools
         }
         for tool, arguments in (
             ("open_investigation", {"pair": new.label}),
-            ("open_investigation", {"pair": tiny_pair}),
+            ("open_investigation", {"pair": pair_name}),
             ("close_investigation", {"investigation": other.id}),
             ("close_investigation", {"investigation": new.id}),
         ):
@@ -199,8 +199,8 @@ async def _post(url: str, token: str | None, host: str | None = None, origin: st
         return await web.post(url, headers=headers, content=json.dumps(body))
 
 
-async def test_one_session_cannot_be_taken_over_with_another_token(url: str, tiny_pair: str) -> None:
-    first, second = investigations.create(tiny_pair), investigations.create(tiny_pair)
+async def test_one_session_cannot_be_taken_over_with_another_token(url: str, pair_name: str) -> None:
+    first, second = investigations.create(pair_name), investigations.create(pair_name)
     headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
     hello = {
         "jsonrpc": "2.0",
@@ -221,8 +221,8 @@ async def test_one_session_cannot_be_taken_over_with_another_token(url: str, tin
         assert first.label not in taken.text
 
 
-async def test_the_bridge_forwards_everything(url: str, tiny_pair: str) -> None:
-    new = investigations.create(tiny_pair, interactions=5)
+async def test_the_bridge_forwards_everything(url: str, pair_name: str) -> None:
+    new = investigations.create(pair_name, interactions=5)
     async with http_client(url, new.token) as upstream:
         for mode in ("auto", "legacy"):
             async with Client(bridge_server(upstream), mode=mode) as client:
@@ -279,9 +279,9 @@ async def _start_long_job(url: str, token: str, label: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 async def test_the_http_server_ends_cleanly_with_a_running_job(
-    data_folder: Path, tiny_pair: str, how: signal.Signals, serving_process: Serving
+    data_folder: Path, pair_name: str, how: signal.Signals, serving_process: Serving
 ) -> None:
-    new = investigations.create(tiny_pair, interactions=5000)
+    new = investigations.create(pair_name, interactions=5000)
     process = serving_process("http")
     await _start_long_job(address_of(process), new.token, new.label)
     process.send_signal(how)
@@ -293,9 +293,9 @@ async def test_the_http_server_ends_cleanly_with_a_running_job(
 
 
 async def test_a_killed_server_loses_nothing_finished(
-    data_folder: Path, tiny_pair: str, serving_process: Serving
+    data_folder: Path, pair_name: str, serving_process: Serving
 ) -> None:
-    new = investigations.create(tiny_pair, interactions=5000)
+    new = investigations.create(pair_name, interactions=5000)
     process = serving_process("http")
     finished = await _start_long_job(address_of(process), new.token, new.label)
     process.kill()
@@ -314,11 +314,11 @@ async def test_a_killed_server_loses_nothing_finished(
 @pytest.mark.parametrize(
     "mode", ["auto", pytest.param("legacy", marks=pytest.mark.long)]
 )  # over HTTP both are always tested
-async def test_stdio_in_both_eras(data_folder: Path, tiny_pair: str, mode: str) -> None:
+async def test_stdio_in_both_eras(data_folder: Path, pair_name: str, mode: str) -> None:
     parameters = StdioServerParameters(command=sys.executable, args=["-c", SERVE, "stdio"], env=dict(os.environ))
     async with Client(stdio_client(parameters), mode=mode) as client:
         assert "list_pairs" in [tool.name for tool in (await client.list_tools()).tools]
-        await good(client, "compare_text", {"pair": tiny_pair, "text": "some plain words here"})
+        await good(client, "compare_text", {"pair": pair_name, "text": "some plain words here"})
 
 
 async def test_stdio_ends_on_sigterm(serving_process: Serving) -> None:

@@ -14,7 +14,7 @@ from diffing_mcp.methods.contrastive_decoding.views import TextsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
-from tests.preprocessing.tiny_pair import save_pair
+from tests.word_pairs import save_pair
 
 METHOD = "contrastive_decoding"
 

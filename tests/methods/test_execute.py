@@ -19,7 +19,7 @@ from diffing_mcp.model_pairs.specs import PairSpec
 from diffing_mcp.preprocessing import corpus_pass
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
 from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
-from tests.preprocessing.tiny_pair import save_pair, write_texts
+from tests.word_pairs import save_pair, write_texts
 
 
 class Counter(Accumulator):

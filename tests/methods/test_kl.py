@@ -22,7 +22,7 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.specs import PairSpec
 from diffing_mcp.preprocessing.batches import LogitChunk, PairedBatch, Scratch
-from tests.preprocessing.tiny_pair import save_pair, tiny_tokenizer, write_texts
+from tests.word_pairs import save_pair, tiny_tokenizer, write_texts
 
 
 def chunk_of(base: torch.Tensor, finetuned: torch.Tensor) -> LogitChunk:

@@ -78,7 +78,7 @@ def test_the_key_is_everything_that_decides() -> None:
 
 
 def test_a_corpus_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
-    from tests.preprocessing.tiny_pair import save_pair
+    from tests.word_pairs import save_pair
 
     spec = save_pair(tmp_path, None)
     method = get_method("kl")

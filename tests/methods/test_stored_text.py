@@ -23,7 +23,7 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
 from diffing_mcp.preprocessing.activation_store import CollectionIndex, default_activation_store
 from tests.preprocessing.plain_rows import change
-from tests.preprocessing.tiny_pair import save_pair, write_texts
+from tests.word_pairs import save_pair, write_texts
 
 ANALYSIS, LENS = "activation_analysis", "activation_difference_lens"
 LAYERS = (0, 1)

@@ -12,7 +12,7 @@ from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.preprocessing import activation_collection
 from diffing_mcp.preprocessing.activation_store import ActivationStore, default_activation_store
 from tests.preprocessing.plain_rows import change
-from tests.preprocessing.tiny_pair import save_pair, write_texts
+from tests.word_pairs import save_pair, write_texts
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from diffing_mcp.preprocessing.activation_store import ActivationStore
 from diffing_mcp.preprocessing.activation_summary import broken_rows
 from diffing_mcp.preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS, check_rows, expected, stop_at
-from tests.preprocessing.tiny_pair import save_pair
+from tests.word_pairs import save_pair
 
 
 def test_a_sequential_pair_loads_one_model_a_shard(

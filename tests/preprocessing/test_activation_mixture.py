@@ -17,7 +17,7 @@ from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams,
 from diffing_mcp.preprocessing.activation_store import ActivationStore
 from diffing_mcp.preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS
-from tests.preprocessing.tiny_pair import save_pair, write_texts
+from tests.word_pairs import save_pair, write_texts
 
 
 @pytest.fixture(scope="module")

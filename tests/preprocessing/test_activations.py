@@ -20,7 +20,7 @@ from diffing_mcp.preprocessing.activation_store import ActivationStore
 from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
 from diffing_mcp.preprocessing.text_sources import source_identity
 from tests.preprocessing.plain_rows import LAYERS, check_rows, expected
-from tests.preprocessing.tiny_pair import save_pair
+from tests.word_pairs import save_pair
 
 
 @pytest.mark.parametrize("skip_first", [0, 1, 4])

@@ -18,7 +18,7 @@ from diffing_mcp.preprocessing import corpus_pass, spool
 from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
 from diffing_mcp.preprocessing.corpus_pass import Accumulator, LogitChunk, PairedBatch, plan_batches, run_corpus_pass
 from diffing_mcp.preprocessing.tokenize import TokenizedCorpus, tokenize
-from tests.preprocessing.tiny_pair import save_pair, write_texts
+from tests.word_pairs import save_pair, write_texts
 
 
 class Everything(Accumulator):

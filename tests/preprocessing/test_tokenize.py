@@ -11,7 +11,7 @@ from diffing_mcp.preprocessing.activation_rows import kept_text
 from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
 from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams
 from diffing_mcp.preprocessing.tokenize import PRE_ASSISTANT, tokenize
-from tests.preprocessing.tiny_pair import save_pair
+from tests.word_pairs import save_pair
 
 
 def corpus(*documents: object) -> Corpus:
