@@ -5,12 +5,16 @@ loaded.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.fingerprint import same_weights
+from diffing_mcp.model_pairs.layers import resolve_layer
 from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.interventions import Intervention
 
 _PROBES = ("The quick brown fox, 1234.", "  indented\n\tcode(x) = y;", "Größe naïve 東京 🙂", "don't can't")
 
@@ -180,3 +184,17 @@ def check_different(spec: PairSpec) -> None:
             "or steering vector that is zero), so every difference would be exactly zero. Name another finetuned side; "
             "a null is declared with `declared_identical`."
         )
+
+
+def steering_of(source: ModelSource, num_layers: int, d_model: int) -> tuple[Intervention, ...]:
+    """The side's steering vector as an intervention. Raises NotTheSame when it has other dimensions than the model."""
+    if source.steering is None:
+        return ()
+    from diffing_mcp.model_pairs.interventions import Intervention
+
+    vector = read_vector(source.steering)
+    if vector.shape[0] != d_model:
+        raise NotTheSame(
+            f"The steering vector has {vector.shape[0]} dimensions, the model's residual stream {d_model}."
+        )
+    return (Intervention(resolve_layer(source.steering.layer, num_layers).absolute, vector, source.steering.strength),)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,18 +22,16 @@ from diffing_mcp.core.errors import InvalidInput, NotTheSame, OutOfRoom, Unknown
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
 from diffing_mcp.model_pairs.files import local_folder
-from diffing_mcp.model_pairs.fingerprint import files_state
-from diffing_mcp.model_pairs.layers import resolve_layer
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.pair_tokenizers import PairTokenizers, choose_tokenizers, tokenizer_files
 from diffing_mcp.model_pairs.resident import context_length_of
 from diffing_mcp.model_pairs.sides import LoadedSide
 from diffing_mcp.model_pairs.specs import SIDES, AdapterFiles, ModelFiles, ModelSource, PairSpec, Side
+from diffing_mcp.model_pairs.wanted_models import WantedModel, folder_of, state_of_files, vocabulary_rows, wanted_model
 
 if TYPE_CHECKING:
     import torch
 
-    from diffing_mcp.model_pairs.interventions import Intervention
     from diffing_mcp.model_pairs.resident import ResidentModel
 
 log = logging.getLogger(__name__)
@@ -50,70 +47,6 @@ class ModelStatus(BaseModel):
     adapters: int
     in_use: bool
     last_used: float = Field(description="Seconds since the epoch.")
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A full model as the table knows it: its files, and an adapter that it has for good."""
-
-    files: ModelFiles
-    dtype: torch.dtype
-    """The type that its pair runs in."""
-    state: str
-    """Its files as they were when the pair was opened (`files_state`): what is trained again into the same folder is
-    another model.
-    """
-    adapter: AdapterFiles | None = None
-    """An adapter that this model has to itself."""
-    merge: bool = False
-    """It is merged into the weights."""
-
-    def now(self) -> _Wanted:
-        """The same with its files as they are now."""
-        return replace(self, state=_state(self.files, self.adapter))
-
-    @property
-    def label(self) -> str:
-        return self.files.id + (f" with {self.adapter.id}{' merged' if self.merge else ''}" if self.adapter else "")
-
-
-def _vocabulary(files: ModelFiles) -> int:
-    """Rows of a model's embedding, as its configuration says."""
-    from diffing_mcp.model_pairs.loading import read_config
-
-    return int(read_config(files, _folder(files)).get_text_config().vocab_size)
-
-
-def _rows(source: ModelSource, config: Any) -> int:
-    """Rows of a side's vocabulary: as its adapter brings them, else as the model's configuration says."""
-    if source.adapter is not None:
-        rows = read_adapter(
-            local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
-        ).vocabulary_rows
-        if rows is not None:
-            return rows
-    return int(config.get_text_config().vocab_size)
-
-
-def _wanted(source: ModelSource, dtype: torch.dtype) -> _Wanted:
-    """The model that a side runs on: a base that adapters share, or one with its adapter for good."""
-    shared = _Wanted(source.files, dtype, _state(source.files))
-    if source.adapter is None:
-        return shared
-    stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
-    if source.merge or stored.own_model_reason(_vocabulary(source.files)) is not None:
-        return replace(shared, adapter=source.adapter, merge=source.merge).now()
-    return shared
-
-
-def _state(files: ModelFiles, adapter: AdapterFiles | None = None) -> str:
-    """State of the files of a model, its tokenizer's, and an adapter's."""
-    folders = [_folder(files)]
-    if files.tokenizer_id:
-        folders.append(local_folder(files.tokenizer_id))
-    if adapter is not None:
-        folders.append(local_folder(adapter.id, adapter.revision, adapter.subfolder))
-    return "-".join(files_state(folder) for folder in folders)
 
 
 @dataclass
@@ -133,11 +66,11 @@ class ModelPairs:
     def __init__(self, memory_limit: int | None = None) -> None:
         """`memory_limit`: bytes that models may take; none: `memory_share` of the device's memory."""
         self._limit = memory_limit
-        self._table: dict[_Wanted, _Entry] = {}
+        self._table: dict[WantedModel, _Entry] = {}
         self._tokenizers: dict[tuple[ModelFiles, str], Any] = {}
         self._checked: set[tuple[PairSpec, str, str]] = set()
         self._chosen_tokenizers: dict[tuple[Any, ...], PairTokenizers] = {}
-        self._digests: dict[_Wanted, str] = {}
+        self._digests: dict[WantedModel, str] = {}
         self._lock = threading.RLock()
         self._loading = threading.RLock()
 
@@ -165,12 +98,12 @@ class ModelPairs:
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}
-        configs = {side: read_config(source.files, _folder(source.files)) for side, source in sources.items()}
+        configs = {side: read_config(source.files, folder_of(source.files)) for side, source in sources.items()}
         dtype, remarks = compute_dtype(spec.base.files, spec.finetuned.files, choose_device())
-        wanted = {side: _wanted(source, dtype) for side, source in sources.items()}
+        wanted = {side: wanted_model(source, dtype) for side, source in sources.items()}
         tokenizers = self._pair_tokenizers(spec, configs)
         base, finetuned = spec.base, spec.finetuned
-        checked = (spec, _state(base.files, base.adapter), _state(finetuned.files, finetuned.adapter))
+        checked = (spec, state_of_files(base.files, base.adapter), state_of_files(finetuned.files, finetuned.adapter))
         if checked not in self._checked:
             check_configs(configs["base"], configs["finetuned"])
             check_different(spec)
@@ -178,7 +111,7 @@ class ModelPairs:
                 self._checked.add(checked)
         tokenizer = tokenizers.prompts
         vocabulary = check_vocabularies(configs["base"], configs["finetuned"], tokenizers.known, tokenizers.compared)
-        vocabulary = min(vocabulary, *(_rows(source, configs[side]) for side, source in sources.items()))
+        vocabulary = min(vocabulary, *(vocabulary_rows(source, configs[side]) for side, source in sources.items()))
 
         sequential = False
         if wanted["base"] != wanted["finetuned"]:
@@ -275,8 +208,8 @@ class ModelPairs:
     def _pair_tokenizers(self, spec: PairSpec, configs: Mapping[Side, Any]) -> PairTokenizers:
         places = tokenizer_files(spec.base), tokenizer_files(spec.finetuned)
         of_adapter = spec.finetuned.adapter is not None
-        rows = [_rows(spec.base, configs["base"]), _rows(spec.finetuned, configs["finetuned"])]
-        key = (*places, *map(_state, places), *rows, of_adapter)
+        rows = [vocabulary_rows(spec.base, configs["base"]), vocabulary_rows(spec.finetuned, configs["finetuned"])]
+        key = (*places, *map(state_of_files, places), *rows, of_adapter)
         with self._lock:
             found = self._chosen_tokenizers.get(key)
         if found is None:
@@ -290,7 +223,7 @@ class ModelPairs:
     def _tokenizer(self, files: ModelFiles, rows: int) -> Any | None:
         from diffing_mcp.model_pairs.loading import read_tokenizer
 
-        key = files, _state(files)
+        key = files, state_of_files(files)
         with self._lock:
             if key not in self._tokenizers:
                 self._tokenizers[key] = read_tokenizer(files, rows)
@@ -300,7 +233,7 @@ class ModelPairs:
         self, spec: PairSpec, source: ModelSource, dtype: torch.dtype, tokenizer: Any, config: Any, progress: Progress
     ) -> LoadedSide:
         """How to hold one side, with its adapter's name and steering vector."""
-        wanted = _wanted(source, dtype)
+        wanted = wanted_model(source, dtype)
         stored = None
         if source.adapter is not None:
             stored = read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
@@ -313,7 +246,9 @@ class ModelPairs:
             else None
         )
         text = config.get_text_config()
-        steering = _steering(source, text.num_hidden_layers, text.hidden_size)
+        from diffing_mcp.model_pairs.checks import steering_of
+
+        steering = steering_of(source, text.num_hidden_layers, text.hidden_size)
 
         @contextmanager
         def hold() -> Iterator[ResidentModel]:
@@ -343,7 +278,7 @@ class ModelPairs:
 
     @contextmanager
     def _held(
-        self, wanted: _Wanted, tokenizer: Any, stored: StoredAdapter | None, name: str | None, progress: Progress
+        self, wanted: WantedModel, tokenizer: Any, stored: StoredAdapter | None, name: str | None, progress: Progress
     ) -> Iterator[_Entry]:
         """A resident model that stays in memory inside the context, with an adapter attached by its name, or without
         one or with its own (None).
@@ -367,7 +302,7 @@ class ModelPairs:
                 if entry.resident.spoiled and self._table.get(wanted) is entry:
                     del self._table[wanted]
 
-    def _acquire(self, wanted: _Wanted, tokenizer: Any, stored: StoredAdapter | None, progress: Progress) -> _Entry:
+    def _acquire(self, wanted: WantedModel, tokenizer: Any, stored: StoredAdapter | None, progress: Progress) -> _Entry:
         with self._lock:
             if entry := self._table.get(wanted):
                 entry.users += 1
@@ -437,12 +372,12 @@ class ModelPairs:
         """
         from diffing_mcp.model_pairs.adapters import detach
 
-        busy: set[_Wanted] = set()
+        busy: set[WantedModel] = set()
         while True:
             total = sum(entry.bytes for entry in self._table.values())
             if total + needed <= self.memory_limit:
                 return
-            candidates: list[tuple[float, _Wanted, str | None]] = [
+            candidates: list[tuple[float, WantedModel, str | None]] = [
                 (entry.last_used, key, None) for key, entry in self._table.items() if not entry.users
             ]
             for key, entry in self._table.items():
@@ -473,7 +408,7 @@ class ModelPairs:
             else:  # a pass runs on it; waiting for that with the table locked could wait for ever
                 busy.add(key)
 
-    def _drop(self, key: _Wanted) -> None:
+    def _drop(self, key: WantedModel) -> None:
         """Release one model's memory. Holds the table's lock."""
         entry = self._table.pop(key)
         log.info("released %s (%d MB)", key.label, entry.bytes >> 20)
@@ -484,22 +419,3 @@ class ModelPairs:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _folder(files: ModelFiles) -> Path:
-    return local_folder(files.id, files.revision, files.subfolder)
-
-
-def _steering(source: ModelSource, num_layers: int, d_model: int) -> tuple[Intervention, ...]:
-    """The side's steering vector as an intervention. Raises NotTheSame when it has other dimensions than the model."""
-    if source.steering is None:
-        return ()
-    from diffing_mcp.model_pairs.checks import read_vector
-    from diffing_mcp.model_pairs.interventions import Intervention
-
-    vector = read_vector(source.steering)
-    if vector.shape[0] != d_model:
-        raise NotTheSame(
-            f"The steering vector has {vector.shape[0]} dimensions, the model's residual stream {d_model}."
-        )
-    return (Intervention(resolve_layer(source.steering.layer, num_layers).absolute, vector, source.steering.strength),)
