@@ -152,13 +152,19 @@ _LEFT_OUT = {"title", "minLength", "maxLength", "pattern"}
 
 
 def _compact(schema: Any) -> Any:
-    """The same JSON schema in fewer characters. Lengths and patterns of texts are left to the validation, which
-    explains them.
+    """The same JSON schema in fewer characters and in the words that all hosts take: no lists of types, no
+    `prefixItems`, no `additionalProperties`. Lengths and patterns of texts are left to the validation, which explains
+    them.
     """
     if isinstance(schema, list):
         return [_compact(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
+    schema = {key: value for key, value in schema.items() if not (key == "additionalProperties" and value is False)}
+    if "prefixItems" in schema:  # a pair of numbers: hosts refuse lists whose items have no one schema
+        kinds = [_compact(part) for part in schema["prefixItems"]]
+        items = kinds[0] if all(kind == kinds[0] for kind in kinds) else {"anyOf": kinds}
+        schema = {**{key: value for key, value in schema.items() if key != "prefixItems"}, "items": items}
     short = {
         key: {name: _compact(part) for name, part in value.items()}
         if key in ("properties", "$defs")
@@ -179,10 +185,8 @@ def _compact(schema: Any) -> Any:
         for option in options
         if option != null and not (option == {"type": "integer"} and {"type": "number"} in options)
     ]
-    if len(rest) == 1 and isinstance(rest[0].get("type"), str) and "enum" not in rest[0]:
-        kind = rest[0]["type"]
-        return {**rest[0], "type": [kind, "null"] if null in options else kind, **short}
-    return {"anyOf": [*rest, null] if null in options else rest, **short}
+    # Null is taken and not advertised: several hosts refuse lists of types.
+    return {**rest[0], **short} if len(rest) == 1 else {"anyOf": rest, **short}
 
 
 def _nullables_optional(schema: Any) -> Any:

@@ -5,7 +5,6 @@ rendering).
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.core.version import version
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.arguments import coerced
 from diffing_mcp.mcp_server.auth import Caller, current_caller
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import AnswerEnvelope, Reply, ToolDeclaration
@@ -241,23 +241,7 @@ def _validated(tool: ToolDeclaration, arguments: dict[str, Any]) -> BaseModel:
         InvalidInput: each wrong argument with what is allowed.
     """
     try:
-        return tool.Arguments.model_validate(arguments)
+        return tool.Arguments.model_validate(coerced(tool.Arguments, tool.input_schema, arguments))
     except ValidationError as error:
-        # Some hosts send nested values as JSON text.
-        decoded = {name: _decoded(value) for name, value in arguments.items()}
-        if decoded != arguments:
-            try:
-                return tool.Arguments.model_validate(decoded)
-            except ValidationError:
-                pass
         fields = list(tool.Arguments.model_fields)
         raise InvalidInput(f"{tool.name}: {complaints(error, fields)}. Arguments: {', '.join(fields)}.") from None
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in "[{" and value[-1:] in "]}":
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value

@@ -49,7 +49,7 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
             record = records[0]
             result = record.result()
             shown_to.remember_run(record.id)
-            views = f'view_run(run="{record.id}") lists views: {", ".join(method.views)}.' if method.views else None
+            views = f'view_run(run_id="{record.id}") lists views: {", ".join(method.views)}.' if method.views else None
             return Reply(
                 result, _fenced(record.report(result)), run_id=record.id, next_step=views, remarks=record.remarks
             )

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.arguments import coerced
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.render import NOTICE, Fence
@@ -60,14 +61,28 @@ class ListRunsResult(BaseModel):
 class ViewRunArguments(Arguments):
     """Arguments of view_run."""
 
-    run: str = Field(min_length=2, max_length=200, description="Run id (or its unambiguous beginning).")
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    run_id: str = Field(
+        min_length=2,
+        max_length=200,
+        validation_alias=AliasChoices("run_id", "run"),
+        description="Run id (or its unambiguous beginning).",
+    )
     view: str | None = Field(
         None, max_length=100, description="Name of the view; without it the views of this run are listed."
     )
     params: dict[str, Any] = Field(
         default_factory=dict,
-        description="Parameters of the view; the list of views shows their names, ranges and defaults.",
+        description="Parameters of the view; the list of views shows their names, ranges and defaults. They may stand "
+        "beside `view` as well.",
     )
+    pair: str | None = Field(None, max_length=1000, description="Not needed: a run knows its pair.")
+
+    @property
+    def view_params(self) -> dict[str, Any]:
+        """Parameters of the view, wherever they stood."""
+        return {**self.params, **(self.model_extra or {})}
 
 
 class ViewRow(BaseModel):
@@ -128,12 +143,17 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
 
 
 async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
-    record = find_run(call, arguments.run)
+    record = find_run(call, arguments.run_id)
+    if arguments.pair is not None and await call.identity(call.pair(arguments.pair)) != record.manifest.pair:
+        raise InvalidInput(f"{record.id} is not a run on the pair {arguments.pair!r}: leave `pair` out.")
     changed = await anyio.to_thread.run_sync(changed_since, record.manifest)
     remarks = [*record.remarks, *([changed] if changed else [])]
     method = get_method(record.manifest.method)
     params = _changed_params(record.manifest)
     if arguments.view is None:
+        if unknown := list(arguments.model_extra or {}):
+            fields = ", ".join(ViewRunArguments.model_fields)
+            raise InvalidInput(f"view_run: {', '.join(unknown)} without `view`. Arguments: {fields}.")
         views = [
             ViewRow(name=view.name, description=view.description, params=_parameter_schemas(view))
             for view in method.views.values()
@@ -154,7 +174,9 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
         raise UnknownName(f"{record.id} has no view {arguments.view!r}. Views: {', '.join(method.views) or 'none'}.")
     view = method.views[arguments.view]
     try:
-        view_params = view.Params.model_validate(arguments.params)
+        view_params = view.Params.model_validate(
+            coerced(view.Params, view.Params.model_json_schema(), arguments.view_params)
+        )
     except ValidationError as error:
         allowed = json.dumps(_parameter_schemas(view), separators=(",", ":"))
         raise InvalidInput(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp import Client
 
 from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.preprocessing.corpora import CorpusParams
+from tests.mcp_server.answers import held
 
 
 @pytest.fixture
@@ -88,3 +91,10 @@ def slow_batches(monkeypatch: pytest.MonkeyPatch, data_folder: Path) -> Iterator
     settings.cache_clear()
     yield
     settings.cache_clear()
+
+
+@pytest.fixture
+async def modern(context: ServerContext) -> AsyncIterator[Client]:
+    """An operator's client in the modern era alone, for tests of what is behind the protocol."""
+    async with held(Client(build_server(context))) as client:
+        yield client

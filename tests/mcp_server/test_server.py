@@ -28,13 +28,6 @@ async def client(request: pytest.FixtureRequest, context: ServerContext) -> Asyn
         yield client
 
 
-@pytest.fixture
-async def modern(context: ServerContext) -> AsyncIterator[Client]:
-    """An operator's client in the modern era alone, for tests of what is behind the protocol."""
-    async with held(Client(build_server(context))) as client:
-        yield client
-
-
 @pytest.fixture(params=["auto", "legacy"])
 async def confined(
     request: pytest.FixtureRequest, context: ServerContext, pair_name: str
