@@ -103,7 +103,7 @@ def main() -> None:
 
 def serve() -> None:
     """The command `diffing-mcp`: `diffing serve`, for registries that start a server by the name of its package."""
-    sys.argv.insert(1, "serve")
+    sys.argv[:1] = ["diffing", "serve"]  # messages and help name the command that exists, `diffing serve`
     main()
 
 

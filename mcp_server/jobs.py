@@ -106,6 +106,8 @@ class Job:
     @property
     def fraction(self) -> float | None:
         """Share done in [0, 1], None while the total is unknown."""
+        if self.state == "completed":  # work reports what it starts, not that it has ended
+            return 1.0
         return min(1.0, self.done / self.total) if self.total else None
 
 

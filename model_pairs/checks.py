@@ -182,7 +182,7 @@ def check_different(spec: PairSpec) -> None:
         raise NotTheSame(
             "The two sides of this pair are identical: the finetuned side has the weights of the base (or an adapter "
             "or steering vector that is zero), so every difference would be exactly zero. Name another finetuned side; "
-            "a null is declared with `declared_identical`."
+            "a null is declared in a catalogue (`kind: identical`)."
         )
 
 

@@ -1,5 +1,5 @@
 """Beyond single tokens: stretches of a text, whole candidate answers, and where greedy answers part. Imports torch:
-only jobs import this module.
+only jobs and notebooks import this module.
 """
 
 from __future__ import annotations

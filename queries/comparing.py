@@ -1,4 +1,4 @@
-"""The work behind ask_models and compare_text. Imports torch: only jobs import this module."""
+"""The work behind compare_text. Imports torch: only jobs and notebooks import this module."""
 
 from __future__ import annotations
 
