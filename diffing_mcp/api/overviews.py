@@ -41,6 +41,9 @@ def overview(
         InvalidInput: a budget that allows no method, a parameter that no method knows, or a value out of range.
         UnknownName: there is no such pair.
     """
+    for name, number in (("budget", budget), ("characters", characters)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InvalidInput(f"{name} is a whole number of at least 1, not {number!r}.")
     from diffing_mcp.methods.overview.digest import digest
 
     offered = offered_methods()

@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted
 from diffing_mcp.api.shown import Answer, Shown
-from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import MethodResult, View
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import default_store
@@ -172,7 +172,12 @@ def open_run(identifier: str) -> Run[Any]:
 
     Raises:
         UnknownName: none, or several.
+        InvalidInput: something that is no id.
     """
+    if not isinstance(identifier, str):
+        raise InvalidInput(
+            f"A run is named by its id, a text such as 'kl-1f3a9c', not {identifier!r}. list_runs() lists them."
+        )
     return Run(default_store().get(identifier))
 
 
