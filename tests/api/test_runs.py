@@ -125,6 +125,6 @@ def test_an_overview_runs_what_fits_and_answers_with_a_digest(pair: dm.Pair) -> 
 
 def test_values_of_a_wrong_kind_are_refused_in_a_sentence() -> None:
     with pytest.raises(dm.DiffingError, match="named by its id"):
-        dm.open_run(5)  # type: ignore[arg-type]
+        dm.open_run(5)
     with pytest.raises(dm.DiffingError, match="budget is a whole number"):
-        dm.overview("cake_bake", budget="much")  # type: ignore[arg-type]
+        dm.overview("cake_bake", budget="much")
