@@ -116,3 +116,9 @@ def commit_of(identifier: str, revision: str | None, subfolder: str | None) -> s
     except Exception as error:
         log.info("no commit for %s: %s", identifier, error)
         return None
+
+
+def brings_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+    return any((folder / name).is_file() for name in names)

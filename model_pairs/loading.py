@@ -23,7 +23,7 @@ from diffing_mcp.model_pairs.checkpoint import (
     weight_paths,
     without_adapter,
 )
-from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.files import brings_tokenizer, local_folder
 from diffing_mcp.model_pairs.fingerprint import stored_bytes
 from diffing_mcp.model_pairs.precision import computed_dtype, pair_dtype
 from diffing_mcp.model_pairs.resident import ResidentModel
@@ -159,10 +159,7 @@ def read_tokenizer(files: ModelFiles, rows: int) -> Any | None:
         if files.tokenizer_id
         else local_folder(files.id, files.revision, files.subfolder)
     )
-    if not any(
-        (folder / name).is_file()
-        for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
-    ):
+    if not brings_tokenizer(folder):
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -11,11 +11,9 @@ from typing import Any
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.checks import added_tokens, check_tokenizers
-from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.files import brings_tokenizer, local_folder
 from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
-"""A folder with one of these brings a tokenizer."""
 _TEMPLATE = "chat_template.jinja"
 
 
@@ -48,7 +46,7 @@ def tokenizer_files(source: ModelSource) -> ModelFiles:
         return source.files
     folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
     changes: dict[str, Any] = {}
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if brings_tokenizer(folder):
         changes["tokenizer_id"] = str(folder.resolve())
     template = folder / _TEMPLATE
     if source.files.chat_template is None and template.is_file():

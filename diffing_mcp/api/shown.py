@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
@@ -13,16 +14,16 @@ from diffing_mcp.methods.results import compact_text
 M = TypeVar("M", bound=BaseModel)
 
 
-class Shown:
+class Shown(ABC):
     """Something that shows itself as text, in a notebook as preformatted text under a heading."""
 
+    @abstractmethod
     def heading(self) -> str:
         """One line that names it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def as_text(self) -> str:
         """What it says, without the heading."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return printable(f"{self.heading()}\n{self.as_text()}")
