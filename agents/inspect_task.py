@@ -25,10 +25,11 @@ from inspect_ai.scorer import Metric, Score, Scorer, Target, ci, ci_wilson, mean
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.tool import mcp_server_http, mcp_tools
 
+from diffing_mcp.agents.arms import Arm
+from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.llm import language_model
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, instructions
-from diffing_mcp.agents.records import Arm, EvaluationRecord, Message, TokenUsage, ToolCall
-from diffing_mcp.agents.suite import TOOL_CALLS, Cell, Suite
+from diffing_mcp.agents.records import EvaluationRecord, Message, TokenUsage, ToolCall
 
 MAX_NUDGES = 2
 """How often a model that stops without submitting is asked to go on."""
@@ -36,7 +37,9 @@ MAX_NUDGES = 2
 Done = Callable[[EvaluationRecord], None]
 
 
-def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done = lambda record: None) -> Task:
+def investigation_task(
+    running: RunningEvaluation, arm: Arm, cells: Sequence[Cell], done: Done = lambda record: None
+) -> Task:
     """The Inspect task of one arm: a sample a cell, target = the organism's name (in the log, never shown to the
     agent).
 
@@ -55,30 +58,30 @@ def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done
     return Task(
         name=f"investigate_{arm}",
         dataset=MemoryDataset(samples, name="organisms"),
-        solver=investigator(suite, by_id),
-        scorer=finding_scorer(suite, by_id, done),
-        message_limit=suite.limits.get("message_limit"),
-        token_limit=suite.limits.get("token_limit"),
-        time_limit=suite.limits.get("time_limit"),
+        solver=investigator(running, by_id),
+        scorer=finding_scorer(running, by_id, done),
+        message_limit=running.limits.get("message_limit"),
+        token_limit=running.limits.get("token_limit"),
+        time_limit=running.limits.get("time_limit"),
     )
 
 
 @solver
-def investigator(suite: Suite, cells: dict[str, Cell]) -> Solver:
+def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
     """Open an investigation, connect with its token, and let the react agent work until it has submitted."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         cell = cells[str(state.sample_id)]
-        opened = await suite.open(cell)
+        opened = await running.open(cell)
         # For the scorer. The token stays out of the log.
         state.metadata |= {"investigation": opened.id, "label": opened.label, "started": time.time()}
         state.messages = [ChatMessageUser(content=ASSIGNMENT.format(label=opened.label))]
         server = mcp_server_http(
-            name="diffing", url=suite.url, authorization=opened.token, timeout=30, sse_read_timeout=300
+            name="diffing", url=running.url, authorization=opened.token, timeout=30, sse_read_timeout=300
         )
         agent = react(
             prompt=AgentPrompt(
-                instructions=instructions(cell.arm, suite.plan.interactions, TOOL_CALLS),
+                instructions=instructions(cell.arm, running.plan.interactions, TOOL_CALLS),
                 assistant_prompt=None,
                 submit_prompt=None,
             ),
@@ -129,19 +132,19 @@ _METRICS = {
 
 
 @scorer(metrics=_METRICS)
-def finding_scorer(suite: Suite, cells: dict[str, Cell], done: Done) -> Scorer:
+def finding_scorer(running: RunningEvaluation, cells: dict[str, Cell], done: Done) -> Scorer:
     """Close the investigation, grade its finding (fact recall, and the LLM grader when there is one), hand the record
     over.
     """
 
     async def score(state: TaskState, target: Target) -> Score:
-        record = suite.blank_record(cells[str(state.sample_id)])
+        record = running.blank_record(cells[str(state.sample_id)])
         record.investigation_id, record.label = state.metadata.get("investigation"), state.metadata.get("label")
         record.seconds = round(time.time() - float(state.metadata.get("started", time.time())), 2)
         record.transcript = transcript_of(state.messages)
         record.limit = _limit_hit()
         record.usage = usage_so_far()
-        await suite.complete(record, said=state.output.completion)
+        await running.complete(record, said=state.output.completion)
         done(record)
         recall = record.fact_recall
         return Score(
@@ -208,28 +211,28 @@ def _limit_hit() -> str | None:
     return next((event.type for event in transcript().events if isinstance(event, SampleLimitEvent)), None)
 
 
-async def run_cells(suite: Suite, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
+async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
     """Run these cells with the plan's model; samples that fail leave a failed record, so that a second call tries them
     again.
     """
-    # The suite reports each record itself, and stdout may be JSON for a program.
+    # Each record is reported as it comes, and stdout may be JSON for a program.
     os.environ.setdefault("INSPECT_DISPLAY", "none")
-    model = language_model(suite.plan.investigator, suite.investigator_url)
+    model = language_model(running.plan.investigator, running.investigator_url)
     finished: set[str] = set()
 
     def noted(record: EvaluationRecord) -> None:
         finished.add(record.cell_id)
         done(record)
 
-    arms = [arm for arm in suite.plan.arms if any(cell.arm == arm for cell in cells)]
+    arms = [arm for arm in running.plan.arms if any(cell.arm == arm for cell in cells)]
     logs: list[EvalLog] = []
     for arm in arms:
-        task = investigation_task(suite, arm, [cell for cell in cells if cell.arm == arm], noted)
+        task = investigation_task(running, arm, [cell for cell in cells if cell.arm == arm], noted)
         logs += await eval_async(
             task,
             model=model,
-            log_dir=str(suite.folder.path / "logs"),
-            max_samples=suite.limits.get("max_samples", 4),
+            log_dir=str(running.folder.path / "logs"),
+            max_samples=running.limits.get("max_samples", 4),
             fail_on_error=False,
         )
     errors = {
@@ -237,7 +240,7 @@ async def run_cells(suite: Suite, cells: Sequence[Cell], done: Done) -> list[Eva
     }
     for cell in cells:
         if cell.id not in finished:
-            record = suite.blank_record(cell)
+            record = running.blank_record(cell)
             record.status, record.error = (
                 "failed",
                 errors.get(cell.id, "the sample did not finish; see the Inspect log"),

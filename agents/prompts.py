@@ -4,7 +4,7 @@ prime an answer.
 
 from __future__ import annotations
 
-from diffing_mcp.agents.records import Arm
+from diffing_mcp.agents.arms import Arm
 
 ROLE = """\
 You investigate what finetuning changed in a language model. A server gives you a pair: a base model and a variant \

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.baseline import BaselineOptions
+from diffing_mcp.agents.cells import RunningEvaluation
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
-from diffing_mcp.agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord
-from diffing_mcp.agents.suite import Suite
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
 from tests.agents.conftest import ANSWER, served
 from tests.agents.llm_server import KEY, BadRequest, Call, Conversation, LLMServer, Turn, llm_server
 
@@ -121,7 +122,7 @@ async def run_suite(
     plan = EvaluationPlan(id="llm", organisms=organisms, arms=arms, investigator=model, grader=grader, interactions=6)
     grading = Grading(grader=grader, grader_url=base_url(grader, server) if grader else None, repeats=2)
     folder = EvaluationFolder(plan.id)
-    suite = Suite(
+    suite = RunningEvaluation(
         plan,
         folder,
         grading,
