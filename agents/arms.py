@@ -56,7 +56,7 @@ def chosen_arms(text: str) -> list[str]:
 def tools_of(arm: str) -> str:
     """What `open_investigation` is to allow: a tool set, and names of tools."""
     if some := _SOME_METHODS.fullmatch(arm):
-        return ",".join([BLACKBOX, "view_run", *some[1].split("+")])
+        return ",".join([BLACKBOX, "overview", "view_run", *some[1].split("+")])
     return BLACKBOX if arm == BLACKBOX else METHOD
 
 

@@ -20,19 +20,29 @@ from inspect_ai import Task, eval_async
 from inspect_ai.agent import AgentPrompt, AgentState, as_solver, react
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import EvalLog
-from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageTool, ChatMessageUser, ContentReasoning
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageTool,
+    ChatMessageUser,
+    ContentReasoning,
+    execute_tools,
+    get_model,
+)
 from inspect_ai.scorer import Metric, Score, Scorer, Target, ci, ci_wilson, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
-from inspect_ai.tool import mcp_server_http, mcp_tools
+from inspect_ai.tool import MCPServer, ToolFunction, mcp_server_http, mcp_tools
+from inspect_ai.util import apply_limits, message_limit, time_limit, token_limit
 
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.llm import language_model
-from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, instructions
+from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
 from diffing_mcp.agents.records import EvaluationRecord, Message, TokenUsage, ToolCall
 
 MAX_NUDGES = 2
 """How often a model that stops without submitting is asked to go on."""
+SECONDS_OF_LAST_WORDS = 300
 
 Done = Callable[[EvaluationRecord], None]
 
@@ -60,15 +70,14 @@ def investigation_task(
         dataset=MemoryDataset(samples, name="organisms"),
         solver=investigator(running, by_id),
         scorer=finding_scorer(running, by_id, done),
-        message_limit=running.limits.get("message_limit"),
-        token_limit=running.limits.get("token_limit"),
-        time_limit=running.limits.get("time_limit"),
     )
 
 
 @solver
 def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
-    """Open an investigation, connect with its token, and let the react agent work until it has submitted."""
+    """Open an investigation, connect with its token, and let the react agent work until it has submitted. One that a
+    limit ends is asked for its finding once more, with that tool alone, beyond the limit.
+    """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         cell = cells[str(state.sample_id)]
@@ -89,9 +98,44 @@ def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
             submit=False,
             on_continue=_until_submitted(),
         )
-        return await as_solver(agent)(state, generate)
+        limits = running.limits
+        bounds = [message_limit(limits.get("message_limit")), token_limit(limits.get("token_limit"))]
+        with apply_limits([*bounds, time_limit(limits.get("time_limit"))], catch_errors=True) as scope:
+            state = await as_solver(agent)(state, generate)
+        if scope.limit_error is not None:
+            state.metadata["limit"] = scope.limit_error.type
+            if not _submitted(state.messages):
+                await _last_words(state, server)
+        return state
 
     return solve
+
+
+async def _last_words(state: TaskState, server: MCPServer) -> None:
+    """Ask for the finding that the investigation has not handed in. Nothing else can be called any more."""
+    tools = await mcp_tools(server, tools=["submit_finding"]).tools()
+    # Providers refuse a conversation in which a call has no answer.
+    last = state.messages[-1]
+    calls = last.tool_calls or [] if isinstance(last, ChatMessageAssistant) else []
+    state.messages += [
+        ChatMessageTool(content="Not run: the limit was reached first.", tool_call_id=call.id, function=call.function)
+        for call in calls
+    ]
+    state.messages.append(ChatMessageUser(content=LAST_WORDS))
+    with apply_limits([time_limit(SECONDS_OF_LAST_WORDS)], catch_errors=True):
+        state.output = await get_model().generate(
+            state.messages, tools=tools, tool_choice=ToolFunction(name="submit_finding")
+        )
+        state.messages.append(state.output.message)
+        answered = await execute_tools(state.messages, tools)
+        state.messages.extend(answered.messages)
+
+
+def _submitted(messages: Sequence[ChatMessage]) -> bool:
+    return any(
+        isinstance(message, ChatMessageTool) and message.function == "submit_finding" and message.error is None
+        for message in messages
+    )
 
 
 def _until_submitted() -> Callable[[AgentState], Any]:
@@ -99,10 +143,7 @@ def _until_submitted() -> Callable[[AgentState], Any]:
 
     async def on_continue(state: AgentState) -> bool | str:
         nonlocal nudges
-        if any(
-            isinstance(message, ChatMessageTool) and message.function == "submit_finding" and message.error is None
-            for message in state.messages
-        ):
+        if _submitted(state.messages):
             return False
         if state.output.message.tool_calls:
             return True
@@ -142,7 +183,7 @@ def finding_scorer(running: RunningEvaluation, cells: dict[str, Cell], done: Don
         record.investigation_id, record.label = state.metadata.get("investigation"), state.metadata.get("label")
         record.seconds = round(time.time() - float(state.metadata.get("started", time.time())), 2)
         record.transcript = transcript_of(state.messages)
-        record.limit = _limit_hit()
+        record.limit = state.metadata.get("limit")
         record.usage = usage_so_far()
         await running.complete(record, said=state.output.completion)
         done(record)
@@ -202,13 +243,6 @@ def usage_so_far() -> list[TokenUsage]:
         )
         for name, usage in sample_model_usage().items()
     ]
-
-
-def _limit_hit() -> str | None:
-    from inspect_ai.event import SampleLimitEvent
-    from inspect_ai.log import transcript
-
-    return next((event.type for event in transcript().events if isinstance(event, SampleLimitEvent)), None)
 
 
 async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
