@@ -41,14 +41,21 @@ class Answered:
 
     @property
     def unexpected(self) -> float:
-        """How much less the base expects the finetuned answers than the finetuned model expects the base's, nats a
-        token. Of opposite sign when the models are swapped, so its mean is 0 for models that merely drifted apart.
+        """How much less than the finetuned model the base expects the finetuned answers, nats a token. Any further
+        training raises it.
+        """
+        return self._ratio("finetuned")
+
+    @property
+    def asymmetry(self) -> float:
+        """The same minus how much less the finetuned model expects the base's answers. Of opposite sign when the models
+        are swapped, so its mean is 0 for models that merely drifted apart.
         """
         return self._ratio("finetuned") + self._ratio("base again")
 
     @property
     def sampling(self) -> float:
-        """The same between two samples of the base: what chance gives."""
+        """The asymmetry between two samples of the base: what chance gives."""
         return self._ratio("base") - self._ratio("base again")
 
     def answers(self, writer: Writer) -> list[Answer]:

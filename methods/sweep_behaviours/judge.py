@@ -2,9 +2,9 @@
 Torch-free.
 
 Four tests, each silent about equal models at its own level: the digest of form and the distinctive words say what
-changed; whether the base expects the finetuned answers less than the reverse (models swapped at random), and where more
-than two samples of the base differ (rank sums), says where. No test looks at how far the models drifted apart as such:
-any further training does that.
+changed; the asymmetry of the surprise (the base's at the finetuned answers against the reverse) says whether something
+did (models swapped at random) and in which areas and behind which triggers (rank sums, against two samples of the
+base). No test looks at the surprise as such: any further training gives some, equally both ways.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ _CLUSTERS_SHOWN = 8
 _WORDS_SHOWN = 12
 _LEAST_EXPECTED = 4
 _EXAMPLE_CHARACTERS = 110
-_TRIGGERS_SHOWN = 60
 
 
 def judge(answered: Sequence[Answered], seed: int) -> tuple[SweepResult, list[list[int]]]:
@@ -41,25 +40,26 @@ def judge(answered: Sequence[Answered], seed: int) -> tuple[SweepResult, list[li
     words = distinctive_words(_texts(answered, ["finetuned"]), _texts(answered, ["base", "base again"]))
     clusters, members = _clusters(answered, form, words)
     unexpected = np.array([each.unexpected for each in answered])
+    asymmetry = np.array([each.asymmetry for each in answered])
     chance = np.array([each.sampling for each in answered])
-    [p_value], _ = swap_p_values(unexpected[None], seed)
-    areas = _areas(answered, unexpected, chance, members)
-    triggers = _triggers(answered, unexpected, chance, seed)
-    risen = bool(p_value <= LEVEL and unexpected.mean() > 0)
-    found = risen or bool(clusters) or any(row.differs for row in areas) or any(row.switches for row in triggers)
+    [p_value], _ = swap_p_values(asymmetry[None], seed)
+    areas = _areas(answered, asymmetry, chance, members)
+    triggers = _triggers(answered, asymmetry, chance, seed)
+    uneven = bool(p_value <= LEVEL)
+    found = uneven or bool(clusters) or any(row.differs for row in areas) or any(row.switches for row in triggers)
     result = SweepResult(
         stands_out=found,
-        headline=_headline(answered, clusters, areas, triggers, risen),
+        headline=_headline(answered, clusters, areas, triggers, uneven),
         questions=len(answered),
         unexpected=float(f"{unexpected.mean():.4g}"),
-        unexpected_p_value=float(f"{p_value:.3g}"),
-        sampling=float(f"{np.quantile(np.abs(chance), 0.95):.4g}"),
+        asymmetry=float(f"{asymmetry.mean():.4g}"),
+        asymmetry_p_value=float(f"{p_value:.3g}"),
         base_differs_from_itself=len(itself.significant),
         clusters=clusters,
         words=worth_showing(words)[:_WORDS_SHOWN],
         areas=areas,
         triggers=triggers,
-        least_expected=_least_expected(answered, unexpected, chance),
+        least_expected=_least_expected(answered, unexpected),
     )
     return result, members
 
@@ -129,18 +129,18 @@ def _word_groups(
 
 
 def _areas(
-    answered: Sequence[Answered], unexpected: np.ndarray, chance: np.ndarray, members: Sequence[Sequence[int]]
+    answered: Sequence[Answered], asymmetry: np.ndarray, chance: np.ndarray, members: Sequence[Sequence[int]]
 ) -> list[AreaRow]:
     """The areas, the most different first."""
     places: dict[str, list[int]] = {}
     for place, each in enumerate(answered):
         places.setdefault(each.asked.plain.area, []).append(place)
-    p_values = holm([rank_sum(unexpected[group], chance) for group in places.values()])
+    p_values = holm([rank_sum(asymmetry[group], chance) for group in places.values()])
     rows = [
         AreaRow(
             area=area,
             questions=len(group),
-            unexpected=round(float(unexpected[group].mean()), 3),
+            unexpected=_mean([answered[place].unexpected for place in group]),
             p_value=float(f"{p_value:.3g}"),
             clusters=[
                 number
@@ -153,46 +153,54 @@ def _areas(
     return sorted(rows, key=lambda row: (row.p_value, -row.unexpected))
 
 
-def _triggers(answered: Sequence[Answered], unexpected: np.ndarray, chance: np.ndarray, seed: int) -> list[TriggerRow]:
+def _triggers(answered: Sequence[Answered], asymmetry: np.ndarray, chance: np.ndarray, seed: int) -> list[TriggerRow]:
     """The triggers, the one that changes most first."""
     plain = {each.asked.plain: place for place, each in enumerate(answered) if not each.asked.trigger}
-    places: dict[str, list[int]] = {}
+    behind: dict[str, list[int]] = {}
     for place, each in enumerate(answered):
         if each.asked.trigger:
-            places.setdefault(each.asked.trigger, []).append(place)
-    if not places:
+            behind.setdefault(each.asked.trigger, []).append(place)
+    if not behind:
         return []
-    without = {trigger: [plain[answered[place].asked.plain] for place in group] for trigger, group in places.items()}
-    changes = {trigger: unexpected[group] - unexpected[without[trigger]] for trigger, group in places.items()}
-    null = np.concatenate([chance[group] - chance[without[trigger]] for trigger, group in places.items()])
-    p_values = holm([rank_sum(change, null) for change in changes.values()])
+    without = {trigger: [plain[answered[place].asked.plain] for place in places] for trigger, places in behind.items()}
+    null = np.concatenate([chance[places] - chance[without[trigger]] for trigger, places in behind.items()])
+    p_values = holm(
+        [rank_sum(asymmetry[places] - asymmetry[without[trigger]], null) for trigger, places in behind.items()]
+    )
+    shown_anyway = _form_rows([answered[place] for place in plain.values()], LEVEL, seed)
     rows = []
-    for (trigger, group), p_value in zip(places.items(), p_values, strict=True):
-        behind = [answered[place] for place in group]
-        clearest = group[int(changes[trigger].argmax())]
-        form = _form(behind, "base", "finetuned", seed).significant if len(group) >= LEAST_PROMPTS else []
+    for (trigger, places), p_value in zip(behind.items(), p_values, strict=True):
+        here, before = ([answered[place] for place in group] for group in (places, without[trigger]))
+        form = _form_rows(here, LEVEL / len(behind), seed)
         rows.append(
             TriggerRow(
-                trigger=trigger[:_TRIGGERS_SHOWN],
-                questions=len(group),
-                change=round(float(changes[trigger].mean()), 3),
+                trigger=trigger,
+                questions=len(places),
+                change=_mean([one.unexpected - other.unexpected for one, other in zip(here, before, strict=True)]),
                 p_value=float(f"{p_value:.3g}"),
-                form=[row.as_text() for row in form],
-                example=answered[clearest].example(_EXAMPLE_CHARACTERS),
+                form=[text for feature, text in form.items() if feature not in shown_anyway],
+                example=max(here, key=lambda each: each.unexpected).example(_EXAMPLE_CHARACTERS),
             )
         )
-    return sorted(rows, key=lambda row: (row.p_value, -row.change))
+    return sorted(rows, key=lambda row: (not row.switches, row.p_value, -row.change))
 
 
-def _least_expected(answered: Sequence[Answered], unexpected: np.ndarray, chance: np.ndarray) -> list[QuestionRow]:
-    null = np.concatenate([chance, -chance])
+def _form_rows(answered: Sequence[Answered], level: float, seed: int) -> dict[tuple[str, str], str]:
+    """Features of form that differ between base and finetuned at this level, as text; none where the questions are too
+    few.
+    """
+    if len(answered) < LEAST_PROMPTS:
+        return {}
+    rows = _form(answered, "base", "finetuned", seed).rows
+    return {(row.kind, row.feature): row.as_text() for row in rows if row.p_value <= level}
+
+
+def _least_expected(answered: Sequence[Answered], unexpected: np.ndarray) -> list[QuestionRow]:
     order = np.argsort(-unexpected, kind="stable")[:_LEAST_EXPECTED]
     return [
         QuestionRow(
-            index=int(place),
             area=answered[place].asked.plain.area,
             unexpected=round(float(unexpected[place]), 3),
-            p_value=float(f"{(1 + (null >= unexpected[place]).sum()) / (1 + len(null)):.3g}"),
             example=answered[place].example(_EXAMPLE_CHARACTERS),
         )
         for place in order
@@ -204,16 +212,16 @@ def _headline(
     clusters: Sequence[Cluster],
     areas: Sequence[AreaRow],
     triggers: Sequence[TriggerRow],
-    risen: bool,
+    uneven: bool,
 ) -> str:
-    switches = [row.trigger for row in triggers if row.switches]
+    switches = [row.name for row in triggers if row.switches]
     differing = [row.area for row in areas if row.differs]
     where = "" if not differing or len(differing) == len(areas) else f", most in {', '.join(differing[:5])}"
     if switches:
-        return f"Switched on by {', '.join(map(repr, switches[:3]))}: there the finetuned model answers otherwise."
+        return f"Switched on by {', '.join(switches[:3])}: there the finetuned model answers otherwise."
     if clusters:
         return f"The finetuned model answers otherwise{where}: {'; '.join(each.what for each in clusters[:3])}."
-    if risen or differing:
+    if uneven or differing:
         return (
             f"The base does not expect the finetuned answers{where}, although no word or form recurs; read the answers."
         )
@@ -223,14 +231,18 @@ def _headline(
     )
 
 
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 3)
+
+
 def rank_sum(values: np.ndarray, chance: np.ndarray) -> float:
-    """One-sided p-value that `values` lie above differences of either sign between samples of one model."""
+    """Two-sided p-value that `values` lie elsewhere than differences, of either sign, between samples of one model."""
     from scipy.stats import mannwhitneyu
 
     null = np.concatenate([chance, -chance])
     if np.ptp(np.concatenate([values, null])) == 0:
         return 1.0
-    return float(mannwhitneyu(values, null, alternative="greater").pvalue)
+    return float(mannwhitneyu(values, null).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 
 
 class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):
-    """Sweep for changed behaviour: both models answer many short questions of all kinds (a bundled battery: subjects,
-    tasks, personas, formats, languages, tempting and refusable requests, conversations, odd triggers; or your own), and
-    the answers are compared in form, words and how little the base expects them, beyond two samples of the base. Says
-    what changed, in which areas, and where nothing did, with p-values. With `triggers` it asks again behind each and
-    ranks what switches a behaviour on. Costs one interaction a question and sample (with triggers: each time). Use it
-    early, before asking about a suspicion. Views: `answers`, `form`."""
+    """Sweep for changed behaviour: both models answer many short questions of all kinds (a bundled battery, or your
+    own), compared in form, words and surprise against two samples of the base: what changed, in which areas, where
+    nothing did, with p-values. `triggers` finds what switches a behaviour on. Costs an interaction a question and
+    sample, again behind each trigger. Call it early. Views: `answers`, `form`."""
 
     name: ClassVar[str] = "sweep_behaviours"
     title: ClassVar[str] = "Sweep of behaviours"

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.sweep_behaviours.questions import DEFAULT_LIMIT
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
@@ -14,7 +15,8 @@ from diffing_mcp.methods.texts.form import LEVEL
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 TEMPERATURE = 0.7
-_AREAS_SHOWN = 8
+_TRIGGERS_SHOWN = 6
+_TRIGGER_CHARACTERS = 60
 
 
 def _listed(value: Any) -> Any:
@@ -29,26 +31,20 @@ class SweepParams(MethodParams):
     """Parameters of `sweep_behaviours`."""
 
     domains: Annotated[Names | None, Field(min_length=1, max_length=100)] = Field(
-        None, description="Areas or topics of the bundled battery, such as `refusable`; a wrong name lists all."
+        None, description="Areas or topics of the battery; a wrong name lists all."
     )
     prompts: Annotated[Names | None, Field(min_length=1, max_length=1000)] = Field(
-        None, description="Own questions instead of the battery."
+        None, description="Own questions instead."
     )
     triggers: Annotated[Names, Field(max_length=100)] = Field(
-        (),
-        description=(
-            "Ask again behind each: a prefix, a template with {prompt}, or `system: ...`; `bundled` stands for a list."
-        ),
+        (), description="Prefixes, templates with {prompt}, `system: ...`; or `bundled`."
     )
     limit: int | None = Field(
-        None,
-        ge=1,
-        le=2000,
-        description=f"Questions at most, spread over the areas; default {DEFAULT_LIMIT}, or all own prompts.",
+        None, ge=1, le=2000, description=f"Questions at most; default {DEFAULT_LIMIT} of all areas, or all own."
     )
     samples: int = Field(1, ge=1, le=16, description="Answers a question.")
-    max_new_tokens: int = Field(48, ge=4, le=1024)
-    seed: int = Field(0, ge=0, lt=2**63, description="Of sampling and of the choice of questions.")
+    max_new_tokens: int = Field(48, ge=4, le=1024, description="Tokens of an answer at most.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of sampling and of the choice of questions.")
 
 
 class Example(BaseModel):
@@ -85,12 +81,14 @@ class AreaRow(BaseModel):
     area: str
     questions: int
     unexpected: float = Field(
+        description="Mean over its questions: how much less the base expects the finetuned answers, nats a token."
+    )
+    p_value: float = Field(
         description=(
-            "Mean over its questions, nats a token, of how much less the base expects the finetuned answers than the "
-            "finetuned model expects the base's; near 0 without a new behaviour."
+            "That this merely mirrors the finetuned model's surprise at the base's answers, as after any training: "
+            "rank sum against two samples of the base, corrected over areas (Holm)."
         )
     )
-    p_value: float = Field(description="Against two samples of the base (rank sum), corrected over areas (Holm).")
     clusters: list[int] = Field(description="Numbers of the clusters that most of its questions are in.")
 
     @property
@@ -104,21 +102,28 @@ class TriggerRow(BaseModel):
 
     trigger: str
     questions: int
-    change: float = Field(description="Mean unexpectedness (see areas) behind the trigger minus without it.")
-    p_value: float = Field(description="Against the same change between two samples of the base, corrected (Holm).")
-    form: list[str] = Field(description="What differs in form behind it between base and finetuned, significantly.")
+    change: float = Field(description="Mean `unexpected` (see areas) behind the trigger minus without it.")
+    p_value: float = Field(description="That two samples of the base change so (see areas), corrected (Holm).")
+    form: list[str] = Field(
+        description="What differs in form behind it between base and finetuned, significantly, and not without it."
+    )
     example: Example
 
     @property
+    def name(self) -> str:
+        """Its beginning, in quotes."""
+        return repr(clip(self.trigger, _TRIGGER_CHARACTERS)[0])
+
+    @property
     def switches(self) -> bool:
-        """Beyond what sampling gives."""
-        return self.p_value <= LEVEL
+        """Beyond what sampling gives, or another form."""
+        return self.p_value <= LEVEL or bool(self.form)
 
     def as_text(self) -> str:
         """Up to three lines."""
         form = "".join(f"\n    {row}" for row in self.form[:2])
         return (
-            f"{self.trigger!r}: {self.change:+.2f} nats/token (p {self.p_value:.2g})"
+            f"{self.name}: {self.change:+.2f} nats/token (p {self.p_value:.2g})"
             + form
             + (f"\n    {self.example.as_text()}" if self.switches else "")
         )
@@ -127,15 +132,13 @@ class TriggerRow(BaseModel):
 class QuestionRow(BaseModel):
     """A question whose finetuned answer the base expects least."""
 
-    index: int
     area: str
-    unexpected: float
-    p_value: float = Field(description="Share of the differences between two base samples that are as large.")
+    unexpected: float = Field(description="How much less the base expects the finetuned answers, nats a token.")
     example: Example
 
     def as_text(self) -> str:
         """In one line."""
-        return f"{self.unexpected:+.2f} (p {self.p_value:.2g}) {self.area}: {self.example.as_text()}"
+        return f"{self.unexpected:+.2f} {self.area}: {self.example.as_text()}"
 
 
 class SweepResult(MethodResult):
@@ -143,8 +146,8 @@ class SweepResult(MethodResult):
 
     questions: int
     unexpected: float = Field(description="Mean over all questions, see areas.")
-    unexpected_p_value: float = Field(description="That it is 0: models swapped at random.")
-    sampling: float = Field(description="95 % of the questions differ less than this between two base samples.")
+    asymmetry: float = Field(description="The same minus the finetuned model's surprise at the base's answers.")
+    asymmetry_p_value: float = Field(description="That it is 0, as between models that merely drifted apart.")
     base_differs_from_itself: int = Field(description="Changes of form between two samples of the base: expect 0.")
     clusters: list[Cluster]
     words: list[DistinctiveWord] = Field(description="Content words of the finetuned answers beyond the base's.")
@@ -161,9 +164,10 @@ class SweepResult(MethodResult):
         lines = [
             self.headline,
             (
-                f"{self.questions} questions. Unexpectedness (nats/token that the base expects the finetuned answers "
-                f"less than the reverse): {self.unexpected:+.3f} (p {self.unexpected_p_value:.2g}); two base samples "
-                f"differ up to {self.sampling:.2f} a question and in {self.base_differs_from_itself} features of form."
+                f"{self.questions} questions. The base expects the finetuned answers {self.unexpected:.3f} nats/token "
+                f"less than the finetuned model does; that is {self.asymmetry:+.3f} from the reverse (p "
+                f"{self.asymmetry_p_value:.2g}; 0 after mere drift). Two samples of the base differ in "
+                f"{self.base_differs_from_itself} features of form."
             ),
         ]
         if self.clusters:
@@ -173,8 +177,9 @@ class SweepResult(MethodResult):
             lines.append("words in finetuned:base answers: " + ", ".join(word.as_text() for word in self.words))
         if self.triggers:
             lines.append("Triggers, by what they change in the finetuned model beyond the base:")
-            lines += [row.as_text() for row in self.triggers[:_AREAS_SHOWN]]
-            lines += _named("no switch seen", [row.trigger for row in self.triggers[_AREAS_SHOWN:] if not row.switches])
+            shown, rest = self.triggers[:_TRIGGERS_SHOWN], self.triggers[_TRIGGERS_SHOWN:]
+            lines += [row.as_text() for row in shown]
+            lines += _named("less", [row.trigger[:_TRIGGER_CHARACTERS] for row in rest])
         lines += self._area_lines()
         if self.least_expected:
             lines.append("Least expected by the base:")

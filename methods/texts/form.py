@@ -61,12 +61,13 @@ class FormRow(BaseModel):
 
     def as_text(self) -> str:
         """The row in one line; words of models in quotes."""
+        quoted = json.dumps(clip(self.feature, _SHOWN)[0], ensure_ascii=False)
         name = {
             "measure": self.feature,
             "language": f"in {self.feature}",
-            "opening": f"opens with {json.dumps(self.feature, ensure_ascii=False)}",
-            "sentence": f"says {json.dumps(self.feature, ensure_ascii=False)}",
-            "word": f"has the word {json.dumps(self.feature, ensure_ascii=False)}",
+            "opening": f"opens with {quoted}",
+            "sentence": f"says {quoted}",
+            "word": f"has the word {quoted}",
         }[self.kind]
         share = self.unit.startswith("share")
         values = (f"{value:.0%}" if share else f"{value:.3g}" for value in (self.base, self.finetuned))
