@@ -80,16 +80,22 @@ def _texts(answered: Sequence[Answered], writers: Sequence[Writer]) -> list[tupl
 def _clusters(
     answered: Sequence[Answered], form: FormDigest, words: Sequence[DistinctiveWord]
 ) -> tuple[list[Cluster], list[list[int]]]:
-    """A cluster for each significant feature of form and each group of words that go together; and for each question
-    the clusters that it is in.
+    """A cluster for each group of content words that go together and each significant feature of form; and for each
+    question the clusters that it is in.
     """
-    changes = [(row.as_text(), row.p_value, row.prompts) for row in form.significant]
-    if stands_out(words):
-        changes += [
-            (f"writes of {', '.join(group)}", 10**-surprise, prompts)
-            for group, surprise, prompts in _word_groups(answered, [word for word in words if word.strong])
-        ]
-    clusters, members = [], [[] for _ in answered]  # type: list[Cluster], list[list[int]]
+    strong = [word for word in words if word.strong] if stands_out(words) else []
+    named = {word.word for word in strong}
+    changes = [
+        (f"writes of {', '.join(group)}", 10**-surprise, prompts)
+        for group, surprise, prompts in _word_groups(answered, strong)[: _CLUSTERS_SHOWN // 2]
+    ]
+    changes += [
+        (row.as_text(), row.p_value, row.prompts)
+        for row in form.significant
+        if row.kind != "word" or row.feature not in named
+    ]
+    clusters: list[Cluster] = []
+    members: list[list[int]] = [[] for _ in answered]
     for number, (what, p_value, prompts) in enumerate(changes[:_CLUSTERS_SHOWN], start=1):
         areas = Counter(answered[place].asked.plain.area for place in prompts)
         clearest = max(prompts, key=lambda place: answered[place].unexpected)

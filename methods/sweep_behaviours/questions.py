@@ -5,16 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from diffing_mcp.core import battery
 from diffing_mcp.core.battery import Question, stratified
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.sweep_behaviours.schema import DEFAULT_LIMIT, SweepParams
 
-if TYPE_CHECKING:
-    from diffing_mcp.methods.sweep_behaviours.schema import SweepParams
-
-DEFAULT_LIMIT = 64
 BUNDLED = "bundled"
 _SYSTEM = "system:"
 _PLACE = "{prompt}"

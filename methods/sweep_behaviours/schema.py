@@ -9,12 +9,12 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.sweep_behaviours.questions import DEFAULT_LIMIT
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
 from diffing_mcp.methods.texts.form import LEVEL
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 TEMPERATURE = 0.7
+DEFAULT_LIMIT = 64
 _TRIGGERS_SHOWN = 6
 _TRIGGER_CHARACTERS = 60
 
@@ -64,7 +64,9 @@ class Cluster(BaseModel):
 
     number: int
     what: str = Field(description="What changed; quotes UNTRUSTED words of the answers.")
-    p_value: float = Field(description="That equal models show it, corrected for everything that was tested.")
+    p_value: float = Field(
+        description="That equal models show it: of its strongest word alone, else corrected for all features of form."
+    )
     questions: int = Field(description="Questions whose answers show it more in the finetuned model.")
     areas: dict[str, int] = Field(description="Area -> such questions, most first.")
     example: Example
