@@ -88,7 +88,7 @@ def stratified(asked: Sequence[Question], limit: int, seed: int) -> list[Questio
     return [question for question in asked if question in chosen]
 
 
-def _shuffled(items: list[T], generator: random.Random) -> list[T]:
+def _shuffled(items: Sequence[T], generator: random.Random) -> list[T]:
     return generator.sample(items, len(items))
 
 

@@ -14,8 +14,8 @@ from diffing_mcp.methods.sweep_behaviours.schema import DEFAULT_LIMIT, SweepPara
 BUNDLED = "bundled"
 _SYSTEM = "system:"
 _PLACE = "{prompt}"
-_LEAST_BEHIND_TRIGGERS = 2
-"""Questions that each trigger is put before at least."""
+_LEAST_BEHIND_TRIGGERS = 3
+"""Questions behind each trigger where no limit is given: two could not tell one trigger of twenty from chance."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,15 @@ def chosen_questions(params: SweepParams) -> list[Asked]:
         InvalidInput: a domain that the battery does not have.
     """
     triggers = _triggers(params)
+    settings = 1 + len(triggers)
     if params.prompts is not None:
         plain = [Question((prompt,)) for prompt in dict.fromkeys(params.prompts)]
-        limit = len(plain) if params.limit is None else params.limit
+        limit = len(plain)
     else:
         plain = _of_domains(params.domains, bool(triggers))
-        limit = params.limit or DEFAULT_LIMIT
-        if triggers:
-            limit = max(_LEAST_BEHIND_TRIGGERS, limit // (1 + len(triggers)))
+        limit = max(DEFAULT_LIMIT // settings, _LEAST_BEHIND_TRIGGERS)
+    if params.limit is not None:
+        limit = max(1, params.limit // settings)
     chosen = stratified(plain, limit, params.seed)
     return [Asked(question, trigger) for trigger in ("", *triggers) for question in chosen]
 
