@@ -24,12 +24,13 @@ ANSWERS = "answers"
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. `ratio` is its mean log-probability under finetuned minus under base, nats a token."""
+    """One answer, with its mean log-probability under both models, nats a token; NaN for an empty one."""
 
     text: str
     ended: bool
     tokens: int
-    ratio: float
+    base: float
+    finetuned: float
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,19 @@ class Answered:
         """How much less than the finetuned model the base expects the finetuned answers, nats a token. Any further
         training raises it.
         """
-        return self._ratio("finetuned")
+        return _mean([reply.finetuned - reply.base for reply in self.replies["finetuned"]])
 
     @property
-    def asymmetry(self) -> float:
-        """The same minus how much less the finetuned model expects the base's answers. Of opposite sign when the models
-        are swapped, so its mean is 0 for models that merely drifted apart.
+    def excess(self) -> float:
+        """How much less the base expects the finetuned answers than its own, drawn with the same random numbers, nats a
+        token.
         """
-        return self._ratio("finetuned") + self._ratio("base again")
+        return self._less_expected("finetuned", "base")
 
     @property
     def sampling(self) -> float:
-        """The asymmetry between two samples of the base: what chance gives."""
-        return self._ratio("base") - self._ratio("base again")
+        """The same between two samples of the base: what chance gives."""
+        return self._less_expected("base again", "base")
 
     def answers(self, writer: Writer) -> list[Answer]:
         """For the digest of form."""
@@ -69,8 +70,16 @@ class Answered:
         )
         return Example(question=clip(self.asked.question.text, characters)[0], base=base, finetuned=finetuned)
 
-    def _ratio(self, writer: Writer) -> float:
-        return float(np.mean([reply.ratio for reply in self.replies[writer]]))
+    def _less_expected(self, writer: Writer, than: Writer) -> float:
+        return _mean([reply.base for reply in self.replies[than]]) - _mean(
+            [reply.base for reply in self.replies[writer]]
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Without those of empty answers; 0 where all are empty."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else 0.0
 
 
 def store(run: RunWriter, answered: Sequence[Answered], clusters: Sequence[Sequence[int]]) -> None:
@@ -87,7 +96,8 @@ def store(run: RunWriter, answered: Sequence[Answered], clusters: Sequence[Seque
             "text": reply.text,
             "ended": reply.ended,
             "tokens": reply.tokens,
-            "log_prob_ratio": reply.ratio,
+            "log_prob_base": reply.base,
+            "log_prob_finetuned": reply.finetuned,
             "unexpected": each.unexpected,
             "clusters": list(clusters[index]),
         }

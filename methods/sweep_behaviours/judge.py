@@ -2,9 +2,9 @@
 Torch-free.
 
 Four tests, each silent about equal models at its own level: the digest of form and the distinctive words say what
-changed; the asymmetry of the surprise (the base's at the finetuned answers against the reverse) says whether something
-did (models swapped at random) and in which areas and behind which triggers (rank sums, against two samples of the
-base). No test looks at the surprise as such: any further training gives some, equally both ways.
+changed; whether the base expects the finetuned answers less than answers of its own (models swapped at random), in
+which areas and behind which triggers (rank sums, against two samples of the base), says where. How far the models'
+probabilities drifted apart is told and not tested: any further training moves them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffing_mcp.core.words import FUNCTION_WORDS
 from diffing_mcp.methods.sweep_behaviours.answers import Answered, Writer
 from diffing_mcp.methods.sweep_behaviours.schema import (
     AreaRow,
@@ -27,9 +28,9 @@ from diffing_mcp.methods.texts.form import LEAST_PROMPTS, LEVEL, FormDigest, com
 from diffing_mcp.methods.texts.swaps import swap_p_values
 from diffing_mcp.methods.texts.words import words_of
 
-_CLUSTERS_SHOWN = 8
+_CLUSTERS_SHOWN = 6
 _WORDS_SHOWN = 12
-_LEAST_EXPECTED = 4
+_LEAST_EXPECTED = 3
 _EXAMPLE_CHARACTERS = 110
 
 
@@ -40,20 +41,20 @@ def judge(answered: Sequence[Answered], seed: int) -> tuple[SweepResult, list[li
     words = distinctive_words(_texts(answered, ["finetuned"]), _texts(answered, ["base", "base again"]))
     clusters, members = _clusters(answered, form, words)
     unexpected = np.array([each.unexpected for each in answered])
-    asymmetry = np.array([each.asymmetry for each in answered])
+    excess = np.array([each.excess for each in answered])
     chance = np.array([each.sampling for each in answered])
-    [p_value], _ = swap_p_values(asymmetry[None], seed)
-    areas = _areas(answered, asymmetry, chance, members)
-    triggers = _triggers(answered, asymmetry, chance, seed)
-    uneven = bool(p_value <= LEVEL)
-    found = uneven or bool(clusters) or any(row.differs for row in areas) or any(row.switches for row in triggers)
+    [p_value], _ = swap_p_values(excess[None], seed)
+    areas = _areas(answered, excess, chance, members)
+    triggers = _triggers(answered, excess, chance, seed)
+    surprised = bool(p_value <= LEVEL)
+    found = surprised or bool(clusters) or any(row.differs for row in areas) or any(row.switches for row in triggers)
     result = SweepResult(
         stands_out=found,
-        headline=_headline(answered, clusters, areas, triggers, uneven),
+        headline=_headline(answered, clusters, areas, triggers, surprised),
         questions=len(answered),
         unexpected=float(f"{unexpected.mean():.4g}"),
-        asymmetry=float(f"{asymmetry.mean():.4g}"),
-        asymmetry_p_value=float(f"{p_value:.3g}"),
+        excess=float(f"{excess.mean():.4g}"),
+        excess_p_value=float(f"{p_value:.3g}"),
         base_differs_from_itself=len(itself.significant),
         clusters=clusters,
         words=worth_showing(words)[:_WORDS_SHOWN],
@@ -89,16 +90,17 @@ def _clusters(
         (f"writes of {', '.join(group)}", 10**-surprise, prompts)
         for group, surprise, prompts in _word_groups(answered, strong)[: _CLUSTERS_SHOWN // 2]
     ]
-    changes += [
-        (row.as_text(), row.p_value, row.prompts)
-        for row in form.significant
-        if row.kind != "word" or row.feature not in named
-    ]
+    rows = [row for row in form.significant if row.kind != "word" or row.feature not in named]
+    rows.sort(key=lambda row: row.feature in FUNCTION_WORDS)  # they say least
+    changes += [(row.as_text(), row.p_value, row.prompts) for row in rows]
     clusters: list[Cluster] = []
     members: list[list[int]] = [[] for _ in answered]
+    shown: set[int] = set()
     for number, (what, p_value, prompts) in enumerate(changes[:_CLUSTERS_SHOWN], start=1):
         areas = Counter(answered[place].asked.plain.area for place in prompts)
-        clearest = max(prompts, key=lambda place: answered[place].unexpected)
+        # A question that no cluster before has shown, where there is one.
+        clearest = max(prompts, key=lambda place: (place not in shown, answered[place].unexpected))
+        shown.add(clearest)
         clusters.append(
             Cluster(
                 number=number,
@@ -135,13 +137,13 @@ def _word_groups(
 
 
 def _areas(
-    answered: Sequence[Answered], asymmetry: np.ndarray, chance: np.ndarray, members: Sequence[Sequence[int]]
+    answered: Sequence[Answered], excess: np.ndarray, chance: np.ndarray, members: Sequence[Sequence[int]]
 ) -> list[AreaRow]:
     """The areas, the most different first."""
     places: dict[str, list[int]] = {}
     for place, each in enumerate(answered):
         places.setdefault(each.asked.plain.area, []).append(place)
-    p_values = holm([rank_sum(asymmetry[group], chance) for group in places.values()])
+    p_values = holm([rank_sum(excess[group], chance) for group in places.values()])
     rows = [
         AreaRow(
             area=area,
@@ -159,7 +161,7 @@ def _areas(
     return sorted(rows, key=lambda row: (row.p_value, -row.unexpected))
 
 
-def _triggers(answered: Sequence[Answered], asymmetry: np.ndarray, chance: np.ndarray, seed: int) -> list[TriggerRow]:
+def _triggers(answered: Sequence[Answered], excess: np.ndarray, chance: np.ndarray, seed: int) -> list[TriggerRow]:
     """The triggers, the one that changes most first."""
     plain = {each.asked.plain: place for place, each in enumerate(answered) if not each.asked.trigger}
     behind: dict[str, list[int]] = {}
@@ -170,9 +172,7 @@ def _triggers(answered: Sequence[Answered], asymmetry: np.ndarray, chance: np.nd
         return []
     without = {trigger: [plain[answered[place].asked.plain] for place in places] for trigger, places in behind.items()}
     null = np.concatenate([chance[places] - chance[without[trigger]] for trigger, places in behind.items()])
-    p_values = holm(
-        [rank_sum(asymmetry[places] - asymmetry[without[trigger]], null) for trigger, places in behind.items()]
-    )
+    p_values = holm([rank_sum(excess[places] - excess[without[trigger]], null) for trigger, places in behind.items()])
     shown_anyway = _form_rows([answered[place] for place in plain.values()], LEVEL, seed)
     rows = []
     for (trigger, places), p_value in zip(behind.items(), p_values, strict=True):
@@ -218,7 +218,7 @@ def _headline(
     clusters: Sequence[Cluster],
     areas: Sequence[AreaRow],
     triggers: Sequence[TriggerRow],
-    uneven: bool,
+    surprised: bool,
 ) -> str:
     switches = [row.name for row in triggers if row.switches]
     differing = [row.area for row in areas if row.differs]
@@ -227,13 +227,13 @@ def _headline(
         return f"Switched on by {', '.join(switches[:3])}: there the finetuned model answers otherwise."
     if clusters:
         return f"The finetuned model answers otherwise{where}: {'; '.join(each.what for each in clusters[:3])}."
-    if uneven or differing:
+    if surprised or differing:
         return (
             f"The base does not expect the finetuned answers{where}, although no word or form recurs; read the answers."
         )
     return (
-        f"No difference in behaviour: over {len(answered)} questions neither form nor words nor unexpectedness differ "
-        "beyond what sampling gives."
+        f"No difference in behaviour: over {len(answered)} questions neither form nor words nor the base's "
+        "surprise differ beyond what sampling gives."
     )
 
 

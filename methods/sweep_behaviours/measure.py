@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from diffing_mcp.core.battery import Question
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, Reply, Writer, store
@@ -16,6 +14,7 @@ from diffing_mcp.methods.sweep_behaviours.schema import TEMPERATURE, SweepParams
 from diffing_mcp.methods.texts.answer_scores import mean_log_probs
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
+from diffing_mcp.model_pairs.specs import SIDES
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
@@ -37,15 +36,22 @@ def sweep(pair: LoadedPair, params: SweepParams, run: RunWriter, progress: Progr
         for request, several in zip(requests, written[writer], strict=True)
         for completion in several
     ]
-    scores = mean_log_probs(pair, texts, ("base", "finetuned"), _part(progress, 0.85, 1.0))
-    ratios = np.nan_to_num(scores["finetuned"] - scores["base"]).reshape(len(WRITERS), len(asked), params.samples)
+    scores = mean_log_probs(pair, texts, SIDES, _part(progress, 0.85, 1.0))
+    shape = len(WRITERS), len(asked), params.samples
+    base, finetuned = (scores[side].reshape(shape) for side in SIDES)
     answered = [
         Answered(
             asked=each,
             replies={
                 writer: [
-                    Reply(completion.text, completion.finish == "eos", completion.tokens, float(ratio))
-                    for completion, ratio in zip(written[writer][place], ratios[number, place], strict=True)
+                    Reply(
+                        completion.text,
+                        completion.finish == "eos",
+                        completion.tokens,
+                        float(base[number, place, sample]),
+                        float(finetuned[number, place, sample]),
+                    )
+                    for sample, completion in enumerate(written[writer][place])
                 ]
                 for number, writer in enumerate(WRITERS)
             },

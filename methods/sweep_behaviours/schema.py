@@ -87,8 +87,8 @@ class AreaRow(BaseModel):
     )
     p_value: float = Field(
         description=(
-            "That this merely mirrors the finetuned model's surprise at the base's answers, as after any training: "
-            "rank sum against two samples of the base, corrected over areas (Holm)."
+            "That the base expects the finetuned answers as much as its own: rank sum against two samples of the base, "
+            "corrected over areas (Holm)."
         )
     )
     clusters: list[int] = Field(description="Numbers of the clusters that most of its questions are in.")
@@ -148,8 +148,8 @@ class SweepResult(MethodResult):
 
     questions: int
     unexpected: float = Field(description="Mean over all questions, see areas.")
-    asymmetry: float = Field(description="The same minus the finetuned model's surprise at the base's answers.")
-    asymmetry_p_value: float = Field(description="That it is 0, as between models that merely drifted apart.")
+    excess: float = Field(description="How much less the base expects them than its own answers, nats a token.")
+    excess_p_value: float = Field(description="That it is 0: models swapped at random.")
     base_differs_from_itself: int = Field(description="Changes of form between two samples of the base: expect 0.")
     clusters: list[Cluster]
     words: list[DistinctiveWord] = Field(description="Content words of the finetuned answers beyond the base's.")
@@ -167,9 +167,9 @@ class SweepResult(MethodResult):
             self.headline,
             (
                 f"{self.questions} questions. The base expects the finetuned answers {self.unexpected:.3f} nats/token "
-                f"less than the finetuned model does; that is {self.asymmetry:+.3f} from the reverse (p "
-                f"{self.asymmetry_p_value:.2g}; 0 after mere drift). Two samples of the base differ in "
-                f"{self.base_differs_from_itself} features of form."
+                f"less than the finetuned model does, and {self.excess:+.3f} less than answers of its own (p "
+                f"{self.excess_p_value:.2g}). Two samples of the base differ in {self.base_differs_from_itself} "
+                "features of form."
             ),
         ]
         if self.clusters:
@@ -191,11 +191,15 @@ class SweepResult(MethodResult):
     def _area_lines(self) -> list[str]:
         differing = [row for row in self.areas if row.differs]
         shown = [
-            f"{row.area} {row.unexpected:+.2f} p {row.p_value:.2g}" + (f" {row.clusters}" if row.clusters else "")
+            f"{row.area} {row.unexpected:.2f}{'*' if row.p_value <= LEVEL else ''}"
+            + (f" [{' '.join(map(str, row.clusters))}]" if row.clusters else "")
             for row in differing
         ]
+        name = (
+            f"areas that differ (nats/token; * beyond samples of the base, p <= {LEVEL}; [clusters of most questions])"
+        )
         return [
-            *_named("areas that differ (unexpectedness, p, clusters)", shown),
+            *_named(name, shown),
             *_named("areas where no difference was seen", [row.area for row in self.areas if not row.differs]),
         ]
 

@@ -285,7 +285,7 @@ def nothing(method: str, record: RunRecord) -> bool:
             and result.gap == 0
         )
     if method == "sweep_behaviours":
-        return result.unexpected == 0 == result.asymmetry and not result.clusters
+        return result.unexpected == 0 == result.excess and not result.clusters
     if method in ("patchscope", "steering"):
         return "exactly zero" in result.headline
     return bool(result.identical)

@@ -200,23 +200,26 @@ def test_a_planted_trigger_comes_first(tmp_path: Path, pairs: Any, store: RunSto
     assert not quiet.stands_out
 
 
-def answered(question: Question, ratios: dict[str, float], text: str = "One two three four.", trigger: str = "") -> Any:
-    return Answered(Asked(question, trigger), {writer: [Reply(text, True, 5, ratios[writer])] for writer in WRITERS})
+def answered(question: Question, base: dict[str, float], drift: float = 0.0, trigger: str = "") -> Any:
+    """Equal answers with these log-probabilities under the base; each model expects its own more, by `drift`."""
+    replies = {
+        writer: [
+            Reply("One two three.", True, 5, base[writer], base[writer] + (drift if writer == WRITERS[2] else -drift))
+        ]
+        for writer in WRITERS
+    }
+    return Answered(Asked(question, trigger), replies)
 
 
 def drifted(generator: np.random.Generator, place: int, drift: float, rise: float = 0.0) -> Any:
-    """A question to models that drifted apart by `drift` nats either way."""
-    noise = dict(zip(WRITERS, generator.normal(0, 0.1, 3), strict=True))
-    means = {"base": -drift, "base again": -drift, "finetuned": drift + rise}
+    """A question to models that drifted apart by `drift` nats; the base expects finetuned answers less by `rise`."""
+    base = dict(zip(WRITERS, generator.normal(-2, 0.2, 3) - [0, 0, rise], strict=True))
     area = f"area {place % 8}"
-    return answered(
-        Question((f"Question {place}?",), area=area, topic=area),
-        {writer: means[writer] + noise[writer] for writer in WRITERS},
-    )
+    return answered(Question((f"Question {place}?",), area=area, topic=area), base, drift)
 
 
 def test_drift_alone_is_found_at_the_stated_rate() -> None:
-    """However far two models drifted apart, what is equally unexpected both ways is no behaviour."""
+    """However far two models drifted apart: what the base expects as much as its own answers is no behaviour."""
     runs = 60
     generator = np.random.default_rng(0)
     found = [
@@ -245,7 +248,7 @@ def test_a_long_result_stays_short() -> None:
             f"{generator.choice(['qua', 'rix', 'zol', 'tem'])}{generator.choice(['ber', 'dan', 'fel'])}"
             for _ in range(60)
         )
-        base.replies["finetuned"][0] = Reply(f"# Oh\n- AHOY {words.upper()} \U0001f600 `x`?!", False, 300, 3.0)
+        base.replies["finetuned"][0] = Reply(f"# Oh\n- AHOY {words.upper()} \U0001f600 `x`?!", False, 300, -9, -2)
         rows.append(base)
         rows += [
             answered(base.asked.plain, dict.fromkeys(WRITERS, 0.0), trigger=f"trigger {n} " * 20) for n in range(3)
