@@ -349,6 +349,11 @@ class LoadedPair:
         """Whether `thinking` makes a difference."""
         return self.spec.base.files.thinking_switch or knows_thinking(self.tokenizer)
 
+    def stop_ids(self, side: Side) -> frozenset[int]:
+        """Tokens that end a completion of this side."""
+        with self._side(side).hold() as resident:
+            return self._stops(side) or resident.stop_ids
+
     def _side(self, side: Side) -> LoadedSide:
         if side not in self.sides:
             raise InvalidInput(f"A side is `base` or `finetuned`, not {side!r}.")

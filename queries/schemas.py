@@ -14,13 +14,13 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) and not value.lstrip().startswith("[") else value
 
 
-class _Query(BaseModel):
+class Query(BaseModel):
     """Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ChatTurn(_Query):
+class ChatTurn(Query):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -28,12 +28,16 @@ class ChatTurn(_Query):
 
 
 Prompt = Annotated[str, Field(min_length=1, max_length=20_000)]
+Prompts = Annotated[list[Prompt], BeforeValidator(_listed)]
 
 
-class AskQuery(_Query):
+Prefill = Annotated[str, Field(max_length=4000)]
+
+
+class AskQuery(Query):
     """Prompts and conversations for one model or both, and how they answer."""
 
-    prompts: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
+    prompts: Prompts = Field(
         default_factory=list,
         max_length=64,
         description=(
@@ -55,7 +59,9 @@ class AskQuery(_Query):
     system_prompt: str | None = Field(
         None, max_length=20_000, description="Put before every prompt and conversation that has no system turn."
     )
-    prefill: str = Field("", max_length=4000, description="The beginning of the answer; the models go on from there.")
+    prefill: Prefill | Annotated[list[Prefill], Field(max_length=128)] = Field(
+        "", description="Beginning of the answer, to go on from; a list has one a prompt."
+    )
     raw_text: bool = Field(False, description="Continue each prompt as plain text, without chat template.")
     samples: int = Field(1, ge=1, le=32, description="Answers a prompt and side.")
     temperature: float = Field(0.7, ge=0, le=2, description="0 is greedy.")
@@ -64,6 +70,9 @@ class AskQuery(_Query):
     thinking: bool = Field(False, description="Let models with such a switch think before they answer.")
     seed: int = Field(
         0, ge=0, le=2**31 - 1, description="Equal calls give equal answers; change the seed for fresh samples."
+    )
+    count_pattern: str | None = Field(
+        None, min_length=1, max_length=1000, description="Regular expression: say how many answers of each side match."
     )
 
     @model_validator(mode="after")
@@ -74,7 +83,17 @@ class AskQuery(_Query):
             raise ValueError("raw_text continues plain prompts: leave conversations and system_prompt out")
         if any(conversation[-1].role == "assistant" for conversation in self.conversations):
             raise ValueError("a conversation must end with a user turn; the beginning of an answer goes into prefill")
+        if isinstance(self.prefill, list) and len(self.prefill) != self.questions:
+            raise ValueError(
+                f"{len(self.prefill)} prefills for {self.questions} prompts and conversations; give one for each, or "
+                "a single text for all"
+            )
         return self
+
+    @property
+    def prefills(self) -> list[str]:
+        """The beginning of the answer to each prompt and conversation."""
+        return self.prefill if isinstance(self.prefill, list) else [self.prefill] * self.questions
 
     @property
     def questions(self) -> int:
@@ -86,7 +105,7 @@ class AskQuery(_Query):
         return self.questions * self.samples
 
 
-class CompareQuery(_Query):
+class CompareQuery(Query):
     """A text, candidates or greedy answers to look at under both models."""
 
     text: str = Field("", max_length=50_000, description="The text to score.")
@@ -95,7 +114,7 @@ class CompareQuery(_Query):
         max_length=20_000,
         description="A user message: the text is then scored as the answer to it, in the chat template.",
     )
-    candidates: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
+    candidates: Prompts = Field(
         default_factory=list,
         max_length=32,
         description=(
@@ -183,6 +202,15 @@ class GreedyDivergence(BaseModel):
     finetuned_top: list[Mover] = Field(description="Likeliest next tokens of finetuned there.")
 
 
+class EndOfTurn(BaseModel):
+    """How probable it is that an answer ends where the text does, not before more of it. Natural logarithms."""
+
+    token: str = Field(description="The likeliest token that ends it.")
+    base_log_prob: float = Field(description="ln p(any end-of-turn token | prompt and text) under base.")
+    finetuned_log_prob: float
+    kl: float = Field(description="KL(finetuned || base) of the next-token distributions there, nats.")
+
+
 class CompareResult(BaseModel):
     """One text under both models; the lists have one entry a token (data of a heat map). Natural logarithms."""
 
@@ -208,3 +236,4 @@ class CompareResult(BaseModel):
         default_factory=list, description="By how much finetuned prefers them over base, a token."
     )
     greedy: GreedyDivergence | None = None
+    end: EndOfTurn | None = Field(None, description="Whether the answer ends after the text; with a prompt only.")
