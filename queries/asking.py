@@ -42,7 +42,7 @@ def completions(
 ) -> dict[SideName, list[list[Completion]]]:
     """What each side writes after the same requests with the same random numbers: side -> request -> sample."""
     return {
-        side: pair.generate(side, requests, sampling, _part(progress, place, len(sides), f"{side} answers"))
+        side: pair.generate(side, requests, sampling, part(progress, place, len(sides), f"{side} answers"))
         for place, side in enumerate(sides)
     }
 
@@ -78,10 +78,10 @@ def _under(system_prompt: str | None, turns: Sequence[ChatMessage]) -> tuple[Cha
     return (ChatMessage(role="system", content=system_prompt), *turns)
 
 
-def _part(progress: Progress, place: int, parts: int, what: str) -> Progress:
+def part(progress: Progress, place: int, parts: int, what: str = "") -> Progress:
     """Progress of one of several equal parts, on the scale of the whole."""
 
-    def part(done: float, total: float | None = None, message: str = "") -> None:
-        progress(place + (done / total if total else 0), parts, f"{what}{f': {message}' if message else ''}")
+    def report(done: float, total: float | None = None, message: str = "") -> None:
+        progress(place + (done / total if total else 0), parts, ": ".join(each for each in (what, message) if each))
 
-    return part
+    return report

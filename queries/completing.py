@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +15,8 @@ from diffing_mcp.core.progress import Progress
 from diffing_mcp.methods.texts.words import vocabulary
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, new_text, prompt_ids
-from diffing_mcp.model_pairs.room import logit_tokens
 from diffing_mcp.model_pairs.specs import SIDES, Side
+from diffing_mcp.queries.asking import part
 from diffing_mcp.queries.beyond_tokens import continuation_log_probs
 from diffing_mcp.queries.slot_schemas import Slot, SlotContinuation, SlotsQuery, SlotsResult
 
@@ -42,21 +41,18 @@ def complete(pair: LoadedPair, query: SlotsQuery, progress: Progress) -> SlotsRe
     longest = max(map(len, prefixes))
     if longest + query.tokens > pair.context_length:
         raise InvalidInput(
-            f"A beginning has {longest} tokens with its prompt; with {query.tokens} more it does not fit into a context "
-            f"of {pair.context_length}."
+            f"A beginning has {longest} tokens with its prompt; with {query.tokens} more it does not fit into a "
+            f"context of {pair.context_length}."
         )
     nexts: dict[Side, torch.Tensor] = {}
     phrases: list[set[tuple[int, ...]]] = [set() for _ in prefixes]
     for place, side in enumerate(pair.resident_first()):
         with pair.side_loaded(side):
-            progress(3 * place, 7, f"{side}: next words")
-            nexts[side] = _next_log_probs(pair, side, prefixes).exp()
-            stops = pair.stop_ids(side)
-            for found, beams in zip(
-                phrases, _beams(pair, side, prefixes, query.tokens, stops, progress, 3 * place), strict=True
-            ):
-                found |= {beam.ids for beam in beams}
-    progress(6, 7, "scoring phrases")
+            first, beams = pair.continuations(side, prefixes, query.tokens, WIDTH, part(progress, place, 3))
+        nexts[side] = first.exp()
+        for found, each in zip(phrases, beams, strict=True):
+            found |= {beam.ids for beam in each}
+    progress(2, 3, "scoring phrases")
     scored = _scored(pair, prefixes, phrases)
     words = vocabulary(pair.tokenizer, pair.vocab_size)
     merged = {side: torch.from_numpy(words.merge(nexts[side].double().numpy())) for side in SIDES}
@@ -80,65 +76,6 @@ def _prefix(pair: LoadedPair, query: SlotsQuery, beginning: str) -> list[int]:
         return prompt_ids(pair.tokenizer, GenerationRequest(text=text), False, switch)
     turn = ChatMessage(role="user", content=query.prompt)
     return prompt_ids(pair.tokenizer, GenerationRequest(messages=(turn,), prefill=text), False, switch)
-
-
-def _next_log_probs(pair: LoadedPair, side: Side, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Float32 log-probabilities of the token after each text [N, V], on the CPU; texts of similar length share a pass.
-    """
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    result = torch.empty(len(texts), pair.vocab_size)
-    pad, start = pair.tokenizer.pad_token_id or 0, 0
-    allowed = logit_tokens(pair.vocab_size, 4)
-    while start < len(order):
-        rows = 1
-        while start + rows < len(order) and (rows + 1) * len(texts[order[start + rows]]) <= allowed:
-            rows += 1
-        some = order[start : start + rows]
-        width = len(texts[some[-1]])
-        ids = torch.tensor([[pad] * (width - len(texts[place])) + list(texts[place]) for place in some])
-        mask = torch.tensor([[0] * (width - len(texts[place])) + [1] * len(texts[place]) for place in some])
-        with torch.inference_mode():
-            logits = cast(torch.Tensor, pair.forward(side, ids, mask).logits)[:, -1]
-            result[some] = logits.float().log_softmax(-1).cpu()
-        start += rows
-    return result
-
-
-@dataclass(frozen=True)
-class _Beam:
-    ids: tuple[int, ...]
-    log_prob: float
-    ended: bool = False
-
-
-def _beams(
-    pair: LoadedPair,
-    side: Side,
-    prefixes: Sequence[Sequence[int]],
-    tokens: int,
-    stops: frozenset[int],
-    progress: Progress,
-    done: int,
-) -> list[list[_Beam]]:
-    """The `WIDTH` most probable phrases of each beginning found by beam search: `tokens` tokens, fewer where the model
-    ends its turn. All beginnings share the passes.
-    """
-    beams = [[_Beam((), 0.0)] for _ in prefixes]
-    for step in range(tokens):
-        progress(done + 1 + 2 * step / tokens, 7, f"{side}: phrases")
-        live = [(place, beam) for place, row in enumerate(beams) for beam in row if not beam.ended]
-        if not live:
-            break
-        logs = _next_log_probs(pair, side, [[*prefixes[place], *beam.ids] for place, beam in live])
-        values, tops = logs.topk(min(WIDTH, logs.shape[-1]), dim=-1)
-        grown = [[beam for beam in row if beam.ended] for row in beams]
-        for (place, beam), chosen, log_probs in zip(live, tops.tolist(), values.tolist(), strict=True):
-            grown[place] += [
-                _Beam((*beam.ids, token), beam.log_prob + log_prob, token in stops)
-                for token, log_prob in zip(chosen, log_probs, strict=True)
-            ]
-        beams = [sorted(row, key=lambda beam: -beam.log_prob)[:WIDTH] for row in grown]
-    return beams
 
 
 def _scored(

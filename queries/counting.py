@@ -1,7 +1,7 @@
 """What is counted in an answer: a pattern, or words. Torch-free.
 
-Patterns come from agents, so the search is bounded in time: a pattern that backtracks for ever is an error, not a server
-that hangs.
+Patterns come from agents, so the search is bounded in time: a pattern that backtracks for ever is an error, not a
+server that hangs.
 """
 
 from __future__ import annotations

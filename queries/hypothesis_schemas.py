@@ -53,11 +53,14 @@ class HypothesisQuery(Query):
 
     @model_validator(mode="after")
     def _one_thing_to_count(self) -> Self:
+        return self.checked()
+
+    def checked(self) -> Self:
+        """Raises ValueError when the fields do not make one test."""
         given = [name for name in _WAYS if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of {', '.join(_WAYS)} to count"
-                + (f" (given: {', '.join(given)})" if given else "")
+                f"give exactly one of {', '.join(_WAYS)} to count" + (f" (given: {', '.join(given)})" if given else "")
             )
         if not self.prompts:
             raise ValueError("give `prompts`, the messages where the behaviour should show")

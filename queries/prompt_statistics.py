@@ -1,8 +1,8 @@
 """How far two models differ over a set of prompts, with the prompt as the unit. Torch-free.
 
 Several answers to one prompt say less than as many prompts: what is drawn at random is the prompt, so answers count
-within their prompt. A p-value comes from swapping the models prompt by prompt; intervals widen by the design effect of answers
-that go together.
+within their prompt. A p-value comes from swapping the models prompt by prompt; intervals widen by the design effect of
+answers that go together.
 """
 
 from __future__ import annotations
@@ -96,21 +96,16 @@ def swap_p(changes: Sequence[float] | np.ndarray) -> float:
 
 
 def _interval(base: np.ndarray, finetuned: np.ndarray, samples: int) -> tuple[float, float]:
-    """95 % interval of the difference of two rates over the same prompts: Wilson's interval of each side with the
-    effective number of answers (Korn and Graubard), combined by Newcombe's method for paired rates (MOVER, Zou and
-    Donner 2008), which takes the correlation of the sides over prompts into account.
+    """95 % interval of the difference of two rates: Wilson's interval of each side with the effective number of answers
+    (Korn and Graubard), combined by Newcombe's method. That both sides answer the same prompts is not used, which makes
+    it rather too wide than too narrow.
     """
     effective = base.size * samples / _design_effect((base, finetuned), samples)
-    (p, low, high), (q, lower, higher) = (_wilson(float(rates.mean()), effective) for rates in (finetuned, base))
-    together = 0.0
-    if min(base.std(), finetuned.std()) > 0:
-        together = max(0.0, float(np.corrcoef(base, finetuned)[0, 1]))
-    down, up = (_together(p - low, higher - q, together), _together(high - p, q - lower, together))
-    return max(-1.0, p - q - down), min(1.0, p - q + up)
-
-
-def _together(one: float, other: float, correlation: float) -> float:
-    return math.sqrt(max(0.0, one**2 - 2 * correlation * one * other + other**2))
+    tail = 1 - LEVEL / 2
+    # Samples of few prompts leave the design effect uncertain.
+    z = float(stats.norm.ppf(tail) if samples == 1 or base.size == 1 else stats.t.ppf(tail, base.size - 1))
+    (p, low, high), (q, lower, higher) = (_wilson(float(rates.mean()), effective, z) for rates in (finetuned, base))
+    return max(-1.0, p - q - math.hypot(p - low, higher - q)), min(1.0, p - q + math.hypot(high - p, q - lower))
 
 
 def _design_effect(sides: Sequence[np.ndarray], samples: int) -> float:
@@ -132,9 +127,8 @@ def _design_effect(sides: Sequence[np.ndarray], samples: int) -> float:
     return 1 + (samples - 1) * min(1.0, max(0.0, correlation))
 
 
-def _wilson(rate: float, count: float) -> tuple[float, float, float]:
-    """The rate with its 95 % Wilson interval, for a count that need not be whole."""
-    z = float(stats.norm.ppf(1 - LEVEL / 2))
+def _wilson(rate: float, count: float, z: float) -> tuple[float, float, float]:
+    """The rate with its Wilson interval, for a count that need not be whole."""
     middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
     return rate, max(0.0, middle - half), min(1.0, middle + half)
