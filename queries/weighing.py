@@ -54,17 +54,17 @@ def weigh(query: HypothesisQuery, collected: Collected, judge: Judge | None = No
         InvalidInput: a criterion without a judge, or a pattern that takes too long.
     """
     size = len(query.prompts)
+    telling: list[TellingAnswer] = []
     if query.candidate is not None:
-        values = list(zip(collected.scores["base"], collected.scores["finetuned"], strict=True))
-        parts = [values[:size], values[size:]]
-        sets = [_of_scores(part) if part else None for part in parts]
-        telling: list[TellingAnswer] = []
+        scores = list(zip(collected.scores["base"], collected.scores["finetuned"], strict=True))
+        sets = [_of_scores(part) if part else None for part in (scores[:size], scores[size:])]
     else:
         found = _found(query, collected, judge)
-        values = [(len(_hits(there)), len(_hits(here))) for there, here in zip(*found.values(), strict=True)]
-        parts = [values[:size], values[size:]]
-        sets = [_of_counts(part, query.samples) if part else None for part in parts]
-        telling = _telling(query, collected.texts, found, values)
+        counts = [
+            (len(_hits(there)), len(_hits(here))) for there, here in zip(found["base"], found["finetuned"], strict=True)
+        ]
+        sets = [_of_counts(part, query.samples) if part else None for part in (counts[:size], counts[size:])]
+        telling = _telling(query, collected.texts, found, counts)
     tested, control = sets
     assert tested is not None  # a query has prompts
     return HypothesisResult(
