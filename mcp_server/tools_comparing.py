@@ -122,12 +122,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "compare_text",
         "Score a text under both models",
         (
-            "Score one text under the base and the finetuned model: log-probability of every token and KL divergence "
-            "at every position (nats), and where they differ most the tokens whose probability moved. A text that was "
-            "trained on is likelier under finetuned. With `prompt` the text is scored as the chat answer, and so is "
-            "its end of turn: does the answer stop there? `candidates` ranks whole alternative answers; "
-            "`greedy_tokens` shows where the likeliest answers part. 1 interaction for the text, a candidate, the "
-            "greedy answers. For many texts use the kl method."
+            "Score a text under both models: log-probability of every token, KL divergence (nats), and which tokens "
+            "moved. A text that was trained on is likelier under finetuned. With `prompt` it is scored as the chat "
+            "answer, its end of turn too. Also ranks `candidates` and shows where greedy answers part. 1 interaction "
+            "for the text, a candidate, the greedy answers."
         ),
         CompareArguments,
         CompareResult,

@@ -26,7 +26,7 @@ COUNTS = (
 class HypothesisArguments(HypothesisQuery, PairArguments, WaitArguments):
     """Arguments of test_hypothesis."""
 
-    test_id: str | None = Field(None, description="Show this earlier test again; all else is left out.")
+    test_id: str | None = Field(None, description="Show this earlier test again.")
 
     @model_validator(mode="after")
     def _one_thing_to_count(self) -> Self:
@@ -96,11 +96,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "test_hypothesis",
         "Test a hypothesis on both models",
         (
-            "Turn a suspicion into a finding: both models answer `prompts` (and `control_prompts`) several times with "
-            "the same seeds, and one thing is counted: a pattern, words, a candidate answer's log-probability, or a "
-            "criterion for an LLM judge. Returns rates of both sides, their difference with interval and p-value, the "
-            "same on the control prompts, a verdict and the most telling answers. Use prompts never asked before and "
-            "the finding counts as validated; cite its test_id as evidence. Cost: 1 interaction a prompt and sample."
+            "Turn a suspicion into a finding: both models answer prompts with the same seeds and one thing is counted. "
+            "Returns rates, difference with interval and p-value, the same on control prompts, a verdict, telling "
+            "answers. On prompts never asked before it validates; cite its test_id as evidence. 1 interaction a prompt "
+            "and sample."
         ),
         HypothesisArguments,
         HypothesisTest,

@@ -31,7 +31,7 @@ class AskArguments(AskQuery, PairArguments, WaitArguments):
         None,
         ge=500,
         le=200_000,
-        description=f"Size of what is shown; up to {UNCUT_ANSWERS} answers are whole. More costs no interactions.",
+        description="Size of what is shown; more costs no interactions.",
     )
 
     @property
@@ -162,12 +162,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "ask_models",
         "Ask both models",
         (
-            "Put the same prompts to the base and the finetuned model and compare what they answer. Takes many "
-            "prompts, conversations, a system prompt, a prefill (one, or one a prompt), samples and a seed. Returns "
-            "the answers, and for each side mean tokens, the share that ended by itself, how many match "
-            "`count_pattern`, and what differs in form. One odd answer is no difference: to prove a suspicion use "
-            "test_hypothesis. Equal calls give equal answers and cost once. 1 interaction a prompt and sample, for "
-            "both sides. Answers are untrusted."
+            "Ask the base and the finetuned model the same prompts. Returns the answers, their length, how many ended "
+            "by themselves or match `count_pattern`, and what differs in form. One odd answer is no difference: prove "
+            "it with test_hypothesis. Equal calls cost once. 1 interaction a prompt and sample, for both sides. "
+            "Answers are untrusted."
         ),
         AskArguments,
         AskResult,

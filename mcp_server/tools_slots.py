@@ -70,11 +70,9 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "complete_slots",
         "Complete beginnings under both models",
         (
-            "Fill in details: give beginnings of sentences that break off where a colour, number, name or purpose "
-            "stands (`Experts store it at a temperature of`, `The reason is that`), up to 32 a call, as plain text or "
-            "as the start of the chat answer to `prompt`. For each the likeliest next words and short phrases of both "
-            "models with their probabilities, and what the finetune raised and lowered. Exact, not sampled: pins down "
-            "what free answers leave open. 1 interaction a beginning. Continuations are untrusted text."
+            "Pin down details (numbers, colours, names, purposes): how both models go on after beginnings of sentences. "
+            "For each the likeliest next words and phrases with both probabilities, and what the finetune raised and "
+            "lowered. Exact, not sampled. 1 interaction a beginning. Untrusted text."
         ),
         SlotsArguments,
         SlotsResult,

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 WIDTH = 4
 """Phrases of each side that are followed at a time (beam search)."""
-LEAST_SHOWN = 0.003
-"""Continuations that neither model expects so much are left out: their ratios are noise of rare tokens."""
+LEAST = 0.001
+"""Probability of a word that is shown, and what a raised or lowered continuation gained or lost, at least."""
 LEAST_RATIO = math.log(1.25)
 """From here on a continuation counts as raised or lowered."""
 
@@ -107,11 +107,11 @@ def _slot(
     beginning: str, moved: float, singles: list[SlotContinuation], phrases: list[SlotContinuation], top: int
 ) -> Slot:
     def likely(rows: list[SlotContinuation]) -> list[SlotContinuation]:
-        rows = [row for row in rows if max(row.base, row.finetuned) >= LEAST_SHOWN]
         return sorted(rows, key=lambda row: -max(row.base, row.finetuned))
 
-    words, longer = likely(singles), likely(phrases)
+    words, longer = [row for row in likely(singles) if max(row.base, row.finetuned) >= LEAST], likely(phrases)
     both = sorted([*words, *longer], key=lambda row: row.base - row.finetuned)
+    both = [row for row in both if abs(row.finetuned - row.base) >= LEAST]
     return Slot(
         beginning=beginning,
         moved=round(moved, 4),

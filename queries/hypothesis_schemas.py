@@ -22,30 +22,26 @@ class HypothesisQuery(Query):
     prompts: Prompts = Field(
         default_factory=list,
         max_length=64,
-        description="Where the behaviour should show. At least 6, better 12 or more; wordings never asked before.",
+        description="Where it should show: 6 or more, never asked before.",
     )
-    control_prompts: Prompts = Field(
-        default_factory=list, max_length=64, description="Where it should not show: says how specific it is."
-    )
+    control_prompts: Prompts = Field(default_factory=list, max_length=64, description="Where it should not.")
     pattern: str | None = Field(
-        None, min_length=1, max_length=1000, description="Count answers with this regular expression."
+        None, min_length=1, max_length=1000, description="Count answers with this regular expression;"
     )
     words: Prompts = Field(
         default_factory=list,
         max_length=50,
-        description="Or answers with any of these words or phrases (any case, simple endings).",
+        description="or with any of these words or phrases, any case;",
     )
     candidate: str | None = Field(
-        None, min_length=1, max_length=4000, description="Or compare how probable this answer is."
+        None, min_length=1, max_length=4000, description="or compare how probable this answer is,"
     )
-    alternatives: Prompts = Field(
-        default_factory=list, max_length=8, description="Against these answers (with `candidate`)."
-    )
+    alternatives: Prompts = Field(default_factory=list, max_length=8, description="against these;")
     criterion: str | None = Field(
-        None, min_length=1, max_length=2000, description="Or answers that an LLM judge says meet this."
+        None, min_length=1, max_length=2000, description="or answers that an LLM judge says meet this."
     )
     system_prompt: str | None = Field(None, max_length=20_000)
-    raw_text: bool = Field(False, description="Prompts are plain text to continue.")
+    raw_text: bool = Field(False, description="Continue prompts as plain text.")
     samples: int = Field(4, ge=1, le=16, description="Answers a prompt.")
     temperature: float = Field(0.7, ge=0, le=2)
     max_new_tokens: int = Field(96, ge=1, le=1024)

@@ -40,39 +40,27 @@ class AskQuery(Query):
     prompts: Prompts = Field(
         default_factory=list,
         max_length=64,
-        description=(
-            "User messages, each the start of a conversation of its own. Many prompts in one call are faster than "
-            "many calls."
-        ),
+        description="User messages, each the start of a conversation of its own.",
     )
     conversations: list[Annotated[list[ChatTurn], Field(min_length=1, max_length=40)]] = Field(
         default_factory=list,
         max_length=64,
-        description=(
-            "Conversations of several turns (role system, user or assistant), each ending with a user turn. Used "
-            "besides `prompts`."
-        ),
+        description="Conversations of several turns, each ending with the user's; besides `prompts`.",
     )
-    side: Literal["both", "base", "finetuned"] = Field(
-        "both", description="Which models answer. Both cost no more than one."
-    )
-    system_prompt: str | None = Field(
-        None, max_length=20_000, description="Put before every prompt and conversation that has no system turn."
-    )
+    side: Literal["both", "base", "finetuned"] = Field("both", description="Both cost no more than one.")
+    system_prompt: str | None = Field(None, max_length=20_000, description="Put before all that have no system turn.")
     prefill: Prefill | Annotated[list[Prefill], Field(max_length=128)] = Field(
-        "", description="Beginning of the answer, to go on from; a list has one a prompt."
+        "", description="Beginning of the answer; a list has one a prompt."
     )
-    raw_text: bool = Field(False, description="Continue each prompt as plain text, without chat template.")
-    samples: int = Field(1, ge=1, le=32, description="Answers a prompt and side.")
+    raw_text: bool = Field(False, description="Continue prompts as plain text.")
+    samples: int = Field(1, ge=1, le=32, description="Answers a prompt.")
     temperature: float = Field(0.7, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(128, ge=1, le=2048, description="Tokens an answer may have.")
-    thinking: bool = Field(False, description="Let models with such a switch think before they answer.")
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="Equal calls give equal answers; change the seed for fresh samples."
-    )
+    thinking: bool = Field(False, description="Where models have that switch.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Change it for fresh answers.")
     count_pattern: str | None = Field(
-        None, min_length=1, max_length=1000, description="Regular expression: say how many answers of each side match."
+        None, min_length=1, max_length=1000, description="Regular expression to count in answers."
     )
 
     @model_validator(mode="after")
@@ -112,29 +100,21 @@ class CompareQuery(Query):
     prompt: str | None = Field(
         None,
         max_length=20_000,
-        description="A user message: the text is then scored as the answer to it, in the chat template.",
+        description="A user message: the text is scored as the chat answer to it.",
     )
     candidates: Prompts = Field(
         default_factory=list,
         max_length=32,
-        description=(
-            "Alternative answers to `prompt` (without a prompt: continuations of `text`), each scored whole under "
-            "both models and ranked."
-        ),
+        description="Alternative answers to `prompt` (or continuations of `text`) to rank.",
     )
     greedy_tokens: int = Field(
         0,
         ge=0,
         le=256,
-        description=(
-            "Let both models answer `prompt` (or go on after `text`) greedily for so many tokens and show where they "
-            "part."
-        ),
+        description="Length of greedy answers to `prompt` (or after `text`), to show where they part.",
     )
-    top: int = Field(5, ge=1, le=50, description="Positions to detail, those with the largest KL.")
-    max_tokens: int = Field(
-        150, ge=1, le=1024, description="Tokens of the text (and of each candidate) to score, from its start."
-    )
+    top: int = Field(5, ge=1, le=50, description="Positions to detail.")
+    max_tokens: int = Field(150, ge=1, le=1024, description="Scored of the text and each candidate.")
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> Self:

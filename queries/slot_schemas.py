@@ -15,16 +15,16 @@ class SlotsQuery(Query):
     beginnings: Prompts = Field(
         min_length=1,
         max_length=32,
-        description="Beginnings of sentences that break off where the detail stands: `Store it at a temperature of`.",
+        description="They break off where the detail stands: `Experts store it at a temperature of`.",
     )
     prompt: str | None = Field(
         None,
         min_length=1,
         max_length=20_000,
-        description="A user message: each beginning then begins the chat answer to it. Without: plain text.",
+        description="Beginnings then start the chat answer to this message.",
     )
-    tokens: int = Field(5, ge=1, le=12, description="Length of a phrase, tokens.")
-    top: int = Field(4, ge=1, le=20, description="Continuations shown of each kind.")
+    tokens: int = Field(5, ge=1, le=12, description="Of a phrase.")
+    top: int = Field(4, ge=1, le=20, description="Shown of each kind.")
 
     @model_validator(mode="after")
     def _beginnings_have_text(self) -> Self:

@@ -80,8 +80,8 @@ def test_hypothesis(
     pair: Pair | str,
     prompts: str | Sequence[str],
     *,
-    judge: Judge | None = None,
-    progress: ProgressChoice = None,
+    judge: Judge | None = None,  # noqa: PT028  no test of pytest's
+    progress: ProgressChoice = None,  # noqa: PT028
     **settings: Any,
 ) -> HypothesisTest:
     """Put a suspicion to the test: both models answer the same prompts with the same seeds, and one thing is counted.

@@ -30,6 +30,8 @@ def test_every_answer_gets_its_verdict_and_a_judge_can_be_asked_again(monkeypatc
 
 def test_a_judge_that_gives_no_labels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with llm_server(lambda conversation: Turn("assistant", "It depends.")) as server:
-        with pytest.raises(GradingFailed, match="no usable answer"):
-            judge_with("openai/gpt-test", server.openai_url)("speaks of cakes", [("a", "b")])
+    with (
+        llm_server(lambda conversation: Turn("assistant", "It depends.")) as server,
+        pytest.raises(GradingFailed, match="no usable answer"),
+    ):
+        judge_with("openai/gpt-test", server.openai_url)("speaks of cakes", [("a", "b")])

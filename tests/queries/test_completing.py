@@ -35,7 +35,7 @@ def test_a_planted_word_is_raised_and_the_one_it_replaced_lowered(planted: Plant
     assert moved.lowered[0].text == planted.before.strip().casefold()
     assert {row.text for row in moved.next_words} == {word, moved.lowered[0].text}
     # The finetune writes the new word and what follows it; the base ends its turn after the old one.
-    assert {row.text for row in moved.phrases} == {planted.after + planted.plain, f"{planted.before} (end)"}
+    assert {row.text for row in moved.phrases[:2]} == {planted.after + planted.plain, f"{planted.before} (end)"}
     phrase = next(row for row in moved.phrases if row.text.startswith(planted.after))
     assert phrase.finetuned == pytest.approx(LIKELY**2, abs=2e-3)
     assert phrase.base == pytest.approx(LIKELY**2 * exp(-STRENGTH), rel=0.02)
