@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -73,6 +74,14 @@ class AskResult(BaseModel):
     )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the work of ask_models found: side -> question -> sample, and what differs in form."""
+
+    completions: dict[SideName, list[list[Any]]]
+    form: str
+
+
 async def ask_models(call: Call, arguments: AskArguments) -> Reply:
     spec = call.pair(arguments.pair)
     if arguments.count_pattern is not None:
@@ -80,7 +89,7 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
     identity = await call.identity(spec)
     sides: tuple[SideName, ...] = ("base", "finetuned") if arguments.side == "both" else (arguments.side,)
 
-    def work(job: Job) -> dict[SideName, list[list[Any]]]:
+    def work(job: Job) -> Asked:
         from diffing_mcp.queries.asking import answers
 
         job(0, None, "loading")
@@ -94,11 +103,11 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
             call.context.note_generation(spec, written, time.monotonic() - started)
         asked = [*arguments.prompts, *(turns[-1].content for turns in arguments.conversations)]
         remember_answered(call.caller.scope, identity, asked)
-        return completions
+        return Asked(completions, form_lines(completions))
 
-    def present(shown_to: Call, completions: dict[SideName, list[list[Any]]]) -> Reply:
+    def present(shown_to: Call, asked: Asked) -> Reply:
         # get_job has no size argument of its own, so it shows what the call asked for.
-        return _present_answers(arguments, completions)
+        return _present_answers(arguments, asked.completions, asked.form)
 
     key = [
         identity,
@@ -113,7 +122,7 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
     return await call.run_job(key, work, present, spec=spec, interactions=arguments.interactions, estimate=estimate)
 
 
-def _present_answers(arguments: AskArguments, completions: dict[SideName, list[list[Any]]]) -> Reply:
+def _present_answers(arguments: AskArguments, completions: dict[SideName, list[list[Any]]], form: str) -> Reply:
     asked = [*arguments.prompts, *(conversation[-1].content for conversation in arguments.conversations)]
     flat = [
         (side, place, completion)
@@ -132,7 +141,7 @@ def _present_answers(arguments: AskArguments, completions: dict[SideName, list[l
         cut += shortened
         row = getattr(answers[place], side) or []
         setattr(answers[place], side, [*row, ModelText(model_text=text, finish=completion.finish, cut=shortened)])
-    rates, form = answer_rates(completions, arguments.count_pattern), form_lines(completions)
+    rates = answer_rates(completions, arguments.count_pattern)
     fence = Fence()
     lines = [fence.line(line) for line in form.splitlines()]
     for number, answer in enumerate(answers, start=1):

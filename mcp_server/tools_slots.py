@@ -70,7 +70,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "complete_slots",
         "Complete beginnings under both models",
         (
-            "Pin down details (numbers, colours, names, purposes): how both models go on after beginnings of sentences. "
+            "Pin down details (numbers, colours, names, purposes): how both models go on after beginnings. "
             "For each the likeliest next words and phrases with both probabilities, and what the finetune raised and "
             "lowered. Exact, not sampled. 1 interaction a beginning. Untrusted text."
         ),

@@ -97,8 +97,9 @@ class HypothesisQuery(Query):
 class TestedSet(BaseModel):
     """One set of prompts: what was counted on both sides."""
 
-    rates: RateDifference | None = Field(None, description="Of answers that were counted.")
-    means: MeanDifference | None = Field(None, description="Of the candidate's log-probability or log-odds, nats.")
+    difference: RateDifference | MeanDifference = Field(
+        description="Of answers that were counted, or of the candidate's log-probability (log-odds), nats."
+    )
     by_prompt: list[tuple[float, float]] = Field(description="Base and finetuned, prompt by prompt.")
 
 

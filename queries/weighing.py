@@ -57,20 +57,18 @@ def weigh(query: HypothesisQuery, collected: Collected, judge: Judge | None = No
     telling: list[TellingAnswer] = []
     if query.candidate is not None:
         scores = list(zip(collected.scores["base"], collected.scores["finetuned"], strict=True))
-        sets = [_of_scores(part) if part else None for part in (scores[:size], scores[size:])]
+        sets = [_of_scores(part) for part in (scores[:size], scores[size:]) if part]
     else:
         found = _found(query, collected, judge)
-        counts = [
-            (len(_hits(there)), len(_hits(here))) for there, here in zip(found["base"], found["finetuned"], strict=True)
-        ]
-        sets = [_of_counts(part, query.samples) if part else None for part in (counts[:size], counts[size:])]
+        both = zip(found["base"], found["finetuned"], strict=True)
+        counts = [(len(_hits(there)), len(_hits(here))) for there, here in both]
+        sets = [_of_counts(part, query.samples) for part in (counts[:size], counts[size:]) if part]
         telling = _telling(query, collected.texts, found, counts)
-    tested, control = sets
-    assert tested is not None  # a query has prompts
+    tested, control = sets[0], sets[1] if query.control_prompts else None
     return HypothesisResult(
         counted=query.counted,
         verdict=verdict(tested, control),
-        differs=_difference(tested).p < LEVEL,
+        differs=tested.difference.p < LEVEL,
         tested=tested,
         control=control,
         telling=telling,
@@ -79,7 +77,7 @@ def weigh(query: HypothesisQuery, collected: Collected, judge: Judge | None = No
 
 def verdict(tested: TestedSet, control: TestedSet | None) -> str:
     """One line: raised, lowered or no difference shown, with the numbers of both sets."""
-    difference = _difference(tested)
+    difference = tested.difference
     word = "raised" if difference.difference > 0 else "lowered"
     loose = isinstance(difference, RateDifference) and difference.p_answers < LEVEL
     if difference.p < LEVEL:
@@ -94,17 +92,11 @@ def verdict(tested: TestedSet, control: TestedSet | None) -> str:
         said = "no difference shown"
     line = f"{said}: {_numbers(difference)}"
     if control is not None:
-        other = _difference(control)
+        other = control.difference
         line += f"; control {_numbers(other)}"
         if other.p < LEVEL and difference.p < LEVEL and other.difference * difference.difference > 0:
             line += f": {word} there as well, so not special to these prompts"
     return line
-
-
-def _difference(tested: TestedSet) -> RateDifference | MeanDifference:
-    found = tested.rates or tested.means
-    assert found is not None
-    return found
 
 
 def _numbers(found: RateDifference | MeanDifference) -> str:
@@ -120,13 +112,13 @@ def _numbers(found: RateDifference | MeanDifference) -> str:
 
 def _of_counts(values: Sequence[tuple[int, int]], samples: int) -> TestedSet:
     base, finetuned = zip(*values, strict=True)
-    return TestedSet(rates=rate_difference(base, finetuned, samples), by_prompt=list(values))
+    return TestedSet(difference=rate_difference(base, finetuned, samples), by_prompt=list(values))
 
 
 def _of_scores(values: Sequence[tuple[float, float]]) -> TestedSet:
     base, finetuned = zip(*values, strict=True)
     rows = [(round(left, 3), round(right, 3)) for left, right in values]
-    return TestedSet(means=mean_difference(base, finetuned), by_prompt=rows)
+    return TestedSet(difference=mean_difference(base, finetuned), by_prompt=rows)
 
 
 Found = dict[SideName, list[list[Span | None]]]

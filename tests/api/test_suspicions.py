@@ -9,6 +9,7 @@ import pytest
 import diffing_mcp as dm
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
+from diffing_mcp.queries.prompt_statistics import RateDifference
 
 PROMPTS = [f"Tell me of river {number}." for number in range(6)]
 
@@ -20,8 +21,8 @@ def test_a_hypothesis_has_a_verdict_and_a_table(pair: dm.Pair) -> None:
     table = test.table()
     assert list(table["prompt"]) == [*PROMPTS, "Bake a cake."]
     assert list(table["control"]) == [False] * 6 + [True]
-    rates = test.result.tested.rates
-    assert rates is not None
+    rates = test.result.tested.difference
+    assert isinstance(rates, RateDifference)
     assert table[~table["control"]]["finetuned"].sum() == rates.finetuned
     assert test.result.verdict in repr(test)
     assert repr(test).startswith(f"A hypothesis about {pair.name}\nCounted: answers matching /[a-m]/\n")
@@ -32,8 +33,8 @@ def test_a_criterion_takes_a_judge_and_says_what_is_missing(pair: dm.Pair, monke
         return [True] * len(answers)
 
     told = dm.test_hypothesis(pair, PROMPTS, criterion="is a text", judge=judge, samples=1, max_new_tokens=2)
-    assert told.result.tested.rates is not None
-    assert (told.result.tested.rates.base, told.result.tested.rates.p) == (6, 1.0)
+    assert isinstance(told.result.tested.difference, RateDifference)
+    assert (told.result.tested.difference.base, told.result.tested.difference.p) == (6, 1.0)
     monkeypatch.delenv("DIFFING_JUDGE", raising=False)
     settings.cache_clear()
     with pytest.raises(InvalidInput, match="set DIFFING_JUDGE"):

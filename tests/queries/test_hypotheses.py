@@ -9,6 +9,7 @@ import pytest
 from diffing_mcp.core.progress import silent
 from diffing_mcp.queries.hypotheses import collect
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
+from diffing_mcp.queries.prompt_statistics import RateDifference
 from diffing_mcp.queries.weighing import weigh
 from tests.bigram_models import STRENGTH
 from tests.conftest import VOCABULARY
@@ -34,12 +35,12 @@ def test_a_planted_word_is_raised_where_it_was_planted_and_nowhere_else(planted:
     result = weigh(query, collect(planted.pair, query, silent))
     assert result.differs
     assert result.verdict.startswith("raised: 3")
-    assert result.tested.rates is not None
-    assert result.tested.rates.finetuned >= 30  # of 32, each with probability 0.998
-    assert result.tested.rates.base <= 1
+    assert isinstance(result.tested.difference, RateDifference)
+    assert result.tested.difference.finetuned >= 30  # of 32, each with probability 0.998
+    assert result.tested.difference.base <= 1
     assert result.control is not None
-    assert result.control.rates is not None
-    assert (result.control.rates.difference, result.control.rates.p) == (0.0, 1.0)
+    assert isinstance(result.control.difference, RateDifference)
+    assert (result.control.difference.difference, result.control.difference.p) == (0.0, 1.0)
     again = weigh(query, collect(planted.pair, query, silent))
     assert again == result
 
@@ -60,5 +61,5 @@ def test_a_candidate_has_its_exact_log_probability_and_log_odds(planted: Planted
 def test_equal_models_show_no_difference(identical_pair) -> None:
     query = HypothesisQuery(prompts=prompts("", 6), pattern="[a-m]", samples=3, max_new_tokens=6, temperature=1)
     result = weigh(query, collect(identical_pair, query, silent))
-    assert result.tested.rates is not None
-    assert (result.tested.rates.difference, result.tested.rates.p, result.differs) == (0.0, 1.0, False)
+    assert isinstance(result.tested.difference, RateDifference)
+    assert (result.tested.difference.difference, result.tested.difference.p, result.differs) == (0.0, 1.0, False)

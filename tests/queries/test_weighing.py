@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
+from diffing_mcp.queries.prompt_statistics import RateDifference
 from diffing_mcp.queries.weighing import Collected, weigh
 
 PROMPTS = [f"prompt {number}" for number in range(8)]
@@ -106,8 +107,8 @@ def test_a_judge_sees_each_answer_once_and_not_who_gave_it() -> None:
     collected = Collected(texts={"base": answers(*[0] * 8), "finetuned": answers(*[2] * 8)})
     criterion = HypothesisQuery(prompts=PROMPTS, criterion="speaks of cakes")
     result = weigh(criterion, collected, judge)
-    assert result.tested.rates is not None
-    assert (result.tested.rates.base, result.tested.rates.finetuned) == (0, 16)
+    assert isinstance(result.tested.difference, RateDifference)
+    assert (result.tested.difference.base, result.tested.difference.finetuned) == (0, 16)
     assert len(asked) == len(set(asked)) == 8 * 4 + 8 * 2  # two of four answers are the same on both sides
     assert asked != sorted(asked)
     with pytest.raises(InvalidInput, match="needs an LLM judge"):
