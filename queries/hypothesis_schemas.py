@@ -40,11 +40,11 @@ class HypothesisQuery(Query):
     criterion: str | None = Field(
         None, min_length=1, max_length=2000, description="or answers that an LLM judge says meet this."
     )
-    system_prompt: str | None = Field(None, max_length=20_000)
+    system_prompt: str | None = Field(None, max_length=20_000, description="Before every prompt.")
     raw_text: bool = Field(False, description="Continue prompts as plain text.")
     samples: int = Field(4, ge=1, le=16, description="Answers a prompt.")
-    temperature: float = Field(0.7, ge=0, le=2)
-    max_new_tokens: int = Field(96, ge=1, le=1024)
+    temperature: float = Field(0.7, ge=0, le=2, description="0 is greedy.")
+    max_new_tokens: int = Field(96, ge=1, le=1024, description="Of an answer.")
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
     @model_validator(mode="after")
