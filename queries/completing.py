@@ -107,7 +107,9 @@ def _slot(
     beginning: str, moved: float, singles: list[SlotContinuation], phrases: list[SlotContinuation], top: int
 ) -> Slot:
     def likely(rows: list[SlotContinuation]) -> list[SlotContinuation]:
-        return sorted(rows, key=lambda row: -max(row.base, row.finetuned))
+        """The likeliest of either model, then the second likeliest of either, and so on."""
+        ranks = [sorted(rows, key=lambda row: -getattr(row, side)) for side in SIDES]
+        return list({id(row): row for places in zip(*ranks, strict=True) for row in places}.values())
 
     words, longer = [row for row in likely(singles) if max(row.base, row.finetuned) >= LEAST], likely(phrases)
     both = sorted([*words, *longer], key=lambda row: row.base - row.finetuned)

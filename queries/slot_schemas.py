@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp, log
 from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -38,6 +39,10 @@ class SlotsQuery(Query):
         return len(self.beginnings)
 
 
+_MOST = log(1000)
+"""Log-ratios from here on are shown as that."""
+
+
 class SlotContinuation(BaseModel):
     """A continuation under both models. `text` is untrusted."""
 
@@ -47,12 +52,10 @@ class SlotContinuation(BaseModel):
     log_ratio: float = Field(description="ln(finetuned / base); positive: the finetune raised it.")
 
     def as_text(self) -> str:
-        """`"text" 0.02->0.41 (x20)`, before and after the finetune."""
-        from math import exp
-
-        factor = exp(min(abs(self.log_ratio), 25))
-        times = f"{'x' if self.log_ratio > 0 else '/'}{factor:.2g}" if factor >= 1.05 else "="
-        return f"{self.text!r} {self.base:.2g}->{self.finetuned:.2g} ({times})"
+        """`'text' 0.02->0.41 (x20)`, before and after the finetune."""
+        factor = exp(min(abs(self.log_ratio), _MOST))
+        sign, size = "x" if self.log_ratio > 0 else "/", f"{factor:.2g}" if factor < 999 else ">1000"
+        return f"{self.text!r} {self.base:.2g}->{self.finetuned:.2g} ({sign + size if factor >= 1.05 else '='})"
 
 
 class Slot(BaseModel):
@@ -63,9 +66,9 @@ class Slot(BaseModel):
         description="Total variation distance of the next-token distributions: 0 the same, 1 nothing in common."
     )
     next_words: list[SlotContinuation] = Field(
-        description="Single tokens (case and space merged), most probable under either model first."
+        description="Single tokens (case and space merged), the likeliest of either model first."
     )
-    phrases: list[SlotContinuation] = Field(description="Likely phrases of either model, most probable first.")
+    phrases: list[SlotContinuation] = Field(description="Phrases, the likeliest of either model first.")
     raised: list[SlotContinuation] = Field(description="Words and phrases that the finetune raised, most added first.")
     lowered: list[SlotContinuation] = Field(description="That it lowered, most taken away first.")
 
