@@ -54,6 +54,7 @@ MIGRATIONS = (
             PRIMARY KEY (investigation, run))
         """,
     ),
+    ("ALTER TABLE investigations ADD COLUMN methods_pair TEXT",),
     (
         """
         CREATE TABLE hypothesis_tests (

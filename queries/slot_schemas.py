@@ -54,7 +54,7 @@ class SlotContinuation(BaseModel):
     def as_text(self) -> str:
         """`'text' 0.02->0.41 (x20)`, before and after the finetune."""
         factor = exp(min(abs(self.log_ratio), _MOST))
-        sign, size = "x" if self.log_ratio > 0 else "/", f"{factor:.2g}" if factor < 999 else ">1000"
+        sign, size = "x" if self.log_ratio > 0 else "/", f"{factor:.3g}" if factor < 999 else ">1000"
         return f"{self.text!r} {self.base:.2g}->{self.finetuned:.2g} ({sign + size if factor >= 1.05 else '='})"
 
 
