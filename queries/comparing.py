@@ -59,10 +59,12 @@ def _compare_text(pair: LoadedPair, arguments: CompareQuery, progress: Progress)
     with torch.inference_mode():
         progress(0, 2, "base pass")
         base_logits = _rows(pair.forward("base", input_ids, mask).logits, start)
+        stops = pair.stop_ids("base")
         progress(1, 2, "finetuned pass")
         finetuned_logits = _rows(pair.forward("finetuned", input_ids, mask).logits, start)
+        stops |= pair.stop_ids("finetuned")
         answer_ends = arguments.prompt is not None and not truncated
-        end = _end_of_turn(pair, base_logits[-1], finetuned_logits[-1]) if answer_ends else None
+        end = _end_of_turn(pair, base_logits[-1], finetuned_logits[-1], stops) if answer_ends else None
         base_logits, finetuned_logits = base_logits[:-1], finetuned_logits[:-1]
         targets = input_ids[0, start:]
         base, finetuned, kl = _scores(base_logits, finetuned_logits, targets)
@@ -129,11 +131,11 @@ def _rows(logits: torch.Tensor | None, start: int) -> torch.Tensor:
     return cast(torch.Tensor, logits)[0, start - 1 :].cpu()
 
 
-def _end_of_turn(pair: LoadedPair, base_logits: torch.Tensor, finetuned_logits: torch.Tensor) -> EndOfTurn | None:
+def _end_of_turn(
+    pair: LoadedPair, base_logits: torch.Tensor, finetuned_logits: torch.Tensor, stop_ids: frozenset[int]
+) -> EndOfTurn | None:
     """From the logits [V] after the last token; None for models that end nothing."""
-    stops = sorted(
-        token for token in pair.stop_ids("base") | pair.stop_ids("finetuned") if token < base_logits.shape[-1]
-    )
+    stops = sorted(token for token in stop_ids if token < base_logits.shape[-1])
     if not stops:
         return None
     base, finetuned = base_logits.float().log_softmax(-1), finetuned_logits.float().log_softmax(-1)

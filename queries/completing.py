@@ -46,14 +46,16 @@ def complete(pair: LoadedPair, query: SlotsQuery, progress: Progress) -> SlotsRe
         )
     nexts: dict[Side, torch.Tensor] = {}
     phrases: list[set[tuple[int, ...]]] = [set() for _ in prefixes]
+    stops: frozenset[int] = frozenset()
     for place, side in enumerate(pair.resident_first()):
         with pair.side_loaded(side):
+            stops |= pair.stop_ids(side)
             first, beams = pair.continuations(side, prefixes, query.tokens, WIDTH, part(progress, place, 3))
         nexts[side] = first.exp()
         for found, each in zip(phrases, beams, strict=True):
             found |= {beam.ids for beam in each}
     progress(2, 3, "scoring phrases")
-    scored = _scored(pair, prefixes, phrases)
+    scored = _scored(pair, prefixes, phrases, stops)
     words = vocabulary(pair.tokenizer, pair.vocab_size)
     merged = {side: torch.from_numpy(words.merge(nexts[side].double().numpy())) for side in SIDES}
     slots = []
@@ -79,7 +81,10 @@ def _prefix(pair: LoadedPair, query: SlotsQuery, beginning: str) -> list[int]:
 
 
 def _scored(
-    pair: LoadedPair, prefixes: Sequence[Sequence[int]], phrases: Sequence[set[tuple[int, ...]]]
+    pair: LoadedPair,
+    prefixes: Sequence[Sequence[int]],
+    phrases: Sequence[set[tuple[int, ...]]],
+    stops: frozenset[int],
 ) -> list[list[SlotContinuation]]:
     """Every phrase of both sides under both, with the text that it adds."""
     rows = [(place, ids) for place, found in enumerate(phrases) for ids in sorted(found)]
@@ -88,8 +93,7 @@ def _scored(
     both = zip(rows, totals["base"].exp().tolist(), totals["finetuned"].exp().tolist(), strict=True)
     for (place, ids), base, finetuned in both:
         text = new_text(pair.tokenizer, prefixes[place], ids)
-        ended = ids[-1] in pair.stop_ids("base") | pair.stop_ids("finetuned")
-        result[place].append(_continuation(f"{text}{' (end)' if ended else ''}", base, finetuned))
+        result[place].append(_continuation(f"{text}{' (end)' if ids[-1] in stops else ''}", base, finetuned))
     return result
 
 
