@@ -100,10 +100,11 @@ def _interval(base: np.ndarray, finetuned: np.ndarray, samples: int) -> tuple[fl
     (Korn and Graubard), combined by Newcombe's method. That both sides answer the same prompts is not used, which makes
     it rather too wide than too narrow.
     """
-    effective = base.size * samples / _design_effect((base, finetuned), samples)
+    effect = _design_effect((base, finetuned), samples)
+    effective = base.size * samples / effect
     tail = 1 - LEVEL / 2
-    # Samples of few prompts leave the design effect uncertain.
-    z = float(stats.norm.ppf(tail) if samples == 1 or base.size == 1 else stats.t.ppf(tail, base.size - 1))
+    # Few prompts leave the design effect uncertain, unless it is the largest there is: then prompts are what is counted.
+    z = float(stats.norm.ppf(tail) if effect == samples else stats.t.ppf(tail, base.size - 1))
     (p, low, high), (q, lower, higher) = (_wilson(float(rates.mean()), effective, z) for rates in (finetuned, base))
     return max(-1.0, p - q - math.hypot(p - low, higher - q)), min(1.0, p - q + math.hypot(high - p, q - lower))
 

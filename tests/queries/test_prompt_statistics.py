@@ -57,6 +57,13 @@ def test_one_answer_a_prompt_has_newcombes_interval() -> None:
     assert found.high == pytest.approx(p - q + np.hypot(high - p, q - lower))
 
 
+def test_answers_that_all_agree_count_as_one_a_prompt() -> None:
+    """Nothing can be known of how answers go together, so six prompts are six answers."""
+    found = rate_difference([0] * 6, [4] * 6, 4)
+    one = rate_difference([0] * 6, [1] * 6, 1)
+    assert (found.low, found.high) == (one.low, one.high)
+
+
 def test_answers_that_go_together_count_less() -> None:
     together = rate_difference([0] * 12, [4] * 6 + [0] * 6, 4)
     apart = rate_difference([0] * 12, [2] * 12, 4)
