@@ -52,12 +52,18 @@ def serve(
     if http and token is not None:
         raise InvalidInput("--token goes with stdio; over HTTP every client sends its own token.")
     quiet_libraries()
+    from diffing_mcp.core.settings import settings
     from diffing_mcp.mcp_server.serve import serve_http, serve_stdio
 
+    judge = None
+    if settings().judge is not None:
+        from diffing_mcp.agents.judge import configured_judge
+
+        judge = configured_judge()
     if http:
-        serve_http(host, port)
+        serve_http(host, port, judge=judge)
     else:
-        serve_stdio(token)
+        serve_stdio(token, judge=judge)
 
 
 def connect(

@@ -62,6 +62,11 @@ class Settings(BaseSettings):
             "clients are operators."
         ),
     )
+    judge: str | None = Field(
+        None,
+        description="LLM judge of test_hypothesis's `criterion`, as Inspect names models: anthropic/NAME, openai/NAME.",
+    )
+    judge_url: str | None = Field(None, description="Address of the judge when it is not its provider's own.")
     generation_backend: Literal["transformers", "vllm"] = "transformers"
 
     @classmethod

@@ -23,7 +23,9 @@ OPERATOR_SCOPE = "operator"
 class Evidence(BaseModel):
     """What a hypothesis rests on."""
 
-    source: str = Field(description="A run id, a job id, or `prompt` for something seen in an answer.", max_length=120)
+    source: str = Field(
+        description="A run id, a test id, a job id, or `prompt` for something seen in an answer.", max_length=120
+    )
     note: str = Field("", description="What was seen there, in a sentence.", max_length=600)
 
 

@@ -21,6 +21,7 @@ from diffing_mcp.mcp_server.server_context import ServerContext
 if TYPE_CHECKING:
     from diffing_mcp.mcp_server.auth import Asgi, Caller
     from diffing_mcp.mcp_server.server import DiffingServer
+    from diffing_mcp.queries.hypothesis_schemas import Judge
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def build_server(context: ServerContext, caller: Caller | None = OPERATOR) -> Di
     return DiffingServer(context, caller)
 
 
-def serve_stdio(token: str | None = None) -> None:
+def serve_stdio(token: str | None = None, judge: Judge | None = None) -> None:
     """Serve one client over stdin and stdout until it closes them. With a token of an investigation the client sees
     just that.
 
@@ -48,7 +49,7 @@ def serve_stdio(token: str | None = None) -> None:
     caller = caller_of_token(token, open_access=True)
     if caller is None:
         raise InvalidInput("the token is not valid (unknown, or its investigation is closed)")
-    context = ServerContext()
+    context = ServerContext(judge=judge)
     server = build_server(context, caller)
 
     async def run() -> None:
@@ -108,11 +109,11 @@ def http_app(context: ServerContext, host: str) -> Asgi:
     return BearerGate(app, open_access=open_access(host))
 
 
-def serve_http(host: str | None = None, port: int | None = None) -> None:
+def serve_http(host: str | None = None, port: int | None = None, judge: Judge | None = None) -> None:
     """Serve over streamable HTTP until SIGTERM or SIGINT. Prints the address to stderr once it listens."""
     _log_to_stderr()
     host, port = host or settings().host, settings().port if port is None else port
-    context = ServerContext()
+    context = ServerContext(judge=judge)
     server = JobStoppingServer(
         uvicorn.Config(
             http_app(context, host),
