@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.contract import MethodParams, MethodResult
+from diffing_mcp.methods.texts.beginnings import Template
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
 from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
 from diffing_mcp.methods.texts.words import EvidenceWord
@@ -15,22 +16,22 @@ from diffing_mcp.methods.texts.words import EvidenceWord
 class PerplexityDifferenceParams(MethodParams):
     """Parameters of `perplexity_difference`."""
 
-    template: Literal["none", "chat"] = Field(
-        "none",
+    template: Template = Field(
+        "both",
         description=(
             "`none`: raw text is continued, outside of any chat; `chat`: the prefills are a user's messages and the "
-            "answers are sampled."
+            "answers are sampled; `both`: each of it (texts alone where there is no chat template)."
         ),
     )
     prefills: tuple[str, ...] | None = Field(
         None,
         max_length=1000,
         description=(
-            f"Texts to go on from; None: the bundled neutral ones ({BUNDLED_PREFILLS}, or {BUNDLED_QUESTIONS} "
+            f"Texts to go on from; None: the bundled neutral ones ({BUNDLED_PREFILLS} texts, {BUNDLED_QUESTIONS} "
             "questions for chat)."
         ),
     )
-    samples_per_prefill: int = Field(2, ge=1, le=64, description="Completions of each prefill by each model.")
+    samples_per_prefill: int = Field(1, ge=1, le=64, description="Completions of each prefill by each model.")
     max_new_tokens: int = Field(40, ge=4, le=1024, description="Tokens of a completion at most.")
     min_tokens: int = Field(8, ge=1, description="Shorter completions are scored and stored but not ranked.")
     temperature: float = Field(
@@ -54,6 +55,7 @@ class CompletionRow(BaseModel):
     """
 
     prefill: str
+    chat: bool = Field(False, description="The prefill was a user's message, the completion is the answer.")
     completion: str = Field(description="UNTRUSTED text of a model under study.")
     difference: float = Field(description="Log-perplexity under the other model minus under its own, nats a token.")
     perplexity_own: float = Field(description="Perplexity under the model that wrote it.")
@@ -62,7 +64,8 @@ class CompletionRow(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        return f"  {self.difference:+.2f} ({self.tokens} tokens) {self.prefill!r} ⟦{' '.join(self.completion.split())}⟧"
+        asked = f"{'asked ' if self.chat else ''}{self.prefill!r}"
+        return f"  {self.difference:+.2f} ({self.tokens} tokens) {asked} ⟦{' '.join(self.completion.split())}⟧"
 
 
 class Divergence(BaseModel):
@@ -127,7 +130,7 @@ class PerplexityDifferenceResult(MethodResult):
     )
     completions: int = Field(description="Completions of each model.")
     not_ranked: int = Field(description="Completions of both models shorter than min_tokens.")
-    template: Literal["none", "chat"]
+    template: Template = Field(description="What was sampled.")
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
