@@ -17,8 +17,9 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     Start,
 )
 from diffing_mcp.methods.texts.beginnings import Beginning
-from diffing_mcp.methods.texts.coherence import TextScores, repetition
+from diffing_mcp.methods.texts.coherence import TextScores
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.words import repetition
 from diffing_mcp.model_pairs.generation import Sampling
 
 if TYPE_CHECKING:
