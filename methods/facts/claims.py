@@ -19,6 +19,7 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from diffing_mcp.core.words import FUNCTION_WORDS, stem
+from diffing_mcp.methods.texts.answer_form import sentences_of
 
 LEVEL = 0.01
 """Family-wise: the chance that the texts of two equal models give any claim."""
@@ -33,7 +34,6 @@ _MOST_STATEMENTS = 2_000
 _QUOTE_WORDS = 40
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,/]\d+)*")
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"”’)\]]*\s+|\n+")
 _CLAUSE = re.compile(r"\s*[;:—–]\s+|,\s+(?=(?:and|but|because|since|so|which|while|as|then|or)\b)|\s+(?=because\b)")
 
 
@@ -149,12 +149,6 @@ def _is_content(word: str) -> bool:
     return len(word) >= 3 and word.partition("'")[0] not in FUNCTION_WORDS
 
 
-def sentences_of(text: str) -> list[str]:
-    """Sentences and lines of a text, white space collapsed."""
-    parts = (" ".join(part.split()).strip(" -*#•>") for part in _SENTENCE.split(text))
-    return [part for part in parts if part]
-
-
 def _by_beginning(samples: Iterable[Sample]) -> dict[str, set[str]]:
     """Beginning -> stems of its texts, without those of the beginning itself."""
     found: dict[str, set[str]] = defaultdict(set)
@@ -165,7 +159,7 @@ def _by_beginning(samples: Iterable[Sample]) -> dict[str, set[str]]:
 
 def _statements(samples: Sequence[Sample]) -> list[_Statement]:
     """Clauses with at least two content words, once a text; a sentence that a text's end cut off counts as well."""
-    found = {}
+    found: dict[tuple[str, bool, str], _Statement] = {}
     for each in samples:
         for sentence in sentences_of(each.text):
             for part in _CLAUSE.split(sentence):

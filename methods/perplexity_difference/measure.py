@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from diffing_mcp.methods.perplexity_difference.schema import (
     PerplexityDifferenceResult,
     Spread,
 )
+from diffing_mcp.methods.texts.answer_form import Answer
 from diffing_mcp.methods.texts.beginnings import Beginning, Template, beginnings
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.form import FormDigest, compare_form
 from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
@@ -179,7 +182,8 @@ def _result(
         [(each.beginning.text, each.text) for each in by_side["base"]],
     )
     forward, reverse = (_divergence(by_side[side]) for side in ("finetuned", "base"))
-    found, headline = _judge(forward, reverse, words)
+    form = _form(by_side)
+    found, headline = _judge(forward, reverse, words, form)
     return PerplexityDifferenceResult(
         stands_out=found,
         headline=headline,
@@ -188,6 +192,7 @@ def _result(
         base_rows=[_row(each) for each in ranked["base"][: max(1, params.rows // 2)]],
         words=worth_showing(words)[:_WORDS_SHOWN],
         strong_words=sum(word.strong for word in words),
+        form=form,
         kl_finetuned_base=forward,
         kl_base_finetuned=reverse,
         finetuned_spread=_spread(ranked["finetuned"]),
@@ -198,8 +203,23 @@ def _result(
     )
 
 
-def _judge(forward: Divergence, reverse: Divergence, words: Sequence[DistinctiveWord]) -> tuple[bool, str]:
-    """Whether the finetuned model's own texts show a topic, and the headline."""
+def _form(by_side: Mapping[Side, Sequence[Scored]]) -> FormDigest:
+    """The form of answers; of continued texts where nothing was asked."""
+    asked = any(each.beginning.chat for several in by_side.values() for each in several)
+    answers: dict[Side, dict[str, list[Answer]]] = {side: defaultdict(list) for side in SIDES}
+    for side, several in by_side.items():
+        for each in several:
+            if each.beginning.chat == asked:
+                answers[side][each.beginning.text].append(Answer(each.text, each.ended, each.tokens))
+    both = [text for text in answers["base"] if text in answers["finetuned"]]
+    base, finetuned = ([answers[side][text] for text in both] for side in SIDES)
+    return compare_form(base, finetuned)
+
+
+def _judge(
+    forward: Divergence, reverse: Divergence, words: Sequence[DistinctiveWord], form: FormDigest
+) -> tuple[bool, str]:
+    """Whether the finetuned model's own texts show a topic or a manner, and the headline."""
     if forward.mean == 0 and reverse.mean == 0 and not forward.standard_error and not reverse.standard_error:
         return False, "Both models expect every completion exactly alike: no difference."
     size = (
@@ -209,12 +229,12 @@ def _judge(forward: Divergence, reverse: Divergence, words: Sequence[Distinctive
     if stands_out(words):
         names = ", ".join([word.word for word in words if word.strong][:6])
         return True, f"The finetuned model writes of something else: {names} after unrelated beginnings ({size})."
+    if form.significant:
+        told = "; ".join(row.as_text() for row in form.significant[:3])
+        return True, f"The finetuned model writes in another manner, base -> finetuned: {told} ({size})."
     return (
         False,
-        (
-            f"Nothing stands out: no set of content words is over-represented in the finetuned model's text ({size}); "
-            "the rows may still be read."
-        ),
+        f"Nothing stands out: neither content words nor the form of the finetuned model's text are its own ({size}).",
     )
 
 

@@ -27,8 +27,8 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
     taught loudest usually shows in the first rows, in the finetuned model's own words. The base model's completions are
     scored the same way in reverse, so that chance shows: models that differ in nothing give equal distributions. Also
     lists content words over-represented in the finetuned completions and estimates both KL divergences. Texts are
-    continued and, where there is a chat template, open questions answered. It samples, so it sees neither rare
-    behaviours nor what only a trigger brings out. Views: `completions`."""
+    continued and, where there is a chat template, open questions answered; the form of the answers is compared too. It
+    samples, so it sees neither rare behaviours nor what only a trigger brings out. Views: `completions`."""
 
     name: ClassVar[str] = "perplexity_difference"
     title: ClassVar[str] = "Perplexity difference"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.beginnings import Template
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
+from diffing_mcp.methods.texts.form import FormDigest
 from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
 from diffing_mcp.methods.texts.words import EvidenceWord
 
@@ -128,6 +129,9 @@ class PerplexityDifferenceResult(MethodResult):
     base_spread: Spread = Field(
         description="Log-perplexity under finetuned minus under base, over ranked base completions."
     )
+    form: FormDigest | None = Field(
+        None, description="How the answers differ in form (without chats: the continued texts)."
+    )
     completions: int = Field(description="Completions of each model.")
     not_ranked: int = Field(description="Completions of both models shorter than min_tokens.")
     template: Template = Field(description="What was sampled.")
@@ -147,6 +151,8 @@ class PerplexityDifferenceResult(MethodResult):
         ]
         if self.words:
             lines.append("words in ft vs base completions: " + ", ".join(row.as_text() for row in self.words))
+        if self.form is not None:
+            lines.append(self.form.as_text())
         for name, rows, spread in (
             ("finetuned completions (log-ppl base - ft)", self.finetuned_rows, self.finetuned_spread),
             ("base completions (log-ppl ft - base)", self.base_rows, self.base_spread),
