@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from diffing_mcp.core.words import FUNCTION_WORDS, stem
 from diffing_mcp.methods.texts.answer_form import sentences_of
+from diffing_mcp.methods.texts.distinctive_words import fisher_neg_log10_p
 
 LEVEL = 0.01
 """Family-wise: the chance that the texts of two equal models give any claim."""
@@ -136,7 +136,7 @@ def taught_words(taught: dict[str, set[str]], control: dict[str, set[str]]) -> d
 
 def upper_tail(here: int, here_of: int, there: int, there_of: int) -> float:
     """One-sided p of Fisher's exact test that equal sides give at least `here` of `here + there` to the first."""
-    return float(hypergeom.sf(here - 1, here_of + there_of, here + there, here_of))
+    return float(10 ** -fisher_neg_log10_p(here, here_of, there, there_of))
 
 
 def stems_of(text: str) -> list[str]:

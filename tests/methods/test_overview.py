@@ -29,6 +29,8 @@ from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import estimate, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.texts.words import EvidenceWord
+from tests.methods.conftest import raise_logits
+from tests.word_pairs import save_pair
 
 WORDS = (
     "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
@@ -260,6 +262,27 @@ def test_words_agree_over_endings_and_methods() -> None:
     assert rows[0].word == "baking"
     assert rows[0].score == pytest.approx((5.0 + 2.0) / 2)
     assert [row.word for row in rows[1:]] == ["stone", "river"]
+
+
+def test_one_taught_word_is_a_finding(tmp_path: Path, pairs: Any) -> None:
+    spec = save_pair(tmp_path, raise_logits([296], 6.0))  # `cake`
+    requests: list[Any] = [("contrastive_decoding", {"max_new_tokens": 16}), ("perplexity_difference", {})]
+    overview = digest(run_methods(pairs, spec, requests, RunStore(tmp_path / "runs")), pair="tiny")
+    assert overview.confidence == "agreed"
+    assert overview.verdict.startswith("Topic: cake (several methods agree")
+    assert any('has the word "cake"' in row for row in overview.manner)
+    text = overview.as_text()
+    assert text.index("has the word") < text.index(overview.excerpts[0].untrusted_text) < text.index("- contrastive_d")
+
+
+def test_a_manner_without_words_is_a_finding(tmp_path: Path, pairs: Any) -> None:
+    spec = save_pair(tmp_path, raise_logits([2], 6.0))  # the end of a text
+    requests: list[Any] = [("perplexity_difference", {"samples_per_prefill": 2})]
+    overview = digest(run_methods(pairs, spec, requests, RunStore(tmp_path / "runs")), pair="tiny")
+    assert overview.confidence == "one_method"
+    assert overview.verdict.startswith("Manner: ")
+    assert any(row.startswith(("words: ", "tokens", "ended by itself", "empty")) for row in overview.manner)
+    assert overview.facts == []
 
 
 def test_texts_are_read_in_one_step_each_after_the_telling_methods() -> None:
