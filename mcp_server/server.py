@@ -214,7 +214,7 @@ def _reporter(request: Context[Any, Any] | None, call: Call) -> Callable[[Job], 
         return None
 
     async def report(job: Job) -> None:
-        await request.report_progress(job.done, job.total, call.message(job.message) or None)
+        await request.report_progress(*call.progress_of(job))
 
     return report
 

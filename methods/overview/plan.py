@@ -9,13 +9,14 @@ lookup. Torch-free.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput
+from diffing_mcp.core.progress import Progress, silent, stage
 from diffing_mcp.methods.contract import CorpusMethod, Cost, PairSize
 from diffing_mcp.methods.directions.vectors import VectorHandle, handles
 from diffing_mcp.methods.registry import all_methods, get_method
@@ -155,21 +156,41 @@ def mean_difference(record: RunRecord) -> VectorHandle | None:
 
 
 def run_plan(
-    plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunRecord]]
+    plan: OverviewPlan,
+    run: Callable[[list[Request], Progress], Sequence[RunRecord]],
+    progress: Progress = silent,
+    finished: Collection[Request] = (),
 ) -> tuple[list[RunRecord], list[LeftOut]]:
     """Records of everything that could be run, and what was left out: a method that cannot run on this pair does not
-    take the others with it.
+    take the others with it. `run` is given requests and their part of the `progress`, which names the methods and
+    counts the work of those that are not `finished` already.
 
     Raises:
         Cancelled, and the first error when nothing could be run.
     """
-    shared = [request for request in plan.requests if isinstance(get_method(request[0]), CorpusMethod)]
-    records: list[RunRecord] = list(run(shared)) if shared else []
+
+    def left(requests: Sequence[Request]) -> int:
+        return work_of([request for request in requests if request not in finished])
+
+    count, total, done = len(plan.all), max(1, left(plan.all)), 0
     left_out, failure = list(plan.left_out), None
+    records: list[RunRecord] = []
+
+    def step(requests: list[Request], first: int) -> None:
+        nonlocal done
+        before, done = done, min(total, done + left(requests))
+        last = first + len(requests) - 1
+        names = ", ".join(name for name, _ in requests)
+        place = f"{names} ({first} of {count})" if first == last else f"{names} ({first} to {last} of {count})"
+        records.extend(run(requests, stage(progress, before, done, total, place)))
+
+    shared = [request for request in plan.requests if isinstance(get_method(request[0]), CorpusMethod)]
+    if shared:
+        step(shared, 1)
     alone = [request for request in plan.requests if request not in shared]
-    for request in [*alone, *later_requests(plan, records)]:
+    for number, request in enumerate([*alone, *later_requests(plan, records)], start=len(shared) + 1):
         try:
-            records += run([request])
+            step([request], number)
         except Cancelled:
             raise
         except DiffingError as error:
