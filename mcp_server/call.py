@@ -140,9 +140,10 @@ class Call:
             case "failed":
                 raise job.error or RuntimeError(f"{job.id} failed without an error")
             case "cancelled":
+                error = job.error or cancelled(job)
                 if self.tool.name in ("get_job", "cancel_job"):
-                    return Reply(job=job, text=f"{job.id} was cancelled; what it had reserved was given back.")
-                raise job.error or cancelled(job)
+                    return Reply(job=job, text=f"{error.message} What it had reserved was given back.")
+                raise error
         job.handed_out = True
         lines, meanwhile = [self.job_line(job), note], ""
         if parts := list(job.parts):

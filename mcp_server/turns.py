@@ -85,11 +85,11 @@ class Turns:
             other = self._shares.instead_of(ticket, self._ready())
             if other is None:
                 return
-            put_aside = _random_state()
+            put_back, paused = _random_state(), self._since
             self._wait_in_line(ticket)
             self._give(other)
-        self._pause(ticket)
-        put_aside()
+        self._pause(ticket, paused)
+        put_back()
 
     def has_company(self, ticket: Ticket) -> bool:
         """Whether other jobs are begun besides."""
@@ -103,10 +103,10 @@ class Turns:
                 return
             self._count()
             ticket.alone, ticket.begun = True, False
-            self._working = None
+            paused, self._working = self._since, None
             self._wait_in_line(ticket)
             self._next()
-        self._pause(ticket)
+        self._pause(ticket, paused)
 
     def hurry(self, ticket: Ticket) -> None:
         """Its next turn comes before all others: it only has to stop."""
@@ -181,10 +181,9 @@ class Turns:
             ticket.turn.set()
         self._waiting.append(ticket)
 
-    def _pause(self, ticket: Ticket) -> None:
-        before = time.monotonic()
+    def _pause(self, ticket: Ticket, since: float) -> None:
         ticket.turn.wait()
-        note_pause(time.monotonic() - before)
+        note_pause(self._clock() - since)
 
 
 def _random_state() -> Callable[[], None]:

@@ -165,7 +165,18 @@ def test_a_vector_is_chained_from_the_lens(
     plan = named(
         {"patchscope": patchscope, "contrastive_decoding": contrastive}, get_method(LENS).Params.model_validate(corpus)
     )
-    records, left_out = run_plan(plan, lambda requests: run_methods(pairs, spec, requests, store))
+    reports: list[tuple[float, float | None, str]] = []
+
+    def run(requests: Any, progress: Any) -> Any:
+        return run_methods(pairs, spec, requests, store, progress)
+
+    records, left_out = run_plan(plan, run, lambda *report: reports.append(report))
+    shares = [done / total for done, total, _ in reports if total]
+    assert shares == sorted(shares)
+    assert [message.split(":")[0] for _, _, message in reports][:: len(reports) - 1] == [
+        f"{LENS} (1 of 3)",
+        "patchscope (3 of 3)",
+    ]
     assert [record.manifest.method for record in records] == [LENS, "patchscope"]
     assert records[1].manifest.params["vector"] == f"{records[0].id}/1:all:difference"
     assert [(row.method, "takes no prompts" in row.reason) for row in left_out] == [
@@ -179,7 +190,7 @@ def test_a_vector_is_chained_from_the_lens(
     with pytest.raises(InvalidInput, match="takes no prompts"):
         run_plan(
             named({"contrastive_decoding": contrastive}, None),
-            lambda requests: run_methods(pairs, spec, requests, store),
+            run,
         )
 
 
