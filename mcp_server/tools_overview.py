@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import anyio.to_thread
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
-from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.jobs import Job, Part
 from diffing_mcp.mcp_server.render import NOTICE, Fence
-from diffing_mcp.mcp_server.tools_methods import check_corpus, find_finished, run_records
+from diffing_mcp.mcp_server.tools_methods import check_corpus, run_records
 from diffing_mcp.methods.contract import GENERATED_WORK
 from diffing_mcp.methods.overview.digest import OverviewResult
 from diffing_mcp.methods.overview.plan import (
@@ -19,7 +21,9 @@ from diffing_mcp.methods.overview.plan import (
     LENS,
     LeftOut,
     OverviewPlan,
+    Request,
     choose,
+    label,
     later_requests,
     named,
     pending_vector,
@@ -75,10 +79,22 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
     spec = call.pair(arguments.pair)
     plan = _plan(call, arguments)
-    estimate = execute.estimate(call.context.size(spec), plan.all)
+    stored = await anyio.to_thread.run_sync(_stored, call, spec, plan)
+    done = list(stored.values())
+    missing = [request for request in plan.all if label(request) not in stored]
+    estimate = execute.estimate(call.context.size(spec), missing)
 
     def work(job: Job) -> Outcome:
-        return run_plan(plan, lambda requests: run_records(call.context, spec, requests, job))
+        def hand_over(record: RunRecord) -> None:
+            if record.id not in {part.run_id for part in job.parts}:
+                job.give(_part(record))
+
+        def run(requests: list[Request], progress: Progress) -> list[RunRecord]:
+            return run_records(call.context, spec, requests, progress, hand_over)
+
+        for record in done:
+            hand_over(record)
+        return run_plan(plan, run, job, [request for request in plan.all if request not in missing])
 
     def present(shown_to: Call, outcome: Outcome) -> Reply:
         records, left_out = outcome
@@ -94,19 +110,28 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
             next_step=f"Read more of each run with view_run: {runs}.",
         )
 
-    if (finished := await _finished(call, spec, plan)) is not None:
-        return present(call, (finished, plan.left_out))
+    complete = len(done) == len(plan.requests) + len(later_requests(plan, done))
+    if complete and not arguments.estimate_only:
+        return present(call, (done, plan.left_out))
     key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in plan.all]]
-    return await call.run_job(key, work, present, spec=spec, estimate=estimate)
+    reused = f"{len(done)} of {len(plan.all)} methods are finished already and are reused." if done else ""
+    return await call.run_job(key, work, present, spec=spec, estimate=estimate, note=reused)
 
 
-async def _finished(call: Call, spec: PairSpec, plan: OverviewPlan) -> list[RunRecord] | None:
-    """The records of the whole plan when all of them are there."""
-    if (first := await find_finished(call, spec, plan.requests)) is None:
-        return None
-    chained = later_requests(plan, first)
-    later = await find_finished(call, spec, chained) if chained else []
-    return None if later is None else [*first, *later]
+def _part(record: RunRecord) -> Part:
+    """What is said of a finished method while the others go on."""
+    result = record.result()
+    return Part(name=record.manifest.method, run_id=record.id, headline=result.headline, stands_out=result.stands_out)
+
+
+def _stored(call: Call, spec: PairSpec, plan: OverviewPlan) -> dict[str, RunRecord]:
+    """Label of a request -> its run, for all of the plan that are finished."""
+    found: dict[str, RunRecord] = {}
+    for requests in (lambda: plan.requests, lambda: later_requests(plan, list(found.values()))):
+        for request in requests():
+            if (record := execute.find_finished(spec, *request, call.context.store)) is not None:
+                found[label(request)] = record
+    return found
 
 
 def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
