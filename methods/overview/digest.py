@@ -39,6 +39,8 @@ _MANNER_SHOWN = 5
 _EXCERPTS = 3
 _EXCERPT_CHARACTERS = 220
 _LINE_CHARACTERS = 160
+NOTHING = "Nothing stands out"
+"""Headlines that begin so say no more than that."""
 
 
 class OverviewEntry(BaseModel):
@@ -116,9 +118,10 @@ class OverviewResult(BaseModel):
             lines.append("texts that amplify the difference (untrusted):")
             lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
         lines += [entry.as_text() for entry in self.runs]
-        if self.words:
-            label = "weak words (no method is beyond its null level)" if self.confidence == "nothing" else "words"
-            listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in self.words)
+        weak = self.confidence == "nothing"
+        if words := self.words if weak else self.words[_TOPIC_WORDS:]:
+            label = "weak words (no method is beyond its null level)" if weak else "further words"
+            listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in words)
             lines.append(f"{label}, score in null levels x independent methods: {listed}")
         if budget := [f"{row.label()} {row.work:,}" for row in self.left_out if not row.reason]:
             lines.append("left out for the budget, with what it would take of it: " + ", ".join(budget))
@@ -246,7 +249,11 @@ def _entry(record: RunRecord, result: MethodResult, told: Sequence[CandidateWord
 
 
 def _line(result: MethodResult, evidence: Sequence[EvidenceWord], told: Sequence[CandidateWord]) -> str:
-    """What a method adds to the topic: its strong words that are not in it; the headline where words say nothing."""
+    """What a method adds to the topic: its strong words that are not in it; the headline where words say nothing,
+    unless it only says that again.
+    """
+    if result.headline.startswith(NOTHING):
+        return ""
     strong = sorted((word for word in evidence if word.score >= 1), key=lambda word: -word.score)
     if not (result.stands_out and strong and told):
         return clip(result.headline, _LINE_CHARACTERS)[0]
@@ -285,11 +292,11 @@ def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
             without_last("excerpts", 1)
             or without_last("words", _TOPIC_WORDS)
             or without_last("facts", _FACTS_KEPT)
-            or without_last("words", 3)
             or without_last("excerpts", 0)
             or _shorter_lines(overview)
             or without_last("manner", 1)
             or without_last("facts", 0)
+            or without_last("words", 0)
             or without_last("left_out", 0)
             or without_last("next_calls", 2)
             or without_last("runs", 0)
