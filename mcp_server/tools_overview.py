@@ -171,7 +171,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "and cost, what it found, how far that is beyond its null level, which words several methods agree on, "
             "what was left out and what to call next. By default KL divergence, logit, activation and perplexity "
             "differences, contrastive decoding, weight differences, and a patchscope of the mean activation "
-            "difference. Each method can be read as soon as it is done: get_job hands it over. The best first call after describe_pair; then follow up with view_run, compare_text and "
+            "difference. get_job hands over each method as soon as it is done. The best first call after "
+            "describe_pair; then follow up with view_run, compare_text and "
             "ask_models. Says plainly when nothing stands out."
         ),
         OverviewArguments,
