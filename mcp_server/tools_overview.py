@@ -23,7 +23,6 @@ from diffing_mcp.methods.overview.plan import (
     OverviewPlan,
     Request,
     choose,
-    label,
     later_requests,
     named,
     pending_vector,
@@ -79,9 +78,8 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
     spec = call.pair(arguments.pair)
     plan = _plan(call, arguments)
-    stored = await anyio.to_thread.run_sync(_stored, call, spec, plan)
-    done = list(stored.values())
-    missing = [request for request in plan.all if label(request) not in stored]
+    finished, done = await anyio.to_thread.run_sync(_stored, call, spec, plan)
+    missing = [request for request in plan.all if request not in finished]
     estimate = execute.estimate(call.context.size(spec), missing)
 
     def work(job: Job) -> Outcome:
@@ -94,7 +92,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
         for record in done:
             hand_over(record)
-        return run_plan(plan, run, job, [request for request in plan.all if request not in missing])
+        return run_plan(plan, run, job, finished)
 
     def present(shown_to: Call, outcome: Outcome) -> Reply:
         records, left_out = outcome
@@ -124,14 +122,20 @@ def _part(record: RunRecord) -> Part:
     return Part(name=record.manifest.method, run_id=record.id, headline=result.headline, stands_out=result.stands_out)
 
 
-def _stored(call: Call, spec: PairSpec, plan: OverviewPlan) -> dict[str, RunRecord]:
-    """Label of a request -> its run, for all of the plan that are finished."""
-    found: dict[str, RunRecord] = {}
-    for requests in (lambda: plan.requests, lambda: later_requests(plan, list(found.values()))):
-        for request in requests():
-            if (record := execute.find_finished(spec, *request, call.context.store)) is not None:
-                found[label(request)] = record
-    return found
+def _stored(call: Call, spec: PairSpec, plan: OverviewPlan) -> tuple[list[Request], list[RunRecord]]:
+    """What is finished of the plan already: its requests, and their runs."""
+    finished: list[Request] = []
+    records: list[RunRecord] = []
+
+    def look(planned: list[Request], requests: list[Request]) -> None:
+        for asked, (name, params) in zip(planned, requests, strict=False):
+            if (record := execute.find_finished(spec, name, params, call.context.store)) is not None:
+                finished.append(asked)
+                records.append(record)
+
+    look(plan.requests, plan.requests)
+    look(plan.chained, later_requests(plan, records))
+    return finished, records
 
 
 def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
@@ -173,7 +177,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "and cost, what it found, how far that is beyond its null level, which words several methods agree on, "
             "what was left out and what to call next. By default KL divergence, logit, activation and perplexity "
             "differences, contrastive decoding, weight differences, and a patchscope of the mean activation "
-            "difference. The best first call after describe_pair; then follow up with view_run, compare_text and "
+            "difference. get_job hands over each method as soon as it is done. The best first call after "
+            "describe_pair; then follow up with view_run, compare_text and "
             "ask_models. Says plainly when nothing stands out."
         ),
         OverviewArguments,
