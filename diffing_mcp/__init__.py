@@ -13,13 +13,18 @@ imports nothing heavy. The folders beside this file are the implementation.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Threads of torch that wait for each other sleep instead of spinning, which beside another busy process takes several
+# times the time. Read when torch is loaded, which for the server, the command and most programs comes after this line.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from diffing_mcp.api.asking import Answers, TextComparison, ask, compare_text
     from diffing_mcp.api.evaluating import Evaluation, evaluate
     from diffing_mcp.api.method_functions import MethodFunction, run, run_many
-    from diffing_mcp.api.overviews import overview
+    from diffing_mcp.api.overviews import facts, overview
     from diffing_mcp.api.pairs import Pair, list_pairs, load_pair
     from diffing_mcp.api.runs import Run, list_runs, open_run
     from diffing_mcp.api.suspicions import Completions, HypothesisTest, complete_slots, test_hypothesis
@@ -65,6 +70,7 @@ __all__ = [
     "contrastive_decoding",
     "crosscoder",
     "evaluate",
+    "facts",
     "kl",
     "list_pairs",
     "list_runs",
@@ -98,6 +104,7 @@ _HOMES = {
     "compare_text": "api.asking",
     "complete_slots": "api.suspicions",
     "evaluate": "api.evaluating",
+    "facts": "api.overviews",
     "list_pairs": "api.pairs",
     "list_runs": "api.runs",
     "load_pair": "api.pairs",

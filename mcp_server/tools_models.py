@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.text import clip
+from diffing_mcp.core.undivided import working_time
 from diffing_mcp.mcp_server import tools_comparing, tools_hypotheses, tools_slots
 from diffing_mcp.mcp_server.answer_rates import AnswerRates, answer_rates, form_lines
 from diffing_mcp.mcp_server.call import Call
@@ -95,12 +95,12 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         job(0, None, "loading")
         with call.context.pairs.use(spec, job) as pair:
             call.context.note_size(spec, pair)
-            started = time.monotonic()
+            started = working_time()
             completions = answers(pair, arguments, sides, job)
             written = sum(
                 completion.tokens for lists in completions.values() for samples in lists for completion in samples
             )
-            call.context.note_generation(spec, written, time.monotonic() - started)
+            call.context.note_generation(spec, written, working_time() - started)
         asked = [*arguments.prompts, *(turns[-1].content for turns in arguments.conversations)]
         remember_answered(call.caller.scope, identity, asked)
         return Asked(completions, form_lines(completions))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.queries.schemas import AskQuery, SideName
@@ -42,7 +42,7 @@ def completions(
 ) -> dict[SideName, list[list[Completion]]]:
     """What each side writes after the same requests with the same random numbers: side -> request -> sample."""
     return {
-        side: pair.generate(side, requests, sampling, part(progress, place, len(sides), f"{side} answers"))
+        side: pair.generate(side, requests, sampling, stage(progress, place, place + 1, len(sides), f"{side} answers"))
         for place, side in enumerate(sides)
     }
 
@@ -76,12 +76,3 @@ def _under(system_prompt: str | None, turns: Sequence[ChatMessage]) -> tuple[Cha
     if system_prompt is None or turns[0].role == "system":
         return tuple(turns)
     return (ChatMessage(role="system", content=system_prompt), *turns)
-
-
-def part(progress: Progress, place: int, parts: int, what: str = "") -> Progress:
-    """Progress of one of several equal parts, on the scale of the whole."""
-
-    def report(done: float, total: float | None = None, message: str = "") -> None:
-        progress(place + (done / total if total else 0), parts, ": ".join(each for each in (what, message) if each))
-
-    return report

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.texts.words import vocabulary
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, new_text, prompt_ids
 from diffing_mcp.model_pairs.specs import SIDES, Side
-from diffing_mcp.queries.asking import part
 from diffing_mcp.queries.beyond_tokens import continuation_log_probs
 from diffing_mcp.queries.slot_schemas import Slot, SlotContinuation, SlotsQuery, SlotsResult
 
@@ -50,7 +49,9 @@ def complete(pair: LoadedPair, query: SlotsQuery, progress: Progress) -> SlotsRe
     for place, side in enumerate(pair.resident_first()):
         with pair.side_loaded(side):
             stops |= pair.stop_ids(side)
-            first, beams = pair.continuations(side, prefixes, query.tokens, WIDTH, part(progress, place, 3))
+            first, beams = pair.continuations(
+                side, prefixes, query.tokens, WIDTH, stage(progress, place, place + 1, 3, f"{side} goes on")
+            )
         nexts[side] = first.exp()
         for found, each in zip(phrases, beams, strict=True):
             found |= {beam.ids for beam in each}

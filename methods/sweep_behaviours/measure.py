@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffing_mcp.core.battery import Question
-from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, Reply, Writer, store
 from diffing_mcp.methods.sweep_behaviours.judge import judge
 from diffing_mcp.methods.sweep_behaviours.questions import chosen_questions
@@ -36,7 +36,7 @@ def sweep(pair: LoadedPair, params: SweepParams, run: RunWriter, progress: Progr
         for request, several in zip(requests, written[writer], strict=True)
         for completion in several
     ]
-    scores = mean_log_probs(pair, texts, SIDES, _part(progress, 0.85, 1.0))
+    scores = mean_log_probs(pair, texts, SIDES, stage(progress, 0.85, 1.0, 1.0, "scoring answers"))
     shape = len(WRITERS), len(asked), params.samples
     base, finetuned = (scores[side].reshape(shape) for side in SIDES)
     answered = [
@@ -85,22 +85,15 @@ def _answers(
         return Sampling(n=count, temperature=TEMPERATURE, max_new_tokens=params.max_new_tokens, seed=params.seed)
 
     with pair.side_loaded("base"):
-        base = pair.generate("base", requests, sampling(2 * params.samples), _part(progress, 0.0, 0.55, "base answers"))
+        base = pair.generate(
+            "base", requests, sampling(2 * params.samples), stage(progress, 0.0, 0.55, 1.0, "base answers")
+        )
     with pair.side_loaded("finetuned"):
         finetuned = pair.generate(
-            "finetuned", requests, sampling(params.samples), _part(progress, 0.55, 0.85, "finetuned answers")
+            "finetuned", requests, sampling(params.samples), stage(progress, 0.55, 0.85, 1.0, "finetuned answers")
         )
     return {
         "base": [several[: params.samples] for several in base],
         "base again": [several[params.samples :] for several in base],
         "finetuned": finetuned,
     }
-
-
-def _part(progress: Progress, begin: float, end: float, name: str = "scoring answers") -> Progress:
-    """Progress of a part of the work, on the scale of the whole."""
-
-    def report(done: float, total: float | None = None, message: str = "") -> None:
-        progress(begin + (end - begin) * (done / total if total else 0.0), 1.0, name)
-
-    return report
