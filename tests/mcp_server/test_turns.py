@@ -284,7 +284,8 @@ async def test_progress_never_falls_and_what_waits_is_told(jobs: Jobs, clock: Cl
     await ended(jobs, job)
     assert shares == sorted(shares)
     assert shares[:4] == pytest.approx([0.45, 0.9, 0.9, 0.9])
-    assert shares[-1] < job.fraction == 1.0
+    assert shares[-1] < 1.0
+    assert job.fraction == 1.0
 
 
 async def test_the_outlook_counts_what_others_take(jobs: Jobs, clock: Clock) -> None:
