@@ -52,7 +52,7 @@ class WaitArguments(Arguments):
     """Arguments of a tool that may take long."""
 
     wait_seconds: float = Field(
-        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; longer work goes on as a job (get_job)."
+        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Longer work goes on as a job (get_job)."
     )
     estimate_only: bool = Field(False, description="Only say what it would cost.")
 
@@ -149,10 +149,12 @@ class ToolDeclaration:
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments, without what only fills an agent's context: titles and a description that
-        repeat names, defaults of null, lengths of texts."""
+        """JSON schema of the arguments, without what only fills an agent's context: titles and descriptions that
+        repeat names, empty defaults, lengths of texts.
+        """
         schema = self.Arguments.model_json_schema()
-        schema.pop("description", None)  # "Arguments of ..."
+        for described in (schema, *schema.get("$defs", {}).values()):
+            described.pop("description", None)  # "Arguments of ..."
         return _compact(schema)
 
     @cached_property
@@ -168,7 +170,9 @@ class ToolDeclaration:
         return {**_nullables_optional(schema), "required": ["status"]}
 
 
-_LEFT_OUT = {"title", "minLength", "maxLength", "pattern"}
+_LEFT_OUT = {"title", "minLength", "maxLength", "minItems", "pattern"}
+_EMPTY_DEFAULTS = (None, "")
+_HARDLY_A_BOUND = 2**31 - 1
 
 
 def _compact(schema: Any) -> Any:
@@ -190,11 +194,13 @@ def _compact(schema: Any) -> Any:
     short = {
         key: {name: _compact(part) for name, part in value.items()}
         if key in ("properties", "$defs")
-        else value
-        if key == "default"
+        else _short_number(value)
+        if key in ("default", "minimum", "maximum")
         else _compact(value)
         for key, value in schema.items()
-        if not ((key in _LEFT_OUT and isinstance(value, str | int)) or (key == "default" and value is None))
+        if not (key in _LEFT_OUT and isinstance(value, str | int))
+        and not (key == "default" and value in _EMPTY_DEFAULTS)
+        and not (key == "maximum" and value >= _HARDLY_A_BOUND)
     }
     options = short.pop("anyOf", None)
     if options is None:
@@ -209,6 +215,11 @@ def _compact(schema: Any) -> Any:
     ]
     # Null is taken and not advertised: several hosts refuse lists of types.
     return {**rest[0], **short} if len(rest) == 1 else {"anyOf": rest, **short}
+
+
+def _short_number(value: Any) -> Any:
+    """45.0 as 45."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _nullables_optional(schema: Any) -> Any:
