@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from diffing_mcp.agents.records import Message, ToolCall
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.settings import settings
-from diffing_mcp.core.wire import STRUCTURED
+from diffing_mcp.core.wire import STRUCTURED, expect_unlisted_tools
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -143,6 +143,7 @@ async def connect(url: str, token: str | None = None) -> AsyncIterator[Session]:
     # A tool call may be silent for as long as the server lets it wait (45 s, with pings between): only the connection
     # itself has a short time-out.
     timeout = httpx2.Timeout(30, read=300)
+    expect_unlisted_tools()
     async with (
         httpx2.AsyncClient(headers=headers, timeout=timeout) as http,
         Client(streamable_http_client(url, http_client=http)) as client,

@@ -23,7 +23,7 @@ from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
 from diffing_mcp.core.version import version
-from diffing_mcp.core.wire import STRUCTURED
+from diffing_mcp.core.wire import STRUCTURED, expect_unlisted_tools
 from diffing_mcp.mcp_server.changes import advertise_what_is_sent, tell_that_tools_changed
 from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
 
@@ -223,6 +223,7 @@ def bridge_server(url: str, token: str | None = None) -> Server[Any]:
 def connect(url: str, token: str | None = None) -> None:
     """Serve stdio by forwarding to the server at `url` until stdin closes."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    expect_unlisted_tools()
 
     async def run() -> None:
         try:

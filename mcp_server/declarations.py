@@ -45,7 +45,7 @@ class Arguments(BaseModel):
 class PairArguments(Arguments):
     """Arguments of a tool about one pair."""
 
-    pair: str = Field(description="The pair's name, from list_pairs.", min_length=1, max_length=1000)
+    pair: str = Field(description="Its name, from list_pairs.", min_length=1, max_length=1000)
 
 
 class WaitArguments(Arguments):
@@ -54,7 +54,7 @@ class WaitArguments(Arguments):
     wait_seconds: float = Field(
         DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Longer work goes on as a job (get_job)."
     )
-    estimate_only: bool = Field(False, description="Only say what it would cost.")
+    estimate_only: bool = Field(False, description="Only say the cost.")
 
 
 class Deleted(BaseModel):
@@ -185,7 +185,7 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 _LEFT_OUT = {"title", "minLength", "maxLength", "minItems", "pattern"}
-_EMPTY_DEFAULTS = (None, "")
+_EMPTY_DEFAULTS = (None, "", False)
 _HARDLY_A_BOUND = 2**31 - 1
 
 
@@ -213,7 +213,7 @@ def _compact(schema: Any) -> Any:
         else _compact(value)
         for key, value in schema.items()
         if not (key in _LEFT_OUT and isinstance(value, str | int))
-        and not (key == "default" and value in _EMPTY_DEFAULTS)
+        and not (key == "default" and any(value is empty for empty in _EMPTY_DEFAULTS))
         and not (key == "maximum" and value >= _HARDLY_A_BOUND)
     }
     options = short.pop("anyOf", None)

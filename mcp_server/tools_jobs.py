@@ -14,11 +14,9 @@ from diffing_mcp.mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments,
 class GetJobArguments(Arguments):
     """Arguments of get_job."""
 
-    job_id: str | None = Field(
-        None, min_length=1, max_length=200, description="The job; without it all jobs are listed."
-    )
-    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait for its end.")
-    cancel: bool = Field(False, description="Stop it at its next batch instead, and get back what it had reserved.")
+    job_id: str | None = Field(None, min_length=1, max_length=200, description="Left out: a list of the jobs.")
+    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds.")
+    cancel: bool = Field(False, description="Stop it; what it had reserved is given back.")
 
 
 class CancelJobArguments(Arguments):

@@ -77,18 +77,14 @@ class ViewRunArguments(Arguments):
         min_length=2,
         max_length=200,
         validation_alias=AliasChoices("run_id", "run"),
-        description="Run id (or its unambiguous beginning).",
+        description="Id, or its beginning.",
     )
-    view: str | None = Field(
-        None, max_length=100, description="Name of the view; without it the run's result and its views are shown."
-    )
+    view: str | None = Field(None, max_length=100, description="Left out: the result and the list of views.")
     limit: int | None = Field(None, ge=1, description="Rows.")
     offset: int | None = Field(None, ge=0, description="Rows to skip.")
     contains: str | None = Field(None, max_length=1000, description="Only rows with this text.")
-    params: JsonObject = Field(
-        default_factory=dict, description="Other parameters of the view, as a JSON object; they may stand flat as well."
-    )
-    pair: str | None = Field(None, max_length=1000, description="Not needed: a run knows its pair.")
+    params: JsonObject = Field(default_factory=dict, description="Other parameters of the view (JSON object).")
+    pair: str | None = Field(None, max_length=1000, description="Not needed.")
 
     def view_params(self, view: View) -> dict[str, Any]:
         """Parameters for the view, wherever they stood. Of those declared here, an empty one that the view does not

@@ -5,13 +5,17 @@ and nothing else.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
-from mcp import Client
+from mcp import Client, MCPError
 from mcp.client.subscriptions import ToolsListChanged
-from mcp.types import ToolListChangedNotification
+from mcp.types import INVALID_PARAMS, ToolListChangedNotification
+from tokenizers import Tokenizer
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.mcp_server import investigations
@@ -20,7 +24,20 @@ from diffing_mcp.mcp_server.offer import Offer, Selection
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.toolset import DEFAULT_TOOLS, toolset, toolsets
+from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.organisms.embedded import embedded_model_folder
 from tests.mcp_server.answers import answered, good, refused, text_of
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))
+
+
+def tokens_of(text: str) -> int:
+    """Tokens of the embedded model, whose vocabulary is small: an agent's model needs fewer."""
+    return len(tokenizer().encode(text).ids)
+
 
 MODES = pytest.mark.parametrize("mode", ["auto", "legacy"])
 
@@ -30,7 +47,7 @@ async def names_of(client: Client) -> list[str]:
 
 
 async def test_the_default_tools_leave_room_in_an_agents_context(context: ServerContext) -> None:
-    """At most 12 tools and 4,000 tokens. JSON in English has 3.5 characters a token or more."""
+    """At most 12 tools and 4,000 tokens."""
     async with Client(build_server(context)) as client:
         tools = (await client.list_tools()).tools
     assert len(tools) <= len(DEFAULT_TOOLS) == 12
@@ -39,7 +56,7 @@ async def test_the_default_tools_leave_room_in_an_agents_context(context: Server
         {"name": tool.name, "title": tool.title, "description": tool.description, "schema": tool.input_schema}
         for tool in tools
     ]
-    assert len(json.dumps(listed, separators=(",", ":"), ensure_ascii=False)) <= 4000 * 3.5
+    assert tokens_of(json.dumps(listed, separators=(",", ":"), ensure_ascii=False)) <= 4000
 
 
 @MODES
@@ -61,7 +78,7 @@ async def test_an_answer_is_one_text_unless_a_program_asks_for_data(
     run = asked.structured_content["run_id"]
     assert f"run: {run}" in text
     assert "view_run(run_id=" in text
-    assert "of 20 tool calls" in text or "20 tool calls" in text
+    assert "budget left: 10/10 model interactions, 19/20 tool calls" in text
     assert text.count("<untrusted-") == 1
 
 
@@ -107,6 +124,30 @@ async def test_every_other_tool_is_found_switched_on_and_called(
         assert "there is no tool" in await refused(client, "more_tools", {"tool": "no_such", "arguments": {}})
         assert "max_samples" in await refused(client, "more_tools", {"tool": "kl", "arguments": {"max_samples": 0}})
         assert "name it" in await refused(client, "more_tools", {"arguments": small})
+
+
+async def test_an_investigation_sees_no_resources(context: ServerContext, pair_name: str) -> None:
+    async with Client(build_server(context)) as client:
+        assert (await client.list_resources()).resources
+        assert (await client.list_resource_templates()).resource_templates
+    caller = Caller(investigations.get(investigations.create(pair_name).id))
+    async with Client(build_server(context, caller)) as client:
+        assert (await client.list_resources()).resources == []
+        assert (await client.list_resource_templates()).resource_templates == []
+
+
+@MODES
+async def test_wrong_prompts_are_invalid_params(
+    context: ServerContext, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Client(build_server(context), mode=mode) as client:
+        [prompt] = (await client.list_prompts()).prompts
+        assert [argument.description for argument in prompt.arguments or []] != [None]
+        for name, arguments, said in (("no_such", {}, "audit_pair"), ("audit_pair", {"nonsense": "x"}, "pair")):
+            with pytest.raises(MCPError, match=said) as refusal:
+                await client.get_prompt(name, arguments)
+            assert refusal.value.code == INVALID_PARAMS
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_client_of_2025_hears_that_its_list_changed(context: ServerContext) -> None:
@@ -168,6 +209,76 @@ async def test_an_investigation_lists_what_its_arm_may_use(context: ServerContex
         assert ("kl" in reachable) == (arm == "method")
         assert "open_investigation" not in reachable
         assert "there is no tool" in await refused(client, "more_tools", {"tool": "unload_pair", "arguments": {}})
+
+
+async def test_default_answers_and_views_are_short(
+    modern: Client, pair_name: str, small_params: Callable[[str], dict[str, Any]]
+) -> None:
+    """At most 2,000 tokens at 3.5 characters; texts of a random model have fewer characters a token."""
+    many = {"prompts": [f"prompt {n}" for n in range(20)], "samples": 4, "max_new_tokens": 60, "raw_text": True}
+    for method in all_methods():
+        asked = {"pair": pair_name, **small_params(method), "wait_seconds": 50}
+        run = (await good(modern, method, asked))["run_id"]
+        calls: list[tuple[str, dict[str, Any]]] = [(method, asked), ("view_run", {"run_id": run})]
+        opened = await good(modern, "view_run", {"run_id": run})
+        calls += [("view_run", {"run_id": run, "view": view["name"]}) for view in opened["result"]["views"]]
+        for tool, arguments in calls:
+            said = text_of(await modern.call_tool(tool, arguments))
+            assert len(said) <= 7000, (tool, arguments, len(said))
+    for tool, arguments in (
+        ("list_pairs", {}),
+        ("list_pairs", {"limit": 100}),
+        ("list_runs", {"pair": pair_name}),
+        ("ask_models", {"pair": pair_name, **many, "wait_seconds": 50}),
+        ("more_tools", {}),
+    ):
+        said = text_of(await modern.call_tool(tool, arguments))
+        assert len(said) <= 7000, (tool, len(said))
+
+
+async def test_views_come_in_pages(modern: Client, pair_name: str) -> None:
+    run = await good(modern, "kl", {"pair": pair_name, "max_samples": 40, "max_tokens": 30, "wait_seconds": 50})
+    view = {"run_id": run["run_id"], "view": "tokens"}
+    first = text_of(await modern.call_tool("view_run", {**view, "limit": 4}))
+    assert "showing 1-4 of " in first
+    assert "offset=4 for more" in first
+    second = text_of(await modern.call_tool("view_run", {**view, "limit": 4, "offset": 4}))
+    assert "showing 5-8 of " in second
+    cut = text_of(await modern.call_tool("view_run", {**view, "limit": 5000}))
+    assert "limit=5000 was cut to its maximum, 100." in cut
+    assert len(cut) <= 7000
+    # What did not fit is the next page, and a program that asks for data gets all of it.
+    whole = await good(modern, "view_run", {**view, "limit": 100})
+    rows = whole["result"]["data"]["rows"]
+    shown = int(cut.split("showing 1-")[1].split(" ")[0])
+    assert 1 <= shown <= len(rows)
+    assert f"offset={shown} for more" in cut
+    wrong = await refused(modern, "view_run", {**view, "limit": 0})
+    assert "limit" in wrong
+    wrong = await refused(modern, "view_run", {**view, "metric": "cosine"})
+    assert "metric=kl_finetuned_base (kl_finetuned_base|kl_base_finetuned|js)" in wrong
+    assert "limit=10 (1-100)" in wrong
+    # Hosts that send every declared parameter: what a view does not have is left out when it is empty.
+    every = {"limit": 3, "offset": 0, "contains": "", "params": "{}", "pair": pair_name}
+    assert not (await modern.call_tool("view_run", {**view, "view": "positions", **every})).is_error
+    assert "view" in await refused(modern, "view_run", {"run_id": run["run_id"], "limit": 3})
+
+
+async def test_too_large_a_limit_is_cut_and_said(modern: Client) -> None:
+    assert "limit=900 was cut to its maximum, 100." in text_of(await modern.call_tool("list_pairs", {"limit": 900}))
+
+
+async def test_one_pair_is_described_where_it_is_listed(context: ServerContext, pair_name: str) -> None:
+    new = investigations.create(pair_name, interactions=7, tool_calls=9)
+    async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
+        said = text_of(await client.call_tool("list_pairs", {}))
+    assert new.label in said
+    assert "ask_models 1 a prompt and sample" in said
+    assert "budget left: 7/7 model interactions, 9/9 tool calls" in said
+    async with Client(build_server(context)) as client:
+        said = text_of(await client.call_tool("list_pairs", {"pair": pair_name}))
+        assert f"pair {pair_name}: " in said
+        assert "base: " in said
 
 
 async def test_empty_calls_cost_nothing(context: ServerContext, pair_name: str) -> None:
