@@ -20,7 +20,7 @@ odd by themselves, samples vary, and small numerical differences are no finding.
 the hypothesis to beat, and say so when it stands.
 
 How to work:
-1. Call list_pairs for the name of the pair, and describe_pair for its prices.
+1. Call list_pairs for the name of the pair, its prices and your budget.
 {start}
 3. Write down candidate explanations with record_hypothesis, several rather than one, and look for evidence against \
 each.

@@ -6,19 +6,9 @@ from typing import Annotated
 
 import typer
 
-from diffing_mcp.core.errors import DiffingError
-
-CONNECT_SECONDS = 10
-
 TokenOption = Annotated[
     str | None, typer.Option(envvar="DIFFING_TOKEN", help="Bearer token: an operator's or an investigation's.")
 ]
-
-
-class ServerUnreachable(DiffingError):
-    """The HTTP server does not answer, or refuses the token."""
-
-    code = "server_unreachable"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +32,20 @@ def serve(
         str | None,
         typer.Option(help="Without --http: token of the investigation that the one client shall be confined to."),
     ] = None,
+    toolsets: Annotated[
+        str | None,
+        typer.Option(
+            help="Sets of tools that clients list, comma-separated: default, all, methods, runs, pairs, ... Default: "
+            "the setting `toolsets`. Everything else is found by the tool more_tools."
+        ),
+    ] = None,
+    tools: Annotated[
+        str | None, typer.Option(help="Single tools that they list besides, comma-separated: kl,pca.")
+    ] = None,
+    read_only: Annotated[
+        bool | None,
+        typer.Option("--read-only", help="No tool that trains, stores, deletes or unloads; finished runs are kept."),
+    ] = None,
 ) -> None:
     """Serve the tools over MCP: on stdin and stdout for a host that starts this command, or over HTTP."""
     from diffing_mcp.cli.output import quiet_libraries
@@ -53,17 +57,18 @@ def serve(
         raise InvalidInput("--token goes with stdio; over HTTP every client sends its own token.")
     quiet_libraries()
     from diffing_mcp.core.settings import settings
+    from diffing_mcp.mcp_server.offer import Selection
     from diffing_mcp.mcp_server.serve import serve_http, serve_stdio
 
-    judge = None
+    selection, judge = Selection.from_settings(toolsets, tools, read_only), None
     if settings().judge is not None:
         from diffing_mcp.agents.judge import configured_judge
 
         judge = configured_judge()
     if http:
-        serve_http(host, port, judge=judge)
+        serve_http(host, port, selection, judge)
     else:
-        serve_stdio(token, judge=judge)
+        serve_stdio(token, selection, judge)
 
 
 def connect(
@@ -72,39 +77,9 @@ def connect(
     ],
     token: TokenOption = None,
 ) -> None:
-    """Be a stdio MCP server that forwards to a running HTTP server, for hosts that only start commands."""
-    check_reachable(url, token)
+    """Be a stdio MCP server that forwards to a running HTTP server, for hosts that only start commands. While that
+    server is away, every request is answered with what to start.
+    """
     from diffing_mcp.mcp_server.bridge import connect as bridge
 
     bridge(url, token)
-
-
-def check_reachable(url: str, token: str | None) -> None:
-    """Say what is wrong before a protocol is spoken; the protocol library reports a refused connection as a nest of
-    exceptions.
-
-    Raises:
-        ServerUnreachable: nothing answers at `url`, it is no MCP endpoint, or the token is refused.
-    """
-    import httpx2
-
-    headers = {
-        "Accept": "application/json, text/event-stream",
-        **({"Authorization": f"Bearer {token}"} if token else {}),
-    }
-    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-    try:
-        # Every MCP server answers this in its own words; all that counts here is who answers.
-        answer = httpx2.post(url, headers=headers, json=ping, timeout=CONNECT_SECONDS)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        reason = str(error) or type(error).__name__
-        raise ServerUnreachable(
-            f"Nothing answers at {url} ({reason}). Start the server with `diffing serve --http`, or correct the "
-            "address."
-        ) from error
-    if answer.status_code in (401, 403):
-        raise ServerUnreachable(
-            f"The server at {url} refuses the token. Give a valid one with --token or DIFFING_TOKEN."
-        )
-    if answer.status_code == 404:
-        raise ServerUnreachable(f"The server at {url} has no MCP endpoint at that path; it usually ends in /mcp.")

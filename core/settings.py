@@ -67,6 +67,17 @@ class Settings(BaseSettings):
         description="LLM judge of test_hypothesis's `criterion`, as Inspect names models: anthropic/NAME, openai/NAME.",
     )
     judge_url: str | None = Field(None, description="Address of the judge when it is not its provider's own.")
+    toolsets: str = Field(
+        "default",
+        description=(
+            "Sets of tools that clients of the server list, comma-separated: `default` (those of an investigation), "
+            "`all`, or names such as `methods`, `runs`, `pairs`. All others are found by `more_tools`."
+        ),
+    )
+    tools: str = Field("", description="Single tools that they list besides, comma-separated, such as `kl,pca`.")
+    read_only: bool = Field(
+        False, description="Serve no tool that trains, stores, deletes or unloads; finished runs are still kept."
+    )
     generation_backend: Literal["transformers", "vllm"] = "transformers"
 
     @classmethod

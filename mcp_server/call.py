@@ -16,6 +16,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.declarations import JobState, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.jobs import LIVE, Job, Part, Work, cancelled
+from diffing_mcp.mcp_server.offer import Offer
 from diffing_mcp.mcp_server.redaction import Redactor, redactor_of
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.mcp_server.server_context import ServerContext
@@ -36,14 +37,21 @@ class JobPayload:
 
 @dataclass
 class Call:
-    """Given to every handler. `arguments` are the validated ones; `report` sends a job's progress to the client."""
+    """Given to every handler. `arguments` are the validated ones; `report` sends a job's progress to the client;
+    `structured`: a program asks, which reads data and not text, so nothing need be cut for an agent's context;
+    `notes` stand before the answer's text. A
+    handler that changed what the caller lists sets `list_changed`.
+    """
 
     context: ServerContext
     caller: Caller
     tool: ToolDeclaration
     arguments: BaseModel
-    toolset: dict[str, ToolDeclaration]
+    offer: Offer
     report: Callable[[Job], Awaitable[None]] | None = None
+    structured: bool = False
+    notes: Sequence[str] = ()
+    list_changed: bool = False
 
     def pair(self, name: str) -> PairSpec:
         """The pair a caller means: for an investigation only its own label, for operators anything that resolves.
@@ -153,7 +161,7 @@ class Call:
         return Reply(
             job=job,
             text="\n".join(line for line in lines if line),
-            next_step=f'{meanwhile}Call get_job(job_id="{job.id}") to go on waiting, or cancel_job to stop it.',
+            next_step=f'{meanwhile}Call get_job(job_id="{job.id}") to go on waiting; with cancel=true it stops it.',
         )
 
     def progress_of(self, job: Job) -> tuple[float, float, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.mcp_server.call import Call, JobPayload
 from diffing_mcp.mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments, JobState, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.jobs import LIVE
@@ -14,10 +15,9 @@ from diffing_mcp.mcp_server.jobs import LIVE
 class GetJobArguments(Arguments):
     """Arguments of get_job."""
 
-    job_id: str | None = Field(
-        None, min_length=1, max_length=200, description="The job; without it all jobs are listed."
-    )
-    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait for its end.")
+    job_id: str | None = Field(None, min_length=1, max_length=200, description="Left out: a list of the jobs.")
+    wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds.")
+    cancel: bool = Field(False, description="Stop it; what it had reserved is given back.")
 
 
 class CancelJobArguments(Arguments):
@@ -41,11 +41,15 @@ class JobList(BaseModel):
 async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
     scope = None if call.caller.operator else call.caller.scope
     if arguments.job_id is None:
+        if arguments.cancel:
+            raise InvalidInput("say which job to cancel: job_id. Without arguments get_job lists the jobs.")
         jobs = call.context.jobs.list(scope)[-20:]
         for job in jobs:
             job.handed_out = True
         lines = [call.job_line(job) if job.state in LIVE else f"{job.id}: {job.state}" for job in jobs]
         return Reply(JobList(jobs=[call.job_state(job) for job in jobs]), "\n".join(lines) or "No jobs.")
+    if arguments.cancel:
+        return await cancel_job(call, CancelJobArguments(job_id=arguments.job_id))
     job = call.context.jobs.get(arguments.job_id, scope)
     await call.context.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload
@@ -74,7 +78,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "get_job",
             "Wait for a job",
             (
-                "Wait for work that another tool has started, and get its result in the form that tool gives. Returns "
+                "Wait for work that another tool has started and get its result, or stop it with cancel=true. Returns "
                 "early when the job ends; otherwise tells its progress, and you call again. Without job_id it lists "
                 "the jobs."
             ),

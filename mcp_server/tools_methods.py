@@ -14,7 +14,7 @@ from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server.call import Call
-from diffing_mcp.mcp_server.declarations import Reply, ToolDeclaration, with_arguments
+from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, Reply, ToolDeclaration, with_arguments
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.server_context import ServerContext
@@ -28,8 +28,6 @@ from diffing_mcp.model_pairs.specs import PairSpec
 from diffing_mcp.preprocessing.activation_store import default_activation_store
 from diffing_mcp.preprocessing.corpora import BUNDLED, CorpusParams
 from diffing_mcp.preprocessing.text_sources import StoredActivationsParams
-
-MAX_TEXT = 8000
 
 
 def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
@@ -71,11 +69,12 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
     return ToolDeclaration(
         method.name,
         method.title,
-        clip(method.description, 1500)[0],
+        clip(method.description, 1000)[0],
         with_arguments(method.name, method.Params),
         method.Result,
         run,
         price="prompts x samples" if takes_prompts else "0",
+        lasting=method.trains,
     )
 
 
@@ -164,7 +163,7 @@ async def check_activations(call: Call, spec: PairSpec, params: BaseModel) -> No
 
 
 def _fenced(text: str) -> str:
-    shown, cut = clip(text, MAX_TEXT - 400)
+    shown, cut = clip(text, DEFAULT_CHARACTERS)
     note = "\n(cut: read the rest with view_run)" if cut else ""
     return f"{NOTICE}\n{Fence().around(shown)}{note}"
 

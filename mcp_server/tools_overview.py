@@ -49,11 +49,9 @@ class OverviewArguments(PairArguments, WaitArguments):
             "`chat_exchanges`."
         ),
     )
-    max_samples: int | None = Field(
-        None, ge=1, le=100_000, description="Documents read at most (default 1000). Fewer are noisier and cost less."
-    )
-    max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each document (default 30).")
-    seed: int | None = Field(None, ge=0, description="Order in which documents are drawn (default 0).")
+    max_samples: int | None = Field(None, ge=1, le=100_000, description="Documents read at most (default 1000).")
+    max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each (default 30).")
+    seed: int | None = Field(None, ge=0, description="Of the documents' order.")
     budget: int = Field(
         DEFAULT_BUDGET,
         ge=500,
@@ -65,10 +63,7 @@ class OverviewArguments(PairArguments, WaitArguments):
     )
     methods: list[str] | None = Field(
         None,
-        description=(
-            "Exactly these methods, whatever they cost. Those that need a vector read the mean difference of "
-            "activation_difference_lens."
-        ),
+        description=("Exactly these methods, whatever they cost."),
     )
     max_characters: int = Field(6000, ge=1000, le=40_000, description="Size of the digest.")
 
@@ -173,13 +168,11 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "overview",
         "Overview of a pair",
         (
-            "What the diffing methods that fit a budget say about a pair, in one size-bounded digest: what each ran "
-            "and cost, what it found, how far that is beyond its null level, which words several methods agree on, "
-            "what was left out and what to call next. By default KL divergence, logit, activation and perplexity "
-            "differences, contrastive decoding, weight differences, and a patchscope of the mean activation "
-            "difference. get_job hands over each method as soon as it is done. The best first call after "
-            "describe_pair; then follow up with view_run, compare_text and "
-            "ask_models. Says plainly when nothing stands out."
+            "Run the diffing methods that fit a budget on a pair and digest them: the topic or manner and how sure, "
+            "what amplified and sampled texts state with counts on both sides, how the form of answers changed, a line "
+            "for each method, what to call next. get_job hands over each method as soon as it is done. The best first "
+            "call after list_pairs; follow up with facts, view_run and test_hypothesis. Says plainly when nothing "
+            "stands out."
         ),
         OverviewArguments,
         OverviewResult,

@@ -1,0 +1,16 @@
+"""What our own clients and our server say to each other beyond the protocol."""
+
+from __future__ import annotations
+
+import logging
+
+STRUCTURED = "diffing/structured"
+"""A request whose `_meta` has this set to true gets its answer as data (structured content) beside the text. Without it
+an answer is text alone: several hosts show their model only the structured half, which is longer and has no marks
+around untrusted text.
+"""
+
+
+def expect_unlisted_tools() -> None:
+    """Keep the SDK's client from warning at every call of a tool that the server serves without listing it."""
+    logging.getLogger("client").setLevel(logging.ERROR)
