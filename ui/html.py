@@ -4,6 +4,7 @@ never become an element.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -136,6 +137,19 @@ def empty(title: str, text: str, command: str = "") -> Markup:
 def alert(text: Any, kind: str = "bad") -> Markup:
     """A message that must be seen."""
     return div(text, classes=f"d-alert {kind}")
+
+
+def highlighted(text: str, words: Sequence[str]) -> Markup:
+    """Text in which every word that begins with one of `words` is marked, whatever its case."""
+    if not words:
+        return escape(text)
+    pattern = re.compile(rf"\b(?:{'|'.join(re.escape(word) for word in words)})\w*", re.IGNORECASE)
+    parts: list[Any] = []
+    after = 0
+    for found in pattern.finditer(text):
+        parts += [text[after : found.start()], element("mark", found.group())]
+        after = found.end()
+    return join([*parts, text[after:]])
 
 
 def details(summary: Any, *children: Any, opened: bool = False) -> Markup:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.contract import DiffingMethod, Figure, MethodParams, MethodResult, View
+from diffing_mcp.methods.texts.words import EvidenceWord
 
 
 class ProbeParams(MethodParams):
@@ -23,6 +24,10 @@ class ProbeResult(MethodResult):
     spread: dict[str, float] = Field(description="Nats.")
     rose: list[dict[str, Any]]
     rows: list[dict[str, Any]]
+
+    def evidence_words(self) -> list[EvidenceWord]:
+        """Its words, beyond the null level when it stands out."""
+        return [EvidenceWord(word=word, score=4.0 if self.stands_out else 0.5) for word in ("vanilla", "oven")]
 
 
 class TokensParams(BaseModel):
