@@ -7,6 +7,7 @@ from functools import lru_cache
 from diffing_mcp.mcp_server import (
     tools_activations,
     tools_dictionaries,
+    tools_facts,
     tools_findings,
     tools_investigations,
     tools_jobs,
@@ -27,6 +28,7 @@ def toolset() -> dict[str, ToolDeclaration]:
     modules = (
         tools_pairs,
         tools_overview,
+        tools_facts,
         tools_methods,
         tools_runs,
         tools_models,
