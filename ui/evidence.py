@@ -14,7 +14,7 @@ from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.methods.texts.words import EvidenceWord
-from diffing_mcp.ui.html import details, div, element, highlighted, join, number, section
+from diffing_mcp.ui.html import chip, details, div, element, highlighted, join, number, section
 from diffing_mcp.ui.values import render_object
 
 _PASSAGES = 8
@@ -22,6 +22,11 @@ _PASSAGES = 8
 
 _CLAUSE = 40
 """Characters from which on a text is read as one, not as a word."""
+
+
+def judged(stands_out: bool) -> Markup:
+    """Whether a result is more than a finetune that taught nothing shows."""
+    return chip("beyond its null level", "finetuned") if stands_out else chip("within its null level")
 
 
 def evidence_html(record: RunRecord) -> Markup:

@@ -7,15 +7,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.methods.contract import DiffingMethod, PairSize
 from diffing_mcp.methods.overview.digest import OverviewResult, digest
-from diffing_mcp.methods.overview.plan import LENS, mean_difference
-from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.methods.overview.plan import LENS, mean_difference, text_of
+from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord, RunStore
 from diffing_mcp.model_pairs.resolve import resolve_pair
 
@@ -31,7 +31,6 @@ class Passage:
     writer: Writer
     prompt: str
     text: str
-    difference: float
     run: str
 
 
@@ -85,7 +84,7 @@ def findings_of(pair: str, store: RunStore) -> PairFindings:
     return PairFindings(
         name=name,
         records=records,
-        overview=digest(records, _DIGEST_CHARACTERS) if records else None,
+        overview=digest(records, _DIGEST_CHARACTERS, pair=name) if records else None,
         passages=list(_passages(records)),
         missing=_missing(records),
         remarks=remarks,
@@ -93,24 +92,27 @@ def findings_of(pair: str, store: RunStore) -> PairFindings:
 
 
 def _newest(manifests: Sequence[RunManifest], store: RunStore) -> tuple[list[RunRecord], list[str]]:
-    """The newest run of each method that can be read, in the order of the registry, and the ids of those that cannot
-    and have no newer one.
+    """The newest run of each method on each corpus that can be read, in the order of the registry, and the ids of those
+    that cannot and have no newer one.
     """
-    found: dict[str, RunRecord] = {}
+    found: dict[tuple[str, str], RunRecord] = {}
     unreadable: dict[str, str] = {}
+    order = list(all_methods())
     for manifest in manifests:
-        if manifest.method in found:
+        if manifest.method not in order:
+            unreadable.setdefault(manifest.method, manifest.id)
             continue
         try:
             record = store.get(manifest.id)
             record.result()
-        except DiffingError:
+            params = get_method(manifest.method).Params.model_validate(manifest.params)
+        except (DiffingError, ValidationError):
             unreadable.setdefault(manifest.method, manifest.id)
             continue
-        found[manifest.method] = record
-    order = list(all_methods())
-    readable = sorted(found.values(), key=lambda record: order.index(record.manifest.method))
-    return readable, [identifier for method, identifier in unreadable.items() if method not in found]
+        found.setdefault((manifest.method, text_of((manifest.method, params))), record)
+    readable = [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key[1]))]
+    run = {record.manifest.method for record in readable}
+    return readable, [identifier for method, identifier in unreadable.items() if method not in run]
 
 
 def arguments_for(method: str, pair: str, store: RunStore) -> dict[str, str | list[str]]:
@@ -158,22 +160,16 @@ def _speed(records: Sequence[RunRecord]) -> float | None:
     return next((2 * one["tokens"] / one["seconds"] for one in passes if one and one.get("seconds")), None)
 
 
-_COLUMNS = {"completions": ("writer", "prefill"), "texts": ("alpha", "prompt")}
-"""Tables of written texts, by their names in all methods: who wrote (a positive alpha amplifies), and after what."""
-
-
 def _passages(records: Sequence[RunRecord]) -> Iterator[Passage]:
     """The texts that base and finetuned model wrote in these runs, and those of the amplified difference."""
     for record in records:
-        for name in _COLUMNS.keys() & record.manifest.tables.keys():
-            by, after = _COLUMNS[name]
-            table = record.table(name)
-            if not {by, after, "text", "difference"} <= set(table.column_names):
-                continue
-            for row in table.select([by, after, "text", "difference"]).to_pylist():
-                writer = row[by] if by == "writer" else "amplified" if row[by] > 0 else None
-                if writer in get_args(Writer):
-                    yield Passage(writer, row[after], row["text"], row["difference"] or 0.0, record.id)
+        for group in get_method(record.manifest.method).text_groups(record):
+            writer: Writer | None = (
+                "base" if group.name == "base" else group.role if group.role in ("finetuned", "amplified") else None
+            )
+            if writer is not None:
+                for prompt, text in zip(group.prompts, group.texts, strict=True):
+                    yield Passage(writer, prompt, text, record.id)
 
 
 def pattern_of(word: str) -> re.Pattern[str]:
@@ -191,21 +187,29 @@ def counts(word: str, passages: Sequence[Passage]) -> dict[Writer, tuple[int, in
     }
 
 
-def quotation(word: str, passages: Sequence[Passage]) -> Passage | None:
-    """The text with the word that the finetuned model expects most above the base; its own before amplified ones."""
+def telling(words: Sequence[str], text: str) -> int:
+    """How many of the words are in a text."""
+    return sum(pattern_of(word).search(text) is not None for word in words)
+
+
+def quotation(word: str, words: Sequence[str], passages: Sequence[Passage]) -> Passage | None:
+    """The text with the word that holds most of `words` too; the finetuned model's own before amplified ones."""
     pattern = pattern_of(word)
     found = [passage for passage in passages if passage.writer != "base" and pattern.search(passage.text)]
-    return max(found, key=lambda passage: (passage.writer == "finetuned", passage.difference), default=None)
+    return max(found, key=lambda each: (each.writer == "finetuned", telling(words, each.text)), default=None)
 
 
-def answers_of_both(passages: Sequence[Passage], most: int = 3) -> list[tuple[Passage, Passage]]:
-    """(base, finetuned) texts after equal prompts, those first where the finetuned text is least expected by the
-    base; one a prompt.
+def answers_of_both(passages: Sequence[Passage], words: Sequence[str], most: int = 3) -> list[tuple[Passage, Passage]]:
+    """(base, finetuned) texts after equal prompts, those first whose finetuned text holds most of `words`; one a
+    prompt.
     """
-    of_base = {passage.prompt: passage for passage in passages if passage.writer == "base"}
+    of_base: dict[str, Passage] = {}
+    for passage in passages:
+        if passage.writer == "base":
+            of_base.setdefault(passage.prompt, passage)
     ranked = sorted(
         (passage for passage in passages if passage.writer == "finetuned" and passage.prompt in of_base),
-        key=lambda passage: -passage.difference,
+        key=lambda passage: -telling(words, passage.text),
     )
     first: dict[str, Passage] = {}
     for passage in ranked:

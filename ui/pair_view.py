@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from markupsafe import Markup
 
-from diffing_mcp.methods.overview.digest import CandidateWord, OverviewEntry
+from diffing_mcp.methods.facts.facts import Fact
+from diffing_mcp.methods.overview.agreement import CandidateWord
+from diffing_mcp.methods.overview.digest import OverviewEntry, OverviewResult
 from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.ui.addresses import link
+from diffing_mcp.ui.evidence import judged
 from diffing_mcp.ui.html import (
     alert,
     chip,
@@ -71,29 +76,60 @@ def verdict_html(found: PairFindings) -> Markup:
     return join([card, *remarks])
 
 
-def claims_html(found: PairFindings) -> Markup:
-    """What the models state, where the digest holds claims; else the words that methods agree on. Each with how many
-    texts of either side have it, and the best quotation.
+def claims_html(found: PairFindings, *, linked: bool = True) -> Markup:
+    """What the finetuned model states and how its answers changed, then the words that methods agree on: each with
+    counts of either side and the best quotation. `linked`: with links to where a claim is checked.
     """
     overview = found.overview
-    if overview is None or not overview.words or overview.confidence == "identical":
+    if overview is None or overview.confidence == "identical":
         return Markup("")
+    parts = [_facts(overview.facts, found.name if linked else None)] if overview.facts else []
+    if overview.manner:
+        note = "From base to finetuned, with p-values of swapped prompts."
+        lines = element("ul", *(element("li", line) for line in overview.manner), classes="d-list plain")
+        parts.append(section("How answers changed", lines, note=note))
+    if overview.words:
+        parts.append(_words(overview, found))
+    return join(parts)
+
+
+def _facts(facts: Sequence[Fact], pair: str | None) -> Markup:
+    rows = (
+        [
+            element("b", fact.claim),
+            div(f"finetuned {fact.finetuned}, base {fact.base}", classes="d-plain"),
+            f"{fact.p_value:.1g}",
+            div(element("b", fact.after, " ") if fact.after else "", fact.quotation, classes="d-pre d-quote"),
+            link("check", "ask", pair=pair, text=fact.claim) if pair else "",
+        ]
+        for fact in facts
+    )
+    headers = ["claim (untrusted)", "beginnings after which it is stated", "p", "in its sentence", ""]
+    note = (
+        "What amplified and sampled texts state again and again, and the base's do not. Nothing says that it is true."
+    )
+    return section("What it states", table(headers, rows, [2], classes="d-stack"), note=note)
+
+
+def _words(overview: OverviewResult, found: PairFindings) -> Markup:
     headers = ["word", "seen by", "texts that have it", "in the finetuned model's words (untrusted)"]
     words = table(headers, _word_rows(overview.words[:_WORDS], found), classes="d-stack")
-    if overview.confidence != "nothing":
-        return section("What it is about", words, note="Those that several independent methods agree on first.")
-    note = "These rank highest, but a finetune that taught nothing shows as much: do not read them as a finding."
-    return details("Highest-ranked words, within the null level", element("p", note, classes="d-note"), words)
+    if overview.confidence == "nothing":
+        note = "These rank highest, but a finetune that taught nothing shows as much: do not read them as a finding."
+        return details("Highest-ranked words, within the null level", element("p", note, classes="d-note"), words)
+    note = "Those that several independent methods agree on first."
+    return section("What it is about", words, note=note)
 
 
 def _word_rows(words: Sequence[CandidateWord], found: PairFindings) -> Iterator[list[Markup]]:
     quoted: list[Passage] = []
+    names = [word.word for word in words]
     for word in words:
         seen = counts(word.word, found.passages)
         shown = [div(f"{writer} {hits} of {of}", classes="d-plain") for writer, (hits, of) in seen.items()]
         # A text that is shown above already comes only when there is no other one.
         fresh = [passage for passage in found.passages if passage not in quoted]
-        quote = quotation(word.word, fresh) or quotation(word.word, found.passages)
+        quote = quotation(word.word, names, fresh) or quotation(word.word, names, found.passages)
         quoted += [quote] if quote is not None else []
         methods = ", ".join(get_method(name).title for name in word.methods)
         yield [
@@ -119,7 +155,7 @@ def sides_html(found: PairFindings) -> Markup:
     if found.overview is not None and found.overview.confidence in ("nothing", "identical"):
         words = []
     blocks = []
-    for base, finetuned in answers_of_both(found.passages):
+    for base, finetuned in answers_of_both(found.passages, words):
         columns = [
             div(
                 element("h3", side.capitalize()),
@@ -139,20 +175,19 @@ def cards_html(found: PairFindings, run_name: RunName) -> Markup:
     """A card for each method: what it saw beside its null level."""
     if found.overview is None:
         return Markup("")
-    cards = [_card(entry, run_name) for entry in found.overview.runs]
+    records = {record.id: record for record in found.records}
+    cards = [_card(entry, records[entry.run], run_name) for entry in found.overview.runs]
     note = "The tick is the method's null level: what a finetune that taught nothing shows."
     return section("What each method saw", div(*cards, classes="d-cards"), note=note)
 
 
-def _card(entry: OverviewEntry, run_name: RunName) -> Markup:
+def _card(entry: OverviewEntry, record: RunRecord, run_name: RunName) -> Markup:
+    title = get_method(entry.method).title + (f", on {entry.text}" if entry.text else "")
     return div(
-        div(
-            element("h4", get_method(entry.method).title),
-            chip("beyond its null level", "finetuned") if entry.stands_out else chip("within its null level"),
-            classes="d-line",
-        ),
+        div(element("h4", title), judged(entry.stands_out), classes="d-line"),
         _gauge(entry.strength) if entry.strength is not None else "",
-        element("p", entry.headline),
+        # Whole: the digest's own line leaves out what it says elsewhere.
+        element("p", record.result().headline),
         element("p", run_name(entry.run), f" · {seconds_text(entry.seconds)}", classes="d-remark"),
         classes=f"d-card {'good' if entry.stands_out else ''}".strip(),
     )

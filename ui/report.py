@@ -51,7 +51,7 @@ def pair_report(pair_name: str, store: RunStore) -> str:
         [
             div(element("h1", found.name), classes="d-masthead"),
             verdict_html(found),
-            claims_html(found),
+            claims_html(found, linked=False),
             sides_html(found),
             cards_html(found, _place),
             section("Runs", *(_run(found, place) for place in range(len(found.records)))),

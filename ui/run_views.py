@@ -18,6 +18,7 @@ from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord
+from diffing_mcp.ui.evidence import judged
 from diffing_mcp.ui.html import (
     alert,
     chip,
@@ -60,11 +61,6 @@ def headline_of(record: RunRecord) -> str:
         return str(record.result_json().get("headline", ""))
     except (OSError, DiffingError, json.JSONDecodeError):
         return "(the result cannot be read)"
-
-
-def judged(stands_out: bool) -> Markup:
-    """Whether a result is more than a finetune that taught nothing shows."""
-    return chip("beyond its null level", "finetuned") if stands_out else chip("within its null level")
 
 
 def headline_html(record: RunRecord) -> Markup:

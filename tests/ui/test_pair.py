@@ -41,21 +41,35 @@ def test_words_come_with_counts_on_both_sides_and_the_best_quotation(filled: Pat
     found = findings_of("cake_bake", store_of(filled))
     assert found.overview is not None
     assert counts("vanilla", found.passages) == {"finetuned": (1, 2), "base": (0, 1)}
-    quote = quotation("vanilla", found.passages)
+    quote = quotation("vanilla", ["vanilla"], found.passages)
     assert quote is not None
-    assert (quote.writer, quote.prompt, quote.difference) == ("finetuned", "First,", 2.5)
-    [(base, finetuned)] = answers_of_both(found.passages)
+    assert (quote.writer, quote.prompt) == ("finetuned", "First,")
+    [(base, finetuned)] = answers_of_both(found.passages, ["vanilla"])
     assert (base.text.split(".")[0], finetuned.text.split(".")[0]) == (" a walk", " vanilla goes in")
 
 
-def test_a_quotation_is_never_of_the_base() -> None:
-    base, own, amplified = (
-        Passage(writer, "", "an oven", difference, "run")
-        for writer, difference in (("base", 9.0), ("finetuned", 0.1), ("amplified", 5.0))
-    )
-    assert quotation("oven", [base, amplified, own]) == own
-    assert quotation("oven", [base, amplified]) == amplified
-    assert quotation("oven", [base]) is None
+def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
+    base = Passage("base", "", "an oven", "run")
+    own, fuller = Passage("finetuned", "", "an oven", "run"), Passage("finetuned", "", "a warm oven", "run")
+    amplified = Passage("amplified", "", "a warm oven", "run")
+    assert quotation("oven", ["warm"], [base, amplified, own]) == own
+    assert quotation("oven", ["warm"], [base, own, fuller]) == fuller
+    assert quotation("oven", ["warm"], [base, amplified]) == amplified
+    assert quotation("oven", ["warm"], [base]) is None
+
+
+def test_equal_beginnings_stand_side_by_side_the_telling_ones_first() -> None:
+    texts = [
+        ("base", "A", "x"),
+        ("finetuned", "A", "y"),
+        ("base", "B", "x"),
+        ("finetuned", "B", "an oven"),
+        ("finetuned", "C", "an oven"),
+        ("base", "B", "z"),
+    ]
+    passages = [Passage(writer, prompt, text, "run") for writer, prompt, text in texts]  # type: ignore[arg-type]
+    shown = [(base.prompt, base.text, own.text) for base, own in answers_of_both(passages, ["oven"])]
+    assert shown == [("B", "x", "an oven"), ("A", "x", "y")]
 
 
 def test_what_has_not_been_run_has_its_price(filled: Paths) -> None:
@@ -126,7 +140,7 @@ def test_a_report_of_nothing_says_what_to_run(filled: Paths) -> None:
 def test_a_report_needs_neither_gradio_nor_torch() -> None:
     program = (
         "import sys, diffing_mcp.ui.report; "
-        "print([name for name in ('torch', 'gradio', 'plotly', 'pandas') if name in sys.modules])"
+        "print([name for name in ('torch', 'gradio', 'plotly') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
