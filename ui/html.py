@@ -116,10 +116,9 @@ def table(
         if place < len(below) and below[place]:
             lines.append(Markup(f"<tr class='d-under'><td colspan='{max(1, len(headers))}'>{below[place]}</td></tr>"))
     body = join(lines)
-    return div(
-        element("table", element("thead", head), element("tbody", body), classes=f"d-table {classes}".strip()),
-        classes="d-scroll",
-    )
+    whole = element("table", element("thead", head), element("tbody", body), classes=f"d-table {classes}".strip())
+    # Wide tables scroll inside of it, by keyboard too.
+    return Markup(f'<div class="d-scroll" tabindex="0">{whole}</div>')
 
 
 def pairs(values: Iterable[tuple[Any, Any]]) -> Markup:

@@ -68,6 +68,15 @@ def full_name(pair: str) -> str:
         return pair
 
 
+def unknown_pair(pair: str) -> str | None:
+    """Why no pair goes by this name, with those that come close; None when one does."""
+    try:
+        resolve_pair(pair)
+    except DiffingError as error:
+        return error.message
+    return None
+
+
 def findings_of(pair: str, store: RunStore) -> PairFindings:
     """Everything that the stored runs say about a pair, by any of its names."""
     name = full_name(pair)

@@ -14,7 +14,7 @@ from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.html import alert, div, element, join
 from diffing_mcp.ui.jobs import EVERY_SECONDS, OVERVIEW, JobBoard, live_ids
 from diffing_mcp.ui.jobs_view import LIVE, jobs_html
-from diffing_mcp.ui.pair_findings import PairFindings, arguments_for, findings_of, full_name
+from diffing_mcp.ui.pair_findings import PairFindings, arguments_for, findings_of, full_name, unknown_pair
 from diffing_mcp.ui.pair_view import cards_html, claims_html, missing_label, sides_html, verdict_html
 from diffing_mcp.ui.widgets import pair_choices, picker
 
@@ -44,6 +44,8 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
             found = findings_of(pair, files.runs)
         except DiffingError as error:
             return alert(error.message), "", gr.skip()
+        if found.overview is None and (wrong := unknown_pair(pair)) is not None:
+            return alert(wrong), "", gr.update(choices=[], value=[])
         startable = [(missing_label(row), row.method) for row in found.missing if not row.reason]
         return body_html(found), share_html(found), gr.update(choices=startable, value=[])
 

@@ -7,7 +7,6 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from diffing_mcp.core.errors import UnknownName
@@ -93,7 +92,7 @@ def test_runs_of_other_weights_are_left_out_and_said(tmp_path: Path, probe_metho
         method="panel_probe", method_version=1, pair_name=name, pair={"base": "other"}, params={}, key_parts={}
     )
     with store.writer(before) as run:
-        run.add_array("kl", np.zeros(2, dtype=np.float32))
+        run.add_table("completions", {"writer": ["base"], "prefill": ["First,"], "text": ["a walk"]})
         run.result = ProbeResult(stands_out=True, headline="Old.", tokens=1, spread={}, rose=[], rows=[])
     newer = findings_of(name, store)
     assert run.record is not None
