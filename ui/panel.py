@@ -92,8 +92,8 @@ def launch(
     prevent_thread_lock: bool = False,
     paths: Paths | None = None,
 ) -> tuple[Panel, str]:
-    """Serve the panel and return it with its address; blocks until interrupted unless `prevent_thread_lock`. Port 0
-    takes a free one. On the way out a server that the panel started is stopped.
+    """Serve the panel and return it with its address; unless `prevent_thread_lock`, says when it is ready and blocks
+    until interrupted. Port 0 takes a free one. On the way out a server that the panel started is stopped.
     """
     from diffing_mcp.agents.server_process import free_port
 
@@ -116,6 +116,7 @@ def launch(
         )
         add_downloads(app, demo.files)
         if not prevent_thread_lock:
+            print("The panel is ready.", flush=True)  # noqa: T201 - this is what the command is for
             demo.block_thread()
     finally:
         if not prevent_thread_lock:

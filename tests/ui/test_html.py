@@ -92,7 +92,7 @@ def test_results_of_any_shape_are_inert(values: dict[str, Any], description: str
     ):
         reader = read(markup)
         assert reader.tags <= OURS
-        assert reader.attributes <= {"class", "title", "style", "open", "colspan"}
+        assert reader.attributes <= {"class", "title", "style", "open", "colspan", "tabindex"}
 
 
 def test_lists_of_objects_stand_below_their_row_and_empty_columns_go() -> None:
@@ -181,7 +181,7 @@ def comparison(tokens: list[str]) -> dict[str, Any]:
 def test_heat_map_keeps_every_token_and_is_inert(tokens: list[str], metric: str) -> None:
     reader = read(heat_map(comparison(tokens), metric))
     assert reader.tags <= OURS
-    assert reader.attributes <= {"class", "title", "style"}
+    assert reader.attributes <= {"class", "title", "style", "tabindex"}
 
 
 def test_heat_map_shows_the_text_in_order() -> None:
