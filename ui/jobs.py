@@ -117,13 +117,15 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
             for key, field in method_fields(name).items()
         }
         start = gr.Button("Start", variant="primary", scale=0, min_width=140, elem_id="job-start")
-        with gr.Accordion(f"Parameters of {name}", open=False), gr.Row():
+        with gr.Accordion(f"Parameters of {name}", open=bool(values)), gr.Row():
             widgets = [widget(key, field) for key, field in fields.items()]
 
         async def started(pair: str | None, *entries: Any) -> tuple[Any, ...]:
             if not (pair and name):
                 return alert("Choose a pair and a method.", "warn"), *(await board_now())
-            return await board.start(name, pair, entered(fields, entries)), *(await board_now())
+            # What was never unfolded arrives as None.
+            arguments = {**values, **entered(fields, entries)}
+            return await board.start(name, pair, arguments), *(await board_now())
 
         start.click(started, [pair, *widgets], [said, listed, live, timer], api_visibility="private")
 
