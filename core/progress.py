@@ -16,3 +16,13 @@ class Progress(Protocol):
 
 def silent(done: float, total: float | None = None, message: str = "") -> None:
     """A progress that nobody watches and nobody cancels."""
+
+
+def stage(progress: Progress, start: float, stop: float, whole: float, name: str) -> Progress:
+    """Progress of one stage of the work, from `start` to `stop` of the `whole`; its messages begin with `name`."""
+
+    def within(done: float, total: float | None = None, message: str = "") -> None:
+        share = min(1.0, done / total) if total else 0.0
+        progress(start + (stop - start) * share, whole, f"{name}{f': {message}' if message else ''}")
+
+    return within

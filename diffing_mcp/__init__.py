@@ -13,7 +13,12 @@ imports nothing heavy. The folders beside this file are the implementation.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Threads of torch that wait for each other sleep instead of spinning, which beside another busy process takes several
+# times the time. Read when torch is loaded, which for the server, the command and most programs comes after this line.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from diffing_mcp.api.asking import Answers, TextComparison, ask, compare_text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import anyio.to_thread
 from pydantic import BaseModel
 
-from diffing_mcp.core.errors import Cancelled, UnknownName
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.declarations import JobState, Reply, ToolDeclaration
-from diffing_mcp.mcp_server.jobs import Job, Work
+from diffing_mcp.mcp_server.jobs import LIVE, Job, Part, Work, cancelled
 from diffing_mcp.mcp_server.redaction import Redactor, redactor_of
+from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.contract import CostEstimate
 from diffing_mcp.model_pairs.fingerprint import pair_identity
@@ -42,6 +44,7 @@ class Call:
     arguments: BaseModel
     toolset: dict[str, ToolDeclaration]
     report: Callable[[Job], Awaitable[None]] | None = None
+    _told: float = 0.0
 
     def pair(self, name: str) -> PairSpec:
         """The pair a caller means: for an investigation only its own label, for operators anything that resolves.
@@ -89,22 +92,25 @@ class Call:
         spec: PairSpec | None = None,
         interactions: int = 0,
         estimate: CostEstimate | None = None,
+        note: str = "",
     ) -> Reply:
         """Do `work` as a job (or join the one of an equal call), wait, and answer with its result or its handle.
 
-        `interactions` are reserved only when the work is new. `present` turns the work's result into the answer.
+        `interactions` are reserved only when the work is new. `present` turns the work's result into the answer. `note`
+        is said with the estimate, or when the work is not done in time.
         """
         wait_seconds = getattr(self.arguments, "wait_seconds", 0.0)
         if getattr(self.arguments, "estimate_only", False):
             return Reply(
                 estimate=estimate,
-                text=f"This would cost {estimate_text(estimate, interactions)}.",
+                text=f"This would cost {estimate_text(estimate, interactions)}.{f' {note}' if note else ''}",
                 next_step="Call again without estimate_only to start.",
             )
         investigation, ledger = self.caller.investigation, self.context.ledger
 
         def reserve() -> Callable[[bool], None] | None:
-            if investigation is None or interactions == 0:
+            # Also of work that costs nothing: a server that is killed leaves it behind, and the next one says so.
+            if investigation is None:
                 return None
             reservation = ledger.reserve(investigation.id, "interactions", interactions, self.tool.name)
             return lambda completed: ledger.settle(reservation, completed)
@@ -120,9 +126,9 @@ class Call:
             payload=JobPayload(present, spec),
         )
         await self.context.jobs.wait(job, wait_seconds, self.report)
-        return self.reply_of(job, present)
+        return self.reply_of(job, present, note)
 
-    def reply_of(self, job: Job, present: Present) -> Reply:
+    def reply_of(self, job: Job, present: Present, note: str = "") -> Reply:
         """The answer a job stands for now; a failed one raises its error."""
         match job.state:
             case "completed":
@@ -134,18 +140,38 @@ class Call:
             case "failed":
                 raise job.error or RuntimeError(f"{job.id} failed without an error")
             case "cancelled":
+                error = job.error or cancelled(job)
                 if self.tool.name in ("get_job", "cancel_job"):
-                    return Reply(job=job, text=f"{job.id} was cancelled; what it had reserved was given back.")
-                raise Cancelled(f"{job.id} was cancelled. Call {job.kind} again to start it anew.")
+                    return Reply(job=job, text=f"{error.message} What it had reserved was given back.")
+                raise error
+        job.handed_out = True
+        lines, meanwhile = [self.job_line(job), note], ""
+        if parts := list(job.parts):
+            for part in parts:
+                self.remember_run(part.run_id)
+            lines += [f"Finished so far, {len(parts)}. {NOTICE}", fenced_parts(parts)]
+            meanwhile = f'Meanwhile read what is finished, view_run(run_id="{parts[-1].run_id}"), or ask_models. '
         return Reply(
             job=job,
-            text=self.job_line(job),
-            next_step=f'Call get_job(job_id="{job.id}") to go on waiting, or cancel_job to stop it.',
+            text="\n".join(line for line in lines if line),
+            next_step=f'{meanwhile}Call get_job(job_id="{job.id}") to go on waiting, or cancel_job to stop it.',
         )
+
+    def progress_of(self, job: Job) -> tuple[float, float, str]:
+        """A job's progress as a notification tells it: percent, of 100, and what it does, with what was found last. The
+        percents of one call never fall.
+        """
+        self._told = max(self._told, 100 * (job.fraction or 0.0))
+        message = job.message
+        if job.parts:
+            newest = job.parts[-1]
+            message += f"; {newest.name} found {quote(clip(newest.headline, 160)[0])}"
+        return round(self._told, 1), 100.0, self.message(message)
 
     def job_state(self, job: Job) -> JobState:
         """A job as this caller may see it."""
         spec = job.payload.spec if isinstance(job.payload, JobPayload) else None
+        outlook = self.context.jobs.outlook(job)
         return JobState(
             job_id=job.id,
             tool=job.kind,
@@ -153,21 +179,45 @@ class Call:
             state=job.state,
             progress=None if job.fraction is None else round(job.fraction, 3),
             message=self.message(job.message),
-            queued_before=self.context.jobs.ahead(job) if job.state == "queued" else 0,
+            queued_before=outlook.queued_before,
+            sharing=outlook.sharing,
             seconds=round(job.seconds, 1),
-            estimate=job.estimate if job.state in ("queued", "running") else None,
+            starts_in=None if outlook.starts_in is None else round(outlook.starts_in),
+            ends_in=None if outlook.ends_in is None else round(outlook.ends_in),
+            estimate=job.estimate if job.state in LIVE else None,
+            parts=job.parts if job.state in LIVE else [],
         )
 
     def job_line(self, job: Job) -> str:
         """A live job in one line."""
         state = self.job_state(job)
         share = f", {state.progress:.0%} done" if state.progress is not None else ""
-        place = f", {state.queued_before} jobs before it" if state.queued_before else ""
+        place = f", {counted(state.queued_before, 'job')} before it" if state.queued_before else ""
+        shared = f", taking turns with {counted(state.sharing, 'other job')}" if state.sharing else ""
         note = f" ({state.message})" if state.message else ""
-        return (
-            f"{job.id} is {job.state}{share}{place}, {state.seconds:.0f} s so far{note}. Estimate: "
-            f"{estimate_text(job.estimate)}."
-        )
+        times = [
+            f"{what} in about {seconds:.0f} s"
+            for what, seconds in (("begins", state.starts_in if state.queued_before else None), ("ends", state.ends_in))
+            if seconds is not None
+        ]
+        outlook = f"It {' and '.join(times)}" if times else f"Estimate: {estimate_text(job.estimate)}"
+        return f"{job.id} is {job.state}{share}{place}{shared}, {state.seconds:.0f} s of work so far{note}. {outlook}."
+
+
+def counted(number: int, what: str) -> str:
+    """`1 job`, `3 jobs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def fenced_parts(parts: Sequence[Part]) -> str:
+    """Finished parts, one line each, between the marks of untrusted text."""
+    fence = Fence()
+    seen = {None: "", True: " STANDS OUT", False: " nothing beyond nulls"}
+    lines = [
+        fence.line(f"{part.name} [{part.run_id}]{seen[part.stands_out]}", clip(" ".join(part.headline.split()), 300)[0])
+        for part in parts
+    ]
+    return fence.around("\n".join(lines))
 
 
 def estimate_text(estimate: CostEstimate | None, interactions: int = 0) -> str:

@@ -54,6 +54,14 @@ MIGRATIONS = (
             PRIMARY KEY (investigation, run))
         """,
     ),
+    (
+        """
+        CREATE TABLE lost_work (
+            investigation TEXT NOT NULL REFERENCES investigations(id), what TEXT NOT NULL,
+            interactions INTEGER NOT NULL)
+        """,
+        "CREATE INDEX lost_work_of ON lost_work (investigation)",
+    ),
 )
 """From version to version, see `diffing_mcp.core.sqlite_schema`. Append; never change what is there."""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.jobs import Job, Part
 from diffing_mcp.mcp_server.ledger import BudgetState
 from diffing_mcp.methods.contract import CostEstimate
 
@@ -56,8 +56,12 @@ class JobState(BaseModel):
     progress: float | None = Field(None, description="Share done, 0 to 1; null while unknown.")
     message: str = ""
     queued_before: int = Field(0, description="Jobs that come first on the same device.")
+    sharing: int = Field(0, description="Jobs that it takes turns with on its device.")
     seconds: float = Field(0, description="Seconds of work so far.")
+    starts_in: float | None = Field(None, description="Seconds until it begins, as far as known.")
+    ends_in: float | None = Field(None, description="Seconds until it ends, as far as known.")
     estimate: CostEstimate | None = None
+    parts: list[Part] = Field([], description="What is finished already, while the rest goes on.")
 
 
 class AnswerEnvelope(BaseModel):

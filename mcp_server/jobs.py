@@ -1,9 +1,9 @@
-"""Long work that outlives the request which started it: one queue and one worker a device, equal work shared,
-cancellable between batches.
+"""Long work that outlives the request which started it: jobs that take turns on a device (`turns`), equal work shared,
+cancellable between batches, their parts handed over as they are finished.
 
-A tool call waits a while for its job and then hands out the job's id. Workers are plain threads that never touch an MCP
+A tool call waits a while for its job and then hands out the job's id. Jobs run in plain threads that never touch an MCP
 session: they write numbers into the `Job`, and whoever waits on the event loop reads them. So a client that hangs up
-can neither block the worker nor keep the device.
+can neither block a job nor keep the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import queue
 import secrets
 import threading
 import time
@@ -20,7 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import BaseModel, Field
+
 from diffing_mcp.core.errors import Cancelled, DiffingError, OutOfRoom, UnknownName
+from diffing_mcp.mcp_server.turns import Ticket, Turns
 from diffing_mcp.methods.contract import CostEstimate
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 Work = Callable[["Job"], Any]
 LIVE: tuple[State, ...] = ("queued", "running")
+BRIEF_WORK = 20_000
+"""Up to so much `CostEstimate.work` a job is brief: a question or two."""
 
 
 class InternalError(DiffingError):
@@ -64,10 +68,19 @@ def presentable(where: str, error: BaseException) -> DiffingError:
     return internal_error(where, error)
 
 
+class Part(BaseModel):
+    """A finished part of a job that goes on. Its texts may hold text of models."""
+
+    name: str
+    run_id: str = Field(description="Read it with view_run.")
+    headline: str
+    stands_out: bool | None = Field(None, description="Beyond its null level; null: it has none.")
+
+
 @dataclass
 class Job:
-    """One piece of work. It is also the `Progress` given to it: calling it records where the work is and raises
-    `Cancelled` when it shall stop.
+    """One piece of work. It is also the `Progress` given to it: calling it records where the work is, lets other jobs
+    of the device have their turn, and raises `Cancelled` when it shall stop.
     """
 
     id: str
@@ -79,36 +92,72 @@ class Job:
     settle: Callable[[bool], None] | None = None
     payload: Any = None
     state: State = "queued"
-    done: float = 0
-    total: float | None = None
     message: str = ""
+    fraction: float | None = None
+    """Share done in [0, 1], None while the total is unknown. It never falls."""
+    parts: list[Part] = field(default_factory=list)
     sequence: int = 0
+    handed_out: bool = False
+    """A caller knows its id, and may come back for it."""
     result: Any = None
     error: DiffingError | None = None
     created: float = field(default_factory=time.time)
-    started: float | None = None
-    ended: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     finished: threading.Event = field(default_factory=threading.Event)
     waiters: list[Callable[[], None]] = field(default_factory=list)
+    ticket: Ticket = field(init=False)
+    turns: Turns = field(init=False)
 
     def __call__(self, done: float, total: float | None = None, message: str = "") -> None:
-        if self.stop.is_set():
-            raise Cancelled("the job was cancelled")
-        self.done, self.total, self.message = done, total, message
+        self._stop_if_told()
+        self.message = message
+        if total:
+            # Work reports what it begins, not that it has ended.
+            self.fraction = max(self.fraction or 0.0, min(0.99, done / total))
+        self.sequence += 1
+        self.turns.give_way(self.ticket)
+        self._stop_if_told()
+
+    def give(self, part: Part) -> None:
+        """Hand over a part that is finished."""
+        self.parts.append(part)
         self.sequence += 1
 
     @property
     def seconds(self) -> float:
-        """Seconds of work so far, without the time in the queue."""
-        return 0.0 if self.started is None else (self.ended or time.time()) - self.started
+        """Seconds of work so far, without those in which others had their turn."""
+        return self.turns.seconds(self.ticket)
 
     @property
-    def fraction(self) -> float | None:
-        """Share done in [0, 1], None while the total is unknown."""
-        if self.state == "completed":  # work reports what it starts, not that it has ended
-            return 1.0
-        return min(1.0, self.done / self.total) if self.total else None
+    def seconds_left(self) -> float | None:
+        """Seconds of work that are left, by what is done of it or else by its estimate; None while unknown."""
+        used = self.seconds
+        if self.fraction is not None and self.fraction >= 0.05 and used > 0:
+            return used * (1 - self.fraction) / self.fraction
+        if self.estimate is not None and self.estimate.seconds is not None:
+            return max(0.0, self.estimate.seconds - used)
+        return None
+
+    def _stop_if_told(self) -> None:
+        if self.stop.is_set():
+            raise cancelled(self)
+
+
+def cancelled(job: Job) -> Cancelled:
+    """What whoever waits for a cancelled job is told."""
+    return Cancelled(f"{job.id} was cancelled. Call {job.kind} again to start it anew.")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How long a live job still takes. Seconds are estimates, None while something they rest on is unknown."""
+
+    queued_before: int = 0
+    """Jobs that must end or begin before it begins."""
+    sharing: int = 0
+    """Other jobs that it takes turns with."""
+    starts_in: float | None = None
+    ends_in: float | None = None
 
 
 def job_id(kind: str, scope: str, key: Any) -> str:
@@ -120,12 +169,14 @@ def job_id(kind: str, scope: str, key: Any) -> str:
 class Jobs:
     """All jobs of this process. Thread-safe; `close` stops everything."""
 
-    def __init__(self, keep_finished: int = 500) -> None:
+    def __init__(self, keep_finished: int = 500, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: what turns are measured with, in seconds."""
         self._lock = threading.RLock()
         self._jobs: dict[str, Job] = {}
-        self._queues: dict[str, queue.SimpleQueue[Job | None]] = {}
-        self._workers: list[threading.Thread] = []
+        self._turns: dict[str, Turns] = {}
+        self._threads: list[threading.Thread] = []
         self._keep_finished = keep_finished
+        self._clock = clock
         self._closed = False
 
     def find(self, kind: str, scope: str, key: Any) -> Job | None:
@@ -170,16 +221,13 @@ class Jobs:
                 # the new one gets a fresh one.
                 self._jobs[f"{identifier}-{secrets.token_hex(2)}"] = previous
             job = Job(identifier, kind, scope, device, work, estimate, settle, payload)
+            job.turns = self._turns.setdefault(device, Turns(self._clock))
+            brief = estimate is not None and estimate.work <= BRIEF_WORK
+            job.ticket = Ticket(secrets.token_hex(8), scope, brief, lambda: self._begin(job))
             self._jobs[identifier] = job
             self._forget_old()
-            if device not in self._queues:
-                self._queues[device] = queue.SimpleQueue()
-                worker = threading.Thread(
-                    target=self._serve, args=(self._queues[device],), name=f"worker-{device}", daemon=True
-                )
-                self._workers.append(worker)
-                worker.start()
-            self._queues[device].put(job)
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            job.turns.join(job.ticket)
             return job
 
     def get(self, identifier: str, scope: str | None) -> Job:
@@ -204,13 +252,21 @@ class Jobs:
         with self._lock:
             return [job for job in self._jobs.values() if scope in (None, job.scope)]
 
-    def ahead(self, job: Job) -> int:
-        """How many live jobs of the same device were there before this one."""
+    def outlook(self, job: Job) -> Outlook:
+        """When a live job begins and ends, if nothing else comes."""
         with self._lock:
-            return sum(
-                other.state in LIVE and other.device == job.device and other.created < job.created
-                for other in self._jobs.values()
-            )
+            of_ticket = {id(other.ticket): other for other in self._jobs.values() if other.state in LIVE}
+        begun = [of_ticket[id(ticket)] for ticket in job.turns.begun() if id(ticket) in of_ticket]
+        line = [of_ticket[id(ticket)] for ticket in job.turns.line() if id(ticket) in of_ticket]
+        if job in line:
+            before = line.index(job)
+            ends = [_ends_in(other, begun) for other in begun]
+            known = sorted(end for end in ends if end is not None)
+            starts = known[before] if len(known) == len(ends) and before < len(known) else None
+            left = job.seconds_left
+            ends_in = None if starts is None or left is None else starts + left * max(1, len(begun))
+            return Outlook(before + len(begun), 0, starts, ends_in)
+        return Outlook(0, len(begun) - 1, 0.0, _ends_in(job, begun)) if job in begun else Outlook()
 
     def cancel(self, job: Job) -> None:
         """Stop a job: at once when it waits in the queue, at its next batch when it runs.
@@ -220,26 +276,37 @@ class Jobs:
             job.stop.set()
             queued = job.state == "queued"
         if queued:
-            self._end(job, "cancelled", error=Cancelled("the job was cancelled before it started"))
+            self._end(job, "cancelled", error=cancelled(job))
+            job.turns.leave(job.ticket)
+        elif job.state == "running":
+            job.turns.hurry(job.ticket)
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Cancel everything, wait up to `timeout` seconds for the workers to reach their next batch."""
+    def close(self, timeout: float = 10.0) -> bool:
+        """Cancel everything: whoever waits for a job is told at once. Then wait up to `timeout` seconds for threads to
+        reach their next batch; whether all have. Those that have not are left to the end of the process.
+        """
         with self._lock:
             self._closed = True
             live = [job for job in self._jobs.values() if job.state in LIVE]
         for job in live:
-            self.cancel(job)
-        for work_queue in self._queues.values():
-            work_queue.put(None)
+            job.stop.set()
+            said = (
+                f"the server is shutting down, so {job.id} was stopped. Call {job.kind} again when it is back: what "
+                "had finished is kept and not done again."
+            )
+            self._end(job, "cancelled", error=Cancelled(said))
+        for turns in self._turns.values():
+            turns.close()
         deadline = time.monotonic() + timeout
-        for worker in self._workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     async def wait(
         self, job: Job, seconds: float, report: Callable[[Job], Any] | None = None, every: float = 0.25
     ) -> None:
         """Wait until the job ends or `seconds` passed. `report` is awaited on the event loop whenever the job has
-        moved.
+        moved. When the wait itself is cancelled, so is a job that nobody else waits for and nobody else knows.
         """
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
@@ -260,31 +327,56 @@ class Jobs:
                     if report is not None and job.sequence != seen:
                         seen = job.sequence
                         await report(job)
+        except asyncio.CancelledError:
+            with self._lock:
+                forsaken = job.waiters == [wake] and not job.handed_out
+            if forsaken:
+                self.cancel(job)
+            raise
         finally:
             with self._lock:
                 if wake in job.waiters:
                     job.waiters.remove(wake)
 
-    def _serve(self, work_queue: queue.SimpleQueue[Job | None]) -> None:
-        while (job := work_queue.get()) is not None:
+    def _begin(self, job: Job) -> None:
+        # Called with the turns locked: takes no lock of ours.
+        thread = threading.Thread(target=self._run, args=(job,), name=job.id, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self, job: Job) -> None:
+        try:
             with self._lock:
                 if job.state != "queued":
-                    continue
-                job.state, job.started = "running", time.time()
-            try:
-                result = job.work(job)
-            except Cancelled as error:
-                self._end(job, "cancelled", error=error)
-            except BaseException as error:
-                self._end(job, "failed", error=presentable(job.kind, error))
-            else:
-                self._end(job, "completed", result)
+                    return
+                job.state = "running"
+            self._end(job, "completed", self._result(job))
+        except Cancelled as error:
+            self._end(job, "cancelled", error=error)
+        except BaseException as error:
+            self._end(job, "failed", error=presentable(job.kind, error))
+        finally:
+            job.turns.leave(job.ticket)
+
+    def _result(self, job: Job) -> Any:
+        """What the work gives. Where there was no room for it beside other jobs it is done again without them."""
+        try:
+            return job.work(job)
+        except OutOfRoom:
+            if not job.turns.has_company(job.ticket):
+                raise
+        # Not inside of the handler: the exception keeps what the work had in memory.
+        job.turns.wait_to_be_alone(job.ticket)
+        job(0, None, "again, without other work beside it")
+        return job.work(job)
 
     def _end(self, job: Job, state: State, result: Any = None, error: DiffingError | None = None) -> None:
         with self._lock:
             if job.state not in LIVE:
                 return
-            job.state, job.result, job.error, job.ended = state, result, error, time.time()
+            job.state, job.result, job.error = state, result, error
+            if state == "completed":
+                job.fraction = 1.0
             waiters, job.waiters = job.waiters, []
         if job.settle is not None:
             try:
@@ -302,3 +394,15 @@ class Jobs:
         finished = [identifier for identifier, job in self._jobs.items() if job.state not in LIVE]
         for identifier in finished[: max(0, len(finished) - self._keep_finished)]:
             del self._jobs[identifier]
+
+
+def _ends_in(job: Job, begun: list[Job]) -> float | None:
+    """Seconds until a begun job ends while it takes turns with the others: each caller has an equal share, and each of
+    a caller's jobs an equal part of that; and when all others have ended it has the device to itself."""
+    left = job.seconds_left
+    if left is None:
+        return None
+    shares = len({other.scope for other in begun}) * sum(other.scope == job.scope for other in begun)
+    others = [other.seconds_left for other in begun if other is not job]
+    known = [seconds for seconds in others if seconds is not None]
+    return min(left * max(1, shares), left + sum(known)) if len(known) == len(others) else left * max(1, shares)

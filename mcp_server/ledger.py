@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,14 @@ class BudgetState(BaseModel):
     def as_text(self) -> str:
         calls = f"{self.tool_calls_left}/{self.tool_calls_total} tool calls"
         return f"budget left: {self.interactions_left}/{self.interactions_total} model interactions, {calls}"
+
+
+@dataclass(frozen=True)
+class LostWork:
+    """The work of one call of the tool `what` that a killed server left behind, and what was given back for it."""
+
+    what: str
+    interactions: int
 
 
 class Ledger:
@@ -123,7 +132,9 @@ class Ledger:
             return budget_state(connection, investigation)
 
     def recover(self) -> int:
-        """Refund what processes that no longer live have left reserved; returns how many reservations that were."""
+        """Refund what processes that no longer live have left reserved; returns how many reservations that were. What
+        was lost with them is kept for `lost_work`.
+        """
         with connect(self.path) as connection:
             owners = [
                 row[0]
@@ -136,6 +147,13 @@ class Ledger:
             lock = FileLock(self.path.parent / "ledger_owners" / f"{owner}.lock", timeout=0, thread_local=False)
             try:
                 with lock, transaction(self.path) as connection:
+                    connection.execute(
+                        (
+                            "INSERT INTO lost_work SELECT investigation, what, amount FROM reservations WHERE "
+                            "state = 'reserved' AND budget = 'interactions' AND owner = ?"
+                        ),
+                        (owner,),
+                    )
                     recovered += connection.execute(
                         "UPDATE reservations SET state = 'refunded' WHERE state = 'reserved' AND owner = ?", (owner,)
                     ).rowcount
@@ -143,6 +161,18 @@ class Ledger:
                 continue
             Path(lock.lock_file).unlink(missing_ok=True)
         return recovered
+
+    def lost_work(self, investigation: str) -> list[LostWork]:
+        """What a server that was killed was doing for the investigation. Told once: it is forgotten afterwards."""
+        with connect(self.path) as connection:
+            known = connection.execute("SELECT 1 FROM lost_work WHERE investigation = ?", (investigation,)).fetchone()
+        if known is None:  # nearly always: no need to lock the file
+            return []
+        with transaction(self.path) as connection:
+            rows = connection.execute(
+                "DELETE FROM lost_work WHERE investigation = ? RETURNING what, interactions", (investigation,)
+            ).fetchall()
+        return [LostWork(row["what"], row["interactions"]) for row in rows]
 
     def _settle(self, reservation: str, state: str) -> None:
         with transaction(self.path) as connection:

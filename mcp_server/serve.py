@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MCP_PATH = "/mcp"
-# Seconds for jobs to reach their next batch, and for open answers to be sent, when the server is told to end.
-JOB_GRACE = 10.0
-ANSWER_GRACE = 3
+# Seconds for jobs to reach their next batch when the server is told to end: whoever waits for them is told at once.
+# Hosts kill a server over stdio that takes longer than about two seconds.
+JOB_GRACE = 3.0
+STDIO_JOB_GRACE = 1.0
+# Seconds for answers to be written, and for connections to close after that.
+ANSWER_GRACE = 0.3
+CONNECTION_GRACE = 2
 
 
 def build_server(context: ServerContext, caller: Caller | None = OPERATOR) -> DiffingServer:
@@ -53,23 +57,23 @@ def serve_stdio(token: str | None = None) -> None:
     context = ServerContext()
     server = build_server(context, caller)
 
-    async def run() -> None:
-        def stop() -> None:
-            # The thread that reads stdin cannot be interrupted, so after an orderly end of the work the process leaves
-            # at once.
-            context.close(JOB_GRACE)
-            sys.stderr.flush()
-            os._exit(0)
+    async def end() -> None:
+        await asyncio.to_thread(context.close, STDIO_JOB_GRACE)
+        await asyncio.sleep(ANSWER_GRACE)
+        _leave()  # the thread that reads stdin cannot be interrupted
 
+    async def run() -> None:
+        ending: list[asyncio.Task[None]] = []
         with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers on its event loop
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stop)
+                asyncio.get_running_loop().add_signal_handler(number, lambda: ending.append(asyncio.create_task(end())))
         await server.run_stdio_async()
 
     try:
         asyncio.run(run())
     finally:
-        context.close(JOB_GRACE)
+        if not context.close(STDIO_JOB_GRACE):
+            _leave()
 
 
 def http_app(context: ServerContext, host: str) -> Asgi:
@@ -124,7 +128,7 @@ def serve_http(host: str | None = None, port: int | None = None, *, with_parent:
             host=host,
             port=port,
             log_level="warning",
-            timeout_graceful_shutdown=ANSWER_GRACE,
+            timeout_graceful_shutdown=CONNECTION_GRACE,
             lifespan="on",
         ),
         context,
@@ -136,7 +140,8 @@ def serve_http(host: str | None = None, port: int | None = None, *, with_parent:
     try:
         server.run()
     finally:
-        context.close(JOB_GRACE)
+        if not context.close(0):
+            _leave()
 
 
 class JobStoppingServer(uvicorn.Server):
@@ -146,6 +151,25 @@ class JobStoppingServer(uvicorn.Server):
         super().__init__(config)
         self.context = context
         self.own_process = own_process
+        self._told_to_end = False
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """A signal: the first ends the server in order (`on_tick`), a second at once."""
+        # uvicorn's own, which the library of event streams wraps, cuts every open stream before its answer is there.
+        if self._told_to_end:
+            super().handle_exit(sig, frame)
+        self._told_to_end = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the server."""
+        if self._told_to_end and not self.should_exit:
+            await self._stop_jobs()
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def _stop_jobs(self) -> None:
+        await asyncio.to_thread(self.context.close, JOB_GRACE)
+        await asyncio.sleep(ANSWER_GRACE)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -168,7 +192,8 @@ class JobStoppingServer(uvicorn.Server):
                 sys.stderr.flush()
 
     async def shutdown(self, sockets: Any = None) -> None:
-        await asyncio.to_thread(self.context.close, JOB_GRACE)
+        if not self._told_to_end:
+            await self._stop_jobs()
         await super().shutdown(sockets)
 
 
@@ -176,7 +201,7 @@ class JobStoppingServer(uvicorn.Server):
 async def running_http(context: ServerContext, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """The HTTP server inside a running event loop; yields its URL. For harnesses and tests that own the process."""
     config = uvicorn.Config(
-        http_app(context, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=ANSWER_GRACE
+        http_app(context, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=CONNECTION_GRACE
     )
     server = JobStoppingServer(config, context, own_process=False)
     task = asyncio.create_task(server.serve())
@@ -197,6 +222,12 @@ def _end_with_stdin(server: uvicorn.Server) -> None:
     while os.read(0, 4096):
         pass
     server.should_exit = True
+
+
+def _leave() -> None:
+    """End the process at once, whatever its threads are at: a batch that does not end, or a read that never comes."""
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _log_to_stderr() -> None:

@@ -196,7 +196,8 @@ class DiffingServer(MCPServer):
         answer = {name: value for name, value in answer.items() if value is not None}
         if reply.result is not None:
             answer["result"] = rounded(reply.result.model_dump(mode="json"))
-        lines = [*(f"Remark: {remark}" for remark in remarks), reply.text]
+        notice = self.context.lost_work(call.caller.scope) if call.caller.investigation else ""
+        lines = [notice, *(f"Remark: {remark}" for remark in remarks), reply.text]
         if reply.run_id is not None:
             lines.append(f"run: {reply.run_id}")
         if reply.next_step:
@@ -214,7 +215,7 @@ def _reporter(request: Context[Any, Any] | None, call: Call) -> Callable[[Job], 
         return None
 
     async def report(job: Job) -> None:
-        await request.report_progress(job.done, job.total, call.message(job.message) or None)
+        await request.report_progress(*call.progress_of(job))
 
     return report
 

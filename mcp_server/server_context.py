@@ -35,7 +35,6 @@ class ServerContext:
         self._sizes: dict[str, PairSize] = {}
         self._remarks: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, float] = {}
-        self._closed = False
 
     @property
     def device(self) -> str:
@@ -99,14 +98,26 @@ class ServerContext:
         """What is known of a pair without loading it."""
         return self._sizes.get(spec.name, PairSize())
 
+    def lost_work(self, investigation: str) -> str:
+        """What is to be said, once, of the work that ended with a server that was killed; empty: nothing."""
+        lost = self.ledger.lost_work(investigation)
+        if not lost:
+            return ""
+        given_back = sum(work.interactions for work in lost)
+        refund = f" {given_back} model interactions were given back." if given_back else ""
+        return (
+            f"The server was restarted while work of yours was under way ({', '.join(work.what for work in lost)})."
+            f"{refund} Call again for it: methods that had finished are reused, only the rest is done anew."
+        )
+
     def status(self) -> list[Any]:
         """Resident models (`diffing_mcp.model_pairs.residency.ResidentModel`), none while nothing was loaded."""
         return list(self._pairs.status()) if self._pairs is not None else []
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Stop all jobs at their next batch and give back what they reserved. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
-        self.jobs.close(timeout)
+    def close(self, timeout: float = 10.0) -> bool:
+        """Stop all jobs and give back what they reserved; whether all have reached their next batch within `timeout`
+        seconds. Safe to call twice.
+        """
+        ended = self.jobs.close(timeout)
         self.ledger.close()
+        return ended

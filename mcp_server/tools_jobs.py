@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.mcp_server.call import Call, JobPayload
 from diffing_mcp.mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments, JobState, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.jobs import LIVE
 
 
 class GetJobArguments(Arguments):
@@ -41,10 +42,10 @@ async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
     scope = None if call.caller.operator else call.caller.scope
     if arguments.job_id is None:
         jobs = call.context.jobs.list(scope)[-20:]
-        return Reply(
-            JobList(jobs=[call.job_state(job) for job in jobs]),
-            "\n".join(f"{job.id}: {job.state}" for job in jobs) or "No jobs.",
-        )
+        for job in jobs:
+            job.handed_out = True
+        lines = [call.job_line(job) if job.state in LIVE else f"{job.id}: {job.state}" for job in jobs]
+        return Reply(JobList(jobs=[call.job_state(job) for job in jobs]), "\n".join(lines) or "No jobs.")
     job = call.context.jobs.get(arguments.job_id, scope)
     await call.context.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload

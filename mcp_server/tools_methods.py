@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server.call import Call
@@ -92,12 +93,16 @@ async def find_finished(call: Call, spec: PairSpec, requests: list[tuple[str, Ba
 
 
 def run_records(
-    context: ServerContext, spec: PairSpec, requests: list[tuple[str, BaseModel]], job: Job
+    context: ServerContext,
+    spec: PairSpec,
+    requests: list[tuple[str, BaseModel]],
+    progress: Progress,
+    finished: Callable[[RunRecord], None] = lambda record: None,
 ) -> list[RunRecord]:
     """`diffing_mcp.methods.runs.execute.run_methods` in a job; remembers sizes and speed for later estimates."""
-    job(0, None, "starting")
+    progress(0, None, "starting")
     before = {manifest.id for manifest in context.store.list()}
-    records = execute.run_methods(context.pairs, spec, requests, context.store, job)
+    records = execute.run_methods(context.pairs, spec, requests, context.store, progress, finished)
     passes = [record.manifest.notes.get("corpus_pass") for record in records if record.id not in before]
     if known := next((statistics for statistics in passes if statistics), None):
         context.note_speed(spec, int(known["tokens"]), float(known["seconds"]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.text import clip
+from diffing_mcp.core.undivided import working_time
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.jobs import Job
@@ -71,12 +71,12 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         job(0, None, "loading")
         with call.context.pairs.use(spec, job) as pair:
             call.context.note_size(spec, pair)
-            started = time.monotonic()
+            started = working_time()
             completions = answers(pair, arguments, sides, job)
             written = sum(
                 completion.tokens for lists in completions.values() for samples in lists for completion in samples
             )
-            call.context.note_generation(spec, written, time.monotonic() - started)
+            call.context.note_generation(spec, written, working_time() - started)
             return completions
 
     def present(shown_to: Call, completions: dict[SideName, list[list[Any]]]) -> Reply:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import anyio.to_thread
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.progress import Progress
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
-from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.jobs import Job, Part
 from diffing_mcp.mcp_server.render import NOTICE, Fence
-from diffing_mcp.mcp_server.tools_methods import check_corpus, find_finished, run_records
+from diffing_mcp.mcp_server.tools_methods import check_corpus, run_records
 from diffing_mcp.methods.contract import GENERATED_WORK
 from diffing_mcp.methods.overview.digest import OverviewResult
 from diffing_mcp.methods.overview.plan import (
@@ -19,6 +21,7 @@ from diffing_mcp.methods.overview.plan import (
     LENS,
     LeftOut,
     OverviewPlan,
+    Request,
     choose,
     later_requests,
     named,
@@ -75,10 +78,21 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
     spec = call.pair(arguments.pair)
     plan = _plan(call, arguments)
-    estimate = execute.estimate(call.context.size(spec), plan.all)
+    finished, done = await anyio.to_thread.run_sync(_stored, call, spec, plan)
+    missing = [request for request in plan.all if request not in finished]
+    estimate = execute.estimate(call.context.size(spec), missing)
 
     def work(job: Job) -> Outcome:
-        return run_plan(plan, lambda requests: run_records(call.context, spec, requests, job))
+        def hand_over(record: RunRecord) -> None:
+            if record.id not in {part.run_id for part in job.parts}:
+                job.give(_part(record))
+
+        def run(requests: list[Request], progress: Progress) -> list[RunRecord]:
+            return run_records(call.context, spec, requests, progress, hand_over)
+
+        for record in done:
+            hand_over(record)
+        return run_plan(plan, run, job, finished)
 
     def present(shown_to: Call, outcome: Outcome) -> Reply:
         records, left_out = outcome
@@ -94,19 +108,34 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
             next_step=f"Read more of each run with view_run: {runs}.",
         )
 
-    if (finished := await _finished(call, spec, plan)) is not None:
-        return present(call, (finished, plan.left_out))
+    complete = len(done) == len(plan.requests) + len(later_requests(plan, done))
+    if complete and not arguments.estimate_only:
+        return present(call, (done, plan.left_out))
     key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in plan.all]]
-    return await call.run_job(key, work, present, spec=spec, estimate=estimate)
+    reused = f"{len(done)} of {len(plan.all)} methods are finished already and are reused." if done else ""
+    return await call.run_job(key, work, present, spec=spec, estimate=estimate, note=reused)
 
 
-async def _finished(call: Call, spec: PairSpec, plan: OverviewPlan) -> list[RunRecord] | None:
-    """The records of the whole plan when all of them are there."""
-    if (first := await find_finished(call, spec, plan.requests)) is None:
-        return None
-    chained = later_requests(plan, first)
-    later = await find_finished(call, spec, chained) if chained else []
-    return None if later is None else [*first, *later]
+def _part(record: RunRecord) -> Part:
+    """What is said of a finished method while the others go on."""
+    result = record.result()
+    return Part(name=record.manifest.method, run_id=record.id, headline=result.headline, stands_out=result.stands_out)
+
+
+def _stored(call: Call, spec: PairSpec, plan: OverviewPlan) -> tuple[list[Request], list[RunRecord]]:
+    """What is finished of the plan already: its requests, and their runs."""
+    finished: list[Request] = []
+    records: list[RunRecord] = []
+
+    def look(planned: list[Request], requests: list[Request]) -> None:
+        for asked, (name, params) in zip(planned, requests, strict=False):
+            if (record := execute.find_finished(spec, name, params, call.context.store)) is not None:
+                finished.append(asked)
+                records.append(record)
+
+    look(plan.requests, plan.requests)
+    look(plan.chained, later_requests(plan, records))
+    return finished, records
 
 
 def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
@@ -148,7 +177,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "and cost, what it found, how far that is beyond its null level, which words several methods agree on, "
             "what was left out and what to call next. By default KL divergence, logit, activation and perplexity "
             "differences, contrastive decoding, weight differences, and a patchscope of the mean activation "
-            "difference. The best first call after describe_pair; then follow up with view_run, compare_text and "
+            "difference. get_job hands over each method as soon as it is done. The best first call after "
+            "describe_pair; then follow up with view_run, compare_text and "
             "ask_models. Says plainly when nothing stands out."
         ),
         OverviewArguments,

@@ -2,7 +2,7 @@
 
 How: the base side runs, and hooks on its modules add w times what the finetuned side's module gives beyond it. Every
 module that owns weights is affine in them, so mixing outputs mixes weights exactly; where both sides are plain LoRA
-only the low-rank difference is computed. Hooks live for one call, under the locks of all models that take part, and are
+only the low-rank difference is computed. Hooks live for one pass, under the locks of all models that take part, and are
 removed in `finally`: no weight, scaling or file is ever written, so a crash or a cancelled call leaves nothing to
 restore, and a second copy of the weights is never made. (Adding w times the difference in place would need an exact way
 back and a third copy to have one.) A full finetune costs a second product a module.
@@ -19,8 +19,12 @@ import torch
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.modules import Unit, units_of
+from diffing_mcp.model_pairs.sides import SideInMemory
+from diffing_mcp.model_pairs.switching import activate
 
 if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.amplification_config import WeightOf
+    from diffing_mcp.model_pairs.lora_slots import Slot
     from diffing_mcp.model_pairs.resident import ResidentModel
     from diffing_mcp.model_pairs.sides import LoadedSide
 
@@ -35,36 +39,84 @@ class _Part:
 
 
 @contextmanager
-def running(side: LoadedSide) -> Iterator[ResidentModel]:
-    """The model that an amplified side runs on, locked and hooked.
+def amplified_side(side: LoadedSide) -> Iterator[SideInMemory]:
+    """The model that an amplified side runs on, with the others that take part kept in memory beside it.
 
-    Raises:
+    Raises (when it is switched on):
         NotTheSame: the models have other modules.
         InvalidInput: a module to amplify that is not affine in its weights.
         OutOfRoom: the models do not fit in memory together.
     """
     with ExitStack() as stack:
         resident = stack.enter_context(side.hold())
-        held = [
-            [stack.enter_context(each.hold()) for each in (term.finetuned, term.origin)] for term in side.differences
+        terms = [
+            _Term(
+                stack.enter_context(each.finetuned.hold()),
+                each.finetuned.adapter,
+                stack.enter_context(each.origin.hold()),
+                each.origin.adapter,
+                each.weight,
+            )
+            for each in side.differences
         ]
+        yield SideInMemory(resident, side.steering, _Mixture(resident, side.adapter, terms).switched_on)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A weight difference between two models in memory."""
+
+    finetuned: ResidentModel
+    finetuned_adapter: str | None
+    origin: ResidentModel
+    origin_adapter: str | None
+    weight: WeightOf
+
+    @property
+    def sides(self) -> tuple[tuple[ResidentModel, str | None], tuple[ResidentModel, str | None]]:
+        """Model and adapter of both."""
+        return (self.finetuned, self.finetuned_adapter), (self.origin, self.origin_adapter)
+
+
+class _Mixture:
+    """One model with the weight differences that are added to it."""
+
+    def __init__(self, resident: ResidentModel, adapter: str | None, terms: Sequence[_Term]) -> None:
+        self._resident, self._adapter, self._terms = resident, adapter, terms
+        models = [resident, *(model for term in terms for model, _ in term.sides)]
         # In one order everywhere, so that two calls never wait for each other.
-        models = {id(model): model for model in (resident, *(model for several in held for model in several))}
-        for key in sorted(models):
-            stack.enter_context(models[key].lock)
+        self._models = sorted({id(model): model for model in models}.values(), key=id)
+        self._hooks: list[tuple[Any, _Hook]] = []
+        self._found_in: list[list[Slot]] | None = None
+
+    @contextmanager
+    def switched_on(self) -> Iterator[None]:
+        """All models locked, hooked and switched."""
+        with ExitStack() as stack:
+            for model in self._models:
+                stack.enter_context(model.lock)
+            slots = [model.slots for model in self._models]
+            # Attaching another adapter meanwhile puts other modules into a model.
+            if self._found_in is None or any(a is not b for a, b in zip(slots, self._found_in, strict=True)):
+                self._hooks, self._found_in = self._found(), slots
+            for model, adapter in (side for term in self._terms for side in term.sides):
+                activate(model, adapter)
+            activate(self._resident, self._adapter)  # last: this is what runs
+            for outer, hook in self._hooks:
+                stack.callback(outer.register_forward_hook(hook, with_kwargs=True, prepend=True).remove)
+            yield
+
+    def _found(self) -> list[tuple[Any, _Hook]]:
+        """The modules to hook."""
         units: dict[tuple[int, str | None], dict[str, Unit]] = {}
-        for several, term in zip(held, side.differences, strict=True):
-            for model, loaded in zip(several, (term.finetuned, term.origin), strict=True):
-                if (id(model), loaded.adapter) not in units:
-                    units[id(model), loaded.adapter] = units_of(model, loaded.adapter)
-        own = units_of(resident, side.adapter)  # last: it switches on what runs
-        for name, unit in own.items():
+        for model, adapter in (side for term in self._terms for side in term.sides):
+            if (id(model), adapter) not in units:
+                units[id(model), adapter] = units_of(model, adapter)
+        hooks = []
+        for name, unit in units_of(self._resident, self._adapter).items():
             parts = []
-            for several, term in zip(held, side.differences, strict=True):
-                finetuned, origin = (
-                    units[id(model), each.adapter].get(name)
-                    for model, each in zip(several, (term.finetuned, term.origin), strict=True)
-                )
+            for term in self._terms:
+                finetuned, origin = (units[id(model), adapter].get(name) for model, adapter in term.sides)
                 if finetuned is None or origin is None:
                     raise NotTheSame(
                         f"The models have other modules: `{name}` is in one of them only, so their weights cannot be "
@@ -74,9 +126,8 @@ def running(side: LoadedSide) -> Iterator[ResidentModel]:
                 if weight and not finetuned.same(origin) and _mixable(unit, finetuned, origin):
                     parts.append(_Part(weight, finetuned, origin))
             if parts:
-                handle = unit.outer.register_forward_hook(_Hook(unit, parts), with_kwargs=True, prepend=True)
-                stack.callback(handle.remove)
-        yield resident
+                hooks.append((unit.outer, _Hook(unit, parts)))
+        return hooks
 
 
 class _Hook:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,11 +32,9 @@ from diffing_mcp.model_pairs.generation import (
     rows_of,
     uniform_numbers,
 )
-from diffing_mcp.model_pairs.interventions import Intervention
-from diffing_mcp.model_pairs.switching import activate
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.sides import SideInMemory
 
 
 class ContrastiveCompletion(Completion):
@@ -66,7 +63,7 @@ def contrast(base: torch.Tensor, finetuned: torch.Tensor, alphas: torch.Tensor, 
 
 
 def generate_contrastive(
-    readers: Sequence[tuple[ResidentModel, str | None, tuple[Intervention, ...]]],
+    sides: Sequence[SideInMemory],
     tokenizer: Any,
     vocab_size: int,
     context_length: int,
@@ -81,8 +78,8 @@ def generate_contrastive(
     """`sampling.n` completions of each request for each alpha: [alpha][request][sample]. All alphas draw the same
     random numbers.
 
-    `readers` are model, adapter and steering of base and finetuned; the caller holds the locks of both models. Tokens
-    are drawn from the vocabulary that both models have. `count` counts what was run.
+    `sides` are base and finetuned. Tokens are drawn from the vocabulary that both models have. `count` counts what was
+    run.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, a conversation that cannot be rendered, or alphas
@@ -94,21 +91,18 @@ def generate_contrastive(
         raise InvalidInput(f"alphas must be at least one finite number, not {list(alphas)}.")
     plain = rows_of(tokenizer, requests, sampling, context_length, thinking_switch)
     rows = [_ContrastRow(row.prompt, row.request, row.sample, alpha) for alpha in range(len(alphas)) for row in plain]
-    base = readers[0][0]
-    stops = base.stop_ids | readers[1][0].stop_ids
+    stops = sides[0].resident.stop_ids | sides[1].resident.stop_ids
     found: list[list[dict[int, ContrastiveCompletion]]] = [[{} for _ in requests] for _ in alphas]
     total, done = float(len(rows) * sampling.max_new_tokens), 0.0
-    for batch in batches_for([reader[0] for reader in readers], rows, sampling.max_new_tokens):
-        sides = [
-            Reader(resident, steering, partial(activate, resident, adapter)) for resident, adapter, steering in readers
-        ]
+    for batch in batches_for([side.resident for side in sides], rows, sampling.max_new_tokens):
+        readers = [Reader(side, side.steering) for side in sides]
         of_rows = torch.tensor(
             [alphas[row.alpha] for row in batch if isinstance(row, _ContrastRow)], dtype=torch.float32
         )
         rule = _Contrast(of_rows, vocab_size, plausibility, sampling, stops)
         report = reporting(progress, done, total, len(batch))
         ids = decode(
-            sides,
+            readers,
             [row.prompt for row in batch],
             rule,
             uniform_numbers(batch, sampling),

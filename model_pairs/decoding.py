@@ -17,7 +17,7 @@ from diffing_mcp.model_pairs.forward import last_logits_only, positions_of, take
 from diffing_mcp.model_pairs.interventions import Intervention, applied
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.sides import SideInMemory
 
 _TOP_P_CANDIDATES = 1024
 _CHOICE_BYTES_CPU = 8 * 2**20
@@ -32,13 +32,11 @@ Choice = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor], torch.Te
 
 @dataclass
 class Reader:
-    """One side reading a growing batch, its keys and values kept. The caller holds the lock of its model."""
+    """One side reading a growing batch, its keys and values kept."""
 
-    resident: ResidentModel
+    side: SideInMemory
     interventions: Sequence[Intervention] = ()
     """What acts on each pass, with one vector a row of the batch where vectors differ."""
-    switch: Callable[[], None] | None = None
-    """Called before each pass: switches the side's adapter on, where two sides share a model."""
     cache: Any = field(default=None, init=False)
     passes: int = field(default=0, init=False)
 
@@ -46,23 +44,25 @@ class Reader:
         """Logits [B, V] of the next token after `new` [B, S] tokens, in the model's dtype; `mask` [B, all tokens so
         far].
         """
-        if self.switch is not None:
-            self.switch()
-        device = self.resident.device
+        resident = self.side.resident
+        device = resident.device
         inputs: dict[str, Any] = {
             "input_ids": new.to(device),
             "attention_mask": mask.to(device),
-            **last_logits_only(self.resident),
+            **last_logits_only(resident),
         }
-        if takes_position_ids(self.resident):
+        if takes_position_ids(resident):
             inputs["position_ids"] = positions_of(inputs["attention_mask"])[:, -new.shape[1] :]
-        with applied(self.resident, self.interventions, inputs["attention_mask"], self.passes):
-            output = self.resident.transformer(**inputs, past_key_values=self.cache, use_cache=True)
+        with (
+            self.side.switched_on(),
+            applied(resident, self.interventions, inputs["attention_mask"], self.passes),
+        ):
+            output = resident.transformer(**inputs, past_key_values=self.cache, use_cache=True)
         self.passes += 1
         self.cache = output.get("past_key_values")
         if self.cache is None:
             raise InvalidInput(
-                f"The architecture {type(self.resident.transformer).__name__} keeps no keys and values between tokens, "
+                f"The architecture {type(resident.transformer).__name__} keeps no keys and values between tokens, "
                 "so it cannot generate here. Use methods that only read text."
             )
         # A model that cannot be asked for the last position alone hands out all of them: the copy lets go of the

@@ -25,6 +25,7 @@ from diffing_mcp.model_pairs.room import cost_of, devices_of, free_bytes, most_r
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.sides import SideInMemory
 
 _ANCHOR_TOKENS = 4
 
@@ -200,7 +201,7 @@ def batch_limits(device: torch.device) -> tuple[int, int]:
 
 
 def generate(
-    resident: ResidentModel,
+    side: SideInMemory,
     tokenizer: Any,
     requests: Sequence[GenerationRequest],
     sampling: Sampling,
@@ -211,8 +212,7 @@ def generate(
     stop_ids: frozenset[int] | None = None,
     count: ForwardCount | None = None,
 ) -> list[list[Completion]]:
-    """`sampling.n` completions of each request, in the order of the requests. The caller holds `resident.lock` and has
-    switched the adapter.
+    """`sampling.n` completions of each request, in the order of the requests.
 
     Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K,
     d_model] one for each of its `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more
@@ -224,7 +224,9 @@ def generate(
         OutOfRoom: one completion alone takes more memory than is free.
         Cancelled: between two tokens, when progress says so.
     """
+    resident = side.resident
     rows = rows_of(tokenizer, requests, sampling, resident.context_length, thinking_switch)
+    interventions = (*side.steering, *interventions)
     for intervention in interventions:
         if intervention.vector.ndim > 1 and intervention.vector.shape[0] != len(requests):
             raise InvalidInput(f"There are {intervention.vector.shape[0]} vectors for {len(requests)} requests.")
@@ -239,10 +241,10 @@ def generate(
     progress(done, total, "generating")
     for batch in batches:
         of_rows = torch.tensor([row.request for row in batch])
-        side = Reader(resident, [each.of_rows(of_rows) for each in interventions])
+        reading = Reader(side, [each.of_rows(of_rows) for each in interventions])
         report = reporting(progress, done, total, len(batch))
         new = decode(
-            [side],
+            [reading],
             [row.prompt for row in batch],
             choose,
             uniform_numbers(batch, sampling),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from diffing_mcp.core.errors import InvalidInput, NotFinite, OutOfRoom
@@ -26,9 +27,9 @@ from diffing_mcp.model_pairs.chat import (
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.modules import ModulePlace
-from diffing_mcp.model_pairs.sides import Difference, LoadedSide
+from diffing_mcp.model_pairs.sides import Difference, LoadedSide, SideInMemory
 from diffing_mcp.model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
-from diffing_mcp.model_pairs.switching import activate
+from diffing_mcp.model_pairs.switching import switched_on
 
 if TYPE_CHECKING:
     import torch
@@ -288,12 +289,21 @@ class LoadedPair:
             from diffing_mcp.model_pairs.vllm_backend import generate as generate_with_vllm
 
             return generate_with_vllm(self, side, requests, sampling, progress)
-        with self._running(side) as (resident, steering):
+        with self._in_memory(side) as (loaded,):
             switch = self.spec.base.files.thinking_switch
             reader = self.finetuned_tokenizer if side == "finetuned" else None
-            patches, stops = (*steering, *interventions), self._stops(side)
+            stops = self._stops(side)
             return generate(
-                resident, self.tokenizer, requests, sampling, progress, patches, switch, reader, stops, self.forwards
+                loaded,
+                self.tokenizer,
+                requests,
+                sampling,
+                progress,
+                interventions,
+                switch,
+                reader,
+                stops,
+                self.forwards,
             )
 
     def generate_contrastive(
@@ -313,11 +323,16 @@ class LoadedPair:
         """
         from diffing_mcp.model_pairs.contrastive import generate_contrastive
 
-        with self._running_both() as readers:
+        if self.sequential:
+            raise OutOfRoom(
+                "This needs both models at once, and they do not fit in memory together. Use a method that runs one "
+                "after the other, such as perplexity_difference, or raise memory_share."
+            )
+        with self._in_memory(*SIDES) as sides:
             switch = self.spec.base.files.thinking_switch
             sizes = self.vocab_size, self.context_length
             return generate_contrastive(
-                readers,
+                sides,
                 self.tokenizer,
                 *sizes,
                 requests,
@@ -356,20 +371,16 @@ class LoadedPair:
 
     @contextmanager
     def _running(self, side: Side) -> Iterator[tuple[ResidentModel, tuple[Intervention, ...]]]:
-        """The side's model, locked, with its adapter switched on. Numbers that are not finite raise NotFinite with the
-        side's name.
-        """
-        loaded = self._side(side)
-        with self._named_when_not_finite({side: loaded}):
-            if loaded.differences:
-                from diffing_mcp.model_pairs.amplification import running
+        """The side's model, locked, with what the side is switched on: for one pass, or some that belong together."""
+        with self._in_memory(side) as (loaded,), loaded.switched_on():
+            yield loaded.resident, loaded.steering
 
-                with running(loaded) as resident:
-                    yield resident, loaded.steering
-                return
-            with loaded.hold() as resident, resident.lock:
-                activate(resident, loaded.adapter)
-                yield resident, loaded.steering
+    @contextmanager
+    def _in_memory(self, *sides: Side) -> Iterator[list[SideInMemory]]:
+        """The sides, their models kept in memory. Numbers that are not finite raise NotFinite with the side's name."""
+        chosen = {side: self._side(side) for side in sides}
+        with self._named_when_not_finite(chosen), ExitStack() as stack:
+            yield [stack.enter_context(_kept(loaded)) for loaded in chosen.values()]
 
     @contextmanager
     def _named_when_not_finite(self, running: Mapping[Side, LoadedSide]) -> Iterator[None]:
@@ -381,26 +392,6 @@ class LoadedPair:
 
             raise NotFinite(explained(error.message, running)) from error
 
-    @contextmanager
-    def _running_both(self) -> Iterator[list[tuple[ResidentModel, str | None, tuple[Intervention, ...]]]]:
-        """Model, adapter and steering of base and finetuned, both models locked; who runs a pass switches the adapter.
-
-        Locks are taken in one order whatever the pair, so that two pairs of the same models cannot wait for each other.
-        """
-        if self.sequential:
-            raise OutOfRoom(
-                "This needs both models at once, and they do not fit in memory together. Use a method that runs one "
-                "after the other, such as perplexity_difference, or raise memory_share."
-            )
-        with self._named_when_not_finite(self.sides), ExitStack() as stack:
-            residents = [stack.enter_context(self.sides[side].hold()) for side in SIDES]
-            for resident in sorted(residents, key=id):
-                stack.enter_context(resident.lock)
-            yield [
-                (resident, self.sides[side].adapter, self.sides[side].steering)
-                for resident, side in zip(residents, SIDES, strict=True)
-            ]
-
     def _stops(self, side: Side) -> frozenset[int] | None:
         """Tokens that end a completion when they are not those of the model that runs: an amplified finetune ends its
         turns as the finetune does.
@@ -410,6 +401,18 @@ class LoadedPair:
             return None
         with differences[0].finetuned.hold() as resident:
             return resident.stop_ids
+
+
+@contextmanager
+def _kept(loaded: LoadedSide) -> Iterator[SideInMemory]:
+    if loaded.differences:
+        from diffing_mcp.model_pairs.amplification import amplified_side
+
+        with amplified_side(loaded) as amplified:
+            yield amplified
+        return
+    with loaded.hold() as resident:
+        yield SideInMemory(resident, loaded.steering, partial(switched_on, resident, loaded.adapter))
 
 
 def _steering_place(vector: Intervention) -> ModulePlace:

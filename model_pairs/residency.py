@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame, OutOfRoom, UnknownName
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.undivided import UndividedLock
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.pair import LoadedPair
@@ -72,7 +73,7 @@ class ModelPairs:
         self._chosen_tokenizers: dict[tuple[Any, ...], PairTokenizers] = {}
         self._digests: dict[WantedModel, str] = {}
         self._lock = threading.RLock()
-        self._loading = threading.RLock()
+        self._loading = UndividedLock()
 
     @property
     def memory_limit(self) -> int:

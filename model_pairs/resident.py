@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from diffing_mcp.core.undivided import UndividedLock
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class ResidentModel:
         """The nnterp StandardizedTransformer."""
         self.transformer = model._model
         """The transformers model inside."""
-        self.lock = threading.RLock()
+        self.lock = UndividedLock()
         self.adapters: dict[str, AttachedAdapter] = {}
         self.own_adapter = own_adapter
         """Name of the adapter that this model has to itself; None: adapters are attached to it and switched."""

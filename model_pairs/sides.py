@@ -29,6 +29,17 @@ class LoadedSide:
 
 
 @dataclass(frozen=True)
+class SideInMemory:
+    """A side whose model stays in memory. `switched_on` is entered for each pass, so that between passes other work may
+    run on the same model: it locks the model and switches on what the side is.
+    """
+
+    resident: ResidentModel
+    steering: tuple[Intervention, ...]
+    switched_on: Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
 class Difference:
     """A weight difference, finetuned minus origin, and how often it counts at each place."""
 

@@ -4,6 +4,8 @@ active.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.core.errors import NotTheSame
@@ -31,6 +33,14 @@ def activate(resident: ResidentModel, name: str | None) -> None:
         )
     if resident.active != name:
         switch(resident, name)
+
+
+@contextmanager
+def switched_on(resident: ResidentModel, name: str | None) -> Iterator[None]:
+    """The model locked, with an attached adapter or as the bare model (None): for one pass, or what belongs to it."""
+    with resident.lock:
+        activate(resident, name)
+        yield
 
 
 def switch(resident: ResidentModel, name: str | None) -> None:

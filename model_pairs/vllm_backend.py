@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
+from diffing_mcp.core.undivided import UndividedLock
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text, rows_of
 
@@ -43,7 +43,7 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _engines: dict[tuple[Any, ...], Any] = {}
 _merged_folders: dict[Any, tempfile.TemporaryDirectory[str]] = {}
 _adapter_numbers: dict[str, int] = {}
-_lock = threading.RLock()
+_lock = UndividedLock()
 
 
 class ServedPair(Protocol):

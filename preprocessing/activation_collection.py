@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from pydantic import ConfigDict, Field
 from diffing_mcp.core.atomic_files import DISK_FULL, held, library_versions, replace_synced, sync_folder, write_synced
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.undivided import working_time
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
 from diffing_mcp.preprocessing.activation_store import (
@@ -144,10 +144,10 @@ def _collect(
         write_synced(folder / "tokens.safetensors", save({"token_ids": text.token_ids, "starts": text.starts}))
         _write_index(folder, index)
     for planned in index.plan[len(index.shards) :]:
-        started = time.monotonic()
+        started = working_time()
         shard = _write_shard(folder, pair, index, planned, text, progress)
         index.shards.append(shard)
-        index.seconds = round(index.seconds + time.monotonic() - started, 3)
+        index.seconds = round(index.seconds + working_time() - started, 3)
         _write_index(folder, index)
     digest = hashlib.sha256(json.dumps([shard.model_dump() for shard in index.shards], sort_keys=True).encode())
     index.content_hash, index.finished = digest.hexdigest(), True

@@ -7,7 +7,6 @@ answer. Positions are those of the corpus pass all the same, so they may begin a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import torch
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
+from diffing_mcp.core.undivided import working_time
 from diffing_mcp.preprocessing.activation_mixture import open_collections
 from diffing_mcp.preprocessing.activation_store import CollectionIndex, default_activation_store
 from diffing_mcp.preprocessing.batches import Accumulator, PairedBatch
@@ -43,7 +43,7 @@ class Replay:
         """See `TextReading`. Batches hold samples that follow one another."""
         if any(accumulator.needs_logits for accumulator in accumulators):
             raise RuntimeError("Stored activations hold no logits: methods that read them take no collections.")
-        started = time.monotonic()
+        started = working_time()
         layers = sorted({layer for accumulator in accumulators for layer in accumulator.layers})
         readers = open_collections(default_activation_store(), self.collections, self.pair.spec, layers)
         statistics = PassStatistics(
@@ -62,7 +62,7 @@ class Replay:
                     accumulator.update(batch)
                 statistics.batches += 1
                 progress(int(self.corpus.ids.starts[last]), self.corpus.tokens, "reading stored activations")
-        statistics.seconds = time.monotonic() - started
+        statistics.seconds = working_time() - started
         return statistics
 
     def _spans(self) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from diffing_mcp.core.errors import NotTheSame
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
+from diffing_mcp.core.undivided import working_time
 from diffing_mcp.model_pairs.forward import ForwardOutput
 from diffing_mcp.model_pairs.room import check_logits, free_bytes, logit_tokens
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
@@ -90,7 +91,7 @@ def run_corpus_pass(
         NotTheSame: sides that are not declared identical predict exactly the same everywhere: every difference would be
             reported as zero.
     """
-    started = time.monotonic()
+    started = working_time()
     layers = tuple(sorted({layer for accumulator in accumulators for layer in accumulator.layers}))
     readers = [accumulator for accumulator in accumulators if accumulator.needs_logits]
     statistics = PassStatistics(
@@ -115,7 +116,7 @@ def run_corpus_pass(
             "text does not have, or lie below the resolution of the models' type). Give another text (`corpus`), or "
             "set DIFFING_DTYPE=float32."
         )
-    statistics.seconds = time.monotonic() - started
+    statistics.seconds = working_time() - started
     return statistics
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.queries.schemas import AskQuery, SideName
@@ -33,7 +33,7 @@ def answers(
     completions: dict[SideName, list[list[Completion]]] = {}
     for place, side in enumerate(sides):
         completions[side] = pair.generate(
-            side, requests, sampling, _part(progress, place, len(sides), f"{side} answers")
+            side, requests, sampling, stage(progress, place, place + 1, len(sides), f"{side} answers")
         )
     return completions
 
@@ -50,12 +50,3 @@ def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:
         system = ChatMessage(role="system", content=arguments.system_prompt)
         conversations = [turns if turns[0].role == "system" else [system, *turns] for turns in conversations]
     return [GenerationRequest(messages=turns, prefill=arguments.prefill) for turns in conversations]
-
-
-def _part(progress: Progress, place: int, parts: int, what: str) -> Progress:
-    """Progress of one of several equal parts, on the scale of the whole."""
-
-    def part(done: float, total: float | None = None, message: str = "") -> None:
-        progress(place + (done / total if total else 0), parts, f"{what}{f': {message}' if message else ''}")
-
-    return part

@@ -59,7 +59,7 @@ def overview(
     spec, store = as_pair(pair).spec, default_store()
     with watched(progress, "loading") as report:
         records, left_out = run_plan(
-            plan, lambda requests: run_methods(models_of_this_process(), spec, requests, store, report)
+            plan, lambda requests, part: run_methods(models_of_this_process(), spec, requests, store, part), report
         )
     return Answer(f"Overview of {spec.name}", digest(records, characters, left_out=left_out, pair=spec.name))
 

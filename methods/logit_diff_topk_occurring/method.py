@@ -33,7 +33,7 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
 
     name: ClassVar[str] = "logit_diff_topk_occurring"
     title: ClassVar[str] = "Logit difference (diff mining)"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Params: ClassVar[type[BaseModel]] = LogitDifferenceParams
     Result: ClassVar[type[MethodResult]] = LogitDifferenceResult
     cost: ClassVar[Cost] = "minutes"

@@ -24,7 +24,7 @@ from diffing_mcp.methods.overview.next_calls import next_calls
 from diffing_mcp.methods.overview.plan import LeftOut, labelled, text_of
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceResult
 from diffing_mcp.methods.registry import all_methods, get_method
-from diffing_mcp.methods.texts.form import FormDigest
+from diffing_mcp.methods.texts.form import FormDigest, FormRow
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ _MANNER_SHOWN = 5
 _EXCERPTS = 3
 _EXCERPT_CHARACTERS = 220
 _LINE_CHARACTERS = 160
+NOTHING = "Nothing stands out"
+"""Headlines that begin so say no more than that."""
 
 
 class OverviewEntry(BaseModel):
@@ -116,9 +118,10 @@ class OverviewResult(BaseModel):
             lines.append("texts that amplify the difference (untrusted):")
             lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
         lines += [entry.as_text() for entry in self.runs]
-        if self.words:
-            label = "weak words (no method is beyond its null level)" if self.confidence == "nothing" else "words"
-            listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in self.words)
+        weak = self.confidence == "nothing"
+        if words := self.words if weak else self.words[_TOPIC_WORDS:]:
+            label = "weak words (no method is beyond its null level)" if weak else "further words"
+            listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in words)
             lines.append(f"{label}, score in null levels x independent methods: {listed}")
         if budget := [f"{row.label()} {row.work:,}" for row in self.left_out if not row.reason]:
             lines.append("left out for the budget, with what it would take of it: " + ", ".join(budget))
@@ -135,7 +138,7 @@ def digest(
     *,
     pair: str,
 ) -> OverviewResult:
-    """The digest of finished runs on one pair; neither its JSON nor its text is longer than `max_chars`.
+    """The digest of finished runs on one pair; its text is not longer than `max_chars`.
 
     `available` names the methods that the reader may call next; None: all. `left_out` are those that were not run.
     `pair` is the name by which the reader knows the pair.
@@ -156,11 +159,13 @@ def digest(
     sources = sources_of(records)
     words = candidate_words(evidence, sources)
     facts = facts_of(records, pair=pair, limit=_FACTS_SHOWN) if any(samples_of(record) for record in records) else None
-    manner = _manner([result for _, result in results])
     topical = {
         record.manifest.method for record, result in results if result.stands_out and hasattr(result, "evidence_words")
     }
     agreed = [row for row in words if independent(topical & set(row.methods), sources) > 1]
+    telling = agreed or [row for row in words if row.score >= 1]
+    told = telling[:_TOPIC_WORDS]
+    manner = _manner([result for _, result in results], told)
     own_words = bool(facts and facts.words)
     identical = all(_is_identical(result) for _, result in results)
     confidence: Literal["identical", "nothing", "one_method", "agreed"] = (
@@ -172,15 +177,14 @@ def digest(
         if topical or manner or own_words
         else "nothing"
     )
-    telling = agreed or [row for row in words if row.score >= 1]
     found = confidence in {"agreed", "one_method"}
     overview = OverviewResult(
         confidence=confidence,
-        verdict=_verdict(confidence, telling, sorted(topical), manner),
+        verdict=_verdict(confidence, told, sorted(topical), manner),
         facts=facts.facts if facts else [],
-        manner=manner,
+        manner=[row.as_text() for row in manner],
         excerpts=_excerpts([result for _, result in results]) if found else [],
-        runs=[_entry(record, result, telling[:_TOPIC_WORDS] if found else []) for record, result in results],
+        runs=[_entry(record, result, told if found else []) for record, result in results],
         words=words[:_WORDS_SHOWN],
         left_out=list(left_out),
         next_calls=next_calls(confidence, results, set(all_methods()) if available is None else set(available)),
@@ -198,13 +202,15 @@ def _is_identical(result: MethodResult) -> bool:
     return bool(getattr(result, "identical", getattr(result, "amount", None) == "none"))
 
 
-def _manner(results: Sequence[Any]) -> list[str]:
-    """What changed in the form of answers, as lines."""
+def _manner(results: Sequence[Any], told: Sequence[CandidateWord]) -> list[FormRow]:
+    """What changed in the form of answers, single words last; those of the topic are told already."""
     forms: list[FormDigest] = [form for result in results if (form := getattr(result, "form", None)) is not None]
-    return [row.as_text() for form in forms for row in form.significant][:_MANNER_SHOWN]
+    topic = {stem(row.word) for row in told}
+    rows = [row for form in forms for row in form.significant if row.kind != "word" or stem(row.feature) not in topic]
+    return sorted(rows, key=lambda row: row.kind == "word")[:_MANNER_SHOWN]
 
 
-def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[str], manner: Sequence[str]) -> str:
+def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[str], manner: Sequence[FormRow]) -> str:
     if confidence == "identical":
         return "The two models are identical on everything that was read."
     if confidence == "nothing":
@@ -212,15 +218,15 @@ def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[
             "No method sees more than a finetune that taught nothing shows: as far as these methods go, there is no "
             "meaningful difference to report."
         )
-    names = ", ".join(row.word for row in words[:_TOPIC_WORDS])
+    names = ", ".join(row.word for row in words)
     lines = []
     if confidence == "agreed":
         lines.append(f"Topic: {names} (several methods agree: {', '.join(topical)}).")
     elif names:
         seen = ", ".join(topical) or "the texts taken together"
         lines.append(f"Topic: {names}, seen by {seen} alone; confirm it by asking both models before claiming it.")
-    if manner:
-        lines.append(f"Manner: {manner[0]}" + ("; more below." if len(manner) > 1 else "."))
+    if manner and (manner[0].kind != "word" or not lines):
+        lines.append(f"Manner: {manner[0].as_text()}" + ("; more below." if len(manner) > 1 else "."))
     return " ".join(lines) or f"{', '.join(topical)} alone is beyond its null level; read its texts and confirm them."
 
 
@@ -243,7 +249,11 @@ def _entry(record: RunRecord, result: MethodResult, told: Sequence[CandidateWord
 
 
 def _line(result: MethodResult, evidence: Sequence[EvidenceWord], told: Sequence[CandidateWord]) -> str:
-    """What a method adds to the topic: its strong words that are not in it; the headline where words say nothing."""
+    """What a method adds to the topic: its strong words that are not in it; the headline where words say nothing,
+    unless it only says that again.
+    """
+    if result.headline.startswith(NOTHING):
+        return ""
     strong = sorted((word for word in evidence if word.score >= 1), key=lambda word: -word.score)
     if not (result.stands_out and strong and told):
         return clip(result.headline, _LINE_CHARACTERS)[0]
@@ -269,24 +279,24 @@ def _excerpts(results: Sequence[Any]) -> list[Excerpt]:
 
 
 def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
-    """Drop excerpts, words, facts, then shorten lines, drop manner, what was left out and later next calls, until JSON
-    and text fit.
+    """Drop excerpts, words, facts, then shorten lines, drop manner, what was left out and later next calls, until the
+    text fits.
     """
 
     def without_last(name: str, keep: int) -> OverviewResult | None:
         rows = getattr(overview, name)
         return overview.model_copy(update={name: rows[:-1]}) if len(rows) > keep else None
 
-    while max(len(overview.model_dump_json()), len(overview.as_text())) > max_chars:
+    while len(overview.as_text()) > max_chars:
         shorter = (
             without_last("excerpts", 1)
             or without_last("words", _TOPIC_WORDS)
             or without_last("facts", _FACTS_KEPT)
-            or without_last("words", 3)
             or without_last("excerpts", 0)
             or _shorter_lines(overview)
             or without_last("manner", 1)
             or without_last("facts", 0)
+            or without_last("words", 0)
             or without_last("left_out", 0)
             or without_last("next_calls", 2)
             or without_last("runs", 0)

@@ -9,13 +9,14 @@ lookup. Torch-free.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput
+from diffing_mcp.core.progress import Progress, silent, stage
 from diffing_mcp.methods.contract import CorpusMethod, Cost, PairSize
 from diffing_mcp.methods.directions.vectors import VectorHandle, handles
 from diffing_mcp.methods.facts.facts import CHEAP
@@ -30,7 +31,7 @@ DEFAULT_BUDGET = 255_000
 one over chats with what they lead to, and what costs next to nothing.
 """
 CHATS = "chat_exchanges"
-CHATS_READ = 256
+CHATS_READ = 128
 MINED_IN_CHATS = ("logit_diff_topk_occurring", "continuation_mining")
 """What reads a text for words and phrases reads some chats too: what was taught in chats may show nowhere else."""
 LENS = "activation_difference_lens"
@@ -93,6 +94,11 @@ def text_of(request: Request) -> str:
     """The corpus of a request; empty where it is the default, or where none is read."""
     corpus = getattr(request[1], "corpus", "")
     return "" if corpus == CorpusParams.model_fields["corpus"].default else corpus
+
+
+def label(request: Request) -> str:
+    """The method of a request, and its text where that is not the default."""
+    return labelled(request[0], text_of(request))
 
 
 def with_chats(requests: Sequence[Request]) -> list[Request]:
@@ -203,36 +209,53 @@ def mean_difference(record: RunRecord) -> VectorHandle | None:
 
 
 def run_plan(
-    plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunRecord]]
+    plan: OverviewPlan,
+    run: Callable[[list[Request], Progress], Sequence[RunRecord]],
+    progress: Progress = silent,
+    finished: Collection[Request] = (),
 ) -> tuple[list[RunRecord], list[LeftOut]]:
     """Records of everything that could be run, in the order of the plan, and what was left out: a method that cannot
-    run on this pair does not take the others with it.
+    run on this pair does not take the others with it. `run` is given requests and their part of the `progress`, which
+    names the methods and counts the work of those that are not `finished` already.
 
     Raises:
         Cancelled, and the first error when nothing could be run.
     """
+
+    def left(requests: Sequence[Request]) -> int:
+        return work_of([request for request in requests if request not in finished])
+
+    count, total, done, number = len(plan.all), max(1, left(plan.all)), 0, 1
     records: list[RunRecord] = []
     left_out = list(plan.left_out)
     failures: list[DiffingError] = []
 
-    def attempt(requests: list[Request]) -> None:
+    def attempt(requests: list[Request], part: Progress) -> None:
         try:
-            records.extend(run(requests))
+            records.extend(run(requests, part))
         except Cancelled:
             raise
         except DiffingError as error:
             if len(requests) > 1:  # what did not fail is finished by now
                 for request in requests:
-                    attempt([request])
+                    attempt([request], part)
                 return
             failures.append(error)
             name, text = requests[0][0], text_of(requests[0])
             left_out.append(LeftOut(method=name, text=text, work=work_of(requests), reason=error.message))
 
+    def step(requests: list[Request]) -> None:
+        nonlocal done, number
+        before, done = done, min(total, done + left(requests))
+        first, number = number, number + len(requests)
+        place = f"{first}" if len(requests) == 1 else f"{first} to {number - 1}"
+        names = ", ".join(label(request) for request in requests)
+        attempt(requests, stage(progress, before, done, total, f"{names} ({place} of {count})"))
+
     for requests in steps(plan.requests):
-        attempt(requests)
+        step(requests)
     for request in later_requests(plan, records):
-        attempt([request])
+        step([request])
     if not records and failures:
         raise failures[0]
     order = [name for name, _ in plan.all]

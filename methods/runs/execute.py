@@ -7,8 +7,7 @@ does not take the others of its pass with it: its error is raised after they are
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.undivided import working_time
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import CorpusMethod, CostEstimate, DiffingMethod, PairSize
 from diffing_mcp.methods.registry import get_method
@@ -90,8 +90,10 @@ def run_methods(
     requests: Sequence[tuple[str, ParamsLike]],
     store: RunStore,
     progress: Progress = silent,
+    finished: Callable[[RunRecord], None] = lambda record: None,
 ) -> list[RunRecord]:
-    """Records of all requested (method name, parameters), in the order asked.
+    """Records of all requested (method name, parameters), in the order asked. `finished` is given each of them as soon
+    as it is there.
 
     Raises:
         UnknownName, InvalidInput: before any model is loaded.
@@ -102,7 +104,17 @@ def run_methods(
         method = get_method(name)
         params = check_params(method, raw)
         asked.append(_Request(index, method, params, run_key(method, spec, params, store)))
-    records = {request.key.digest: record for request in asked if (record := store.lookup(request.key)) is not None}
+    records: dict[str, RunRecord] = {}
+
+    def keep(request: _Request, record: RunRecord | None) -> None:
+        if record is None:
+            raise RuntimeError("the run store gave no record of a written run")
+        records[request.key.digest] = record
+        finished(record)
+
+    for request in asked:
+        if request.key.digest not in records and (record := store.lookup(request.key)) is not None:
+            keep(request, record)
     missing = list({request.key.digest: request for request in asked if request.key.digest not in records}.values())
     if missing:
         shared: dict[TextSource, list[_Request]] = {}
@@ -114,22 +126,27 @@ def run_methods(
                 alone.append(request)
         with pairs.use(spec, progress) as pair:
             for source, group in shared.items():
-                records |= _run_shared(pair, source, group, store, progress)
+                _run_shared(pair, source, group, store, progress, keep)
             for request in alone:
                 before = pair.forwards.copy()
                 with store.writer(request.key) as run:
                     run.result = request.method.run(pair, request.params, run, progress)
                     run.forwards = pair.forwards - before
                     _note_pair(pair, run)
-                records[request.key.digest] = _record(run.record)
+                keep(request, run.record)
     return [records[request.key.digest] for request in asked]
 
 
 def _run_shared(
-    pair: LoadedPair, source: TextSource, group: Sequence[_Request], store: RunStore, progress: Progress
-) -> dict[str, RunRecord]:
-    """One pass for all methods of the group, each stored as soon as it is summarised."""
-    started, before = time.monotonic(), pair.forwards.copy()
+    pair: LoadedPair,
+    source: TextSource,
+    group: Sequence[_Request],
+    store: RunStore,
+    progress: Progress,
+    keep: Callable[[_Request, RunRecord | None], None],
+) -> None:
+    """One pass for all methods of the group, each stored and given to `keep` as soon as it is summarised."""
+    started, before = working_time(), pair.forwards.copy()
     text = open_text(pair, source)
     fed = []
     for request in group:
@@ -138,28 +155,26 @@ def _run_shared(
             raise TypeError(f"{method.name} takes no part in a corpus pass")
         fed.append((request, method, method.accumulator(pair, request.params, text.corpus)))
     statistics = text.feed([accumulator for _, _, accumulator in fed], progress)
-    pass_seconds, pass_forwards = time.monotonic() - started, pair.forwards - before
-    records: dict[str, RunRecord] = {}
+    pass_seconds, pass_forwards = working_time() - started, pair.forwards - before
     failure: Exception | None = None
     for request, method, accumulator in fed:
-        summary_started, summary_before = time.monotonic(), pair.forwards.copy()
+        summary_started, summary_before = working_time(), pair.forwards.copy()
         try:
             with store.writer(request.key) as run:
                 run.note("corpus_pass", {name: round(value, 3) for name, value in vars(statistics).items()})
                 run.note("pass_shared_by", [other.method.name for other in group])
                 run.note("text", text.corpus.notes)
                 run.result = method.summarise(accumulator, pair, request.params, run)
-                run.seconds = pass_seconds + time.monotonic() - summary_started
+                run.seconds = pass_seconds + working_time() - summary_started
                 run.forwards = pass_forwards + (pair.forwards - summary_before)
                 _note_pair(pair, run)
-            records[request.key.digest] = _record(run.record)
+            keep(request, run.record)
         except Cancelled:
             raise
         except Exception as error:  # the others of the pass are stored first
             failure = failure or error
     if failure is not None:
         raise failure
-    return records
 
 
 def _note_pair(pair: LoadedPair, run: StagedRun) -> None:
@@ -167,9 +182,3 @@ def _note_pair(pair: LoadedPair, run: StagedRun) -> None:
     run.note("weights", pair.weight_digests())
     if pair.remarks:
         run.note("remarks", list(pair.remarks))
-
-
-def _record(record: RunRecord | None) -> RunRecord:
-    if record is None:
-        raise RuntimeError("the run store gave no record of a written run")
-    return record

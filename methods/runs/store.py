@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.core.atomic_files import DISK_FULL, discard, sync_folder
 from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.core.undivided import working_time
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.directions.vectors import handles, vector_key_parts
 from diffing_mcp.methods.registry import get_method
@@ -166,14 +167,14 @@ class RunStore:
         Raises:
             OutOfRoom: the disk is full (or a file size limit is reached); nothing is left.
         """
-        started = time.monotonic()
+        started = working_time()
         staging: Path | None = None
         try:
             staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{_host()}~{os.getpid()}~", dir=self.folder))
             _active.add(staging)
             run = StagedRun(staging, self)
             yield run
-            manifest = run.finish(self._free_id(key), key.digest, key.model_dump(), time.monotonic() - started)
+            manifest = run.finish(self._free_id(key), key.digest, key.model_dump(), working_time() - started)
             run.record = self._publish(staging, manifest)
         except OSError as error:
             if error.errno not in DISK_FULL:

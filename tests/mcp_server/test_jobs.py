@@ -55,14 +55,14 @@ async def test_a_job_ends_with_its_result_and_reports_on_the_way(jobs: Jobs) -> 
         return 4
 
     async def report(job: Job) -> None:
-        seen.append(job.done)
+        seen.append(job.fraction or 0.0)
         reported.set()
 
     job = jobs.submit("count", "a", {"n": 4}, work)
     await jobs.wait(job, 10, report, every=0.01)
     assert (job.state, job.result) == ("completed", 4)
     assert seen == sorted(seen)
-    assert len(seen) >= 4
+    assert set(seen) >= {0.0, 0.25, 0.5, 0.75}
 
 
 async def test_equal_work_runs_once_while_live_and_when_completed(jobs: Jobs) -> None:
@@ -93,20 +93,44 @@ async def test_waiting_ends_in_time_and_the_work_goes_on(jobs: Jobs) -> None:
     assert job.state == "completed"
 
 
-async def test_a_waiter_that_is_cancelled_leaves_the_job_alone(jobs: Jobs) -> None:
-    gate, waiting = threading.Event(), asyncio.Event()
+async def abandoned(jobs: Jobs, job: Job) -> None:
+    """A wait for the job that is cancelled once the job has reported."""
+    waiting = asyncio.Event()
 
     async def report(job: Job) -> None:
         waiting.set()
 
-    job = jobs.submit("count", "a", 1, batches(3, gate))
     waiter = asyncio.create_task(jobs.wait(job, 10, report, every=0.01))
     await waiting.wait()
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
+
+
+async def test_a_job_that_nobody_waits_for_or_knows_stops_with_its_last_waiter(jobs: Jobs) -> None:
+    job = jobs.submit("count", "a", 1, endless(threading.Event()))
+    await abandoned(jobs, job)
+    assert await asyncio.to_thread(job.finished.wait, 10)
+    assert job.state == "cancelled"
+
+
+async def test_a_job_whose_id_was_handed_out_outlives_its_waiters(jobs: Jobs) -> None:
+    gate = threading.Event()
+    job = jobs.submit("count", "a", 1, batches(3, gate))
+    job.handed_out = True
+    await abandoned(jobs, job)
     gate.set()
     await jobs.wait(job, 10)
+    assert job.result == 3
+
+
+async def test_a_job_that_somebody_else_waits_for_goes_on(jobs: Jobs) -> None:
+    gate = threading.Event()
+    job = jobs.submit("count", "a", 1, batches(3, gate))
+    other = asyncio.create_task(jobs.wait(job, 10))
+    await abandoned(jobs, job)
+    gate.set()
+    await other
     assert job.result == 3
 
 
@@ -128,7 +152,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_runs(jobs: Jobs) -> N
     blocking = jobs.submit("block", "a", 1, lambda job: gate.wait(10))
     settled: list[bool] = []
     queued = jobs.submit("never", "a", 1, lambda job: ran.append(1), reserve=lambda: settled.append)
-    assert jobs.ahead(queued) == 1
+    assert jobs.outlook(queued).queued_before == 1
     jobs.cancel(queued)
     assert (queued.state, settled) == ("cancelled", [False])
     gate.set()

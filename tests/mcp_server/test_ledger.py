@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import database_path, transaction
-from diffing_mcp.mcp_server.ledger import Budget, BudgetExhausted, Ledger
+from diffing_mcp.mcp_server.ledger import Budget, BudgetExhausted, Ledger, LostWork
 
 
 def new_row(identifier: str, interactions: int, tool_calls: int, path: Path | None = None) -> str:
@@ -210,4 +210,20 @@ def test_what_a_killed_process_had_reserved_comes_back_and_what_it_spent_does_no
     assert ledger.recover() == 1
     assert ledger.state("x").tool_calls_left == 10
     assert ledger.state("x").interactions_left == 0
+    ledger.close()
+
+
+def test_what_was_lost_with_a_process_is_told_once(data_folder: Path) -> None:
+    lost, ledger = Ledger(), Ledger()
+    new_row("x", 5, 10)
+    lost.reserve("x", "interactions", 2, "ask_models")
+    lost.reserve("x", "interactions", 0, "overview")
+    done = lost.reserve("x", "interactions", 1, "compare_text")
+    lost.commit(done)
+    assert ledger.lost_work("x") == []
+    lost.close()
+    assert ledger.recover() == 2
+    assert ledger.state("x").interactions_left == 4
+    assert ledger.lost_work("x") == [LostWork("ask_models", 2), LostWork("overview", 0)]
+    assert ledger.lost_work("x") == []
     ledger.close()

@@ -184,7 +184,7 @@ async def test_methods_run_and_are_lookups_when_asked_again(
 
 
 async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, pair_name: str) -> None:
-    arguments = {"pair": pair_name, "max_characters": 3000, "budget": 75_000, **SMALL}
+    arguments = {"pair": pair_name, "max_characters": 3000, "budget": 150_000, **SMALL}
     answer = await modern.call_tool("overview", arguments)
     while (answer.structured_content or {}).get("status") == "running":
         answer = await modern.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})

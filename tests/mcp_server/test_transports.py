@@ -47,13 +47,16 @@ async def until(condition: Any, seconds: float = 20) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
-    url: str, context: ServerContext, pair_name: str, mode: str, slow_batches: None
+async def test_a_client_that_hangs_up_stops_its_job_unless_it_knows_it(
+    url: str, context: ServerContext, pair_name: str, mode: str, known: bool, slow_batches: None
 ) -> None:
     new = investigations.create(pair_name, interactions=5, tool_calls=5)
     async with http_client(url, new.token) as client:
-        assert client is not None
+        if known:
+            first = await client.call_tool("kl", {"pair": new.label, **LONG, "wait_seconds": 0})
+            assert (first.structured_content or {})["status"] == "running"
     headers = {"Authorization": f"Bearer {new.token}"}
     from mcp.client.streamable_http import streamable_http_client
 
@@ -63,30 +66,43 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
             Client(streamable_http_client(url, http_client=web), mode=mode) as client,
         ):
             with_timeout = asyncio.create_task(client.call_tool("kl", {"pair": new.label, **LONG}))
-            await until(lambda: any(job.state == "running" for job in context.jobs.list(None)))
+            await until(lambda: any(job.waiters and job.state == "running" for job in context.jobs.list(None)))
             with_timeout.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await with_timeout
 
     await hang_up()
     job = context.jobs.list(None)[0]
-    assert job.state == "running"
     async with http_client(url, new.token) as client:
-        # Other tools are answered while the job runs, and an equal call finds the same job.
-        await client.call_tool("list_hypotheses", {})
-        assert job.state == "running"
-        again = await client.call_tool("kl", {"pair": new.label, **LONG, "wait_seconds": 0})
-        assert again.structured_content is not None
-        assert again.structured_content["job"]["job_id"] == job.id
-        cancelled = await client.call_tool("cancel_job", {"job_id": job.id})
-        assert cancelled.structured_content is not None
-        assert job.state == "cancelled"
+        if known:
+            # Other tools are answered while the job runs, and an equal call finds the same job.
+            await client.call_tool("list_hypotheses", {})
+            assert job.state == "running"
+            again = await client.call_tool("kl", {"pair": new.label, **LONG, "wait_seconds": 0})
+            assert again.structured_content is not None
+            assert again.structured_content["job"]["job_id"] == job.id
+            await client.call_tool("cancel_job", {"job_id": job.id})
+        await until(lambda: job.state == "cancelled")
         assert (await good(client, "compare_text", {"pair": new.label, "text": "the slot is free again"}))[
             "status"
         ] == "completed"
     record = investigations.show(new.id)
-    assert record.calls[0].outcome in ("abandoned", "completed")
+    assert record.calls[0].outcome in (("running",) if known else ("abandoned", "completed"))
     assert record.budget.interactions_left == 4
+
+
+async def test_a_question_is_answered_while_others_train(
+    url: str, context: ServerContext, pair_name: str, slow_batches: None
+) -> None:
+    one, two = (investigations.create(pair_name, interactions=5, tool_calls=5) for _ in range(2))
+    async with http_client(url, one.token) as client:
+        long = await client.call_tool("kl", {"pair": one.label, **LONG, "wait_seconds": 0})
+    async with http_client(url, two.token) as client:
+        answer = await good(client, "compare_text", {"pair": two.label, "text": "a question"})
+        assert answer["status"] == "completed"
+    job = context.jobs.get((long.structured_content or {})["job"]["job_id"], None)
+    assert job.state == "running"
+    context.jobs.cancel(job)
 
 
 async def test_two_equal_calls_share_one_job_and_one_price(url: str, context: ServerContext, pair_name: str) -> None:
@@ -240,17 +256,18 @@ async def test_the_bridge_forwards_everything(url: str, pair_name: str) -> None:
                 await client.get_prompt("audit_pair", {"pair": new.label})
 
 
-Serving = Callable[[str], "subprocess.Popen[str]"]
+Serving = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def serving_process(data_folder: Path) -> Iterator[Serving]:
-    """Starts servers (`http` or `stdio`) that do not outlive the test."""
+    """Starts servers (`http` or `stdio`, and what to run first) that do not outlive the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(kind: str) -> subprocess.Popen[str]:
+    def start(kind: str, before: str = "") -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen([sys.executable, "-c", SERVE, kind], text=True, env=dict(os.environ), **pipes))  # type: ignore[call-overload]
+        script = [sys.executable, "-c", before + SERVE, kind]
+        started.append(subprocess.Popen(script, text=True, env=dict(os.environ), **pipes))  # type: ignore[call-overload]
         return started[-1]
 
     yield start
@@ -277,14 +294,32 @@ async def _start_long_job(url: str, token: str, label: str) -> dict[str, Any]:
         return finished
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-async def test_the_http_server_ends_cleanly_with_a_running_job(
-    data_folder: Path, pair_name: str, how: signal.Signals, serving_process: Serving
+async def test_the_http_server_answers_and_ends_cleanly_with_a_running_job(
+    data_folder: Path, pair_name: str, how: signal.Signals, mode: str, serving_process: Serving
 ) -> None:
+    from mcp.client.streamable_http import streamable_http_client
+
     new = investigations.create(pair_name, interactions=5000)
     process = serving_process("http")
-    await _start_long_job(address_of(process), new.token, new.label)
-    process.send_signal(how)
+    url = address_of(process)
+    await _start_long_job(url, new.token, new.label)
+    async with (
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {new.token}"}, timeout=60) as web,
+        Client(streamable_http_client(url, http_client=web), mode=mode) as client,
+    ):
+        reported = asyncio.Event()
+
+        async def watch(progress: float, total: float | None, message: str | None) -> None:
+            reported.set()
+
+        jobs = (await client.call_tool("get_job", {})).structured_content or {}
+        job = next(job["job_id"] for job in jobs["result"]["jobs"] if job["state"] == "running")
+        waiting = asyncio.create_task(client.call_tool("get_job", {"job_id": job}, progress_callback=watch))
+        await asyncio.wait_for(reported.wait(), 30)
+        process.send_signal(how)
+        assert "the server is shutting down" in str((await asyncio.wait_for(waiting, 30)).content)
     assert await asyncio.to_thread(process.wait, 30) == 0
     # What the running job had reserved was given back, what was finished stays spent.
     assert investigations.show(new.id).budget.interactions_left == 4999
@@ -305,9 +340,14 @@ async def test_a_killed_server_loses_nothing_finished(
     assert investigations.show(new.id).budget.interactions_left == 4999
     assert default_store().get(finished["run_id"]).result_json()["headline"] == finished["result"]["headline"]
     async with running_http(context) as url, http_client(url, new.token) as client:
-        again = await good(client, "kl", {"pair": new.label, "max_samples": 20, "max_tokens": 8})
-        assert again["run_id"] == finished["run_id"]
-        assert "job" not in again
+        arguments = {"pair": new.label, "max_samples": 20, "max_tokens": 8}
+        again = await client.call_tool("kl", arguments)
+        answer = again.structured_content or {}
+        assert answer["run_id"] == finished["run_id"]
+        assert "job" not in answer
+        said = "The server was restarted while work of yours was under way (ask_models). 1920 model interactions"
+        assert said in str(again.content)
+        assert said not in str((await client.call_tool("kl", arguments)).content)  # once
     context.close()
 
 
@@ -321,14 +361,42 @@ async def test_stdio_in_both_eras(data_folder: Path, pair_name: str, mode: str) 
         await good(client, "compare_text", {"pair": pair_name, "text": "some plain words here"})
 
 
-async def test_stdio_ends_on_sigterm(serving_process: Serving) -> None:
-    process = serving_process("stdio")
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("EOF", marks=pytest.mark.long)])
+async def test_stdio_answers_and_ends_in_the_middle_of_a_batch(
+    data_folder: Path, pair_name: str, how: str, serving_process: Serving
+) -> None:
+    process = serving_process(
+        "stdio",
+        "import diffing_mcp.queries.comparing as c, threading; "
+        "c.compare = lambda pair, query, job: threading.Event().wait(); ",
+    )
     assert process.stdin is not None
     assert process.stdout is not None
+
+    def send(**message: Any) -> None:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        process.stdin.flush()
+
+    async def read() -> dict[str, Any]:
+        assert process.stdout is not None
+        message: dict[str, Any] = json.loads(await asyncio.to_thread(process.stdout.readline))
+        return message
+
     hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-    process.stdin.write(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}) + "\n")
-    process.stdin.flush()
-    answer = json.loads(await asyncio.to_thread(process.stdout.readline))
-    assert answer["result"]["serverInfo"]["name"] == "diffing"
-    process.terminate()
+    send(id=1, method="initialize", params=hello)
+    assert (await read())["result"]["serverInfo"]["name"] == "diffing"
+    send(method="notifications/initialized")
+    arguments = {"pair": pair_name, "text": "some plain words"}
+    meta = {"progressToken": 7}
+    send(id=2, method="tools/call", params={"name": "compare_text", "arguments": arguments, "_meta": meta})
+    assert (await read())["method"] == "notifications/progress"
+    if how == "EOF":
+        process.stdin.close()
+    else:
+        process.terminate()
+        answer = await read()
+        while answer.get("id") != 2:
+            answer = await read()
+        assert "the server is shutting down" in str(answer["result"]["content"])
     assert await asyncio.to_thread(process.wait, 20) == 0
