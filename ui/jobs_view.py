@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffing_mcp.ui.addresses import link
+from diffing_mcp.ui.addresses import link, run_link
 from diffing_mcp.ui.html import chip, div, element, escape, join, seconds_text, table
 
 LIVE = ("queued", "running")
@@ -34,10 +34,10 @@ def _name(job: Mapping[str, Any]) -> Markup:
 def _progress(job: Mapping[str, Any]) -> Markup:
     if job["state"] == "failed":
         return escape(job.get("error") or job.get("message") or "")
-    share = job.get("progress")
     said = job.get("message") or ""
     if job["state"] == "queued" and job.get("queued_before"):
         said = f"{job['queued_before']} before it"
+    share = job.get("progress")
     if share is None or job["state"] not in LIVE:
         return escape(said)
     percent = round(100 * share)
@@ -45,16 +45,18 @@ def _progress(job: Mapping[str, Any]) -> Markup:
         f"<div class='d-bar' role='progressbar' aria-label='progress' aria-valuenow='{percent}' aria-valuemin='0' "
         f"aria-valuemax='100'><div style='width:{percent}%'></div></div>"
     )
-    return join([f"{percent} % {said}".strip(), bar])
+    parts = (
+        element("li", run_link(part["run_id"]), f": {part['headline']}")
+        for part in job.get("parts") or []
+        if part.get("run_id")
+    )
+    return join([f"{percent} % {said}".strip(), bar, element("ul", *parts, classes="d-list plain")])
 
 
 def _time(job: Mapping[str, Any]) -> Markup:
-    spent = float(job.get("seconds") or 0)
-    left = _left(job, spent)
-    return join([seconds_text(spent), div(f"about {seconds_text(left)} left", classes="d-remark") if left else ""])
-
-
-def _left(job: Mapping[str, Any], spent: float) -> float | None:
-    """Seconds left by the pace so far; None before a tenth is done."""
-    share = job.get("progress") or 0
-    return spent * (1 - share) / share if job["state"] == "running" and 0.1 <= share < 1 else None
+    parts: list[Any] = [seconds_text(float(job.get("seconds") or 0))]
+    for name, said in (("starts_in", "begins in about"), ("ends_in", "about")):
+        if job["state"] in LIVE and job.get(name):
+            left = " left" if name == "ends_in" else ""
+            parts.append(div(f"{said} {seconds_text(job[name])}{left}", classes="d-remark"))
+    return join(parts)

@@ -126,6 +126,8 @@ def test_jobs_say_how_far_they_are_and_what_failed() -> None:
             "progress": 0.25,
             "message": "reading",
             "seconds": 30.0,
+            "ends_in": 90,
+            "parts": [{"name": "kl", "run_id": "kl-0123ab", "headline": "The <b>models</b> differ."}],
         },
         {"job_id": "pca-2", "tool": "pca", "state": "queued", "queued_before": 1, "seconds": 0.0},
         {"job_id": "x-3", "tool": "x", "state": "failed", "error": "no <b>room</b>", "seconds": 1.0},
@@ -134,6 +136,8 @@ def test_jobs_say_how_far_they_are_and_what_failed() -> None:
     shown = jobs_html(jobs)
     assert "25 % reading" in shown
     assert "about 1 min 30 s left" in shown
+    assert "run?run=kl-0123ab" in shown
+    assert "The &lt;b&gt;models&lt;/b&gt; differ." in shown
     assert "1 before it" in shown
     assert "no &lt;b&gt;room&lt;/b&gt;" in shown
     assert "?pair=a%2Fb%40c" in shown
