@@ -12,7 +12,7 @@ from diffing_mcp.ui.addresses import link, run_link, show_in_address
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.html import alert, div, element, join
-from diffing_mcp.ui.jobs import EVERY_SECONDS, OVERVIEW, JobBoard, live_ids
+from diffing_mcp.ui.jobs import EVERY_SECONDS, OVERVIEW, JobBoard
 from diffing_mcp.ui.jobs_view import LIVE, jobs_html
 from diffing_mcp.ui.pair_findings import PairFindings, arguments_for, findings_of, full_name, unknown_pair
 from diffing_mcp.ui.pair_view import cards_html, claims_html, missing_label, sides_html, verdict_html
@@ -50,13 +50,14 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
         return body_html(found), share_html(found), gr.update(choices=startable, value=[])
 
     async def working(pair: str | None) -> tuple[Any, ...]:
-        """The live jobs of the pair, and whether to look again."""
+        """The live jobs of the pair, how far they are, and whether to look again."""
         try:
             jobs = await board.jobs()
         except DiffingError as error:
             return alert(error.message), [], gr.Timer(active=False)
         mine = [job for job in jobs if job["state"] in LIVE and job.get("pair") == full_name(pair or "")]
-        return jobs_html(mine) if mine else "", live_ids(mine), gr.Timer(active=bool(mine))
+        reached = [f"{job['job_id']} {len(job.get('parts') or [])}" for job in mine]
+        return jobs_html(mine) if mine else "", reached, gr.Timer(active=bool(mine))
 
     async def started(pair: str | None, methods: list[str]) -> tuple[Any, ...]:
         if not (pair and methods):
@@ -97,11 +98,11 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
     )
     missing = gr.CheckboxGroup([], show_label=False, container=False, elem_id="pair-missing")
     run_chosen = gr.Button("Run what is ticked", scale=0, min_width=190, elem_id="run-chosen")
-    live = gr.State([])
+    reached = gr.State([])
     timer = gr.Timer(EVERY_SECONDS, active=False)
 
     page: list[Any] = [body, share, missing]
-    work: list[Any] = [jobs, live, timer]
+    work: list[Any] = [jobs, reached, timer]
     demo.load(opened, None, [pair, *page], api_visibility="private", show_progress="hidden").then(
         working, [pair], work, api_visibility="private", show_progress="hidden"
     )
@@ -112,5 +113,5 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
     run_overview.click(overview, [pair], [said, *work], api_visibility="private", show_progress_on=[said])
     run_chosen.click(started, [pair, missing], [said, *work], api_visibility="private", show_progress_on=[said])
     timer.tick(working, [pair], work, api_visibility="private", show_progress="hidden")
-    # Whenever a job of the pair ends there is something new to show.
-    live.change(shown, [pair], page, api_visibility="private", show_progress="hidden")
+    # Whenever a job of the pair, or a part of one, ends there is something new to show.
+    reached.change(shown, [pair], page, api_visibility="private", show_progress="hidden")
