@@ -52,6 +52,11 @@ def serve(
     if http and token is not None:
         raise InvalidInput("--token goes with stdio; over HTTP every client sends its own token.")
     quiet_libraries()
+    if http:
+        from diffing_mcp.cli.ports import bindable
+        from diffing_mcp.core.settings import settings
+
+        bindable(host or settings().host, settings().port if port is None else port)
     from diffing_mcp.mcp_server.serve import serve_http, serve_stdio
 
     if http:
