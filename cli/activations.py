@@ -6,13 +6,17 @@ from typing import Annotated
 
 import typer
 
+from diffing_mcp.cli.help_sections import Sections
 from diffing_mcp.cli.methods import PAIR_HELP
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of a collection, from `diffing activations list`.")]
 
 activations = typer.Typer(
-    help="Collect, list, describe and delete stored activations.", no_args_is_help=True, rich_markup_mode=None
+    cls=Sections,
+    help="Collect, list, describe and delete stored activations.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 

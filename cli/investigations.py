@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from diffing_mcp.cli.help_sections import Sections
 from diffing_mcp.cli.methods import PAIR_HELP
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
@@ -14,7 +15,7 @@ InvestigationArgument = Annotated[
 ]
 
 investigations = typer.Typer(
-    help="Create, list, show and close investigations.", no_args_is_help=True, rich_markup_mode=None
+    cls=Sections, help="Create, list, show and close investigations.", no_args_is_help=True, rich_markup_mode=None
 )
 
 

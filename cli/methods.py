@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffing_mcp.cli.completing import method_names, pair_names
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -22,9 +24,10 @@ SET_HELP = (
     "A parameter as key=value (YAML), repeatable; METHOD.key=value when several methods run and only one shall take it."
 )
 
-PairOption = Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)]
+PairOption = Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP, autocompletion=pair_names)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print a table as CSV on stdout and nothing else there.")]
 
 
 class Mode(StrEnum):
@@ -75,7 +78,9 @@ def run(
     methods: Annotated[
         list[str],
         typer.Argument(
-            metavar="METHOD...", help="One method or several; those that read the same text share one pass."
+            metavar="METHOD...",
+            help="One method or several; those that read the same text share one pass.",
+            autocompletion=method_names,
         ),
     ],
     pair: PairOption,

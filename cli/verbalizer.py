@@ -7,11 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from diffing_mcp.cli.help_sections import Sections
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 RecipeOption = Annotated[Path | None, typer.Option(help="YAML file. Default: the recipe of the bundled verbalizer.")]
 
 verbalizer = typer.Typer(
-    help="Train and measure verbalizers for the activation oracle.", no_args_is_help=True, rich_markup_mode=None
+    cls=Sections,
+    help="Train and measure verbalizers for the activation oracle.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 

@@ -115,7 +115,9 @@ class Settings(BaseSettings):
 def _profile(place: str) -> Path:
     path = Path(place).expanduser()
     if not path.is_file():
-        raise InvalidInput(f"{PREFIX}PROFILE names {place}, which is no file. Name a TOML file of settings, or unset it.")
+        raise InvalidInput(
+            f"{PREFIX}PROFILE names {place}, which is no file. Name a TOML file of settings, or unset it."
+        )
     return path
 
 

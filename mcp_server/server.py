@@ -32,6 +32,7 @@ from diffing_mcp.mcp_server.render import rounded
 from diffing_mcp.mcp_server.resources import add_prompts, add_resources
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.toolset import toolset
+from diffing_mcp.methods.registry import canonical_name
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class DiffingServer(MCPServer):
         Raises:
             ToolError: for every failure, with the text the caller shall read.
         """
-        caller = self.caller()
+        name, caller = canonical_name(name), self.caller()
         started = time.monotonic()
         call: Call | None = None
         outcome = "abandoned"

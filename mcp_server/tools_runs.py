@@ -18,7 +18,7 @@ from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.methods.contract import View
-from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.registry import canonical_name, get_method
 from diffing_mcp.methods.results import compact_text
 from diffing_mcp.methods.runs.store import changed_since
 
@@ -111,7 +111,7 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
     mine = investigations.remembered_runs(investigation.id) if investigation else None
     found = [
         manifest
-        for manifest in call.context.store.list(method=arguments.method)
+        for manifest in call.context.store.list(method=arguments.method and canonical_name(arguments.method))
         if manifest.pair == identity and (mine is None or manifest.id in mine)
     ]
     shown = found[arguments.offset : arguments.offset + arguments.limit]

@@ -44,9 +44,7 @@ def test_hosts_are_comma_separated_as_a_port_may_follow_a_colon(monkeypatch: pyt
         ("DIFFING_PROFILE", "/no/such/profile.toml", "no file"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
-) -> None:
+def test_a_wrong_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidInput, match=said) as refusal:
         settings()
