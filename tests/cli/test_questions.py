@@ -1,4 +1,4 @@
-"""`diffing ask` and `diffing compare` on a tiny pair: texts, JSON, CSV, and what is refused before a model is loaded."""
+"""`diffing ask` and `diffing compare` on a tiny pair: texts, JSON, CSV, and what is refused before models load."""
 
 from __future__ import annotations
 
