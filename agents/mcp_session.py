@@ -11,15 +11,16 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from diffing_mcp.agents.records import Message, ToolCall
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.settings import settings
+from diffing_mcp.core.wire import STRUCTURED
 
 if TYPE_CHECKING:
     from mcp import Client
-    from mcp.types import CallToolResult
+    from mcp.types import CallToolResult, RequestParamsMeta
 
 WAIT_SECONDS = 40
 """How long one `get_job` call waits on the server; below the 45 s after which the server answers with a
@@ -67,8 +68,9 @@ class Session:
         self.messages.append(Message(role="assistant", content=content))
 
     async def tool_names(self) -> list[str]:
-        """Names of the tools this token may call, in the server's order."""
-        return [tool.name for tool in (await self.client.list_tools()).tools]
+        """Names of all tools that this token may call, listed at first or not."""
+        _, answer = await self._once("more_tools", {})
+        return [row["name"] for row in answer["result"]["tools"]]
 
     async def call(self, tool: str, arguments: dict[str, Any] | None = None, timeout: float = 1800) -> FinishedCall:
         """Call a tool and wait until its work is done.
@@ -118,7 +120,9 @@ class Session:
         return text, answer
 
     async def _once(self, tool: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        result: CallToolResult = await self.client.call_tool(tool, arguments)
+        result: CallToolResult = await self.client.call_tool(
+            tool, arguments, meta=cast("RequestParamsMeta", {STRUCTURED: True})
+        )
         text = "\n".join(block.text for block in result.content if block.type == "text")
         if result.is_error:
             raise ToolFailed(tool, text)

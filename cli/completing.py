@@ -4,12 +4,10 @@ from __future__ import annotations
 
 
 def pair_names(incomplete: str) -> list[str]:
-    """Pairs of the catalogue, those whose files are on this machine first; the short name where there is one pair."""
-    from diffing_mcp.model_pairs.resolve import list_pairs
+    """Pairs of the catalogue, those whose files are on this machine first."""
+    from diffing_mcp.model_pairs import resolve
 
-    found = sorted(list_pairs(), key=lambda pair: not pair.available_offline)
-    names = dict.fromkeys(name for pair in found for name in (pair.organism, pair.name))
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in resolve.pair_names() if name.startswith(incomplete)]
 
 
 def method_names(incomplete: str) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from typer.core import TyperGroup
 
-INDENT = 2
+from diffing_mcp.core.text import first_sentence
+
 GAP = 2
 
 
@@ -22,7 +23,7 @@ class Sections(TyperGroup):
         listed: dict[str, list[tuple[str, str]]] = {title: [] for title in self.titles}
         for name, command in self._shown(ctx):
             title = getattr(command, "rich_help_panel", None) or "Commands"
-            listed.setdefault(str(title), []).append((name, _first_sentence(command.help or "")))
+            listed.setdefault(str(title), []).append((name, first_sentence((command.help or "").split("\n\n")[0])))
         width = max((len(name) for rows in listed.values() for name, _ in rows), default=0)
         for title, rows in ((title, rows) for title, rows in listed.items() if rows):
             with formatter.section(title):
@@ -38,8 +39,3 @@ class Sections(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Commands in the order of their registration, groups of commands among them."""
         return list(self.commands)
-
-
-def _first_sentence(text: str) -> str:
-    """Up to the first full stop that ends a sentence."""
-    return " ".join(text.split("\n\n", maxsplit=1)[0].split()).split(". ")[0].rstrip(".") + "."

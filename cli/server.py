@@ -42,6 +42,20 @@ def serve(
         str | None,
         typer.Option(help="Without --http: token of the investigation that the one client shall be confined to."),
     ] = None,
+    toolsets: Annotated[
+        str | None,
+        typer.Option(
+            help="Sets of tools that clients list, comma-separated: default, all, methods, runs, pairs, ... Default: "
+            "the setting `toolsets`. Everything else is found by the tool more_tools."
+        ),
+    ] = None,
+    tools: Annotated[
+        str | None, typer.Option(help="Single tools that they list besides, comma-separated: kl,pca.")
+    ] = None,
+    read_only: Annotated[
+        bool | None,
+        typer.Option("--read-only", help="No tool that trains, stores, deletes or unloads; finished runs are kept."),
+    ] = None,
 ) -> None:
     """Serve the tools over MCP: on stdin and stdout for a host that starts this command, or over HTTP."""
     from diffing_mcp.cli.output import quiet_libraries
@@ -57,12 +71,14 @@ def serve(
         from diffing_mcp.core.settings import settings
 
         bindable(host or settings().host, settings().port if port is None else port)
+    from diffing_mcp.mcp_server.offer import Selection
     from diffing_mcp.mcp_server.serve import serve_http, serve_stdio
 
+    selection = Selection.from_settings(toolsets, tools, read_only)
     if http:
-        serve_http(host, port)
+        serve_http(host, port, selection)
     else:
-        serve_stdio(token)
+        serve_stdio(token, selection)
 
 
 def connect(

@@ -95,6 +95,17 @@ class Settings(BaseSettings):
             "clients are operators."
         ),
     )
+    toolsets: str = Field(
+        "default",
+        description=(
+            "Sets of tools that clients of the server list, comma-separated: `default` (those of an investigation), "
+            "`all`, or names such as `methods`, `runs`, `pairs`. All others are found by `more_tools`."
+        ),
+    )
+    tools: str = Field("", description="Single tools that they list besides, comma-separated, such as `kl,pca`.")
+    read_only: bool = Field(
+        False, description="Serve no tool that trains, stores, deletes or unloads; finished runs are still kept."
+    )
     generation_backend: Literal["transformers", "vllm"] = "transformers"
 
     @classmethod

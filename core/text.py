@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 
 def clip(text: str, characters: int) -> tuple[str, bool]:
     """The beginning of a text, and whether something was cut off."""
     return (text, False) if len(text) <= characters else (text[: max(0, characters - 1)] + "…", True)
+
+
+def first_sentence(text: str) -> str:
+    """What stands before the first full stop that ends a sentence, on one line."""
+    return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")

@@ -6,13 +6,14 @@ validation, which explains it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
 
-CUT = ("wait_seconds", "limit")
+CUT = ("wait_seconds", "limit", "max_characters", "k")
 """Numbers that only bound an answer: too large a one is cut to its maximum."""
 
 
@@ -34,6 +35,19 @@ def coerced(model: type[BaseModel], schema: Mapping[str, Any], arguments: Mappin
             if name in CUT and isinstance(found[name], int | float) and "maximum" in field:
                 found[name] = min(found[name], field["maximum"])
     return found
+
+
+def cuts(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
+    """What to say of the numbers that `coerced` cut. A shorter wait shows by itself."""
+    properties = schema.get("properties", {})
+    return [
+        f"{name}={value:g} was cut to its maximum, {properties[name]['maximum']}."
+        for name, value in arguments.items()
+        if name in CUT
+        and name != "wait_seconds"
+        and isinstance(value, int | float)
+        and value > properties.get(name, {}).get("maximum", math.inf)
+    ]
 
 
 def _takes_null(declared: Any) -> bool:

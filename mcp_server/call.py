@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.declarations import JobState, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.jobs import Job, Work
+from diffing_mcp.mcp_server.offer import Offer
 from diffing_mcp.mcp_server.redaction import Redactor, redactor_of
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.contract import CostEstimate
@@ -34,14 +35,21 @@ class JobPayload:
 
 @dataclass
 class Call:
-    """Given to every handler. `arguments` are the validated ones; `report` sends a job's progress to the client."""
+    """Given to every handler. `arguments` are the validated ones; `report` sends a job's progress to the client;
+    `structured`: a program asks, which reads data and not text, so nothing need be cut for an agent's context;
+    `notes` stand before the answer's text. A
+    handler that changed what the caller lists sets `list_changed`.
+    """
 
     context: ServerContext
     caller: Caller
     tool: ToolDeclaration
     arguments: BaseModel
-    toolset: dict[str, ToolDeclaration]
+    offer: Offer
     report: Callable[[Job], Awaitable[None]] | None = None
+    structured: bool = False
+    notes: Sequence[str] = ()
+    list_changed: bool = False
 
     def pair(self, name: str) -> PairSpec:
         """The pair a caller means: for an investigation only its own label, for operators anything that resolves.
@@ -140,7 +148,7 @@ class Call:
         return Reply(
             job=job,
             text=self.job_line(job),
-            next_step=f'Call get_job(job_id="{job.id}") to go on waiting, or cancel_job to stop it.',
+            next_step=f'Call get_job(job_id="{job.id}") to go on waiting; with cancel=true it stops it.',
         )
 
     def job_state(self, job: Job) -> JobState:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mcp.types import ToolAnnotations
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.ledger import BudgetState
 from diffing_mcp.methods.contract import CostEstimate
 
 DEFAULT_WAIT_SECONDS = 45.0
-DEFAULT_CHARACTERS = 8000
+DEFAULT_CHARACTERS = 6000
+"""Untrusted text of one answer: about 1,700 tokens, so that the whole stays below 2,000."""
+
+
+def _parsed(value: Any) -> Any:
+    """A JSON object as an object; anything else is left to the validation."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else {}
+    except ValueError:
+        return value
+
+
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_parsed), WithJsonSchema({"type": "string"})]
+"""An object of any keys. Hosts that know only closed objects (OpenAI's strict mode, Gemini) are told that it is a text;
+objects are taken as well.
+"""
 
 
 class Arguments(BaseModel):
@@ -34,7 +52,7 @@ class WaitArguments(Arguments):
     """Arguments of a tool that may take long."""
 
     wait_seconds: float = Field(
-        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait; longer work goes on as a job (get_job)."
+        DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Longer work goes on as a job (get_job)."
     )
     estimate_only: bool = Field(False, description="Only say what it would cost.")
 
@@ -100,7 +118,8 @@ class ToolDeclaration:
     """One tool. `handler` gets the `diffing_mcp.mcp_server.call.Call` and the validated arguments.
 
     `tool_calls` is what a call takes from that budget; `price` says in words what it takes from the model interactions
-    (shown by describe_pair).
+    (shown by describe_pair). `read_only`: it changes nothing but finished runs and the caller's own jobs. `lasting`: it
+    trains, stores, deletes or unloads what others use, which a server started with --read-only does not do.
     """
 
     name: str
@@ -113,26 +132,29 @@ class ToolDeclaration:
     price: str = ""
     operator_only: bool = False
     read_only: bool = True
+    lasting: bool = False
     destructive: bool = False
     idempotent: bool = True
-    annotations: ToolAnnotations = field(init=False)
 
-    def __post_init__(self) -> None:
-        hints = ToolAnnotations(
-            title=self.title,
-            read_only_hint=self.read_only,
+    def annotations(self, operator: bool) -> ToolAnnotations:
+        """The hints that a caller gets. An operator may name a pair by hub ids, so a tool about a pair may reach the
+        hub; an investigation has one pair.
+        """
+        return ToolAnnotations(
+            read_only_hint=self.read_only and not self.lasting,
             destructive_hint=self.destructive,
             idempotent_hint=self.idempotent,
-            open_world_hint=False,
+            open_world_hint=operator and "pair" in self.Arguments.model_fields,
         )
-        object.__setattr__(self, "annotations", hints)
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON schema of the arguments, without what only fills an agent's context: titles and a description that
-        repeat names, defaults of null, lengths of texts."""
+        """JSON schema of the arguments, without what only fills an agent's context: titles and descriptions that
+        repeat names, empty defaults, lengths of texts.
+        """
         schema = self.Arguments.model_json_schema()
-        schema.pop("description", None)  # "Arguments of ..."
+        for described in (schema, *schema.get("$defs", {}).values()):
+            described.pop("description", None)  # "Arguments of ..."
         return _compact(schema)
 
     @cached_property
@@ -148,19 +170,23 @@ class ToolDeclaration:
         return {**_nullables_optional(schema), "required": ["status"]}
 
 
-_LEFT_OUT = {"title", "minLength", "maxLength", "pattern"}
+_LEFT_OUT = {"title", "minLength", "maxLength", "minItems", "pattern"}
+_EMPTY_DEFAULTS = (None, "")
+_HARDLY_A_BOUND = 2**31 - 1
 
 
 def _compact(schema: Any) -> Any:
     """The same JSON schema in fewer characters and in the words that all hosts take: no lists of types, no
-    `prefixItems`, no `additionalProperties`. Lengths and patterns of texts are left to the validation, which explains
-    them.
+    `prefixItems`, no `additionalProperties` (Gemini takes none, OpenAI's strict mode none but false). Lengths and
+    patterns of texts are left to the validation, which explains them.
     """
     if isinstance(schema, list):
         return [_compact(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    schema = {key: value for key, value in schema.items() if not (key == "additionalProperties" and value is False)}
+    schema = {
+        key: value for key, value in schema.items() if not (key == "additionalProperties" and isinstance(value, bool))
+    }
     if "prefixItems" in schema:  # a pair of numbers: hosts refuse lists whose items have no one schema
         kinds = [_compact(part) for part in schema["prefixItems"]]
         items = kinds[0] if all(kind == kinds[0] for kind in kinds) else {"anyOf": kinds}
@@ -168,11 +194,13 @@ def _compact(schema: Any) -> Any:
     short = {
         key: {name: _compact(part) for name, part in value.items()}
         if key in ("properties", "$defs")
-        else value
-        if key == "default"
+        else _short_number(value)
+        if key in ("default", "minimum", "maximum")
         else _compact(value)
         for key, value in schema.items()
-        if not ((key in _LEFT_OUT and isinstance(value, str | int)) or (key == "default" and value is None))
+        if not (key in _LEFT_OUT and isinstance(value, str | int))
+        and not (key == "default" and value in _EMPTY_DEFAULTS)
+        and not (key == "maximum" and value >= _HARDLY_A_BOUND)
     }
     options = short.pop("anyOf", None)
     if options is None:
@@ -187,6 +215,11 @@ def _compact(schema: Any) -> Any:
     ]
     # Null is taken and not advertised: several hosts refuse lists of types.
     return {**rest[0], **short} if len(rest) == 1 else {"anyOf": rest, **short}
+
+
+def _short_number(value: Any) -> Any:
+    """45.0 as 45."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _nullables_optional(schema: Any) -> Any:

@@ -21,10 +21,12 @@ OPERATOR_SCOPE = "operator"
 
 
 class Evidence(BaseModel):
-    """What a hypothesis rests on."""
+    """What a hypothesis rests on: `source` is a run id, a job id, or `prompt` for something seen in an answer; `note`
+    what was seen there, in a sentence.
+    """
 
-    source: str = Field(description="A run id, a job id, or `prompt` for something seen in an answer.", max_length=120)
-    note: str = Field("", description="What was seen there, in a sentence.", max_length=600)
+    source: str = Field(max_length=120)
+    note: str = Field("", max_length=600)
 
 
 class Hypothesis(BaseModel):

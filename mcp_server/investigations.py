@@ -33,6 +33,7 @@ BLACKBOX_TOOLS = (
     "submit_finding",
     "get_job",
     "cancel_job",
+    "more_tools",
 )
 # Without these an investigation could neither wait for its work nor end, so an explicit list always includes them.
 ALWAYS_TOOLS = (
@@ -44,6 +45,7 @@ ALWAYS_TOOLS = (
     "submit_finding",
     "get_job",
     "cancel_job",
+    "more_tools",
 )
 
 
@@ -76,6 +78,11 @@ class Investigation(BaseModel):
     note: str
     created: float
     closed: float | None
+
+    @property
+    def named_tools(self) -> tuple[str, ...]:
+        """The tools that were named one by one; none when a set was."""
+        return () if self.tools in (["method"], ["blackbox"]) else tuple(self.tools)
 
     def allows(self, tool: str) -> bool:
         """Whether the tool is in this investigation's set."""

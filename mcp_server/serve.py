@@ -20,6 +20,7 @@ from diffing_mcp.mcp_server.server_context import ServerContext
 
 if TYPE_CHECKING:
     from diffing_mcp.mcp_server.auth import Asgi, Caller
+    from diffing_mcp.mcp_server.offer import Selection
     from diffing_mcp.mcp_server.server import DiffingServer
 
 logger = logging.getLogger(__name__)
@@ -30,14 +31,18 @@ JOB_GRACE = 10.0
 ANSWER_GRACE = 3
 
 
-def build_server(context: ServerContext, caller: Caller | None = OPERATOR) -> DiffingServer:
-    """The server object; `caller` is who its client is outside of HTTP (None: only authenticated HTTP requests)."""
+def build_server(
+    context: ServerContext, caller: Caller | None = OPERATOR, selection: Selection | None = None
+) -> DiffingServer:
+    """The server object; `caller` is who its client is outside of HTTP (None: only authenticated HTTP requests),
+    `selection` what it lists at first (None: as the settings say).
+    """
     from diffing_mcp.mcp_server.server import DiffingServer
 
-    return DiffingServer(context, caller)
+    return DiffingServer(context, caller, selection)
 
 
-def serve_stdio(token: str | None = None) -> None:
+def serve_stdio(token: str | None = None, selection: Selection | None = None) -> None:
     """Serve one client over stdin and stdout until it closes them. With a token of an investigation the client sees
     just that.
 
@@ -49,7 +54,7 @@ def serve_stdio(token: str | None = None) -> None:
     if caller is None:
         raise InvalidInput("the token is not valid (unknown, or its investigation is closed)")
     context = ServerContext()
-    server = build_server(context, caller)
+    server = build_server(context, caller, selection)
 
     async def run() -> None:
         def stop() -> None:
@@ -70,13 +75,13 @@ def serve_stdio(token: str | None = None) -> None:
         context.close(JOB_GRACE)
 
 
-def http_app(context: ServerContext, host: str) -> Asgi:
+def http_app(context: ServerContext, host: str, selection: Selection | None = None) -> Asgi:
     """The ASGI application: MCP at /mcp, /health, and the token check in front of everything else."""
     from mcp.server.transport_security import TransportSecuritySettings
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
 
-    server = build_server(context, None)
+    server = build_server(context, None, selection)
 
     @server.custom_route("/health", methods=["GET"])
     async def health(request: Request) -> Response:
@@ -108,14 +113,14 @@ def http_app(context: ServerContext, host: str) -> Asgi:
     return BearerGate(app, open_access=open_access(host))
 
 
-def serve_http(host: str | None = None, port: int | None = None) -> None:
+def serve_http(host: str | None = None, port: int | None = None, selection: Selection | None = None) -> None:
     """Serve over streamable HTTP until SIGTERM or SIGINT. Prints the address to stderr once it listens."""
     _log_to_stderr()
     host, port = host or settings().host, settings().port if port is None else port
     context = ServerContext()
     server = JobStoppingServer(
         uvicorn.Config(
-            http_app(context, host),
+            http_app(context, host, selection),
             host=host,
             port=port,
             log_level="warning",

@@ -153,7 +153,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             CollectionRow,
             collect_activations,
             operator_only=True,
-            read_only=False,
+            lasting=True,
         ),
         ToolDeclaration(
             "list_activations",
@@ -187,7 +187,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             delete_activations,
             tool_calls=0,
             operator_only=True,
-            read_only=False,
+            lasting=True,
             destructive=True,
         ),
     ]

@@ -90,7 +90,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             delete_dictionary,
             tool_calls=0,
             operator_only=True,
-            read_only=False,
+            lasting=True,
             destructive=True,
         ),
     ]

@@ -11,6 +11,8 @@ from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.findings import Evidence, Finding, FindingVerdict, Hypothesis, Status
 
+EVIDENCE = 'What it rests on, as [{"source": run id, job id or `prompt`, "note": what was seen}].'
+
 
 class RecordHypothesisArguments(Arguments):
     """Arguments of record_hypothesis."""
@@ -19,18 +21,14 @@ class RecordHypothesisArguments(Arguments):
         None,
         min_length=1,
         max_length=4000,
-        description="What you think was changed: specific enough to be wrong. Needed for a new one.",
+        description="What was changed, specific enough to be wrong. Needed for a new one.",
     )
-    likelihood: float | None = Field(
-        None, ge=0, le=1, description="How likely you think it is, 0 to 1. Needed for a new one."
-    )
-    number: int | None = Field(
-        None, ge=1, description="Change this hypothesis instead of adding one; what is left out stays."
-    )
-    status: Status | None = Field(None, description="active, confirmed or rejected.")
-    reasoning: str = Field("", max_length=4000, description="Why.")
+    likelihood: float | None = Field(None, ge=0, le=1, description="How likely it is. Needed for a new one.")
+    number: int | None = Field(None, ge=1, description="Change this one instead; what is left out stays.")
+    status: Status | None = None
+    reasoning: str = Field("", max_length=4000)
     evidence: list[Evidence] = Field(
-        default_factory=list, max_length=20, description="Runs, jobs or prompts it rests on; added to what there is."
+        default_factory=list, max_length=20, description=f"{EVIDENCE} Added to what there is."
     )
 
 
@@ -52,20 +50,19 @@ class SubmitFindingArguments(Arguments):
 
     verdict: FindingVerdict = Field(
         description=(
-            "`no_meaningful_difference` when the finetune taught nothing that shows; that is a full answer and can be "
-            "right."
+            "`no_meaningful_difference` when the finetune taught nothing that shows: a full answer that can be right."
         )
     )
     statement: str = Field(
         min_length=1,
         max_length=8000,
         description=(
-            "What the finetune changed: topic, behaviour and details, as specific as the evidence allows; or why "
-            "there is no difference."
+            "What was changed: topic, behaviour and details, as specific as the evidence allows; or why there is no "
+            "difference."
         ),
     )
-    likelihood: float = Field(0.5, ge=0, le=1, description="How sure you are, 0 to 1.")
-    evidence: list[Evidence] = Field(default_factory=list, max_length=40)
+    likelihood: float = Field(0.5, ge=0, le=1, description="How sure you are.")
+    evidence: list[Evidence] = Field(default_factory=list, max_length=40, description=EVIDENCE)
 
 
 async def record_hypothesis(call: Call, arguments: RecordHypothesisArguments) -> Reply:
@@ -139,9 +136,9 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "submit_finding",
             "Submit the finding",
             (
-                "Give the final statement of the investigation, once: the verdict (difference or "
-                "no_meaningful_difference) and what the finetune changed. It is what will be graded and ends the "
-                "investigation. Call it last, and always, also when the budget has run out."
+                "Give the final statement of the investigation: what the finetune changed, or that there is no "
+                "meaningful difference. It is graded and ends the investigation, so call it once, last, and always, "
+                "also when the budget has run out."
             ),
             SubmitFindingArguments,
             Finding,

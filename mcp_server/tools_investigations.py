@@ -40,7 +40,7 @@ async def open_investigation(call: Call, arguments: OpenInvestigationArguments) 
         arguments.interactions,
         arguments.tool_calls,
         arguments.note,
-        known_tools=tool_names(call.toolset),
+        known_tools=tool_names(call.offer.tools),
     )
     text = f"Investigation {opened.id}, shown to the agent as {opened.label}. Its bearer token, shown this once:"
     return Reply(opened, f"{text}\n{opened.token}")
@@ -67,7 +67,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             open_investigation,
             tool_calls=0,
             operator_only=True,
-            read_only=False,
+            lasting=True,
             idempotent=False,
         ),
         ToolDeclaration(
@@ -82,7 +82,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             close_investigation,
             tool_calls=0,
             operator_only=True,
-            read_only=False,
+            lasting=True,
         ),
     ]
     return {tool.name: tool for tool in tools}

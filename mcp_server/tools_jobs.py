@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.mcp_server.call import Call, JobPayload
 from diffing_mcp.mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments, JobState, Reply, ToolDeclaration
 
@@ -17,6 +18,7 @@ class GetJobArguments(Arguments):
         None, min_length=1, max_length=200, description="The job; without it all jobs are listed."
     )
     wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds to wait for its end.")
+    cancel: bool = Field(False, description="Stop it at its next batch instead, and get back what it had reserved.")
 
 
 class CancelJobArguments(Arguments):
@@ -40,11 +42,15 @@ class JobList(BaseModel):
 async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
     scope = None if call.caller.operator else call.caller.scope
     if arguments.job_id is None:
+        if arguments.cancel:
+            raise InvalidInput("say which job to cancel: job_id. Without arguments get_job lists the jobs.")
         jobs = call.context.jobs.list(scope)[-20:]
         return Reply(
             JobList(jobs=[call.job_state(job) for job in jobs]),
             "\n".join(f"{job.id}: {job.state}" for job in jobs) or "No jobs.",
         )
+    if arguments.cancel:
+        return await cancel_job(call, CancelJobArguments(job_id=arguments.job_id))
     job = call.context.jobs.get(arguments.job_id, scope)
     await call.context.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload
@@ -73,7 +79,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "get_job",
             "Wait for a job",
             (
-                "Wait for work that another tool has started, and get its result in the form that tool gives. Returns "
+                "Wait for work that another tool has started and get its result, or stop it with cancel=true. Returns "
                 "early when the job ends; otherwise tells its progress, and you call again. Without job_id it lists "
                 "the jobs."
             ),

@@ -13,7 +13,7 @@ from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server.call import Call
-from diffing_mcp.mcp_server.declarations import Reply, ToolDeclaration, with_arguments
+from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, Reply, ToolDeclaration, with_arguments
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.server_context import ServerContext
@@ -27,8 +27,6 @@ from diffing_mcp.model_pairs.specs import PairSpec
 from diffing_mcp.preprocessing.activation_store import default_activation_store
 from diffing_mcp.preprocessing.corpora import BUNDLED, CorpusParams
 from diffing_mcp.preprocessing.text_sources import StoredActivationsParams
-
-MAX_TEXT = 8000
 
 
 def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
@@ -69,11 +67,12 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
     return ToolDeclaration(
         method.name,
         method.title,
-        clip(method.description, 1500)[0],
+        clip(method.description, 1000)[0],
         with_arguments(method.name, method.Params),
         method.Result,
         run,
         price="prompts x samples" if takes_prompts else "0",
+        lasting=method.trains,
     )
 
 
@@ -158,7 +157,7 @@ async def check_activations(call: Call, spec: PairSpec, params: BaseModel) -> No
 
 
 def _fenced(text: str) -> str:
-    shown, cut = clip(text, MAX_TEXT - 400)
+    shown, cut = clip(text, DEFAULT_CHARACTERS)
     note = "\n(cut: read the rest with view_run)" if cut else ""
     return f"{NOTICE}\n{Fence().around(shown)}{note}"
 

@@ -12,14 +12,16 @@ from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.methods.contract import PairSize
+from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class ListPairsArguments(Arguments):
     """Arguments of list_pairs."""
 
+    pair: str | None = Field(None, max_length=1000, description="Describe this pair only: sizes, corpora, budget.")
     containing: str = Field("", max_length=200, description="Only names that contain this.")
-    offset: int = Field(0, ge=0, description="Pairs to skip.")
-    limit: int = Field(40, ge=1, le=200, description="Pairs to list at most.")
+    offset: int = Field(0, ge=0)
+    limit: int = Field(40, ge=1, le=200)
 
 
 class PairRow(BaseModel):
@@ -35,15 +37,6 @@ class ResidentRow(BaseModel):
     label: str
     megabytes: float
     in_use: bool
-
-
-class ListPairsResult(BaseModel):
-    """Pairs by name."""
-
-    pairs: list[PairRow]
-    total: int
-    next_offset: int | None = None
-    resident: list[ResidentRow] = Field(default_factory=list, description="Models in memory now (operators only).")
 
 
 class ToolPrice(BaseModel):
@@ -67,6 +60,16 @@ class DescribePairResult(BaseModel):
     sources: dict[str, Any] | None = Field(
         None, description="Models, adapters and revisions of both sides (operators only)."
     )
+
+
+class ListPairsResult(BaseModel):
+    """Pairs by name."""
+
+    pairs: list[PairRow]
+    total: int
+    next_offset: int | None = None
+    resident: list[ResidentRow] = Field(default_factory=list, description="Models in memory now (operators only).")
+    described: DescribePairResult | None = Field(None, description="The pair, when it is the only one.")
 
 
 class LoadPairResult(BaseModel):
@@ -94,11 +97,16 @@ class LoadPairArguments(PairArguments, WaitArguments):
 async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
     investigation = call.caller.investigation
     if investigation is not None:
-        result = ListPairsResult(pairs=[PairRow(name=investigation.label)], total=1)
-        return Reply(result, f"This investigation is about one pair: {investigation.label}")
+        return _only(call, PairRow(name=investigation.label), call.pair(arguments.pair or investigation.label))
+    if arguments.pair is not None:
+        spec = call.pair(arguments.pair)
+        return _only(call, PairRow(name=spec.name), spec)
     from diffing_mcp.model_pairs.resolve import list_pairs as all_pairs
 
     found = [pair for pair in all_pairs() if arguments.containing.lower() in pair.name.lower()]
+    if len(found) == 1:
+        row = PairRow(name=found[0].name, available_offline=found[0].available_offline)
+        return _only(call, row, call.pair(row.name))
     shown = found[arguments.offset : arguments.offset + arguments.limit]
     end = arguments.offset + len(shown)
     result = ListPairsResult(
@@ -109,8 +117,8 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
     )
     lines = [
         (
-            f"{len(found)} pairs{f', showing {arguments.offset + 1} to {end}' if len(shown) < len(found) else ''} "
-            "(offline = all files are here):"
+            f"{len(found)} pairs{f', showing {arguments.offset + 1}-{end}' if len(shown) < len(found) else ''} "
+            "(offline = all files are here; `pair` describes one):"
         )
     ]
     lines += [f"  {pair.name}{' (offline)' if pair.available_offline else ''}" for pair in shown]
@@ -124,17 +132,28 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
 
 
+def _only(call: Call, row: PairRow, spec: PairSpec) -> Reply:
+    """The list of one pair, with what is known of it."""
+    described = _described(call, spec)
+    result = ListPairsResult(pairs=[row], total=1, resident=_resident(call), described=described)
+    return Reply(result, _description_text(call, spec, described))
+
+
 async def describe_pair(call: Call, arguments: PairArguments) -> Reply:
+    spec = call.pair(arguments.pair)
+    result = _described(call, spec)
+    return Reply(result, _description_text(call, spec, result))
+
+
+def _described(call: Call, spec: PairSpec) -> DescribePairResult:
     from diffing_mcp.preprocessing.corpora import BUNDLED
 
-    spec = call.pair(arguments.pair)
     size = call.context.size(spec)
     prices = [
         ToolPrice(tool=tool.name, tool_calls=tool.tool_calls, interactions=tool.price or "0")
-        for tool in call.toolset.values()
-        if call.caller.may_use(tool.name, tool.operator_only)
+        for tool in call.offer.usable(call.caller).values()
     ]
-    result = DescribePairResult(
+    return DescribePairResult(
         name=call.shown_name(spec),
         loaded=size.num_layers is not None,
         **size.model_dump(include={"num_layers", "d_model", "vocab_size"}),
@@ -144,15 +163,21 @@ async def describe_pair(call: Call, arguments: PairArguments) -> Reply:
         if call.caller.operator
         else None,
     )
-    lines = [f"pair {result.name}: {_size_text(size)}"]
+
+
+def _description_text(call: Call, spec: PairSpec, result: DescribePairResult) -> str:
+    lines = [f"pair {result.name}: {_size_text(result)}"]
     if call.caller.operator:
         lines += [
             f"{side}: {_source_text(source)}" for side, source in (("base", spec.base), ("finetuned", spec.finetuned))
         ]
     lines.append(f"corpora: {', '.join(result.corpora)}")
-    lines.append("costs a call (tool calls; model interactions):")
-    lines += [f"  {price.tool}: {price.tool_calls}; {price.interactions}" for price in prices]
-    return Reply(result, "\n".join(lines))
+    if not call.caller.operator:  # an operator has no budget
+        free = [price.tool for price in result.prices if price.tool_calls == 0]
+        paid = [f"{price.tool} {price.interactions}" for price in result.prices if price.interactions != "0"]
+        lines.append(f"tool calls: 0 for {', '.join(free)}; 1 for every other tool")
+        lines.append(f"model interactions: {'; '.join(paid)}; 0 for every other tool")
+    return "\n".join(lines)
 
 
 async def load_pair(call: Call, arguments: LoadPairArguments) -> Reply:
@@ -201,7 +226,7 @@ def _resident(call: Call) -> list[ResidentRow]:
     ]
 
 
-def _size_text(size: PairSize) -> str:
+def _size_text(size: PairSize | DescribePairResult) -> str:
     if size.num_layers is None:
         return "not loaded yet (load_pair tells its sizes; every other tool loads it by itself)"
     return f"{size.num_layers} layers, d_model {size.d_model}, vocabulary {size.vocab_size}"
@@ -223,8 +248,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "list_pairs",
             "List pairs",
             (
-                "List the pairs of models that can be compared, by name. Call this first; every other tool takes one "
-                "of these names. In an investigation there is one."
+                "List the pairs of models (base and finetuned) that can be compared. Call this first: every other "
+                "tool takes one of these names. A single pair is described too: sizes, corpora, costs, budget left."
             ),
             ListPairsArguments,
             ListPairsResult,
@@ -268,7 +293,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             unload_pair,
             tool_calls=0,
             operator_only=True,
-            read_only=False,
+            lasting=True,
         ),
     ]
     return {tool.name: tool for tool in tools}

@@ -11,15 +11,23 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.text import clip
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.mcp_server import investigations
-from diffing_mcp.mcp_server.arguments import coerced
+from diffing_mcp.mcp_server.arguments import coerced, cuts
 from diffing_mcp.mcp_server.call import Call
-from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, Arguments, PairArguments, Reply, ToolDeclaration
-from diffing_mcp.mcp_server.render import NOTICE, Fence
+from diffing_mcp.mcp_server.declarations import (
+    DEFAULT_CHARACTERS,
+    Arguments,
+    JsonObject,
+    PairArguments,
+    Reply,
+    ToolDeclaration,
+)
+from diffing_mcp.mcp_server.render import NOTICE, Fence, cut_at_line
+from diffing_mcp.mcp_server.view_pages import read_page
 from diffing_mcp.methods.contract import View
 from diffing_mcp.methods.registry import canonical_name, get_method
-from diffing_mcp.methods.results import compact_text
 from diffing_mcp.methods.runs.store import changed_since
 
 if TYPE_CHECKING:
@@ -59,7 +67,9 @@ class ListRunsResult(BaseModel):
 
 
 class ViewRunArguments(Arguments):
-    """Arguments of view_run."""
+    """Arguments of view_run. The parameters that most views have stand here, so that hosts which send only what is
+    declared can page; any other may stand beside them as well.
+    """
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -70,19 +80,27 @@ class ViewRunArguments(Arguments):
         description="Run id (or its unambiguous beginning).",
     )
     view: str | None = Field(
-        None, max_length=100, description="Name of the view; without it the views of this run are listed."
+        None, max_length=100, description="Name of the view; without it the run's result and its views are shown."
     )
-    params: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Parameters of the view; the list of views shows their names, ranges and defaults. They may stand "
-        "beside `view` as well.",
+    limit: int | None = Field(None, ge=1, description="Rows.")
+    offset: int | None = Field(None, ge=0, description="Rows to skip.")
+    contains: str | None = Field(None, max_length=1000, description="Only rows with this text.")
+    params: JsonObject = Field(
+        default_factory=dict, description="Other parameters of the view, as a JSON object; they may stand flat as well."
     )
     pair: str | None = Field(None, max_length=1000, description="Not needed: a run knows its pair.")
 
-    @property
-    def view_params(self) -> dict[str, Any]:
-        """Parameters of the view, wherever they stood."""
-        return {**self.params, **(self.model_extra or {})}
+    def view_params(self, view: View) -> dict[str, Any]:
+        """Parameters for the view, wherever they stood. Of those declared here, an empty one that the view does not
+        have is left out: some hosts send every parameter.
+        """
+        common = {"limit": self.limit, "offset": self.offset, "contains": self.contains}
+        flat = {
+            name: value
+            for name, value in common.items()
+            if value is not None and (value or name in view.Params.model_fields)
+        }
+        return {**self.params, **flat, **(self.model_extra or {})}
 
 
 class ViewRow(BaseModel):
@@ -137,7 +155,10 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
         f", showing {arguments.offset + 1} to {end}" if 0 < len(shown) < len(found) else "" if shown else ", none here"
     )
     # Headlines quote what the models say.
-    listed = "\n".join(f"{row.run_id} {json.dumps(row.params, separators=(',', ':'))}: {row.headline}" for row in rows)
+    room = DEFAULT_CHARACTERS // max(len(rows), 1)
+    listed = "\n".join(
+        clip(f"{row.run_id} {json.dumps(row.params, separators=(',', ':'))}: {row.headline}", room)[0] for row in rows
+    )
     lines = [counted, NOTICE, Fence().around(listed)] if rows else [counted]
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
 
@@ -149,53 +170,56 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
     changed = await anyio.to_thread.run_sync(changed_since, record.manifest)
     remarks = [*record.remarks, *([changed] if changed else [])]
     method = get_method(record.manifest.method)
-    params = _changed_params(record.manifest)
     if arguments.view is None:
-        if unknown := list(arguments.model_extra or {}):
-            fields = ", ".join(ViewRunArguments.model_fields)
-            raise InvalidInput(f"view_run: {', '.join(unknown)} without `view`. Arguments: {fields}.")
-        views = [
-            ViewRow(name=view.name, description=view.description, params=_parameter_schemas(view))
-            for view in method.views.values()
-        ]
-        result = record.result()
-        answer = ViewRunResult(
-            run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json")
-        )
-        lines = [
-            f"{record.id}: {method.title}, parameters {json.dumps(params)}",
-            NOTICE,
-            Fence().around(record.report(result)),
-            "views:",
-        ]
-        lines += [f"  {view.name}({', '.join(view.params)}): {view.description}" for view in views] or ["  none"]
-        return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks)
+        return _result_and_views(record, arguments, remarks)
     if arguments.view not in method.views:
         raise UnknownName(f"{record.id} has no view {arguments.view!r}. Views: {', '.join(method.views) or 'none'}.")
     view = method.views[arguments.view]
+    schema, given = view.Params.model_json_schema(), arguments.view_params(view)
     try:
-        view_params = view.Params.model_validate(
-            coerced(view.Params, view.Params.model_json_schema(), arguments.view_params)
-        )
+        params = view.Params.model_validate(coerced(view.Params, schema, given))
     except ValidationError as error:
-        allowed = json.dumps(_parameter_schemas(view), separators=(",", ":"))
         raise InvalidInput(
-            f"view {view.name}: {complaints(error, view.Params.model_fields)}. Parameters: {allowed}"
+            f"view {view.name}: {complaints(error, view.Params.model_fields)}. Parameters: {_signature(view)}"
         ) from None
     # Arrays and tables are read here: off the event loop, so that other calls are answered meanwhile.
-    data = await anyio.to_thread.run_sync(view.run, record, view_params)
-    values = data.model_dump(mode="json")
-    as_text = getattr(data, "as_text", None)
-    text = as_text() if callable(as_text) else compact_text(values)
-    if len(text) > 3 * DEFAULT_CHARACTERS:
-        raise InvalidInput(
-            f"view {view.name} would say {len(text)} characters; narrow it down with its parameters: "
-            f"{', '.join(view.Params.model_fields)}"
-        )
-    answer = ViewRunResult(run_id=record.id, method=method.name, params=params, view=view.name, data=values)
-    return Reply(
-        answer, f"{record.id}, {view.name}:\n{NOTICE}\n{Fence().around(text)}", run_id=record.id, remarks=remarks
+    page = await anyio.to_thread.run_sync(read_page, view, record, params, call.structured)
+    answer = ViewRunResult(
+        run_id=record.id,
+        method=method.name,
+        params=_changed_params(record.manifest),
+        view=view.name,
+        data=page.values,
     )
+    lines = [f"{record.id}, {view.name}{f': {page.place}' if page.place else ''}", *cuts(schema, given)]
+    lines += [NOTICE, Fence().around(page.text)]
+    return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks, next_step=page.next_step)
+
+
+def _result_and_views(record: RunRecord, arguments: ViewRunArguments, remarks: list[str]) -> Reply:
+    if unknown := [*arguments.params, *(arguments.model_extra or {}), *(["limit"] if arguments.limit else [])]:
+        fields = ", ".join(ViewRunArguments.model_fields)
+        raise InvalidInput(f"view_run: {', '.join(unknown)} without `view`. Arguments: {fields}.")
+    method, result = get_method(record.manifest.method), record.result()
+    params = _changed_params(record.manifest)
+    views = [
+        ViewRow(name=view.name, description=view.description, params=_parameter_schemas(view))
+        for view in method.views.values()
+    ]
+    listed = [f"  {view.name}({_signature(view)}): {view.description}" for view in method.views.values()]
+    report, cut = cut_at_line(record.report(result), max(DEFAULT_CHARACTERS - len("".join(listed)), 1500))
+    lines = [
+        f"{record.id}: {method.title}, parameters {json.dumps(params)}",
+        NOTICE,
+        Fence().around(report),
+        *(["(the end of the report was cut; the views show all of it)"] if cut else []),
+        "views:",
+        *(listed or ["  none"]),
+    ]
+    answer = ViewRunResult(
+        run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json")
+    )
+    return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks)
 
 
 def find_run(call: Call, identifier: str) -> RunRecord:
@@ -238,6 +262,25 @@ def _parameter_schemas(view: View) -> dict[str, Any]:
     }
 
 
+def _signature(view: View) -> str:
+    """The parameters of a view with defaults and what is allowed: `limit=10 (1-100), side=base (base|finetuned)`."""
+    return ", ".join(_parameter(name, schema) for name, schema in _parameter_schemas(view).items())
+
+
+def _parameter(name: str, schema: Mapping[str, Any]) -> str:
+    kinds = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    words = [str(word) for kind in kinds for word in kind.get("enum", [])]
+    default = schema.get("default")
+    shown = name if default in (None, "") else f"{name}={default}"
+    if words:
+        return f"{shown} ({'|'.join(words)})"
+    low = next((kind[bound] for kind in kinds for bound in ("minimum", "exclusiveMinimum") if bound in kind), None)
+    high = next((kind[bound] for kind in kinds for bound in ("maximum", "exclusiveMaximum") if bound in kind), None)
+    if high is not None:
+        return f"{shown} ({low if low is not None else ''}-{high})"
+    return shown if low in (None, 0) else f"{shown} (from {low})"
+
+
 def declarations() -> Mapping[str, ToolDeclaration]:
     """The tools of this module."""
     tools = [
@@ -257,9 +300,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "view_run",
             "Read more of a run",
             (
-                "Drill down into a finished run: more rows, single tokens, examples, positions. Without `view` it "
-                "shows the run's result and lists the views with their parameters. Reads stored numbers only, so it "
-                "is quick and loads no model."
+                "Read more of a finished run: rows, texts, single tokens, examples, positions. Without `view` it "
+                "shows the run's result and its views with their parameters. Quick: no model is loaded."
             ),
             ViewRunArguments,
             ViewRunResult,

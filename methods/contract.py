@@ -238,6 +238,8 @@ class DiffingMethod(Generic[P, R]):
     """Whether a parameter names a vector of an earlier run, so that it cannot run on a pair alone. All other methods
     run with their defaults.
     """
+    trains: ClassVar[bool] = False
+    """Whether a run may train and store a dictionary, which stays when the run is deleted."""
     views: ClassVar[Mapping[str, View]] = {}
     figures: ClassVar[Sequence[Figure]] = ()
 

@@ -29,6 +29,7 @@ class DictionaryMethod(DiffingMethod[P, R]):
 
     version: ClassVar[int] = 2
     cost: ClassVar[Cost] = "long"
+    trains: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = VIEWS
     sources: ClassVar[int]
     """Activations that a latent reads and writes at a token: 1, the difference; 2, those of both models."""

@@ -5,23 +5,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jsonschema
 from mcp import Client
+from mcp.types import CallToolResult
 
+from diffing_mcp.core.wire import STRUCTURED
 from diffing_mcp.mcp_server.toolset import toolset
+
+if TYPE_CHECKING:
+    from mcp.types import RequestParamsMeta
 
 
 def text_of(result: Any) -> str:
     return "\n".join(block.text for block in result.content if block.type == "text")
 
 
+async def answered(client: Client, tool: str, arguments: dict[str, Any], **options: Any) -> CallToolResult:
+    """A call as our own programs make it: the answer's data come beside the text."""
+    meta = cast("RequestParamsMeta", {STRUCTURED: True})
+    return await client.call_tool(tool, arguments, meta=meta, **options)
+
+
 async def good(client: Client, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """A call that must complete; follows job handles."""
-    result = await client.call_tool(tool, arguments)
-    while not result.is_error and (result.structured_content or {}).get("status") == "running":
-        result = await client.call_tool("get_job", {"job_id": result.structured_content["job"]["job_id"]})
+    result = await answered(client, tool, arguments)
+    while not result.is_error and (answer := result.structured_content or {}).get("status") == "running":
+        result = await answered(client, "get_job", {"job_id": answer["job"]["job_id"]})
     assert not result.is_error, text_of(result)
     assert result.structured_content is not None
     declared = {declaration.name: declaration.output_schema for declaration in toolset().values()}

@@ -21,7 +21,7 @@ from diffing_mcp.methods.dictionaries.files import save_dictionary
 from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
 from diffing_mcp.methods.dictionaries.stored import StoredConfig, dictionaries_folder, dictionary_lock, listing
-from tests.mcp_server.answers import good, held, refused
+from tests.mcp_server.answers import answered, good, held, refused
 
 STEPS = 1000
 PARAMS = {
@@ -41,13 +41,13 @@ async def test_a_training_is_watched_cancelled_and_ended(context: ServerContext,
     async with held(Client(build_server(context))) as client:
 
         async def job_of(identifier: str) -> dict[str, Any]:
-            answer = await client.call_tool("get_job", {"job_id": identifier, "wait_seconds": 0})
+            answer = await answered(client, "get_job", {"job_id": identifier, "wait_seconds": 0})
             assert not answer.is_error
             assert answer.structured_content is not None
             job: dict[str, Any] = answer.structured_content["job"]
             return job
 
-        started = await client.call_tool("sae_difference", {"pair": pair_name, **PARAMS, "wait_seconds": 0})
+        started = await answered(client, "sae_difference", {"pair": pair_name, **PARAMS, "wait_seconds": 0})
         assert started.structured_content is not None
         identifier = started.structured_content["job"]["job_id"]
         job = await job_of(identifier)
@@ -120,7 +120,7 @@ async def test_an_investigation_can_neither_list_nor_delete_them(context: Server
     assert not {"list_dictionaries", "delete_dictionary"} & set(tool_names(toolset()))
     new = investigations.create(pair_name, "method")
     async with held(Client(build_server(context, Caller(investigations.get(new.id))))) as client:
-        offered = {tool.name for tool in (await client.list_tools()).tools}
+        offered = {row["name"] for row in (await good(client, "more_tools", {}))["result"]["tools"]}
         for name, arguments in (("list_dictionaries", {}), ("delete_dictionary", {"id": "a1"})):
             assert name not in offered
             assert "there is no tool" in await refused(client, name, arguments)

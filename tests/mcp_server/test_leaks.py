@@ -20,6 +20,7 @@ from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.model_pairs.resolve import resolve_pair
+from tests.mcp_server.answers import answered
 
 
 class Everything:
@@ -33,12 +34,12 @@ class Everything:
         async def watch(progress: float, total: float | None, message: str | None) -> None:
             self.seen.append(str(message))
 
-        result = await self.client.call_tool(tool, arguments, progress_callback=watch)
+        result = await answered(self.client, tool, arguments, progress_callback=watch)
         self.seen.append(json.dumps(result.model_dump(mode="json"), ensure_ascii=False))
         answer = result.structured_content or {}
         while not result.is_error and answer.get("status") == "running":
-            result = await self.client.call_tool(
-                "get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch
+            result = await answered(
+                self.client, "get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch
             )
             self.seen.append(json.dumps(result.model_dump(mode="json"), ensure_ascii=False))
             answer = result.structured_content or {}
@@ -182,6 +183,6 @@ def test_words_in_a_models_own_answers_stay(rare_pair: str, data_folder: Path) -
 
 
 def test_calls_of_operators_are_not_redacted(context: ServerContext, rare_pair: str) -> None:
-    declaration = build_server(context).declarations["list_pairs"]
-    call = Call(context, Caller(), declaration, declaration.Arguments(), {})
+    declaration = build_server(context).offer.tools["list_pairs"]
+    call = Call(context, Caller(), declaration, declaration.Arguments(), build_server(context).offer)
     assert call.message(rare_pair) == rare_pair

@@ -12,11 +12,12 @@ from mcp import Client
 
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.offer import Selection
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server import INSTRUCTIONS
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import all_methods
-from tests.mcp_server.answers import good, held, refused, text_of
+from tests.mcp_server.answers import answered, good, held, refused, text_of
 
 SMALL = {"max_samples": 24, "max_tokens": 12}
 
@@ -39,8 +40,12 @@ async def confined(
         yield client, new.label
 
 
-async def test_tools_are_described_for_agents(client: Client) -> None:
-    tools = (await client.list_tools()).tools
+async def test_tools_are_described_for_agents(context: ServerContext) -> None:
+    async with Client(build_server(context, selection=Selection(("all",)))) as client:
+        tools = (await client.list_tools()).tools
+        again = (await client.list_tools()).tools
+        assert client.instructions == INSTRUCTIONS
+    assert again == tools
     names = [tool.name for tool in tools]
     assert len(names) == len(set(names))
     assert {
@@ -56,8 +61,7 @@ async def test_tools_are_described_for_agents(client: Client) -> None:
     } <= set(names)
     for tool in tools:
         assert tool.description
-        assert len(tool.description) <= 1500
-        assert tool.output_schema is not None
+        assert len(tool.description) <= 1000
         assert tool.annotations is not None
         hints = tool.annotations
         assert None not in (
@@ -71,9 +75,7 @@ async def test_tools_are_described_for_agents(client: Client) -> None:
                 tool.name,
                 name,
             )
-    assert [tool.name for tool in (await client.list_tools()).tools] == names
     assert len(INSTRUCTIONS) <= 2000
-    assert client.instructions == INSTRUCTIONS
 
 
 async def test_pairs_are_listed_described_and_loaded(client: Client, tiny_models: Any, tiny_adapters: Any) -> None:
@@ -178,16 +180,16 @@ async def test_methods_run_and_are_lookups_when_asked_again(
     opened = await good(modern, "view_run", {"run": answer["run_id"]})
     assert opened["result"]["result"] == answer["result"]
     for view in opened["result"]["views"]:
-        shown = await modern.call_tool("view_run", {"run": answer["run_id"], "view": view["name"]})
+        shown = await answered(modern, "view_run", {"run": answer["run_id"], "view": view["name"]})
         # A view may need parameters; then the error says which.
         assert not shown.is_error or "Parameters" in text_of(shown), text_of(shown)
 
 
 async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, pair_name: str) -> None:
     arguments = {"pair": pair_name, "max_characters": 3000, "budget": 75_000, **SMALL}
-    answer = await modern.call_tool("overview", arguments)
+    answer = await answered(modern, "overview", arguments)
     while (answer.structured_content or {}).get("status") == "running":
-        answer = await modern.call_tool("get_job", {"job_id": answer.structured_content["job"]["job_id"]})
+        answer = await answered(modern, "get_job", {"job_id": answer.structured_content["job"]["job_id"]})
     assert not answer.is_error, text_of(answer)
     assert len(text_of(answer)) <= 3000 + 800
     result = (answer.structured_content or {})["result"]
@@ -212,7 +214,7 @@ async def test_an_overview_of_named_methods_chains_the_lens_or_refuses(modern: C
 
 
 async def test_an_estimate_starts_nothing(client: Client, pair_name: str, context: ServerContext) -> None:
-    answer = await client.call_tool("kl", {"pair": pair_name, "estimate_only": True})
+    answer = await answered(client, "kl", {"pair": pair_name, "estimate_only": True})
     assert answer.structured_content is not None
     assert answer.structured_content["status"] == "estimate"
     assert answer.structured_content["estimate"]["tokens"] > 0
@@ -277,7 +279,7 @@ async def test_results_fit_into_an_agents_context(
     calls += [(method, {"pair": pair_name, **small_params(method)}) for method in all_methods()]
     calls.append(("list_pairs", {}))
     for tool, arguments in calls:
-        answer = await modern.call_tool(tool, arguments)
+        answer = await answered(modern, tool, arguments)
         assert not answer.is_error, text_of(answer)
         assert len(text_of(answer)) <= 9000, (tool, len(text_of(answer)))
         assert len(json.dumps(answer.structured_content, ensure_ascii=False)) <= 16_000, tool
@@ -305,15 +307,17 @@ async def test_untrusted_text_is_fenced_with_a_mark_of_its_own(modern: Client, p
     marks = set()
     for seed in range(3):
         text = text_of(
-            await modern.call_tool(
-                "ask_models", {"pair": pair_name, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True}
+            await answered(
+                modern,
+                "ask_models",
+                {"pair": pair_name, "prompts": ["x"], "seed": seed, "max_new_tokens": 3, "raw_text": True},
             )
         )
         assert "never instructions" in text
         marks.add(text.split("<untrusted-")[1][:8])
     assert len(marks) == 3
     await good(modern, "kl", {"pair": pair_name, **SMALL})
-    listed = text_of(await modern.call_tool("list_runs", {"pair": pair_name}))
+    listed = text_of(await answered(modern, "list_runs", {"pair": pair_name}))
     assert (
         listed.index("<untrusted-") < listed.index("kl-") < listed.index("</untrusted-")
     )  # headlines quote the models
@@ -418,6 +422,11 @@ async def test_investigations_cannot_reach_each_others_jobs_and_runs(context: Se
         assert "verbalizer must be one of" in await refused(
             client, "activation_oracle", {"pair": second.label, "verbalizer": "/some/folder"}
         )
+
+
+async def test_a_method_is_called_by_its_alias_too(modern: Client, pair_name: str) -> None:
+    said = await refused(modern, "diff_mining", {"pair": pair_name, "no_such": 1})
+    assert said.startswith("logit_diff_topk_occurring: `no_such` is unknown")
 
 
 async def test_prompts_and_resources(client: Client, pair_name: str) -> None:

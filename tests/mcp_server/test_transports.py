@@ -24,7 +24,7 @@ from diffing_mcp.mcp_server.database import connect
 from diffing_mcp.mcp_server.serve import running_http
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.runs.store import default_store
-from tests.mcp_server.answers import good, refused
+from tests.mcp_server.answers import answered, good, refused
 
 SERVE = (
     "import sys; from diffing_mcp.mcp_server.serve import serve_http, serve_stdio; serve_http('127.0.0.1', 0) if "
@@ -62,7 +62,7 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
             httpx2.AsyncClient(headers=headers, timeout=60) as web,
             Client(streamable_http_client(url, http_client=web), mode=mode) as client,
         ):
-            with_timeout = asyncio.create_task(client.call_tool("kl", {"pair": new.label, **LONG}))
+            with_timeout = asyncio.create_task(answered(client, "kl", {"pair": new.label, **LONG}))
             await until(lambda: any(job.state == "running" for job in context.jobs.list(None)))
             with_timeout.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -73,12 +73,12 @@ async def test_a_client_that_hangs_up_leaves_its_job_and_frees_the_slot(
     assert job.state == "running"
     async with http_client(url, new.token) as client:
         # Other tools are answered while the job runs, and an equal call finds the same job.
-        await client.call_tool("list_hypotheses", {})
+        await answered(client, "list_hypotheses", {})
         assert job.state == "running"
-        again = await client.call_tool("kl", {"pair": new.label, **LONG, "wait_seconds": 0})
+        again = await answered(client, "kl", {"pair": new.label, **LONG, "wait_seconds": 0})
         assert again.structured_content is not None
         assert again.structured_content["job"]["job_id"] == job.id
-        cancelled = await client.call_tool("cancel_job", {"job_id": job.id})
+        cancelled = await answered(client, "cancel_job", {"job_id": job.id})
         assert cancelled.structured_content is not None
         assert job.state == "cancelled"
         assert (await good(client, "compare_text", {"pair": new.label, "text": "the slot is free again"}))[
@@ -94,7 +94,7 @@ async def test_two_equal_calls_share_one_job_and_one_price(url: str, context: Se
     arguments = {"pair": new.label, "prompts": ["a", "b"], "max_new_tokens": 20, "raw_text": True}
     async with http_client(url, new.token) as one, http_client(url, new.token) as two:
         answers = await asyncio.gather(
-            one.call_tool("ask_models", arguments), two.call_tool("ask_models", {**arguments, "wait_seconds": 30})
+            answered(one, "ask_models", arguments), answered(two, "ask_models", {**arguments, "wait_seconds": 30})
         )
     results = [(answer.structured_content or {})["result"] for answer in answers]
     assert results[0] == results[1]
@@ -106,7 +106,7 @@ async def test_a_long_call_returns_a_handle_and_get_job_ends_it(url: str, pair_n
     new = investigations.create(pair_name)
     arguments = {"pair": new.label, "max_samples": 60, "max_tokens": 12}
     async with http_client(url, new.token) as client:
-        first = await client.call_tool("kl", {**arguments, "wait_seconds": 0})
+        first = await answered(client, "kl", {**arguments, "wait_seconds": 0})
         answer = first.structured_content or {}
         assert answer["status"] == "running"
         assert "get_job" in answer["next_step"]
@@ -117,12 +117,12 @@ async def test_a_long_call_returns_a_handle_and_get_job_ends_it(url: str, pair_n
 
         while answer["status"] == "running":
             answer = (
-                await client.call_tool("get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch)
+                await answered(client, "get_job", {"job_id": answer["job"]["job_id"]}, progress_callback=watch)
             ).structured_content or {}
         assert answer["run_id"].startswith("kl-")
         assert reports == sorted(reports)
         # Only who waited for the job may have seen its end; the run is theirs either way.
-        assert not (await client.call_tool("view_run", {"run": answer["run_id"]})).is_error
+        assert not (await answered(client, "view_run", {"run": answer["run_id"]})).is_error
 
 
 async def test_tokens_over_http(url: str, pair_name: str) -> None:
@@ -132,7 +132,8 @@ async def test_tokens_over_http(url: str, pair_name: str) -> None:
         assert "ask_models" in names
         assert "kl" not in names
     async with http_client(url, None) as client:
-        assert "unload_pair" in [tool.name for tool in (await client.list_tools()).tools]
+        listed = await good(client, "more_tools", {})
+        assert "unload_pair" in [row["name"] for row in listed["result"]["tools"]]
     investigations.close(new.id)
     for token in (new.token, "wrong", new.token + "x"):
         answer = await _post(url, token)
@@ -175,9 +176,8 @@ async def test_investigations_open_and_close_none(url: str, pair_name: str, tool
     new = investigations.create(pair_name, tools, known_tools=["kl"])
     other = investigations.create(pair_name)
     async with http_client(url, new.token) as holder:
-        assert not {"open_investigation", "close_investigation"} & {
-            tool.name for tool in (await holder.list_tools()).tools
-        }
+        offered = {row["name"] for row in (await good(holder, "more_tools", {}))["result"]["tools"]}
+        assert not {"open_investigation", "close_investigation"} & offered
         for tool, arguments in (
             ("open_investigation", {"pair": new.label}),
             ("open_investigation", {"pair": pair_name}),
@@ -230,10 +230,10 @@ async def test_the_bridge_forwards_everything(url: str, pair_name: str) -> None:
                 assert [tool.name for tool in (await client.list_tools()).tools] == [
                     tool.name for tool in (await upstream.list_tools()).tools
                 ]
-                described = await client.call_tool("describe_pair", {"pair": new.label})
+                described = await answered(client, "describe_pair", {"pair": new.label})
                 assert described.structured_content is not None
                 assert described.structured_content["result"]["name"] == new.label
-                wrong = await client.call_tool("describe_pair", {"pair": "x"})
+                wrong = await answered(client, "describe_pair", {"pair": "x"})
                 assert wrong.is_error
                 assert "There is one pair here" in str(wrong.content)
                 assert (await client.list_prompts()).prompts[0].name == "audit_pair"
@@ -272,7 +272,7 @@ async def _start_long_job(url: str, token: str, label: str) -> dict[str, Any]:
         await good(client, "compare_text", {"pair": label, "text": "some plain words here"})
         finished = await good(client, "kl", {"pair": label, "max_samples": 20, "max_tokens": 8})
         endless = {"prompts": ["x"] * 60, "samples": 32, "max_new_tokens": 200, "temperature": 1.5, "raw_text": True}
-        running = await client.call_tool("ask_models", {"pair": label, **endless, "wait_seconds": 2})
+        running = await answered(client, "ask_models", {"pair": label, **endless, "wait_seconds": 2})
         assert (running.structured_content or {})["status"] == "running", running
         return finished
 
