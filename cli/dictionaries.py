@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import JsonOption
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 SourceArgument = Annotated[
     str,
     typer.Argument(

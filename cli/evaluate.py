@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffing_mcp.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
@@ -160,7 +162,7 @@ def evaluate(
 
 
 def evaluations(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the stored evaluations, newest first."""
     from diffing_mcp.agents.records import EvaluationFolder, list_evaluations

@@ -8,7 +8,7 @@ import typer
 
 from diffing_mcp.cli.completing import pair_names
 from diffing_mcp.cli.help_sections import Sections
-from diffing_mcp.cli.methods import CsvOption, JsonOption
+from diffing_mcp.cli.options import CsvOption, JsonOption
 
 pairs = typer.Typer(
     cls=Sections,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffing_mcp.cli.methods import CsvOption, JsonOption, PairOption
+from diffing_mcp.cli.options import CsvOption, JsonOption, PairOption
 
 QuerySetOption = Annotated[
     list[str] | None,

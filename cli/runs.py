@@ -8,7 +8,7 @@ import typer
 
 from diffing_mcp.cli.completing import method_names, pair_names, run_ids
 from diffing_mcp.cli.help_sections import Sections
-from diffing_mcp.cli.methods import CsvOption, JsonOption
+from diffing_mcp.cli.options import CsvOption, JsonOption
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Id of a run, or its beginning.", autocompletion=run_ids)
