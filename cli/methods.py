@@ -143,6 +143,7 @@ def overview(
     from diffing_mcp.api import overviews
     from diffing_mcp.api.pairs import load_pair
     from diffing_mcp.cli.output import note, print_json, print_plain, progress_bar
+    from diffing_mcp.cli.tool_words import as_commands
 
     chosen = load_pair(pair)
     values = _values(overviews.offered_methods(), settings or [])
@@ -154,7 +155,7 @@ def overview(
     if as_json:
         print_json(answer.result)
     else:
-        print_plain(answer.as_text())
+        print_plain(as_commands(answer.as_text()))
 
 
 def pipeline(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ def with_toml_entry(text: str, key: str, server: str, entry: Mapping[str, Any]) 
 
     document = tomlkit.parse(text)
     servers = document.setdefault(key, tomlkit.table(is_super_table=True))
-    if not isinstance(servers, Mapping):
+    if not isinstance(servers, MutableMapping):
         raise ValueError(f"`{key}` is no table")
     if server not in servers or servers[server] != entry:
         servers[server] = dict(entry)
@@ -95,7 +95,7 @@ def with_json_entry(text: str, key: str, server: str, entry: Mapping[str, Any]) 
         _set(root.values[_place(root, key)], server, entry, depth=2)
     else:
         _set(root, key, {server: entry}, depth=1)
-    return str(text_of(document, dumper=ModelDumper()))
+    return str(text_of(document, dumper=ModelDumper()))  # type: ignore[arg-type]  # what its own documentation does
 
 
 def _place(node: Any, name: str) -> int | None:

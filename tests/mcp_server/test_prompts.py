@@ -28,14 +28,14 @@ async def completed(client: Client, prompt: str, argument: str, typed: str) -> A
     return answer.completion
 
 
-async def test_every_prompt_is_described_and_names_what_it_was_given(client: Client) -> None:
-    listed = {prompt.name: prompt for prompt in (await client.list_prompts()).prompts}
+async def test_every_prompt_is_described_and_names_what_it_was_given(modern: Client) -> None:
+    listed = {prompt.name: prompt for prompt in (await modern.list_prompts()).prompts}
     assert listed.keys() == ARGUMENTS.keys()
     for name, arguments in ARGUMENTS.items():
         declared = listed[name].arguments or []
         assert {argument.name for argument in declared} == arguments.keys()
         assert all(argument.description for argument in declared)
-        [message] = (await client.get_prompt(name, arguments)).messages
+        [message] = (await modern.get_prompt(name, arguments)).messages
         assert all(value in str(message.content) for value in arguments.values())
 
 
@@ -54,27 +54,27 @@ async def test_the_tools_that_prompts_name_exist(modern: Client) -> None:
     [("audit_pair", "pair"), ("compare_two_finetunes", "first"), ("compare_two_finetunes", "second")],
 )
 async def test_names_of_pairs_are_completed_those_on_this_machine_first(
-    client: Client, prompt: str, argument: str
+    modern: Client, prompt: str, argument: str
 ) -> None:
-    found = await completed(client, prompt, argument, "cake_b")
+    found = await completed(modern, prompt, argument, "cake_b")
     assert found.values[0] == "cake_bake"
     assert all(name.startswith("cake_b") for name in found.values)
-    everything = await completed(client, prompt, argument, "")
+    everything = await completed(modern, prompt, argument, "")
     assert len(everything.values) == MOST_COMPLETIONS
     assert everything.has_more
     assert everything.total > MOST_COMPLETIONS
 
 
-async def test_ids_of_runs_are_completed(client: Client, pair_name: str) -> None:
-    run = (await good(client, "kl", {"pair": pair_name, "max_samples": 12, "max_tokens": 10}))["run_id"]
-    assert run in (await completed(client, "explain_finding", "run_id", "kl-")).values
-    assert (await completed(client, "explain_finding", "run_id", "no")).values == []
+async def test_ids_of_runs_are_completed(modern: Client, pair_name: str) -> None:
+    run = (await good(modern, "kl", {"pair": pair_name, "max_samples": 12, "max_tokens": 10}))["run_id"]
+    assert run in (await completed(modern, "explain_finding", "run_id", "kl-")).values
+    assert (await completed(modern, "explain_finding", "run_id", "no")).values == []
     template = ResourceTemplateReference(uri="diffing://runs/{run_id}")
-    assert run in (await client.complete(template, {"name": "run_id", "value": run[:5]})).completion.values
+    assert run in (await modern.complete(template, {"name": "run_id", "value": run[:5]})).completion.values
 
 
-async def test_an_unknown_argument_completes_to_nothing(client: Client) -> None:
-    assert (await completed(client, "audit_pair", "no_such", "")).values == []
+async def test_an_unknown_argument_completes_to_nothing(modern: Client) -> None:
+    assert (await completed(modern, "audit_pair", "no_such", "")).values == []
 
 
 async def test_an_investigation_completes_to_its_own_label_and_nothing_else(
