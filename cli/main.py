@@ -20,6 +20,7 @@ from diffing_mcp.cli import (
     dictionaries,
     doctor,
     evaluate,
+    evaluations,
     facts,
     investigations,
     judge,
@@ -47,7 +48,7 @@ SECTIONS = {
     "Compare two models": (methods, questions, runs, panel),
     "Pairs, texts and what is trained on them": (pairs, activations, dictionaries, organisms, verbalizer),
     "Agents and hosts": (server, config, investigations),
-    "Evaluate": (evaluate, judge, relevance, facts),
+    "Evaluate": (evaluate, evaluations, judge, relevance, facts),
     "This installation": (doctor,),
 }
 SPEAKERS = ("serve", "connect")
