@@ -69,11 +69,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for title, parts in SECTIONS.items():
-    known = len(app.registered_commands), len(app.registered_groups)
+    commands, groups = len(app.registered_commands), len(app.registered_groups)
     for part in parts:
         part.register(app)
-    for command in (*app.registered_commands[known[0] :], *app.registered_groups[known[1] :]):
+    for command in app.registered_commands[commands:]:
         command.rich_help_panel = title
+    for group in app.registered_groups[groups:]:
+        group.rich_help_panel = title
 
 
 def print_version(asked: bool) -> None:

@@ -100,6 +100,6 @@ def test_the_version_is_the_project_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_method_goes_by_its_alias_too() -> None:
-    assert dm.diff_mining.Params is dm.logit_diff_topk_occurring.Params
+    assert dm.diff_mining.Params is dm.logit_diff_topk_occurring.Params  # type: ignore[attr-defined]
     [(name, params)] = method_requests(["diff_mining"], {"diff_mining.max_samples": 9})
     assert (name, params.max_samples) == ("logit_diff_topk_occurring", 9)  # type: ignore[attr-defined]
