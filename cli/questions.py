@@ -54,8 +54,8 @@ def ask(
         "system_prompt": system_prompt,
         "prefill": prefill,
     }
-    values = _values(AskQuery, settings, given, as_json and as_csv)
-    asked = [*(prompts or []), *_lines(file)]
+    values = query_values(AskQuery, settings, given, as_json and as_csv)
+    asked = [*(prompts or []), *lines_of(file)]
     with progress_bar("loading") as progress:
         answers = asking.ask(pair, asked, progress=progress, **values)
     if as_json:
@@ -91,7 +91,7 @@ def compare(
     from diffing_mcp.queries.schemas import CompareQuery
 
     given = {"prompt": prompt, "candidates": candidates, "greedy_tokens": greedy_tokens, "top": top}
-    values = _values(CompareQuery, settings, given, as_json and as_csv)
+    values = query_values(CompareQuery, settings, given, as_json and as_csv)
     scored = sys.stdin.read() if text == "-" else text
     with progress_bar("loading") as progress:
         comparison = asking.compare_text(pair, scored, progress=progress, **values)
@@ -103,8 +103,12 @@ def compare(
         print_plain(printable(comparison.as_text()))
 
 
-def _values(query: Any, settings: list[str] | None, given: dict[str, Any], twice: bool) -> dict[str, Any]:
-    """The parameters that were given, by option or by --set."""
+def query_values(query: Any, settings: list[str] | None, given: dict[str, Any], twice: bool = False) -> dict[str, Any]:
+    """The parameters that were given, by option or by --set.
+
+    Raises:
+        InvalidInput: one given by both, or (`twice`) JSON and CSV asked for at once.
+    """
     from diffing_mcp.cli.output import parse_settings
     from diffing_mcp.core.errors import InvalidInput
 
@@ -117,7 +121,12 @@ def _values(query: Any, settings: list[str] | None, given: dict[str, Any], twice
     return parsed | chosen
 
 
-def _lines(file: Path | None) -> list[str]:
+def lines_of(file: Path | None) -> list[str]:
+    """Lines of a text file that are not empty, or of stdin for `-`; none for no file.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
     from diffing_mcp.core.errors import InvalidInput
 
     if file is None:

@@ -161,7 +161,7 @@ def test_what_had_finished_before_a_cancellation_is_kept(tmp_path: Path, spec: P
     assert len(passes) == 3
 
 
-def test_progress_names_the_method_and_how_many_there_are(tmp_path: Path, spec: PairSpec) -> None:
+def test_progress_names_the_method_and_how_many_there_are(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
     text = {"corpus": str(write_texts(tmp_path / "t.jsonl", 20, 10))}
     said: list[str] = []
 
