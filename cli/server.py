@@ -6,19 +6,9 @@ from typing import Annotated
 
 import typer
 
-from diffing_mcp.core.errors import DiffingError
-
-CONNECT_SECONDS = 10
-
 TokenOption = Annotated[
     str | None, typer.Option(envvar="DIFFING_TOKEN", help="Bearer token: an operator's or an investigation's.")
 ]
-
-
-class ServerUnreachable(DiffingError):
-    """The HTTP server does not answer, or refuses the token."""
-
-    code = "server_unreachable"
 
 
 def register(app: typer.Typer) -> None:
@@ -87,39 +77,9 @@ def connect(
     ],
     token: TokenOption = None,
 ) -> None:
-    """Be a stdio MCP server that forwards to a running HTTP server, for hosts that only start commands."""
-    check_reachable(url, token)
+    """Be a stdio MCP server that forwards to a running HTTP server, for hosts that only start commands. While that
+    server is away, every request is answered with what to start.
+    """
     from diffing_mcp.mcp_server.bridge import connect as bridge
 
     bridge(url, token)
-
-
-def check_reachable(url: str, token: str | None) -> None:
-    """Say what is wrong before a protocol is spoken; the protocol library reports a refused connection as a nest of
-    exceptions.
-
-    Raises:
-        ServerUnreachable: nothing answers at `url`, it is no MCP endpoint, or the token is refused.
-    """
-    import httpx2
-
-    headers = {
-        "Accept": "application/json, text/event-stream",
-        **({"Authorization": f"Bearer {token}"} if token else {}),
-    }
-    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-    try:
-        # Every MCP server answers this in its own words; all that counts here is who answers.
-        answer = httpx2.post(url, headers=headers, json=ping, timeout=CONNECT_SECONDS)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        reason = str(error) or type(error).__name__
-        raise ServerUnreachable(
-            f"Nothing answers at {url} ({reason}). Start the server with `diffing serve --http`, or correct the "
-            "address."
-        ) from error
-    if answer.status_code in (401, 403):
-        raise ServerUnreachable(
-            f"The server at {url} refuses the token. Give a valid one with --token or DIFFING_TOKEN."
-        )
-    if answer.status_code == 404:
-        raise ServerUnreachable(f"The server at {url} has no MCP endpoint at that path; it usually ends in /mcp.")

@@ -1,5 +1,6 @@
 """A thin stdio server that forwards everything to a warm HTTP server, so that hosts which only start processes share
-one set of loaded models.
+one set of loaded models. It starts without that server and outlives it: while nothing answers, every request gets an
+error that says what to start.
 """
 
 from __future__ import annotations
@@ -12,76 +13,217 @@ from typing import Any, cast
 
 import anyio
 import httpx2
-from mcp import Client
+from anyio.abc import TaskGroup
+from mcp import Client, MCPError
 from mcp import types as mcp_types
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server import Server
 from mcp.server.context import ServerRequestContext
 from mcp.server.stdio import stdio_server
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
 from diffing_mcp.core.version import version
+from diffing_mcp.core.wire import STRUCTURED
+from diffing_mcp.mcp_server.changes import advertise_what_is_sent, tell_that_tools_changed
+from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
 
 Request = ServerRequestContext[Any, Any]
+
+CONNECT_SECONDS = 3
+"""A server on the same machine answers at once, and a host waits only a few seconds for a list of tools."""
+WATCH_SECONDS = 1.0
+
+
+UNREACHABLE = -32000
+"""JSON-RPC leaves this code to the server."""
+
+
+class ServerUnreachable(MCPError):
+    """The HTTP server does not answer, or refuses the token."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(UNREACHABLE, message)
 
 
 @asynccontextmanager
 async def http_client(url: str, token: str | None) -> AsyncIterator[Client]:
     """An MCP client of the server at `url`, with a bearer token when there is one."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     # Waiting for a job takes up to 50 s without a byte; the server's pings come every 15 s.
+    timeout = httpx2.Timeout(CONNECT_SECONDS, read=300)
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(30, read=300), follow_redirects=False) as web,
+        httpx2.AsyncClient(headers=_authorization(token), timeout=timeout, follow_redirects=False) as web,
         Client(streamable_http_client(url, http_client=web)) as client,
     ):
         yield client
 
 
-def bridge_server(client: Client) -> Server[Any]:
-    """A low-level server whose handlers ask `client`."""
+async def check_reachable(url: str, token: str | None) -> None:
+    """Say what is wrong before a protocol is spoken; the protocol library reports a refused connection as a nest of
+    exceptions.
 
-    async def list_tools(context: Request, params: Any) -> mcp_types.ListToolsResult:
-        return await client.list_tools()
+    Raises:
+        ServerUnreachable: nothing answers at `url`, it is no MCP endpoint, or the token is refused.
+    """
+    headers = {"Accept": "application/json, text/event-stream", **_authorization(token)}
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    try:
+        async with httpx2.AsyncClient(headers=headers, timeout=CONNECT_SECONDS) as web:
+            # Every MCP server answers this in its own words; all that counts here is who answers.
+            answer = await web.post(url, json=ping)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise ServerUnreachable(
+            f"Nothing answers at {url} ({str(error) or type(error).__name__}). Ask the user to start the server with "
+            "`diffing serve --http`, or to correct the address; then call again."
+        ) from error
+    if answer.status_code in (401, 403):
+        raise ServerUnreachable(
+            f"The server at {url} refuses the token. Ask the user for a valid one: --token or DIFFING_TOKEN."
+        )
+    if answer.status_code == 404:
+        raise ServerUnreachable(f"The server at {url} has no MCP endpoint at that path; it usually ends in /mcp.")
 
-    async def call_tool(context: Request, params: mcp_types.CallToolRequestParams) -> mcp_types.CallToolResult:
+
+class Bridge:
+    """Forwards requests, each over a connection of its own: the server keeps no session, and may end and start again
+    between any two.
+    """
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self.url = url
+        self.token = token
+        self.bus = InMemorySubscriptionBus()
+        self.watching = False
+
+    @asynccontextmanager
+    async def upstream(self, context: Request) -> AsyncIterator[Client]:
+        """A client of the server; while there is none, the host is told as soon as it is back.
+
+        Raises:
+            ServerUnreachable: there is none, or it ended in the middle of the request.
+        """
+        try:
+            await check_reachable(self.url, self.token)
+            async with http_client(self.url, self.token) as client:
+                yield client
+        except Exception as error:
+            # The client's task groups wrap what went wrong, several times over.
+            cause = _first_leaf(error)
+            if isinstance(cause, MCPError) and not isinstance(cause, ServerUnreachable):
+                raise cause from None
+            self._watch(context)
+            if isinstance(cause, ServerUnreachable):
+                raise cause from None
+            raise ServerUnreachable(
+                f"The server at {self.url} went away before it answered. Call again once it is back: finished work is "
+                "kept, and an equal call joins what still runs."
+            ) from error
+
+    def _watch(self, context: Request) -> None:
+        if not self.watching:
+            self.watching = True
+            tasks: TaskGroup = context.lifespan_context
+            tasks.start_soon(self._until_back, context)
+
+    async def _until_back(self, context: Request) -> None:
+        while True:
+            await anyio.sleep(WATCH_SECONDS)
+            try:
+                await check_reachable(self.url, self.token)
+            except ServerUnreachable:
+                continue
+            self.watching = False
+            await tell_that_tools_changed(context.session, self.bus)
+            return
+
+    async def list_tools(self, context: Request, params: Any) -> mcp_types.ListToolsResult:
+        async with self.upstream(context) as client:
+            return await client.list_tools()
+
+    async def call_tool(self, context: Request, params: mcp_types.CallToolRequestParams) -> mcp_types.CallToolResult:
         async def forward(progress: float, total: float | None, message: str | None) -> None:
             await context.session.report_progress(progress, total, message)
 
-        # Our server asks the user nothing, so these answers are always final.
-        return cast(
-            mcp_types.CallToolResult,
-            await client.call_tool(params.name, params.arguments or {}, progress_callback=forward),
-        )
+        asked = dict(context.meta or {}).get(STRUCTURED)
+        meta = cast("mcp_types.RequestParamsMeta", {STRUCTURED: asked}) if asked is not None else None
+        try:
+            async with self.upstream(context) as client:
+                # Our server asks the user nothing, so these answers are always final.
+                result = await client.call_tool(
+                    params.name, params.arguments or {}, progress_callback=forward, meta=meta
+                )
+        except ServerUnreachable as error:
+            text = mcp_types.TextContent(type="text", text=error.message)
+            return mcp_types.CallToolResult(content=[text], is_error=True)
+        if params.name == "more_tools":
+            await tell_that_tools_changed(context.session, self.bus)
+        return result
 
-    async def list_prompts(context: Request, params: Any) -> mcp_types.ListPromptsResult:
-        return await client.list_prompts()
+    async def list_prompts(self, context: Request, params: Any) -> mcp_types.ListPromptsResult:
+        async with self.upstream(context) as client:
+            return await client.list_prompts()
 
-    async def get_prompt(context: Request, params: mcp_types.GetPromptRequestParams) -> mcp_types.GetPromptResult:
-        return cast(mcp_types.GetPromptResult, await client.get_prompt(params.name, params.arguments))
+    async def get_prompt(self, context: Request, params: mcp_types.GetPromptRequestParams) -> mcp_types.GetPromptResult:
+        async with self.upstream(context) as client:
+            return await client.get_prompt(params.name, params.arguments)
 
-    async def list_resources(context: Request, params: Any) -> mcp_types.ListResourcesResult:
-        return await client.list_resources()
+    async def list_resources(self, context: Request, params: Any) -> mcp_types.ListResourcesResult:
+        async with self.upstream(context) as client:
+            return await client.list_resources()
 
-    async def list_templates(context: Request, params: Any) -> mcp_types.ListResourceTemplatesResult:
-        return await client.list_resource_templates()
+    async def list_templates(self, context: Request, params: Any) -> mcp_types.ListResourceTemplatesResult:
+        async with self.upstream(context) as client:
+            return await client.list_resource_templates()
 
     async def read_resource(
-        context: Request, params: mcp_types.ReadResourceRequestParams
+        self, context: Request, params: mcp_types.ReadResourceRequestParams
     ) -> mcp_types.ReadResourceResult:
-        return cast(mcp_types.ReadResourceResult, await client.read_resource(params.uri))
+        async with self.upstream(context) as client:
+            return await client.read_resource(params.uri)
 
-    return Server(
+    async def complete(self, context: Request, params: mcp_types.CompleteRequestParams) -> mcp_types.CompleteResult:
+        async with self.upstream(context) as client:
+            typed = {"name": params.argument.name, "value": params.argument.value}
+            return await client.complete(params.ref, typed)
+
+
+def _authorization(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@asynccontextmanager
+async def _tasks(server: Server[Any]) -> AsyncIterator[TaskGroup]:
+    async with anyio.create_task_group() as tasks:
+        yield tasks
+        tasks.cancel_scope.cancel()
+
+
+def bridge_server(url: str, token: str | None = None) -> Server[Any]:
+    """A low-level server whose handlers ask the server at `url`."""
+    bridge = Bridge(url, token)
+    server: Server[Any] = Server(
         "diffing",
         title="Model diffing",
         version=version(),
-        instructions=client.instructions,
-        on_list_tools=list_tools,
-        on_call_tool=call_tool,
-        on_list_prompts=list_prompts,
-        on_get_prompt=get_prompt,
-        on_list_resources=list_resources,
-        on_list_resource_templates=list_templates,
-        on_read_resource=read_resource,
+        instructions=INSTRUCTIONS,
+        lifespan=_tasks,
+        on_list_tools=bridge.list_tools,
+        on_call_tool=bridge.call_tool,
+        on_list_prompts=bridge.list_prompts,
+        on_get_prompt=bridge.get_prompt,
+        on_list_resources=bridge.list_resources,
+        on_list_resource_templates=bridge.list_templates,
+        on_read_resource=bridge.read_resource,
+        on_completion=bridge.complete,
+        on_subscriptions_listen=ListenHandler(bridge.bus),
     )
+    advertise_what_is_sent(server)
+    return server
 
 
 def connect(url: str, token: str | None = None) -> None:
@@ -89,8 +231,12 @@ def connect(url: str, token: str | None = None) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
 
     async def run() -> None:
-        async with http_client(url, token) as client, stdio_server() as (read, write):
-            server = bridge_server(client)
+        try:
+            await check_reachable(url, token)
+        except ServerUnreachable as error:
+            sys.stderr.write(f"{error.message}\n")
+        server = bridge_server(url, token)
+        async with stdio_server() as (read, write):
             await server.run(read, write, server.create_initialization_options())
 
     anyio.run(run)

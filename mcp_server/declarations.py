@@ -153,9 +153,10 @@ class ToolDeclaration:
         repeat names, empty defaults, lengths of texts.
         """
         schema = self.Arguments.model_json_schema()
-        for described in (schema, *schema.get("$defs", {}).values()):
+        definitions = schema.pop("$defs", {})
+        for described in (schema, *definitions.values()):
             described.pop("description", None)  # "Arguments of ..."
-        return _compact(schema)
+        return _compact(_inlined(schema, definitions))
 
     @cached_property
     def output_schema(self) -> dict[str, Any]:
@@ -168,6 +169,19 @@ class ToolDeclaration:
         schema = answer.model_json_schema(mode="serialization")
         # What has no value is left out of an answer, at any depth, so nothing that may be null is required.
         return {**_nullables_optional(schema), "required": ["status"]}
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A JSON schema with its definitions in place of the references to them, which OpenAI's strict mode refuses."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        schema = {**definitions[reference.rsplit("/", 1)[-1]], **schema}
+        del schema["$ref"]
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
 
 
 _LEFT_OUT = {"title", "minLength", "maxLength", "minItems", "pattern"}
@@ -193,7 +207,7 @@ def _compact(schema: Any) -> Any:
         schema = {**{key: value for key, value in schema.items() if key != "prefixItems"}, "items": items}
     short = {
         key: {name: _compact(part) for name, part in value.items()}
-        if key in ("properties", "$defs")
+        if key == "properties"
         else _short_number(value)
         if key in ("default", "minimum", "maximum")
         else _compact(value)

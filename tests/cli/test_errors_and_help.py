@@ -111,10 +111,13 @@ def test_http_options_without_http_are_refused(diffing: Diffing) -> None:
     assert "--http" in outcome.err
 
 
-def test_connecting_to_nothing_says_how_to_start_the_server(diffing: Diffing) -> None:
-    outcome = diffing("connect", "http://127.0.0.1:9/mcp")
-    assert outcome.code == 2
-    assert "diffing serve --http" in outcome.err
+def test_connecting_to_nothing_says_how_to_start_the_server_and_waits_for_it() -> None:
+    command = [sys.executable, "-m", "diffing_mcp.cli.main", "connect", "http://127.0.0.1:9/mcp"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0  # its host closed stdin
+    assert "diffing serve --http" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_wrong_setting_of_the_environment_is_one_line(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from mcp import Client
 
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
 from diffing_mcp.mcp_server.offer import Selection
 from diffing_mcp.mcp_server.serve import build_server
-from diffing_mcp.mcp_server.server import INSTRUCTIONS
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import all_methods
 from tests.mcp_server.answers import answered, good, held, refused, text_of

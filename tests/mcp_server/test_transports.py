@@ -1,4 +1,4 @@
-"""The server as a process or over HTTP: hang-ups, shared jobs, tokens, the bridge, SIGTERM, a killed server."""
+"""The server as a process or over HTTP: hang-ups, shared jobs, tokens, SIGTERM, a killed server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from diffing_mcp.mcp_server import investigations
-from diffing_mcp.mcp_server.bridge import bridge_server, http_client
+from diffing_mcp.mcp_server.bridge import http_client
 from diffing_mcp.mcp_server.database import connect
 from diffing_mcp.mcp_server.serve import running_http
 from diffing_mcp.mcp_server.server_context import ServerContext
@@ -219,25 +219,6 @@ async def test_one_session_cannot_be_taken_over_with_another_token(url: str, pai
         )
         assert taken.status_code in (401, 403, 404)
         assert first.label not in taken.text
-
-
-async def test_the_bridge_forwards_everything(url: str, pair_name: str) -> None:
-    new = investigations.create(pair_name, interactions=5)
-    async with http_client(url, new.token) as upstream:
-        for mode in ("auto", "legacy"):
-            async with Client(bridge_server(upstream), mode=mode) as client:
-                assert client.instructions == upstream.instructions
-                assert [tool.name for tool in (await client.list_tools()).tools] == [
-                    tool.name for tool in (await upstream.list_tools()).tools
-                ]
-                described = await answered(client, "describe_pair", {"pair": new.label})
-                assert described.structured_content is not None
-                assert described.structured_content["result"]["name"] == new.label
-                wrong = await answered(client, "describe_pair", {"pair": "x"})
-                assert wrong.is_error
-                assert "There is one pair here" in str(wrong.content)
-                assert (await client.list_prompts()).prompts[0].name == "audit_pair"
-                await client.get_prompt("audit_pair", {"pair": new.label})
 
 
 Serving = Callable[[str], "subprocess.Popen[str]"]

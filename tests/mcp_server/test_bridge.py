@@ -1,0 +1,136 @@
+"""`diffing connect`: what it forwards, and what it says while the server it forwards to is away."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from mcp import Client, MCPError
+from mcp.types import PromptReference, ToolListChangedNotification
+
+from diffing_mcp.mcp_server import bridge, investigations
+from diffing_mcp.mcp_server.bridge import bridge_server, http_client
+from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
+from diffing_mcp.mcp_server.serve import running_http
+from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.model_pairs.residency import ModelPairs
+from tests.mcp_server.answers import answered, text_of
+
+MODES = pytest.mark.parametrize("mode", ["auto", "legacy"])
+WHAT_TO_START = "diffing serve --http"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def serving(pairs: ModelPairs, port: int) -> AsyncIterator[None]:
+    context = ServerContext(pairs)
+    async with running_http(context, port=port):
+        yield
+    context.close()
+
+
+@MODES
+async def test_the_bridge_forwards_everything(context: ServerContext, pair_name: str, mode: str) -> None:
+    new = investigations.create(pair_name, interactions=5)
+    async with (
+        running_http(context) as url,
+        http_client(url, new.token) as upstream,
+        Client(bridge_server(url, new.token), mode=mode) as client,
+    ):
+        assert client.instructions == upstream.instructions == INSTRUCTIONS
+        assert (await client.list_tools()).tools == (await upstream.list_tools()).tools
+        described = await answered(client, "describe_pair", {"pair": new.label})
+        assert described.structured_content is not None
+        assert described.structured_content["result"]["name"] == new.label
+        assert (await client.call_tool("describe_pair", {"pair": new.label})).structured_content is None
+        wrong = await answered(client, "describe_pair", {"pair": "x"})
+        assert wrong.is_error
+        assert "There is one pair here" in text_of(wrong)
+        assert (await client.list_prompts()).prompts[0].name == "audit_pair"
+        await client.get_prompt("audit_pair", {"pair": new.label})
+        typed = {"name": "pair", "value": new.label[:3]}
+        assert (await client.complete(PromptReference(name="audit_pair"), typed)).completion.values == [new.label]
+        with pytest.raises(MCPError) as unknown:
+            await client.get_prompt("no_such")
+        assert unknown.value.code == -32602
+
+
+@MODES
+async def test_the_bridge_starts_before_its_server_and_outlives_it(
+    pairs: ModelPairs, data_folder: object, mode: str
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/mcp"
+    async with Client(bridge_server(url), mode=mode) as client:
+        for _ in range(2):
+            with anyio.fail_after(5):
+                with pytest.raises(MCPError, match=WHAT_TO_START):
+                    await client.list_tools()
+                away = await client.call_tool("list_pairs", {})
+            assert away.is_error
+            assert WHAT_TO_START in text_of(away)
+            with pytest.raises(MCPError, match=WHAT_TO_START):
+                await client.list_prompts()
+            async with serving(pairs, port):
+                assert "list_pairs" in [tool.name for tool in (await client.list_tools()).tools]
+                assert not (await client.call_tool("list_pairs", {})).is_error
+
+
+async def test_a_host_is_told_when_the_server_is_back(
+    pairs: ModelPairs, data_folder: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "WATCH_SECONDS", 0.05)
+    heard = anyio.Event()
+
+    async def listen(message: object) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            heard.set()
+
+    port = free_port()
+    async with Client(bridge_server(f"http://127.0.0.1:{port}/mcp"), mode="legacy", message_handler=listen) as client:
+        with pytest.raises(MCPError):
+            await client.list_tools()
+        async with serving(pairs, port):
+            with anyio.fail_after(10):
+                await heard.wait()
+
+
+async def test_a_server_that_hangs_or_ends_in_the_middle_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "CONNECT_SECONDS", 0.3)
+    requests = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        await reader.read(1)
+        if requests == 1:  # never answers the first
+            await reader.read()
+        elif requests == 2:  # says that it is there, and then no more
+            writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Client(bridge_server(f"http://127.0.0.1:{port}/mcp")) as client:
+        hanging = await client.call_tool("list_pairs", {})
+        assert WHAT_TO_START in text_of(hanging)
+        ended = await client.call_tool("list_pairs", {})
+        assert ended.is_error
+        assert "went away" in text_of(ended)
+
+
+@pytest.mark.parametrize(("path", "token", "said"), [("/mcp", "wrong", "refuses the token"), ("/x", None, "/mcp")])
+async def test_a_wrong_token_or_path_is_named(context: ServerContext, path: str, token: str | None, said: str) -> None:
+    async with running_http(context) as url, Client(bridge_server(url.removesuffix("/mcp") + path, token)) as client:
+        assert said in text_of(await client.call_tool("list_pairs", {}))
