@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 from diffing_mcp.mcp_server.toolset import toolset
 from tests.mcp_server.tool_lines import tool_lines
 
