@@ -46,6 +46,7 @@ def list_methods(as_json: JsonOption = False) -> None:
             {
                 name: {
                     "title": method.title,
+                    "aliases": list(method.aliases),
                     "version": method.version,
                     "cost": method.cost,
                     "description": method.description,

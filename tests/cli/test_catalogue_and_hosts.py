@@ -123,4 +123,5 @@ def test_an_unknown_host_is_refused_with_those_there_are(diffing: Diffing) -> No
 def test_methods_are_listed_with_their_schemas(diffing: Diffing) -> None:
     methods = json.loads(diffing("methods", "--json").out)
     assert {"kl", "logit_diff_topk_occurring", "perplexity_difference", "activation_difference_lens"} <= set(methods)
+    assert "diff_mining" in methods["logit_diff_topk_occurring"]["aliases"]
     assert all(method["parameters"]["type"] == method["result"]["type"] == "object" for method in methods.values())
