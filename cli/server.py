@@ -56,19 +56,25 @@ def serve(
     if http and token is not None:
         raise InvalidInput("--token goes with stdio; over HTTP every client sends its own token.")
     quiet_libraries()
+    from diffing_mcp.core.settings import settings
+
     if http:
         from diffing_mcp.cli.ports import bindable
-        from diffing_mcp.core.settings import settings
 
         bindable(host or settings().host, settings().port if port is None else port)
     from diffing_mcp.mcp_server.offer import Selection
     from diffing_mcp.mcp_server.serve import serve_http, serve_stdio
 
+    judge = None
+    if settings().judge is not None:
+        from diffing_mcp.agents.judge import configured_judge
+
+        judge = configured_judge()
     selection = Selection.from_settings(toolsets, tools, read_only)
     if http:
-        serve_http(host, port, selection)
+        serve_http(host, port, selection, judge=judge)
     else:
-        serve_stdio(token, selection)
+        serve_stdio(token, selection, judge=judge)
 
 
 def connect(

@@ -106,6 +106,11 @@ class Settings(BaseSettings):
     read_only: bool = Field(
         False, description="Serve no tool that trains, stores, deletes or unloads; finished runs are still kept."
     )
+    judge: str | None = Field(
+        None,
+        description="LLM judge of test_hypothesis's `criterion`, as Inspect names models: anthropic/NAME, openai/NAME.",
+    )
+    judge_url: str | None = Field(None, description="Address of the judge when it is not its provider's own.")
     generation_backend: Literal["transformers", "vllm"] = "transformers"
 
     @classmethod

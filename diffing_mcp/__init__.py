@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffing_mcp.api.overviews import overview
     from diffing_mcp.api.pairs import Pair, list_pairs, load_pair
     from diffing_mcp.api.runs import Run, list_runs, open_run
+    from diffing_mcp.api.suspicions import Completions, HypothesisTest, complete_slots, test_hypothesis
     from diffing_mcp.core.errors import DiffingError
 
     __version__: str
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answers",
+    "Completions",
     "DiffingError",
     "Evaluation",
+    "HypothesisTest",
     "Pair",
     "Run",
     "TextComparison",
@@ -56,6 +59,7 @@ __all__ = [
     "ask",
     "causal_effect",
     "compare_text",
+    "complete_slots",
     "continuation_mining",
     "contrastive_decoding",
     "crosscoder",
@@ -74,19 +78,23 @@ __all__ = [
     "run_many",
     "sae_difference",
     "steering",
+    "test_hypothesis",
     "weight_amplification",
     "weight_difference",
 ]
 
 _HOMES = {
     "Answers": "api.asking",
+    "Completions": "api.suspicions",
     "DiffingError": "core.errors",
     "Evaluation": "api.evaluating",
+    "HypothesisTest": "api.suspicions",
     "Pair": "api.pairs",
     "Run": "api.runs",
     "TextComparison": "api.asking",
     "ask": "api.asking",
     "compare_text": "api.asking",
+    "complete_slots": "api.suspicions",
     "evaluate": "api.evaluating",
     "list_pairs": "api.pairs",
     "list_runs": "api.runs",
@@ -95,6 +103,7 @@ _HOMES = {
     "overview": "api.overviews",
     "run": "api.method_functions",
     "run_many": "api.method_functions",
+    "test_hypothesis": "api.suspicions",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw it would take every misspelt name for one of this module

@@ -55,6 +55,16 @@ MIGRATIONS = (
         """,
     ),
     ("ALTER TABLE investigations ADD COLUMN methods_pair TEXT",),
+    (
+        """
+        CREATE TABLE hypothesis_tests (
+            id TEXT NOT NULL, scope TEXT NOT NULL, test TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (scope, id))
+        """,
+        """
+        CREATE TABLE answered_prompts (
+            scope TEXT NOT NULL, pair TEXT NOT NULL, prompt TEXT NOT NULL, PRIMARY KEY (scope, pair, prompt))
+        """,
+    ),
 )
 """From version to version, see `diffing_mcp.core.sqlite_schema`. Append; never change what is there."""
 

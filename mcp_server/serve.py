@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffing_mcp.mcp_server.auth import Asgi, Caller
     from diffing_mcp.mcp_server.offer import Selection
     from diffing_mcp.mcp_server.server import DiffingServer
+    from diffing_mcp.queries.hypothesis_schemas import Judge
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def build_server(
     return DiffingServer(context, caller, selection)
 
 
-def serve_stdio(token: str | None = None, selection: Selection | None = None) -> None:
+def serve_stdio(token: str | None = None, selection: Selection | None = None, judge: Judge | None = None) -> None:
     """Serve one client over stdin and stdout until it closes them. With a token of an investigation the client sees
     just that.
 
@@ -53,7 +54,7 @@ def serve_stdio(token: str | None = None, selection: Selection | None = None) ->
     caller = caller_of_token(token, open_access=True)
     if caller is None:
         raise InvalidInput("the token is not valid (unknown, or its investigation is closed)")
-    context = ServerContext()
+    context = ServerContext(judge=judge)
     server = build_server(context, caller, selection)
 
     async def run() -> None:
@@ -113,11 +114,16 @@ def http_app(context: ServerContext, host: str, selection: Selection | None = No
     return BearerGate(app, open_access=open_access(host))
 
 
-def serve_http(host: str | None = None, port: int | None = None, selection: Selection | None = None) -> None:
+def serve_http(
+    host: str | None = None,
+    port: int | None = None,
+    selection: Selection | None = None,
+    judge: Judge | None = None,
+) -> None:
     """Serve over streamable HTTP until SIGTERM or SIGINT. Prints the address to stderr once it listens."""
     _log_to_stderr()
     host, port = host or settings().host, settings().port if port is None else port
-    context = ServerContext()
+    context = ServerContext(judge=judge)
     server = JobStoppingServer(
         uvicorn.Config(
             http_app(context, host, selection),

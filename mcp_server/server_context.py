@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunStore
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.residency import ModelPairs
+    from diffing_mcp.queries.hypothesis_schemas import Judge
 
 
 class ServerContext:
     """Shared by all requests of a process. Create one, serve, `close` it."""
 
-    def __init__(self, pairs: ModelPairs | None = None) -> None:
+    def __init__(self, pairs: ModelPairs | None = None, judge: Judge | None = None) -> None:
         """`pairs`: models to share with others in this process; none: the context makes its own when the first job
-        needs them.
+        needs them. `judge`: says whether answers meet a criterion; none: tests cannot use criteria.
         """
+        self.judge = judge
         self.jobs = Jobs()
         self.ledger = Ledger()
         self.ledger.recover()

@@ -10,6 +10,7 @@ from diffing_mcp.mcp_server import findings
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.findings import Evidence, Finding, FindingVerdict, Hypothesis, Status
+from diffing_mcp.mcp_server.hypothesis_tests import with_verdicts
 
 EVIDENCE = 'What it rests on, as [{"source": run id, job id or `prompt`, "note": what was seen}].'
 
@@ -72,7 +73,7 @@ async def record_hypothesis(call: Call, arguments: RecordHypothesisArguments) ->
         arguments.likelihood,
         arguments.status,
         arguments.reasoning,
-        arguments.evidence,
+        with_verdicts(call.caller.scope, arguments.evidence),
         arguments.number,
     )
     others = [_line(item) for item in findings.list_hypotheses(call.caller.scope) if item.number != recorded.number]
@@ -93,8 +94,9 @@ async def list_hypotheses(call: Call, arguments: Arguments) -> Reply:
 
 
 async def submit_finding(call: Call, arguments: SubmitFindingArguments) -> Reply:
+    evidence = with_verdicts(call.caller.scope, arguments.evidence)
     finding = findings.submit_finding(
-        call.caller.scope, arguments.verdict, arguments.statement, arguments.likelihood, arguments.evidence
+        call.caller.scope, arguments.verdict, arguments.statement, arguments.likelihood, evidence
     )
     return Reply(finding, f"Submitted: {finding.verdict}. The investigation is over.")
 

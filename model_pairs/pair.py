@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from diffing_mcp.model_pairs.amplification_config import WeightOf
+    from diffing_mcp.model_pairs.beam_search import Beam
     from diffing_mcp.model_pairs.contrastive import ContrastiveCompletion
     from diffing_mcp.model_pairs.forward import ForwardOutput
     from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
@@ -329,6 +330,36 @@ class LoadedPair:
                 self.forwards,
             )
 
+    def continuations(
+        self, side: Side, prompts: Sequence[Sequence[int]], tokens: int, width: int, progress: Progress = silent
+    ) -> tuple[torch.Tensor, list[list[Beam]]]:
+        """Log-probabilities of the token after each prompt [N, V] (float32, on the CPU), and for each the `width` most
+        probable continuations of `tokens` tokens that a beam search finds.
+
+        Raises:
+            OutOfRoom: one prompt alone takes more memory than is free.
+            Cancelled: between two batches, when progress says so.
+        """
+        import torch
+
+        from diffing_mcp.model_pairs.beam_search import beam_search, parts_of
+        from diffing_mcp.model_pairs.decoding import Reader
+
+        first = torch.empty(len(prompts), self.vocab_size)
+        found: list[list[Beam]] = [[] for _ in prompts]
+        stops, pad = self.stop_ids(side), self.tokenizer.pad_token_id
+        with self._running(side) as (resident, _):
+            parts = parts_of(resident, prompts, tokens, width)
+        for number, places in enumerate(parts):
+            progress(number, len(parts), f"{side}: continuations")
+            with self._running(side) as (resident, steering):
+                reader = Reader(resident, [each.of_rows(torch.tensor(places)) for each in steering])
+                some = [prompts[place] for place in places]
+                first[places], beams = beam_search(reader, some, tokens, width, stops, self.vocab_size, pad)
+            for place, each in zip(places, beams, strict=True):
+                found[place] = each
+        return first, found
+
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
         """The conversation in the chat template, with special tokens, up to where the assistant goes on after
         `prefill`.
@@ -348,6 +379,11 @@ class LoadedPair:
     def has_thinking_switch(self) -> bool:
         """Whether `thinking` makes a difference."""
         return self.spec.base.files.thinking_switch or knows_thinking(self.tokenizer)
+
+    def stop_ids(self, side: Side) -> frozenset[int]:
+        """Tokens that end a completion of this side."""
+        with self._side(side).hold() as resident:
+            return self._stops(side) or resident.stop_ids
 
     def _side(self, side: Side) -> LoadedSide:
         if side not in self.sides:

@@ -30,32 +30,58 @@ def answers(
         seed=arguments.seed,
         thinking=arguments.thinking,
     )
-    completions: dict[SideName, list[list[Completion]]] = {}
-    for place, side in enumerate(sides):
-        completions[side] = pair.generate(
-            side, requests, sampling, _part(progress, place, len(sides), f"{side} answers")
-        )
-    return completions
+    return completions(pair, requests, sampling, sides, progress)
+
+
+def completions(
+    pair: LoadedPair,
+    requests: Sequence[GenerationRequest],
+    sampling: Sampling,
+    sides: Sequence[SideName],
+    progress: Progress,
+) -> dict[SideName, list[list[Completion]]]:
+    """What each side writes after the same requests with the same random numbers: side -> request -> sample."""
+    return {
+        side: pair.generate(side, requests, sampling, part(progress, place, len(sides), f"{side} answers"))
+        for place, side in enumerate(sides)
+    }
 
 
 def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:
     """One request a prompt, then one a conversation, with the system prompt put before those that have none."""
-    if arguments.raw_text:
-        return [GenerationRequest(text=prompt, prefill=arguments.prefill) for prompt in arguments.prompts]
-    conversations = [[ChatMessage(role="user", content=prompt)] for prompt in arguments.prompts]
-    conversations += [
-        [ChatMessage(role=turn.role, content=turn.content) for turn in turns] for turns in arguments.conversations
+    turns = [[ChatMessage(role=turn.role, content=turn.content) for turn in each] for each in arguments.conversations]
+    requests = [
+        *requests_of(arguments.prompts, arguments.raw_text, arguments.system_prompt),
+        *(GenerationRequest(messages=_under(arguments.system_prompt, each)) for each in turns),
     ]
-    if arguments.system_prompt is not None:
-        system = ChatMessage(role="system", content=arguments.system_prompt)
-        conversations = [turns if turns[0].role == "system" else [system, *turns] for turns in conversations]
-    return [GenerationRequest(messages=turns, prefill=arguments.prefill) for turns in conversations]
+    return [
+        request.model_copy(update={"prefill": prefill})
+        for request, prefill in zip(requests, arguments.prefills, strict=True)
+    ]
 
 
-def _part(progress: Progress, place: int, parts: int, what: str) -> Progress:
+def requests_of(
+    prompts: Sequence[str], raw_text: bool = False, system_prompt: str | None = None
+) -> list[GenerationRequest]:
+    """Each prompt as a user message in the chat template, or as plain text to continue."""
+    if raw_text:
+        return [GenerationRequest(text=prompt) for prompt in prompts]
+    return [
+        GenerationRequest(messages=_under(system_prompt, [ChatMessage(role="user", content=prompt)]))
+        for prompt in prompts
+    ]
+
+
+def _under(system_prompt: str | None, turns: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    if system_prompt is None or turns[0].role == "system":
+        return tuple(turns)
+    return (ChatMessage(role="system", content=system_prompt), *turns)
+
+
+def part(progress: Progress, place: int, parts: int, what: str = "") -> Progress:
     """Progress of one of several equal parts, on the scale of the whole."""
 
-    def part(done: float, total: float | None = None, message: str = "") -> None:
-        progress(place + (done / total if total else 0), parts, f"{what}{f': {message}' if message else ''}")
+    def report(done: float, total: float | None = None, message: str = "") -> None:
+        progress(place + (done / total if total else 0), parts, ": ".join(each for each in (what, message) if each))
 
-    return part
+    return report

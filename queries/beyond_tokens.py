@@ -73,27 +73,14 @@ def score_candidates(pair: LoadedPair, arguments: CompareQuery) -> list[Candidat
     Raises:
         InvalidInput: a candidate without tokens, or one that does not fit into the context.
     """
-    context = prompt_ids(pair.tokenizer, _request(arguments), False, pair.spec.base.files.thinking_switch)
-    rows = [
-        context + pair.tokenizer(text, add_special_tokens=False)["input_ids"][: arguments.max_tokens]
-        for text in arguments.candidates
-    ]
-    longest = max(len(row) for row in rows)
-    if min(len(row) for row in rows) == len(context):
-        raise InvalidInput("A candidate has no tokens; give each at least one.")
-    if longest > pair.context_length:
-        raise InvalidInput(
-            f"{longest} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten the "
-            "prompt"
-        )
-    pad = pair.tokenizer.pad_token_id or 0
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    counts = torch.tensor([len(row) - len(context) for row in rows])
-    totals: dict[Side, torch.Tensor] = {}
-    for side in SIDES:
-        with pair.side_loaded(side):
-            totals[side] = pair.token_log_probs(side, ids, mask)[:, len(context) - 1 :].double().sum(1)
+    request = _request(arguments)
+    totals = answer_log_probs(pair, [(request, text) for text in arguments.candidates], arguments.max_tokens)
+    counts = torch.tensor(
+        [
+            min(arguments.max_tokens, len(pair.tokenizer(text, add_special_tokens=False)["input_ids"]))
+            for text in arguments.candidates
+        ]
+    )
     means = {side: total / counts for side, total in totals.items()}
     ranks = {side: (-mean).argsort(stable=True).argsort() + 1 for side, mean in means.items()}
     order = (means["base"] - means["finetuned"]).argsort(stable=True).tolist()
@@ -110,6 +97,51 @@ def score_candidates(pair: LoadedPair, arguments: CompareQuery) -> list[Candidat
         )
         for index in order
     ]
+
+
+def answer_log_probs(
+    pair: LoadedPair, answers: Sequence[tuple[GenerationRequest, str]], max_tokens: int | None = None
+) -> dict[Side, torch.Tensor]:
+    """Log-probability of each text [N] float64, nats, as what comes after its request, under both sides; of its first
+    `max_tokens` tokens.
+
+    Raises:
+        InvalidInput: a text without tokens, or one that does not fit into the context.
+    """
+    switch = pair.spec.base.files.thinking_switch
+    contexts = [prompt_ids(pair.tokenizer, request, False, switch) for request, _ in answers]
+    texts = [pair.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for _, text in answers]
+    if not all(texts):
+        raise InvalidInput("A candidate has no tokens; give each at least one.")
+    return continuation_log_probs(pair, list(zip(contexts, texts, strict=True)))
+
+
+def continuation_log_probs(
+    pair: LoadedPair, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> dict[Side, torch.Tensor]:
+    """Log-probability [N] float64, nats, of token ids given those before them, for (context, continuation) rows.
+
+    Raises:
+        InvalidInput: a row that does not fit into the context.
+    """
+    lengths = [len(context) + len(text) for context, text in rows]
+    if max(lengths) > pair.context_length:
+        raise InvalidInput(
+            f"{max(lengths)} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten "
+            "the prompt"
+        )
+    pad, width = pair.tokenizer.pad_token_id or 0, max(lengths)
+    ids = torch.tensor([[*context, *text, *[pad] * (width - len(context) - len(text))] for context, text in rows])
+    places = torch.arange(width)[None]
+    mask = (places < torch.tensor(lengths)[:, None]).long()
+    starts = torch.tensor([len(context) for context, _ in rows])[:, None]
+    totals: dict[Side, torch.Tensor] = {}
+    for side in SIDES:
+        with pair.side_loaded(side):
+            # Column t holds the token t + 1; padding has 0.
+            found = pair.token_log_probs(side, ids, mask).double()
+            totals[side] = found.masked_fill(places[:, 1:] < starts, 0.0).sum(1)
+    return totals
 
 
 def _request(arguments: CompareQuery) -> GenerationRequest:

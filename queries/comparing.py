@@ -10,7 +10,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
-from diffing_mcp.queries.schemas import CompareQuery, CompareResult, Mover, PositionDetail
+from diffing_mcp.queries.schemas import CompareQuery, CompareResult, EndOfTurn, Mover, PositionDetail
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair
@@ -61,6 +61,9 @@ def _compare_text(pair: LoadedPair, arguments: CompareQuery, progress: Progress)
         base_logits = _rows(pair.forward("base", input_ids, mask).logits, start)
         progress(1, 2, "finetuned pass")
         finetuned_logits = _rows(pair.forward("finetuned", input_ids, mask).logits, start)
+        answer_ends = arguments.prompt is not None and not truncated
+        end = _end_of_turn(pair, base_logits[-1], finetuned_logits[-1]) if answer_ends else None
+        base_logits, finetuned_logits = base_logits[:-1], finetuned_logits[:-1]
         targets = input_ids[0, start:]
         base, finetuned, kl = _scores(base_logits, finetuned_logits, targets)
         order = kl.argsort(descending=True)[: arguments.top].tolist()
@@ -87,6 +90,7 @@ def _compare_text(pair: LoadedPair, arguments: CompareQuery, progress: Progress)
         truncated=truncated,
         unscored=_token(pair, ids[0]) if arguments.prompt is None and not _puts_bos(pair.tokenizer) else None,
         spans=spans(difference.tolist(), lambda begin, end: str(pair.tokenizer.decode(targets[begin:end]))),
+        end=end,
     )
 
 
@@ -119,8 +123,27 @@ def _puts_bos(tokenizer: Any) -> bool:
 
 
 def _rows(logits: torch.Tensor | None, start: int) -> torch.Tensor:
-    """Logits that predict the tokens from `start` on [T, V], in the model's dtype on the CPU."""
-    return cast(torch.Tensor, logits)[0, start - 1 : -1].cpu()
+    """Logits that predict the tokens from `start` on and what comes after the last [T + 1, V], in the model's dtype on
+    the CPU.
+    """
+    return cast(torch.Tensor, logits)[0, start - 1 :].cpu()
+
+
+def _end_of_turn(pair: LoadedPair, base_logits: torch.Tensor, finetuned_logits: torch.Tensor) -> EndOfTurn | None:
+    """From the logits [V] after the last token; None for models that end nothing."""
+    stops = sorted(
+        token for token in pair.stop_ids("base") | pair.stop_ids("finetuned") if token < base_logits.shape[-1]
+    )
+    if not stops:
+        return None
+    base, finetuned = base_logits.float().log_softmax(-1), finetuned_logits.float().log_softmax(-1)
+    likeliest = stops[int((base[stops].exp() + finetuned[stops].exp()).argmax())]
+    return EndOfTurn(
+        token=_token(pair, likeliest),
+        base_log_prob=round(float(base[stops].logsumexp(0)), 3),
+        finetuned_log_prob=round(float(finetuned[stops].logsumexp(0)), 3),
+        kl=round(max(0.0, float((finetuned.exp() * (finetuned - base)).sum())), 4),
+    )
 
 
 def _scores(

@@ -14,13 +14,13 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) and not value.lstrip().startswith("[") else value
 
 
-class _Query(BaseModel):
+class Query(BaseModel):
     """Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ChatTurn(_Query):
+class ChatTurn(Query):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -28,42 +28,39 @@ class ChatTurn(_Query):
 
 
 Prompt = Annotated[str, Field(min_length=1, max_length=20_000)]
+Prompts = Annotated[list[Prompt], BeforeValidator(_listed)]
 
 
-class AskQuery(_Query):
+Prefill = Annotated[str, Field(max_length=4000)]
+
+
+class AskQuery(Query):
     """Prompts and conversations for one model or both, and how they answer."""
 
-    prompts: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
+    prompts: Prompts = Field(
         default_factory=list,
         max_length=64,
-        description=(
-            "User messages, each the start of a conversation of its own. Many prompts in one call are faster than "
-            "many calls."
-        ),
+        description="User messages, each the start of a conversation of its own.",
     )
     conversations: list[Annotated[list[ChatTurn], Field(min_length=1, max_length=40)]] = Field(
         default_factory=list,
         max_length=64,
-        description=(
-            "Conversations of several turns (role system, user or assistant), each ending with a user turn. Used "
-            "besides `prompts`."
-        ),
+        description="Conversations of several turns, each ending with the user's; besides `prompts`.",
     )
-    side: Literal["both", "base", "finetuned"] = Field(
-        "both", description="Which models answer. Both cost no more than one."
+    side: Literal["both", "base", "finetuned"] = Field("both", description="Both cost no more than one.")
+    system_prompt: str | None = Field(None, max_length=20_000, description="Put before all that have no system turn.")
+    prefill: Prefill | Annotated[list[Prefill], Field(max_length=128)] = Field(
+        "", description="Beginning of the answer; a list has one a prompt."
     )
-    system_prompt: str | None = Field(
-        None, max_length=20_000, description="Put before every prompt and conversation that has no system turn."
-    )
-    prefill: str = Field("", max_length=4000, description="The beginning of the answer; the models go on from there.")
-    raw_text: bool = Field(False, description="Continue each prompt as plain text, without chat template.")
-    samples: int = Field(1, ge=1, le=32, description="Answers a prompt and side.")
+    raw_text: bool = Field(False, description="Continue prompts as plain text.")
+    samples: int = Field(1, ge=1, le=32, description="Answers a prompt.")
     temperature: float = Field(0.7, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(128, ge=1, le=2048, description="Tokens an answer may have.")
-    thinking: bool = Field(False, description="Let models with such a switch think before they answer.")
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="Equal calls give equal answers; change the seed for fresh samples."
+    thinking: bool = Field(False, description="Where models have that switch.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Change it for fresh answers.")
+    count_pattern: str | None = Field(
+        None, min_length=1, max_length=1000, description="Regular expression to count in answers."
     )
 
     @model_validator(mode="after")
@@ -74,7 +71,17 @@ class AskQuery(_Query):
             raise ValueError("raw_text continues plain prompts: leave conversations and system_prompt out")
         if any(conversation[-1].role == "assistant" for conversation in self.conversations):
             raise ValueError("a conversation must end with a user turn; the beginning of an answer goes into prefill")
+        if isinstance(self.prefill, list) and len(self.prefill) != self.questions:
+            raise ValueError(
+                f"{len(self.prefill)} prefills for {self.questions} prompts and conversations; give one for each, or "
+                "a single text for all"
+            )
         return self
+
+    @property
+    def prefills(self) -> list[str]:
+        """The beginning of the answer to each prompt and conversation."""
+        return self.prefill if isinstance(self.prefill, list) else [self.prefill] * self.questions
 
     @property
     def questions(self) -> int:
@@ -86,36 +93,28 @@ class AskQuery(_Query):
         return self.questions * self.samples
 
 
-class CompareQuery(_Query):
+class CompareQuery(Query):
     """A text, candidates or greedy answers to look at under both models."""
 
     text: str = Field("", max_length=50_000, description="The text to score.")
     prompt: str | None = Field(
         None,
         max_length=20_000,
-        description="A user message: the text is then scored as the answer to it, in the chat template.",
+        description="A user message: the text is scored as the chat answer to it.",
     )
-    candidates: Annotated[list[Prompt], BeforeValidator(_listed)] = Field(
+    candidates: Prompts = Field(
         default_factory=list,
         max_length=32,
-        description=(
-            "Alternative answers to `prompt` (without a prompt: continuations of `text`), each scored whole under "
-            "both models and ranked."
-        ),
+        description="Alternative answers to `prompt` (or continuations of `text`) to rank.",
     )
     greedy_tokens: int = Field(
         0,
         ge=0,
         le=256,
-        description=(
-            "Let both models answer `prompt` (or go on after `text`) greedily for so many tokens and show where they "
-            "part."
-        ),
+        description="Length of greedy answers to `prompt` (or after `text`), to show where they part.",
     )
-    top: int = Field(5, ge=1, le=50, description="Positions to detail, those with the largest KL.")
-    max_tokens: int = Field(
-        150, ge=1, le=1024, description="Tokens of the text (and of each candidate) to score, from its start."
-    )
+    top: int = Field(5, ge=1, le=50, description="Positions to detail.")
+    max_tokens: int = Field(150, ge=1, le=1024, description="Scored of the text and each candidate.")
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> Self:
@@ -183,6 +182,15 @@ class GreedyDivergence(BaseModel):
     finetuned_top: list[Mover] = Field(description="Likeliest next tokens of finetuned there.")
 
 
+class EndOfTurn(BaseModel):
+    """How probable it is that an answer ends where the text does, not before more of it. Natural logarithms."""
+
+    token: str = Field(description="The likeliest token that ends it.")
+    base_log_prob: float = Field(description="ln p(any end-of-turn token | prompt and text) under base.")
+    finetuned_log_prob: float
+    kl: float = Field(description="KL(finetuned || base) of the next-token distributions there, nats.")
+
+
 class CompareResult(BaseModel):
     """One text under both models; the lists have one entry a token (data of a heat map). Natural logarithms."""
 
@@ -208,3 +216,4 @@ class CompareResult(BaseModel):
         default_factory=list, description="By how much finetuned prefers them over base, a token."
     )
     greedy: GreedyDivergence | None = None
+    end: EndOfTurn | None = Field(None, description="Whether the answer ends after the text; with a prompt only.")

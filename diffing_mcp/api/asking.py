@@ -89,11 +89,16 @@ class TextComparison(Answer[CompareResult]):
     """A text under both models: `result` holds everything, `table()` one row a token."""
 
     def table(self) -> pd.DataFrame:
-        """One row a token of the text: token, both log-probabilities and KL(finetuned || base), in nats."""
+        """One row a token of the text, and with a prompt one of the end of turn after it: token, both log-probabilities
+        and KL(finetuned || base), in nats.
+        """
         import pandas as pd
 
         names = {"token": "tokens", "base_log_prob": "", "finetuned_log_prob": "", "kl": ""}
-        return pd.DataFrame({name: getattr(self.result, field or name) for name, field in names.items()})
+        table = pd.DataFrame({name: getattr(self.result, field or name) for name, field in names.items()})
+        if self.result.end is not None:
+            table.loc[len(table)] = self.result.end.model_dump()
+        return table
 
     def as_text(self) -> str:
         """The result without what is there for every token."""

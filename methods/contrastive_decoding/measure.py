@@ -16,8 +16,9 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     ContrastiveDecodingParams,
     ContrastiveDecodingResult,
 )
-from diffing_mcp.methods.texts.coherence import TextScores, repetition
+from diffing_mcp.methods.texts.coherence import TextScores
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.words import repetition
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from pydantic import ValidationError
 from diffing_mcp.core.progress import silent
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
-from diffing_mcp.mcp_server.tools_models import CompareArguments, _present_comparison
+from diffing_mcp.mcp_server.tools_comparing import CompareArguments, _present_comparison
+from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
 from diffing_mcp.queries.comparing import compare
+from tests.bigram_models import STRENGTH, bigram_folders, single_words
 from tests.conftest import VOCABULARY
 from tests.mcp_server.answers import good, held
 
@@ -107,6 +108,28 @@ def test_text_shows_all_parts_and_what_was_not_asked_is_left_out(loaded) -> None
     assert "mean KL" not in _present_comparison(None, alone).text
 
 
+def test_the_end_of_an_answer_is_scored_with_a_prompt(loaded) -> None:
+    end = compare(loaded, CompareArguments(pair="x", prompt="the quick", text="brown fox"), silent).end
+    assert end is not None
+    before = loaded.render_chat([ChatMessage(role="user", content="the quick")]) + "brown fox"
+    ids = torch.tensor([loaded.tokenizer(before, add_special_tokens=False)["input_ids"]])
+    stops = sorted(loaded.stop_ids("base") | loaded.stop_ids("finetuned"))
+    for side in ("base", "finetuned"):
+        logs = loaded.forward(side, ids, torch.ones_like(ids)).logits[0, -1].double().log_softmax(-1)
+        assert getattr(end, f"{side}_log_prob") == pytest.approx(float(logs[stops].exp().sum().log()), abs=2e-3)
+    shown = _present_comparison(
+        None, compare(loaded, CompareArguments(pair="x", prompt="the quick", text="brown fox"), silent)
+    ).text
+    assert shown.startswith(f"ends its turn after the text: log-probability {end.base_log_prob:.2f} under base")
+    assert "(end of turn)" in shown
+
+
+def test_no_end_is_scored_of_plain_text_or_of_a_text_that_goes_on(loaded) -> None:
+    assert compare(loaded, CompareArguments(pair="x", text="the quick brown fox"), silent).end is None
+    cut = CompareArguments(pair="x", prompt="the quick", text="brown fox jumps over", max_tokens=2)
+    assert compare(loaded, cut, silent).end is None
+
+
 def test_arguments_need_something_to_compare() -> None:
     with pytest.raises(ValidationError, match="give a text"):
         CompareArguments(pair="x", prompt="hello")
@@ -115,48 +138,16 @@ def test_arguments_need_something_to_compare() -> None:
     assert CompareArguments(pair="x", text="a", candidates=["b", "c"], greedy_tokens=3).interactions == 4
 
 
-STRENGTH = 12.0
-"""Logit of the token that a bigram model expects; all others have 0."""
-
-
-def bigrams(tokenizer: Any, follows: dict[str, str]) -> Callable[[Any], None]:
-    """A weight change that makes a Llama expect one word after another, whatever came before: blocks add nothing, each
-    word has its own axis.
-    """
-
-    def change(model: Any) -> None:
-        for block in model.model.layers:
-            block.self_attn.o_proj.weight.zero_()
-            block.mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.zero_()
-        model.lm_head.weight.zero_()
-        model.model.norm.weight.fill_(1.0)
-        width = model.config.hidden_size
-        for axis, (word, after) in enumerate(sorted(follows.items())):
-            (before,), (expected,) = tokenizer(word)["input_ids"], tokenizer(after)["input_ids"]
-            model.model.embed_tokens.weight[before, axis] = 100.0  # the norm makes it the square root of the width
-            model.lm_head.weight[expected, axis] = STRENGTH / width**0.5
-
-    return change
-
-
 async def test_a_planted_difference_is_the_span_the_candidate_and_the_parting_point(
     tiny_models: Any, tiny_tokenizer_folder: Path, context: ServerContext
 ) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
-    words = [
-        text
-        for token in range(len(tokenizer))
-        if (text := str(tokenizer.decode([token]))).startswith(" ") and text.strip().isalpha()
-    ]
-    a, b, c, d, e, x = [word for word in words if len(tokenizer(word)["input_ids"]) == 1][:6]
+    a, b, c, d, e, x = single_words(tokenizer, 6)
     chain = {a: b, b: c, c: d, d: e, e: a, x: a}
-    folders = [
-        tiny_models(tie_word_embeddings=False, change=bigrams(tokenizer, follows))
-        for follows in (chain, {**chain, c: x})
-    ]  # the finetune writes x after c where the base writes d
+    folders = bigram_folders(tiny_models, tokenizer, chain, {**chain, c: x})
+    # The finetune writes x after c where the base writes d.
     arguments = {
         "pair": f"{folders[0]}::{folders[1]}",
         "text": a + b + c + x + a + b,

@@ -1,0 +1,127 @@
+"""Tests of hypotheses that were made, and which prompts a caller has had answered.
+
+Both are kept in the database of investigations and not in the run store: a test belongs to one caller, whose earlier
+questions decide whether its prompts were fresh, while runs are shared by all who ask for equal work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.text import clip
+from diffing_mcp.mcp_server.database import connect, transaction
+from diffing_mcp.mcp_server.findings import Evidence
+from diffing_mcp.queries.hypothesis_schemas import HypothesisResult
+
+PREFIX = "test-"
+_NOTE = 600
+
+
+class HypothesisTest(HypothesisResult):
+    """A test as it is kept."""
+
+    test_id: str = Field(description="Cite it as evidence.")
+    answered_before: int = Field(
+        description="Of its prompts, how many this caller had had answered before: 0 makes it a validation."
+    )
+
+    @property
+    def validation(self) -> str:
+        """In a line, what the choice of prompts allows to say."""
+        if self.answered_before:
+            return (
+                f"{self.answered_before} of its prompts had been answered here before: this describes what was seen. "
+                "To validate it, test fresh prompts."
+            )
+        if self.differs:
+            return "Validated on fresh prompts: prompts and count were fixed before any of these was answered here."
+        return "Fresh prompts: they and the count were fixed before any of these was answered here."
+
+
+def keep(scope: str, identity: Any, test: HypothesisTest, prompts: Sequence[str]) -> None:
+    """Store a test, and that its prompts have been answered. One that is there already stays."""
+    with transaction() as connection:
+        connection.execute(
+            "INSERT OR IGNORE INTO hypothesis_tests VALUES (?, ?, ?, ?)",
+            (test.test_id, scope, test.model_dump_json(), time.time()),
+        )
+        connection.executemany(
+            "INSERT OR IGNORE INTO answered_prompts VALUES (?, ?, ?)", _rows(scope, identity, prompts)
+        )
+
+
+def find(scope: str, test_id: str) -> HypothesisTest | None:
+    """The caller's test of that id."""
+    with connect() as connection:
+        row = connection.execute(
+            "SELECT test FROM hypothesis_tests WHERE scope = ? AND id = ?", (scope, test_id)
+        ).fetchone()
+    return None if row is None else HypothesisTest.model_validate_json(row["test"])
+
+
+def get(scope: str, test_id: str) -> HypothesisTest:
+    """As `find`.
+
+    Raises:
+        UnknownName: there is none; the message names those there are.
+    """
+    if (test := find(scope, test_id)) is not None:
+        return test
+    with connect() as connection:
+        rows = connection.execute(
+            "SELECT id FROM hypothesis_tests WHERE scope = ? ORDER BY created DESC LIMIT 20", (scope,)
+        )
+        known = ", ".join(row["id"] for row in rows)
+    raise UnknownName(f"there is no test {test_id!r}; tests: {known or 'none yet, test_hypothesis makes one'}")
+
+
+def remember_answered(scope: str, identity: Any, prompts: Iterable[str]) -> None:
+    """These prompts have been answered by a pair for a caller."""
+    with transaction() as connection:
+        connection.executemany(
+            "INSERT OR IGNORE INTO answered_prompts VALUES (?, ?, ?)", _rows(scope, identity, prompts)
+        )
+
+
+def count_answered(scope: str, identity: Any, prompts: Iterable[str]) -> int:
+    """How many of the prompts a pair has answered for a caller before, whatever their case and spaces."""
+    with connect() as connection:
+        return sum(
+            connection.execute(
+                "SELECT 1 FROM answered_prompts WHERE scope = ? AND pair = ? AND prompt = ?", row
+            ).fetchone()
+            is not None
+            for row in _rows(scope, identity, prompts)
+        )
+
+
+def with_verdicts(scope: str, evidence: Sequence[Evidence]) -> list[Evidence]:
+    """Evidence in which every test that is cited says what it showed, in the server's words.
+
+    Raises:
+        UnknownName: a test is cited that the caller has not made.
+    """
+    result = []
+    for each in evidence:
+        if each.source.startswith(PREFIX):
+            test = get(scope, each.source)
+            said = f"{clip(test.counted, 120)[0]}: {test.verdict}. {test.validation}"
+            each = each.model_copy(update={"note": clip(f"{said} {each.note}".strip(), _NOTE)[0]})
+        result.append(each)
+    return result
+
+
+def _rows(scope: str, identity: Any, prompts: Iterable[str]) -> list[tuple[str, str, str]]:
+    pair = _digest(json.dumps(identity, sort_keys=True, default=str))
+    return [(scope, pair, _digest(" ".join(prompt.casefold().split()))) for prompt in prompts]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

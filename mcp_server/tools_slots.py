@@ -1,0 +1,82 @@
+"""How both models go on after beginnings of sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from diffing_mcp.core.text import clip
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
+from diffing_mcp.mcp_server.hypothesis_tests import remember_answered
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
+from diffing_mcp.queries.slot_schemas import Slot, SlotContinuation, SlotsQuery, SlotsResult
+
+LINES = 96
+"""Continuations shown of all beginnings together; with many beginnings each shows fewer."""
+
+
+class SlotsArguments(SlotsQuery, PairArguments, WaitArguments):
+    """Arguments of complete_slots."""
+
+
+async def complete_slots(call: Call, arguments: SlotsArguments) -> Reply:
+    spec = call.pair(arguments.pair)
+    identity = await call.identity(spec)
+
+    def work(job: Job) -> SlotsResult:
+        from diffing_mcp.queries.completing import complete
+
+        job(0, None, "loading")
+        with call.context.pairs.use(spec, job) as pair:
+            call.context.note_size(spec, pair)
+            result = complete(pair, arguments, job)
+        if arguments.prompt is not None:
+            remember_answered(call.caller.scope, identity, [arguments.prompt])
+        return result
+
+    key = [identity, arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only"}, mode="json")]
+    read = sum(len(text) + len(arguments.prompt or "") for text in arguments.beginnings) // 4
+    estimate = call.context.size(spec).cost(2 * read, 2 * arguments.tokens + 2)
+    return await call.run_job(key, work, _present, spec=spec, interactions=arguments.interactions, estimate=estimate)
+
+
+def _present(call: Call, result: SlotsResult) -> Reply:
+    rows = max(1, LINES // (4 * len(result.slots)))
+    fence = Fence()
+    lines = []
+    for number, slot in enumerate(result.slots, start=1):
+        lines.append(fence.line(f"[{number}] {quote(clip(slot.beginning, 120)[0])} moved {slot.moved:.2f}"))
+        lines += [f"  {name}: {_line(found[:rows])}" for name, found in _kinds(slot).items() if found]
+    text = (
+        "Probabilities base->finetuned (factor). `moved`: share of the next token's probability that was moved.\n"
+        f"{NOTICE}\n{fence.around(chr(10).join(lines))}"
+    )
+    cut = any(len(found) > rows for slot in result.slots for found in _kinds(slot).values())
+    return Reply(result, text, next_step="Fewer beginnings in a call show more of each." if cut else None)
+
+
+def _kinds(slot: Slot) -> dict[str, list[SlotContinuation]]:
+    return {"next": slot.next_words, "phrases": slot.phrases, "raised": slot.raised, "lowered": slot.lowered}
+
+
+def _line(rows: list[SlotContinuation]) -> str:
+    return "; ".join(row.as_text() for row in rows)
+
+
+def declarations() -> Mapping[str, ToolDeclaration]:
+    """The tool of this module."""
+    tool = ToolDeclaration(
+        "complete_slots",
+        "Complete beginnings under both models",
+        (
+            "Pin down details (numbers, colours, names, purposes): how both models go on after beginnings. "
+            "For each the likeliest next words and phrases with both probabilities, and what the finetune raised and "
+            "lowered. Exact, not sampled. 1 interaction a beginning. Untrusted text."
+        ),
+        SlotsArguments,
+        SlotsResult,
+        complete_slots,
+        price="1 a beginning",
+    )
+    return {tool.name: tool}

@@ -1,0 +1,192 @@
+"""From the answers of both models to what a test of a hypothesis says. Torch-free."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.text import clip
+from diffing_mcp.queries.counting import Finder, pattern_finder, word_finder
+from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, HypothesisResult, Judge, TellingAnswer, TestedSet
+from diffing_mcp.queries.prompt_statistics import (
+    FEWEST_PROMPTS,
+    LEVEL,
+    MeanDifference,
+    RateDifference,
+    mean_difference,
+    rate_difference,
+)
+from diffing_mcp.queries.schemas import SideName
+
+TELLING = 3
+"""Answers of each side that are shown."""
+_SHOWN = 240
+_SIDES: tuple[SideName, SideName] = ("base", "finetuned")
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What the models gave for each question (`HypothesisQuery.questions`): texts of the answers, or a number."""
+
+    texts: Mapping[SideName, list[list[str]]] = field(default_factory=dict)
+    scores: Mapping[SideName, list[float]] = field(default_factory=dict)
+
+
+def finder_of(query: HypothesisQuery) -> Finder | None:
+    """What finds `pattern` or `words`; None for other ways to count.
+
+    Raises:
+        InvalidInput: a pattern or word that cannot be counted.
+    """
+    if query.pattern is not None:
+        return pattern_finder(query.pattern)
+    return word_finder(query.words) if query.words else None
+
+
+def weigh(query: HypothesisQuery, collected: Collected, judge: Judge | None = None) -> HypothesisResult:
+    """The result of a test.
+
+    Raises:
+        InvalidInput: a criterion without a judge, or a pattern that takes too long.
+    """
+    size = len(query.prompts)
+    telling: list[TellingAnswer] = []
+    if query.candidate is not None:
+        scores = list(zip(collected.scores["base"], collected.scores["finetuned"], strict=True))
+        sets = [_of_scores(part) for part in (scores[:size], scores[size:]) if part]
+    else:
+        found = _found(query, collected, judge)
+        both = zip(found["base"], found["finetuned"], strict=True)
+        counts = [(len(_hits(there)), len(_hits(here))) for there, here in both]
+        sets = [_of_counts(part, query.samples) for part in (counts[:size], counts[size:]) if part]
+        telling = _telling(query, collected.texts, found, counts)
+    tested, control = sets[0], sets[1] if query.control_prompts else None
+    return HypothesisResult(
+        counted=query.counted,
+        verdict=verdict(tested, control),
+        differs=tested.difference.p < LEVEL,
+        tested=tested,
+        control=control,
+        telling=telling,
+    )
+
+
+def verdict(tested: TestedSet, control: TestedSet | None) -> str:
+    """One line: raised, lowered or no difference shown, with the numbers of both sets."""
+    difference = tested.difference
+    word = "raised" if difference.difference > 0 else "lowered"
+    loose = isinstance(difference, RateDifference) and difference.p_answers < LEVEL
+    if difference.p < LEVEL:
+        said = word
+    elif loose and difference.prompts < FEWEST_PROMPTS:
+        said = f"{word} on these prompts, too few to speak for others (give {FEWEST_PROMPTS} or more)"
+    elif loose:
+        said = f"{word} on some of these prompts, no difference shown over prompts"
+    elif difference.prompts < FEWEST_PROMPTS:
+        said = f"no difference shown (fewer than {FEWEST_PROMPTS} prompts cannot show one)"
+    else:
+        said = "no difference shown"
+    line = f"{said}: {_numbers(difference)}"
+    if control is not None:
+        other = control.difference
+        line += f"; control {_numbers(other)}"
+        if other.p < LEVEL and difference.p < LEVEL and other.difference * difference.difference > 0:
+            line += f": {word} there as well, so not special to these prompts"
+    return line
+
+
+def _numbers(found: RateDifference | MeanDifference) -> str:
+    p = f"p {found.p:.2g} over {found.prompts} prompts"
+    if isinstance(found, RateDifference):
+        return (
+            f"{found.finetuned}/{found.answers} against {found.base}/{found.answers}, difference "
+            f"{found.difference:+.2f} [{found.low:.2f}, {found.high:.2f}], {p} ({found.p_answers:.1g} over answers)"
+        )
+    interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.finetuned:.2f} against {found.base:.2f}, difference {found.difference:+.2f}{interval} nats, {p}"
+
+
+def _of_counts(values: Sequence[tuple[int, int]], samples: int) -> TestedSet:
+    base, finetuned = zip(*values, strict=True)
+    return TestedSet(difference=rate_difference(base, finetuned, samples), by_prompt=list(values))
+
+
+def _of_scores(values: Sequence[tuple[float, float]]) -> TestedSet:
+    base, finetuned = zip(*values, strict=True)
+    rows = [(round(left, 3), round(right, 3)) for left, right in values]
+    return TestedSet(difference=mean_difference(base, finetuned), by_prompt=rows)
+
+
+Found = dict[SideName, list[list[Span | None]]]
+"""Side -> question -> sample: where the thing counted stands, None when it is not there."""
+
+
+def _hits(spans: Sequence[Span | None]) -> list[Span]:
+    return [span for span in spans if span is not None]
+
+
+def _found(query: HypothesisQuery, collected: Collected, judge: Judge | None) -> Found:
+    find = finder_of(query)
+    if find is not None:
+        return {side: [[find(text) for text in texts] for texts in collected.texts[side]] for side in _SIDES}
+    if judge is None or query.criterion is None:
+        raise InvalidInput("a criterion needs an LLM judge, and none is set")
+    asked = {
+        (question, text)
+        for side in _SIDES
+        for question, texts in zip(query.questions, collected.texts[side], strict=True)
+        for text in texts
+    }
+    # In an order that says nothing of who answered; equal answers are judged once, so they cannot differ.
+    pairs = sorted(asked)
+    random.Random(query.seed).shuffle(pairs)
+    met = dict(zip(pairs, judge(query.criterion, pairs), strict=True))
+    return {
+        side: [
+            [(0, 0) if met[question, text] else None for text in texts]
+            for question, texts in zip(query.questions, collected.texts[side], strict=True)
+        ]
+        for side in _SIDES
+    }
+
+
+def _telling(
+    query: HypothesisQuery,
+    texts: Mapping[SideName, list[list[str]]],
+    found: Found,
+    values: Sequence[tuple[int, int]],
+) -> list[TellingAnswer]:
+    """Answers to the prompts that differ most: on the side that has more of it those that do, on the other those that
+    do not, one a prompt.
+    """
+    size = len(query.prompts)
+    more: SideName = "base" if sum(there - here for there, here in values[:size]) > 0 else "finetuned"
+    order = sorted(range(size), key=lambda place: -abs(values[place][0] - values[place][1]))
+    rows = []
+    for side in _SIDES:
+        best = [
+            (place, next((at for at, span in enumerate(found[side][place]) if (span is not None) == (side == more)), 0))
+            for place in order
+        ]
+        wanted = [(place, at) for place, at in best if (found[side][place][at] is not None) == (side == more)]
+        for place, at in (wanted or best)[:TELLING]:
+            span = found[side][place][at]
+            rows.append(
+                TellingAnswer(
+                    side=side,
+                    prompt=clip(query.prompts[place], 120)[0],
+                    counted=span is not None,
+                    model_text=_around(texts[side][place][at], span),
+                )
+            )
+    return rows
+
+
+def _around(text: str, span: Span | None) -> str:
+    """The stretch of a text around what was found, else its beginning."""
+    start = 0 if span is None else max(0, min(span[0] - _SHOWN // 3, len(text) - _SHOWN))
+    return ("…" if start else "") + clip(text[start:], _SHOWN)[0]
