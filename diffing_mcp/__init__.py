@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     perplexity_difference: MethodFunction
     sae_difference: MethodFunction
     steering: MethodFunction
+    sweep_behaviours: MethodFunction
     weight_amplification: MethodFunction
     weight_difference: MethodFunction
 
@@ -78,6 +79,7 @@ __all__ = [
     "run_many",
     "sae_difference",
     "steering",
+    "sweep_behaviours",
     "test_hypothesis",
     "weight_amplification",
     "weight_difference",
