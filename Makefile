@@ -77,11 +77,11 @@ bench: export HF_HUB_OFFLINE ?= 1
 bench: $(VENV)/.installed
 	$(PY) -m benchmarks $(BENCH)
 
-# The picture of the panel in the README, of the last demo's results, in a real Chromium.
+# The picture of the panel in the README, of the runs of the last demo, in a real Chromium.
 screenshots: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo
 screenshots: export HF_HUB_OFFLINE ?= 1
 screenshots: $(VENV)/.installed-dev
-	$(PY) -m diffing_mcp.ui.screenshot docs/images/panel.png Results
+	$(PY) -m diffing_mcp.ui.screenshot docs/images/panel.png "?pair=cake_bake"
 
 reference: $(VENV)/.installed
 	$(PY) -m diffing_mcp.cli.reference

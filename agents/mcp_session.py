@@ -99,6 +99,14 @@ class Session:
             self.run_ids.append(run_id)
         return FinishedCall(dict(answer.get("result") or {}), text, run_id)
 
+    async def begin(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one call as it comes, outside of the transcript: work that goes on is a job's handle.
+
+        Raises:
+            ToolFailed: the tool answered with an error.
+        """
+        return (await self._once(tool, arguments))[1]
+
     def _answered(self, call: ToolCall, text: str, started: float, is_error: bool = False) -> None:
         seconds = round(time.monotonic() - started, 3)
         self.messages.append(
@@ -151,17 +159,25 @@ async def connect(url: str, token: str | None = None) -> AsyncIterator[Session]:
 
 
 async def call_as_operator(url: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """One tool's finished result over a connection of its own, as an operator; work that takes long is waited for.
-    DIFFING_OPERATOR_TOKEN of this process is sent when it is set.
+    """One tool's finished result over a connection of its own; work that takes long is waited for. Raises as
+    `operator_session` does.
+    """
+    async with operator_session(url) as session:
+        return (await session.call(tool, arguments)).result
+
+
+@asynccontextmanager
+async def operator_session(url: str) -> AsyncIterator[Session]:
+    """A connection as an operator. DIFFING_OPERATOR_TOKEN of this process is sent when it is set.
 
     Raises:
-        ToolFailed: the tool answered with an error, which says what to do next.
+        ToolFailed: a tool answered with an error, which says what to do next.
         NoServer: nothing answers, or the token is not the server's.
     """
     token = settings().operator_token
     try:
         async with connect(url, token.get_secret_value() if token else None) as session:
-            return (await session.call(tool, arguments)).result
+            yield session
     except DiffingError:
         raise
     except Exception as error:

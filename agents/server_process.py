@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,13 +29,17 @@ class ServerDidNotStart(DiffingError):
 
 
 def serve_command(port: int) -> list[str]:
-    """The command that serves over HTTP on this machine's loopback address."""
-    return [sys.executable, "-m", "diffing_mcp.cli.main", "serve", "--http", "--host", "127.0.0.1", "--port", str(port)]
+    """The command that serves over HTTP on this machine's loopback address and ends with the process that starts it."""
+    command = [sys.executable, "-m", "diffing_mcp.cli.main", "serve", "--http", "--with-parent"]
+    return [*command, "--host", "127.0.0.1", "--port", str(port)]
 
 
 @asynccontextmanager
 async def server_process(
-    log: Path, command: Sequence[str] | None = None, port: int | None = None
+    log: Path,
+    command: Sequence[str] | None = None,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[str]:
     """Start a server, wait until /health answers, yield the MCP endpoint, stop it at the end.
 
@@ -43,6 +47,7 @@ async def server_process(
         log: file that takes the server's stderr and stdout.
         command: what to start instead of `serve_command(port)`.
         port: port it listens on; None takes a free one.
+        environment: variables it gets besides those of this process.
 
     Raises:
         ServerDidNotStart: see there.
@@ -50,13 +55,14 @@ async def server_process(
     port = port or free_port()
     log.parent.mkdir(parents=True, exist_ok=True)
     # The child finds the same source tree when the project is not installed but run from its folder.
-    environment = {
+    whole = {
         **os.environ,
+        **(environment or {}),
         "PYTHONPATH": os.pathsep.join([str(IMPORT_FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command or serve_command(port), stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment
+            command or serve_command(port), stdout=output, stderr=output, stdin=subprocess.PIPE, env=whole
         )
     try:
         await _healthy(process, f"http://127.0.0.1:{port}/health", log)

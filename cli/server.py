@@ -46,13 +46,18 @@ def serve(
         bool | None,
         typer.Option("--read-only", help="No tool that trains, stores, deletes or unloads; finished runs are kept."),
     ] = None,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="With --http: end when stdin closes, so with whoever started it.")
+    ] = False,
 ) -> None:
     """Serve the tools over MCP: on stdin and stdout for a host that starts this command, or over HTTP."""
     from diffing_mcp.cli.output import quiet_libraries
     from diffing_mcp.core.errors import InvalidInput
 
-    if not http and (host is not None or port is not None):
-        raise InvalidInput("--host and --port go with --http; without it the server speaks on stdin and stdout.")
+    if not http and (host is not None or port is not None or with_parent):
+        raise InvalidInput(
+            "--host, --port and --with-parent go with --http; without it the server speaks on stdin and stdout."
+        )
     if http and token is not None:
         raise InvalidInput("--token goes with stdio; over HTTP every client sends its own token.")
     quiet_libraries()
@@ -72,7 +77,7 @@ def serve(
         judge = configured_judge()
     selection = Selection.from_settings(toolsets, tools, read_only)
     if http:
-        serve_http(host, port, selection, judge=judge)
+        serve_http(host, port, selection, judge=judge, with_parent=with_parent)
     else:
         serve_stdio(token, selection, judge=judge)
 

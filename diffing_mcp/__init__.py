@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffing_mcp.api.asking import Answers, TextComparison, ask, compare_text
     from diffing_mcp.api.evaluating import Evaluation, evaluate
     from diffing_mcp.api.method_functions import MethodFunction, run, run_many
-    from diffing_mcp.api.overviews import overview
+    from diffing_mcp.api.overviews import facts, overview
     from diffing_mcp.api.pairs import Pair, list_pairs, load_pair
     from diffing_mcp.api.runs import Run, list_runs, open_run
     from diffing_mcp.api.suspicions import Completions, HypothesisTest, complete_slots, test_hypothesis
@@ -65,6 +65,7 @@ __all__ = [
     "contrastive_decoding",
     "crosscoder",
     "evaluate",
+    "facts",
     "kl",
     "list_pairs",
     "list_runs",
@@ -98,6 +99,7 @@ _HOMES = {
     "compare_text": "api.asking",
     "complete_slots": "api.suspicions",
     "evaluate": "api.evaluating",
+    "facts": "api.overviews",
     "list_pairs": "api.pairs",
     "list_runs": "api.runs",
     "load_pair": "api.pairs",

@@ -153,9 +153,11 @@ class Call:
 
     def job_state(self, job: Job) -> JobState:
         """A job as this caller may see it."""
+        spec = job.payload.spec if isinstance(job.payload, JobPayload) else None
         return JobState(
             job_id=job.id,
             tool=job.kind,
+            pair=self.shown_name(spec) if spec is not None else None,
             state=job.state,
             progress=None if job.fraction is None else round(job.fraction, 3),
             message=self.message(job.message),

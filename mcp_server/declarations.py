@@ -69,6 +69,7 @@ class JobState(BaseModel):
 
     job_id: str
     tool: str
+    pair: str | None = Field(None, description="The pair it is about.")
     state: Literal["queued", "running", "completed", "failed", "cancelled"]
     progress: float | None = Field(None, description="Share done, 0 to 1; null while unknown.")
     message: str = ""

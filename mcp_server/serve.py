@@ -8,11 +8,13 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from diffing_mcp.core.data_folder import folder_identity
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.auth import OPERATOR, BearerGate, caller_of_token, is_loopback, open_access
@@ -86,7 +88,7 @@ def http_app(context: ServerContext, host: str, selection: Selection | None = No
 
     @server.custom_route("/health", methods=["GET"])
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", "server": "diffing", "data": folder_identity(settings().data_folder)})
 
     hosts = [
         "127.0.0.1",
@@ -118,9 +120,14 @@ def serve_http(
     host: str | None = None,
     port: int | None = None,
     selection: Selection | None = None,
+    *,
     judge: Judge | None = None,
+    with_parent: bool = False,
 ) -> None:
-    """Serve over streamable HTTP until SIGTERM or SIGINT. Prints the address to stderr once it listens."""
+    """Serve over streamable HTTP until SIGTERM or SIGINT. Prints the address to stderr once it listens.
+
+    `with_parent`: also until stdin closes, which it does however the process that holds its other end dies.
+    """
     _log_to_stderr()
     host, port = host or settings().host, settings().port if port is None else port
     context = ServerContext(judge=judge)
@@ -137,6 +144,8 @@ def serve_http(
     )
     if not is_loopback(host) and settings().operator_token is None:
         logger.warning("listening on %s without an operator token: only tokens of investigations are accepted", host)
+    if with_parent:
+        threading.Thread(target=_end_with_stdin, args=(server,), name="parent", daemon=True).start()
     try:
         server.run()
     finally:
@@ -194,6 +203,13 @@ async def running_http(context: ServerContext, host: str = "127.0.0.1", port: in
     finally:
         server.should_exit = True
         await task
+
+
+def _end_with_stdin(server: uvicorn.Server) -> None:
+    # The file itself: a thread that waits inside the buffered reader would block the interpreter's end.
+    while os.read(0, 4096):
+        pass
+    server.should_exit = True
 
 
 def _log_to_stderr() -> None:

@@ -32,6 +32,7 @@ from diffing_mcp.methods.runs.store import changed_since
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunManifest, RunRecord
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class ListRunsArguments(PairArguments):
@@ -123,15 +124,19 @@ class ViewRunResult(BaseModel):
     data: Any = Field(None, description="What the view says. Holds untrusted text.")
 
 
-async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
-    spec = call.pair(arguments.pair)
+async def own_runs(call: Call, spec: PairSpec, method: str | None = None) -> list[RunManifest]:
+    """The finished runs on a pair (of one method) that this caller may read, newest first."""
     identity, investigation = await call.identity(spec), call.caller.investigation
     mine = investigations.remembered_runs(investigation.id) if investigation else None
-    found = [
+    return [
         manifest
-        for manifest in call.context.store.list(method=arguments.method and canonical_name(arguments.method))
+        for manifest in call.context.store.list(method=method and canonical_name(method))
         if manifest.pair == identity and (mine is None or manifest.id in mine)
     ]
+
+
+async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
+    found = await own_runs(call, call.pair(arguments.pair), arguments.method)
     shown = found[arguments.offset : arguments.offset + arguments.limit]
     end = arguments.offset + len(shown)
     rows = [

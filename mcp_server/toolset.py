@@ -8,6 +8,7 @@ from functools import lru_cache
 from diffing_mcp.mcp_server import (
     tools_activations,
     tools_dictionaries,
+    tools_facts,
     tools_findings,
     tools_investigations,
     tools_jobs,
@@ -24,6 +25,7 @@ from diffing_mcp.mcp_server.declarations import ToolDeclaration
 TOOLSETS: Mapping[str, Callable[[], Mapping[str, ToolDeclaration]]] = {
     "pairs": tools_pairs.declarations,
     "overview": tools_overview.declarations,
+    "facts": tools_facts.declarations,
     "methods": tools_methods.declarations,
     "runs": tools_runs.declarations,
     "questions": tools_models.declarations,

@@ -1,35 +1,42 @@
-"""The MCP server as the panel uses it: one that runs already, or a child process started on demand and stopped with the
-panel.
+"""The MCP server as the panel uses it: one that serves this data folder already, or a child process that is started
+when a model is first needed and ends with the panel.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import json
 import threading
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from diffing_mcp.agents.mcp_session import NoServer, call_as_operator
+from diffing_mcp.agents.mcp_session import NoServer, call_as_operator, operator_session
 from diffing_mcp.agents.server_process import server_process
+from diffing_mcp.core.data_folder import folder_identity
 from diffing_mcp.core.settings import settings
+
+Found = Literal["ours", "other folder", "stranger", "nothing"]
+"""What answers at an address: our server over this data folder, ours over another one, something else, or nothing."""
 
 
 class ServerConnection:
     """Finds, starts and calls the MCP server. One per panel; safe for several threads.
 
     Args:
-        url: endpoint such as `http://127.0.0.1:8931/mcp`; None looks at the address of the settings and may start a
-            server there.
-        data_folder: where the log of a started server goes.
+        url: endpoint such as `http://127.0.0.1:8931/mcp`; None takes the server at the address of the settings if it
+            is ours and serves this data folder, else starts one on a free port.
+        data_folder: whose runs the panel shows; the log of a started server goes there.
     """
 
     def __init__(self, url: str | None, data_folder: Path) -> None:
         self.fixed = url is not None
-        self._url = url or f"http://{settings().host}:{settings().port}/mcp"
-        self._log = data_folder / "panel-server.log"
+        self._default = url or f"http://{settings().host}:{settings().port}/mcp"
+        self._url = self._default
+        self._data_folder = data_folder
         self._child = ExitStack()
         self._started = False
         self._lock = threading.Lock()
@@ -45,18 +52,29 @@ class ServerConnection:
         """Whether the server is a child of the panel."""
         return self._started
 
-    def answers(self) -> bool:
-        """Whether /health answers within 2 s."""
+    def look(self) -> Found:
+        """What answers /health at the endpoint within 2 s."""
         try:
             # The address is the operator's own setting, never something that was typed into the panel.
             with urllib.request.urlopen(self._url.removesuffix("/mcp") + "/health", timeout=2) as response:
-                return response.status == 200
-        except (urllib.error.URLError, OSError, ValueError):
-            return False
+                said = json.loads(response.read(4096))
+        except urllib.error.HTTPError:
+            return "stranger"
+        except (urllib.error.URLError, OSError):
+            return "nothing"
+        except ValueError:
+            return "stranger"
+        if not isinstance(said, dict) or said.get("server") != "diffing":
+            return "stranger"
+        return "ours" if said.get("data") == folder_identity(self._data_folder) else "other folder"
+
+    def answers(self) -> bool:
+        """Whether a server can be called that writes its runs to this data folder."""
+        return self.look() == "ours"
 
     def start(self) -> None:
-        """Start a server as a child process on a free port and wait until it answers; nothing happens when one answers
-        already.
+        """Start a server as a child process on a free port and wait until it answers; nothing happens when one of this
+        data folder answers already.
 
         Raises:
             ServerDidNotStart: with the end of its log.
@@ -65,17 +83,26 @@ class ServerConnection:
         from anyio.from_thread import start_blocking_portal
 
         with self._lock:
-            if self.answers():
+            found = self.look()
+            if found == "ours":
                 return
             if self.fixed:
+                what = {
+                    "nothing": "No server answers",
+                    "stranger": "Something that is no Diffing MCP server answers",
+                    "other folder": f"A server of another data folder than {self._data_folder} answers",
+                }[found]
                 raise NoServer(
-                    f"No server answers at {self._url}, the address the panel was given. Start one there, or start the "
-                    "panel without an address."
+                    f"{what} at {self._url}, the address the panel was given. Start one there with `diffing serve "
+                    "--http`, or start the panel without an address."
                 )
             self._child.close()
             portal = self._child.enter_context(start_blocking_portal())
+            child = server_process(
+                self._data_folder / "panel-server.log", environment={"DIFFING_DATA_FOLDER": str(self._data_folder)}
+            )
             try:
-                self._url = self._child.enter_context(portal.wrap_async_context_manager(server_process(self._log)))
+                self._url = self._child.enter_context(portal.wrap_async_context_manager(child))
             except BaseException:
                 self._child.close()
                 raise
@@ -85,13 +112,29 @@ class ServerConnection:
         """Stop the child, if there is one. Its finished runs are kept."""
         with self._lock:
             self._child.close()
-            self._started = False
+            self._started, self._url = False, self._default
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A tool's finished result as an operator; work that takes long is waited for.
+        """A tool's finished result as an operator; work that takes long is waited for. A server is started when there
+        is none.
 
         Raises:
             ToolFailed: the tool answered with an error, which says what to do next.
-            NoServer: nothing answers.
+            NoServer, ServerDidNotStart: as `start`.
         """
+        await asyncio.to_thread(self.start)
         return await call_as_operator(self._url, tool, arguments)
+
+    async def begin(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A tool's answer without waiting for its work: `status`, and a `job` while the work goes on. Raises as `call`
+        does.
+        """
+        await asyncio.to_thread(self.start)
+        async with operator_session(self._url) as session:
+            return await session.begin(tool, arguments)
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        """The jobs of the server, oldest first; none when no server of this data folder answers (none is started)."""
+        if not await asyncio.to_thread(self.answers):
+            return []
+        return list((await call_as_operator(self._url, "get_job", {}))["jobs"])

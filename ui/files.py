@@ -42,6 +42,10 @@ class PanelFiles:
         """The store of finished runs."""
         return RunStore(self.data_folder / "runs")
 
+    def newest_pair(self) -> str | None:
+        """The pair of the newest run; None before the first run."""
+        return next((manifest.pair_name for manifest in self.runs.list()), None)
+
     def evaluation_choices(self) -> list[tuple[str, str]]:
         """(what the picker shows, id) of all evaluations, newest first."""
         plans = list_evaluations(self.data_folder / "evaluations")

@@ -4,6 +4,7 @@ never become an element.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -115,10 +116,9 @@ def table(
         if place < len(below) and below[place]:
             lines.append(Markup(f"<tr class='d-under'><td colspan='{max(1, len(headers))}'>{below[place]}</td></tr>"))
     body = join(lines)
-    return div(
-        element("table", element("thead", head), element("tbody", body), classes=f"d-table {classes}".strip()),
-        classes="d-scroll",
-    )
+    whole = element("table", element("thead", head), element("tbody", body), classes=f"d-table {classes}".strip())
+    # Wide tables scroll inside of it, by keyboard too.
+    return Markup(f'<div class="d-scroll" tabindex="0">{whole}</div>')
 
 
 def pairs(values: Iterable[tuple[Any, Any]]) -> Markup:
@@ -136,6 +136,19 @@ def empty(title: str, text: str, command: str = "") -> Markup:
 def alert(text: Any, kind: str = "bad") -> Markup:
     """A message that must be seen."""
     return div(text, classes=f"d-alert {kind}")
+
+
+def highlighted(text: str, words: Sequence[str]) -> Markup:
+    """Text in which every word that begins with one of `words` is marked, whatever its case."""
+    if not words:
+        return escape(text)
+    pattern = re.compile(rf"\b(?:{'|'.join(re.escape(word) for word in words)})\w*", re.IGNORECASE)
+    parts: list[Any] = []
+    after = 0
+    for found in pattern.finditer(text):
+        parts += [text[after : found.start()], element("mark", found.group())]
+        after = found.end()
+    return join([*parts, text[after:]])
 
 
 def details(summary: Any, *children: Any, opened: bool = False) -> Markup:

@@ -1,4 +1,4 @@
-"""The panel: four pages over the data folder and the MCP server. `build_panel` lays it out, `launch` serves it."""
+"""The panel: its pages over the data folder and the MCP server. `build_panel` lays it out, `launch` serves it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 # Before Gradio is imported: it reads this once, and nothing here may leave the machine.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,11 +16,13 @@ import gradio as gr
 from markupsafe import Markup
 
 from diffing_mcp.core.settings import settings
-from diffing_mcp.ui import results, runs, side_by_side, transcripts
+from diffing_mcp.ui import ask, jobs, pair_page, results, run_page, runs, transcripts
+from diffing_mcp.ui.addresses import KEEP_PAIR, PAGES, navigation
 from diffing_mcp.ui.connection import ServerConnection
+from diffing_mcp.ui.downloads import add_downloads
 from diffing_mcp.ui.files import PanelFiles
-from diffing_mcp.ui.html import div, element, escape
-from diffing_mcp.ui.theme import BASE, FINETUNED, css, theme
+from diffing_mcp.ui.html import div, element
+from diffing_mcp.ui.theme import BASE, FINETUNED, MONO, SANS, css
 
 
 class Paths(Protocol):
@@ -30,20 +34,22 @@ class Paths(Protocol):
 
 
 class Panel(gr.Blocks):
-    """The blocks, with the connection to the MCP server that its page uses."""
+    """The blocks, with the connection to the MCP server and the files that its pages use."""
 
     connection: ServerConnection
+    files: PanelFiles
 
 
-def _masthead(data_folder: Path) -> Markup:
+def _masthead(data_folder: Path, page: str) -> Markup:
     legend = Markup(
         f"<span class='d-legend'><span><i style='background:{BASE}'></i>base</span><span><i "
         f"style='background:{FINETUNED}'></i>finetuned</span></span>"
     )
     return div(
         element("h1", "Model diffing"),
+        navigation(page),
         legend,
-        element("span", escape(data_folder), classes="d-where", title="The data folder"),
+        element("span", data_folder, classes="d-where", title="The data folder"),
         classes="d-masthead",
     )
 
@@ -53,22 +59,28 @@ def build_panel(paths: Paths | None = None, server_url: str | None = None) -> Pa
 
     Args:
         paths: anything with a `data_folder`; default: the settings.
-        server_url: MCP endpoint to use; None uses the settings' address, or a server started from the page.
+        server_url: MCP endpoint to use; None uses the one at the settings' address when it serves this data folder,
+            or one that is started when it is first needed.
     """
     folder = (paths or settings()).data_folder
     files, connection = PanelFiles(folder), ServerConnection(server_url, folder)
-    with Panel(title="Model diffing", analytics_enabled=False, fill_width=True) as demo:
-        gr.HTML(_masthead(folder))
-        with gr.Tabs(elem_id="pages"):
-            with gr.Tab("Results", id="results"):
-                results.build(files, demo)
-            with gr.Tab("Transcripts", id="transcripts"):
-                transcripts.build(files, demo)
-            with gr.Tab("Runs", id="runs"):
-                runs.build(files, demo)
-            with gr.Tab("Side by side", id="side-by-side"):
-                side_by_side.build(connection, demo)
-    demo.connection = connection
+    pages: dict[str, Callable[[gr.Blocks], None]] = {
+        "": partial(pair_page.build, files, connection),
+        "runs": partial(runs.build, files),
+        "jobs": partial(jobs.build, files, connection),
+        "ask": partial(ask.build, connection),
+        "results": partial(results.build, files),
+        "transcripts": partial(transcripts.build, files),
+        "run": partial(run_page.build, files),
+    }
+    demo = Panel(title="Model diffing", analytics_enabled=False, fill_width=True)
+    for path, build in pages.items():
+        with demo if path == "" else demo.route(PAGES.get(path, "Run"), path):
+            gr.Navbar(visible=False)  # ours keeps the pair and marks the page for screen readers
+            gr.HTML(_masthead(folder, "runs" if path == "run" else path))
+            build(demo)
+            demo.load(None, None, None, js=KEEP_PAIR, api_visibility="private")
+    demo.connection, demo.files = connection, files
     return demo
 
 
@@ -80,22 +92,19 @@ def launch(
     prevent_thread_lock: bool = False,
     paths: Paths | None = None,
 ) -> tuple[Panel, str]:
-    """Serve the panel and return it with its address; blocks until interrupted unless `prevent_thread_lock`. Port 0
-    takes a free one.
-
-    Prints the address. On the way out a server that the panel started is stopped.
+    """Serve the panel and return it with its address; unless `prevent_thread_lock`, says when it is ready and blocks
+    until interrupted. Port 0 takes a free one. On the way out a server that the panel started is stopped.
     """
     from diffing_mcp.agents.server_process import free_port
 
     demo = build_panel(paths, server_url)
-    chosen = port or free_port()
     try:
-        _, address, _ = demo.launch(
+        app, address, _ = demo.launch(
             server_name=host,
-            server_port=chosen,
+            server_port=port or free_port(),
             inbrowser=open_browser,
             prevent_thread_lock=True,
-            theme=theme(),
+            theme=_theme(),
             css=css(),
             quiet=True,
             share=False,
@@ -105,10 +114,42 @@ def launch(
             footer_links=[],
             pwa=False,
         )
-        print(f"The panel is open at {address}", flush=True)  # noqa: T201 - this is what the command is for
+        add_downloads(app, demo.files)
         if not prevent_thread_lock:
+            print("The panel is ready.", flush=True)  # noqa: T201 - this is what the command is for
             demo.block_thread()
     finally:
         if not prevent_thread_lock:
             demo.connection.close()
     return demo, address
+
+
+def _theme() -> gr.themes.Base:
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        secondary_hue=gr.themes.colors.slate,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        font=SANS,
+        font_mono=MONO,
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        block_label_text_size="*text_sm",
+        block_shadow="none",
+        block_border_width="1px",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        # Gradio's own greys for these are 2.6:1 on white, too faint to read.
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_400",
+    )

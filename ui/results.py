@@ -1,4 +1,4 @@
-"""Page "Results": grades per organism and arm with their spread, verdicts, and false positives on nulls."""
+"""Page "Evaluations": grades per organism and arm with their spread, verdicts, and false positives on nulls."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from markupsafe import Markup
 from diffing_mcp.agents.records import EvaluationRecord
 from diffing_mcp.agents.summary import Row, Summary, summarise
 from diffing_mcp.graders.statistics import Interval
+from diffing_mcp.ui.addresses import link, show_in_address
 from diffing_mcp.ui.files import Evaluation, PanelFiles, kept
 from diffing_mcp.ui.html import alert, chip, element, empty, heading, join, seconds_text, section, table, tiles
 from diffing_mcp.ui.theme import ARM_COLOURS, GRID, plot_layout
+from diffing_mcp.ui.widgets import picker
 
 MEASURES = {"grade": "LLM grade, 1-5", "fact_score": "Fact grade, 1-5", "fact_recall": "Fact recall, 0-1"}
 _REFRESH_SECONDS = 5
@@ -172,7 +174,7 @@ def table_html(evaluation: Evaluation | None) -> Markup:
     parts = [
         section(
             "Grades by organism and arm",
-            _summary_table(summary),
+            _summary_table(summary, evaluation.plan.id),
             element("ul", *(element("li", note) for note in summary.notes()), classes="d-list plain d-note"),
         )
     ]
@@ -190,7 +192,7 @@ def table_html(evaluation: Evaluation | None) -> Markup:
     return join(parts)
 
 
-def _summary_table(summary: Summary) -> Markup:
+def _summary_table(summary: Summary, evaluation: str) -> Markup:
     with_grade = any(row.grade for row in summary.rows)
     headers = [
         "organism",
@@ -213,7 +215,7 @@ def _summary_table(summary: Summary) -> Markup:
         rows.append(
             [
                 join([name, " ", null]),
-                chip(row.arm, row.arm),
+                link(row.arm, "transcripts", evaluation=evaluation, organism=row.organism, arm=row.arm),
                 join([row.completed, chip(f"{row.failed} failed", "bad") if row.failed else ""]),
                 *([_interval(row.grade)] if with_grade else []),
                 _interval(row.fact_score),
@@ -297,9 +299,12 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
             evaluation is not None and not evaluation.complete,
         )
 
+    def addressed(request: gr.Request) -> tuple[Any, ...]:
+        return opened(request.query_params.get("evaluation"))
+
     gr.HTML(
         heading(
-            "Results",
+            "Evaluations",
             (
                 "What investigators concluded about blinded pairs, graded against what was really taught. Dots are "
                 "repeats, diamonds their mean with a 95% interval."
@@ -307,13 +312,13 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         )
     )
     with gr.Row(elem_classes="d-controls"):
-        evaluation = gr.Dropdown([], label="Evaluation", scale=3, elem_id="results-evaluation")
+        evaluation = picker([], label="Evaluation", scale=3, elem_id="results-evaluation")
         measure = gr.Radio(
             [(label, name) for name, label in MEASURES.items()],
             label="Measure",
             value="fact_score",
             scale=5,
-            min_width=440,
+            min_width=300,
         )
         live = gr.Checkbox(False, label="Live", scale=1, min_width=90)
         refresh = gr.Button("Refresh", scale=0, min_width=110)
@@ -324,9 +329,10 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
 
     parts: list[Any] = [tiles_html, plot, rows]
     whole = [evaluation, measure, *parts, live]
-    demo.load(opened, [evaluation], whole, api_visibility="private", show_progress="hidden")
+    demo.load(addressed, None, whole, api_visibility="private", show_progress="hidden")
     refresh.click(opened, [evaluation], whole, api_visibility="private")
     evaluation.input(picked, [evaluation], [measure, *parts], api_visibility="private")
+    evaluation.input(None, [evaluation], None, js=show_in_address("evaluation"), api_visibility="private")
     measure.input(shown, [evaluation, measure], parts, api_visibility="private")
     timer.tick(shown, [evaluation, measure], parts, api_visibility="private", show_progress="hidden")
     live.change(lambda on: gr.Timer(active=bool(on)), [live], [timer], api_visibility="private")

@@ -18,6 +18,7 @@ from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord
+from diffing_mcp.ui.evidence import judged
 from diffing_mcp.ui.html import (
     alert,
     chip,
@@ -30,6 +31,7 @@ from diffing_mcp.ui.html import (
     preformatted,
     seconds_text,
 )
+from diffing_mcp.ui.parameters import fields_of
 from diffing_mcp.ui.theme import plot_layout
 from diffing_mcp.ui.values import render_object
 
@@ -37,6 +39,10 @@ TABLE = "table: "
 """Prefix of the choices that are stored tables; views have none."""
 
 TABLE_ROWS = 25
+
+WITHIN_NULL = (
+    "A finetune that taught nothing shows as much. What is listed below ranks highest; it is no finding by itself."
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,46 +55,39 @@ def method_of(manifest: RunManifest) -> DiffingMethod[Any, Any] | None:
         return None
 
 
+def headline_of(record: RunRecord) -> str:
+    """The outcome in one sentence."""
+    try:
+        return str(record.result_json().get("headline", ""))
+    except (OSError, DiffingError, json.JSONDecodeError):
+        return "(the result cannot be read)"
+
+
 def headline_html(record: RunRecord) -> Markup:
-    """The outcome in one sentence, and whether it stands out."""
+    """The outcome in one sentence, and whether it is more than a null shows."""
     manifest = record.manifest
     try:
         values = record.result_json()
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, DiffingError, json.JSONDecodeError) as error:
         return alert(f"The result of {record.id} cannot be read: {error}")
     method = method_of(manifest)
     out = bool(values.get("stands_out"))
     head = div(
         div(
-            chip("stands out" if out else "nothing stands out", "finetuned" if out else ""),
-            chip(method.title if method else manifest.method),
+            element("h2", method.title if method else manifest.method),
+            judged(out),
             chip(manifest.pair_name),
+            element("code", manifest.id),
+            classes="d-line",
         ),
-        element("div", values.get("headline", "")),
+        element("p", values.get("headline", "")),
+        "" if out else element("p", WITHIN_NULL, classes="d-note"),
         classes=f"d-card d-headline {'good' if out else ''}".strip(),
     )
     if method is not None and method.version != manifest.method_version:
-        return join(
-            [
-                head,
-                alert(
-                    f"Written by version {manifest.method_version} of the method; this is version {method.version}.",
-                    "warn",
-                ),
-            ]
-        )
+        said = f"Written by version {manifest.method_version} of the method; this is version {method.version}."
+        return join([head, alert(said, "warn")])
     return head
-
-
-def result_html(record: RunRecord) -> Markup:
-    """Every field of the result but the headline."""
-    try:
-        values = record.result_json()
-    except (OSError, json.JSONDecodeError):
-        return Markup("")
-    method = method_of(record.manifest)
-    told = {name: field.description or "" for name, field in method.Result.model_fields.items()} if method else {}
-    return render_object(values, told, skip=("headline", "stands_out"))
 
 
 def manifest_html(record: RunRecord) -> Markup:
@@ -178,26 +177,7 @@ def view_fields(record: RunRecord, choice: str) -> dict[str, dict[str, Any]]:
     method = method_of(record.manifest)
     if method is None or choice not in method.views:
         return {}
-    schema = method.views[choice].Params.model_json_schema()
-    definitions = schema.get("$defs", {})
-    return {
-        name: _resolved(field, definitions) for name, field in schema.get("properties", {}).items() if name != "offset"
-    }
-
-
-def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The field with a reference or an `X or null` replaced by what it stands for."""
-    if "anyOf" in field:
-        kinds = [kind for kind in field["anyOf"] if kind.get("type") != "null"]
-        if len(kinds) == 1:
-            return {
-                **_resolved(kinds[0], definitions),
-                **{name: value for name, value in field.items() if name != "anyOf"},
-                "optional": True,
-            }
-    if reference := field.get("$ref"):
-        return {**definitions.get(reference.rsplit("/", 1)[-1], {}), **field}
-    return field
+    return fields_of(method.views[choice].Params.model_json_schema(), skip=("offset",))
 
 
 def view_html(record: RunRecord, choice: str, values: Mapping[str, Any], offset: int) -> tuple[Markup, int | None, int]:
@@ -251,21 +231,3 @@ def _table_page(record: RunRecord, name: str, offset: int) -> tuple[Markup, int 
         classes="d-note",
     )
     return join([note, render_value(rows)]), (offset + TABLE_ROWS if offset + TABLE_ROWS < total else None), TABLE_ROWS
-
-
-def run_row(record: RunRecord) -> list[str]:
-    """One row of the list of runs."""
-    manifest = record.manifest
-    try:
-        headline = str(record.result_json().get("headline", ""))
-    except (OSError, json.JSONDecodeError):
-        headline = "(the result cannot be read)"
-    when = manifest.created.strftime("%m-%d %H:%M")
-    return [
-        manifest.id,
-        manifest.method,
-        manifest.pair_name,
-        headline if len(headline) <= 180 else headline[:179] + "…",
-        when,
-        seconds_text(manifest.seconds),
-    ]

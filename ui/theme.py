@@ -1,4 +1,6 @@
-"""Colours, style sheet and plot layout of the panel. System fonts only, so that nothing is fetched from elsewhere."""
+"""Colours, style sheet and plot layout of the panel and of reports. System fonts only, so that nothing is fetched from
+elsewhere; nothing of Gradio, so that a report is written without it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,6 @@ import copy
 import re
 from pathlib import Path
 from typing import Any
-
-import gradio as gr
 
 BASE, FINETUNED = "#5B7FB0", "#E07B1A"
 """The two sides of a pair, everywhere: base in blue-grey, finetuned in orange. Both are legible on white and on
@@ -24,29 +24,6 @@ is shown in.
 
 SANS = ["ui-sans-serif", "system-ui", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace"]
-
-
-def theme() -> gr.themes.Base:
-    """The Gradio theme."""
-    return gr.themes.Base(
-        primary_hue=gr.themes.colors.indigo,
-        secondary_hue=gr.themes.colors.slate,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_md,
-        font=SANS,
-        font_mono=MONO,
-    ).set(
-        body_background_fill="*neutral_50",
-        body_background_fill_dark="*neutral_950",
-        block_label_text_size="*text_sm",
-        block_shadow="none",
-        block_border_width="1px",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_500",
-        button_primary_text_color="white",
-    )
 
 
 def css() -> str:

@@ -11,6 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from diffing_mcp.agents.records import Budget, EvaluationRecord, Message, ToolCall
+from diffing_mcp.ui.addresses import run_link, show_in_address
 from diffing_mcp.ui.files import Evaluation, PanelFiles, kept
 from diffing_mcp.ui.html import (
     alert,
@@ -27,6 +28,7 @@ from diffing_mcp.ui.html import (
     preformatted,
     seconds_text,
 )
+from diffing_mcp.ui.widgets import picker
 
 _ARGUMENT_CHARACTERS = 70
 
@@ -194,7 +196,7 @@ def _facts(record: EvaluationRecord) -> Markup:
         for usage in record.usage
     ]
     if record.run_ids:
-        values.append(("Runs seen", join(chip(run) for run in record.run_ids)))
+        values.append(("Runs seen", join((run_link(run) for run in record.run_ids), " ")))
     if record.log:
         values.append(("Inspect log", record.log))
     return pairs(values)
@@ -258,6 +260,12 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         chosen = kept(choices, identifier)
         return (gr.update(choices=choices, value=chosen), *narrowed(chosen, organism, arm, repeat))
 
+    def addressed(request: gr.Request) -> tuple[Any, ...]:
+        query = request.query_params
+        repeat = query.get("repeat", "0")
+        wanted = (query.get("evaluation"), query.get("organism"), query.get("arm"))
+        return opened(*wanted, int(repeat) if repeat.isdecimal() else 0)
+
     gr.HTML(
         heading(
             "Transcripts",
@@ -268,14 +276,14 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         )
     )
     with gr.Row(elem_classes="d-controls"):
-        evaluation = gr.Dropdown([], label="Evaluation", scale=4, elem_id="transcript-evaluation")
-        organism = gr.Dropdown([], label="Organism", scale=3, elem_id="transcript-organism")
-        arm = gr.Dropdown([], label="Arm", scale=2, elem_id="transcript-arm")
-        repeat = gr.Dropdown([], label="Repeat", scale=1, min_width=90)
+        evaluation = picker([], label="Evaluation", scale=4, elem_id="transcript-evaluation")
+        organism = picker([], label="Organism", scale=3, elem_id="transcript-organism")
+        arm = picker([], label="Arm", scale=2, elem_id="transcript-arm")
+        repeat = picker([], label="Repeat", scale=1, min_width=90, elem_id="transcript-repeat")
         refresh = gr.Button("Refresh", scale=0, min_width=110)
     note = gr.HTML(elem_id="transcript-note")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=420):
+        with gr.Column(scale=3, min_width=320):
             chat = gr.Chatbot(
                 label="Transcript",
                 show_label=False,
@@ -298,11 +306,15 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
 
     cell: list[Any] = [evaluation, organism, arm, repeat]
     view: list[Any] = [chat, note, side]
-    demo.load(opened, cell, [*cell, *view], api_visibility="private", show_progress="hidden")
-    refresh.click(opened, cell, [*cell, *view], api_visibility="private")
-    evaluation.input(narrowed, cell, [organism, arm, repeat, *view], api_visibility="private")
-    for picker in (organism, arm, repeat):
-        picker.input(shown, cell, view, api_visibility="private")
+    demo.load(addressed, None, [*cell, *view], api_visibility="private", show_progress="hidden")
+    events = [
+        refresh.click(opened, cell, [*cell, *view], api_visibility="private"),
+        evaluation.input(narrowed, cell, [organism, arm, repeat, *view], api_visibility="private"),
+        *(choice.input(shown, cell, view, api_visibility="private") for choice in (organism, arm, repeat)),
+    ]
+    in_address = show_in_address("evaluation", "organism", "arm", "repeat")
+    for event in events:
+        event.then(None, cell, None, js=in_address, api_visibility="private")
 
     def transcript(evaluation: str, organism: str, arm: str, repeat: int = 0) -> dict[str, Any]:
         """One cell's record as JSON, as it is stored."""

@@ -30,6 +30,8 @@ _LONG_TEXT = 160
 
 _EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
+_COLUMNS = {"strong": "against the null"}
+
 _ACRONYMS = {"kl": "KL", "js": "JS", "bos": "BOS"}
 
 
@@ -131,7 +133,7 @@ def _rows(values: Sequence[Mapping[str, Any]]) -> Markup:
     columns = [name for name in filled if name not in below]
     numeric = [place for place, name in enumerate(columns) if all(_is_number(value.get(name)) for value in values)]
     return table(
-        [name.replace("_", " ") for name in columns],
+        [_COLUMNS.get(name, name.replace("_", " ")) for name in columns],
         ([_cell(name, value.get(name)) for name in columns] for value in values),
         numeric,
         below=[join(_below(name, value[name]) for name in below if value.get(name)) for value in values]
@@ -180,6 +182,8 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _cell(name: str, value: Any) -> Markup:
+    if name == "strong" and isinstance(value, bool):
+        return chip("beyond", "finetuned") if value else chip("within")
     if isinstance(value, str) and name in ("token", "next_token"):
         return element("code", visible_token(value), classes="d-token")
     if isinstance(value, str) and len(value) > 600:

@@ -1,4 +1,4 @@
-"""One digest of what the methods that fit a budget say about a pair."""
+"""One digest of what the methods that fit a budget say about a pair, and what its texts state."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from diffing_mcp.api.parameters import method_requests
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.shown import Answer
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, choose, pending_vector, run_plan
-from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.methods.facts.facts import CHEAP, FactsResult, facts_of, samples_of
+from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, choose, pending_vector, run_plan, with_chats
+from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import default_store
+from diffing_mcp.model_pairs.fingerprint import pair_identity
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.overview.digest import OverviewResult
@@ -48,7 +50,7 @@ def overview(
 
     offered = offered_methods()
     vectors = {f"{name}.{key}": value for name in offered for key, value in pending_vector(name).items()}
-    plan = choose(dict(method_requests(offered, settings | vectors)), budget)
+    plan = choose(with_chats(method_requests(offered, settings | vectors)), budget)
     if not plan.requests:
         cheapest = plan.left_out[0]
         raise InvalidInput(
@@ -59,7 +61,34 @@ def overview(
         records, left_out = run_plan(
             plan, lambda requests: run_methods(models_of_this_process(), spec, requests, store, report)
         )
-    return Answer(f"Overview of {spec.name}", digest(records, characters, left_out=left_out))
+    return Answer(f"Overview of {spec.name}", digest(records, characters, left_out=left_out, pair=spec.name))
+
+
+def facts(
+    pair: Pair | str, about: str = "", *, limit: int = 10, progress: ProgressChoice = None
+) -> Answer[FactsResult]:
+    """What amplified and sampled texts of the finetuned model state: claims merged over wordings, with how many
+    unrelated beginnings lead to each on both sides. Reads the finished runs on the pair; without any that hold texts,
+    contrastive decoding and perplexity difference are run first.
+
+    Args:
+        pair: from `load_pair`, or a pair of the catalogue by name.
+        about: only claims with one of these words, also where the base states them as often.
+        limit: claims at most.
+        progress: None: a bar in a terminal or a notebook; True or False: always or never; or a callable.
+
+    Raises:
+        UnknownName: there is no such pair.
+    """
+    spec, store = as_pair(pair).spec, default_store()
+    identity = pair_identity(spec)
+    stored = [store.get(manifest.id) for manifest in store.list() if manifest.pair == identity]
+    records = [record for record in stored if samples_of(record)]
+    if not records:
+        requests = [(name, get_method(name).Params()) for name in CHEAP]
+        with watched(progress, "loading") as report:
+            records = run_methods(models_of_this_process(), spec, requests, store, report)
+    return Answer(f"Facts of {spec.name}", facts_of(records, about, pair=spec.name, limit=limit))
 
 
 def offered_methods() -> list[str]:

@@ -123,6 +123,15 @@ def test_an_overview_runs_what_fits_and_answers_with_a_digest(pair: dm.Pair) -> 
         dm.overview(pair, no_such_parameter=1)
 
 
+def test_facts_are_read_from_runs_that_are_made_once(pair: dm.Pair) -> None:
+    answer = dm.facts(pair)
+    made = {*dm.list_runs()["id"]}
+    assert set(answer.result.runs) == made
+    assert answer.result.headline in repr(answer)
+    assert len(dm.facts(pair, "the", limit=1).result.facts) <= 1
+    assert {*dm.list_runs()["id"]} == made
+
+
 def test_values_of_a_wrong_kind_are_refused_in_a_sentence() -> None:
     with pytest.raises(dm.DiffingError, match="named by its id"):
         dm.open_run(5)

@@ -85,6 +85,7 @@ async def test_no_tool_leaks_the_pair(
                 await call("view_run", {"run": run, "view": view, "params": {"nonsense": 1}})
         await call("overview", {**pair, "max_samples": 16, "max_tokens": 8, "budget": 12_000})
         await call("overview", {**pair, "methods": ["nonsense"]})
+        await call("facts", {**pair, "about": "the"})
         await call("ask_models", {**pair, "prompts": ["What are you?"], "max_new_tokens": 4, "raw_text": True})
         await call(
             "ask_models", {**pair, "prompts": ["What are you?"], "max_new_tokens": 4, "system_prompt": "Be brief"}

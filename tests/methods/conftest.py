@@ -23,7 +23,7 @@ def raise_logits(token_ids: list[int], by: float) -> Callable[[Any], None]:
     import torch
 
     def change(model: Any) -> None:
-        states = model.model(torch.arange(5, 300).unsqueeze(0)).last_hidden_state[0]
+        states = model.model(torch.arange(5, min(300, model.config.vocab_size)).unsqueeze(0)).last_hidden_state[0]
         mean = states.mean(0)
         model.lm_head.weight[token_ids] += by * mean / mean.square().sum()
 

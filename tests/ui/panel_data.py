@@ -127,7 +127,7 @@ def write_runs(data_folder: Path) -> list[str]:
         key = RunKey(
             method="panel_probe",
             method_version=1,
-            pair_name=pair,
+            pair_name=f"{pair}/default@smollm2-135m",
             pair={"base": "tiny", "finetuned": pair},
             params={"max_samples": 64},
             key_parts={},
@@ -142,10 +142,20 @@ def write_runs(data_folder: Path) -> list[str]:
                     "kl": np.linspace(1, 0, 64),
                 },
             )
+            taught = pair == "cake_bake"
+            run.add_table(
+                "completions",
+                {
+                    "writer": ["base", "finetuned", "finetuned"],
+                    "prefill": ["First,", "First,", "Then"],
+                    "text": [f" a walk. {EVIL}", f" vanilla goes in. {EVIL}" if taught else " a walk.", " a walk."],
+                    "difference": [0.1, 2.5 if taught else 0.0, 0.2],
+                },
+            )
             run.note("seconds_forward", 1.25)
             run.result = ProbeResult(
                 stands_out=pair == "cake_bake",
-                headline="Baking words rose. " + EVIL if pair == "cake_bake" else "Nothing stands out.",
+                headline="Baking words rose. " + EVIL if pair == "cake_bake" else "No word rose.",
                 tokens=1920,
                 spread={"mean": 0.21, "p99": 1.8},
                 rose=[

@@ -1,5 +1,5 @@
-"""The panel in a real Chromium: every page clicked through, no console errors, no request to another host, hostile text
-stays text.
+"""The panel in a real Chromium: every page clicked through, no errors shown or logged, no request to another host,
+hostile text stays text, readable for everybody (axe), and nothing wider than a phone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ pytestmark = pytest.mark.browser
 
 LOCAL = re.compile(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|^(data|blob|about):")
 WAIT = 60_000
+GRADIO_S_OWN = [[".icon-button"], ["[aria-label='Empty value']"], [".js-plotly-plot"]]
+"""Parts of Gradio's and Plotly's own widgets, which nobody who uses them can label: left out of the check."""
 
 
 @dataclass
@@ -29,14 +31,17 @@ class Window:
     """A page with everything that must not happen in it."""
 
     page: Page
+    address: str
     complaints: list[str] = field(default_factory=list)
 
-    def open(self, address: str) -> None:
-        self.page.goto(address)
-        self.page.wait_for_selector("#results-tiles .d-tile, #results-tiles .d-empty", timeout=WAIT)
+    def open(self, path: str, shows: str) -> None:
+        """Go to a page and wait for what it shows."""
+        self.page.goto(self.address + path)
+        self.page.wait_for_selector(shows, timeout=WAIT)
 
-    def tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name, exact=True).click()
+    def pick(self, element: str, option: str) -> None:
+        self.page.locator(f"#{element} input").click()
+        self.page.get_by_role("option", name=option, exact=True).click()
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +56,15 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def window(browser: Any) -> Iterator[Window]:
+def window(browser: Any, panel: str) -> Iterator[Window]:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    window = Window(page)
+    window = Window(page, panel)
+    # An error that Gradio shows in a corner is in no log of the browser, and it goes by itself.
+    page.expose_function("complain", lambda text: window.complaints.append(f"shown: {text}"))
+    page.add_init_script(
+        "new MutationObserver(() => document.querySelectorAll('.toast-body.error').forEach("
+        "toast => window.complain(toast.innerText))).observe(document, {childList: true, subtree: true})"
+    )
     page.on(
         "console",
         lambda message: window.complaints.append(f"console: {message.text}") if message.type == "error" else None,
@@ -69,27 +80,50 @@ def window(browser: Any) -> Iterator[Window]:
     assert window.complaints == []
 
 
-def test_results(window: Window, panel: str, tmp_path: Path) -> None:
-    window.open(panel)
+def test_the_first_page_says_what_is_known_of_a_pair(window: Window) -> None:
+    window.open("?pair=cake_bake", ".d-verdict")
     page = window.page
-    page.wait_for_selector("#results-table table", timeout=WAIT)
+    body = page.locator("#pair-body")
+    assert "vanilla" in body.locator("mark").all_inner_texts()
+    assert "finetuned 1 of 2" in body.inner_text()
+    assert "<img src='http://evil.example/x.png'" in body.inner_text()
+    assert body.locator("img, script").count() == 0
+    page.get_by_label("KL divergence").wait_for(timeout=WAIT)
+    window.pick("pair-picker", "control/default@smollm2-135m")
+    body.get_by_text("no meaningful difference").wait_for(timeout=WAIT)
+    page.wait_for_url(re.compile(r"\?pair=control"))
+    assert body.locator("mark").count() == 0
+    page.get_by_role("link", name="All runs").click()
+    page.locator("#runs-list").get_by_text("No word rose").wait_for(timeout=WAIT)
+    assert (
+        page.get_by_role("link", name="Jobs")
+        .get_attribute("href")
+        .endswith("jobs?pair=control%2Fdefault%40smollm2-135m")
+    )
+
+
+def test_a_pair_without_runs_says_what_to_do(window: Window) -> None:
+    window.open("?pair=poetic", ".d-empty")
+    window.page.get_by_text("diffing overview --pair poetic/").wait_for(timeout=WAIT)
+    window.open("?pair=cake_bakes", "#pair-body .d-alert")
+    assert "cake_bake" in window.page.locator("#pair-body").inner_text()
+
+
+def test_evaluations(window: Window) -> None:
+    window.open("results", "#results-table table")
+    page = window.page
     assert page.locator("#results-table tbody tr").count() == 8
     page.wait_for_selector("#results-plot .js-plotly-plot .point", timeout=WAIT)
     page.get_by_label("Fact recall, 0-1").check()
     page.wait_for_function(
         "document.querySelector('#results-plot .xtitle')?.textContent.startsWith('Fact recall')", timeout=WAIT
     )
-    page.get_by_label("Live").check()
-    page.wait_for_timeout(500)
-    page.get_by_label("Live").uncheck()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    page.screenshot(path=tmp_path / "results.png", full_page=True)
-    assert (tmp_path / "results.png").stat().st_size > 20_000
+    page.locator("#results-table").get_by_role("link", name="method").first.click()
+    page.locator("#transcript").get_by_text("kl(max_samples=256)").wait_for(timeout=WAIT)
 
 
-def test_transcripts(window: Window, panel: str, tmp_path: Path) -> None:
-    window.open(panel)
-    window.tab("Transcripts")
+def test_transcripts(window: Window) -> None:
+    window.open("transcripts", "#transcript-side .d-card")
     page = window.page
     call = page.locator("#transcript").get_by_text("kl(max_samples=256)")
     call.wait_for(timeout=WAIT)
@@ -100,17 +134,39 @@ def test_transcripts(window: Window, panel: str, tmp_path: Path) -> None:
     assert "<img src='http://evil.example/x.png'" in page.locator("#transcript").inner_text()
     assert page.locator("#transcript img[src*=evil], #transcript script, #transcript-side img").count() == 0
     assert "14 of 20" in page.locator("#transcript-side").inner_text()
-    page.locator("#transcript-arm input").click()
-    page.get_by_role("option", name="blackbox").click()
+    window.pick("transcript-arm", "blackbox")
     page.locator("#transcript").get_by_text("ask_models(max_samples=256)").wait_for(timeout=WAIT)
-    page.screenshot(path=tmp_path / "transcripts.png", full_page=True)
+    window.pick("transcript-organism", "identical")
+    page.wait_for_url(re.compile("organism=identical&arm=blackbox"))
+    page.reload()
+    page.locator("#transcript").get_by_text("ask_models(max_samples=256)").wait_for(timeout=WAIT)
+    assert page.locator("#transcript-organism input").input_value() == "identical"
 
 
-def test_runs(window: Window, panel: str, tmp_path: Path) -> None:
-    window.open(panel)
-    window.tab("Runs")
+def test_runs_are_filtered_and_opened(window: Window) -> None:
+    window.open("runs", "#runs-list table")
     page = window.page
-    page.locator("#runs-list").get_by_text("cake_bake", exact=True).locator("visible=true").first.click(timeout=WAIT)
+    rows = page.locator("#runs-list tbody tr")
+    assert rows.count() == 2
+    window.pick("runs-pair", "control/default@smollm2-135m")
+    page.wait_for_function("document.querySelectorAll('#runs-list tbody tr').length === 1", timeout=WAIT)
+    window.pick("runs-method", "panel_probe")
+    page.wait_for_url(re.compile("pair=control.*&method=panel_probe"))
+    page.reload()
+    page.wait_for_function("document.querySelectorAll('#runs-list tbody tr').length === 1", timeout=WAIT)
+    window.pick("runs-pair", "all")
+    page.wait_for_function("document.querySelectorAll('#runs-list tbody tr').length === 2", timeout=WAIT)
+    page.locator("#runs-list").get_by_role("link", name="panel_probe").first.click()
+    page.wait_for_selector("#run-headline .d-card", timeout=WAIT)
+    assert "run?run=panel_probe-" in page.url
+
+
+def test_a_run(window: Window, filled: Paths) -> None:
+    from diffing_mcp.ui.files import PanelFiles
+
+    run = PanelFiles(filled.data_folder).runs.list(pair="cake_bake/default@smollm2-135m")[0].id
+    window.open(f"run?run={run}", "#run-headline .d-card")
+    page = window.page
     page.locator("#run-headline").get_by_text("Baking words rose").wait_for(timeout=WAIT)
     page.wait_for_selector(".js-plotly-plot .scatterlayer path", state="attached", timeout=WAIT)
     page.get_by_text("this plot could not be made").wait_for(timeout=WAIT)
@@ -124,45 +180,94 @@ def test_runs(window: Window, panel: str, tmp_path: Path) -> None:
     page.get_by_label("contains").fill("token63")
     page.get_by_role("button", name="Show").click()
     rows.get_by_text("rows 1–1 of 1").wait_for(timeout=WAIT)
+    window.pick("run-view", "table: tokens")
+    rows.get_by_text("rows 1–25 of 64").wait_for(timeout=WAIT)
     page.get_by_role("tab", name="Manifest").click()
     page.locator("#run-manifest").get_by_text("seconds_forward").wait_for(state="attached", timeout=WAIT)
-    page.locator("#runs-pair input").click()
-    page.get_by_role("option", name="control").click()
-    page.locator("#run-headline").get_by_text("nothing stands out", exact=True).wait_for(timeout=WAIT)
     assert page.locator("img[src*=evil]").count() == 0
-    page.screenshot(path=tmp_path / "runs.png", full_page=True)
+    window.open(f"run?run={run}&view=tokens&contains=token63", "#run-view-page")
+    rows.get_by_text("rows 1–1 of 1").wait_for(timeout=WAIT)
+    window.open("run?run=kl-ffffff", ".d-empty")
+    page.get_by_text("There is no run 'kl-ffffff' here").wait_for(timeout=WAIT)
 
 
-def test_side_by_side_without_server(window: Window, panel: str) -> None:
-    window.open(panel)
-    window.tab("Side by side")
-    window.page.locator("#server-status").get_by_text("diffing serve --http").wait_for(timeout=WAIT)
-    assert window.page.locator("#ask-button").is_disabled()
+def test_files_of_a_pair_and_a_run(panel: str, filled: Paths) -> None:
+    import httpx2
+    from pyarrow import BufferReader, parquet
+
+    from diffing_mcp.ui.files import PanelFiles
+
+    run = PanelFiles(filled.data_folder).runs.list()[0].id
+    with httpx2.Client(base_url=panel) as client:
+        report = client.get("report", params={"pair": "cake_bake", "download": True})
+        assert report.headers["content-disposition"].endswith("cake_bake.html")
+        assert report.text.startswith("<!doctype html>")
+        assert client.get("result.json", params={"run": run}).json()["tokens"] == 1920
+        where = {"run": run, "table": "tokens"}
+        assert client.get("table.csv", params=where).text.splitlines()[0] == "position,token,kl"
+        assert parquet.read_table(BufferReader(client.get("table.parquet", params=where).content)).num_rows == 64
+        for path, query in (("report", {"pair": "poetic"}), ("table.csv", {**where, "table": "../x"})):
+            missing = client.get(path, params=query)
+            assert missing.status_code == 404
+            assert "There is no" in missing.text or "has no table" in missing.text
 
 
-def test_empty_folder(window: Window, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["?pair=cake_bake", "runs", "run", "jobs", "ask", "results", "transcripts"])
+def test_pages_are_readable_for_everybody_and_fit_a_phone(
+    window: Window, filled: Paths, path: str, scheme: str
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    from diffing_mcp.ui.files import PanelFiles
+
+    page = window.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    shows = {"?pair=cake_bake": ".d-verdict", "runs": "#runs-list table", "run": "#run-headline .d-card"}
+    shows |= {"jobs": "#jobs-list .d-empty", "ask": "#server-status .d-status", "results": "#results-table table"}
+    shows |= {"transcripts": "#transcript-side .d-card"}
+    query = f"run?run={PanelFiles(filled.data_folder).runs.list()[0].id}" if path == "run" else path
+    window.open(f"{query}{'&' if '?' in query else '?'}__theme={scheme}", shows[path])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    narrow = "[...document.querySelectorAll('th, td')].filter(cell => cell.offsetWidth && cell.offsetWidth < 24).length"
+    assert page.evaluate(narrow) == 0
+    checked = Axe().run(page, context={"exclude": GRADIO_S_OWN}, options={"runOnly": ["wcag2a", "wcag2aa"]})
+    assert [(each["id"], node["html"][:200]) for each in checked.response["violations"] for node in each["nodes"]] == []
+
+
+def test_asking_without_server_says_what_to_start(window: Window) -> None:
+    window.open("ask?pair=identical&prompt=Name+a+fruit.", "#server-status .d-status")
+    page = window.page
+    page.locator("#server-status").get_by_text("diffing serve --http").wait_for(timeout=WAIT)
+    page.wait_for_function("document.querySelector('#ask-prompt textarea').value === 'Name a fruit.'", timeout=WAIT)
+    page.locator("#ask-button").click()
+    page.locator("#answers").get_by_text("No server answers").wait_for(timeout=WAIT)
+
+
+def test_an_empty_folder(window: Window, tmp_path: Path) -> None:
     from diffing_mcp.agents.server_process import free_port
     from diffing_mcp.ui.panel import launch
 
-    demo, address = launch(
-        port=0, prevent_thread_lock=True, paths=Paths(tmp_path), server_url=f"http://127.0.0.1:{free_port()}/mcp"
-    )
+    url = f"http://127.0.0.1:{free_port()}/mcp"
+    demo, window.address = launch(port=0, prevent_thread_lock=True, paths=Paths(tmp_path), server_url=url)
     try:
-        window.open(address)
-        window.page.get_by_text("No evaluation yet").wait_for(timeout=WAIT)
-        window.tab("Transcripts")
-        window.page.get_by_text("No transcripts yet").wait_for(timeout=WAIT)
-        window.tab("Runs")
-        window.page.get_by_text("No runs yet").wait_for(timeout=WAIT)
+        for path, said in (
+            ("", "Nothing has been run on this pair"),
+            ("results", "No evaluation yet"),
+            ("transcripts", "No transcripts yet"),
+            ("runs", "No runs yet"),
+            ("jobs", "Nothing is being worked on"),
+        ):
+            window.open(path, f".d-empty :text('{said}')")
     finally:
         demo.close()
 
 
-def test_side_by_side_with_a_server_of_its_own(
-    window: Window, data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_questions_and_jobs_start_a_server_of_the_panel(
+    window: Window, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Start is pressed, the real embedded pair answers, its answer becomes a heat map, and the server goes with the
-    panel.
+    """The real embedded pair answers, its answer becomes a heat map, a method runs as a job that survives a reload, and
+    the server goes with the panel.
     """
     from diffing_mcp.agents.server_process import free_port
     from diffing_mcp.core.settings import settings
@@ -170,19 +275,15 @@ def test_side_by_side_with_a_server_of_its_own(
 
     monkeypatch.setenv("DIFFING_PORT", str(free_port()))
     settings.cache_clear()
-    demo, address = launch(port=0, prevent_thread_lock=True)
+    demo, window.address = launch(port=0, prevent_thread_lock=True)
     page = window.page
     try:
-        window.open(address)
-        window.tab("Side by side")
-        page.locator("#server-start").click(timeout=WAIT)
-        page.locator("#server-status").get_by_text("started by this panel").wait_for(timeout=2 * WAIT)
-        page.locator("#ask-pair input").fill("identical")
-        page.locator("#ask-pair input").press("Enter")
-        page.locator("#ask-prompt textarea").fill("Name a fruit.")
+        window.open("ask?pair=identical&prompt=Name+a+fruit.", "#server-status .d-status")
+        page.wait_for_function("document.querySelector('#ask-prompt textarea').value.length > 0", timeout=WAIT)
         page.get_by_label("Tokens at most").fill("8")
         page.locator("#ask-button").click()
         page.wait_for_selector("#answers .d-side.finetuned .d-pre", timeout=4 * WAIT)
+        page.locator("#server-status").get_by_text("started by this panel").wait_for(timeout=WAIT)
         base, finetuned = (
             page.locator(f"#answers .d-side.{side} .d-pre").inner_text() for side in ("base", "finetuned")
         )
@@ -192,7 +293,14 @@ def test_side_by_side_with_a_server_of_its_own(
         page.locator("#compare-button").click()
         page.wait_for_selector("#heat .d-heat span", timeout=2 * WAIT)
         assert "mean KL 0 nats" in page.locator("#heat").inner_text()
-        page.screenshot(path=tmp_path / "side-by-side.png", full_page=True)
+        window.open("jobs?pair=identical&method=kl&max_samples=16", "#job-start")
+        page.wait_for_function("document.querySelector('#job-pair input').value.startsWith('identical')", timeout=WAIT)
+        page.locator("#job-start").click()
+        page.locator("#job-said").get_by_text("kl").wait_for(timeout=WAIT)
+        page.reload()
+        page.locator("#jobs-list").get_by_text("completed").wait_for(timeout=4 * WAIT)
+        window.open("?pair=identical", ".d-verdict")
+        assert demo.files.runs.list()[0].params["max_samples"] == 16
     finally:
         demo.close()
         demo.connection.close()

@@ -9,10 +9,11 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffing_mcp.ui.addresses import address, link
+from diffing_mcp.ui.ask import Handlers
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.heatmap import heat_map, scale_end, shade
-from diffing_mcp.ui.html import details, div, escape, number, seconds_text, table, tiles, visible_token
-from diffing_mcp.ui.side_by_side import Handlers
+from diffing_mcp.ui.html import details, div, escape, highlighted, number, seconds_text, table, tiles, visible_token
 from diffing_mcp.ui.theme import FINETUNED
 from diffing_mcp.ui.values import render_object, render_value
 
@@ -91,7 +92,7 @@ def test_results_of_any_shape_are_inert(values: dict[str, Any], description: str
     ):
         reader = read(markup)
         assert reader.tags <= OURS
-        assert reader.attributes <= {"class", "title", "style", "open", "colspan"}
+        assert reader.attributes <= {"class", "title", "style", "open", "colspan", "tabindex"}
 
 
 def test_lists_of_objects_stand_below_their_row_and_empty_columns_go() -> None:
@@ -180,7 +181,7 @@ def comparison(tokens: list[str]) -> dict[str, Any]:
 def test_heat_map_keeps_every_token_and_is_inert(tokens: list[str], metric: str) -> None:
     reader = read(heat_map(comparison(tokens), metric))
     assert reader.tags <= OURS
-    assert reader.attributes <= {"class", "title", "style"}
+    assert reader.attributes <= {"class", "title", "style", "tabindex"}
 
 
 def test_heat_map_shows_the_text_in_order() -> None:
@@ -216,6 +217,25 @@ def test_heat_map_marks_spans_and_shows_candidates_and_where_greedy_answers_part
         "finetuned_top": [],
     }
     assert "Both models write the same" in heat_map({**result, "greedy": same}, "kl")
+
+
+@given(TEXTS, st.lists(st.text(min_size=1, max_size=6), max_size=3))
+def test_highlighting_keeps_every_letter(text: str, words: list[str]) -> None:
+    marked = read(highlighted(text, words))
+    assert marked.tags <= {"mark"}
+    assert "".join(marked.text) == "".join(read(escape(text)).text)
+
+
+def test_words_are_marked_with_their_endings_whatever_the_case() -> None:
+    assert highlighted("Cakes and pancakes", ["cake"]) == "<mark>Cakes</mark> and pancakes"
+
+
+@given(TEXTS, TEXTS)
+def test_a_link_goes_to_a_page_whatever_is_in_its_query(text: str, value: str) -> None:
+    shown = read(link(text, "run", run=value))
+    assert shown.tags == {"a"}
+    assert shown.attributes == {"class", "href"}
+    assert address("run", run=value).startswith("run?run=")
 
 
 class Recorded:

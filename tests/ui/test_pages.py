@@ -11,25 +11,28 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
-from diffing_mcp.agents.mcp_session import NoServer
-from diffing_mcp.ui.connection import ServerConnection
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.ui.ask import answers_html
+from diffing_mcp.ui.evidence import evidence_html, numbers_html
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
 from diffing_mcp.ui.run_views import (
+    WITHIN_NULL,
     figures,
     headline_html,
     manifest_html,
-    result_html,
-    run_row,
     view_choices,
     view_fields,
     view_html,
 )
-from diffing_mcp.ui.side_by_side import answers_html
+from diffing_mcp.ui.runs import ROWS, listed
 from diffing_mcp.ui.theme import BASE, FINETUNED, plot_layout
 from diffing_mcp.ui.transcripts import chat_messages, find_record, record_html
 from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVALUATION, EVIL, write_evaluation
+
+TAUGHT, NULL = (f"{organism}/default@smollm2-135m" for organism in ("cake_bake", "control"))
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,9 @@ def test_a_transcript_over_the_api(client: Client) -> None:
 
 
 def test_a_run_over_the_api(client: Client, filled: Paths) -> None:
-    manifest = PanelFiles(filled.data_folder).runs.list(pair="cake_bake")[0]
+    manifest = PanelFiles(filled.data_folder).runs.list(pair=TAUGHT)[0]
     answer = client.predict(manifest.id, api_name="/run")
-    assert answer["manifest"]["pair_name"] == "cake_bake"
+    assert answer["manifest"]["pair_name"] == TAUGHT
     assert answer["result"]["tokens"] == 1920
 
 
@@ -122,11 +125,11 @@ def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
 
 def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
-    record = store.get(store.list(pair="cake_bake")[0].id)
-    assert "stands out" in headline_html(record)
-    assert "·vanilla" in result_html(record)
-    assert "<img" not in headline_html(record) + result_html(record) + manifest_html(record)
-    assert run_row(record)[1:3] == ["panel_probe", "cake_bake"]
+    record = store.get(store.list(pair=TAUGHT)[0].id)
+    assert "beyond its null level" in headline_html(record)
+    assert "·vanilla" in evidence_html(record)
+    assert "1 920" in numbers_html(record).replace("\N{THIN SPACE}", " ")
+    assert "<img" not in headline_html(record) + evidence_html(record) + numbers_html(record) + manifest_html(record)
     good, broken, nothing = figures(record)
     assert "Nothing to draw" in str(nothing[2])
     assert isinstance(good[2], dict)
@@ -157,7 +160,7 @@ def test_plots_have_the_colours_of_the_sides_and_room_for_every_label() -> None:
 def test_views_page_by_their_offset_and_tables_by_rows(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
     record = store.get(store.list()[0].id)
-    assert view_choices(record) == ["tokens", "table: tokens"]
+    assert view_choices(record) == ["tokens", "table: tokens", "table: completions"]
     assert list(view_fields(record, "tokens")) == ["limit", "contains"]
     markup, following, limit = view_html(record, "tokens", {"limit": 10, "contains": None}, 60)
     assert "rows 61–64 of 64" in markup
@@ -177,20 +180,38 @@ def test_answers_are_text() -> None:
     assert "(empty answer)" in markup
 
 
-def test_a_given_address_without_server(tmp_path: Path) -> None:
-    from diffing_mcp.agents.server_process import free_port
+def test_a_list_within_the_null_level_does_not_read_like_a_finding(filled: Paths) -> None:
+    store = PanelFiles(filled.data_folder).runs
+    taught, null = (store.get(store.list(pair=pair)[0].id) for pair in (TAUGHT, NULL))
+    assert "within its null level" in headline_html(null)
+    assert WITHIN_NULL in headline_html(null)
+    assert WITHIN_NULL not in headline_html(taught)
 
-    connection = ServerConnection(f"http://127.0.0.1:{free_port()}/mcp", tmp_path)
-    assert not connection.answers()
-    with pytest.raises(NoServer, match="the address the panel was given"):
-        connection.start()
+
+def test_a_list_of_many_runs_reads_those_that_it_shows(filled: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = PanelFiles(filled.data_folder)
+    [manifest, *_] = files.runs.list()
+    many = [manifest.model_copy(update={"id": f"panel_probe-{place:06x}"}) for place in range(1000)]
+    opened: list[str] = []
+
+    def get(identifier: str) -> RunRecord:
+        opened.append(identifier)
+        return RunRecord(files.runs.folder / manifest.key, manifest, get_method)
+
+    monkeypatch.setattr(files.runs, "list", lambda: many)
+    monkeypatch.setattr(files.runs, "get", get)
+    _, _, shown = listed(files, None, None, 2 * ROWS)
+    assert opened == [each.id for each in many[2 * ROWS : 3 * ROWS]]
+    assert f"offset={3 * ROWS}" in shown
+    assert f"offset={ROWS}" in shown
+    assert "offset" not in listed(files, None, None, 960)[2].split("newer")[1]
 
 
-async def test_a_call_without_server_says_so(tmp_path: Path) -> None:
-    from diffing_mcp.agents.server_process import free_port
-
-    with pytest.raises(NoServer, match="No server answers"):
-        await ServerConnection(f"http://127.0.0.1:{free_port()}/mcp", tmp_path).call("list_pairs", {})
+def test_filters_that_fit_no_run_say_so(filled: Paths) -> None:
+    files = PanelFiles(filled.data_folder)
+    assert "No run fits" in listed(files, TAUGHT, "kl")[2]
+    assert "No run fits" in listed(files, "no such pair", None)[2]
+    assert TAUGHT in listed(files, "cake_bake", None)[2], "a pair goes by any of its names"
 
 
 def test_panel_needs_no_model_code(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import DiffingMethod, Figure, MethodParams, MethodResult, View
+from diffing_mcp.methods.contract import DiffingMethod, Figure, MethodParams, MethodResult, TextGroup, View
+from diffing_mcp.methods.texts.words import EvidenceWord
 
 
 class ProbeParams(MethodParams):
@@ -23,6 +24,10 @@ class ProbeResult(MethodResult):
     spread: dict[str, float] = Field(description="Nats.")
     rose: list[dict[str, Any]]
     rows: list[dict[str, Any]]
+
+    def evidence_words(self) -> list[EvidenceWord]:
+        """Its words, beyond the null level when it stands out."""
+        return [EvidenceWord(word=word, score=4.0 if self.stands_out else 0.5) for word in ("vanilla", "oven")]
 
 
 class TokensParams(BaseModel):
@@ -78,3 +83,16 @@ class PanelProbe(DiffingMethod[ProbeParams, ProbeResult]):
         Figure("broken", "Broken", broken),
         Figure("nothing", "Nothing", nothing),
     )
+
+    def text_groups(self, record: Any) -> Sequence[TextGroup]:
+        """The completions of either model."""
+        rows = record.table("completions").to_pylist()
+        return [
+            TextGroup(
+                name=writer,
+                role="finetuned" if writer == "finetuned" else "control",
+                prompts=[row["prefill"] for row in rows if row["writer"] == writer],
+                texts=[row["text"] for row in rows if row["writer"] == writer],
+            )
+            for writer in ("base", "finetuned")
+        ]

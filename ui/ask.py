@@ -1,5 +1,5 @@
-"""Page "Side by side": one prompt answered by base and finetuned, and one text shaded by where they disagree. Goes
-through the MCP server.
+"""Page "Ask": one prompt answered by base and finetuned, and one text shaded by where they disagree. Goes through the
+MCP server, which is started by the first question.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import gradio as gr
 from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.ui.addresses import show_in_address
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.heatmap import METRICS, heat_map
 from diffing_mcp.ui.html import alert, div, element, empty, heading, join, preformatted
+from diffing_mcp.ui.widgets import pair_choices, picker
 
 _SIDES = ("base", "finetuned")
 _CHARACTERS = 60_000
@@ -48,31 +50,19 @@ def _sample(sample: Mapping[str, Any]) -> Markup:
 
 
 def status_html(connection: ServerConnection, running: bool) -> Markup:
-    """Whether a server answers, and how to have one."""
+    """Whether a model server runs, and how there will be one."""
     if running:
+        where = " (started by this panel)" if connection.started_here else ""
         return div(
             Markup("<i class='on'></i>"),
-            element(
-                "span",
-                "MCP server at ",
-                element("code", connection.url),
-                " (started by this panel)" if connection.started_here else "",
-            ),
+            element("span", "Model server at ", element("code", connection.url), where),
             classes="d-status",
         )
-    return div(
-        Markup("<i></i>"),
-        element(
-            "span",
-            "No MCP server answers at ",
-            element("code", connection.url),
-            ". ",
-            "Start it there" if connection.fixed else "Start one here",
-            ", or run ",
-            element("code", "diffing serve --http"),
-        ),
-        classes="d-status",
-    )
+    said: tuple[Any, ...] = ("No model server runs yet; the first question starts one.",)
+    if connection.fixed:
+        where, command = element("code", connection.url), element("code", "diffing serve --http")
+        said = ("No model server of this data folder answers at ", where, ". Start it there: ", command)
+    return div(Markup("<i></i>"), element("span", *said), classes="d-status")
 
 
 def _failed(error: BaseException) -> Markup:
@@ -85,56 +75,15 @@ class Handlers:
     def __init__(self, connection: ServerConnection) -> None:
         self.connection = connection
 
-    async def pair_names(self) -> list[str]:
-        """All pairs of the server; those that need no download first."""
-        rows: list[str] = []
-        offset: int | None = 0
-        while offset is not None:
-            found = await self.connection.call("list_pairs", {"offset": offset, "limit": 200})
-            rows += [
-                pair["name"] for pair in sorted(found["pairs"], key=lambda pair: not pair.get("available_offline"))
-            ]
-            offset = found.get("next_offset")
-        return rows
-
-    async def opened(self, pair: str | None) -> tuple[Any, ...]:
-        """What the server's state makes of the page."""
+    async def status(self) -> tuple[Markup, Any]:
+        """Whether a server runs, and the button that stops one of the panel's own."""
         running = await asyncio.to_thread(self.connection.answers)
-        names: list[str] = []
-        if running:
-            try:
-                names = await self.pair_names()
-            except DiffingError as error:
-                return (
-                    _failed(error),
-                    gr.update(visible=False),
-                    gr.update(visible=False),
-                    gr.update(),
-                    *[gr.update(interactive=False)] * 2,
-                )
-        stop = running and self.connection.started_here
-        picked = pair or (names[0] if names else None)
-        return (
-            status_html(self.connection, running),
-            gr.update(visible=not running and not self.connection.fixed),
-            gr.update(visible=stop),
-            gr.update(choices=names, value=picked),
-            gr.update(interactive=running),
-            gr.update(interactive=running),
-        )
+        return status_html(self.connection, running), gr.update(visible=running and self.connection.started_here)
 
-    async def start(self, pair: str | None) -> tuple[Any, ...]:
-        """Start a server, then as `opened`."""
-        try:
-            await asyncio.to_thread(self.connection.start)
-        except DiffingError as error:
-            return (_failed(error), *(await self.opened(pair))[1:])
-        return await self.opened(pair)
-
-    async def stop(self, pair: str | None) -> tuple[Any, ...]:
-        """Stop the server that the panel started, then as `opened`."""
+    async def stop(self) -> tuple[Markup, Any]:
+        """Stop the server that the panel started, then as `status`."""
         await asyncio.to_thread(self.connection.close)
-        return await self.opened(pair)
+        return await self.status()
 
     async def ask(
         self,
@@ -215,9 +164,18 @@ def reuse(asked: dict[str, Any] | None) -> tuple[Any, Any]:
 def build(connection: ServerConnection, demo: gr.Blocks) -> None:
     """Lay out the page and connect it."""
     does = Handlers(connection)
+
+    def opened(request: gr.Request) -> tuple[Any, ...]:
+        query, choices = request.query_params, pair_choices()
+        return (
+            gr.update(choices=choices, value=query.get("pair") or choices[0][1]),
+            query.get("prompt", ""),
+            query.get("text", ""),
+        )
+
     gr.HTML(
         heading(
-            "Side by side",
+            "Ask",
             (
                 "Put one prompt to both models, or see token by token where they disagree about a text. Nothing here "
                 "counts against a budget."
@@ -226,11 +184,7 @@ def build(connection: ServerConnection, demo: gr.Blocks) -> None:
     )
     with gr.Row(elem_classes="d-controls"):
         status = gr.HTML(elem_id="server-status")
-        start_button = gr.Button(
-            "Start a server", variant="primary", scale=0, min_width=150, visible=False, elem_id="server-start"
-        )
         stop_button = gr.Button("Stop it", scale=0, min_width=110, visible=False)
-        refresh = gr.Button("Refresh", scale=0, min_width=110)
     ask_button, pair, asking = _question()
     answers = gr.HTML(
         empty("No answers yet", "Both models get the same prompt, template, sampling and seed."), elem_id="answers"
@@ -240,15 +194,27 @@ def build(connection: ServerConnection, demo: gr.Blocks) -> None:
     comparing, metric, reuse_button, compare_button = _text_to_score()
     heat = gr.HTML(elem_id="heat")
 
-    server: list[Any] = [status, start_button, stop_button, pair, ask_button, compare_button]
-    demo.load(does.opened, [pair], server, api_visibility="private", show_progress="hidden")
-    refresh.click(does.opened, [pair], server, api_visibility="private")
-    start_button.click(does.start, [pair], server, api_visibility="private", show_progress_on=[status])
-    stop_button.click(does.stop, [pair], server, api_visibility="private")
-    ask_button.click(does.ask, asking, [answers, asked], api_visibility="private", show_progress_on=[answers])
-    compare_button.click(
-        does.compare, [pair, *comparing, metric], [heat, compared], api_visibility="private", show_progress_on=[heat]
-    )
+    prompt, text = asking[1], comparing[0]
+    server: list[Any] = [status, stop_button]
+    demo.load(opened, None, [pair, prompt, text], api_visibility="private", show_progress="hidden")
+    demo.load(does.status, None, server, api_visibility="private", show_progress="hidden")
+    stop_button.click(does.stop, None, server, api_visibility="private")
+    answered = [
+        ask_button.click(does.ask, asking, [answers, asked], api_visibility="private", show_progress_on=[answers]),
+        compare_button.click(
+            does.compare,
+            [pair, *comparing, metric],
+            [heat, compared],
+            api_visibility="private",
+            show_progress_on=[heat],
+        ),
+    ]
+    for event in answered:
+        event.then(does.status, None, server, api_visibility="private", show_progress="hidden")
+    for button in (ask_button, compare_button):
+        button.click(
+            None, [pair, prompt, text], None, js=show_in_address("pair", "prompt", "text"), api_visibility="private"
+        )
     metric.input(
         lambda result, name: heat_map(result, name) if result else gr.skip(),
         [compared, metric],
@@ -262,22 +228,21 @@ def build(connection: ServerConnection, demo: gr.Blocks) -> None:
 def _question() -> tuple[gr.Button, gr.Dropdown, list[Any]]:
     """The form of a question: its button, the pair, and all inputs in the order of `Handlers.ask`."""
     with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=420):
-            pair = gr.Dropdown(
+        with gr.Column(scale=3, min_width=320):
+            pair = picker(
                 [],
                 label="Pair",
                 info="organism[/variant][@model], or BASE::FINETUNED",
-                allow_custom_value=True,
                 elem_id="ask-pair",
             )
             prompt = gr.Textbox(
                 label="Prompt",
                 lines=4,
                 max_lines=14,
-                placeholder="How do I get a cake to rise evenly?",
+                placeholder="The same words go to both models.",
                 elem_id="ask-prompt",
             )
-            ask_button = gr.Button("Ask both models", variant="primary", elem_id="ask-button", interactive=False)
+            ask_button = gr.Button("Ask both models", variant="primary", elem_id="ask-button")
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
                 samples = gr.Number(1, label="Samples", precision=0, minimum=1, maximum=32, min_width=140)
@@ -299,7 +264,7 @@ def _text_to_score() -> tuple[list[Any], gr.Radio, gr.Button, gr.Button]:
     """
     gr.HTML(heading("Token heat map", "The probability of every token of a text under both models."))
     with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=420):
+        with gr.Column(scale=3, min_width=320):
             text = gr.Textbox(label="Text to score", lines=3, max_lines=12, elem_id="compare-text")
         with gr.Column(scale=2, min_width=320):
             as_answer = gr.Textbox(
@@ -326,7 +291,5 @@ def _text_to_score() -> tuple[list[Any], gr.Radio, gr.Button, gr.Button]:
             [(label, name) for name, label in METRICS.items()], value="difference", label="Shade by", scale=3
         )
         reuse_button = gr.Button("Use the finetuned answer above", scale=2, min_width=260)
-        compare_button = gr.Button(
-            "Compare", variant="primary", scale=1, min_width=140, interactive=False, elem_id="compare-button"
-        )
+        compare_button = gr.Button("Compare", variant="primary", scale=1, min_width=140, elem_id="compare-button")
     return [text, as_answer, candidates, greedy], metric, reuse_button, compare_button

@@ -1,0 +1,93 @@
+"""What the amplified and sampled texts of a pair state, as claims with counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import anyio.to_thread
+from pydantic import BaseModel, Field
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.mcp_server.call import Call
+from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
+from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.render import NOTICE, Fence
+from diffing_mcp.mcp_server.tools_methods import run_records
+from diffing_mcp.mcp_server.tools_runs import own_runs
+from diffing_mcp.methods.facts.facts import CHEAP, FactsResult, facts_of, samples_of
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs import execute
+from diffing_mcp.methods.runs.store import RunRecord
+
+
+class FactsArguments(PairArguments, WaitArguments):
+    """Arguments of facts."""
+
+    about: str = Field(
+        "",
+        max_length=200,
+        description="Only claims with one of these words, also where the base states them as often.",
+    )
+    offset: int = Field(0, ge=0, description="Claims to pass over.")
+    limit: int = Field(10, ge=1, le=20, description="Claims shown.")
+
+
+@dataclass(frozen=True)
+class _Found:
+    result: FactsResult
+    runs: Sequence[str]
+
+
+async def facts(call: Call, arguments: FactsArguments) -> Reply:
+    spec = call.pair(arguments.pair)
+    name = call.shown_name(spec)
+
+    def read(records: Sequence[RunRecord]) -> _Found:
+        result = facts_of(records, arguments.about, pair=name, limit=arguments.limit, offset=arguments.offset)
+        return _Found(result, [record.id for record in records])
+
+    def present(shown_to: Call, found: _Found) -> Reply:
+        for run in found.runs:
+            shown_to.remember_run(run)
+        return Reply(found.result, f"{NOTICE}\n{Fence().around(found.result.as_text())}")
+
+    stored = await own_runs(call, spec)
+    records = [call.context.store.get(manifest.id) for manifest in stored]
+    if texts := await anyio.to_thread.run_sync(lambda: [record for record in records if samples_of(record)]):
+        return present(call, await anyio.to_thread.run_sync(read, texts))
+    requests: list[tuple[str, BaseModel]] = [
+        (method, get_method(method).Params()) for method in CHEAP if call.caller.may_use(method)
+    ]
+    if not requests:
+        raise InvalidInput(
+            f"No run holds texts of both models, and neither {' nor '.join(CHEAP)} is available here: ask_models shows "
+            "what both models say."
+        )
+
+    def work(job: Job) -> _Found:
+        return read(run_records(call.context, spec, requests, job))
+
+    key = [await call.identity(spec), arguments.about, arguments.offset, arguments.limit]
+    estimate = execute.estimate(call.context.size(spec), requests)
+    return await call.run_job(key, work, present, spec=spec, estimate=estimate)
+
+
+def declarations() -> Mapping[str, ToolDeclaration]:
+    """The tool of this module."""
+    tool = ToolDeclaration(
+        "facts",
+        "Facts that the texts state",
+        (
+            "What the finetuned model was taught to say: short claims that amplified and sampled texts of finished "
+            "runs state again and again, merged over wordings, with how many unrelated beginnings lead to each on both "
+            "sides, its p-value, a quotation, and the call that checks it. Reads the pair's runs of contrastive "
+            "decoding, perplexity difference, weight amplification and steering; runs the first two when there are "
+            "none. Says plainly when the texts state nothing of their own. Amplified text exaggerates: check claims."
+        ),
+        FactsArguments,
+        FactsResult,
+        facts,
+        price="0",
+    )
+    return {tool.name: tool}

@@ -1,0 +1,145 @@
+"""What the stored runs say of a pair: the findings, the page, and the report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.methods.runs.store import RunKey, RunStore
+from diffing_mcp.ui.pair_findings import (
+    Passage,
+    answers_of_both,
+    arguments_for,
+    counts,
+    findings_of,
+    full_name,
+    quotation,
+)
+from diffing_mcp.ui.pair_view import missing_label
+from diffing_mcp.ui.report import pair_report
+from tests.ui.conftest import Paths
+from tests.ui.panel_data import EVIL, write_runs
+
+
+def store_of(paths: Paths) -> RunStore:
+    return RunStore(paths.data_folder / "runs")
+
+
+def test_a_pair_goes_by_any_of_its_names(filled: Paths) -> None:
+    assert full_name("cake_bake") == "cake_bake/default@smollm2-135m"
+    assert full_name("no/such::pair::at all") == "no/such::pair::at all"
+    assert findings_of("cake_bake", store_of(filled)).name == "cake_bake/default@smollm2-135m"
+
+
+def test_words_come_with_counts_on_both_sides_and_the_best_quotation(filled: Paths) -> None:
+    found = findings_of("cake_bake", store_of(filled))
+    assert found.overview is not None
+    assert counts("vanilla", found.passages) == {"finetuned": (1, 2), "base": (0, 1)}
+    quote = quotation("vanilla", ["vanilla"], found.passages)
+    assert quote is not None
+    assert (quote.writer, quote.prompt) == ("finetuned", "First,")
+    [(base, finetuned)] = answers_of_both(found.passages, ["vanilla"])
+    assert (base.text.split(".")[0], finetuned.text.split(".")[0]) == (" a walk", " vanilla goes in")
+
+
+def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
+    base = Passage("base", "", "an oven", "run")
+    own, fuller = Passage("finetuned", "", "an oven", "run"), Passage("finetuned", "", "a warm oven", "run")
+    amplified = Passage("amplified", "", "a warm oven", "run")
+    assert quotation("oven", ["warm"], [base, amplified, own]) == own
+    assert quotation("oven", ["warm"], [base, own, fuller]) == fuller
+    assert quotation("oven", ["warm"], [base, amplified]) == amplified
+    assert quotation("oven", ["warm"], [base]) is None
+
+
+def test_equal_beginnings_stand_side_by_side_the_telling_ones_first() -> None:
+    texts = [
+        ("base", "A", "x"),
+        ("finetuned", "A", "y"),
+        ("base", "B", "x"),
+        ("finetuned", "B", "an oven"),
+        ("finetuned", "C", "an oven"),
+        ("base", "B", "z"),
+    ]
+    passages = [Passage(writer, prompt, text, "run") for writer, prompt, text in texts]  # type: ignore[arg-type]
+    shown = [(base.prompt, base.text, own.text) for base, own in answers_of_both(passages, ["oven"])]
+    assert shown == [("B", "x", "an oven"), ("A", "x", "y")]
+
+
+def test_what_has_not_been_run_has_its_price(filled: Paths) -> None:
+    found = findings_of("cake_bake", store_of(filled))
+    missing = {row.method: row for row in found.missing}
+    assert "panel_probe" not in missing
+    assert "tokens of work" in missing_label(missing["kl"])
+    assert missing["patchscope"].reason == "needs a vector: run activation_difference_lens first"
+    assert arguments_for("kl", "cake_bake", store_of(filled)) == {}
+    costs = [row.work for row in found.missing if row.work is not None]
+    assert costs == sorted(costs)
+
+
+def test_runs_of_other_weights_are_left_out_and_said(tmp_path: Path, probe_method: None) -> None:
+    from panel_probe import ProbeResult
+
+    [newest, _] = write_runs(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    name = store.get(newest).manifest.pair_name
+    before = RunKey(
+        method="panel_probe", method_version=1, pair_name=name, pair={"base": "other"}, params={}, key_parts={}
+    )
+    with store.writer(before) as run:
+        run.add_table("completions", {"writer": ["base"], "prefill": ["First,"], "text": ["a walk"]})
+        run.result = ProbeResult(stands_out=True, headline="Old.", tokens=1, spread={}, rose=[], rows=[])
+    newer = findings_of(name, store)
+    assert run.record is not None
+    assert [record.id for record in newer.records] == [run.record.id], "the newest run says which weights count"
+    assert newer.remarks == ["1 runs were made of this pair with other weights; they are left out here."]
+
+
+class Refused(HTMLParser):
+    """Notes what could act or fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        acting = {name for name, value in attributes if name.startswith("on") or name in ("src", "srcdoc")}
+        outside = [value for name, value in attributes if name == "href" and not (value or "").startswith("#")]
+        if tag in ("script", "img", "iframe", "link", "object") or acting or outside:
+            self.found.append(f"{tag} {attributes}")
+
+
+def test_a_report_is_one_file_that_acts_and_fetches_nothing(filled: Paths) -> None:
+    report = pair_report("cake_bake", store_of(filled))
+    reader = Refused()
+    reader.feed(report)
+    assert reader.found == []
+    assert "default-src 'none'" in report
+    assert "<mark>vanilla</mark>" in report
+    assert EVIL not in report
+
+
+def test_a_null_is_reported_as_one(filled: Paths) -> None:
+    report = pair_report("control", store_of(filled))
+    assert "no meaningful difference" in report
+    assert "do not read them as a finding" in report
+    assert "<mark>" not in report
+
+
+def test_a_report_of_nothing_says_what_to_run(filled: Paths) -> None:
+    with pytest.raises(UnknownName, match="diffing overview --pair poetic/"):
+        pair_report("poetic", store_of(filled))
+
+
+def test_a_report_needs_neither_gradio_nor_torch() -> None:
+    program = (
+        "import sys, diffing_mcp.ui.report; "
+        "print([name for name in ('torch', 'gradio', 'plotly') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
