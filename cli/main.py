@@ -30,8 +30,10 @@ from diffing_mcp.cli import (
     panel,
     questions,
     relevance,
+    report,
     runs,
     server,
+    suspicions,
     verbalizer,
 )
 from diffing_mcp.cli.common_options import choose_device, common_first, written_to
@@ -45,7 +47,7 @@ from diffing_mcp.core.version import version
 EXIT_EXPECTED_FAILURE = 2
 EXIT_INTERRUPTED = 130
 SECTIONS = {
-    "Compare two models": (methods, questions, runs, panel),
+    "Compare two models": (methods, questions, suspicions, runs, report, panel),
     "Pairs, texts and what is trained on them": (pairs, activations, dictionaries, organisms, verbalizer),
     "Agents and hosts": (server, config, investigations),
     "Evaluate": (evaluate, evaluations, judge, relevance, facts),

@@ -11,6 +11,8 @@ COMMANDS = {
     "view_run": "diffing runs show RUN --view NAME",
     "ask_models": "diffing ask",
     "compare_text": "diffing compare",
+    "test_hypothesis": "diffing test",
+    "complete_slots": "diffing complete",
     "collect_activations": "diffing activations collect",
     "list_activations": "diffing activations list",
     "describe_activations": "diffing activations describe",
