@@ -1,4 +1,4 @@
-# Targets: install, demo, test, test-long, lint, bench, screenshots, reference, readability, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
+# Targets: install, demo, test, test-long, lint, bench, screenshots, reference, readability, mcpb, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -24,7 +24,7 @@ else
   PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check -qq
 endif
 
-.PHONY: help install install-dev demo test test-long lint bench screenshots reference readability clean
+.PHONY: help install install-dev demo test test-long lint bench screenshots reference readability mcpb clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -91,6 +91,10 @@ readability: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo
 readability: export HF_HUB_OFFLINE ?= 1
 readability: $(VENV)/.installed
 	$(PY) -m diffing_mcp.cli.readability
+
+# The bundle that Claude Desktop installs by a double click.
+mcpb: $(VENV)/.installed
+	@$(PY) -m diffing_mcp.cli.desktop_bundle build/diffing-mcp.mcpb
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info

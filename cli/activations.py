@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
-from diffing_mcp.cli.methods import PAIR_HELP
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import JsonOption, PairOption
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of a collection, from `diffing activations list`.")]
 
 activations = typer.Typer(
-    help="Collect, list, describe and delete stored activations.", no_args_is_help=True, rich_markup_mode=None
+    cls=Sections,
+    help="Collect, list, describe and delete stored activations.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
@@ -23,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 @activations.command("collect")
 def collect_activations(
-    pair: Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)],
+    pair: PairOption,
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="A parameter as key=value (YAML), repeatable.")
     ] = None,

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import JsonOption
+
 SourceArgument = Annotated[
     str,
     typer.Argument(
@@ -16,7 +18,10 @@ SourceArgument = Annotated[
 ]
 
 dictionaries = typer.Typer(
-    help="List, copy, upload and delete trained dictionaries.", no_args_is_help=True, rich_markup_mode=None
+    cls=Sections,
+    help="List, copy, upload and delete trained dictionaries.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 

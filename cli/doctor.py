@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel, Field
 
+from diffing_mcp.cli.options import JsonOption
+
 State = Literal["ok", "missing", "broken"]
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "nnsight", "nnterp", "numpy", "pydantic")
 """What decides numbers and what is asked for first when something is wrong."""
@@ -34,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     online: Annotated[bool, typer.Option("--online", help="Also ask whether the Hugging Face hub answers.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is installed and what this machine has; exit with 1 when something must be put right."""
     from diffing_mcp.cli.output import print_json, print_plain, print_rows, quiet_libraries

@@ -222,13 +222,21 @@ def _investigate(
 
 
 async def _stopping_on_sigterm(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; SIGTERM cancels it as Ctrl-C does, so that the server it has started ends too."""
+    """Run `work`; SIGTERM and ctrl-C cancel it, so that the server it has started ends too."""
     import asyncio
     import signal
 
+    from diffing_mcp.cli.stopping import say_stopping
+
     task = asyncio.ensure_future(work)
+
+    def stop() -> None:
+        say_stopping()
+        task.cancel()
+
     with contextlib.suppress(NotImplementedError):  # no signal handlers on Windows' event loop
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
     return await task
 
 

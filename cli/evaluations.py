@@ -6,10 +6,15 @@ from typing import Annotated
 
 import typer
 
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import JsonOption
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    group = typer.Typer(help="Stored evaluations and suites.", invoke_without_command=True, no_args_is_help=False)
+    group = typer.Typer(
+        cls=Sections, help="Stored evaluations and suites.", invoke_without_command=True, no_args_is_help=False
+    )
     group.callback()(evaluations)
     group.command("suites")(suites)
     group.command("regrade")(regrade)
@@ -18,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluations(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the stored evaluations, newest first."""
     if context.invoked_subcommand is not None:
@@ -45,7 +50,7 @@ def evaluations(
 
 
 def suites(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the suites that come with the package; a file of your own has the same fields."""
     from diffing_mcp.agents.suite_files import SuiteFile, presets

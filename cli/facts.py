@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from diffing_mcp.cli.options import JsonOption
 from diffing_mcp.graders.runs.facts import facts_stated
 
 
@@ -24,7 +25,7 @@ def facts(
         ),
     ],
     organism: Annotated[str | None, typer.Option(help="Whose facts; default: the organism of the run's pair.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Count the taught facts that the texts of finished runs state, by patterns and without a language model."""
     from diffing_mcp.cli.output import print_json, print_plain, print_rows

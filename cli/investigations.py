@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from diffing_mcp.cli.methods import PAIR_HELP
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import JsonOption, PairOption
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 InvestigationArgument = Annotated[
     str, typer.Argument(metavar="INVESTIGATION", help="Id of an investigation, its beginning, or its label.")
 ]
 
 investigations = typer.Typer(
-    help="Create, list, show and close investigations.", no_args_is_help=True, rich_markup_mode=None
+    cls=Sections, help="Create, list, show and close investigations.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 @investigations.command("new")
 def new(
-    pair: Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)],
+    pair: PairOption,
     tools: Annotated[
         str,
         typer.Option(help="`blackbox` (model queries only), `method` (everything), or tool names, comma-separated."),

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from diffing_mcp.cli.options import JsonOption
 from diffing_mcp.graders.runs.choices import COHERENT_SHARE, JudgedRun, JudgedScale, check_can_be_judged, judge_run
 
 
@@ -38,7 +39,7 @@ def judge(
     share: Annotated[
         float, typer.Option(min=0.01, max=1, help="Share of texts that must be coherent for a strength to be taken.")
     ] = COHERENT_SHARE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Choose patchscope scales and coherent strengths of finished runs by a language model, beside what the runs chose
     by numbers.

@@ -6,8 +6,10 @@ code 2.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,45 +28,56 @@ from diffing_mcp.cli import (
     organisms,
     pairs,
     panel,
+    questions,
     relevance,
+    report,
     runs,
     server,
+    suspicions,
     verbalizer,
 )
-from diffing_mcp.core.errors import Cancelled, DiffingError
+from diffing_mcp.cli.common_options import choose_device, common_first, written_to
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.stopping import saying_that_it_stops
+from diffing_mcp.cli.tool_words import as_commands
+from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput
 from diffing_mcp.core.extras import missing_extra
 from diffing_mcp.core.version import version
 
 EXIT_EXPECTED_FAILURE = 2
 EXIT_INTERRUPTED = 130
+SECTIONS = {
+    "Compare two models": (methods, questions, suspicions, runs, report, panel),
+    "Pairs, texts and what is trained on them": (pairs, activations, dictionaries, organisms, verbalizer),
+    "Agents and hosts": (server, config, investigations),
+    "Evaluate": (evaluate, evaluations, judge, relevance, facts),
+    "This installation": (doctor,),
+}
+SPEAKERS = ("serve", "connect")
+"""Commands whose stdout belongs to a protocol."""
+
+
+class Commands(Sections):
+    """The commands in their sections."""
+
+    titles = tuple(SECTIONS)
+
 
 app = typer.Typer(
     name="diffing",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
 )
-for part in (
-    methods,
-    runs,
-    activations,
-    dictionaries,
-    pairs,
-    organisms,
-    verbalizer,
-    server,
-    config,
-    investigations,
-    judge,
-    evaluate,
-    evaluations,
-    relevance,
-    facts,
-    panel,
-    doctor,
-):
-    part.register(app)
+for title, parts in SECTIONS.items():
+    commands, groups = len(app.registered_commands), len(app.registered_groups)
+    for part in parts:
+        part.register(app)
+    for command in app.registered_commands[commands:]:
+        command.rich_help_panel = title
+    for group in app.registered_groups[groups:]:
+        group.rich_help_panel = title
 
 
 def print_version(asked: bool) -> None:
@@ -76,26 +89,44 @@ def print_version(asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
+    device: Annotated[
+        str | None, typer.Option(help="Where models are loaded: auto, cpu, cuda, cuda:1, mps. Anywhere in the line.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What they compute in: auto, float32, bfloat16, float16. Anywhere in the line.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the result into this file instead. Anywhere in the line."),
+    ] = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Find out what a finetune did to a language model: by command, by an agent over MCP, or in the panel."""
+    choose_device(device, dtype)
+    if output is not None:
+        if context.invoked_subcommand in SPEAKERS:
+            raise InvalidInput(f"`diffing {context.invoked_subcommand}` speaks a protocol and has no result for -o.")
+        context.obj.enter_context(written_to(output))
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        sys.argv[1:] = common_first(sys.argv[1:])
+        with saying_that_it_stops(), contextlib.ExitStack() as stack:
+            app(obj=stack)
     except DiffingError as error:
-        sys.exit(report(error, as_json="--json" in sys.argv))
+        sys.exit(failed(error, as_json="--json" in sys.argv))
     except ModuleNotFoundError as error:
         if (missing := missing_extra(error)) is None:
             raise
-        sys.exit(report(missing, as_json="--json" in sys.argv))
+        sys.exit(failed(missing, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
         sys.exit(
-            report(Cancelled("Interrupted; what was finished is kept."), as_json="--json" in sys.argv)
+            failed(Cancelled("Interrupted; what was finished is kept."), as_json="--json" in sys.argv)
             and EXIT_INTERRUPTED
         )
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
@@ -109,14 +140,13 @@ def serve() -> None:
     main()
 
 
-def report(error: DiffingError, as_json: bool) -> int:
-    """Print an expected failure on stderr and return the exit code."""
+def failed(error: DiffingError, as_json: bool) -> int:
+    """Print an expected failure on stderr, in the words of the command line, and return the exit code."""
+    message = as_commands(error.message)
     if as_json:
-        print(
-            json.dumps({"error": {"code": error.code, "message": error.message}}, ensure_ascii=False), file=sys.stderr
-        )
+        print(json.dumps({"error": {"code": error.code, "message": message}}, ensure_ascii=False), file=sys.stderr)
     else:
-        print(f"diffing: {error.message}", file=sys.stderr)
+        print(f"diffing: {message}", file=sys.stderr)
     return EXIT_EXPECTED_FAILURE
 
 

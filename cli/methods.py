@@ -9,22 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffing_mcp.cli.completing import method_names
+from diffing_mcp.cli.options import PAIR_HELP, JsonOption, PairOption, SetOption
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from diffing_mcp.methods.runs.store import RunRecord
-
-PAIR_HELP = (
-    "`organism[/variant][@model]`, or `BASE::FINETUNED` for any two catalogue names, hub ids or local folders "
-    "(`#model` or `#adapter` after one that holds both)."
-)
-SET_HELP = (
-    "A parameter as key=value (YAML), repeatable; METHOD.key=value when several methods run and only one shall take it."
-)
-
-PairOption = Annotated[str, typer.Option("--pair", "-p", help=PAIR_HELP)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET_HELP)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 
 
 class Mode(StrEnum):
@@ -55,6 +46,7 @@ def list_methods(as_json: JsonOption = False) -> None:
             {
                 name: {
                     "title": method.title,
+                    "aliases": list(method.aliases),
                     "version": method.version,
                     "cost": method.cost,
                     "description": method.description,
@@ -75,7 +67,9 @@ def run(
     methods: Annotated[
         list[str],
         typer.Argument(
-            metavar="METHOD...", help="One method or several; those that read the same text share one pass."
+            metavar="METHOD...",
+            help="One method or several; those that read the same text share one pass.",
+            autocompletion=method_names,
         ),
     ],
     pair: PairOption,
@@ -150,6 +144,7 @@ def overview(
     from diffing_mcp.api import overviews
     from diffing_mcp.api.pairs import load_pair
     from diffing_mcp.cli.output import note, print_json, print_plain, progress_bar
+    from diffing_mcp.cli.tool_words import as_commands
 
     chosen = load_pair(pair)
     values = _values(overviews.offered_methods(), settings or [])
@@ -161,7 +156,7 @@ def overview(
     if as_json:
         print_json(answer.result)
     else:
-        print_plain(answer.as_text())
+        print_plain(as_commands(answer.as_text()))
 
 
 def pipeline(

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import JsonOption
+
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of an organism.")]
 
-organisms = typer.Typer(help="List, compose, train and measure organisms.", no_args_is_help=True, rich_markup_mode=None)
+organisms = typer.Typer(
+    cls=Sections, help="List, compose, train and measure organisms.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def register(app: typer.Typer) -> None:

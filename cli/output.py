@@ -17,9 +17,15 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
 P = TypeVar("P", bound=BaseModel)
+
+# Columns this narrow are never wrapped.
+_SHORT = 20
+# Characters between columns.
+_GAP = 3
 
 
 def parse_params(params: type[P], settings: Sequence[str]) -> P:
@@ -68,16 +74,37 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A plain table on stdout, as wide as its content needs when stdout is no terminal."""
+    """A plain table on stdout. Nothing is cut: in a terminal that is too narrow sentences are wrapped, while ids and
+    numbers stay whole, if need be beyond its edge.
+    """
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
-    table: Table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    width = None if sys.stdout.isatty() else 400
-    Console(width=width, highlight=False, markup=False).print(table)
+    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    table: Table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    narrowest = widest = 1
+    for place, column in enumerate(columns):
+        texts = [column, *(row[place] for row in cells)]
+        length = max(map(cell_len, texts))
+        word = max(cell_len(word) for text in texts for word in (text.split() or [""]))
+        whole = length <= max(word, _SHORT)
+        table.add_column(column, no_wrap=whole)
+        narrowest += _GAP + (length if whole else word)
+        widest += _GAP + length
+    for row in cells:
+        table.add_row(*row)
+    width = max(narrowest, Console().width) if sys.stdout.isatty() else widest
+    console = Console(width=width, highlight=False, markup=False)
+    for line in console.render_lines(table, pad=False):
+        if text := "".join(segment.text for segment in line).rstrip():
+            print(text)
+
+
+def print_csv(table: pd.DataFrame) -> None:
+    """A table on stdout as CSV with a header."""
+    print(table.to_csv(index=False), end="")
 
 
 def print_plain(text: str) -> None:

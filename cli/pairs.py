@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+from diffing_mcp.cli.completing import pair_names
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import CsvOption, JsonOption
 
 pairs = typer.Typer(
+    cls=Sections,
     help="List the pairs of the catalogue, or show what a pair reference stands for.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -24,10 +27,16 @@ def register(app: typer.Typer) -> None:
 def list_pairs(
     offline: Annotated[bool, typer.Option("--offline", help="Only pairs whose files are on this machine.")] = False,
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """List the pairs of the catalogue."""
-    from diffing_mcp.cli.output import print_json, print_rows
+    from diffing_mcp.api import pairs as known
+    from diffing_mcp.cli.output import print_csv, print_json, print_rows
     from diffing_mcp.model_pairs import resolve
+
+    if as_csv:
+        print_csv(known.list_pairs(offline=offline))
+        return
 
     found = [pair for pair in resolve.list_pairs() if pair.available_offline or not offline]
     if as_json:
@@ -40,7 +49,10 @@ def list_pairs(
 
 
 @pairs.command("show")
-def show_pair(pair: Annotated[str, typer.Argument(help="A pair reference.")], as_json: JsonOption = False) -> None:
+def show_pair(
+    pair: Annotated[str, typer.Argument(help="A pair reference.", autocompletion=pair_names)],
+    as_json: JsonOption = False,
+) -> None:
     """Show which models, adapters and revisions a pair reference stands for."""
     from diffing_mcp.cli.output import print_json, print_plain
     from diffing_mcp.methods.results import compact_text

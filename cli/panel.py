@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Annotated
 
 import typer
 
-from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.cli.ports import bindable
 
 
 def register(app: typer.Typer) -> None:
@@ -29,21 +28,3 @@ def panel(
     from diffing_mcp.ui.panel import launch
 
     launch(host=host, port=chosen)
-
-
-def bindable(host: str, port: int) -> int:
-    """The port to listen on, a free one for 0.
-
-    Raises:
-        InvalidInput: the port is taken, or the address is not this machine's.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InvalidInput(
-                f"The panel cannot listen on {host}:{port} ({error.strerror}). Perhaps it is open there already; else "
-                "choose another port: `diffing panel --port 0` takes a free one."
-            ) from error
-        return int(probe.getsockname()[1])

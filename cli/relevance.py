@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from diffing_mcp.cli.options import JsonOption
 from diffing_mcp.graders.runs.relevance import TOKENS, ModelReader, judge, read_by_model, topical_organisms
 
 
@@ -48,7 +49,7 @@ def relevance(
             ),
         ),
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge the token lists of finished runs against ground truth: by keywords, and by a language model when one is
     named.

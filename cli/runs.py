@@ -6,10 +6,15 @@ from typing import Annotated
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its beginning.")]
+from diffing_mcp.cli.completing import method_names, pair_names, run_ids
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import CsvOption, JsonOption
 
-runs = typer.Typer(help="List, show and delete stored runs.", no_args_is_help=True, rich_markup_mode=None)
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Id of a run, or its beginning.", autocompletion=run_ids)
+]
+
+runs = typer.Typer(cls=Sections, help="List, show and delete stored runs.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:
@@ -19,17 +24,21 @@ def register(app: typer.Typer) -> None:
 
 @runs.command("list")
 def list_runs(
-    method: Annotated[str | None, typer.Option(help="Of this method only.")] = None,
-    pair: Annotated[str | None, typer.Option(help="Of the pair with this name only.")] = None,
+    method: Annotated[str | None, typer.Option(help="Of this method only.", autocompletion=method_names)] = None,
+    pair: Annotated[str | None, typer.Option(help="Of this pair only.", autocompletion=pair_names)] = None,
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """List the runs, newest first."""
-    from diffing_mcp.cli.output import print_json, print_rows
-    from diffing_mcp.methods.runs.store import default_store
+    from diffing_mcp.api import runs as stored
+    from diffing_mcp.cli.output import print_csv, print_json, print_rows
 
-    manifests = default_store().list(method=method, pair=pair)
+    if as_csv:
+        print_csv(stored.list_runs(method, pair))
+        return
+    manifests = stored.matching(method, pair)
     if as_json:
-        print_json(list(manifests))
+        print_json(manifests)
         return
     rows = [
         (
@@ -52,14 +61,22 @@ def show_run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="A parameter of the view as key=value (YAML), repeatable.")
     ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="A stored table, as CSV; its name ends the output of `diffing runs show RUN`.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a run: its result, or one of its views."""
+    """Show a run: its result, one of its views, or one of its tables."""
     from diffing_mcp.api.runs import open_run
-    from diffing_mcp.cli.output import note, parse_settings, print_json, print_plain
+    from diffing_mcp.cli.output import note, parse_settings, print_csv, print_json, print_plain
     from diffing_mcp.core.errors import InvalidInput
 
     opened = open_run(run)
+    if table is not None:
+        if view is not None or settings or as_json:
+            raise InvalidInput("--table gives the whole table as CSV, without --view, --set and --json.")
+        print_csv(opened.table(table))
+        return
     if view is not None:
         answer = opened.view(view, **parse_settings(settings or [], opened.declared_view(view).Params.model_fields))
         if as_json:
@@ -73,12 +90,14 @@ def show_run(
     if as_json:
         print_json(opened.result)
     else:
-        print_plain(opened.record.report(opened.result))
+        print_plain(opened.as_text())
 
 
 @runs.command("delete")
 def delete_runs(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their beginnings.", autocompletion=run_ids)
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Delete runs. They are made again when asked for again."""

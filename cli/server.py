@@ -62,6 +62,11 @@ def serve(
         raise InvalidInput("--token goes with stdio; over HTTP every client sends its own token.")
     quiet_libraries()
     from diffing_mcp.core.settings import settings
+
+    if http:
+        from diffing_mcp.cli.ports import bindable
+
+        bindable(host or settings().host, settings().port if port is None else port)
     from diffing_mcp.mcp_server.offer import Selection
     from diffing_mcp.mcp_server.serve import serve_http, serve_stdio
 

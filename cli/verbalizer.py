@@ -7,11 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+from diffing_mcp.cli.help_sections import Sections
+from diffing_mcp.cli.options import JsonOption
+
 RecipeOption = Annotated[Path | None, typer.Option(help="YAML file. Default: the recipe of the bundled verbalizer.")]
 
 verbalizer = typer.Typer(
-    help="Train and measure verbalizers for the activation oracle.", no_args_is_help=True, rich_markup_mode=None
+    cls=Sections,
+    help="Train and measure verbalizers for the activation oracle.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 

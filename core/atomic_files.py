@@ -32,9 +32,15 @@ def write_synced(path: Path, content: Any) -> None:
         os.fsync(file.fileno())
 
 
-def replace_synced(path: Path, content: Any) -> None:
-    """Like `write_synced`, beside the file and then in its place: a reader sees the old content or the new one."""
+def replace_synced(path: Path, content: Any, mode: int | None = None) -> None:
+    """Like `write_synced`, beside the file and then in its place: a reader sees the old content or the new one.
+
+    `mode`: who may read and write it (as of `chmod`), before anything is written; None: as for any new file.
+    """
     beside = path.with_name(f".writing-{path.name}")
+    if mode is not None:
+        beside.touch()
+        beside.chmod(mode)
     write_synced(beside, content)
     beside.replace(path)
     sync_folder(path.parent)

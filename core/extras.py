@@ -10,6 +10,8 @@ EXTRA_OF_MODULE = {
     "uvicorn": "server",
     "anyio": "server",
     "httpx2": "server",
+    "json5": "server",
+    "tomlkit": "server",
     "inspect_ai": "eval",
     "anthropic": "eval",
     "openai": "eval",

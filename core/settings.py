@@ -4,20 +4,49 @@ these defaults.
 
 from __future__ import annotations
 
+import json
 import os
+import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.validation_messages import complaints
+
+PREFIX = "DIFFING_"
+
+
+def _listed(separator: str) -> BeforeValidator:
+    """Reads a list from the text of an environment variable: a JSON list, or parts between separators."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"starts like a JSON list but is none: {error}") from error
+        return [part.strip() for part in value.split(separator) if part.strip()]
+
+    return BeforeValidator(read)
 
 
 class Settings(BaseSettings):
     """Read once a process by `settings()`."""
 
-    model_config = SettingsConfigDict(env_prefix="DIFFING_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     data_folder: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("diffing-mcp")),
@@ -27,9 +56,11 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_cache_dir("diffing-mcp")),
         description="Things that can be made again, such as the converted embedded model.",
     )
-    catalogue_folders: list[Path] = Field(
+    catalogue_folders: Annotated[list[Path], NoDecode, _listed(os.pathsep)] = Field(
         default_factory=list,
-        description="Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one.",
+        description=(
+            "Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one; several as in PATH."
+        ),
     )
     device: str = Field(
         "auto",
@@ -54,7 +85,9 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Address under which clients reach the server when it is not http://host:port."
     )
-    allowed_hosts: list[str] = Field(default_factory=list, description="Host headers accepted besides localhost.")
+    allowed_hosts: Annotated[list[str], NoDecode, _listed(",")] = Field(
+        default_factory=list, description="Host headers accepted besides localhost, comma-separated."
+    )
     operator_token: SecretStr | None = Field(
         None,
         description=(
@@ -90,12 +123,34 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
-        if profile := os.environ.get("DIFFING_PROFILE"):
-            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(profile)))
+        if profile := os.environ.get(f"{PREFIX}PROFILE"):
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=_profile(profile)))
         return tuple(sources)
+
+
+def _profile(place: str) -> Path:
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise InvalidInput(
+            f"{PREFIX}PROFILE names {place}, which is no file. Name a TOML file of settings, or unset it."
+        )
+    return path
 
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The process's settings. Tests that change the environment call `settings.cache_clear()`."""
-    return Settings()
+    """The process's settings. Tests that change the environment call `settings.cache_clear()`.
+
+    Raises:
+        InvalidInput: a variable or a line of the profile that cannot be read, by its name, with what is allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        names = sorted({f"{PREFIX}{str(each['loc'][0]).upper()}" for each in error.errors()})
+        raise InvalidInput(
+            f"Wrong settings: {complaints(error)}. Correct {', '.join(names)} in the environment, or the line of that "
+            f"name in the file that {PREFIX}PROFILE names."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"The file that {PREFIX}PROFILE names is no TOML: {error}.") from error

@@ -180,6 +180,11 @@ class Bridge:
         async with self.upstream(context) as client:
             return await client.read_resource(params.uri)
 
+    async def complete(self, context: Request, params: mcp_types.CompleteRequestParams) -> mcp_types.CompleteResult:
+        async with self.upstream(context) as client:
+            typed = {"name": params.argument.name, "value": params.argument.value}
+            return await client.complete(params.ref, typed)
+
 
 def _authorization(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
@@ -214,6 +219,7 @@ def bridge_server(url: str, token: str | None = None) -> Server[Any]:
         on_list_resources=bridge.list_resources,
         on_list_resource_templates=bridge.list_templates,
         on_read_resource=bridge.read_resource,
+        on_completion=bridge.complete,
         on_subscriptions_listen=ListenHandler(bridge.bus),
     )
     advertise_what_is_sent(server)

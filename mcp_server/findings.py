@@ -21,7 +21,7 @@ OPERATOR_SCOPE = "operator"
 
 
 class Evidence(BaseModel):
-    """What a hypothesis rests on: `source` is a run id, a test id, a job id, or `prompt` for something seen in an
+    """What a hypothesis rests on: `source` is the id of a run, a test or a job, or `prompt` for something seen in an
     answer; `note` what was seen there, in a sentence.
     """
 

@@ -1,62 +1,144 @@
-"""The lines a host needs to find the server: Claude Desktop, Claude Code, VS Code and Cursor."""
+"""The lines a host needs to find the server, in the form that each host reads."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
+
+import platformdirs
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 
-Host = Literal["claude-desktop", "claude-code", "vscode", "cursor"]
-HOSTS: tuple[Host, ...] = ("claude-desktop", "claude-code", "vscode", "cursor")
+NAME = "diffing"
+START_SECONDS = 60
+"""How long a host shall wait for the first answer: an environment that was just installed compiles its modules."""
+CALL_SECONDS = 120
+"""How long it shall wait for a call; every answer comes within about 50 seconds."""
 
-# Where each host reads its configuration; shown to people, never written by us.
-FILES: dict[str, str] = {
-    "claude-desktop": "claude_desktop_config.json (Settings > Developer > Edit Config)",
-    "claude-code": ".mcp.json in the project, or `claude mcp add-json diffing '<the inner object>'`",
-    "vscode": ".vscode/mcp.json",
-    "cursor": ".cursor/mcp.json",
+
+@dataclass(frozen=True)
+class Host:
+    """An MCP host: where its configuration lies and how it writes a server."""
+
+    title: str
+    file: Callable[[], Path]
+    key: str = "mcpServers"
+    """The table of servers in that file."""
+    form: Literal["json", "toml"] = "json"
+    local: Mapping[str, Any] = field(default_factory=dict)
+    """What an entry of a command has besides command, args and env."""
+    remote: Mapping[str, Any] = field(default_factory=dict)
+    """What an entry of an address has besides it and its headers."""
+    address: str | None = "url"
+    """The field for a server's address; None: the host starts commands only, so a bridge connects it."""
+    headers: str = "headers"
+
+
+def _project(*parts: str) -> Callable[[], Path]:
+    return lambda: Path(*parts)
+
+
+def _home(*parts: str) -> Callable[[], Path]:
+    return lambda: Path.home().joinpath(*parts)
+
+
+def _application(name: str, *parts: str) -> Callable[[], Path]:
+    """The folder of a desktop application's own settings: ~/Library/Application Support, %APPDATA% or ~/.config."""
+    return lambda: Path(platformdirs.user_config_dir(name, appauthor=False, roaming=True)).joinpath(*parts)
+
+
+def _zed() -> Path:
+    windows = _application("Zed", "settings.json")
+    return windows() if os.name == "nt" else Path.home() / ".config" / "zed" / "settings.json"
+
+
+def _codex() -> Path:
+    return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex") / "config.toml"
+
+
+STDIO, HTTP = {"type": "stdio"}, {"type": "http"}
+CODEX = {"startup_timeout_sec": START_SECONDS, "tool_timeout_sec": CALL_SECONDS}
+GEMINI = {"timeout": 1000 * CALL_SECONDS}
+
+HOSTS: Mapping[str, Host] = {
+    "claude-desktop": Host("Claude Desktop", _application("Claude", "claude_desktop_config.json"), address=None),
+    "claude-code": Host("Claude Code", _project(".mcp.json"), local=STDIO, remote=HTTP),
+    "vscode": Host("VS Code", _project(".vscode", "mcp.json"), "servers", local=STDIO, remote=HTTP),
+    "cursor": Host("Cursor", _project(".cursor", "mcp.json")),
+    "codex": Host("Codex", _codex, "mcp_servers", "toml", local=CODEX, remote=CODEX, headers="http_headers"),
+    "gemini-cli": Host("Gemini CLI", _home(".gemini", "settings.json"), local=GEMINI, remote=GEMINI, address="httpUrl"),
+    "zed": Host("Zed", _zed, "context_servers"),
+    "windsurf": Host("Windsurf", _home(".codeium", "windsurf", "mcp_config.json"), address="serverUrl"),
 }
+"""By the name that `diffing config --host` takes."""
+
+
+def known_host(name: str) -> Host:
+    """The host of that name.
+
+    Raises:
+        InvalidInput: there is none, with those that there are.
+    """
+    if name not in HOSTS:
+        raise InvalidInput(f"There is no host {name!r} here. Hosts: {', '.join(HOSTS)}.")
+    return HOSTS[name]
+
+
+def server_entry(host: Host, *, url: str | None = None, token: str | None = None) -> dict[str, Any]:
+    """The entry of this server for a host: what stands under the server's name.
+
+    Args:
+        url: address of a running HTTP server; none: the host starts a server of its own over stdio, with a copy of the
+            models of its own.
+        token: bearer token of an investigation or an operator, for a running server.
+
+    Raises:
+        InvalidInput: a token without an address.
+    """
+    if token and not url:
+        raise InvalidInput("A token goes with the address of a running server: give --url too.")
+    if url is None:
+        return {**host.local, "command": _command(), "args": ["serve"], "env": _environment()}
+    if host.address is None:
+        env = {"DIFFING_TOKEN": token} if token else {}
+        return {**host.local, "command": _command(), "args": ["connect", url], "env": env}
+    headers = {host.headers: {"Authorization": f"Bearer {token}"}} if token else {}
+    return {**host.remote, host.address: url, **headers}
 
 
 def host_config(
-    host: str, *, url: str | None = None, token: str | None = None, name: str = "diffing"
-) -> dict[str, Any]:
-    """The configuration of a host, ready to be printed as JSON.
-
-    Args:
-        host: one of `HOSTS`.
-        url: address of a running HTTP server; none: the host starts a server of its own over stdio (one copy of the
-            models a host).
-        token: bearer token of an investigation or operator, for a running server.
-        name: what the server is called in the host.
+    name: str, *, url: str | None = None, token: str | None = None, server: str = NAME
+) -> dict[str, dict[str, Any]]:
+    """What a host's file must hold: its table of servers, with this one. See `server_entry`.
 
     Raises:
-        InvalidInput: an unknown host, or a token without url.
+        InvalidInput: an unknown host, or a token without an address.
     """
-    if host not in HOSTS:
-        raise InvalidInput(f"unknown host {host!r}; known: {', '.join(HOSTS)}")
-    if token and not url:
-        raise InvalidInput("a token goes with the url of a running server")
-    entry: dict[str, Any]
-    if url is None:
-        entry = {"command": _command(), "args": ["serve"], "env": _environment()}
-    elif host == "claude-desktop":
-        # It starts processes only, so the bridge connects it to the running server.
-        entry = {"command": _command(), "args": ["connect", url], "env": {"DIFFING_TOKEN": token} if token else {}}
-    else:
-        entry = {"type": "http", "url": url}
-        if token:
-            entry["headers"] = {"Authorization": f"Bearer {token}"}
-    if host == "vscode":
-        return {"servers": {name: {"type": "stdio", **entry} if "command" in entry else entry}}
-    if host == "claude-code" and "command" in entry:
-        entry = {"type": "stdio", **entry}
-    return {"mcpServers": {name: entry}}
+    host = known_host(name)
+    return {host.key: {server: server_entry(host, url=url, token=token)}}
+
+
+PUBLISHED = {"command": "uvx", "args": ["--from", "diffing-mcp[server]", "diffing-mcp"]}
+"""How any machine with uv starts the published package."""
+
+
+def install_links() -> dict[str, str]:
+    """Links by host that ask a person whether to add the published server, with one click."""
+    compact = json.dumps(PUBLISHED, separators=(",", ":"))
+    encoded = quote(base64.b64encode(compact.encode()).decode(), safe="")
+    return {
+        "vscode": f"https://vscode.dev/redirect/mcp/install?name={NAME}&config={quote(compact, safe='')}",
+        "cursor": f"https://cursor.com/en/install-mcp?name={NAME}&config={encoded}",
+    }
 
 
 def _command() -> str:

@@ -1,16 +1,12 @@
-"""Resources and prompts for people in hosts: finished runs and investigations as JSON (operators only), and one prompt
-that starts an audit.
-"""
+"""Resources for people in hosts: finished runs and investigations as JSON, for operators only."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
-from pydantic import Field
 
 from diffing_mcp.core.errors import DiffingError, UnknownName
 from diffing_mcp.mcp_server import investigations
@@ -69,26 +65,3 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
             return investigations.show(identifier).model_dump_json()
         except UnknownName as error:
             raise ResourceNotFoundError(error.message) from None
-
-
-def add_prompts(server: MCPServer) -> None:
-    """Register the prompt."""
-
-    @server.prompt(
-        name="audit_pair", title="Audit a pair", description="Find out what a finetune did to a model, step by step."
-    )
-    def audit_pair(
-        pair: Annotated[str, Field(description="Name of the pair, from list_pairs; left out, the agent chooses.")] = "",
-    ) -> str:
-        which = f"the pair {pair}" if pair else "a pair (call list_pairs to see which there are)"
-        return (
-            f"Find out what the finetune changed in {which}.\n"
-            "1. Call list_pairs, then overview if you have it, and read what stands out. Say so if nothing does.\n"
-            "2. Write down at least three explanations with record_hypothesis; one of them is that there is no "
-            "meaningful difference.\n"
-            "3. For each, think of prompts to which base and finetuned would answer differently if it were true, and "
-            "call ask_models. Ask some unrelated prompts too.\n"
-            "4. Update the likelihoods with the runs and answers as evidence, and look for what the explanations leave "
-            "out.\n"
-            "5. Call submit_finding once: topic, behaviour and concrete details, or no_meaningful_difference."
-        )

@@ -18,6 +18,7 @@ from mcp.types import (
     CallToolResult,
     GetPromptResult,
     InputRequiredResult,
+    Prompt,
     Resource,
     ResourceTemplate,
     TextContent,
@@ -40,12 +41,14 @@ from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
 from diffing_mcp.mcp_server.jobs import Job, presentable
 from diffing_mcp.mcp_server.ledger import BudgetState
 from diffing_mcp.mcp_server.offer import Offer, Selection
+from diffing_mcp.mcp_server.prompts import OPERATOR_PROMPTS, add_completions, add_prompts
 from diffing_mcp.mcp_server.redaction import redactor_of
 from diffing_mcp.mcp_server.render import rounded
-from diffing_mcp.mcp_server.resources import add_prompts, add_resources
+from diffing_mcp.mcp_server.resources import add_resources
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_more import MoreToolsArguments
 from diffing_mcp.mcp_server.toolset import toolset, toolsets
+from diffing_mcp.methods.registry import canonical_name
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class DiffingServer(MCPServer):
         self.offer = Offer(toolset(), toolsets(), selection or Selection.from_settings())
         add_resources(self, context, self.caller)
         add_prompts(self)
+        add_completions(self, context, self.caller)
 
     def caller(self) -> Caller:
         """Who sent the request being served."""
@@ -100,6 +104,11 @@ class DiffingServer(MCPServer):
     async def list_resource_templates(self) -> list[ResourceTemplate]:
         """Their templates, for operators only."""
         return await super().list_resource_templates() if self.caller().operator else []
+
+    async def list_prompts(self) -> list[Prompt]:
+        """The prompts that this caller can follow."""
+        operator = self.caller().operator
+        return [prompt for prompt in await super().list_prompts() if operator or prompt.name not in OPERATOR_PROMPTS]
 
     async def get_prompt(
         self, name: str, arguments: dict[str, Any] | None = None, context: Context[Any, Any] | None = None
@@ -183,7 +192,7 @@ class DiffingServer(MCPServer):
                     logger.exception("a call of investigation %s could not be logged", caller.investigation.id)
 
     def _tool(self, name: str, caller: Caller) -> ToolDeclaration:
-        usable = self.offer.usable(caller)
+        usable, name = self.offer.usable(caller), canonical_name(name)
         if name not in usable:
             close = difflib.get_close_matches(name, usable, n=1)
             withheld = self.offer.read_only and name in self.offer.tools and self.offer.tools[name].lasting

@@ -14,6 +14,7 @@ from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.text import first_sentence
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, JsonObject, Reply, ToolDeclaration
+from diffing_mcp.methods.registry import canonical_name
 
 MORE_TOOLS = "more_tools"
 
@@ -61,9 +62,9 @@ async def more_tools(call: Call, arguments: MoreToolsArguments) -> Reply:
     if arguments.tool is None:
         return _all(call)
     usable = call.offer.usable(call.caller)
-    if arguments.tool not in usable:
+    tool = usable.get(canonical_name(arguments.tool))
+    if tool is None:
         raise UnknownName(f"there is no tool {arguments.tool!r} here. Tools: {', '.join(usable)}.")
-    tool = usable[arguments.tool]
     call.list_changed = call.offer.switch_on(call.caller, tool.name)
     described = ToolDescription(name=tool.name, description=tool.description, input_schema=tool.input_schema)
     text = (

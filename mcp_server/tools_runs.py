@@ -27,7 +27,7 @@ from diffing_mcp.mcp_server.declarations import (
 from diffing_mcp.mcp_server.render import NOTICE, Fence, cut_at_line
 from diffing_mcp.mcp_server.view_pages import read_page
 from diffing_mcp.methods.contract import View
-from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.registry import canonical_name, get_method
 from diffing_mcp.methods.runs.store import changed_since
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ async def own_runs(call: Call, spec: PairSpec, method: str | None = None) -> lis
     mine = investigations.remembered_runs(investigation.id) if investigation else None
     return [
         manifest
-        for manifest in call.context.store.list(method=method)
+        for manifest in call.context.store.list(method=method and canonical_name(method))
         if manifest.pair == identity and (mine is None or manifest.id in mine)
     ]
 

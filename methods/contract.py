@@ -219,11 +219,13 @@ class DiffingMethod(Generic[P, R]):
     """A method that compares the two sides of a pair.
 
     Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would
-    change), `Params`, `Result`, `cost`, and optionally `in_overview`, `needs_vector`, `views` and `figures`. The class
-    docstring is the tool's description.
+    change), `Params`, `Result`, `cost`, and optionally `aliases`, `in_overview`, `needs_vector`, `views` and
+    `figures`. The class docstring is the tool's description.
     """
 
     name: ClassVar[str]
+    aliases: ClassVar[Sequence[str]] = ()
+    """Other names that people call it by, understood wherever `name` is; lists and results say `name`."""
     title: ClassVar[str]
     version: ClassVar[int] = 1
     Params: ClassVar[type[BaseModel]]

@@ -69,13 +69,19 @@ def all_methods() -> dict[str, DiffingMethod[Any, Any]]:
     return dict(_registry())
 
 
+def canonical_name(name: str) -> str:
+    """The name of the method that is also called `name`; any other text as it is."""
+    methods = _registry()
+    return name if name in methods else next((own for own, each in methods.items() if name in each.aliases), name)
+
+
 def get_method(name: str) -> DiffingMethod[Any, Any]:
-    """The method of that name.
+    """The method of that name, or with that alias.
 
     Raises:
         UnknownName: with close matches and the list of methods.
     """
-    methods = _registry()
+    methods, name = _registry(), canonical_name(name)
     if name in methods:
         return methods[name]
     close = difflib.get_close_matches(name, methods, n=1)

@@ -59,6 +59,14 @@ def resolve_pair(text: str) -> PairSpec:
     return _organism_pair(catalogue, match["organism"], match["variant"], match["model"])
 
 
+def pair_names() -> list[str]:
+    """References to all pairs of the catalogue, those whose files are on this machine first: of each organism its name
+    alone, which stands for its first pair, then the full names.
+    """
+    pairs = sorted(list_pairs(), key=lambda pair: not pair.available_offline)
+    return list(dict.fromkeys(name for pair in pairs for name in (pair.organism, pair.name)))
+
+
 def list_pairs() -> list[PairSummary]:
     """Every pair of the catalogue, in its order (the organisms of the embedded model first)."""
     catalogue = load_catalogue()

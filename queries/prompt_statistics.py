@@ -3,6 +3,8 @@
 Several answers to one prompt say less than as many prompts: what is drawn at random is the prompt, so answers count
 within their prompt. A p-value comes from swapping the models prompt by prompt; intervals widen by the design effect of
 answers that go together.
+
+SciPy is imported where it is used: the server lists tools, whose schemas name these classes, before it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, Field
-from scipy import stats
 
 from diffing_mcp.methods.texts.swaps import swap_p_values
 
@@ -53,6 +54,8 @@ def rate_difference(base: Sequence[int], finetuned: Sequence[int], samples: int)
     Args:
         base, finetuned: counted answers of each prompt, 0 to `samples`; the same prompts in the same order.
     """
+    from scipy import stats
+
     here, there = np.asarray(finetuned, dtype=float), np.asarray(base, dtype=float)
     prompts, answers = len(here), len(here) * samples
     hits = [int(there.sum()), int(here.sum())]
@@ -73,6 +76,8 @@ def rate_difference(base: Sequence[int], finetuned: Sequence[int], samples: int)
 
 def mean_difference(base: Sequence[float], finetuned: Sequence[float]) -> MeanDifference:
     """Compare a number of each prompt (the same prompts in the same order)."""
+    from scipy import stats
+
     here, there = np.asarray(finetuned, dtype=float), np.asarray(base, dtype=float)
     changes = here - there
     low = high = None
@@ -100,6 +105,8 @@ def _interval(base: np.ndarray, finetuned: np.ndarray, samples: int) -> tuple[fl
     (Korn and Graubard), combined by Newcombe's method. That both sides answer the same prompts is not used, which makes
     it rather too wide than too narrow.
     """
+    from scipy import stats
+
     effect = _design_effect((base, finetuned), samples)
     effective = base.size * samples / effect
     tail = 1 - LEVEL / 2

@@ -15,6 +15,7 @@ import click
 import pytest
 import typer
 
+from diffing_mcp.cli.common_options import COMMON, common_first
 from diffing_mcp.cli.main import app
 from diffing_mcp.cli.python_reference import python_reference
 from diffing_mcp.cli.reference import PAGE, PYTHON_PAGE, TOOLS_PAGE, reference, tools_reference
@@ -47,12 +48,17 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     ("title", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_command_in_the_documents_exists_with_its_options(title: str, words: list[str]) -> None:
-    words = ["claude-code" if word == "HOST" else word for word in words]
+    words = common_first(["claude-code" if word == "HOST" else word for word in words])
+    while words and words[0] in COMMON:
+        words = words[2:]
     command: Any = typer.main.get_command(app)
+    if len(words) == 1 and words[0].startswith("--"):
+        assert any(words[0] in (*option.opts, "--help") for option in command.params), title
+        return
     context = click.Context(command, info_name="diffing")
     while hasattr(command, "commands"):
         assert words, f"{title} names no command"
-        if words[0].isupper() or words == ["--help"]:
+        if words[0].isupper():
             return
         assert words[0] in command.commands, title
         command = command.commands[words.pop(0)]

@@ -39,6 +39,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 # Imported name -> distribution, where they differ.
 DISTRIBUTIONS = {
     "yaml": "pyyaml",
+    "json5": "json-five",
     "sklearn": "scikit-learn",
     "pydantic_settings": "pydantic-settings",
     "inspect_ai": "inspect-ai",

@@ -15,7 +15,7 @@ from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.runs import Run
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodResult
-from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.registry import all_methods, canonical_name, get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import default_store
 
@@ -84,7 +84,7 @@ def run_many(
 @lru_cache
 def method_function(name: str) -> MethodFunction | None:
     """The function of a registered method, with the signature of its parameters; None when there is no such method."""
-    method = all_methods().get(name)
+    method = all_methods().get(canonical_name(name))
     if method is None:
         return None
 
@@ -107,7 +107,7 @@ Returns:
 
 Raises:
     What `run` raises."""
-    call.__name__ = call.__qualname__ = name
+    call.__name__ = call.__qualname__ = method.name
     call.__module__ = "diffing_mcp"
     function: Any = takes_parameters_of(method.Params)(call)
     function.__signature__ = inspect.signature(function).replace(return_annotation=Run[method.Result])  # type: ignore[name-defined]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from diffing_mcp.api.type_words import type_text
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.validation_messages import complaints
-from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.registry import canonical_name, get_method
 
 P = TypeVar("P", bound=BaseModel)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,12 +56,12 @@ def method_requests(names: Sequence[str], settings: Mapping[str, Any]) -> list[t
         UnknownName: there is no such method.
         InvalidInput: a parameter that none of the methods knows, or a value out of range.
     """
-    chosen = {name: get_method(name) for name in dict.fromkeys(names)}
+    chosen = {method.name: method for method in map(get_method, names)}
     given: dict[str, dict[str, Any]] = {name: {} for name in chosen}
     unknown = []
     for key, value in settings.items():
         owner, dot, parameter = key.partition(".")
-        if dot and owner in chosen:
+        if dot and (owner := canonical_name(owner)) in chosen:
             given[owner][parameter] = value
             continue
         # A single method's own complaint of an unknown parameter names the closest one.

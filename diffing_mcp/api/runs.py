@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.methods.runs.store import RunManifest, RunRecord
 
 R = TypeVar("R", bound=MethodResult)
 
@@ -194,11 +194,15 @@ def list_runs(method: str | None = None, pair: Pair | str | None = None) -> pd.D
     """
     import pandas as pd
 
+    rows = [{name: getattr(each, name) for name in _LISTED} for each in matching(method, pair)]
+    return pd.DataFrame(rows, columns=list(_LISTED)).rename(columns={"pair_name": "pair"})
+
+
+def matching(method: str | None = None, pair: Pair | str | None = None) -> list[RunManifest]:
+    """The manifests behind `list_runs`."""
     wanted = get_method(method).name if method is not None else None
     identity = pair_identity(as_pair(pair).spec) if pair is not None else None
-    found = [each for each in default_store().list(method=wanted) if identity in (None, each.pair)]
-    rows = [{name: getattr(each, name) for name in _LISTED} for each in found]
-    return pd.DataFrame(rows, columns=list(_LISTED)).rename(columns={"pair_name": "pair"})
+    return [each for each in default_store().list(method=wanted) if identity in (None, each.pair)]
 
 
 def _no(run: Run[Any], kind: str, name: str, known: Iterable[str]) -> str:

@@ -32,6 +32,7 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
     by the finetune)."""
 
     name: ClassVar[str] = "logit_diff_topk_occurring"
+    aliases: ClassVar[Sequence[str]] = ("diff_mining", "logit_diff")
     title: ClassVar[str] = "Logit difference (diff mining)"
     version: ClassVar[int] = 4
     Params: ClassVar[type[BaseModel]] = LogitDifferenceParams

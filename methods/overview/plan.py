@@ -96,11 +96,6 @@ def text_of(request: Request) -> str:
     return "" if corpus == CorpusParams.model_fields["corpus"].default else corpus
 
 
-def label(request: Request) -> str:
-    """The method of a request, and its text where that is not the default."""
-    return labelled(request[0], text_of(request))
-
-
 def with_chats(requests: Sequence[Request]) -> list[Request]:
     """These, and those of `MINED_IN_CHATS` on chats as well where they read the default text."""
     again = [
@@ -249,8 +244,7 @@ def run_plan(
         before, done = done, min(total, done + left(requests))
         first, number = number, number + len(requests)
         place = f"{first}" if len(requests) == 1 else f"{first} to {number - 1}"
-        names = ", ".join(label(request) for request in requests)
-        attempt(requests, stage(progress, before, done, total, f"{names} ({place} of {count})"))
+        attempt(requests, stage(progress, before, done, total, f"{place} of {count}"))  # whoever runs them names them
 
     for requests in steps(plan.requests):
         step(requests)

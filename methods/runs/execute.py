@@ -125,16 +125,32 @@ def run_methods(
             else:
                 alone.append(request)
         with pairs.use(spec, progress) as pair:
+            done = 0
             for source, group in shared.items():
-                _run_shared(pair, source, group, store, progress, keep)
+                done += len(group)
+                named = _naming(progress, group, done, len(missing))
+                _run_shared(pair, source, group, store, named, keep)
             for request in alone:
+                done += 1
                 before = pair.forwards.copy()
                 with store.writer(request.key) as run:
-                    run.result = request.method.run(pair, request.params, run, progress)
+                    named = _naming(progress, [request], done, len(missing))
+                    run.result = request.method.run(pair, request.params, run, named)
                     run.forwards = pair.forwards - before
                     _note_pair(pair, run)
                 keep(request, run.record)
     return [records[request.key.digest] for request in asked]
+
+
+def _naming(progress: Progress, group: Sequence[_Request], place: int, of: int) -> Progress:
+    """A progress whose messages begin with the methods at work, and how many of all will then be done."""
+    names = ", ".join(request.method.name for request in group)
+    head = names if of == 1 else f"{names} ({place} of {of})"
+
+    def named(done: float, total: float | None = None, message: str = "") -> None:
+        progress(done, total, f"{head}: {message}" if message else head)
+
+    return named
 
 
 def _run_shared(

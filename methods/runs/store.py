@@ -252,7 +252,7 @@ class RunStore:
         )
         raise UnknownName(
             f"There is no run {identifier!r}. "
-            + (f"Some runs: {', '.join(close)}." if close else "No run has been stored yet: call a method first.")
+            + (f"Some runs: {', '.join(close)}." if close else "No run has been stored yet: run a method first.")
         )
 
     def delete(self, identifier: str) -> str:

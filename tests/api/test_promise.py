@@ -12,6 +12,7 @@ import tomllib
 import pytest
 
 import diffing_mcp as dm
+from diffing_mcp.api.parameters import method_requests
 from diffing_mcp.core.paths import IMPORT_FOLDER
 from diffing_mcp.core.version import version
 from diffing_mcp.methods.registry import all_methods
@@ -104,3 +105,9 @@ def test_the_version_is_the_project_s(monkeypatch: pytest.MonkeyPatch) -> None:
     assert version() == stated
     monkeypatch.undo()
     assert dm.__version__ == version()
+
+
+def test_a_method_goes_by_its_alias_too() -> None:
+    assert dm.diff_mining.Params is dm.logit_diff_topk_occurring.Params  # type: ignore[attr-defined]
+    [(name, params)] = method_requests(["diff_mining"], {"diff_mining.max_samples": 9})
+    assert (name, params.max_samples) == ("logit_diff_topk_occurring", 9)  # type: ignore[attr-defined]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from diffing_mcp.cli.config import HostName
+from diffing_mcp.mcp_server.host_config import HOSTS, host_config
 from tests.cli.conftest import Diffing
 
 
@@ -81,23 +84,34 @@ def test_an_impossible_investigation_is_refused(diffing: Diffing, arguments: tup
     assert json.loads(diffing("investigations", "list", "--json").out) == []
 
 
-@pytest.mark.parametrize("host", ["claude-desktop", "claude-code", "vscode", "cursor"])
-def test_host_configuration_starts_this_environments_command(diffing: Diffing, host: str) -> None:
+def test_the_command_knows_every_host() -> None:
+    assert [host.value for host in HostName] == list(HOSTS)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_entry_is_printed_with_where_to_put_it(diffing: Diffing, host: str) -> None:
     outcome = diffing("config", "--host", host)
-    [server] = json.loads(outcome.out)["servers" if host == "vscode" else "mcpServers"].values()
-    assert server["args"] == ["serve"]
-    assert Path(server["command"]).name.startswith("diffing")
-    assert outcome.err, "says where to put it"
+    shown = tomllib.loads(outcome.out) if host == "codex" else json.loads(outcome.out)
+    assert shown == host_config(host)
+    assert HOSTS[host].file().name in outcome.err
 
 
-@pytest.mark.parametrize("host", ["claude-desktop", "claude-code", "vscode", "cursor"])
-def test_host_configuration_of_a_running_server(diffing: Diffing, host: str) -> None:
-    url = "http://127.0.0.1:8931/mcp"
-    [server] = next(iter(json.loads(diffing("config", "--host", host, "--url", url).out).values())).values()
-    if host == "claude-desktop":
-        assert server["args"] == ["connect", url]
-    else:
-        assert (server["type"], server["url"]) == ("http", url)
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_entry_is_written_on_request(
+    diffing: Diffing, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HOME", "XDG_CONFIG_HOME", "CODEX_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    outcome = diffing("config", "--host", host, "--write")
+    assert outcome.code == 0, outcome.err
+    text = HOSTS[host].file().read_text()
+    assert (tomllib.loads(text) if host == "codex" else json.loads(text)) == host_config(host)
+    assert tmp_path in HOSTS[host].file().absolute().parents
+    again = diffing("config", "--host", host, "--write", "--url", "http://127.0.0.1:8931/mcp", "--token", "t0ken")
+    assert "t0ken" in HOSTS[host].file().read_text()
+    assert "version control" in again.err
+    assert ".before-diffing" in again.err
 
 
 def test_an_unknown_host_is_refused_with_those_there_are(diffing: Diffing) -> None:
@@ -109,4 +123,5 @@ def test_an_unknown_host_is_refused_with_those_there_are(diffing: Diffing) -> No
 def test_methods_are_listed_with_their_schemas(diffing: Diffing) -> None:
     methods = json.loads(diffing("methods", "--json").out)
     assert {"kl", "logit_diff_topk_occurring", "perplexity_difference", "activation_difference_lens"} <= set(methods)
+    assert "diff_mining" in methods["logit_diff_topk_occurring"]["aliases"]
     assert all(method["parameters"]["type"] == method["result"]["type"] == "object" for method in methods.values())

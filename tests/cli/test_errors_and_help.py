@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -117,3 +118,21 @@ def test_connecting_to_nothing_says_how_to_start_the_server_and_waits_for_it() -
     assert "diffing serve --http" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_wrong_setting_of_the_environment_is_one_line(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFING_DTYPE", "float12")
+    outcome = diffing("pairs", "list")
+    assert outcome.code == 2
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert "DIFFING_DTYPE" in outcome.err
+
+
+def test_a_port_that_is_taken_is_one_line(diffing: Diffing) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        outcome = diffing("serve", "--http", "--port", port)
+    assert outcome.code == 2
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert port in outcome.err
+    assert "--port" in outcome.err

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 from mcp import Client, MCPError
-from mcp.types import ToolListChangedNotification
+from mcp.types import PromptReference, ToolListChangedNotification
 
 from diffing_mcp.mcp_server import bridge, investigations
 from diffing_mcp.mcp_server.bridge import bridge_server, http_client
@@ -58,6 +58,8 @@ async def test_the_bridge_forwards_everything(context: ServerContext, pair_name:
         assert "There is one pair here" in text_of(wrong)
         assert (await client.list_prompts()).prompts[0].name == "audit_pair"
         await client.get_prompt("audit_pair", {"pair": new.label})
+        typed = {"name": "pair", "value": new.label[:3]}
+        assert (await client.complete(PromptReference(name="audit_pair"), typed)).completion.values == [new.label]
         with pytest.raises(MCPError) as unknown:
             await client.get_prompt("no_such")
         assert unknown.value.code == -32602

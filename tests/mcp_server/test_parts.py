@@ -58,7 +58,7 @@ async def test_a_finished_method_is_handed_over_while_the_rest_goes_on(
     text = text_of(answer)
     assert f"kl [{part['run_id']}]" in text
     assert part["headline"] in text.partition("<untrusted-")[2]  # a headline may quote the models
-    assert "weight_difference (2 of 2)" in text
+    assert "2 of 2: weight_difference" in text
     opened = await modern.call_tool("view_run", {"run": part["run_id"]})
     assert not opened.is_error
     asked = await good(modern, "compare_text", {"pair": pair_name, "text": "a question meanwhile"})

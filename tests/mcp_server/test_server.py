@@ -424,6 +424,11 @@ async def test_investigations_cannot_reach_each_others_jobs_and_runs(context: Se
         )
 
 
+async def test_a_method_is_called_by_its_alias_too(modern: Client, pair_name: str) -> None:
+    said = await refused(modern, "diff_mining", {"pair": pair_name, "no_such": 1})
+    assert said.startswith("logit_diff_topk_occurring: `no_such` is unknown")
+
+
 async def test_prompts_and_resources(client: Client, pair_name: str) -> None:
     prompt = await client.get_prompt("audit_pair", {"pair": "pair-1234"})
     assert "pair-1234" in str(prompt.messages[0].content)

@@ -100,3 +100,11 @@ def test_no_text_looks_like_the_next_field() -> None:
         "    moves:",
         "      token=c",
     ]
+
+
+def test_an_alias_stands_for_its_method_and_is_nobody_s_name() -> None:
+    methods = all_methods()
+    assert get_method("diff_mining") is methods["logit_diff_topk_occurring"]
+    aliases = [alias for method in methods.values() for alias in method.aliases]
+    assert len(set(aliases)) == len(aliases)
+    assert not set(aliases) & set(methods)

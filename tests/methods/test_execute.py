@@ -161,6 +161,19 @@ def test_what_had_finished_before_a_cancellation_is_kept(tmp_path: Path, spec: P
     assert len(passes) == 3
 
 
+def test_progress_names_the_method_and_how_many_there_are(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
+    text = {"corpus": str(write_texts(tmp_path / "t.jsonl", 20, 10))}
+    said: list[str] = []
+
+    def hear(done: float, total: float | None = None, message: str = "") -> None:
+        said.append(message)
+
+    requests = [("kl", text), ("count_rows", text), ("kl", {**text, "seed": 2})]
+    run_methods(ModelPairs(), spec, requests, RunStore(tmp_path / "runs"), hear)
+    assert "kl, count_rows (2 of 3): reading text" in said
+    assert "kl (3 of 3): reading text" in said
+
+
 def test_bad_requests_load_nothing(tmp_path: Path, spec: PairSpec, passes: list[int]) -> None:
     pairs, store = ModelPairs(), RunStore(tmp_path / "runs")
     for requests, error in (

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from diffing_mcp.cli.panel import bindable
+from diffing_mcp.cli.ports import bindable
 from diffing_mcp.core.errors import InvalidInput
 
 
@@ -31,6 +31,6 @@ def test_a_taken_port_is_said_with_what_to_do() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidInput, match=f"cannot listen on 127.0.0.1:{port} .*--port 0"):
+        with pytest.raises(InvalidInput, match=f"Cannot listen on 127.0.0.1:{port} .*--port 0"):
             bindable("127.0.0.1", port)
     assert bindable("127.0.0.1", 0) > 0

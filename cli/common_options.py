@@ -1,0 +1,69 @@
+"""Options that every command takes, wherever they stand in the line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from diffing_mcp.core.errors import InvalidInput
+
+COMMON = ("--device", "--dtype", "--output", "-o")
+
+
+def common_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with the common options before the command, where the parser expects them."""
+    first, rest, left = [], [], iter(arguments)
+    for argument in left:
+        if argument == "--":
+            rest += [argument, *left]
+        elif argument.partition("=")[0] not in COMMON:
+            rest.append(argument)
+        else:
+            first += [argument] if "=" in argument else [argument, *_one(left)]
+    return first + rest
+
+
+def _one(arguments: Iterator[str]) -> Iterator[str]:
+    """The next argument, if there is one."""
+    with contextlib.suppress(StopIteration):
+        yield next(arguments)
+
+
+def choose_device(device: str | None, dtype: str | None) -> None:
+    """Put what was chosen into the environment, where the settings of this process and of those it starts are read.
+
+    Raises:
+        InvalidInput: there is no such floating-point type.
+    """
+    chosen = {"DIFFING_DEVICE": device, "DIFFING_DTYPE": dtype}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if given:
+        from diffing_mcp.core.settings import settings
+
+        os.environ.update(given)
+        settings.cache_clear()
+        settings()
+
+
+@contextlib.contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """What is printed meanwhile goes into a file, whole; nothing is written when the command fails or prints nothing.
+
+    Raises:
+        InvalidInput: its folder is not there, or it is a folder itself: before the command starts.
+    """
+    from diffing_mcp.core.atomic_files import replace_synced
+
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InvalidInput(f"-o {path}: {'that is a folder' if path.is_dir() else 'its folder is not there'}.")
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    except SystemExit:  # the ordinary end; expected failures are exceptions of another kind
+        if printed.getvalue():
+            replace_synced(path, printed.getvalue().encode("utf-8"))
+        raise

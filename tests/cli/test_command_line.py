@@ -1,0 +1,145 @@
+"""What people expect of a command line: sections of help, options anywhere, output into files, whole ids, completion,
+an answer to ctrl-C, commands instead of tools in messages.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffing_mcp.cli import main as command_line
+from diffing_mcp.cli.common_options import COMMON, common_first
+from diffing_mcp.cli.completing import method_names, pair_names, run_ids
+from diffing_mcp.cli.output import print_rows
+from diffing_mcp.cli.stopping import STOPPING, saying_that_it_stops
+from diffing_mcp.cli.tool_words import COMMANDS, as_commands
+from diffing_mcp.core.settings import settings
+from tests.cli.conftest import Diffing
+from tests.cli.planted_runs import contrastive_run
+
+LONG_ID = "activation_difference_lens-0123456789abcdef"
+
+
+def test_help_lists_every_command_once_under_a_title_and_whole_sentences(diffing: Diffing) -> None:
+    printed = diffing("--help").out
+    for title in command_line.SECTIONS:
+        assert f"{title}:" in printed
+    names = [line.split()[0] for line in printed.splitlines() if line.startswith("  ") and line[2:3].islower()]
+    for name in ("run", "ask", "compare", "runs", "pairs", "config", "evaluate", "doctor"):
+        assert names.count(name) == 1
+    assert "..." not in printed.split("Compare two models:")[1]
+    assert "whether its" in diffing("activations", "--help").out
+
+
+@given(
+    st.lists(st.sampled_from(["run", "kl", "--pair", "x", "-s", "a=1", "--json"])),
+    st.lists(st.tuples(st.sampled_from(COMMON), st.sampled_from(["cpu", "f.csv"]), st.booleans())),
+    st.randoms(use_true_random=False),
+)
+def test_common_options_come_first_and_the_rest_keeps_its_order(words, common, random) -> None:
+    pieces = [[word] for word in words]
+    for name, value, joined in common:
+        pieces.insert(random.randint(0, len(pieces)), [f"{name}={value}"] if joined else [name, value])
+    sorted_line = common_first([word for piece in pieces for word in piece])
+    assert sorted_line[len(sorted_line) - len(words) :] == words
+    assert len(sorted_line) == sum(map(len, pieces))
+
+
+def test_what_follows_two_dashes_is_no_option() -> None:
+    assert common_first(["ask", "--", "-o", "x"]) == ["ask", "--", "-o", "x"]
+
+
+def test_device_and_dtype_are_settings_wherever_they_stand(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFING_DEVICE", "auto")
+    monkeypatch.setenv("DIFFING_DTYPE", "auto")
+    assert diffing("pairs", "--device", "cpu", "list", "--offline", "--dtype=float32").code == 0
+    assert (settings().device, settings().dtype) == ("cpu", "float32")
+    assert os.environ["DIFFING_DTYPE"] == "float32", "a server that is started takes it over"
+    refused = diffing("pairs", "list", "--dtype", "float12")
+    assert refused.code == 2
+    assert "bfloat16" in refused.err
+
+
+def test_output_goes_into_a_file_whole_or_not_at_all(diffing: Diffing, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    outcome = diffing("pairs", "list", "--offline", "--json", "-o", str(file))
+    assert (outcome.code, outcome.out) == (0, "")
+    assert json.loads(file.read_text())
+    before = file.read_text()
+    assert diffing("pairs", "show", "no_such_pair", "-o", str(file)).code == 2
+    assert file.read_text() == before
+    nowhere = diffing("pairs", "list", "-o", str(tmp_path / "no" / "such.txt"))
+    assert nowhere.code == 2
+    assert "folder" in nowhere.err
+    assert "protocol" in diffing("serve", "-o", str(file)).err
+
+
+def test_lists_are_csv_too(diffing: Diffing) -> None:
+    rows = list(csv.DictReader(io.StringIO(diffing("pairs", "list", "--offline", "--csv").out)))
+    assert any(row["name"].startswith("cake_bake/") for row in rows)
+
+
+@pytest.mark.parametrize("columns", ["20", "100"])
+def test_ids_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    print_rows(("run", "pair", "headline"), [(LONG_ID, "cake_bake/default@smollm2-135m", "many words " * 20)])
+    printed = capsys.readouterr().out
+    assert LONG_ID in printed
+    assert "cake_bake/default@smollm2-135m" in printed
+    assert "…" not in printed
+    assert printed.count("many") == 20
+
+
+def test_messages_speak_of_commands_that_exist(diffing: Diffing) -> None:
+    for command in COMMANDS.values():
+        words = command.split()[1:]
+        assert diffing(*[word for word in words if word.islower() and not word.startswith("-")], "--help").code == 0
+    assert "`diffing pairs list`" in diffing("pairs", "show", "???").err
+    assert as_commands("`list_runs` or list_runs() lists; ask_models.") == (
+        "`diffing runs list` or `diffing runs list` lists; `diffing ask`."
+    )
+
+
+@pytest.mark.parametrize("kept", ["my_list_runs", "list_runs(pair='x')", "/data/list_runs", "list_runs_2"])
+def test_what_only_looks_like_a_tool_is_left_alone(kept: str) -> None:
+    assert as_commands(kept) == kept
+
+
+def test_names_are_completed(own_data_folder: Path) -> None:
+    assert pair_names("cake_b")[0] == "cake_bake"
+    assert "diff_mining" in method_names("diff")
+    run = contrastive_run({1.0: ["a text"]}).id
+    assert run_ids(run[:4]) == [run]
+
+
+def test_the_shell_gets_a_script_and_its_completions(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_DIFFING_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "diffing overview --pair cake_b")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert "cake_bake" in diffing().out.splitlines()
+
+
+def test_ctrl_c_is_answered_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), saying_that_it_stops():
+        signal.raise_signal(signal.SIGINT)
+    assert STOPPING in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupted_command_says_what_is_kept(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "app", lambda **_: signal.raise_signal(signal.SIGINT))
+    outcome = diffing("pairs", "list")
+    assert outcome.code == command_line.EXIT_INTERRUPTED
+    assert outcome.err.startswith(STOPPING)
+    assert "kept" in outcome.err.splitlines()[-1]
