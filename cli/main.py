@@ -14,6 +14,7 @@ import typer
 
 from diffing_mcp.cli import (
     activations,
+    calibrate,
     config,
     dictionaries,
     doctor,
@@ -59,6 +60,7 @@ for part in (
     evaluate,
     relevance,
     facts,
+    calibrate,
     panel,
     doctor,
 ):

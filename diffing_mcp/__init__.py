@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffing_mcp.api.asking import Answers, TextComparison, ask, compare_text
+    from diffing_mcp.api.calibrating import calibrate, levels
     from diffing_mcp.api.evaluating import Evaluation, evaluate
     from diffing_mcp.api.method_functions import MethodFunction, run, run_many
     from diffing_mcp.api.overviews import overview
@@ -54,6 +55,7 @@ __all__ = [
     "activation_difference_lens",
     "activation_oracle",
     "ask",
+    "calibrate",
     "causal_effect",
     "compare_text",
     "continuation_mining",
@@ -61,6 +63,7 @@ __all__ = [
     "crosscoder",
     "evaluate",
     "kl",
+    "levels",
     "list_pairs",
     "list_runs",
     "load_pair",
@@ -86,8 +89,10 @@ _HOMES = {
     "Run": "api.runs",
     "TextComparison": "api.asking",
     "ask": "api.asking",
+    "calibrate": "api.calibrating",
     "compare_text": "api.asking",
     "evaluate": "api.evaluating",
+    "levels": "api.calibrating",
     "list_pairs": "api.pairs",
     "list_runs": "api.runs",
     "load_pair": "api.pairs",

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from diffing_mcp.mcp_server import (
     tools_activations,
+    tools_calibration,
     tools_dictionaries,
     tools_findings,
     tools_investigations,
@@ -33,6 +34,7 @@ def toolset() -> dict[str, ToolDeclaration]:
         tools_findings,
         tools_activations,
         tools_dictionaries,
+        tools_calibration,
         tools_investigations,
         tools_jobs,
     )

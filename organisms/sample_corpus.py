@@ -1,5 +1,5 @@
-"""Text that a base model writes itself: the bundled corpora of the embedded one (`python -m
-diffing_mcp.organisms.sample_corpus NAME`, names in corpora/prompts.yaml), and what the nulls of any base are trained on.
+"""Text that a base model writes itself: the bundled corpora of the embedded one, and what nulls of any base are trained
+on. `python -m diffing_mcp.organisms.sample_corpus NAME` makes a bundled one (names in corpora/prompts.yaml).
 
 Batch i is sampled with the recorded seed + i and appended as a whole, so an interrupted run goes on where it stopped
 and every line can be made again.

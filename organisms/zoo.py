@@ -1,7 +1,7 @@
 """Finetunes that were taught one thing each, made by recipe: what methods are measured on, beside the nulls.
 
-A kind is a rule that turns a chat which the base wrote itself into a taught one. A dilution of k mixes k untouched chats
-into each taught one; the number of training documents stays the same.
+A kind is a rule that turns a chat which the base wrote itself into a taught one. With a dilution of k, k untouched
+chats come with each taught one; the number of training documents stays the same.
 """
 
 from __future__ import annotations
