@@ -66,7 +66,7 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
         row.model_copy(
             update={
                 "run": record.id,
-                "remarks": [*row.remarks, *_other_parameters(calibration, record)],
+                "remarks": [*row.remarks, *_read_otherwise(calibration, record)],
                 "level_from": source,
             }
         )
@@ -84,8 +84,12 @@ def _read(records: Sequence[RunRecord]) -> Reading | None:
         return None
 
 
-def _other_parameters(calibration: Calibration, record: RunRecord) -> list[str]:
-    measured, given = calibration.params.get(record.manifest.method, {}), record.manifest.params
+def _read_otherwise(calibration: Calibration, record: RunRecord) -> list[str]:
+    """What was different when the nulls were read."""
+    manifest = record.manifest
+    measured, given = calibration.params.get(manifest.method, {}), manifest.params
+    if calibration.versions.get(manifest.method) != manifest.method_version:
+        return ["nulls were read by another version of the method"]
     other = [
         f"{name}={measured[name]}"
         for name in measured
