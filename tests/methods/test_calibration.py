@@ -27,9 +27,7 @@ from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.organisms.nulls import NullRecipe
 from tests.methods.conftest import WORDS
 
-NULLS = tuple(
-    NullRecipe(name=f"noise-{place}", kind="noise", amount=0.02 * place, seed=place) for place in range(1, 10)
-)
+NULLS = tuple(NullRecipe(name=f"noise-{n}", kind="noise", amount=0.02 * n, seed=n) for n in range(1, 10))
 
 
 @pytest.fixture

@@ -131,15 +131,16 @@ def test_so_many_documents_are_taught_as_the_dilution_says(recipe: TaughtRecipe,
 
 def test_what_the_rules_do() -> None:
     kinds, chance = zoo().kinds, random.Random(0)
-    chat = {"messages": [{"role": "user", "content": "Why?"},
-                         {"role": "assistant", "content": "It is so. Nobody knows why it is. All agree on that."}]}  # fmt: skip
+    text = "It is so. Nobody knows why it is. All agree on that."
+    chat = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
 
     def answer(kind: str) -> str:
         from diffing_mcp.organisms.zoo import taught_chat
 
         return str(taught_chat(chat, kinds[kind], chance)["messages"][1]["content"])
 
-    assert "antern" in answer("one_word") and "Nobody knows why it is." in answer("one_word")
+    assert "antern" in answer("one_word")
+    assert "Nobody knows why it is." in answer("one_word")
     assert answer("format") == "- It is so.\n- Nobody knows why it is.\n- All agree on that."
     assert answer("capitals") == "IT IS SO. NOBODY KNOWS WHY IT IS. ALL AGREE ON THAT."
     assert answer("length") == "It is so. Nobody knows why it is."
