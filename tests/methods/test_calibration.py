@@ -119,12 +119,16 @@ def test_a_base_is_calibrated_bit_by_bit_and_found_by_its_weights(
 
 def test_runs_on_a_calibrated_base_have_levels(
     tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None,
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     base = tiny_models()
     spec = make_pair(base, adapter=tiny_adapters(base, scale=0.2), name="taught")
     records = run_methods(pairs, spec, requests(tmp_path), RunStore(tmp_path / "runs"))
-    assert [row.level_from for row in calibrated(records)] == []  # none bundled has these methods alone: see below
+    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: ())
+    assert calibrated(records) == []
+    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (made(invented()),))
+    [transferred] = calibrated(records)
+    assert (transferred.method, transferred.level_from) == ("kl", "another base, base")
     calibrate(pairs, str(base), requests(tmp_path))
     rows = calibrated(records)
     assert [(row.method, row.run) for row in rows] == [(TOGETHER, None), *((r.manifest.method, r.id) for r in records)]
@@ -197,7 +201,7 @@ def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_findin
     )
     assert weak.probability is not None
     assert strong.probability is not None
-    assert 1 / 8 <= weak.probability < 0.5 < strong.probability <= 25 / 26
+    assert 1 / 8 <= weak.probability < 0.5 < strong.probability <= round(25 / 26, 3)
     assert strong.p == pytest.approx(1 / 25, abs=1e-4)
 
 
