@@ -50,12 +50,22 @@ def calibrate(
         print_plain(answer.as_text())
 
 
-def list_calibrations(as_json: JsonOption = False) -> None:
-    """List the base models that verdicts are calibrated for."""
-    from diffing_mcp.cli.output import print_json, print_rows
-    from diffing_mcp.methods.calibration.store import stored_calibrations
+def list_calibrations(
+    base: Annotated[str | None, typer.Argument(metavar="[BASE]", help="Show what methods can tell on it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the base models that verdicts are calibrated for, or show the figures of one: how well each method tells
+    taught finetunes from nulls.
+    """
+    from diffing_mcp.cli.output import print_json, print_plain, print_rows
+    from diffing_mcp.methods.calibration.detection import detection
+    from diffing_mcp.methods.calibration.store import calibration_named, stored_calibrations
     from diffing_mcp.methods.calibration.summary import summary
 
+    if base is not None:
+        figures = detection(calibration_named(base))
+        print_json(figures) if as_json else print_plain(figures.as_text())
+        return
     found = [summary(each) for each in stored_calibrations()]
     if as_json:
         print_json(found)

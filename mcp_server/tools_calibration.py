@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.methods.calibration.detection import Detection, detection
 from diffing_mcp.methods.calibration.schema import Calibration
-from diffing_mcp.methods.calibration.store import stored_calibrations
+from diffing_mcp.methods.calibration.store import calibration_named, stored_calibrations
 from diffing_mcp.methods.calibration.summary import CalibrationSummary, summary
 
 
@@ -29,6 +30,12 @@ class ListCalibrationsResult(BaseModel):
     """What verdicts are calibrated for, those made here first."""
 
     calibrations: list[CalibrationSummary]
+
+
+class DescribeCalibrationArguments(Arguments):
+    """Arguments of describe_calibration."""
+
+    base: str = Field(min_length=1, max_length=1000, description="A base of list_calibrations.")
 
 
 async def calibrate(call: Call, arguments: CalibrateArguments) -> Reply:
@@ -50,6 +57,12 @@ async def list_calibrations(call: Call, arguments: Arguments) -> Reply:
     return Reply(ListCalibrationsResult(calibrations=found), "\n".join(each.as_text() for each in found) or "none")
 
 
+async def describe_calibration(call: Call, arguments: DescribeCalibrationArguments) -> Reply:
+    calibration = await anyio.to_thread.run_sync(calibration_named, arguments.base)
+    found = await anyio.to_thread.run_sync(detection, calibration)
+    return Reply(found, found.as_text())
+
+
 def declarations() -> Mapping[str, ToolDeclaration]:
     """The tools of this module."""
     tools = [
@@ -64,6 +77,20 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             CalibrateArguments,
             CalibrationSummary,
             calibrate,
+            tool_calls=0,
+            operator_only=True,
+        ),
+        ToolDeclaration(
+            "describe_calibration",
+            "What methods can tell",
+            (
+                "Figures of one calibration: how well each method tells taught finetunes from nulls (area under the "
+                "ROC, power, false positives, also on finetunes set aside), at which dilution each kind is seen, and "
+                "whether stated probabilities are right."
+            ),
+            DescribeCalibrationArguments,
+            Detection,
+            describe_calibration,
             tool_calls=0,
             operator_only=True,
         ),

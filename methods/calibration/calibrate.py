@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffing_mcp.core.errors import InvalidInput, NotTheSame, UnknownName
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.calibration.readings import reading_of
 from diffing_mcp.methods.calibration.schema import Calibration, Reading, Role
@@ -188,17 +188,3 @@ def _taught(recipe: TaughtRecipe, base: str, folder: Path) -> _Finetune:
         lambda progress: make_taught(recipe, base, folder, progress),
         thrown_away=False,
     )
-
-
-def calibration_of(base: str) -> Calibration:
-    """The stored calibration of a base.
-
-    Raises:
-        UnknownName: there is none.
-    """
-    source = _bare_model(base)
-    identity = base_of(pair_identity(PairSpec(name=base, base=source, finetuned=source)))
-    found = find_calibration(identity) if identity is not None else None
-    if found is None:
-        raise UnknownName(f"There is no calibration of {base!r}. `diffing calibrate {base}` makes one.")
-    return found

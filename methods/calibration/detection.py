@@ -45,6 +45,13 @@ class MethodDetection(BaseModel):
     old_false_positives: Share | None = Field(description="Nulls that the method's own verdict takes for taught.")
     seconds: float | None = Field(description="Median time of a run, where it was noted.")
 
+    def as_text(self) -> str:
+        """One line."""
+        return (
+            f"{self.method}: area {self.area:.2f}, power {self.power.as_text()}, false positives "
+            f"{self.false_positives.as_text()}"
+        )
+
 
 class Limit(BaseModel):
     """At which dilution a kind of taught finetune is seen."""
@@ -70,6 +77,17 @@ class Detection(BaseModel):
     reliability: list[tuple[str, Share]] = Field(
         description="Stated probability -> share of those finetunes that were taught, of the held-out ones."
     )
+
+    def as_text(self) -> str:
+        """A line each."""
+        lines = [f"{self.base_name}: nulls {', '.join(f'{count} {kind}' for kind, count in self.nulls.items())}"]
+        lines += [row.as_text() for row in self.rows]
+        lines += [f"set aside: {row.as_text()}" for row in self.held_out]
+        for each in self.limits:
+            seen = ", ".join(each.seen) or "none"
+            lines.append(f"{each.kind} 1:{each.dilution}: p {each.p:.3f} of all methods as one test; seen by {seen}")
+        lines += [f"stated {stated}: taught {found.as_text()}" for stated, found in self.reliability]
+        return "\n".join(lines)
 
 
 def detection(calibration: Calibration) -> Detection:

@@ -11,6 +11,7 @@ from typing import Any
 from diffing_mcp.methods.directions.lens_words import LISTED_Z
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.distinctive_words import SHOWN_NEG_LOG10_P
+from diffing_mcp.methods.texts.words import is_content_word
 
 SIZE_METHOD = "kl"
 """The method whose result says how large a change is."""
@@ -33,6 +34,12 @@ class Statistic:
 
 def _highest(rows: str, value: str) -> Callable[[Any], float | None]:
     return lambda result: max((float(getattr(row, value)) for row in getattr(result, rows)), default=None)
+
+
+def _highest_promoted(result: Any) -> float | None:
+    """Its word list begins where random directions end; what finetunes show lies below as well."""
+    tokens = [token for row in result.rows for token in row.promoted if token.token.startswith(" ")]
+    return max((float(token.z) for token in tokens if is_content_word(token.token)), default=None)
 
 
 def _unevenness(result: Any) -> float | None:
@@ -60,7 +67,7 @@ STATISTICS: Mapping[str, Statistic] = {
     "weight_amplification": Statistic(
         "-log10 p of the most surprising word", SHOWN_NEG_LOG10_P, _highest("words", "surprise")
     ),
-    "activation_difference_lens": Statistic("z of the highest content word", LISTED_Z, _highest("words", "z")),
+    "activation_difference_lens": Statistic("z of the highest content word", 1.0, _highest_promoted),
     "activation_analysis": Statistic("z of the word that differs most", 1.0, _highest("words", "z")),
     "pca": Statistic("variance share of the first component, over its null's", 0.1, _concentration),
     "weight_difference": Statistic("z of the highest content word", LISTED_Z, _highest("words", "z")),

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffing_mcp.core.atomic_files import replace_synced
+from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.calibration.schema import Calibration
 
@@ -54,6 +55,20 @@ def stored_calibrations() -> list[Calibration]:
     here = [found for path in sorted(folder.glob("*/calibration.json")) if (found := _read(path)) is not None]
     known = [each.base for each in here]
     return [*here, *(each for each in bundled_calibrations() if each.base not in known)]
+
+
+def calibration_named(base: str) -> Calibration:
+    """The stored calibration that was made under this name of its base.
+
+    Raises:
+        UnknownName: there is none, with those that there are.
+    """
+    found = stored_calibrations()
+    for each in found:
+        if each.base_name == base:
+            return each
+    names = ", ".join(each.base_name for each in found) or "none yet"
+    raise UnknownName(f"There is no calibration of {base!r}. `diffing calibrate {base}` makes one. There are: {names}.")
 
 
 @lru_cache(maxsize=1)

@@ -39,6 +39,8 @@ def test_a_base_is_calibrated_and_its_levels_are_read(diffing: Diffing, referenc
     listed = json.loads(diffing("calibrations", "--json").out)
     assert (listed[0]["base"], listed[0]["nulls"], listed[0]["least_p"]) == (base, 8, 0.1111)
     assert base in diffing("calibrations").out
+    assert json.loads(diffing("calibrations", base, "--json").out)["nulls"] == {"noise": 8}
+    assert diffing("calibrations", base).out == f"{base}: nulls 8 noise\n"
 
     ran = diffing("run", "kl", "logit_diff_topk_occurring", "--pair", reference, "--set", f"corpus={texts}", "--json")
     assert ran.code == 0, ran.err

@@ -30,7 +30,9 @@ async def test_an_operator_calibrates_a_base(
         assert made["result"]["kinds"] == {"noise": 1}
         listed = await good(client, "list_calibrations", {})
         assert listed["result"]["calibrations"][0]["base"] == base
+        described = await good(client, "describe_calibration", {"base": base})
+        assert described["result"]["nulls"] == {"noise": 1}
 
 
 def test_investigations_are_not_offered_it() -> None:
-    assert all(toolset()[name].operator_only for name in ("calibrate", "list_calibrations"))
+    assert all(toolset()[name].operator_only for name in ("calibrate", "describe_calibration", "list_calibrations"))

@@ -14,12 +14,18 @@ import pytest
 from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.calibration import store
-from diffing_mcp.methods.calibration.calibrate import METHODS, calibrate, calibration_of, default_requests
+from diffing_mcp.methods.calibration.calibrate import METHODS, calibrate, default_requests
 from diffing_mcp.methods.calibration.detection import detection
 from diffing_mcp.methods.calibration.readings import TOGETHER, calibrated, levels_of, reading_of
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
 from diffing_mcp.methods.calibration.statistics import STATISTICS, statistic_of
-from diffing_mcp.methods.calibration.store import base_of, find_calibration, save_calibration, stored_calibrations
+from diffing_mcp.methods.calibration.store import (
+    base_of,
+    calibration_named,
+    find_calibration,
+    save_calibration,
+    stored_calibrations,
+)
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
@@ -92,9 +98,10 @@ def test_a_base_is_calibrated_bit_by_bit_and_found_by_its_weights(
 ) -> None:
     base = str(tiny_models())
     with pytest.raises(UnknownName, match="diffing calibrate"):
-        calibration_of(base)
+        calibration_named(base)
     first = calibrate(pairs, base, requests(tmp_path), most=2)
     assert [reading.name for reading in first.readings] == ["noise-1", "noise-2"]
+    assert find_calibration(first.base) == first
     assert list(own_cache.glob("calibrations/*/nulls/*")) == []  # whole models do not stay
 
     def no_longer(done: float, total: float | None = None, message: str = "") -> None:
@@ -107,14 +114,9 @@ def test_a_base_is_calibrated_bit_by_bit_and_found_by_its_weights(
     assert whole.readings[:2] == first.readings
     sizes = [reading.size for reading in whole.readings]
     assert sizes == sorted(sizes)  # more noise, more change
-    assert calibrate(pairs, base, requests(tmp_path)) == whole == calibration_of(base)
+    assert calibrate(pairs, base, requests(tmp_path)) == whole == calibration_named(base)
     other = calibrate(pairs, base, [("kl", dict(requests(tmp_path)[0][1], max_samples=5))], most=1)
     assert len(other.readings) == 1  # other parameters do not compare
-
-    same = tiny_models(seed=1)
-    assert find_calibration({"local": "sha256:other"}) is None
-    with pytest.raises(UnknownName):
-        calibration_of(str(same))
 
 
 def test_runs_on_a_calibrated_base_have_levels(
