@@ -64,7 +64,10 @@ def list_calibrations(
 
     if base is not None:
         figures = detection(calibration_named(base))
-        print_json(figures) if as_json else print_plain(figures.as_text())
+        if as_json:
+            print_json(figures)
+        else:
+            print_plain(figures.as_text())
         return
     found = [summary(each) for each in stored_calibrations()]
     if as_json:

@@ -7,6 +7,7 @@ plain model folder or a peft adapter.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -55,6 +56,16 @@ class NullRecipe(BaseModel):
     )
     held_out: bool = Field(False, description="Set aside: used to check levels, never to choose them.")
 
+    @property
+    def made_name(self) -> str:
+        """Names what is made: another recipe under the same name is another finetune."""
+        return made_name(self.name, self.model_dump_json(exclude={"name", "held_out"}))
+
+
+def made_name(name: str, content: str) -> str:
+    """A recipe's name with eight digits made of what decides its outcome."""
+    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
 
 @lru_cache(maxsize=1)
 def null_recipes() -> tuple[NullRecipe, ...]:
@@ -80,7 +91,7 @@ def make_null(recipe: NullRecipe, base: str, folder: Path, progress: Progress = 
     """
     if recipe.adapter is not None:
         return ADAPTERS / recipe.adapter
-    target = folder / recipe.name
+    target = folder / recipe.made_name
     if target.is_dir():
         return target
     if recipe.kind in EDITS:

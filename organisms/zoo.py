@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
+from diffing_mcp.organisms.nulls import made_name
 from diffing_mcp.organisms.sample_corpus import own_documents
 from diffing_mcp.organisms.train import ADAPTERS, Document, Recipe, train_on
 
@@ -54,6 +55,13 @@ class TaughtRecipe(BaseModel):
     )
     held_out: bool = Field(False, description="Set aside: used to check levels, never to choose them.")
 
+    @property
+    def made_name(self) -> str:
+        """Names what is made: another recipe or rule under the same name is another finetune."""
+        rule = zoo().kinds.get(self.kind)
+        content = self.model_dump_json(exclude={"name", "held_out"})
+        return made_name(self.name, content + (rule.model_dump_json() if rule else ""))
+
 
 class Zoo(BaseModel):
     """All kinds and finetunes."""
@@ -83,7 +91,7 @@ def make_taught(recipe: TaughtRecipe, base: str, folder: Path, progress: Progres
     """
     if recipe.adapter is not None:
         return ADAPTERS / recipe.adapter
-    target = folder / recipe.name
+    target = folder / recipe.made_name
     if target.is_dir():
         return target
     if recipe.kind not in zoo().kinds:

@@ -38,8 +38,6 @@ METHODS = (
     "activation_difference_lens",
     "activation_analysis",
     "contrastive_decoding",
-    "pca",
-    "weight_difference",
 )
 """What a calibration runs when nothing else is asked for."""
 DEFAULTS: Mapping[str, Any] = {"max_samples": 250}
@@ -49,6 +47,7 @@ DEFAULTS: Mapping[str, Any] = {"max_samples": 250}
 @dataclass(frozen=True)
 class _Finetune:
     name: str
+    made_by: str
     role: Role
     kind: str
     held_out: bool
@@ -95,19 +94,27 @@ def calibrate(
     folder = folder_of(identity)
     calibration = _begun(identity, base, chosen)
     store = RunStore(folder / "runs")
-    measured = {(reading.role, reading.name) for reading in calibration.readings}
-    missing = [each for each in _finetunes(source.files.id, folder, taught) if (each.role, each.name) not in measured]
-    for done, finetune in enumerate(missing[:most]):
-        progress(done, len(missing[:most]), f"{finetune.role} {finetune.name}")
-        calibration.readings += _measured(pairs, source, finetune, chosen, store, _within(progress, finetune))
+    measured = {reading.made_by for reading in calibration.readings}
+    missing = [each for each in _finetunes(source.files.id, folder, taught) if each.made_by not in measured][:most]
+    for done, finetune in enumerate(missing):
+        report = _Part(progress, done, len(missing), finetune.name)
+        calibration.readings += _measured(pairs, source, finetune, chosen, store, report)
         save_calibration(calibration)
     save_calibration(calibration)
     return calibration
 
 
-def _within(progress: Progress, finetune: _Finetune) -> Progress:
-    """Progress of a part: it may be cancelled and says what is going on, not how much of the whole is done."""
-    return lambda done, total=None, message="": progress(0, None, f"{finetune.name}: {message}")
+@dataclass(frozen=True)
+class _Part:
+    """Progress of one finetune as that of the whole: it may be cancelled, and says what is going on."""
+
+    whole: Progress
+    finished: int
+    wanted: int
+    name: str
+
+    def __call__(self, done: float, total: float | None = None, message: str = "") -> None:
+        self.whole(self.finished, self.wanted, f"{self.name}: {message}")
 
 
 def _measured(
@@ -127,7 +134,13 @@ def _measured(
     except NotTheSame:  # an edit that left every weight as it was
         return []
     reading = reading_of(
-        records, finetune.name, finetune.role, finetune.kind, held_out=finetune.held_out, dilution=finetune.dilution
+        records,
+        finetune.name,
+        finetune.role,
+        finetune.kind,
+        made_by=finetune.made_by,
+        held_out=finetune.held_out,
+        dilution=finetune.dilution,
     )
     if finetune.thrown_away:
         shutil.rmtree(place, ignore_errors=True)
@@ -169,6 +182,7 @@ def _finetunes(base: str, folder: Path, taught: bool) -> list[_Finetune]:
 def _null(recipe: NullRecipe, base: str, folder: Path) -> _Finetune:
     return _Finetune(
         recipe.name,
+        recipe.made_name,
         "null",
         recipe.kind,
         recipe.held_out,
@@ -181,6 +195,7 @@ def _null(recipe: NullRecipe, base: str, folder: Path) -> _Finetune:
 def _taught(recipe: TaughtRecipe, base: str, folder: Path) -> _Finetune:
     return _Finetune(
         recipe.name,
+        recipe.made_name,
         "taught",
         recipe.kind,
         recipe.held_out,

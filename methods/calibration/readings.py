@@ -23,7 +23,9 @@ _SHOWS_MORE = frozenset(("seed", "rows", "list_length", "examples"))
 """Parameters that a statistic does not depend on."""
 
 
-def reading_of(records: Sequence[RunRecord], name: str, role: Role, kind: str, **fields: Any) -> Reading | None:
+def reading_of(
+    records: Sequence[RunRecord], name: str, role: Role, kind: str, made_by: str = "", **fields: Any
+) -> Reading | None:
     """What a calibration keeps of the runs on one finetune; None where the models differ in nothing.
 
     Raises:
@@ -38,6 +40,7 @@ def reading_of(records: Sequence[RunRecord], name: str, role: Role, kind: str, *
     statistics = {method: value for method, result in results if (value := statistic_of(method, result)) is not None}
     return Reading(
         name=name,
+        made_by=made_by,
         role=role,
         kind=kind,
         size=float(f"{size:.4g}"),

@@ -14,6 +14,7 @@ class Reading(BaseModel):
     """One finetune of known content: how large its change is and what each method's statistic gave."""
 
     name: str
+    made_by: str = Field(description="Its recipe's name, and digits made of what decides the outcome.")
     role: Role
     kind: str = Field(description="How it was made, or what it was taught.")
     dilution: int = Field(0, description="Untouched documents to one taught.")

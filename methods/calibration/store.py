@@ -17,7 +17,7 @@ from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.calibration.schema import Calibration
 
 BUNDLED = Path(__file__).parent / "data"
-_DECIDES_NUMBERS_LITTLE = frozenset(("dtype", "attn_implementation", "tokenizer", "chat_template"))
+_NOT_THE_WEIGHTS = frozenset(("dtype", "attn_implementation", "tokenizer", "chat_template", "revision"))
 
 
 def base_of(pair: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -26,7 +26,7 @@ def base_of(pair: Mapping[str, Any]) -> dict[str, Any] | None:
     side = pair["base"]
     if side["adapter"] or side["steering"]:
         return None
-    return {name: value for name, value in side["model"].items() if name not in _DECIDES_NUMBERS_LITTLE}
+    return {name: value for name, value in side["model"].items() if name not in _NOT_THE_WEIGHTS}
 
 
 def folder_of(base: Mapping[str, Any]) -> Path:

@@ -83,6 +83,7 @@ def invented(nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 
         found.append(
             Reading(
                 name=str(place),
+                made_by=str(place),
                 role="taught" if is_taught else "null",
                 kind=f"{'t' if is_taught else 'n'}{place % 4}",
                 held_out=place % 2 == 1,
@@ -195,7 +196,14 @@ def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_findin
     calibration = made(invented())
     weak, strong = (
         levels_of(
-            Reading(name="x", role="null", kind="x", size=0.1, statistics={"kl": value, "weight_difference": value}),
+            Reading(
+                name="x",
+                made_by="x",
+                role="null",
+                kind="x",
+                size=0.1,
+                statistics={"kl": value, "weight_difference": value},
+            ),
             calibration,
             [TOGETHER],
         )[0]
@@ -234,7 +242,7 @@ def test_changes_beyond_all_nulls_are_remarked() -> None:
     calibration = made(invented())
     sizes = [reading.size for reading in calibration.readings if reading.role == "null"]
     for size, word in ((10 * max(sizes), "larger"), (min(sizes) / 10, "smaller"), (float(np.median(sizes)), None)):
-        reading = Reading(name="x", role="null", kind="x", size=size, statistics={"kl": 5.0})
+        reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={"kl": 5.0})
         remarks = levels_of(reading, calibration, ["kl"])[0].remarks
         assert [word in remark for remark in remarks if word] == ([True] if word else [])
 

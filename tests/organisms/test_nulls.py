@@ -79,8 +79,8 @@ def test_an_edited_model_is_a_model_folder_whose_embeddings_are_untouched(tiny_m
 def test_an_adapter_on_random_directions(tiny_models, tiny_adapters, tmp_path: Path, monkeypatch) -> None:
     base = tiny_models()
     source = tiny_adapters(base)
-    (tmp_path / "trained").symlink_to(source)
     recipes = (NullRecipe(name="trained", kind="own_texts", amount=0.1),)
+    (tmp_path / recipes[0].made_name).symlink_to(source)
     monkeypatch.setattr("diffing_mcp.organisms.nulls.null_recipes", lambda: recipes)
     recipe = NullRecipe(name="r", kind="random_directions", amount=2, of="trained")
     made = make_null(recipe, str(base), tmp_path)
@@ -158,6 +158,12 @@ def test_own_documents_of_another_base_are_sampled_once(tiny_models, tmp_path: P
 def test_a_taught_finetune_of_a_kind_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="Kinds: one_word"):
         make_taught(TaughtRecipe(name="x", kind="nonsense"), EMBEDDED_ID, tmp_path)
+
+
+def test_another_recipe_is_another_finetune_whatever_its_name() -> None:
+    recipe = NullRecipe(name="n", kind="noise", amount=0.1)
+    assert recipe.made_name == recipe.model_copy(update={"held_out": True}).made_name
+    assert recipe.made_name != recipe.model_copy(update={"seed": 1}).made_name
 
 
 def test_an_edit_that_fails_leaves_nothing(tiny_models, tmp_path: Path, monkeypatch) -> None:
