@@ -65,19 +65,15 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
     if calibration is None or reading is None:
         return []
     source = "this base" if own is not None else f"another base, {calibration.base_name}"
-    rows = [
-        row.model_copy(
-            update={
-                "run": record.id,
-                "remarks": [*row.remarks, *_read_otherwise(calibration, record)],
-                "level_from": source,
-            }
-        )
-        for record in records
-        for row in levels_of(reading, calibration, [record.manifest.method])
-    ]
-    joint = levels_of(reading, calibration, [TOGETHER])
-    return [*(row.model_copy(update={"level_from": source}) for row in joint), *rows]
+    rows = levels_of(reading, calibration, [TOGETHER])
+    for record in records:
+        method = record.manifest.method
+        value = statistic_of(method, record.result())
+        of_run = reading if value is None else reading.model_copy(update={"statistics": {method: value}})
+        for row in levels_of(of_run, calibration, [method]):
+            remarks = [*row.remarks, *_read_otherwise(calibration, record)]
+            rows.append(row.model_copy(update={"run": record.id, "remarks": remarks}))
+    return [row.model_copy(update={"level_from": source}) for row in rows]
 
 
 def _read(records: Sequence[RunRecord]) -> Reading | None:
@@ -148,7 +144,9 @@ def level_among(reading: Reading, nulls: Sequence[Reading], methods: Sequence[st
 
 
 def _complete(nulls: Sequence[Reading], method: str) -> bool:
-    return sum(method in null.statistics for null in nulls) >= LEAST_NULLS
+    """Whether so many nulls have a method's statistic that leaving out the others costs little."""
+    known = sum(method in null.statistics for null in nulls)
+    return known >= max(LEAST_NULLS, 0.75 * len(nulls))
 
 
 def _beyond(size: float, nulls: Sequence[Reading]) -> list[str]:

@@ -138,6 +138,12 @@ def test_runs_on_a_calibrated_base_have_levels(
     assert {row.level_from for row in rows} == {"this base"}
     assert all(1 / 10 <= row.p <= 1 and row.nulls == 9 for row in rows)
     assert "p 0." in rows[0].as_text() or "p 1." in rows[0].as_text()
+    again = run_methods(
+        pairs, spec, [("kl", dict(requests(tmp_path)[0][1], max_samples=9))], RunStore(tmp_path / "runs")
+    )
+    other = calibrated([*records, *again])[-1]
+    assert (other.run, other.remarks) == (again[0].id, ["nulls were read with max_samples=1000"])
+    assert other.statistic != rows[1].statistic
     assert calibrated(records[1:]) == []  # how large the change is, nobody has measured
     assert calibrated([]) == []
 
@@ -236,6 +242,15 @@ def test_without_taught_finetunes_of_this_base_those_of_a_bundled_one_give_the_c
     found = levels_of(reading, alone, ["kl"])[0].probability
     assert found is not None
     assert found > 0.7
+
+
+def test_a_method_that_few_nulls_have_is_left_out_of_the_test_of_all() -> None:
+    readings = invented(24, 8)
+    few = [each.model_copy(update={"statistics": {"kl": 1.0, "weight_difference": 5.0}}) for each in readings[:12]]
+    calibration = made([*few, *readings[12:]])
+    [joint] = levels_of(readings[-1], calibration, [TOGETHER])
+    assert (joint.unit, joint.nulls) == ("mean deviation of kl, weight_difference", 24)
+    assert levels_of(readings[-1], calibration, ["pca"]) == []
 
 
 def test_changes_beyond_all_nulls_are_remarked() -> None:
