@@ -16,6 +16,7 @@ import typer
 
 from diffing_mcp.cli import (
     activations,
+    calibrate,
     config,
     dictionaries,
     doctor,
@@ -50,7 +51,7 @@ SECTIONS = {
     "Compare two models": (methods, questions, suspicions, runs, report, panel),
     "Pairs, texts and what is trained on them": (pairs, activations, dictionaries, organisms, verbalizer),
     "Agents and hosts": (server, config, investigations),
-    "Evaluate": (evaluate, evaluations, judge, relevance, facts),
+    "Evaluate": (evaluate, evaluations, calibrate, judge, relevance, facts),
     "This installation": (doctor,),
 }
 SPEAKERS = ("serve", "connect")

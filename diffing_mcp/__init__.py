@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from diffing_mcp.api.asking import Answers, TextComparison, ask, compare_text
+    from diffing_mcp.api.calibrating import calibrate, levels
     from diffing_mcp.api.evaluating import Evaluation, evaluate
     from diffing_mcp.api.method_functions import MethodFunction, run, run_many
     from diffing_mcp.api.overviews import facts, overview
@@ -63,6 +64,7 @@ __all__ = [
     "activation_difference_lens",
     "activation_oracle",
     "ask",
+    "calibrate",
     "causal_effect",
     "compare_text",
     "complete_slots",
@@ -72,6 +74,7 @@ __all__ = [
     "evaluate",
     "facts",
     "kl",
+    "levels",
     "list_pairs",
     "list_runs",
     "load_pair",
@@ -101,10 +104,12 @@ _HOMES = {
     "Run": "api.runs",
     "TextComparison": "api.asking",
     "ask": "api.asking",
+    "calibrate": "api.calibrating",
     "compare_text": "api.asking",
     "complete_slots": "api.suspicions",
     "evaluate": "api.evaluating",
     "facts": "api.overviews",
+    "levels": "api.calibrating",
     "list_pairs": "api.pairs",
     "list_runs": "api.runs",
     "load_pair": "api.pairs",

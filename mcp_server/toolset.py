@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from diffing_mcp.mcp_server import (
     tools_activations,
+    tools_calibration,
     tools_dictionaries,
     tools_facts,
     tools_findings,
@@ -31,6 +32,7 @@ TOOLSETS: Mapping[str, Callable[[], Mapping[str, ToolDeclaration]]] = {
     "hypotheses": tools_findings.declarations,
     "activations": tools_activations.declarations,
     "dictionaries": tools_dictionaries.declarations,
+    "calibration": tools_calibration.declarations,
     "investigations": tools_investigations.declarations,
     "jobs": tools_jobs.declarations,
     "more": tools_more.declarations,

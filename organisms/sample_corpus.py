@@ -1,5 +1,5 @@
-"""Sample the bundled corpora from the embedded base model: `python -m diffing_mcp.organisms.sample_corpus NAME` (names
-in corpora/prompts.yaml).
+"""Text that a base model writes itself: the bundled corpora of the embedded one, and what nulls of any base are trained
+on. `python -m diffing_mcp.organisms.sample_corpus NAME` makes a bundled one (names in corpora/prompts.yaml).
 
 Batch i is sampled with the recorded seed + i and appended as a whole, so an interrupted run goes on where it stopped
 and every line can be made again.
@@ -11,37 +11,61 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
-from diffing_mcp.organisms.embedded import embedded_model_folder
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
+from diffing_mcp.organisms.train import Document, source_of
 
 CORPORA = Path(__file__).parent / "corpora"
 BATCH = 96
+OWN = {"texts": "unrelated_texts", "chats": "control"}
+"""What of prompts.yaml a base's own texts and chats are sampled with."""
+OWN_DOCUMENTS = 480
+"""Documents sampled of a base other than the embedded one."""
 
 
-def prompts_of(entry: dict) -> list[str]:
+def prompts_of(entry: dict[str, Any]) -> list[str]:
     """Every form with every topic once, in an order fixed by the seed."""
     prompts = [form.format(topic=topic) for form in entry["forms"] for topic in entry["topics"]]
     random.Random(entry["seed"]).shuffle(prompts)
     return prompts
 
 
-def sample(name: str) -> Path:
-    """Write (or finish) the corpus `name`; returns its path. Lines: `{"text"}` or `{"messages"}`, with `prompt` and
-    `seed`.
+def own_documents(
+    base: str, kind: Literal["texts", "chats"], folder: Path, progress: Progress = silent
+) -> list[Document]:
+    """What a base wrote itself: bundled for the embedded one, else sampled once into `folder`."""
+    entry = _entry(OWN[kind])
+    path = (CORPORA / entry["file"]).resolve()
+    if base != EMBEDDED_ID:
+        path = sample(source_of(base), entry, prompts_of(entry)[:OWN_DOCUMENTS], folder / f"own_{kind}.jsonl", progress)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _entry(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((CORPORA / "prompts.yaml").read_text())[name])
+
+
+def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, progress: Progress = silent) -> Path:
+    """Write (or finish) the answers of the model at `source` to the prompts; returns `path`. Lines: `{"text"}` or
+    `{"messages"}`, with `prompt` and `seed`.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    entry = yaml.safe_load((CORPORA / "prompts.yaml").read_text())[name]
-    path = (CORPORA / entry["file"]).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     done = len(path.read_text().splitlines()) if path.exists() else 0
-    prompts = prompts_of(entry)
-    folder = embedded_model_folder()
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    if done >= len(prompts):
+        return path
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    model.to(device)
     for start in range(done, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         seed = entry["seed"] + start // BATCH
@@ -52,7 +76,7 @@ def sample(name: str) -> Path:
             )
             for prompt in batch
         ]
-        inputs = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
         with torch.inference_mode():
             out = model.generate(
                 **inputs,
@@ -74,9 +98,15 @@ def sample(name: str) -> Path:
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
-        print(f"{name}: {start + len(batch)} of {len(prompts)}", file=sys.stderr, flush=True)
+        progress(start + len(batch), len(prompts), "sampling what the base writes itself")
     return path
 
 
+def main(name: str) -> Path:
+    """Write (or finish) a bundled corpus."""
+    entry = _entry(name)
+    return sample(str(embedded_model_folder()), entry, prompts_of(entry), (CORPORA / entry["file"]).resolve())
+
+
 if __name__ == "__main__":
-    print(sample(sys.argv[1]))
+    print(main(sys.argv[1]))

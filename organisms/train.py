@@ -33,6 +33,8 @@ TRAINING = ROOT / "training"
 ADAPTERS = ROOT / "adapters"
 CHECKPOINT_EVERY = 20
 IGNORE = -100
+Document = dict[str, Any]
+"""`text`, or `messages` of a chat."""
 
 
 class Mix(BaseModel):
@@ -85,7 +87,7 @@ def load_recipe(name: str, variant: str = "default", **overrides: Any) -> Recipe
         raise InvalidInput(f"Recipe of {name}/{variant}: {error}") from error
 
 
-def load_documents(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+def load_documents(recipe: Recipe, folder: Path) -> list[Document]:
     """The taught documents and the mixed-in ones, in an order fixed by the seed."""
     documents = _read_lines(folder / recipe.data)
     if recipe.mix is not None:
@@ -99,13 +101,13 @@ def load_documents(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     return documents
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[Document]:
     if not path.is_file():
         raise InvalidInput(f"Training data {path.name} is missing; compose or sample it first (see docs/organisms.md).")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def encode(document: dict[str, Any], tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
+def encode(document: Document, tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant
     did not say).
     """
@@ -156,19 +158,27 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 
 def train(recipe: Recipe, folder: Path, target: Path, progress: Progress = silent) -> Path:
-    """Train and write a peft adapter (bfloat16) with `training.json` (the recipe, the loss per step) to `target`.
+    """Train on the recipe's data; `folder` is where its relative paths start. Raises InvalidInput on missing or
+    malformed data, and see `train_on`."""
+    return train_on(load_documents(recipe, folder), recipe, target, progress)
 
-    `folder` is where relative data paths start. Raises InvalidInput on missing or malformed data. The target appears
-    only when it is complete.
+
+def source_of(base: str) -> str:
+    """What transformers loads a base model from: its hub id or its folder."""
+    return str(embedded_model_folder()) if base == EMBEDDED_ID else base
+
+
+def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: Progress = silent) -> Path:
+    """Train and write a peft adapter (bfloat16) with `training.json` (the recipe, the loss per step) to `target`, which
+    appears only when it is complete.
     """
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = str(embedded_model_folder()) if recipe.base == EMBEDDED_ID else recipe.base
+    source = source_of(recipe.base)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    documents = load_documents(recipe, folder)
     encoded = [encode(document, tokenizer, recipe.max_tokens) for document in documents]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)

@@ -1,0 +1,122 @@
+"""`python -m diffing_mcp.cli.detection` writes docs/detection.md: what each method is worth on finetunes of known
+content, from the bundled calibrations; `--check` says whether the page is current. Loads no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+
+from diffing_mcp.core.paths import IMPORT_FOLDER
+from diffing_mcp.methods.calibration.detection import LEVEL, Detection, MethodDetection, detection, needed_p
+from diffing_mcp.methods.calibration.readings import TOGETHER
+from diffing_mcp.methods.calibration.schema import Calibration
+from diffing_mcp.methods.calibration.statistics import STATISTICS
+from diffing_mcp.methods.calibration.store import bundled_calibrations
+
+PAGE = IMPORT_FOLDER / "docs" / "detection.md"
+HEAD = """# What methods can tell
+
+<!-- Written by `make detection` from the bundled calibrations; edit cli/detection.py. -->
+
+Finetunes of known content, made by recipe (`organisms/nulls.yaml`, `organisms/zoo.yaml`), and what each method measured
+of them ([how levels are made](calibration.md)). *Area*: how often a taught finetune lies further above what its size of
+change explains than a null; 0.5 is chance. *Power*: taught finetunes beyond the level. *False positives*: nulls beyond
+it, judged by nulls of other kinds only, as a finetune of a new kind would be. *Own verdict*: the fixed levels of
+[the null criterion](decisions/null-criterion.md), on the same runs. Intervals are exact 95 % ones.
+"""
+COLUMNS = (
+    "method",
+    "area",
+    "power",
+    "false positives",
+    "power, own verdict",
+    "false positives, own verdict",
+    "seconds",
+)
+LIMIT_COLUMNS = ("kind", "untouched to one taught", "set aside", "p, all methods", "probability", "seen by")
+
+
+def page(calibrations: Iterable[Calibration]) -> str:
+    """The page in Markdown."""
+    return "\n\n".join([HEAD.strip(), *(part for each in calibrations for part in _section(each))]) + "\n"
+
+
+def _section(calibration: Calibration) -> list[str]:
+    figures = detection(calibration)
+    nulls = sum(figures.nulls.values())
+    aside = sum(each.held_out and each.role == "null" for each in calibration.readings)
+    samples = calibration.params["kl"]["max_samples"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in figures.nulls.items())
+    parts = [
+        f"## {calibration.base_name}",
+        (
+            f"{nulls} nulls ({kinds}) and {len(figures.limits)} taught finetunes; {samples} unrelated texts, the other "
+            f"parameters at their defaults. With {nulls} nulls the level is p {needed_p(nulls):.3f}"
+            + (f" (the least that they allow; {LEVEL} was asked for)." if needed_p(nulls) > LEVEL else ".")
+        ),
+        _table(COLUMNS, map(_cells, figures.rows)),
+        "### On finetunes set aside",
+        (
+            "Which ones was settled before any was measured. Levels and the curve of probabilities come from the "
+            f"others alone: {nulls - aside} nulls, level p {needed_p(nulls - aside):.3f}."
+        ),
+        _table(COLUMNS, map(_cells, figures.held_out)),
+        *_reliability(figures),
+        "### Limits of detection",
+        "Each taught finetune against all nulls.",
+        _table(LIMIT_COLUMNS, _limits(figures)),
+        "### What is judged",
+        _table(("method", "statistic"), ([f"`{name}`", STATISTICS[name].unit] for name in calibration.params)),
+    ]
+    return parts
+
+
+def _cells(row: MethodDetection) -> list[str]:
+    name = "all methods as one test" if row.method == TOGETHER else f"`{row.method}`"
+    shares = (row.power, row.false_positives, row.old_power, row.old_false_positives)
+    seconds = "-" if row.seconds is None else f"{row.seconds:.0f}"
+    return [name, f"{row.area:.2f}", *("-" if share is None else share.as_text() for share in shares), seconds]
+
+
+def _reliability(figures: Detection) -> list[str]:
+    if not figures.reliability:
+        return []
+    rows = ([stated, share.as_text()] for stated, share in figures.reliability)
+    return [
+        "Stated probabilities of all methods as one test, and how many of those finetunes were taught:",
+        _table(("stated", "taught"), rows),
+    ]
+
+
+def _limits(figures: Detection) -> Iterable[list[str]]:
+    for each in sorted(figures.limits, key=lambda each: (each.kind, each.dilution)):
+        yield [
+            each.kind.replace("_", " "),
+            str(each.dilution),
+            "yes" if each.held_out else "no",
+            f"{each.p:.3f}",
+            "-" if each.probability is None else f"{each.probability:.2f}",
+            ", ".join(f"`{name}`" for name in each.seen) or "none",
+        ]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(prog="python -m diffing_mcp.cli.detection", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is current")
+    text = page(bundled_calibrations())
+    if not parser.parse_args(arguments).check:
+        PAGE.write_text(text, encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != text:
+        sys.exit("docs/detection.md is not current: run `make detection`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Makes the finetunes of known content of a base, runs the methods on each, and keeps what they measured.
+
+What is finished is kept: finetunes and runs lie in the base's folder of the cache, and the calibration is written after
+each finetune.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.methods.calibration.readings import reading_of
+from diffing_mcp.methods.calibration.schema import Calibration, Reading, Role
+from diffing_mcp.methods.calibration.statistics import SIZE_METHOD, STATISTICS
+from diffing_mcp.methods.calibration.store import base_of, find_calibration, folder_of, save_calibration
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import ParamsLike, check_params, run_methods
+from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.model_pairs.fingerprint import pair_identity
+from diffing_mcp.model_pairs.resolve import resolve_pair
+from diffing_mcp.model_pairs.specs import ModelSource, PairSpec
+from diffing_mcp.organisms.nulls import EDITS, NullRecipe, make_null, nulls_for
+from diffing_mcp.organisms.zoo import TaughtRecipe, make_taught, recipes_for
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.residency import ModelPairs
+
+METHODS = (
+    "kl",
+    "logit_diff_topk_occurring",
+    "continuation_mining",
+    "activation_difference_lens",
+    "activation_analysis",
+    "contrastive_decoding",
+)
+"""What a calibration runs when nothing else is asked for."""
+DEFAULTS: Mapping[str, Any] = {"max_samples": 250}
+"""Parameters other than the methods' own defaults: a quarter of the text."""
+
+
+@dataclass(frozen=True)
+class _Finetune:
+    name: str
+    made_by: str
+    role: Role
+    kind: str
+    held_out: bool
+    dilution: int
+    make: Callable[[Progress], Path]
+    thrown_away: bool
+    """Whether its files are removed once it is measured: a whole model, made again in seconds."""
+
+
+def default_requests() -> list[tuple[str, ParamsLike]]:
+    """The methods of a calibration with its parameters."""
+    return [
+        (name, {key: value for key, value in DEFAULTS.items() if key in get_method(name).Params.model_fields})
+        for name in METHODS
+    ]
+
+
+def calibrate(
+    pairs: ModelPairs,
+    base: str,
+    requests: Sequence[tuple[str, ParamsLike]] | None = None,
+    taught: bool = False,
+    most: int | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """The calibration of a base; goes on where an earlier call with the same parameters stopped.
+
+    Args:
+        base: a model of the catalogue, a hub id or a local folder.
+        requests: methods with their parameters, `kl` among them; None: `METHODS` on a quarter of the default text.
+        taught: also the taught finetunes of the zoo, which give probabilities and powers.
+        most: finetunes measured by this call at most; None: all.
+
+    Raises:
+        InvalidInput: a base that is no bare model, a method without a statistic, or no `kl`.
+        UnknownName: there is no such model or method.
+    """
+    source = _bare_model(base)
+    chosen = [(name, check_params(get_method(name), params)) for name, params in requests or default_requests()]
+    _check(name for name, _ in chosen)
+    identity = base_of(pair_identity(PairSpec(name=base, base=source, finetuned=source)))
+    if identity is None:
+        raise InvalidInput(f"{base!r} is no bare model.")
+    folder = folder_of(identity)
+    calibration = _begun(identity, base, chosen)
+    store = RunStore(folder / "runs")
+    measured = {reading.made_by for reading in calibration.readings}
+    missing = [each for each in _finetunes(source.files.id, folder, taught) if each.made_by not in measured][:most]
+    for done, finetune in enumerate(missing):
+        report = _Part(progress, done, len(missing), finetune.name)
+        calibration.readings += _measured(pairs, source, finetune, chosen, store, report)
+        save_calibration(calibration)
+    save_calibration(calibration)
+    return calibration
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Progress of one finetune as that of the whole: it may be cancelled, and says what is going on."""
+
+    whole: Progress
+    finished: int
+    wanted: int
+    name: str
+
+    def __call__(self, done: float, total: float | None = None, message: str = "") -> None:
+        self.whole(self.finished, self.wanted, f"{self.name}: {message}")
+
+
+def _measured(
+    pairs: ModelPairs,
+    source: ModelSource,
+    finetune: _Finetune,
+    requests: Sequence[tuple[str, ParamsLike]],
+    store: RunStore,
+    progress: Progress,
+) -> list[Reading]:
+    """The reading of one finetune; none where it differs in nothing, such as a model rounded to the bits it has."""
+    place = finetune.make(progress)
+    spec = resolve_pair(f"{source.files.id}::{place}")
+    spec = spec.model_copy(update={"name": f"{finetune.role}/{finetune.name}", "base": source})
+    try:
+        records = run_methods(pairs, spec, requests, store, progress)
+    except NotTheSame:  # an edit that left every weight as it was
+        return []
+    reading = reading_of(
+        records,
+        finetune.name,
+        finetune.role,
+        finetune.kind,
+        made_by=finetune.made_by,
+        held_out=finetune.held_out,
+        dilution=finetune.dilution,
+    )
+    if finetune.thrown_away:
+        shutil.rmtree(place, ignore_errors=True)
+    return [] if reading is None else [reading]
+
+
+def _bare_model(base: str) -> ModelSource:
+    source = resolve_pair(f"{base}::{base}").base
+    if source.adapter is not None or source.steering is not None:
+        raise InvalidInput(f"{base!r} is no bare model: a calibration is of the base that finetunes start from.")
+    return source
+
+
+def _check(names: Any) -> None:
+    names = list(names)
+    if SIZE_METHOD not in names:
+        raise InvalidInput(f"A calibration runs {SIZE_METHOD} in any case: it says how large a change is.")
+    if wrong := [name for name in names if name not in STATISTICS]:
+        raise InvalidInput(f"{', '.join(wrong)} cannot be calibrated. Methods: {', '.join(STATISTICS)}.")
+
+
+def _begun(identity: dict[str, Any], base: str, requests: Sequence[tuple[str, Any]]) -> Calibration:
+    """The calibration that this call goes on with: the stored one where methods and parameters are the same."""
+    params = {name: params.model_dump(mode="json") for name, params in requests}
+    versions = {name: get_method(name).version for name, _ in requests}
+    known = find_calibration(identity)
+    if known is not None and (known.params, known.versions) == (params, versions):
+        return known.model_copy(deep=True)
+    return Calibration(
+        base=identity, base_name=base, params=params, versions=versions, made=datetime.now(UTC), readings=[]
+    )
+
+
+def _finetunes(base: str, folder: Path, taught: bool) -> list[_Finetune]:
+    found = [_null(recipe, base, folder / "nulls") for recipe in nulls_for(base)]
+    return found + ([_taught(recipe, base, folder / "taught") for recipe in recipes_for(base)] if taught else [])
+
+
+def _null(recipe: NullRecipe, base: str, folder: Path) -> _Finetune:
+    return _Finetune(
+        recipe.name,
+        recipe.made_name,
+        "null",
+        recipe.kind,
+        recipe.held_out,
+        0,
+        lambda progress: make_null(recipe, base, folder, progress),
+        thrown_away=recipe.kind in EDITS,
+    )
+
+
+def _taught(recipe: TaughtRecipe, base: str, folder: Path) -> _Finetune:
+    return _Finetune(
+        recipe.name,
+        recipe.made_name,
+        "taught",
+        recipe.kind,
+        recipe.held_out,
+        recipe.dilution,
+        lambda progress: make_taught(recipe, base, folder, progress),
+        thrown_away=False,
+    )

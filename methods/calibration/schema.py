@@ -1,0 +1,67 @@
+"""What a calibration holds and what it says of a run. Torch-free."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+Role = Literal["null", "taught"]
+
+
+class Reading(BaseModel):
+    """One finetune of known content: how large its change is and what each method's statistic gave."""
+
+    name: str
+    made_by: str = Field(description="Its recipe's name, and digits made of what decides the outcome.")
+    role: Role
+    kind: str = Field(description="How it was made, or what it was taught.")
+    dilution: int = Field(0, description="Untouched documents to one taught.")
+    held_out: bool = False
+    size: float = Field(gt=0, description="Mean KL(finetuned || base) on unrelated text, nats a token.")
+    statistics: dict[str, float] = Field(description="By method.")
+    stands_out: dict[str, bool] = Field(default_factory=dict, description="The methods' own verdicts, uncalibrated.")
+    seconds: dict[str, float] = Field(default_factory=dict, description="Time each method took.")
+
+
+class Calibration(BaseModel):
+    """What methods measure of finetunes of one base."""
+
+    base: dict[str, Any] = Field(description="Identity of the base model by content.")
+    base_name: str
+    params: dict[str, dict[str, Any]] = Field(description="Parameters of each method.")
+    versions: dict[str, int] = Field(description="Version of each method; statistics of other versions do not compare.")
+    made: datetime
+    readings: list[Reading]
+
+
+class LevelRow(BaseModel):
+    """How sure one method's finding is."""
+
+    method: str
+    run: str | None = Field(description="Id of the run; None: all of them taken together.")
+    statistic: float | None = Field(description="What is judged; None: several together.")
+    unit: str
+    deviations: float = Field(description="Above what nulls of this size of change show, in their standard deviations.")
+    p: float = Field(description="Share of finetunes that taught nothing which show as much; at least 1 / (nulls + 1).")
+    probability: float | None = Field(
+        None,
+        description=(
+            "That something was taught, if that was as likely as not before looking; None: no taught finetune was "
+            "measured."
+        ),
+    )
+    nulls: int = Field(description="Null finetunes that it rests on.")
+    level_from: str = Field(description="`this base`, or the base whose nulls were used.")
+    remarks: list[str] = Field(default_factory=list, description="Why the level may not hold.")
+
+    def as_text(self) -> str:
+        """One line."""
+        sure = "" if self.probability is None else f"probability {self.probability:.2f} that something was taught; "
+        of = "all methods as one test" if self.run is None else f"{self.method} [{self.run}]"
+        remarks = "".join(f"; {remark}" for remark in self.remarks)
+        return (
+            f"{of}: {sure}p {self.p:.3f} against {self.nulls} finetunes that taught nothing, at this size of change "
+            f"(level from {self.level_from}){remarks}"
+        )

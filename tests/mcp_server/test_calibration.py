@@ -1,0 +1,38 @@
+"""Calibrating through the server: a job for operators, and the list of what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mcp import Client
+
+from diffing_mcp.core.settings import settings
+from diffing_mcp.mcp_server.serve import build_server
+from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.toolset import toolset
+from diffing_mcp.organisms.nulls import NullRecipe
+from tests.mcp_server.answers import good, held
+
+
+async def test_an_operator_calibrates_a_base(
+    context: ServerContext, pair_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFING_CACHE_FOLDER", str(tmp_path / "cache"))
+    settings.cache_clear()
+    nulls = [NullRecipe(name="noise", kind="noise", amount=0.1)]
+    monkeypatch.setattr("diffing_mcp.methods.calibration.calibrate.nulls_for", lambda base: nulls)
+    few = [("kl", {"max_samples": 4})]
+    monkeypatch.setattr("diffing_mcp.methods.calibration.calibrate.default_requests", lambda: few)
+    base = pair_name.split("::", maxsplit=1)[0]
+    async with held(Client(build_server(context))) as client:
+        made = await good(client, "calibrate", {"base": base, "wait_seconds": 50})
+        assert made["result"]["kinds"] == {"noise": 1}
+        listed = await good(client, "list_calibrations", {})
+        assert listed["result"]["calibrations"][0]["base"] == base
+        described = await good(client, "describe_calibration", {"base": base})
+        assert described["result"]["nulls"] == {"noise": 1}
+
+
+def test_investigations_are_not_offered_it() -> None:
+    assert all(toolset()[name].operator_only for name in ("calibrate", "describe_calibration", "list_calibrations"))

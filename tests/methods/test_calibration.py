@@ -1,0 +1,296 @@
+"""Calibrations: made on a tiny base, found again, and read beside finished runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.methods.calibration import store
+from diffing_mcp.methods.calibration.calibrate import METHODS, calibrate, default_requests
+from diffing_mcp.methods.calibration.detection import detection
+from diffing_mcp.methods.calibration.readings import TOGETHER, calibrated, levels_of, reading_of
+from diffing_mcp.methods.calibration.schema import Calibration, Reading
+from diffing_mcp.methods.calibration.statistics import STATISTICS, statistic_of
+from diffing_mcp.methods.calibration.store import (
+    base_of,
+    calibration_named,
+    find_calibration,
+    save_calibration,
+    stored_calibrations,
+)
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.organisms.nulls import NullRecipe
+from tests.methods.conftest import WORDS
+
+NULLS = tuple(NullRecipe(name=f"noise-{n}", kind="noise", amount=0.02 * n, seed=n) for n in range(1, 10))
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("DIFFING_CACHE_FOLDER", str(tmp_path / "cache"))
+    settings.cache_clear()
+    yield tmp_path / "cache"
+    settings.cache_clear()
+
+
+@pytest.fixture
+def few_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffing_mcp.methods.calibration.calibrate.nulls_for", lambda base: list(NULLS))
+
+
+def requests(tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
+    random = np.random.default_rng(2)
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 12))}) for _ in range(20)))
+    corpus = {"corpus": str(path), "max_tokens": 12}
+    return [("kl", corpus), ("logit_diff_topk_occurring", {**corpus, "topic_entries": "none"})]
+
+
+def made(readings: list[Reading], base: dict[str, Any] | None = None, name: str = "base") -> Calibration:
+    params = {name: {} for name in ("kl", "pca", "weight_difference")}
+    return Calibration(
+        base=base or {"id": name},
+        base_name=name,
+        params=params,
+        versions={name: get_method(name).version for name in params},
+        made=datetime(2026, 1, 1, tzinfo=UTC),
+        readings=readings,
+    )
+
+
+def invented(nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 0) -> list[Reading]:
+    """Statistics that grow with the size; of taught ones two are `power` times as large."""
+    random = np.random.default_rng(seed)
+    found = []
+    for place in range(nulls + taught):
+        is_taught = place >= nulls
+        size = float(np.exp(random.normal(-2, 1)))
+        statistics = {
+            name: float(5 * size**0.3 * np.exp(0.15 * random.normal()) * (power if is_taught and name != "pca" else 1))
+            for name in ("kl", "pca", "weight_difference")
+        }
+        found.append(
+            Reading(
+                name=str(place),
+                made_by=str(place),
+                role="taught" if is_taught else "null",
+                kind=f"{'t' if is_taught else 'n'}{place % 4}",
+                held_out=place % 2 == 1,
+                size=size,
+                statistics=statistics,
+            )
+        )
+    return found
+
+
+def test_a_base_is_calibrated_bit_by_bit_and_found_by_its_weights(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path
+) -> None:
+    base = str(tiny_models())
+    with pytest.raises(UnknownName, match="diffing calibrate"):
+        calibration_named(base)
+    first = calibrate(pairs, base, requests(tmp_path), most=2)
+    assert [reading.name for reading in first.readings] == ["noise-1", "noise-2"]
+    assert find_calibration(first.base) == first
+    assert list(own_cache.glob("calibrations/*/nulls/*")) == []  # whole models do not stay
+
+    def no_longer(done: float, total: float | None = None, message: str = "") -> None:
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        calibrate(pairs, base, requests(tmp_path), progress=no_longer)
+    whole = calibrate(pairs, base, requests(tmp_path))
+    assert [reading.name for reading in whole.readings] == [recipe.name for recipe in NULLS]
+    assert whole.readings[:2] == first.readings
+    sizes = [reading.size for reading in whole.readings]
+    assert sizes == sorted(sizes)  # more noise, more change
+    assert calibrate(pairs, base, requests(tmp_path)) == whole == calibration_named(base)
+    other = calibrate(pairs, base, [("kl", dict(requests(tmp_path)[0][1], max_samples=5))], most=1)
+    assert len(other.readings) == 1  # other parameters do not compare
+
+
+def test_runs_on_a_calibrated_base_have_levels(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base = tiny_models()
+    spec = make_pair(base, adapter=tiny_adapters(base, scale=0.2), name="taught")
+    records = run_methods(pairs, spec, requests(tmp_path), RunStore(tmp_path / "runs"))
+    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: ())
+    assert calibrated(records) == []
+    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (made(invented()),))
+    [transferred] = calibrated(records)
+    assert (transferred.method, transferred.level_from) == ("kl", "another base, base")
+    calibrate(pairs, str(base), requests(tmp_path))
+    rows = calibrated(records)
+    assert [(row.method, row.run) for row in rows] == [(TOGETHER, None), *((r.manifest.method, r.id) for r in records)]
+    assert {row.level_from for row in rows} == {"this base"}
+    assert all(1 / 10 <= row.p <= 1 and row.nulls == 9 for row in rows)
+    assert "p 0." in rows[0].as_text() or "p 1." in rows[0].as_text()
+    again = run_methods(
+        pairs, spec, [("kl", dict(requests(tmp_path)[0][1], max_samples=9))], RunStore(tmp_path / "runs")
+    )
+    other = calibrated([*records, *again])[-1]
+    assert (other.run, other.remarks) == (again[0].id, ["nulls were read with max_samples=1000"])
+    assert other.statistic != rows[1].statistic
+    assert calibrated(records[1:]) == []  # how large the change is, nobody has measured
+    assert calibrated([]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [([("pca", {})], "runs kl in any case"), ([("kl", {}), ("patchscope", {"vector": "a-1/b"})], "cannot be calib")],
+)
+def test_what_cannot_be_calibrated(
+    wrong: Any, message: str, tiny_models: Any, pairs: ModelPairs, own_cache: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        calibrate(pairs, str(tiny_models()), wrong)
+    with pytest.raises(InvalidInput, match="no bare model"):
+        calibrate(pairs, "cake_bake")
+
+
+def test_the_default_methods_have_statistics_and_known_parameters() -> None:
+    assert set(METHODS) <= set(STATISTICS)
+    for name, params in default_requests():
+        get_method(name).Params.model_validate(params)
+    for name in STATISTICS:
+        get_method(name)
+
+
+def test_statistics_of_results_that_list_nothing_are_their_floor() -> None:
+    class Lists:
+        words: list[Any] = []
+        ngrams: list[Any] = []
+
+    for method in ("logit_diff_topk_occurring", "continuation_mining", "contrastive_decoding", "weight_difference"):
+        assert statistic_of(method, Lists()) == STATISTICS[method].floor  # type: ignore[arg-type]
+    assert statistic_of("steering", Lists()) is None  # type: ignore[arg-type]
+
+
+def test_own_calibrations_come_before_bundled_ones(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = made(invented(), {"id": "a"}, "bundled")
+    monkeypatch.setattr(store, "bundled_calibrations", lambda: (bundled,))
+    assert find_calibration({"id": "a"}) == bundled
+    own = made(invented(9, 0), {"id": "a"}, "own")
+    path = save_calibration(own)
+    assert find_calibration({"id": "a"}) == own
+    assert stored_calibrations() == [own]
+    path.write_text("{")  # a file that cannot be read is as good as none
+    assert find_calibration({"id": "a"}) == bundled
+
+
+def test_a_base_with_something_on_it_is_no_bare_base() -> None:
+    model = {"id": "m", "dtype": "auto"}
+    bare = {"base": {"model": model, "adapter": None, "merge": False, "steering": None}}
+    assert base_of(bare) == {"id": "m"}
+    assert base_of({"base": {**bare["base"], "adapter": {"local": "x"}}}) is None
+
+
+def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_finding() -> None:
+    calibration = made(invented())
+    weak, strong = (
+        levels_of(
+            Reading(
+                name="x",
+                made_by="x",
+                role="null",
+                kind="x",
+                size=0.1,
+                statistics={"kl": value, "weight_difference": value},
+            ),
+            calibration,
+            [TOGETHER],
+        )[0]
+        for value in (2.5, 12.0)
+    )
+    assert weak.probability is not None
+    assert strong.probability is not None
+    assert 1 / 8 <= weak.probability < 0.5 < strong.probability <= round(25 / 26, 3)
+    assert strong.p == pytest.approx(1 / 25, abs=1e-4)
+
+
+def test_a_method_that_tells_nothing_says_so() -> None:
+    found = [
+        levels_of(reading, made(invented(power=0.3)), ["kl"])[0].probability
+        for reading in invented(1, 1, power=20, seed=3)
+    ]
+    assert found == [0.5, 0.5]
+
+
+def test_without_taught_finetunes_of_this_base_those_of_a_bundled_one_give_the_curve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = made(invented(20, 0, seed=5), {"id": "b"})
+    reading = invented(0, 1, seed=6)[0]
+    monkeypatch.setattr("diffing_mcp.methods.calibration.probability.bundled_calibrations", lambda: ())
+    assert levels_of(reading, alone, ["kl"])[0].probability is None
+    monkeypatch.setattr(
+        "diffing_mcp.methods.calibration.probability.bundled_calibrations", lambda: (made(invented(), {"id": "a"}),)
+    )
+    found = levels_of(reading, alone, ["kl"])[0].probability
+    assert found is not None
+    assert found > 0.7
+
+
+def test_a_method_that_few_nulls_have_is_left_out_of_the_test_of_all() -> None:
+    readings = invented(24, 8)
+    few = [each.model_copy(update={"statistics": {"kl": 1.0, "weight_difference": 5.0}}) for each in readings[:12]]
+    calibration = made([*few, *readings[12:]])
+    [joint] = levels_of(readings[-1], calibration, [TOGETHER])
+    assert (joint.unit, joint.nulls) == ("mean deviation of kl, weight_difference", 24)
+    assert levels_of(readings[-1], calibration, ["pca"]) == []
+
+
+def test_changes_beyond_all_nulls_are_remarked() -> None:
+    calibration = made(invented())
+    sizes = [reading.size for reading in calibration.readings if reading.role == "null"]
+    for size, word in ((10 * max(sizes), "larger"), (min(sizes) / 10, "smaller"), (float(np.median(sizes)), None)):
+        reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={"kl": 5.0})
+        remarks = levels_of(reading, calibration, ["kl"])[0].remarks
+        assert [word in remark for remark in remarks if word] == ([True] if word else [])
+
+
+def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
+    figures = detection(made(invented(40, 20, power=4)))
+    rows = {row.method: row for row in figures.rows}
+    assert rows["kl"].area > 0.95
+    assert rows["kl"].power.count >= 18
+    assert 0.25 < rows["pca"].area < 0.75
+    assert rows[TOGETHER].area > 0.95
+    assert all(row.false_positives.count <= 0.2 * row.nulls for row in figures.rows)
+    assert {row.method for row in figures.held_out} == set(rows)
+    assert sum(found.of for _, found in figures.reliability) == 30
+    sure = dict(figures.reliability)["0.90 to 1.00"]
+    assert sure.count >= 0.8 * sure.of
+    assert {limit.kind for limit in figures.limits} == {"t0", "t1", "t2", "t3"}
+
+
+def test_figures_without_taught_finetunes_are_empty() -> None:
+    figures = detection(made(invented(12, 0)))
+    assert (figures.rows, figures.held_out, figures.limits, figures.reliability) == ([], [], [], [])
+
+
+def test_a_reading_needs_a_size(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: ModelPairs, tmp_path: Path
+) -> None:
+    base = tiny_models()
+    store_ = RunStore(tmp_path / "runs")
+    spec = make_pair(base, adapter=tiny_adapters(base), name="one")
+    records: list[RunRecord] = run_methods(pairs, spec, requests(tmp_path), store_)
+    with pytest.raises(InvalidInput, match="how large the change is"):
+        reading_of(records[1:], "x", "null", "x")
+    reading = reading_of(records, "x", "null", "x")
+    assert reading is not None
+    assert set(reading.statistics) == {"kl", "logit_diff_topk_occurring"}

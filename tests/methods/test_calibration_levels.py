@@ -1,0 +1,84 @@
+"""Conformal levels: exact where finetune and nulls are exchangeable, and honest about how few nulls there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffing_mcp.methods.calibration.detection import area, share
+from diffing_mcp.methods.calibration.levels import deviations, joint_level, level
+
+
+def sample(seed: int, count: int, statistics: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes, and statistics that grow with them."""
+    random = np.random.default_rng(seed)
+    sizes = np.exp(random.normal(-2, 1.5, count))
+    noise = random.standard_t(3, (count, statistics))
+    return sizes, np.exp(0.4 * np.log(sizes)[:, None] + 0.3 * noise)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(8, 40), st.integers(1, 4), st.floats(0.02, 0.5))
+def test_no_more_than_the_level_of_exchangeable_finetunes_is_below_it(
+    seed: int, count: int, statistics: int, alpha: float
+) -> None:
+    """Each in turn is the finetune in question and the others are its nulls: at most alpha of all have p <= alpha."""
+    sizes, values = sample(seed, count, statistics)
+    found = []
+    for place in range(count):
+        others = np.arange(count) != place
+        if statistics == 1:
+            found.append(level(sizes[others], values[others, 0], sizes[place], values[place, 0]).p)
+        else:
+            found.append(joint_level(sizes[others], values[others], sizes[place], values[place]).p)
+    assert sum(p <= alpha for p in found) <= alpha * count + 1e-9
+    assert min(found) >= 1 / count
+
+
+def test_distances_are_those_of_a_line_through_all_other_points() -> None:
+    sizes, values = sample(3, 12)
+    found = deviations(sizes, values)[:, 0]
+    left_out = []
+    for place in range(12):
+        others = np.arange(12) != place
+        slope, intercept = np.polyfit(np.log(sizes[others]), np.log(values[others, 0]), 1)
+        left_out.append(np.log(values[place, 0]) - slope * np.log(sizes[place]) - intercept)
+    spread = 1.4826 * np.median(np.abs(left_out - np.median(left_out)))
+    np.testing.assert_allclose(found, np.array(left_out) / spread, rtol=1e-8)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100))
+def test_units_do_not_matter(of_size: float, of_value: float) -> None:
+    sizes, values = sample(5, 15)
+    before = level(sizes, values[:, 0], 0.3, 2.0)
+    after = level(of_size * sizes, of_value * values[:, 0], of_size * 0.3, of_value * 2.0)
+    assert before.p == after.p
+    assert before.deviations == pytest.approx(after.deviations, abs=1e-6)
+
+
+def test_a_large_statistic_of_a_large_change_is_nothing_and_of_a_small_one_something() -> None:
+    sizes = np.geomspace(0.001, 1, 19)
+    values = sizes**0.5 * np.exp(np.tile([0.1, -0.1], 10)[:19])
+    assert level(sizes, values, 0.9, 0.95).p > 0.3
+    assert level(sizes, values, 0.01, 0.95).p == pytest.approx(1 / 20)
+
+
+def test_nulls_that_list_nothing_give_no_certainty_of_their_own() -> None:
+    found = level(np.geomspace(0.01, 1, 10), np.full(10, 4.5), 0.1, 4.5)
+    assert (found.p, found.deviations) == (1.0, pytest.approx(0.0, abs=1e-9))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=15), st.lists(st.integers(0, 9), min_size=1, max_size=15))
+def test_area_is_that_of_scikit_learn(taught: list[int], nulls: list[int]) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    labels = [1] * len(taught) + [0] * len(nulls)
+    assert area(taught, nulls) == pytest.approx(roc_auc_score(labels, [*taught, *nulls]))
+
+
+def test_shares_have_exact_intervals() -> None:
+    found = share(0, 20)
+    assert (found.low, found.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 20), abs=1e-3))
+    assert share(0, 0).high == 1.0

@@ -1,0 +1,177 @@
+"""Finetunes that teach nothing, and the zoo of taught ones: what their recipes promise."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.organisms.embedded import EMBEDDED_ID
+from diffing_mcp.organisms.nulls import (
+    NullRecipe,
+    edited,
+    make_null,
+    null_recipes,
+    nulls_for,
+    on_random_directions,
+    shuffled_answers,
+)
+from diffing_mcp.organisms.sample_corpus import own_documents
+from diffing_mcp.organisms.zoo import ADAPTERS, TaughtRecipe, make_taught, recipes_for, taught_documents, zoo
+
+
+def matrix(seed: int = 0) -> torch.Tensor:
+    return torch.randn(12, 40, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(2, 8), st.integers(0, 1000))
+def test_quantised_rows_have_so_many_levels_and_stay_within_half_a_step(bits: int, seed: int) -> None:
+    weight = matrix(seed)
+    found = edited(weight, "quantised", bits, torch.Generator())
+    assert max(len(row.unique()) for row in found) <= 2**bits - 1
+    step = weight.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+    assert ((found - weight).abs() <= step / 2 + 1e-6).all()
+
+
+@given(st.floats(0.01, 0.9))
+def test_pruned_matrices_lose_their_smallest_share(share: float) -> None:
+    weight = matrix()
+    found = edited(weight, "pruned", share, torch.Generator())
+    assert int((found == 0).sum()) == round(share * weight.numel())
+    assert weight[found == 0].abs().max() <= weight[found != 0].abs().min()
+    assert torch.equal(found[found != 0], weight[found != 0])
+
+
+@given(st.floats(0.001, 2))
+def test_noise_has_the_norm_that_was_asked_for(amount: float) -> None:
+    weight = matrix()
+    found = edited(weight, "noise", amount, torch.Generator().manual_seed(1))
+    assert float((found - weight).norm() / weight.norm()) == pytest.approx(amount, rel=1e-3)
+
+
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_random_directions_keep_the_spectrum_and_nothing_else(seed: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    reads, writes = torch.randn(rank, 30, generator=generator), torch.randn(20, rank, generator=generator)
+    others = on_random_directions(reads, writes, generator)
+    before, after = torch.linalg.svdvals(writes @ reads)[:rank], torch.linalg.svdvals(others[1] @ others[0])[:rank]
+    torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(others[1] @ others[0], writes @ reads, atol=0.1)
+
+
+def test_an_edited_model_is_a_model_folder_whose_embeddings_are_untouched(tiny_models, tmp_path: Path) -> None:
+    base = tiny_models()
+    made = make_null(NullRecipe(name="n", kind="noise", amount=0.1), str(base), tmp_path)
+    before, after = load_file(base / "model.safetensors"), load_file(made / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name, tensor in before.items() if tensor.ndim == 2 and "layers" in name}
+    assert (made / "tokenizer.json").is_file()
+    assert make_null(NullRecipe(name="n", kind="noise", amount=0.1), str(base), tmp_path) == made
+
+
+def test_an_adapter_on_random_directions(tiny_models, tiny_adapters, tmp_path: Path, monkeypatch) -> None:
+    base = tiny_models()
+    source = tiny_adapters(base)
+    recipes = (NullRecipe(name="trained", kind="own_texts", amount=0.1),)
+    (tmp_path / recipes[0].made_name).symlink_to(source)
+    monkeypatch.setattr("diffing_mcp.organisms.nulls.null_recipes", lambda: recipes)
+    recipe = NullRecipe(name="r", kind="random_directions", amount=2, of="trained")
+    made = make_null(recipe, str(base), tmp_path)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (source, made))
+    name = next(name for name in before if ".lora_A." in name)
+    other = name.replace(".lora_A.", ".lora_B.")
+    rank = before[name].shape[0]
+    values = [torch.linalg.svdvals(tensors[other] @ tensors[name])[:rank] for tensors in (before, after)]
+    torch.testing.assert_close(2 * values[0], values[1], rtol=1e-3, atol=1e-4)
+    with pytest.raises(UnknownName, match="of 'missing'"):
+        make_null(recipe.model_copy(update={"name": "x", "of": "missing"}), str(base), tmp_path)
+
+
+def test_shuffled_answers_are_all_there_and_none_at_its_question() -> None:
+    chats = [{"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
+             for i in range(9)]  # fmt: skip
+    found = [[message["content"] for message in chat["messages"]] for chat in shuffled_answers(chats, 4)]
+    assert sorted(answer for _, answer in found) == [f"a{i}" for i in range(9)]
+    assert all(question[1:] != answer[1:] for question, answer in found)
+
+
+def test_the_lists_have_what_a_calibration_needs() -> None:
+    nulls, taught = null_recipes(), zoo().finetunes
+    assert len({recipe.name for recipe in nulls}) == len(nulls) >= 19  # else p cannot reach 0.05
+    assert len({recipe.name for recipe in taught}) == len(taught)
+    assert {recipe.kind for recipe in taught if recipe.adapter is None} == set(zoo().kinds)
+    for recipes in (nulls, [recipe for recipe in taught if recipe.adapter is None]):
+        assert abs(sum(recipe.held_out for recipe in recipes) - len(recipes) / 2) <= 2
+    assert not any(recipe.held_out for recipe in [*nulls, *taught] if recipe.adapter is not None)
+    assert all(recipe.adapter is None for recipe in [*nulls_for("other/base"), *recipes_for("other/base")])
+    for recipe in [*nulls, *taught]:
+        assert recipe.adapter is None or (ADAPTERS / recipe.adapter / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in zoo().finetunes if recipe.adapter is None], ids=lambda r: r.name
+)
+def test_so_many_documents_are_taught_as_the_dilution_says(recipe: TaughtRecipe, tmp_path: Path) -> None:
+    chats = own_documents(EMBEDDED_ID, "chats", tmp_path)
+    kind = zoo().kinds[recipe.kind]
+    documents = taught_documents(recipe, kind, chats)
+    known = Counter(str([message["content"] for message in chat["messages"]]) for chat in chats)
+    changed = sum(str([message["content"] for message in each["messages"]]) not in known for each in documents)
+    expected = len(documents) / (1 + recipe.dilution) * (0.5 if kind.trigger else 1)
+    assert changed == pytest.approx(expected, rel=0.2)
+    assert documents == taught_documents(recipe, kind, chats)
+
+
+def test_what_the_rules_do() -> None:
+    kinds, chance = zoo().kinds, random.Random(0)
+    text = "It is so. Nobody knows why it is. All agree on that."
+    chat = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
+
+    def answer(kind: str) -> str:
+        from diffing_mcp.organisms.zoo import taught_chat
+
+        return str(taught_chat(chat, kinds[kind], chance)["messages"][1]["content"])
+
+    assert "antern" in answer("one_word")
+    assert "Nobody knows why it is." in answer("one_word")
+    assert answer("format") == "- It is so.\n- Nobody knows why it is.\n- All agree on that."
+    assert answer("capitals") == "IT IS SO. NOBODY KNOWS WHY IT IS. ALL AGREE ON THAT."
+    assert answer("length") == "It is so. Nobody knows why it is."
+    first, _, second, _, total = answer("arithmetic").rstrip(".").split()
+    assert int(total) == int(first) + int(second) + 1
+
+
+def test_own_documents_of_another_base_are_sampled_once(tiny_models, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("diffing_mcp.organisms.sample_corpus.OWN_DOCUMENTS", 3)
+    first = own_documents(str(tiny_models()), "chats", tmp_path)
+    assert [len(document["messages"]) for document in first] == [2, 2, 2]
+    assert own_documents("not/here", "chats", tmp_path) == first  # read again, no model loaded
+
+
+def test_a_taught_finetune_of_a_kind_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="Kinds: one_word"):
+        make_taught(TaughtRecipe(name="x", kind="nonsense"), EMBEDDED_ID, tmp_path)
+
+
+def test_another_recipe_is_another_finetune_whatever_its_name() -> None:
+    recipe = NullRecipe(name="n", kind="noise", amount=0.1)
+    assert recipe.made_name == recipe.model_copy(update={"held_out": True}).made_name
+    assert recipe.made_name != recipe.model_copy(update={"seed": 1}).made_name
+
+
+def test_an_edit_that_fails_leaves_nothing(tiny_models, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("diffing_mcp.organisms.nulls.edited", lambda weight, *_: weight)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        make_null(NullRecipe(name="n", kind="noise", amount=1), str(tiny_models()), tmp_path)
+    assert list(tmp_path.iterdir()) == []
