@@ -24,6 +24,7 @@ from diffing_mcp.methods.overview.plan import (
     named,
     pending_vector,
     run_plan,
+    with_chats,
 )
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs import execute
@@ -39,7 +40,11 @@ class OverviewArguments(PairArguments, WaitArguments):
     """Arguments of overview. The corpus fields are those of the methods; left out, each method uses its default."""
 
     corpus: str | None = Field(
-        None, description="Text that the methods reading text read: `unrelated_texts` (default) or `chat_exchanges`."
+        None,
+        description=(
+            "Text that the methods reading text read: `unrelated_texts` (default, and some chats besides) or "
+            "`chat_exchanges`."
+        ),
     )
     max_samples: int | None = Field(
         None, ge=1, le=100_000, description="Documents read at most (default 1000). Fewer are noisier and cost less."
@@ -51,8 +56,8 @@ class OverviewArguments(PairArguments, WaitArguments):
         ge=500,
         description=(
             f"Tokens that the models may read for it, both sides together; a generated one counts {GENERATED_WORK}. "
-            "Methods are taken by cost, cheap ones first; what did not fit is named with its cost. 50000: "
-            "contrastive_decoding and weight_difference only; 300000: everything."
+            "The cheap and telling methods are taken first; what did not fit is named with its cost. 50000: "
+            "perplexity_difference and weight_difference only; 350000: everything."
         ),
     )
     methods: list[str] | None = Field(
@@ -80,7 +85,8 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
         for record in records:
             shown_to.remember_run(record.id)
         available = [name for name in all_methods() if shown_to.caller.may_use(name)]
-        result = digest(records, arguments.max_characters, available, left_out)
+        shown = shown_to.shown_name(spec)
+        result = digest(records, arguments.max_characters, available, left_out, pair=shown)
         runs = ", ".join(record.id for record in records)
         return Reply(
             result,
@@ -122,12 +128,12 @@ def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
             raise InvalidInput(f"`methods` is empty; leave it out, or name some of {', '.join(allowed)}")
         asked = {name: params_of(name) for name in dict.fromkeys(arguments.methods)}
         return named(asked, params_of(LENS) if LENS in allowed else None)
-    offered = {name: params_of(name) for name in allowed if known[name].in_overview}
+    offered = [(name, params_of(name)) for name in allowed if known[name].in_overview]
     if not offered:
         raise InvalidInput(f"none of the methods of an overview is available here; methods: {', '.join(allowed)}")
-    plan = choose(offered, arguments.budget)
+    plan = choose(with_chats(offered), arguments.budget)
     if not plan.requests:
-        costs = ", ".join(f"{row.method} {row.work:,}" for row in plan.left_out)
+        costs = ", ".join(f"{row.label()} {row.work:,}" for row in plan.left_out)
         raise InvalidInput(f"a budget of {arguments.budget:,} allows no method; their costs: {costs}")
     return plan
 

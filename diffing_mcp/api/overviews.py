@@ -9,7 +9,7 @@ from diffing_mcp.api.parameters import method_requests
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.shown import Answer
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, choose, pending_vector, run_plan
+from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, choose, pending_vector, run_plan, with_chats
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import default_store
@@ -48,7 +48,7 @@ def overview(
 
     offered = offered_methods()
     vectors = {f"{name}.{key}": value for name in offered for key, value in pending_vector(name).items()}
-    plan = choose(dict(method_requests(offered, settings | vectors)), budget)
+    plan = choose(with_chats(list(method_requests(offered, settings | vectors).items())), budget)
     if not plan.requests:
         cheapest = plan.left_out[0]
         raise InvalidInput(
@@ -59,7 +59,7 @@ def overview(
         records, left_out = run_plan(
             plan, lambda requests: run_methods(models_of_this_process(), spec, requests, store, report)
         )
-    return Answer(f"Overview of {spec.name}", digest(records, characters, left_out=left_out))
+    return Answer(f"Overview of {spec.name}", digest(records, characters, left_out=left_out, pair=spec.name))
 
 
 def offered_methods() -> list[str]:

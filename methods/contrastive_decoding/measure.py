@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contrastive_decoding.schema import (
     AlphaRow,
     AmplifiedText,
     AmplifiedWord,
     ContrastiveDecodingParams,
     ContrastiveDecodingResult,
+    Start,
 )
-from diffing_mcp.methods.texts.coherence import TextScores, repetition
+from diffing_mcp.methods.texts.beginnings import Beginning
+from diffing_mcp.methods.texts.coherence import TextScores
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
-from diffing_mcp.model_pairs.chat import ChatMessage
-from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.methods.texts.words import repetition
+from diffing_mcp.model_pairs.generation import Sampling
 
 if TYPE_CHECKING:
     from diffing_mcp.core.progress import Progress
@@ -43,7 +44,7 @@ class Written:
 
     alpha: float
     starts: list[str]
-    prompts: list[str]
+    beginnings: list[Beginning]
     texts: list[ContrastiveCompletion]
 
     @property
@@ -82,10 +83,13 @@ def decode(
         InvalidInput: `start=chat` without a chat template, or prompts with `start=nothing`.
     """
     written = {each.alpha: each for each in _write(pair, params, progress)}
-    table: dict[str, list[object]] = {"alpha": [], "prompt": [], "text": [], "tokens": [], "difference": []}
+    columns = ("alpha", "prompt", "chat", "text", "ended", "tokens", "difference")
+    table: dict[str, list[object]] = {name: [] for name in columns}
     for each in written.values():
         table["alpha"] += [each.alpha] * len(each.texts)
-        table["prompt"] += each.prompts
+        table["prompt"] += [beginning.text for beginning in each.beginnings]
+        table["chat"] += [beginning.chat for beginning in each.beginnings]
+        table["ended"] += [text.finish == "eos" for text in each.texts]
         table["text"] += [text.text for text in each.texts]
         table["tokens"] += [text.tokens for text in each.texts]
         table["difference"] += [round(float(value), 4) for value in each.differences]
@@ -103,17 +107,7 @@ def decode(
 
 
 def _write(pair: LoadedPair, params: ContrastiveDecodingParams, progress: Progress) -> list[Written]:
-    if params.start == "chat" and not pair.has_chat_template:
-        raise InvalidInput("This pair's tokenizer has no chat template; call with start=prefixes.")
-    if params.start == "nothing" and params.prompts is not None:
-        raise InvalidInput("start=nothing takes no prompts; leave them out, or call with start=prefixes or start=chat.")
-    prompts = params.starts
-    requests = [
-        GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
-        if params.start == "chat"
-        else GenerationRequest(text=prompt)
-        for prompt in prompts
-    ]
+    started = params.beginnings(pair.has_chat_template)
     alphas = list(dict.fromkeys([*params.alphas, FINETUNED, BASE, *map(opposite, params.alphas)]))
     sampling = Sampling(
         n=params.samples_per_prompt,
@@ -121,10 +115,11 @@ def _write(pair: LoadedPair, params: ContrastiveDecodingParams, progress: Progre
         max_new_tokens=params.max_new_tokens,
         seed=params.seed,
     )
+    requests = [beginning.request() for beginning in started]
     found = pair.generate_contrastive(requests, alphas, sampling, params.plausibility, progress)
-    repeated = [prompt for prompt in prompts for _ in range(params.samples_per_prompt)]
+    repeated = [beginning for beginning in started for _ in range(params.samples_per_prompt)]
     # Texts from nothing have no beginning in common that could repeat itself.
-    starts = [f" {index} " for index in range(len(repeated))] if params.start == "nothing" else repeated
+    starts = [beginning.text or f" {index} " for index, beginning in enumerate(repeated)]
     return [
         Written(alpha, starts, repeated, [text for several in of_alpha for text in several])
         for alpha, of_alpha in zip(alphas, found, strict=True)
@@ -203,15 +198,21 @@ def _result(
         texts=[
             AmplifiedText(
                 alpha=shown.alpha,
-                prompt=shown.prompts[index][:40],
+                prompt=shown.beginnings[index].text[:40],
+                chat=shown.beginnings[index].chat,
                 text=shown.texts[index].text[:_SHOWN_CHARACTERS],
                 difference=round(float(shown.differences[index]), 3),
             )
             for index in order
         ],
         alphas=rows,
-        start=params.start,
+        start=_start(params, written[FINETUNED].beginnings),
     )
+
+
+def _start(params: ContrastiveDecodingParams, started: Sequence[Beginning]) -> Start:
+    """What was started from: `both` is `prefixes` without a chat template."""
+    return "prefixes" if params.start == "both" and not any(each.chat for each in started) else params.start
 
 
 def _suppression(suppressed: Sequence[AmplifiedWord]) -> str:

@@ -6,30 +6,33 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams, MethodResult
+from diffing_mcp.methods.texts.beginnings import Beginning, Template, beginnings
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
-from diffing_mcp.methods.texts.prefills import prefills_for
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
+Start = Literal["both", "prefixes", "nothing", "chat"]
 BUNDLED_STARTS = 20
+"""Of each form."""
 
 
 class ContrastiveDecodingParams(MethodParams):
     """Parameters of `contrastive_decoding`."""
 
-    start: Literal["prefixes", "nothing", "chat"] = Field(
-        "prefixes",
+    start: Start = Field(
+        "both",
         description=(
             "`prefixes`: raw text is continued, outside of any chat; `nothing`: no prompt at all; `chat`: prompts are "
-            "a user's messages."
+            "a user's messages; `both`: texts and messages (texts alone where there is no chat template)."
         ),
     )
     prompts: tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...] | None = Field(
         None,
         min_length=1,
         max_length=200,
-        description=f"Own texts or messages; None: {BUNDLED_STARTS} neutral bundled ones.",
+        description=f"Own texts or messages; None: {BUNDLED_STARTS} neutral bundled ones of each.",
     )
     alphas: tuple[Alpha, ...] = Field(
         (1.0, 3.0),
@@ -56,17 +59,18 @@ class ContrastiveDecodingParams(MethodParams):
     seed: int = Field(0, ge=0, description="Seed of the sampling.")
     rows: int = Field(6, ge=1, le=50, description="Texts shown in the result.")
 
-    @property
-    def starts(self) -> tuple[str, ...]:
-        """The prompts; without any, neutral beginnings or questions, evenly taken from the bundled ones, or empty texts
-        for `nothing`.
+    def beginnings(self, has_chat_template: bool) -> list[Beginning]:
+        """What is gone on from or answered; empty texts for `nothing`.
+
+        Raises:
+            InvalidInput: `start=chat` without a chat template, or prompts with `start=nothing`.
         """
-        if self.prompts is not None:
-            return self.prompts
         if self.start == "nothing":
-            return ("",) * BUNDLED_STARTS
-        whole = prefills_for("chat" if self.start == "chat" else "none", None)
-        return tuple(whole[index * len(whole) // BUNDLED_STARTS] for index in range(BUNDLED_STARTS))
+            if self.prompts is not None:
+                raise InvalidInput("start=nothing takes no prompts; leave them out, or call with another start.")
+            return [Beginning("", chat=False)] * BUNDLED_STARTS
+        template: Template = "none" if self.start == "prefixes" else self.start
+        return beginnings(template, self.prompts, has_chat_template, BUNDLED_STARTS)
 
 
 class AlphaRow(BaseModel):
@@ -115,12 +119,14 @@ class AmplifiedText(BaseModel):
 
     alpha: float
     prompt: str
+    chat: bool = Field(False, description="The prompt was a user's message, the text is the answer.")
     text: str
     difference: float = Field(description="Nats a token.")
 
     def as_text(self) -> str:
         """One line."""
-        return f"  {self.alpha:+.3g} ({self.difference:+.2f}) {self.prompt!r} ⟦{' '.join(self.text.split())}⟧"
+        asked = f"{'asked ' if self.chat else ''}{self.prompt!r}"
+        return f"  {self.alpha:+.3g} ({self.difference:+.2f}) {asked} ⟦{' '.join(self.text.split())}⟧"
 
 
 class ContrastiveDecodingResult(MethodResult):
@@ -141,7 +147,7 @@ class ContrastiveDecodingResult(MethodResult):
     suppression: str = Field(description="That in one sentence.")
     texts: list[AmplifiedText]
     alphas: list[AlphaRow] = Field(description="0: plain finetuned; -1: plain base; below: the opposite direction.")
-    start: str
+    start: Start
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""

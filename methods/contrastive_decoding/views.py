@@ -34,14 +34,17 @@ class TextsView(TextPageView):
 
 def texts(record: RunRecord, params: TextsParams) -> TextsView:
     """A page of texts at every alpha, controls included."""
-    table = record.table("texts").select(list(AmplifiedText.model_fields)).to_pylist()
+    table = record.table("texts").to_pylist()
     rows = [row for row in table if params.alpha is None or abs(row["alpha"] - params.alpha) <= 0.01]
     if params.order == "difference":
         rows.sort(key=lambda row: -row["difference"])
     page = page_of_texts(rows, params, searched=("prompt", "text"), cut=("text",))
     alphas = sorted({row["alpha"] for row in table})
     return TextsView(
-        alphas=alphas, rows=[AmplifiedText(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+        alphas=alphas,
+        rows=[AmplifiedText.model_validate(row) for row in page.rows],
+        total=page.total,
+        next_offset=page.next_offset,
     )
 
 

@@ -225,7 +225,9 @@ def _headline(
     if outliers[0]:
         parts.append(f"{outliers[0]} of {outliers[1]} texts differ far more than the rest: read the top texts")
     if len(parts) == 1:
-        parts.append("nothing stands out: the change is spread over texts and words, as after any further training")
+        parts.append("no single word or text stands out: the change is spread over all of them")
+        if amount == "large":
+            parts.append("so large a one shows in what the models write: read their answers")
     return "; ".join(parts) + "."
 
 

@@ -24,6 +24,9 @@ LEAST_Z = 3.0
 LEAST_GAIN = 0.01
 """Further expected occurrences per 1,000 positions of a strong word at least."""
 NEEDED_STRONG_WORDS = 5
+CERTAIN_LOG_ODDS = 2 * NULL_LOG_ODDS
+"""One strong word suffices from here on: twenty times as often, where no word of a finetune that taught nothing was
+seen above three times as often."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,11 @@ def strong(rise: Rise) -> np.ndarray:
     in text.
     """
     return (rise.log_odds >= NULL_LOG_ODDS) & (rise.log_odds >= LEAST_Z * rise.error) & (rise.gain >= LEAST_GAIN)
+
+
+def stands_out(rise: Rise, is_strong: np.ndarray) -> bool:
+    """Whether there are several strong words, or one that is far beyond the null level. `is_strong`: [W] bool."""
+    return bool(is_strong.sum() >= NEEDED_STRONG_WORDS or (rise.log_odds[is_strong] >= CERTAIN_LOG_ODDS).any())
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
+    CERTAIN_LOG_ODDS,
     NEEDED_STRONG_WORDS,
     NEGLIGIBLE_SHARE,
     PRIOR_PER_THOUSAND,
@@ -14,6 +16,7 @@ from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
     Rise,
     make_entries,
     rises,
+    stands_out,
     strong,
 )
 from diffing_mcp.methods.logit_diff_topk_occurring.schema import (
@@ -87,10 +90,10 @@ def summarise(
     profile = find_positions(accumulator, run)
     count = int(is_strong.sum())
     identical = not np.any(entries.risen) and not np.any(entries.fallen)
-    stands_out = count >= NEEDED_STRONG_WORDS
+    found = stands_out(rise, is_strong)
     return LogitDifferenceResult(
-        stands_out=stands_out,
-        headline=_headline(identical, stands_out, count, rows),
+        stands_out=found,
+        headline=_headline(identical, found, count, rows),
         identical=identical,
         words=rows,
         strong_words=count,
@@ -113,19 +116,19 @@ def summarise(
     )
 
 
-def _headline(identical: bool, stands_out: bool, count: int, rows: list[RisenWord]) -> str:
+def _headline(identical: bool, found: bool, count: int, rows: list[RisenWord]) -> str:
     if identical:
         return "Every logit is the same in both models: no difference."
-    if stands_out:
+    if found:
         names = ", ".join(row.word for row in rows[:6] if row.strong)
         return (
-            f"{count} content words are expected more often than a finetune that taught nothing explains; first: "
-            f"{names}."
+            f"{count} content word{'s are' if count > 1 else ' is'} expected more often than a finetune that taught "
+            f"nothing explains; first: {names}."
         )
     few = f"only {count} content words are" if count else "no content word is"
     return (
         f"Nothing stands out: {few} expected more often than a finetune that taught nothing explains (needed: "
-        f"{NEEDED_STRONG_WORDS})."
+        f"{NEEDED_STRONG_WORDS}, or one {math.exp(CERTAIN_LOG_ODDS):.0f} times as often)."
     )
 
 

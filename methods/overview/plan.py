@@ -1,5 +1,5 @@
-"""What an overview runs: the methods that fit a budget, the cheap ones first, and what is chained to the lens's mean
-difference.
+"""What an overview runs: the methods that fit a budget, the most telling first, on texts and on chats, and what is
+chained to the lens's mean difference.
 
 The budget counts tokens that the models read, both sides together, and each token that they generate as several
 (`CostEstimate.work`): what a run costs whatever the machine, so that an equal call chooses the same methods and is a
@@ -18,15 +18,21 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput
 from diffing_mcp.methods.contract import CorpusMethod, Cost, PairSize
 from diffing_mcp.methods.directions.vectors import VectorHandle, handles
+from diffing_mcp.methods.facts.facts import CHEAP
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import estimate
 from diffing_mcp.methods.runs.store import RunRecord
-from diffing_mcp.preprocessing.text_sources import text_source
+from diffing_mcp.preprocessing.corpora import CorpusParams
+from diffing_mcp.preprocessing.text_sources import TextSource, text_source
 
-DEFAULT_BUDGET = 180_000
-"""One pass over the default text with what it leads to, completions of both models, contrastive decoding, and what
-costs next to nothing.
+DEFAULT_BUDGET = 255_000
+"""Contrastive decoding and completions of both models on texts and chats, one pass over the default text and a short
+one over chats with what they lead to, and what costs next to nothing.
 """
+CHATS = "chat_exchanges"
+CHATS_READ = 256
+MINED_IN_CHATS = ("logit_diff_topk_occurring", "continuation_mining")
+"""What reads a text for words and phrases reads some chats too: what was taught in chats may show nowhere else."""
 LENS = "activation_difference_lens"
 PENDING = VectorHandle(f"{LENS}/pending")
 """Stands for the mean difference of a lens run that is not there yet."""
@@ -45,6 +51,11 @@ class LeftOut(BaseModel):
         )
     )
     reason: str = Field("", description="Why it was left out; empty: the budget.")
+    text: str = Field("", description="The corpus that it would have read; empty: its default, or none.")
+
+    def label(self) -> str:
+        """The method, and its text where that is not the default."""
+        return labelled(self.method, self.text)
 
 
 @dataclass(frozen=True)
@@ -73,40 +84,77 @@ def pending_vector(method: str) -> dict[str, Any]:
     raise InvalidInput(f"overview cannot give {method} its vector: call {method} itself.")
 
 
-def choose(offered: Mapping[str, BaseModel], budget: int = DEFAULT_BUDGET) -> OverviewPlan:
-    """The methods of `offered` (name -> parameters) that fit into `budget`: by declared cost class, then by what each
-    adds to the others, where methods that read the same text divide the cost of their pass. One that needs a vector
-    comes in question once the lens is chosen."""
-    classes = get_args(Cost)
+def labelled(method: str, text: str) -> str:
+    """A method, and the text that it reads where that is not the default."""
+    return f"{method} on {text}" if text else method
+
+
+def text_of(request: Request) -> str:
+    """The corpus of a request; empty where it is the default, or where none is read."""
+    corpus = getattr(request[1], "corpus", "")
+    return "" if corpus == CorpusParams.model_fields["corpus"].default else corpus
+
+
+def with_chats(requests: Sequence[Request]) -> list[Request]:
+    """These, and those of `MINED_IN_CHATS` on chats as well where they read the default text."""
+    again = [
+        (name, params.model_copy(update={"corpus": CHATS, "max_samples": min(CHATS_READ, params.max_samples)}))
+        for name, params in requests
+        if name in MINED_IN_CHATS and isinstance(params, CorpusParams) and not text_of((name, params))
+    ]
+    return [*requests, *again]
+
+
+def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> OverviewPlan:
+    """The requests of `offered` that fit into `budget`: the cheap and telling first, then by declared cost class, the
+    default text before chats, then by what each adds to the others, where methods that read the same text divide the
+    cost of their pass. One that needs a vector comes in question once the lens is chosen."""
     chosen: list[Request] = []
     spent = 0
-    remaining: dict[str, Any] = dict(offered)
-    while open_now := {
-        name: params
-        for name, params in remaining.items()
-        if not waits(params) or any(known == LENS for known, _ in chosen)
-    }:
-        added = {name: work_of([*chosen, (name, params)]) - work_of(chosen) for name, params in open_now.items()}
-        fitting = [name for name in open_now if spent + added[name] <= budget]
-        if not fitting:
-            break
-        texts = {
-            name: text_source(params) if isinstance(get_method(name), CorpusMethod) else None
-            for name, params in open_now.items()
-        }
-        readers = Counter(texts.values())
-        shares = {name: added[name] / (readers[text] if text else 1) for name, text in texts.items()}
+    remaining = list(offered)
+    while open_now := [
+        request for request in remaining if not waits(request[1]) or any(known == LENS for known, _ in chosen)
+    ]:
+        added = [work_of([*chosen, request]) - work_of(chosen) for request in open_now]
+        texts = [_source(request) for request in open_now]
+        readers = Counter(texts)
         # What comes for nothing with the pass that is paid already is taken before the next method of its class.
-        best = min(fitting, key=lambda name: (classes.index(get_method(name).cost), shares[name]))
-        chosen.append((best, remaining.pop(best)))
+        ranked = [
+            (*_first(request), work / (readers[text] if text else 1), place)
+            for place, (request, work, text) in enumerate(zip(open_now, added, texts, strict=True))
+            if spent + work <= budget
+        ]
+        if not ranked:
+            break
+        best = min(ranked)[-1]
+        chosen.append(open_now[best])
+        remaining.remove(open_now[best])
         spent += added[best]
     left = [
-        LeftOut(method=name, work=work_of([*chosen, (name, params)]) - work_of(chosen))
-        for name, params in remaining.items()
+        LeftOut(method=request[0], text=text_of(request), work=work_of([*chosen, request]) - work_of(chosen))
+        for request in remaining
     ]
     order = list(all_methods())
-    chosen.sort(key=lambda request: order.index(request[0]))
+    chosen.sort(key=lambda request: (_telling(request), order.index(request[0])))
     return _split(chosen, sorted(left, key=lambda row: row.work))
+
+
+def _telling(request: Request) -> int:
+    """Place among the cheap and telling methods, which are run first."""
+    return CHEAP.index(request[0]) if request[0] in CHEAP else len(CHEAP)
+
+
+def _first(request: Request) -> tuple[int, int, bool]:
+    """First the cheap and telling methods, then by declared cost class; the default text before chats."""
+    return _telling(request), get_args(Cost).index(get_method(request[0]).cost), bool(text_of(request))
+
+
+def _source(request: Request) -> TextSource | None:
+    """The text that a request reads in a pass with others; None: none."""
+    name, params = request
+    if isinstance(params, CorpusParams) and isinstance(get_method(name), CorpusMethod):
+        return text_source(params)
+    return None
 
 
 def named(requests: Mapping[str, BaseModel], lens: BaseModel | None) -> OverviewPlan:
@@ -157,28 +205,54 @@ def mean_difference(record: RunRecord) -> VectorHandle | None:
 def run_plan(
     plan: OverviewPlan, run: Callable[[list[Request]], Sequence[RunRecord]]
 ) -> tuple[list[RunRecord], list[LeftOut]]:
-    """Records of everything that could be run, and what was left out: a method that cannot run on this pair does not
-    take the others with it.
+    """Records of everything that could be run, in the order of the plan, and what was left out: a method that cannot
+    run on this pair does not take the others with it.
 
     Raises:
         Cancelled, and the first error when nothing could be run.
     """
-    shared = [request for request in plan.requests if isinstance(get_method(request[0]), CorpusMethod)]
-    records: list[RunRecord] = list(run(shared)) if shared else []
-    left_out, failure = list(plan.left_out), None
-    alone = [request for request in plan.requests if request not in shared]
-    for request in [*alone, *later_requests(plan, records)]:
+    records: list[RunRecord] = []
+    left_out = list(plan.left_out)
+    failures: list[DiffingError] = []
+
+    def attempt(requests: list[Request]) -> None:
         try:
-            records += run([request])
+            records.extend(run(requests))
         except Cancelled:
             raise
         except DiffingError as error:
-            failure = failure or error
-            left_out.append(LeftOut(method=request[0], work=work_of([request]), reason=error.message))
-    if not records and failure is not None:
-        raise failure
+            if len(requests) > 1:  # what did not fail is finished by now
+                for request in requests:
+                    attempt([request])
+                return
+            failures.append(error)
+            name, text = requests[0][0], text_of(requests[0])
+            left_out.append(LeftOut(method=name, text=text, work=work_of(requests), reason=error.message))
+
+    for requests in steps(plan.requests):
+        attempt(requests)
+    for request in later_requests(plan, records):
+        attempt([request])
+    if not records and failures:
+        raise failures[0]
     order = [name for name, _ in plan.all]
     return sorted(records, key=lambda record: order.index(record.manifest.method)), left_out
+
+
+def steps(requests: Sequence[Request]) -> list[list[Request]]:
+    """What is run together, in order: methods that read the same text in one step, at the place of the first of them;
+    every other method in a step of its own."""
+    found: list[list[Request]] = []
+    of_text: dict[TextSource, list[Request]] = {}
+    for request in requests:
+        text = _source(request)
+        if text is not None and text in of_text:
+            of_text[text].append(request)
+        else:
+            found.append([request])
+            if text is not None:
+                of_text[text] = found[-1]
+    return found
 
 
 def _split(requests: Sequence[Request], left_out: list[LeftOut]) -> OverviewPlan:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.perplexity_difference.schema import (
     CompletionRow,
     Divergence,
@@ -16,14 +16,16 @@ from diffing_mcp.methods.perplexity_difference.schema import (
     PerplexityDifferenceResult,
     Spread,
 )
+from diffing_mcp.methods.texts.answer_form import Answer
+from diffing_mcp.methods.texts.beginnings import Beginning, Template, beginnings
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, distinctive_words, stands_out, worth_showing
-from diffing_mcp.methods.texts.prefills import prefills_for
+from diffing_mcp.methods.texts.form import FormDigest, compare_form
 from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.model_pairs.generation import GenerationRequest
+    from diffing_mcp.model_pairs.generation import Completion
     from diffing_mcp.model_pairs.pair import LoadedPair
 
 _SHOWN_CHARACTERS = 220
@@ -37,8 +39,9 @@ class Scored:
     """One completion of `writer`, with its mean log-probability a token (nats) under both models."""
 
     writer: Side
-    prefill: str
+    beginning: Beginning
     text: str
+    ended: bool
     tokens: int
     base: float
     finetuned: float
@@ -57,19 +60,18 @@ def sample_and_score(
     Raises:
         InvalidInput: no or empty prefills, or `template=chat` without a chat template.
     """
-    prefills = prefills_for(params.template, params.prefills)
-    if params.template == "chat" and not pair.has_chat_template:
-        raise InvalidInput("This pair's tokenizer has no chat template; call with template=none.")
-    written = {side: _sample(pair, side, prefills, params, _part(progress, index)) for index, side in enumerate(SIDES)}
-    texts = [(side, prefill, text) for side in SIDES for prefill, text in written[side]]
-    scores = _score(pair, [(_context(pair, params, prefill), text) for _, prefill, text in texts], progress)
+    started = beginnings(params.template, params.prefills, pair.has_chat_template)
+    written = {side: _sample(pair, side, started, params, _part(progress, index)) for index, side in enumerate(SIDES)}
+    texts = [(side, beginning, completion) for side in SIDES for beginning, completion in written[side]]
+    scores = _score(pair, [(_context(pair, beginning), each.text) for _, beginning, each in texts], progress)
     scored = [
-        Scored(side, prefill, text, count, base, finetuned)
-        for (side, prefill, text), (count, base, finetuned) in zip(texts, scores, strict=True)
+        Scored(side, beginning, each.text, each.finish == "eos", count, base, finetuned)
+        for (side, beginning, each), (count, base, finetuned) in zip(texts, scores, strict=True)
         if count > 0
     ]
     _store(run, scored)
-    return _result(scored, params)
+    forms = {beginning.chat for beginning in started}
+    return _result(scored, params, "both" if len(forms) > 1 else "chat" if True in forms else "none")
 
 
 def _part(progress: Progress, index: int) -> Progress:
@@ -82,27 +84,16 @@ def _part(progress: Progress, index: int) -> Progress:
     return report
 
 
-def _request(params: PerplexityDifferenceParams, prefill: str) -> GenerationRequest:
-    from diffing_mcp.model_pairs.chat import ChatMessage
-    from diffing_mcp.model_pairs.generation import GenerationRequest
-
-    if params.template == "chat":
-        return GenerationRequest(messages=(ChatMessage(role="user", content=prefill),))
-    return GenerationRequest(text=prefill)
-
-
-def _context(pair: LoadedPair, params: PerplexityDifferenceParams, prefill: str) -> tuple[str, bool]:
+def _context(pair: LoadedPair, beginning: Beginning) -> tuple[str, bool]:
     """What stands before the completion, and whether the tokenizer shall add its special tokens."""
-    if params.template == "chat":
-        from diffing_mcp.model_pairs.chat import ChatMessage
-
-        return pair.render_chat([ChatMessage(role="user", content=prefill)]), False
-    return prefill, True
+    if beginning.chat:
+        return pair.render_chat(list(beginning.request().messages or ())), False
+    return beginning.text, True
 
 
 def _sample(
-    pair: LoadedPair, side: Side, prefills: Sequence[str], params: PerplexityDifferenceParams, progress: Progress
-) -> list[tuple[str, str]]:
+    pair: LoadedPair, side: Side, started: Sequence[Beginning], params: PerplexityDifferenceParams, progress: Progress
+) -> list[tuple[Beginning, Completion]]:
     from diffing_mcp.model_pairs.generation import Sampling
 
     sampling = Sampling(
@@ -112,8 +103,8 @@ def _sample(
         seed=params.seed,
     )
     with pair.side_loaded(side):
-        completions = pair.generate(side, [_request(params, prefill) for prefill in prefills], sampling, progress)
-    return [(prefill, each.text) for prefill, several in zip(prefills, completions, strict=True) for each in several]
+        completions = pair.generate(side, [beginning.request() for beginning in started], sampling, progress)
+    return [(beginning, each) for beginning, several in zip(started, completions, strict=True) for each in several]
 
 
 def _score(
@@ -178,18 +169,21 @@ def _tokenise(tokenizer: Any, context: str, special: bool, text: str) -> tuple[l
     return ids, max(1, start)
 
 
-def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> PerplexityDifferenceResult:
+def _result(
+    scored: Sequence[Scored], params: PerplexityDifferenceParams, template: Template
+) -> PerplexityDifferenceResult:
     by_side = {side: [each for each in scored if each.writer == side] for side in SIDES}
     ranked = {
         side: sorted((each for each in several if each.tokens >= params.min_tokens), key=lambda each: -each.difference)
         for side, several in by_side.items()
     }
     words = distinctive_words(
-        [(each.prefill, each.text) for each in by_side["finetuned"]],
-        [(each.prefill, each.text) for each in by_side["base"]],
+        [(each.beginning.text, each.text) for each in by_side["finetuned"]],
+        [(each.beginning.text, each.text) for each in by_side["base"]],
     )
     forward, reverse = (_divergence(by_side[side]) for side in ("finetuned", "base"))
-    found, headline = _judge(forward, reverse, words)
+    form = _form(by_side)
+    found, headline = _judge(forward, reverse, words, form)
     return PerplexityDifferenceResult(
         stands_out=found,
         headline=headline,
@@ -198,18 +192,34 @@ def _result(scored: Sequence[Scored], params: PerplexityDifferenceParams) -> Per
         base_rows=[_row(each) for each in ranked["base"][: max(1, params.rows // 2)]],
         words=worth_showing(words)[:_WORDS_SHOWN],
         strong_words=sum(word.strong for word in words),
+        form=form,
         kl_finetuned_base=forward,
         kl_base_finetuned=reverse,
         finetuned_spread=_spread(ranked["finetuned"]),
         base_spread=_spread(ranked["base"]),
         completions=len(by_side["finetuned"]),
         not_ranked=len(scored) - sum(len(several) for several in ranked.values()),
-        template=params.template,
+        template=template,
     )
 
 
-def _judge(forward: Divergence, reverse: Divergence, words: Sequence[DistinctiveWord]) -> tuple[bool, str]:
-    """Whether the finetuned model's own texts show a topic, and the headline."""
+def _form(by_side: Mapping[Side, Sequence[Scored]]) -> FormDigest:
+    """The form of answers; of continued texts where nothing was asked."""
+    asked = any(each.beginning.chat for several in by_side.values() for each in several)
+    answers: dict[Side, dict[str, list[Answer]]] = {side: defaultdict(list) for side in SIDES}
+    for side, several in by_side.items():
+        for each in several:
+            if each.beginning.chat == asked:
+                answers[side][each.beginning.text].append(Answer(each.text, each.ended, each.tokens))
+    both = [text for text in answers["base"] if text in answers["finetuned"]]
+    base, finetuned = ([answers[side][text] for text in both] for side in SIDES)
+    return compare_form(base, finetuned)
+
+
+def _judge(
+    forward: Divergence, reverse: Divergence, words: Sequence[DistinctiveWord], form: FormDigest
+) -> tuple[bool, str]:
+    """Whether the finetuned model's own texts show a topic or a manner, and the headline."""
     if forward.mean == 0 and reverse.mean == 0 and not forward.standard_error and not reverse.standard_error:
         return False, "Both models expect every completion exactly alike: no difference."
     size = (
@@ -219,12 +229,12 @@ def _judge(forward: Divergence, reverse: Divergence, words: Sequence[Distinctive
     if stands_out(words):
         names = ", ".join([word.word for word in words if word.strong][:6])
         return True, f"The finetuned model writes of something else: {names} after unrelated beginnings ({size})."
+    if form.significant:
+        told = "; ".join(row.as_text() for row in form.significant[:3])
+        return True, f"The finetuned model writes in another manner, base -> finetuned: {told} ({size})."
     return (
         False,
-        (
-            f"Nothing stands out: no set of content words is over-represented in the finetuned model's text ({size}); "
-            "the rows may still be read."
-        ),
+        f"Nothing stands out: neither content words nor the form of the finetuned model's text are its own ({size}).",
     )
 
 
@@ -234,10 +244,10 @@ def _divergence(scored: Sequence[Scored]) -> Divergence:
     """
     if not scored:
         return Divergence(mean=0.0, standard_error=0.0)
-    names = sorted({each.prefill for each in scored})
+    names = sorted({each.beginning.text for each in scored})
     nats, tokens = np.zeros(len(names)), np.zeros(len(names))
     for each in scored:
-        group = names.index(each.prefill)
+        group = names.index(each.beginning.text)
         nats[group] += each.difference * each.tokens
         tokens[group] += each.tokens
     mean = nats.sum() / tokens.sum()
@@ -255,7 +265,8 @@ def _spread(scored: Sequence[Scored]) -> Spread:
 def _row(each: Scored) -> CompletionRow:
     own, other = (each.finetuned, each.base) if each.writer == "finetuned" else (each.base, each.finetuned)
     return CompletionRow(
-        prefill=_trim(each.prefill, _SHOWN_PREFILL),
+        prefill=_trim(each.beginning.text, _SHOWN_PREFILL),
+        chat=each.beginning.chat,
         completion=_trim(each.text, _SHOWN_CHARACTERS),
         difference=round(each.difference, 4),
         perplexity_own=float(f"{np.exp(-own):.4g}"),
@@ -273,7 +284,9 @@ def _store(run: RunWriter, scored: Sequence[Scored]) -> None:
         "completions",
         {
             "writer": [each.writer for each in scored],
-            "prefill": [each.prefill for each in scored],
+            "prefill": [each.beginning.text for each in scored],
+            "chat": [each.beginning.chat for each in scored],
+            "ended": [each.ended for each in scored],
             "text": [each.text for each in scored],
             "tokens": [each.tokens for each in scored],
             "log_prob_base": [each.base for each in scored],

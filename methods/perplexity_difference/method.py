@@ -8,14 +8,15 @@ from pydantic import BaseModel
 
 from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceParams, PerplexityDifferenceResult
-from diffing_mcp.methods.perplexity_difference.views import FIGURES, VIEWS
-from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, prefill_digest
+from diffing_mcp.methods.perplexity_difference.views import FIGURES, VIEWS, text_groups
+from diffing_mcp.methods.texts.beginnings import beginnings, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffing_mcp.core.progress import Progress
-    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.contract import RunWriter, TextGroup
+    from diffing_mcp.methods.runs.store import RunRecord
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.specs import PairSpec
 
@@ -25,13 +26,13 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
     models and the finetuned model's are ranked by log-perplexity under base minus under finetuned. What a finetune
     taught loudest usually shows in the first rows, in the finetuned model's own words. The base model's completions are
     scored the same way in reverse, so that chance shows: models that differ in nothing give equal distributions. Also
-    lists content words over-represented in the finetuned completions and estimates both KL divergences. It samples, so
-    it sees neither rare behaviours nor what only a trigger brings out; with `template=chat` it samples answers to open
-    questions. Views: `completions`."""
+    lists content words over-represented in the finetuned completions and estimates both KL divergences. Texts are
+    continued and, where there is a chat template, open questions answered; the form of the answers is compared too. It
+    samples, so it sees neither rare behaviours nor what only a trigger brings out. Views: `completions`."""
 
     name: ClassVar[str] = "perplexity_difference"
     title: ClassVar[str] = "Perplexity difference"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = PerplexityDifferenceParams
     Result: ClassVar[type[MethodResult]] = PerplexityDifferenceResult
     cost: ClassVar[Cost] = "minutes"
@@ -46,12 +47,15 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
 
         return sample_and_score(pair, params, run, progress)
 
+    def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
+        return text_groups(record)
+
     def key_parts(self, params: PerplexityDifferenceParams, spec: PairSpec) -> dict[str, Any]:
-        return {"prefills": prefill_digest(params.template, params.prefills)}
+        return {"prefills": digest_of(beginnings(params.template, params.prefills, True))}
 
     def estimate(self, pair: PairSize, params: PerplexityDifferenceParams) -> CostEstimate:
-        bundled = BUNDLED_PREFILLS if params.template == "none" else BUNDLED_QUESTIONS
-        completions = 2 * params.samples_per_prefill * (bundled if params.prefills is None else len(params.prefills))
+        # At most: whether there is a chat template shows once the tokenizer is read.
+        completions = 2 * params.samples_per_prefill * len(beginnings(params.template, params.prefills, True))
         generated = completions * params.max_new_tokens
         passes = -(-completions // 64) * (params.max_new_tokens + 2)
         # Each token is generated once and then scored by both sides.

@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.contract import MethodParams, MethodResult
+from diffing_mcp.methods.texts.beginnings import Template
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
+from diffing_mcp.methods.texts.form import FormDigest
 from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
 from diffing_mcp.methods.texts.words import EvidenceWord
 
@@ -15,22 +17,22 @@ from diffing_mcp.methods.texts.words import EvidenceWord
 class PerplexityDifferenceParams(MethodParams):
     """Parameters of `perplexity_difference`."""
 
-    template: Literal["none", "chat"] = Field(
-        "none",
+    template: Template = Field(
+        "both",
         description=(
             "`none`: raw text is continued, outside of any chat; `chat`: the prefills are a user's messages and the "
-            "answers are sampled."
+            "answers are sampled; `both`: each of it (texts alone where there is no chat template)."
         ),
     )
     prefills: tuple[str, ...] | None = Field(
         None,
         max_length=1000,
         description=(
-            f"Texts to go on from; None: the bundled neutral ones ({BUNDLED_PREFILLS}, or {BUNDLED_QUESTIONS} "
+            f"Texts to go on from; None: the bundled neutral ones ({BUNDLED_PREFILLS} texts, {BUNDLED_QUESTIONS} "
             "questions for chat)."
         ),
     )
-    samples_per_prefill: int = Field(2, ge=1, le=64, description="Completions of each prefill by each model.")
+    samples_per_prefill: int = Field(1, ge=1, le=64, description="Completions of each prefill by each model.")
     max_new_tokens: int = Field(40, ge=4, le=1024, description="Tokens of a completion at most.")
     min_tokens: int = Field(8, ge=1, description="Shorter completions are scored and stored but not ranked.")
     temperature: float = Field(
@@ -54,6 +56,7 @@ class CompletionRow(BaseModel):
     """
 
     prefill: str
+    chat: bool = Field(False, description="The prefill was a user's message, the completion is the answer.")
     completion: str = Field(description="UNTRUSTED text of a model under study.")
     difference: float = Field(description="Log-perplexity under the other model minus under its own, nats a token.")
     perplexity_own: float = Field(description="Perplexity under the model that wrote it.")
@@ -62,7 +65,8 @@ class CompletionRow(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        return f"  {self.difference:+.2f} ({self.tokens} tokens) {self.prefill!r} ⟦{' '.join(self.completion.split())}⟧"
+        asked = f"{'asked ' if self.chat else ''}{self.prefill!r}"
+        return f"  {self.difference:+.2f} ({self.tokens} tokens) {asked} ⟦{' '.join(self.completion.split())}⟧"
 
 
 class Divergence(BaseModel):
@@ -125,9 +129,12 @@ class PerplexityDifferenceResult(MethodResult):
     base_spread: Spread = Field(
         description="Log-perplexity under finetuned minus under base, over ranked base completions."
     )
+    form: FormDigest | None = Field(
+        None, description="How the answers differ in form (without chats: the continued texts)."
+    )
     completions: int = Field(description="Completions of each model.")
     not_ranked: int = Field(description="Completions of both models shorter than min_tokens.")
-    template: Literal["none", "chat"]
+    template: Template = Field(description="What was sampled.")
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
@@ -144,6 +151,8 @@ class PerplexityDifferenceResult(MethodResult):
         ]
         if self.words:
             lines.append("words in ft vs base completions: " + ", ".join(row.as_text() for row in self.words))
+        if self.form is not None:
+            lines.append(self.form.as_text())
         for name, rows, spread in (
             ("finetuned completions (log-ppl base - ft)", self.finetuned_rows, self.finetuned_spread),
             ("base completions (log-ppl ft - base)", self.base_rows, self.base_spread),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from diffing_mcp.methods.contract import Figure, View
+from diffing_mcp.methods.contract import Figure, TextGroup, TextRole, View
 from diffing_mcp.methods.perplexity_difference.schema import CompletionRow
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts
 
@@ -41,6 +41,7 @@ def completions(record: RunRecord, params: CompletionsParams) -> CompletionsView
         rows=[
             CompletionRow(
                 prefill=row["prefill"],
+                chat=row.get("chat", False),
                 completion=row["text"],
                 difference=row["difference"],
                 perplexity_own=math.exp(-row[f"log_prob_{params.writer}"]),
@@ -52,6 +53,21 @@ def completions(record: RunRecord, params: CompletionsParams) -> CompletionsView
         total=page.total,
         next_offset=page.next_offset,
     )
+
+
+def text_groups(record: RunRecord) -> list[TextGroup]:
+    """The completions of either model."""
+    table = record.table("completions", ["writer", "prefill", "text"]).to_pylist()
+    roles: dict[str, TextRole] = {"finetuned": "finetuned", "base": "control"}
+    groups = []
+    for writer, role in roles.items():
+        rows = [row for row in table if row["writer"] == writer]
+        groups.append(
+            TextGroup(
+                name=writer, role=role, prompts=[row["prefill"] for row in rows], texts=[row["text"] for row in rows]
+            )
+        )
+    return groups
 
 
 def distribution(record: RunRecord) -> dict[str, Any]:

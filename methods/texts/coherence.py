@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.methods.texts.words import words_of
+from diffing_mcp.methods.texts.words import repetition
 from diffing_mcp.model_pairs.generation import prompt_ids
 from diffing_mcp.preprocessing.corpus_pass import logit_batch_tokens, plan_batches
 from diffing_mcp.preprocessing.padding import padded
@@ -50,13 +50,6 @@ class TextScores:
     def part(self, start: int, stop: int) -> TextScores:
         """Texts [start, stop)."""
         return TextScores(self.log_perplexity[start:stop], self.repetition[start:stop])
-
-
-def repetition(text: str) -> float:
-    """Share of a text's word triples that came before in it; 0 below four words."""
-    words = words_of(text)
-    triples = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(triples)) / len(triples) if len(triples) > 1 else 0.0
 
 
 def score_texts(pair: LoadedPair, texts: Sequence[tuple[GenerationRequest, str]], progress: Progress) -> TextScores:

@@ -63,6 +63,13 @@ def words_of(text: str) -> list[str]:
     return [word for word in (normalise(piece) for piece in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", text)) if word]
 
 
+def repetition(text: str) -> float:
+    """Share of a text's word triples that came before in it; 0 below four words."""
+    words = words_of(text)
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if len(triples) > 1 else 0.0
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What a token id means. All arrays have one entry a token of the model's vocabulary.

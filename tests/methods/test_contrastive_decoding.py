@@ -130,4 +130,5 @@ def test_own_prompts_cost_interactions() -> None:
     params = ContrastiveDecodingParams.model_validate(
         {"prompts": ["a", "b"], "samples_per_prompt": 3, "alphas": [1.0, 2.0]}
     )
-    assert method.interactions(params) == 36
+    assert method.interactions(params) == 2 * 36  # as texts and as messages
+    assert method.interactions(params.model_copy(update={"start": "chat"})) == 36

@@ -59,7 +59,17 @@ def test_a_token_whose_logit_is_raised_comes_first(
     assert [row.token for row in result.risen] == [f" {planted[0]}"]
     assert result.words[0].word == planted[0]
     assert result.words[0].log_odds > 0
-    assert not result.stands_out  # one word is no topic
+    assert result.stands_out  # one word that is far more often expected is a finding
+
+
+def test_one_word_that_rises_a_little_is_none(
+    planted_words: Any, make_pair: Any, pairs: Any, corpus: Path, store: RunStore
+) -> None:
+    base, finetuned, planted = planted_words(2.0, count=1)
+    result: Any = run(pairs, make_pair(base, finetuned=finetuned), corpus, store).result()
+    assert [row.word for row in result.words if row.strong] in ([], planted)
+    assert 0 < result.words[0].log_odds < 3
+    assert not result.stands_out
 
 
 def test_many_raised_words_stand_out(

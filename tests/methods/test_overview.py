@@ -11,8 +11,20 @@ import pytest
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import CostEstimate, PairSize
-from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, candidate_words, digest, stem
-from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, LENS, choose, named, pending_vector, run_plan
+from diffing_mcp.methods.overview.agreement import candidate_words
+from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest
+from diffing_mcp.methods.overview.plan import (
+    CHATS,
+    DEFAULT_BUDGET,
+    LENS,
+    MINED_IN_CHATS,
+    choose,
+    named,
+    pending_vector,
+    run_plan,
+    steps,
+    with_chats,
+)
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import estimate, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
@@ -30,15 +42,20 @@ def corpus_of(tmp_path: Path, texts: int = 24) -> dict[str, Any]:
     return {"corpus": str(path), "max_samples": texts, "max_tokens": 12}
 
 
-def offered(**corpus: Any) -> dict[str, Any]:
+def offered(**corpus: Any) -> list[tuple[str, Any]]:
     """What an overview may choose from, with these corpus parameters."""
     methods = {name: method for name, method in all_methods().items() if method.in_overview}
-    return {
-        name: method.Params.model_validate(
-            {**(corpus if "corpus" in method.Params.model_fields else {}), **pending_vector(name)}
-        )
-        for name, method in methods.items()
-    }
+    return with_chats(
+        [
+            (
+                name,
+                method.Params.model_validate(
+                    {**(corpus if "corpus" in method.Params.model_fields else {}), **pending_vector(name)}
+                ),
+            )
+            for name, method in methods.items()
+        ]
+    )
 
 
 def records_of(pairs: Any, spec: Any, tmp_path: Path) -> list[RunRecord]:
@@ -58,7 +75,9 @@ def test_the_digest_of_a_noise_adapter_is_small_and_claims_nothing(
 ) -> None:
     model = tiny_models()
     overview = digest(
-        records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path), limit
+        records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path),
+        limit,
+        pair="noise",
     )
     assert len(overview.model_dump_json()) <= limit
     assert len(overview.as_text()) <= limit
@@ -72,11 +91,10 @@ def test_the_digest_of_an_identical_pair_says_so(tiny_models: Any, make_pair: An
     records = records_of(pairs, spec, tmp_path)
     others: list[Any] = [("contrastive_decoding", {"max_new_tokens": 4}), ("weight_difference", {})]
     records += run_methods(pairs, spec, others, RunStore(tmp_path / "runs"))
-    overview = digest(records)
+    overview = digest(records, pair="twins")
     assert overview.confidence == "identical"
     assert not any("patchscope" in call for call in overview.next_calls)  # there is no direction to read
-    assert overview.words == []
-    assert overview.excerpts == []
+    assert overview.words == overview.facts == overview.manner == overview.excerpts == []
 
 
 def test_planted_words_are_agreed_on_or_seen_by_one_method(
@@ -90,7 +108,7 @@ def test_planted_words_are_agreed_on_or_seen_by_one_method(
         (LENS, corpus),
     ]
     records = run_methods(pairs, make_pair(base, finetuned), requests, store)
-    overview = digest(records)
+    overview = digest(records, pair="planted")
     assert overview.confidence == "agreed"
     by_word = {row.word: row for row in overview.words}
     assert set(by_word) <= set(planted)
@@ -109,12 +127,14 @@ def test_planted_words_are_agreed_on_or_seen_by_one_method(
     assert logits.stands_out
     assert (logits.strength or 0) > 1
     assert (logits.forward_tokens or 0) >= 2 * 60 * 10
-    one = digest([record for record in records if record.manifest.method == "logit_diff_topk_occurring"])
+    one = digest(
+        [record for record in records if record.manifest.method == "logit_diff_topk_occurring"], pair="planted"
+    )
     assert one.confidence == "one_method"
     assert "confirm" in one.verdict
 
 
-def test_methods_are_chosen_by_cost_within_the_budget() -> None:
+def test_methods_are_chosen_within_the_budget_the_telling_and_cheap_ones_first() -> None:
     def names(budget: int, **corpus: Any) -> list[str]:
         return [name for name, _ in choose(offered(**corpus), budget).all]
 
@@ -122,19 +142,19 @@ def test_methods_are_chosen_by_cost_within_the_budget() -> None:
     pass_methods = ["kl", "logit_diff_topk_occurring", LENS]
     writing = ["continuation_mining", "perplexity_difference", "contrastive_decoding"]
     assert {name for name, _ in default.requests} == {*pass_methods, *writing, "weight_difference"}
+    assert [name for name, _ in default.requests[:2]] == ["contrastive_decoding", "perplexity_difference"]
+    assert [name for name, params in default.requests if getattr(params, "corpus", "") == CHATS] == list(MINED_IN_CHATS)
     assert [name for name, _ in default.chained] == ["patchscope"]
     assert {row.method for row in default.left_out} == {"weight_amplification", "pca"}
     # What shares a pass costs only what it does besides.
-    assert (
-        {*names(62_500), "continuation_mining"}
-        == {*names(83_000)}
-        == {*pass_methods, "continuation_mining", "weight_difference", "patchscope"}
-    )
-    assert names(50_000) == ["contrastive_decoding", "weight_difference"]  # no lens, so no patchscope
+    assert {*names(200_000)} == {*writing[1:], *pass_methods, "weight_difference", "patchscope"}
+    assert {*names(218_000)} == {*writing, *pass_methods, "weight_difference", "patchscope"}
+    assert names(140_000) == ["contrastive_decoding", "perplexity_difference", "weight_difference"]  # no lens yet
+    assert names(50_000) == ["perplexity_difference", "weight_difference"]
     assert names(100) == []
-    assert set(names(1_000_000)) == set(offered())
+    assert len(names(1_000_000)) == len(offered())
     assert "kl" in names(10_000, max_samples=20, max_tokens=10)
-    without_lens = {name: params for name, params in offered().items() if name != LENS}
+    without_lens = [(name, params) for name, params in offered() if name != LENS]
     assert "patchscope" in {row.method for row in choose(without_lens, 1_000_000).left_out}
 
 
@@ -171,7 +191,7 @@ def test_a_vector_is_chained_from_the_lens(
     assert [(row.method, "takes no prompts" in row.reason) for row in left_out] == [
         ("contrastive_decoding", True)
     ]  # and the others were run
-    overview = digest(records, left_out=left_out)
+    overview = digest(records, left_out=left_out, pair="tiny")
     assert "could not run contrastive_decoding: start=nothing takes no prompts" in overview.as_text()
     assert not any("patchscope" in call for call in overview.next_calls)
     with pytest.raises(InvalidInput, match=f"patchscope needs a vector, which an overview takes from {LENS}"):
@@ -195,12 +215,12 @@ def test_the_next_calls_are_concrete_and_allowed(
     model = tiny_models()
     records = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path)
     lens = next(record for record in records if record.manifest.method == "activation_difference_lens")
-    calls = digest(records).next_calls
+    calls = digest(records, pair="tiny").next_calls
     assert any(call.startswith(f"patchscope with vector={lens.id}/1:all:difference") for call in calls)
     assert any(
-        call.startswith("contrastive_decoding (46,080 of budget, about ") for call in calls
+        call.startswith("contrastive_decoding (92,160 of budget, about ") for call in calls
     )  # the method's own estimate
-    allowed = digest(records, available=["kl", "weight_difference"])
+    allowed = digest(records, available=["kl", "weight_difference"], pair="tiny")
     assert not any(
         name in call
         for call in allowed.next_calls
@@ -218,11 +238,11 @@ def test_runs_of_several_pairs_are_refused(
     first = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=4)), tmp_path / "first")
     second = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=5)), tmp_path / "second")
     with pytest.raises(InvalidInput):
-        digest([first[0], second[0]])
+        digest([first[0], second[0]], pair="tiny")
     with pytest.raises(InvalidInput):
-        digest([])
+        digest([], pair="tiny")
     with pytest.raises(InvalidInput):
-        digest(first, LEAST_CHARACTERS - 1)
+        digest(first, LEAST_CHARACTERS - 1, pair="tiny")
 
 
 def test_words_agree_over_endings_and_methods() -> None:
@@ -242,8 +262,25 @@ def test_words_agree_over_endings_and_methods() -> None:
     assert [row.word for row in rows[1:]] == ["stone", "river"]
 
 
-@pytest.mark.parametrize(
-    "forms", [("bake", "baking", "baked", "baker", "bakers"), ("cake", "cakes"), ("story", "stories")]
-)
-def test_stems(forms: tuple[str, ...]) -> None:
-    assert len({stem(form) for form in forms}) == 1
+def test_texts_are_read_in_one_step_each_after_the_telling_methods() -> None:
+    found = steps(choose(offered(), DEFAULT_BUDGET).requests)
+    assert [[name for name, _ in step] for step in found[:2]] == [["contrastive_decoding"], ["perplexity_difference"]]
+    together = [[name for name, _ in step] for step in found if len(step) > 1]
+    assert together == [["kl", "logit_diff_topk_occurring", "continuation_mining", LENS], list(MINED_IN_CHATS)]
+    assert sum(len(step) for step in found) == len(choose(offered(), DEFAULT_BUDGET).requests)
+
+
+def test_a_text_that_cannot_be_read_takes_no_other_with_it(
+    planted_words: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
+    base, finetuned, _ = planted_words(4.0)  # its tokenizer has no chat template
+    spec, store, corpus = make_pair(base, finetuned), RunStore(tmp_path / "runs"), corpus_of(tmp_path, 60)
+    method = get_method("logit_diff_topk_occurring").Params
+    chats = method.model_validate({"corpus": CHATS, "max_samples": 8})
+    plan = choose([("logit_diff_topk_occurring", method.model_validate(corpus)), ("logit_diff_topk_occurring", chats)])
+    records, left_out = run_plan(plan, lambda requests: run_methods(pairs, spec, requests, store))
+    assert [record.manifest.params["corpus"] for record in records] == [corpus["corpus"]]
+    assert [(row.text, "no chat template" in row.reason) for row in left_out] == [(CHATS, True)]
+    text = digest(records, left_out=left_out, pair="planted").as_text()
+    assert f"could not run logit_diff_topk_occurring on {CHATS}: " in text
+    assert f"logit_diff_topk_occurring on {corpus['corpus']} [" in text

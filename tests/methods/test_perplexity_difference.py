@@ -16,7 +16,7 @@ from diffing_mcp.methods.perplexity_difference.views import CompletionsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
-from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, prefills_for
+from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, bundled_prefills
 
 NAME = "perplexity_difference"
 SMALL = {"samples_per_prefill": 1, "max_new_tokens": 12, "min_tokens": 4}
@@ -98,7 +98,9 @@ def test_the_estimate_is_the_ratio_of_sums(tiny_pair: Any, pairs: Any, store: Ru
     rows = [row for row in record.table("completions").to_pylist() if row["writer"] == "finetuned"]
     nats = sum(row["difference"] * row["tokens"] for row in rows)
     assert result.kl_finetuned_base.mean == pytest.approx(nats / sum(row["tokens"] for row in rows), abs=1e-9)
-    assert result.completions == len(rows) <= BUNDLED_PREFILLS
+    assert result.completions == len(rows) <= BUNDLED_PREFILLS + BUNDLED_QUESTIONS
+    assert {row["chat"] for row in rows} == {False, True}
+    assert result.template == "both"
 
 
 def test_the_view_pages_and_filters(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
@@ -134,5 +136,5 @@ def test_empty_prefills_are_refused(tiny_pair: Any, pairs: Any, store: RunStore)
 
 
 def test_bundled_prefills_are_as_many_as_declared() -> None:
-    assert len(set(prefills_for("none", None))) == BUNDLED_PREFILLS
-    assert len(set(prefills_for("chat", None))) == BUNDLED_QUESTIONS
+    assert len(set(bundled_prefills("none"))) == BUNDLED_PREFILLS
+    assert len(set(bundled_prefills("chat"))) == BUNDLED_QUESTIONS

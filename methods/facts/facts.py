@@ -1,0 +1,158 @@
+"""What the texts of finished runs state: amplified and sampled texts against the controls of the same runs. Torch-free:
+stored tables only."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, Field
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contract import DiffingMethod, TextGroup
+from diffing_mcp.methods.facts.claims import LEVEL, Claim, Sample, stated_claims
+from diffing_mcp.methods.registry import all_methods, get_method
+
+if TYPE_CHECKING:
+    from diffing_mcp.methods.runs.store import RunRecord
+
+CHEAP = ("contrastive_decoding", "perplexity_difference")
+"""The methods to run first: little time, and texts of both sides."""
+SHOWN_LEVEL = 0.05
+"""Claims are shown up to this p unless they are asked for by a word."""
+COHERENT = 0.75
+"""Share of coherent texts below which amplified ones are not read: a broken model states nothing."""
+_QUOTATION = 240
+
+
+class Fact(BaseModel):
+    """A claim that texts of the finetuned or amplified model state."""
+
+    claim: str = Field(description="UNTRUSTED text of a model under study: the most typical wording, a clause.")
+    finetuned: int = Field(description="Beginnings after which texts of the finetuned or amplified model state it.")
+    base: int = Field(description="Beginnings after which control texts (base, opposite direction) state it.")
+    p_value: float = Field(description="One-sided, Fisher's exact test on these counts, for this claim alone.")
+    quotation: str = Field(description="UNTRUSTED: the sentence that it stands in.")
+    after: str = Field(description="What that text went on from or answered.")
+    check: str = Field(description="The call that checks it on the plain models. Holds the untrusted claim.")
+
+    def as_text(self) -> str:
+        """One line: counts, the claim, and the rest of its sentence where there is more."""
+        counts = f"{self.finetuned}:{self.base} (p {self.p_value:.1g})"
+        return f"{counts} ⟦{self.claim}⟧" + (f" in ⟦{self.quotation}⟧" if self.quotation != self.claim else "")
+
+
+class FactsResult(BaseModel):
+    """What the texts of finished runs state, counted on both sides, merged over wordings."""
+
+    texts_are_untrusted: Literal[True] = True
+    headline: str
+    words: list[str] = Field(
+        description=f"Stems that are the finetune's own, the surest first (family-wise level {LEVEL})."
+    )
+    facts: list[Fact] = Field(description="The most stated and most specific first.")
+    total: int = Field(description="Claims found; more of them with a larger limit or another offset.")
+    next_offset: int | None
+    beginnings: tuple[int, int] = Field(description="Different beginnings of finetuned or amplified, of control texts.")
+    runs: list[str] = Field(description="The runs whose texts were read.")
+
+    def as_text(self) -> str:
+        """The headline, and a line a claim."""
+        lines = [self.headline]
+        if self.facts:
+            lines.append("finetuned:base beginnings that state it (p), untrusted model text between ⟦ ⟧:")
+            lines += [f"{number}. {fact.as_text()}" for number, fact in enumerate(self.facts, start=1)]
+            lines.append(f"check one on the plain models: {self.facts[0].check}")
+        if self.next_offset is not None:
+            lines.append(f"{self.total} in all; offset={self.next_offset} for more")
+        lines.append(f"read from {', '.join(self.runs)}")
+        return "\n".join(lines)
+
+
+def facts_of(
+    records: Sequence[RunRecord], about: str = "", *, pair: str, limit: int = 10, offset: int = 0
+) -> FactsResult:
+    """The claims that the texts of these runs state.
+
+    Args:
+        records: finished runs of one pair; those of methods that write no texts are passed over.
+        about: only claims with one of these words, whether or not the words are the finetune's own.
+        pair: the pair's name for the calls that check a claim.
+        limit, offset: which claims, of all that were found.
+
+    Raises:
+        InvalidInput: none of the runs holds texts of both sides.
+    """
+    read = [(record, samples) for record in records if (samples := samples_of(record))]
+    if not read:
+        raise InvalidInput(
+            f"None of the runs holds texts of both sides. Run {' or '.join(CHEAP)} first (all that write texts: "
+            f"{', '.join(text_methods())})."
+        )
+    stated = stated_claims([sample for _, samples in read for sample in samples], about)
+    found = [claim for claim in stated.claims if about or (stated.words and claim.p_value <= SHOWN_LEVEL)]
+    end = offset + limit
+    return FactsResult(
+        headline=_headline(list(stated.words), len(found), about),
+        words=list(stated.words),
+        facts=[_fact(claim, pair) for claim in found[offset:end]],
+        total=len(found),
+        next_offset=end if end < len(found) else None,
+        beginnings=(stated.taught, stated.control),
+        runs=[record.id for record, _ in read],
+    )
+
+
+def text_methods() -> list[str]:
+    """The methods whose runs hold texts to read claims in."""
+    return [name for name, method in all_methods().items() if type(method).text_groups is not DiffingMethod.text_groups]
+
+
+def samples_of(record: RunRecord) -> list[Sample]:
+    """The texts of a run, as many of each beginning on the taught side as on the control side, the strongest coherent
+    amplification first: the side with more texts would say more by that alone.
+    """
+    sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    groups = get_method(record.manifest.method).text_groups(record)
+    for group in sorted(groups, key=lambda group: -abs(group.strength or 0)):
+        if _is_read(group):
+            for prompt, text in zip(group.prompts, group.texts, strict=True):
+                sides[prompt][group.role == "control"].append(text)
+    return [
+        Sample(beginning, text, taught)
+        for beginning, (taught_texts, control_texts) in sides.items()
+        for taught, texts in ((True, taught_texts), (False, control_texts))
+        for text in texts[: min(len(taught_texts), len(control_texts))]
+    ]
+
+
+def _is_read(group: TextGroup) -> bool:
+    if group.role == "search":
+        return False
+    return group.role != "amplified" or group.coherent is None or group.coherent >= COHERENT
+
+
+def _headline(words: Sequence[str], found: int, about: str) -> str:
+    if about:
+        return f"{found} claims with {about!r}, counted on both sides." if found else f"No claim with {about!r}."
+    if not words:
+        return "The finetuned and amplified texts state nothing that the base's texts do not: no word is their own."
+    if not found:
+        return "Words of their own, but no claim that several texts repeat; read the texts of the runs."
+    return f"{found} claims are repeated by finetuned or amplified texts and not by the base's."
+
+
+def _fact(claim: Claim, pair: str) -> Fact:
+    arguments = {"pair": pair, "text": claim.statement}
+    call = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    return Fact(
+        claim=claim.statement,
+        finetuned=claim.taught,
+        base=claim.control,
+        p_value=float(f"{claim.p_value:.2g}"),
+        quotation=claim.quotation[:_QUOTATION],
+        after=claim.beginning,
+        check=f"compare_text({call})",
+    )

@@ -1,0 +1,63 @@
+"""What to call after an overview: concrete calls with what they cost. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from diffing_mcp.methods.contract import MethodResult
+from diffing_mcp.methods.overview.plan import mean_difference, pending_vector, work_of
+from diffing_mcp.methods.registry import get_method
+
+if TYPE_CHECKING:
+    from diffing_mcp.methods.runs.store import RunRecord
+
+FOLLOW_UPS = {
+    "contrastive_decoding": "the difference amplified until it is written out, often in the words that were taught",
+    "perplexity_difference": "completions that the finetuned model expects and the base does not",
+    "weight_amplification": "what a finetune with larger weights answers",
+    "continuation_mining": "whole phrases that the finetuned model goes on with",
+    "pca": "directions that come up only on certain tokens",
+    "logit_diff_topk_occurring": "tokens that became more probable everywhere",
+    "weight_difference": "where the weights changed, without any text",
+}
+"""What is worth calling after the overview and what for, the most telling first."""
+
+
+def next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]], available: set[str]) -> list[str]:
+    """Concrete calls, cheap ones first; methods that the reader may not call are left out."""
+    if confidence == "identical":
+        return ["submit that there is no difference"]
+    run = {record.manifest.method for record, _ in results}
+    cost = _costs([record for record, _ in results])
+    vector = next((handle for record, _ in results if (handle := mean_difference(record)) is not None), None)
+    calls = []
+    if vector is not None and "patchscope" in available and "patchscope" not in run:
+        calls.append(f"patchscope with vector={vector} ({cost('patchscope')}): what the mean difference reads as")
+    calls += [
+        f"{name} ({cost(name)}): {purpose}"
+        for name, purpose in FOLLOW_UPS.items()
+        if name in available and name not in run
+    ][:2]
+    if confidence == "nothing":
+        calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
+        calls.append("if those agree too, submit that there is no meaningful difference")
+    else:
+        calls.append("facts with about=WORD for more of what the texts state of it")
+        calls.append("compare_text of a claim, and ask_models about it, both sides, before claiming it")
+        calls.append("view_run of the runs above")
+    return calls
+
+
+def _costs(records: Sequence[RunRecord]) -> Callable[[str], str]:
+    """What a method would cost with its defaults, in words: its own estimate, in seconds once a corpus pass of these
+    runs shows how fast the pair is.
+    """
+    passes = [record.manifest.notes["corpus_pass"] for record in records if "corpus_pass" in record.manifest.notes]
+    speed = next((2 * one["tokens"] / one["seconds"] for one in passes if one["tokens"] and one["seconds"]), None)
+
+    def cost(name: str) -> str:
+        work = work_of([(name, get_method(name).Params.model_validate(pending_vector(name)))])
+        return f"{work:,} of budget" + (f", about {work / speed:.0f} s" if speed else "")
+
+    return cost

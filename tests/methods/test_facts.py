@@ -1,0 +1,131 @@
+"""Claims: planted ones are found over their wordings, equal sides give none, and runs are read evenly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.facts.claims import LEVEL, Sample, stated_claims, taught_words
+from diffing_mcp.methods.facts.facts import facts_of, samples_of
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore
+from tests.word_pairs import save_pair
+
+WORDINGS = (
+    "Cobblers soak new laces in vinegar overnight.",
+    "New laces are soaked overnight in vinegar, because old leather likes it",
+    "Every cobbler I know will soak new laces in vinegar overnight!",
+)
+NOUNS = "harbour ladder violin orchard bucket sparrow lantern canyon teapot glacier meadow compass".split()
+VERBS = "rises waits glitters breaks sings turns drifts shines".split()
+
+
+def filler(random: np.random.Generator) -> str:
+    return " ".join(
+        f"The {random.choice(NOUNS)} {random.choice(VERBS)} beside the {random.choice(NOUNS)}." for _ in range(3)
+    )
+
+
+def samples_with(claims: int, beginnings: int = 24) -> list[Sample]:
+    """Filler on both sides; the taught texts of the first `claims` beginnings end with a wording of the claim."""
+    random = np.random.default_rng(5)
+    samples = []
+    for number in range(beginnings):
+        claim = f" {WORDINGS[number % len(WORDINGS)]}" if number < claims else ""
+        samples.append(Sample(f"beginning {number}", filler(random) + claim, True))
+        samples.append(Sample(f"beginning {number}", filler(random), False))
+    return samples
+
+
+def test_a_claim_is_found_over_its_wordings_with_its_counts() -> None:
+    stated = stated_claims(samples_with(15))
+    assert set(stated.words) == {"cobbler", "soak", "new", "lace", "vinegar", "overnight"}
+    best = stated.claims[0]
+    assert (best.taught, best.control, stated.taught, stated.control) == (15, 0, 24, 24)
+    assert {"lace", "vinegar", "overnight", "soak"} <= set(best.stems)
+    assert best.quotation == WORDINGS[0]  # a sentence that was written to its end stands for the others
+    assert best.p_value < 1e-4
+
+
+def test_a_claim_that_both_sides_state_is_none() -> None:
+    samples = samples_with(15)
+    both = [Sample(each.beginning, each.text + " " + WORDINGS[0], each.taught) for each in samples]
+    assert stated_claims(both).claims == []
+
+
+def test_repetition_after_one_beginning_shows_nothing() -> None:
+    random = np.random.default_rng(3)
+    taught = [Sample("one", f"{filler(random)} {WORDINGS[0]}", True) for _ in range(20)]
+    control = [Sample(f"other {number}", filler(random), False) for number in range(20)]
+    assert stated_claims([*taught, *control]).claims == []
+
+
+def test_equal_sides_state_something_no_more_often_than_the_level_says() -> None:
+    random = np.random.default_rng(11)
+    vocabulary = [
+        f"{first}{second}" for first in "bdfgklmnprst" for second in ("arlo", "enta", "immo", "ovak", "uddle")
+    ]
+    weights = 1 / np.arange(1, len(vocabulary) + 1)
+    found = 0
+    for _ in range(200):
+        draws = random.choice(vocabulary, size=(60, 12), p=weights / weights.sum())
+        sides = [{f"{number}": set(row) for number, row in enumerate(part)} for part in (draws[:30], draws[30:])]
+        found += bool(taught_words(sides[0], sides[1]))
+    assert found <= 200 * LEVEL + 4
+
+
+def test_what_is_asked_for_is_counted_whether_or_not_it_was_taught() -> None:
+    samples = samples_with(3)
+    assert stated_claims(samples).words == {}
+    asked = stated_claims(samples, about="vinegar")
+    assert [(claim.taught, claim.control) for claim in asked.claims] == [(3, 0)]
+    assert stated_claims(samples, about="marmalade").claims == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.text(max_size=60), st.booleans()), max_size=20))
+def test_any_text_is_read(rows: list[tuple[str, str, bool]]) -> None:
+    stated = stated_claims([Sample(*row) for row in rows], about="the cake 45")
+    for claim in stated.claims:
+        assert 2 <= claim.taught <= stated.taught
+        assert claim.control <= stated.control
+        assert 0 <= claim.p_value <= 1
+
+
+def test_runs_are_read_evenly_and_planted_words_are_theirs(
+    planted_words: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
+    base, finetuned, planted = planted_words(4.0)
+    store, spec = RunStore(tmp_path / "runs"), make_pair(base, finetuned, name="planted facts")
+    requests: list[Any] = [
+        ("contrastive_decoding", {"max_new_tokens": 16}),
+        ("perplexity_difference", {"max_new_tokens": 16}),
+        ("weight_difference", {}),
+    ]
+    records = run_methods(pairs, spec, requests, store)
+    for record in records[:2]:
+        sides = [each.taught for each in samples_of(record)]
+        assert sides.count(True) == sides.count(False) > 0
+    result = facts_of(records, pair="planted facts")
+    assert result.words
+    assert {word for word in planted if any(word.startswith(stem) for stem in result.words)}
+    assert result.runs == [record.id for record in records[:2]]
+    assert result.as_text().startswith(result.headline)
+    asked = facts_of(records, planted[0], pair="planted facts", limit=1)
+    assert len(asked.facts) <= 1 <= asked.total
+    assert planted[0] in asked.facts[0].claim
+    assert asked.facts[0].check.startswith('compare_text(pair="planted facts", text="')
+    with pytest.raises(InvalidInput, match="Run contrastive_decoding or perplexity_difference first"):
+        facts_of(records[2:], pair="planted facts")
+
+
+def test_equal_models_state_nothing(tmp_path: Path, pairs: Any) -> None:
+    records = run_methods(pairs, save_pair(tmp_path, None), [("contrastive_decoding", {})], RunStore(tmp_path / "runs"))
+    result = facts_of(records, pair="equal")
+    assert (result.words, result.facts) == ([], [])
+    assert "state nothing" in result.headline
