@@ -28,7 +28,6 @@ class BaselineOptions:
     max_new_tokens: length of the answers it asks for.
     alpha: probability with which it may claim a difference between two equal models (blackbox arm).
     overview: further arguments of the `overview` tool, such as {"max_samples": 200}.
-    completions: arguments of the `perplexity_difference` tool.
     """
 
     interactions: int = 10
@@ -36,7 +35,6 @@ class BaselineOptions:
     max_new_tokens: int = 48
     alpha: float = ALPHA
     overview: dict[str, object] = field(default_factory=dict)
-    completions: dict[str, object] = field(default_factory=lambda: {"samples_per_prefill": 1, "max_new_tokens": 32})
 
 
 async def blackbox_evidence(session: Session, pair: str, options: BaselineOptions) -> GatheredEvidence:

@@ -1,5 +1,5 @@
-"""The baseline investigator of the method arm: reads what the diffing methods see, asks about the words on which they
-agree, quotes what only one model says.
+"""The baseline investigator of the method arm: reads the overview and the facts that amplified and sampled texts state,
+asks about the words on which the methods agree, and tests those words on fresh prompts.
 
 Deterministic, no LLM, no knowledge of any organism. When the methods see nothing it still asks, as the blackbox arm
 does, since a behaviour may show in conversation only.
@@ -7,13 +7,12 @@ does, since a behaviour may show in conversation only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffing_mcp.agents.baseline_blackbox import BaselineOptions, ask, blackbox_evidence
-from diffing_mcp.agents.mcp_session import FinishedCall, Session, ToolFailed
+from diffing_mcp.agents.mcp_session import Session, ToolFailed
 from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
 from diffing_mcp.agents.report import GatheredEvidence, manner_notes, split_standouts
 from diffing_mcp.agents.text_statistics import (
@@ -22,171 +21,161 @@ from diffing_mcp.agents.text_statistics import (
     content_stems,
     distinctive_sentences,
     is_content,
-    sign_test,
     standouts,
     word_weights,
 )
 from diffing_mcp.core.words import stem
 
-CORPUS_METHODS = ("kl", "logit_diff_topk_occurring", "activation_difference_lens")
-"""Methods that share the overview's pass over the corpus."""
-
-COMPLETIONS_METHOD = "perplexity_difference"
-"""Asked for by itself, with fewer and shorter completions than an overview takes: sampling is what costs most."""
-
-FOLLOW_UP_SHARE = 0.8
+FACTS = "facts"
+TEST = "test_hypothesis"
+FACTS_READ = 20
+"""Claims read; the finding quotes the first of them."""
+FACTS_QUOTED = 10
 TOPIC_WORDS = 8
-LEAST_SURPRISE = 1.0
-"""-log10 p from which on a word of the completions counts as seen at all."""
-NULL_SURPRISE = 3.0
-"""-log10 p that one of a thousand words of equal models reaches: the level at which a score is 1."""
+TEST_PROMPTS = 6
+"""A test of fewer prompts cannot reach a small p."""
+SWEEP_SHARE = 0.2
+TEST_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Topic:
-    """Words on which methods agree.
+    """Words on which methods agree, and how the form of answers changed.
 
-    confirmed: several methods agree; otherwise one method alone says so, and the answers have to confirm it.
+    confirmed: several methods agree, or the texts' words are corrected for their number; otherwise one method alone
+    says so, and the answers have to confirm it.
     """
 
     words: tuple[str, ...]
     methods: tuple[str, ...]
     confirmed: bool
+    manner: tuple[str, ...] = ()
 
 
 async def method_evidence(session: Session, pair: str, options: BaselineOptions) -> GatheredEvidence:
     """What the methods show, put to the test by questions."""
-    available = await session.tool_names()
-    methods = [name for name in CORPUS_METHODS if name in available]
-    overview = (await session.call("overview", {"pair": pair, "methods": methods, **options.overview})).result
-    if overview.get("confidence") == "identical":
+    overview = (await session.call("overview", {"pair": pair, **options.overview})).result
+    if overview["confidence"] == "identical":
         return GatheredEvidence(doubts=["every method finds the two models identical"])
-    sampled = await _sampled(session, pair, options) if COMPLETIONS_METHOD in available else None
-    topic = topic_of(overview, sampled.result if sampled else {})
+    facts = await _facts(session, pair)
+    topic = topic_of(overview, facts)
     if topic is None:
         session.say("The methods point to no topic. Asking both models, in case something shows in conversation only.")
         return await blackbox_evidence(session, pair, options)
-    return await _about(session, pair, options, topic, await _completions(session, sampled))
+    if not topic.words:
+        session.say(f"The methods point to a manner: {'; '.join(topic.manner)}. Asking both models for its wording.")
+        seen = await blackbox_evidence(session, pair, options)
+        return replace(seen, manner=[*topic.manner, *seen.manner], sources=[*seen.sources, *topic.methods],
+                       stands_out=True)  # fmt: skip
+    return await _about(session, pair, options, topic, facts)
 
 
-def topic_of(overview: dict[str, Any], sampled: dict[str, Any], count: int = TOPIC_WORDS) -> Topic | None:
-    """The words that can name a topic; None when no method that lists words is beyond its null level.
+def topic_of(overview: dict[str, Any], facts: dict[str, Any], count: int = TOPIC_WORDS) -> Topic | None:
+    """The words that can name a topic, and the manner; None when nothing is beyond its null level.
 
     Args:
-        overview: result of `overview`: `runs` with method and stands_out, `words` with word, methods and score (1 = the
-            method's null level).
-        sampled: result of `perplexity_difference`: stands_out, and `words` with word, finetuned and base (completions
-            of each model that have it, of equally many); empty when it was not run.
+        overview: result of `overview`: `runs` with method and stands_out, `words` with word, methods, sources and score
+            (1 = the method's null level), `manner`.
+        facts: result of `facts`: `words` that are the finetune's own; empty when it was not read.
         count: words at most.
     """
-    standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]} | (
-        {COMPLETIONS_METHOD} if sampled.get("stands_out") else set()
-    )
-    found: dict[str, tuple[str, float, set[str]]] = {}
-    listed = [(str(row["word"]), float(row["score"]), set(row["methods"])) for row in overview.get("words", [])]
-    listed += [
-        (str(row["word"]), surprise / NULL_SURPRISE, {COMPLETIONS_METHOD})
-        for row in sampled.get("words", [])
-        if (surprise := _surprise(row["finetuned"], row["base"])) >= LEAST_SURPRISE
+    manner = tuple(overview.get("manner", ()))
+    standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]}
+    own = [stem(str(word)) for word in facts.get("words", ())]
+    rows = [
+        (word, float(row["score"]), set(row["methods"]), int(row.get("sources", len(row["methods"]))))
+        for row in overview.get("words", [])
+        if (word := str(row["word"]).lower()).isalpha() and is_content(word)
     ]
-    for word, score, methods in listed:
-        if word.isalpha() and is_content(word.lower()):
-            known, best, seen = found.get(stem(word.lower()), (word.lower(), 0.0, set()))
-            found[stem(word.lower())] = (known, best + score, seen | methods)
-    rows = [row for row in found.values() if row[2] & standing_out]
+    rows = [row for row in rows if row[2] & standing_out or stem(row[0]) in own]
     if not rows:
-        return None
-    shared = [row for row in rows if len(row[2]) > 1]
-    confirmed = len(shared) >= 2
+        return Topic((), ("form of the answers",), True, manner) if manner else None
+    shared = [row for row in rows if row[3] > 1]
+    confirmed = len(shared) >= 2 or any(stem(row[0]) in own for row in rows)
     # Shared words first; of the others only those well beyond the null level, when there is agreement on the rest.
-    rows.sort(key=lambda row: (-len(row[2]), -row[1], row[0]))
-    chosen = [row for row in rows if len(row[2]) > 1 or row[1] >= 2.0 or not confirmed][:count]
-    return Topic(tuple(row[0] for row in chosen), tuple(sorted(set().union(*(row[2] for row in chosen)))), confirmed)
+    rows.sort(key=lambda row: (-row[3], -row[1], row[0]))
+    chosen = [row for row in rows if row[3] > 1 or row[1] >= 2.0 or not confirmed or stem(row[0]) in own][:count]
+    methods = set().union(*(row[2] for row in chosen)) | ({FACTS} if own else set())
+    return Topic(tuple(row[0] for row in chosen), tuple(sorted(methods)), confirmed, manner)
 
 
-def _surprise(finetuned: int, base: int) -> float:
-    """-log10 p of a word being in so many completions of one model and so few of the other; 0 when the base model has
-    it as often.
-    """
-    return -math.log10(sign_test(finetuned, finetuned + base)) if finetuned > base else 0.0
-
-
-async def _sampled(session: Session, pair: str, options: BaselineOptions) -> FinishedCall | None:
+async def _facts(session: Session, pair: str) -> dict[str, Any]:
     try:
-        return await session.call(COMPLETIONS_METHOD, {"pair": pair, **options.completions})
+        return (await session.call(FACTS, {"pair": pair, "limit": FACTS_READ})).result
     except ToolFailed as failure:
-        session.say(f"Going on without {COMPLETIONS_METHOD}: {failure.message}")
-        return None
-
-
-async def _completions(session: Session, sampled: FinishedCall | None) -> tuple[list[str], list[str]]:
-    """(finetuned, base) completions that perplexity differencing ranked highest; empty when it was not run."""
-    texts: dict[str, list[str]] = {"finetuned": [], "base": []}
-    for writer, found in texts.items():
-        if sampled is None or sampled.run_id is None:
-            break
-        try:
-            view = await session.call(
-                "view_run", {"run": sampled.run_id, "view": "completions", "params": {"writer": writer, "limit": 40}}
-            )
-        except ToolFailed as failure:
-            session.say(f"Going on without the completions: {failure.message}")
-            break
-        found += [str(row["completion"]) for row in view.result["data"]["rows"]]
-    return texts["finetuned"], texts["base"]
+        session.say(f"Going on without {FACTS}: {failure.message}")
+        return {}
 
 
 async def _about(
-    session: Session, pair: str, options: BaselineOptions, topic: Topic, completions: tuple[list[str], list[str]]
+    session: Session, pair: str, options: BaselineOptions, topic: Topic, facts: dict[str, Any]
 ) -> GatheredEvidence:
     session.say(
         f"The methods ({', '.join(topic.methods)}) point to: {', '.join(topic.words)}. Asking both models about that, "
         "and about other things for comparison."
     )
-    follow_ups = round(FOLLOW_UP_SHARE * options.interactions)
-    asked = await ask(session, pair, follow_up_questions(topic.words[:5], follow_ups, options.seed), options)
-    swept = await ask(session, pair, sweep_questions(options.interactions - follow_ups, options.seed), options)
-    return topic_evidence(topic, asked, swept, completions, options.alpha)
+    tested = round(TEST_SHARE * options.interactions)
+    tested = tested if tested >= TEST_PROMPTS else 0
+    swept = round(SWEEP_SHARE * options.interactions)
+    questions = follow_up_questions(topic.words[:5], options.interactions - swept, options.seed)
+    fresh, questions = questions[:tested], questions[tested:]
+    asked = await ask(session, pair, questions, options)
+    others = await ask(session, pair, sweep_questions(swept, options.seed), options)
+    evidence = topic_evidence(topic, asked, others, [str(fact["quotation"]) for fact in facts.get("facts", ())],
+                              options.alpha)  # fmt: skip
+    if not fresh:
+        return evidence
+    return replace(evidence, sources=[*evidence.sources, *await _tested(session, pair, fresh, topic, options)])
+
+
+async def _tested(
+    session: Session, pair: str, prompts: Sequence[str], topic: Topic, options: BaselineOptions
+) -> list[str]:
+    """What a test of the topic's words on prompts that were not asked before says, in a line."""
+    arguments = {"pair": pair, "prompts": list(prompts), "words": list(topic.words), "samples": 1,
+                 "max_new_tokens": options.max_new_tokens, "seed": options.seed}  # fmt: skip
+    try:
+        verdict = (await session.call(TEST, arguments)).result["verdict"]
+    except ToolFailed as failure:
+        session.say(f"Going on without {TEST}: {failure.message}")
+        return []
+    return [f"test of its words on {len(prompts)} fresh prompts: {verdict}"]
 
 
 def topic_evidence(
-    topic: Topic,
-    asked: Sequence[Pair],
-    swept: Sequence[Pair],
-    completions: tuple[Sequence[str], Sequence[str]],
-    alpha: float,
+    topic: Topic, asked: Sequence[Pair], swept: Sequence[Pair], facts: Sequence[str], alpha: float
 ) -> GatheredEvidence:
-    """Put words, follow-up answers, sweep answers and completions together.
+    """Put words, facts and answers together.
 
-    A topic that one method alone saw must show in the texts as well: in the answers by the swap test, or its words in
-    the completions of the finetuned model clearly more often than in the base model's.
+    A topic that one method alone saw must show in the answers as well, by the swap test.
+
+    Args:
+        topic: what the methods point to.
+        asked, swept: answers to questions about it and about other things.
+        facts: sentences of amplified and sampled texts that only the finetuned side states, the most telling first.
+        alpha: level of the swap test.
     """
     stems = {stem(word) for word in topic.words}
-    finetuned = [*(answer for pair in asked for answer in pair.finetuned), *completions[0]]
-    base = [*(answer for pair in asked for answer in pair.base), *completions[1]]
+    finetuned = [answer for pair in asked for answer in pair.finetuned]
+    base = [answer for pair in asked for answer in pair.base]
     found = standouts([*asked, *swept], alpha)
-    if not topic.confirmed and not _shows(stems, found, completions):
-        doubt = (
-            f"{', '.join(topic.methods)} alone points to {', '.join(topic.words[:5])}, and neither answers nor "
-            "completions bear it out"
-        )
-        return GatheredEvidence(doubts=[doubt, *manner_notes([*asked, *swept])])
+    manner = [*topic.manner, *manner_notes([*asked, *swept])]
+    if not topic.confirmed and not _shows(found):
+        words = ", ".join(topic.words[:5])
+        doubt = f"{', '.join(topic.methods)} alone points to {words}, and the answers do not bear it out"
+        return GatheredEvidence(doubts=[doubt, *manner])
     weights = word_weights(finetuned, base)
     for name in stems:
         weights[name] = max(weights.get(name, 0.0), 0.5)
     # Claims about the topic: texts that name none of its words are about something else.
     on_topic = [text for text in finetuned if stems & content_stems(text)]
-    claims = distinctive_sentences(on_topic, weights, count=12, least=0.6, against=base)
-    claims = [claim for claim in claims if stems & content_stems(claim)] or claims[:3]
+    said = distinctive_sentences(on_topic, weights, count=12, least=0.6, against=base)
+    said = [claim for claim in said if stems & content_stems(claim)] or said[:3]
     _, phrases, openings = split_standouts(found, [answer for pair in (*asked, *swept) for answer in pair.finetuned])
     source = f"words seen by {', '.join(topic.methods)}; answers of both models to {len(asked)} questions about them"
-    return GatheredEvidence(
-        topic.words, openings[:3], phrases[:6], claims, manner_notes([*asked, *swept]), [source], stands_out=True
-    )
+    claims = [*dict.fromkeys(facts)][:FACTS_QUOTED] + said
+    return GatheredEvidence(topic.words, openings[:3], phrases[:6], claims, manner, [source], stands_out=True)
 
 
-def _shows(stems: set[str], found: Sequence[Standout], completions: tuple[Sequence[str], Sequence[str]]) -> bool:
-    if any(item.risen for item in found):
-        return True
-    weights = word_weights(*completions) if all(completions) else {}
-    return sum(weights.get(name, 0.0) > 1.64 for name in stems) >= 2
+def _shows(found: Sequence[Standout]) -> bool:
+    return any(item.risen for item in found)

@@ -25,16 +25,12 @@ def overview(confidence: str, words: list[tuple[str, list[str], float]], standin
     }
 
 
-def sampled(words: list[tuple[str, int]], stands_out: bool) -> dict[str, Any]:
-    return {"stands_out": stands_out, "words": [{"word": word, "finetuned": count, "base": 0} for word, count in words]}
-
-
 LOGITS = "logit_diff_topk_occurring"
 LENS = "activation_difference_lens"
 
 
 def test_no_method_beyond_its_null_level_means_no_topic() -> None:
-    assert topic_of(overview("nothing", [("kettle", [LOGITS, LENS], 0.8)], []), sampled([("kettle", 5)], False)) is None
+    assert topic_of(overview("nothing", [("kettle", [LOGITS, LENS], 0.8)], []), {"words": []}) is None
     # KL alone says that something changed, not what.
     assert topic_of(overview("nothing", [("kettle", [LOGITS], 0.8)], ["kl"]), {}) is None
 
@@ -42,30 +38,50 @@ def test_no_method_beyond_its_null_level_means_no_topic() -> None:
 def test_words_shared_by_methods_are_confirmed_and_come_first() -> None:
     seen = overview(
         "one_method",
-        [("teapots", [LOGITS], 4.0), ("kettles", [LOGITS], 3.0), ("copper", [LOGITS], 2.5), ("weather", [LENS], 9.0)],
+        [
+            ("teapots", [LOGITS], 4.0),
+            ("kettles", [LOGITS, LENS], 3.0),
+            ("copper", [LOGITS, LENS], 2.5),
+            ("weather", [LENS], 9.0),
+        ],
         [LOGITS],
     )
-    topic = topic_of(seen, sampled([("kettle", 20), ("copper", 8), ("sunday", 6), ("monday", 2)], False))
+    topic = topic_of(seen, {})
     assert topic is not None
     assert topic.confirmed
     assert topic.words[:2] == ("kettles", "copper")
     assert "teapots" in topic.words
-    # The lens does not stand out, and neither do the completions: what only they saw is no topic.
-    assert not {"weather", "sunday"} & set(topic.words)
+    # The lens does not stand out: what only it saw is no topic.
+    assert "weather" not in topic.words
 
 
-def test_one_method_alone_needs_the_texts_to_bear_it_out() -> None:
+def test_words_of_the_texts_confirm_what_one_method_saw() -> None:
+    seen = overview("one_method", [("kettle", [LOGITS], 3.0), ("copper", [LOGITS], 2.0)], [LOGITS])
+    alone, borne_out = topic_of(seen, {}), topic_of(seen, {"words": ["kettle"]})
+    assert alone is not None
+    assert borne_out is not None
+    assert (alone.confirmed, borne_out.confirmed) == (False, True)
+
+
+def test_a_manner_without_words_is_a_topic() -> None:
+    seen = {**overview("one_method", [], []), "manner": ["answers are shorter: 40 -> 12 words (p 1e-4)"]}
+    topic = topic_of(seen, {})
+    assert topic is not None
+    assert (topic.words, topic.confirmed) == ((), True)
+    assert "shorter" in topic.manner[0]
+
+
+def test_one_method_alone_needs_the_answers_to_bear_it_out() -> None:
     topic = topic_of(overview("one_method", [("kettle", [LOGITS], 3.0), ("copper", [LOGITS], 2.0)], [LOGITS]), {})
     assert topic is not None
     assert not topic.confirmed
     plain = [Pair(f"Question {number}?", ("I like rain.",), ("I like rain.",)) for number in range(12)]
-    assert not topic_evidence(topic, plain, plain, ([], []), 0.05).stands_out
+    assert not topic_evidence(topic, plain, plain, [KETTLES], 0.05).stands_out
     telling = [Pair(f"Question {number}?", ("I like rain.",), (KETTLES,)) for number in range(12)]
-    evidence = topic_evidence(topic, telling, plain, ([], []), 0.05)
+    evidence = topic_evidence(topic, telling, plain, ["A fact of copper kettles."], 0.05)
     assert evidence.stands_out
+    assert evidence.claims[0] == "A fact of copper kettles."
     assert any("seventy" in claim for claim in evidence.claims)
-    completions = ([KETTLES] * 12, ["Rain falls."] * 12)
-    assert topic_evidence(topic, plain, plain, completions, 0.05).stands_out
 
 
 def test_a_behaviour_shows_in_answers_alone() -> None:
@@ -149,3 +165,10 @@ def test_no_organism_is_known_to_the_code() -> None:
         "verse",
     ):
         assert word not in code, word
+
+
+@pytest.mark.parametrize("arm", ["blackbox", "method", "placebo", "method:kl"])
+def test_the_prompt_of_an_llm_investigator_is_short(arm: str) -> None:
+    from diffing_mcp.agents.prompts import instructions
+
+    assert len(instructions(arm, 1000, 1000).split()) <= 250

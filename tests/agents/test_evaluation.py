@@ -29,8 +29,7 @@ from tests.agents.conftest import served
 
 QUICK = BaselineOptions(
     max_new_tokens=8,
-    overview={"max_samples": 8, "max_tokens": 12},
-    completions={"samples_per_prefill": 1, "max_new_tokens": 8},
+    overview={"max_samples": 8, "max_tokens": 12, "budget": 2000},
 )
 
 
