@@ -14,6 +14,7 @@ import typer
 
 from diffing_mcp.cli import (
     activations,
+    batch,
     config,
     dictionaries,
     doctor,
@@ -49,6 +50,7 @@ for part in (
     methods,
     runs,
     activations,
+    batch,
     dictionaries,
     pairs,
     organisms,
