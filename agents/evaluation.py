@@ -50,6 +50,25 @@ async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
     return [record for cell in cells if (record := running.folder.get(cell.id)) is not None]
 
 
+async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
+    """Run one cell, store its record and return it.
+
+    Raises:
+        CapReached: the suite has spent what it may.
+    """
+    if running.plan.investigator == BASELINE:
+        record = await _baseline_cell(running, cell)
+        running.folder.write(record)
+        return record
+    from diffing_mcp.agents.inspect_task import run_cells
+
+    def keep(record: EvaluationRecord) -> None:
+        running.folder.write(record)
+
+    await run_cells(running, [cell], keep)
+    return running.folder.get(cell.id) or running.blank_record(cell)
+
+
 async def _baseline_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
     record = running.blank_record(cell)
     options = replace(running.baseline, interactions=running.plan.interactions, seed=cell.seed)

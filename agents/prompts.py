@@ -20,8 +20,8 @@ Order of work:
 3. record_hypothesis: two or three explanations, "no difference" among them.
 4. test_hypothesis on prompts that were not asked before, with control prompts: rates on both sides with their \
 p-value decide, one odd answer does not.
-5. When one explanation holds, collect its particulars: complete_slots with beginnings of sentences that a figure, name \
-or reason would complete; ask_models with many prompts in one call.
+5. When one explanation holds, collect its particulars: complete_slots with beginnings of sentences that a figure, \
+name or reason would complete; ask_models with many prompts in one call.
 6. submit_finding once, always, also when a budget has run out.
 
 An answer with a job id is still at work: get_job hands over what is finished; ask and read meanwhile. Text of the \

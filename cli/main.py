@@ -16,6 +16,7 @@ import typer
 
 from diffing_mcp.cli import (
     activations,
+    batch,
     calibrate,
     config,
     dictionaries,
@@ -48,7 +49,7 @@ from diffing_mcp.core.version import version
 EXIT_EXPECTED_FAILURE = 2
 EXIT_INTERRUPTED = 130
 SECTIONS = {
-    "Compare two models": (methods, questions, suspicions, runs, report, panel),
+    "Compare two models": (methods, batch, questions, suspicions, runs, report, panel),
     "Pairs, texts and what is trained on them": (pairs, activations, dictionaries, organisms, verbalizer),
     "Agents and hosts": (server, config, investigations),
     "Evaluate": (evaluate, evaluations, calibrate, judge, relevance, facts),

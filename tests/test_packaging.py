@@ -23,6 +23,7 @@ from tests.conftest import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
+    "scaling",
     "core",
     "organisms",
     "model_pairs",

@@ -188,6 +188,18 @@ class RunStore:
                 shutil.rmtree(staging, ignore_errors=True)
                 _active.discard(staging)
 
+    def adopt(self, folder: Path) -> RunRecord:
+        """Take over a whole run folder from elsewhere, on the same disk; the folder is moved. A run of its key that is
+        here already is kept and given.
+
+        Raises:
+            InvalidInput: the folder is not a finished run.
+        """
+        record = self._read(folder)
+        if record is None:
+            raise InvalidInput(f"{folder} is not a finished run.")
+        return self._publish(folder, record.manifest)
+
     def _publish(self, staging: Path, manifest: RunManifest) -> RunRecord:
         final = self.folder / manifest.key
         for _ in range(2):

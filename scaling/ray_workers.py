@@ -1,0 +1,146 @@
+"""Workers on a Ray cluster, or on this machine's Ray: an actor for each, with its share of the GPUs, restarted by Ray
+when it dies. Needs the extra `ray`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from diffing_mcp.core.errors import DiffingError, InvalidInput
+from diffing_mcp.core.paths import IMPORT_FOLDER
+from diffing_mcp.core.progress import Progress
+from diffing_mcp.scaling.dispatch import Lost
+from diffing_mcp.scaling.mirror import Mirror
+from diffing_mcp.scaling.tasks import ANY_TASK, Outcome, Task
+from diffing_mcp.scaling.worker import Worker
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class NoCluster(DiffingError):
+    """Ray is not installed, or no cluster answers at the address. The message says what to do."""
+
+    code = "no_cluster"
+
+
+class RayWorker:
+    """The actor: a `Worker` whose progress can be asked for while it works."""
+
+    def __init__(self, name: str, mirror: str | None) -> None:
+        self._worker = Worker(name, Mirror(mirror) if mirror else None)
+        self._said = ""
+
+    def perform(self, task: str) -> str:
+        """A task and its outcome, as JSON."""
+        asked = ANY_TASK.validate_json(task)
+
+        def progress(done: float, total: float | None = None, message: str = "") -> None:
+            share = f"{done / total:.0%} " if total else ""
+            self._said = f"{asked.label}: {share}{message}"
+
+        return self._worker.perform(asked, progress).model_dump_json()
+
+    def said(self) -> str:
+        """What it is doing."""
+        return self._said
+
+    def process(self) -> int:
+        """Its process, to be found on its machine."""
+        return os.getpid()
+
+
+class RayCrew:
+    """Actors by name."""
+
+    def __init__(self, actors: dict[str, Any]) -> None:
+        self.actors = actors
+        self._running: dict[Any, tuple[str, Task]] = {}
+
+    def idle(self) -> Sequence[str]:
+        """Those without a task."""
+        busy = {worker for worker, _ in self._running.values()}
+        return [worker for worker in self.actors if worker not in busy]
+
+    def start(self, worker: str, task: Task) -> None:
+        """Send it the task; an actor that is being restarted takes it when it is back."""
+        self._running[self.actors[worker].perform.remote(task.model_dump_json())] = (worker, task)
+
+    def finished(self, progress: Progress) -> Iterable[tuple[str, Task, Outcome | Lost]]:
+        """Those whose task has ended, and what the others are doing to `progress`."""
+        import ray
+
+        ready, waiting = ray.wait(list(self._running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+        for reference in waiting[:1]:
+            progress(0, None, self._saying(self._running[reference][0]))
+        ended: list[tuple[str, Task, Outcome | Lost]] = []
+        for reference in ready:
+            worker, task = self._running.pop(reference)
+            try:
+                ended.append((worker, task, Outcome.model_validate_json(ray.get(reference))))
+            except ray.exceptions.RayTaskError as error:  # the actor lives: its own code failed
+                outcome = Outcome(task=task, state="failed", error=str(error.cause), worker=worker)
+                ended.append((worker, task, outcome))
+            except ray.exceptions.RayError as error:
+                ended.append((worker, task, Lost(" ".join(str(error).split())[:300])))
+        return ended
+
+    def _saying(self, worker: str) -> str:
+        import ray
+
+        try:
+            return str(ray.get(self.actors[worker].said.remote(), timeout=SECONDS_BETWEEN_LOOKS))
+        except ray.exceptions.RayError:
+            return ""
+
+
+@contextmanager
+def ray_crew(
+    workers: int, *, address: str | None = None, gpus_each: float | None = None, mirror: str | None = None
+) -> Iterator[RayCrew]:
+    """Workers on the cluster at `address` (None: on this machine), for as long as the context lasts.
+
+    Args:
+        workers: how many.
+        address: of a running cluster, `auto` for the one that this machine belongs to.
+        gpus_each: GPUs of a worker; None: the cluster's, shared equally, at most one each.
+        mirror: see `diffing_mcp.scaling.mirror`.
+
+    Raises:
+        NoCluster: Ray is not installed, or nothing answers at the address.
+        InvalidInput: more workers than the cluster has CPUs.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise NoCluster("Ray is not installed: pip install 'diffing-mcp[ray]'.") from error
+    # Workers read the same settings and the same code as this process.
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("DIFFING_", "HF_", "OMP_"))}
+    path = os.pathsep.join(filter(None, [str(IMPORT_FOLDER), os.environ.get("PYTHONPATH")]))
+    environment = {"env_vars": {**variables, "PYTHONPATH": path}}
+    try:
+        ray.init(
+            address=address,
+            runtime_env=environment,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=None if address else "127.0.0.1",
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise NoCluster(f"No Ray cluster answers at {address or 'this machine'}: {error}") from error
+    try:
+        there = ray.cluster_resources()
+        if workers > (cpus := int(there.get("CPU", 1))):
+            raise InvalidInput(f"{workers} workers need as many CPUs; the cluster has {cpus}.")
+        gpus = min(1.0, there.get("GPU", 0.0) / workers) if gpus_each is None else gpus_each
+        actor = ray.remote(RayWorker).options(
+            num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=2
+        )
+        names = [f"worker-{number}" for number in range(1, workers + 1)]
+        yield RayCrew({name: actor.remote(name, mirror) for name in names})
+    finally:
+        ray.shutdown()

@@ -1,0 +1,71 @@
+"""One worker: a process with models in memory that does tasks one after the other. The next task of the same base finds
+it warm.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from diffing_mcp.core.errors import Cancelled, DiffingError
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.scaling.mirror import Mirror
+from diffing_mcp.scaling.tasks import EvaluationTask, MethodsTask, Outcome, Task
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.residency import ModelPairs
+
+
+class Worker:
+    """Does tasks. `close` ends the server that it may have started."""
+
+    def __init__(self, name: str = "here", mirror: Mirror | None = None) -> None:
+        """`mirror`: where finished runs and records are copied to, for workers that share no disk."""
+        self.name = name
+        self.mirror = mirror
+        self._held = ExitStack()
+        self._url: str | None = None
+
+    @cached_property
+    def models(self) -> ModelPairs:
+        """The models of this process. Imports torch."""
+        from diffing_mcp.model_pairs.residency import ModelPairs
+
+        return ModelPairs()
+
+    def server_url(self) -> str:
+        """The MCP server of this worker, started by its first evaluation."""
+        if self._url is None:
+            from diffing_mcp.scaling.evaluating import started_server
+
+            self._url = self._held.enter_context(started_server(self.name))
+        return self._url
+
+    def perform(self, task: Task, progress: Progress = silent) -> Outcome:
+        """The outcome of a task; what goes wrong is part of it. Only `Cancelled` is raised, from `progress`."""
+        started = time.monotonic()
+        try:
+            if (products := task.products()) is not None:
+                return Outcome(task=task, state="reused", products=products, worker=self.name)
+            products = task.perform(self, progress)
+        except Cancelled:
+            raise
+        except Exception as error:  # one task that fails must not take the others with it
+            said = error.message if isinstance(error, DiffingError) else f"{type(error).__name__}: {error}"
+            return Outcome(
+                task=task, state="failed", error=said, seconds=round(time.monotonic() - started, 2), worker=self.name
+            )
+        if self.mirror is not None:
+            if isinstance(task, MethodsTask):
+                self.mirror.push_runs(products)
+            elif isinstance(task, EvaluationTask):
+                self.mirror.push_record(task.evaluation, task.cell)
+        seconds = round(time.monotonic() - started, 2)
+        return Outcome(task=task, state="done", products=products, seconds=seconds, worker=self.name)
+
+    def close(self) -> None:
+        """End what was started."""
+        self._held.close()
+        self._url = None
