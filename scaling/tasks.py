@@ -5,7 +5,7 @@ machine, knows whether it is done, and can be done again without harm: results a
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -15,7 +15,18 @@ from diffing_mcp.core.validation_messages import complaints
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import CostEstimate, PairSize
-    from diffing_mcp.scaling.worker import Worker
+    from diffing_mcp.model_pairs.residency import ModelPairs
+
+
+class Workplace(Protocol):
+    """What a task finds where it is done."""
+
+    @property
+    def models(self) -> ModelPairs:
+        """Models in memory."""
+
+    def server_url(self) -> str:
+        """An MCP server on these machines."""
 
 
 class Request(BaseModel):
@@ -65,14 +76,14 @@ class MethodsTask(_Task):
 
         return estimate(size, [(request.method, request.params) for request in self.requests])
 
-    def perform(self, worker: Worker, progress: Progress) -> list[str]:
+    def perform(self, place: Workplace, progress: Progress) -> list[str]:
         """Do it; ids of the runs."""
         from diffing_mcp.methods.runs.execute import run_methods
         from diffing_mcp.methods.runs.store import default_store
         from diffing_mcp.model_pairs.resolve import resolve_pair
 
         requests = [(request.method, request.params) for request in self.requests]
-        records = run_methods(worker.models, resolve_pair(self.pair), requests, default_store(), progress)
+        records = run_methods(place.models, resolve_pair(self.pair), requests, default_store(), progress)
         return [record.id for record in records]
 
 
@@ -129,14 +140,14 @@ class CollectionTask(_Task):
         stored = 2 * tokens * layers * (size.d_model or 0) * 2  # two sides, two bytes a number
         return size.cost(2 * tokens, 2 * max(1, tokens // 2048), bytes=stored)
 
-    def perform(self, worker: Worker, progress: Progress) -> list[str]:
+    def perform(self, place: Workplace, progress: Progress) -> list[str]:
         """Do it; what was cut off goes on at its last finished shard."""
         from diffing_mcp.model_pairs.resolve import resolve_pair
         from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
         from diffing_mcp.preprocessing.activation_store import default_activation_store
 
         params = CollectionParams.model_validate(self.params)
-        with worker.models.use(resolve_pair(self.pair), progress) as pair:
+        with place.models.use(resolve_pair(self.pair), progress) as pair:
             return [collect(default_activation_store(), pair, params, progress).id]
 
 
@@ -188,7 +199,7 @@ class EvaluationTask(_Task):
         """
         return size.cost(0, 0)
 
-    def perform(self, worker: Worker, progress: Progress) -> list[str]:
+    def perform(self, place: Workplace, progress: Progress) -> list[str]:
         """Do it, on the worker's own server.
 
         Raises:
@@ -197,7 +208,7 @@ class EvaluationTask(_Task):
         from diffing_mcp.scaling.evaluating import investigate
 
         progress(0, None, "investigating")
-        return [investigate(self.suite, self.evaluation, self.cell, worker.server_url())]
+        return [investigate(self.suite, self.evaluation, self.cell, place.server_url())]
 
 
 Task = MethodsTask | CollectionTask | EvaluationTask
