@@ -103,7 +103,7 @@ def _interval(base: np.ndarray, finetuned: np.ndarray, samples: int) -> tuple[fl
     effect = _design_effect((base, finetuned), samples)
     effective = base.size * samples / effect
     tail = 1 - LEVEL / 2
-    # Few prompts leave the design effect uncertain, unless it is the largest there is: then prompts are what is counted.
+    # Few prompts leave the design effect uncertain, unless it is the largest there is: then prompts are counted.
     z = float(stats.norm.ppf(tail) if effect == samples else stats.t.ppf(tail, base.size - 1))
     (p, low, high), (q, lower, higher) = (_wilson(float(rates.mean()), effective, z) for rates in (finetuned, base))
     return max(-1.0, p - q - math.hypot(p - low, higher - q)), min(1.0, p - q + math.hypot(high - p, q - lower))
