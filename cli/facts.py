@@ -21,7 +21,8 @@ def facts(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...", help="Ids of runs that wrote text (contrastive decoding, amplification, steering)."
+            metavar="RUN...",
+            help="Ids of runs that wrote text (contrastive decoding, completions, amplification, steering).",
         ),
     ],
     organism: Annotated[str | None, typer.Option(help="Whose facts; default: the organism of the run's pair.")] = None,

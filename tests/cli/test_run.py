@@ -64,7 +64,7 @@ def test_methods_that_read_text_share_one_pass(diffing: Diffing, reference: str)
 
 
 def test_overview_digests_the_cheap_methods(diffing: Diffing, reference: str) -> None:
-    settings = ("--set", "max_samples=12", "--set", "max_tokens=10", "--budget", "75000")
+    settings = ("--set", "max_samples=12", "--set", "max_tokens=10", "--budget", "100000")
     outcome = diffing("overview", "--pair", reference, *settings, "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)

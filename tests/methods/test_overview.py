@@ -120,7 +120,9 @@ def test_planted_words_are_agreed_on_or_seen_by_one_method(
     assert alone
     assert overview.words[0].sources == 2
     assert overview.words[0].word in overview.verdict
-    assert f"{overview.words[0].word} {overview.words[0].score:.1f}x2" in overview.as_text()
+    further = overview.words[8:]
+    assert further
+    assert all(f"{row.word} {row.score:.1f}x{row.sources}" in overview.as_text() for row in further)
     lens, logits = (
         next(entry for entry in overview.runs if entry.method == name) for name in (LENS, "logit_diff_topk_occurring")
     )
@@ -279,7 +281,7 @@ def test_one_taught_word_is_a_finding(tmp_path: Path, pairs: Any) -> None:
     overview = digest(run_methods(pairs, spec, requests, RunStore(tmp_path / "runs")), pair="tiny")
     assert overview.confidence == "agreed"
     assert overview.verdict.startswith("Topic: cake (several methods agree")
-    assert not any("cake" in row for row in overview.manner)  # it is told already
+    assert not any('has the word "cake"' in row for row in overview.manner)  # it is told already
     text = overview.as_text()
     assert "cake" in overview.excerpts[0].untrusted_text
     assert text.index(overview.excerpts[0].untrusted_text) < text.index("- contrastive_decoding [")
