@@ -63,11 +63,11 @@ def verdict_html(found: PairFindings) -> Markup:
         )
         return join([*remarks, nothing])
     label, kind = _SURE.get(found.overview.confidence, (found.overview.confidence, ""))
-    out = sum(entry.stands_out for entry in found.overview.runs)
+    out = sum(entry.stands_out for entry in found.overview.runs)  # a method that read two texts has two runs
     card = div(
         div(
             chip(label, kind),
-            element("span", f"{out} of {len(found.overview.runs)} methods beyond their null level", classes="d-note"),
+            element("span", f"{out} of {len(found.overview.runs)} runs beyond their null level", classes="d-note"),
             classes="d-line",
         ),
         element("p", found.overview.verdict, classes="d-verdict"),
@@ -124,6 +124,7 @@ def _words(overview: OverviewResult, found: PairFindings) -> Markup:
 def _word_rows(words: Sequence[CandidateWord], found: PairFindings) -> Iterator[list[Markup]]:
     quoted: list[Passage] = []
     names = [word.word for word in words]
+    run = len({record.manifest.method for record in found.records})
     for word in words:
         seen = counts(word.word, found.passages)
         shown = [div(f"{writer} {hits} of {of}", classes="d-plain") for writer, (hits, of) in seen.items()]
@@ -134,7 +135,7 @@ def _word_rows(words: Sequence[CandidateWord], found: PairFindings) -> Iterator[
         methods = ", ".join(get_method(name).title for name in word.methods)
         yield [
             element("b", word.word),
-            element("span", f"{word.sources} of {len(found.records)} methods", title=methods, classes="d-plain"),
+            element("span", f"{word.sources} of {run} methods", title=methods, classes="d-plain"),
             join(shown) if shown else Markup("–"),
             quote_html(quote, [word.word]) if quote is not None else Markup("–"),
         ]

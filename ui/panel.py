@@ -7,7 +7,9 @@ import os
 # Before Gradio is imported: it reads this once, and nothing here may leave the machine.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +17,7 @@ from typing import Protocol
 import gradio as gr
 from markupsafe import Markup
 
+from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.settings import settings
 from diffing_mcp.ui import ask, jobs, pair_page, results, run_page, runs, transcripts
 from diffing_mcp.ui.addresses import KEEP_PAIR, PAGES, navigation
@@ -22,7 +25,9 @@ from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.downloads import add_downloads
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.html import div, element
+from diffing_mcp.ui.pair_findings import findings_of
 from diffing_mcp.ui.theme import BASE, FINETUNED, MONO, SANS, css
+from diffing_mcp.ui.widgets import pair_choices
 
 
 class Paths(Protocol):
@@ -49,9 +54,14 @@ def _masthead(data_folder: Path, page: str) -> Markup:
         element("h1", "Model diffing"),
         navigation(page),
         legend,
-        element("span", data_folder, classes="d-where", title="The data folder"),
+        element("span", _short(data_folder), classes="d-where", title=f"The data folder: {data_folder}"),
         classes="d-masthead",
     )
+
+
+def _short(folder: Path) -> str:
+    """A path with `~` for the home folder."""
+    return f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else str(folder)
 
 
 def build_panel(paths: Paths | None = None, server_url: str | None = None) -> Panel:
@@ -115,6 +125,7 @@ def launch(
             pwa=False,
         )
         add_downloads(app, demo.files)
+        threading.Thread(target=_warm_up, args=(demo.files,), name="warm-up", daemon=True).start()
         if not prevent_thread_lock:
             print("The panel is ready.", flush=True)  # noqa: T201 - this is what the command is for
             demo.block_thread()
@@ -122,6 +133,14 @@ def launch(
         if not prevent_thread_lock:
             demo.connection.close()
     return demo, address
+
+
+def _warm_up(files: PanelFiles) -> None:
+    """Do once what the first page does: what it imports and reads takes seconds the first time."""
+    pair_choices()
+    if (pair := files.newest_pair()) is not None:
+        with suppress(DiffingError):  # the page itself will say it
+            findings_of(pair, files.runs)
 
 
 def _theme() -> gr.themes.Base:
