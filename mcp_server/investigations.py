@@ -29,6 +29,7 @@ BLACKBOX_TOOLS = (
     "load_pair",
     "ask_models",
     "sweep_behaviours",
+    "test_hypothesis",
     "view_run",  # of the runs that the investigation made itself, which are sweeps
     "record_hypothesis",
     "list_hypotheses",
@@ -37,6 +38,8 @@ BLACKBOX_TOOLS = (
     "cancel_job",
     "more_tools",
 )
+# Questions to the models, which always go to the investigation's own pair.
+QUESTION_TOOLS = ("ask_models", "compare_text", "complete_slots", "sweep_behaviours", "test_hypothesis")
 # Without these an investigation could neither wait for its work nor end, so an explicit list always includes them.
 ALWAYS_TOOLS = (
     "list_pairs",
@@ -97,7 +100,7 @@ class Investigation(BaseModel):
 
     def pair_of(self, tool: str) -> str:
         """The pair that a tool looks at: questions always go to the investigation's own."""
-        return self.pair if self.methods_pair is None or tool in BLACKBOX_TOOLS else self.methods_pair
+        return self.pair if self.methods_pair is None or tool in QUESTION_TOOLS else self.methods_pair
 
 
 class LoggedCall(BaseModel):
