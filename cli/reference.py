@@ -36,8 +36,8 @@ The tools of the MCP server besides the methods, each of which is a tool as well
 default set of them and find the others with `more_tools`; every tool can be called by its name. An answer is one short
 text, with whatever the models wrote between marks; it names the run (`view_run`), the job of work that goes on
 (`get_job`), the budget and the next step. A program that sends `_meta: {"diffing/structured": true}` with a call gets
-an envelope besides: `status`, the `result` described here, `run_id`, `job`, `budget` and `next_step`. A *price* is what a call takes from an investigation's model interactions.
-Operators' tools are not offered to investigations.
+an envelope besides: `status`, the `result` described here, `run_id`, `job`, `budget` and `next_step`. A *price* is what
+a call takes from an investigation's model interactions. Operators' tools are not offered to investigations.
 """
 
 
