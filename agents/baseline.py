@@ -5,10 +5,11 @@ afterwards. Neither knows any organism.
 
 from __future__ import annotations
 
+from diffing_mcp.agents.arms import BLACKBOX, CHEAT, Arm
 from diffing_mcp.agents.baseline_blackbox import BaselineOptions, blackbox_evidence
+from diffing_mcp.agents.baseline_cheat import cheat_evidence
 from diffing_mcp.agents.baseline_method import method_evidence
 from diffing_mcp.agents.mcp_session import Session
-from diffing_mcp.agents.records import Arm
 from diffing_mcp.agents.report import finding_of
 
 
@@ -16,7 +17,10 @@ async def investigate(session: Session, arm: Arm, options: BaselineOptions) -> N
     """Investigate the one pair this session's token shows and hand the finding in."""
     listed = await session.call("list_pairs")
     pair = str(listed.result["pairs"][0]["name"])
-    evidence = await (blackbox_evidence if arm == "blackbox" else method_evidence)(session, pair, options)
+    if arm == CHEAT:
+        evidence = await cheat_evidence(session, pair)
+    else:
+        evidence = await (blackbox_evidence if arm == BLACKBOX else method_evidence)(session, pair, options)
     finding = finding_of(evidence)
     if finding.verdict == "difference":
         sources = [{"source": run, "note": "stored run"} for run in session.run_ids[:10]] or [

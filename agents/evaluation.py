@@ -8,52 +8,60 @@ import time
 from dataclasses import replace
 
 from diffing_mcp.agents.baseline import investigate
+from diffing_mcp.agents.cells import BASELINE, Cell, RunningEvaluation, cells_of
+from diffing_mcp.agents.costs import CapReached
+from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.mcp_session import Session, connect
-from diffing_mcp.agents.records import EvaluationRecord
-from diffing_mcp.agents.suite import BASELINE, Cell, Suite, cells_of
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationRecord
 from diffing_mcp.core.errors import DiffingError
 
 
-async def run_evaluation(suite: Suite) -> list[EvaluationRecord]:
-    """Run every cell that has no completed record yet; returns the records of all cells in the plan's order."""
-    suite.folder.write_plan(suite.plan)
-    cells = cells_of(suite.plan)
+async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
+    """Run every cell that has no completed record yet; returns the records of all cells in the plan's order.
+
+    Raises:
+        CapReached: the suite has spent what it may; what is finished is stored.
+    """
+    running.folder.write_plan(running.plan)
+    cells = cells_of(running.plan)
     finished = 0
     pending: list[Cell] = []
     for cell in cells:
-        record = suite.folder.get(cell.id)
+        record = running.folder.get(cell.id)
         if record is not None and record.status == "completed":
             finished += 1
-            suite.report(finished, len(cells), record)
+            running.report(finished, len(cells), record)
         else:
             pending.append(cell)
 
     def done(record: EvaluationRecord) -> None:
         nonlocal finished
         finished += 1
-        suite.folder.write(record)
-        suite.report(finished, len(cells), record)
+        running.folder.write(record)
+        running.report(finished, len(cells), record)
 
-    if suite.plan.investigator == BASELINE:
+    if running.plan.investigator == BASELINE:
         for cell in pending:
-            done(await _baseline_cell(suite, cell))
+            done(await _baseline_cell(running, cell))
     elif pending:
         from diffing_mcp.agents.inspect_task import run_cells  # Inspect is in the extra `eval`
 
-        await run_cells(suite, pending, done)
-    return [record for cell in cells if (record := suite.folder.get(cell.id)) is not None]
+        await run_cells(running, pending, done)
+    return [record for cell in cells if (record := running.folder.get(cell.id)) is not None]
 
 
-async def _baseline_cell(suite: Suite, cell: Cell) -> EvaluationRecord:
-    record = suite.blank_record(cell)
-    options = replace(suite.baseline, interactions=suite.plan.interactions, seed=cell.seed)
+async def _baseline_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
+    record = running.blank_record(cell)
+    options = replace(running.baseline, interactions=running.plan.interactions, seed=cell.seed)
     started = time.monotonic()
     session: Session | None = None
     try:
-        opened = await suite.open(cell)
+        opened = await running.open(cell)
         record.label, record.investigation_id = opened.label, opened.id
-        async with connect(suite.url, opened.token) as session:
+        async with connect(running.url, opened.token) as session:
             await investigate(session, cell.arm, options)
+    except CapReached:
+        raise
     except Exception as error:
         # one cell that fails must not take the others with it; the record keeps the reason and a second call tries
         # again
@@ -61,8 +69,30 @@ async def _baseline_cell(suite: Suite, cell: Cell) -> EvaluationRecord:
     record.seconds = round(time.monotonic() - started, 2)
     if session is not None:
         record.transcript = session.messages
-    await suite.complete(record)
+    await running.complete(record)
     return record
+
+
+async def regrade(folder: EvaluationFolder, grading: Grading) -> list[EvaluationRecord]:
+    """Grade every finished record of a stored evaluation anew and store it; earlier LLM readings are kept when
+    `grading` has no grader.
+
+    Raises:
+        UnknownName: there is no such evaluation.
+    """
+    plan = folder.plan()
+    records = folder.records()
+    for record in records:
+        if record.status != "completed":
+            continue
+        recall, readings = await grading.grade(record.organism, record.finding)
+        record.fact_recall = recall
+        if grading.grader is not None:
+            record.hypothesis_grades = readings
+        folder.write(record)
+    if grading.grader is not None:
+        folder.write_plan(plan.model_copy(update={"grader": grading.grader}))
+    return records
 
 
 def _reason(error: BaseException) -> str:

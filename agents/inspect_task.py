@@ -20,23 +20,36 @@ from inspect_ai import Task, eval_async
 from inspect_ai.agent import AgentPrompt, AgentState, as_solver, react
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import EvalLog
-from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageTool, ChatMessageUser, ContentReasoning
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageTool,
+    ChatMessageUser,
+    ContentReasoning,
+    execute_tools,
+    get_model,
+)
 from inspect_ai.scorer import Metric, Score, Scorer, Target, ci, ci_wilson, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
-from inspect_ai.tool import mcp_server_http, mcp_tools
+from inspect_ai.tool import MCPServer, ToolFunction, mcp_server_http, mcp_tools
+from inspect_ai.util import apply_limits, message_limit, time_limit, token_limit
 
+from diffing_mcp.agents.arms import Arm
+from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.llm import language_model
-from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, instructions
-from diffing_mcp.agents.records import Arm, EvaluationRecord, Message, TokenUsage, ToolCall
-from diffing_mcp.agents.suite import TOOL_CALLS, Cell, Suite
+from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
+from diffing_mcp.agents.records import EvaluationRecord, Message, TokenUsage, ToolCall
 
 MAX_NUDGES = 2
 """How often a model that stops without submitting is asked to go on."""
+SECONDS_OF_LAST_WORDS = 300
 
 Done = Callable[[EvaluationRecord], None]
 
 
-def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done = lambda record: None) -> Task:
+def investigation_task(
+    running: RunningEvaluation, arm: Arm, cells: Sequence[Cell], done: Done = lambda record: None
+) -> Task:
     """The Inspect task of one arm: a sample a cell, target = the organism's name (in the log, never shown to the
     agent).
 
@@ -55,30 +68,29 @@ def investigation_task(suite: Suite, arm: Arm, cells: Sequence[Cell], done: Done
     return Task(
         name=f"investigate_{arm}",
         dataset=MemoryDataset(samples, name="organisms"),
-        solver=investigator(suite, by_id),
-        scorer=finding_scorer(suite, by_id, done),
-        message_limit=suite.limits.get("message_limit"),
-        token_limit=suite.limits.get("token_limit"),
-        time_limit=suite.limits.get("time_limit"),
+        solver=investigator(running, by_id),
+        scorer=finding_scorer(running, by_id, done),
     )
 
 
 @solver
-def investigator(suite: Suite, cells: dict[str, Cell]) -> Solver:
-    """Open an investigation, connect with its token, and let the react agent work until it has submitted."""
+def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
+    """Open an investigation, connect with its token, and let the react agent work until it has submitted. One that a
+    limit ends is asked for its finding once more, with that tool alone, beyond the limit.
+    """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         cell = cells[str(state.sample_id)]
-        opened = await suite.open(cell)
+        opened = await running.open(cell)
         # For the scorer. The token stays out of the log.
         state.metadata |= {"investigation": opened.id, "label": opened.label, "started": time.time()}
         state.messages = [ChatMessageUser(content=ASSIGNMENT.format(label=opened.label))]
         server = mcp_server_http(
-            name="diffing", url=suite.url, authorization=opened.token, timeout=30, sse_read_timeout=300
+            name="diffing", url=running.url, authorization=opened.token, timeout=30, sse_read_timeout=300
         )
         agent = react(
             prompt=AgentPrompt(
-                instructions=instructions(cell.arm, suite.plan.interactions, TOOL_CALLS),
+                instructions=instructions(cell.arm, running.plan.interactions, TOOL_CALLS),
                 assistant_prompt=None,
                 submit_prompt=None,
             ),
@@ -86,9 +98,44 @@ def investigator(suite: Suite, cells: dict[str, Cell]) -> Solver:
             submit=False,
             on_continue=_until_submitted(),
         )
-        return await as_solver(agent)(state, generate)
+        limits = running.limits
+        bounds = [message_limit(limits.get("message_limit")), token_limit(limits.get("token_limit"))]
+        with apply_limits([*bounds, time_limit(limits.get("time_limit"))], catch_errors=True) as scope:
+            state = await as_solver(agent)(state, generate)
+        if scope.limit_error is not None:
+            state.metadata["limit"] = scope.limit_error.type
+            if not _submitted(state.messages):
+                await _last_words(state, server)
+        return state
 
     return solve
+
+
+async def _last_words(state: TaskState, server: MCPServer) -> None:
+    """Ask for the finding that the investigation has not handed in. Nothing else can be called any more."""
+    tools = await mcp_tools(server, tools=["submit_finding"]).tools()
+    # Providers refuse a conversation in which a call has no answer.
+    last = state.messages[-1]
+    calls = last.tool_calls or [] if isinstance(last, ChatMessageAssistant) else []
+    state.messages += [
+        ChatMessageTool(content="Not run: the limit was reached first.", tool_call_id=call.id, function=call.function)
+        for call in calls
+    ]
+    state.messages.append(ChatMessageUser(content=LAST_WORDS))
+    with apply_limits([time_limit(SECONDS_OF_LAST_WORDS)], catch_errors=True):
+        state.output = await get_model().generate(
+            state.messages, tools=tools, tool_choice=ToolFunction(name="submit_finding")
+        )
+        state.messages.append(state.output.message)
+        answered = await execute_tools(state.messages, tools)
+        state.messages.extend(answered.messages)
+
+
+def _submitted(messages: Sequence[ChatMessage]) -> bool:
+    return any(
+        isinstance(message, ChatMessageTool) and message.function == "submit_finding" and message.error is None
+        for message in messages
+    )
 
 
 def _until_submitted() -> Callable[[AgentState], Any]:
@@ -96,10 +143,7 @@ def _until_submitted() -> Callable[[AgentState], Any]:
 
     async def on_continue(state: AgentState) -> bool | str:
         nonlocal nudges
-        if any(
-            isinstance(message, ChatMessageTool) and message.function == "submit_finding" and message.error is None
-            for message in state.messages
-        ):
+        if _submitted(state.messages):
             return False
         if state.output.message.tool_calls:
             return True
@@ -129,19 +173,19 @@ _METRICS = {
 
 
 @scorer(metrics=_METRICS)
-def finding_scorer(suite: Suite, cells: dict[str, Cell], done: Done) -> Scorer:
+def finding_scorer(running: RunningEvaluation, cells: dict[str, Cell], done: Done) -> Scorer:
     """Close the investigation, grade its finding (fact recall, and the LLM grader when there is one), hand the record
     over.
     """
 
     async def score(state: TaskState, target: Target) -> Score:
-        record = suite.blank_record(cells[str(state.sample_id)])
+        record = running.blank_record(cells[str(state.sample_id)])
         record.investigation_id, record.label = state.metadata.get("investigation"), state.metadata.get("label")
         record.seconds = round(time.time() - float(state.metadata.get("started", time.time())), 2)
         record.transcript = transcript_of(state.messages)
-        record.limit = _limit_hit()
+        record.limit = state.metadata.get("limit")
         record.usage = usage_so_far()
-        await suite.complete(record, said=state.output.completion)
+        await running.complete(record, said=state.output.completion)
         done(record)
         recall = record.fact_recall
         return Score(
@@ -201,35 +245,28 @@ def usage_so_far() -> list[TokenUsage]:
     ]
 
 
-def _limit_hit() -> str | None:
-    from inspect_ai.event import SampleLimitEvent
-    from inspect_ai.log import transcript
-
-    return next((event.type for event in transcript().events if isinstance(event, SampleLimitEvent)), None)
-
-
-async def run_cells(suite: Suite, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
+async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
     """Run these cells with the plan's model; samples that fail leave a failed record, so that a second call tries them
     again.
     """
-    # The suite reports each record itself, and stdout may be JSON for a program.
+    # Each record is reported as it comes, and stdout may be JSON for a program.
     os.environ.setdefault("INSPECT_DISPLAY", "none")
-    model = language_model(suite.plan.investigator, suite.investigator_url)
+    model = language_model(running.plan.investigator, running.investigator_url)
     finished: set[str] = set()
 
     def noted(record: EvaluationRecord) -> None:
         finished.add(record.cell_id)
         done(record)
 
-    arms = [arm for arm in suite.plan.arms if any(cell.arm == arm for cell in cells)]
+    arms = [arm for arm in running.plan.arms if any(cell.arm == arm for cell in cells)]
     logs: list[EvalLog] = []
     for arm in arms:
-        task = investigation_task(suite, arm, [cell for cell in cells if cell.arm == arm], noted)
+        task = investigation_task(running, arm, [cell for cell in cells if cell.arm == arm], noted)
         logs += await eval_async(
             task,
             model=model,
-            log_dir=str(suite.folder.path / "logs"),
-            max_samples=suite.limits.get("max_samples", 4),
+            log_dir=str(running.folder.path / "logs"),
+            max_samples=running.limits.get("max_samples", 4),
             fail_on_error=False,
         )
     errors = {
@@ -237,7 +274,7 @@ async def run_cells(suite: Suite, cells: Sequence[Cell], done: Done) -> list[Eva
     }
     for cell in cells:
         if cell.id not in finished:
-            record = suite.blank_record(cell)
+            record = running.blank_record(cell)
             record.status, record.error = (
                 "failed",
                 errors.get(cell.id, "the sample did not finish; see the Inspect log"),

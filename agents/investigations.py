@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from diffing_mcp.agents.mcp_session import call_as_operator
-from diffing_mcp.agents.records import Arm, Budget, Finding
+from diffing_mcp.agents.records import Budget, Finding
 
 
 class OpenInvestigation(BaseModel):
@@ -27,9 +27,16 @@ class InvestigationOutcome(BaseModel):
 
 
 async def open_investigation(
-    url: str, pair: str, arm: Arm, interactions: int, tool_calls: int, note: str
+    url: str,
+    pair: str,
+    tools: str,
+    interactions: int,
+    tool_calls: int,
+    note: str,
+    methods_pair: str | None = None,
 ) -> OpenInvestigation:
-    """A fresh investigation of this pair with the arm's tools and these budgets.
+    """A fresh investigation of this pair with these tools and budgets. `methods_pair`: the pair that the methods look
+    at in its place, a placebo.
 
     Raises:
         ToolFailed: the server does not know the pair, or does not take this caller for an operator.
@@ -37,10 +44,11 @@ async def open_investigation(
     """
     arguments = {
         "pair": pair,
-        "tools": arm,
+        "tools": tools,
         "interactions": interactions,
         "tool_calls": tool_calls,
         "note": note,
+        **({"methods_pair": methods_pair} if methods_pair else {}),
     }
     return OpenInvestigation.model_validate(await call_as_operator(url, "open_investigation", arguments))
 

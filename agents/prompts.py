@@ -4,7 +4,7 @@ prime an answer.
 
 from __future__ import annotations
 
-from diffing_mcp.agents.records import Arm
+from diffing_mcp.agents.arms import BLACKBOX, Arm
 
 ROLE = """\
 You investigate what finetuning changed in a language model. A server gives you a pair: a base model and a variant \
@@ -37,7 +37,7 @@ Budgets: {interactions} model interactions (one prompt or one sample each) and {
 says what is left.\
 """
 
-START: dict[Arm, str] = {
+START: dict[str, str] = {
     "blackbox": (
         "2. You can only talk to the two models. Begin broadly: many short questions over many domains and kinds of "
         "request in one ask_models call."
@@ -55,7 +55,13 @@ KEEP_GOING = (
     "An answer outside of submit_finding does not count."
 )
 
+LAST_WORDS = (
+    "The investigation is over: a limit is reached. Submit your finding now with submit_finding, from what you have "
+    "seen: what the finetune was about, or that there is no meaningful difference."
+)
+
 
 def instructions(arm: Arm, interactions: int, tool_calls: int) -> str:
     """The system message."""
-    return ROLE.format(start=START[arm], interactions=interactions, tool_calls=tool_calls)
+    start = START["blackbox" if arm == BLACKBOX else "method"]
+    return ROLE.format(start=start, interactions=interactions, tool_calls=tool_calls)

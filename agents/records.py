@@ -22,12 +22,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.agents.arms import Arm
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.graders.verdicts import Verdict
-
-Arm = Literal["blackbox", "method"]
-ARMS: tuple[Arm, ...] = ("blackbox", "method")
 
 SCHEMA_VERSION = 1
 
@@ -76,6 +74,7 @@ class Finding(_Record):
 
     statement: str = ""
     verdict: Verdict = "inconclusive"
+    likelihood: float | None = Field(None, description="How likely the investigator held the finding, 0 to 1.")
     source: Literal["submit_finding", "final_answer", "none"] = Field(
         "none",
         description=(
@@ -182,6 +181,7 @@ class EvaluationPlan(_Record):
 
     schema_version: int = SCHEMA_VERSION
     id: str
+    suite: str | None = Field(None, description="Name of the suite that it belongs to.")
     created_at: str = Field(default_factory=now)
     organisms: list[str]
     arms: list[Arm]

@@ -9,7 +9,8 @@ from itertools import groupby
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.agents.records import Arm, EvaluationRecord
+from diffing_mcp.agents.arms import Arm
+from diffing_mcp.agents.records import EvaluationRecord
 from diffing_mcp.graders.statistics import Interval, bootstrap_mean, bootstrap_paired_difference, wilson_interval
 
 

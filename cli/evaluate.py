@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
-    from diffing_mcp.agents.records import EvaluationRecord
-    from diffing_mcp.agents.suite import Suite
+    from diffing_mcp.agents.cells import RunningEvaluation
+    from diffing_mcp.agents.records import EvaluationPlan, EvaluationRecord
+    from diffing_mcp.agents.suite_files import SuiteFile
+
+T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("evaluate")(evaluate)
-    app.command("evaluations")(evaluations)
 
 
 def evaluate(
+    suite: Annotated[
+        str | None,
+        typer.Argument(
+            help="A suite: the name of a preset, or a YAML file (`diffing evaluations suites` lists and explains)."
+        ),
+    ] = None,
     organisms: Annotated[
-        str,
-        typer.Option(help="Pair references with ground truth, comma-separated: cake_bake,cake_bake/mix1-1p0,control."),
-    ],
-    arms: Annotated[str, typer.Option(help="blackbox, method, or both.")] = "blackbox,method",
+        str | None,
+        typer.Option(help="Without a suite: pair references with ground truth, comma-separated: cake_bake,control."),
+    ] = None,
+    arms: Annotated[
+        str, typer.Option(help="Comma-separated: blackbox, method, method:NAME+NAME, placebo, cheat.")
+    ] = "blackbox,method",
     investigator: Annotated[
         str,
         typer.Option(
@@ -75,6 +86,10 @@ def evaluate(
     message_limit: Annotated[int, typer.Option(min=1, help="Messages an LLM investigator may exchange.")] = 100,
     token_limit: Annotated[int, typer.Option(min=1, help="Tokens an LLM investigator may use.")] = 500_000,
     time_limit: Annotated[int, typer.Option(min=1, help="Seconds an LLM investigation may take.")] = 3600,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Of a suite: only say what it will cost.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table there: .parquet, .csv or .md.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print plan, summary and records as JSON on stdout and nothing else there.")
     ] = False,
@@ -82,109 +97,131 @@ def evaluate(
     """Let investigators loose on blinded pairs and grade what they find. Finished cells are kept: the same command
     continues.
     """
-    import asyncio
-
-    from diffing_mcp.agents.grading import Grading, chosen_organisms
-    from diffing_mcp.agents.records import ARMS, EvaluationFolder, EvaluationPlan
-    from diffing_mcp.agents.suite import BASELINE, BaselineOptions, Suite, check_continues, plan_identifier
+    from diffing_mcp.agents.arms import chosen_arms
+    from diffing_mcp.agents.cells import BASELINE, plan_identifier
+    from diffing_mcp.agents.grading import chosen_organisms
+    from diffing_mcp.agents.records import EvaluationPlan
+    from diffing_mcp.agents.suite_files import Limits, SuiteFile, plans_of, read_suite
     from diffing_mcp.agents.summary import summarise
-    from diffing_mcp.cli.output import note, print_json, quiet_libraries
-    from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+    from diffing_mcp.agents.table import table_of
+    from diffing_mcp.cli.output import note, print_json, print_plain, quiet_libraries
+    from diffing_mcp.core.errors import InvalidInput
 
     quiet_libraries()
-    chosen_arms = list(dict.fromkeys(part.strip() for part in arms.split(",") if part.strip()))
-    if not chosen_arms or (wrong := [arm for arm in chosen_arms if arm not in ARMS]):
-        raise InvalidInput(
-            f"--arms takes {' and '.join(ARMS)}, comma-separated; got {arms!r}."
-            if not chosen_arms
-            else f"There is no arm {wrong[0]!r}; arms: {', '.join(ARMS)}."
-        )
-    wanted: dict[str, Any] = {
-        "organisms": chosen_organisms(organisms),
-        "arms": chosen_arms,
-        "investigator": investigator,
-        "grader": None if grader == "none" else grader,
-        "repeats": repeats,
-        "interactions": interactions,
-        "seed": seed,
-    }
-    settings_of_baseline = {"overview_samples": overview_samples} if investigator == BASELINE else {}
-    plan = EvaluationPlan(id=identifier or plan_identifier(wanted | settings_of_baseline), **wanted)
-    folder = EvaluationFolder(plan.id)
-    try:
-        stored = folder.plan()
-    except UnknownName:
-        pass
+    if (suite is None) == (organisms is None):
+        raise InvalidInput("Name a suite, or pairs with --organisms. `diffing evaluations suites` lists the suites.")
+    if suite is not None:
+        name, contents = read_suite(suite)
+        plans = plans_of(name, contents)
     else:
-        check_continues(stored, plan)
-        plan = plan.model_copy(update={"created_at": stored.created_at})
-    grading = Grading(grader=plan.grader, grader_url=grader_url, repeats=grader_repeats)
-    suite = Suite(
-        plan,
-        folder,
-        grading,
-        url or "",
-        BaselineOptions(overview={"max_samples": overview_samples}),
-        report=lambda finished, total, record: note(progress_line(finished, total, record)),
-        investigator_url=investigator_url,
-        limits={
-            "message_limit": message_limit,
-            "token_limit": token_limit,
-            "time_limit": time_limit,
-            "max_samples": max_samples,
-        },
-    )
-    note(
-        f"evaluation {plan.id}: {len(plan.organisms)} organisms x {len(plan.arms)} arms x {plan.repeats} repeats by "
-        f"{plan.investigator}, records in {folder.path}"
-    )
-    try:
-        records = asyncio.run(_stopping_on_sigterm(_run(suite, url)))
-    except asyncio.CancelledError:
-        raise Cancelled(
-            f"Stopped; finished cells are kept, and the same command goes on with the others (evaluation {plan.id})."
-        ) from None
-    summary = summarise(records)
-    if as_json:
+        wanted: dict[str, Any] = {
+            "organisms": chosen_organisms(organisms or ""),
+            "arms": chosen_arms(arms),
+            "investigator": investigator,
+            "grader": None if grader == "none" else grader,
+            "repeats": repeats,
+            "interactions": interactions,
+            "seed": seed,
+        }
+        settings_of_baseline = {"overview_samples": overview_samples} if investigator == BASELINE else {}
+        plans = [EvaluationPlan(id=identifier or plan_identifier(wanted | settings_of_baseline), **wanted)]
+        limits = Limits(
+            message_limit=message_limit, token_limit=token_limit, time_limit=time_limit, max_samples=max_samples
+        )
+        contents = SuiteFile(organisms=tuple(wanted["organisms"]), grader_repeats=grader_repeats, limits=limits)
+    if suite is not None or estimate:
+        from diffing_mcp.agents.costs import estimate as estimated
+
+        said = f"{name if suite else plans[0].id}: {estimated(contents, plans).as_text(contents.currency)}"
+        if estimate:
+            print_plain(said)
+            return
+        note(said)
+    finished = _investigate(plans, contents, url, overview_samples, investigator_url, grader_url)
+    records = [record for _, each in finished for record in each]
+    table = table_of(finished, contents.prices)
+    if output is not None:
+        table.write(output)
+        note(f"table written to {output}")
+    if suite is not None and as_json:
+        print_json({"suite": name, "plans": [plan.model_dump(mode="json") for plan in plans],
+                    **table.model_dump(mode="json"),
+                    "records": [record.model_dump(mode="json") for record in records]})  # fmt: skip
+    elif suite is not None:
+        print_plain(table.markdown())
+    elif as_json:
         print_json(
             {
-                "plan": plan.model_dump(mode="json"),
-                "summary": summary.model_dump(mode="json"),
+                "plan": finished[0][0].model_dump(mode="json"),
+                "summary": summarise(records).model_dump(mode="json"),
                 "records": [record.model_dump(mode="json") for record in records],
             }
         )
     else:
-        print_summary(summary)
+        print_summary(summarise(records))
     if any(record.status == "failed" for record in records):
         raise typer.Exit(1)
 
 
-def evaluations(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
-) -> None:
-    """List the stored evaluations, newest first."""
-    from diffing_mcp.agents.records import EvaluationFolder, list_evaluations
-    from diffing_mcp.cli.output import print_json, print_rows
+def _investigate(
+    plans: Sequence[EvaluationPlan],
+    suite: SuiteFile,
+    url: str | None,
+    overview_samples: int,
+    investigator_url: str | None,
+    grader_url: str | None,
+) -> list[tuple[EvaluationPlan, list[EvaluationRecord]]]:
+    """Run what is not finished of these plans, all with one server."""
+    import asyncio
 
-    plans = list_evaluations()
-    if as_json:
-        print_json([plan.model_dump(mode="json") for plan in plans])
-        return
-    rows = [
-        (
-            plan.id,
-            plan.created_at,
-            plan.investigator,
-            ",".join(plan.organisms),
-            ",".join(plan.arms),
-            f"{sum(record.status == 'completed' for record in EvaluationFolder(plan.id).records())}/{len(plan.organisms) * len(plan.arms) * plan.repeats}",  # noqa: E501
+    from diffing_mcp.agents.cells import BaselineOptions, RunningEvaluation, check_continues
+    from diffing_mcp.agents.costs import check_cap, spent_on
+    from diffing_mcp.agents.grading import Grading
+    from diffing_mcp.agents.records import EvaluationFolder
+    from diffing_mcp.cli.output import note
+    from diffing_mcp.core.errors import Cancelled, UnknownName
+
+    folders = [EvaluationFolder(plan.id) for plan in plans]
+
+    def may_go_on() -> None:
+        check_cap(suite, spent_on([record for folder in folders for record in folder.records()], suite.prices))
+
+    running = []
+    for plan, folder in zip(plans, folders, strict=True):
+        try:
+            stored = folder.plan()
+        except UnknownName:
+            pass
+        else:
+            check_continues(stored, plan)
+            plan = plan.model_copy(update={"created_at": stored.created_at})
+        running.append(
+            RunningEvaluation(
+                plan,
+                folder,
+                Grading(grader=plan.grader, grader_url=grader_url, repeats=suite.grader_repeats),
+                url or "",
+                BaselineOptions(overview={"max_samples": overview_samples}),
+                report=lambda finished, total, record: note(progress_line(finished, total, record)),
+                may_go_on=may_go_on,
+                investigator_url=investigator_url,
+                limits=suite.limits.model_dump(),
+            )
         )
-        for plan in plans
-    ]
-    print_rows(("evaluation", "made", "investigator", "organisms", "arms", "finished"), rows)
+        note(
+            f"evaluation {plan.id}: {len(plan.organisms)} organisms x {len(plan.arms)} arms x {plan.repeats} repeats "
+            f"by {plan.investigator}, records in {folder.path}"
+        )
+    try:
+        return asyncio.run(_stopping_on_sigterm(_run(running, url)))
+    except asyncio.CancelledError:
+        raise Cancelled(
+            "Stopped; finished investigations are kept, and the same command goes on with the others (evaluation "
+            f"{', '.join(plan.id for plan in plans)})."
+        ) from None
 
 
-async def _stopping_on_sigterm(work: Coroutine[Any, Any, list[EvaluationRecord]]) -> list[EvaluationRecord]:
+async def _stopping_on_sigterm(work: Coroutine[Any, Any, T]) -> T:
     """Run `work`; SIGTERM cancels it as Ctrl-C does, so that the server it has started ends too."""
     import asyncio
     import signal
@@ -195,15 +232,18 @@ async def _stopping_on_sigterm(work: Coroutine[Any, Any, list[EvaluationRecord]]
     return await task
 
 
-async def _run(suite: Suite, url: str | None) -> list[EvaluationRecord]:
+async def _run(
+    evaluations: Sequence[RunningEvaluation], url: str | None
+) -> list[tuple[EvaluationPlan, list[EvaluationRecord]]]:
     from diffing_mcp.agents.evaluation import run_evaluation
     from diffing_mcp.agents.server_process import server_process
 
-    if url is not None or suite.is_complete():
-        return await run_evaluation(suite)
-    async with server_process(suite.folder.path / "server.log") as started:
-        suite.url = started
-        return await run_evaluation(suite)
+    if url is not None or all(each.is_complete() for each in evaluations):
+        return [(each.plan, await run_evaluation(each)) for each in evaluations]
+    async with server_process(evaluations[0].folder.path / "server.log") as started:
+        for each in evaluations:
+            each.url = started
+        return [(each.plan, await run_evaluation(each)) for each in evaluations]
 
 
 def progress_line(finished: int, total: int, record: EvaluationRecord) -> str:

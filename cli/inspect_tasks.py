@@ -28,7 +28,7 @@ def investigate(
     """One arm over some organisms.
 
     Args:
-        arm: `blackbox` or `method`.
+        arm: one of `diffing_mcp.agents.arms`.
         organisms: pair references with ground truth, comma-separated.
         url: MCP endpoint of the running server.
         interactions: model interactions of each investigation.
@@ -39,15 +39,13 @@ def investigate(
         token_limit: tokens of an investigation at most.
         time_limit: seconds of an investigation at most.
     """
+    from diffing_mcp.agents.arms import chosen_arms
+    from diffing_mcp.agents.cells import RunningEvaluation, cells_of
     from diffing_mcp.agents.grading import Grading, chosen_organisms
     from diffing_mcp.agents.inspect_task import investigation_task
-    from diffing_mcp.agents.records import ARMS, EvaluationFolder, EvaluationPlan, EvaluationRecord
-    from diffing_mcp.agents.suite import Suite, cells_of
-    from diffing_mcp.core.errors import InvalidInput
+    from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
 
-    chosen = next((known for known in ARMS if known == arm), None)
-    if chosen is None:
-        raise InvalidInput(f"There is no arm {arm!r}; arms: {', '.join(ARMS)}.")
+    (chosen,) = chosen_arms(arm)
     plan = EvaluationPlan(
         id=identifier,
         organisms=chosen_organisms(organisms),
@@ -60,9 +58,9 @@ def investigate(
     folder = EvaluationFolder(identifier)
     folder.write_plan(plan)
     limits = {"message_limit": message_limit, "token_limit": token_limit, "time_limit": time_limit}
-    suite = Suite(plan, folder, Grading(grader), url, limits=limits)
+    running = RunningEvaluation(plan, folder, Grading(grader), url, limits=limits)
 
     def keep(record: EvaluationRecord) -> None:
         folder.write(record)
 
-    return investigation_task(suite, chosen, cells_of(plan), keep)
+    return investigation_task(running, chosen, cells_of(plan), keep)

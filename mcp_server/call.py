@@ -64,7 +64,7 @@ class Call:
             return resolve_pair(name)
         if name.strip() != investigation.label:
             raise UnknownName(f"unknown pair {name!r}. There is one pair here: {investigation.label}.")
-        return resolve_pair(investigation.pair)
+        return resolve_pair(investigation.pair_of(self.tool.name))
 
     async def identity(self, spec: PairSpec) -> Any:
         """What decides a pair's results. May hash files, so it is done off the event loop (and cached there)."""

@@ -54,6 +54,7 @@ MIGRATIONS = (
             PRIMARY KEY (investigation, run))
         """,
     ),
+    ("ALTER TABLE investigations ADD COLUMN methods_pair TEXT",),
 )
 """From version to version, see `diffing_mcp.core.sqlite_schema`. Append; never change what is there."""
 

@@ -72,6 +72,9 @@ class Investigation(BaseModel):
     id: str
     label: str
     pair: str
+    methods_pair: str | None = Field(
+        None, description="The pair that the methods look at in its place: a placebo. Never show it either."
+    )
     tools: list[str]
     interactions: int
     tool_calls: int
@@ -86,12 +89,13 @@ class Investigation(BaseModel):
 
     def allows(self, tool: str) -> bool:
         """Whether the tool is in this investigation's set."""
-        match self.tools:
-            case ["method"]:
-                return True
-            case ["blackbox"]:
-                return tool in BLACKBOX_TOOLS
-        return tool in self.tools or tool in ALWAYS_TOOLS
+        if "method" in self.tools or tool in self.tools or tool in ALWAYS_TOOLS:
+            return True
+        return "blackbox" in self.tools and tool in BLACKBOX_TOOLS
+
+    def pair_of(self, tool: str) -> str:
+        """The pair that a tool looks at: questions always go to the investigation's own."""
+        return self.pair if self.methods_pair is None or tool in BLACKBOX_TOOLS else self.methods_pair
 
 
 class LoggedCall(BaseModel):
@@ -124,16 +128,19 @@ def create(
     tool_calls: int = 200,
     note: str = "",
     known_tools: Sequence[str] = (),
+    methods_pair: str | None = None,
 ) -> NewInvestigation:
     """Create an investigation; usable from any process that shares the data folder with the server.
 
     Args:
         pair: `organism[/variant][@model]` or `BASE::FINETUNED`; must resolve.
-        tools: `blackbox` (model queries only), `method` (everything), or tool names (comma-separated or a sequence).
+        tools: `blackbox` (model queries only), `method` (everything), names of tools, or `blackbox` with names
+            (comma-separated or a sequence).
         interactions: budget of model interactions (one is one prompt put to one or both sides, times samples).
         tool_calls: budget of tool calls; free tools do not count.
         note: free text for operators, for instance the arm and repeat of an evaluation.
         known_tools: what `tools` may name besides the two sets (`declarations.tool_names`).
+        methods_pair: a placebo: the methods look at this pair, the questions go to `pair`.
 
     Raises:
         UnknownName: the pair or a tool does not exist.
@@ -141,7 +148,8 @@ def create(
     """
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
-    resolve_pair(pair)
+    for name in filter(None, (pair, methods_pair)):
+        resolve_pair(name)
     chosen = _chosen_tools(tools, known_tools)
     if interactions < 0 or tool_calls < 0:
         raise InvalidInput("budgets are counts from 0 up")
@@ -150,8 +158,20 @@ def create(
     with transaction() as connection:
         label = _free_label(connection)
         connection.execute(
-            "INSERT INTO investigations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-            (identifier, label, _digest(token), pair, json.dumps(chosen), interactions, tool_calls, note, time.time()),
+            "INSERT INTO investigations (id, label, token_sha256, pair, tools, interactions, tool_calls, note, "
+            "created, methods_pair) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                identifier,
+                label,
+                _digest(token),
+                pair,
+                json.dumps(chosen),
+                interactions,
+                tool_calls,
+                note,
+                time.time(),
+                methods_pair,
+            ),
         )
     return NewInvestigation(token=token, id=identifier, label=label)
 
@@ -288,9 +308,8 @@ def remembered_runs(investigation: str) -> set[str]:
 
 def _chosen_tools(tools: str | Sequence[str], known: Sequence[str]) -> list[str]:
     names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
-    if names in (["blackbox"], ["method"]):
-        return names
-    if not names or (unknown := [name for name in names if name not in known]):
+    sets = ("blackbox", "method")
+    if not names or (unknown := [name for name in names if name not in sets and name not in known]):
         wrong = f"unknown tools: {', '.join(unknown)}" if names else "no tools given"
         raise UnknownName(f"{wrong}. Allowed: `blackbox`, `method`, or names out of: {', '.join(known) or 'none'}.")
     return names

@@ -9,7 +9,7 @@ answers would change the evidence and give it away.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,22 @@ from diffing_mcp.model_pairs.specs import PairSpec
 
 
 class Redactor:
-    """Removes what identifies `spec` from texts and replaces it by `label`."""
+    """Removes what identifies pairs from texts and replaces it by `label`. `pairs`: how each was asked for -> what it
+    is.
+    """
 
-    def __init__(self, spec: PairSpec, pair_text: str, label: str) -> None:
+    def __init__(self, pairs: Mapping[str, PairSpec], label: str) -> None:
         self.label = label
         plain = {
             text
-            for text in (pair_text, spec.name, spec.organism, spec.variant, *_strings(spec.model_dump(mode="json")))
+            for asked, spec in pairs.items()
+            for text in (asked, spec.name, spec.organism, spec.variant, *_strings(spec.model_dump(mode="json")))
             if text and len(text) > 2
         }
         plain -= {"auto", "float32", "bfloat16", "float16", "default", "eager", "sdpa", "main"}
         paths = {str(path) for path in _folders() if len(path.parts) > 2}
-        parts = {part for text in (pair_text, spec.name) for part in re.split(r"[/@:]+", text) if len(part) > 2} - {
+        names = [name for asked, spec in pairs.items() for name in (asked, spec.name)]
+        parts = {part for name in names for part in re.split(r"[/@:]+", name) if len(part) > 2} - {
             "embedded",
             "default",
         }
@@ -63,7 +67,8 @@ def redactor_of(investigation: Investigation) -> Redactor:
     """
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
-    return Redactor(resolve_pair(investigation.pair), investigation.pair, investigation.label)
+    names = filter(None, (investigation.pair, investigation.methods_pair))
+    return Redactor({name: resolve_pair(name) for name in names}, investigation.label)
 
 
 # Absolute paths of at least two parts: error texts of libraries love to name files.

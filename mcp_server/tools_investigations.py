@@ -24,6 +24,11 @@ class OpenInvestigationArguments(PairArguments):
     )
     interactions: int = Field(50, ge=0, le=1_000_000, description="Budget of model interactions.")
     tool_calls: int = Field(200, ge=0, le=1_000_000, description="Budget of tool calls; free tools do not count.")
+    methods_pair: str | None = Field(
+        None,
+        max_length=1000,
+        description="A placebo: the methods look at this pair, and the questions go to `pair`.",
+    )
     note: str = Field("", max_length=1000, description="The agent never sees it.")
 
 
@@ -41,6 +46,7 @@ async def open_investigation(call: Call, arguments: OpenInvestigationArguments) 
         arguments.tool_calls,
         arguments.note,
         known_tools=tool_names(call.offer.tools),
+        methods_pair=arguments.methods_pair,
     )
     text = f"Investigation {opened.id}, shown to the agent as {opened.label}. Its bearer token, shown this once:"
     return Reply(opened, f"{text}\n{opened.token}")

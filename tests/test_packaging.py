@@ -263,7 +263,7 @@ def test_the_import_contracts_hold() -> None:
         "diffing_mcp.cli.main",
         "diffing_mcp.mcp_server.serve",
         "diffing_mcp.mcp_server.server",
-        "diffing_mcp.agents.suite",
+        "diffing_mcp.agents.cells",
         "diffing_mcp.graders",
         "diffing_mcp.methods.registry",
         "diffing_mcp.model_pairs.resolve",

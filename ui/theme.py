@@ -14,7 +14,7 @@ BASE, FINETUNED = "#5B7FB0", "#E07B1A"
 near-black.
 """
 
-ARM_COLOURS = {"blackbox": "#2A9D8F", "method": "#8B5CF6"}
+ARM_COLOURS = {"blackbox": "#2A9D8F", "method": "#8B5CF6", "placebo": "#D97706", "cheat": "#B91C1C"}
 """The two arms of an evaluation; never the colours of the sides."""
 
 INK, GRID = "#7C8796", "rgba(128, 138, 150, 0.22)"

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.baseline import BaselineOptions
+from diffing_mcp.agents.cells import RunningEvaluation
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
-from diffing_mcp.agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord
-from diffing_mcp.agents.suite import Suite
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
 from tests.agents.conftest import ANSWER, served
 from tests.agents.llm_server import KEY, BadRequest, Call, Conversation, LLMServer, Turn, llm_server
 
@@ -121,7 +122,7 @@ async def run_suite(
     plan = EvaluationPlan(id="llm", organisms=organisms, arms=arms, investigator=model, grader=grader, interactions=6)
     grading = Grading(grader=grader, grader_url=base_url(grader, server) if grader else None, repeats=2)
     folder = EvaluationFolder(plan.id)
-    suite = Suite(
+    suite = RunningEvaluation(
         plan,
         folder,
         grading,
@@ -202,9 +203,30 @@ async def test_an_answer_without_submission_is_inconclusive_after_two_reminders(
     assert record.finding.verdict == "inconclusive"
 
 
-async def test_a_limit_ends_the_investigation_and_is_recorded(evaluation_settings: Path) -> None:
+@pytest.mark.parametrize("model", MODELS[1:])
+async def test_a_limit_ends_the_investigation_with_a_forced_finding(model: str, evaluation_settings: Path) -> None:
     def endless(conversation: Conversation) -> Turn:
+        if conversation.tools == ["submit_finding"]:
+            assert "Submit your finding now" in conversation.turns[-1].text
+            said = {"statement": "The finetune was about kettles.", "verdict": "difference", "likelihood": 0.6}
+            return Turn("assistant", "", [Call("submit_finding", said)])
         return Turn("assistant", "", [Call("list_pairs", {})])
+
+    with llm_server(endless) as server:
+        async with served() as url:
+            _, (record,) = await run_suite(model, ["method"], server, url, ["kettles"], message_limit=9)
+    assert server.violations == []
+    assert record.status == "completed"
+    assert record.limit == "message"
+    assert record.finding.source == "submit_finding"
+    assert record.finding.likelihood == 0.6
+    assert record.transcript[-1].tool_name == "submit_finding"
+    assert len(record.transcript) >= 10
+
+
+async def test_a_limit_ends_also_who_never_submits(evaluation_settings: Path) -> None:
+    def endless(conversation: Conversation) -> Turn:
+        return Turn("assistant", "I will not say.", [Call("list_pairs", {})])
 
     with llm_server(endless) as server:
         async with served() as url:

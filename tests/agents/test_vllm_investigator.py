@@ -81,9 +81,9 @@ async def test_an_investigation_by_a_small_model_ends_with_a_record(
     """A 135M model is no investigator; what counts is that the whole way works with it and that its record says how it
     ended.
     """
+    from diffing_mcp.agents.cells import RunningEvaluation
     from diffing_mcp.agents.evaluation import run_evaluation
     from diffing_mcp.agents.grading import Grading
-    from diffing_mcp.agents.suite import Suite
     from tests.agents.conftest import served
 
     monkeypatch.setenv("VLLMTEST_API_KEY", "none")
@@ -92,7 +92,9 @@ async def test_an_investigation_by_a_small_model_ends_with_a_record(
     )
     async with served() as url:
         limits = {"message_limit": 8, "time_limit": 300}
-        suite = Suite(plan, EvaluationFolder(plan.id), Grading(), url, investigator_url=vllm_url, limits=limits)
+        suite = RunningEvaluation(
+            plan, EvaluationFolder(plan.id), Grading(), url, investigator_url=vllm_url, limits=limits
+        )
         (record,) = await run_evaluation(suite)
     assert record.status == "completed", record.error
     assert any(message.role == "assistant" for message in record.transcript)

@@ -159,7 +159,7 @@ async def test_broken_files_do_not_name_themselves(
 
 
 def test_the_redactor_covers_names_and_paths_in_messages(rare_pair: str, rare_folder: Path, data_folder: Path) -> None:
-    redactor = Redactor(resolve_pair(rare_pair), rare_pair, "pair-7f3a")
+    redactor = Redactor({rare_pair: resolve_pair(rare_pair)}, "pair-7f3a")
     for text in (
         f"cannot open {rare_folder}/adapter_model.safetensors",
         f"the pair {rare_pair} is broken",
@@ -175,7 +175,7 @@ def test_the_redactor_covers_names_and_paths_in_messages(rare_pair: str, rare_fo
 
 def test_words_in_a_models_own_answers_stay(rare_pair: str, data_folder: Path) -> None:
     """Taking a word out of the evidence would falsify it and give it away."""
-    redactor = Redactor(resolve_pair(rare_pair), rare_pair, "pair-7f3a")
+    redactor = Redactor({rare_pair: resolve_pair(rare_pair)}, "pair-7f3a")
     assert redactor.result({"model_text": ["a quetzalfidget bird", 3, None]}) == {
         "model_text": ["a quetzalfidget bird", 3, None]
     }

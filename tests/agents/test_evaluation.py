@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from diffing_mcp.agents.baseline import BaselineOptions
+from diffing_mcp.agents.cells import RunningEvaluation, cells_of, check_continues, finding_in, plan_identifier
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.mcp_session import ToolFailed, connect
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
 from diffing_mcp.agents.server_process import ServerDidNotStart, server_process
-from diffing_mcp.agents.suite import Suite, cells_of, check_continues, finding_in, plan_identifier
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.investigations import list_investigations
@@ -50,11 +50,11 @@ def plan(**values: object) -> EvaluationPlan:
 async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
     folder = EvaluationFolder("tiny")
     async with served() as url:
-        records = await run_evaluation(Suite(plan(), folder, Grading(), url, QUICK))
+        records = await run_evaluation(RunningEvaluation(plan(), folder, Grading(), url, QUICK))
         assert len(list_investigations()) == 4
         # One record is lost, one more repeat is wanted: only those are run.
         (folder.path / "cells" / f"{records[0].cell_id}.json").unlink()
-        more = await run_evaluation(Suite(plan(repeats=2), folder, Grading(), url, QUICK))
+        more = await run_evaluation(RunningEvaluation(plan(repeats=2), folder, Grading(), url, QUICK))
     assert len(list_investigations()) == 4 + 1 + 4
     assert all(investigation.closed for investigation in list_investigations())
     assert len(more) == 8
@@ -82,8 +82,8 @@ async def test_an_evaluation_runs_on_a_server_that_shares_nothing_with_it(
             monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name)
         settings.cache_clear()
 
-    def suite(evaluation: str) -> Suite:
-        return Suite(
+    def suite(evaluation: str) -> RunningEvaluation:
+        return RunningEvaluation(
             plan(organisms=["kettles"], arms=["blackbox"]), EvaluationFolder(evaluation), Grading(), url, QUICK
         )
 
@@ -107,8 +107,8 @@ async def test_an_evaluation_runs_on_a_server_that_shares_nothing_with_it(
 async def test_equal_seeds_give_equal_investigations(evaluation_settings: Path) -> None:
     wanted = plan(organisms=["kettles"], arms=["blackbox"])
     async with served() as url:
-        first = await run_evaluation(Suite(wanted, EvaluationFolder("one"), Grading(), url, QUICK))
-        second = await run_evaluation(Suite(wanted, EvaluationFolder("two"), Grading(), url, QUICK))
+        first = await run_evaluation(RunningEvaluation(wanted, EvaluationFolder("one"), Grading(), url, QUICK))
+        second = await run_evaluation(RunningEvaluation(wanted, EvaluationFolder("two"), Grading(), url, QUICK))
 
     def asked(records: list[EvaluationRecord]) -> list[object]:
         return [
@@ -125,10 +125,10 @@ async def test_equal_seeds_give_equal_investigations(evaluation_settings: Path) 
 async def test_a_failing_cell_leaves_the_others_and_is_tried_again(evaluation_settings: Path) -> None:
     wanted, folder = plan(organisms=["same"], arms=["blackbox"]), EvaluationFolder("tiny")
     async with served() as url:
-        broken = await run_evaluation(Suite(wanted, folder, Grading(), f"{url}-not-there", QUICK))
+        broken = await run_evaluation(RunningEvaluation(wanted, folder, Grading(), f"{url}-not-there", QUICK))
         assert [record.status for record in broken] == ["failed"]
         assert broken[0].error
-        mended = await run_evaluation(Suite(wanted, folder, Grading(), url, QUICK))
+        mended = await run_evaluation(RunningEvaluation(wanted, folder, Grading(), url, QUICK))
     assert [record.status for record in mended] == ["completed"]
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffing_mcp.agents.arms import Arm, decoy_of, tools_of
 from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
-from diffing_mcp.agents.records import Arm, EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, cell_id, now
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, cell_id, now
 from diffing_mcp.core.errors import DiffingError, InvalidInput
 
 BASELINE = "baseline"
@@ -36,13 +37,14 @@ class Cell:
 
 
 @dataclass
-class Suite:
+class RunningEvaluation:
     """What the investigations of one evaluation share.
 
     grading: turns a finding into grades.
     url: MCP endpoint of the running server, where this process is an operator.
     baseline: how the baseline investigators work; their seed is replaced by the cell's.
     investigator_url: base URL of the API behind an LLM investigator, when it is not the provider's own.
+    may_go_on: called before each investigation; raises CapReached when no further one may be opened.
     limits: message_limit, token_limit, time_limit (seconds) and max_samples of LLM investigations.
     """
 
@@ -52,6 +54,7 @@ class Suite:
     url: str
     baseline: BaselineOptions = field(default_factory=BaselineOptions)
     report: Report = lambda finished, total, record: None
+    may_go_on: Callable[[], None] = lambda: None
     investigator_url: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
 
@@ -79,9 +82,24 @@ class Suite:
         )
 
     async def open(self, cell: Cell) -> OpenInvestigation:
-        """A fresh investigation for this cell."""
+        """A fresh investigation for this cell.
+
+        Raises:
+            CapReached: the suite has spent what it may.
+            InvalidInput: a placebo without another pair.
+            ToolFailed, NoServer: the server refuses, or is not there.
+        """
+        self.may_go_on()
         note = f"{self.plan.id} {cell.id}"
-        return await open_investigation(self.url, cell.organism, cell.arm, self.plan.interactions, TOOL_CALLS, note)
+        return await open_investigation(
+            self.url,
+            cell.organism,
+            tools_of(cell.arm),
+            self.plan.interactions,
+            TOOL_CALLS,
+            note,
+            methods_pair=decoy_of(cell.arm, cell.organism, self.plan.organisms, cell.repeat),
+        )
 
     async def complete(self, record: EvaluationRecord, said: str = "") -> None:
         """Close the record's investigation, fill in what it left (a finding that was not handed in is taken from

@@ -1,0 +1,191 @@
+"""Suite files, what they cost, and the table over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffing_mcp.agents.cells import cells_of
+from diffing_mcp.agents.costs import CapReached, check_cap, estimate, spent_on
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationRecord,
+    FactRecallRecord,
+    Finding,
+    TokenUsage,
+)
+from diffing_mcp.agents.suite_files import Price, SuiteFile, plans_of, presets, read_suite
+from diffing_mcp.agents.table import ALL, NULLS, table_of
+from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.graders.ordinal import ordered_logit, organisms_needed
+
+MODEL = "openai/some-model"
+SUITE = SuiteFile.model_validate(
+    {
+        "organisms": ["kettles", "kettles/other", "same"],
+        "investigators": [MODEL],
+        "interactions": [0, 5],
+        "repeats": 2,
+        "prices": {MODEL: {"input": 1.0, "output": 10.0}},
+    }
+)
+
+
+def record(plan_id: str, organism: str, arm: str, repeat: int, score: int, **values: object) -> EvaluationRecord:
+    null = organism == "same"
+    return EvaluationRecord.model_validate(
+        {
+            "evaluation_id": plan_id,
+            "cell_id": next(cell.id for cell in cells_of(plans_of("s", SUITE)[0])
+                            if (cell.organism, cell.arm, cell.repeat) == (organism, arm, repeat)),
+            "organism": organism,
+            "null": null,
+            "arm": arm,
+            "investigator": MODEL,
+            "repeat": repeat,
+            "seconds": 36.0,
+            "usage": [TokenUsage(model=MODEL, input_tokens=900, output_tokens=100, total_tokens=1000)],
+            "finding": Finding(statement="x", verdict="no_meaningful_difference" if null else "difference",
+                               likelihood=0.9, source="submit_finding"),
+            "fact_recall": FactRecallRecord(score=score, recall=(score - 1) / 4, topic_named=score > 2, precision=0.5),
+            **values,
+        }
+    )  # fmt: skip
+
+
+def finished(grades: dict[str, int]) -> list[EvaluationRecord]:
+    """A record for each cell, with the arm's grade (one less on the second organism)."""
+    return [
+        record("s", organism, arm, repeat, max(1, grade - (organism == "kettles/other")))
+        for arm, grade in grades.items()
+        for organism in SUITE.organisms
+        for repeat in range(2)
+    ]
+
+
+def test_the_presets_are_suites_with_ground_truth() -> None:
+    assert {"bundled", "activation-difference-study", "diff-mining-study", "auditbench", "model-diffing-agents"} <= set(
+        presets()
+    )
+    for name in presets():
+        found, suite = read_suite(name)
+        assert found == name
+        assert suite.description
+        assert len({plan.id for plan in plans_of(name, suite)}) == len(suite.investigators) * len(suite.interactions)
+
+
+def test_a_file_with_mistakes_is_explained(tmp_path: Path) -> None:
+    def written(**values: object) -> str:
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return str(file)
+
+    assert read_suite(written(organisms=["cake_bake"]))[0] == "mine"
+    for values, said in (
+        ({"organisms": ["cake_bake"], "arms": ["greybox"]}, "greybox"),
+        ({"organisms": []}, "organisms"),
+        ({"organisms": ["cake_bake"], "repeat": 3}, "repeat"),
+        ({"organisms": ["cake_bake"], "investigators": [MODEL], "cap": {"money": 1}}, "prices"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            read_suite(written(**values))
+    with pytest.raises(UnknownName, match="ground truth"):
+        read_suite(written(organisms=["nothing"]))
+    with pytest.raises(UnknownName, match="bundled"):
+        read_suite("no-such-suite")
+    (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(InvalidInput, match="not a YAML file"):
+        read_suite(str(tmp_path / "broken.yaml"))
+
+
+def test_growing_a_suite_continues_it() -> None:
+    more = SUITE.model_copy(update={"repeats": 9, "organisms": ("kettles",)})
+    assert [plan.id for plan in plans_of("s", more)] == [plan.id for plan in plans_of("s", SUITE)]
+    other = SUITE.model_copy(update={"seed": 1})
+    assert not {plan.id for plan in plans_of("s", other)} & {plan.id for plan in plans_of("s", SUITE)}
+
+
+def test_costs_rest_on_finished_investigations_and_else_on_limits(evaluation_settings: Path) -> None:
+    plans = plans_of("s", SUITE)
+    before = estimate(SUITE, plans)
+    assert (before.cells, before.measured, before.bounded) == (24, 0, 24)
+    assert before.spent.tokens == 24 * SUITE.limits.token_limit
+    folder = EvaluationFolder(plans[0].id)
+    folder.write_plan(plans[0])
+    folder.write(record(plans[0].id, "kettles", "method", 0, 3))
+    after = estimate(SUITE, plans)
+    assert (after.cells, after.measured, after.bounded) == (23, 11, 12)
+    assert after.spent.tokens == 11 * 1000 + 12 * SUITE.limits.token_limit
+    spent = spent_on(folder.records(), SUITE.prices)
+    assert (spent.tokens, spent.hours) == (1000, 0.01)
+    assert spent.money == pytest.approx((900 * 1.0 + 100 * 10.0) / 1e6)
+    assert spent_on(folder.records(), {}).money is None
+    check_cap(SUITE, spent)
+    with pytest.raises(CapReached, match="tokens"):
+        check_cap(SUITE.model_copy(update={"cap": SUITE.cap.model_copy(update={"tokens": 1000})}), spent)
+
+
+def test_the_table_says_what_an_arm_is_worth(tmp_path: Path) -> None:
+    plan = plans_of("s", SUITE)[0]
+    table = table_of([(plan, finished({"blackbox": 2, "method": 4}))], {MODEL: Price(input=1, output=10)})
+    rows = {(row.arm, row.organism): row for row in table.rows}
+    assert rows["method", ALL].grade is not None
+    assert rows["method", ALL].grade.estimate == 3.5
+    assert rows["method", NULLS].false_positives is not None
+    assert rows["method", NULLS].false_positives.estimate == 0
+    assert rows["method", "kettles"].tokens_per_grade_point == pytest.approx(1000 / 3)
+    assert rows["method", ALL].brier == pytest.approx(0.01)
+    (comparison,) = table.comparisons
+    assert comparison.grade is not None
+    assert (comparison.grade.estimate, comparison.grade.low, comparison.grade.high) == (2, 2, 2)
+    assert comparison.log_odds is None, "arms that are separated completely have no finite odds ratio"
+    for suffix in (".parquet", ".csv", ".md"):
+        table.write(tmp_path / f"table{suffix}")
+    frame = pd.read_parquet(tmp_path / "table.parquet")
+    assert len(frame) == len(table.rows)
+    assert frame.set_index(["arm", "organism"]).loc[("method", ALL), "grade"] == 3.5
+    assert "method minus blackbox" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"\.parquet"):
+        table.write(tmp_path / "table.xlsx")
+
+
+def test_ordered_logit_recovers_a_planted_odds_ratio() -> None:
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    organisms = [index % 40 for index in range(800)]
+    cuts = np.array([-1.0, 0.0, 1.0])
+
+    def grades(shift: float) -> list[int]:
+        return [int((shift + generator.logistic() > cuts).sum()) + 1 for _ in organisms]
+
+    found = ordered_logit(grades(1.5), grades(0.0), organisms)
+    assert found is not None
+    assert found.low < 1.5 < found.high
+    assert found.high - found.low < 1
+    assert ordered_logit([3, 3], [3, 3], [0, 1]) is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 5), min_size=4, max_size=30), st.integers(0, 10_000))
+def test_equal_arms_have_no_odds_ratio_but_one(scores: list[int], seed: int) -> None:
+    found = ordered_logit(scores, scores, list(range(len(scores))))
+    if len(set(scores)) < 2:
+        assert found is None
+    elif found is not None:
+        assert abs(found.estimate) < 1e-3
+        assert found.low <= 0 <= found.high
+
+
+def test_more_spread_needs_more_organisms() -> None:
+    few, many = organisms_needed([1.0, 1.2, 0.8, 1.1]), organisms_needed([1.0, -0.6, 1.8, -0.2])
+    assert few is not None
+    assert many is not None
+    assert few < many
+    assert organisms_needed([1.0, 1.0]) is None
+    assert organisms_needed([0.0, 0.0, 0.0]) is None
