@@ -43,8 +43,8 @@ START: dict[str, str] = {
         "request in one ask_models call."
     ),
     "method": (
-        "2. Call overview: it says in one digest what the diffing methods see. Follow up what stands out with the "
-        "methods themselves and view_run; the first hypotheses should come from there."
+        "2. Call overview: it says in one digest what the diffing methods see. Follow up what stands out with view_run "
+        "and single methods (more_tools calls them); the first hypotheses should come from there."
     ),
 }
 
