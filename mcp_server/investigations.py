@@ -89,8 +89,8 @@ class Investigation(BaseModel):
 
     @property
     def named_tools(self) -> tuple[str, ...]:
-        """The tools that were named one by one; none when a set was."""
-        return () if self.tools in (["method"], ["blackbox"]) else tuple(self.tools)
+        """The tools that were named one by one, not as a set."""
+        return tuple(name for name in self.tools if name not in ("method", "blackbox"))
 
     def allows(self, tool: str) -> bool:
         """Whether the tool is in this investigation's set."""

@@ -22,10 +22,8 @@ MORE_TOOLS = "more_tools"
 class MoreToolsArguments(Arguments):
     """Arguments of more_tools."""
 
-    tool: str | None = Field(None, max_length=100, description="Describe this tool and switch it on.")
-    arguments: JsonObject | None = Field(
-        None, description="Call `tool` at once with these arguments (a JSON object) and return its answer."
-    )
+    tool: str | None = Field(None, max_length=100, description="Its name.")
+    arguments: JsonObject | None = Field(None, description="Call `tool` at once with these (JSON object).")
 
     @model_validator(mode="after")
     def _arguments_of_a_tool(self) -> MoreToolsArguments:
@@ -102,10 +100,9 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         MORE_TOOLS,
         "More tools",
         (
-            "Find further tools: single diffing methods (KL divergence, logit lens and patchscope of activation "
-            "differences, PCA, steering, weight differences, SAE, crosscoder), stored runs, pairs, jobs. Without "
-            "arguments it lists them all; with `tool` it shows that tool's schema and adds it to your list; with "
-            "`arguments` too it calls it."
+            "Find further tools: single diffing methods (KL, logit lens and patchscope of activation differences, PCA, "
+            "steering, weights, SAE, crosscoder), stored runs, pairs, jobs. Without arguments it lists all; `tool` "
+            "shows one's schema and adds it to your list; `arguments` besides calls it."
         ),
         MoreToolsArguments,
         MoreToolsResult,

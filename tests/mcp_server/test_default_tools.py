@@ -215,7 +215,7 @@ async def test_default_answers_and_views_are_short(
     modern: Client, pair_name: str, small_params: Callable[[str], dict[str, Any]]
 ) -> None:
     """At most 2,000 tokens at 3.5 characters; texts of a random model have fewer characters a token."""
-    many = {"prompts": [f"prompt {n}" for n in range(20)], "samples": 4, "max_new_tokens": 60, "raw_text": True}
+    many = {"prompts": [f"prompt {n}" for n in range(8)], "samples": 2, "max_new_tokens": 60, "raw_text": True}
     for method in all_methods():
         asked = {"pair": pair_name, **small_params(method), "wait_seconds": 50}
         run = (await good(modern, method, asked))["run_id"]
