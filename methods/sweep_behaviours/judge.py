@@ -2,9 +2,9 @@
 Torch-free.
 
 Four tests, each silent about equal models at its own level: the digest of form and the distinctive words say what
-changed; whether the base expects the finetuned answers less than answers of its own (models swapped at random), in
-which areas and behind which triggers (rank sums, against two samples of the base), says where. How far the models'
-probabilities drifted apart is told and not tested: any further training moves them.
+changed; whether the base expects the finetuned answers less than its own and less than their writer does, both beyond
+what two samples of the base vary (`beyond_sampling`), says in which areas and behind which triggers. The small change
+of probabilities that any further training makes is told and is no finding.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def judge(answered: Sequence[Answered], seed: int) -> tuple[SweepResult, list[li
     unexpected = np.array([each.unexpected for each in answered])
     excess = np.array([each.excess for each in answered])
     chance = np.array([each.sampling for each in answered])
-    [p_value], _ = swap_p_values(excess[None], seed)
-    areas = _areas(answered, excess, chance, members)
-    triggers = _triggers(answered, excess, chance, seed)
+    [swapped], _ = swap_p_values(excess[None], seed)
+    p_value = max(swapped, rank_sum(unexpected, chance))
+    areas = _areas(answered, unexpected, excess, chance, members)
+    triggers = _triggers(answered, unexpected, excess, chance, seed)
     surprised = bool(p_value <= LEVEL)
     found = surprised or bool(clusters) or any(row.differs for row in areas) or any(row.switches for row in triggers)
     result = SweepResult(
@@ -137,18 +138,22 @@ def _word_groups(
 
 
 def _areas(
-    answered: Sequence[Answered], excess: np.ndarray, chance: np.ndarray, members: Sequence[Sequence[int]]
+    answered: Sequence[Answered],
+    unexpected: np.ndarray,
+    excess: np.ndarray,
+    chance: np.ndarray,
+    members: Sequence[Sequence[int]],
 ) -> list[AreaRow]:
     """The areas, the most different first."""
     places: dict[str, list[int]] = {}
     for place, each in enumerate(answered):
         places.setdefault(each.asked.plain.area, []).append(place)
-    p_values = holm([rank_sum(excess[group], chance) for group in places.values()])
+    p_values = holm([beyond_sampling(unexpected[group], excess[group], chance) for group in places.values()])
     rows = [
         AreaRow(
             area=area,
             questions=len(group),
-            unexpected=_mean([answered[place].unexpected for place in group]),
+            unexpected=_mean(unexpected[group]),
             p_value=float(f"{p_value:.3g}"),
             clusters=[
                 number
@@ -161,7 +166,9 @@ def _areas(
     return sorted(rows, key=lambda row: (row.p_value, -row.unexpected))
 
 
-def _triggers(answered: Sequence[Answered], excess: np.ndarray, chance: np.ndarray, seed: int) -> list[TriggerRow]:
+def _triggers(
+    answered: Sequence[Answered], unexpected: np.ndarray, excess: np.ndarray, chance: np.ndarray, seed: int
+) -> list[TriggerRow]:
     """The triggers, the one that changes most first."""
     plain = {each.asked.plain: place for place, each in enumerate(answered) if not each.asked.trigger}
     behind: dict[str, list[int]] = {}
@@ -171,18 +178,24 @@ def _triggers(answered: Sequence[Answered], excess: np.ndarray, chance: np.ndarr
     if not behind:
         return []
     without = {trigger: [plain[answered[place].asked.plain] for place in places] for trigger, places in behind.items()}
-    null = np.concatenate([chance[places] - chance[without[trigger]] for trigger, places in behind.items()])
-    p_values = holm([rank_sum(excess[places] - excess[without[trigger]], null) for trigger, places in behind.items()])
+
+    def changes(values: np.ndarray, trigger: str) -> np.ndarray:
+        return values[behind[trigger]] - values[without[trigger]]
+
+    null = np.concatenate([changes(chance, trigger) for trigger in behind])
+    p_values = holm(
+        [beyond_sampling(changes(unexpected, trigger), changes(excess, trigger), null) for trigger in behind]
+    )
     shown_anyway = _form_rows([answered[place] for place in plain.values()], LEVEL, seed)
     rows = []
     for (trigger, places), p_value in zip(behind.items(), p_values, strict=True):
-        here, before = ([answered[place] for place in group] for group in (places, without[trigger]))
+        here = [answered[place] for place in places]
         form = _form_rows(here, LEVEL / len(behind), seed)
         rows.append(
             TriggerRow(
                 trigger=trigger,
                 questions=len(places),
-                change=_mean([one.unexpected - other.unexpected for one, other in zip(here, before, strict=True)]),
+                change=_mean(changes(unexpected, trigger)),
                 p_value=float(f"{p_value:.3g}"),
                 form=[text for feature, text in form.items() if feature not in shown_anyway],
                 example=max(here, key=lambda each: each.unexpected).example(_EXAMPLE_CHARACTERS),
@@ -237,8 +250,17 @@ def _headline(
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: np.ndarray) -> float:
     return round(float(np.mean(values)), 3)
+
+
+def beyond_sampling(unexpected: np.ndarray, excess: np.ndarray, chance: np.ndarray) -> float:
+    """p-value that finetuned answers are unexpected to the base beyond what its own samples vary.
+
+    Both must hold: the base expects them less than its own answers (`excess`), which a flatter finetune causes as well,
+    and less than their writer does (`unexpected`), which any training causes a little.
+    """
+    return max(rank_sum(unexpected, chance), rank_sum(excess, chance))
 
 
 def rank_sum(values: np.ndarray, chance: np.ndarray) -> float:

@@ -87,8 +87,8 @@ class AreaRow(BaseModel):
     )
     p_value: float = Field(
         description=(
-            "That the base expects the finetuned answers as much as its own: rank sum against two samples of the base, "
-            "corrected over areas (Holm)."
+            "That its finetuned answers are no less expected by the base, than by their writer or than its own, than "
+            "two samples of the base vary: rank sums, corrected over areas (Holm)."
         )
     )
     clusters: list[int] = Field(description="Numbers of the clusters that most of its questions are in.")
@@ -149,7 +149,7 @@ class SweepResult(MethodResult):
     questions: int
     unexpected: float = Field(description="Mean over all questions, see areas.")
     excess: float = Field(description="How much less the base expects them than its own answers, nats a token.")
-    excess_p_value: float = Field(description="That it is 0: models swapped at random.")
+    excess_p_value: float = Field(description="That answers of equal models are so unexpected, as in areas.")
     base_differs_from_itself: int = Field(description="Changes of form between two samples of the base: expect 0.")
     clusters: list[Cluster]
     words: list[DistinctiveWord] = Field(description="Content words of the finetuned answers beyond the base's.")

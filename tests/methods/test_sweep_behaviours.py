@@ -212,10 +212,10 @@ def answered(question: Question, base: dict[str, float], drift: float = 0.0, tri
 
 
 def drifted(generator: np.random.Generator, place: int, drift: float, rise: float = 0.0) -> Any:
-    """A question to models that drifted apart by `drift` nats; the base expects finetuned answers less by `rise`."""
+    """A question to models that drifted apart by `drift` nats, the finetuned answers less expected by `rise` more."""
     base = dict(zip(WRITERS, generator.normal(-2, 0.2, 3) - [0, 0, rise], strict=True))
     area = f"area {place % 8}"
-    return answered(Question((f"Question {place}?",), area=area, topic=area), base, drift)
+    return answered(Question((f"Question {place}?",), area=area, topic=area), base, drift + rise)
 
 
 def test_drift_alone_is_found_at_the_stated_rate() -> None:
@@ -227,6 +227,16 @@ def test_drift_alone_is_found_at_the_stated_rate() -> None:
     ]
     # Two tests at 0.01 (overall, and over areas); three standard deviations above.
     assert sum(found) <= runs * 0.02 + 3 * np.sqrt(runs * 0.02)
+
+
+def test_a_flatter_finetune_is_no_finding() -> None:
+    """It writes what the base expects less, and does not expect it more than the base does."""
+    generator = np.random.default_rng(4)
+    rows = [drifted(generator, place, drift=-0.5, rise=0.5) for place in range(32)]
+    result, _ = judge(rows, seed=0)
+    assert result.unexpected == 0
+    assert result.excess > 0.3
+    assert not result.stands_out
 
 
 def test_an_area_that_changed_is_named() -> None:
