@@ -12,10 +12,12 @@ EXTRA_OF_MODULE = {
     "httpx2": "server",
     "json5": "server",
     "tomlkit": "server",
+    "statsmodels": "server",
     "inspect_ai": "eval",
     "anthropic": "eval",
     "openai": "eval",
     "gradio": "ui",
+    "fastapi": "ui",
     "vllm": "vllm",
     "ray": "ray",
 }

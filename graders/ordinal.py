@@ -1,5 +1,5 @@
 """Grades from 1 to 5 as what they are, an ordered scale: how much one arm raises the odds of a better grade, and how
-many organisms the next evaluation needs. Needs statsmodels (extra `eval`).
+many organisms the next evaluation needs. Needs statsmodels (extra `server`).
 """
 
 from __future__ import annotations

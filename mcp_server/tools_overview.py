@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import anyio.to_thread
 from pydantic import BaseModel, Field
@@ -36,7 +36,9 @@ from diffing_mcp.model_pairs.specs import PairSpec
 
 CORPUS_FIELDS = ("corpus", "max_samples", "max_tokens", "seed")
 
-Outcome = tuple[list[RunRecord], list[LeftOut]]
+
+Digested = tuple[OverviewResult, list[str]]
+"""The digest and the ids of all its runs, some of which may have no room in it."""
 
 
 class OverviewArguments(PairArguments, WaitArguments):
@@ -77,7 +79,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     missing = [request for request in plan.all if request not in finished]
     estimate = execute.estimate(call.context.size(spec), missing)
 
-    def work(job: Job) -> Outcome:
+    def work(job: Job) -> Digested:
         def hand_over(record: RunRecord) -> None:
             if record.id not in {part.run_id for part in job.parts}:
                 job.give(_part(record))
@@ -87,25 +89,26 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
 
         for record in done:
             hand_over(record)
-        return run_plan(plan, run, job, finished)
+        return digested(*run_plan(plan, run, job, finished))
 
-    def present(shown_to: Call, outcome: Outcome) -> Reply:
-        records, left_out = outcome
-        for record in records:
-            shown_to.remember_run(record.id)
-        available = [name for name in all_methods() if shown_to.caller.may_use(name)]
-        shown = shown_to.shown_name(spec)
-        result = digest(records, arguments.max_characters, available, left_out, pair=shown)
-        runs = ", ".join(record.id for record in records)
+    def digested(records: Sequence[RunRecord], left_out: Sequence[LeftOut]) -> Digested:
+        available = [name for name in all_methods() if call.caller.may_use(name)]
+        result = digest(records, arguments.max_characters, available, left_out, pair=call.shown_name(spec))
+        return result, [record.id for record in records]
+
+    def present(shown_to: Call, found: Digested) -> Reply:
+        result, runs = found
+        for run in runs:
+            shown_to.remember_run(run)
         return Reply(
             result,
             f"{NOTICE}\n{Fence().around(result.as_text())}",
-            next_step=f"Read more of each run with view_run: {runs}.",
+            next_step=f"Read more of each run with view_run: {', '.join(runs)}.",
         )
 
     complete = len(done) == len(plan.requests) + len(later_requests(plan, done))
     if complete and not arguments.estimate_only:
-        return present(call, (done, plan.left_out))
+        return present(call, await anyio.to_thread.run_sync(digested, done, plan.left_out))
     key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in plan.all]]
     reused = f"{len(done)} of {len(plan.all)} methods are finished already and are reused." if done else ""
     return await call.run_job(key, work, present, spec=spec, estimate=estimate, note=reused)

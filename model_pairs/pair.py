@@ -363,16 +363,15 @@ class LoadedPair:
         first = torch.empty(len(prompts), self.vocab_size)
         found: list[list[Beam]] = [[] for _ in prompts]
         stops, pad = self.stop_ids(side), self.tokenizer.pad_token_id
-        with self._running(side) as (resident, _):
-            parts = parts_of(resident, prompts, tokens, width)
-        for number, places in enumerate(parts):
-            progress(number, len(parts), f"{side}: continuations")
-            with self._running(side) as (resident, steering):
-                reader = Reader(resident, [each.of_rows(torch.tensor(places)) for each in steering])
+        with self._in_memory(side) as (loaded,):
+            parts = parts_of(loaded.resident, prompts, tokens, width)
+            for number, places in enumerate(parts):
+                progress(number, len(parts), f"{side}: continuations")
+                reader = Reader(loaded, [each.of_rows(torch.tensor(places)) for each in loaded.steering])
                 some = [prompts[place] for place in places]
                 first[places], beams = beam_search(reader, some, tokens, width, stops, self.vocab_size, pad)
-            for place, each in zip(places, beams, strict=True):
-                found[place] = each
+                for place, each in zip(places, beams, strict=True):
+                    found[place] = each
         return first, found
 
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:

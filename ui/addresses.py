@@ -28,9 +28,9 @@ def address(page: str, **query: Any) -> str:
     return (page or "./") + (f"?{urlencode(given)}" if given else "")
 
 
-def link(text: Any, page: str, **query: Any) -> Markup:
+def link(shown: Any, page: str, /, **query: Any) -> Markup:
     """A link to a page; the text is escaped, the query encoded."""
-    return Markup(f'<a class="d-link" href="{markupsafe.escape(address(page, **query))}">{escape(text)}</a>')
+    return Markup(f'<a class="d-link" href="{markupsafe.escape(address(page, **query))}">{escape(shown)}</a>')
 
 
 def run_link(identifier: str) -> Markup:

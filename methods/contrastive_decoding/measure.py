@@ -16,9 +16,11 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     ContrastiveDecodingResult,
     Start,
 )
+from diffing_mcp.methods.texts.answer_form import Answer
 from diffing_mcp.methods.texts.beginnings import Beginning
 from diffing_mcp.methods.texts.coherence import TextScores
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.form import FormDigest, compare_paired
 from diffing_mcp.methods.texts.words import repetition
 from diffing_mcp.model_pairs.generation import Sampling
 
@@ -195,6 +197,7 @@ def _result(
         words=words[:_WORDS_SHOWN],
         suppressed=suppressed[:_WORDS_SHOWN],
         suppression=_suppression(suppressed),
+        form=_form(written[BASE], written[FINETUNED]),
         texts=[
             AmplifiedText(
                 alpha=shown.alpha,
@@ -208,6 +211,18 @@ def _result(
         alphas=rows,
         start=_start(params, written[FINETUNED].beginnings),
     )
+
+
+def _form(base: Written, finetuned: Written) -> FormDigest | None:
+    """The form of the plain models' answers to messages; None without any."""
+    asked = [place for place, beginning in enumerate(base.beginnings) if beginning.chat]
+    if not asked:
+        return None
+    before, after = (
+        [Answer(each.texts[place].text, each.texts[place].finish == "eos", each.texts[place].tokens) for place in asked]
+        for each in (base, finetuned)
+    )
+    return compare_paired([base.beginnings[place].text for place in asked], before, after)
 
 
 def _start(params: ContrastiveDecodingParams, started: Sequence[Beginning]) -> Start:

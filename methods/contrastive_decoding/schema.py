@@ -10,6 +10,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.beginnings import Beginning, Template, beginnings
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
+from diffing_mcp.methods.texts.form import FormDigest
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
@@ -145,6 +146,7 @@ class ContrastiveDecodingResult(MethodResult):
         )
     )
     suppression: str = Field(description="That in one sentence.")
+    form: FormDigest | None = Field(None, description="How the plain models' answers differ in form; None: no chats.")
     texts: list[AmplifiedText]
     alphas: list[AlphaRow] = Field(description="0: plain finetuned; -1: plain base; below: the opposite direction.")
     start: Start
@@ -163,6 +165,8 @@ class ContrastiveDecodingResult(MethodResult):
                 "words of the opposite direction vs amplified texts and finetuned: "
                 + ", ".join(row.as_text() for row in self.suppressed)
             )
+        if self.form is not None:
+            lines.append(self.form.as_text())
         lines += [row.as_text() for row in self.alphas]
         lines.append("alpha (ft - base, nats/token), prompt, untrusted model text between ⟦ ⟧:")
         lines += [row.as_text() for row in self.texts]

@@ -206,8 +206,13 @@ def _manner(results: Sequence[Any], told: Sequence[CandidateWord]) -> list[FormR
     """What changed in the form of answers, single words last; those of the topic are told already."""
     forms: list[FormDigest] = [form for result in results if (form := getattr(result, "form", None)) is not None]
     topic = {stem(row.word) for row in told}
-    rows = [row for form in forms for row in form.significant if row.kind != "word" or stem(row.feature) not in topic]
-    return sorted(rows, key=lambda row: row.kind == "word")[:_MANNER_SHOWN]
+    rows = {
+        (row.kind, row.feature): row
+        for form in forms
+        for row in form.significant
+        if row.kind != "word" or stem(row.feature) not in topic
+    }
+    return sorted(rows.values(), key=lambda row: row.kind == "word")[:_MANNER_SHOWN]
 
 
 def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[str], manner: Sequence[FormRow]) -> str:

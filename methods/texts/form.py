@@ -145,6 +145,17 @@ def _unit(base: Sequence[Answer], finetuned: Sequence[Answer]) -> Unit:
     return list(base), list(finetuned)
 
 
+def compare_paired(
+    prompts: Sequence[str], base: Sequence[Answer], finetuned: Sequence[Answer], seed: int = 0
+) -> FormDigest:
+    """`compare_form` of answers in lists: one of each model to each of the prompts, which may repeat."""
+    sides: tuple[dict[str, list[Answer]], ...] = (defaultdict(list), defaultdict(list))
+    for prompt, *answers in zip(prompts, base, finetuned, strict=True):
+        for side, answer in zip(sides, answers, strict=True):
+            side[prompt].append(answer)
+    return compare_form(list(sides[0].values()), list(sides[1].values()), seed)
+
+
 def _digest(base: Sequence[Sequence[Answer]], finetuned: Sequence[Sequence[Answer]], rows: list[FormRow]) -> FormDigest:
     return FormDigest(
         prompts=len(base),

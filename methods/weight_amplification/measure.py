@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffing_mcp.methods.texts import answer_form
 from diffing_mcp.methods.texts.coherence import TextScores, score_texts
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.form import FormDigest, compare_paired
 from diffing_mcp.methods.texts.pages import SearchedText, add_searched
 from diffing_mcp.methods.texts.prompts import PROMPTS, request_of
 from diffing_mcp.methods.texts.words import words_of
@@ -305,9 +307,16 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
         weights=[each.weight for each in texts],
         words=words[:_WORDS_SHOWN],
         coherence=rows,
+        form=_form(texts[0]),
         answers=shown[: max(8, params.rows)],
         amplified=str(writer.amplified),
     )
+
+
+def _form(texts: Texts) -> FormDigest:
+    """How the plain finetuned model's answers differ from the base's."""
+    base, finetuned = ([answer_form.Answer(text) for text in side] for side in (texts.base, texts.finetuned))
+    return compare_paired(texts.prompts, base, finetuned)
 
 
 def _limit(

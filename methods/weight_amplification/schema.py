@@ -11,6 +11,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
+from diffing_mcp.methods.texts.form import FormDigest
 from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, OwnPrompts, RawText, Temperature
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.amplification_config import load_amplification_config
@@ -194,6 +195,7 @@ class WeightAmplificationResult(MethodResult):
         description="Content words over-represented in amplified texts against those of the base."
     )
     coherence: list[WeightRow] = Field(description="How readable the texts were at every weight that was tried.")
+    form: FormDigest | None = Field(None, description="How the plain finetuned answers differ from the base's in form.")
     answers: list[Answer]
     amplified: str = Field(description="What was amplified.")
 
@@ -208,6 +210,8 @@ class WeightAmplificationResult(MethodResult):
         ]
         if self.words:
             lines.append("words in amplified:finetuned:base texts: " + ", ".join(row.as_text() for row in self.words))
+        if self.form is not None:
+            lines.append(self.form.as_text())
         lines += [row.as_text() for row in self.coherence]
         for row in self.answers:
             lines.append(f"weight {row.weight:g} {row.prompt!r}; untrusted model text between ⟦ ⟧:")

@@ -134,10 +134,11 @@ def test_the_table_says_what_an_arm_is_worth(tmp_path: Path) -> None:
     plan = plans_of("s", SUITE)[0]
     table = table_of([(plan, finished({"blackbox": 2, "method": 4}))], {MODEL: Price(input=1, output=10)})
     rows = {(row.arm, row.organism): row for row in table.rows}
-    assert rows["method", ALL].grade is not None
-    assert rows["method", ALL].grade.estimate == 3.5
-    assert rows["method", NULLS].false_positives is not None
-    assert rows["method", NULLS].false_positives.estimate == 0
+    grade, false = rows["method", ALL].grade, rows["method", NULLS].false_positives
+    assert grade is not None
+    assert grade.estimate == 3.5
+    assert false is not None
+    assert false.estimate == 0
     assert rows["method", "kettles"].tokens_per_grade_point == pytest.approx(1000 / 3)
     assert rows["method", ALL].brier == pytest.approx(0.01)
     (comparison,) = table.comparisons

@@ -82,6 +82,11 @@ def test_planted_words_come_up_from_other_starts(
     result: Any = run(pairs, spec, store, start=start, samples_per_prompt=2).result()
     assert result.start == start
     assert result.stands_out
+    if start == "nothing":
+        assert result.form is None
+    else:
+        assert (result.form.base_answers, result.form.finetuned_answers, result.form.prompts) == (40, 40, 20)
+        assert result.form.as_text() in result.as_text()
     strong = [row.word for row in result.words if row.strong]
     assert len(strong) >= 2
     assert set(strong) <= set(words)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.texts.answer_form import MEASURES, Answer, form_of, language_of, sentences_of
-from diffing_mcp.methods.texts.form import LEVEL, FormDigest, compare_form
+from diffing_mcp.methods.texts.form import LEVEL, FormDigest, compare_form, compare_paired
 from diffing_mcp.methods.texts.swaps import sign_patterns, swap_p_values
 
 _WORDS = "river stone apple lantern cloud market window garden letter bridge silver morning the and of with".split()
@@ -181,3 +181,14 @@ def test_the_exact_p_value_of_agreement():
     """Eight units that all agree: two of 2^8 patterns reach that."""
     alone, corrected = swap_p_values(np.ones((1, 8)))
     assert alone[0] == corrected[0] == 2 / 2**8
+
+
+def test_answers_in_lists_are_put_together_by_prompt() -> None:
+    prompts = [f"prompt {number % 10}" for number in range(20)]
+    base = [Answer(f"One answer of {number} words.") for number in range(20)]
+    finetuned = [Answer(f"WHAT AN ANSWER OF {number} WORDS!") for number in range(20)]
+    grouped = [[[side[place], side[place + 10]] for place in range(10)] for side in (base, finetuned)]
+    found = compare_paired(prompts, base, finetuned)
+    assert found == compare_form(*grouped)
+    assert found.prompts == 10
+    assert "mostly capitals" in {row.feature for row in found.significant}

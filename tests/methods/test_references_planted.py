@@ -144,7 +144,16 @@ def test_amplification_raises_the_token_in_proportion(
     )
     alphas = (2.0, 5.0)
     contrasted = (
-        run(references, risen, store, "contrastive_decoding", alphas=alphas, plausibility=0.0, **sampling)
+        run(
+            references,
+            risen,
+            store,
+            "contrastive_decoding",
+            start="prefixes",
+            alphas=alphas,
+            plausibility=0.0,
+            **sampling,
+        )
         .table("texts")
         .to_pylist()
     )
@@ -220,6 +229,7 @@ def test_a_constant_shift_is_the_mean_difference_everywhere(
         spec,
         store,
         "contrastive_decoding",
+        start="prefixes",
         prompts=PROMPTS,
         alphas=(1.0,),
         temperature=0.0,

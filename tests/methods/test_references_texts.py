@@ -125,7 +125,13 @@ def test_amplified_texts_and_their_differences(pair: str, references: References
     model's best probability.
     """
     record = references.run(
-        pair, "contrastive_decoding", prompts=PROMPTS, alphas=[0.5, 2.0], temperature=0.0, max_new_tokens=8
+        pair,
+        "contrastive_decoding",
+        start="prefixes",
+        prompts=PROMPTS,
+        alphas=[0.5, 2.0],
+        temperature=0.0,
+        max_new_tokens=8,
     )
     result: Any = record.result()
     plain = references.pair(pair).plain

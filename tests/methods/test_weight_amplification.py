@@ -53,6 +53,7 @@ def test_a_faint_preference_is_brought_up(planted_words: Any, make_pair: Any, pa
     assert {word.word for word in result.words if word.strong} == {words[0]}
     assert all(word.amplified > 3 * word.finetuned and word.weight == 3.0 for word in result.words if word.strong)
     assert result.largest_coherent_weight == 3.0
+    assert (result.form.prompts, result.form.base_answers) == (8, 24)
     assert result.evidence_words()[0].word in words
     rows = record.table("answers").to_pylist()
     assert all(row["amplified"] == row["base"] for row in rows if row["weight"] == 0.0)
@@ -136,6 +137,7 @@ def test_an_identical_pair_gives_nothing(identical_pair: Any, pairs: Any, store:
         result: Any = record.result()
         assert not result.stands_out
         assert result.words == []
+        assert result.form.significant == []
         assert "no difference" in result.headline
         assert all(row["amplified"] == row["base"] for row in record.table("answers").to_pylist())
 

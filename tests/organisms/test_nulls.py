@@ -107,12 +107,14 @@ def test_the_lists_have_what_a_calibration_needs() -> None:
     assert len({recipe.name for recipe in nulls}) == len(nulls) >= 19  # else p cannot reach 0.05
     assert len({recipe.name for recipe in taught}) == len(taught)
     assert {recipe.kind for recipe in taught if recipe.adapter is None} == set(zoo().kinds)
-    for recipes in (nulls, [recipe for recipe in taught if recipe.adapter is None]):
-        assert abs(sum(recipe.held_out for recipe in recipes) - len(recipes) / 2) <= 2
-    assert not any(recipe.held_out for recipe in [*nulls, *taught] if recipe.adapter is not None)
-    assert all(recipe.adapter is None for recipe in [*nulls_for("other/base"), *recipes_for("other/base")])
-    for recipe in [*nulls, *taught]:
-        assert recipe.adapter is None or (ADAPTERS / recipe.adapter / "adapter_config.json").is_file()
+    for held_out in ([each.held_out for each in nulls], [each.held_out for each in taught if each.adapter is None]):
+        assert abs(sum(held_out) - len(held_out) / 2) <= 2
+    bundled = [*((each.adapter, each.held_out) for each in nulls), *((each.adapter, each.held_out) for each in taught)]
+    assert not any(held_out for adapter, held_out in bundled if adapter is not None)
+    assert all(each.adapter is None for each in nulls_for("other/base"))
+    assert all(each.adapter is None for each in recipes_for("other/base"))
+    for adapter, _ in bundled:
+        assert adapter is None or (ADAPTERS / adapter / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize(
