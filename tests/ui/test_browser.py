@@ -22,7 +22,7 @@ pytestmark = pytest.mark.browser
 
 LOCAL = re.compile(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|^(data|blob|about):")
 WAIT = 60_000
-GRADIO_S_OWN = [[".icon-button"], ["[aria-label='Empty value']"], [".js-plotly-plot"]]
+GRADIO_S_OWN = [[".icon-button"], ["[aria-label='Empty value']"], [".js-plotly-plot"], ["#transcript .title"]]
 """Parts of Gradio's and Plotly's own widgets, which nobody who uses them can label: left out of the check."""
 
 
