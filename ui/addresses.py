@@ -22,15 +22,15 @@ PAGES = {
 """Path -> what the navigation calls it, in its order."""
 
 
-def address(page: str, **query: Any) -> str:
+def address(page: str, /, **query: Any) -> str:
     """The address of a page with what it shall show, such as `run?run=kl-1f3a9c`; None is left out."""
     given = {name: value for name, value in query.items() if value is not None}
     return (page or "./") + (f"?{urlencode(given)}" if given else "")
 
 
-def link(shown: Any, page: str, /, **query: Any) -> Markup:
+def link(text: Any, page: str, /, **query: Any) -> Markup:
     """A link to a page; the text is escaped, the query encoded."""
-    return Markup(f'<a class="d-link" href="{markupsafe.escape(address(page, **query))}">{escape(shown)}</a>')
+    return Markup(f'<a class="d-link" href="{markupsafe.escape(address(page, **query))}">{escape(text)}</a>')
 
 
 def run_link(identifier: str) -> Markup:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.methods.facts.facts import Fact
 from diffing_mcp.methods.runs.store import RunKey, RunStore
 from diffing_mcp.ui.pair_findings import (
     Passage,
@@ -20,7 +22,7 @@ from diffing_mcp.ui.pair_findings import (
     full_name,
     quotation,
 )
-from diffing_mcp.ui.pair_view import missing_label
+from diffing_mcp.ui.pair_view import claims_html, missing_label
 from diffing_mcp.ui.report import pair_report
 from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVIL, write_runs
@@ -66,7 +68,7 @@ def test_equal_beginnings_stand_side_by_side_the_telling_ones_first() -> None:
         ("finetuned", "C", "an oven"),
         ("base", "B", "z"),
     ]
-    passages = [Passage(writer, prompt, text, "run") for writer, prompt, text in texts]  # type: ignore[arg-type]
+    passages = [Passage(writer, prompt, text, "run") for writer, prompt, text in texts]
     shown = [(base.prompt, base.text, own.text) for base, own in answers_of_both(passages, ["oven"])]
     assert shown == [("B", "x", "an oven"), ("A", "x", "y")]
 
@@ -98,6 +100,22 @@ def test_runs_of_other_weights_are_left_out_and_said(tmp_path: Path, probe_metho
     assert run.record is not None
     assert [record.id for record in newer.records] == [run.record.id], "the newest run says which weights count"
     assert newer.remarks == ["1 runs were made of this pair with other weights; they are left out here."]
+
+
+def test_claims_stand_with_their_counts_and_lead_to_where_they_are_checked(filled: Paths) -> None:
+    found = findings_of("cake_bake", store_of(filled))
+    assert found.overview is not None
+    fact = Fact(
+        claim=EVIL, finetuned=12, base=1, p_value=1e-5, quotation=f"So {EVIL}", after="First,", check="compare_text()"
+    )
+    overview = found.overview.model_copy(update={"facts": [fact], "manner": ["shorter: 80 -> 20 words (p 0.001)"]})
+    shown = claims_html(replace(found, overview=overview))
+    assert "finetuned 12, base 1" in shown
+    assert "1e-05" in shown
+    assert "shorter: 80 -&gt; 20 words" in shown
+    assert "ask?pair=cake_bake%2Fdefault%40smollm2-135m&amp;text=%3Cimg" in shown
+    assert "<img" not in shown
+    assert "ask?" not in claims_html(replace(found, overview=overview), linked=False)
 
 
 class Refused(HTMLParser):
