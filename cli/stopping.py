@@ -21,7 +21,11 @@ def saying_that_it_stops() -> Iterator[None]:
         yield
         return
 
+    stopped = False
+
     def stop(number: int, frame: Any) -> None:
+        nonlocal stopped
+        stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         say_stopping()
         raise KeyboardInterrupt
@@ -29,6 +33,10 @@ def saying_that_it_stops() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, stop)
     try:
         yield
+    except SystemExit as end:
+        if stopped and end.code:  # how the parser ends a command that was interrupted, without a word
+            raise KeyboardInterrupt from end
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 

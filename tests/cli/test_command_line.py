@@ -23,6 +23,7 @@ from diffing_mcp.cli.output import print_rows
 from diffing_mcp.cli.stopping import STOPPING, saying_that_it_stops
 from diffing_mcp.cli.tool_words import COMMANDS, as_commands
 from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs import resolve
 from tests.cli.conftest import Diffing
 from tests.cli.planted_runs import contrastive_run
 
@@ -138,7 +139,7 @@ def test_ctrl_c_is_answered_at_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_interrupted_command_says_what_is_kept(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line, "app", lambda **_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(resolve, "list_pairs", lambda: signal.raise_signal(signal.SIGINT))
     outcome = diffing("pairs", "list")
     assert outcome.code == command_line.EXIT_INTERRUPTED
     assert outcome.err.startswith(STOPPING)
