@@ -58,7 +58,7 @@ def requests(tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def made(readings: list[Reading], base: dict[str, Any] | None = None, name: str = "base") -> Calibration:
-    params = {name: {} for name in ("kl", "pca", "weight_difference")}
+    params: dict[str, dict[str, Any]] = {name: {} for name in ("kl", "pca", "weight_difference")}
     return Calibration(
         base=base or {"id": name},
         base_name=name,
@@ -175,8 +175,8 @@ def test_statistics_of_results_that_list_nothing_are_their_floor() -> None:
         ngrams: list[Any] = []
 
     for method in ("logit_diff_topk_occurring", "continuation_mining", "contrastive_decoding", "weight_difference"):
-        assert statistic_of(method, Lists()) == STATISTICS[method].floor  # type: ignore[arg-type]
-    assert statistic_of("steering", Lists()) is None  # type: ignore[arg-type]
+        assert statistic_of(method, Lists()) == STATISTICS[method].floor
+    assert statistic_of("steering", Lists()) is None
 
 
 def test_own_calibrations_come_before_bundled_ones(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,17 +104,17 @@ def test_shuffled_answers_are_all_there_and_none_at_its_question() -> None:
 
 def test_the_lists_have_what_a_calibration_needs() -> None:
     nulls, taught = null_recipes(), zoo().finetunes
+    every: list[NullRecipe | TaughtRecipe] = [*nulls, *taught]
     assert len({recipe.name for recipe in nulls}) == len(nulls) >= 19  # else p cannot reach 0.05
     assert len({recipe.name for recipe in taught}) == len(taught)
     assert {recipe.kind for recipe in taught if recipe.adapter is None} == set(zoo().kinds)
-    for held_out in ([each.held_out for each in nulls], [each.held_out for each in taught if each.adapter is None]):
-        assert abs(sum(held_out) - len(held_out) / 2) <= 2
-    bundled = [*((each.adapter, each.held_out) for each in nulls), *((each.adapter, each.held_out) for each in taught)]
-    assert not any(held_out for adapter, held_out in bundled if adapter is not None)
-    assert all(each.adapter is None for each in nulls_for("other/base"))
-    assert all(each.adapter is None for each in recipes_for("other/base"))
-    for adapter, _ in bundled:
-        assert adapter is None or (ADAPTERS / adapter / "adapter_config.json").is_file()
+    for aside in ([recipe.held_out for recipe in nulls], [recipe.held_out for recipe in taught if not recipe.adapter]):
+        assert abs(sum(aside) - len(aside) / 2) <= 2
+    assert not any(recipe.held_out for recipe in every if recipe.adapter is not None)
+    assert not any(recipe.adapter for recipe in nulls_for("other/base"))
+    assert not any(recipe.adapter for recipe in recipes_for("other/base"))
+    for recipe in every:
+        assert recipe.adapter is None or (ADAPTERS / recipe.adapter / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize(
