@@ -215,7 +215,7 @@ def _form_rows(answered: Sequence[Answered], level: float, seed: int) -> dict[tu
 
 
 def _least_expected(answered: Sequence[Answered], unexpected: np.ndarray) -> list[QuestionRow]:
-    order = np.argsort(-unexpected, kind="stable")[:_LEAST_EXPECTED]
+    order = [place for place in np.argsort(-unexpected, kind="stable") if unexpected[place] > 0][:_LEAST_EXPECTED]
     return [
         QuestionRow(
             area=answered[place].asked.plain.area,
