@@ -63,7 +63,12 @@ def passage_html(row: Mapping[str, Any], marked: Sequence[str]) -> Markup:
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     )
     return div(
-        element("div", element("b", lead) if lead else "", highlighted(texts[body], marked), classes="d-pre"),
+        element(
+            "div",
+            element("b", lead, "" if texts[body][:1].isspace() else " ") if lead else "",
+            highlighted(texts[body], marked),
+            classes="d-pre",
+        ),
         element("p", said, classes="d-remark") if said else "",
         classes="d-passage",
     )
