@@ -20,6 +20,9 @@ from diffing_mcp.ui.values import render_object
 _PASSAGES = 8
 """Texts of one field shown at once; the views hold the others."""
 
+_LEADS = ("prefill", "prompt", "before", "context")
+"""Fields with what a text goes on from or answers."""
+
 _CLAUSE = 40
 """Characters from which on a text is read as one, not as a word."""
 
@@ -54,8 +57,8 @@ def numbers_html(record: RunRecord) -> Markup:
 def passage_html(row: Mapping[str, Any], marked: Sequence[str]) -> Markup:
     """One text that a model wrote, with what led to it before and its numbers below."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    lead = texts.pop(next((name for name in _LEADS if name in texts and len(texts) > 1), ""), "")
     body = max(texts, key=lambda name: len(texts[name]))
-    lead = next((texts[name] for name in ("prefill", "prompt", "before", "context") if name in texts), "")
     others = {name: value for name, value in row.items() if name != body and value not in (lead, None, "", [])}
     said = ", ".join(
         f"{name.replace('_', ' ')} {number(value) if isinstance(value, int | float) else value}"
@@ -63,7 +66,12 @@ def passage_html(row: Mapping[str, Any], marked: Sequence[str]) -> Markup:
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     )
     return div(
-        element("div", element("b", lead) if lead else "", highlighted(texts[body], marked), classes="d-pre"),
+        element(
+            "div",
+            element("b", lead, "" if texts[body][:1].isspace() else " ") if lead else "",
+            highlighted(texts[body], marked),
+            classes="d-pre",
+        ),
         element("p", said, classes="d-remark") if said else "",
         classes="d-passage",
     )

@@ -98,13 +98,13 @@ def _facts(facts: Sequence[Fact], pair: str | None) -> Markup:
         [
             element("b", fact.claim),
             div(f"finetuned {fact.finetuned}, base {fact.base}", classes="d-plain"),
-            f"{fact.p_value:.1g}",
+            div(f"p {fact.p_value:.1g}", classes="d-plain"),
             div(element("b", fact.after, " ") if fact.after else "", fact.quotation, classes="d-pre d-quote"),
-            link("check", "ask", pair=pair, text=fact.claim) if pair else "",
+            div(link("check", "ask", pair=pair, text=fact.claim), classes="d-plain") if pair else "",
         ]
         for fact in facts
     )
-    headers = ["claim (untrusted)", "beginnings after which it is stated", "p", "in its sentence", ""]
+    headers = ["claim (untrusted)", "beginnings after which it is stated", "", "in its sentence", ""]
     note = (
         "What amplified and sampled texts state again and again, and the base's do not. Nothing says that it is true."
     )

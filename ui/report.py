@@ -30,6 +30,7 @@ _PAGE = """<!doctype html>
 
 _STYLE = """
 :root { --border-color-primary: #dfe3ea; --background-fill-primary: #fff; --body-text-color: #1f2937; }
+* { box-sizing: border-box; }
 body { margin: 0; background: #f8fafc; color: #1f2937; font: 15px/1.5 ui-sans-serif, system-ui, sans-serif; }
 @media print { .d-details > *, .d-card { break-inside: avoid; } body { background: #fff; } }
 """

@@ -28,7 +28,8 @@ def take(out: Path, page: str, dark: bool = False, width: int = 1280, height: in
             browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
             window = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1.5)
             scheme = f"__theme={'dark' if dark else 'light'}"
-            window.goto(f"{address}{page}{'&' if '?' in page else '?'}{scheme}", wait_until="networkidle")
+            window.goto(f"{address}{page}{'&' if '?' in page else '?'}{scheme}")
+            window.wait_for_selector(".d-masthead", timeout=60_000)  # then whatever the page loads
             window.wait_for_timeout(4_000)
             window.screenshot(path=out, full_page=whole)
             browser.close()

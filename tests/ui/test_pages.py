@@ -14,7 +14,7 @@ from gradio_client import Client
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.ui.ask import answers_html
-from diffing_mcp.ui.evidence import evidence_html, numbers_html
+from diffing_mcp.ui.evidence import evidence_html, numbers_html, passage_html
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
 from diffing_mcp.ui.run_views import (
@@ -178,6 +178,13 @@ def test_answers_are_text() -> None:
     assert "<img" not in markup
     assert "stopped at the token limit, shortened for display" in markup
     assert "(empty answer)" in markup
+
+
+def test_a_text_stands_after_its_prompt_however_long_that_is() -> None:
+    shown = passage_html({"prompt": "A question that is long", "text": "An oven.", "tokens": 3}, ["oven"])
+    assert "<b>A question that is long </b>An <mark>oven</mark>." in shown
+    assert "tokens 3" in shown
+    assert "<b>" not in passage_html({"context": "alone"}, [])
 
 
 def test_a_list_within_the_null_level_does_not_read_like_a_finding(filled: Paths) -> None:
