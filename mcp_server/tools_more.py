@@ -11,12 +11,14 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from diffing_mcp.core.errors import UnknownName
-from diffing_mcp.core.text import first_sentence
+from diffing_mcp.core.text import clip, first_sentence
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, JsonObject, Reply, ToolDeclaration
 from diffing_mcp.methods.registry import canonical_name
 
 MORE_TOOLS = "more_tools"
+LINE = 110
+"""Characters of a tool's line in the list of all."""
 
 
 class MoreToolsArguments(Arguments):
@@ -86,7 +88,7 @@ def _all(call: Call) -> Reply:
                 ToolRow(
                     name=tool.name,
                     toolset=toolset,
-                    does=first_sentence(tool.description),
+                    does=clip(first_sentence(tool.description), LINE)[0],
                     listed=tool.name in listed,
                 )
             )

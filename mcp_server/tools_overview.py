@@ -46,10 +46,7 @@ class OverviewArguments(PairArguments, WaitArguments):
 
     corpus: str | None = Field(
         None,
-        description=(
-            "Text that the methods reading text read: `unrelated_texts` (default, and some chats besides) or "
-            "`chat_exchanges`."
-        ),
+        description="Text to read: `unrelated_texts` (default, and some chats besides) or `chat_exchanges`.",
     )
     max_samples: int | None = Field(None, ge=1, le=100_000, description="Documents read at most (default 1000).")
     max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each (default 30).")
@@ -58,9 +55,8 @@ class OverviewArguments(PairArguments, WaitArguments):
         DEFAULT_BUDGET,
         ge=500,
         description=(
-            f"Tokens that the models may read for it, both sides together; a generated one counts {GENERATED_WORK}. "
-            "The cheap and telling methods are taken first; what did not fit is named with its cost. 50000: "
-            "perplexity_difference and weight_difference only; 350000: everything."
+            f"Tokens that both models may read together; a generated one counts {GENERATED_WORK}. What does not fit is "
+            "named with its cost."
         ),
     )
     methods: list[str] | None = Field(

@@ -141,8 +141,8 @@ async def test_wrong_prompts_are_invalid_params(
     context: ServerContext, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Client(build_server(context), mode=mode) as client:
-        [prompt] = (await client.list_prompts()).prompts
-        assert [argument.description for argument in prompt.arguments or []] != [None]
+        prompts = (await client.list_prompts()).prompts
+        assert all(argument.description for prompt in prompts for argument in prompt.arguments or [])
         for name, arguments, said in (("no_such", {}, "audit_pair"), ("audit_pair", {"nonsense": "x"}, "pair")):
             with pytest.raises(MCPError, match=said) as refusal:
                 await client.get_prompt(name, arguments)
