@@ -44,7 +44,6 @@ class Call:
     arguments: BaseModel
     toolset: dict[str, ToolDeclaration]
     report: Callable[[Job], Awaitable[None]] | None = None
-    _told: float = 0.0
 
     def pair(self, name: str) -> PairSpec:
         """The pair a caller means: for an investigation only its own label, for operators anything that resolves.
@@ -158,15 +157,12 @@ class Call:
         )
 
     def progress_of(self, job: Job) -> tuple[float, float, str]:
-        """A job's progress as a notification tells it: percent, of 100, and what it does, with what was found last. The
-        percents of one call never fall.
-        """
-        self._told = max(self._told, 100 * (job.fraction or 0.0))
+        """A job's progress as a notification tells it: percent, of 100, and what it does, with what was found last."""
         message = job.message
         if job.parts:
             newest = job.parts[-1]
             message += f"; {newest.name} found {quote(clip(newest.headline, 160)[0])}"
-        return round(self._told, 1), 100.0, self.message(message)
+        return round(100 * (job.fraction or 0.0), 1), 100.0, self.message(message)
 
     def job_state(self, job: Job) -> JobState:
         """A job as this caller may see it."""

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import Cancelled, DiffingError, OutOfRoom, UnknownName
+from diffing_mcp.core.progress import Phases
 from diffing_mcp.mcp_server.turns import Ticket, Turns
 from diffing_mcp.methods.contract import CostEstimate
 
@@ -93,8 +94,7 @@ class Job:
     payload: Any = None
     state: State = "queued"
     message: str = ""
-    fraction: float | None = None
-    """Share done in [0, 1], None while the total is unknown. It never falls."""
+    phases: Phases = field(default_factory=Phases)
     parts: list[Part] = field(default_factory=list)
     sequence: int = 0
     handed_out: bool = False
@@ -111,9 +111,7 @@ class Job:
     def __call__(self, done: float, total: float | None = None, message: str = "") -> None:
         self._stop_if_told()
         self.message = message
-        if total:
-            # Work reports what it begins, not that it has ended.
-            self.fraction = max(self.fraction or 0.0, min(0.99, done / total))
+        self.phases.report(done, total)
         self.sequence += 1
         self.turns.give_way(self.ticket)
         self._stop_if_told()
@@ -129,11 +127,16 @@ class Job:
         return self.turns.seconds(self.ticket)
 
     @property
+    def fraction(self) -> float | None:
+        """Share done in [0, 1], which never falls; None while nothing is known."""
+        return 1.0 if self.state == "completed" else self.phases.share or None
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds of work that are left, by what is done of it or else by its estimate; None while unknown."""
-        used = self.seconds
-        if self.fraction is not None and self.fraction >= 0.05 and used > 0:
-            return used * (1 - self.fraction) / self.fraction
+        used, share = self.seconds, self.phases.of_phase
+        if self.phases.number == 1 and share >= 0.05:
+            return used * (1 - share) / share
         if self.estimate is not None and self.estimate.seconds is not None:
             return max(0.0, self.estimate.seconds - used)
         return None
@@ -375,8 +378,6 @@ class Jobs:
             if job.state not in LIVE:
                 return
             job.state, job.result, job.error = state, result, error
-            if state == "completed":
-                job.fraction = 1.0
             waiters, job.waiters = job.waiters, []
         if job.settle is not None:
             try:

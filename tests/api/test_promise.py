@@ -30,6 +30,14 @@ def test_importing_it_imports_nothing_heavy() -> None:
     assert outcome_of(program) == "[]"
 
 
+def test_threads_of_torch_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os, diffing_mcp\nprint(os.environ['OMP_WAIT_POLICY'])"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert outcome_of(program) == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert outcome_of(program) == "ACTIVE"
+
+
 def test_names_parameters_and_stored_runs_need_no_torch() -> None:
     program = (
         "import sys, diffing_mcp as dm\n"

@@ -174,18 +174,22 @@ def test_taking_turns_changes_no_number(
         assert found[name] == alone[name], name
 
 
-def test_an_adapter_that_is_attached_meanwhile_changes_nothing(specs: tuple[PairSpec, PairSpec, PairSpec]) -> None:
-    one, two, _ = specs
+def test_an_adapter_that_is_attached_meanwhile_changes_nothing(
+    tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path], make_pair: Callable[..., PairSpec]
+) -> None:
+    model = tiny_models(seed=11)
+    one, two, three = (tiny_adapters(model, seed=seed, scale=0.3) for seed in (1, 2, 3))
+    mixed, other = make_pair(model, adapter=two, base_adapter=one), make_pair(model, adapter=three)
     models = ModelPairs()
-    alone = amplified(one)(ModelPairs(), lambda *report: None)
+    alone = amplified(mixed)(ModelPairs(), lambda *report: None)
     reports = 0
 
     def progress(done: float, total: float | None = None, message: str = "") -> None:
         nonlocal reports
         reports += 1
         if reports == 8:  # in the middle of a text
-            with models.use(two) as pair:
+            with models.use(other) as pair:
                 pair.generate("finetuned", REQUESTS, SAMPLING)
 
-    assert amplified(one)(models, progress) == alone
+    assert amplified(mixed)(models, progress) == alone
     assert reports > 10

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import OutOfRoom
+from diffing_mcp.core.progress import stage
 from diffing_mcp.core.undivided import undivided, working_time
 from diffing_mcp.mcp_server.jobs import Job, Jobs
 from diffing_mcp.mcp_server.shares import HEAD_START, SLICE, Shares
@@ -266,16 +267,24 @@ async def test_a_job_that_waits_for_its_turn_is_cancelled_before_others_go_on(
 
 
 async def test_progress_never_falls_and_what_waits_is_told(jobs: Jobs, clock: Clock) -> None:
-    shares: list[float | None] = []
+    shares: list[float] = []
 
     def work(job: Job) -> None:
-        for done, total in ((5, 10), (1, 10), (9, 10), (10, 10), (0, 7), (3, None)):
+        # A phase after the other, the second of them in unequal stages of its own.
+        for done, total in ((5, 10), (10, 10), (0, 7), (3, None)):
             job(done, total, "")
-            shares.append(job.fraction)
+            shares.append(job.fraction or 0.0)
+        for place in range(2):
+            part = stage(job, place, place + 1, 2, "part")
+            for done, total in ((1, 2), (2, 2), (0, 5), (5, 5)):
+                part(done, total)
+                shares.append(job.fraction or 0.0)
 
     job = jobs.submit("w", "a", 1, work)
     await ended(jobs, job)
-    assert shares == [0.5, 0.5, 0.9, 0.99, 0.99, 0.99]
+    assert shares == sorted(shares)
+    assert shares[:4] == pytest.approx([0.45, 0.9, 0.9, 0.9])
+    assert shares[-1] < 1.0
     assert job.fraction == 1.0
 
 
