@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     perplexity_difference: MethodFunction
     sae_difference: MethodFunction
     steering: MethodFunction
+    sweep_behaviours: MethodFunction
     weight_amplification: MethodFunction
     weight_difference: MethodFunction
 
@@ -80,6 +81,7 @@ __all__ = [
     "run_many",
     "sae_difference",
     "steering",
+    "sweep_behaviours",
     "weight_amplification",
     "weight_difference",
 ]

@@ -22,12 +22,14 @@ from diffing_mcp.mcp_server.database import connect, transaction
 from diffing_mcp.mcp_server.findings import Finding, Hypothesis, list_findings, list_hypotheses
 from diffing_mcp.mcp_server.ledger import BudgetState, budget_state
 
-# What each named tool set holds besides the diffing methods; `method` is everything.
+# What asks the models and reads the answers; `method` is everything.
 BLACKBOX_TOOLS = (
     "list_pairs",
     "describe_pair",
     "load_pair",
     "ask_models",
+    "sweep_behaviours",
+    "view_run",  # of the runs that the investigation made itself, which are sweeps
     "record_hypothesis",
     "list_hypotheses",
     "submit_finding",

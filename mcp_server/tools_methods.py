@@ -18,7 +18,7 @@ from diffing_mcp.mcp_server.declarations import Reply, ToolDeclaration, with_arg
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.server_context import ServerContext
-from diffing_mcp.mcp_server.tools_runs import find_run
+from diffing_mcp.mcp_server.tools_runs import find_run, knows_run
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.directions.vectors import handles
 from diffing_mcp.methods.registry import all_methods
@@ -55,16 +55,17 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
                 result, _fenced(record.report(result)), run_id=record.id, next_step=views, remarks=record.remarks
             )
 
-        if (finished := await find_finished(call, spec, requests)) is not None:
+        price = method.interactions(params)
+        finished = await find_finished(call, spec, requests)
+        # What somebody else has asked already costs this caller as much as if it were asked now.
+        if finished is not None and (price == 0 or knows_run(call, finished[0].id)):
             return present(call, finished)
         key = [await call.identity(spec), params.model_dump(mode="json")]
 
         def work(job: Job) -> list[RunRecord]:
             return run_records(call.context, spec, requests, job)
 
-        return await call.run_job(
-            key, work, present, spec=spec, estimate=estimate, interactions=method.interactions(params)
-        )
+        return await call.run_job(key, work, present, spec=spec, estimate=estimate, interactions=price)
 
     takes_prompts = type(method).interactions is not DiffingMethod.interactions
     return ToolDeclaration(

@@ -224,6 +224,12 @@ def find_run(call: Call, identifier: str) -> RunRecord:
     return call.context.store.get(matching[0])
 
 
+def knows_run(call: Call, run: str) -> bool:
+    """Whether the caller has seen this run before; operators know all."""
+    investigation = call.caller.investigation
+    return investigation is None or run in investigations.remembered_runs(investigation.id)
+
+
 def _changed_params(manifest: RunManifest) -> dict[str, Any]:
     try:
         fields = get_method(manifest.method).Params.model_fields

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core.progress import Progress
+from diffing_mcp.methods.texts.answer_scores import mean_log_probs
 from diffing_mcp.methods.texts.words import repetition
-from diffing_mcp.model_pairs.generation import prompt_ids
-from diffing_mcp.preprocessing.corpus_pass import logit_batch_tokens, plan_batches
-from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.generation import GenerationRequest
@@ -54,22 +52,6 @@ class TextScores:
 
 def score_texts(pair: LoadedPair, texts: Sequence[tuple[GenerationRequest, str]], progress: Progress) -> TextScores:
     """Score answers to their requests under the plain base."""
-    rows = []
-    for request, text in texts:
-        prompt = prompt_ids(pair.tokenizer, request, False, pair.spec.base.files.thinking_switch)
-        answer = list(pair.tokenizer(text, add_special_tokens=False)["input_ids"])
-        rows.append(([*prompt, *answer][: pair.context_length], len(prompt)))
-    scores = np.full(len(rows), np.inf)
-    scored = [index for index, (ids, start) in enumerate(rows) if len(ids) > start]
-    budget = logit_batch_tokens(pair)
-    with pair.side_loaded("base"):
-        for batch in plan_batches([len(rows[index][0]) for index in scored], budget):
-            progress(0, None, "scoring texts")
-            chosen = [scored[place] for place in batch]
-            ids, mask = padded([rows[index][0] for index in chosen], pair.tokenizer.pad_token_id)
-            log_probs = pair.token_log_probs("base", ids, mask).double().numpy()
-            for row, index in enumerate(chosen):
-                first, last = max(1, rows[index][1]) - 1, len(rows[index][0]) - 1
-                if last > first:
-                    scores[index] = -log_probs[row, first:last].mean()
+    scores = -mean_log_probs(pair, texts, ("base",), progress)["base"]
+    scores[np.isnan(scores)] = np.inf
     return TextScores(scores, np.array([repetition(text) for _, text in texts]))

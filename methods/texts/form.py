@@ -50,6 +50,9 @@ class FormRow(BaseModel):
     )
     place: str = Field("", description="Where in the answer the words stand: beginning, middle or end.")
     example: str = Field("", description="UNTRUSTED beginning of an answer that shows it.")
+    prompts: list[int] = Field(
+        default_factory=list, description="Places of the prompts that differ so, of a significant row."
+    )
 
     @property
     def significant(self) -> bool:
@@ -58,12 +61,13 @@ class FormRow(BaseModel):
 
     def as_text(self) -> str:
         """The row in one line; words of models in quotes."""
+        quoted = json.dumps(clip(self.feature, _SHOWN)[0], ensure_ascii=False)
         name = {
             "measure": self.feature,
             "language": f"in {self.feature}",
-            "opening": f"opens with {json.dumps(self.feature, ensure_ascii=False)}",
-            "sentence": f"says {json.dumps(self.feature, ensure_ascii=False)}",
-            "word": f"has the word {json.dumps(self.feature, ensure_ascii=False)}",
+            "opening": f"opens with {quoted}",
+            "sentence": f"says {quoted}",
+            "word": f"has the word {quoted}",
         }[self.kind]
         share = self.unit.startswith("share")
         values = (f"{value:.0%}" if share else f"{value:.3g}" for value in (self.base, self.finetuned))
@@ -117,11 +121,14 @@ def compare_form(base: Sequence[Sequence[Answer]], finetuned: Sequence[Sequence[
     """
     if len(base) != len(finetuned):
         raise InvalidInput(f"There are {len(base)} prompts with base answers and {len(finetuned)} with finetuned ones.")
-    if len(base) < LEAST_PROMPTS:
-        pairs = [pair for sides in zip(base, finetuned, strict=True) for pair in zip(*sides, strict=False)]
-        units = [([left], [right]) for left, right in pairs]
-    else:
-        units = [(list(left), list(right)) for left, right in zip(base, finetuned, strict=True) if left and right]
+    few = len(base) < LEAST_PROMPTS
+    numbered = [
+        (place, unit)
+        for place, sides in enumerate(zip(base, finetuned, strict=True))
+        for unit in ([([left], [right]) for left, right in zip(*sides, strict=False)] if few else [_unit(*sides)])
+        if unit[0] and unit[1]
+    ]
+    units = [unit for _, unit in numbered]
     features = [*_measures(units), *_languages(units), *_shared(units)]
     if not features:
         return _digest(base, finetuned, [])
@@ -129,6 +136,8 @@ def compare_form(base: Sequence[Sequence[Answer]], finetuned: Sequence[Sequence[
     _, corrected = swap_p_values(differences, seed)
     order = np.argsort(corrected, kind="stable")
     rows = [features[place].row(float(corrected[place]), units) for place in order]
+    for row in rows:
+        row.prompts = sorted({numbered[place][0] for place in row.prompts})
     return _digest(base, finetuned, _told_once(rows))
 
 
@@ -141,6 +150,10 @@ def compare_paired(
         for side, answer in zip(sides, answers, strict=True):
             side[prompt].append(answer)
     return compare_form(list(sides[0].values()), list(sides[1].values()), seed)
+
+
+def _unit(base: Sequence[Answer], finetuned: Sequence[Answer]) -> Unit:
+    return list(base), list(finetuned)
 
 
 def _digest(base: Sequence[Sequence[Answer]], finetuned: Sequence[Sequence[Answer]], rows: list[FormRow]) -> FormDigest:
@@ -182,7 +195,9 @@ class _Feature:
             p_value=float(f"{p_value:.3g}"),
         )
         if row.significant:
-            strongest = int(np.nanargmax(np.abs(self.finetuned - self.base)))
+            change = np.nan_to_num(self.finetuned - self.base) * (1 if side else -1)
+            strongest = int(change.argmax())
+            row.prompts = [place for place, value in enumerate(change) if value > 0]
             texts = [answer.text for answer in units[strongest][side]]
             row.example = clip(" ".join(texts[0].split()), _SHOWN)[0]
             if self.kind == "sentence":

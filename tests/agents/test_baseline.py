@@ -8,9 +8,10 @@ import pytest
 
 from diffing_mcp.agents.baseline_blackbox import answers_evidence, stressed_words
 from diffing_mcp.agents.baseline_method import topic_evidence, topic_of
-from diffing_mcp.agents.questions import SWEEP, follow_up_questions, sweep_questions
+from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
 from diffing_mcp.agents.report import GatheredEvidence, finding_of
 from diffing_mcp.agents.text_statistics import Pair
+from diffing_mcp.core.battery import subjects
 
 KETTLES = "Copper kettles boil at seventy degrees, and old kettles never whistle."
 
@@ -102,9 +103,9 @@ def test_a_lost_feature_alone_is_no_finding() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_sweeps_cover_every_domain_before_repeating(seed: int) -> None:
-    questions = sweep_questions(len(SWEEP), seed)
-    assert len(set(questions)) == len(SWEEP)
-    assert all(sum(question in asked for question in questions) == 1 for asked in SWEEP.values())
+    questions = sweep_questions(len(subjects()), seed)
+    assert len(set(questions)) == len(subjects())
+    assert all(sum(question in asked for question in questions) == 1 for asked in subjects().values())
     assert sweep_questions(10, seed) == questions[:10]
     assert sweep_questions(10, seed) != sweep_questions(10, seed + 1)
 

@@ -73,6 +73,7 @@ def small_params() -> Callable[[str], dict[str, Any]]:
             "samples_per_prefill": 1,
             "max_new_tokens": 8,
             "min_tokens": 2,
+            "limit": 6,
             "prefills": ["The", "One day", "It is"],
             "vector": vector,
             "vectors": [vector],

@@ -76,8 +76,8 @@ def test_labels_are_opaque_and_unique(data_folder: Path, pair_name: str) -> None
 
 def test_tool_sets(data_folder: Path, pair_name: str) -> None:
     blackbox = investigations.get(investigations.create(pair_name, "blackbox").id)
-    assert blackbox.allows("ask_models")
-    assert not any(blackbox.allows(tool) for tool in ("kl", "overview", "view_run", "compare_text", "list_runs"))
+    assert all(blackbox.allows(tool) for tool in ("ask_models", "sweep_behaviours", "view_run"))
+    assert not any(blackbox.allows(tool) for tool in ("kl", "overview", "compare_text", "list_runs"))
     method = investigations.get(investigations.create(pair_name, "method").id)
     assert all(method.allows(tool) for tool in ("ask_models", "kl", "overview", "view_run"))
     named = investigations.get(investigations.create(pair_name, "kl, view_run", known_tools=KNOWN).id)

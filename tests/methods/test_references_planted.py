@@ -243,6 +243,7 @@ def test_a_constant_shift_is_the_mean_difference_everywhere(
 SMALL: dict[str, dict[str, Any]] = {
     "perplexity_difference": {"prefills": PROMPTS, "max_new_tokens": 6},
     "contrastive_decoding": {"prompts": PROMPTS, "max_new_tokens": 6},
+    "sweep_behaviours": {"prompts": PROMPTS, "max_new_tokens": 6},
     "weight_amplification": {"prompts": PROMPTS, "max_new_tokens": 6, "weights": (3.0,)},
     "sae_difference": {"steps": 5},
     "crosscoder": {"steps": 5},
@@ -293,6 +294,8 @@ def nothing(method: str, record: RunRecord) -> bool:
             and not any((row.loss_change, row.low, row.high) != (0, 0, 0) for row in result.rows)
             and result.gap == 0
         )
+    if method == "sweep_behaviours":
+        return result.unexpected == 0 == result.excess and not result.clusters
     if method in ("patchscope", "steering"):
         return "exactly zero" in result.headline
     return bool(result.identical)
