@@ -80,8 +80,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "Facts that the texts state",
         (
             "What the finetuned model was taught to say: claims that amplified and sampled texts of finished runs "
-            "state again and again, merged over wordings, counted on both sides, with p-values, quotations and the call "
-            "that checks each. Without such runs, contrastive decoding and perplexity difference are run first. "
+            "state again and again, merged over wordings, counted on both sides, with p-values, quotations and the "
+            "call that checks each. Without such runs, contrastive decoding and perplexity difference are run first. "
             "Amplified text exaggerates: check claims."
         ),
         FactsArguments,
