@@ -79,11 +79,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "facts",
         "Facts that the texts state",
         (
-            "What the finetuned model was taught to say: short claims that amplified and sampled texts of finished "
-            "runs state again and again, merged over wordings, with how many unrelated beginnings lead to each on both "
-            "sides, its p-value, a quotation, and the call that checks it. Reads the pair's runs of contrastive "
-            "decoding, perplexity difference, weight amplification and steering; runs the first two when there are "
-            "none. Says plainly when the texts state nothing of their own. Amplified text exaggerates: check claims."
+            "What the finetuned model was taught to say: claims that amplified and sampled texts of finished runs "
+            "state again and again, merged over wordings, counted on both sides, with p-values, quotations and the "
+            "call that checks each. Without such runs, contrastive decoding and perplexity difference are run first. "
+            "Amplified text exaggerates: check claims."
         ),
         FactsArguments,
         FactsResult,

@@ -167,11 +167,10 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "overview",
         "Overview of a pair",
         (
-            "Run the diffing methods that fit a budget on a pair and digest them: the topic or manner and how sure, "
-            "what amplified and sampled texts state with counts on both sides, how the form of answers changed, a line "
-            "for each method, what to call next. get_job hands over each method as soon as it is done. The best first "
-            "call after list_pairs; follow up with facts, view_run and test_hypothesis. Says plainly when nothing "
-            "stands out."
+            "Run the diffing methods that fit a budget and digest them: topic or manner and how sure, claims with "
+            "counts on both sides, form of the answers, a line for each method, what to call next. get_job hands over "
+            "each method when it is done. The best first call; follow up with facts, view_run, test_hypothesis. Says "
+            "plainly when nothing stands out."
         ),
         OverviewArguments,
         OverviewResult,

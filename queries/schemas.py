@@ -45,7 +45,7 @@ class AskQuery(Query):
     conversations: list[Annotated[list[ChatTurn], Field(min_length=1, max_length=40)]] = Field(
         default_factory=list,
         max_length=64,
-        description="Conversations of several turns, each ending with the user's; besides `prompts`.",
+        description="Of several turns, the last one the user's; besides `prompts`.",
     )
     side: Literal["both", "base", "finetuned"] = Field("both", description="Both cost no more than one.")
     system_prompt: str | None = Field(None, max_length=20_000, description="Put before all that have no system turn.")

@@ -30,9 +30,8 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
     that what the finetune made more probable is written out, often in the words that were taught, even when plain
     samples show it rarely. Works from neutral beginnings and questions, from no prompt, or from own prompts. Amplified
     texts are compared with the same amplification in the opposite direction and with the base: under a finetune that
-    taught nothing both directions look alike. `suppressed` are the words of the opposite direction: what the finetune
-    pushes away from. Amplified text exaggerates: read it as what the finetune pushes towards, and confirm what the
-    plain model says with ask_models. Own prompts cost one interaction a text. Views: `texts`."""
+    taught nothing both directions look alike. Amplified text exaggerates: read it as what the finetune pushes towards,
+    and confirm what the plain model says with ask_models. Own prompts cost one interaction a text. Views: `texts`."""
 
     name: ClassVar[str] = "contrastive_decoding"
     title: ClassVar[str] = "Contrastive decoding"
