@@ -141,13 +141,6 @@ def compare_form(base: Sequence[Sequence[Answer]], finetuned: Sequence[Sequence[
     return _digest(base, finetuned, _told_once(rows))
 
 
-<<<<<<< HEAD
-def _unit(base: Sequence[Answer], finetuned: Sequence[Answer]) -> Unit:
-    return list(base), list(finetuned)
-
-
-=======
->>>>>>> E
 def compare_paired(
     prompts: Sequence[str], base: Sequence[Answer], finetuned: Sequence[Answer], seed: int = 0
 ) -> FormDigest:
@@ -157,13 +150,10 @@ def compare_paired(
         for side, answer in zip(sides, answers, strict=True):
             side[prompt].append(answer)
     return compare_form(list(sides[0].values()), list(sides[1].values()), seed)
-<<<<<<< HEAD
-=======
 
 
 def _unit(base: Sequence[Answer], finetuned: Sequence[Answer]) -> Unit:
     return list(base), list(finetuned)
->>>>>>> E
 
 
 def _digest(base: Sequence[Sequence[Answer]], finetuned: Sequence[Sequence[Answer]], rows: list[FormRow]) -> FormDigest:
