@@ -30,7 +30,7 @@ def calibrate(
 
     Args:
         base: a model of the catalogue, a hub id or a folder.
-        methods: names with their parameters, `kl` among them; None: six methods on a quarter of the default text.
+        methods: names with their parameters, `kl` among them; None: five methods on a quarter of the default text.
         taught: also the zoo of taught finetunes, which gives probabilities and powers, and takes longer.
         most: finetunes measured by this call at most.
         progress: None: a bar in a terminal or a notebook; True or False: always or never; or a callable.

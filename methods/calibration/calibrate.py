@@ -37,7 +37,6 @@ METHODS = (
     "continuation_mining",
     "activation_difference_lens",
     "activation_analysis",
-    "contrastive_decoding",
 )
 """What a calibration runs when nothing else is asked for."""
 DEFAULTS: Mapping[str, Any] = {"max_samples": 250}
