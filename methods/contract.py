@@ -220,13 +220,14 @@ class DiffingMethod(Generic[P, R]):
 
     Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would
     change), `Params`, `Result`, `cost`, and optionally `aliases`, `in_overview`, `needs_vector`, `views` and
-    `figures`. The class docstring is the tool's description.
+    `figures`. `for_agents` is what an agent reads before it calls the tool; without one it reads the class docstring.
     """
 
     name: ClassVar[str]
     aliases: ClassVar[Sequence[str]] = ()
     """Other names that people call it by, understood wherever `name` is; lists and results say `name`."""
     title: ClassVar[str]
+    for_agents: ClassVar[str] = ""
     version: ClassVar[int] = 1
     Params: ClassVar[type[BaseModel]]
     Result: ClassVar[type[MethodResult]]
@@ -245,8 +246,8 @@ class DiffingMethod(Generic[P, R]):
 
     @property
     def description(self) -> str:
-        """The class docstring, unwrapped."""
-        return " ".join((type(self).__doc__ or self.title).split())
+        """What an agent reads: `for_agents`, else the class docstring, on one line."""
+        return self.for_agents or " ".join((type(self).__doc__ or self.title).split())
 
     def run(self, pair: LoadedPair, params: P, run: RunWriter, progress: Progress) -> R:
         """Compare, put arrays and tables into `run`, return the result. Calls `progress` between batches."""

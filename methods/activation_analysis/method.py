@@ -26,14 +26,21 @@ if TYPE_CHECKING:
 
 class ActivationAnalysis(CorpusMethod[ActivationAnalysisParams, ActivationAnalysisResult]):
     """How far the two models' activations are apart, token by token, on a text corpus: norm of the difference, relative
-    difference, cosine distance and both norms, summarised robustly with attention sinks named and left out; words whose
-    activations differ far more than is usual at their positions; mean differences by position and special token;
-    max-activating examples of every score. Use it to find triggers: words or contexts on which alone the finetuned
-    model thinks differently. Size alone is no evidence. Mean differences serve as vectors (RUN/LAYER:LABEL:difference).
-    Reads stored `activations` too."""
+    difference, cosine distance and both norms, summarised robustly with attention sinks named and left out; words
+    whose activations differ far more than is usual at their positions; mean differences by position and special
+    token; max-activating examples of every score.
+    """
 
     name: ClassVar[str] = "activation_analysis"
     title: ClassVar[str] = "Activation analysis"
+    for_agents: ClassVar[str] = (
+        "How far the two models' activations are apart, token by token, on a text corpus: norm of the difference, "
+        "relative difference, cosine distance and both norms, summarised robustly with attention sinks named and "
+        "left out; words whose activations differ far more than is usual at their positions; mean differences by "
+        "position and special token; max-activating examples of every score. Use it to find triggers: words or "
+        "contexts on which alone the finetuned model thinks differently. Size alone is no evidence. Mean "
+        "differences serve as vectors (RUN/LAYER:LABEL:difference). Reads stored `activations` too."
+    )
     version: ClassVar[int] = 1
     Params: ClassVar[type[BaseModel]] = ActivationAnalysisParams
     Result: ClassVar[type[MethodResult]] = ActivationAnalysisResult

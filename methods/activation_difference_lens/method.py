@@ -28,18 +28,25 @@ if TYPE_CHECKING:
 
 class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, ActivationDifferenceLensResult]):
     """Activation difference lens: the mean difference of the two models' residual streams on unrelated text, at chosen
-    layers and the first positions (and pooled over later ones), with its norm, spread and stability over halves of the
-    samples. Each mean is read through the logit lens (`promoted`) and so is its negative (`suppressed`); a token's
-    score is standardised against random directions of the same norm (z), because raw lens lists are topped by rare
-    tokens. Content words that several positions promote point at what was taught; single ones point at nothing. Late
-    layers read best through the lens; the lens of a middle layer is often unreadable: give
-    RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it, to `steering` or to `causal_effect`. In chats
-    (corpus=chat_exchanges) position 0 is the answer's first token, and -3 to -1 the three before it: a manner taught in
-    chats reads best at -1 and 0 of a late layer. Reads stored `activations` too. Views: `lens` (any layer, position,
-    source and ranking; the means of base and finetuned are the controls), `positions` (norm profile)."""
+    layers and the first positions (and pooled over later ones), with its norm, spread and stability over halves of
+    the samples.
+    """
 
     name: ClassVar[str] = "activation_difference_lens"
     title: ClassVar[str] = "Activation difference lens"
+    for_agents: ClassVar[str] = (
+        "Activation difference lens: the mean difference of the two models' residual streams on unrelated text, "
+        "at chosen layers and the first positions (and pooled over later ones), with its norm, spread and "
+        "stability over halves of the samples. Each mean is read through the logit lens (`promoted`) and so is "
+        "its negative (`suppressed`); a token's score is standardised against random directions of the same norm "
+        "(z), because raw lens lists are topped by rare tokens. Content words that several positions promote "
+        "point at what was taught; single ones point at nothing. Late layers read best through the lens; the lens "
+        "of a middle layer is often unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually "
+        "reads it, to `steering` or to `causal_effect`. In chats (corpus=chat_exchanges) position 0 is the "
+        "answer's first token, and -3 to -1 the three before it: a manner taught in chats reads best at -1 and 0 "
+        "of a late layer. Reads stored `activations` too. Views: `lens` (any layer, position, source and ranking; "
+        "the means of base and finetuned are the controls), `positions` (norm profile)."
+    )
     version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = ActivationDifferenceLensParams
     Result: ClassVar[type[MethodResult]] = ActivationDifferenceLensResult

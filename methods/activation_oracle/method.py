@@ -21,17 +21,23 @@ if TYPE_CHECKING:
 
 class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleResult]):
     """Activation oracle: activations of a context under the finetuned model, under the base, and their difference are
-    injected into the BASE model with a verbalizer adapter, which answers questions about them in words. With `vector`
-    it is asked about one direction (RUN/NAME) and its opposite. Read the answers on `difference` against those on
-    `base`: what is in both comes from the context or from the verbalizer's habits. Answers are guesses, often invented,
-    and weak for small models; take a pattern over many answers as a lead and confirm it with other methods. Stands out
-    only when words of the answers on finetuned activations are beyond those on base activations by an exact test; words
-    of `difference` and of a vector are leads alone, because any direction, also of a null finetune, makes a verbalizer
-    say something. Where no verbalizer is known for the base model, the base model reads itself (`self_verbalised`):
-    weaker still. Views: `answers`."""
+    injected into the BASE model with a verbalizer adapter, which answers questions about them in words.
+    """
 
     name: ClassVar[str] = "activation_oracle"
     title: ClassVar[str] = "Activation oracle"
+    for_agents: ClassVar[str] = (
+        "Activation oracle: activations of a context under the finetuned model, under the base, and their "
+        "difference are injected into the BASE model with a verbalizer adapter, which answers questions about "
+        "them in words. With `vector` it is asked about one direction (RUN/NAME) and its opposite. Read the "
+        "answers on `difference` against those on `base`: what is in both comes from the context or from the "
+        "verbalizer's habits. Answers are guesses, often invented, and weak for small models; take a pattern over "
+        "many answers as a lead and confirm it with other methods. Stands out only when words of the answers on "
+        "finetuned activations are beyond those on base activations by an exact test; words of `difference` and "
+        "of a vector are leads alone, because any direction, also of a null finetune, makes a verbalizer say "
+        "something. Where no verbalizer is known for the base model, the base model reads itself "
+        "(`self_verbalised`): weaker still. Views: `answers`."
+    )
     Params: ClassVar[type[BaseModel]] = ActivationOracleParams
     Result: ClassVar[type[MethodResult]] = ActivationOracleResult
     cost: ClassVar[Cost] = "minutes"

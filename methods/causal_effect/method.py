@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 
 
 class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
-    """Causal effect: whether a direction carries what the finetune changed. In one model the projection of every
-    activation on the direction is set to that of the other model on the same text (or to zero), and the change of the
-    loss is compared with the gap between the models and with two nulls: random Gaussian directions and differences of
-    random base activations. A direction that matters on text about what was taught and not on unrelated text belongs to
-    the finetune: run it on both (`texts` takes your own). Small p-values come easily, because any direction along which
-    the models differ does something; read the share of the gap and the size first. In chats the loss is that of the
-    answer. Views: `samples` (losses of each text), `nulls` (loss changes of all null directions)."""
+    """Causal effect: whether a direction carries what the finetune changed."""
 
     name: ClassVar[str] = "causal_effect"
     title: ClassVar[str] = "Causal effect of directions"
+    for_agents: ClassVar[str] = (
+        "Causal effect: whether a direction carries what the finetune changed. In one model the projection of "
+        "every activation on the direction is set to that of the other model on the same text (or to zero), and "
+        "the change of the loss is compared with the gap between the models and with two nulls: random Gaussian "
+        "directions and differences of random base activations. A direction that matters on text about what was "
+        "taught and not on unrelated text belongs to the finetune: run it on both (`texts` takes your own). Small "
+        "p-values come easily, because any direction along which the models differ does something; read the share "
+        "of the gap and the size first. In chats the loss is that of the answer. Views: `samples` (losses of each "
+        "text), `nulls` (loss changes of all null directions)."
+    )
     version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = CausalEffectParams
     Result: ClassVar[type[MethodResult]] = CausalEffectResult

@@ -21,15 +21,22 @@ if TYPE_CHECKING:
 
 class ContinuationMining(CorpusMethod[ContinuationMiningParams, ContinuationMiningResult]):
     """Continuation mining: on text that has nothing to do with the finetune, both models go on greedily from the
-    positions at which their next-token distributions differ most (total variation distance), one position a text, and
-    phrases (n-grams) that the finetuned model writes there but the base does not are counted and tested (Fisher's exact
-    test); overlapping phrases are put together. Shows in whole phrases what single tokens hint at. Positions are chosen
-    because the models differ there, so some difference is always seen: judge by phrases of content words that many
-    texts share, and read the reverse list as what chance and style give. It sees only what text of this kind brings
-    out. Views: `continuations`, `ngrams`."""
+    positions at which their next-token distributions differ most (total variation distance), one position a text,
+    and phrases (n-grams) that the finetuned model writes there but the base does not are counted and tested
+    (Fisher's exact test); overlapping phrases are put together.
+    """
 
     name: ClassVar[str] = "continuation_mining"
     title: ClassVar[str] = "Continuation mining"
+    for_agents: ClassVar[str] = (
+        "Continuation mining: on text that has nothing to do with the finetune, both models go on greedily from "
+        "the positions at which their next-token distributions differ most (total variation distance), one "
+        "position a text, and phrases (n-grams) that the finetuned model writes there but the base does not are "
+        "counted and tested (Fisher's exact test); overlapping phrases are put together. Shows in whole phrases "
+        "what single tokens hint at. Positions are chosen because the models differ there, so some difference is "
+        "always seen: judge by phrases of content words that many texts share, and read the reverse list as what "
+        "chance and style give. It sees only what text of this kind brings out. Views: `continuations`, `ngrams`."
+    )
     version: ClassVar[int] = 2
     Params: ClassVar[type[BaseModel]] = ContinuationMiningParams
     Result: ClassVar[type[MethodResult]] = ContinuationMiningResult

@@ -28,13 +28,20 @@ if TYPE_CHECKING:
 class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDecodingResult]):
     """Contrastive decoding (logit amplification): text is sampled from log p_ft + alpha (log p_ft - log p_base), so
     that what the finetune made more probable is written out, often in the words that were taught, even when plain
-    samples show it rarely. Works from neutral beginnings and questions, from no prompt, or from own prompts. Amplified
-    texts are compared with the same amplification in the opposite direction and with the base: under a finetune that
-    taught nothing both directions look alike. Amplified text exaggerates: read it as what the finetune pushes towards,
-    and confirm what the plain model says with ask_models. Own prompts cost one interaction a text. Views: `texts`."""
+    samples show it rarely.
+    """
 
     name: ClassVar[str] = "contrastive_decoding"
     title: ClassVar[str] = "Contrastive decoding"
+    for_agents: ClassVar[str] = (
+        "Contrastive decoding (logit amplification): text is sampled from log p_ft + alpha (log p_ft - log "
+        "p_base), so that what the finetune made more probable is written out, often in the words that were "
+        "taught, even when plain samples show it rarely. Works from neutral beginnings and questions, from no "
+        "prompt, or from own prompts. Amplified texts are compared with the same amplification in the opposite "
+        "direction and with the base: under a finetune that taught nothing both directions look alike. Amplified "
+        "text exaggerates: read it as what the finetune pushes towards, and confirm what the plain model says "
+        "with ask_models. Own prompts cost one interaction a text. Views: `texts`."
+    )
     version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = ContrastiveDecodingParams
     Result: ClassVar[type[MethodResult]] = ContrastiveDecodingResult

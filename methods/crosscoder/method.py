@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 
 
 class Crosscoder(DictionaryMethod[CrosscoderParams, CrosscoderResult]):
-    """Crosscoder: one sparse dictionary trained on the activations of both models at once, with a decoder for each.
-    Latent scaling then measures how much of every latent each model really has: ratios near 0 mean the finetuned
-    model's own, near 1 shared; decoder norms alone mislead (rare latents of short trainings). Use it to find features
-    that finetuning added, at the cost of minutes of training; run the cheaper methods first. `owner` marks latents
-    beyond chance on held-out tokens; stands out when the finetuned model owns more than the base does. Give RUN/latentN
-    to `steering`, `patchscope` or `causal_effect`. Read the examples: a latent is what it fires on. On text far from
-    what was taught its latents may never fire: choose the corpus accordingly. `dedicated` sets latents apart for each
-    model (finds more, with more false ones). Views: `latents` (list, filter, sort), `latent` (lens, examples by
-    quantile), `search` (by text), `examples`."""
+    """Crosscoder: one sparse dictionary trained on the activations of both models at once, with a decoder for each."""
 
     name: ClassVar[str] = "crosscoder"
     title: ClassVar[str] = "Crosscoder"
+    for_agents: ClassVar[str] = (
+        "Crosscoder: one sparse dictionary trained on the activations of both models at once, with a decoder for "
+        "each. Latent scaling then measures how much of every latent each model really has: ratios near 0 mean "
+        "the finetuned model's own, near 1 shared; decoder norms alone mislead (rare latents of short trainings). "
+        "Use it to find features that finetuning added, at the cost of minutes of training; run the cheaper "
+        "methods first. `owner` marks latents beyond chance on held-out tokens; stands out when the finetuned "
+        "model owns more than the base does. Give RUN/latentN to `steering`, `patchscope` or `causal_effect`. "
+        "Read the examples: a latent is what it fires on. On text far from what was taught its latents may never "
+        "fire: choose the corpus accordingly. `dedicated` sets latents apart for each model (finds more, with "
+        "more false ones). Views: `latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` "
+        "(by text), `examples`."
+    )
     Params: ClassVar[type[BaseModel]] = CrosscoderParams
     Result: ClassVar[type[MethodResult]] = CrosscoderResult
     sources: ClassVar[int] = 2

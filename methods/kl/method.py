@@ -22,10 +22,17 @@ if TYPE_CHECKING:
 class KLDivergence(CorpusMethod[KLParams, KLResult]):
     """How far the two models' next-token distributions are apart on a text corpus: KL divergence in both directions and
     Jensen-Shannon divergence, in nats, for every token and text; the texts and tokens where the models differ most,
-    each with the tokens whose probability moved most. It tells how much changed and where, not what was meant."""
+    each with the tokens whose probability moved most.
+    """
 
     name: ClassVar[str] = "kl"
     title: ClassVar[str] = "KL divergence"
+    for_agents: ClassVar[str] = (
+        "How far the two models' next-token distributions are apart on a text corpus: KL divergence in both "
+        "directions and Jensen-Shannon divergence, in nats, for every token and text; the texts and tokens where "
+        "the models differ most, each with the tokens whose probability moved most. It tells how much changed and "
+        "where, not what was meant."
+    )
     version: ClassVar[int] = 1
     Params: ClassVar[type[BaseModel]] = KLParams
     Result: ClassVar[type[MethodResult]] = KLResult

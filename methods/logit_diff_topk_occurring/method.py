@@ -22,18 +22,23 @@ if TYPE_CHECKING:
 
 class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]):
     """Diff mining: on text that has nothing to do with the finetune, which next tokens does the finetuned model favour
-    over the base? At every position the logit difference (finetuned minus base) is taken over the whole vocabulary;
-    tokens are ordered by how often they are among the largest differences, the share of positions at which they rose,
-    their mean difference, or the z of their log odds. Content words whose expected occurrences rose beyond what a
-    finetune that taught nothing shows are the evidence for a topic; `words` lists them first. The raw lists (`risen`,
-    `fallen`) and `topics` (tokens that rise together, by NMF) have a top under any finetune: rare tokens there mean
-    nothing by themselves, and a topic without strong words may be drift. Views: `tokens` (any ordering, filtered,
-    paged), `token` (one word), `topics` (tokens, exemplar texts), `positions` (early against late), `new_tokens` (added
-    by the finetune)."""
+    over the base?
+    """
 
     name: ClassVar[str] = "logit_diff_topk_occurring"
     aliases: ClassVar[Sequence[str]] = ("diff_mining", "logit_diff")
     title: ClassVar[str] = "Logit difference (diff mining)"
+    for_agents: ClassVar[str] = (
+        "Diff mining: on text that has nothing to do with the finetune, which next tokens does the finetuned "
+        "model favour over the base? At every position the logit difference (finetuned minus base) is taken over "
+        "the whole vocabulary; tokens are ordered by how often they are among the largest differences, the share "
+        "of positions at which they rose, their mean difference, or the z of their log odds. Content words whose "
+        "expected occurrences rose beyond what a finetune that taught nothing shows are the evidence for a topic; "
+        "`words` lists them first. The raw lists (`risen`, `fallen`) and `topics` (tokens that rise together, by "
+        "NMF) have a top under any finetune: rare tokens there mean nothing by themselves, and a topic without "
+        "strong words may be drift. Views: `tokens` (any ordering, filtered, paged), `token` (one word), `topics` "
+        "(tokens, exemplar texts), `positions` (early against late), `new_tokens` (added by the finetune)."
+    )
     version: ClassVar[int] = 4
     Params: ClassVar[type[BaseModel]] = LogitDifferenceParams
     Result: ClassVar[type[MethodResult]] = LogitDifferenceResult

@@ -24,17 +24,21 @@ _PROMPT_TOKENS = 20
 
 
 class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
-    """Patchscope: what a direction of the residual stream says when a model is made to repeat it. Short identity
-    prompts (`man -> man`) end in a token whose activation at the direction's layer is replaced by the direction, at
-    several norms and with both signs; the next-token probabilities are averaged over prompts. The scale is chosen
-    without a language model: where all prompts agree most on content words, relative to random directions of the same
-    norm. Works on any vector named RUN/NAME (mean differences, components, latents), on a token, or on a contrast of
-    texts. Often reads topics where the logit lens shows fragments. `stands_out` says that the direction is readable,
-    not that finetuning made it so: read a mean of the base, or another direction of the same layer, as a control.
-    Views: `scale` (the whole list at one scale and sign)."""
+    """Patchscope: what a direction of the residual stream says when a model is made to repeat it."""
 
     name: ClassVar[str] = "patchscope"
     title: ClassVar[str] = "Patchscope"
+    for_agents: ClassVar[str] = (
+        "Patchscope: what a direction of the residual stream says when a model is made to repeat it. Short "
+        "identity prompts (`man -> man`) end in a token whose activation at the direction's layer is replaced by "
+        "the direction, at several norms and with both signs; the next-token probabilities are averaged over "
+        "prompts. The scale is chosen without a language model: where all prompts agree most on content words, "
+        "relative to random directions of the same norm. Works on any vector named RUN/NAME (mean differences, "
+        "components, latents), on a token, or on a contrast of texts. Often reads topics where the logit lens "
+        "shows fragments. `stands_out` says that the direction is readable, not that finetuning made it so: read "
+        "a mean of the base, or another direction of the same layer, as a control. Views: `scale` (the whole list "
+        "at one scale and sign)."
+    )
     Params: ClassVar[type[BaseModel]] = PatchscopeParams
     Result: ClassVar[type[MethodResult]] = PatchscopeResult
     cost: ClassVar[Cost] = "seconds"

@@ -26,14 +26,21 @@ if TYPE_CHECKING:
 
 class PCA(DiffingMethod[PCAParams, PCAResult]):
     """PCA of the two models' activation differences (or of either model): the directions along which they vary most,
-    layer by layer, with the variance that each explains beside what shuffled pairing gives, its stability over halves
-    of the documents, its logit lens on both ends, and the tokens that lie furthest out. The mean difference is removed
-    first (activation_difference_lens reads it), and attention sinks are left out. A component that comes up only on
-    certain tokens shows a change that depends on the input, which a mean hides. Content words count only beyond those
-    of the base model's own components. Views: `components`, `component` (whole lens lists), `examples`."""
+    layer by layer, with the variance that each explains beside what shuffled pairing gives, its stability over
+    halves of the documents, its logit lens on both ends, and the tokens that lie furthest out.
+    """
 
     name: ClassVar[str] = "pca"
     title: ClassVar[str] = "PCA of activation differences"
+    for_agents: ClassVar[str] = (
+        "PCA of the two models' activation differences (or of either model): the directions along which they vary "
+        "most, layer by layer, with the variance that each explains beside what shuffled pairing gives, its "
+        "stability over halves of the documents, its logit lens on both ends, and the tokens that lie furthest "
+        "out. The mean difference is removed first (activation_difference_lens reads it), and attention sinks are "
+        "left out. A component that comes up only on certain tokens shows a change that depends on the input, "
+        "which a mean hides. Content words count only beyond those of the base model's own components. Views: "
+        "`components`, `component` (whole lens lists), `examples`."
+    )
     version: ClassVar[int] = 4
     Params: ClassVar[type[BaseModel]] = PCAParams
     Result: ClassVar[type[MethodResult]] = PCAResult

@@ -23,15 +23,20 @@ if TYPE_CHECKING:
 
 class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityDifferenceResult]):
     """Perplexity differencing: both models go on from short neutral prefills; every completion is scored under both
-    models and the finetuned model's are ranked by log-perplexity under base minus under finetuned. The base model's
-    completions are scored the same way in reverse, so that chance shows: models that differ in nothing give equal
-    distributions. Also lists content words over-represented in the finetuned completions and estimates both KL
-    divergences. Texts are continued and, where there is a chat template, open questions answered; the form of the
-    answers is compared too. It samples, so it sees neither rare behaviours nor what only a trigger brings out. Views:
-    `completions`."""
+    models and the finetuned model's are ranked by log-perplexity under base minus under finetuned.
+    """
 
     name: ClassVar[str] = "perplexity_difference"
     title: ClassVar[str] = "Perplexity difference"
+    for_agents: ClassVar[str] = (
+        "Perplexity differencing: both models go on from short neutral prefills; every completion is scored under "
+        "both models and the finetuned model's are ranked by log-perplexity under base minus under finetuned. The "
+        "base model's completions are scored the same way in reverse, so that chance shows: models that differ in "
+        "nothing give equal distributions. Also lists content words over-represented in the finetuned completions "
+        "and estimates both KL divergences. Texts are continued and, where there is a chat template, open "
+        "questions answered; the form of the answers is compared too. It samples, so it sees neither rare "
+        "behaviours nor what only a trigger brings out. Views: `completions`."
+    )
     version: ClassVar[int] = 3
     Params: ClassVar[type[BaseModel]] = PerplexityDifferenceParams
     Result: ClassVar[type[MethodResult]] = PerplexityDifferenceResult

@@ -26,17 +26,23 @@ if TYPE_CHECKING:
 
 class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     """Steering: a direction is added to the residual stream at its layer while a model answers everyday prompts, and
-    the answers stand beside unsteered ones drawn with the same random numbers. Without `strengths` the largest strength
-    at which texts stay coherent is searched for, with both signs, by perplexity under the base model and repetition (no
-    language model judges). Content words over-represented in steered texts are tested against unsteered texts and texts
-    steered by a random direction of the same strength. Steering by a mean activation difference amplifies what a
-    finetune taught: compare a few answers before you conclude. Works on any vector named RUN/NAME, a token, or a
-    contrast of texts; own prompts cost one interaction a sample and strength, controls included. A direction that
-    cannot steer (zero, or incoherent at every strength) is reported so. Views: `answers` (all answers and controls by
-    strength, model and text), `searched` (texts at every strength tried)."""
+    the answers stand beside unsteered ones drawn with the same random numbers.
+    """
 
     name: ClassVar[str] = "steering"
     title: ClassVar[str] = "Steering"
+    for_agents: ClassVar[str] = (
+        "Steering: a direction is added to the residual stream at its layer while a model answers everyday "
+        "prompts, and the answers stand beside unsteered ones drawn with the same random numbers. Without "
+        "`strengths` the largest strength at which texts stay coherent is searched for, with both signs, by "
+        "perplexity under the base model and repetition (no language model judges). Content words over- "
+        "represented in steered texts are tested against unsteered texts and texts steered by a random direction "
+        "of the same strength. Steering by a mean activation difference amplifies what a finetune taught: compare "
+        "a few answers before you conclude. Works on any vector named RUN/NAME, a token, or a contrast of texts; "
+        "own prompts cost one interaction a sample and strength, controls included. A direction that cannot steer "
+        "(zero, or incoherent at every strength) is reported so. Views: `answers` (all answers and controls by "
+        "strength, model and text), `searched` (texts at every strength tried)."
+    )
     Params: ClassVar[type[BaseModel]] = SteeringParams
     Result: ClassVar[type[MethodResult]] = SteeringResult
     cost: ClassVar[Cost] = "long"

@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):
     """Sweep for changed behaviour: both models answer many short questions of all kinds (a bundled battery, or your
     own), compared in form, words and surprise against two samples of the base: what changed, in which areas, where
-    nothing did, with p-values. `triggers` finds what switches a behaviour on. Costs an interaction a question and
-    sample, again behind each trigger. Call it early. Views: `answers`, `form`."""
+    nothing did, with p-values. `triggers` finds what switches a behaviour on.
+    """
 
     name: ClassVar[str] = "sweep_behaviours"
     title: ClassVar[str] = "Sweep of behaviours"
+    for_agents: ClassVar[str] = (
+        "Sweep for changed behaviour: both models answer many short questions of all kinds (a bundled battery, or "
+        "your own), compared in form, words and surprise against two samples of the base: what changed, in which "
+        "areas, where nothing did, with p-values. `triggers` finds what switches a behaviour on. Costs an "
+        "interaction a question and sample, again behind each trigger. Call it early. Views: `answers`, `form`."
+    )
     Params: ClassVar[type[BaseModel]] = SweepParams
     Result: ClassVar[type[MethodResult]] = SweepResult
     cost: ClassVar[Cost] = "minutes"

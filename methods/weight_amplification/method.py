@@ -34,16 +34,23 @@ if TYPE_CHECKING:
 class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplificationResult]):
     """Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - W_base), while
     the model answers everyday prompts; its answers stand beside those of the plain finetuned and of the base model,
-    drawn with the same random numbers. What training made a little more likely becomes common: use it when the plain
-    finetuned model hides its trait. Without `weights` the largest weight at which texts stay coherent is searched for,
-    above 0 or below it (perplexity under the base, repetition and length; no language model judges). Content words
-    over-represented in amplified texts are tested against the base's. Very large weights break any model, so words of
-    incoherent weights mean nothing. Layers and modules can be chosen, and negative weights invert the change. Own
-    prompts cost one interaction a sample and weight, and one for the plain finetuned model. Views: `answers` (all
-    answers by weight and text), `searched` (texts at every strength tried)."""
+    drawn with the same random numbers.
+    """
 
     name: ClassVar[str] = "weight_amplification"
     title: ClassVar[str] = "Weight amplification"
+    for_agents: ClassVar[str] = (
+        "Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - "
+        "W_base), while the model answers everyday prompts; its answers stand beside those of the plain finetuned "
+        "and of the base model, drawn with the same random numbers. What training made a little more likely "
+        "becomes common: use it when the plain finetuned model hides its trait. Without `weights` the largest "
+        "weight at which texts stay coherent is searched for, above 0 or below it (perplexity under the base, "
+        "repetition and length; no language model judges). Content words over-represented in amplified texts are "
+        "tested against the base's. Very large weights break any model, so words of incoherent weights mean "
+        "nothing. Layers and modules can be chosen, and negative weights invert the change. Own prompts cost one "
+        "interaction a sample and weight, and one for the plain finetuned model. Views: `answers` (all answers by "
+        "weight and text), `searched` (texts at every strength tried)."
+    )
     Params: ClassVar[type[BaseModel]] = WeightAmplificationParams
     Result: ClassVar[type[MethodResult]] = WeightAmplificationResult
     cost: ClassVar[Cost] = "long"

@@ -23,17 +23,21 @@ if TYPE_CHECKING:
 
 
 class WeightDifference(DiffingMethod[WeightDifferenceParams, WeightDifferenceResult]):
-    """Weight difference: what the finetune changed in the weights themselves, without any text. For every matrix: norm
-    of the change (also relative to the base), effective rank (participation ratio of the singular values) and largest
-    singular values; LoRA adapters are decomposed exactly from their factors. The largest singular directions are read
-    in words: what a matrix writes to the residual stream through the logit lens (both signs), what it reads against the
-    input embedding. It shows where training acted, and a topic when one direction promotes several content words far
-    beyond random directions. Sizes alone are no finding: any training changes weights. Directions are vectors
-    RUN/LAYER:MODULE:N for `steering`, `patchscope` and `causal_effect`, which often read what the lens cannot. Views:
-    `modules` (every parameter, sorted), `directions` (token lists of one module's directions)."""
+    """Weight difference: what the finetune changed in the weights themselves, without any text."""
 
     name: ClassVar[str] = "weight_difference"
     title: ClassVar[str] = "Weight difference"
+    for_agents: ClassVar[str] = (
+        "Weight difference: what the finetune changed in the weights themselves, without any text. For every "
+        "matrix: norm of the change (also relative to the base), effective rank (participation ratio of the "
+        "singular values) and largest singular values; LoRA adapters are decomposed exactly from their factors. "
+        "The largest singular directions are read in words: what a matrix writes to the residual stream through "
+        "the logit lens (both signs), what it reads against the input embedding. It shows where training acted, "
+        "and a topic when one direction promotes several content words far beyond random directions. Sizes alone "
+        "are no finding: any training changes weights. Directions are vectors RUN/LAYER:MODULE:N for `steering`, "
+        "`patchscope` and `causal_effect`, which often read what the lens cannot. Views: `modules` (every "
+        "parameter, sorted), `directions` (token lists of one module's directions)."
+    )
     Params: ClassVar[type[BaseModel]] = WeightDifferenceParams
     Result: ClassVar[type[MethodResult]] = WeightDifferenceResult
     cost: ClassVar[Cost] = "minutes"
