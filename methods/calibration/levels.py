@@ -14,6 +14,8 @@ import numpy as np
 
 LEAST_NULLS = 8
 """With fewer nulls no p-value below 0.11 is possible: there is no level."""
+WANTED_P = 0.05
+"""What a finding is usually asked for; it takes 19 nulls."""
 MOST_DEVIATIONS = 6.0
 """One statistic counts at most this many deviations where several are taken together."""
 LEAST_SPREAD = 0.1
