@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from diffing_mcp.core.paths import IMPORT_FOLDER
-from diffing_mcp.methods.calibration.detection import LEVEL, Detection, MethodDetection, detection, needed_p
+from diffing_mcp.methods.calibration.detection import Detection, MethodDetection, detection, needed_p
+from diffing_mcp.methods.calibration.levels import WANTED_P
 from diffing_mcp.methods.calibration.readings import TOGETHER
 from diffing_mcp.methods.calibration.schema import Calibration
 from diffing_mcp.methods.calibration.statistics import STATISTICS
@@ -54,16 +55,11 @@ def _section(calibration: Calibration) -> list[str]:
         (
             f"{nulls} nulls ({kinds}) and {len(figures.limits)} taught finetunes; {samples} unrelated texts, the other "
             f"parameters at their defaults. With {nulls} nulls the level is p {needed_p(nulls):.3f}"
-            + (f" (the least that they allow; {LEVEL} was asked for)." if needed_p(nulls) > LEVEL else ".")
+            + (f" (the least that they allow; {WANTED_P} was asked for)." if needed_p(nulls) > WANTED_P else ".")
         ),
         _table(COLUMNS, map(_cells, figures.rows)),
         "### On finetunes set aside",
-        (
-            "Which ones was settled before any was measured. Levels and the curve of probabilities come from the "
-            f"others alone: {nulls - aside} nulls, level p {needed_p(nulls - aside):.3f}."
-        ),
-        _table(COLUMNS, map(_cells, figures.held_out)),
-        *_reliability(figures),
+        *_set_aside(figures, nulls - aside),
         "### Limits of detection",
         "Each taught finetune against all nulls.",
         _table(LIMIT_COLUMNS, _limits(figures)),
@@ -71,6 +67,17 @@ def _section(calibration: Calibration) -> list[str]:
         _table(("method", "statistic"), ([f"`{name}`", STATISTICS[name].unit] for name in calibration.params)),
     ]
     return parts
+
+
+def _set_aside(figures: Detection, nulls: int) -> list[str]:
+    """What the others say of the finetunes set aside; `nulls`: those that are not."""
+    if not figures.held_out:
+        return ["No taught finetune that was set aside has been measured yet: nothing is known of new finetunes."]
+    head = (
+        "Which ones was settled before any was measured. Levels and the curve of probabilities come from the others "
+        f"alone: {nulls} nulls, level p {needed_p(nulls):.3f}."
+    )
+    return [head, _table(COLUMNS, map(_cells, figures.held_out)), *_reliability(figures)]
 
 
 def _cells(row: MethodDetection) -> list[str]:

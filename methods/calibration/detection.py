@@ -9,12 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.calibration.levels import deviations, together
+from diffing_mcp.methods.calibration.levels import WANTED_P, deviations, together
 from diffing_mcp.methods.calibration.readings import TOGETHER, level_among, levels_of
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
-
-LEVEL = 0.05
-"""False positives allowed."""
 
 
 class Share(BaseModel):
@@ -118,7 +115,7 @@ def share(count: int, of: int) -> Share:
 
 def needed_p(nulls: int) -> float:
     """The p that counts as seen: 0.05, or the least that so few nulls allow."""
-    return max(LEVEL, 1 / (nulls + 1))
+    return max(WANTED_P, 1 / (nulls + 1))
 
 
 def _by_role(calibration: Calibration, role: str) -> list[Reading]:

@@ -14,6 +14,8 @@ import numpy as np
 
 LEAST_NULLS = 8
 """With fewer nulls no p-value below 0.11 is possible: there is no level."""
+WANTED_P = 0.05
+"""What a finding is usually asked for; it takes 19 nulls."""
 MOST_DEVIATIONS = 6.0
 """One statistic counts at most this many deviations where several are taken together."""
 LEAST_SPREAD = 0.1
@@ -64,8 +66,8 @@ def together(distances: np.ndarray) -> np.ndarray:
 
 
 def deviations(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Leave-one-out distance of every point above a straight line of log statistic on log size, in robust standard
-    deviations.
+    """Distance of every point above the Theil-Sen line of log statistic on log size (median of the slopes between all
+    pairs of points, which one point far out hardly moves), in robust standard deviations.
 
     Args:
         sizes: [n]; values: [n, m], all positive.
@@ -73,13 +75,16 @@ def deviations(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
         [n, m].
     """
-    design = np.column_stack([np.ones(len(sizes)), np.log(sizes)])
-    projection = design @ np.linalg.pinv(design)
-    outcome = np.log(values)
-    # The residual of each point from the line through all others is its own residual over (1 - leverage).
-    left_out = (outcome - projection @ outcome) / np.maximum(1.0 - np.diag(projection), 1e-9)[:, None]
-    spread = 1.4826 * np.median(np.abs(left_out - np.median(left_out, axis=0)), axis=0)
-    return np.asarray(left_out / np.maximum(spread, LEAST_SPREAD))
+    position, outcome = np.log(sizes), np.log(values)
+    first, second = np.triu_indices(len(sizes), 1)
+    apart = position[first] != position[second]
+    first, second = first[apart], second[apart]
+    rises = (outcome[first] - outcome[second]) / (position[first] - position[second])[:, None]
+    slope = np.median(rises, axis=0) if len(rises) else np.zeros(outcome.shape[1])
+    distance = outcome - position[:, None] * slope
+    distance -= np.median(distance, axis=0)
+    spread = 1.4826 * np.median(np.abs(distance), axis=0)
+    return np.asarray(distance / np.maximum(spread, LEAST_SPREAD))
 
 
 def rank_p(distances: np.ndarray) -> float:

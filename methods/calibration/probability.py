@@ -12,6 +12,8 @@ from diffing_mcp.methods.calibration.levels import LEAST_NULLS, deviations, toge
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 
+LEAST_TAUGHT = 5
+"""A curve through fewer taught finetunes is none."""
 _FURTHEST = 10.0
 """Deviations beyond this tell no more, so that one finetune cannot bend the curve of all."""
 
@@ -22,8 +24,8 @@ def probability_of(
     """Probability that a finetune with this reading was taught something, were that as likely as not beforehand.
 
     Taught finetunes are those of the calibration, else of a bundled one, whose deviations are from its own nulls. The
-    answer never leaves 1 / (taught + 2) to (nulls + 1) / (nulls + 2): no more can be known from so many. None where no
-    taught finetune was measured with these methods.
+    answer never leaves 1 / (taught + 2) to (nulls + 1) / (nulls + 2): no more can be known from so many. None where
+    fewer than `LEAST_TAUGHT` taught finetunes were measured with these methods.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -31,7 +33,7 @@ def probability_of(
         taught = [each for each in source.readings if each.role == "taught" and not each.held_out]
         taught = [each for each in taught if all(name in each.statistics for name in methods)]
         known = [null for null in source_nulls if all(name in null.statistics for name in methods)]
-        if len(taught) >= 2 and len(known) >= LEAST_NULLS:
+        if len(taught) >= LEAST_TAUGHT and len(known) >= LEAST_NULLS:
             break
     else:
         return None

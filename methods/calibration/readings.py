@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.calibration.levels import LEAST_NULLS, Level, joint_level, level
+from diffing_mcp.methods.calibration.levels import LEAST_NULLS, WANTED_P, Level, joint_level, level
 from diffing_mcp.methods.calibration.probability import probability_of
 from diffing_mcp.methods.calibration.schema import Calibration, LevelRow, Reading, Role
 from diffing_mcp.methods.calibration.statistics import SIZE_METHOD, STATISTICS, size_of_change, statistic_of
@@ -127,7 +127,7 @@ def levels_of(
                 probability=probability_of(reading, calibration, known, used),
                 nulls=found.nulls,
                 level_from=calibration.base_name,
-                remarks=_beyond(reading.size, known),
+                remarks=[*_few(len(known)), *_beyond(reading.size, known)],
             )
         )
     return rows
@@ -147,6 +147,11 @@ def _complete(nulls: Sequence[Reading], method: str) -> bool:
     """Whether so many nulls have a method's statistic that leaving out the others costs little."""
     known = sum(method in null.statistics for null in nulls)
     return known >= max(LEAST_NULLS, 0.75 * len(nulls))
+
+
+def _few(nulls: int) -> list[str]:
+    least = 1 / (nulls + 1)
+    return [f"so few nulls allow no p below {least:.2f}"] if least > WANTED_P + 1e-9 else []
 
 
 def _beyond(size: float, nulls: Sequence[Reading]) -> list[str]:

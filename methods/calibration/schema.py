@@ -48,8 +48,8 @@ class LevelRow(BaseModel):
     probability: float | None = Field(
         None,
         description=(
-            "That something was taught, if that was as likely as not before looking; None: no taught finetune was "
-            "measured."
+            "That something was taught, if that was as likely as not before looking; None: too few taught finetunes "
+            "were measured."
         ),
     )
     nulls: int = Field(description="Null finetunes that it rests on.")

@@ -44,6 +44,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     settings.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def nothing_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships with the package decides no test here."""
+    for place in ("store", "readings", "probability"):
+        monkeypatch.setattr(f"diffing_mcp.methods.calibration.{place}.bundled_calibrations", lambda: ())
+
+
 @pytest.fixture
 def few_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffing_mcp.methods.calibration.calibrate.nulls_for", lambda base: list(NULLS))
@@ -127,7 +134,6 @@ def test_runs_on_a_calibrated_base_have_levels(
     base = tiny_models()
     spec = make_pair(base, adapter=tiny_adapters(base, scale=0.2), name="taught")
     records = run_methods(pairs, spec, requests(tmp_path), RunStore(tmp_path / "runs"))
-    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: ())
     assert calibrated(records) == []
     monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (made(invented()),))
     [transferred] = calibrated(records)
@@ -234,7 +240,6 @@ def test_without_taught_finetunes_of_this_base_those_of_a_bundled_one_give_the_c
 ) -> None:
     alone = made(invented(20, 0, seed=5), {"id": "b"})
     reading = invented(0, 1, seed=6)[0]
-    monkeypatch.setattr("diffing_mcp.methods.calibration.probability.bundled_calibrations", lambda: ())
     assert levels_of(reading, alone, ["kl"])[0].probability is None
     monkeypatch.setattr(
         "diffing_mcp.methods.calibration.probability.bundled_calibrations", lambda: (made(invented(), {"id": "a"}),)
@@ -260,6 +265,15 @@ def test_changes_beyond_all_nulls_are_remarked() -> None:
         reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={"kl": 5.0})
         remarks = levels_of(reading, calibration, ["kl"])[0].remarks
         assert [word in remark for remark in remarks if word] == ([True] if word else [])
+
+
+def test_few_nulls_and_few_taught_finetunes_are_said_to_be_few() -> None:
+    reading = invented(0, 1)[0]
+    few, enough = (levels_of(reading, made(invented(nulls, taught)), ["kl"])[0] for nulls, taught in ((9, 4), (19, 14)))
+    assert few.remarks == ["so few nulls allow no p below 0.10"]
+    assert few.probability is None
+    assert enough.remarks == []
+    assert enough.probability is not None
 
 
 def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:

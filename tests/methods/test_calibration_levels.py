@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import theilslopes
 
 from diffing_mcp.methods.calibration.detection import area, share
 from diffing_mcp.methods.calibration.levels import deviations, joint_level, level
@@ -37,18 +38,27 @@ def test_no_more_than_the_level_of_exchangeable_finetunes_is_below_it(
     assert min(found) >= 1 / count
 
 
-def test_distances_are_those_of_a_line_through_all_other_points() -> None:
+def test_distances_are_those_of_scipys_robust_line() -> None:
     sizes, values = sample(3, 12)
     found = deviations(sizes, values)[:, 0]
-    left_out = []
-    for place in range(12):
-        others = np.arange(12) != place
-        slope, intercept = np.polyfit(np.log(sizes[others]), np.log(values[others, 0]), 1)
-        left_out.append(np.log(values[place, 0]) - slope * np.log(sizes[place]) - intercept)
-    spread = 1.4826 * np.median(np.abs(left_out - np.median(left_out)))
-    np.testing.assert_allclose(found, np.array(left_out) / spread, rtol=1e-8)
+    slope, *_ = theilslopes(np.log(values[:, 0]), np.log(sizes))
+    distance = np.log(values[:, 0]) - slope * np.log(sizes)
+    distance -= np.median(distance)
+    np.testing.assert_allclose(found, distance / (1.4826 * np.median(np.abs(distance))), rtol=1e-8)
 
 
+def test_one_finetune_far_out_does_not_hide_itself() -> None:
+    """At the end of the range of sizes it would draw a line of least squares to itself."""
+    sizes = np.geomspace(0.01, 1, 9)
+    values = 2 * np.exp(np.tile([0.05, -0.05], 5)[:9])
+    assert level(sizes, values, 1.5, 6.0).p == pytest.approx(1 / 10)
+
+
+def test_changes_of_one_size_are_compared_as_they_are() -> None:
+    assert level(np.full(9, 0.2), np.arange(1.0, 10.0), 0.2, 5.5).p == pytest.approx(5 / 10)
+
+
+@settings(deadline=None)
 @given(st.floats(0.01, 100), st.floats(0.01, 100))
 def test_units_do_not_matter(of_size: float, of_value: float) -> None:
     sizes, values = sample(5, 15)
@@ -70,6 +80,7 @@ def test_nulls_that_list_nothing_give_no_certainty_of_their_own() -> None:
     assert (found.p, found.deviations) == (1.0, pytest.approx(0.0, abs=1e-9))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=15), st.lists(st.integers(0, 9), min_size=1, max_size=15))
 def test_area_is_that_of_scikit_learn(taught: list[int], nulls: list[int]) -> None:
     from sklearn.metrics import roc_auc_score
