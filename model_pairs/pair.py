@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.forward import ForwardOutput
     from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
     from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.scoring import AnswerScore
     from diffing_mcp.model_pairs.weights import WeightDelta
 
 
@@ -241,6 +242,17 @@ class LoadedPair:
                 self.forwards.add(1, int(mask.sum()))
                 results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
+
+    def answer_scores(
+        self, side: Side, answers: Sequence[tuple[GenerationRequest, str]], progress: Progress = silent
+    ) -> list[AnswerScore]:
+        """How probable each answer is after its request; see `diffing_mcp.model_pairs.scoring`."""
+        from diffing_mcp.model_pairs.scoring import score_answers
+
+        return score_answers(self, side, answers, progress)
+
+    def check_scoring(self, requests: Sequence[GenerationRequest]) -> None:
+        """Models in memory score every answer."""
 
     def weight_deltas(
         self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None
