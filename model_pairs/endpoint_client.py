@@ -60,12 +60,11 @@ class EndpointClient:
     def __init__(self, endpoint: Endpoint) -> None:
         """Raises InvalidInput when the variable that holds the key is not set."""
         self._endpoint = endpoint
-        headers = {}
+        headers, self._key = {}, os.environ.get(endpoint.key_env or "", "")
         if endpoint.key_env is not None:
-            key = os.environ.get(endpoint.key_env)
-            if not key:
+            if not self._key:
                 raise InvalidInput(f"The environment variable {endpoint.key_env}, which holds the key, is not set.")
-            headers["Authorization"] = f"Bearer {key}"
+            headers["Authorization"] = f"Bearer {self._key}"
         self._http = httpx2.Client(headers=headers, timeout=httpx2.Timeout(settings().endpoint_seconds, connect=10))
         self._closed = threading.Event()
 
@@ -116,7 +115,7 @@ class EndpointClient:
             else:
                 if response.is_success:
                     return self._read(response, kind)
-                log.warning("endpoint answered %d to %s: %s", response.status_code, call.path, response.text[:1000])
+                self._log(response, call.path)
                 failure = self._failure(response.status_code, call.path)
                 if response.status_code not in _PASSING:
                     raise failure
@@ -134,6 +133,11 @@ class EndpointClient:
             raise EndpointFailed(
                 f"{self.shown} answered something that is not of the OpenAI protocol (wrong: {wrong})."
             ) from error
+
+    def _log(self, response: httpx2.Response, path: str) -> None:
+        """What a server said that answers no text; some repeat the key."""
+        said = response.text.replace(self._key, "KEY") if self._key else response.text
+        log.warning("endpoint answered %d to %s: %s", response.status_code, path, said[:1000])
 
     def _failure(self, status: int, path: str) -> EndpointFailed:
         said = f"{self.shown} answered {status} to /{path.lstrip('/')}"
