@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.model_pairs.specs import Side
+from diffing_mcp.model_pairs.specs import PairSpec, Side
 
 if TYPE_CHECKING:
+    import torch
+
     from diffing_mcp.model_pairs.generation import GenerationRequest
-    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _AT_ONCE = 32
 """Rows that are padded to one length."""
+
+
+class TokenScores(Protocol):
+    """What scoring needs to know of a loaded pair."""
+
+    @property
+    def spec(self) -> PairSpec: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def context_length(self) -> int: ...
+
+    def side_loaded(self, side: Side) -> AbstractContextManager[None]: ...
+
+    def token_log_probs(self, side: Side, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor: ...
 
 
 class NoLogProbs(InvalidInput):
@@ -41,7 +58,7 @@ class AnswerScore:
 
 
 def score_answers(
-    pair: LoadedPair, side: Side, answers: Sequence[tuple[GenerationRequest, str]], progress: Progress
+    pair: TokenScores, side: Side, answers: Sequence[tuple[GenerationRequest, str]], progress: Progress
 ) -> list[AnswerScore]:
     """Each answer after its request under one side. The text is tokenised anew, by the tokenizer that makes the
     prompts of both sides, so that both are asked about the same tokens. An answer is cut where the context ends.

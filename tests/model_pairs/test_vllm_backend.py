@@ -14,7 +14,7 @@ from diffing_mcp.model_pairs import vllm_backend
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, prompt_ids
 from diffing_mcp.model_pairs.pair import LoadedPair
-from diffing_mcp.model_pairs.specs import SIDES
+from diffing_mcp.model_pairs.specs import SIDES, Side
 
 pytestmark = pytest.mark.vllm
 
@@ -26,7 +26,7 @@ REQUESTS = [
 ]
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 TOLERANCE = 0.1
-"""Nats by which the log-probability of one token may differ, in bfloat16 by other kernels; its mean by a tenth."""
+"""Nats by which the log-probability of one token may differ, in bfloat16 by other kernels."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def pair(embedded_pair: LoadedPair) -> Iterator[LoadedPair]:
 
 
 @pytest.fixture
-def transformers_texts(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+def transformers_texts(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> dict[Side, list[str]]:
     """What the models in memory write greedily."""
     monkeypatch.setenv("DIFFING_GENERATION_BACKEND", "transformers")
     settings.cache_clear()
@@ -53,7 +53,7 @@ def transformers_texts(pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> dic
 
 
 def test_greedy_texts_part_only_where_two_tokens_are_all_but_equal(
-    pair: LoadedPair, transformers_texts: dict[str, list[str]]
+    pair: LoadedPair, transformers_texts: dict[Side, list[str]]
 ) -> None:
     """Kernels round otherwise: where texts part, both next tokens are within the tolerance of each other."""
     for side in SIDES:
@@ -66,8 +66,10 @@ def test_greedy_texts_part_only_where_two_tokens_are_all_but_equal(
                 continue
             prompt = prompt_ids(pair.tokenizer, request, False, False)
             before = torch.tensor([[*prompt, *ids[1][:at]]])
-            logits = pair.forward(side, before, torch.ones_like(before)).logits[0, -1].float()
-            assert abs(float(logits[ids[0][at]] - logits[ids[1][at]])) < 2 * TOLERANCE
+            logits = pair.forward(side, before, torch.ones_like(before)).logits
+            assert logits is not None
+            nexts = logits[0, -1].float()
+            assert abs(float(nexts[ids[0][at]] - nexts[ids[1][at]])) < 2 * TOLERANCE
     assert transformers_texts["base"] != transformers_texts["finetuned"]
 
 
@@ -79,6 +81,22 @@ def test_the_same_call_gives_the_same_samples_and_one_engine_serves_both_sides(p
     assert first["base"] != first["finetuned"]
     assert {side: pair.generate(side, REQUESTS, sampling) for side in SIDES} == first
     assert len(vllm_backend._engines) == 1
+
+
+def test_amplified_and_mixed_adapters_are_copies_that_the_engine_forgets(pair: LoadedPair) -> None:
+    """With weight 1 the finetune itself, with 0 the base."""
+    for weight, side in ((0.0, "base"), (1.0, "finetuned")):
+        assert pair.amplified(weight).generate("finetuned", REQUESTS[:2], GREEDY) == pair.generate(
+            side, REQUESTS[:2], GREEDY
+        )
+    files = pair.spec.finetuned.adapter
+    assert files is not None
+    one = Sampling(temperature=0, max_new_tokens=1)
+    # Half of an adapter and half of it once more: the whole, in twice its rank.
+    mixed = pair.amplified(0.5, [(files, lambda place: 0.5)]).generate("finetuned", REQUESTS, one)
+    assert mixed == pair.generate("finetuned", REQUESTS, one)
+    (engine,) = vllm_backend._engines.values()
+    assert all(number < 1 << 20 for number in engine.llm_engine.list_loras())
 
 
 def test_a_long_answer_is_cut_and_a_prompt_that_does_not_fit_is_refused(pair: LoadedPair) -> None:
