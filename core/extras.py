@@ -9,7 +9,6 @@ EXTRA_OF_MODULE = {
     "starlette": "server",
     "uvicorn": "server",
     "anyio": "server",
-    "httpx2": "server",
     "json5": "server",
     "tomlkit": "server",
     "statsmodels": "server",

@@ -112,6 +112,10 @@ class Settings(BaseSettings):
         False, description="Serve no tool that trains, stores, deletes or unloads; finished runs are still kept."
     )
     generation_backend: Literal["transformers", "vllm"] = "transformers"
+    endpoint_requests: int = Field(
+        8, ge=1, le=256, description="Requests sent at a time to a model that is reachable by URL alone."
+    )
+    endpoint_seconds: float = Field(120.0, gt=0, description="Seconds that such a request may take.")
 
     @classmethod
     def settings_customise_sources(

@@ -16,7 +16,7 @@ from diffing_mcp.model_pairs.specs import PairSpec
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunStore
-    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.residency import ModelPairs
     from diffing_mcp.queries.hypothesis_schemas import Judge
 
@@ -67,7 +67,7 @@ class ServerContext:
 
         return default_store()
 
-    def note_size(self, spec: PairSpec, pair: LoadedPair) -> PairSize:
+    def note_size(self, spec: PairSpec, pair: AnsweringPair) -> PairSize:
         """Remember the sizes of a loaded pair for descriptions and estimates."""
         known = self._sizes.get(spec.name, PairSize())
         size = known.model_copy(

@@ -56,7 +56,7 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
         from diffing_mcp.queries.hypotheses import collect
 
         job(0, None, "loading")
-        with call.context.pairs.use(spec, job) as pair:
+        with call.context.pairs.answering(spec, job) as pair:
             call.context.note_size(spec, pair)
             collected = collect(pair, arguments, job)
         result = weigh(arguments, collected, judge)

@@ -93,7 +93,7 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         from diffing_mcp.queries.asking import answers
 
         job(0, None, "loading")
-        with call.context.pairs.use(spec, job) as pair:
+        with call.context.pairs.answering(spec, job) as pair:
             call.context.note_size(spec, pair)
             started = working_time()
             completions = answers(pair, arguments, sides, job)

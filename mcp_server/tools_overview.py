@@ -32,6 +32,7 @@ from diffing_mcp.methods.overview.plan import (
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs import execute
 from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.model_pairs.endpoints import WeightsNeeded
 from diffing_mcp.model_pairs.specs import PairSpec
 
 CORPUS_FIELDS = ("corpus", "max_samples", "max_tokens", "seed")
@@ -70,6 +71,8 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     from diffing_mcp.methods.overview.digest import digest
 
     spec = call.pair(arguments.pair)
+    if spec.remote:
+        raise WeightsNeeded
     plan = _plan(call, arguments)
     finished, done = await anyio.to_thread.run_sync(_stored, call, spec, plan)
     missing = [request for request in plan.all if request not in finished]

@@ -239,6 +239,9 @@ class DiffingMethod(Generic[P, R]):
     """Whether a parameter names a vector of an earlier run, so that it cannot run on a pair alone. All other methods
     run with their defaults.
     """
+    texts_only: ClassVar[bool] = False
+    """Whether `run` asks nothing of the pair but texts and their log-probabilities (an `AnsweringPair`), so that a side
+    may be reachable by URL alone."""
     trains: ClassVar[bool] = False
     """Whether a run may train and store a dictionary, which stays when the run is deleted."""
     views: ClassVar[Mapping[str, View]] = {}

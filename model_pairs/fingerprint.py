@@ -20,6 +20,7 @@ from diffing_mcp.core.atomic_files import write_synced
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.checkpoint import read_header
+from diffing_mcp.model_pairs.endpoints import is_endpoint, read_endpoint
 from diffing_mcp.model_pairs.files import commit_of, is_local, local_folder
 from diffing_mcp.model_pairs.precision import settled_dtype
 from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
@@ -156,7 +157,10 @@ def _files_identity(identifier: str, revision: str | None, subfolder: str | None
 
 
 def model_identity(files: ModelFiles) -> dict[str, Any]:
-    """What decides the results of one full model."""
+    """What decides the results of one full model; of an endpoint, its address and the name of the model there."""
+    if is_endpoint(files.id):
+        endpoint = read_endpoint(files.id)
+        return {"endpoint": endpoint.url, "model": endpoint.model}
     identity = _files_identity(files.id, files.revision, files.subfolder, model_hash)
     dtype = settings().dtype if settings().dtype != "auto" else files.dtype
     identity |= {"dtype": dtype, "attn_implementation": files.attn_implementation}
@@ -208,7 +212,7 @@ def pair_identity(spec: PairSpec) -> dict[str, Any]:
     size and time.
     """
     identity = {"base": source_identity(spec.base), "finetuned": source_identity(spec.finetuned)}
-    if settled := settled_dtype(spec.base.files, spec.finetuned.files):
+    if not spec.remote and (settled := settled_dtype(spec.base.files, spec.finetuned.files)):
         for side in identity.values():
             side["model"]["dtype"] = settled
     return identity

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.forward import ForwardOutput
     from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
     from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.scoring import AnswerScore
     from diffing_mcp.model_pairs.weights import WeightDelta
 
 
@@ -115,7 +116,7 @@ class LoadedPair:
         `weight` is one number, or a function of the place of a module; a steering vector is scaled by the weight of its
         place. `others` are further adapters of the base model, whose differences to the bare base are added with
         weights of their own. Nothing is changed in memory or on disk: see `diffing_mcp.model_pairs.amplification`. The
-        lens and `token_rows` read the base's embeddings. vLLM is not used.
+        lens and `token_rows` read the base's embeddings.
 
         Raises (when the side runs):
             OutOfRoom: a full finetune that does not fit in memory beside its base.
@@ -242,6 +243,17 @@ class LoadedPair:
                 results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
         return torch.cat(results)
 
+    def answer_scores(
+        self, side: Side, answers: Sequence[tuple[GenerationRequest, str]], progress: Progress = silent
+    ) -> list[AnswerScore]:
+        """How probable each answer is after its request; see `diffing_mcp.model_pairs.scoring`."""
+        from diffing_mcp.model_pairs.scoring import score_answers
+
+        return score_answers(self, side, answers, progress)
+
+    def check_scoring(self, requests: Sequence[GenerationRequest]) -> None:
+        """Models in memory score every answer."""
+
     def weight_deltas(
         self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None
     ) -> Iterator[WeightDelta]:
@@ -274,8 +286,8 @@ class LoadedPair:
     ) -> list[list[Completion]]:
         """`sampling.n` completions of each request. The same call gives the same text; only new text is returned.
 
-        With the setting `generation_backend=vllm` plain requests go to vLLM; interventions, steering-vector and
-        amplified sides stay here, and so do adapters that are no plain LoRA.
+        With the setting `generation_backend=vllm` plain requests go to vLLM, amplified LoRA included; interventions,
+        steering vectors, amplified full finetunes and adapters that are no plain LoRA stay here.
 
         Raises:
             InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat
@@ -285,11 +297,14 @@ class LoadedPair:
         from diffing_mcp.model_pairs.generation import generate
 
         chosen = self._side(side)
-        plain = not (interventions or chosen.steering or chosen.differences or chosen.adapter == OWN_ADAPTER)
+        plain = not (interventions or chosen.steering or chosen.adapter == OWN_ADAPTER)
         if settings().generation_backend == "vllm" and plain:
+            from diffing_mcp.model_pairs.mixed_lora import mixed_lora
             from diffing_mcp.model_pairs.vllm_backend import generate as generate_with_vllm
 
-            return generate_with_vllm(self, side, requests, sampling, progress)
+            mixture = mixed_lora(chosen) if chosen.differences else None
+            if mixture is not None or not chosen.differences:
+                return generate_with_vllm(self, side, requests, sampling, progress, mixture)
         with self._in_memory(side) as (loaded,):
             switch = self.spec.base.files.thinking_switch
             reader = self.finetuned_tokenizer if side == "finetuned" else None

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from diffing_mcp.core.errors import InvalidInput, NotTheSame, OutOfRoom, Unknown
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.undivided import UndividedLock
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER, WEIGHTS, StoredAdapter, adapter_name, read_adapter
+from diffing_mcp.model_pairs.answering import AnsweringPair, AnsweringSide, AnsweringSides, SideHere
+from diffing_mcp.model_pairs.endpoints import WeightsNeeded, read_endpoint
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.pair_tokenizers import PairTokenizers, choose_tokenizers, tokenizer_files
@@ -85,15 +87,54 @@ class ModelPairs:
         return self._limit
 
     @contextmanager
+    def answering(self, spec: PairSpec, progress: Progress = silent) -> Iterator[AnsweringPair]:
+        """The pair for what needs texts alone, for as long as the context lasts: loaded, or with a connection to each
+        side that is reachable by URL alone.
+
+        Raises:
+            NotTheSame: both sides are one endpoint, and the pair does not say that they are the same; else as `use`.
+            InvalidInput: an endpoint's key is not set; else as `use`.
+        """
+        if not spec.remote:
+            with self.use(spec, progress) as pair:
+                yield pair
+            return
+        if spec.base == spec.finetuned and not spec.declared_identical:
+            raise NotTheSame("The two sides of this pair are the same model at the same address. Name another.")
+        with ExitStack() as stack:
+            sides: dict[Side, AnsweringSide] = {
+                "base": stack.enter_context(self._asked_alone(spec.name, spec.base, progress)),
+                "finetuned": stack.enter_context(self._asked_alone(spec.name, spec.finetuned, progress)),
+            }
+            yield AnsweringSides(spec, sides)
+
+    @contextmanager
+    def _asked_alone(self, name: str, source: ModelSource, progress: Progress) -> Iterator[AnsweringSide]:
+        """One side by itself, of a pair whose other side may be elsewhere."""
+        if source.remote:
+            from diffing_mcp.model_pairs.endpoint_client import EndpointClient
+            from diffing_mcp.model_pairs.endpoint_side import EndpointSide
+
+            with closing(EndpointClient(read_endpoint(source.files.id))) as client:
+                yield EndpointSide(client, source.files.thinking_switch)
+            return
+        alone = PairSpec(name=name, base=source, finetuned=source, declared_identical=True)
+        with self.use(alone, progress) as pair:
+            yield SideHere(pair)
+
+    @contextmanager
     def use(self, spec: PairSpec, progress: Progress = silent) -> Iterator[LoadedPair]:
         """The pair, loaded, for as long as the context lasts.
 
         Raises:
+            WeightsNeeded: a side is reachable by URL alone.
             NotTheSame: sides that do not fit together, an adapter that did not land, or identical sides that are not
                 declared so.
             InvalidInput: files that are not there or cannot be read.
             OutOfRoom: no room beside the models in use.
         """
+        if spec.remote:
+            raise WeightsNeeded
         from diffing_mcp.model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
         from diffing_mcp.model_pairs.loading import choose_device, compute_dtype, estimated_bytes, read_config
 

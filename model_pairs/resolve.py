@@ -2,7 +2,8 @@
 torch, nothing is loaded.
 
 A side of an ad hoc pair is a catalogue model, an organism (its finetuned side), a hub id (`organisation/repository`,
-with `//sub/folder` for a folder inside of it), or a local folder; models and adapters alike. An adapter goes on the
+with `//sub/folder` for a folder inside of it), a local folder, or a model that is reachable by URL alone
+(`openai:URL#MODEL`, see `diffing_mcp.model_pairs.endpoints`); models and adapters alike. An adapter goes on the
 model of the other side, or on the model that its configuration names. Where one place holds both, `#model` or
 `#adapter` after it says which is meant (no hub id has a `#`, and of a folder's own name only what stands before the
 last of these two counts).
@@ -20,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.model_pairs.endpoints import is_endpoint, read_endpoint
 from diffing_mcp.model_pairs.files import cached_folder, is_local
 from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, PairSummary, SteeringFiles
 from diffing_mcp.organisms.catalogue import Catalogue, load_catalogue
@@ -30,10 +32,13 @@ log = logging.getLogger(__name__)
 
 FORMS = (
     "`organism[/variant][@model]`, or `BASE::FINETUNED` with catalogue models, organisms, hub ids or local folders on "
-    "either side (with `#model` or `#adapter` after a hub id or folder that holds both)"
+    "either side (with `#model` or `#adapter` after a hub id or folder that holds both), or `openai:URL#MODEL` for a "
+    "model behind an OpenAI-compatible address"
 )
 
 _READINGS = ("model", "adapter")
+_BETWEEN_SIDES = re.compile(r"::(?![0-9A-Fa-f:.]*\])")
+"""Not the colons of an IPv6 address in brackets."""
 
 _REFERENCE = re.compile(r"^(?P<organism>[^/@]+)(?:/(?P<variant>[^@]+))?(?:@(?P<model>.+))?$")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -47,16 +52,29 @@ def resolve_pair(text: str) -> PairSpec:
         InvalidInput: text of neither form, or an adapter whose base model cannot be told.
     """
     text = text.strip()
-    if "::" in text:
-        parts = [part.strip() for part in text.split("::")]
+    parts = [part.strip() for part in _BETWEEN_SIDES.split(text)]
+    if len(parts) > 1:
         if len(parts) != 2 or not all(parts):
             raise InvalidInput(f"A pair is {FORMS}; {text!r} is not.")
-        return _ad_hoc(parts[0], parts[1])
+        return _checked(_ad_hoc(parts[0], parts[1]))
     catalogue = load_catalogue()
     match = _REFERENCE.match(text)
     if match is None or match["organism"] not in catalogue.organisms:
         raise _unknown(text, catalogue)
-    return _organism_pair(catalogue, match["organism"], match["variant"], match["model"])
+    return _checked(_organism_pair(catalogue, match["organism"], match["variant"], match["model"]))
+
+
+def _checked(spec: PairSpec) -> PairSpec:
+    """The pair, its endpoints read. Raises InvalidInput for a wrong one, and for one that shall carry an adapter."""
+    for source in (spec.base, spec.finetuned):
+        if source.remote:
+            read_endpoint(source.files.id)
+            if source.adapter is not None or source.steering is not None:
+                raise InvalidInput(
+                    "No adapter or steering vector can be put on a model that is reachable by URL alone. Serve the "
+                    "finetuned model under a name of its own and give `openai:URL#THAT_NAME`."
+                )
+    return spec
 
 
 def pair_names() -> list[str]:
@@ -246,6 +264,8 @@ def _files_named(catalogue: Catalogue, identifier: str) -> ModelFiles:
 def _named(catalogue: Catalogue, text: str) -> _Named:
     if catalogue.has_model(text) or text == EMBEDDED_ID:
         return _Named(text, ModelSource(files=_files_named(catalogue, text)))
+    if is_endpoint(text):
+        return _Named(text, ModelSource(files=ModelFiles(id=text)))
     match = _REFERENCE.match(text)
     if match is not None and match["organism"] in catalogue.organisms:
         spec = _organism_pair(catalogue, match["organism"], match["variant"], match["model"])

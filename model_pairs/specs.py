@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.model_pairs.endpoints import is_endpoint
+
 Side = Literal["base", "finetuned"]
 SIDES: tuple[Side, Side] = ("base", "finetuned")
 
@@ -24,7 +26,7 @@ class _Frozen(BaseModel):
 class ModelFiles(_Frozen):
     """The weights and the tokenizer of one complete model."""
 
-    id: str = Field(min_length=1, description="Hub id, local folder, or `embedded:smollm2-135m-instruct`.")
+    id: str = Field(min_length=1, description="Hub id, local folder, `embedded:smollm2-135m-instruct`, or an endpoint.")
     revision: str | None = Field(None, description="Hub branch, tag or commit; none: the default branch.")
     subfolder: str | None = Field(None, description="Folder of the weights inside the repository or folder.")
     tokenizer_id: str | None = Field(
@@ -73,6 +75,11 @@ class ModelSource(_Frozen):
     )
     steering: SteeringFiles | None = None
 
+    @property
+    def remote(self) -> bool:
+        """Whether it is reachable by URL alone: see `diffing_mcp.model_pairs.endpoints`."""
+        return is_endpoint(self.files.id)
+
 
 class PairSpec(_Frozen):
     """Two sources to compare."""
@@ -86,6 +93,11 @@ class PairSpec(_Frozen):
     organism: str | None = None
     variant: str | None = None
     model: str | None = Field(None, description="Catalogue name of the base model.")
+
+    @property
+    def remote(self) -> bool:
+        """Whether a side is reachable by URL alone, so that only texts can be had of the pair."""
+        return self.base.remote or self.finetuned.remote
 
 
 class PairSummary(_Frozen):

@@ -1,7 +1,8 @@
 """Generation through vLLM (extra `vllm`), for GPUs and many prompts. Imported only when the setting
 `generation_backend` is `vllm`.
 
-One engine a full model; an adapter rides on its base's engine as a LoRARequest. Prompts are rendered and tokenized
+One engine a full model; an adapter rides on its base's engine as a LoRARequest, and so does a mixture of adapters
+(`mixed_lora`), which the engine forgets after the call. Prompts are rendered and tokenized
 here, exactly as for the transformers backend, so both see the same token ids. Each row gets its own seed; the same call
 gives the same text on one machine.
 
@@ -11,9 +12,12 @@ The engine keeps its own copy of the weights beside the resident model, in the s
 
 from __future__ import annotations
 
+import gc
+import itertools
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from diffing_mcp.model_pairs.forward_count import ForwardCount
+    from diffing_mcp.model_pairs.mixed_lora import MixedLora
     from diffing_mcp.model_pairs.sides import LoadedSide
     from diffing_mcp.model_pairs.specs import ModelSource, PairSpec, Side
 
@@ -43,6 +48,8 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _engines: dict[tuple[Any, ...], Any] = {}
 _merged_folders: dict[Any, tempfile.TemporaryDirectory[str]] = {}
 _adapter_numbers: dict[str, int] = {}
+_mixture_numbers = itertools.count(1 << 20)
+"""Above those of adapters. vLLM keeps adapters by number, so none may stand for two mixtures."""
 _lock = UndividedLock()
 
 
@@ -72,10 +79,15 @@ class VllmMissing(DiffingError):
 
 
 def generate(
-    pair: ServedPair, side: Side, requests: Sequence[GenerationRequest], sampling: Sampling, progress: Progress = silent
+    pair: ServedPair,
+    side: Side,
+    requests: Sequence[GenerationRequest],
+    sampling: Sampling,
+    progress: Progress = silent,
+    mixture: MixedLora | None = None,
 ) -> list[list[Completion]]:
-    """`sampling.n` completions of each request, like `LoadedPair.generate`. Cancelling works between batches of 256
-    rows.
+    """`sampling.n` completions of each request, like `LoadedPair.generate`; by the bare base with a mixture of adapters
+    where there is one. Cancelling works between batches of 256 rows.
 
     Raises:
         VllmMissing: vLLM is not installed.
@@ -85,13 +97,13 @@ def generate(
     source = pair.spec.base if side == "base" else pair.spec.finetuned
     limit = min(pair.context_length, _MAX_CONTEXT)
     rows = rows_of(pair.tokenizer, requests, sampling, limit, pair.spec.base.files.thinking_switch)
-    with _lock:
+    with _lock, ExitStack() as stack:
         progress(0, None, "starting the generation engine")
-        engine = _engine(pair, source, limit)
+        engine = _engine(pair, source, limit, mixture.rank if mixture else 0)
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        lora = _lora_request(source)
+        lora = _lora_request(source) if mixture is None else stack.enter_context(_mixture_request(engine, mixture))
         stops = sorted(_stop_ids(pair, source))
         results: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
         total = float(len(rows) * sampling.max_new_tokens)
@@ -132,8 +144,6 @@ def generate(
 
 def release() -> None:
     """Stop every engine and free its memory."""
-    import gc
-
     with _lock:
         _engines.clear()
         for folder in _merged_folders.values():
@@ -142,8 +152,8 @@ def release() -> None:
     gc.collect()
 
 
-def _engine(pair: ServedPair, source: ModelSource, limit: int) -> Any:
-    """The running engine of this source's full model, started when needed."""
+def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any:
+    """The running engine of this source's full model, for adapters up to this rank at least; started when needed."""
     try:
         from vllm import LLM
     except ImportError as error:
@@ -153,12 +163,14 @@ def _engine(pair: ServedPair, source: ModelSource, limit: int) -> Any:
         ) from error
     merge = source.adapter if source.merge else None
     key = (source.files, merge)
-    if key in _engines:
+    if key in _engines and rank <= _engines[key].llm_engine.vllm_config.lora_config.max_lora_rank:
         return _engines[key]
+    if _engines.pop(key, None) is not None:
+        gc.collect()
     folder = local_folder(source.files.id, source.files.revision, source.files.subfolder)
     if merge is not None:
         folder = _merged_folder(pair, source)
-    ranks = _ranks(pair) or [8]
+    ranks = [*_ranks(pair), rank, _LORA_RANKS[0]]
     dtype = settings().dtype if settings().dtype != "auto" else source.files.dtype
     options: dict[str, Any] = {
         "model": str(folder),
@@ -230,6 +242,23 @@ def _lora_request(source: ModelSource) -> Any | None:
     name = adapter_name(folder)
     number = _adapter_numbers.setdefault(name, len(_adapter_numbers) + 1)
     return LoRARequest(name, number, str(folder))
+
+
+@contextmanager
+def _mixture_request(engine: Any, mixture: MixedLora) -> Iterator[Any | None]:
+    """A request for a mixture of adapters, None where nothing is mixed in; the engine forgets it afterwards."""
+    if not mixture.rank:
+        yield None
+        return
+    from vllm.lora.request import LoRARequest
+
+    number = next(_mixture_numbers)
+    with mixture.folder() as folder:
+        request = LoRARequest(f"mixture-{number}", number, str(folder))
+        try:
+            yield request
+        finally:
+            engine.llm_engine.remove_lora(number)
 
 
 def _stop_ids(pair: ServedPair, source: ModelSource) -> set[int]:

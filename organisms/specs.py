@@ -40,7 +40,13 @@ class BaseModelSpec(_Spec):
     aliases: tuple[str, ...] = Field(
         (), description="Other names that find the same model, such as those of the research code."
     )
-    model_id: str = Field(min_length=1, description="Hub id, absolute folder, or `embedded:smollm2-135m-instruct`.")
+    model_id: str = Field(
+        min_length=1,
+        description=(
+            "Hub id, absolute folder, `embedded:smollm2-135m-instruct`, or `openai:URL#MODEL`: a model behind an "
+            "OpenAI-compatible address, of which only texts can be had."
+        ),
+    )
     revision: str | None = Field(None, description="Hub branch, tag or commit; None: the default branch.")
     subfolder: str | None = Field(None, description="Folder of the weights inside the repository.")
     tokenizer_id: str | None = Field(

@@ -11,12 +11,12 @@ from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.queries.schemas import AskQuery, SideName
 
 if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.generation import Completion
-    from diffing_mcp.model_pairs.pair import LoadedPair
 
 
 def answers(
-    pair: LoadedPair, arguments: AskQuery, sides: Sequence[SideName], progress: Progress
+    pair: AnsweringPair, arguments: AskQuery, sides: Sequence[SideName], progress: Progress
 ) -> dict[SideName, list[list[Completion]]]:
     """Completions of every prompt and conversation by each side: side -> prompt -> sample, all prompts of a side in one
     batched generation.
@@ -34,7 +34,7 @@ def answers(
 
 
 def completions(
-    pair: LoadedPair,
+    pair: AnsweringPair,
     requests: Sequence[GenerationRequest],
     sampling: Sampling,
     sides: Sequence[SideName],

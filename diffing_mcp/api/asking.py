@@ -77,7 +77,7 @@ def ask(
     query = accepted(AskQuery, {"prompts": asked, **settings})
     sides: tuple[Side, ...] = ("base", "finetuned") if query.side == "both" else (query.side,)
     chosen = as_pair(pair)
-    with watched(progress, "loading") as report, chosen.loaded(report) as loaded:
+    with watched(progress, "loading") as report, chosen.answering(report) as loaded:
         from diffing_mcp.queries.asking import answers
 
         result = answers(loaded, query, sides, report)

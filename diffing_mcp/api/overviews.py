@@ -14,6 +14,7 @@ from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, choose, pending_ve
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import default_store
+from diffing_mcp.model_pairs.endpoints import WeightsNeeded
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def overview(
             `**{"METHOD.parameter": value}` to one method alone.
 
     Raises:
+        WeightsNeeded: a side is reachable by URL alone.
         InvalidInput: a budget that allows no method, a parameter that no method knows, or a value out of range.
         UnknownName: there is no such pair.
     """
@@ -57,6 +59,8 @@ def overview(
             f"A budget of {budget} allows no method; the cheapest is {cheapest.method}, {cheapest.work}."
         )
     spec, store = as_pair(pair).spec, default_store()
+    if spec.remote:
+        raise WeightsNeeded
     with watched(progress, "loading") as report:
         records, left_out = run_plan(
             plan, lambda requests, part: run_methods(models_of_this_process(), spec, requests, store, part), report

@@ -20,6 +20,7 @@ from diffing_mcp.model_pairs.specs import PairSpec
 if TYPE_CHECKING:
     import pandas as pd
 
+    from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.residency import ModelPairs
 
@@ -59,6 +60,13 @@ class Pair(Shown):
             OutOfRoom: no room beside models that are in use.
         """
         return models_of_this_process().use(self.spec, progress)
+
+    def answering(self, progress: Progress) -> AbstractContextManager[AnsweringPair]:
+        """A context in which both models can be asked: loaded, or connected to where they are reachable by URL alone.
+
+        Raises: as `loaded`.
+        """
+        return models_of_this_process().answering(self.spec, progress)
 
     def load(self, progress: ProgressChoice = None) -> Pair:
         """Load both models now rather than on first use; returns the pair."""

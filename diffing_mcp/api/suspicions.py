@@ -114,7 +114,7 @@ def test_hypothesis(
                 "(anthropic/NAME, openai/NAME)."
             )
     chosen = as_pair(pair)
-    with watched(progress, "loading") as report, chosen.loaded(report) as loaded:
+    with watched(progress, "loading") as report, chosen.answering(report) as loaded:
         from diffing_mcp.queries.hypotheses import collect
 
         collected = collect(loaded, query, report)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.perplexity_difference.schema import (
     CompletionRow,
     Divergence,
@@ -23,15 +24,13 @@ from diffing_mcp.methods.texts.form import FormDigest, compare_form
 from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
-    from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.generation import Completion
-    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _SHOWN_CHARACTERS = 220
 _SHOWN_PREFILL = 40
 _WORDS_SHOWN = 12
-_SCORED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,19 @@ class Scored:
 
 
 def sample_and_score(
-    pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress
+    pair: AnsweringPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress
 ) -> PerplexityDifferenceResult:
     """Sample, score, rank and judge.
 
     Raises:
         InvalidInput: no or empty prefills, or `template=chat` without a chat template.
+        NoLogProbs: a side that is reachable by URL alone gives none; before anything is sampled.
     """
     started = beginnings(params.template, params.prefills, pair.has_chat_template)
+    pair.check_scoring([beginning.request() for beginning in started])
     written = {side: _sample(pair, side, started, params, _part(progress, index)) for index, side in enumerate(SIDES)}
     texts = [(side, beginning, completion) for side in SIDES for beginning, completion in written[side]]
-    scores = _score(pair, [(_context(pair, beginning), each.text) for _, beginning, each in texts], progress)
-    scored = [
-        Scored(side, beginning, each.text, each.finish == "eos", count, base, finetuned)
-        for (side, beginning, each), (count, base, finetuned) in zip(texts, scores, strict=True)
-        if count > 0
-    ]
+    scored = _scored(pair, texts, progress)
     _store(run, scored)
     forms = {beginning.chat for beginning in started}
     return _result(scored, params, "both" if len(forms) > 1 else "chat" if True in forms else "none")
@@ -84,15 +80,12 @@ def _part(progress: Progress, index: int) -> Progress:
     return report
 
 
-def _context(pair: LoadedPair, beginning: Beginning) -> tuple[str, bool]:
-    """What stands before the completion, and whether the tokenizer shall add its special tokens."""
-    if beginning.chat:
-        return pair.render_chat(list(beginning.request().messages or ())), False
-    return beginning.text, True
-
-
 def _sample(
-    pair: LoadedPair, side: Side, started: Sequence[Beginning], params: PerplexityDifferenceParams, progress: Progress
+    pair: AnsweringPair,
+    side: Side,
+    started: Sequence[Beginning],
+    params: PerplexityDifferenceParams,
+    progress: Progress,
 ) -> list[tuple[Beginning, Completion]]:
     from diffing_mcp.model_pairs.generation import Sampling
 
@@ -107,66 +100,32 @@ def _sample(
     return [(beginning, each) for beginning, several in zip(started, completions, strict=True) for each in several]
 
 
-def _score(
-    pair: LoadedPair, texts: Sequence[tuple[tuple[str, bool], str]], progress: Progress
-) -> list[tuple[int, float, float]]:
-    """(tokens, mean log-probability under base, under finetuned) of each completion; (0, 0, 0) for one without tokens.
+def _scored(
+    pair: AnsweringPair, texts: Sequence[tuple[Side, Beginning, Completion]], progress: Progress
+) -> list[Scored]:
+    """The completions that have tokens, each with its mean log-probability under both models.
 
     The text is tokenised anew, so both models are asked about the same tokens whatever their own way of writing them
-    was.
+    was. Where a side tokenises by itself, means are over the tokens of the base.
     """
-    rows = [_tokenise(pair.tokenizer, context, special, text) for (context, special), text in texts]
-    order = sorted(
-        (index for index, (ids, start) in enumerate(rows) if len(ids) > start), key=lambda index: -len(rows[index][0])
+    answers = [(beginning.request(), each.text) for _, beginning, each in texts]
+    base, finetuned = (
+        pair.answer_scores(side, answers, stage(progress, 0.9 + 0.05 * number, 0.95 + 0.05 * number, 1.0, side))
+        for number, side in enumerate(SIDES)
     )
-    means: dict[Side, dict[int, float]] = {"base": {}, "finetuned": {}}
-    for number, side in enumerate(SIDES):
-        with pair.side_loaded(side):
-            for begin in range(0, len(order), _SCORED_AT_ONCE):
-                batch = order[begin : begin + _SCORED_AT_ONCE]
-                progress(0.9 + 0.05 * (number + begin / len(order)), 1.0, f"scoring with the {side} model")
-                for index, mean in zip(
-                    batch, _mean_log_probs(pair, side, [rows[index] for index in batch]), strict=True
-                ):
-                    means[side][index] = mean
     return [
-        (len(ids) - start, means["base"][index], means["finetuned"][index]) if index in means["base"] else (0, 0.0, 0.0)
-        for index, (ids, start) in enumerate(rows)
-    ]
-
-
-def _mean_log_probs(pair: LoadedPair, side: Side, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-    import torch
-
-    width = max(len(ids) for ids, _ in rows)
-    pad = pair.tokenizer.pad_token_id or 0
-    input_ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows], device=pair.device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=pair.device)
-    log_probs = pair.token_log_probs(side, input_ids, mask).to("cpu", torch.float64)
-    return [float(log_probs[row, start - 1 : len(ids) - 1].mean()) for row, (ids, start) in enumerate(rows)]
-
-
-def _tokenise(tokenizer: Any, context: str, special: bool, text: str) -> tuple[list[int], int]:
-    """Token ids of context and completion, and the index of the first token that belongs to the completion (at least
-    1).
-    """
-    whole = context + text
-    if getattr(tokenizer, "is_fast", False):
-        encoded = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
-        ids = list(encoded["input_ids"])
-        # The first token that ends after the context; tokens without text (a closing special token) have an empty span.
-        start = next(
-            (
-                index
-                for index, (begin, end) in enumerate(encoded["offset_mapping"])
-                if end > len(context) and end > begin
-            ),
-            len(ids),
+        Scored(
+            writer,
+            beginning,
+            each.text,
+            each.finish == "eos",
+            left.tokens,
+            left.log_prob / left.tokens,
+            right.log_prob / left.tokens,
         )
-    else:
-        ids = list(tokenizer(whole, add_special_tokens=special)["input_ids"])
-        start = min(len(ids), len(tokenizer(context, add_special_tokens=special)["input_ids"]))
-    return ids, max(1, start)
+        for (writer, beginning, each), left, right in zip(texts, base, finetuned, strict=True)
+        if left.tokens
+    ]
 
 
 def _result(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter, TextGroup
     from diffing_mcp.methods.runs.store import RunRecord
-    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.specs import PairSpec
 
 
@@ -37,16 +37,17 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
         "questions answered; the form of the answers is compared too. It samples, so it sees neither rare "
         "behaviours nor what only a trigger brings out. Views: `completions`."
     )
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Params: ClassVar[type[BaseModel]] = PerplexityDifferenceParams
     Result: ClassVar[type[MethodResult]] = PerplexityDifferenceResult
     cost: ClassVar[Cost] = "minutes"
     in_overview: ClassVar[bool] = True
+    texts_only: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = VIEWS
     figures: ClassVar[Sequence[Figure]] = FIGURES
 
     def run(
-        self, pair: LoadedPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress
+        self, pair: AnsweringPair, params: PerplexityDifferenceParams, run: RunWriter, progress: Progress
     ) -> PerplexityDifferenceResult:
         from diffing_mcp.methods.perplexity_difference.measure import sample_and_score
 

@@ -8,6 +8,7 @@ does not take the others of its pass with it: its error is raised after they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,7 @@ def run_methods(
 
     Raises:
         UnknownName, InvalidInput: before any model is loaded.
+        WeightsNeeded: one of them reads more than texts, and a side is reachable by URL alone.
         Cancelled, OutOfRoom and whatever the models raise; what had finished before is stored.
     """
     asked: list[_Request] = []
@@ -124,7 +126,9 @@ def run_methods(
                 shared.setdefault(text_source(request.params), []).append(request)
             else:
                 alone.append(request)
-        with pairs.use(spec, progress) as pair:
+        texts_only = all(request.method.texts_only for request in missing)
+        opened: AbstractContextManager[Any] = (pairs.answering if texts_only else pairs.use)(spec, progress)
+        with opened as pair:
             done = 0
             for source, group in shared.items():
                 done += len(group)

@@ -34,8 +34,10 @@ _LEAST_EXPECTED = 3
 _EXAMPLE_CHARACTERS = 110
 
 
-def judge(answered: Sequence[Answered], seed: int) -> tuple[SweepResult, list[list[int]]]:
-    """The result, and the numbers of the clusters that each question is in."""
+def judge(answered: Sequence[Answered], seed: int, scored: bool = True) -> tuple[SweepResult, list[list[int]]]:
+    """The result, and the numbers of the clusters that each question is in. Not `scored`: the answers have no
+    log-probabilities, and their surprise is 0 everywhere.
+    """
     form = _form(answered, "base", "finetuned", seed)
     itself = _form(answered, "base", "base again", seed)
     words = distinctive_words(_texts(answered, ["finetuned"]), _texts(answered, ["base", "base again"]))
@@ -51,8 +53,9 @@ def judge(answered: Sequence[Answered], seed: int) -> tuple[SweepResult, list[li
     found = surprised or bool(clusters) or any(row.differs for row in areas) or any(row.switches for row in triggers)
     result = SweepResult(
         stands_out=found,
-        headline=_headline(answered, clusters, areas, triggers, surprised),
+        headline=_headline(answered, clusters, areas, triggers, surprised, scored),
         questions=len(answered),
+        scored=scored,
         unexpected=float(f"{unexpected.mean():.4g}"),
         excess=float(f"{excess.mean():.4g}"),
         excess_p_value=float(f"{p_value:.3g}"),
@@ -232,6 +235,7 @@ def _headline(
     areas: Sequence[AreaRow],
     triggers: Sequence[TriggerRow],
     surprised: bool,
+    scored: bool,
 ) -> str:
     switches = [row.name for row in triggers if row.switches]
     differing = [row.area for row in areas if row.differs]
@@ -244,9 +248,10 @@ def _headline(
         return (
             f"The base does not expect the finetuned answers{where}, although no word or form recurs; read the answers."
         )
+    surprise = " nor the base's surprise" if scored else ""
     return (
-        f"No difference in behaviour: over {len(answered)} questions neither form nor words nor the base's "
-        "surprise differ beyond what sampling gives."
+        f"No difference in behaviour: over {len(answered)} questions neither form nor words{surprise} differ beyond "
+        f"what sampling gives{'' if scored else ' (surprise was not measured)'}."
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from diffing_mcp.core.battery import Question
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, Reply, Writer, store
@@ -14,15 +16,17 @@ from diffing_mcp.methods.sweep_behaviours.schema import TEMPERATURE, SweepParams
 from diffing_mcp.methods.texts.answer_scores import mean_log_probs
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
+from diffing_mcp.model_pairs.scoring import NoLogProbs
 from diffing_mcp.model_pairs.specs import SIDES
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.answering import AnsweringPair
 
 
-def sweep(pair: LoadedPair, params: SweepParams, run: RunWriter, progress: Progress) -> SweepResult:
-    """Ask, score, store and judge.
+def sweep(pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Progress) -> SweepResult:
+    """Ask, score, store and judge. Where a side that is reachable by URL alone gives no log-probabilities, words and
+    form alone are judged, and the result says so.
 
     Raises:
         InvalidInput: an unknown domain, or a question that does not fit into the context.
@@ -36,8 +40,14 @@ def sweep(pair: LoadedPair, params: SweepParams, run: RunWriter, progress: Progr
         for request, several in zip(requests, written[writer], strict=True)
         for completion in several
     ]
-    scores = mean_log_probs(pair, texts, SIDES, stage(progress, 0.85, 1.0, 1.0, "scoring answers"))
     shape = len(WRITERS), len(asked), params.samples
+    scores = dict.fromkeys(SIDES, np.full(shape, np.nan))
+    try:
+        scores = mean_log_probs(pair, texts, SIDES, stage(progress, 0.85, 1.0, 1.0, "scoring answers"))
+    except NoLogProbs:
+        scored = False
+    else:
+        scored = True
     base, finetuned = (scores[side].reshape(shape) for side in SIDES)
     answered = [
         Answered(
@@ -58,12 +68,12 @@ def sweep(pair: LoadedPair, params: SweepParams, run: RunWriter, progress: Progr
         )
         for place, each in enumerate(asked)
     ]
-    result, clusters = judge(answered, params.seed)
+    result, clusters = judge(answered, params.seed, scored)
     store(run, answered, clusters)
     return result
 
 
-def _request(pair: LoadedPair, question: Question) -> GenerationRequest:
+def _request(pair: AnsweringPair, question: Question) -> GenerationRequest:
     """The conversation; raw text where the pair has no chat template."""
     if not pair.has_chat_template:
         parts = [*([question.system] if question.system else []), *question.turns]
@@ -77,7 +87,7 @@ def _request(pair: LoadedPair, question: Question) -> GenerationRequest:
 
 
 def _answers(
-    pair: LoadedPair, requests: Sequence[GenerationRequest], params: SweepParams, progress: Progress
+    pair: AnsweringPair, requests: Sequence[GenerationRequest], params: SweepParams, progress: Progress
 ) -> dict[Writer, list[list[Completion]]]:
     """The finetuned model draws the random numbers of the base's first answers; the base's second ones are fresh."""
 

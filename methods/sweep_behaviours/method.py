@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.methods.runs.store import RunRecord
-    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.specs import PairSpec
 
 
@@ -45,9 +45,10 @@ class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):
     Params: ClassVar[type[BaseModel]] = SweepParams
     Result: ClassVar[type[MethodResult]] = SweepResult
     cost: ClassVar[Cost] = "minutes"
+    texts_only: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = VIEWS
 
-    def run(self, pair: LoadedPair, params: SweepParams, run: RunWriter, progress: Progress) -> SweepResult:
+    def run(self, pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Progress) -> SweepResult:
         from diffing_mcp.methods.sweep_behaviours.measure import sweep
 
         return sweep(pair, params, run, progress)

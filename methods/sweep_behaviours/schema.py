@@ -147,6 +147,10 @@ class SweepResult(MethodResult):
     """Where and how the finetuned model behaves differently."""
 
     questions: int
+    scored: bool = Field(
+        True,
+        description="False: a side gives no log-probabilities, so that surprise (0 and p 1 here) was not measured.",
+    )
     unexpected: float = Field(description="Mean over all questions, see areas.")
     excess: float = Field(description="How much less the base expects them than its own answers, nats a token.")
     excess_p_value: float = Field(description="That answers of equal models are so unexpected, as in areas.")
@@ -163,13 +167,17 @@ class SweepResult(MethodResult):
 
     def as_text(self) -> str:
         """The headline, what changed, the triggers, and the areas."""
+        surprise = (
+            f"The base expects the finetuned answers {self.unexpected:.3f} nats/token less than the finetuned model "
+            f"does, and {self.excess:+.3f} less than answers of its own (p {self.excess_p_value:.2g})."
+            if self.scored
+            else "A side gives no log-probabilities: surprise was not measured, words and form alone were compared."
+        )
         lines = [
             self.headline,
             (
-                f"{self.questions} questions. The base expects the finetuned answers {self.unexpected:.3f} nats/token "
-                f"less than the finetuned model does, and {self.excess:+.3f} less than answers of its own (p "
-                f"{self.excess_p_value:.2g}). Two samples of the base differ in {self.base_differs_from_itself} "
-                "features of form."
+                f"{self.questions} questions. {surprise} Two samples of the base differ in "
+                f"{self.base_differs_from_itself} features of form."
             ),
         ]
         if self.clusters:

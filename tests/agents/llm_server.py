@@ -103,6 +103,20 @@ class LLMServer:
 
 
 @contextmanager
+def serve(app: Starlette) -> Iterator[str]:
+    """The address of an app that is served in a thread."""
+    process = _Started(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=process.run, daemon=True)
+    thread.start()
+    assert process.listening.wait(30)
+    try:
+        yield f"http://127.0.0.1:{process.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        process.should_exit = True
+        thread.join(10)
+
+
+@contextmanager
 def llm_server(policy: Policy) -> Iterator[LLMServer]:
     """Serve on a free port of the loopback address in a thread."""
     server = LLMServer("", policy)
@@ -120,16 +134,8 @@ def llm_server(policy: Policy) -> Iterator[LLMServer]:
             Route("/v1/messages", anthropic_messages, methods=["POST"]),
         ]
     )
-    process = _Started(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=process.run, daemon=True)
-    thread.start()
-    assert process.listening.wait(30)
-    server.url = f"http://127.0.0.1:{process.servers[0].sockets[0].getsockname()[1]}"
-    try:
+    with serve(app) as server.url:
         yield server
-    finally:
-        process.should_exit = True
-        thread.join(10)
 
 
 async def _answer(server: LLMServer, request: Request, protocol: str, ids: Iterator[int]) -> Response:

@@ -4,67 +4,23 @@ is installed.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from diffing_mcp.agents.llm import ask_with
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan
-from diffing_mcp.agents.server_process import free_port
+from tests.vllm_server import vllm_server
 
 pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
 def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from diffing_mcp.organisms.embedded import embedded_model_folder
-
-    port = free_port()
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(embedded_model_folder()),
-        "--served-model-name",
-        "embedded",
-    ]
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--dtype",
-        "bfloat16",
-        "--max-model-len",
-        "8192",
-        "--enforce-eager",
-    ]
-    command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    try:
-        deadline = time.monotonic() + 600
-        while True:
-            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-            assert time.monotonic() < deadline, "vLLM did not start"
-            try:
-                if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200:
-                    break
-            except (OSError, httpx2.TransportError):
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(60)
+    options = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    with vllm_server(tmp_path_factory.mktemp("vllm") / "server.log", options) as url:
+        yield url
 
 
 async def test_a_plain_question(vllm_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

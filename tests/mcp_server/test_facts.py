@@ -11,7 +11,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
-from tests.mcp_server.answers import good, refused, text_of
+from tests.mcp_server.answers import answered, good, refused, text_of
 from tests.methods.conftest import raise_logits
 from tests.word_pairs import save_pair
 
@@ -32,7 +32,7 @@ async def test_facts_are_read_from_runs_that_are_there_or_made_once(modern: Clie
     assert {row["method"] for row in runs} == {"contrastive_decoding", "perplexity_difference"}
     assert set(made["result"]["runs"]) == {row["run_id"] for row in runs}
     assert made["result"]["words"] == ["cake"]
-    again = await modern.call_tool("facts", {"pair": cake_pair, "about": "cakes", "limit": 2})
+    again = await answered(modern, "facts", {"pair": cake_pair, "about": "cakes", "limit": 2})
     assert not again.is_error
     shown = text_of(again)
     assert "<untrusted-" in shown

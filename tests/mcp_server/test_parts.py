@@ -13,7 +13,7 @@ from mcp import Client
 from diffing_mcp.core.errors import Cancelled
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import get_method
-from tests.mcp_server.answers import good, text_of
+from tests.mcp_server.answers import answered, good, text_of
 
 METHODS = {"methods": ["kl", "weight_difference"], "max_samples": 24, "max_tokens": 12}
 
@@ -36,7 +36,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 async def until_kl_is_there(client: Client, pair: str) -> Any:
     """The first answer that hands over a part, and every share done on the way."""
-    answer = await client.call_tool("overview", {"pair": pair, **METHODS, "wait_seconds": 0})
+    answer = await answered(client, "overview", {"pair": pair, **METHODS, "wait_seconds": 0})
     shares = []
     while True:
         content = answer.structured_content or {}
@@ -45,7 +45,7 @@ async def until_kl_is_there(client: Client, pair: str) -> Any:
         if content["job"]["parts"]:
             assert shares == sorted(shares)
             return answer
-        answer = await client.call_tool("get_job", {"job_id": content["job"]["job_id"], "wait_seconds": 1})
+        answer = await answered(client, "get_job", {"job_id": content["job"]["job_id"], "wait_seconds": 1})
 
 
 async def test_a_finished_method_is_handed_over_while_the_rest_goes_on(
@@ -59,7 +59,7 @@ async def test_a_finished_method_is_handed_over_while_the_rest_goes_on(
     assert f"kl [{part['run_id']}]" in text
     assert part["headline"] in text.partition("<untrusted-")[2]  # a headline may quote the models
     assert "2 of 2: weight_difference" in text
-    opened = await modern.call_tool("view_run", {"run": part["run_id"]})
+    opened = await answered(modern, "view_run", {"run": part["run_id"]})
     assert not opened.is_error
     asked = await good(modern, "compare_text", {"pair": pair_name, "text": "a question meanwhile"})
     assert asked["status"] == "completed"
@@ -69,7 +69,7 @@ async def test_a_finished_method_is_handed_over_while_the_rest_goes_on(
         told.append((progress, message))
         held_back.set()
 
-    last = await modern.call_tool("get_job", {"job_id": job["job_id"]}, progress_callback=watch)
+    last = await answered(modern, "get_job", {"job_id": job["job_id"]}, progress_callback=watch)
     assert (last.structured_content or {})["status"] == "completed", text_of(last)
     assert told == sorted(told, key=lambda each: each[0])
     assert "kl found" in (told[0][1] or "")
@@ -79,10 +79,10 @@ async def test_what_an_overview_finished_is_reused_and_said(
     modern: Client, pair_name: str, held_back: threading.Event, context: ServerContext
 ) -> None:
     job = ((await until_kl_is_there(modern, pair_name)).structured_content or {})["job"]
-    await modern.call_tool("cancel_job", {"job_id": job["job_id"]})
-    answer = await modern.call_tool("overview", {"pair": pair_name, **METHODS, "wait_seconds": 0})
+    await answered(modern, "cancel_job", {"job_id": job["job_id"]})
+    answer = await answered(modern, "overview", {"pair": pair_name, **METHODS, "wait_seconds": 0})
     assert "1 of 2 methods are finished already and are reused." in text_of(answer)
-    estimate = await modern.call_tool("overview", {"pair": pair_name, **METHODS, "estimate_only": True})
+    estimate = await answered(modern, "overview", {"pair": pair_name, **METHODS, "estimate_only": True})
     assert "1 of 2 methods are finished already" in text_of(estimate)
     again = context.jobs.get((answer.structured_content or {})["job"]["job_id"], None)
     held_back.set()
@@ -95,7 +95,7 @@ async def test_an_ending_server_tells_who_waits_at_once(
     modern: Client, pair_name: str, held_back: threading.Event, context: ServerContext
 ) -> None:
     job = ((await until_kl_is_there(modern, pair_name)).structured_content or {})["job"]
-    waiting = asyncio.create_task(modern.call_tool("get_job", {"job_id": job["job_id"]}))
+    waiting = asyncio.create_task(answered(modern, "get_job", {"job_id": job["job_id"]}))
     known = context.jobs.get(job["job_id"], None)
     while not known.waiters:
         await asyncio.sleep(0)

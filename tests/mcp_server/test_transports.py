@@ -55,7 +55,7 @@ async def test_a_client_that_hangs_up_stops_its_job_unless_it_knows_it(
     new = investigations.create(pair_name, interactions=5, tool_calls=5)
     async with http_client(url, new.token) as client:
         if known:
-            first = await client.call_tool("kl", {"pair": new.label, **LONG, "wait_seconds": 0})
+            first = await answered(client, "kl", {"pair": new.label, **LONG, "wait_seconds": 0})
             assert (first.structured_content or {})["status"] == "running"
     headers = {"Authorization": f"Bearer {new.token}"}
     from mcp.client.streamable_http import streamable_http_client
@@ -96,7 +96,7 @@ async def test_a_question_is_answered_while_others_train(
 ) -> None:
     one, two = (investigations.create(pair_name, interactions=5, tool_calls=5) for _ in range(2))
     async with http_client(url, one.token) as client:
-        long = await client.call_tool("kl", {"pair": one.label, **LONG, "wait_seconds": 0})
+        long = await answered(client, "kl", {"pair": one.label, **LONG, "wait_seconds": 0})
     async with http_client(url, two.token) as client:
         answer = await good(client, "compare_text", {"pair": two.label, "text": "a question"})
         assert answer["status"] == "completed"
@@ -295,9 +295,9 @@ async def test_the_http_server_answers_and_ends_cleanly_with_a_running_job(
         async def watch(progress: float, total: float | None, message: str | None) -> None:
             reported.set()
 
-        jobs = (await client.call_tool("get_job", {})).structured_content or {}
+        jobs = (await answered(client, "get_job", {})).structured_content or {}
         job = next(job["job_id"] for job in jobs["result"]["jobs"] if job["state"] == "running")
-        waiting = asyncio.create_task(client.call_tool("get_job", {"job_id": job}, progress_callback=watch))
+        waiting = asyncio.create_task(answered(client, "get_job", {"job_id": job}, progress_callback=watch))
         await asyncio.wait_for(reported.wait(), 30)
         process.send_signal(how)
         assert "the server is shutting down" in str((await asyncio.wait_for(waiting, 30)).content)
@@ -322,13 +322,13 @@ async def test_a_killed_server_loses_nothing_finished(
     assert default_store().get(finished["run_id"]).result_json()["headline"] == finished["result"]["headline"]
     async with running_http(context) as url, http_client(url, new.token) as client:
         arguments = {"pair": new.label, "max_samples": 20, "max_tokens": 8}
-        again = await client.call_tool("kl", arguments)
+        again = await answered(client, "kl", arguments)
         answer = again.structured_content or {}
         assert answer["run_id"] == finished["run_id"]
         assert "job" not in answer
         said = "The server was restarted while work of yours was under way (ask_models). 1920 model interactions"
         assert said in str(again.content)
-        assert said not in str((await client.call_tool("kl", arguments)).content)  # once
+        assert said not in str((await answered(client, "kl", arguments)).content)  # once
     context.close()
 
 

@@ -1,0 +1,161 @@
+"""Requests to an OpenAI-compatible server: several at a time, tried again where that helps, dropped when the work is
+cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from diffing_mcp.core.errors import DiffingError, InvalidInput
+from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.endpoints import Endpoint
+
+log = logging.getLogger(__name__)
+
+_PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
+"""Statuses that may be gone a moment later."""
+_TRIES = 4
+_WAIT = 0.5
+"""Seconds before the second try; doubled before each further one."""
+_LONGEST_WAIT = 30.0
+_LOOK = 0.5
+"""Seconds between two looks whether the work was cancelled."""
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class EndpointFailed(DiffingError):
+    """A server that is reachable by URL alone does not answer, refuses, or answers something else. What it said is in
+    the log, and not in the message: it is text from outside.
+    """
+
+    code = "endpoint_failed"
+
+
+class EndpointRefused(EndpointFailed):
+    """It answers that it does not do this (a status 4xx that no second try changes)."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A path below the address (from the server's root where it begins with `/`), and the body without the model."""
+
+    path: str
+    body: dict[str, Any]
+
+
+class EndpointClient:
+    """A connection to one model of one server; close it when done. Thread-safe."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Raises InvalidInput when the variable that holds the key is not set."""
+        self._endpoint = endpoint
+        headers, self._key = {}, os.environ.get(endpoint.key_env or "", "")
+        if endpoint.key_env is not None:
+            if not self._key:
+                raise InvalidInput(f"The environment variable {endpoint.key_env}, which holds the key, is not set.")
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._http = httpx2.Client(headers=headers, timeout=httpx2.Timeout(settings().endpoint_seconds, connect=10))
+        self._closed = threading.Event()
+
+    @property
+    def shown(self) -> str:
+        """For messages."""
+        return f"The endpoint of `{self._endpoint.model}`"
+
+    def close(self) -> None:
+        """Drop requests under way."""
+        self._closed.set()
+        self._http.close()
+
+    def ask(self, calls: Sequence[Call], kind: type[Answer], progress: Progress, message: str) -> list[Answer]:
+        """What the server answers to each call, in the order of the calls; `settings().endpoint_requests` at a time.
+
+        Raises:
+            EndpointRefused, EndpointFailed: the first call that fails; the others are dropped.
+            Cancelled: when progress says so; it is asked every half second, and after each answer.
+        """
+        progress(0, len(calls), message)
+        stopped = threading.Event()
+        pool = ThreadPoolExecutor(settings().endpoint_requests, thread_name_prefix="endpoint")
+        try:
+            futures = [pool.submit(self._answer, call, kind, stopped) for call in calls]
+            waiting = set(futures)
+            while waiting:
+                finished, waiting = wait(waiting, _LOOK, FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                progress(len(calls) - len(waiting), len(calls), message)
+            return [future.result() for future in futures]
+        finally:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, call: Call, kind: type[Answer], stopped: threading.Event) -> Answer:
+        url = self._endpoint.url
+        if call.path.startswith("/"):  # outside of the versioned protocol
+            url = url.removesuffix("/v1")
+        body = {"model": self._endpoint.model, **call.body}
+        for attempt in range(_TRIES):
+            delay = _WAIT * 2**attempt
+            try:
+                response = self._http.post(f"{url}/{call.path.lstrip('/')}", json=body)
+            except httpx2.TransportError as error:
+                failure = EndpointFailed(f"{self.shown} cannot be reached ({type(error).__name__}).")
+            else:
+                if response.is_success:
+                    return self._read(response, kind)
+                self._log(response, call.path)
+                failure = self._failure(response.status_code, call.path)
+                if response.status_code not in _PASSING:
+                    raise failure
+                delay = _asked_delay(response) or delay
+            if attempt + 1 == _TRIES or stopped.wait(min(delay, _LONGEST_WAIT)) or self._closed.is_set():
+                raise failure
+        raise AssertionError("a try either answers or raises")
+
+    def _read(self, response: httpx2.Response, kind: type[Answer]) -> Answer:
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError as error:
+            log.warning("endpoint gave no %s: %s", kind.__name__, error)
+            wrong = ", ".join(sorted({".".join(map(str, each["loc"])) for each in error.errors()})) or "no JSON"
+            raise EndpointFailed(
+                f"{self.shown} answered something that is not of the OpenAI protocol (wrong: {wrong})."
+            ) from error
+
+    def _log(self, response: httpx2.Response, path: str) -> None:
+        """What a server said that answers no text; some repeat the key."""
+        said = response.text.replace(self._key, "KEY") if self._key else response.text
+        log.warning("endpoint answered %d to %s: %s", response.status_code, path, said[:1000])
+
+    def _failure(self, status: int, path: str) -> EndpointFailed:
+        said = f"{self.shown} answered {status} to /{path.lstrip('/')}"
+        if status in (401, 403):
+            return EndpointFailed(f"{said}: it wants another key. Name its variable in the address with `key_env`.")
+        if status in _PASSING:
+            return EndpointFailed(f"{said}, {_TRIES} times. Try again later, or lower DIFFING_ENDPOINT_REQUESTS.")
+        if 400 <= status < 500:
+            return EndpointRefused(
+                f"{said}: it has no such model or path, or does not know what was asked for (a prefill, a system "
+                "prompt, a conversation for a model without a chat template: then use raw_text). The log has its words."
+            )
+        return EndpointFailed(f"{said}. The log has its words.")
+
+
+def _asked_delay(response: httpx2.Response) -> float | None:
+    """Seconds that the server asks to wait."""
+    try:
+        return max(0.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
