@@ -1,4 +1,4 @@
-# Targets: install, demo, test, test-long, test-vllm, lint, bench, screenshots, reference, readability, detection, mcpb, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
+# Targets: install, demo, test, test-long, test-vllm, lint, bench, screenshots, reference, readability, detection, mcpb, conformance, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -24,7 +24,7 @@ else
   PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check -qq
 endif
 
-.PHONY: help install install-dev demo test test-long test-vllm lint bench screenshots reference readability detection mcpb clean
+.PHONY: help install install-dev demo test test-long test-vllm lint bench screenshots reference readability detection mcpb conformance clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -120,6 +120,11 @@ readability: $(VENV)/.installed
 # The bundle that Claude Desktop installs by a double click.
 mcpb: $(VENV)/.installed
 	@$(PY) -m diffing_mcp.cli.desktop_bundle build/diffing-mcp.mcpb
+
+# The protocol's own conformance suite and the Inspector, both from npm, against the server.
+conformance: export HF_HUB_OFFLINE := 1
+conformance: $(VENV)/.installed-dev
+	$(PY) -m pytest -q -m long tests/mcp_server/test_conformance.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .demo build *.egg-info

@@ -82,13 +82,11 @@ def serve_stdio(token: str | None = None, selection: Selection | None = None, ju
             _leave()
 
 
-def http_app(context: ServerContext, host: str, selection: Selection | None = None) -> Asgi:
+def http_app(server: DiffingServer, host: str) -> Asgi:
     """The ASGI application: MCP at /mcp, /health, and the token check in front of everything else."""
     from mcp.server.transport_security import TransportSecuritySettings
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
-
-    server = build_server(context, None, selection)
 
     @server.custom_route("/health", methods=["GET"])
     async def health(request: Request) -> Response:
@@ -137,7 +135,7 @@ def serve_http(
     context = ServerContext(judge=judge)
     server = JobStoppingServer(
         uvicorn.Config(
-            http_app(context, host, selection),
+            http_app(build_server(context, None, selection), host),
             host=host,
             port=port,
             log_level="warning",
@@ -211,22 +209,30 @@ class JobStoppingServer(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def running_http(context: ServerContext, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """The HTTP server inside a running event loop; yields its URL. For harnesses and tests that own the process."""
+async def running_http(
+    context: ServerContext, host: str = "127.0.0.1", port: int = 0, server: DiffingServer | None = None
+) -> AsyncIterator[str]:
+    """The HTTP server inside a running event loop; yields its URL. For harnesses and tests that own the process, which
+    may bring a `server` of their own on the context.
+    """
     config = uvicorn.Config(
-        http_app(context, host), host=host, port=port, log_level="warning", timeout_graceful_shutdown=CONNECTION_GRACE
+        http_app(server or build_server(context, None), host),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=CONNECTION_GRACE,
     )
-    server = JobStoppingServer(config, context, own_process=False)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
+    web = JobStoppingServer(config, context, own_process=False)
+    task = asyncio.create_task(web.serve())
+    while not web.started:
         if task.done():
             await task
         await asyncio.sleep(0.02)
-    bound = server.servers[0].sockets[0].getsockname()
+    bound = web.servers[0].sockets[0].getsockname()
     try:
         yield f"http://{host}:{bound[1]}{MCP_PATH}"
     finally:
-        server.should_exit = True
+        web.should_exit = True
         await task
 
 
