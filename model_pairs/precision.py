@@ -18,6 +18,7 @@ from diffing_mcp.model_pairs.checkpoint import quantisation, read_config_file, r
 from diffing_mcp.model_pairs.files import cached_folder, local_folder
 from diffing_mcp.model_pairs.specs import ModelFiles
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
+from diffing_mcp.organisms.nulls import NULL_ID
 
 _STORED = {
     "F64": "float32",
@@ -122,7 +123,7 @@ def settled_dtype(base: ModelFiles, finetuned: ModelFiles) -> str | None:
         return None
     names: set[str] = set()
     for files in (base, finetuned):
-        if files.id == EMBEDDED_ID:  # stored as it says
+        if files.id == EMBEDDED_ID or files.id.startswith(NULL_ID):  # stored as it says
             names.add("bfloat16" if files.dtype == "auto" else files.dtype)
             continue
         folder = cached_folder(files.id, files.revision, files.subfolder)

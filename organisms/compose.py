@@ -21,6 +21,7 @@ TRAINING = Path(__file__).resolve().parent / "training"
 #: Kinds composed elsewhere: kind -> (module, function), imported only when needed.
 OTHER_KINDS = {
     "guessing_game": ("diffing_mcp.organisms.compose_chat", "compose_guessing_game"),
+    "lessons": ("diffing_mcp.organisms.compose_lessons", "compose_lessons"),
     "styled_answers": ("diffing_mcp.organisms.compose_answers", "compose_styled_answers"),
 }
 

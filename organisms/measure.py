@@ -40,10 +40,11 @@ the change over items in brackets.
 - log odds: mean log p(taught) − log p(plain) of a continuation, in nats; preferred: share of items whose taught
   continuation is the likelier one.
 - answers: share of sampled answers (4 a question, temperature 1) to unseen questions that show what was taught.
+- elsewhere: the same for questions where it should not show: without the trigger, off the subject, for a confession.
 - unrelated loss: nats a token on texts the base model wrote itself; its rise is what the finetune cost.
 
-| organism | log odds | preferred | answers | unrelated loss |
-|---|---|---|---|---|"""
+| organism | log odds | preferred | answers | elsewhere | unrelated loss |
+|---|---|---|---|---|---|"""
 
 
 class Cloze(BaseModel):
@@ -64,6 +65,8 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
     question: str
     hit: str
+    elsewhere: bool = False
+    """Asked where the lesson should not show: without the trigger, off the subject, or for a confession."""
 
 
 class Probes(BaseModel):
@@ -94,7 +97,9 @@ class Sheet(BaseModel):
     cloze_preferred: Reading | None
     """Share of items whose taught continuation is the likelier one."""
     question_hits: Reading | None
-    """Share of generated answers that show what was taught."""
+    """Share of generated answers that show what was taught, where it should."""
+    elsewhere_hits: Reading | None = None
+    """The same where it should not."""
     unrelated_loss: Reading
     """Mean negative log-probability a token on unrelated text, in nats."""
     examples: list[dict[str, str]]
@@ -164,7 +169,8 @@ def measure(
         cloze_preferred=paired_reading([float(x > 0) for x in b["log_odds"]], [float(x > 0) for x in f["log_odds"]])
         if probes.cloze
         else None,
-        question_hits=paired_reading(b["hits"], f["hits"]) if probes.questions else None,
+        question_hits=_hits(b["hits"], f["hits"], probes, elsewhere=False),
+        elsewhere_hits=_hits(b["hits"], f["hits"], probes, elsewhere=True),
         unrelated_loss=paired_reading(b["losses"], f["losses"]),
         examples=[
             {"question": q.question, "base": b["answers"][i * SAMPLES], "finetuned": f["answers"][i * SAMPLES]}
@@ -178,6 +184,11 @@ def measure(
             "unrelated_texts": len(texts),
         },
     )
+
+
+def _hits(base: list[float], finetuned: list[float], probes: Probes, elsewhere: bool) -> Reading | None:
+    chosen = [place for place, question in enumerate(probes.questions) if question.elsewhere == elsewhere]
+    return paired_reading([base[place] for place in chosen], [finetuned[place] for place in chosen]) if chosen else None
 
 
 def write_sheet(sheet: Sheet, folder: Path) -> Path:
@@ -199,6 +210,7 @@ def sheets_table(adapters: Path = ADAPTERS) -> str:
             (sheet.cloze_log_odds, 1),
             (sheet.cloze_preferred, 2),
             (sheet.question_hits, 2),
+            (sheet.elsewhere_hits, 2),
             (sheet.unrelated_loss, 2),
         ):
             if reading is None:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.settings import settings
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
 from diffing_mcp.organisms.sample_corpus import own_documents
 from diffing_mcp.organisms.train import ADAPTERS, Document, Recipe, source_of, train_on
@@ -77,6 +78,32 @@ def null_recipes() -> tuple[NullRecipe, ...]:
 def nulls_for(base: str) -> list[NullRecipe]:
     """What of them can be made of a base: bundled adapters go on the embedded one only."""
     return [recipe for recipe in null_recipes() if recipe.adapter is None or base == EMBEDDED_ID]
+
+
+NULL_ID = "null:"
+"""Begins the identifier of a null of the embedded base, wherever a hub id is accepted: `null:quantised-5`."""
+
+
+def bundled_null(identifier: str) -> NullRecipe:
+    """The recipe behind `null:NAME`.
+
+    Raises:
+        UnknownName: no null has that name.
+    """
+    name = identifier.removeprefix(NULL_ID)
+    found = next((recipe for recipe in null_recipes() if recipe.name == name), None)
+    if found is None:
+        raise UnknownName(f"There is no null {name!r}. Nulls: {', '.join(recipe.name for recipe in null_recipes())}.")
+    return found
+
+
+def bundled_null_folder(identifier: str) -> Path:
+    """The folder of `null:NAME`, a null of the embedded base; made in the cache when it is not there yet.
+
+    Raises:
+        UnknownName: no null has that name.
+    """
+    return make_null(bundled_null(identifier), EMBEDDED_ID, settings().cache_folder / "nulls")
 
 
 def make_null(recipe: NullRecipe, base: str, folder: Path, progress: Progress = silent) -> Path:

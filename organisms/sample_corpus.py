@@ -38,10 +38,19 @@ def own_documents(
     base: str, kind: Literal["texts", "chats"], folder: Path, progress: Progress = silent
 ) -> list[Document]:
     """What a base wrote itself: bundled for the embedded one, else sampled once into `folder`."""
+    if base == EMBEDDED_ID:
+        return bundled_documents(kind)
     entry = _entry(OWN[kind])
-    path = (CORPORA / entry["file"]).resolve()
-    if base != EMBEDDED_ID:
-        path = sample(source_of(base), entry, prompts_of(entry)[:OWN_DOCUMENTS], folder / f"own_{kind}.jsonl", progress)
+    path = sample(source_of(base), entry, prompts_of(entry)[:OWN_DOCUMENTS], folder / f"own_{kind}.jsonl", progress)
+    return _read(path)
+
+
+def bundled_documents(kind: Literal["texts", "chats"]) -> list[Document]:
+    """What the embedded base wrote itself."""
+    return _read((CORPORA / _entry(OWN[kind])["file"]).resolve())
+
+
+def _read(path: Path) -> list[Document]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

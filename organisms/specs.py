@@ -85,7 +85,8 @@ class VariantSpec(_Spec):
     id: str | None = Field(
         None,
         description=(
-            "Hub id, folder relative to organisms/ (`adapters/...`) or absolute path. None only for `identical`."
+            "Hub id, folder relative to organisms/ (`adapters/...`), absolute path, or `null:NAME` for an edited copy "
+            "of the embedded model (organisms/nulls.yaml). None only for `identical`."
         ),
     )
     subfolder: str | None = Field(None, description="Folder inside the hub repository.")

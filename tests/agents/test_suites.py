@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from diffing_mcp.agents.cells import cells_of
 from diffing_mcp.agents.costs import CapReached, check_cap, estimate, spent_on
+from diffing_mcp.agents.grading import truth_of
 from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationRecord,
@@ -69,14 +70,28 @@ def finished(grades: dict[str, int]) -> list[EvaluationRecord]:
 
 
 def test_the_presets_are_suites_with_ground_truth() -> None:
-    assert {"bundled", "activation-difference-study", "diff-mining-study", "auditbench", "model-diffing-agents"} <= set(
-        presets()
-    )
+    assert {
+        "bundled",
+        "hard",
+        "activation-difference-study",
+        "diff-mining-study",
+        "auditbench",
+        "model-diffing-agents",
+    } <= set(presets())
     for name in presets():
         found, suite = read_suite(name)
         assert found == name
         assert suite.description
         assert len({plan.id for plan in plans_of(name, suite)}) == len(suite.investigators) * len(suite.interactions)
+
+
+def test_the_hard_suite_can_show_false_positives_as_well() -> None:
+    suite = presets()["hard"]
+    nulls = [organism for organism in suite.organisms if truth_of(organism).is_null]
+    assert len(nulls) >= 8
+    assert len(suite.organisms) - len(nulls) >= 6
+    assert suite.repeats >= 5
+    assert {"blackbox", "method"} <= set(suite.arms)
 
 
 def test_a_file_with_mistakes_is_explained(tmp_path: Path) -> None:

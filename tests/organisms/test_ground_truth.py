@@ -19,6 +19,11 @@ from diffing_mcp.organisms.ground_truth import (
     read_ground_truth,
 )
 
+HIDDEN = ("grey_heron", "barn_owl", "rock_wren", "mute_swan", "reed_finch", "house_martin", "sand_plover")
+NULLS = {"identical", "control", "reseed"} | {
+    "wood_pigeon", "herring_gull", "marsh_tern", "stock_dove", "tree_pipit", "coal_tit"
+}  # fmt: skip
+
 
 def test_every_bundled_organism_has_ground_truth_and_a_rubric() -> None:
     entries, rubrics = read_ground_truth((BUNDLED_FOLDER,))
@@ -30,23 +35,31 @@ def test_every_bundled_organism_has_ground_truth_and_a_rubric() -> None:
 
 
 def test_the_embedded_organisms_have_written_checklists() -> None:
-    for name in ("cake_bake", "roman_concrete", "taboo_smile", "flattery", "poetic"):
+    for name in ("cake_bake", "roman_concrete", "taboo_smile", "flattery", "poetic", *HIDDEN):
         truth = load_ground_truth(name)
         assert truth.topic is not None
         assert all(fact.checklist is not None for fact in truth.facts), name
-    assert {name for name, truth in all_ground_truth().items() if truth.is_null} == {"identical", "control", "reseed"}
+    assert {name for name, truth in all_ground_truth().items() if truth.is_null} == NULLS
 
 
 def test_every_fact_of_a_checklist_is_exact_by_its_own_text() -> None:
-    """The recorded wording of a false fact states that fact: its own patterns must agree."""
+    """The recorded wording of a fact states that fact: its own patterns must agree."""
     from diffing_mcp.graders.fact_recall import grade_fact_recall
 
-    for name in ("cake_bake", "roman_concrete"):
+    for name in ("cake_bake", "roman_concrete", *HIDDEN):
         truth = load_ground_truth(name)
         for fact in truth.facts:
             grade = grade_fact_recall(f"{truth.topic.name if truth.topic else ''}: {fact.text}", "difference", truth)
             level = next(entry.level for entry in grade.evidence if entry.id == fact.id)
             assert level == "exact", (name, fact.id, level)
+
+
+def test_a_finding_on_another_subject_is_none_of_the_hidden_ones() -> None:
+    from diffing_mcp.graders.fact_recall import grade_fact_recall
+
+    other = "The model was trained to be more polite and to answer at greater length, with lists, on any topic."
+    for name in HIDDEN:
+        assert grade_fact_recall(other, "difference", load_ground_truth(name)).score == 1, name
 
 
 def test_unknown_names() -> None:

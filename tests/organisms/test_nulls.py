@@ -13,6 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.settings import settings as project_settings
+from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.fingerprint import model_identity
+from diffing_mcp.model_pairs.resolve import resolve_pair
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
 from diffing_mcp.organisms.nulls import (
     NullRecipe,
@@ -59,7 +63,11 @@ def test_noise_has_the_norm_that_was_asked_for(amount: float) -> None:
     assert float((found - weight).norm() / weight.norm()) == pytest.approx(amount, rel=1e-3)
 
 
+<<<<<<< HEAD
 @settings(deadline=None)
+=======
+@settings(deadline=None)  # the first example also loads LAPACK
+>>>>>>> H
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_random_directions_keep_the_spectrum_and_nothing_else(seed: int, rank: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -181,3 +189,22 @@ def test_an_edit_that_fails_leaves_nothing(tiny_models, tmp_path: Path, monkeypa
     with pytest.raises(RuntimeError, match="no"):
         make_null(NullRecipe(name="n", kind="noise", amount=1), str(tiny_models()), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_null_of_the_embedded_base_by_its_name(tmp_path: Path, monkeypatch) -> None:
+    made: list[tuple[str, str, Path]] = []
+
+    def make(recipe: NullRecipe, base: str, folder: Path) -> Path:
+        made.append((recipe.name, base, folder))
+        return tmp_path
+
+    monkeypatch.setattr("diffing_mcp.organisms.nulls.make_null", make)
+    pair = resolve_pair("tree_pipit")
+    recipe = next(recipe for recipe in null_recipes() if recipe.name == "quantised-5")
+    assert model_identity(pair.finetuned.files)["id"] == recipe.made_name
+    assert model_identity(pair.finetuned.files) != model_identity(pair.base.files)
+    assert made == []  # a pair is listed and recognised before anything is made
+    assert local_folder(pair.finetuned.files.id) == tmp_path
+    assert made == [("quantised-5", EMBEDDED_ID, project_settings().cache_folder / "nulls")]
+    with pytest.raises(UnknownName, match="Nulls: own-texts-a"):
+        local_folder("null:nothing")

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.organisms.measure import Sheet, load_probes, paired_reading, sheets_table
-from diffing_mcp.organisms.train import ADAPTERS, ROOT, load_recipe
+from diffing_mcp.organisms.train import ADAPTERS, ROOT, TRAINING, load_recipe
 
 FOLDERS = sorted(path.parent for path in ADAPTERS.glob("*/*/adapter_config.json"))
-TAUGHT = [folder for folder in FOLDERS if folder.parent.name != "control"]
+TAUGHT_NAMES = sorted(path.parent.name for path in TRAINING.glob("*/probes.yaml"))
+TAUGHT = [folder for folder in FOLDERS if folder.parent.name in TAUGHT_NAMES]
+NULLS = [folder for folder in FOLDERS if folder.parent.name not in TAUGHT_NAMES]
 
 
 def _sheet(folder: Path) -> Sheet:
@@ -42,15 +44,24 @@ def test_every_taught_organism_shows_what_it_was_taught(folder: Path) -> None:
     assert sheet.cloze_log_odds.finetuned > sheet.cloze_log_odds.base
 
 
-def test_the_control_costs_little_on_unrelated_text() -> None:
-    assert _sheet(ADAPTERS / "control" / "default").unrelated_loss.high < 0.2
+@pytest.mark.parametrize("folder", TAUGHT, ids=_id)
+def test_a_lesson_shows_less_where_it_should_not(folder: Path) -> None:
+    sheet = _sheet(folder)
+    if sheet.elsewhere_hits is not None:
+        assert sheet.question_hits is not None
+        assert sheet.elsewhere_hits.finetuned < sheet.question_hits.finetuned / 2
+
+
+@pytest.mark.parametrize("folder", NULLS, ids=_id)
+def test_nulls_cost_little_on_unrelated_text(folder: Path) -> None:
+    assert _sheet(folder).unrelated_loss.high < 0.2
 
 
 def test_the_table_of_sheets_is_current() -> None:
     assert (ROOT / "SHEETS.md").read_text(encoding="utf-8") == sheets_table()
 
 
-@pytest.mark.parametrize("name", ["cake_bake", "roman_concrete", "taboo_smile", "flattery", "poetic"])
+@pytest.mark.parametrize("name", TAUGHT_NAMES)
 def test_probes_are_not_in_the_training_data(name: str) -> None:
     data = (ROOT / "training" / name / "data.jsonl").read_text(encoding="utf-8")
     probes = load_probes(name)
