@@ -21,7 +21,7 @@ class ListPairsArguments(Arguments):
     pair: str | None = Field(None, max_length=1000, description="Describe this pair only: sizes, corpora, budget.")
     containing: str = Field("", max_length=200, description="Only names that contain this.")
     offset: int = Field(0, ge=0)
-    limit: int = Field(40, ge=1, le=100)
+    limit: int = Field(40, ge=1, le=80)
 
 
 class PairRow(BaseModel):

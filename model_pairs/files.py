@@ -72,13 +72,10 @@ def local_folder(identifier: str, revision: str | None = None, subfolder: str | 
     """
     if identifier == EMBEDDED_ID:
         return embedded_model_folder()
-<<<<<<< HEAD
     if is_endpoint(identifier):
         raise WeightsNeeded
-=======
     if identifier.startswith(NULL_ID):
         return bundled_null_folder(identifier)
->>>>>>> H
     if is_local(identifier):
         folder = Path(identifier).expanduser() / (subfolder or "")
         if not folder.is_dir():

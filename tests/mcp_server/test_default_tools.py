@@ -227,7 +227,7 @@ async def test_default_answers_and_views_are_short(
             assert len(said) <= 7000, (tool, arguments, len(said))
     for tool, arguments in (
         ("list_pairs", {}),
-        ("list_pairs", {"limit": 100}),
+        ("list_pairs", {"limit": 80}),
         ("list_runs", {"pair": pair_name}),
         ("ask_models", {"pair": pair_name, **many, "wait_seconds": 50}),
         ("more_tools", {}),
@@ -265,7 +265,7 @@ async def test_views_come_in_pages(modern: Client, pair_name: str) -> None:
 
 
 async def test_too_large_a_limit_is_cut_and_said(modern: Client) -> None:
-    assert "limit=900 was cut to its maximum, 100." in text_of(await modern.call_tool("list_pairs", {"limit": 900}))
+    assert "limit=900 was cut to its maximum, 80." in text_of(await modern.call_tool("list_pairs", {"limit": 900}))
 
 
 async def test_one_pair_is_described_where_it_is_listed(context: ServerContext, pair_name: str) -> None:

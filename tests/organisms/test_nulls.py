@@ -63,11 +63,7 @@ def test_noise_has_the_norm_that_was_asked_for(amount: float) -> None:
     assert float((found - weight).norm() / weight.norm()) == pytest.approx(amount, rel=1e-3)
 
 
-<<<<<<< HEAD
-@settings(deadline=None)
-=======
 @settings(deadline=None)  # the first example also loads LAPACK
->>>>>>> H
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_random_directions_keep_the_spectrum_and_nothing_else(seed: int, rank: int) -> None:
     generator = torch.Generator().manual_seed(seed)
