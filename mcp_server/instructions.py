@@ -7,13 +7,13 @@ This server compares a base language model with a finetuned variant of it (a pai
 finetune changed.
 
 Order of work: list_pairs (budgets and costs); overview if you have it (topic, claims with counts, form of the \
-answers, a line for each method), else sweep_behaviours; view_run and facts for more. Keep explanations with \
-record_hypothesis. Prove one with test_hypothesis, on prompts that were not asked before and on control prompts: \
-rates on both sides decide, single odd answers do not. Then its particulars: complete_slots pins down figures, names \
-and reasons, compare_text scores a sentence, ask_models lets both sides answer. End with submit_finding, once: what \
-was changed, as specifically as the evidence allows, or that there is no meaningful difference. A pair may well have \
-none; base models are odd too. more_tools lists what your list of tools leaves out, such as facts and single diffing \
-methods, and calls it.
+answers, a line for each method), else sweep_behaviours; view_run and facts (through more_tools) for more. Keep \
+explanations with record_hypothesis. Prove one with test_hypothesis, on prompts that were not asked before and on \
+control prompts: rates on both sides decide, single odd answers do not. Then its particulars: complete_slots pins \
+down figures, names and reasons, compare_text scores a sentence, ask_models lets both sides answer. End with \
+submit_finding, once: what was changed, as specifically as the evidence allows, or that there is no meaningful \
+difference. A pair may well have none; base models are odd too. more_tools lists what your list of tools leaves out, \
+such as facts and single diffing methods, and calls it.
 
 Every answer comes within about 50 seconds. Work that takes longer goes on as a job: get_job waits for it. Repeating \
 an equal call joins the same job or reads its result and starts nothing new, so after a broken connection just call \

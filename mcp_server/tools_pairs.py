@@ -172,7 +172,9 @@ def _description_text(call: Call, spec: PairSpec, result: DescribePairResult) ->
             f"{side}: {_source_text(source)}" for side, source in (("base", spec.base), ("finetuned", spec.finetuned))
         ]
     lines.append(f"corpora: {', '.join(result.corpora)}")
-    if not call.caller.operator:  # an operator has no budget
+    if call.caller.operator:
+        lines.append("no budget; `estimate_only` tells what a call costs")
+    else:
         free = [price.tool for price in result.prices if price.tool_calls == 0]
         paid = [f"{price.tool} {price.interactions}" for price in result.prices if price.interactions != "0"]
         lines.append(f"tool calls: 0 for {', '.join(free)}; 1 for every other tool")
@@ -228,7 +230,7 @@ def _resident(call: Call) -> list[ResidentRow]:
 
 def _size_text(size: PairSize | DescribePairResult) -> str:
     if size.num_layers is None:
-        return "not loaded yet (load_pair tells its sizes; every other tool loads it by itself)"
+        return "not loaded yet; the first tool that needs it loads it"
     return f"{size.num_layers} layers, d_model {size.d_model}, vocabulary {size.vocab_size}"
 
 

@@ -31,7 +31,7 @@ def read_page(view: View, record: RunRecord, params: BaseModel, whole: bool) -> 
     """Ask a view. Unless the `whole` is wanted, a page that is too long gets fewer rows (where the view has a `limit`)
     and then fewer lines.
     """
-    data = view.run(record, params)
+    data, asked = view.run(record, params), getattr(params, "limit", None)
     text = _text(data)
     while not whole and len(text) > DEFAULT_CHARACTERS and (rows := _rows(data)) > 1 and hasattr(params, "limit"):
         fitting = min(rows - 1, max(1, rows * DEFAULT_CHARACTERS // len(text)))
@@ -43,6 +43,8 @@ def read_page(view: View, record: RunRecord, params: BaseModel, whole: bool) -> 
     shown, cut = (text, False) if whole else cut_at_line(text, DEFAULT_CHARACTERS)
     values = data.model_dump(mode="json")
     place, step = _place(values, params, _rows(data))
+    if asked != getattr(params, "limit", None):
+        place += f" (of the {asked} asked for no more fit into an answer; parameters that shorten rows let more in)"
     if cut:
         step = f"Lines were cut; narrow the view down with its parameters: {', '.join(type(params).model_fields)}."
     return Page(values, shown, place, step)
@@ -54,7 +56,9 @@ def _text(data: BaseModel) -> str:
 
 
 def _rows(data: BaseModel) -> int:
-    """How many rows the page has: the length of its first list that is not empty."""
+    """How many rows the page has: the length of `rows`, or of its first list that is not empty."""
+    if isinstance(rows := getattr(data, "rows", None), list):
+        return len(rows)
     return next((len(value) for _, value in data if isinstance(value, list) and value), 0)
 
 
@@ -65,6 +69,6 @@ def _place(values: Mapping[str, Any], params: BaseModel, rows: int) -> tuple[str
         return f"showing {rows} of {total}", f"cursor={cursor} for more."
     if not isinstance(total, int) or offset is None:
         return "", None
-    end = offset + rows
-    place = f"showing {offset + 1}-{end} of {total}" if rows else f"none of {total}"
+    end = values.get("next_offset") or offset + rows
+    place = f"showing {offset + 1}-{offset + rows} of {total}" if rows else f"none of {total}"
     return place, f"offset={end} for more." if rows and end < total else None

@@ -94,8 +94,13 @@ def verdict(tested: TestedSet, control: TestedSet | None) -> str:
     if control is not None:
         other = control.difference
         line += f"; control {_numbers(other)}"
-        if other.p < LEVEL and difference.p < LEVEL and other.difference * difference.difference > 0:
+        alike = other.difference * difference.difference > 0
+        if difference.p < LEVEL and alike and other.p < LEVEL:
             line += f": {word} there as well, so not special to these prompts"
+        elif difference.p < LEVEL and alike and 2 * abs(other.difference) >= abs(difference.difference):
+            line += f": {word} there about as much, so not shown to be special to these prompts"
+        if other.prompts < FEWEST_PROMPTS:
+            line += f" (give {FEWEST_PROMPTS} control prompts or more)"
     return line
 
 

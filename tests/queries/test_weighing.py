@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
-from diffing_mcp.queries.prompt_statistics import RateDifference
-from diffing_mcp.queries.weighing import Collected, weigh
+from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, TestedSet
+from diffing_mcp.queries.prompt_statistics import RateDifference, rate_difference
+from diffing_mcp.queries.weighing import Collected, verdict, weigh
 
 PROMPTS = [f"prompt {number}" for number in range(8)]
 CONTROL = [f"control {number}" for number in range(6)]
@@ -129,3 +129,16 @@ def test_a_judge_sees_each_answer_once_and_not_who_gave_it() -> None:
 def test_a_query_is_one_test(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         query(**fields)
+
+
+def counted(base: int, finetuned: int, prompts: int) -> TestedSet:
+    found = rate_difference([base] * prompts, [finetuned] * prompts, 4)
+    return TestedSet(difference=found, by_prompt=[(base, finetuned)] * prompts)
+
+
+def test_a_control_that_moves_as_much_is_said_to() -> None:
+    tested, few, still = counted(0, 4, 8), counted(0, 3, 2), counted(0, 0, 8)
+    assert "about as much, so not shown to be special" in verdict(tested, few)
+    assert "control prompts or more" in verdict(tested, few)
+    assert "special" not in verdict(tested, still)
+    assert "or more" not in verdict(tested, still)
