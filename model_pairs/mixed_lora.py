@@ -71,7 +71,7 @@ def mixed_lora(side: LoadedSide) -> MixedLora | None:
         names = {side.adapter, *(each.finetuned.adapter for each in side.differences)}
         names |= {each.origin.adapter for each in side.differences}
         units = {name: units_of(resident, name) for name in names if name is not None}
-        matrices = {}
+        scaled: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
         for module, bare in plain.items():
             weights = dict.fromkeys(units, 0.0)
             shares = [(side.adapter, 1.0)]
@@ -81,18 +81,20 @@ def mixed_lora(side: LoadedSide) -> MixedLora | None:
             for adapter, share in shares:
                 if adapter is not None:
                     weights[adapter] += share
-            parts = []
             for adapter, total in weights.items():
                 unit = units[adapter].get(module)
                 if unit is not None and unit.plain and unit.bare is bare.bare:
                     continue
-                scaled = None if unit is None or bare.place.layer is None else _scaled(unit, bare, total)
-                if scaled is None:
+                part = None if unit is None or bare.place.layer is None else _scaled(unit, bare, total)
+                if part is None:
                     return None
-                parts.append(scaled)
-            if parts := [part for part in parts if part[1].any()]:
-                firsts, seconds = zip(*parts, strict=True)
-                matrices[module] = torch.cat(firsts), torch.cat(seconds, dim=1)
+                scaled.setdefault(module, {})[adapter] = part
+    counting = {adapter for parts in scaled.values() for adapter, (_, second) in parts.items() if second.any()}
+    matrices = {}
+    for module, parts in scaled.items():
+        if kept := [part for adapter, part in parts.items() if adapter in counting]:
+            firsts, seconds = zip(*kept, strict=True)
+            matrices[module] = torch.cat(firsts), torch.cat(seconds, dim=1)
     return MixedLora(matrices)
 
 
