@@ -94,7 +94,7 @@ def _add_prompts(server: DiffingServer) -> None:
         return f"Prompt with arguments: arg1='{arg1}', arg2='{arg2}'"
 
     @server.prompt(name="test_prompt_with_embedded_resource", description="Fixture.")
-    def with_resource(resourceUri: str) -> list[UserMessage]:  # noqa: N803 the suite's name
+    def with_resource(resourceUri: str) -> list[UserMessage]:
         text = TextResourceContents(uri=resourceUri, mime_type="text/plain", text="Embedded resource content.")
         return [UserMessage(EmbeddedResource(type="resource", resource=text)), UserMessage("Please process it.")]
 
