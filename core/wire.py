@@ -10,6 +10,11 @@ an answer is text alone: several hosts show their model only the structured half
 around untrusted text.
 """
 
+RUN = "diffing/run"
+"""In the `_meta` of an operator's answer: the address of the resource that holds the run behind it. There it costs a
+model no tokens, and no host refuses it as some do a `resource_link`.
+"""
+
 
 def expect_unlisted_tools() -> None:
     """Keep the SDK's client from warning at every call of a tool that the server serves without listing it."""

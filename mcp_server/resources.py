@@ -14,7 +14,13 @@ from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.server_context import ServerContext
 
 JSON = "application/json"
+RUNS = "diffing://runs"
 REFUSAL = "resources are for operators; tools give everything an investigation may see"
+
+
+def run_uri(run_id: str) -> str:
+    """The address of a finished run."""
+    return f"{RUNS}/{run_id}"
 
 
 def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[], Caller]) -> None:
@@ -27,7 +33,7 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
             raise ResourceNotFoundError(REFUSAL)
 
     @server.resource(
-        "diffing://runs",
+        RUNS,
         name="runs",
         title="Finished runs",
         description="Manifests of all finished runs, newest first.",
@@ -38,7 +44,7 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
         return json.dumps([manifest.model_dump(mode="json") for manifest in context.store.list()])
 
     @server.resource(
-        "diffing://runs/{run_id}",
+        run_uri("{run_id}"),
         name="run",
         title="A finished run",
         description="Manifest and result of one run.",

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ValidationError
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.core.version import version
-from diffing_mcp.core.wire import STRUCTURED
+from diffing_mcp.core.wire import RUN, STRUCTURED
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.arguments import coerced, cuts
 from diffing_mcp.mcp_server.auth import Caller, current_caller
@@ -44,7 +44,7 @@ from diffing_mcp.mcp_server.offer import Offer, Selection
 from diffing_mcp.mcp_server.prompts import OPERATOR_PROMPTS, add_completions, add_prompts
 from diffing_mcp.mcp_server.redaction import redactor_of
 from diffing_mcp.mcp_server.render import rounded
-from diffing_mcp.mcp_server.resources import add_resources
+from diffing_mcp.mcp_server.resources import add_resources, run_uri
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_more import MoreToolsArguments
 from diffing_mcp.mcp_server.toolset import toolset, toolsets
@@ -176,7 +176,9 @@ class DiffingServer(MCPServer):
                 raise ToolError(self._with_budget(caller, reservation, logged)) from None
             outcome, logged = ("running" if answer["status"] == "running" else "completed"), answer
             return CallToolResult(
-                content=[TextContent(type="text", text=text)], structured_content=answer if call.structured else None
+                content=[TextContent(type="text", text=text)],
+                structured_content=answer if call.structured else None,
+                _meta={RUN: run_uri(reply.run_id)} if reply.run_id is not None and caller.operator else None,
             )
         finally:
             # Runs also when the client hung up. All of it is synchronous, so the cancellation cannot cut it short.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mcp import Client
 
+from diffing_mcp.core.wire import RUN
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
@@ -437,6 +438,16 @@ async def test_prompts_and_resources(client: Client, pair_name: str) -> None:
         (await client.read_resource(f"diffing://runs/{answer['run_id']}")).contents[0].model_dump()["text"]
     )
     assert one["result"]["headline"]
+    again = await client.call_tool("kl", {"pair": pair_name, **SMALL})
+    assert (again.meta or {})[RUN] == f"diffing://runs/{answer['run_id']}"
+    assert {block.type for block in again.content} == {"text"}
+
+
+async def test_an_investigation_is_given_no_address_of_a_run(confined: tuple[Client, str]) -> None:
+    client, label = confined
+    answer = await answered(client, "kl", {"pair": label, **SMALL})
+    assert (answer.structured_content or {})["run_id"]
+    assert RUN not in (answer.meta or {})
 
 
 async def test_resources_are_closed_to_investigations(confined: tuple[Client, str]) -> None:
