@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, TestedSet
+from diffing_mcp.queries import hypothesis_schemas as schemas
+from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
 from diffing_mcp.queries.prompt_statistics import RateDifference, rate_difference
 from diffing_mcp.queries.weighing import Collected, verdict, weigh
 
@@ -131,9 +132,9 @@ def test_a_query_is_one_test(fields: dict[str, object], said: str) -> None:
         query(**fields)
 
 
-def counted(base: int, finetuned: int, prompts: int) -> TestedSet:
+def counted(base: int, finetuned: int, prompts: int) -> schemas.TestedSet:
     found = rate_difference([base] * prompts, [finetuned] * prompts, 4)
-    return TestedSet(difference=found, by_prompt=[(base, finetuned)] * prompts)
+    return schemas.TestedSet(difference=found, by_prompt=[(base, finetuned)] * prompts)
 
 
 def test_a_control_that_moves_as_much_is_said_to() -> None:
