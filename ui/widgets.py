@@ -34,7 +34,8 @@ def widget(name: str, field: Mapping[str, Any]) -> Any:
         return gr.Dropdown(field["enum"], **shape)
     if field.get("type") == "boolean":
         return gr.Checkbox(**{**shape, "value": bool(default)})
-    if field.get("type") in ("integer", "number"):
+    # An empty number would be sent as 0, so that a number which may be left out is typed as text.
+    if field.get("type") in ("integer", "number") and default is not None:
         return gr.Number(
             **shape,
             precision=0 if field["type"] == "integer" else None,
