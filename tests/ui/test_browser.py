@@ -295,7 +295,7 @@ def test_questions_and_jobs_start_a_server_of_the_panel(
         page.locator("#job-start").click()
         page.locator("#job-said").get_by_text("kl").wait_for(timeout=WAIT)
         page.reload()
-        page.locator("#jobs-list").get_by_text("completed").wait_for(timeout=4 * WAIT)
+        page.locator("#jobs-list").get_by_text("completed").nth(1).wait_for(timeout=4 * WAIT)
         window.open("?pair=identical", ".d-verdict")
         assert demo.files.runs.list()[0].params["max_samples"] == 16
     finally:
