@@ -5,13 +5,26 @@ and the panel.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 from typing import Any
 
 from pydantic import ValidationError
 
 MOST = 5
+# pydantic's own words for these speak of Python and of parsing.
+_WORDS = {
+    "must be a text": ("string_type",),
+    "must be a whole number": ("int_type", "int_parsing", "int_from_float"),
+    "must be a number": ("float_type", "float_parsing"),
+    "must be true or false": ("bool_type", "bool_parsing"),
+    "must be a list": ("list_type", "tuple_type"),
+    "must be a JSON object": ("dict_type", "model_type", "model_attributes_type"),
+}
+_SAID = {kind: words for words, kinds in _WORDS.items() for kind in kinds}
+_SUBJECT = re.compile(r"^(?:Input|String|Tuple|List|Dictionary) should")
 _LONGEST_VALUE = 40
+_EMPTY = "must not be empty"
 
 
 def complaints(error: ValidationError, known: Collection[str] = ()) -> str:
@@ -40,11 +53,20 @@ def _line(problem: Any, known: Collection[str]) -> str:
         return f"`{where}` is unknown" + (f" (did you mean `{close[0]}`?)" if close else "")
     if problem["type"] == "missing":
         return f"`{where}` is missing"
-    said = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    if problem["type"] in ("value_error", "too_short", "too_long"):  # these say what was given where that matters
+    said = _said(problem)
+    if (
+        problem["type"] in ("value_error", "too_short", "too_long") or said == _EMPTY
+    ):  # these say what was given where that matters
         return f"`{where}`: {said}" if where else said
     value = repr(problem["input"])
     return f"`{where}`: {said}" + (f", not {value}" if len(value) <= _LONGEST_VALUE else "")
+
+
+def _said(problem: Any) -> str:
+    if problem["type"] in ("string_too_short", "too_short") and problem["ctx"]["min_length"] == 1:
+        return _EMPTY
+    words = _SAID.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").rstrip(".")
+    return _SUBJECT.sub("must", words).replace(" after validation", "")
 
 
 def _inside(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:

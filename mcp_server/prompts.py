@@ -7,7 +7,15 @@ from typing import Annotated
 
 import anyio
 from mcp.server.mcpserver import MCPServer
-from mcp.types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+from mcp.shared.exceptions import MCPError
+from mcp.types import (
+    INVALID_PARAMS,
+    Completion,
+    CompletionArgument,
+    CompletionContext,
+    PromptReference,
+    ResourceTemplateReference,
+)
 from pydantic import Field
 
 from diffing_mcp.mcp_server import investigations
@@ -86,8 +94,8 @@ def add_prompts(server: MCPServer) -> None:
 
 
 def add_completions(server: MCPServer, context: ServerContext, caller: Callable[[], Caller]) -> None:
-    """Complete names of pairs and ids of runs and investigations. An investigation is offered its own label and nothing
-    else.
+    """Complete names of pairs and ids of runs and investigations, in the prompts and templates that a caller lists. An
+    investigation is offered its own label and nothing else.
     """
 
     @server.completion()
@@ -96,6 +104,13 @@ def add_completions(server: MCPServer, context: ServerContext, caller: Callable[
         argument: CompletionArgument,
         given: CompletionContext | None,
     ) -> Completion:
+        asked, listed = (
+            (ref.name, [prompt.name for prompt in await server.list_prompts()])
+            if isinstance(ref, PromptReference)
+            else (ref.uri, [template.uri_template for template in await server.list_resource_templates()])
+        )
+        if asked not in listed:
+            raise MCPError(INVALID_PARAMS, f"There is no {asked!r} to complete. There are: {', '.join(listed)}.")
         names = await anyio.to_thread.run_sync(_names, context, caller(), argument.name)
         found = [name for name in names if name.startswith(argument.value)]
         return Completion(values=found[:MOST_COMPLETIONS], total=len(found), has_more=len(found) > MOST_COMPLETIONS)

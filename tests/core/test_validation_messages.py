@@ -14,7 +14,7 @@ class Values(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     needed: int = Field(ge=1)
-    texts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(("a",), min_length=1)
+    texts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(("a",), min_length=1, max_length=3)
 
     @model_validator(mode="after")
     def _fit(self) -> Values:
@@ -26,12 +26,16 @@ class Values(BaseModel):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"needed": 0}, "`needed`: Input should be greater than or equal to 1, not 0"),
-        ({"needed": "many" * 20}, "`needed`: Input should be a valid integer, unable to parse string as an integer"),
+        ({"needed": 0}, "`needed`: must be greater than or equal to 1, not 0"),
+        ({"needed": "many" * 20}, "`needed`: must be a whole number"),
         ({}, "`needed` is missing"),
         ({"needed": 1, "text": "a"}, "`text` is unknown (did you mean `texts`?)"),
-        ({"needed": 1, "texts": [""]}, "`texts.0`: String should have at least 1 character, not ''"),
-        ({"needed": 1, "texts": []}, "`texts`: Tuple should have at least 1 item after validation, not 0"),
+        ({"needed": 1, "texts": [""]}, "`texts.0`: must not be empty"),
+        ({"needed": 1, "texts": []}, "`texts`: must not be empty"),
+        ({"needed": 1, "texts": ["a"] * 4}, "`texts`: must have at most 3 items, not 4"),
+        ({"needed": 1, "texts": [5]}, "`texts.0`: must be a text, not 5"),
+        ({"needed": 1, "texts": 5}, "`texts`: must be a list, not 5"),
+        ({"needed": 1.5}, "`needed`: must be a whole number, not 1.5"),
         ({"needed": 13}, "13 is taken"),
         (
             {"needed": 1, **dict.fromkeys("pqruvwx", 1)},

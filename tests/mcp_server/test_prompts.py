@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mcp import Client
-from mcp.types import PromptReference, ResourceTemplateReference
+from mcp import Client, MCPError
+from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference
 
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
@@ -77,6 +77,12 @@ async def test_an_unknown_argument_completes_to_nothing(modern: Client) -> None:
     assert (await completed(modern, "audit_pair", "no_such", "")).values == []
 
 
+async def test_of_an_unknown_prompt_nothing_is_completed(modern: Client) -> None:
+    with pytest.raises(MCPError, match="There are: audit_pair, ") as caught:
+        await completed(modern, "no_such", "pair", "")
+    assert caught.value.error.code == INVALID_PARAMS
+
+
 async def test_an_investigation_completes_to_its_own_label_and_nothing_else(
     modern: Client, context: ServerContext, pair_name: str
 ) -> None:
@@ -89,6 +95,7 @@ async def test_an_investigation_completes_to_its_own_label_and_nothing_else(
             assert (await completed(blind, "audit_pair", argument, "")).values == [new.label]
             assert (await completed(blind, "audit_pair", argument, "cake")).values == []
         assert (await completed(blind, "explain_finding", "run_id", "")).values == []
-        assert (await blind.complete(template, {"name": "identifier", "value": ""})).completion.values == []
+        with pytest.raises(MCPError, match="no 'diffing://investigations"):
+            await blind.complete(template, {"name": "identifier", "value": ""})
     operator = await modern.complete(template, {"name": "identifier", "value": ""})
     assert operator.completion.values == [new.id]
