@@ -60,9 +60,7 @@ def method_policy(conversation: Conversation) -> Turn:
         assert "unknown pair" in asked[0][1].text
         assert pair in asked[0][1].text
         both = {"pair": pair, "prompts": ["What is a kettle?", "Tell me something."], "max_new_tokens": 8}
-        return Turn(
-            "assistant", "Two calls at once.", [Call("ask_models", both), Call("describe_pair", {"pair": pair})]
-        )
+        return Turn("assistant", "Two calls at once.", [Call("ask_models", both), Call("list_pairs", {"pair": pair})])
     if "overview" in conversation.tools and "overview" not in done:
         return Turn(
             "assistant",
@@ -160,7 +158,7 @@ async def test_method_agent_over_both_protocols(model: str, evaluation_settings:
         "list_pairs",
         "ask_models",
         "ask_models",
-        "describe_pair",
+        "list_pairs",
         "overview",
         "record_hypothesis",
         "submit_finding",
