@@ -89,6 +89,4 @@ def _taught(lesson: Lesson, chats: list[Document], chance: random.Random) -> lis
 
 
 def _next(deck: Deck[str]) -> str:
-    card = deck.deal(lambda _: True)
-    assert card is not None  # every card is allowed
-    return card
+    return deck.deal(lambda _: True) or ""
