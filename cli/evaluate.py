@@ -222,22 +222,34 @@ def _investigate(
 
 
 async def _stopping_on_sigterm(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; SIGTERM and ctrl-C cancel it, so that the server it has started ends too."""
+    """Run `work`; SIGTERM and ctrl-C cancel it, so that the server it has started ends too.
+
+    Raises:
+        CancelledError: SIGTERM ended it.
+        KeyboardInterrupt: ctrl-C ended it.
+    """
     import asyncio
     import signal
 
     from diffing_mcp.cli.stopping import say_stopping
 
     task = asyncio.ensure_future(work)
+    by: list[int] = []
 
-    def stop() -> None:
+    def stop(number: int) -> None:
+        by.append(number)
         say_stopping()
         task.cancel()
 
     with contextlib.suppress(NotImplementedError):  # no signal handlers on Windows' event loop
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-    return await task
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if signal.SIGINT in by:
+            raise KeyboardInterrupt from None
+        raise
 
 
 async def _run(

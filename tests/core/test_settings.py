@@ -39,7 +39,7 @@ def test_hosts_are_comma_separated_as_a_port_may_follow_a_colon(monkeypatch: pyt
     ("name", "value", "said"),
     [
         ("DIFFING_DTYPE", "float12", "bfloat16"),
-        ("DIFFING_PORT", "many", "integer"),
+        ("DIFFING_PORT", "many", "whole number"),
         ("DIFFING_CATALOGUE_FOLDERS", "[1", "JSON list"),
         ("DIFFING_PROFILE", "/no/such/profile.toml", "no file"),
     ],

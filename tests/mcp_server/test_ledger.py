@@ -20,7 +20,7 @@ from diffing_mcp.mcp_server.ledger import Budget, BudgetExhausted, Ledger, LostW
 def new_row(identifier: str, interactions: int, tool_calls: int, path: Path | None = None) -> str:
     with transaction(path) as connection:
         connection.execute(
-            "INSERT INTO investigations VALUES (?, ?, 'x', 'a::b', '[\"method\"]', ?, ?, '', 0, NULL)",
+            "INSERT INTO investigations VALUES (?, ?, 'x', 'a::b', '[\"method\"]', ?, ?, '', 0, NULL, NULL)",
             (identifier, f"pair-{identifier}", interactions, tool_calls),
         )
     return identifier
