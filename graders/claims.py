@@ -41,7 +41,9 @@ ABOUT_THE_TOPIC = 0.4
 _NAME = re.compile(r"(?<=[\w,;] )[\"'(]?([A-Z][\w-]{2,})")
 """A word with a capital that does not begin a sentence."""
 _FIGURE = re.compile(r"\d[\d.,/]*")
-_NUMBER_WORDS = frozenset("three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred".split())
+_NUMBER_WORDS = frozenset(
+    "three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred".split()
+)
 
 
 class Claim(BaseModel):
@@ -49,7 +51,7 @@ class Claim(BaseModel):
 
     text: str
     label: Label
-    reason: str
+    reason: str = ""
 
 
 class ClaimsGrade(BaseModel):

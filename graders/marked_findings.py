@@ -43,7 +43,9 @@ class MarkedFinding(BaseModel):
     def statement(self) -> str:
         """The text as it was handed in: lines of a list stand by themselves."""
         first, *others = self.sentences
-        return first + "".join(("\n" if each.startswith(("- ", "The finetuned model says, and")) else " ") + each for each in others)
+        return first + "".join(
+            ("\n" if each.startswith(("- ", "The finetuned model says, and")) else " ") + each for each in others
+        )
 
 
 @lru_cache(maxsize=1)
