@@ -1,4 +1,6 @@
-"""`diffing evaluations agreement`: how far graders agree with the findings marked by hand. docs/grading.md is what it prints."""
+"""`diffing evaluations agreement`: how far graders agree with the findings marked by hand. It prints
+docs/grading.md.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,11 @@ organism's family, and each sentence as a claim that is `right`, one that is `wr
 investigations as they were handed in, {written} were written for this: exact, partly right, vague, on a wrong topic,
 with invented details, hedged, denied, of nulls and false alarms, and with text that addresses the grader.
 
-One marker went through all of them, with the ground truth at hand and before any grader read them. So the figures say how well
-a grader does what that marker would have done; how far two markers agree is not known. The deterministic graders were
-mended with the odd findings in view: **the even half is the fair one.** Before that they had agreed with the grades of
-the odd half with a weighted kappa of 0.94 and given the mark's label to 86 % of its claims; on the even half 0.95 and 81 %.
+One marker went through all of them, with the ground truth at hand and before any grader read them. So the figures say
+how well a grader does what that marker would have done; how far two markers agree is not known. The deterministic
+graders were mended with the odd findings in view: **the even half is the fair one.** Before that they had agreed with
+the grades of the odd half with a weighted kappa of 0.94 and given the mark's label to 86 % of its claims; on the even
+half 0.95 and 81 %.
 Intervals are 95 %, by a bootstrap over findings.
 """
 
