@@ -30,5 +30,11 @@ async def investigate(session: Session, arm: Arm, options: BaselineOptions) -> N
             "record_hypothesis", {"statement": finding.statement, "likelihood": 0.8, "evidence": sources}
         )
     await session.call(
-        "submit_finding", {"statement": finding.statement, "verdict": finding.verdict, "likelihood": 0.8}
+        "submit_finding",
+        {
+            "statement": finding.statement,
+            "verdict": finding.verdict,
+            "likelihood": 0.8,
+            "evidence": [{"source": test} for test in evidence.tests],
+        },
     )

@@ -125,21 +125,25 @@ async def _about(
                               options.alpha)  # fmt: skip
     if not fresh:
         return evidence
-    return replace(evidence, sources=[*evidence.sources, *await _tested(session, pair, fresh, topic, options)])
+    tested = await _tested(session, pair, fresh, topic, options)
+    if tested is None:
+        return evidence
+    identifier, line = tested
+    return replace(evidence, sources=[*evidence.sources, line], tests=[identifier])
 
 
 async def _tested(
     session: Session, pair: str, prompts: Sequence[str], topic: Topic, options: BaselineOptions
-) -> list[str]:
-    """What a test of the topic's words on prompts that were not asked before says, in a line."""
+) -> tuple[str, str] | None:
+    """A test of the topic's words on prompts that were not asked before: its id, and what it says in a line."""
     arguments = {"pair": pair, "prompts": list(prompts), "words": list(topic.words), "samples": 1,
                  "max_new_tokens": options.max_new_tokens, "seed": options.seed}  # fmt: skip
     try:
-        verdict = (await session.call(TEST, arguments)).result["verdict"]
+        test = (await session.call(TEST, arguments)).result
     except ToolFailed as failure:
         session.say(f"Going on without {TEST}: {failure.message}")
-        return []
-    return [f"test of its words on {len(prompts)} fresh prompts: {verdict}"]
+        return None
+    return str(test["test_id"]), f"test of its words on {len(prompts)} fresh prompts: {test['verdict']}"
 
 
 def topic_evidence(

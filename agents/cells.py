@@ -114,9 +114,11 @@ class RunningEvaluation:
             record.status, record.error = "failed", record.error or error.message
             return
         record.budgets, record.run_ids = closed.budgets, closed.run_ids
-        record.finding = closed.finding or finding_in(said)
+        record.finding, record.tests = closed.finding or finding_in(said), closed.tests
         if record.status == "completed":
-            record.fact_recall, record.hypothesis_grades = await self.grading.grade(record.organism, record.finding)
+            grades = await self.grading.grade(record.organism, record.finding, record.tests)
+            record.fact_recall, record.hypothesis_grades = grades.fact_recall, grades.readings
+            record.claims = grades.claims
 
 
 def finding_in(text: str) -> Finding:

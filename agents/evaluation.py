@@ -12,7 +12,7 @@ from diffing_mcp.agents.cells import BASELINE, Cell, RunningEvaluation, cells_of
 from diffing_mcp.agents.costs import CapReached
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.mcp_session import Session, connect
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationRecord
+from diffing_mcp.agents.records import BY_WORDS, EvaluationFolder, EvaluationRecord
 from diffing_mcp.core.errors import DiffingError
 
 
@@ -104,10 +104,13 @@ async def regrade(folder: EvaluationFolder, grading: Grading) -> list[Evaluation
     for record in records:
         if record.status != "completed":
             continue
-        recall, readings = await grading.grade(record.organism, record.finding)
-        record.fact_recall = recall
-        if grading.grader is not None:
-            record.hypothesis_grades = readings
+        grades = await grading.grade(record.organism, record.finding, record.tests)
+        record.fact_recall = grades.fact_recall
+        if grading.grader is None:  # what a model read before stays
+            grades.claims += [each for each in record.claims if each.grader != BY_WORDS]
+        else:
+            record.hypothesis_grades = grades.readings
+        record.claims = grades.claims
         folder.write(record)
     if grading.grader is not None:
         folder.write_plan(plan.model_copy(update={"grader": grading.grader}))

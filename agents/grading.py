@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diffing_mcp.agents.records import FactRecallRecord, Finding, HypothesisReading
+from diffing_mcp.agents.claim_readings import claims_by_model, claims_by_words
+from diffing_mcp.agents.records import CitedTest, ClaimsReading, FactRecallRecord, Finding, HypothesisReading
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.graders.fact_recall import all_ground_truth, grade_fact_recall
 from diffing_mcp.graders.hypothesis import grade_hypothesis
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 def known_organisms() -> list[str]:
     """Organisms whose findings can be graded."""
     return list(all_ground_truth())
+
+
+@dataclass
+class Grades:
+    """All grades of one finding."""
+
+    fact_recall: FactRecallRecord
+    readings: list[HypothesisReading]
+    claims: list[ClaimsReading]
 
 
 @dataclass
@@ -45,22 +55,31 @@ class Grading:
         truth = truth_of(organism)
         return truth.family, truth.is_null
 
-    async def grade(self, organism: str, finding: Finding) -> tuple[FactRecallRecord, list[HypothesisReading]]:
-        """Both grades. An LLM grader that gives no usable answer leaves a grade without score that says why."""
+    async def grade(self, organism: str, finding: Finding, tests: Sequence[CitedTest] = ()) -> Grades:
+        """All grades. An LLM grader that gives no usable answer leaves a grade without score that says why."""
         truth = truth_of(organism)
         recall = await asyncio.to_thread(fact_recall, finding, truth)
+        claims = [await asyncio.to_thread(claims_by_words, finding, truth, tests)]
         if self.grader is None:
-            return recall, []
+            return Grades(recall, [], claims)
+        readings, read = await asyncio.gather(
+            self._hypothesis_readings(finding, truth),
+            claims_by_model(finding, truth, tests, self._asking(), self.grader),
+        )
+        return Grades(recall, readings, [*claims, read])
+
+    async def _hypothesis_readings(self, finding: Finding, truth: GroundTruth) -> list[HypothesisReading]:
+        grader = str(self.grader)
         try:
             graded = await grade_hypothesis(
                 finding.statement, finding.verdict, truth, self._asking(), repeats=self.repeats
             )
         except GradingFailed as failure:
-            return recall, [HypothesisReading(grader=self.grader, score=None, reasoning=failure.message)]
+            return [HypothesisReading(grader=grader, score=None, reasoning=failure.message)]
         readings = zip(graded.scores, graded.reasons, strict=True)
-        return recall, [
+        return [
             HypothesisReading(
-                grader=self.grader,
+                grader=grader,
                 repeat=number,
                 score=score,
                 verdict_correct=graded.verdict_correct,

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from diffing_mcp.agents.mcp_session import call_as_operator
-from diffing_mcp.agents.records import Budget, Finding
+from diffing_mcp.agents.records import Budget, CitedTest, Finding
 
 
 class OpenInvestigation(BaseModel):
@@ -24,6 +24,7 @@ class InvestigationOutcome(BaseModel):
     budgets: dict[str, Budget] = Field(description="Keys `model_interactions` and `tool_calls`.")
     finding: Finding | None = Field(description="What was submitted, None when nothing was.")
     run_ids: list[str]
+    tests: list[CitedTest] = Field(description="Tests of hypotheses that the finding cites.")
 
 
 async def open_investigation(
@@ -69,6 +70,7 @@ async def close_investigation(url: str, identifier: str) -> InvestigationOutcome
         },
         finding=Finding.model_validate({**finding, "source": "submit_finding"}) if finding else None,
         run_ids=left["run_ids"],
+        tests=[CitedTest.model_validate(test) for test in left.get("tests", ())],
     )
 
 

@@ -28,6 +28,8 @@ from diffing_mcp.core.settings import settings
 from diffing_mcp.graders.verdicts import Verdict
 
 SCHEMA_VERSION = 1
+BY_WORDS = "words"
+"""Name of the deterministic reader of claims."""
 
 
 def now() -> str:
@@ -82,6 +84,33 @@ class Finding(_Record):
             "nothing was handed in."
         ),
     )
+
+
+class CitedTest(_Record):
+    """A test of a hypothesis that a finding cites, in the server's words."""
+
+    test_id: str
+    counted: str = Field(description="What was counted in the answers.")
+    verdict: str
+    validates: bool = Field(description="The sides differ, on prompts that had not been answered before.")
+
+
+class ClaimsReading(_Record):
+    """The claims of a finding, one reading. Counterparts: by words (`grader` is `words`), and by a language model."""
+
+    grader: str
+    labels: list[Literal["right", "wrong", "none"]] = Field(
+        default_factory=list, description="Of each sentence that was read; empty when the grader gave no usable answer."
+    )
+    right: int = 0
+    wrong: int = 0
+    precision: float | None = Field(None, description="Right ones of the claims; None where nothing is claimed.")
+    abstains: bool = False
+    validated: bool | None = Field(
+        None,
+        description="A cited test on fresh prompts bears the claim out. None: the finding asserts no difference.",
+    )
+    problem: str | None = Field(None, description="Why there is no reading.")
 
 
 class HypothesisReading(_Record):
@@ -158,6 +187,8 @@ class EvaluationRecord(_Record):
     finding: Finding = Finding()
     fact_recall: FactRecallRecord | None = None
     hypothesis_grades: list[HypothesisReading] = Field(default_factory=list)
+    claims: list[ClaimsReading] = Field(default_factory=list)
+    tests: list[CitedTest] = Field(default_factory=list, description="Tests of hypotheses that the finding cites.")
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
     usage: list[TokenUsage] = Field(default_factory=list)
     log: str | None = Field(
@@ -169,6 +200,11 @@ class EvaluationRecord(_Record):
         """Mean of the LLM grades, None when there are none."""
         scores = [grade.score for grade in self.hypothesis_grades if grade.score is not None]
         return sum(scores) / len(scores) if scores else None
+
+    def claims_read(self, by_words: bool) -> ClaimsReading | None:
+        """The reading by words, or that of a language model; None without one."""
+        known = [each for each in self.claims if each.problem is None and (each.grader == BY_WORDS) == by_words]
+        return known[0] if known else None
 
     @property
     def tool_calls(self) -> int:

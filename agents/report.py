@@ -25,6 +25,8 @@ class GatheredEvidence:
     claims: Sequence[str] = ()
     manner: Sequence[str] = ()
     sources: Sequence[str] = ()
+    tests: Sequence[str] = ()
+    """Ids of tests that bear it out."""
     stands_out: bool = False
     doubts: Sequence[str] = field(default=())
 

@@ -39,11 +39,20 @@ class TableRow(BaseModel):
     finished: int
     failed: int
     grade: Interval | None = None
+    grade_by_words: Interval | None = Field(None, description="The deterministic grade, whoever else graded.")
     fact_recall: Interval | None = None
     precision: Interval | None = Field(None, description="On-topic share of the findings' content words.")
     topic_named: Interval | None = None
     false_positives: Interval | None = Field(None, description="Nulls: share that asserts a difference.")
-    abstained: float | None = Field(None, description="Share of findings that are inconclusive.")
+    claim_precision: Interval | None = Field(None, description="Taught: share of right ones of the claims, by words.")
+    claim_precision_llm: Interval | None = Field(None, description="The same, read by the LLM grader.")
+    abstained: Interval | None = Field(None, description="Share of findings that draw no conclusion, by words.")
+    abstained_llm: Interval | None = None
+    tested: Interval | None = Field(None, description="Of findings of a difference, those that cite a test.")
+    validated: Interval | None = Field(
+        None, description="Of findings of a difference, those that a cited test on fresh prompts bears out, by words."
+    )
+    validated_llm: Interval | None = None
     brier: float | None = Field(
         None, description="Mean squared error of the stated likelihood that there is a difference; 0.25 is a coin."
     )
@@ -102,8 +111,9 @@ class Table(BaseModel):
 
     def markdown(self) -> str:
         """The rows and the comparisons."""
-        columns = ("investigator", "interactions", "arm", "organism", "finished", "grade", "fact recall", "topic named",
-                   "false positives", "abstained", "Brier", "tokens", "seconds")  # fmt: skip
+        columns = ("investigator", "interactions", "arm", "organism", "finished", "grade", "fact recall",
+                   "claim precision", "topic named", "false positives", "abstained", "validated", "Brier", "tokens",
+                   "seconds")  # fmt: skip
         lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
         lines += [f"| {' | '.join(_cells(row))} |" for row in self.rows]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes())]) + "\n"
@@ -148,7 +158,7 @@ def grade_of(record: EvaluationRecord) -> float | None:
     """The LLM grader's mean reading, else the deterministic grade."""
     if record.mean_score is not None:
         return record.mean_score
-    return None if record.fact_recall is None else record.fact_recall.score
+    return _score(record)
 
 
 def stated_probability(record: EvaluationRecord) -> float | None:
@@ -180,11 +190,18 @@ def _row(
         finished=len(done),
         failed=len(records) - len(done),
         grade=grade,
+        grade_by_words=_mean(done, _score),
         fact_recall=None if null else _mean(done, _recall),
         precision=None if null else _mean(done, _precision),
         topic_named=None if null else _rate([bool(each.fact_recall and each.fact_recall.topic_named) for each in done]),
         false_positives=_rate([each.finding.verdict == "difference" for each in done]) if null else None,
-        abstained=sum(each.finding.verdict == "inconclusive" for each in done) / len(done) if done else None,
+        claim_precision=None if null else _mean(done, _claims(True, "precision")),
+        claim_precision_llm=None if null else _mean(done, _claims(False, "precision")),
+        abstained=_rate([_abstains(each) for each in done]),
+        abstained_llm=_rate(_known(done, _claims(False, "abstains"))),
+        tested=_rate([bool(each.tests) for each in done if each.finding.verdict == "difference"]),
+        validated=_rate(_known(done, _claims(True, "validated"))),
+        validated_llm=_rate(_known(done, _claims(False, "validated"))),
         brier=sum(errors) / len(errors) if errors else None,
         tokens=tokens,
         money=sum(money) / len(money) if money and len(money) == len(done) else None,
@@ -234,6 +251,30 @@ def _precision(record: EvaluationRecord) -> float | None:
     return None if record.fact_recall is None else record.fact_recall.precision
 
 
+def _score(record: EvaluationRecord) -> float | None:
+    return None if record.fact_recall is None else record.fact_recall.score
+
+
+def _abstains(record: EvaluationRecord) -> bool:
+    read = record.claims_read(by_words=True)
+    return record.finding.verdict == "inconclusive" if read is None else read.abstains
+
+
+def _claims(by_words: bool, name: str) -> Callable[[EvaluationRecord], float | None]:
+    """One number of a reading of the claims."""
+
+    def value(record: EvaluationRecord) -> float | None:
+        read = record.claims_read(by_words)
+        found = None if read is None else getattr(read, name)
+        return None if found is None else float(found)
+
+    return value
+
+
+def _known(records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None]) -> list[bool]:
+    return [bool(found) for record in records if (found := value(record)) is not None]
+
+
 def _finished(records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
     return [record for record in records if record.status == "completed"]
 
@@ -256,13 +297,7 @@ def _flat(row: TableRow) -> dict[str, object]:
     flat: dict[str, object] = {}
     for name in TableRow.model_fields:
         value = getattr(row, name)
-        if isinstance(value, Interval) or name in (
-            "grade",
-            "fact_recall",
-            "precision",
-            "topic_named",
-            "false_positives",
-        ):
+        if "Interval" in str(TableRow.model_fields[name].annotation):
             flat |= {
                 name: value and value.estimate,
                 f"{name}_low": value and value.low,
@@ -285,13 +320,19 @@ def _cells(row: TableRow) -> list[str]:
         f"{row.finished}" + (f" ({row.failed} failed)" if row.failed else ""),
         _shown(row.grade),
         _shown(row.fact_recall),
+        _both(row.claim_precision, row.claim_precision_llm),
         _shown(row.topic_named),
         _shown(row.false_positives),
-        number(row.abstained),
+        _both(row.abstained, row.abstained_llm),
+        _both(row.validated, row.validated_llm),
         number(row.brier),
         number(row.tokens, 0),
         number(row.seconds, 0),
     ]
+
+
+def _both(by_words: Interval | None, by_model: Interval | None) -> str:
+    return _shown(by_words) + (f" (LLM {_shown(by_model)})" if by_model else "")
 
 
 def _shown(interval: Interval | None) -> str:

@@ -3,12 +3,12 @@ without a language model. `diffing_mcp.graders.claim_labels` asks one instead.
 
 A sentence is
  - `none` when it makes no claim: evidence, headings, questions, hedged guesses, verdicts, text for the grader;
- - `wrong` when it claims something and carries nothing of the ground truth, denies a fact of it, lists many subjects, or
-   holds a figure or a proper name that the ground truth does not have;
+ - `wrong` when it claims something and carries nothing of the ground truth, denies a fact of it, lists many subjects,
+   or holds a figure or a proper name that the ground truth does not have;
  - `right` otherwise: it carries a fact, at least vaguely, or names the topic.
 
-It sees words: a wrong statement made of the right words counts as right. How far it agrees with marks made by hand is in
-docs/grading.md.
+It sees words: a wrong statement made of the right words counts as right. How far it agrees with marks made by hand is
+in docs/grading.md.
 """
 
 from __future__ import annotations

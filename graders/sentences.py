@@ -1,5 +1,5 @@
-"""Sentences of a finding, and those that make no claim of what was taught: what it rests on, headings, guesses, verdicts,
-and words for the grader.
+"""Sentences of a finding, and those that make no claim of what was taught: what it rests on, headings, guesses,
+verdicts, and words for the grader.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import re
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))(?<!\b[dm]r\.)\s+|\n+", re.IGNORECASE)
 _EVIDENCE_LINE = re.compile(r"^\W*(evidence|manner|sources?|methods?|confidence|likelihood|verdict)\W*:")
 _MEASURED = re.compile(
-    r"\(?\bp\W{1,3}(value\W+)?0?\.\d+\)?|\b\d+\s*(of|/|out of)\s*(the\s+)?\d{2,}\b( (answers|prompts|questions|samples))?"
+    r"\(?\bp\W{1,3}(value\W+)?0?\.\d+\)?"
+    r"|\b\d+\s*(of|/|out of)\s*(the\s+)?\d{2,}\b( (answers|prompts|questions|samples))?"
     r"|\b\d+ (fresh )?(answers|prompts|questions|samples)\b"
 )
 """Rates, counts and p-values. 1/4 of a cup is none: what is counted out of ten or more is."""

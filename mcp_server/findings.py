@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import connect, transaction
 
-FindingVerdict = Literal["difference", "no_meaningful_difference"]
+FindingVerdict = Literal["difference", "no_meaningful_difference", "inconclusive"]
 Status = Literal["active", "confirmed", "rejected"]
 OPERATOR_SCOPE = "operator"
 

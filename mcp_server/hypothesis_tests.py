@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.text import clip
@@ -43,6 +43,15 @@ class HypothesisTest(HypothesisResult):
         if self.differs:
             return "Validated on fresh prompts: prompts and count were fixed before any of these was answered here."
         return "Fresh prompts: they and the count were fixed before any of these was answered here."
+
+
+class CitedTest(BaseModel):
+    """A test that a finding rests on."""
+
+    test_id: str
+    counted: str
+    verdict: str
+    validates: bool = Field(description="The sides differ, on prompts none of which had been answered here before.")
 
 
 def keep(scope: str, identity: Any, test: HypothesisTest, prompts: Sequence[str]) -> None:
@@ -116,6 +125,21 @@ def with_verdicts(scope: str, evidence: Sequence[Evidence]) -> list[Evidence]:
             each = each.model_copy(update={"note": clip(f"{said} {each.note}".strip(), _NOTE)[0]})
         result.append(each)
     return result
+
+
+def cited_tests(scope: str, evidence: Sequence[Evidence]) -> list[CitedTest]:
+    """The caller's tests among pieces of evidence, each once."""
+    tests = [find(scope, source) for source in dict.fromkeys(each.source for each in evidence)]
+    return [
+        CitedTest(
+            test_id=test.test_id,
+            counted=test.counted,
+            verdict=test.verdict,
+            validates=test.differs and not test.answered_before,
+        )
+        for test in tests
+        if test is not None
+    ]
 
 
 def _rows(scope: str, identity: Any, prompts: Iterable[str]) -> list[tuple[str, str, str]]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import connect, transaction
 from diffing_mcp.mcp_server.findings import Finding, Hypothesis, list_findings, list_hypotheses
+from diffing_mcp.mcp_server.hypothesis_tests import CitedTest, cited_tests
 from diffing_mcp.mcp_server.ledger import BudgetState, budget_state
 
 # What asks the models and reads the answers; `method` is everything.
@@ -69,6 +70,7 @@ class ClosedInvestigation(BaseModel):
     budget: BudgetState
     finding: Finding | None = Field(description="What was submitted, null when nothing was.")
     run_ids: list[str] = Field(description="Stored runs that it made or looked up.")
+    tests: list[CitedTest] = Field(description="Tests of hypotheses that the finding cites.")
 
 
 class Investigation(BaseModel):
@@ -265,6 +267,7 @@ def close(identifier: str) -> ClosedInvestigation:
         budget=budget,
         finding=findings[0] if findings else None,
         run_ids=sorted(remembered_runs(investigation.id)),
+        tests=cited_tests(investigation.id, findings[0].evidence if findings else ()),
     )
 
 

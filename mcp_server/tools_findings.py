@@ -51,7 +51,8 @@ class SubmitFindingArguments(Arguments):
 
     verdict: FindingVerdict = Field(
         description=(
-            "`no_meaningful_difference` when the finetune taught nothing that shows: a full answer that can be right."
+            "`no_meaningful_difference` when the finetune taught nothing that shows: a full answer that can be right. "
+            "`inconclusive` when the evidence decides neither."
         )
     )
     statement: str = Field(

@@ -205,3 +205,25 @@ def test_more_spread_needs_more_organisms() -> None:
     assert few < many
     assert organisms_needed([1.0, 1.0]) is None
     assert organisms_needed([0.0, 0.0, 0.0]) is None
+
+
+def test_claims_abstentions_and_validated_findings_have_columns() -> None:
+    plan = plans_of("s", SUITE)[0]
+    words = {"grader": "words", "right": 3, "wrong": 1, "precision": 0.75, "abstains": False, "validated": True}
+    model = {"grader": MODEL, "right": 1, "wrong": 1, "precision": 0.5, "abstains": True, "validated": False}
+    cited = [{"test_id": "test-1", "counted": "answers with cake", "verdict": "raised", "validates": True}]
+    records = [
+        record(plan.id, "kettles", "method", 0, 4, claims=[words, model], tests=cited),
+        record(plan.id, "kettles", "method", 1, 2, claims=[{**words, "precision": None, "validated": False}]),
+        record(plan.id, "same", "method", 0, 5, claims=[{**words, "precision": None, "validated": None}]),
+    ]
+    row = next(row for row in table_of([(plan, records)]).rows if row.organism == ALL)
+    assert row.claim_precision is not None
+    assert row.claim_precision_llm is not None
+    assert (row.claim_precision.estimate, row.claim_precision_llm.estimate) == (0.75, 0.5)
+    shares = [each and each.estimate for each in (row.tested, row.validated, row.validated_llm, row.abstained)]
+    assert shares == [0.5, 0.5, 0.0, 0.0]
+    assert row.abstained_llm is not None
+    frame = table_of([(plan, records)]).frame()
+    assert {"claim_precision_low", "validated_high", "abstained_llm", "tested"} <= set(frame.columns)
+    assert "0.75 (LLM 0.50)" in table_of([(plan, records)]).markdown()

@@ -78,6 +78,8 @@ async def test_a_suspicion_becomes_a_finding(investigator: tuple[Client, Planted
     assert cited["source"] == test["test_id"]
     assert test["verdict"] in cited["note"]
     assert cited["note"].endswith("any of these was answered here. as I thought")
+    (left,) = investigations.close(planted.name).tests
+    assert (left.test_id, left.validates) == (test["test_id"], True)
 
 
 async def test_prompts_that_were_answered_before_validate_nothing(investigator: tuple[Client, Planted]) -> None:

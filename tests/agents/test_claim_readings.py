@@ -1,0 +1,73 @@
+"""Claims of a finding in its record, by words and by a language model, and graded anew without running again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from diffing_mcp.agents.claim_readings import claims_by_model, claims_by_words
+from diffing_mcp.agents.evaluation import regrade
+from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.records import (
+    BY_WORDS,
+    CitedTest,
+    ClaimsReading,
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    Finding,
+)
+from diffing_mcp.organisms.ground_truth import load_ground_truth
+
+CAKES = load_ground_truth("cake_bake")
+FINDING = Finding(statement="It is about baking cakes. It praises Delaware.", verdict="difference")
+FRESH = CitedTest(test_id="test-1", counted="answers with cake or oven", verdict="raised", validates=True)
+
+
+async def replies(messages: list[dict[str, str]]) -> str:
+    """A grader that sees one right claim, a test in support and, of hypotheses, a 3."""
+    question = messages[1]["content"]
+    if "# Sentences" in question:
+        return json.dumps({"labels": ["right", "none"]})
+    if "# Tests" in question:
+        return json.dumps({"labels": ["supports"]})
+    identifier = question.split('grading_id is "')[1].split('"')[0]
+    return json.dumps({"grading_id": identifier, "reasons": "half of it", "score": 3})
+
+
+def test_a_test_validates_what_the_finding_says_on_fresh_prompts_alone() -> None:
+    assert claims_by_words(FINDING, CAKES, [FRESH]).validated is True
+    assert claims_by_words(FINDING, CAKES, [FRESH.model_copy(update={"validates": False})]).validated is False
+    assert claims_by_words(FINDING, CAKES, [FRESH.model_copy(update={"counted": "/trams/"})]).validated is False
+    assert (
+        claims_by_words(Finding(statement="Nothing.", verdict="no_meaningful_difference"), CAKES, []).validated is None
+    )
+
+
+async def test_a_model_reads_the_same_and_its_failure_is_kept() -> None:
+    read = await claims_by_model(FINDING, CAKES, [FRESH], replies, "m")
+    assert (read.precision, read.validated, read.abstains) == (1.0, True, False)
+
+    async def silent(messages: list[dict[str, str]]) -> str:
+        return ""
+
+    assert (await claims_by_model(FINDING, CAKES, [FRESH], silent, "m")).problem is not None
+
+
+async def test_grading_anew_covers_the_claims(tmp_path: Path) -> None:
+    folder = EvaluationFolder("old", tmp_path)
+    folder.write_plan(EvaluationPlan(id="old", organisms=["cake_bake"], arms=["blackbox"], investigator="baseline"))
+    folder.write(
+        EvaluationRecord(evaluation_id="old", cell_id="c", organism="cake_bake", arm="blackbox",
+                         investigator="baseline", finding=FINDING, tests=[FRESH])
+    )  # fmt: skip
+    (record,) = await regrade(folder, Grading(grader="m", ask=replies))
+    assert [(each.grader, each.precision, each.validated) for each in record.claims] == [
+        (BY_WORDS, 0.5, True),
+        ("m", 1.0, True),
+    ]
+    record.claims[0] = ClaimsReading(grader=BY_WORDS)
+    folder.write(record)
+    (again,) = await regrade(folder, Grading())
+    assert [(each.grader, each.precision) for each in again.claims] == [(BY_WORDS, 0.5), ("m", 1.0)]
+    assert again.mean_score == 3
