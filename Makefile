@@ -1,4 +1,4 @@
-# Targets: install, demo, test, test-long, test-vllm, lint, bench, screenshots, reference, readability, detection, grading, mcpb, conformance, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
+# Targets: install, demo, test, test-long, test-vllm, lint, bench, gpu-check, screenshots, reference, readability, detection, grading, mcpb, conformance, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -24,7 +24,7 @@ else
   PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check -qq
 endif
 
-.PHONY: help install install-dev demo test test-long test-vllm lint bench screenshots reference readability detection grading mcpb conformance clean
+.PHONY: help install install-dev demo test test-long test-vllm lint bench gpu-check screenshots reference readability detection grading mcpb conformance clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -97,6 +97,20 @@ test-vllm: $(VLLM_VENV)/.installed
 bench: export HF_HUB_OFFLINE ?= 1
 bench: $(VENV)/.installed
 	$(PY) -m benchmarks $(BENCH)
+
+# On a machine with a GPU and torch, under 8 minutes: the models' tests, every method, vLLM if it is installed, benchmarks.
+# Its environment sees the torch and vLLM that the machine has. GPU_CHECK="--device cpu --quick" needs no GPU.
+GPU_VENV ?= .venv-gpu
+GPU_PIP := $(GPU_VENV)/bin/python -m pip install --no-compile --disable-pip-version-check -qq
+
+$(GPU_VENV)/.installed: pyproject.toml
+	@$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	@$(GPU_PIP) -e '.[server]' pytest pytest-asyncio pytest-xdist hypothesis
+	@$(GPU_PIP) --no-deps $(WITHOUT_DEPENDENCIES)
+	@touch $@
+
+gpu-check: $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python -m benchmarks.gpu_check $(GPU_CHECK)
 
 # The picture of the panel in the README, of the runs of the last demo, in a real Chromium.
 screenshots: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo

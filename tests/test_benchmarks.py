@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu_check
 from benchmarks.activation_collection import peaks_beyond_pair
 from benchmarks.measurement import Measurement, PeakMemory
 
@@ -96,3 +97,27 @@ def test_memory_of_collections_is_measured_in_one_process_after_a_warm_up(refere
     small, large = peaks_beyond_pair({"pair": reference, "samples": 8, "tokens": 12}, [1, 4])
     assert large["tokens"] > 2 * small["tokens"] > 0
     assert abs(large["bytes"] - small["bytes"]) < 200e6
+
+
+@pytest.mark.long
+def test_the_check_of_a_gpu_runs_its_parts_on_a_cpu(reference: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--quick", "--pair", reference]
+    done = subprocess.run([*command, "--only", "methods,vllm"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "passed" in rows["kl"]
+    assert "passed" in rows["steering"]
+    assert "GiB" in rows["crosscoder"]
+    assert "skipped" in rows["activation_oracle"]
+    assert "skipped" in rows["vLLM"] or "aim 5" in rows["vLLM"]
+    assert "nothing failed" in done.stdout
+
+
+def test_a_part_that_fails_leaves_the_others() -> None:
+    def broken() -> str:
+        raise ValueError("no such kernel\nmore")
+
+    line = gpu_check.checked("part", "cpu", broken)
+    assert (line.state, line.detail) == ("FAILED", "ValueError: no such kernel")
+    with pytest.raises(RuntimeError, match="not done after 0 s"):
+        gpu_check.finished([sys.executable, "-c", "input()"], 0.01)

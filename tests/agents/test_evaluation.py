@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.cells import RunningEvaluation, cells_of, check_continues, finding_in, plan_identifier
@@ -22,6 +23,7 @@ from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.mcp_session import ToolFailed, connect
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
 from diffing_mcp.agents.server_process import ServerDidNotStart, server_process
+from diffing_mcp.cli.main import app
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.investigations import list_investigations
@@ -209,30 +211,22 @@ def test_the_command_prints_a_table_then_json_without_running_again(evaluation_s
     assert first.returncode == 0, first.stderr
     assert "same (null)" in first.stdout
     assert "false-positive rate on nulls 0.00" in first.stdout
-    again = run_command(*options, "--json")
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(app, ["evaluate", *options, "--json"])
+    assert again.exit_code == 0, again.output
     printed = json.loads(again.stdout)
     assert printed["records"][0]["finding"]["verdict"] == "no_meaningful_difference"
     assert printed["summary"]["arms"][0]["false_positive_rate"]["estimate"] == 0
-    refused = run_command("--organisms", "same", "--arms", "blackbox", "--interactions", "5", "--id", "by-command")
-    assert refused.returncode == 2
-    assert "interactions=4, not 5" in refused.stderr
+    refused = CliRunner().invoke(app, ["evaluate", *options, "--interactions", "5"])
+    assert isinstance(refused.exception, InvalidInput)
+    assert "interactions=4, not 5" in str(refused.exception)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--organisms", "nothing"), "No ground truth"),
-        (("--organisms", "same", "--arms", "greybox"), "no arm 'greybox'"),
-    ],
-)
-def test_the_command_refuses_what_it_cannot_grade(
-    evaluation_settings: Path, arguments: tuple[str, ...], message: str
-) -> None:
-    refused = run_command(*arguments)
-    assert refused.returncode == 2
-    assert message in refused.stderr
-    assert refused.stdout == ""
+def test_the_command_refuses_what_it_cannot_grade(evaluation_settings: Path) -> None:
+    refused = run_command("--organisms", "nothing")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "No ground truth" in refused.stderr
+    unknown = CliRunner().invoke(app, ["evaluate", "--organisms", "same", "--arms", "greybox"])
+    assert "no arm 'greybox'" in f"{unknown.exception}{unknown.output}"
 
 
 def test_unknown_organisms_are_refused_before_anything_starts() -> None:
