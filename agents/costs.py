@@ -48,7 +48,8 @@ class CostEstimate(BaseModel):
 
     def as_text(self, currency: str) -> str:
         """In words."""
-        lines = [f"{self.cells} investigations to run: about {self.spent.as_text(currency)}."]
+        known = self.measured + self.bounded > 0
+        lines = [f"{self.cells} investigations to run{f': about {self.spent.as_text(currency)}' if known else ''}."]
         if self.bounded:
             lines.append(f"{self.bounded} of them were never run before and are counted at their limits.")
         if unknown := self.cells - self.measured - self.bounded:
@@ -77,7 +78,8 @@ def spent_on(records: Sequence[EvaluationRecord], prices: dict[str, Price]) -> S
 
 def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
     """What the unfinished cells of these plans will cost: the mean of finished investigations of the same investigator
-    and arm, in this or any other stored evaluation; without one, an LLM investigation is counted at its limits.
+    and arm, in this or any other stored evaluation, those with the same budget of interactions if there are any;
+    without one, an LLM investigation is counted at its limits.
     """
     finished = [
         record
@@ -93,11 +95,9 @@ def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
             if known is not None and known.status == "completed":
                 continue
             cells += 1
-            alike = [
-                cost_of(each, suite.prices)
-                for each in finished
-                if (each.investigator, each.arm) == (plan.investigator, cell.arm)
-            ]
+            like = [each for each in finished if (each.investigator, each.arm) == (plan.investigator, cell.arm)]
+            same_budget = [each for each in like if _interactions(each) == plan.interactions]
+            alike = [cost_of(each, suite.prices) for each in same_budget or like]
             if alike:
                 measured += 1
                 total += _mean(alike)
@@ -105,6 +105,11 @@ def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
                 bounded += 1
                 total += _at_the_limits(suite, plan.investigator)
     return CostEstimate(cells=cells, spent=total, measured=measured, bounded=bounded)
+
+
+def _interactions(record: EvaluationRecord) -> int | None:
+    budget = record.budgets.get("model_interactions")
+    return None if budget is None else budget.limit
 
 
 def check_cap(suite: SuiteFile, spent: Spent) -> None:

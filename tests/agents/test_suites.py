@@ -136,7 +136,11 @@ def test_costs_rest_on_finished_investigations_and_else_on_limits(evaluation_set
     after = estimate(SUITE, plans)
     assert (after.cells, after.measured, after.bounded) == (23, 11, 12)
     assert after.spent.tokens == 11 * 1000 + 12 * SUITE.limits.token_limit
-    spent = spent_on(folder.records(), SUITE.prices)
+    same_budget = {"budgets": {"model_interactions": {"limit": 5, "used": 5}}, "seconds": 360.0}
+    folder.write(record(plans[0].id, "kettles", "method", 1, 3, **same_budget))
+    # Of the budgets 0 and 5, only the second has been run with that budget: six cells at ten times the hours.
+    assert estimate(SUITE, plans[1:]).spent.hours == pytest.approx(6 * 0.1 + 6 * SUITE.limits.time_limit / 3600)
+    spent = spent_on(folder.records()[:1], SUITE.prices)
     assert (spent.tokens, spent.hours) == (1000, 0.01)
     assert spent.money == pytest.approx((900 * 1.0 + 100 * 10.0) / 1e6)
     assert spent_on(folder.records(), {}).money is None
