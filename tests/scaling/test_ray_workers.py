@@ -65,10 +65,10 @@ def test_a_killed_driver_goes_on_where_it_was(larger_batch: Path) -> None:
         if line.startswith("[3/"):
             driver.kill()
             break
-    driver.wait(30)
+    driver.wait(120)
     before = {manifest.id for manifest in default_store().list()}
     assert 3 <= len(before) <= 12
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count(": reused (") >= len(before)
     assert len(default_store().list()) == 12
