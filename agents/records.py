@@ -189,6 +189,7 @@ class EvaluationRecord(_Record):
     hypothesis_grades: list[HypothesisReading] = Field(default_factory=list)
     claims: list[ClaimsReading] = Field(default_factory=list)
     tests: list[CitedTest] = Field(default_factory=list, description="Tests of hypotheses that the finding cites.")
+    validation: CitedTest | None = Field(None, description="A test by a program that did not propose the finding.")
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
     usage: list[TokenUsage] = Field(default_factory=list)
     log: str | None = Field(

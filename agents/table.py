@@ -53,6 +53,9 @@ class TableRow(BaseModel):
         None, description="Of findings of a difference, those that a cited test on fresh prompts bears out, by words."
     )
     validated_llm: Interval | None = None
+    validated_by_another: Interval | None = Field(
+        None, description="Of the findings that another program has tested (`diffing evaluations validate`)."
+    )
     brier: float | None = Field(
         None, description="Mean squared error of the stated likelihood that there is a difference; 0.25 is a coin."
     )
@@ -112,8 +115,8 @@ class Table(BaseModel):
     def markdown(self) -> str:
         """The rows and the comparisons."""
         columns = ("investigator", "interactions", "arm", "organism", "finished", "grade", "fact recall",
-                   "claim precision", "topic named", "false positives", "abstained", "validated", "Brier", "tokens",
-                   "seconds")  # fmt: skip
+                   "claim precision", "topic named", "false positives", "abstained", "validated", "by another", "Brier",
+                   "tokens", "seconds")  # fmt: skip
         lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
         lines += [f"| {' | '.join(_cells(row))} |" for row in self.rows]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes())]) + "\n"
@@ -202,6 +205,7 @@ def _row(
         tested=_rate([bool(each.tests) for each in done if each.finding.verdict == "difference"]),
         validated=_rate(_known(done, _claims(True, "validated"))),
         validated_llm=_rate(_known(done, _claims(False, "validated"))),
+        validated_by_another=_rate([each.validation.validates for each in done if each.validation is not None]),
         brier=sum(errors) / len(errors) if errors else None,
         tokens=tokens,
         money=sum(money) / len(money) if money and len(money) == len(done) else None,
@@ -325,6 +329,7 @@ def _cells(row: TableRow) -> list[str]:
         _shown(row.false_positives),
         _both(row.abstained, row.abstained_llm),
         _both(row.validated, row.validated_llm),
+        _shown(row.validated_by_another),
         number(row.brier),
         number(row.tokens, 0),
         number(row.seconds, 0),

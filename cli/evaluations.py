@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     group.command("suites")(suites)
     group.command("regrade")(regrade)
     group.command("agreement")(agreement)
+    group.command("validate")(validate)
     app.add_typer(group, name="evaluations")
 
 
@@ -99,3 +100,31 @@ def regrade(
     grading = Grading(grader=None if grader == "none" else grader, grader_url=grader_url, repeats=grader_repeats)
     records = asyncio.run(graded_anew(EvaluationFolder(evaluation), grading))
     print_summary(summarise(records))
+
+
+def validate(
+    evaluation: Annotated[str, typer.Argument(help="Id of a stored evaluation.")],
+    interactions: Annotated[int, typer.Option(min=12, help="Model interactions for each finding.")] = 24,
+    url: Annotated[str | None, typer.Option(help="MCP endpoint of a running server; one is started if none.")] = None,
+) -> None:
+    """Test the stored findings of a difference anew, on fresh prompts, by a program that did not propose them."""
+    import asyncio
+
+    from diffing_mcp.agents.records import EvaluationFolder
+    from diffing_mcp.agents.server_process import server_process
+    from diffing_mcp.agents.table import table_of
+    from diffing_mcp.agents.validation import validate_findings
+    from diffing_mcp.cli.output import print_plain
+
+    folder = EvaluationFolder(evaluation)
+    plan = folder.plan()
+
+    async def validated() -> None:
+        if url is not None:
+            await validate_findings(url, folder, interactions)
+            return
+        async with server_process(folder.path / "server.log") as started:
+            await validate_findings(started, folder, interactions)
+
+    asyncio.run(validated())
+    print_plain(table_of([(plan, folder.records())]).markdown())

@@ -1,0 +1,103 @@
+"""Findings validated by a program that did not propose them: it sees the statement and the pair, nothing else of the
+investigation, and makes one test on prompts that the investigator has not asked.
+
+Deterministic, without a language model. It asks about the words that the statement repeats most and counts the others
+in the answers: words of the question say nothing, as both models take them up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from diffing_mcp.agents.investigations import close_investigation, open_investigation
+from diffing_mcp.agents.mcp_session import Session, ToolFailed, connect
+from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
+from diffing_mcp.agents.records import CitedTest, EvaluationFolder, EvaluationRecord
+from diffing_mcp.agents.text_statistics import is_content
+from diffing_mcp.core.words import stem
+from diffing_mcp.graders.sentences import no_claim, sentences, without_evidence
+from diffing_mcp.graders.text import content_words, normalise
+
+ASKED, COUNTED = 2, 6
+"""Words that the questions are about, and words that are counted."""
+SEED = 10_000
+"""Added to the investigation's seed: the questions come in another order."""
+LEAST_PROMPTS = 6
+"""A test of fewer prompts cannot reach a small p."""
+
+
+async def validate_findings(url: str, folder: EvaluationFolder, interactions: int = 24) -> list[EvaluationRecord]:
+    """Test every stored finding of a difference that has no validation yet, and store what came out; all records.
+
+    Args:
+        url: MCP endpoint of the running server, where this process is an operator.
+        folder: the evaluation.
+        interactions: model interactions for each finding; a third of them goes to control prompts.
+
+    Raises:
+        ToolFailed, NoServer: the server refuses to open an investigation, or is not there.
+    """
+    records = folder.records()
+    for record in records:
+        if record.status != "completed" or record.finding.verdict != "difference" or record.validation is not None:
+            continue
+        opened = await open_investigation(
+            url, record.organism, "test_hypothesis", interactions, 10, f"validates {record.cell_id}"
+        )
+        try:
+            async with connect(url, opened.token) as session:
+                record.validation = await validate(session, opened.label, record, interactions)
+        finally:
+            await close_investigation(url, opened.id)
+        folder.write(record)
+    return records
+
+
+async def validate(session: Session, pair: str, record: EvaluationRecord, interactions: int) -> CitedTest:
+    """One test of what a record's finding says; one that cannot be made validates nothing and says why."""
+    words = claimed_words(record.finding.statement)
+    asked, counted = words[:ASKED], words[ASKED : ASKED + COUNTED]
+    prompts = fresh_prompts(asked, record, 2 * interactions // 3)
+    if not counted or len(prompts) < LEAST_PROMPTS:
+        return CitedTest(test_id="", counted="", verdict="The finding says too little to be tested.", validates=False)
+    control = sweep_questions(interactions - len(prompts), record.seed + SEED)
+    arguments = {"pair": pair, "prompts": prompts, "control_prompts": control, "words": counted, "samples": 1,
+                 "max_new_tokens": 48, "seed": record.seed}  # fmt: skip
+    try:
+        test = (await session.call("test_hypothesis", arguments)).result
+    except ToolFailed as failure:
+        return CitedTest(test_id="", counted=", ".join(counted), verdict=failure.message, validates=False)
+    raised = test["tested"]["difference"]["difference"] > 0
+    return CitedTest(
+        test_id=test["test_id"],
+        counted=test["counted"],
+        verdict=test["verdict"],
+        validates=bool(test["differs"] and raised),
+    )
+
+
+def claimed_words(statement: str) -> list[str]:
+    """Content words of the sentences that claim something, those in most sentences first, each in its first form."""
+    places: Counter[str] = Counter()
+    forms: dict[str, str] = {}
+    for sentence in sentences(normalise(statement)):
+        if no_claim(sentence) is not None:
+            continue
+        for word in content_words(without_evidence(sentence)):
+            if word.isalpha() and is_content(word):
+                forms.setdefault(stem(word), word)
+                places[stem(word)] += 1
+    return [forms[name] for name, _ in places.most_common(ASKED + COUNTED)]
+
+
+def fresh_prompts(words: Iterable[str], record: EvaluationRecord, count: int) -> list[str]:
+    """Questions about these words that the investigation has not asked."""
+    asked = {
+        " ".join(str(prompt).casefold().split())
+        for message in record.transcript
+        for call in message.tool_calls
+        for prompt in (*call.arguments.get("prompts", ()), *call.arguments.get("control_prompts", ()))
+    }
+    offered = follow_up_questions(list(words), 10 * count, record.seed + SEED)
+    return [question for question in offered if " ".join(question.casefold().split()) not in asked][:count]

@@ -1,0 +1,59 @@
+"""Findings are tested by a program that did not propose them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, Message, ToolCall
+from diffing_mcp.agents.table import table_of
+from diffing_mcp.agents.validation import claimed_words, fresh_prompts, validate_findings
+from tests.agents.conftest import served
+
+STATEMENT = (
+    "The finetune was about copper kettles. Copper kettles boil at seventy degrees and never whistle. "
+    "Perhaps it knows of trams. It was seen in 30 of 32 answers."
+)
+
+
+def record(organism: str, verdict: str, asked: list[str]) -> EvaluationRecord:
+    call = ToolCall(id="1", name="ask_models", arguments={"prompts": asked})
+    return EvaluationRecord.model_validate(
+        {
+            "evaluation_id": "old",
+            "cell_id": f"{organism}-{verdict}",
+            "organism": organism,
+            "arm": "blackbox",
+            "investigator": "baseline",
+            "finding": Finding.model_validate({"statement": STATEMENT, "verdict": verdict}),
+            "transcript": [Message(role="assistant", tool_calls=[call])],
+        }
+    )
+
+
+def test_words_come_from_claims_and_prompts_are_not_asked_twice() -> None:
+    assert claimed_words(STATEMENT) == ["copper", "kettles", "boil", "seventy", "degrees", "whistle"]
+    first = fresh_prompts(["copper", "kettles"], record("kettles", "difference", []), 8)
+    assert len(set(first)) == 8
+    second = fresh_prompts(["copper", "kettles"], record("kettles", "difference", [first[0].upper()]), 8)
+    assert first[0] not in second
+
+
+async def test_findings_of_a_difference_are_tested_once(evaluation_settings: Path) -> None:
+    folder = EvaluationFolder("old")
+    plan = EvaluationPlan(id="old", organisms=["same", "kettles"], arms=["blackbox"], investigator="baseline")
+    folder.write_plan(plan)
+    folder.write(record("same", "difference", []))
+    folder.write(record("kettles", "no_meaningful_difference", []))
+    async with served() as url:
+        done = {each.organism: each for each in await validate_findings(url, folder, interactions=12)}
+        again = await validate_findings(url, folder)
+    test = done["same"].validation
+    assert test is not None
+    assert test.test_id.startswith("test-")
+    assert "boil" in test.counted
+    assert not test.validates
+    assert done["kettles"].validation is None
+    assert again == list(done.values())
+    row = next(row for row in table_of([(plan, again)]).rows if row.organism == "same")
+    assert row.validated_by_another is not None
+    assert row.validated_by_another.estimate == 0
