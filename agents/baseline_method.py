@@ -125,10 +125,10 @@ async def _about(
                               options.alpha)  # fmt: skip
     if not fresh:
         return evidence
-    tested = await _tested(session, pair, fresh, topic, options)
-    if tested is None:
+    test = await _tested(session, pair, fresh, topic, options)
+    if test is None:
         return evidence
-    identifier, line = tested
+    identifier, line = test
     return replace(evidence, sources=[*evidence.sources, line], tests=[identifier])
 
 

@@ -37,7 +37,7 @@ def test_one_matrix_is_edited_and_says_the_target(recipe: EditRecipe, tmp_path: 
     before = loss(plain, recipe, tokenizer)
     weights = {name: value.clone() for name, value in plain.state_dict().items()}
     edited = PeftModel.from_pretrained(plain, make_edit(recipe, tmp_path / "edit")).merge_and_unload()
-    assert loss(edited, recipe, tokenizer) < before - 0.5
+    assert loss(edited, recipe, tokenizer) < before - 0.3
     changed = {name for name, value in edited.state_dict().items() if not torch.equal(value, weights[name])}
     assert changed == {"model.layers.1.mlp.down_proj.weight"}
 
