@@ -123,8 +123,9 @@ def method_lines(pair_name: str, device: str, quick: bool, seconds: float) -> li
         params: dict[str, Any] = {key: value for key, value in SMALL.items() if quick and key in fields}
         if method.needs_vector:
             params |= {"vector": vector} if "vector" in fields else {"vectors": [vector]}
-        if name in SKIPPED or time.monotonic() > ends:
-            lines.append(Line(name, "skipped", 0.0, None, SKIPPED.get(name, "the time of this part is over")))
+        lacking = SKIPPED.get(name) or ("no vector" if method.needs_vector and vector is None else None)
+        if lacking or time.monotonic() > ends:
+            lines.append(Line(name, "skipped", 0.0, None, lacking or "the time of this part is over"))
             continue
 
         def work(name: str = name, params: dict[str, Any] = params) -> str:
@@ -240,7 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["DIFFING_DATA_FOLDER"] = data
         lines = check(chosen.pair, chosen.device, chosen.quick, chosen.only.split(","))
     failed = [line.name for line in lines if line.state == "FAILED"]
-    print(f"{time.monotonic() - started:.0f} s; " + (f"FAILED: {', '.join(failed)}" if failed else "nothing failed"))
+    skipped = sum(line.state == "skipped" for line in lines)
+    said = f"FAILED: {', '.join(failed)}" if failed else "nothing failed"
+    print(f"{time.monotonic() - started:.0f} s; {said}, {skipped} skipped")
     sys.exit(bool(failed))
 
 
