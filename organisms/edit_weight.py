@@ -188,8 +188,8 @@ def main(name: str) -> Path:
     folder = ADAPTERS / name / "default"
     shutil.rmtree(folder, ignore_errors=True)
 
-    def say(done: float, total: float | None, message: str) -> None:
-        sys.stderr.write(f"\r{done:.0f}/{total:.0f} {message} ")
+    def say(done: float, total: float | None = None, message: str = "") -> None:
+        sys.stderr.write(f"\r{done:.0f}/{total or 0:.0f} {message} ")
 
     return make_edit(EditRecipe.model_validate(content), folder, say)
 
