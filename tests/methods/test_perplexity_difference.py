@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.perplexity_difference.views import CompletionsParams
+from diffing_mcp.methods.perplexity_difference.method import CompletionsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore

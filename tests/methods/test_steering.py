@@ -12,8 +12,8 @@ from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.steering.method import AnswersParams
 from diffing_mcp.methods.steering.schema import SEARCH_PROMPTS, SteeringParams
-from diffing_mcp.methods.steering.views import AnswersParams
 from diffing_mcp.methods.texts.coherence import TextScores, repetition
 from diffing_mcp.methods.texts.pages import SearchedParams
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling

@@ -19,8 +19,8 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.texts.coherence import TextScores
 from diffing_mcp.methods.texts.pages import SearchedParams
 from diffing_mcp.methods.weight_amplification.measure import Scored
+from diffing_mcp.methods.weight_amplification.method import AnswersParams
 from diffing_mcp.methods.weight_amplification.schema import WeightAmplificationParams
-from diffing_mcp.methods.weight_amplification.views import AnswersParams
 from diffing_mcp.model_pairs.amplification_config import load_amplification_config
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
