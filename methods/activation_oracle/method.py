@@ -110,7 +110,7 @@ class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleRes
     def run(
         self, pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progress: Progress
     ) -> ActivationOracleResult:
-        from diffing_mcp.methods.activation_oracle.reading import read
+        from diffing_mcp.methods.activation_oracle.measure import read
 
         return read(pair, params, run, progress)
 

@@ -17,10 +17,10 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     Start,
 )
 from diffing_mcp.methods.texts.answer_form import Answer
-from diffing_mcp.methods.texts.beginnings import Beginning
 from diffing_mcp.methods.texts.coherence import TextScores
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
 from diffing_mcp.methods.texts.form import FormDigest, compare_paired
+from diffing_mcp.methods.texts.prompts import Beginning
 from diffing_mcp.methods.texts.words import repetition
 from diffing_mcp.model_pairs.generation import Sampling
 

@@ -22,8 +22,8 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     ContrastiveDecodingParams,
     ContrastiveDecodingResult,
 )
-from diffing_mcp.methods.texts.beginnings import digest_of
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, series_of
+from diffing_mcp.methods.texts.prompts import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

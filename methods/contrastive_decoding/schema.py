@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.texts.beginnings import Beginning, Template, beginnings
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
 from diffing_mcp.methods.texts.form import FormDigest
+from diffing_mcp.methods.texts.prompts import Beginning, Template, beginnings
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 Alpha = Annotated[float, Field(gt=0, le=100)]

@@ -23,8 +23,8 @@ from diffing_mcp.methods.perplexity_difference.schema import (
     PerplexityDifferenceParams,
     PerplexityDifferenceResult,
 )
-from diffing_mcp.methods.texts.beginnings import beginnings, digest_of
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts
+from diffing_mcp.methods.texts.prompts import beginnings, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,10 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.texts.beginnings import Template
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
 from diffing_mcp.methods.texts.form import FormDigest
-from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
+from diffing_mcp.methods.texts.prompts import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, Template
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.methods.texts.answer_scores import mean_log_probs
 from diffing_mcp.methods.texts.words import repetition
 
 if TYPE_CHECKING:
@@ -52,6 +51,6 @@ class TextScores:
 
 def score_texts(pair: LoadedPair, texts: Sequence[tuple[GenerationRequest, str]], progress: Progress) -> TextScores:
     """Score answers to their requests under the plain base."""
-    scores = -mean_log_probs(pair, texts, ("base",), progress)["base"]
+    scores = -np.array([each.mean for each in pair.answer_scores("base", texts, progress)])
     scores[np.isnan(scores)] = np.inf
     return TextScores(scores, np.array([repetition(text) for _, text in texts]))

@@ -20,10 +20,10 @@ from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, Reply
 from diffing_mcp.methods.sweep_behaviours.judge import holm, judge, rank_sum
+from diffing_mcp.methods.sweep_behaviours.measure import mean_log_probs
 from diffing_mcp.methods.sweep_behaviours.method import AnswersParams, FormParams
 from diffing_mcp.methods.sweep_behaviours.questions import Asked, chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import SweepParams
-from diffing_mcp.methods.texts.answer_scores import mean_log_probs
 from diffing_mcp.model_pairs.generation import GenerationRequest
 from tests.word_pairs import save_pair, tiny_tokenizer
 
