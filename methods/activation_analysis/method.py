@@ -23,7 +23,7 @@ from diffing_mcp.methods.results import MethodResult
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from diffing_mcp.methods.activation_analysis.token_scores import ActivationAnalysisAccumulator
+    from diffing_mcp.methods.activation_analysis.measure import ActivationAnalysisAccumulator
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.methods.runs.store import RunRecord
     from diffing_mcp.model_pairs.pair import LoadedPair
@@ -224,7 +224,7 @@ class ActivationAnalysis(CorpusMethod[ActivationAnalysisParams, ActivationAnalys
     def accumulator(
         self, pair: LoadedPair, params: ActivationAnalysisParams, corpus: TokenizedCorpus
     ) -> ActivationAnalysisAccumulator:
-        from diffing_mcp.methods.activation_analysis.token_scores import ActivationAnalysisAccumulator, special_labels
+        from diffing_mcp.methods.activation_analysis.measure import ActivationAnalysisAccumulator, special_labels
         from diffing_mcp.model_pairs.layers import resolve_layers
 
         layers = tuple(reference.absolute for reference in resolve_layers(params.layers, pair.num_layers))

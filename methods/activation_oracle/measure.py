@@ -105,7 +105,7 @@ def read(
                     kind=kind, mode=span.mode, question=question, context=span.context, position=position, answer=text
                 )
             )
-    run.add_table("answers", {name: [getattr(each, name) for each in answers] for name in OracleAnswer.model_fields})
+    run.add_rows("answers", answers, OracleAnswer)
     return _result(answers, params, layer, identical, verbalizer.adapter is None)
 
 

@@ -92,11 +92,9 @@ def summarise(
         ContinuationRow(before=text, variation=round(float(variation[index]), 4), base=base, finetuned=finetuned)
         for index, text, base, finetuned in zip(chosen, texts, written["base"], written["finetuned"], strict=True)
     ]
-    run.add_table(
-        "continuations", {name: [getattr(row, name) for row in rows] for name in ContinuationRow.model_fields}
-    )
+    run.add_rows("continuations", rows, ContinuationRow)
     for name, several in (("ngrams", rises), ("base_ngrams", reverse)):
-        run.add_table(name, {field: [getattr(row, field) for row in several] for field in NgramRow.model_fields})
+        run.add_rows(name, several, NgramRow)
     run.add_array("variation", variation)
     identical = not np.any(variation)
     found, headline = judge(rises, identical)

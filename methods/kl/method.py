@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.methods.kl.divergences import KLAccumulator
+    from diffing_mcp.methods.kl.measure import KLAccumulator
     from diffing_mcp.methods.runs.store import RunRecord
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
@@ -274,11 +274,11 @@ class KLDivergence(CorpusMethod[KLParams, KLResult]):
     figures: ClassVar[Sequence[Figure]] = FIGURES
 
     def accumulator(self, pair: LoadedPair, params: KLParams, corpus: TokenizedCorpus) -> KLAccumulator:
-        from diffing_mcp.methods.kl.divergences import KLAccumulator
+        from diffing_mcp.methods.kl.measure import KLAccumulator
 
         return KLAccumulator(pair, corpus, params.examples)
 
     def summarise(self, accumulator: Any, pair: LoadedPair, params: KLParams, run: RunWriter) -> KLResult:
-        from diffing_mcp.methods.kl.summary import summarise
+        from diffing_mcp.methods.kl.measure import summarise
 
         return summarise(accumulator, pair, run)

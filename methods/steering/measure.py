@@ -253,7 +253,7 @@ def _result(
         ):
             table[name] += values
     run.add_table("answers", table)
-    run.add_table("strengths", {name: [getattr(row, name) for row in rows] for name in StrengthRow.model_fields})
+    run.add_rows("strengths", rows, StrengthRow)
     words = _words(texts)
     strong = [word for word in words if word.strong]
     # A word counts once, however many strengths bring it up.

@@ -98,7 +98,7 @@ def add_searched(run: RunWriter, texts: Sequence[SearchedText], own_prompts: boo
     """Store the texts of a search, if there was one. Those on the caller's `own_prompts` are not kept: answers to own
     prompts cost interactions, and only those at the strengths taken are charged for."""
     if texts and not own_prompts:
-        run.add_table(SEARCHED, {name: [getattr(text, name) for text in texts] for name in SearchedText.model_fields})
+        run.add_rows(SEARCHED, texts, SearchedText)
 
 
 def searched(record: RunRecord, params: SearchedParams) -> SearchedView:

@@ -277,7 +277,7 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     run.add_table(
         "answers", {"prompt": prompts, "weight": [each.weight for each in texts for _ in each.prompts], **columns}
     )
-    run.add_table("weights", {name: [getattr(row, name) for row in rows] for name in WeightRow.model_fields})
+    run.add_rows("weights", rows, WeightRow)
     coherent = {row.weight for row in rows if row.coherent >= params.coherent_share}
     passing = coherent if params.config is not None else coherent | {1.0}  # the plain finetuned model
     largest, limit = _limit(params, rows, coherent)

@@ -239,7 +239,7 @@ def _store(
     words: Vocabulary,
     norms: dict[int, float],
 ) -> None:
-    run.add_table("modules", {name: [getattr(row, name) for row in modules] for name in ModuleRow.model_fields})
+    run.add_rows("modules", modules, ModuleRow)
     named = [place for place, row in enumerate(rows) if row.vector is not None]
     array = {place: position for position, place in enumerate(named)}
     if named:
