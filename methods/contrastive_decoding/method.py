@@ -22,7 +22,8 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     ContrastiveDecodingParams,
     ContrastiveDecodingResult,
 )
-from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of_texts, series_of
+from diffing_mcp.methods.texts.amplified import series_of
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import digest_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class TextsView(TextPageView):
 def texts(record: RunRecord, params: TextsParams) -> TextsView:
     """A page of texts at every alpha, controls included."""
     table = record.table("texts").to_pylist()
-    rows = [row for row in table if params.alpha is None or abs(row["alpha"] - params.alpha) <= 0.01]
+    rows = near(table, "alpha", params.alpha)
     if params.order == "difference":
         rows.sort(key=lambda row: -row["difference"])
     page = page_of_texts(rows, params, searched=("prompt", "text"), cut=("text",))

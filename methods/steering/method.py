@@ -16,15 +16,14 @@ from diffing_mcp.methods.steering.schema import (
     SteeringParams,
     SteeringResult,
 )
-from diffing_mcp.methods.texts.pages import (
-    SearchedParams,
-    TextPageParams,
-    TextPageView,
-    page_of_texts,
-    searched,
+from diffing_mcp.methods.texts.amplified import (
+    SEARCHED_VIEW,
+    coherence_figure,
+    cost_of_answers,
     searched_groups,
     series_of,
 )
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import PROMPTS
 
 if TYPE_CHECKING:
@@ -62,9 +61,8 @@ def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     """A page of answers: steered, unsteered, and as a control steered by a random direction."""
     rows = [
         row
-        for row in record.table("answers").to_pylist()
-        if (params.strength is None or abs(row["strength"] - params.strength) <= 0.01)
-        and params.side in (None, row["side"])
+        for row in near(record.table("answers").to_pylist(), "strength", params.strength)
+        if params.side in (None, row["side"])
     ]
     page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("steered", "unsteered", "random"))
     return AnswersView(
@@ -110,28 +108,6 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
     return [*groups, *searched_groups(record, coherent)]
 
 
-def coherence_figure(record: RunRecord) -> dict[str, Any]:
-    """Share of coherent texts by strength."""
-    rows = sorted(record.table("strengths").to_pylist(), key=lambda row: row["strength"])
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": side,
-            "x": [row["strength"] for row in rows if row["side"] == side],
-            "y": [row["coherent"] for row in rows if row["side"] == side],
-        }
-        for side in sorted({row["side"] for row in rows})
-    ]
-    return {
-        "data": data,
-        "layout": {
-            "xaxis": {"title": {"text": "strength"}},
-            "yaxis": {"title": {"text": "share of coherent texts"}, "range": [0, 1]},
-        },
-    }
-
-
 class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     """Steering: a direction is added to the residual stream at its layer while a model answers everyday prompts, and
     the answers stand beside unsteered ones drawn with the same random numbers.
@@ -162,11 +138,15 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
             AnswersParams,
             answers,
         ),
-        "searched": View(
-            "searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched
-        ),
+        "searched": SEARCHED_VIEW,
     }
-    figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by strength", coherence_figure),)
+    figures: ClassVar[Sequence[Figure]] = (
+        Figure(
+            "coherence",
+            "Coherence by strength",
+            lambda record: coherence_figure(record, "strengths", "strength", "strength"),
+        ),
+    )
 
     def run(self, pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Progress) -> SteeringResult:
         from diffing_mcp.methods.steering.measure import steer
@@ -190,5 +170,4 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         strengths = 2 if params.strengths is None else len(params.strengths)
         answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (1 + 2 * strengths)
         generated = sides * (searched + answers) * params.max_new_tokens
-        # Every token is generated once and read once by the base.
-        return pair.cost(generated, -(-generated // 32), generated_tokens=generated, bytes=20 * generated)
+        return cost_of_answers(pair, generated)

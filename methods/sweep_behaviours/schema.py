@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
+from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
 from diffing_mcp.methods.texts.form import LEVEL
 from diffing_mcp.methods.texts.words import EvidenceWord
 
@@ -163,7 +163,7 @@ class SweepResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
+        return evidence_of(self.words)
 
     def as_text(self) -> str:
         """The headline, what changed, the triggers, and the areas."""

@@ -55,6 +55,9 @@ AnswerTokens = Annotated[int, Field(ge=4, le=1024, description="Tokens of an ans
 Temperature = Annotated[
     float, Field(ge=0, le=2, description="Of the sampling; 0 takes the most probable token each time.")
 ]
+CoherentShare = Annotated[
+    float, Field(gt=0, le=1, description="Share of texts that must be coherent for a strength to be taken.")
+]
 
 
 Template = Literal["both", "none", "chat"]

@@ -8,21 +8,20 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, TextGroup, View
 from diffing_mcp.methods.results import MethodResult
-from diffing_mcp.methods.texts.pages import (
-    SearchedParams,
-    TextPageParams,
-    TextPageView,
-    page_of_texts,
-    searched,
+from diffing_mcp.methods.texts.amplified import (
+    SEARCHED_VIEW,
+    coherence_figure,
+    cost_of_answers,
     searched_groups,
     series_of,
 )
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.methods.weight_amplification.schema import (
     GRID,
     REFINEMENTS,
     SEARCH_PROMPTS,
-    Answer,
+    AmplifiedAnswer,
     WeightAmplificationParams,
     WeightAmplificationResult,
 )
@@ -51,18 +50,16 @@ class AnswersParams(TextPageParams):
 class AnswersView(TextPageView):
     """A page of answers."""
 
-    rows: list[Answer]
+    rows: list[AmplifiedAnswer]
 
 
 def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
     """A page of answers: amplified beside finetuned and base."""
-    rows = [
-        row
-        for row in record.table("answers").to_pylist()
-        if params.weight is None or abs(row["weight"] - params.weight) <= 0.01
-    ]
+    rows = near(record.table("answers").to_pylist(), "weight", params.weight)
     page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("amplified", "finetuned", "base"))
-    return AnswersView(rows=[Answer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset)
+    return AnswersView(
+        rows=[AmplifiedAnswer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+    )
 
 
 def text_groups(record: RunRecord) -> list[TextGroup]:
@@ -96,25 +93,6 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
     return [*groups, *searched_groups(record, coherent)]
 
 
-def coherence_figure(record: RunRecord) -> dict[str, Any]:
-    """Share of coherent texts by weight."""
-    rows = sorted(record.table("weights").to_pylist(), key=lambda row: row["weight"])
-    return {
-        "data": [
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [row["weight"] for row in rows],
-                "y": [row["coherent"] for row in rows],
-            }
-        ],
-        "layout": {
-            "xaxis": {"title": {"text": "weight of the difference"}},
-            "yaxis": {"title": {"text": "share of coherent texts"}, "range": [0, 1.02]},
-        },
-    }
-
-
 class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplificationResult]):
     """Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - W_base), while
     the model answers everyday prompts; its answers stand beside those of the plain finetuned and of the base model,
@@ -146,11 +124,15 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
             AnswersParams,
             answers,
         ),
-        "searched": View(
-            "searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched
-        ),
+        "searched": SEARCHED_VIEW,
     }
-    figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by weight", coherence_figure),)
+    figures: ClassVar[Sequence[Figure]] = (
+        Figure(
+            "coherence",
+            "Coherence by weight",
+            lambda record: coherence_figure(record, "weights", "weight", "weight of the difference"),
+        ),
+    )
 
     def run(
         self, pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress
@@ -193,5 +175,4 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         searched = (2 + tried) * len(SEARCH_PROMPTS) if tried else 0
         answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (3 + len(params.weights or (1.0,)))
         generated = (searched + answers) * params.max_new_tokens
-        # Every token is generated once and read once by the base.
-        return pair.cost(generated, -(-generated // 32), generated_tokens=generated, bytes=20 * generated)
+        return cost_of_answers(pair, generated)

@@ -14,8 +14,8 @@ from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.steering.method import AnswersParams
 from diffing_mcp.methods.steering.schema import SEARCH_PROMPTS, SteeringParams
+from diffing_mcp.methods.texts.amplified import SearchedParams
 from diffing_mcp.methods.texts.coherence import TextScores, repetition
-from diffing_mcp.methods.texts.pages import SearchedParams
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]

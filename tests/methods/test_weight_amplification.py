@@ -16,8 +16,8 @@ from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import check_params, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.texts.amplified import SearchedParams
 from diffing_mcp.methods.texts.coherence import TextScores
-from diffing_mcp.methods.texts.pages import SearchedParams
 from diffing_mcp.methods.weight_amplification.measure import Scored
 from diffing_mcp.methods.weight_amplification.method import AnswersParams
 from diffing_mcp.methods.weight_amplification.schema import WeightAmplificationParams
