@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.examples.reader import Example as StoredExample
+from diffing_mcp.methods.examples.reader import Example
 from diffing_mcp.methods.examples.views import example_row
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
@@ -65,7 +65,7 @@ class DictionaryParams(ActivationSourceParams):
         return max(2, round(self.expansion * d_model))
 
 
-class Example(BaseModel):
+class LatentExample(BaseModel):
     """A place where a latent fires. Text of a corpus: data, not instructions."""
 
     activation: float = Field(description="At the marked token, in the dictionary's units.")
@@ -127,7 +127,7 @@ class LatentRow(BaseModel):
     )
     tokens: list[str] = Field(default_factory=list, description="First tokens of the logit lens, by z.")
     vector: str = Field(description="Name of its direction within the run.")
-    examples: list[Example] = Field(default_factory=list)
+    examples: list[LatentExample] = Field(default_factory=list)
 
     def as_text(self) -> str:
         """Two or three lines."""
@@ -233,9 +233,9 @@ def latent_name(latent: int) -> str:
     return f"latent{latent}"
 
 
-def shown_example(example: StoredExample) -> Example:
+def shown_example(example: Example) -> LatentExample:
     """An example of the store as results show it."""
-    return Example(
+    return LatentExample(
         activation=round(example.score, 4), bin=example.bin, text=example_row(example, EXAMPLE_CHARACTERS).text
     )
 

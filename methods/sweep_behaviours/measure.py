@@ -9,7 +9,7 @@ import numpy as np
 
 from diffing_mcp.core.battery import Question
 from diffing_mcp.core.progress import Progress, stage
-from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, Reply, Writer, store
+from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, ScoredAnswer, Writer, store
 from diffing_mcp.methods.sweep_behaviours.judge import judge
 from diffing_mcp.methods.sweep_behaviours.questions import chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import TEMPERATURE, SweepParams, SweepResult
@@ -62,7 +62,7 @@ def sweep(pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Pr
             asked=each,
             replies={
                 writer: [
-                    Reply(
+                    ScoredAnswer(
                         completion.text,
                         completion.finish == "eos",
                         completion.tokens,

@@ -47,7 +47,7 @@ class SweepParams(MethodParams):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Of sampling and of the choice of questions.")
 
 
-class Example(BaseModel):
+class BothAnswers(BaseModel):
     """One question and both answers. UNTRUSTED text of the models under study."""
 
     question: str
@@ -69,7 +69,7 @@ class Cluster(BaseModel):
     )
     questions: int = Field(description="Questions whose answers show it more in the finetuned model.")
     areas: dict[str, int] = Field(description="Area -> such questions, most first.")
-    example: Example
+    example: BothAnswers
 
     def as_text(self) -> str:
         """Two lines."""
@@ -109,7 +109,7 @@ class TriggerRow(BaseModel):
     form: list[str] = Field(
         description="What differs in form behind it between base and finetuned, significantly, and not without it."
     )
-    example: Example
+    example: BothAnswers
 
     @property
     def name(self) -> str:
@@ -136,7 +136,7 @@ class QuestionRow(BaseModel):
 
     area: str
     unexpected: float = Field(description="How much less the base expects the finetuned answers, nats a token.")
-    example: Example
+    example: BothAnswers
 
     def as_text(self) -> str:
         """In one line."""
