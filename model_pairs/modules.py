@@ -19,6 +19,7 @@ from diffing_mcp.model_pairs.switching import activate
 if TYPE_CHECKING:
     import torch
 
+    from diffing_mcp.model_pairs.interventions import Intervention
     from diffing_mcp.model_pairs.resident import ResidentModel
 
 Part = Literal["attention", "mlp", "norm", "embedding", "unembedding", "residual", "other"]
@@ -58,6 +59,11 @@ class ModulePlace:
     def named(self, name: str) -> bool:
         """Whether `name` means this module: `all`, its part (`mlp`), its projection (`down_proj`) or its path."""
         return name in ("all", self.part, self.projection, self.path) or self.path.startswith(f"{name}.")
+
+
+def steering_place(vector: Intervention) -> ModulePlace:
+    """Where a side's steering vector counts as sitting."""
+    return ModulePlace("steering vector", vector.layer, "steering", "residual")
 
     def writes(self, out: int, into: int, d_model: int) -> bool:
         """Whether a matrix [out, into] here writes to the residual stream: its output is added to it (or is it, for the
