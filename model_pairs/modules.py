@@ -60,11 +60,6 @@ class ModulePlace:
         """Whether `name` means this module: `all`, its part (`mlp`), its projection (`down_proj`) or its path."""
         return name in ("all", self.part, self.projection, self.path) or self.path.startswith(f"{name}.")
 
-
-def steering_place(vector: Intervention) -> ModulePlace:
-    """Where a side's steering vector counts as sitting."""
-    return ModulePlace("steering vector", vector.layer, "steering", "residual")
-
     def writes(self, out: int, into: int, d_model: int) -> bool:
         """Whether a matrix [out, into] here writes to the residual stream: its output is added to it (or is it, for the
         input embedding).
@@ -88,6 +83,11 @@ def steering_place(vector: Intervention) -> ModulePlace:
             and into == d_model
             and (known or (out != d_model and self.projection not in _WRITERS))
         )
+
+
+def steering_place(vector: Intervention) -> ModulePlace:
+    """Where a side's steering vector counts as sitting."""
+    return ModulePlace("steering vector", vector.layer, "steering", "residual")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     ContrastiveDecodingResult,
     Start,
 )
-from diffing_mcp.methods.texts.amplified import WORDS_SHOWN, each_once, words_beyond
+from diffing_mcp.methods.texts.amplified import WORDS_SHOWN, TextScores, each_once, words_beyond
 from diffing_mcp.methods.texts.answer_form import Answer
-from diffing_mcp.methods.texts.coherence import TextScores
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, stands_out
 from diffing_mcp.methods.texts.form import FormDigest, compare_paired
 from diffing_mcp.methods.texts.prompts import Beginning

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.texts.distinctive_words import TestedWord, evidence_of
+from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
 from diffing_mcp.methods.texts.prompts import AnswerTokens, Beginning, Temperature, Template, beginnings
 from diffing_mcp.methods.texts.words import EvidenceWord
@@ -92,7 +92,7 @@ class AlphaRow(BaseModel):
         )
 
 
-class AmplifiedWord(TestedWord):
+class AmplifiedWord(ComparedWord):
     """A content word and in how many texts it appears."""
 
     alpha: float = Field(description="The amplification at which it comes up; below -1: away from the finetune.")

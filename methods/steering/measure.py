@@ -22,8 +22,15 @@ from diffing_mcp.methods.steering.schema import (
     SteeringResult,
     StrengthRow,
 )
-from diffing_mcp.methods.texts.amplified import WORDS_SHOWN, SearchedText, add_searched, each_once, words_beyond
-from diffing_mcp.methods.texts.coherence import TextScores, score_texts
+from diffing_mcp.methods.texts.amplified import (
+    WORDS_SHOWN,
+    SearchedText,
+    TextScores,
+    add_searched,
+    each_once,
+    score_texts,
+    words_beyond,
+)
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, stands_out
 from diffing_mcp.methods.texts.prompts import PROMPTS, request_of
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling

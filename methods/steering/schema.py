@@ -10,7 +10,7 @@ from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.amplified import CoherenceRow, quoted_texts
-from diffing_mcp.methods.texts.distinctive_words import TestedWord, evidence_of
+from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
 from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, CoherentShare, OwnPrompts, RawText, Temperature
 from diffing_mcp.methods.texts.words import EvidenceWord
 
@@ -38,7 +38,7 @@ class StrengthRow(CoherenceRow):
         return f"{self.side} {self.strength:+.2g}: {self.figures()}"
 
 
-class SteeredWord(TestedWord):
+class SteeredWord(ComparedWord):
     """A content word and in how many texts it appears."""
 
     strength: float

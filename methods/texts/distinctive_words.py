@@ -28,7 +28,7 @@ LEAST_PREFILLS = 3
 _SHRINK = 0.5
 
 
-class TestedWord(BaseModel):
+class ComparedWord(BaseModel):
     """A content word that is in more texts than in those it is compared with."""
 
     word: str
@@ -43,7 +43,7 @@ class TestedWord(BaseModel):
         )
 
 
-class DistinctiveWord(TestedWord):
+class DistinctiveWord(ComparedWord):
     """A content word and in how many completions of each model it appears."""
 
     finetuned: int = Field(description="Completions of the finetuned model that contain it.")
@@ -80,7 +80,7 @@ def stands_out(rows: Iterable[Tested]) -> bool:
     return len(strong) >= NEEDED_STRONG_WORDS or any(row.surprise >= CERTAIN_NEG_LOG10_P for row in strong)
 
 
-def evidence_of(words: Iterable[TestedWord]) -> list[EvidenceWord]:
+def evidence_of(words: Iterable[ComparedWord]) -> list[EvidenceWord]:
     """Tested words as evidence for `overview`; a score of 1 is the null level."""
     return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in words]
 

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffing_mcp.methods.texts import answer_form
-from diffing_mcp.methods.texts.amplified import WORDS_SHOWN, SearchedText, add_searched, each_once, words_beyond
-from diffing_mcp.methods.texts.coherence import TextScores, score_texts
+from diffing_mcp.methods.texts.amplified import (
+    WORDS_SHOWN,
+    SearchedText,
+    TextScores,
+    add_searched,
+    each_once,
+    score_texts,
+    words_beyond,
+)
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, stands_out
 from diffing_mcp.methods.texts.form import FormDigest, compare_paired
 from diffing_mcp.methods.texts.prompts import PROMPTS, request_of

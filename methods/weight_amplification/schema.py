@@ -11,7 +11,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.amplified import CoherenceRow, quoted_texts
-from diffing_mcp.methods.texts.distinctive_words import TestedWord, evidence_of
+from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
 from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, CoherentShare, OwnPrompts, RawText, Temperature
 from diffing_mcp.methods.texts.words import EvidenceWord
@@ -42,7 +42,7 @@ class WeightRow(CoherenceRow):
         return f"weight {self.weight:g}: {self.figures()}"
 
 
-class WeightWord(TestedWord):
+class WeightWord(ComparedWord):
     """A content word and in how many texts it appears."""
 
     weight: float
