@@ -22,7 +22,7 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     ContrastiveDecodingParams,
     ContrastiveDecodingResult,
 )
-from diffing_mcp.methods.texts.amplified import series_of
+from diffing_mcp.methods.texts.amplified import group_of, series_of
 from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import digest_of
 
@@ -80,14 +80,14 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
     for alpha in dict.fromkeys(row["alpha"] for row in table):
         rows = [row for row in table if row["alpha"] == alpha]
         groups.append(
-            TextGroup(
+            group_of(
+                rows,
+                "text",
                 name=f"alpha {alpha:+g}" if alpha else "finetuned",
                 role="amplified" if alpha > 0 else "finetuned" if alpha == 0 else "control",
                 strength=alpha,
                 series=series_of("finetuned", alpha) if alpha > 0 else None,
                 coherent=coherent.get(alpha),
-                prompts=[row["prompt"] for row in rows],
-                texts=[row["text"] for row in rows],
             )
         )
     return groups

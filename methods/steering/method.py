@@ -20,6 +20,7 @@ from diffing_mcp.methods.texts.amplified import (
     SEARCHED_VIEW,
     coherence_figure,
     cost_of_answers,
+    group_of,
     searched_groups,
     series_of,
 )
@@ -81,30 +82,21 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
         plain: TextRole = "finetuned" if side == "finetuned" else "control"
         for number, strength in enumerate(dict.fromkeys(row["strength"] for row in table if row["side"] == side)):
             rows = [row for row in table if row["side"] == side and row["strength"] == strength]
-            prompts = [row["prompt"] for row in rows]
-            steered, unsteered, chance = ([row[name] for row in rows] for name in ("steered", "unsteered", "random"))
             if number == 0:
-                groups.append(TextGroup(name=f"{side} unsteered", role=plain, prompts=prompts, texts=unsteered))
+                groups.append(group_of(rows, "unsteered", name=f"{side} unsteered", role=plain))
+            name = f"{side} {strength:+g}"
             groups.append(
-                TextGroup(
-                    name=f"{side} {strength:+g}",
+                group_of(
+                    rows,
+                    "steered",
+                    name=name,
                     role="amplified" if strength > 0 else "control",
                     strength=strength,
                     series=series_of(side, strength),
                     coherent=coherent.get((side, strength)),
-                    prompts=prompts,
-                    texts=steered,
                 )
             )
-            groups.append(
-                TextGroup(
-                    name=f"{side} {strength:+g} random direction",
-                    role="control",
-                    strength=strength,
-                    prompts=prompts,
-                    texts=chance,
-                )
-            )
+            groups.append(group_of(rows, "random", name=f"{name} random direction", role="control", strength=strength))
     return [*groups, *searched_groups(record, coherent)]
 
 

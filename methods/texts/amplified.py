@@ -204,6 +204,11 @@ SEARCHED_VIEW = View(
 )
 
 
+def group_of(rows: Sequence[Mapping[str, Any]], column: str, **about: Any) -> TextGroup:
+    """The texts of one column of stored rows; `about` are the other fields."""
+    return TextGroup(prompts=[row["prompt"] for row in rows], texts=[row[column] for row in rows], **about)
+
+
 def series_of(side: str, strength: float) -> str | None:
     """The `TextGroup.series` of a strength: one for each model and sign."""
     return f"{side} {'+' if strength > 0 else '-'}" if strength else None
@@ -217,16 +222,15 @@ def searched_groups(record: RunRecord, coherent: Mapping[tuple[str, float], floa
     groups = []
     for side, strength in dict.fromkeys((row["side"], row["strength"]) for row in table):
         rows = [row for row in table if (row["side"], row["strength"]) == (side, strength)]
-        prompts, texts = [row["prompt"] for row in rows], [row["text"] for row in rows]
         groups.append(
-            TextGroup(
+            group_of(
+                rows,
+                "text",
                 name=f"{side} {strength:+g} (search)",
                 role="search",
                 strength=strength,
                 series=series_of(side, strength),
                 coherent=coherent.get((side, strength)),
-                prompts=prompts,
-                texts=texts,
             )
         )
     return groups

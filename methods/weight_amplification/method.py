@@ -12,6 +12,7 @@ from diffing_mcp.methods.texts.amplified import (
     SEARCHED_VIEW,
     coherence_figure,
     cost_of_answers,
+    group_of,
     searched_groups,
     series_of,
 )
@@ -74,20 +75,18 @@ def text_groups(record: RunRecord) -> list[TextGroup]:
     groups: list[TextGroup] = []
     for number, weight in enumerate(dict.fromkeys(row["weight"] for row in table)):
         rows = [row for row in table if row["weight"] == weight]
-        prompts = [row["prompt"] for row in rows]
-        amplified, finetuned, base = ([row[name] for row in rows] for name in ("amplified", "finetuned", "base"))
         if number == 0:
-            groups.append(TextGroup(name="finetuned", role="finetuned", prompts=prompts, texts=finetuned))
-            groups.append(TextGroup(name="base", role="control", prompts=prompts, texts=base))
+            groups.append(group_of(rows, "finetuned", name="finetuned", role="finetuned"))
+            groups.append(group_of(rows, "base", name="base", role="control"))
         groups.append(
-            TextGroup(
+            group_of(
+                rows,
+                "amplified",
                 name=f"weight {weight:g}",
                 role="amplified" if weight > (0 if configured else 1) else "finetuned" if weight > 0 else "control",
                 strength=weight,
                 series=series_of("finetuned", weight),
                 coherent=coherent.get(("finetuned", weight)),
-                prompts=prompts,
-                texts=amplified,
             )
         )
     return [*groups, *searched_groups(record, coherent)]
