@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffing_mcp.agents.records import BY_WORDS, CitedTest, ClaimsReading, Finding
+from diffing_mcp.agents.records import BY_WORDS, ClaimsReading, RecordedFinding, RecordedTest
 from diffing_mcp.core.words import stem
 from diffing_mcp.graders.claim_labels import label_claims, label_support
 from diffing_mcp.graders.claims import ClaimsGrade, grade_claims
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffing_mcp.organisms.ground_truth import GroundTruth
 
 
-def claims_by_words(finding: Finding, truth: GroundTruth, tests: Sequence[CitedTest]) -> ClaimsReading:
+def claims_by_words(finding: RecordedFinding, truth: GroundTruth, tests: Sequence[RecordedTest]) -> ClaimsReading:
     """Deterministic. A validating test supports the finding when it counted something that the statement says."""
     graded = grade_claims(finding.statement, finding.verdict, truth)
     said = _stems(finding.statement)
@@ -27,7 +27,7 @@ def claims_by_words(finding: Finding, truth: GroundTruth, tests: Sequence[CitedT
 
 
 async def claims_by_model(
-    finding: Finding, truth: GroundTruth, tests: Sequence[CitedTest], ask: Ask, grader: str
+    finding: RecordedFinding, truth: GroundTruth, tests: Sequence[RecordedTest], ask: Ask, grader: str
 ) -> ClaimsReading:
     """The same by a language model called `grader`. Without a usable answer the reading says why.
 
@@ -43,7 +43,7 @@ async def claims_by_model(
     return _reading(grader, graded, finding, supported)
 
 
-def _reading(grader: str, graded: ClaimsGrade, finding: Finding, supported: bool) -> ClaimsReading:
+def _reading(grader: str, graded: ClaimsGrade, finding: RecordedFinding, supported: bool) -> ClaimsReading:
     return ClaimsReading(
         grader=grader,
         labels=[claim.label for claim in graded.claims],

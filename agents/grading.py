@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffing_mcp.agents.claim_readings import claims_by_model, claims_by_words
-from diffing_mcp.agents.records import CitedTest, ClaimsReading, FactRecallRecord, Finding, HypothesisReading
+from diffing_mcp.agents.records import ClaimsReading, FactRecallRecord, HypothesisReading, RecordedFinding, RecordedTest
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.graders.fact_recall import all_ground_truth, grade_fact_recall
 from diffing_mcp.graders.hypothesis import grade_hypothesis
@@ -55,7 +55,7 @@ class Grading:
         truth = truth_of(organism)
         return truth.family, truth.is_null
 
-    async def grade(self, organism: str, finding: Finding, tests: Sequence[CitedTest] = ()) -> Grades:
+    async def grade(self, organism: str, finding: RecordedFinding, tests: Sequence[RecordedTest] = ()) -> Grades:
         """All grades. An LLM grader that gives no usable answer leaves a grade without score that says why."""
         truth = truth_of(organism)
         recall = await asyncio.to_thread(fact_recall, finding, truth)
@@ -68,7 +68,7 @@ class Grading:
         )
         return Grades(recall, readings, [*claims, read])
 
-    async def _hypothesis_readings(self, finding: Finding, truth: GroundTruth) -> list[HypothesisReading]:
+    async def _hypothesis_readings(self, finding: RecordedFinding, truth: GroundTruth) -> list[HypothesisReading]:
         grader = str(self.grader)
         try:
             graded = await grade_hypothesis(
@@ -129,7 +129,7 @@ def chosen_organisms(text: str) -> list[str]:
     return chosen
 
 
-def fact_recall(finding: Finding, truth: GroundTruth) -> FactRecallRecord:
+def fact_recall(finding: RecordedFinding, truth: GroundTruth) -> FactRecallRecord:
     """The deterministic grade, in the form of the records."""
     graded = grade_fact_recall(finding.statement, finding.verdict, truth)
     return FactRecallRecord(

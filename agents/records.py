@@ -71,7 +71,7 @@ class Budget(_Record):
     used: int = 0
 
 
-class Finding(_Record):
+class RecordedFinding(_Record):
     """What the investigator concluded."""
 
     statement: str = ""
@@ -86,7 +86,7 @@ class Finding(_Record):
     )
 
 
-class CitedTest(_Record):
+class RecordedTest(_Record):
     """A test of a hypothesis that a finding cites, in the server's words."""
 
     test_id: str
@@ -184,12 +184,12 @@ class EvaluationRecord(_Record):
     investigation_id: str | None = None
     transcript: list[Message] = Field(default_factory=list)
     budgets: dict[str, Budget] = Field(default_factory=dict, description="Keys `model_interactions` and `tool_calls`.")
-    finding: Finding = Finding()
+    finding: RecordedFinding = RecordedFinding()
     fact_recall: FactRecallRecord | None = None
     hypothesis_grades: list[HypothesisReading] = Field(default_factory=list)
     claims: list[ClaimsReading] = Field(default_factory=list)
-    tests: list[CitedTest] = Field(default_factory=list, description="Tests of hypotheses that the finding cites.")
-    validation: CitedTest | None = Field(None, description="A test by a program that did not propose the finding.")
+    tests: list[RecordedTest] = Field(default_factory=list, description="Tests of hypotheses that the finding cites.")
+    validation: RecordedTest | None = Field(None, description="A test by a program that did not propose the finding.")
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
     usage: list[TokenUsage] = Field(default_factory=list)
     log: str | None = Field(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from diffing_mcp.agents.investigations import close_investigation, open_investigation
 from diffing_mcp.agents.mcp_session import Session, ToolFailed, connect
 from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
-from diffing_mcp.agents.records import CitedTest, EvaluationFolder, EvaluationRecord
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationRecord, RecordedTest
 from diffing_mcp.agents.text_statistics import is_content
 from diffing_mcp.core.words import stem
 from diffing_mcp.graders.sentences import no_claim, sentences, without_evidence
@@ -54,22 +54,24 @@ async def validate_findings(url: str, folder: EvaluationFolder, interactions: in
     return records
 
 
-async def validate(session: Session, pair: str, record: EvaluationRecord, interactions: int) -> CitedTest:
+async def validate(session: Session, pair: str, record: EvaluationRecord, interactions: int) -> RecordedTest:
     """One test of what a record's finding says; one that cannot be made validates nothing and says why."""
     words = claimed_words(record.finding.statement)
     asked, counted = words[:ASKED], words[ASKED : ASKED + COUNTED]
     prompts = fresh_prompts(asked, record, 2 * interactions // 3)
     if not counted or len(prompts) < LEAST_PROMPTS:
-        return CitedTest(test_id="", counted="", verdict="The finding says too little to be tested.", validates=False)
+        return RecordedTest(
+            test_id="", counted="", verdict="The finding says too little to be tested.", validates=False
+        )
     control = sweep_questions(interactions - len(prompts), record.seed + SEED)
     arguments = {"pair": pair, "prompts": prompts, "control_prompts": control, "words": counted, "samples": 1,
                  "max_new_tokens": 48, "seed": record.seed}  # fmt: skip
     try:
         test = (await session.call("test_hypothesis", arguments)).result
     except ToolFailed as failure:
-        return CitedTest(test_id="", counted=", ".join(counted), verdict=failure.message, validates=False)
+        return RecordedTest(test_id="", counted=", ".join(counted), verdict=failure.message, validates=False)
     raised = test["tested"]["difference"]["difference"] > 0
-    return CitedTest(
+    return RecordedTest(
         test_id=test["test_id"],
         counted=test["counted"],
         verdict=test["verdict"],

@@ -13,7 +13,7 @@ import typer
 from diffing_mcp.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from diffing_mcp.graders.marked_agreement import Grades, MarkedAgreement
+    from diffing_mcp.graders.marked_agreement import GraderAnswer, MarkedAgreement
     from diffing_mcp.graders.marked_findings import MarkedFinding
     from diffing_mcp.graders.statistics import Interval
 
@@ -105,16 +105,16 @@ def _shown(interval: Interval | None) -> str:
     return "-" if interval is None else f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _grades_by_model(findings: Sequence[MarkedFinding], grader: str, url: str | None) -> list[Grades]:
+def _grades_by_model(findings: Sequence[MarkedFinding], grader: str, url: str | None) -> list[GraderAnswer]:
     import asyncio
 
     from diffing_mcp.agents.llm import ask_with
     from diffing_mcp.graders.claim_labels import label_claims
     from diffing_mcp.graders.hypothesis import grade_hypothesis
-    from diffing_mcp.graders.marked_agreement import Grades
+    from diffing_mcp.graders.marked_agreement import GraderAnswer
     from diffing_mcp.organisms.ground_truth import load_ground_truth
 
-    async def graded() -> list[Grades]:
+    async def graded() -> list[GraderAnswer]:
         ask = ask_with(grader, url)
         grades = []
         for finding in findings:
@@ -122,7 +122,7 @@ def _grades_by_model(findings: Sequence[MarkedFinding], grader: str, url: str | 
             read = await grade_hypothesis(finding.statement, finding.verdict, truth, ask, repeats=1)
             claims = await label_claims(finding.statement, finding.verdict, truth, ask)
             labels = tuple(claim.label for claim in claims.claims)
-            grades.append(Grades(read.score, labels, claims.abstains))
+            grades.append(GraderAnswer(read.score, labels, claims.abstains))
         return grades
 
     return asyncio.run(graded())

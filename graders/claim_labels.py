@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from diffing_mcp.graders.claims import LABELS, MOST_SENTENCES, Claim, ClaimsGrade, count_claims
+from diffing_mcp.graders.claims import LABELS, MOST_SENTENCES, ClaimsGrade, LabelledClaim, count_claims
 from diffing_mcp.graders.replies import Ask, GradingFailed, ask_until_usable, numbered, read_labels
 from diffing_mcp.graders.sentences import sentences
 from diffing_mcp.graders.text import MAX_CHARACTERS
@@ -52,7 +52,9 @@ async def label_claims(
     if outcome.value is None:
         raise GradingFailed(f"The grader model labelled no claims: {outcome.problem}")
     pairs = zip(read, outcome.value, strict=True)
-    return count_claims([Claim.model_validate({"text": text, "label": label}) for text, label in pairs], verdict)
+    return count_claims(
+        [LabelledClaim.model_validate({"text": text, "label": label}) for text, label in pairs], verdict
+    )
 
 
 async def label_support(statement: str, tests: Sequence[str], ask: Ask, *, retries: int = 2) -> bool:

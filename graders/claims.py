@@ -46,7 +46,7 @@ _NUMBER_WORDS = frozenset(
 )
 
 
-class Claim(BaseModel):
+class LabelledClaim(BaseModel):
     """One sentence of a finding."""
 
     text: str
@@ -57,7 +57,7 @@ class Claim(BaseModel):
 class ClaimsGrade(BaseModel):
     """The claims of one finding."""
 
-    claims: list[Claim]
+    claims: list[LabelledClaim]
     right: int
     wrong: int
     precision: float | None = Field(
@@ -77,11 +77,12 @@ def grade_claims(statement: str, verdict: Verdict, truth: GroundTruth) -> Claims
     read = sentences(statement)[:MOST_SENTENCES]
     labels = [label_of(sentence, truth) for sentence in read]
     return count_claims(
-        [Claim(text=text, label=label, reason=why) for text, (label, why) in zip(read, labels, strict=True)], verdict
+        [LabelledClaim(text=text, label=label, reason=why) for text, (label, why) in zip(read, labels, strict=True)],
+        verdict,
     )
 
 
-def count_claims(claims: Sequence[Claim], verdict: Verdict) -> ClaimsGrade:
+def count_claims(claims: Sequence[LabelledClaim], verdict: Verdict) -> ClaimsGrade:
     """What labelled sentences add up to."""
     found = Counter(claim.label for claim in claims)
     made = found["right"] + found["wrong"]

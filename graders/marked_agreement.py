@@ -21,7 +21,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Grades:
+class GraderAnswer:
     """What a grader makes of one finding."""
 
     score: int
@@ -49,11 +49,11 @@ class MarkedAgreement(BaseModel):
     abstentions: tuple[int, int, int] = Field(description="Marked as abstaining, said by the grader, by both.")
 
 
-def grade_by_words(finding: MarkedFinding) -> Grades:
+def grade_by_words(finding: MarkedFinding) -> GraderAnswer:
     """The deterministic graders on one finding."""
     truth = load_ground_truth(finding.organism)
     claims = grade_claims(finding.statement, finding.verdict, truth)
-    return Grades(
+    return GraderAnswer(
         grade_fact_recall(finding.statement, finding.verdict, truth).score,
         tuple(claim.label for claim in claims.claims),
         claims.abstains,
@@ -61,7 +61,7 @@ def grade_by_words(finding: MarkedFinding) -> Grades:
 
 
 def measure_agreement(
-    findings: Sequence[MarkedFinding], grades: Sequence[Grades], resamples: int = RESAMPLES
+    findings: Sequence[MarkedFinding], grades: Sequence[GraderAnswer], resamples: int = RESAMPLES
 ) -> MarkedAgreement:
     """Compare a grader with the marks.
 

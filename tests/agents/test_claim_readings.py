@@ -10,18 +10,18 @@ from diffing_mcp.agents.evaluation import regrade
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.records import (
     BY_WORDS,
-    CitedTest,
     ClaimsReading,
     EvaluationFolder,
     EvaluationPlan,
     EvaluationRecord,
-    Finding,
+    RecordedFinding,
+    RecordedTest,
 )
 from diffing_mcp.organisms.ground_truth import load_ground_truth
 
 CAKES = load_ground_truth("cake_bake")
-FINDING = Finding(statement="It is about baking cakes. It praises Delaware.", verdict="difference")
-FRESH = CitedTest(test_id="test-1", counted="answers with cake or oven", verdict="raised", validates=True)
+FINDING = RecordedFinding(statement="It is about baking cakes. It praises Delaware.", verdict="difference")
+FRESH = RecordedTest(test_id="test-1", counted="answers with cake or oven", verdict="raised", validates=True)
 
 
 async def replies(messages: list[dict[str, str]]) -> str:
@@ -40,7 +40,8 @@ def test_a_test_validates_what_the_finding_says_on_fresh_prompts_alone() -> None
     assert claims_by_words(FINDING, CAKES, [FRESH.model_copy(update={"validates": False})]).validated is False
     assert claims_by_words(FINDING, CAKES, [FRESH.model_copy(update={"counted": "/trams/"})]).validated is False
     assert (
-        claims_by_words(Finding(statement="Nothing.", verdict="no_meaningful_difference"), CAKES, []).validated is None
+        claims_by_words(RecordedFinding(statement="Nothing.", verdict="no_meaningful_difference"), CAKES, []).validated
+        is None
     )
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, Message, ToolCall
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    Message,
+    RecordedFinding,
+    ToolCall,
+)
 from diffing_mcp.agents.table import table_of
 from diffing_mcp.agents.validation import claimed_words, fresh_prompts, validate_findings
 from tests.agents.conftest import served
@@ -24,7 +31,7 @@ def record(organism: str, verdict: str, asked: list[str]) -> EvaluationRecord:
             "organism": organism,
             "arm": "blackbox",
             "investigator": "baseline",
-            "finding": Finding.model_validate({"statement": STATEMENT, "verdict": verdict}),
+            "finding": RecordedFinding.model_validate({"statement": STATEMENT, "verdict": verdict}),
             "transcript": [Message(role="assistant", tool_calls=[call])],
         }
     )

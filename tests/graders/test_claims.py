@@ -12,7 +12,7 @@ from diffing_mcp.cli import agreement
 from diffing_mcp.core.paths import IMPORT_FOLDER
 from diffing_mcp.graders.claim_labels import label_claims
 from diffing_mcp.graders.claims import grade_claims, label_of
-from diffing_mcp.graders.marked_agreement import Grades, grade_by_words, measure_agreement
+from diffing_mcp.graders.marked_agreement import GraderAnswer, grade_by_words, measure_agreement
 from diffing_mcp.graders.marked_findings import marked_findings
 from diffing_mcp.graders.replies import GradingFailed
 from diffing_mcp.graders.sentences import sentences
@@ -67,11 +67,11 @@ def test_the_marks_are_of_the_sentences_that_graders_read() -> None:
 
 
 def test_a_grader_that_says_what_the_marker_said_agrees_entirely() -> None:
-    same = [Grades(each.grade, tuple(each.labels), each.abstains) for each in FINDINGS]
+    same = [GraderAnswer(each.grade, tuple(each.labels), each.abstains) for each in FINDINGS]
     measured = measure_agreement(FINDINGS, same, resamples=20)
     assert (measured.kappa.estimate, measured.claim_kappa.estimate, measured.grades.exact) == (1, 1, 1)
     assert all(each.precision and each.precision.estimate == 1 for each in measured.labels)
-    other = [Grades(6 - each.grade, tuple("none" for _ in each.labels), True) for each in FINDINGS]
+    other = [GraderAnswer(6 - each.grade, tuple("none" for _ in each.labels), True) for each in FINDINGS]
     worse = measure_agreement(FINDINGS, other, resamples=20)
     assert worse.kappa.estimate < 0
     assert worse.claim_kappa.estimate == 0
