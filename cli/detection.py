@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from diffing_mcp.core.paths import IMPORT_FOLDER
-from diffing_mcp.methods.calibration.detection import Detection, MethodDetection, detection, needed_p
-from diffing_mcp.methods.calibration.levels import WANTED_P
+from diffing_mcp.methods.calibration.detection import Detection, MethodDetection, detection
+from diffing_mcp.methods.calibration.levels import WANTED_P, needed_p
 from diffing_mcp.methods.calibration.readings import TOGETHER
 from diffing_mcp.methods.calibration.schema import Calibration
-from diffing_mcp.methods.calibration.statistics import STATISTICS
+from diffing_mcp.methods.calibration.statistics import unit_of
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 
 PAGE = IMPORT_FOLDER / "docs" / "detection.md"
@@ -64,7 +64,7 @@ def _section(calibration: Calibration) -> list[str]:
         "Each taught finetune against all nulls.",
         _table(LIMIT_COLUMNS, _limits(figures)),
         "### What is judged",
-        _table(("method", "statistic"), ([f"`{name}`", STATISTICS[name].unit] for name in calibration.params)),
+        _table(("method", "statistic"), ([f"`{name}`", unit_of(name)] for name in calibration.readings[0].statistics)),
     ]
     return parts
 

@@ -4,13 +4,13 @@ dilution each kind is first seen, and whether stated probabilities are right. Re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.calibration.levels import WANTED_P, deviations, together
-from diffing_mcp.methods.calibration.readings import TOGETHER, level_among, levels_of
+from diffing_mcp.methods.calibration.levels import LEAST_NULLS, deviations, needed_p, together
+from diffing_mcp.methods.calibration.readings import TOGETHER, judged, level_among, levels_of
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
 
 
@@ -113,19 +113,13 @@ def share(count: int, of: int) -> Share:
     return Share(count=count, of=of, low=round(float(interval.low), 3), high=round(float(interval.high), 3))
 
 
-def needed_p(nulls: int) -> float:
-    """The p that counts as seen: 0.05, or the least that so few nulls allow."""
-    return max(WANTED_P, 1 / (nulls + 1))
-
-
 def _by_role(calibration: Calibration, role: str) -> list[Reading]:
     return [each for each in calibration.readings if each.role == role]
 
 
-def _used(method: str, readings: Iterable[Reading], calibration: Calibration) -> list[str]:
-    names = list(calibration.params) if method == TOGETHER else [method]
-    readings = list(readings)
-    return [name for name in names if all(name in each.statistics for each in readings)]
+def _used(method: str, readings: Sequence[Reading], nulls: Sequence[Reading]) -> list[str]:
+    """The statistics that all of these readings have."""
+    return [name for name in judged(readings[0], method, nulls) if all(name in each.statistics for each in readings)]
 
 
 def _detected(
@@ -136,8 +130,10 @@ def _detected(
     against: Sequence[Reading],
 ) -> MethodDetection | None:
     """Figures on `nulls` and `taught`, with levels from the nulls `against`."""
-    used = _used(method, [*nulls, *taught, *against], calibration)
-    if not used or not nulls or not taught or len(against) < 2:
+    if not nulls or not taught or len(against) < LEAST_NULLS:
+        return None
+    used = _used(method, [*nulls, *taught, *against], against)
+    if not used:
         return None
     needed = needed_p(len(against))
     of_taught = [level_among(each, against, used) for each in taught]

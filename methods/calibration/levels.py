@@ -87,6 +87,11 @@ def deviations(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.asarray(distance / np.maximum(spread, LEAST_SPREAD))
 
 
+def needed_p(nulls: int) -> float:
+    """The p that counts as seen: 0.05, or the least that so few nulls allow."""
+    return max(WANTED_P, 1 / (nulls + 1))
+
+
 def rank_p(distances: np.ndarray) -> float:
     """Share of all points, itself included, that lie at least as far out as the last one."""
     return float(np.mean(distances >= distances[-1] - 1e-12))
