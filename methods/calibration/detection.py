@@ -70,6 +70,10 @@ class Detection(BaseModel):
     held_out: list[MethodDetection] = Field(
         description="The same on finetunes set aside, with levels and curve from the others alone."
     )
+    statistics: dict[str, float] = Field(description="Area of each statistic alone.")
+    kinds: dict[str, Share] = Field(
+        description="Kind of null -> those that all methods as one test find, judged by nulls of other kinds."
+    )
     limits: list[Limit]
     reliability: list[tuple[str, Share]] = Field(
         description="Stated probability -> share of those finetunes that were taught, of the held-out ones."
@@ -98,6 +102,8 @@ def detection(calibration: Calibration) -> Detection:
         nulls={kind: sum(null.kind == kind for null in nulls) for kind in dict.fromkeys(null.kind for null in nulls)},
         rows=[row for method in methods if (row := _detected(method, calibration, nulls, taught, nulls))],
         held_out=[row for method in methods if (row := _detected(method, calibration, aside[0], aside[1], chosen))],
+        statistics=_areas(nulls, taught),
+        kinds=_by_kind(nulls),
         limits=[_limit(each, calibration, nulls, methods) for each in taught],
         reliability=_reliability(calibration, chosen, aside),
     )
@@ -175,6 +181,28 @@ def _false_positives(nulls: Sequence[Reading], against: Sequence[Reading], used:
         if len(others) > 1:
             found += level_among(null, others, used).p <= needed_p(len(others)) + 1e-9
     return share(found, len(nulls))
+
+
+def _areas(nulls: Sequence[Reading], taught: Sequence[Reading]) -> dict[str, float]:
+    """Of each statistic that all readings have, alone."""
+    if not taught or len(nulls) < LEAST_NULLS:
+        return {}
+    every = [*nulls, *taught]
+    names = [name for name in every[0].statistics if all(name in each.statistics for each in every)]
+    return {
+        name: round(
+            area([level_among(each, nulls, [name]).deviations for each in taught], list(_distances(nulls, [name]))), 3
+        )
+        for name in names
+    }
+
+
+def _by_kind(nulls: Sequence[Reading]) -> dict[str, Share]:
+    used = _used(TOGETHER, nulls, nulls) if len(nulls) >= LEAST_NULLS else []
+    if not used:
+        return {}
+    kinds = dict.fromkeys(null.kind for null in nulls)
+    return {kind: _false_positives([null for null in nulls if null.kind == kind], nulls, used) for kind in kinds}
 
 
 def _own_verdicts(method: str, readings: Sequence[Reading]) -> Share | None:

@@ -77,7 +77,9 @@ class LevelRow(BaseModel):
 
     def sure(self) -> str:
         """`p 0.031 among 31 finetunes that taught nothing, at this size of change; probability 0.93`."""
-        probability = "" if self.probability is None else f"; probability {self.probability:.2f} that something was"
+        probability = (
+            "" if self.probability is None else f"; probability {self.probability:.2f} that something was taught"
+        )
         remarks = "".join(f"; {remark}" for remark in self.remarks)
         return (
             f"p {self.p:.3f} among {self.nulls} finetunes that taught nothing, at this size of change{probability}"

@@ -137,9 +137,9 @@ def with_chats(requests: Sequence[Request]) -> list[Request]:
 
 
 def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> OverviewPlan:
-    """The requests of `offered` that fit into `budget`: the cheap and telling first, then by declared cost class, the
-    default text before chats, then by what each adds to the others, where methods that read the same text divide the
-    cost of their pass. One that needs a vector comes in question once the lens is chosen."""
+    """The requests of `offered` that fit into `budget`: the size of the change, what is cheap and telling, then by
+    declared cost class, the default text before chats, then by what each adds to the others, where methods that read
+    the same text divide the cost of their pass. One that needs a vector comes in question once the lens is chosen."""
     chosen: list[Request] = []
     spent = 0
     remaining = list(offered)
@@ -166,13 +166,14 @@ def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> Overview
         for request in remaining
     ]
     order = list(all_methods())
-    chosen.sort(key=lambda request: (request[0] != SIZE, _telling(request), order.index(request[0])))
+    chosen.sort(key=lambda request: (_telling(request), order.index(request[0])))
     return _split(chosen, sorted(left, key=lambda row: row.work))
 
 
 def _telling(request: Request) -> int:
-    """Place among the cheap and telling methods, which are chosen first."""
-    return CHEAP.index(request[0]) if request[0] in CHEAP else len(CHEAP)
+    """Place among what is chosen and run first: the size of the change, then the cheap and telling methods."""
+    first = (SIZE, *CHEAP)
+    return first.index(request[0]) if request[0] in first else len(first)
 
 
 def _first(request: Request) -> tuple[int, int, bool]:

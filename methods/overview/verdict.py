@@ -14,6 +14,9 @@ from diffing_mcp.methods.texts.form import FormRow
 
 Confidence = Literal["identical", "nothing", "one_method", "agreed"]
 TOPIC_WORDS = 8
+OTHER_BASE = (
+    "These are finetunes of another base: it is likely, no more. `calibrate` gives this base a level of its own."
+)
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,11 @@ def _sure(level: LevelRow | None) -> str:
             "run of kl, on the texts that an overview reads by default."
         )
     if level.of_this_base:
-        return f"Something was taught: {level.sure()}."
-    return (
-        f"Something was probably taught: {level.sure()}. That level comes from another base; calibrate this one for "
-        "its own."
-    )
+        return f"How sure: {level.sure()}."
+    return f"How sure: {level.sure()}. {OTHER_BASE}"
 
 
 def _nothing(level: LevelRow | None) -> str:
     seen = "no method sees more than a finetune that taught nothing shows" if level is None else level.sure()
-    return f"There is no meaningful difference to report: {seen}."
+    other = "" if level is None or level.of_this_base else f" {OTHER_BASE}"
+    return f"There is no meaningful difference to report: {seen}.{other}"

@@ -340,6 +340,12 @@ def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
     sure = dict(figures.reliability)["0.90 to 1.00"]
     assert sure.count >= 0.8 * sure.of
     assert {limit.kind for limit in figures.limits} == {"t0", "t1", "t2", "t3"}
+    assert {name: round(value) for name, value in figures.statistics.items() if name != "pca"} == {
+        "kl": 1,
+        "weight_difference": 1,
+    }
+    assert set(figures.kinds) == {"n0", "n1", "n2", "n3"}
+    assert sum(kind.count for kind in figures.kinds.values()) <= 0.2 * 40
 
 
 def test_figures_without_taught_finetunes_are_empty() -> None:
