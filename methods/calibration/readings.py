@@ -23,6 +23,7 @@ from diffing_mcp.methods.calibration.statistics import (
 from diffing_mcp.methods.calibration.store import base_of, bundled_calibrations, find_calibration, is_outdated
 from diffing_mcp.methods.overview.agreement import strongest_agreement
 from diffing_mcp.methods.overview.plan import SIZE, label_of_run
+from diffing_mcp.organisms.nulls import TRAINED
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord, RunStore
@@ -181,7 +182,7 @@ def levels_of(
     for label in labels:
         used = judged(reading, label, nulls)
         known = [null for null in nulls if all(name in null.statistics for name in used)]
-        if not used or len(known) < LEAST_NULLS or (label == TOGETHER and len(used) < 2):
+        if not used or len(known) < LEAST_NULLS:
             continue
         found = level_among(reading, known, used)
         rows.append(
@@ -194,6 +195,7 @@ def levels_of(
                 p=round(found.p, 4),
                 probability=probability_of(reading, calibration, known, used),
                 nulls=found.nulls,
+                trained=sum(null.kind in TRAINED for null in known),
                 level_from=calibration.base_name,
                 remarks=[*_few(len(known)), *_beyond(reading.size, known)],
             )

@@ -61,6 +61,7 @@ class LevelRow(BaseModel):
         ),
     )
     nulls: int = Field(description="Null finetunes that it rests on.")
+    trained: int = Field(0, description="Those of them that were trained; the others are edits of weights.")
     level_from: str = Field(description=f"`{THIS_BASE}`, or the base whose nulls were used.")
     remarks: list[str] = Field(default_factory=list, description="Why the level may not hold.")
 
@@ -76,14 +77,14 @@ class LevelRow(BaseModel):
         return self.level_from == THIS_BASE
 
     def sure(self) -> str:
-        """`p 0.031 among 31 finetunes that taught nothing, at this size of change; probability 0.93`."""
+        """`p 0.031 among 31 finetunes that taught nothing (12 trained), at this size of change; probability ...`."""
         probability = (
             "" if self.probability is None else f"; probability {self.probability:.2f} that something was taught"
         )
         remarks = "".join(f"; {remark}" for remark in self.remarks)
         return (
-            f"p {self.p:.3f} among {self.nulls} finetunes that taught nothing, at this size of change{probability}"
-            f"{remarks}"
+            f"p {self.p:.3f} among {self.nulls} finetunes that taught nothing ({self.trained} trained), at this size "
+            f"of change{probability}{remarks}"
         )
 
     def as_text(self) -> str:

@@ -33,7 +33,7 @@ class Statistic:
         floor: results that list nothing are taken to be here: where the method's lists begin.
         read: the number, or None where the result holds none.
         aspect: what of the method it is, where there are several.
-        joined: whether it counts where all methods are one test.
+        joined: whether it counts where all methods are one test: those that told taught finetunes from nulls.
     """
 
     unit: str
@@ -74,7 +74,7 @@ _FORM = Statistic("-log10 p of the form that changed most", 0.3, _least_p_of_for
 _WORD = "-log10 p of the most surprising word"
 
 STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
-    "kl": (Statistic("KL of the most changed text, over that of the median text", 1.0, _unevenness),),
+    "kl": (Statistic("KL of the most changed text, over that of the median text", 1.0, _unevenness, joined=False),),
     "logit_diff_topk_occurring": (
         Statistic("log odds of the word that rose most", 0.1, _highest("words", "log_odds")),
     ),
@@ -84,10 +84,10 @@ STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
     "perplexity_difference": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")), _FORM),
     "contrastive_decoding": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")), _FORM),
     "weight_amplification": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")),),
-    "activation_difference_lens": (Statistic("z of the highest content word", 1.0, _highest_promoted),),
-    "activation_analysis": (Statistic("z of the word that differs most", 1.0, _highest("words", "z")),),
-    "pca": (Statistic("variance share of the first component, over its null's", 0.1, _concentration),),
-    "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z")),),
+    "activation_difference_lens": (Statistic("z of the highest content word", 1.0, _highest_promoted, joined=False),),
+    "activation_analysis": (Statistic("z of the word that differs most", 1.0, _highest("words", "z"), joined=False),),
+    "pca": (Statistic("variance share of the first component, over its null's", 0.1, _concentration, joined=False),),
+    "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z"), joined=False),),
 }
 """By method. Those that are not here have no calibrated level."""
 

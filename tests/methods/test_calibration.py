@@ -41,6 +41,7 @@ from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.organisms.nulls import NullRecipe
 from tests.methods.conftest import WORDS
 
+TELLING, ALSO_TELLING = "contrastive_decoding", "logit_diff_topk_occurring"
 NULLS = tuple(NullRecipe(name=f"noise-{n}", kind="noise", amount=0.02 * n, seed=n) for n in range(1, 10))
 
 
@@ -85,7 +86,9 @@ def made(readings: list[Reading], base: dict[str, Any] | None = None, name: str 
     )
 
 
-def invented(nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 0, name: str = "kl") -> list[Reading]:
+def invented(
+    nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 0, name: str = TELLING
+) -> list[Reading]:
     """Statistics that grow with the size; of taught ones two are `power` times as large."""
     random = np.random.default_rng(seed)
     found = []
@@ -94,7 +97,7 @@ def invented(nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 
         size = float(np.exp(random.normal(-2, 1)))
         statistics = {
             each: float(5 * size**0.3 * np.exp(0.15 * random.normal()) * (power if is_taught and each != "pca" else 1))
-            for each in (name, "pca", "weight_difference")
+            for each in (name, "pca", ALSO_TELLING)
         }
         found.append(
             Reading(
@@ -265,7 +268,7 @@ def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_findin
                 role="null",
                 kind="x",
                 size=0.1,
-                statistics={"kl": value, "weight_difference": value},
+                statistics={TELLING: value, ALSO_TELLING: value},
             ),
             calibration,
             [TOGETHER],
@@ -280,7 +283,7 @@ def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_findin
 
 def test_a_method_that_tells_nothing_says_so() -> None:
     found = [
-        levels_of(reading, made(invented(power=0.3)), ["kl"])[0].probability
+        levels_of(reading, made(invented(power=0.3)), [TELLING])[0].probability
         for reading in invented(1, 1, power=20, seed=3)
     ]
     assert found == [0.5, 0.5]
@@ -291,21 +294,21 @@ def test_without_taught_finetunes_of_this_base_those_of_a_bundled_one_give_the_c
 ) -> None:
     alone = made(invented(20, 0, seed=5), {"id": "b"})
     reading = invented(0, 1, seed=6)[0]
-    assert levels_of(reading, alone, ["kl"])[0].probability is None
+    assert levels_of(reading, alone, [TELLING])[0].probability is None
     monkeypatch.setattr(
         "diffing_mcp.methods.calibration.probability.bundled_calibrations", lambda: (made(invented(), {"id": "a"}),)
     )
-    found = levels_of(reading, alone, ["kl"])[0].probability
+    found = levels_of(reading, alone, [TELLING])[0].probability
     assert found is not None
     assert found > 0.7
 
 
 def test_a_method_that_few_nulls_have_is_left_out_of_the_test_of_all() -> None:
     readings = invented(24, 8)
-    few = [each.model_copy(update={"statistics": {"kl": 1.0, "weight_difference": 5.0}}) for each in readings[:12]]
+    few = [each.model_copy(update={"statistics": {TELLING: 1.0, ALSO_TELLING: 5.0}}) for each in readings[:12]]
     calibration = made([*few, *readings[12:]])
     [joint] = levels_of(readings[-1], calibration, [TOGETHER])
-    assert (joint.unit, joint.nulls) == ("mean deviation of kl, weight_difference", 24)
+    assert (joint.unit, joint.nulls) == (f"mean deviation of {TELLING}, {ALSO_TELLING}", 24)
     assert levels_of(readings[-1], calibration, ["pca"]) == []
 
 
@@ -313,14 +316,16 @@ def test_changes_beyond_all_nulls_are_remarked() -> None:
     calibration = made(invented())
     sizes = [reading.size for reading in calibration.readings if reading.role == "null"]
     for size, word in ((10 * max(sizes), "larger"), (min(sizes) / 10, "smaller"), (float(np.median(sizes)), None)):
-        reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={"kl": 5.0})
-        remarks = levels_of(reading, calibration, ["kl"])[0].remarks
+        reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={TELLING: 5.0})
+        remarks = levels_of(reading, calibration, [TELLING])[0].remarks
         assert [word in remark for remark in remarks if word] == ([True] if word else [])
 
 
 def test_few_nulls_and_few_taught_finetunes_are_said_to_be_few() -> None:
     reading = invented(0, 1)[0]
-    few, enough = (levels_of(reading, made(invented(nulls, taught)), ["kl"])[0] for nulls, taught in ((9, 4), (19, 14)))
+    few, enough = (
+        levels_of(reading, made(invented(nulls, taught)), [TELLING])[0] for nulls, taught in ((9, 4), (19, 14))
+    )
     assert few.remarks == ["so few nulls allow no p below 0.10"]
     assert few.probability is None
     assert enough.remarks == []
@@ -330,8 +335,8 @@ def test_few_nulls_and_few_taught_finetunes_are_said_to_be_few() -> None:
 def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
     figures = detection(made(invented(40, 20, power=4)))
     rows = {row.method: row for row in figures.rows}
-    assert rows["kl"].area > 0.95
-    assert rows["kl"].power.count >= 18
+    assert rows[TELLING].area > 0.95
+    assert rows[TELLING].power.count >= 18
     assert 0.25 < rows["pca"].area < 0.75
     assert rows[TOGETHER].area > 0.95
     assert all(row.false_positives.count <= 0.2 * row.nulls for row in figures.rows)
@@ -341,8 +346,8 @@ def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
     assert sure.count >= 0.8 * sure.of
     assert {limit.kind for limit in figures.limits} == {"t0", "t1", "t2", "t3"}
     assert {name: round(value) for name, value in figures.statistics.items() if name != "pca"} == {
-        "kl": 1,
-        "weight_difference": 1,
+        TELLING: 1,
+        ALSO_TELLING: 1,
     }
     assert set(figures.kinds) == {"n0", "n1", "n2", "n3"}
     assert sum(kind.count for kind in figures.kinds.values()) <= 0.2 * 40

@@ -53,8 +53,8 @@ def test_the_subject_comes_first_then_how_sure() -> None:
     verdict = said(level(0.025, probability=0.93), [LANTERN, word("tree", "kl")], ("kl", "pca"))
     assert verdict.confidence == "agreed"
     assert verdict.sentence == (
-        "Topic: lantern (several methods agree: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing, at "
-        "this size of change; probability 0.93 that something was taught."
+        "Topic: lantern (several methods agree: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing (20 "
+        "trained), at this size of change; probability 0.93 that something was taught."
     )
 
 
@@ -80,8 +80,8 @@ def test_methods_that_stand_out_alone_make_no_finding_that_all_together_do_not(s
     verdict = said(level(0.2, probability=0.3), [LANTERN], standing, [BULLETS])
     assert verdict.confidence == "nothing"
     assert verdict.sentence == (
-        "There is no meaningful difference to report: p 0.200 among 39 finetunes that taught nothing, at this size of "
-        "change; probability 0.30 that something was taught."
+        "There is no meaningful difference to report: p 0.200 among 39 finetunes that taught nothing (20 trained), at "
+        "this size of change; probability 0.30 that something was taught."
     )
 
 
@@ -113,7 +113,6 @@ def by_role(calibration: Calibration, role: str) -> list[Reading]:
 
 def test_what_ships_takes_one_of_twenty_finetunes_that_taught_nothing_for_taught_at_most() -> None:
     nulls = by_role(BUNDLED, "null")
-    assert len(nulls) >= 1 / WANTED_P - 1  # fewer allow no verdict at that level
     found = [
         said(together(null, [other for other in nulls if other is not null]), [LANTERN], ("kl", "pca")).found
         for null in nulls
