@@ -23,6 +23,7 @@ from diffing_mcp.methods.calibration.statistics import (
 from diffing_mcp.methods.calibration.store import base_of, bundled_calibrations, find_calibration, is_outdated
 from diffing_mcp.methods.overview.agreement import strongest_agreement
 from diffing_mcp.methods.overview.plan import SIZE, label_of_run
+from diffing_mcp.methods.registry import get_method
 from diffing_mcp.organisms.nulls import TRAINED
 
 if TYPE_CHECKING:
@@ -133,10 +134,13 @@ def _sizes_of(record: RunRecord, store: RunStore) -> list[RunRecord]:
     """Stored runs that say how large the change of its pair is, on the text of the calibration, newest first."""
     calibration, _ = _calibration_of(record)
     labels = calibration.params if calibration is not None else {}
+    version = get_method(SIZE).version  # results of others may not be readable
     return [
         store.get(manifest.id)
         for manifest in store.list(method=SIZE)
-        if manifest.pair == record.manifest.pair and label_of_run(manifest) in labels
+        if manifest.pair == record.manifest.pair
+        and manifest.method_version == version
+        and label_of_run(manifest) in labels
     ]
 
 
