@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from diffing_mcp.methods.calibration.levels import WANTED_P
@@ -17,16 +15,19 @@ from diffing_mcp.methods.texts.form import FormRow
 BUNDLED = bundled_calibrations()[0]
 
 
-def level(p: float, **fields: Any) -> LevelRow:
-    given = {
-        "method": TOGETHER,
-        "statistic": None,
-        "unit": "",
-        "deviations": 1.0,
-        "nulls": 39,
-        "level_from": "this base",
-    }
-    return LevelRow.model_validate({**given, "level_from": "this base", "p": p, **fields})
+def level(p: float, level_from: str = "this base", probability: float | None = None) -> LevelRow:
+    return LevelRow(
+        method=TOGETHER,
+        run=None,
+        statistic=None,
+        unit="",
+        deviations=1.0,
+        p=p,
+        probability=probability,
+        nulls=39,
+        trained=20,
+        level_from=level_from,
+    )
 
 
 def word(text: str, *methods: str, score: float = 2.0) -> CandidateWord:
@@ -86,9 +87,9 @@ def test_methods_that_stand_out_alone_make_no_finding_that_all_together_do_not(s
 
 
 def test_a_level_of_another_base_is_never_a_bare_yes() -> None:
-    other = {"level_from": "another base, small"}
-    assert said(level(0.025, **other), [LANTERN], ("kl", "pca")).sentence.endswith(OTHER_BASE)
-    assert said(level(0.5, **other)).sentence.endswith(OTHER_BASE)
+    other = "another base, small"
+    assert said(level(0.025, other), [LANTERN], ("kl", "pca")).sentence.endswith(OTHER_BASE)
+    assert said(level(0.5, other)).sentence.endswith(OTHER_BASE)
 
 
 def test_without_a_level_the_fixed_ones_are_said_to_be_that() -> None:
