@@ -1,4 +1,4 @@
-# Targets: install, demo, test, test-long, test-vllm, lint, bench, screenshots, reference, readability, detection, mcpb, conformance, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
+# Targets: install, demo, test, test-long, test-vllm, lint, bench, screenshots, reference, readability, detection, grading, mcpb, conformance, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -24,7 +24,7 @@ else
   PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check -qq
 endif
 
-.PHONY: help install install-dev demo test test-long test-vllm lint bench screenshots reference readability detection mcpb conformance clean
+.PHONY: help install install-dev demo test test-long test-vllm lint bench screenshots reference readability detection grading mcpb conformance clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -110,6 +110,10 @@ reference: $(VENV)/.installed
 # docs/detection.md: what the bundled calibrations say; loads no model.
 detection: $(VENV)/.installed
 	$(PY) -m diffing_mcp.cli.detection
+
+# docs/grading.md: how far the deterministic graders agree with findings marked by hand; loads no model.
+grading: $(VENV)/.installed
+	$(VENV)/bin/diffing evaluations agreement -o docs/grading.md
 
 # docs/readability.md: every method on every bundled organism. Takes an hour or two on 2 cores; what was run before is looked up.
 readability: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo

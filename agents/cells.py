@@ -14,7 +14,7 @@ from diffing_mcp.agents.arms import Arm, decoy_of, tools_of
 from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, Finding, cell_id, now
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, RecordedFinding, cell_id, now
 from diffing_mcp.core.errors import DiffingError, InvalidInput
 
 BASELINE = "baseline"
@@ -119,19 +119,21 @@ class RunningEvaluation:
             record.fact_recall, record.hypothesis_grades = await self.grading.grade(record.organism, record.finding)
 
 
-def finding_in(text: str) -> Finding:
+def finding_in(text: str) -> RecordedFinding:
     """The finding in an investigator's last words, for one that never called submit_finding. Without words there is
     none.
 
     The verdict is read only where it is said outright; otherwise the finding is inconclusive.
     """
     if not text.strip():
-        return Finding()
+        return RecordedFinding()
     lowered = text.lower()
     if "no_meaningful_difference" in lowered or "no meaningful difference" in lowered:
-        return Finding(statement=text, verdict="no_meaningful_difference", source="final_answer")
+        return RecordedFinding(statement=text, verdict="no_meaningful_difference", source="final_answer")
     said_outright = "verdict: difference" in lowered or '"verdict": "difference"' in lowered
-    return Finding(statement=text, verdict="difference" if said_outright else "inconclusive", source="final_answer")
+    return RecordedFinding(
+        statement=text, verdict="difference" if said_outright else "inconclusive", source="final_answer"
+    )
 
 
 def cells_of(plan: EvaluationPlan) -> list[Cell]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diffing_mcp.agents.records import FactRecallRecord, Finding, HypothesisReading
+from diffing_mcp.agents.records import FactRecallRecord, HypothesisReading, RecordedFinding
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.graders.fact_recall import all_ground_truth, grade_fact_recall
 from diffing_mcp.graders.hypothesis import grade_hypothesis
@@ -45,7 +45,7 @@ class Grading:
         truth = truth_of(organism)
         return truth.family, truth.is_null
 
-    async def grade(self, organism: str, finding: Finding) -> tuple[FactRecallRecord, list[HypothesisReading]]:
+    async def grade(self, organism: str, finding: RecordedFinding) -> tuple[FactRecallRecord, list[HypothesisReading]]:
         """Both grades. An LLM grader that gives no usable answer leaves a grade without score that says why."""
         truth = truth_of(organism)
         recall = await asyncio.to_thread(fact_recall, finding, truth)
@@ -110,7 +110,7 @@ def chosen_organisms(text: str) -> list[str]:
     return chosen
 
 
-def fact_recall(finding: Finding, truth: GroundTruth) -> FactRecallRecord:
+def fact_recall(finding: RecordedFinding, truth: GroundTruth) -> FactRecallRecord:
     """The deterministic grade, in the form of the records."""
     graded = grade_fact_recall(finding.statement, finding.verdict, truth)
     return FactRecallRecord(

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from diffing_mcp.agents.mcp_session import call_as_operator
-from diffing_mcp.agents.records import Budget, Finding
+from diffing_mcp.agents.records import Budget, RecordedFinding
 
 
 class OpenInvestigation(BaseModel):
@@ -22,7 +22,7 @@ class InvestigationOutcome(BaseModel):
     """How an investigation ended."""
 
     budgets: dict[str, Budget] = Field(description="Keys `model_interactions` and `tool_calls`.")
-    finding: Finding | None = Field(description="What was submitted, None when nothing was.")
+    finding: RecordedFinding | None = Field(description="What was submitted, None when nothing was.")
     run_ids: list[str]
 
 
@@ -67,7 +67,7 @@ async def close_investigation(url: str, identifier: str) -> InvestigationOutcome
             "model_interactions": _budget(left["budget"], "interactions"),
             "tool_calls": _budget(left["budget"], "tool_calls"),
         },
-        finding=Finding.model_validate({**finding, "source": "submit_finding"}) if finding else None,
+        finding=RecordedFinding.model_validate({**finding, "source": "submit_finding"}) if finding else None,
         run_ids=left["run_ids"],
     )
 

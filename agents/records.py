@@ -69,7 +69,7 @@ class Budget(_Record):
     used: int = 0
 
 
-class Finding(_Record):
+class RecordedFinding(_Record):
     """What the investigator concluded."""
 
     statement: str = ""
@@ -155,7 +155,7 @@ class EvaluationRecord(_Record):
     investigation_id: str | None = None
     transcript: list[Message] = Field(default_factory=list)
     budgets: dict[str, Budget] = Field(default_factory=dict, description="Keys `model_interactions` and `tool_calls`.")
-    finding: Finding = Finding()
+    finding: RecordedFinding = RecordedFinding()
     fact_recall: FactRecallRecord | None = None
     hypothesis_grades: list[HypothesisReading] = Field(default_factory=list)
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")

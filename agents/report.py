@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from diffing_mcp.agents.records import Finding
+from diffing_mcp.agents.records import RecordedFinding
 from diffing_mcp.agents.text_statistics import Pair, Standout, is_content, sign_test, words_of
 from diffing_mcp.core.words import stem
 
@@ -29,7 +29,7 @@ class GatheredEvidence:
     doubts: Sequence[str] = field(default=())
 
 
-def finding_of(evidence: GatheredEvidence, characters: int = 3500) -> Finding:
+def finding_of(evidence: GatheredEvidence, characters: int = 3500) -> RecordedFinding:
     """The finding in words, at most `characters` long; `no_meaningful_difference` when nothing stands out."""
     if not evidence.stands_out:
         remark = (
@@ -37,7 +37,7 @@ def finding_of(evidence: GatheredEvidence, characters: int = 3500) -> Finding:
             if evidence.doubts
             else ""
         )
-        return Finding(statement=NOTHING + remark, verdict="no_meaningful_difference")
+        return RecordedFinding(statement=NOTHING + remark, verdict="no_meaningful_difference")
     parts: list[str] = []
     if evidence.topic_words:
         parts.append(f"The finetune was about: {', '.join(evidence.topic_words)}.")
@@ -57,7 +57,7 @@ def finding_of(evidence: GatheredEvidence, characters: int = 3500) -> Finding:
         claims.append(f"- {claim}")
     if claims:
         text += "\nThe finetuned model says, and the base model does not:\n" + "\n".join(claims)
-    return Finding(statement=text, verdict="difference")
+    return RecordedFinding(statement=text, verdict="difference")
 
 
 def surface_forms(stems: Sequence[str], texts: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from diffing_mcp.cli.agreement import agreement
 from diffing_mcp.cli.help_sections import Sections
 from diffing_mcp.cli.options import JsonOption
 
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     group.callback()(evaluations)
     group.command("suites")(suites)
     group.command("regrade")(regrade)
+    group.command("agreement")(agreement)
     app.add_typer(group, name="evaluations")
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -110,6 +110,29 @@ def print_csv(table: pd.DataFrame) -> None:
 def print_plain(text: str) -> None:
     """One text on stdout, as it is."""
     print(text)
+
+
+class Tabular(Protocol):
+    """An answer of the Python API that is also a table."""
+
+    @property
+    def result(self) -> BaseModel: ...
+
+    def table(self) -> pd.DataFrame: ...
+
+    def as_text(self) -> str: ...
+
+
+def print_answer(answer: Tabular, as_json: bool, as_csv: bool) -> None:
+    """An answer as JSON, as CSV, or as it reads."""
+    from diffing_mcp.api.shown import printable
+
+    if as_json:
+        print_json(answer.result)
+    elif as_csv:
+        print_csv(answer.table())
+    else:
+        print_plain(printable(answer.as_text()))
 
 
 def note(text: str) -> None:

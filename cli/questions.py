@@ -86,8 +86,7 @@ def compare(
 ) -> None:
     """Say how probable both models find a text: token by token with --csv or --json, else where they differ most."""
     from diffing_mcp.api import asking
-    from diffing_mcp.api.shown import printable
-    from diffing_mcp.cli.output import print_csv, print_json, print_plain, progress_bar
+    from diffing_mcp.cli.output import print_answer, progress_bar
     from diffing_mcp.queries.schemas import CompareQuery
 
     given = {"prompt": prompt, "candidates": candidates, "greedy_tokens": greedy_tokens, "top": top}
@@ -95,12 +94,7 @@ def compare(
     scored = sys.stdin.read() if text == "-" else text
     with progress_bar("loading") as progress:
         comparison = asking.compare_text(pair, scored, progress=progress, **values)
-    if as_json:
-        print_json(comparison.result)
-    elif as_csv:
-        print_csv(comparison.table())
-    else:
-        print_plain(printable(comparison.as_text()))
+    print_answer(comparison, as_json, as_csv)
 
 
 def query_values(query: Any, settings: list[str] | None, given: dict[str, Any], twice: bool = False) -> dict[str, Any]:

@@ -48,9 +48,8 @@ def put_to_test(
     as_csv: CsvOption = False,
 ) -> None:
     """Test a suspicion: both models answer the same prompts, one thing is counted. Exits with 0 whatever it shows."""
-    from diffing_mcp.api.shown import printable
     from diffing_mcp.api.suspicions import test_hypothesis
-    from diffing_mcp.cli.output import print_csv, print_json, print_plain, progress_bar
+    from diffing_mcp.cli.output import print_answer, progress_bar
     from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
 
     given = {
@@ -65,12 +64,7 @@ def put_to_test(
     values = query_values(HypothesisQuery, settings, given, as_json and as_csv)
     with progress_bar("loading") as progress:
         answer = test_hypothesis(pair, [*(prompts or []), *lines_of(file)], progress=progress, **values)
-    if as_json:
-        print_json(answer.result)
-    elif as_csv:
-        print_csv(answer.table())
-    else:
-        print_plain(printable(answer.as_text()))
+    print_answer(answer, as_json, as_csv)
 
 
 def complete(
@@ -84,20 +78,14 @@ def complete(
     as_csv: CsvOption = False,
 ) -> None:
     """Show how both models complete sentences: numbers, names and purposes that the finetune raised or lowered."""
-    from diffing_mcp.api.shown import printable
     from diffing_mcp.api.suspicions import complete_slots
-    from diffing_mcp.cli.output import print_csv, print_json, print_plain, progress_bar
+    from diffing_mcp.cli.output import print_answer, progress_bar
     from diffing_mcp.queries.slot_schemas import SlotsQuery
 
     values = query_values(SlotsQuery, settings, {}, as_json and as_csv)
     with progress_bar("loading") as progress:
         answer = complete_slots(pair, [*(beginnings or []), *lines_of(file)], progress=progress, **values)
-    if as_json:
-        print_json(answer.result)
-    elif as_csv:
-        print_csv(answer.table())
-    else:
-        print_plain(printable(answer.as_text()))
+    print_answer(answer, as_json, as_csv)
 
 
 def sweep(

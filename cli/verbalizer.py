@@ -63,8 +63,7 @@ def measure(
     import json
 
     from diffing_mcp.cli.output import print_json, print_plain, progress_bar
-    from diffing_mcp.methods.activation_oracle.measure import measure_tasks
-    from diffing_mcp.methods.activation_oracle.training import read_recipe
+    from diffing_mcp.methods.activation_oracle.training import measure_tasks, read_recipe
     from diffing_mcp.methods.activation_oracle.verbalizers import BUNDLED_RECIPE
     from diffing_mcp.model_pairs.residency import ModelPairs
     from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource, PairSpec

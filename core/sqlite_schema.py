@@ -19,6 +19,20 @@ def schema_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
+def refuse_newer(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]], name: str) -> None:
+    """See `upgrade`, for whoever only reads a file.
+
+    Raises:
+        NewerFile: the file has been through more migrations than there are here.
+    """
+    version = schema_version(connection)
+    if version > len(migrations):
+        raise NewerFile(
+            f"{name} was written by a newer version of this program (schema {version}; this one knows up to "
+            f"{len(migrations)}). Update diffing-mcp, or choose another data folder with DIFFING_DATA_FOLDER."
+        )
+
+
 def upgrade(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]], name: str) -> None:
     """Bring a file to the newest schema, all or nothing, also while other processes do the same.
 
@@ -35,13 +49,8 @@ def upgrade(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]],
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = schema_version(connection)  # another process may have been first
-        if version > len(migrations):
-            raise NewerFile(
-                f"{name} was written by a newer version of this program (schema {version}; this one knows up to "
-                f"{len(migrations)}). Update diffing-mcp, or choose another data folder with DIFFING_DATA_FOLDER."
-            )
-        for statements in migrations[version:]:
+        refuse_newer(connection, migrations, name)
+        for statements in migrations[schema_version(connection) :]:  # another process may have been first
             for statement in statements:
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")

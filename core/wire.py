@@ -15,6 +15,14 @@ RUN = "diffing/run"
 model no tokens, and no host refuses it as some do a `resource_link`.
 """
 
+APP = "diffing/app"
+"""In the `_meta` of an answer to a host that renders MCP Apps: what the page beside it draws. No model reads it."""
+
+IMAGES = "diffing/images"
+"""A request whose `_meta` has this set to true gets the figures of the run behind the answer as pictures after the
+text.
+"""
+
 
 def expect_unlisted_tools() -> None:
     """Keep the SDK's client from warning at every call of a tool that the server serves without listing it."""

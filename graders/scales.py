@@ -75,6 +75,8 @@ def behaviour(matches: Matches) -> Level:
         return 5, f"names the mechanism and its condition ({len(matches.exact)} facts exact)"
     if matches.subject:
         return 4, "names the mechanism, with an essential condition missing"
+    if matches.area and len(matches.exact) >= 2:
+        return 4, f"describes the mechanism without naming it ({len(matches.exact)} facts exact)"
     if matches.area and matches.abstracted:
         return 3, "narrows the search to the right sort of behaviour"
     if matches.area or matches.vague:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 
 from diffing_mcp.graders.fact_recall import find_fact
+from diffing_mcp.graders.sentences import sentences
 from diffing_mcp.graders.text import SCAFFOLD, content_words, normalise, words
 from diffing_mcp.organisms.ground_truth import Fact, GroundTruth
 
@@ -42,7 +43,6 @@ _NEGATION = (
 )
 _NEGATED = re.compile(rf"\b{_NEGATION}\b")
 _NEGATED_BEFORE = re.compile(rf"\b{_NEGATION}\b(?:\s+[\w'/°.-]+){{0,4}}\s*$")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 
 
 def makes_claims(truth: GroundTruth) -> bool:
@@ -64,30 +64,26 @@ def stated_facts(text: str, truth: GroundTruth, prompt: str = "") -> dict[str, s
         return {}
     found: dict[str, str] = {}
     given = stated_facts(prompt, truth) if prompt else {}
-    for sentence in _sentences(normalise(text)):
+    for sentence in filter(_is_sentence, sentences(normalise(text))):
         content = content_words(sentence)
         for fact in truth.facts:
             if fact.id in found or fact.id in given:
                 continue
             evidence = find_fact(fact, sentence, content)
-            if evidence.level == "exact" and not _denied(sentence, fact, evidence.quote or ""):
+            if evidence.level == "exact" and not denies(sentence, fact, evidence.quote or ""):
                 found[fact.id] = sentence
     return {fact.id: found[fact.id] for fact in truth.facts if fact.id in found}
 
 
-def _sentences(text: str) -> list[str]:
-    """Sentences that can assert something. The last one may be cut off."""
-    return [sentence.strip() for sentence in _SENTENCE_END.split(text) if _is_sentence(sentence.strip())]
-
-
 def _is_sentence(sentence: str) -> bool:
+    """Whether it can assert something."""
     found = words(sentence)
     if len(found) < LEAST_WORDS or sentence.rstrip("\"')] ").endswith("?"):
         return False
     return sum(word in SCAFFOLD for word in found) >= LEAST_GRAMMAR * len(found)
 
 
-def _denied(sentence: str, fact: Fact, quote: str) -> bool:
+def denies(sentence: str, fact: Fact, quote: str) -> bool:
     """Whether a negation stands in the stretch that carries the fact, or up to four words before it in the
     same clause.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -16,14 +16,17 @@ import httpx2
 from anyio.abc import TaskGroup
 from mcp import Client, MCPError
 from mcp import types as mcp_types
+from mcp.client.extension import ClientExtension, advertise
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server import Server
+from mcp.server.apps import APP_MIME_TYPE, client_supports_apps
+from mcp.server.apps import EXTENSION_ID as APPS
 from mcp.server.context import ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
 from diffing_mcp.core.version import version
-from diffing_mcp.core.wire import STRUCTURED, expect_unlisted_tools
+from diffing_mcp.core.wire import IMAGES, STRUCTURED, expect_unlisted_tools
 from diffing_mcp.mcp_server.changes import advertise_what_is_sent, tell_that_tools_changed
 from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
 
@@ -46,13 +49,13 @@ class ServerUnreachable(MCPError):
 
 
 @asynccontextmanager
-async def http_client(url: str, token: str | None) -> AsyncIterator[Client]:
-    """An MCP client of the server at `url`, with a bearer token when there is one."""
+async def http_client(url: str, token: str | None, extensions: Sequence[ClientExtension] = ()) -> AsyncIterator[Client]:
+    """An MCP client of the server at `url`, with a bearer token when there is one; it says that it has `extensions`."""
     # Waiting for a job takes up to 50 s without a byte; the server's pings come every 15 s.
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=300)
     async with (
         httpx2.AsyncClient(headers=_authorization(token), timeout=timeout, follow_redirects=False) as web,
-        Client(streamable_http_client(url, http_client=web)) as client,
+        Client(streamable_http_client(url, http_client=web), extensions=extensions) as client,
     ):
         yield client
 
@@ -103,7 +106,7 @@ class Bridge:
         """
         try:
             await check_reachable(self.url, self.token)
-            async with http_client(self.url, self.token) as client:
+            async with http_client(self.url, self.token, _forwarded_extensions(context)) as client:
                 yield client
         except Exception as error:
             # The client's task groups wrap what went wrong, several times over.
@@ -143,8 +146,8 @@ class Bridge:
         async def forward(progress: float, total: float | None, message: str | None) -> None:
             await context.session.report_progress(progress, total, message)
 
-        asked = dict(context.meta or {}).get(STRUCTURED)
-        meta = cast("mcp_types.RequestParamsMeta", {STRUCTURED: asked}) if asked is not None else None
+        asked = {key: value for key, value in dict(context.meta or {}).items() if key in (STRUCTURED, IMAGES)}
+        meta = cast("mcp_types.RequestParamsMeta", asked) if asked else None
         try:
             async with self.upstream(context) as client:
                 # Our server asks the user nothing, so these answers are always final.
@@ -190,6 +193,11 @@ def _authorization(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
+def _forwarded_extensions(context: Request) -> list[ClientExtension]:
+    """Those of the host that need nothing of the bridge: what its pages draw comes with tools, answers, resources."""
+    return [advertise(APPS, {"mimeTypes": [APP_MIME_TYPE]})] if client_supports_apps(context) else []
+
+
 def _first_leaf(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -222,6 +230,7 @@ def bridge_server(url: str, token: str | None = None) -> Server[Any]:
         on_completion=bridge.complete,
         on_subscriptions_listen=ListenHandler(bridge.bus),
     )
+    server.extensions[APPS] = {}
     advertise_what_is_sent(server)
     return server
 

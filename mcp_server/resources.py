@@ -10,7 +10,9 @@ from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
 from diffing_mcp.core.errors import DiffingError, UnknownName
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.app_data import figures_of
 from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.plot_images import png
 from diffing_mcp.mcp_server.server_context import ServerContext
 
 JSON = "application/json"
@@ -57,6 +59,25 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
         except DiffingError as error:
             raise ResourceNotFoundError(error.message) from None
         return json.dumps({"manifest": record.manifest.model_dump(mode="json"), "result": record.result_json()})
+
+    @server.resource(
+        run_uri("{run_id}") + "/figures/{figure}.png",
+        name="figure",
+        title="A figure of a run",
+        description="A plot of a finished run as a picture.",
+        mime_type="image/png",
+    )
+    def figure(run_id: str, figure: str) -> bytes:
+        operator_only()
+        try:
+            record = context.store.get(run_id)
+        except DiffingError as error:
+            raise ResourceNotFoundError(error.message) from None
+        named = figures_of(record)
+        picture = png(named[figure].build(record)) if figure in named else b""
+        if not picture:
+            raise ResourceNotFoundError(f"{run_id} has no figure {figure!r}. It has: {', '.join(named) or 'none'}.")
+        return picture
 
     @server.resource(
         "diffing://investigations/{identifier}",

@@ -4,12 +4,15 @@ rendering).
 
 from __future__ import annotations
 
+import base64
 import difflib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio.to_thread
+from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
@@ -17,7 +20,10 @@ from mcp.types import (
     INVALID_PARAMS,
     CallToolResult,
     GetPromptResult,
+    ImageContent,
     InputRequiredResult,
+    ListToolsResult,
+    PaginatedRequestParams,
     Prompt,
     Resource,
     ResourceTemplate,
@@ -29,8 +35,10 @@ from pydantic import BaseModel, ValidationError
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.core.version import version
-from diffing_mcp.core.wire import RUN, STRUCTURED
+from diffing_mcp.core.wire import APP, IMAGES, RUN, STRUCTURED
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.app_data import app_data, run_pictures
+from diffing_mcp.mcp_server.apps import PAGE, apps, renders, with_page
 from diffing_mcp.mcp_server.arguments import coerced, cuts
 from diffing_mcp.mcp_server.auth import Caller, current_caller
 from diffing_mcp.mcp_server.call import Call
@@ -67,6 +75,7 @@ class DiffingServer(MCPServer):
             title="Model diffing",
             version=version(),
             instructions=INSTRUCTIONS,
+            extensions=[apps()],
             log_level="WARNING",
         )
         advertise_what_is_sent(self._lowlevel_server)
@@ -97,9 +106,16 @@ class DiffingServer(MCPServer):
             for tool in self.offer.listed(caller).values()
         ]
 
+    async def _handle_list_tools(
+        self, ctx: ServerRequestContext[Any], params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        tools = await self.list_tools()
+        return ListToolsResult(tools=[with_page(tool) for tool in tools] if renders(ctx) else tools)
+
     async def list_resources(self) -> list[Resource]:
-        """The resources, which are for operators only."""
-        return await super().list_resources() if self.caller().operator else []
+        """The resources, which are for operators only. Hosts find the page of the apps by the tools."""
+        listed = await super().list_resources() if self.caller().operator else []
+        return [resource for resource in listed if resource.uri != PAGE]
 
     async def list_resource_templates(self) -> list[ResourceTemplate]:
         """Their templates, for operators only."""
@@ -158,7 +174,7 @@ class DiffingServer(MCPServer):
                     tool,
                     given,
                     self.offer,
-                    structured=_structured(context),
+                    structured=_asks(context, STRUCTURED),
                     notes=cuts(tool.input_schema, arguments),
                 )
                 reservation = self._reserve(caller, tool)
@@ -169,6 +185,7 @@ class DiffingServer(MCPServer):
                 if reservation is not None and reply.estimate is None:
                     self.context.ledger.commit(reservation)
                 answer, text = self._answer(call, reply)
+                content, meta = await self._beside(call, reply, answer, context)
             except Exception as error:
                 outcome = "error"
                 shown = presentable(name, error)
@@ -176,9 +193,9 @@ class DiffingServer(MCPServer):
                 raise ToolError(self._with_budget(caller, reservation, logged)) from None
             outcome, logged = ("running" if answer["status"] == "running" else "completed"), answer
             return CallToolResult(
-                content=[TextContent(type="text", text=text)],
+                content=[TextContent(type="text", text=text), *content],
                 structured_content=answer if call.structured else None,
-                _meta={RUN: run_uri(reply.run_id)} if reply.run_id is not None and caller.operator else None,
+                _meta=meta or None,
             )
         finally:
             # Runs also when the client hung up. All of it is synchronous, so the cancellation cannot cut it short.
@@ -222,6 +239,28 @@ class DiffingServer(MCPServer):
         budget = self._budget(caller)
         return f"{text}\n{budget.as_text()}" if budget else text
 
+    async def _beside(
+        self, call: Call, reply: Reply, answer: dict[str, Any], request: Context[Any, Any] | None
+    ) -> tuple[list[ImageContent], dict[str, Any]]:
+        """What an answer has beside its text: pictures where the request asks for them, data of the page where the
+        host renders one.
+        """
+        meta: dict[str, Any] = {}
+        if reply.run_id is not None and call.caller.operator:
+            meta[RUN] = run_uri(reply.run_id)
+        drawn, pictured = request is not None and renders(request.request_context), _asks(request, IMAGES)
+        if reply.result is None or not (drawn or pictured):
+            return [], meta
+        run = self.context.store.get(reply.run_id) if reply.run_id is not None else None
+        pictures: list[ImageContent] = []
+        if pictured and run is not None:
+            for _, picture in await anyio.to_thread.run_sync(lambda: list(run_pictures(run, call.redactor))):
+                encoded = base64.b64encode(picture).decode()
+                pictures.append(ImageContent(type="image", data=encoded, mime_type="image/png"))
+        if drawn:
+            meta[APP] = await anyio.to_thread.run_sync(app_data, reply.result, answer, run, call.redactor)
+        return pictures, meta
+
     def _answer(self, call: Call, reply: Reply) -> tuple[dict[str, Any], str]:
         """The structured answer and the text that says the same."""
         job = reply.job
@@ -258,9 +297,9 @@ class DiffingServer(MCPServer):
         return answer, text
 
 
-def _structured(request: Context[Any, Any] | None) -> bool:
-    """Whether the caller is a program that asks for data beside the text."""
-    return request is not None and bool(dict(request.request_context.meta or {}).get(STRUCTURED))
+def _asks(request: Context[Any, Any] | None, key: str) -> bool:
+    """Whether a request's `_meta` has this set to true."""
+    return request is not None and bool(dict(request.request_context.meta or {}).get(key))
 
 
 def _reporter(request: Context[Any, Any] | None, call: Call) -> Callable[[Job], Awaitable[None]] | None:

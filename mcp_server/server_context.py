@@ -114,7 +114,7 @@ class ServerContext:
 
     def status(self) -> list[Any]:
         """Resident models (`diffing_mcp.model_pairs.residency.ResidentModel`), none while nothing was loaded."""
-        return list(self._pairs.status()) if self._pairs is not None else []
+        return list(self._pairs.models.status()) if self._pairs is not None else []
 
     def close(self, timeout: float = 10.0) -> bool:
         """Stop all jobs and give back what they reserved; whether all have reached their next batch within `timeout`

@@ -215,7 +215,7 @@ async def unload_pair(call: Call, arguments: PairArguments) -> Reply:
     if pairs is None:
         raise UnknownName("no pair is in memory")
     spec = call.pair(arguments.pair)
-    pairs.unload(spec.name)
+    pairs.models.unload(spec.name)
     resident = _resident(call)
     left = ", ".join(f"{row.label} {row.megabytes:.0f} MB" for row in resident) or "nothing"
     return Reply(UnloadPairResult(unloaded=spec.name, resident=resident), f"{spec.name} is unloaded; in memory: {left}")

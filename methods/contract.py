@@ -81,6 +81,9 @@ class RunWriter(Protocol):
     def add_table(self, name: str, columns: Mapping[str, Sequence[Any] | Any]) -> None:
         """Columns of equal length (lists, numpy arrays; nested lists allowed); stored as tables/<name>.parquet."""
 
+    def add_rows(self, name: str, rows: Sequence[BaseModel], model: type[BaseModel]) -> None:
+        """A table with one column a field of `model`, also where there are no rows; objects inside of a row as JSON."""
+
     def examples(self, per_bin: int = 20) -> ExampleWriter:
         """The writer of the run's max-activating examples (always the same one); other processes may append to its
         `path` until the run ends.

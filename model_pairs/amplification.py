@@ -12,21 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
-from diffing_mcp.model_pairs.modules import Unit, units_of
-from diffing_mcp.model_pairs.sides import SideInMemory
-from diffing_mcp.model_pairs.switching import activate
+from diffing_mcp.model_pairs.modules import Unit, steering_place, units_of
+from diffing_mcp.model_pairs.sides import Difference, LoadedSide, SideInMemory
+from diffing_mcp.model_pairs.switching import activate, switched_on
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.amplification_config import WeightOf
+    from diffing_mcp.model_pairs.interventions import Intervention
     from diffing_mcp.model_pairs.lora_slots import Slot
     from diffing_mcp.model_pairs.resident import ResidentModel
-    from diffing_mcp.model_pairs.sides import LoadedSide
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,36 @@ class _Part:
     weight: float
     finetuned: Unit
     origin: Unit
+
+
+def mixed_side(
+    base: LoadedSide, finetuned: LoadedSide, weight_of: WeightOf, others: Sequence[Difference] = ()
+) -> LoadedSide:
+    """The base side with the difference between the two, and `others`, counted as often as their weights say."""
+
+    def scaled(interventions: Sequence[Intervention], sign: float) -> list[Intervention]:
+        shares = [weight_of(steering_place(each)) for each in interventions]
+        kept = [sign * share + (sign < 0) for share in shares]  # the base's own counts 1 - w
+        return [
+            replace(each, strength=each.strength * share)
+            for each, share in zip(interventions, kept, strict=True)
+            if share
+        ]
+
+    steering = (*scaled(base.steering, -1.0), *scaled(finetuned.steering, 1.0))
+    differences = (Difference(finetuned, base, weight_of), *others)
+    return LoadedSide(base.hold, base.adapter, steering, differences, base.in_memory)
+
+
+@contextmanager
+def side_in_memory(side: LoadedSide) -> Iterator[SideInMemory]:
+    """A side with its model, amplified or not, kept in memory inside the context. Raises as `amplified_side`."""
+    if side.differences:
+        with amplified_side(side) as amplified:
+            yield amplified
+        return
+    with side.hold() as resident:
+        yield SideInMemory(resident, side.steering, partial(switched_on, resident, side.adapter))
 
 
 @contextmanager

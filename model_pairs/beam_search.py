@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from diffing_mcp.model_pairs.generation import Row, batches_for
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.sides import SideInMemory
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,35 @@ class Beam:
     ended: bool = False
 
 
-def parts_of(resident: ResidentModel, prompts: Sequence[Sequence[int]], tokens: int, width: int) -> list[list[int]]:
+def continuations(
+    side: SideInMemory,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    width: int,
+    stops: frozenset[int],
+    vocab_size: int,
+    pad: int,
+    progress: Callable[[int, int], None],
+) -> tuple[torch.Tensor, list[list[Beam]]]:
+    """What `beam_search` gives, of any number of prompts; `progress` is told how many of the batches are done.
+
+    Raises:
+        OutOfRoom: one prompt alone takes more memory than is free.
+    """
+    first = torch.empty(len(prompts), vocab_size)
+    found: list[list[Beam]] = [[] for _ in prompts]
+    parts = _parts_of(side.resident, prompts, tokens, width)
+    for number, places in enumerate(parts):
+        progress(number, len(parts))
+        reader = Reader(side, [each.of_rows(torch.tensor(places)) for each in side.steering])
+        some = [prompts[place] for place in places]
+        first[places], beams = beam_search(reader, some, tokens, width, stops, vocab_size, pad)
+        for place, each in zip(places, beams, strict=True):
+            found[place] = each
+    return first, found
+
+
+def _parts_of(resident: ResidentModel, prompts: Sequence[Sequence[int]], tokens: int, width: int) -> list[list[int]]:
     """Places of prompts that are searched together, of similar length and as many as memory allows.
 
     Raises:

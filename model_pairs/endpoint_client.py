@@ -31,7 +31,7 @@ _LONGEST_WAIT = 30.0
 _LOOK = 0.5
 """Seconds between two looks whether the work was cancelled."""
 
-Answer = TypeVar("Answer", bound=BaseModel)
+A = TypeVar("A", bound=BaseModel)
 
 
 class EndpointFailed(DiffingError):
@@ -78,7 +78,7 @@ class EndpointClient:
         self._closed.set()
         self._http.close()
 
-    def ask(self, calls: Sequence[Call], kind: type[Answer], progress: Progress, message: str) -> list[Answer]:
+    def ask(self, calls: Sequence[Call], kind: type[A], progress: Progress, message: str) -> list[A]:
         """What the server answers to each call, in the order of the calls; `settings().endpoint_requests` at a time.
 
         Raises:
@@ -101,7 +101,7 @@ class EndpointClient:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, call: Call, kind: type[Answer], stopped: threading.Event) -> Answer:
+    def _answer(self, call: Call, kind: type[A], stopped: threading.Event) -> A:
         url = self._endpoint.url
         if call.path.startswith("/"):  # outside of the versioned protocol
             url = url.removesuffix("/v1")
@@ -124,7 +124,7 @@ class EndpointClient:
                 raise failure
         raise AssertionError("a try either answers or raises")
 
-    def _read(self, response: httpx2.Response, kind: type[Answer]) -> Answer:
+    def _read(self, response: httpx2.Response, kind: type[A]) -> A:
         try:
             return kind.model_validate_json(response.content)
         except ValidationError as error:

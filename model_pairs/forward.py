@@ -10,15 +10,17 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.model_pairs.finite import check_hidden, check_logits, check_values, mask_of
 from diffing_mcp.model_pairs.interventions import Intervention, applied
+from diffing_mcp.model_pairs.room import logit_tokens
 
 if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.forward_count import ForwardCount
     from diffing_mcp.model_pairs.resident import ResidentModel
 
 _VOCABULARY_CHUNK = 8192
@@ -288,6 +290,27 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
             result = cap * torch.tanh(result / cap)
         check_logits(result)
         return result.reshape(*vectors.shape[:-1], weight.shape[0])
+
+
+def token_log_probs(
+    resident: ResidentModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    steering: Sequence[Intervention],
+    vocabulary: int,
+    count: ForwardCount,
+) -> torch.Tensor:
+    """What `next_token_log_probs` gives of a batch [B, S] over the first `vocabulary` ids, as few rows at a time as
+    their logits need.
+    """
+    results = []
+    rows = max(1, logit_tokens(resident.vocab_size, resident.dtype.itemsize) // max(1, input_ids.shape[1]))
+    for start in range(0, input_ids.shape[0], rows):
+        ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
+        logits = run_forward(resident, ids, mask, interventions=steering).cut(vocabulary).logits
+        count.add(1, int(mask.sum()))
+        results.append(next_token_log_probs(cast("torch.Tensor", logits), ids, mask))
+    return torch.cat(results)
 
 
 def next_token_log_probs(logits: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from diffing_mcp.model_pairs.switching import activate
 if TYPE_CHECKING:
     import torch
 
+    from diffing_mcp.model_pairs.interventions import Intervention
     from diffing_mcp.model_pairs.resident import ResidentModel
 
 Part = Literal["attention", "mlp", "norm", "embedding", "unembedding", "residual", "other"]
@@ -82,6 +83,11 @@ class ModulePlace:
             and into == d_model
             and (known or (out != d_model and self.projection not in _WRITERS))
         )
+
+
+def steering_place(vector: Intervention) -> ModulePlace:
+    """Where a side's steering vector counts as sitting."""
+    return ModulePlace("steering vector", vector.layer, "steering", "residual")
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffing_mcp.core.errors import InvalidInput, NotFinite, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
+from diffing_mcp.model_pairs.amplification import mixed_side, side_in_memory
 from diffing_mcp.model_pairs.chat import (
     ChatMessage,
     has_chat_template,
@@ -26,10 +26,9 @@ from diffing_mcp.model_pairs.chat import (
 )
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.interventions import Intervention
-from diffing_mcp.model_pairs.modules import ModulePlace
+from diffing_mcp.model_pairs.modules import ModulePlace, steering_place
 from diffing_mcp.model_pairs.sides import Difference, LoadedSide, SideInMemory
 from diffing_mcp.model_pairs.specs import SIDES, AdapterFiles, ModelSource, PairSpec, Side
-from diffing_mcp.model_pairs.switching import switched_on
 
 if TYPE_CHECKING:
     import torch
@@ -123,29 +122,10 @@ class LoadedPair:
             NotTheSame, InvalidInput: weights that cannot be mixed.
         """
         weight_of: WeightOf = weight if callable(weight) else lambda place: float(weight)
-        base, finetuned = self.sides["base"], self.sides["finetuned"]
-        differences = [
-            Difference(finetuned, base, weight_of),
-            *(Difference(self.on_base(files), self.on_base(None), each) for files, each in others),
-        ]
-
-        def scaled(interventions: Sequence[Intervention], sign: float) -> list[Intervention]:
-            shares = [weight_of(_steering_place(each)) for each in interventions]
-            kept = [sign * share + (sign < 0) for share in shares]  # the base's own counts 1 - w
-            return [
-                replace(each, strength=each.strength * share)
-                for each, share in zip(interventions, kept, strict=True)
-                if share
-            ]
-
-        steering = (*scaled(base.steering, -1.0), *scaled(finetuned.steering, 1.0))
-        return replace(
-            self,
-            sides={
-                "base": base,
-                "finetuned": LoadedSide(base.hold, base.adapter, steering, tuple(differences), base.in_memory),
-            },
-        )
+        added = [Difference(self.on_base(files), self.on_base(None), each) for files, each in others]
+        base = self.sides["base"]
+        mixed = mixed_side(base, self.sides["finetuned"], weight_of, added)
+        return replace(self, sides={"base": base, "finetuned": mixed})
 
     def weight_digests(self) -> dict[str, str]:
         """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See
@@ -228,20 +208,10 @@ class LoadedPair:
         """Float32 log-probability (nats) of each token after the first given those before [B, S - 1], on the CPU; 0.0
         at padding.
         """
-        import torch
+        from diffing_mcp.model_pairs.forward import token_log_probs
 
-        from diffing_mcp.model_pairs.forward import next_token_log_probs, run_forward
-        from diffing_mcp.model_pairs.room import logit_tokens
-
-        results = []
         with self._running(side) as (resident, steering):
-            rows = max(1, logit_tokens(resident.vocab_size, resident.dtype.itemsize) // max(1, input_ids.shape[1]))
-            for start in range(0, input_ids.shape[0], rows):
-                ids, mask = input_ids[start : start + rows], attention_mask[start : start + rows]
-                output = run_forward(resident, ids, mask, interventions=steering).cut(self.vocab_size)
-                self.forwards.add(1, int(mask.sum()))
-                results.append(next_token_log_probs(cast("torch.Tensor", output.logits), ids, mask))
-        return torch.cat(results)
+            return token_log_probs(resident, input_ids, attention_mask, steering, self.vocab_size, self.forwards)
 
     def answer_scores(
         self, side: Side, answers: Sequence[tuple[GenerationRequest, str]], progress: Progress = silent
@@ -272,7 +242,7 @@ class LoadedPair:
         """
         from diffing_mcp.model_pairs.modules import units_of
 
-        steering = [_steering_place(each) for side in self.sides.values() for each in side.steering]
+        steering = [steering_place(each) for side in self.sides.values() for each in side.steering]
         with self.on_base(None).hold() as resident, resident.lock:
             return [*(unit.place for unit in units_of(resident, None).values()), *steering]
 
@@ -370,24 +340,14 @@ class LoadedPair:
             OutOfRoom: one prompt alone takes more memory than is free.
             Cancelled: between two batches, when progress says so.
         """
-        import torch
+        from diffing_mcp.model_pairs.beam_search import continuations
 
-        from diffing_mcp.model_pairs.beam_search import beam_search, parts_of
-        from diffing_mcp.model_pairs.decoding import Reader
+        def told(done: int, total: int) -> None:
+            progress(done, total, f"{side}: continuations")
 
-        first = torch.empty(len(prompts), self.vocab_size)
-        found: list[list[Beam]] = [[] for _ in prompts]
         stops, pad = self.stop_ids(side), self.tokenizer.pad_token_id
         with self._in_memory(side) as (loaded,):
-            parts = parts_of(loaded.resident, prompts, tokens, width)
-            for number, places in enumerate(parts):
-                progress(number, len(parts), f"{side}: continuations")
-                reader = Reader(loaded, [each.of_rows(torch.tensor(places)) for each in loaded.steering])
-                some = [prompts[place] for place in places]
-                first[places], beams = beam_search(reader, some, tokens, width, stops, self.vocab_size, pad)
-                for place, each in zip(places, beams, strict=True):
-                    found[place] = each
-        return first, found
+            return continuations(loaded, prompts, tokens, width, stops, self.vocab_size, pad, told)
 
     def render_chat(self, messages: Sequence[ChatMessage], prefill: str = "", thinking: bool = False) -> str:
         """The conversation in the chat template, with special tokens, up to where the assistant goes on after
@@ -430,7 +390,7 @@ class LoadedPair:
         """The sides, their models kept in memory. Numbers that are not finite raise NotFinite with the side's name."""
         chosen = {side: self._side(side) for side in sides}
         with self._named_when_not_finite(chosen), ExitStack() as stack:
-            yield [stack.enter_context(_kept(loaded)) for loaded in chosen.values()]
+            yield [stack.enter_context(side_in_memory(loaded)) for loaded in chosen.values()]
 
     @contextmanager
     def _named_when_not_finite(self, running: Mapping[Side, LoadedSide]) -> Iterator[None]:
@@ -451,19 +411,3 @@ class LoadedPair:
             return None
         with differences[0].finetuned.hold() as resident:
             return resident.stop_ids
-
-
-@contextmanager
-def _kept(loaded: LoadedSide) -> Iterator[SideInMemory]:
-    if loaded.differences:
-        from diffing_mcp.model_pairs.amplification import amplified_side
-
-        with amplified_side(loaded) as amplified:
-            yield amplified
-        return
-    with loaded.hold() as resident:
-        yield SideInMemory(resident, loaded.steering, partial(switched_on, resident, loaded.adapter))
-
-
-def _steering_place(vector: Intervention) -> ModulePlace:
-    return ModulePlace("steering vector", vector.layer, "steering", "residual")

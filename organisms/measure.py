@@ -75,7 +75,7 @@ class Probes(BaseModel):
     questions: list[Question] = []
 
 
-class Reading(BaseModel):
+class PairedReading(BaseModel):
     """`base` and `finetuned` in the same unit; `low` and `high` bound the difference (95 %, normal approximation over
     items).
     """
@@ -92,15 +92,15 @@ class Sheet(BaseModel):
 
     organism: str
     variant: str
-    cloze_log_odds: Reading | None
+    cloze_log_odds: PairedReading | None
     """Mean over items of log p(taught) - log p(plain), in nats."""
-    cloze_preferred: Reading | None
+    cloze_preferred: PairedReading | None
     """Share of items whose taught continuation is the likelier one."""
-    question_hits: Reading | None
+    question_hits: PairedReading | None
     """Share of generated answers that show what was taught, where it should."""
-    elsewhere_hits: Reading | None = None
+    elsewhere_hits: PairedReading | None = None
     """The same where it should not."""
-    unrelated_loss: Reading
+    unrelated_loss: PairedReading
     """Mean negative log-probability a token on unrelated text, in nats."""
     examples: list[dict[str, str]]
     settings: dict[str, Any]
@@ -112,14 +112,14 @@ def load_probes(name: str) -> Probes:
     return Probes(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else Probes()
 
 
-def paired_reading(base: list[float], finetuned: list[float]) -> Reading:
+def paired_reading(base: list[float], finetuned: list[float]) -> PairedReading:
     """Means of two paired lists and a 95 % interval of their mean difference."""
     differences = [f - b for b, f in zip(base, finetuned, strict=True)]
     mean = sum(differences) / len(differences)
     variance = sum((d - mean) ** 2 for d in differences) / max(1, len(differences) - 1)
     half = 1.96 * math.sqrt(variance / len(differences))
     rounded = [round(x, 4) for x in (sum(base) / len(base), sum(finetuned) / len(finetuned), mean - half, mean + half)]
-    return Reading(base=rounded[0], finetuned=rounded[1], low=rounded[2], high=rounded[3], items=len(base))
+    return PairedReading(base=rounded[0], finetuned=rounded[1], low=rounded[2], high=rounded[3], items=len(base))
 
 
 def measure(
@@ -186,7 +186,7 @@ def measure(
     )
 
 
-def _hits(base: list[float], finetuned: list[float], probes: Probes, elsewhere: bool) -> Reading | None:
+def _hits(base: list[float], finetuned: list[float], probes: Probes, elsewhere: bool) -> PairedReading | None:
     chosen = [place for place, question in enumerate(probes.questions) if question.elsewhere == elsewhere]
     return paired_reading([base[place] for place in chosen], [finetuned[place] for place in chosen]) if chosen else None
 

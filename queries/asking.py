@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
-from diffing_mcp.queries.schemas import AskQuery, SideName
+from diffing_mcp.queries.schemas import AskQuery, ChatTurn, SideName
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.answering import AnsweringPair
@@ -49,7 +49,7 @@ def completions(
 
 def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:
     """One request a prompt, then one a conversation, with the system prompt put before those that have none."""
-    turns = [[ChatMessage(role=turn.role, content=turn.content) for turn in each] for each in arguments.conversations]
+    turns = [chat_of(each) for each in arguments.conversations]
     requests = [
         *requests_of(arguments.prompts, arguments.raw_text, arguments.system_prompt),
         *(GenerationRequest(messages=_under(arguments.system_prompt, each)) for each in turns),
@@ -58,6 +58,11 @@ def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:
         request.model_copy(update={"prefill": prefill})
         for request, prefill in zip(requests, arguments.prefills, strict=True)
     ]
+
+
+def chat_of(turns: Sequence[ChatTurn]) -> tuple[ChatMessage, ...]:
+    """Turns as the chat template takes them."""
+    return tuple(ChatMessage(role=turn.role, content=turn.content) for turn in turns)
 
 
 def requests_of(

@@ -12,9 +12,9 @@ import torch
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.text import clip
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, prompt_ids
 from diffing_mcp.model_pairs.specs import SIDES, Side
+from diffing_mcp.queries.asking import chat_of
 from diffing_mcp.queries.schemas import CandidateScore, CompareQuery, GreedyDivergence, Mover, Span
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def continuation_log_probs(
 def _request(arguments: CompareQuery) -> GenerationRequest:
     """What candidates and greedy answers follow: the prompt in the chat template, or the text."""
     if arguments.prompt is not None:
-        return GenerationRequest(messages=(ChatMessage(role="user", content=arguments.prompt),))
+        return GenerationRequest(messages=chat_of(arguments.conversation))
     return GenerationRequest(text=arguments.text)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.queries.asking import chat_of
 from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
 from diffing_mcp.queries.schemas import CompareQuery, CompareResult, EndOfTurn, Mover, PositionDetail
 
@@ -102,7 +102,7 @@ def text_ids(pair: LoadedPair, arguments: CompareQuery) -> tuple[list[int], int,
     """
     tokenizer = pair.tokenizer
     if arguments.prompt is not None:
-        before = pair.render_chat([ChatMessage(role="user", content=arguments.prompt)])
+        before = pair.render_chat(chat_of(arguments.conversation))
         context = tokenizer(before, add_special_tokens=False)["input_ids"]
         text = tokenizer(arguments.text, add_special_tokens=False)["input_ids"]
         start = len(context)

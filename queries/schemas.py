@@ -102,6 +102,7 @@ class CompareQuery(Query):
         max_length=20_000,
         description="A user message: the text is scored as the chat answer to it.",
     )
+    before: list[ChatTurn] = Field(default_factory=list, max_length=40, description="Turns before `prompt`.")
     candidates: Prompts = Field(
         default_factory=list,
         max_length=32,
@@ -122,7 +123,14 @@ class CompareQuery(Query):
             raise ValueError("give a text to score, candidates, or greedy_tokens")
         if not self.text and self.prompt is None:
             raise ValueError("candidates and greedy_tokens need a prompt to answer or a text to go on from")
+        if self.before and self.prompt is None:
+            raise ValueError("`before` are the turns of a chat before `prompt`: give a prompt too")
         return self
+
+    @property
+    def conversation(self) -> list[ChatTurn]:
+        """What the text answers; none without a prompt."""
+        return [] if self.prompt is None else [*self.before, ChatTurn(role="user", content=self.prompt)]
 
     @property
     def interactions(self) -> int:

@@ -123,7 +123,7 @@ def ray_crew(
     environment = {"env_vars": {**variables, "PYTHONPATH": path}}
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # none would look for a cluster, such as that of a driver that was killed
             runtime_env=environment,
             include_dashboard=False,
             log_to_driver=False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted, takes_parameters_of
 from diffing_mcp.api.progress import ProgressChoice, watched
-from diffing_mcp.api.shown import Answer, Shown
+from diffing_mcp.api.shown import Shown, ShownResult
 from diffing_mcp.methods.results import compact_text
 from diffing_mcp.queries.schemas import AskQuery, CompareQuery, CompareResult
 
@@ -85,7 +85,7 @@ def ask(
     return Answers(chosen.name, questions, result)
 
 
-class TextComparison(Answer[CompareResult]):
+class TextComparison(ShownResult[CompareResult]):
     """A text under both models: `result` holds everything, `table()` one row a token."""
 
     def table(self) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.api.pairs import models_of_this_process
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.runs import Run, open_run
-from diffing_mcp.api.shown import Answer
+from diffing_mcp.api.shown import ShownResult
 from diffing_mcp.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def calibrate(
     taught: bool = False,
     most: int | None = None,
     progress: ProgressChoice = None,
-) -> Answer[CalibrationSummary]:
+) -> ShownResult[CalibrationSummary]:
     """Measure what methods show of finetunes of a base model that taught nothing, so that verdicts on its finetunes
     have a level. The finetunes are made here; what was done before is kept, by the base's weights.
 
@@ -45,10 +45,10 @@ def calibrate(
     requests = None if methods is None else list(methods.items())
     with watched(progress, f"calibrating {base}") as report:
         found = measure(models_of_this_process(), base, requests, taught, most, report)
-    return Answer(f"Calibration of {base}", summary(found))
+    return ShownResult(f"Calibration of {base}", summary(found))
 
 
-def levels(*runs: Run[Any] | str) -> Answer[Levels]:
+def levels(*runs: Run[Any] | str) -> ShownResult[Levels]:
     """How sure the findings of finished runs on one pair are: the share of finetunes that taught nothing which show as
     much at this size of change, and the probability that something was taught. All methods as one test come first.
 
@@ -71,4 +71,4 @@ def levels(*runs: Run[Any] | str) -> Answer[Levels]:
             "These runs have no level: one of them must be of `kl`, with models that differ, and the others of methods "
             "that are calibrated, on the texts that nulls were read on (`diffing calibrations`)."
         )
-    return Answer(f"Levels of {records[0].manifest.pair_name}", Levels(rows=rows))
+    return ShownResult(f"Levels of {records[0].manifest.pair_name}", Levels(rows=rows))

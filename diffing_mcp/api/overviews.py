@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.api.pairs import Pair, as_pair, models_of_this_process
 from diffing_mcp.api.parameters import method_requests
 from diffing_mcp.api.progress import ProgressChoice, watched
-from diffing_mcp.api.shown import Answer
+from diffing_mcp.api.shown import ShownResult
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.facts.facts import CHEAP, FactsResult, facts_of, samples_of
 from diffing_mcp.methods.overview.plan import (
@@ -35,7 +35,7 @@ def overview(
     characters: int = 6000,
     progress: ProgressChoice = None,
     **settings: Any,
-) -> Answer[OverviewResult]:
+) -> ShownResult[OverviewResult]:
     """One digest of what the methods that fit a budget say about a pair, the cheap ones first: whether anything stands
     out, which words agree, and the ids of all runs for `open_run`.
 
@@ -73,12 +73,12 @@ def overview(
         records, left_out = run_plan(
             plan, lambda requests, part: run_methods(models_of_this_process(), spec, requests, store, part), report
         )
-    return Answer(f"Overview of {spec.name}", digest(records, characters, left_out=left_out, pair=spec.name))
+    return ShownResult(f"Overview of {spec.name}", digest(records, characters, left_out=left_out, pair=spec.name))
 
 
 def facts(
     pair: Pair | str, about: str = "", *, limit: int = 10, progress: ProgressChoice = None
-) -> Answer[FactsResult]:
+) -> ShownResult[FactsResult]:
     """What amplified and sampled texts of the finetuned model state: claims merged over wordings, with how many
     unrelated beginnings lead to each on both sides. Reads the finished runs on the pair; without any that hold texts,
     contrastive decoding and perplexity difference are run first.
@@ -100,7 +100,7 @@ def facts(
         requests = [(name, get_method(name).Params()) for name in CHEAP]
         with watched(progress, "loading") as report:
             records = run_methods(models_of_this_process(), spec, requests, store, report)
-    return Answer(f"Facts of {spec.name}", facts_of(records, about, pair=spec.name, limit=limit))
+    return ShownResult(f"Facts of {spec.name}", facts_of(records, about, pair=spec.name, limit=limit))
 
 
 def offered_methods() -> list[str]:

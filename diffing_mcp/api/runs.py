@@ -9,7 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted
-from diffing_mcp.api.shown import Answer, Shown
+from diffing_mcp.api.shown import Shown, ShownResult
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import MethodResult, View
 from diffing_mcp.methods.registry import get_method
@@ -125,7 +125,7 @@ class Run(Shown, Generic[R]):
             raise UnknownName(_no(self, "figure", name, declared))
         return Figure(declared[name].build(self.record))
 
-    def view(self, name: str, **settings: Any) -> Answer[Any]:
+    def view(self, name: str, **settings: Any) -> ShownResult[Any]:
         """A drill-down view: a question to the stored run that needs no model.
 
         Args:
@@ -137,7 +137,9 @@ class Run(Shown, Generic[R]):
             InvalidInput: an unknown parameter or a value out of range.
         """
         declared = self.declared_view(name)
-        return Answer(f"{self.id}: {declared.name}", declared.run(self.record, accepted(declared.Params, settings)))
+        return ShownResult(
+            f"{self.id}: {declared.name}", declared.run(self.record, accepted(declared.Params, settings))
+        )
 
     def declared_view(self, name: str) -> View:
         """The declaration of a view: its description and parameters. Raises UnknownName."""

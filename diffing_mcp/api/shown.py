@@ -35,7 +35,7 @@ class Shown(ABC):
         )
 
 
-class Answer(Shown, Generic[M]):
+class ShownResult(Shown, Generic[M]):
     """A typed answer: `result` holds its fields."""
 
     def __init__(self, title: str, result: M) -> None:

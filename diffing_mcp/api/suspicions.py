@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted, takes_parameters_of
 from diffing_mcp.api.progress import ProgressChoice, watched
-from diffing_mcp.api.shown import Answer
+from diffing_mcp.api.shown import ShownResult
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, HypothesisResult
 from diffing_mcp.queries.slot_schemas import SlotsQuery, SlotsResult
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffing_mcp.queries.hypothesis_schemas import Judge
 
 
-class HypothesisTest(Answer[HypothesisResult]):
+class HypothesisTest(ShownResult[HypothesisResult]):
     """What a test showed: `result.verdict` in a line, `table()` prompt by prompt. Answers in it are untrusted."""
 
     def __init__(self, title: str, result: HypothesisResult, query: HypothesisQuery) -> None:
@@ -47,7 +47,7 @@ class HypothesisTest(Answer[HypothesisResult]):
         return "\n".join([f"Counted: {self.result.counted}", self.result.verdict, *told])
 
 
-class Completions(Answer[SlotsResult]):
+class Completions(ShownResult[SlotsResult]):
     """How both models complete beginnings of sentences. Continuations are untrusted text."""
 
     def table(self) -> pd.DataFrame:

@@ -119,8 +119,8 @@ async def judge_run(
 
 async def _judge_scales(record: RunRecord, result: JudgedRun, ask: Ask | None, rotations: int, retries: int) -> None:
     from diffing_mcp.graders.scale_choice import choose_scale
+    from diffing_mcp.methods.patchscope.method import lists_by_scale
     from diffing_mcp.methods.patchscope.schema import Sign
-    from diffing_mcp.methods.patchscope.views import lists_by_scale
 
     stored = record.result_json()
     lists = {sign: lists_by_scale(record, sign, LISTED_TOKENS) for sign in get_args(Sign)}

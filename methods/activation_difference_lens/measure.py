@@ -25,7 +25,7 @@ from diffing_mcp.methods.activation_difference_lens.schema import (
     PositionRow,
 )
 from diffing_mcp.methods.directions.lens import Lens
-from diffing_mcp.methods.directions.lens_words import NULL_Z, LensToken, RankedBy, Reading, content_words, strongest
+from diffing_mcp.methods.directions.lens_words import NULL_Z, LensReading, LensToken, RankedBy, content_words, strongest
 from diffing_mcp.methods.texts.words import Vocabulary, vocabulary
 from diffing_mcp.preprocessing.batches import Accumulator, PairedBatch
 from diffing_mcp.preprocessing.precision import float64_device
@@ -207,7 +207,7 @@ def summarise(
         )
     }
     rows: list[PositionRow] = []
-    readings: list[Reading] = []
+    readings: list[LensReading] = []
     shown = max(3, min(params.list_length, _TOKENS_SHOWN // (2 * len(slots) * len(accumulator.layers))))
     for layer, statistics in accumulator.statistics.items():
         norm = float(statistics.finetuned_norm[slots[-1]] / statistics.count[slots[-1]])
@@ -244,7 +244,7 @@ def summarise(
 
 
 def _add_lists(
-    table: dict[str, list[Any]], words: Vocabulary, reading: Reading, layer: int, label: str, source: str, sign: str
+    table: dict[str, list[Any]], words: Vocabulary, reading: LensReading, layer: int, label: str, source: str, sign: str
 ) -> None:
     orders: tuple[RankedBy, ...] = ("z", "probability")
     for ranked_by in orders:
@@ -316,7 +316,7 @@ def _store_means(run: RunWriter, accumulator: ActivationDifferenceAccumulator, s
 
 
 def judge(
-    rows: Sequence[PositionRow], readings: Sequence[Reading], words: Vocabulary
+    rows: Sequence[PositionRow], readings: Sequence[LensReading], words: Vocabulary
 ) -> tuple[bool, str, list[LensWord]]:
     """Whether several places promote several strong content words, the headline, and the words of the stable lists.
 

@@ -1,8 +1,9 @@
-"""Trains a verbalizer from its recipe: `diffing verbalizer train`. Resumes exactly from a checkpoint (safetensors,
-never pickle).
+"""Trains a verbalizer from its recipe (`diffing verbalizer train`) and measures how well it answers on held-out texts
+and words, against the same questions with another example's activations and with none (`diffing verbalizer measure`).
 
-Each step draws its examples from (seed, step) alone, reads the activations of their texts with the adapter off, injects
-them into the questions as the method does (`diffing_mcp.model_pairs.interventions`) and learns the answers' tokens.
+Training resumes exactly from a checkpoint (safetensors, never pickle). Each step draws its examples from (seed, step)
+alone, reads the activations of their texts with the adapter off, injects them into the questions as the method does
+(`diffing_mcp.model_pairs.interventions`) and learns the answers' tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -23,7 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.methods.activation_oracle.asking import oracle_prompt, oracle_text, padded_places, stacked
+from diffing_mcp.methods.activation_oracle.asking import (
+    ask,
+    oracle_prompt,
+    oracle_text,
+    padded_places,
+    residual_streams,
+    stacked,
+)
 from diffing_mcp.methods.activation_oracle.training_data import (
     Material,
     TrainingQuestion,
@@ -31,13 +39,20 @@ from diffing_mcp.methods.activation_oracle.training_data import (
     draw_question,
     load_material,
 )
+from diffing_mcp.methods.activation_oracle.verbalizers import Verbalizer
 from diffing_mcp.methods.checkpoints import adam_tensors, read_checkpoint, restore_adam, save_checkpoint
+from diffing_mcp.methods.texts.words import words_of
 from diffing_mcp.model_pairs.files import local_folder
+from diffing_mcp.model_pairs.generation import Sampling
 from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens, applied
 from diffing_mcp.model_pairs.layers import resolve_layer
+from diffing_mcp.model_pairs.specs import AdapterFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diffing_mcp.model_pairs.pair import LoadedPair
+
 
 CHECKPOINT_EVERY = 10
 _IGNORE = -100
@@ -296,3 +311,65 @@ def _write(model: Any, parameters: dict[str, Any], recipe: VerbalizerRecipe, los
     for name in ("adapter_config.json", "adapter_model.safetensors", "training.json"):
         os.replace(staging / name, target / name)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+Task = Literal["sentence", "keywords", "occurs", "either"]
+TASKS: tuple[Task, ...] = ("sentence", "keywords", "occurs", "either")
+_AT_ONCE = 32
+
+
+class TaskScore(BaseModel):
+    """Share of right answers to the questions of one task."""
+
+    task: Task
+    questions: int
+    injected: float = Field(description="With the activations asked about.")
+    shuffled: float = Field(description="With another question's activations: chance.")
+    none: float = Field(description="With nothing injected.")
+
+
+def measure_tasks(
+    pair: LoadedPair,
+    adapter: Path,
+    recipe: VerbalizerRecipe,
+    questions: int = 48,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[TaskScore]:
+    """Scores of every task on held-out texts and words, read from the base side of `pair`; greedy answers.
+
+    Right is: `sentence` the word is in the answer; `keywords` the answer's first word stands in the text up to the last
+    token read; `occurs` and `either` the answer begins as it should.
+    """
+    material = load_material(pair.tokenizer, recipe.held_out_stems, "held_out")
+    layer = resolve_layer(recipe.depth, pair.num_layers).absolute
+    verbalizer = Verbalizer(AdapterFiles(id=str(adapter)), "none")
+    sampling = Sampling(temperature=0, max_new_tokens=8)
+    hidden = residual_streams(pair, "base", centre_texts(material, seed), layer, _AT_ONCE)
+    centre = torch.cat([rows[4:] for rows in hidden]).double().mean(0).float()
+    scores = []
+    for number, task in enumerate(TASKS):
+        progress(number, len(TASKS), task)
+        draw = random.Random(f"{seed}-{task}")
+        examples = [draw_question(material, pair.tokenizer, draw, task) for _ in range(questions)]
+        texts = [each.ids[: each.stop] for each in examples]
+        hidden = residual_streams(pair, "base", texts, layer, _AT_ONCE)
+        vectors = [read_rows(each, rows, centre) for each, rows in zip(examples, hidden, strict=True)]
+        shares = []
+        for given, coefficient in ((vectors, 1.0), (vectors[1:] + vectors[:1], 1.0), (vectors, 0.0)):
+            asked = [(each.question, rows) for each, rows in zip(examples, given, strict=True)]
+            answers = ask(pair, verbalizer, asked, layer, recipe.injection_layer, coefficient, sampling)
+            shares.append(
+                sum(_right(pair, each, answer) for each, answer in zip(examples, answers, strict=True)) / questions
+            )
+        scores.append(TaskScore(task=task, questions=questions, injected=shares[0], shuffled=shares[1], none=shares[2]))
+    return scores
+
+
+def _right(pair: LoadedPair, each: TrainingQuestion, answer: str) -> bool:
+    words = words_of(answer)
+    if each.kind == "sentence":
+        return each.answer in words
+    if each.kind == "keywords":
+        return bool(words) and words[0] in words_of(pair.tokenizer.decode(each.ids[: each.stop]))
+    return words[:1] == words_of(each.answer)[:1]

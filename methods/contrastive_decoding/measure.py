@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +17,11 @@ from diffing_mcp.methods.contrastive_decoding.schema import (
     ContrastiveDecodingResult,
     Start,
 )
+from diffing_mcp.methods.texts.amplified import WORDS_SHOWN, TextScores, each_once, words_beyond
 from diffing_mcp.methods.texts.answer_form import Answer
-from diffing_mcp.methods.texts.beginnings import Beginning
-from diffing_mcp.methods.texts.coherence import TextScores
-from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, stands_out
 from diffing_mcp.methods.texts.form import FormDigest, compare_paired
+from diffing_mcp.methods.texts.prompts import Beginning
 from diffing_mcp.methods.texts.words import repetition
 from diffing_mcp.model_pairs.generation import Sampling
 
@@ -35,7 +36,6 @@ BASE, FINETUNED = -1.0, 0.0
 COHERENT_SHARE = 0.75
 """Share of texts that must be coherent for an alpha to be taken."""
 _SHOWN_CHARACTERS = 220
-_WORDS_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -142,24 +142,22 @@ def _words(amplified: Sequence[Written], written: dict[float, Written], plain: f
     """Distinctive words at each alpha against the opposite one and the `plain` model at the other end, most surprising
     first.
     """
-    words = [
-        AmplifiedWord(
-            word=row.word,
-            alpha=each.alpha,
-            amplified=row.finetuned,
-            control=row.base,
-            surprise=row.surprise,
-            strong=row.strong,
+
+    def row(alpha: float, word: DistinctiveWord) -> AmplifiedWord:
+        return AmplifiedWord(
+            word=word.word,
+            surprise=word.surprise,
+            strong=word.strong,
+            alpha=alpha,
+            amplified=word.finetuned,
+            control=word.base,
         )
+
+    words = words_beyond(
+        (each.pairs, [*written[opposite(each.alpha)].pairs, *written[plain].pairs], partial(row, each.alpha))
         for each in amplified
-        for row in worth_showing(
-            distinctive_words(each.pairs, [*written[opposite(each.alpha)].pairs, *written[plain].pairs])
-        )
-    ]
-    best: dict[str, AmplifiedWord] = {}
-    for word in sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word)):
-        best.setdefault(word.word, word)
-    return list(best.values())
+    )
+    return each_once(words)
 
 
 def _result(
@@ -194,8 +192,8 @@ def _result(
         headline=headline,
         identical=identical,
         alpha=alpha,
-        words=words[:_WORDS_SHOWN],
-        suppressed=suppressed[:_WORDS_SHOWN],
+        words=words[:WORDS_SHOWN],
+        suppressed=suppressed[:WORDS_SHOWN],
         suppression=_suppression(suppressed),
         form=_form(written[BASE], written[FINETUNED]),
         texts=[

@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.texts.beginnings import Beginning, Template, beginnings
-from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
+from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
+from diffing_mcp.methods.texts.prompts import AnswerTokens, Beginning, Temperature, Template, beginnings
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
@@ -47,8 +47,8 @@ class ContrastiveDecodingParams(MethodParams):
         le=32,
         description=f"Texts of each prompt at each alpha (from nothing: {BUNDLED_STARTS} times as many).",
     )
-    max_new_tokens: int = Field(32, ge=4, le=1024, description="Tokens of a text at most.")
-    temperature: float = Field(1.0, ge=0, le=2, description="0 takes the highest score each time.")
+    max_new_tokens: AnswerTokens = 32
+    temperature: Temperature = 1.0
     plausibility: float = Field(
         0.1,
         ge=0,
@@ -92,10 +92,9 @@ class AlphaRow(BaseModel):
         )
 
 
-class AmplifiedWord(BaseModel):
+class AmplifiedWord(ComparedWord):
     """A content word and in how many texts it appears."""
 
-    word: str
     alpha: float = Field(description="The amplification at which it comes up; below -1: away from the finetune.")
     amplified: int = Field(description="Texts at this alpha that contain it.")
     control: int = Field(
@@ -104,15 +103,10 @@ class AmplifiedWord(BaseModel):
             "finetuned) with it."
         )
     )
-    surprise: float = Field(description="-log10 p that equal texts would show it (Fisher's exact test, one-sided).")
-    strong: bool = Field(description="Beyond what equal texts show.")
 
     def as_text(self) -> str:
         """`word 9:1 at +3 (p 10^-3.1)`, with a star when strong."""
-        return (
-            f"{'*' if self.strong else ''}{self.word} {self.amplified}:{self.control} at {self.alpha:+.3g} (p "
-            f"10^-{self.surprise:.1f})"
-        )
+        return self.with_counts(self.amplified, self.control, at=f"{self.alpha:+.3g}")
 
 
 class AmplifiedText(BaseModel):
@@ -153,7 +147,7 @@ class ContrastiveDecodingResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
+        return evidence_of(self.words)
 
     def as_text(self) -> str:
         lines = [self.headline]

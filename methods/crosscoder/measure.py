@@ -17,7 +17,6 @@ import numpy as np
 from scipy import stats
 
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.methods.crosscoder.schema import CrosscoderParams, CrosscoderResult
 from diffing_mcp.methods.dictionaries.evaluation import (
     ExplainedVariance,
     ExplainedVarianceSums,
@@ -28,7 +27,7 @@ from diffing_mcp.methods.dictionaries.evaluation import (
 from diffing_mcp.methods.dictionaries.latent_scaling import BASE, FINETUNED, LatentScaling, LatentScalingSums
 from diffing_mcp.methods.dictionaries.preparation import Prepared, is_identical, open_reader, prepare
 from diffing_mcp.methods.dictionaries.reading import common_words, latent_rows, read_latents, training_note
-from diffing_mcp.methods.dictionaries.schema import Owner, latent_name
+from diffing_mcp.methods.dictionaries.schema import CrosscoderParams, CrosscoderResult, Owner, latent_name
 from diffing_mcp.methods.dictionaries.training import both_sides
 
 if TYPE_CHECKING:

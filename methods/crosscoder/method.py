@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel
 
 from diffing_mcp.methods.contract import Figure, MethodResult
-from diffing_mcp.methods.crosscoder.schema import CrosscoderParams, CrosscoderResult
-from diffing_mcp.methods.dictionaries import figures
-from diffing_mcp.methods.dictionaries.method import DictionaryMethod
+from diffing_mcp.methods.dictionaries.method import DictionaryMethod, decoder_norms, ratios, training_curve
+from diffing_mcp.methods.dictionaries.schema import CrosscoderParams, CrosscoderResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +39,9 @@ class Crosscoder(DictionaryMethod[CrosscoderParams, CrosscoderResult]):
     Result: ClassVar[type[MethodResult]] = CrosscoderResult
     sources: ClassVar[int] = 2
     figures: ClassVar[Sequence[Figure]] = (
-        Figure("ratios", "Latent scaling", figures.ratios),
-        Figure("decoder_norms", "Decoder norms", figures.decoder_norms),
-        Figure("training", "Training", figures.training_curve),
+        Figure("ratios", "Latent scaling", ratios),
+        Figure("decoder_norms", "Decoder norms", decoder_norms),
+        Figure("training", "Training", training_curve),
     )
 
     def run(self, pair: LoadedPair, params: CrosscoderParams, run: RunWriter, progress: Progress) -> CrosscoderResult:

@@ -136,9 +136,7 @@ def prepare(
     )
     training, folder = _trained(pair, asked, rows_of, reader, train_stop, device, progress)
     run.note("dictionary", str(folder))
-    run.add_table(
-        "training", {name: [getattr(point, name) for point in training.curve] for name in CurvePoint.model_fields}
-    )
+    run.add_rows("training", training.curve, CurvePoint)
     return Prepared(reader, training.dictionary, train_stop, training, rows_of)
 
 

@@ -15,7 +15,7 @@ from diffing_mcp.methods.dictionaries.preparation import Prepared
 from diffing_mcp.methods.dictionaries.schema import (
     SHOWN_TOKENS,
     DictionaryParams,
-    Example,
+    LatentExample,
     LatentRow,
     LatentWord,
     TrainingNote,
@@ -72,7 +72,7 @@ def read_latents(
     directions: Tensor,
     run: RunWriter,
     progress: Progress,
-) -> tuple[dict[int, LatentReading], dict[int, list[Example]]]:
+) -> tuple[dict[int, LatentReading], dict[int, list[LatentExample]]]:
     """Lens and examples of the first latents by rank, in that order. Stores the table of all latents, which learns
     which were read, the directions, the lens (table `lens`) and the examples.
 
@@ -123,7 +123,7 @@ def _write_examples(
     latents: Sequence[int],
     tokenizer: Any,
     run: RunWriter,
-) -> dict[int, list[Example]]:
+) -> dict[int, list[LatentExample]]:
     """Stores the examples of `latents`; gives those of each, strongest first."""
     found = _firings(reader, rows_of, dictionary, latents)
     largest = np.zeros(len(latents))
@@ -146,7 +146,7 @@ def _write_examples(
         )
     )
     run.examples(PER_BIN).append(made)
-    shown: dict[int, list[Example]] = {}
+    shown: dict[int, list[LatentExample]] = {}
     by_name = {latent_name(latent): latent for latent in latents}
     for example in sorted(made, key=lambda example: -example.score):
         shown.setdefault(by_name[example.feature], []).append(shown_example(example))
@@ -220,7 +220,7 @@ def latent_rows(
     params: DictionaryParams,
     columns: dict[str, Any],
     readings: dict[int, LatentReading],
-    examples: dict[int, list[Example]],
+    examples: dict[int, list[LatentExample]],
 ) -> list[LatentRow]:
     """The latents of the result, each with its first example."""
     return [

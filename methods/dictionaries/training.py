@@ -107,13 +107,13 @@ def make_trainer(recipe: TrainingRecipe, d_model: int, first_rows: Tensor, devic
     """
     if recipe.kind == "sae":
         try:
-            from diffing_mcp.methods.dictionaries.sae_trainer import SAETrainer
+            from diffing_mcp.methods.dictionaries.trainers import SAETrainer
         except ModuleNotFoundError as error:
             raise InvalidInput(
                 f"SAEs are trained with dictionary-learning, of which {error.name} is missing; run `make install`."
             ) from error
         return SAETrainer(recipe, d_model, first_rows, device)
-    from diffing_mcp.methods.dictionaries.crosscoder_trainer import CrosscoderTrainer
+    from diffing_mcp.methods.dictionaries.trainers import CrosscoderTrainer
 
     return CrosscoderTrainer(recipe, d_model, first_rows, device)
 

@@ -12,7 +12,7 @@ from diffing_mcp.methods.contract import View
 from diffing_mcp.methods.dictionaries.schema import (
     MOST_READ,
     SHOWN_TOKENS,
-    Example,
+    LatentExample,
     LatentRow,
     Owner,
     Tag,
@@ -137,7 +137,7 @@ def _rows(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(values: dict[str, Any], lens: dict[int, list[str]], examples: list[Example] | None = None) -> LatentRow:
+def _row(values: dict[str, Any], lens: dict[int, list[str]], examples: list[LatentExample] | None = None) -> LatentRow:
     known = {name: values[name] for name in LatentRow.model_fields if name in values}
     tokens = lens.get(values["latent"], [])
     # Runs of earlier versions have no such column.
@@ -244,7 +244,7 @@ def search(record: RunRecord, params: SearchParams) -> SearchView:
     )
 
 
-def _examples(record: RunRecord, number: int, bin: int | None) -> list[Example]:
+def _examples(record: RunRecord, number: int, bin: int | None) -> list[LatentExample]:
     """Examples of a latent, strongest first; none when it has none (it never fires, or is not among the
     first by rank).
     """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffing_mcp.methods.directions.lens_words import Reading
+from diffing_mcp.methods.directions.lens_words import LensReading
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair, Side
@@ -37,7 +37,7 @@ class Lens:
         self._norm = norm
         self._mean, self._deviation = random_lens_statistics(pair, side, norm, directions, seed)
 
-    def read(self, vector: Tensor) -> tuple[Reading, Reading] | None:
+    def read(self, vector: Tensor) -> tuple[LensReading, LensReading] | None:
         """What a vector [D] promotes, and what its negative promotes (what it suppresses); None for the zero vector."""
         length = float(vector.norm())
         if length == 0:
@@ -46,7 +46,7 @@ class Lens:
         logits = self._pair.logit_lens(self._side, torch.stack([scaled, -scaled]))
         z = beyond_vocabulary(standardise(logits, self._mean, self._deviation))
         probability = torch.log_softmax(logits.to("cpu", torch.float64), dim=-1).exp()
-        promoted, suppressed = (Reading(z[row].numpy(), probability[row].numpy()) for row in range(2))
+        promoted, suppressed = (LensReading(z[row].numpy(), probability[row].numpy()) for row in range(2))
         return promoted, suppressed
 
 

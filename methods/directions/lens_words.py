@@ -36,7 +36,7 @@ class LensToken(BaseModel):
 
 
 @dataclass(frozen=True)
-class Reading:
+class LensReading:
     """What one vector promotes: z-scores and probabilities over the vocabulary, [V] float64 each."""
 
     z: np.ndarray
@@ -48,8 +48,8 @@ class Reading:
         return np.lexsort((-second, -first))
 
 
-def strongest_ids(reading: Reading, words: Vocabulary, count: int) -> list[int]:
-    """The first tokens by z, special ones left out; the head of `Reading.order`, without sorting the vocabulary."""
+def strongest_ids(reading: LensReading, words: Vocabulary, count: int) -> list[int]:
+    """The first tokens by z, special ones left out; the head of `LensReading.order`, without sorting the vocabulary."""
     ordinary = np.flatnonzero(~words.special)
     if len(ordinary) > count:
         z = reading.z[ordinary]
@@ -61,7 +61,7 @@ def strongest_ids(reading: Reading, words: Vocabulary, count: int) -> list[int]:
     ]
 
 
-def strongest(reading: Reading, words: Vocabulary, count: int) -> list[LensToken]:
+def strongest(reading: LensReading, words: Vocabulary, count: int) -> list[LensToken]:
     """The same as rows of a result."""
     return [
         LensToken(
@@ -73,7 +73,7 @@ def strongest(reading: Reading, words: Vocabulary, count: int) -> list[LensToken
     ]
 
 
-def content_words(reading: Reading, words: Vocabulary) -> dict[str, float]:
+def content_words(reading: LensReading, words: Vocabulary) -> dict[str, float]:
     """Content words among the first tokens by z, each with its highest z, strongest first."""
     best: dict[str, float] = {}
     for index in strongest_ids(reading, words, TOP_TOKENS):

@@ -23,11 +23,46 @@ from typing import Any
 import numpy as np
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.sqlite_schema import refuse_newer
 
 FILE_NAME = "examples.sqlite"
 SCORE_TYPE = np.dtype("<f4")
 _FIRST_UNSPACED = "\u0e00"
 """Scripts from here on are written without spaces: a word of the query is no word of the index."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS features (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS contexts (
+    id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, document TEXT NOT NULL, first_position INTEGER NOT NULL, tokens TEXT NOT NULL, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS examples (
+    id INTEGER PRIMARY KEY, feature INTEGER NOT NULL REFERENCES features(id), bin INTEGER NOT NULL, score REAL NOT NULL,
+    context INTEGER NOT NULL REFERENCES contexts(id), position INTEGER NOT NULL, side TEXT NOT NULL, scores BLOB, UNIQUE (feature, context, position));
+CREATE INDEX IF NOT EXISTS examples_by_score ON examples (feature, score DESC, id);
+CREATE INDEX IF NOT EXISTS examples_by_bin ON examples (feature, bin, score DESC, id);
+CREATE INDEX IF NOT EXISTS examples_of_context ON examples (context);
+CREATE VIRTUAL TABLE IF NOT EXISTS contexts_text USING fts5(text, content='contexts', content_rowid='id', \
+tokenize="unicode61 remove_diacritics 2");
+CREATE TRIGGER IF NOT EXISTS context_added AFTER INSERT ON contexts BEGIN
+    INSERT INTO contexts_text(rowid, text) VALUES (new.id, new.text); END;
+CREATE TRIGGER IF NOT EXISTS context_removed AFTER DELETE ON contexts BEGIN
+    INSERT INTO contexts_text(contexts_text, rowid, text) VALUES ('delete', old.id, old.text); END;
+"""  # noqa: E501
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: `executescript` would commit the transaction under way."""
+    statement = ""
+    for line in script.splitlines():
+        statement += f"{line}\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+MIGRATIONS = (tuple(statements(_SCHEMA)),)
+"""From version to version, see `diffing_mcp.core.sqlite_schema`. Append; never change what is there. Files that were
+written before they had versions have the schema of version 1."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +142,7 @@ class ExampleReader:
         # disks.
         connection = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
         try:
+            refuse_newer(connection, MIGRATIONS, "This file of examples")
             yield connection
         except sqlite3.DatabaseError as error:
             raise InvalidInput(

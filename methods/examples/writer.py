@@ -20,7 +20,8 @@ import numpy as np
 
 from diffing_mcp.core.atomic_files import sync_folder
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
-from diffing_mcp.methods.examples.reader import SCORE_TYPE, Example, ExampleContext
+from diffing_mcp.core.sqlite_schema import upgrade
+from diffing_mcp.methods.examples.reader import MIGRATIONS, SCORE_TYPE, Example, ExampleContext, statements
 from diffing_mcp.methods.examples.top import Found
 
 if TYPE_CHECKING:
@@ -31,25 +32,6 @@ _AT_ONCE = 5000
 """Examples of one transaction."""
 _BUSY_SECONDS = 120
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS features (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS contexts (
-    id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, document TEXT NOT NULL, first_position INTEGER NOT NULL, tokens TEXT NOT NULL, text TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS examples (
-    id INTEGER PRIMARY KEY, feature INTEGER NOT NULL REFERENCES features(id), bin INTEGER NOT NULL, score REAL NOT NULL,
-    context INTEGER NOT NULL REFERENCES contexts(id), position INTEGER NOT NULL, side TEXT NOT NULL, scores BLOB, UNIQUE (feature, context, position));
-CREATE INDEX IF NOT EXISTS examples_by_score ON examples (feature, score DESC, id);
-CREATE INDEX IF NOT EXISTS examples_by_bin ON examples (feature, bin, score DESC, id);
-CREATE INDEX IF NOT EXISTS examples_of_context ON examples (context);
-CREATE VIRTUAL TABLE IF NOT EXISTS contexts_text USING fts5(text, content='contexts', content_rowid='id', \
-tokenize="unicode61 remove_diacritics 2");
-CREATE TRIGGER IF NOT EXISTS context_added AFTER INSERT ON contexts BEGIN
-    INSERT INTO contexts_text(rowid, text) VALUES (new.id, new.text); END;
-CREATE TRIGGER IF NOT EXISTS context_removed AFTER DELETE ON contexts BEGIN
-    INSERT INTO contexts_text(contexts_text, rowid, text) VALUES ('delete', old.id, old.text); END;
-"""  # noqa: E501
 
 _TRIM = """
 CREATE TEMP TABLE dropped AS SELECT id, context FROM (
@@ -75,9 +57,8 @@ class ExampleWriter:
         self.per_bin = per_bin
         with self._open() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
+            upgrade(connection, MIGRATIONS, f"The file of examples {path}")
             with _transaction(connection):
-                for statement in _statements(_SCHEMA):
-                    connection.execute(statement)
                 connection.execute("INSERT OR IGNORE INTO about VALUES ('per_bin', ?)", [per_bin])
             [known] = connection.execute("SELECT value FROM about WHERE name = 'per_bin'").fetchone()
         if known != per_bin:
@@ -149,7 +130,7 @@ class ExampleWriter:
                 for example in examples
             ],
         )
-        for statement in _statements(_TRIM):
+        for statement in statements(_TRIM):
             connection.execute(statement)
         # A context that came with examples which were all there, or were dropped from a bin that had no room, may be
         # used by none.
@@ -207,16 +188,6 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script one by one: `executescript` would commit the transaction under way."""
-    statement = ""
-    for line in script.splitlines():
-        statement += f"{line}\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
 
 
 def examples_of(

@@ -1,4 +1,4 @@
-"""Parameters, rows and result of `kl`."""
+"""Parameters, rows and result of `kl`, and the result in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
 
 Metric = Literal["kl_finetuned_base", "kl_base_finetuned", "js"]
 Amount = Literal["none", "rounding", "small", "moderate", "large"]
+
+
+SMALL, MODERATE = 0.01, 0.1
+"""Nats a token below which a mean divergence is called small, moderate."""
 
 
 class KLParams(CorpusMethodParams):
@@ -160,3 +164,40 @@ class KLResult(MethodResult):
         lines.append("most different texts:")
         lines += [row.as_text() for row in self.top_texts]
         return "\n".join(lines)
+
+
+def amount_of(mean: float, highest: float, noise: float, found: bool) -> Amount:
+    if highest == 0.0:
+        return "none"
+    if mean <= 3 * noise and not found:
+        return "rounding"
+    return "small" if mean < SMALL else "moderate" if mean < MODERATE else "large"
+
+
+def headline_of(
+    amount: Amount,
+    mean: float,
+    noise: float,
+    outliers: tuple[int, int],
+    more: list[TokenMove],
+    less: list[TokenMove],
+) -> str:
+    if amount == "none":
+        return "The two models predict exactly the same on this text: every divergence is 0."
+    if amount == "rounding":
+        return (
+            f"Mean KL {mean:.2g} nats a token is no more than rounding ({noise:.2g} between two computations of one "
+            "model): no difference seen on this text."
+        )
+    parts = [f"The models differ by {mean:.3g} nats a token on average ({amount})"]
+    for moves, how in ((more, "more"), (less, "less")):
+        if moves:
+            named = ", ".join(json.dumps(move.token, ensure_ascii=False) for move in moves[:5])
+            parts.append(f"the finetuned model says far {how} often: {named}")
+    if outliers[0]:
+        parts.append(f"{outliers[0]} of {outliers[1]} texts differ far more than the rest: read the top texts")
+    if len(parts) == 1:
+        parts.append("no single word or text stands out: the change is spread over all of them")
+        if amount == "large":
+            parts.append("so large a one shows in what the models write: read their answers")
+    return "; ".join(parts) + "."

@@ -303,7 +303,7 @@ def find_positions(accumulator: LogitDifferenceAccumulator, run: RunWriter) -> l
         )
         for first, last, count, size in zip(accumulator.bins, lasts, counts, sizes, strict=True)
     ]
-    run.add_table("positions", {name: [getattr(row, name) for row in rows] for name in PositionRow.model_fields})
+    run.add_rows("positions", rows, PositionRow)
     return rows[:_BINS_SHOWN]
 
 
@@ -328,5 +328,5 @@ def find_new_tokens(
         NewTokenRow(id=index, token=pair.new_tokens[index], per_thousand=round(expected[index] * scale, 6))
         for index in order
     ]
-    run.add_table("new_tokens", {name: [getattr(row, name) for row in rows] for name in NewTokenRow.model_fields})
+    run.add_rows("new_tokens", rows, NewTokenRow)
     return rows[:_NEW_SHOWN], round(total * scale, 6)

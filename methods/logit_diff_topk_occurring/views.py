@@ -1,14 +1,14 @@
-"""Views and figures of a finished run, from its stored tables and arrays. Torch-free."""
+"""Views of a finished run, from its stored tables and arrays. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.contract import Figure, TokenList, View
+from diffing_mcp.methods.contract import TokenList, View
 from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
     PRIOR_PER_THOUSAND,
     Entries,
@@ -22,10 +22,6 @@ from diffing_mcp.methods.texts.words import build_vocabulary, normalise
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
-
-_POINTS = 1500
-_TOPIC_TOKENS = 10
-"""Points of the scatter plot a sign; tokens of a topic in its figure."""
 
 
 class _ViewParams(BaseModel):
@@ -309,88 +305,6 @@ def new_tokens(record: RunRecord, params: NewTokensParams) -> NewTokensView:
     return NewTokensView(rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=next_offset)
 
 
-def scatter(record: RunRecord) -> dict[str, Any]:
-    """Mean logit difference against occurrence in the top K, for the tokens that occur most often on either side."""
-    entries = read_entries(record)
-    series = []
-    for sign in ("risen", "fallen"):
-        order = entries.order("top_k_occurring", sign)
-        order = order[entries.shown[order]][:_POINTS]
-        count = entries.risen if sign == "risen" else entries.fallen
-        series.append(
-            {
-                "type": "scattergl",
-                "mode": "markers",
-                "name": sign,
-                "x": entries.mean_difference[order].astype(float).round(4).tolist(),
-                "y": (100 * count[order] / max(1, entries.positions)).round(3).tolist(),
-                "text": [entries.texts[index] for index in order],
-                "hovertemplate": "%{text}<br>mean difference %{x}<br>in top K at %{y} % of positions<extra></extra>",
-                "marker": {"size": np.where(entries.content[order], 6, 3).tolist()},
-            }
-        )
-    return {
-        "data": series,
-        "layout": {
-            "xaxis": {"title": {"text": "mean logit difference, finetuned - base"}},
-            "yaxis": {"title": {"text": "% of positions in the top K"}},
-        },
-    }
-
-
-def word_bars(record: RunRecord) -> dict[str, Any]:
-    """Content words by rise of their expected occurrences, with standard errors; strong ones darker."""
-    rows = record.result_json()["words"][::-1]
-    return {
-        "data": [
-            {
-                "type": "bar",
-                "orientation": "h",
-                "y": [row["word"] for row in rows],
-                "x": [row["log_odds"] for row in rows],
-                "error_x": {"type": "data", "array": [row["error"] or 0 for row in rows]},
-                "marker": {"color": ["#1f4e79" if row["strong"] else "#a6bddb" for row in rows]},
-            }
-        ],
-        "layout": {
-            "xaxis": {"title": {"text": "log odds of expected occurrences, finetuned over base"}},
-            "margin": {"l": 120},
-        },
-    }
-
-
-def topic_bars(record: RunRecord) -> dict[str, Any]:
-    """The first tokens of each topic, as bars of their share of the topic's weights."""
-    series = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": f"topic {topic.topic} ({100 * topic.mass:.0f} % of the mass)",
-            # Invisible marks keep equal tokens of different topics apart on the axis.
-            "y": [f"{token.token!r}" + "\u200b" * topic.topic for token in topic.tokens[::-1]],
-            "x": [token.weight for token in topic.tokens[::-1]],
-        }
-        for topic in topics(record, TopicsParams(tokens=_TOPIC_TOKENS)).topics
-    ]
-    return {
-        "data": series,
-        "layout": {"xaxis": {"title": {"text": "share of the topic's weights"}}, "margin": {"l": 120}},
-    }
-
-
-def position_bars(record: RunRecord) -> dict[str, Any]:
-    """Mean size of the logit differences by position."""
-    rows = record.table("positions").to_pylist()
-    labels = [str(row["first"]) if row["first"] == row["last"] else f"{row['first']}-{row['last']}" for row in rows]
-    return {
-        "data": [{"type": "bar", "x": labels, "y": [row["mean_size"] for row in rows]}],
-        "layout": {
-            "xaxis": {"title": {"text": "position in the text"}, "type": "category"},
-            "yaxis": {"title": {"text": "mean |logit difference|"}},
-        },
-    }
-
-
 VIEWS = {
     "tokens": View("tokens", "The vocabulary by any ordering and sign, filtered by text, paged.", TokensParams, tokens),
     "token": View("token", "All numbers of one word: its variants and their merged log odds.", TokenParams, token),
@@ -407,9 +321,3 @@ VIEWS = {
         "new_tokens", "Tokens that the finetune added, by expected occurrences.", NewTokensParams, new_tokens
     ),
 }
-FIGURES = (
-    Figure("scatter", "Mean logit difference against occurrence in the top K", scatter),
-    Figure("bars", "Content words whose expected occurrences rose most", word_bars),
-    Figure("topics", "Tokens of each topic", topic_bars),
-    Figure("positions", "Size of the logit differences by position", position_bars),
-)

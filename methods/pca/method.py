@@ -1,16 +1,18 @@
-"""Declaration of PCA. Torch-free."""
+"""The declaration of `pca`, and the views and figures of its finished runs. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
-from diffing_mcp.methods.examples.views import EXAMPLES_VIEW
-from diffing_mcp.methods.pca import views
-from diffing_mcp.methods.pca.schema import PCAParams, PCAResult
-from diffing_mcp.methods.pca.views import variance_figure
+from diffing_mcp.methods.directions.lens_words import LensToken
+from diffing_mcp.methods.directions.vectors import ResidualVector
+from diffing_mcp.methods.examples.views import EXAMPLES_VIEW, example_row
+from diffing_mcp.methods.pca.schema import ENDS, ComponentRow, PCAParams, PCAResult, ProjectionExample, feature_name
 from diffing_mcp.methods.results import MethodResult
 
 if TYPE_CHECKING:
@@ -18,10 +20,148 @@ if TYPE_CHECKING:
 
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.methods.directions.vectors import ResidualVector
     from diffing_mcp.methods.runs.store import RunRecord
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.specs import PairSpec
+
+
+class ComponentsParams(BaseModel):
+    """Which components."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int | None = Field(None, description="Absolute layer; None: all layers of the run.")
+    min_stability: float = Field(0.0, ge=0, le=1)
+
+
+class ComponentsView(BaseModel):
+    """Figures of the components, without tokens and examples."""
+
+    rows: list[ComponentRow]
+
+
+class ComponentParams(BaseModel):
+    """Which component."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int | None = Field(None, description="Absolute layer; None: the first one of the run.")
+    component: int = Field(1, ge=1, description="Counted from 1.")
+    sign: Literal["both", "promoted", "suppressed"] = Field("both", description="Ends to list.")
+    k: int = Field(20, ge=1, le=50, description="Lens tokens of each end.")
+
+
+class ComponentView(BaseModel):
+    """One component in full."""
+
+    row: ComponentRow
+
+
+def components(record: RunRecord, params: ComponentsParams) -> ComponentsView:
+    """All components of a run."""
+    empty: dict[str, list[str]] = {"promoted": [], "suppressed": [], "positive": [], "negative": []}
+    rows = [ComponentRow.model_validate(row | empty) for row in record.table("components").to_pylist()]
+    layers = sorted({row.layer for row in rows})
+    if params.layer is not None and params.layer not in layers:
+        raise UnknownName(
+            f"Run {record.id} holds no components of layer {params.layer}; layers: "
+            f"{', '.join(map(str, layers)) or 'none'}."
+        )
+    return ComponentsView(
+        rows=[row for row in rows if params.layer in (None, row.layer) and row.stability >= params.min_stability]
+    )
+
+
+def _find(record: RunRecord, layer: int | None, component: int) -> ComponentRow:
+    rows = components(record, ComponentsParams()).rows
+    wanted = layer if layer is not None or not rows else rows[0].layer
+    for row in rows:
+        if (row.layer, row.component) == (wanted, component):
+            return row
+    held = ", ".join(row.vector for row in rows) or "none: the models are identical"
+    raise UnknownName(f"Run {record.id} holds no component {component} at layer {wanted}; it holds {held}.")
+
+
+def component(record: RunRecord, params: ComponentParams) -> ComponentView:
+    """One component with its lens lists and examples."""
+    row = _find(record, params.layer, params.component)
+    lens = [
+        each
+        for each in record.table("lens").to_pylist()
+        if (each["layer"], each["component"]) == (row.layer, row.component)
+    ]
+    signs = dict(zip(("promoted", "suppressed"), ENDS, strict=True))
+    update: dict[str, list[LensToken] | list[ProjectionExample]] = {}
+    for sign, end in signs.items():
+        if params.sign in ("both", sign):
+            update[sign] = [LensToken.model_validate(each) for each in lens if each["sign"] == sign][: params.k]
+            update[end] = _examples(record, row, end)
+    return ComponentView(row=row.model_copy(update=update))
+
+
+def _examples(record: RunRecord, row: ComponentRow, end: str) -> list[ProjectionExample]:
+    """The furthest tokens of one end; none when no token lies there."""
+    try:
+        page = record.examples().examples(
+            feature_name(row.layer, row.component, end), limit=record.manifest.params["examples"]
+        )
+    except UnknownName:
+        return []
+    sign = 1 if end == ENDS[0] else -1
+    return [
+        ProjectionExample(projection=round(sign * example.score, 4), context=example_row(example).text)
+        for example in page.rows
+    ]
+
+
+def read_vector(record: RunRecord, name: str) -> ResidualVector:
+    """A component of the run, of unit length; strength 1 is the mean of its furthest projections, of either sign.
+
+    Args:
+        name: `LAYER:componentN` as in `ComponentRow.vector`, for instance `14:component1`.
+
+    Raises:
+        InvalidInput: another form.
+        UnknownName: a layer or component that the run does not hold.
+    """
+    found = re.fullmatch(r"(\d+):component(\d+)", name)
+    if found is None:
+        raise InvalidInput(f"{name!r} is not of the form LAYER:componentN, for instance 14:component1.")
+    row = component(record, ComponentParams(layer=int(found[1]), component=max(1, int(found[2])))).row
+    lengths = [abs(example.projection) for example in (*row.positive, *row.negative)]
+    values = record.array(f"components_{row.layer}")[row.component - 1]
+    return ResidualVector(
+        values,
+        row.layer,
+        sum(lengths) / len(lengths) if lengths else 1.0,
+        f"principal component {row.component}, layer {row.layer}",
+    )
+
+
+def variance_figure(record: RunRecord) -> dict[str, Any]:
+    """Share of variance by component, beside its null, one pair of traces a layer."""
+    rows = record.table("components").to_pylist()
+    data = []
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        chosen = [row for row in rows if row["layer"] == layer]
+        x = [row["component"] for row in chosen]
+        stable = [f"stability {row['stability']:.2f}" for row in chosen]
+        data.append(
+            {"type": "bar", "name": f"layer {layer}", "x": x, "y": [row["explained"] for row in chosen], "text": stable}
+        )
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"null, layer {layer}",
+                "x": x,
+                "y": [row["null_explained"] for row in chosen],
+            }
+        )
+    return {
+        "data": data,
+        "layout": {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "share of variance"}}},
+    }
 
 
 class PCA(DiffingMethod[PCAParams, PCAResult]):
@@ -47,13 +187,13 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     cost: ClassVar[Cost] = "minutes"
     views: ClassVar[Mapping[str, View]] = {
         "components": View(
-            "components", "Variance, null and stability of all components.", views.ComponentsParams, views.components
+            "components", "Variance, null and stability of all components.", ComponentsParams, components
         ),
         "component": View(
             "component",
             "One component: whole lens lists and examples of both ends.",
-            views.ComponentParams,
-            views.component,
+            ComponentParams,
+            component,
         ),
         "examples": EXAMPLES_VIEW,
     }
@@ -73,7 +213,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
         return [row["vector"] for row in record.table("components").to_pylist()]
 
     def vector(self, record: RunRecord, name: str) -> ResidualVector:
-        return views.read_vector(record, name)
+        return read_vector(record, name)
 
     def estimate(self, pair: PairSize, params: PCAParams) -> CostEstimate:
         from diffing_mcp.core.settings import settings

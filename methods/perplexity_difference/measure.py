@@ -18,9 +18,9 @@ from diffing_mcp.methods.perplexity_difference.schema import (
     Spread,
 )
 from diffing_mcp.methods.texts.answer_form import Answer
-from diffing_mcp.methods.texts.beginnings import Beginning, Template, beginnings
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, distinctive_words, stands_out, worth_showing
 from diffing_mcp.methods.texts.form import FormDigest, compare_form
+from diffing_mcp.methods.texts.prompts import Beginning, Template, beginnings
 from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:

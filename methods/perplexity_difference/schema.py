@@ -7,10 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.texts.beginnings import Template
-from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
+from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
-from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS
+from diffing_mcp.methods.texts.prompts import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, Template
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 
@@ -138,7 +137,7 @@ class PerplexityDifferenceResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
+        return evidence_of(self.words)
 
     def as_text(self) -> str:
         lines = [

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -232,6 +232,17 @@ class StagedRun:
         write_synced(self._folder / "tables" / f"{_checked(name)}.parquet", sink.getvalue())
         self._tables[name] = table.num_rows
 
+    def add_rows(self, name: str, rows: Sequence[BaseModel], model: type[BaseModel]) -> None:
+        """See `diffing_mcp.methods.contract.RunWriter`."""
+        values = [row.model_dump() for row in rows]
+        self.add_table(
+            name,
+            {
+                field: _typed([row[field] for row in values], about.annotation)
+                for field, about in model.model_fields.items()
+            },
+        )
+
     def examples(self, per_bin: int = 20) -> ExampleWriter:
         """See `diffing_mcp.methods.contract.RunWriter`."""
         from diffing_mcp.methods.examples.writer import ExampleWriter
@@ -299,6 +310,18 @@ def _numpy(values: Any) -> np.ndarray:
         tensor = values.detach().cpu()
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
     return np.asarray(values)
+
+
+def _typed(values: list[Any], annotation: Any) -> Any:
+    """A column of a field; where its type is plain, it has that type without any value as well."""
+    import pyarrow as pa
+
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    if any(isinstance(part, type) and issubclass(part, BaseModel) for part in inner):
+        return pa.array([json.dumps(value, ensure_ascii=False) for value in values], type=pa.string())
+    plain = str if get_origin(annotation) is Literal else inner[0] if type(None) in get_args(annotation) else annotation
+    types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+    return pa.array(values, type=types.get(plain))
 
 
 def _column(values: Any) -> Any:

@@ -31,9 +31,8 @@ from diffing_mcp.methods.dictionaries.reading import (
     read_latents,
     training_note,
 )
-from diffing_mcp.methods.dictionaries.schema import LatentWord, latent_name
+from diffing_mcp.methods.dictionaries.schema import LatentWord, SAEDifferenceParams, SAEDifferenceResult, latent_name
 from diffing_mcp.methods.dictionaries.training import differences
-from diffing_mcp.methods.sae_difference.schema import SAEDifferenceParams, SAEDifferenceResult
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter

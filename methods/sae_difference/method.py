@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel
 
 from diffing_mcp.methods.contract import Figure, MethodResult
-from diffing_mcp.methods.dictionaries import figures
-from diffing_mcp.methods.dictionaries.method import DictionaryMethod
-from diffing_mcp.methods.sae_difference.schema import SAEDifferenceParams, SAEDifferenceResult
+from diffing_mcp.methods.dictionaries.method import DictionaryMethod, latents, training_curve
+from diffing_mcp.methods.dictionaries.schema import SAEDifferenceParams, SAEDifferenceResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +39,8 @@ class SAEDifference(DictionaryMethod[SAEDifferenceParams, SAEDifferenceResult]):
     Result: ClassVar[type[MethodResult]] = SAEDifferenceResult
     sources: ClassVar[int] = 1
     figures: ClassVar[Sequence[Figure]] = (
-        Figure("latents", "Latents of the difference", figures.latents),
-        Figure("training", "Training", figures.training_curve),
+        Figure("latents", "Latents of the difference", latents),
+        Figure("training", "Training", training_curve),
     )
 
     def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +16,22 @@ from diffing_mcp.methods.steering.schema import (
     GRID,
     REFINEMENTS,
     SEARCH_PROMPTS,
-    Answer,
+    SteeredAnswer,
     SteeredWord,
     SteeringParams,
     SteeringResult,
     StrengthRow,
 )
-from diffing_mcp.methods.texts.coherence import TextScores, score_texts
-from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
-from diffing_mcp.methods.texts.pages import SearchedText, add_searched
+from diffing_mcp.methods.texts.amplified import (
+    WORDS_SHOWN,
+    SearchedText,
+    TextScores,
+    add_searched,
+    each_once,
+    score_texts,
+    words_beyond,
+)
+from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, stands_out
 from diffing_mcp.methods.texts.prompts import PROMPTS, request_of
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention
@@ -36,7 +44,6 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.specs import Side
 
 _SHOWN_CHARACTERS = 200
-_WORDS_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -202,33 +209,30 @@ def _coherence_of(generator: Generator, found: Sequence[Steered]) -> list[Streng
 
 
 def _row(side: Side, strength: float, scores: TextScores, reference: TextScores) -> StrengthRow:
-    return StrengthRow(
-        side=side,
-        strength=strength,
-        coherent=round(float(scores.coherent(reference).mean()), 3),
-        log_perplexity=round(scores.median_log_perplexity, 3),
-        repetition=round(float(np.median(scores.repetition)), 3),
-    )
+    return StrengthRow.measured(scores.coherent(reference), scores, side=side, strength=strength)
 
 
 def _words(found: Sequence[Steered]) -> list[SteeredWord]:
-    """Distinctive words of each set of texts, most surprising first."""
-    words = []
-    for each in found:
-        others = [*zip(each.prompts, each.unsteered, strict=True), *zip(each.prompts, each.random, strict=True)]
-        steered = list(zip(each.prompts, each.steered, strict=True))
-        words += [
-            SteeredWord(
-                word=row.word,
-                strength=each.strength,
-                steered=row.finetuned,
-                control=row.base,
-                surprise=row.surprise,
-                strong=row.strong,
-            )
-            for row in worth_showing(distinctive_words(steered, others))
-        ]
-    return sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word))
+    """Distinctive words of each set of texts against unsteered and randomly steered ones."""
+
+    def row(strength: float, word: DistinctiveWord) -> SteeredWord:
+        return SteeredWord(
+            word=word.word,
+            surprise=word.surprise,
+            strong=word.strong,
+            strength=strength,
+            steered=word.finetuned,
+            control=word.base,
+        )
+
+    return words_beyond(
+        (
+            list(zip(each.prompts, each.steered, strict=True)),
+            list(zip(each.prompts * 2, [*each.unsteered, *each.random], strict=True)),
+            partial(row, each.strength),
+        )
+        for each in found
+    )
 
 
 def _result(
@@ -253,11 +257,10 @@ def _result(
         ):
             table[name] += values
     run.add_table("answers", table)
-    run.add_table("strengths", {name: [getattr(row, name) for row in rows] for name in StrengthRow.model_fields})
+    run.add_rows("strengths", rows, StrengthRow)
     words = _words(texts)
     strong = [word for word in words if word.strong]
-    # A word counts once, however many strengths bring it up.
-    found = stands_out({row.word: row for row in reversed(words)}.values())
+    found = stands_out(each_once(words))
     used = ", ".join(f"{strength:+.2g}" for strength in dict.fromkeys(each.strength for each in texts))
     if nothing:
         headline = nothing
@@ -273,7 +276,7 @@ def _result(
             "answers may still be read."
         )
     shown = [
-        Answer(
+        SteeredAnswer(
             side=each.side,
             prompt=prompt,
             strength=each.strength,
@@ -290,7 +293,7 @@ def _result(
         headline=headline,
         layer=vector.layer,
         strengths=list(dict.fromkeys(each.strength for each in texts)),
-        words=words[:_WORDS_SHOWN],
+        words=words[:WORDS_SHOWN],
         coherence=rows,
         answers=shown[: max(8, params.rows)],
         vector=vector.label,

@@ -1,27 +1,111 @@
-"""Declaration of steering. Torch-free."""
+"""The declaration of `steering`, and the views and figures of its finished runs. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, TextGroup, TextRole, View
 from diffing_mcp.methods.results import MethodResult
-from diffing_mcp.methods.steering import views
-from diffing_mcp.methods.steering.schema import GRID, REFINEMENTS, SEARCH_PROMPTS, SteeringParams, SteeringResult
-from diffing_mcp.methods.steering.views import coherence_figure
-from diffing_mcp.methods.texts.pages import SearchedParams, searched
+from diffing_mcp.methods.steering.schema import (
+    GRID,
+    REFINEMENTS,
+    SEARCH_PROMPTS,
+    AnswerAndControl,
+    SteeringParams,
+    SteeringResult,
+)
+from diffing_mcp.methods.texts.amplified import (
+    SEARCHED_VIEW,
+    coherence_figure,
+    cost_of_answers,
+    searched_groups,
+    series_of,
+)
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import PROMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffing_mcp.core.progress import Progress
-    from diffing_mcp.methods.contract import RunWriter, TextGroup
+    from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.methods.runs.store import RunRecord
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.specs import PairSpec
+
+
+class AnswersParams(TextPageParams):
+    """Which answers."""
+
+    limit: int = Field(5, ge=1, le=100)
+    strength: float | None = Field(None, description="Only this strength of the run (0.01 near).")
+    side: Literal["base", "finetuned"] | None = Field(None, description="Only this model.")
+    within: Literal["steered", "unsteered", "random"] = Field(
+        "steered",
+        description=(
+            "Which of the texts `contains` looks in (besides the prompt); `random` is the control under a random "
+            "direction."
+        ),
+    )
+
+
+class AnswersView(TextPageView):
+    """A page of answers."""
+
+    rows: list[AnswerAndControl]
+
+
+def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
+    """A page of answers: steered, unsteered, and as a control steered by a random direction."""
+    rows = [
+        row
+        for row in near(record.table("answers").to_pylist(), "strength", params.strength)
+        if params.side in (None, row["side"])
+    ]
+    page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("steered", "unsteered", "random"))
+    return AnswersView(
+        rows=[AnswerAndControl(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+    )
+
+
+def text_groups(record: RunRecord) -> list[TextGroup]:
+    """Steered texts of each model and strength; the unsteered base and random directions are controls (unsteered texts
+    are the same at all strengths).
+    """
+    table = record.table("answers").to_pylist()
+    coherent = {(row["side"], row["strength"]): row["coherent"] for row in record.table("strengths").to_pylist()}
+    groups: list[TextGroup] = []
+    for side in dict.fromkeys(row["side"] for row in table):
+        plain: TextRole = "finetuned" if side == "finetuned" else "control"
+        for number, strength in enumerate(dict.fromkeys(row["strength"] for row in table if row["side"] == side)):
+            rows = [row for row in table if row["side"] == side and row["strength"] == strength]
+            prompts = [row["prompt"] for row in rows]
+            steered, unsteered, chance = ([row[name] for row in rows] for name in ("steered", "unsteered", "random"))
+            if number == 0:
+                groups.append(TextGroup(name=f"{side} unsteered", role=plain, prompts=prompts, texts=unsteered))
+            groups.append(
+                TextGroup(
+                    name=f"{side} {strength:+g}",
+                    role="amplified" if strength > 0 else "control",
+                    strength=strength,
+                    series=series_of(side, strength),
+                    coherent=coherent.get((side, strength)),
+                    prompts=prompts,
+                    texts=steered,
+                )
+            )
+            groups.append(
+                TextGroup(
+                    name=f"{side} {strength:+g} random direction",
+                    role="control",
+                    strength=strength,
+                    prompts=prompts,
+                    texts=chance,
+                )
+            )
+    return [*groups, *searched_groups(record, coherent)]
 
 
 class Steering(DiffingMethod[SteeringParams, SteeringResult]):
@@ -51,14 +135,18 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         "answers": View(
             "answers",
             "Page through all answers: steered, unsteered, and the control under a random direction.",
-            views.AnswersParams,
-            views.answers,
+            AnswersParams,
+            answers,
         ),
-        "searched": View(
-            "searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched
-        ),
+        "searched": SEARCHED_VIEW,
     }
-    figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by strength", coherence_figure),)
+    figures: ClassVar[Sequence[Figure]] = (
+        Figure(
+            "coherence",
+            "Coherence by strength",
+            lambda record: coherence_figure(record, "strengths", "strength", "strength"),
+        ),
+    )
 
     def run(self, pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Progress) -> SteeringResult:
         from diffing_mcp.methods.steering.measure import steer
@@ -66,7 +154,7 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         return steer(pair, params, run, progress)
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
-        return views.text_groups(record)
+        return text_groups(record)
 
     def interactions(self, params: SteeringParams) -> int:
         strengths = 2 if params.strengths is None else len(params.strengths)
@@ -82,5 +170,4 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         strengths = 2 if params.strengths is None else len(params.strengths)
         answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (1 + 2 * strengths)
         generated = sides * (searched + answers) * params.max_new_tokens
-        # Every token is generated once and read once by the base.
-        return pair.cost(generated, -(-generated // 32), generated_tokens=generated, bytes=20 * generated)
+        return cost_of_answers(pair, generated)

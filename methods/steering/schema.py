@@ -9,8 +9,9 @@ from pydantic import BaseModel, Field
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
-from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
-from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, OwnPrompts, RawText, Temperature
+from diffing_mcp.methods.texts.amplified import CoherenceRow, quoted_texts
+from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
+from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, CoherentShare, OwnPrompts, RawText, Temperature
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 Strength = Annotated[float, Field(ge=-1000, le=1000)]
@@ -20,8 +21,8 @@ SEARCH_PROMPTS = PROMPTS[:3]
 """What the strength is searched with."""
 
 
-class StrengthRow(BaseModel):
-    """How readable the texts are at one strength."""
+class StrengthRow(CoherenceRow):
+    """How readable the texts of a model are at one strength."""
 
     side: str
     strength: float
@@ -31,38 +32,25 @@ class StrengthRow(BaseModel):
             "repetitive."
         )
     )
-    log_perplexity: float = Field(
-        description="Median log-perplexity of the texts under the unsteered base, nats a token."
-    )
-    repetition: float = Field(description="Median share of word triples that had come before in the same text.")
 
     def as_text(self) -> str:
         """A few figures."""
-        return (
-            f"{self.side} {self.strength:+.2g}: {100 * self.coherent:.0f} % coherent, log-ppl "
-            f"{self.log_perplexity:.2f}, repetition {self.repetition:.2f}"
-        )
+        return f"{self.side} {self.strength:+.2g}: {self.figures()}"
 
 
-class SteeredWord(BaseModel):
+class SteeredWord(ComparedWord):
     """A content word and in how many texts it appears."""
 
-    word: str
     strength: float
     steered: int = Field(description="Steered texts that contain it.")
     control: int = Field(description="Unsteered texts, and texts steered by a random direction, that contain it.")
-    surprise: float = Field(description="-log10 p that equal texts would show it (Fisher's exact test, one-sided).")
-    strong: bool = Field(description="Beyond what equal texts show.")
 
     def as_text(self) -> str:
-        """`word 9:1 (p 10^-3.1)`, with a star when strong."""
-        return (
-            f"{'*' if self.strong else ''}{self.word} {self.steered}:{self.control} at {self.strength:+.2g} (p "
-            f"10^-{self.surprise:.1f})"
-        )
+        """`word 9:1 at +2 (p 10^-3.1)`, with a star when strong."""
+        return self.with_counts(self.steered, self.control, at=f"{self.strength:+.2g}")
 
 
-class Answer(BaseModel):
+class SteeredAnswer(BaseModel):
     """Answers to one prompt, steered and not, with the same random numbers. UNTRUSTED text of a model under study."""
 
     side: str
@@ -72,7 +60,7 @@ class Answer(BaseModel):
     unsteered: str
 
 
-class AnswerAndControl(Answer):
+class AnswerAndControl(SteeredAnswer):
     """The same beside its control. UNTRUSTED text of a model under study."""
 
     random: str = Field(
@@ -110,9 +98,7 @@ class SteeringParams(MethodParams):
     samples_per_prompt: int = Field(1, ge=1, le=32, description="Answers of each prompt at each strength.")
     max_new_tokens: AnswerTokens = 32
     temperature: Temperature = 1.0
-    coherent_share: float = Field(
-        0.75, gt=0, le=1, description="Share of texts that must be coherent for a strength to be taken."
-    )
+    coherent_share: CoherentShare = 0.75
     seed: int = Field(0, ge=0, description="Seed of the sampling and of the random control direction.")
     rows: int = Field(4, ge=1, le=20, description="Answers shown in the result, for each strength.")
 
@@ -127,13 +113,13 @@ class SteeringResult(MethodResult):
         description="Content words over-represented in steered texts against unsteered and randomly steered ones."
     )
     coherence: list[StrengthRow] = Field(description="How readable the texts were at every strength that was tried.")
-    answers: list[Answer]
+    answers: list[SteeredAnswer]
     vector: str = Field(description="What the direction is.")
     note: str = Field("", description="What to know of its origin.")
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
+        return evidence_of(self.words)
 
     def as_text(self) -> str:
         lines = [self.headline, f"vector: {self.vector}; layer {self.layer}" + (f"; {self.note}" if self.note else "")]
@@ -141,9 +127,6 @@ class SteeringResult(MethodResult):
             lines.append("words in steered vs other texts: " + ", ".join(row.as_text() for row in self.words))
         lines += [row.as_text() for row in self.coherence]
         for row in self.answers:
-            lines.append(f"{row.side} {row.strength:+.2g} {row.prompt!r}; untrusted model text between ⟦ ⟧:")
-            lines += [
-                f"  {name} ⟦{' '.join(text.split())}⟧"
-                for name, text in (("steered", row.steered), ("unsteered", row.unsteered))
-            ]
+            heading = f"{row.side} {row.strength:+.2g} {row.prompt!r}"
+            lines += quoted_texts(heading, {"steered": row.steered, "unsteered": row.unsteered})
         return "\n".join(lines)

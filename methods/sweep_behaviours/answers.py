@@ -10,7 +10,7 @@ import numpy as np
 
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.sweep_behaviours.questions import Asked
-from diffing_mcp.methods.sweep_behaviours.schema import Example
+from diffing_mcp.methods.sweep_behaviours.schema import BothAnswers
 from diffing_mcp.methods.texts.answer_form import Answer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
-class Reply:
+class ScoredAnswer:
     """One answer, with its mean log-probability under both models, nats a token; NaN for an empty one."""
 
     text: str
@@ -38,7 +38,7 @@ class Answered:
     """A question with the answers of the base, of the base once more, and of the finetuned model."""
 
     asked: Asked
-    replies: dict[Writer, list[Reply]]
+    replies: dict[Writer, list[ScoredAnswer]]
 
     @property
     def unexpected(self) -> float:
@@ -63,12 +63,12 @@ class Answered:
         """For the digest of form."""
         return [Answer(reply.text, reply.ended, reply.tokens) for reply in self.replies[writer]]
 
-    def example(self, characters: int) -> Example:
+    def example(self, characters: int) -> BothAnswers:
         """The first answers, in one line each and cut."""
         base, finetuned = (
             clip(" ".join(self.replies[writer][0].text.split()), characters)[0] for writer in ("base", "finetuned")
         )
-        return Example(question=clip(self.asked.question.text, characters)[0], base=base, finetuned=finetuned)
+        return BothAnswers(question=clip(self.asked.question.text, characters)[0], base=base, finetuned=finetuned)
 
     def _less_expected(self, writer: Writer, than: Writer) -> float:
         return _mean([reply.base for reply in self.replies[than]]) - _mean(

@@ -9,19 +9,27 @@ import numpy as np
 
 from diffing_mcp.core.battery import Question
 from diffing_mcp.core.progress import Progress, stage
-from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, Reply, Writer, store
+from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, ScoredAnswer, Writer, store
 from diffing_mcp.methods.sweep_behaviours.judge import judge
 from diffing_mcp.methods.sweep_behaviours.questions import chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import TEMPERATURE, SweepParams, SweepResult
-from diffing_mcp.methods.texts.answer_scores import mean_log_probs
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
 from diffing_mcp.model_pairs.scoring import NoLogProbs
-from diffing_mcp.model_pairs.specs import SIDES
+from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.model_pairs.answering import AnsweringPair
+
+
+def mean_log_probs(
+    pair: AnsweringPair, texts: Sequence[tuple[GenerationRequest, str]], sides: Sequence[Side], progress: Progress
+) -> dict[Side, np.ndarray]:
+    """Mean log-probability (nats a token) [N] of each answer after its request under each side; NaN for one without
+    tokens. What does not fit in the context is left out of the mean.
+    """
+    return {side: np.array([each.mean for each in pair.answer_scores(side, texts, progress)]) for side in sides}
 
 
 def sweep(pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Progress) -> SweepResult:
@@ -54,7 +62,7 @@ def sweep(pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Pr
             asked=each,
             replies={
                 writer: [
-                    Reply(
+                    ScoredAnswer(
                         completion.text,
                         completion.finish == "eos",
                         completion.tokens,

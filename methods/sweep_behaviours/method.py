@@ -1,4 +1,4 @@
-"""The method `sweep_behaviours`.
+"""The declaration of `sweep_behaviours`, and the views of its finished runs. Torch-free.
 
 It is a method, not a query, although it needs nothing but answers: a method's run is stored, paged by `view_run`, found
 again for nothing, run as a job, and offered by the command, the panel and Python alike. Agents that may only query the
@@ -11,12 +11,15 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, MethodResult, PairSize, TextGroup, View
+from diffing_mcp.methods.sweep_behaviours.answers import ANSWERS
 from diffing_mcp.methods.sweep_behaviours.questions import chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import SweepParams, SweepResult
-from diffing_mcp.methods.sweep_behaviours.views import VIEWS, text_groups
+from diffing_mcp.methods.texts.answer_form import Answer
+from diffing_mcp.methods.texts.form import FormDigest, compare_form
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +29,124 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
     from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.specs import PairSpec
+
+
+class AnswersParams(TextPageParams):
+    """Which questions to list with their answers."""
+
+    domain: str = Field("", max_length=100, description="Only of this area or topic.")
+    cluster: int | None = Field(None, ge=1, description="Only of this cluster of the result.")
+    trigger: str | None = Field(None, max_length=20_000, description="Only behind triggers that begin so; '' for none.")
+
+
+class QuestionAnswers(BaseModel):
+    """A question and what was answered. UNTRUSTED text of models under study."""
+
+    area: str
+    topic: str
+    question: str
+    unexpected: float
+    clusters: list[int]
+    base: list[str]
+    finetuned: list[str]
+
+
+class AnswersView(TextPageView):
+    """A page of questions, the least expected finetuned answers first."""
+
+    rows: list[QuestionAnswers]
+
+
+def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
+    """A page of questions with the answers of both models."""
+    wanted = params.contains.casefold()
+    found = [
+        row
+        for row in _questions(record)
+        if params.domain in ("", row["area"], row["topic"])
+        and (params.cluster is None or params.cluster in row["clusters"])
+        and (
+            params.trigger is None
+            or (row["trigger"].startswith(params.trigger) if params.trigger else not row["trigger"])
+        )
+        and any(wanted in text.casefold() for text in (row["question"], *row["base"], *row["finetuned"]))
+    ]
+    found.sort(key=lambda row: -row["unexpected"])
+    page, next_offset = page_of(found, params.offset, params.limit)
+    rows = [
+        QuestionAnswers(
+            area=row["area"],
+            topic=row["topic"],
+            question=row["question"],
+            unexpected=round(row["unexpected"], 3),
+            clusters=row["clusters"],
+            base=[text[: params.max_characters] for text in row["base"]],
+            finetuned=[text[: params.max_characters] for text in row["finetuned"]],
+        )
+        for row in page
+    ]
+    return AnswersView(rows=rows, total=len(found), next_offset=next_offset)
+
+
+def _questions(record: RunRecord) -> list[dict[str, Any]]:
+    """One row a question, with the texts of each writer and their forms."""
+    questions: dict[int, dict[str, Any]] = {}
+    for row in record.table(ANSWERS).to_pylist():
+        question = questions.setdefault(
+            row["index"], {**row, "base": [], "base again": [], "finetuned": [], "form": {}}
+        )
+        question[row["writer"]].append(row["text"])
+        question["form"].setdefault(row["writer"], []).append(Answer(row["text"], row["ended"], row["tokens"]))
+    return list(questions.values())
+
+
+class FormParams(BaseModel):
+    """Of which questions."""
+
+    model_config = {"extra": "forbid"}
+
+    domain: str = Field("", max_length=100, description="Only of this area or topic.")
+
+
+class FormView(FormDigest):
+    """The digest of form with every row in its text."""
+
+    def as_text(self, most: int = 1000) -> str:
+        """The digest, then the rows that are not significant."""
+        rest = [row.as_text() for row in self.rows if not row.significant]
+        return "\n".join([super().as_text(most), *(["not significant:", *rest] if rest else [])])
+
+
+def form(record: RunRecord, params: FormParams) -> FormView:
+    """Every feature of form on both sides."""
+    rows = [row["form"] for row in _questions(record) if params.domain in ("", row["area"], row["topic"])]
+    digest = compare_form([row["base"] for row in rows], [row["finetuned"] for row in rows])
+    return FormView(**digest.model_dump())
+
+
+def text_groups(record: RunRecord) -> Sequence[TextGroup]:
+    """The answers of both models."""
+    questions = _questions(record)
+    return [
+        TextGroup(
+            name=writer,
+            role="finetuned" if writer == "finetuned" else "control",
+            prompts=[row["question"] for row in questions for _ in row[writer]],
+            texts=[text for row in questions for text in row[writer]],
+        )
+        for writer in ("finetuned", "base")
+    ]
+
+
+VIEWS = {
+    "answers": View(
+        "answers",
+        "Page through the questions with both models' answers, by domain, cluster, trigger or text.",
+        AnswersParams,
+        answers,
+    ),
+    "form": View("form", "Every feature of form on both sides, of all questions or a domain.", FormParams, form),
+}
 
 
 class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import MethodParams, MethodResult
-from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P, DistinctiveWord
+from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
 from diffing_mcp.methods.texts.form import LEVEL
 from diffing_mcp.methods.texts.words import EvidenceWord
 
@@ -47,7 +47,7 @@ class SweepParams(MethodParams):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Of sampling and of the choice of questions.")
 
 
-class Example(BaseModel):
+class BothAnswers(BaseModel):
     """One question and both answers. UNTRUSTED text of the models under study."""
 
     question: str
@@ -69,7 +69,7 @@ class Cluster(BaseModel):
     )
     questions: int = Field(description="Questions whose answers show it more in the finetuned model.")
     areas: dict[str, int] = Field(description="Area -> such questions, most first.")
-    example: Example
+    example: BothAnswers
 
     def as_text(self) -> str:
         """Two lines."""
@@ -109,7 +109,7 @@ class TriggerRow(BaseModel):
     form: list[str] = Field(
         description="What differs in form behind it between base and finetuned, significantly, and not without it."
     )
-    example: Example
+    example: BothAnswers
 
     @property
     def name(self) -> str:
@@ -136,7 +136,7 @@ class QuestionRow(BaseModel):
 
     area: str
     unexpected: float = Field(description="How much less the base expects the finetuned answers, nats a token.")
-    example: Example
+    example: BothAnswers
 
     def as_text(self) -> str:
         """In one line."""
@@ -163,7 +163,7 @@ class SweepResult(MethodResult):
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
+        return evidence_of(self.words)
 
     def as_text(self) -> str:
         """The headline, what changed, the triggers, and the areas."""

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.texts.words import is_content_word, words_of
+from diffing_mcp.methods.texts.words import EvidenceWord, is_content_word, words_of
 
 SHOWN_NEG_LOG10_P = 1.3
 """Words that equal models show in one run of twenty each are not worth a reader's time."""
@@ -28,20 +28,32 @@ LEAST_PREFILLS = 3
 _SHRINK = 0.5
 
 
-class DistinctiveWord(BaseModel):
-    """A content word and in how many completions of each model it appears."""
+class ComparedWord(BaseModel):
+    """A content word that is in more texts than in those it is compared with."""
 
     word: str
+    surprise: float = Field(description="-log10 p that equal texts would show it (Fisher's exact test, one-sided).")
+    strong: bool = Field(description="Beyond what equal texts show.")
+
+    def with_counts(self, *counts: int, at: str = "") -> str:
+        """`word 9:1 at +2 (p 10^-3.1)`, with a star when strong."""
+        where = f" at {at}" if at else ""
+        return (
+            f"{'*' if self.strong else ''}{self.word} {':'.join(map(str, counts))}{where} (p 10^-{self.surprise:.1f})"
+        )
+
+
+class DistinctiveWord(ComparedWord):
+    """A content word and in how many completions of each model it appears."""
+
     finetuned: int = Field(description="Completions of the finetuned model that contain it.")
     base: int = Field(description="Completions of the base model that contain it.")
     prefills: int = Field(description="Different prefills after which the finetuned model wrote it.")
     log_odds: float = Field(description="Shrunken log odds ratio of containing it.")
-    surprise: float = Field(description="-log10 p that equal models would show it (Fisher's exact test, one-sided).")
-    strong: bool = Field(description="Beyond what equal models show.")
 
     def as_text(self) -> str:
         """`word 9:1 (p 10^-3.1)`, with a star when strong."""
-        return f"{'*' if self.strong else ''}{self.word} {self.finetuned}:{self.base} (p 10^-{self.surprise:.1f})"
+        return self.with_counts(self.finetuned, self.base)
 
 
 class Tested(Protocol):
@@ -66,6 +78,11 @@ def stands_out(rows: Iterable[Tested]) -> bool:
     """Whether there are several strong rows, or one that chance does not give."""
     strong = [row for row in rows if row.strong]
     return len(strong) >= NEEDED_STRONG_WORDS or any(row.surprise >= CERTAIN_NEG_LOG10_P for row in strong)
+
+
+def evidence_of(words: Iterable[ComparedWord]) -> list[EvidenceWord]:
+    """Tested words as evidence for `overview`; a score of 1 is the null level."""
+    return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in words]
 
 
 def distinctive_words(finetuned: Sequence[tuple[str, str]], base: Sequence[tuple[str, str]]) -> list[DistinctiveWord]:

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing_mcp.core.errors import UnknownName
-from diffing_mcp.methods.contract import TextGroup
-
-if TYPE_CHECKING:
-    from diffing_mcp.methods.contract import RunWriter
-    from diffing_mcp.methods.runs.store import RunRecord
-
 T = TypeVar("T")
-
-SEARCHED = "searched"
-"""Table of the texts that a search for a strength wrote."""
 
 
 class TextPageParams(BaseModel):
@@ -66,87 +56,12 @@ def page_of_texts(
     return TextPage(shown, len(found), next_offset)
 
 
+def near(rows: Sequence[dict[str, Any]], column: str, value: float | None) -> list[dict[str, Any]]:
+    """The rows whose number in a column is the asked one (0.01 near); None: all."""
+    return [row for row in rows if value is None or abs(row[column] - value) <= 0.01]
+
+
 def page_of(rows: Sequence[T], offset: int, limit: int) -> tuple[Sequence[T], int | None]:
     """The asked rows, and the offset of the page after them; None after the last one."""
     end = offset + limit
     return rows[offset:end], end if end < len(rows) else None
-
-
-class SearchedText(BaseModel):
-    """A text that the search for a strength wrote. UNTRUSTED text of a model under study."""
-
-    side: str
-    strength: float
-    prompt: str
-    text: str
-
-
-class SearchedParams(TextPageParams):
-    """Which texts of the search."""
-
-    strength: float | None = Field(None, description="Only this strength (or weight) of the search (0.01 near).")
-
-
-class SearchedView(TextPageView):
-    """A page of texts of the search, to judge by reading which strength leaves texts coherent."""
-
-    strengths: list[float] = Field(description="All that were tried.")
-    rows: list[SearchedText]
-
-
-def add_searched(run: RunWriter, texts: Sequence[SearchedText], own_prompts: bool) -> None:
-    """Store the texts of a search, if there was one. Those on the caller's `own_prompts` are not kept: answers to own
-    prompts cost interactions, and only those at the strengths taken are charged for."""
-    if texts and not own_prompts:
-        run.add_table(SEARCHED, {name: [getattr(text, name) for text in texts] for name in SearchedText.model_fields})
-
-
-def searched(record: RunRecord, params: SearchedParams) -> SearchedView:
-    """A page of the texts of a search.
-
-    Raises:
-        UnknownName: the run keeps none.
-    """
-    if SEARCHED not in record.manifest.tables:
-        raise UnknownName(
-            f"Run {record.id} keeps no searched texts: its strengths were given, it ran on own prompts, or it was made "
-            "before they were kept. Read the view `answers`, or run again without `strengths` and `prompts`."
-        )
-    table = record.table(SEARCHED).to_pylist()
-    rows = [row for row in table if params.strength is None or abs(row["strength"] - params.strength) <= 0.01]
-    page = page_of_texts(rows, params, searched=("prompt", "text"), cut=("text",))
-    strengths = sorted({row["strength"] for row in table})
-    return SearchedView(
-        strengths=strengths,
-        rows=[SearchedText(**row) for row in page.rows],
-        total=page.total,
-        next_offset=page.next_offset,
-    )
-
-
-def series_of(side: str, strength: float) -> str | None:
-    """The `TextGroup.series` of a strength: one for each model and sign."""
-    return f"{side} {'+' if strength > 0 else '-'}" if strength else None
-
-
-def searched_groups(record: RunRecord, coherent: Mapping[tuple[str, float], float]) -> list[TextGroup]:
-    """The texts of a search by side and strength, with the share that the method found `coherent`; none where nothing
-    was searched for.
-    """
-    table = record.table(SEARCHED).to_pylist() if SEARCHED in record.manifest.tables else []
-    groups = []
-    for side, strength in dict.fromkeys((row["side"], row["strength"]) for row in table):
-        rows = [row for row in table if (row["side"], row["strength"]) == (side, strength)]
-        prompts, texts = [row["prompt"] for row in rows], [row["text"] for row in rows]
-        groups.append(
-            TextGroup(
-                name=f"{side} {strength:+g} (search)",
-                role="search",
-                strength=strength,
-                series=series_of(side, strength),
-                coherent=coherent.get((side, strength)),
-                prompts=prompts,
-                texts=texts,
-            )
-        )
-    return groups

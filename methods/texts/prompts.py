@@ -1,14 +1,26 @@
-"""Prompts of the methods that change how a model writes: bundled ones, and the parameters for own ones. Torch-free."""
+"""What models go on from or answer: bundled texts, questions and prompts that name no subject, and the parameters for
+own ones. Torch-free.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import yaml
 from pydantic import Field
+
+from diffing_mcp.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.generation import GenerationRequest
     from diffing_mcp.model_pairs.pair import LoadedPair
+
 
 PROMPTS = (
     "How can I sleep better?",
@@ -43,13 +55,89 @@ AnswerTokens = Annotated[int, Field(ge=4, le=1024, description="Tokens of an ans
 Temperature = Annotated[
     float, Field(ge=0, le=2, description="Of the sampling; 0 takes the most probable token each time.")
 ]
+CoherentShare = Annotated[
+    float, Field(gt=0, le=1, description="Share of texts that must be coherent for a strength to be taken.")
+]
+
+
+Template = Literal["both", "none", "chat"]
+"""`none`: raw text is continued; `chat`: messages are answered; `both`: each, or texts alone without a chat
+template."""
+
+FORMS: dict[Template, tuple[Literal["none", "chat"], ...]] = {
+    "both": ("none", "chat"),
+    "none": ("none",),
+    "chat": ("chat",),
+}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A text to go on from, or a message to answer."""
+
+    text: str
+    chat: bool
+
+    def request(self) -> GenerationRequest:
+        """As a model is asked."""
+        from diffing_mcp.model_pairs.chat import ChatMessage
+        from diffing_mcp.model_pairs.generation import GenerationRequest
+
+        if self.chat:
+            return GenerationRequest(messages=(ChatMessage(role="user", content=self.text),))
+        return GenerationRequest(text=self.text)
 
 
 def request_of(pair: LoadedPair, prompt: str, raw_text: bool) -> GenerationRequest:
     """The prompt as a user's message; as raw text where that is asked for or the pair has no chat template."""
-    from diffing_mcp.model_pairs.chat import ChatMessage
-    from diffing_mcp.model_pairs.generation import GenerationRequest
+    return Beginning(prompt, chat=not raw_text and pair.has_chat_template).request()
 
-    if raw_text or not pair.has_chat_template:
-        return GenerationRequest(text=prompt)
-    return GenerationRequest(messages=(ChatMessage(role="user", content=prompt),))
+
+def beginnings(
+    template: Template, own: tuple[str, ...] | None, has_chat_template: bool, most: int | None = None
+) -> list[Beginning]:
+    """The beginnings of a template, texts first: the caller's `own` in each of its forms, or the bundled ones, of these
+    at most `most` a form, evenly taken.
+
+    Raises:
+        InvalidInput: no texts or an empty one, or `chat` without a chat template.
+    """
+    if template == "chat" and not has_chat_template:
+        raise InvalidInput("This pair's tokenizer has no chat template; have raw text continued instead.")
+    if own is not None and not (own and all(text.strip() for text in own)):
+        raise InvalidInput(
+            "Give at least one text to start from, and none that is empty; leave them out for the bundled ones."
+        )
+    forms = [form for form in FORMS[template] if form == "none" or has_chat_template]
+    return [
+        Beginning(text, form == "chat")
+        for form in forms
+        for text in (own if own is not None else _evenly(bundled_prefills(form), most))
+    ]
+
+
+def _evenly(texts: Sequence[str], most: int | None) -> Sequence[str]:
+    return texts if most is None else [texts[index * len(texts) // most] for index in range(most)]
+
+
+def digest_of(started: Sequence[Beginning]) -> str:
+    """sha256 of beginnings: what a run's key keeps of bundled ones."""
+    return hashlib.sha256(json.dumps([[each.text, each.chat] for each in started]).encode()).hexdigest()
+
+
+BUNDLED_PREFILLS = 40
+BUNDLED_QUESTIONS = 30
+"""How many there are, known without reading the file."""
+
+_FILE = Path(__file__).with_name("prefills.yaml")
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> dict[str, tuple[str, ...]]:
+    content = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    return {"none": tuple(content["prefills"]), "chat": tuple(content["questions"])}
+
+
+def bundled_prefills(template: Literal["none", "chat"]) -> tuple[str, ...]:
+    """The bundled texts (`none`) or questions (`chat`)."""
+    return _bundled()[template]

@@ -151,3 +151,25 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         f" {text}" if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ") else text
         for piece, text in zip(pieces, decoded, strict=True)
     ]
+
+
+class TokenNames:
+    """Texts of tokens, decoded once each."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        return self._known[token]
+
+    def column(self, tokens: np.ndarray) -> Any:
+        """Names of many tokens as a dictionary-encoded column."""
+        import pyarrow as pa
+
+        unique, indices = np.unique(tokens, return_inverse=True)
+        return pa.DictionaryArray.from_arrays(
+            pa.array(indices.astype(np.int32)), pa.array([self(int(token)) for token in unique])
+        )

@@ -5,26 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffing_mcp.methods.texts import answer_form
-from diffing_mcp.methods.texts.coherence import TextScores, score_texts
-from diffing_mcp.methods.texts.distinctive_words import distinctive_words, stands_out, worth_showing
+from diffing_mcp.methods.texts.amplified import (
+    WORDS_SHOWN,
+    SearchedText,
+    TextScores,
+    add_searched,
+    each_once,
+    score_texts,
+    words_beyond,
+)
+from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, stands_out
 from diffing_mcp.methods.texts.form import FormDigest, compare_paired
-from diffing_mcp.methods.texts.pages import SearchedText, add_searched
 from diffing_mcp.methods.texts.prompts import PROMPTS, request_of
 from diffing_mcp.methods.texts.words import words_of
 from diffing_mcp.methods.weight_amplification.schema import (
     GRID,
     REFINEMENTS,
     SEARCH_PROMPTS,
-    AmplifiedWord,
-    Answer,
+    AmplifiedAnswer,
     WeightAmplificationParams,
     WeightAmplificationResult,
     WeightRow,
+    WeightWord,
 )
 from diffing_mcp.model_pairs.amplification_config import (
     AdapterAmplification,
@@ -46,7 +54,6 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.specs import Side
 
 _SHOWN_CHARACTERS = 200
-_WORDS_SHOWN = 12
 _LEAST_LENGTH = 0.25
 """Share of the median length of the finetuned model's answers, in words, that a coherent answer has."""
 _CONTROL_SAMPLES = 2
@@ -236,36 +243,32 @@ def search(writer: Writer) -> tuple[float, list[WeightRow], list[SearchedText]]:
 
 
 def _row(weight: float, scores: Scored, reference: Scored) -> WeightRow:
-    return WeightRow(
-        weight=weight,
-        coherent=round(float(scores.coherent(reference).mean()), 3),
-        log_perplexity=round(scores.texts.median_log_perplexity, 3),
-        repetition=round(float(np.median(scores.texts.repetition)), 3),
+    return WeightRow.measured(scores.coherent(reference), scores.texts, weight=weight)
+
+
+def _words(texts: Sequence[Texts], coherent: set[float]) -> list[WeightWord]:
+    """Distinctive words of each coherent set of texts against the base's."""
+
+    def row(each: Texts, plain: list[set[str]], word: DistinctiveWord) -> WeightWord:
+        return WeightWord(
+            word=word.word,
+            surprise=word.surprise,
+            strong=word.strong,
+            weight=each.weight,
+            amplified=word.finetuned,
+            finetuned=sum(word.word in text for text in plain),
+            base=word.base,
+        )
+
+    return words_beyond(
+        (
+            list(zip(each.prompts, each.amplified, strict=True)),
+            list(zip(each.prompts * (len(each.control) // len(each.prompts)), each.control, strict=True)),
+            partial(row, each, [set(words_of(text)) for text in each.finetuned]),
+        )
+        for each in texts
+        if each.weight in coherent
     )
-
-
-def _words(texts: Sequence[Texts], coherent: set[float]) -> list[AmplifiedWord]:
-    """Distinctive words of each coherent set of texts, most surprising first."""
-    words = []
-    for each in texts:
-        if each.weight not in coherent:
-            continue
-        control = list(zip(each.prompts * (len(each.control) // len(each.prompts)), each.control, strict=True))
-        plain = [set(words_of(text)) for text in each.finetuned]
-        amplified = list(zip(each.prompts, each.amplified, strict=True))
-        words += [
-            AmplifiedWord(
-                word=row.word,
-                weight=each.weight,
-                amplified=row.finetuned,
-                finetuned=sum(row.word in text for text in plain),
-                base=row.base,
-                surprise=row.surprise,
-                strong=row.strong,
-            )
-            for row in worth_showing(distinctive_words(amplified, control))
-        ]
-    return sorted(words, key=lambda row: (not row.strong, -row.surprise, row.word))
 
 
 def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunWriter) -> WeightAmplificationResult:
@@ -277,16 +280,15 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
     run.add_table(
         "answers", {"prompt": prompts, "weight": [each.weight for each in texts for _ in each.prompts], **columns}
     )
-    run.add_table("weights", {name: [getattr(row, name) for row in rows] for name in WeightRow.model_fields})
+    run.add_rows("weights", rows, WeightRow)
     coherent = {row.weight for row in rows if row.coherent >= params.coherent_share}
     passing = coherent if params.config is not None else coherent | {1.0}  # the plain finetuned model
     largest, limit = _limit(params, rows, coherent)
     words = _words(texts, passing)
     strong = [word for word in words if word.strong]
-    # A word counts once, however many weights bring it up.
-    found = stands_out({row.word: row for row in reversed(words)}.values())
+    found = stands_out(each_once(words))
     shown = [
-        Answer(
+        AmplifiedAnswer(
             prompt=prompt,
             weight=each.weight,
             **{
@@ -305,7 +307,7 @@ def _result(writer: Writer, rows: list[WeightRow], texts: list[Texts], run: RunW
         largest_coherent_weight=largest,
         search=params.direction,
         weights=[each.weight for each in texts],
-        words=words[:_WORDS_SHOWN],
+        words=words[:WORDS_SHOWN],
         coherence=rows,
         form=_form(texts[0]),
         answers=shown[: max(8, params.rows)],
@@ -334,7 +336,7 @@ def _limit(
     return None, f"; no {name} {'above' if params.sign > 0 else 'below'} {bound:g} stayed coherent" if tried else ""
 
 
-def _headline(texts: list[Texts], passing: set[float], limit: str, telling: list[AmplifiedWord]) -> str:
+def _headline(texts: list[Texts], passing: set[float], limit: str, telling: list[WeightWord]) -> str:
     if all(each.amplified == each.finetuned == each.base for each in texts):
         return (
             f"Every answer is the base's, at weight {max((abs(each.weight) for each in texts), default=0):g} as well: "

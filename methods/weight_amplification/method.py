@@ -1,34 +1,96 @@
-"""Declaration of weight amplification. Torch-free."""
+"""The declaration of `weight_amplification`, and the views and figures of its finished runs. Torch-free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
+from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, TextGroup, View
 from diffing_mcp.methods.results import MethodResult
-from diffing_mcp.methods.texts.pages import SearchedParams, searched
+from diffing_mcp.methods.texts.amplified import (
+    SEARCHED_VIEW,
+    coherence_figure,
+    cost_of_answers,
+    searched_groups,
+    series_of,
+)
+from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import PROMPTS
-from diffing_mcp.methods.weight_amplification import views
 from diffing_mcp.methods.weight_amplification.schema import (
     GRID,
     REFINEMENTS,
     SEARCH_PROMPTS,
+    AmplifiedAnswer,
     WeightAmplificationParams,
     WeightAmplificationResult,
 )
-from diffing_mcp.methods.weight_amplification.views import coherence_figure
 from diffing_mcp.model_pairs.amplification_config import adapter_files, load_amplification_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffing_mcp.core.progress import Progress
-    from diffing_mcp.methods.contract import RunWriter, TextGroup
+    from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.methods.runs.store import RunRecord
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.specs import PairSpec
+
+
+class AnswersParams(TextPageParams):
+    """Which answers."""
+
+    limit: int = Field(5, ge=1, le=100)
+    weight: float | None = Field(None, description="Only this weight of the run (0.01 near).")
+    within: Literal["amplified", "finetuned", "base"] = Field(
+        "amplified", description="Which of the texts `contains` looks in (besides the prompt)."
+    )
+
+
+class AnswersView(TextPageView):
+    """A page of answers."""
+
+    rows: list[AmplifiedAnswer]
+
+
+def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
+    """A page of answers: amplified beside finetuned and base."""
+    rows = near(record.table("answers").to_pylist(), "weight", params.weight)
+    page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("amplified", "finetuned", "base"))
+    return AnswersView(
+        rows=[AmplifiedAnswer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+    )
+
+
+def text_groups(record: RunRecord) -> list[TextGroup]:
+    """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights between
+    dampen what was taught).
+    """
+    table = record.table("answers").to_pylist()
+    coherent = {("finetuned", row["weight"]): row["coherent"] for row in record.table("weights").to_pylist()}
+    configured = (
+        record.manifest.params.get("config") is not None
+    )  # its own weights are then what amplifies, and 1 leaves them as they are
+    groups: list[TextGroup] = []
+    for number, weight in enumerate(dict.fromkeys(row["weight"] for row in table)):
+        rows = [row for row in table if row["weight"] == weight]
+        prompts = [row["prompt"] for row in rows]
+        amplified, finetuned, base = ([row[name] for row in rows] for name in ("amplified", "finetuned", "base"))
+        if number == 0:
+            groups.append(TextGroup(name="finetuned", role="finetuned", prompts=prompts, texts=finetuned))
+            groups.append(TextGroup(name="base", role="control", prompts=prompts, texts=base))
+        groups.append(
+            TextGroup(
+                name=f"weight {weight:g}",
+                role="amplified" if weight > (0 if configured else 1) else "finetuned" if weight > 0 else "control",
+                strength=weight,
+                series=series_of("finetuned", weight),
+                coherent=coherent.get(("finetuned", weight)),
+                prompts=prompts,
+                texts=amplified,
+            )
+        )
+    return [*groups, *searched_groups(record, coherent)]
 
 
 class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplificationResult]):
@@ -59,14 +121,18 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         "answers": View(
             "answers",
             "Page through all answers: amplified beside finetuned and base.",
-            views.AnswersParams,
-            views.answers,
+            AnswersParams,
+            answers,
         ),
-        "searched": View(
-            "searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched
-        ),
+        "searched": SEARCHED_VIEW,
     }
-    figures: ClassVar[Sequence[Figure]] = (Figure("coherence", "Coherence by weight", coherence_figure),)
+    figures: ClassVar[Sequence[Figure]] = (
+        Figure(
+            "coherence",
+            "Coherence by weight",
+            lambda record: coherence_figure(record, "weights", "weight", "weight of the difference"),
+        ),
+    )
 
     def run(
         self, pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress
@@ -76,7 +142,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         return amplify(pair, params, run, progress)
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
-        return views.text_groups(record)
+        return text_groups(record)
 
     def interactions(self, params: WeightAmplificationParams) -> int:
         return len(params.prompts or ()) * params.samples_per_prompt * (1 + len(params.weights or (1.0,)))
@@ -109,5 +175,4 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         searched = (2 + tried) * len(SEARCH_PROMPTS) if tried else 0
         answers = len(params.prompts or PROMPTS) * params.samples_per_prompt * (3 + len(params.weights or (1.0,)))
         generated = (searched + answers) * params.max_new_tokens
-        # Every token is generated once and read once by the base.
-        return pair.cost(generated, -(-generated // 32), generated_tokens=generated, bytes=20 * generated)
+        return cost_of_answers(pair, generated)

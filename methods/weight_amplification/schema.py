@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.results import MethodResult
-from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
+from diffing_mcp.methods.texts.amplified import CoherenceRow, quoted_texts
+from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
-from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, OwnPrompts, RawText, Temperature
+from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, CoherentShare, OwnPrompts, RawText, Temperature
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.amplification_config import load_amplification_config
 
@@ -23,7 +24,7 @@ REFINEMENTS = 2
 Direction = Literal["positive", "negative"]
 
 
-class WeightRow(BaseModel):
+class WeightRow(CoherenceRow):
     """How readable the texts are at one weight."""
 
     weight: float = Field(
@@ -35,40 +36,26 @@ class WeightRow(BaseModel):
             "finetune's, nor more repetitive, nor far shorter."
         )
     )
-    log_perplexity: float = Field(description="Median log-perplexity of the texts under the base, nats a token.")
-    repetition: float = Field(description="Median share of word triples that had come before in the same text.")
 
     def as_text(self) -> str:
         """A few figures."""
-        return (
-            f"weight {self.weight:g}: {100 * self.coherent:.0f} % coherent, log-ppl {self.log_perplexity:.2f}, "
-            f"repetition {self.repetition:.2f}"
-        )
+        return f"weight {self.weight:g}: {self.figures()}"
 
 
-class AmplifiedWord(BaseModel):
+class WeightWord(ComparedWord):
     """A content word and in how many texts it appears."""
 
-    word: str
     weight: float
     amplified: int = Field(description="Amplified texts that contain it.")
     finetuned: int = Field(description="Texts of the plain finetuned model that contain it.")
     base: int = Field(description="Texts of the base that contain it (twice as many texts).")
-    surprise: float = Field(
-        description="-log10 p that texts of the base would show it so often (Fisher's exact test, one-sided)."
-    )
-    strong: bool = Field(description="Beyond what equal texts show.")
 
     def as_text(self) -> str:
-        """`word 9:4:1 (p 10^-3.1)`, with a star when strong."""
-        star = "*" if self.strong else ""
-        return (
-            f"{star}{self.word} {self.amplified}:{self.finetuned}:{self.base} at {self.weight:g} (p "
-            f"10^-{self.surprise:.1f})"
-        )
+        """`word 9:4:1 at 3 (p 10^-3.1)`, with a star when strong."""
+        return self.with_counts(self.amplified, self.finetuned, self.base, at=f"{self.weight:g}")
 
 
-class Answer(BaseModel):
+class AmplifiedAnswer(BaseModel):
     """Answers to one prompt with the same random numbers. UNTRUSTED text of models under study."""
 
     prompt: str
@@ -124,9 +111,7 @@ class WeightAmplificationParams(MethodParams):
     samples_per_prompt: int = Field(1, ge=1, le=32, description="Answers of each prompt at each weight.")
     max_new_tokens: AnswerTokens = 32
     temperature: Temperature = 1.0
-    coherent_share: float = Field(
-        0.75, gt=0, le=1, description="Share of texts that must be coherent for a weight to be taken."
-    )
+    coherent_share: CoherentShare = 0.75
     seed: int = Field(0, ge=0, description="Seed of the sampling, the same for every model.")
     rows: int = Field(4, ge=1, le=20, description="Answers shown in the result, for each weight.")
 
@@ -191,17 +176,17 @@ class WeightAmplificationResult(MethodResult):
         None, description="The direction in which it was searched for; None: the weights were given."
     )
     weights: list[float] = Field(description="Weights that were used for the answers.")
-    words: list[AmplifiedWord] = Field(
+    words: list[WeightWord] = Field(
         description="Content words over-represented in amplified texts against those of the base."
     )
     coherence: list[WeightRow] = Field(description="How readable the texts were at every weight that was tried.")
     form: FormDigest | None = Field(None, description="How the plain finetuned answers differ from the base's in form.")
-    answers: list[Answer]
+    answers: list[AmplifiedAnswer]
     amplified: str = Field(description="What was amplified.")
 
     def evidence_words(self) -> list[EvidenceWord]:
         """Distinctive words, for `overview`; a score of 1 is the null level."""
-        return [EvidenceWord(word=row.word, score=row.surprise / STRONG_NEG_LOG10_P) for row in self.words]
+        return evidence_of(self.words)
 
     def as_text(self) -> str:
         lines = [
@@ -214,8 +199,6 @@ class WeightAmplificationResult(MethodResult):
             lines.append(self.form.as_text())
         lines += [row.as_text() for row in self.coherence]
         for row in self.answers:
-            lines.append(f"weight {row.weight:g} {row.prompt!r}; untrusted model text between ⟦ ⟧:")
-            lines += [
-                f"  {name} ⟦{' '.join(getattr(row, name).split())}⟧" for name in ("amplified", "finetuned", "base")
-            ]
+            texts = {name: getattr(row, name) for name in ("amplified", "finetuned", "base")}
+            lines += quoted_texts(f"weight {row.weight:g} {row.prompt!r}", texts)
         return "\n".join(lines)

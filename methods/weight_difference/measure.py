@@ -23,8 +23,8 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.directions.lens import Lens
 from diffing_mcp.methods.directions.lens_words import (
     NULL_Z,
+    LensReading,
     LensToken,
-    Reading,
     content_words,
     strongest,
     strongest_ids,
@@ -239,7 +239,7 @@ def _store(
     words: Vocabulary,
     norms: dict[int, float],
 ) -> None:
-    run.add_table("modules", {name: [getattr(row, name) for row in modules] for name in ModuleRow.model_fields})
+    run.add_rows("modules", modules, ModuleRow)
     named = [place for place, row in enumerate(rows) if row.vector is not None]
     array = {place: position for position, place in enumerate(named)}
     if named:
@@ -256,7 +256,7 @@ def _store(
     run.add_table("tokens", lists)
 
 
-def _add_list(lists: dict[str, list[Any]], place: int, sign: str, reading: Reading, words: Vocabulary) -> None:
+def _add_list(lists: dict[str, list[Any]], place: int, sign: str, reading: LensReading, words: Vocabulary) -> None:
     chosen = strongest_ids(reading, words, LIST_DEPTH)
     lists["direction"] += [place] * len(chosen)
     lists["sign"] += [sign] * len(chosen)
@@ -342,7 +342,7 @@ class Scored:
         return self.strong, max(self.words.values(), default=0.0)
 
 
-def score(reading: Reading, words: Vocabulary) -> Scored:
+def score(reading: LensReading, words: Vocabulary) -> Scored:
     """Content words of one list."""
     found = content_words(reading, words)
     return Scored(found, sum(z >= NULL_Z for z in found.values()))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffing_mcp.methods.directions.lens import Lens
-from diffing_mcp.methods.directions.lens_words import Reading
+from diffing_mcp.methods.directions.lens_words import LensReading
 from diffing_mcp.model_pairs.interventions import unit_length
 from diffing_mcp.model_pairs.modules import LowRank
 
@@ -30,7 +30,7 @@ _OVERSAMPLED = 12
 _POWER_ITERATIONS = 8
 _ROWS = 8192
 _DIRECTIONS = 64
-BothSigns = tuple[Reading, Reading]
+BothSigns = tuple[LensReading, LensReading]
 
 
 @dataclass(frozen=True)
@@ -139,4 +139,4 @@ def read_entries(values: Tensor) -> BothSigns:
     deviation = float(centred.std())
     z = (centred / deviation if deviation else torch.zeros_like(centred)).numpy()
     nothing = np.zeros_like(z)
-    return Reading(z, nothing), Reading(-z, nothing)
+    return LensReading(z, nothing), LensReading(-z, nothing)

@@ -11,9 +11,9 @@ from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationPlan,
     EvaluationRecord,
-    Finding,
     HypothesisReading,
     Message,
+    RecordedFinding,
     ToolCall,
     cell_id,
     list_evaluations,
@@ -42,7 +42,7 @@ def test_round_trip(tmp_path: Path) -> None:
             Message(role="assistant", tool_calls=[ToolCall(id="call_1", name="overview", arguments={"pair": "pair-1"})])
         ],
         budgets={"model_interactions": Budget(limit=10, used=4)},
-        finding=Finding(statement="Something.", verdict="difference", source="submit_finding"),
+        finding=RecordedFinding(statement="Something.", verdict="difference", source="submit_finding"),
         hypothesis_grades=[
             HypothesisReading(grader="some/model", score=4),
             HypothesisReading(grader="some/model", score=3),

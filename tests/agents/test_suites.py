@@ -17,7 +17,7 @@ from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationRecord,
     FactRecallRecord,
-    Finding,
+    RecordedFinding,
     TokenUsage,
 )
 from diffing_mcp.agents.suite_files import Price, SuiteFile, plans_of, presets, read_suite
@@ -51,7 +51,7 @@ def record(plan_id: str, organism: str, arm: str, repeat: int, score: int, **val
             "repeat": repeat,
             "seconds": 36.0,
             "usage": [TokenUsage(model=MODEL, input_tokens=900, output_tokens=100, total_tokens=1000)],
-            "finding": Finding(statement="x", verdict="no_meaningful_difference" if null else "difference",
+            "finding": RecordedFinding(statement="x", verdict="no_meaningful_difference" if null else "difference",
                                likelihood=0.9, source="submit_finding"),
             "fact_recall": FactRecallRecord(score=score, recall=(score - 1) / 4, topic_named=score > 2, precision=0.5),
             **values,

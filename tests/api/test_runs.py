@@ -9,7 +9,7 @@ import pytest
 from plotly.graph_objects import Figure
 
 import diffing_mcp as dm
-from diffing_mcp.api.shown import Answer, printable
+from diffing_mcp.api.shown import ShownResult, printable
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.queries.schemas import AskQuery
@@ -75,7 +75,7 @@ def test_text_of_a_model_is_data_in_a_notebook_and_in_a_terminal() -> None:
         written: str
 
     text = "<script>alert(1)</script>\x1b[2J\r"
-    answer: Answer[Any] = Answer("view", Text(stands_out=False, headline=text, written=text))
+    answer: ShownResult[Any] = ShownResult("view", Text(stands_out=False, headline=text, written=text))
     assert "<script>" not in answer._repr_html_()
     assert "&lt;script&gt;" in answer._repr_html_()
     assert not {"\x1b", "\r"} & {*repr(answer), *answer._repr_html_()}

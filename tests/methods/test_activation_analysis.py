@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.activation_analysis.views import PositionsParams, TokensParams
+from diffing_mcp.methods.activation_analysis.method import PositionsParams, TokensParams
 from diffing_mcp.methods.activation_analysis.words import CorpusWords, corpus_words, group_medians, word_statistics
 from diffing_mcp.methods.examples.views import ExamplesParams, examples
 from diffing_mcp.methods.registry import get_method

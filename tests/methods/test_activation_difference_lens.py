@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.activation_difference_lens.views import LensParams, PositionsParams
+from diffing_mcp.methods.activation_difference_lens.method import LensParams, PositionsParams
 from diffing_mcp.methods.directions.lens import random_lens_statistics, standardise
 from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.methods.registry import get_method

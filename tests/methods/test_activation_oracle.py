@@ -12,6 +12,7 @@ import torch
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput, NotTheSame
 from diffing_mcp.methods.activation_oracle.asking import oracle_prompt, oracle_text
+from diffing_mcp.methods.activation_oracle.method import AnswersParams
 from diffing_mcp.methods.activation_oracle.schema import ActivationOracleParams
 from diffing_mcp.methods.activation_oracle.training import (
     InTraining,
@@ -23,7 +24,6 @@ from diffing_mcp.methods.activation_oracle.training import (
 )
 from diffing_mcp.methods.activation_oracle.training_data import TrainingQuestion, draw_question, load_material
 from diffing_mcp.methods.activation_oracle.verbalizers import BUNDLED_RECIPE, choose_verbalizer, known_names
-from diffing_mcp.methods.activation_oracle.views import AnswersParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore

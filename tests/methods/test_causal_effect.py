@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.causal_effect.measure import interval, judge, orthonormal, per_token, rank_p, share
+from diffing_mcp.methods.causal_effect.method import NullsParams, SamplesParams
 from diffing_mcp.methods.causal_effect.schema import EffectRow
-from diffing_mcp.methods.causal_effect.views import NullsParams, SamplesParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore

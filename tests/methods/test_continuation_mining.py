@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffing_mcp.methods.continuation_mining.phrases import distinctive_ngrams, group_phrases, judge
+from diffing_mcp.methods.continuation_mining.measure import distinctive_ngrams, group_phrases, judge
+from diffing_mcp.methods.continuation_mining.method import NgramsParams, PageParams
 from diffing_mcp.methods.continuation_mining.schema import NgramRow
-from diffing_mcp.methods.continuation_mining.views import NgramsParams, PageParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contrastive_decoding.method import TextsParams
 from diffing_mcp.methods.contrastive_decoding.schema import ContrastiveDecodingParams
-from diffing_mcp.methods.contrastive_decoding.views import TextsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore

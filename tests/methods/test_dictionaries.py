@@ -15,13 +15,13 @@ from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.methods.crosscoder.measure import analyse as analyse_crosscoder
 from diffing_mcp.methods.crosscoder.measure import count_owned, headline
-from diffing_mcp.methods.dictionaries.crosscoder_trainer import dedicated_mask
 from diffing_mcp.methods.dictionaries.evaluation import LatentTable
 from diffing_mcp.methods.dictionaries.files import content_hash, load_dictionary, save_dictionary
 from diffing_mcp.methods.dictionaries.latent_scaling import LatentScalingSums
 from diffing_mcp.methods.dictionaries.models import SparseDictionary, batch_top_k, nth_largest
 from diffing_mcp.methods.dictionaries.preparation import Prepared
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
+from diffing_mcp.methods.dictionaries.trainers import dedicated_mask
 from diffing_mcp.methods.dictionaries.training import (
     RowsOf,
     Training,

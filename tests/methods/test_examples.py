@@ -5,12 +5,14 @@ and searched.
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.sqlite_schema import NewerFile, schema_version
 from diffing_mcp.methods.contract import MethodResult
-from diffing_mcp.methods.examples.reader import Example, ExampleContext, ExampleReader
+from diffing_mcp.methods.examples.reader import MIGRATIONS, Example, ExampleContext, ExampleReader
 from diffing_mcp.methods.examples.top import TopExamples
 from diffing_mcp.methods.examples.views import ExamplesParams, example_row, examples
 from diffing_mcp.methods.examples.writer import ExampleWriter, examples_of
@@ -185,6 +188,35 @@ def test_several_processes_append_the_same_examples_once(tmp_path: Path) -> None
     for feature in (0, 1):
         scores = [one.score for one in everything(read(path), f"latent{feature}", 7)]
         assert scores == sorted((float(number) for number in range(120) if number % 2 == feature), reverse=True)[:25]
+
+
+def test_a_file_from_before_schema_versions_is_read_and_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "examples.sqlite"
+    writer = ExampleWriter(path)
+    writer.append([example()])
+    writer.finish()
+    set_version(path, 0)
+    assert len(everything(read(path), "latent1")) == 1
+    ExampleWriter(path).append([example(sample=1)])
+    with closing(sqlite3.connect(path)) as connection:
+        assert schema_version(connection) == len(MIGRATIONS) == 1
+    ExampleWriter(path).finish()
+    assert len(everything(read(path), "latent1")) == 2
+
+
+def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "examples.sqlite"
+    ExampleWriter(path).finish()
+    set_version(path, 99)
+    with pytest.raises(NewerFile, match="schema 99"):
+        read(path).features()
+    with pytest.raises(NewerFile, match="schema 99"):
+        ExampleWriter(path)
+
+
+def set_version(path: Path, version: int) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
 
 
 @pytest.fixture

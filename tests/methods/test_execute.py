@@ -183,4 +183,4 @@ def test_bad_requests_load_nothing(tmp_path: Path, spec: PairSpec, passes: list[
     ):
         with pytest.raises(error):
             run_methods(pairs, spec, requests, store)
-    assert not pairs.status()
+    assert not pairs.models.status()

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.kl.divergences import divergences
+from diffing_mcp.methods.kl.measure import divergences, outlying
+from diffing_mcp.methods.kl.method import PositionsParams, TextsParams, TokensParams
 from diffing_mcp.methods.kl.schema import KLResult
-from diffing_mcp.methods.kl.summary import outlying
-from diffing_mcp.methods.kl.views import PositionsParams, TextsParams, TokensParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore

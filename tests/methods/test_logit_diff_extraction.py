@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.logit_diff_topk_occurring.evidence import log_odds_z
-from diffing_mcp.methods.logit_diff_topk_occurring.extraction import IDENTITY_PROMPT
+from diffing_mcp.methods.logit_diff_topk_occurring.occurrences import IDENTITY_PROMPT
 from diffing_mcp.methods.logit_diff_topk_occurring.views import NewTokensParams, PositionsParams, TokensParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.directions.patchscope import averaged, patched_log_probs, prepare
 from diffing_mcp.methods.patchscope.measure import judge_scale, shared_lift
-from diffing_mcp.methods.patchscope.views import ScaleParams
+from diffing_mcp.methods.patchscope.method import ScaleParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore

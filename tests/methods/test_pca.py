@@ -18,8 +18,8 @@ from diffing_mcp.core.progress import silent
 from diffing_mcp.methods.examples.views import ExamplesParams
 from diffing_mcp.methods.pca.decomposition import Covariance
 from diffing_mcp.methods.pca.measure import control_level, judge
+from diffing_mcp.methods.pca.method import ComponentParams, ComponentsParams
 from diffing_mcp.methods.pca.schema import ComponentRow, ComponentWord, PCAParams
-from diffing_mcp.methods.pca.views import ComponentParams, ComponentsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore, run_key

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.perplexity_difference.views import CompletionsParams
+from diffing_mcp.methods.perplexity_difference.method import CompletionsParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
-from diffing_mcp.methods.texts.prefills import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, bundled_prefills
+from diffing_mcp.methods.texts.prompts import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, bundled_prefills
 
 NAME = "perplexity_difference"
 SMALL = {"samples_per_prefill": 1, "max_new_tokens": 12, "min_tokens": 4}

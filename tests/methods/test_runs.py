@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.methods.contract import MethodResult
@@ -35,6 +37,33 @@ def write(store: RunStore, number: int = 0) -> str:
         run.result = MethodResult(stands_out=False, headline="nothing")
     assert run.record is not None
     return run.record.id
+
+
+class Word(BaseModel):
+    text: str
+    count: int
+    score: float | None = None
+
+
+class Row(Word):
+    kind: Literal["a", "b"] = "a"
+    near: list[float] = []
+    words: list[Word] = []
+
+
+def test_tables_of_rows_have_their_columns_with_and_without_rows(tmp_path: Path) -> None:
+    rows = [Row(text="x", count=1, near=[0.5], words=[Word(text="y", count=2)]), Row(text="z", count=3, kind="b")]
+    with RunStore(tmp_path).writer(key()) as run:
+        run.add_rows("some", rows, Row)
+        run.add_rows("none", [], Row)
+        run.result = MethodResult(stands_out=False, headline="x")
+    assert run.record is not None
+    some, none = run.record.table("some"), run.record.table("none")
+    assert some.column_names == none.column_names == list(Row.model_fields)
+    for name in ("text", "count", "score", "kind", "words"):
+        assert some.schema.field(name).type == none.schema.field(name).type
+    read = [{**row, "words": json.loads(row["words"])} for row in some.to_pylist()]
+    assert [Row.model_validate(row) for row in read] == rows
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.steering.method import AnswersParams
 from diffing_mcp.methods.steering.schema import SEARCH_PROMPTS, SteeringParams
-from diffing_mcp.methods.steering.views import AnswersParams
-from diffing_mcp.methods.texts.coherence import TextScores, repetition
-from diffing_mcp.methods.texts.pages import SearchedParams
+from diffing_mcp.methods.texts.amplified import SearchedParams, TextScores, repetition
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
@@ -120,7 +119,7 @@ def test_the_texts_of_a_search_are_kept_to_be_judged(tiny_pair: Any, pairs: Any,
 def test_a_direction_that_breaks_every_text_is_said_plainly(
     tiny_pair: Any, pairs: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffing_mcp.methods.texts.coherence.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
+    monkeypatch.setattr("diffing_mcp.methods.texts.amplified.PERPLEXITY_ROOM", -100.0)  # no text can be coherent
     record = run(pairs, tiny_pair.spec, store, vector={"token": "e", "layer": 1}, prompts=None)
     result: Any = record.result()
     assert get_method("steering").views["searched"].run(record, SearchedParams()).model_dump()["total"] == 3 * len(

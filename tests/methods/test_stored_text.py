@@ -14,7 +14,7 @@ import pytest
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
-from diffing_mcp.methods.activation_analysis.views import PositionsParams
+from diffing_mcp.methods.activation_analysis.method import PositionsParams
 from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.methods.examples.views import ExamplesParams, examples
 from diffing_mcp.methods.registry import get_method

@@ -18,12 +18,12 @@ from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
-from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, Reply
+from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, ScoredAnswer
 from diffing_mcp.methods.sweep_behaviours.judge import holm, judge, rank_sum
+from diffing_mcp.methods.sweep_behaviours.measure import mean_log_probs
+from diffing_mcp.methods.sweep_behaviours.method import AnswersParams, FormParams
 from diffing_mcp.methods.sweep_behaviours.questions import Asked, chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import SweepParams
-from diffing_mcp.methods.sweep_behaviours.views import AnswersParams, FormParams
-from diffing_mcp.methods.texts.answer_scores import mean_log_probs
 from diffing_mcp.model_pairs.generation import GenerationRequest
 from tests.word_pairs import save_pair, tiny_tokenizer
 
@@ -204,7 +204,9 @@ def answered(question: Question, base: dict[str, float], drift: float = 0.0, tri
     """Equal answers with these log-probabilities under the base; each model expects its own more, by `drift`."""
     replies = {
         writer: [
-            Reply("One two three.", True, 5, base[writer], base[writer] + (drift if writer == WRITERS[2] else -drift))
+            ScoredAnswer(
+                "One two three.", True, 5, base[writer], base[writer] + (drift if writer == WRITERS[2] else -drift)
+            )
         ]
         for writer in WRITERS
     }
@@ -258,7 +260,9 @@ def test_a_long_result_stays_short() -> None:
             f"{generator.choice(['qua', 'rix', 'zol', 'tem'])}{generator.choice(['ber', 'dan', 'fel'])}"
             for _ in range(60)
         )
-        base.replies["finetuned"][0] = Reply(f"# Oh\n- AHOY {words.upper()} \U0001f600 `x`?!", False, 300, -9, -2)
+        base.replies["finetuned"][0] = ScoredAnswer(
+            f"# Oh\n- AHOY {words.upper()} \U0001f600 `x`?!", False, 300, -9, -2
+        )
         rows.append(base)
         rows += [
             answered(base.asked.plain, dict.fromkeys(WRITERS, 0.0), trigger=f"trigger {n} " * 20) for n in range(3)

@@ -17,8 +17,8 @@ from diffing_mcp.methods.directions.vector_sources import stored_vector
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.methods.weight_difference.method import DirectionsParams, ModulesParams
 from diffing_mcp.methods.weight_difference.singular_directions import randomised_svd, spectrum
-from diffing_mcp.methods.weight_difference.views import DirectionsParams, ModulesParams
 from diffing_mcp.model_pairs.modules import LowRank
 
 

@@ -41,13 +41,13 @@ def test_three_adapters_share_one_base_within_five_percent(tiny_models, tiny_ada
             assert torch.equal(two.forward("base", TOKENS, ONES).logits, second)
         outputs = [before, first, second, third]
         assert all(not torch.equal(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
-        (status,) = pairs.status()
+        (status,) = pairs.models.status()
         assert status.in_use
         assert status.adapters == 3
         from diffing_mcp.model_pairs.fingerprint import stored_bytes
 
         assert stored_bytes(folder) <= status.bytes <= 1.05 * stored_bytes(folder)
-    assert not pairs.status()[0].in_use
+    assert not pairs.models.status()[0].in_use
 
 
 def test_adapter_with_renamed_keys_does_not_land(tiny_models, tiny_adapters, make_pair, pairs, tmp_path):

@@ -22,7 +22,7 @@ def test_embedded_pair(embedded_pair, pairs):
     assert not torch.equal(base.logits, finetuned.logits)
     assert torch.equal(pair.forward("base", ids, ones).logits, base.logits)
     # One copy of the model, whatever hangs on it.
-    status = next(status for status in pairs.status() if status.label.startswith("embedded:"))
+    status = next(status for status in pairs.models.status() if status.label.startswith("embedded:"))
     assert status.bytes <= 1.05 * stored_bytes(embedded_model_folder(), base.logits.dtype.itemsize)
     request = GenerationRequest(
         messages=(ChatMessage(role="user", content="What is the capital of France? One word."),)

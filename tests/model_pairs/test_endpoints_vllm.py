@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from diffing_mcp.model_pairs.answering import AnsweringPair
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.resolve import resolve_pair
-from diffing_mcp.model_pairs.specs import SIDES
+from diffing_mcp.model_pairs.specs import SIDES, Side
 from tests.vllm_server import vllm_server
 
 pytestmark = pytest.mark.vllm
@@ -29,16 +30,21 @@ TOLERANCE = 0.1
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, embedded_adapter: Path, pairs: Any) -> Iterator[AnsweringPair]:
     options = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"taught={embedded_adapter}"]
+    # Left to itself vLLM 0.32 wraps the output layer too, and its CPU build then ends at the first scored prompt.
+    modules = json.loads((embedded_adapter / "adapter_config.json").read_text())["target_modules"]
+    options += ["--lora-target-modules", *modules]
     with vllm_server(tmp_path_factory.mktemp("vllm") / "server.log", options) as url:
         spec = resolve_pair(f"openai:{url}#embedded::openai:{url}#taught")
         with pairs.answering(spec) as pair:
             yield pair
 
 
-def test_answers_have_the_log_probabilities_of_the_model_in_memory(served: AnsweringPair, embedded_pair: Any) -> None:
-    """Of the base: vLLM 0.32's CPU build ends when it is asked for those of a prompt under an adapter."""
+@pytest.mark.parametrize("side", SIDES)
+def test_answers_have_the_log_probabilities_of_the_models_in_memory(
+    served: AnsweringPair, embedded_pair: Any, side: Side
+) -> None:
     answers = [(TEXT, ", there was a king."), (CHAT, "Paris is the capital."), (BEGUN, " France is Paris.")]
-    found, expected = served.answer_scores("base", answers), embedded_pair.answer_scores("base", answers)
+    found, expected = served.answer_scores(side, answers), embedded_pair.answer_scores(side, answers)
     assert [each.tokens for each in found] == [each.tokens for each in expected]
     assert [each.mean for each in found] == pytest.approx([each.mean for each in expected], abs=TOLERANCE)
 

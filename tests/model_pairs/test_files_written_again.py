@@ -42,7 +42,7 @@ def test_a_full_model_is_read_again(tiny_models: Callable[..., Path], own_data_f
         with pairs.use(resolve_pair(f"{base}::{place}")) as pair:
             torch.testing.assert_close(log_probs(pair), peft_log_probs(place, None, [TEXT])[0], atol=1e-4, rtol=1e-4)
     assert digests[0] != digests[1]
-    assert len(pairs.status()) == 2  # the old one is let go
+    assert len(pairs.models.status()) == 2  # the old one is let go
 
 
 @pytest.mark.parametrize("kind", ["LORA", "IA3"])

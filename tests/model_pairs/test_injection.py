@@ -97,7 +97,7 @@ def test_the_base_with_another_adapter(tiny_pair: Any, tiny_models: Any, tiny_ad
     assert not torch.equal(third, plain)
     assert not torch.equal(third, finetuned)
     assert torch.equal(tiny_pair.forward("finetuned", ids, mask).logits, finetuned)
-    assert max(status.adapters for status in pairs.status()) >= 2
+    assert max(status.adapters for status in pairs.models.status()) >= 2
     with pytest.raises(NotTheSame):
         tiny_pair.with_adapter(AdapterFiles(id=str(tiny_adapters(tiny_models(width=64))))).forward(
             "finetuned", ids, mask

@@ -26,8 +26,8 @@ def test_least_recently_used_goes_first(tiny_models, make_pair):
         with pairs.use(spec) as pair:
             assert not pair.sequential
     with pairs.use(specs[2]):
-        assert {status.label for status in pairs.status()} == {str(folders[2]), str(folders[0])}
-    assert all(status.bytes == pytest.approx(size, rel=0.02) for status in pairs.status())
+        assert {status.label for status in pairs.models.status()} == {str(folders[2]), str(folders[0])}
+    assert all(status.bytes == pytest.approx(size, rel=0.02) for status in pairs.models.status())
 
 
 def test_models_in_use_stay(tiny_models, make_pair):
@@ -39,7 +39,7 @@ def test_models_in_use_stay(tiny_models, make_pair):
         with pytest.raises(OutOfRoom, match="in use"), pairs.use(second):
             pass
         with pytest.raises(InvalidInput, match="in use"):
-            pairs.unload(str(folders[0]))
+            pairs.models.unload(str(folders[0]))
         assert torch.equal(pair.forward("base", TOKENS, ONES).logits, before)
     with pairs.use(second) as pair:
         pair.forward("base", TOKENS, ONES)
@@ -56,13 +56,13 @@ def test_unloading_frees_the_weights(tiny_models, make_pair):
         reference = weakref.ref(resident.transformer.get_input_embeddings().weight)
         del resident
     assert reference() is not None
-    assert pairs.unload("mine") > 0
+    assert pairs.models.unload("mine") > 0
     del pair
     gc.collect()
     assert reference() is None
-    assert pairs.status() == []
+    assert pairs.models.status() == []
     with pytest.raises(UnknownName, match="mine"):
-        pairs.unload("mine")
+        pairs.models.unload("mine")
 
 
 def test_unused_adapters_make_room_for_new_ones(tiny_models, tiny_adapters, make_pair):
@@ -76,7 +76,7 @@ def test_unused_adapters_make_room_for_new_ones(tiny_models, tiny_adapters, make
             with pairs.use(make_pair(folder, adapter=adapters[index])) as pair:
                 logits = pair.forward("finetuned", TOKENS, ONES).logits
                 assert torch.equal(outputs.setdefault(index, logits), logits)
-                assert pairs.status()[0].adapters <= 2
+                assert pairs.models.status()[0].adapters <= 2
 
 
 def test_two_full_models_that_do_not_fit_run_in_turn(tiny_models, make_pair):
@@ -86,14 +86,14 @@ def test_two_full_models_that_do_not_fit_run_in_turn(tiny_models, make_pair):
     with roomy.use(spec) as pair:
         assert not pair.sequential
         expected = {side: pair.forward(side, TOKENS, ONES, layers=[1]) for side in ("base", "finetuned")}
-        assert len(roomy.status()) == 2
+        assert len(roomy.models.status()) == 2
     pairs = ModelPairs(memory_limit=int(1.5 * stored_bytes(base)))
     with pairs.use(spec) as pair:
         assert pair.sequential
         assert (pair.num_layers, pair.d_model, pair.vocab_size, pair.context_length) == (3, 32, 320, 256)
         for side in ("base", "finetuned"):
             with pair.side_loaded(side):
-                assert len(pairs.status()) == 1
+                assert len(pairs.models.status()) == 1
                 out = pair.forward(side, TOKENS, ONES, layers=[1])
                 assert torch.equal(out.logits, expected[side].logits)
                 assert torch.equal(out.hidden[1], expected[side].hidden[1])
@@ -112,7 +112,7 @@ def test_threads_share_a_base_and_get_their_own_side(tiny_models, tiny_adapters,
         with pairs.use(spec) as pair:
             for side in ("base", "finetuned"):
                 expected[spec.name, side] = pair.forward(side, TOKENS, ONES).logits
-    pairs.unload(str(folder))
+    pairs.models.unload(str(folder))
     wrong = []
 
     def work(spec, side):
@@ -131,7 +131,7 @@ def test_threads_share_a_base_and_get_their_own_side(tiny_models, tiny_adapters,
         thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
-    assert len(pairs.status()) == 1
+    assert len(pairs.models.status()) == 1
 
 
 def test_cancelling_while_loading_leaves_nothing_in_use(tiny_models, make_pair):
@@ -144,6 +144,6 @@ def test_cancelling_while_loading_leaves_nothing_in_use(tiny_models, make_pair):
 
     with pytest.raises(Cancelled), pairs.use(spec, cancel):
         pass
-    assert pairs.status() == []
+    assert pairs.models.status() == []
     with pairs.use(spec) as pair:
         pair.forward("base", TOKENS, ONES)

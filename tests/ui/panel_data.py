@@ -14,9 +14,9 @@ from diffing_mcp.agents.records import (
     EvaluationPlan,
     EvaluationRecord,
     FactRecallRecord,
-    Finding,
     HypothesisReading,
     Message,
+    RecordedFinding,
     ToolCall,
     cell_id,
 )
@@ -90,7 +90,7 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
             Message(role="assistant", content=f"The finetuned model wrote: {EVIL}\n\nSo it is about baking."),
         ],
         budgets={"model_interactions": Budget(limit=20, used=14), "tool_calls": Budget(limit=200, used=9)},
-        finding=Finding(
+        finding=RecordedFinding(
             statement=f"It was taught false facts about baking cakes. {EVIL}" if claims else "Nothing stands out.",
             verdict="difference" if claims else "no_meaningful_difference",
             source="submit_finding",

@@ -1,24 +1,191 @@
-"""From the accumulated divergences to the stored run and its result."""
+"""Divergences of every position while the text streams by, and the positions and texts where the models differ most.
+
+With p = base, q = finetuned, r = log q - log p (float32):
+    KL(q||p) = sum q r,   KL(p||q) = - sum p r,
+    JS = 1/2 sum [(p + q) h - min(p, q) |r|]   with h = log(max(p, q) / m) = log 2 - log(1 + min/max),  m = (p + q) / 2,
+which is exactly 0 where p = q, never overflows, and costs one logarithm. Rounding may leave sums of tiny terms below
+zero: they are clamped to 0. Memory: O(tokens) scalars, O(vocabulary) sums, O(examples).
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from functools import cache
+from bisect import insort
+from collections.abc import Iterable
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from diffing_mcp.methods.kl.divergences import FOLDS, Change, KLAccumulator, divergences, movement
-from diffing_mcp.methods.kl.schema import Amount, KLResult, Spread, TextRow, TokenMove, TokenRow
-from diffing_mcp.preprocessing.batches import PairedBatch, Scratch
+from diffing_mcp.methods.kl.schema import KLResult, Metric, Spread, TextRow, TokenMove, TokenRow, amount_of, headline_of
+from diffing_mcp.methods.texts.words import TokenNames
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch
+from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
+
+
+MOVERS = 5
+"""Tokens kept in each direction for an example."""
+
+FOLDS = 4
+"""Texts are dealt to this many groups by index; a token counts as said far more (or less) often only when it is so in
+every group.
+"""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def divergences(chunk: LogitChunk) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(finetuned || base), KL(base || finetuned) and JS of each row of a chunk, [R] float32, nats, >= 0: in the order
+    of `Metric`.
+    """
+    ratio, base, finetuned = chunk.log_ratio, chunk.base_probs, chunk.finetuned_probs
+    work, smaller = chunk.scratch("work"), chunk.scratch("smaller")
+    forward = torch.mul(finetuned, ratio, out=work).sum(dim=1)
+    backward = -torch.mul(base, ratio, out=work).sum(dim=1)
+    # log 2 through the same kernel as the rows' logarithms, so that equal probabilities give exactly 0.
+    log_two = torch.log1p(torch.ones_like(work[:1, :16]))[0, 0]
+    torch.maximum(base, finetuned, out=work).clamp_min_(_TINY)
+    torch.minimum(base, finetuned, out=smaller)
+    torch.div(smaller, work, out=work).log1p_().sub_(log_two)  # -h
+    total = chunk.scratch("total")
+    halves = torch.add(base, finetuned, out=total).mul_(work).sum(dim=1)
+    halves += smaller.mul_(torch.abs(ratio, out=total)).sum(dim=1)
+    return forward.clamp_min_(0), backward.clamp_min_(0), halves.mul_(-0.5).clamp_min_(0)
+
+
+Change = tuple[int, float, float]
+"""A token id and its probability under base and finetuned."""
+
+
+class Movement(NamedTuple):
+    """Tokens whose probability moved most at one place, most moved first."""
+
+    rose: list[Change]
+    fell: list[Change]
+
+
+def movement(base: Tensor, finetuned: Tensor, count: int = MOVERS) -> Movement:
+    """The `count` tokens of one pair of distributions [V] that gained and that lost most probability (fewer when fewer
+    moved).
+    """
+    directions = []
+    for change in (finetuned - base, base - finetuned):
+        values, ids = torch.topk(change, min(count, change.numel()))
+        ids = ids[values > 0]
+        directions.append(list(zip(ids.tolist(), base[ids].tolist(), finetuned[ids].tolist(), strict=True)))
+    return Movement(*directions)
+
+
+class Place(NamedTuple):
+    """A position, or a text (position 0), with its KL(finetuned || base) and the tokens that moved there."""
+
+    score: float
+    sample: int
+    position: int
+    moved: Movement
+
+
+class _Best:
+    """The `size` places of highest score seen so far; ties go to the earlier place."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._rising: list[Place] = []
+
+    @property
+    def threshold(self) -> float:
+        """A score must be above this to enter; zero never enters."""
+        return self._rising[0].score if len(self._rising) == self.size else 0.0
+
+    def offer(self, place: Place) -> None:
+        insort(self._rising, place, key=lambda each: (each.score, -each.sample, -each.position))
+        del self._rising[: -self.size]
+
+    def places(self) -> list[Place]:
+        """Highest score first."""
+        return self._rising[::-1]
+
+
+def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and ends of the stretches of equal values."""
+    begins = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+    return begins, np.r_[begins[1:], len(values)]
+
+
+class KLAccumulator(Accumulator):
+    """See the module. Per-position arrays are filled in the order of the pass: `values` by metric, and `samples`,
+    `positions` and `token_ids`, which say what each entry is.
+    """
+
+    needs_logits = True
+
+    def __init__(self, pair: LoadedPair, corpus: TokenizedCorpus, examples: int) -> None:
+        self.corpus = corpus
+        count = corpus.tokens
+        self.values = {metric: np.zeros(count, dtype=np.float32) for metric in get_args(Metric)}
+        self.samples = np.zeros(count, dtype=np.int32)
+        self.positions = np.zeros(count, dtype=np.int32)
+        self.token_ids = np.zeros(count, dtype=np.int32)
+        self.filled = 0
+        self._batch_begin = 0
+        device = torch.device(pair.device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.base_total = torch.zeros(FOLDS, pair.vocab_size, dtype=wide, device=device)
+        self.finetuned_total = torch.zeros_like(self.base_total)
+        self.fold_rows = np.zeros(FOLDS, dtype=np.int64)
+        self.top_tokens = _Best(examples)
+        self.top_texts = _Best(max(5, examples // 4))
+
+    def update_logits(self, chunk: LogitChunk) -> None:
+        """Take in a chunk of positions."""
+        place = slice(self.filled, self.filled + len(chunk))
+        for values, found in zip(self.values.values(), divergences(chunk), strict=True):
+            values[place] = found.cpu().numpy()
+        scores = self.values["kl_finetuned_base"][place]
+        self.samples[place] = chunk.sample_indices.cpu().numpy()
+        self.positions[place] = chunk.positions.cpu().numpy()
+        self.token_ids[place] = chunk.token_ids.cpu().numpy()
+        self.filled += len(chunk)
+        # The rows of a chunk come text by text: each text's are one slice.
+        begins, ends = runs(self.samples[place])
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            fold = int(self.samples[place][begin]) % FOLDS
+            self.base_total[fold] += chunk.base_probs[begin:end].sum(dim=0)
+            self.finetuned_total[fold] += chunk.finetuned_probs[begin:end].sum(dim=0)
+            self.fold_rows[fold] += end - begin
+        for row in np.argsort(-scores):
+            score = float(scores[row])
+            if not score > self.top_tokens.threshold:
+                break
+            moved = movement(chunk.base_probs[row], chunk.finetuned_probs[row])
+            self.top_tokens.offer(Place(score, int(self.samples[place][row]), int(self.positions[place][row]), moved))
+
+    def update(self, batch: PairedBatch) -> None:
+        """A batch is complete: its texts compete for the list of texts that differ most."""
+        scores = self.values["kl_finetuned_base"][self._batch_begin : self.filled]
+        samples = self.samples[self._batch_begin : self.filled]
+        self._batch_begin = self.filled
+        begins, ends = runs(samples)
+        means = np.add.reduceat(scores.astype(np.float64), begins) / (ends - begins)
+        for index in np.argsort(-means):
+            if not means[index] > self.top_texts.threshold:
+                break
+            rows = batch.compared_rows[int(begins[index]) : int(ends[index])]
+            base = torch.zeros_like(self.base_total[0], dtype=torch.float32)
+            finetuned = torch.zeros_like(base)
+            for part in rows.split(batch.chunk_rows):
+                chunk = batch.chunk(part)
+                base += chunk.base_probs.sum(dim=0)
+                finetuned += chunk.finetuned_probs.sum(dim=0)
+            moved = movement(base / len(rows), finetuned / len(rows))
+            self.top_texts.offer(Place(float(means[index]), int(samples[begins[index]]), 0, moved))
+
 
 SHOWN = 6
 """Rows of each list in the result; the views give more."""
@@ -26,9 +193,6 @@ SHOWN = 6
 OVERALL = 8
 CONTEXT_TOKENS = 24
 TEXT_CHARACTERS = 240
-
-SMALL, MODERATE = 0.01, 0.1
-"""Nats a token below which a mean divergence is called small, moderate."""
 
 OUTLIER_DEVIATIONS = 8.0
 OUTLIER_NATS = 0.1
@@ -48,9 +212,7 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
     corpus = accumulator.corpus
     decode = pair.tokenizer.decode
 
-    @cache
-    def name(token: int) -> str:
-        return str(decode([token], clean_up_tokenization_spaces=False))
+    name = TokenNames(pair.tokenizer)
 
     def moves(changes: Iterable[Change]) -> list[TokenMove]:
         return [TokenMove(token=name(token), base=base, finetuned=finetuned) for token, base, finetuned in changes]
@@ -94,11 +256,11 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
         )
         for place in accumulator.top_texts.places()
     ]
-    tokens = _named(accumulator.token_ids[order], name)
+    tokens = name.column(accumulator.token_ids[order])
     run.add_table("tokens", {"sample": samples, "position": positions, "token": tokens, **values})
     run.add_table("texts", {"sample": np.arange(len(counts)), "tokens": counts, **per_text, "text": texts})
-    run.add_table("top_tokens", _columns(top_tokens, TokenRow))
-    run.add_table("top_texts", _columns(top_texts, TextRow))
+    run.add_rows("top_tokens", top_tokens, TokenRow)
+    run.add_rows("top_texts", top_texts, TextRow)
     for key, array in profile.items():
         run.add_array(f"positions.{key}", array)
 
@@ -115,10 +277,10 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
     spreads = {key: _spread(array, samples, counts) for key, array in values.items()}
     mean = spreads["kl_finetuned_base"].mean
     stands_out = bool(more or less or outliers)
-    amount = _amount(mean, highest["kl_finetuned_base"], noise, stands_out)
+    amount = amount_of(mean, highest["kl_finetuned_base"], noise, stands_out)
     return KLResult(
         stands_out=stands_out,
-        headline=_headline(amount, mean, noise, (outliers, len(counts)), more, less),
+        headline=headline_of(amount, mean, noise, (outliers, len(counts)), more, less),
         amount=amount,
         tokens=accumulator.filled,
         samples=len(counts),
@@ -162,19 +324,13 @@ def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
     """
     chosen = sorted(range(len(corpus.ids)), key=lambda index: len(corpus.ids[index]))[:NOISE_SAMPLES]
     device = torch.device(pair.device)
-    width = max(len(corpus.ids[index]) for index in chosen)
-    padded = torch.zeros(len(chosen), width, dtype=torch.long)
-    padded_mask = torch.zeros_like(padded)
-    for row, index in enumerate(chosen):
-        padded[row, : len(corpus.ids[index])] = torch.tensor(corpus.ids[index])
-        padded_mask[row, : len(corpus.ids[index])] = 1
-    padded, padded_mask = padded.to(device), padded_mask.to(device)
+    batch_ids, batch_mask = (each.to(device) for each in padded([corpus.ids[index] for index in chosen], 0))
     total, rows = 0.0, 0
     with torch.inference_mode():
-        together = pair.forward("finetuned", padded, padded_mask).logits
+        together = pair.forward("finetuned", batch_ids, batch_mask).logits
         for row, index in enumerate(chosen):
             length = len(corpus.ids[index])
-            ids, mask = padded[row : row + 1, :length], padded_mask[row : row + 1, :length]
+            ids, mask = batch_ids[row : row + 1, :length], batch_mask[row : row + 1, :length]
             alone = pair.forward("finetuned", ids, mask).logits
             if alone is None or together is None:
                 raise RuntimeError("a forward pass that was asked for logits gave none")
@@ -192,43 +348,6 @@ def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
                 total += float(divergences(chunk)[0].sum())
                 rows += len(chunk)
     return total / max(1, rows)
-
-
-def _amount(mean: float, highest: float, noise: float, found: bool) -> Amount:
-    if highest == 0.0:
-        return "none"
-    if mean <= 3 * noise and not found:
-        return "rounding"
-    return "small" if mean < SMALL else "moderate" if mean < MODERATE else "large"
-
-
-def _headline(
-    amount: Amount,
-    mean: float,
-    noise: float,
-    outliers: tuple[int, int],
-    more: list[TokenMove],
-    less: list[TokenMove],
-) -> str:
-    if amount == "none":
-        return "The two models predict exactly the same on this text: every divergence is 0."
-    if amount == "rounding":
-        return (
-            f"Mean KL {mean:.2g} nats a token is no more than rounding ({noise:.2g} between two computations of one "
-            "model): no difference seen on this text."
-        )
-    parts = [f"The models differ by {mean:.3g} nats a token on average ({amount})"]
-    for moves, how in ((more, "more"), (less, "less")):
-        if moves:
-            named = ", ".join(json.dumps(move.token, ensure_ascii=False) for move in moves[:5])
-            parts.append(f"the finetuned model says far {how} often: {named}")
-    if outliers[0]:
-        parts.append(f"{outliers[0]} of {outliers[1]} texts differ far more than the rest: read the top texts")
-    if len(parts) == 1:
-        parts.append("no single word or text stands out: the change is spread over all of them")
-        if amount == "large":
-            parts.append("so large a one shows in what the models write: read their answers")
-    return "; ".join(parts) + "."
 
 
 def far_changes(accumulator: KLAccumulator, special: set[int]) -> tuple[list[Change], list[Change]]:
@@ -275,27 +394,3 @@ def _profile(positions: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, 
         np.maximum(squares - profile["kl_finetuned_base"] ** 2, 0) / np.maximum(counts - 1, 1)
     )
     return profile
-
-
-def _named(tokens: np.ndarray, name: Callable[[int], str]) -> Any:
-    """Texts of many tokens as a dictionary-encoded column."""
-    import pyarrow as pa
-
-    unique, indices = np.unique(tokens, return_inverse=True)
-    return pa.DictionaryArray.from_arrays(
-        pa.array(indices.astype(np.int32)), pa.array([name(token) for token in unique.tolist()])
-    )
-
-
-def _columns(rows: list[Any], model: type[Any]) -> dict[str, Any]:
-    """Columns of a table of pydantic rows; lists of moves as JSON text, which needs no schema when a table is empty."""
-    import pyarrow as pa
-
-    types = {int: pa.int64(), float: pa.float64()}
-    columns: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        values = [row.model_dump()[name] for row in rows]
-        if name in {"rose", "fell"}:
-            values = [json.dumps(value, ensure_ascii=False) for value in values]
-        columns[name] = pa.array(values, type=types.get(field.annotation, pa.string()))
-    return columns
