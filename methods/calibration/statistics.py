@@ -33,7 +33,7 @@ class Statistic:
         floor: results that list nothing are taken to be here: where the method's lists begin.
         read: the number, or None where the result holds none.
         aspect: what of the method it is, where there are several.
-        joined: whether it counts where all methods are one test: those that told taught finetunes from nulls.
+        joined: whether it counts where all methods are one test: from an area of 0.7 on the finetunes not set aside.
     """
 
     unit: str
