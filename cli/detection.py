@@ -25,7 +25,8 @@ Finetunes of known content, made by recipe (`organisms/nulls.yaml`, `organisms/z
 of them ([how levels are made](calibration.md)). *Area*: how often a taught finetune lies further above what its size of
 change explains than a null; 0.5 is chance. *Power*: taught finetunes beyond the level. *False positives*: nulls beyond
 it, judged by nulls of other kinds only, as a finetune of a new kind would be. *Own verdict*: the fixed levels of
-[the null criterion](decisions/null-criterion.md), on the same runs. Intervals are exact 95 % ones.
+[the null criterion](decisions/null-criterion.md), on the same runs. *Seconds*: the median, on one thread of a busy
+machine. Intervals are exact 95 % ones.
 """
 COLUMNS = (
     "method",

@@ -38,6 +38,7 @@ _WORDS_SHOWN = 16
 _FACTS_SHOWN = 8
 _FACTS_KEPT = 3
 _MANNER_SHOWN = 5
+_TELLING_FORMS = ("language", "opening", "sentence", "measure", "word")
 _EXCERPTS = 3
 _EXCERPT_CHARACTERS = 220
 _LINE_CHARACTERS = 160
@@ -209,10 +210,10 @@ def _is_identical(result: MethodResult) -> bool:
 
 
 def _manner(results: Sequence[Any]) -> list[FormRow]:
-    """What changed in the form of answers, single words last."""
+    """What changed in the form of answers: what says most first, single words last."""
     forms: list[FormDigest] = [form for result in results if (form := getattr(result, "form", None)) is not None]
     rows = {(row.kind, row.feature): row for form in forms for row in form.significant}
-    return sorted(rows.values(), key=lambda row: row.kind == "word")
+    return sorted(rows.values(), key=lambda row: _TELLING_FORMS.index(row.kind))
 
 
 def _untold(manner: Sequence[FormRow], told: Sequence[CandidateWord]) -> list[FormRow]:

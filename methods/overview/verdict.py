@@ -48,19 +48,25 @@ def verdict_of(
         level: of all methods as one test; None: these runs have none.
         identical: every number is exactly zero.
         words: candidates for a topic, the best first.
-        standing: methods with words that stand out.
+        standing: methods with words that stand out; asked only where there is no level: with one it is the test of all
+            methods that says whether there is something, and all of them that name it.
         sources: a method that read a vector of another one -> that one.
         manner: what changed significantly in the form of answers.
         own_words: the texts taken together hold words that are the finetune's own.
     """
     if identical:
         return Verdict("identical", "The two models are identical on everything that was read.", [])
-    agreed = [row for row in words if independent(set(standing) & set(row.methods), sources) > 1]
-    told = (agreed or [row for row in words if row.score >= 1])[:TOPIC_WORDS]
+    strong = [row for row in words if row.score >= 1]
+    if level is None:
+        agreed = [row for row in words if independent(set(standing) & set(row.methods), sources) > 1]
+    else:
+        agreed = [row for row in strong if row.sources > 1]
+    told = (agreed or strong)[:TOPIC_WORDS]
     found = level.beyond if level is not None else bool(agreed or standing or manner or own_words)
     if not found:
         return Verdict("nothing", _nothing(level), told)
-    sentences = [*_subject(told, bool(agreed), sorted(standing), manner), _sure(level)]
+    seen_by = standing if level is None else {method for row in told for method in row.methods}
+    sentences = [*_subject(told, bool(agreed), sorted(seen_by), manner), _sure(level)]
     return Verdict("agreed" if agreed else "one_method", " ".join(sentences), told)
 
 
