@@ -74,11 +74,13 @@ def topic_of(overview: dict[str, Any], facts: dict[str, Any], count: int = TOPIC
     """The words that can name a topic, and the manner; None when nothing is beyond its null level.
 
     Args:
-        overview: result of `overview`: `runs` with method and stands_out, `words` with word, methods, sources and score
-            (1 = the method's null level), `manner`.
+        overview: result of `overview`: `confidence`, `runs` with method and stands_out, `words` with word, methods,
+            sources and score (1 = the method's null level), `manner`.
         facts: result of `facts`: `words` that are the finetune's own; empty when it was not read.
         count: words at most.
     """
+    if overview.get("confidence") == "nothing":
+        return None
     manner = tuple(overview.get("manner", ()))
     standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]}
     own = [stem(str(word)) for word in facts.get("words", ())]

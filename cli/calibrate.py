@@ -38,9 +38,10 @@ def calibrate(
 
     requests = None
     if methods is not None or settings:
-        from diffing_mcp.methods.calibration.calibrate import METHODS
+        from diffing_mcp.methods.calibration.calibrate import default_requests
 
-        names = [name.strip() for name in methods.split(",")] if methods is not None else list(METHODS)
+        usual = list(dict.fromkeys(name for name, _ in default_requests()))
+        names = [name.strip() for name in methods.split(",")] if methods is not None else usual
         requests = dict(method_requests(names, settings or []))
     with progress_bar(f"calibrating {base}") as progress:
         answer = run(base, methods=requests, taught=taught, most=most, progress=progress)

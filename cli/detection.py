@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from diffing_mcp.core.paths import IMPORT_FOLDER
-from diffing_mcp.methods.calibration.detection import Detection, MethodDetection, detection, needed_p
-from diffing_mcp.methods.calibration.levels import WANTED_P
+from diffing_mcp.methods.calibration.detection import Detection, MethodDetection, detection
+from diffing_mcp.methods.calibration.levels import WANTED_P, needed_p
 from diffing_mcp.methods.calibration.readings import TOGETHER
 from diffing_mcp.methods.calibration.schema import Calibration
-from diffing_mcp.methods.calibration.statistics import STATISTICS
+from diffing_mcp.methods.calibration.statistics import is_joined, unit_of
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 
 PAGE = IMPORT_FOLDER / "docs" / "detection.md"
@@ -25,7 +25,8 @@ Finetunes of known content, made by recipe (`organisms/nulls.yaml`, `organisms/z
 of them ([how levels are made](calibration.md)). *Area*: how often a taught finetune lies further above what its size of
 change explains than a null; 0.5 is chance. *Power*: taught finetunes beyond the level. *False positives*: nulls beyond
 it, judged by nulls of other kinds only, as a finetune of a new kind would be. *Own verdict*: the fixed levels of
-[the null criterion](decisions/null-criterion.md), on the same runs. Intervals are exact 95 % ones.
+[the null criterion](decisions/null-criterion.md), on the same runs. *Seconds*: the median, on one thread of a busy
+machine. Intervals are exact 95 % ones.
 """
 COLUMNS = (
     "method",
@@ -48,23 +49,29 @@ def _section(calibration: Calibration) -> list[str]:
     figures = detection(calibration)
     nulls = sum(figures.nulls.values())
     aside = sum(each.held_out and each.role == "null" for each in calibration.readings)
-    samples = calibration.params["kl"]["max_samples"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in figures.nulls.items())
     parts = [
         f"## {calibration.base_name}",
         (
-            f"{nulls} nulls ({kinds}) and {len(figures.limits)} taught finetunes; {samples} unrelated texts, the other "
-            f"parameters at their defaults. With {nulls} nulls the level is p {needed_p(nulls):.3f}"
+            f"{nulls} nulls ({kinds}) and {len(figures.limits)} taught finetunes, read with the "
+            f"parameters of an overview. With {nulls} nulls the level is p {needed_p(nulls):.3f}"
             + (f" (the least that they allow; {WANTED_P} was asked for)." if needed_p(nulls) > WANTED_P else ".")
         ),
         _table(COLUMNS, map(_cells, figures.rows)),
+        "### By kind of null",
+        (
+            "Nulls that all methods as one test take for taught, judged by the nulls of other kinds alone: what a "
+            "finetune that is like none of them would meet."
+        ),
+        _table(("kind", "taken for taught"), ([f"`{kind}`", each.as_text()] for kind, each in figures.kinds.items())),
         "### On finetunes set aside",
         *_set_aside(figures, nulls - aside),
         "### Limits of detection",
         "Each taught finetune against all nulls.",
         _table(LIMIT_COLUMNS, _limits(figures)),
         "### What is judged",
-        _table(("method", "statistic"), ([f"`{name}`", STATISTICS[name].unit] for name in calibration.params)),
+        "Areas of each statistic alone. Those that tell little do not count where all methods are one test.",
+        _table(("name", "statistic", "area", "counts"), _judged(figures)),
     ]
     return parts
 
@@ -94,7 +101,25 @@ def _reliability(figures: Detection) -> list[str]:
     return [
         "Stated probabilities of all methods as one test, and how many of those finetunes were taught:",
         _table(("stated", "taught"), rows),
+        _chart(figures),
     ]
+
+
+def _chart(figures: Detection) -> str:
+    """Bars: the share that was taught; line: the middle of what was stated."""
+    names = ", ".join(f'"{stated}"' for stated, _ in figures.reliability)
+    shares = ", ".join(f"{share.count / share.of:.2f}" for _, share in figures.reliability)
+    middles = ", ".join(f"{sum(map(float, stated.split(' to '))) / 2:.2f}" for stated, _ in figures.reliability)
+    return (
+        "```mermaid\nxychart-beta\n"
+        '    title "Share that was taught (bars), by stated probability (line)"\n'
+        f"    x-axis [{names}]\n    y-axis 0 --> 1\n    bar [{shares}]\n    line [{middles}]\n```"
+    )
+
+
+def _judged(figures: Detection) -> Iterable[list[str]]:
+    for name, value in figures.statistics.items():
+        yield [f"`{name}`", unit_of(name), f"{value:.2f}", "yes" if is_joined(name) else "no"]
 
 
 def _limits(figures: Detection) -> Iterable[list[str]]:

@@ -216,12 +216,16 @@ def counted(number: int, what: str) -> str:
 def fenced_parts(parts: Sequence[Part]) -> str:
     """Finished parts, one line each, between the marks of untrusted text."""
     fence = Fence()
-    seen = {None: "", True: " STANDS OUT", False: " nothing beyond nulls"}
     lines = [
-        fence.line(f"{part.name} [{part.run_id}]{seen[part.stands_out]}", clip(" ".join(part.headline.split()), 300)[0])
+        fence.line(f"{part.name} [{part.run_id}]{_seen(part)}", clip(" ".join(part.headline.split()), 300)[0])
         for part in parts
     ]
     return fence.around("\n".join(lines))
+
+
+def _seen(part: Part) -> str:
+    seen = {None: "", True: " STANDS OUT", False: " nothing beyond nulls"}[part.stands_out]
+    return seen if part.p is None else f"{seen}, p {part.p:.3f}"
 
 
 def estimate_text(estimate: CostEstimate | None, interactions: int = 0) -> str:

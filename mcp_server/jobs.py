@@ -76,6 +76,7 @@ class Part(BaseModel):
     run_id: str = Field(description="Read it with view_run.")
     headline: str
     stands_out: bool | None = Field(None, description="Beyond its null level; null: it has none.")
+    p: float | None = Field(None, description="Share of finetunes that taught nothing which show as much.")
 
 
 @dataclass

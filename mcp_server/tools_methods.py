@@ -19,6 +19,7 @@ from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_runs import find_run, knows_run
+from diffing_mcp.methods.calibration.readings import level_sentence
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.directions.vectors import handles
 from diffing_mcp.methods.registry import all_methods
@@ -48,9 +49,14 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
             record = records[0]
             result = record.result()
             shown_to.remember_run(record.id)
-            views = f'view_run(run_id="{record.id}") lists views: {", ".join(method.views)}.' if method.views else None
+            views = f'view_run(run_id="{record.id}") lists views: {", ".join(method.views)}.' if method.views else ""
+            level = level_sentence(record, call.context.store)
             return Reply(
-                result, _fenced(record.report(result)), run_id=record.id, next_step=views, remarks=record.remarks
+                result,
+                _fenced(record.report(result)),
+                run_id=record.id,
+                next_step=" ".join(filter(None, (level, views))) or None,
+                remarks=record.remarks,
             )
 
         price = method.interactions(params)

@@ -14,15 +14,18 @@ from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclar
 from diffing_mcp.mcp_server.jobs import Job, Part
 from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.tools_methods import check_corpus, run_records
+from diffing_mcp.methods.calibration.readings import level_of_run
 from diffing_mcp.methods.contract import GENERATED_WORK
 from diffing_mcp.methods.overview.digest import OverviewResult
 from diffing_mcp.methods.overview.plan import (
     DEFAULT_BUDGET,
     LENS,
+    TEXTS_READ,
     LeftOut,
     OverviewPlan,
     Request,
     choose,
+    label_of_run,
     later_requests,
     named,
     pending_vector,
@@ -31,7 +34,7 @@ from diffing_mcp.methods.overview.plan import (
 )
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs import execute
-from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.endpoints import WeightsNeeded
 from diffing_mcp.model_pairs.specs import PairSpec
 
@@ -49,7 +52,9 @@ class OverviewArguments(PairArguments, WaitArguments):
         None,
         description="Text to read: `unrelated_texts` (default, and some chats besides) or `chat_exchanges`.",
     )
-    max_samples: int | None = Field(None, ge=1, le=100_000, description="Documents read at most (default 1000).")
+    max_samples: int | None = Field(
+        None, ge=1, le=100_000, description=f"Documents read at most (default {TEXTS_READ})."
+    )
     max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each (default 30).")
     seed: int | None = Field(None, ge=0, description="Of the documents' order.")
     budget: int = Field(
@@ -81,7 +86,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     def work(job: Job) -> Digested:
         def hand_over(record: RunRecord) -> None:
             if record.id not in {part.run_id for part in job.parts}:
-                job.give(_part(record))
+                job.give(_part(record, call.context.store))
 
         def run(requests: list[Request], progress: Progress) -> list[RunRecord]:
             return run_records(call.context, spec, requests, progress, hand_over)
@@ -113,10 +118,16 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     return await call.run_job(key, work, present, spec=spec, estimate=estimate, note=reused)
 
 
-def _part(record: RunRecord) -> Part:
+def _part(record: RunRecord, store: RunStore) -> Part:
     """What is said of a finished method while the others go on."""
-    result = record.result()
-    return Part(name=record.manifest.method, run_id=record.id, headline=result.headline, stands_out=result.stands_out)
+    result, level = record.result(), level_of_run(record, store)
+    return Part(
+        name=label_of_run(record.manifest),
+        run_id=record.id,
+        headline=result.headline,
+        stands_out=result.stands_out if level is None else level.beyond,
+        p=None if level is None else level.p,
+    )
 
 
 def _stored(call: Call, spec: PairSpec, plan: OverviewPlan) -> tuple[list[Request], list[RunRecord]]:
@@ -142,7 +153,7 @@ def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
 
     def params_of(name: str) -> BaseModel:
         # The corpus fields belong together: a method that merely has a seed of its own keeps its default.
-        corpus = given if "corpus" in known[name].Params.model_fields else {}
+        corpus = {"max_samples": TEXTS_READ, **given} if "corpus" in known[name].Params.model_fields else {}
         params = known[name].Params.model_validate({**corpus, **pending_vector(name)})
         check_corpus(call, params)
         return params

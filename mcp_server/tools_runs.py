@@ -26,6 +26,7 @@ from diffing_mcp.mcp_server.declarations import (
 )
 from diffing_mcp.mcp_server.render import NOTICE, Fence, cut_at_line
 from diffing_mcp.mcp_server.view_pages import read_page
+from diffing_mcp.methods.calibration.readings import level_sentence
 from diffing_mcp.methods.contract import View
 from diffing_mcp.methods.registry import canonical_name, get_method
 from diffing_mcp.methods.runs.store import changed_since
@@ -175,7 +176,8 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
     remarks = [*record.remarks, *([changed] if changed else [])]
     method = get_method(record.manifest.method)
     if arguments.view is None:
-        return _result_and_views(record, arguments, remarks)
+        level = await anyio.to_thread.run_sync(level_sentence, record, call.context.store)
+        return _result_and_views(record, arguments, remarks, level)
     if arguments.view not in method.views:
         raise UnknownName(f"{record.id} has no view {arguments.view!r}. Views: {', '.join(method.views) or 'none'}.")
     view = method.views[arguments.view]
@@ -200,7 +202,7 @@ async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:
     return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks, next_step=page.next_step)
 
 
-def _result_and_views(record: RunRecord, arguments: ViewRunArguments, remarks: list[str]) -> Reply:
+def _result_and_views(record: RunRecord, arguments: ViewRunArguments, remarks: list[str], level: str) -> Reply:
     if unknown := [*arguments.params, *(arguments.model_extra or {}), *(["limit"] if arguments.limit else [])]:
         fields = ", ".join(ViewRunArguments.model_fields)
         raise InvalidInput(f"view_run: {', '.join(unknown)} without `view`. Arguments: {fields}.")
@@ -223,7 +225,7 @@ def _result_and_views(record: RunRecord, arguments: ViewRunArguments, remarks: l
     answer = ViewRunResult(
         run_id=record.id, method=method.name, params=params, views=views, result=result.model_dump(mode="json")
     )
-    return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks)
+    return Reply(answer, "\n".join(lines), run_id=record.id, remarks=remarks, next_step=level or None)
 
 
 def find_run(call: Call, identifier: str) -> RunRecord:

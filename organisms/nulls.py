@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 NullKind = Literal["quantised", "pruned", "noise", "random_directions", "own_texts", "own_chats", "shuffled_answers"]
 EDITS = ("quantised", "pruned", "noise")
+TRAINED = ("own_texts", "own_chats", "shuffled_answers")
 
 
 class NullRecipe(BaseModel):

@@ -30,7 +30,7 @@ def calibrate(
 
     Args:
         base: a model of the catalogue, a hub id or a folder.
-        methods: names with their parameters, `kl` among them; None: five methods on a quarter of the default text.
+        methods: names with their parameters, `kl` among them; None: those that an overview runs.
         taught: also the zoo of taught finetunes, which gives probabilities and powers, and takes longer.
         most: finetunes measured by this call at most.
         progress: None: a bar in a terminal or a notebook; True or False: always or never; or a callable.
@@ -69,6 +69,6 @@ def levels(*runs: Run[Any] | str) -> ShownResult[Levels]:
     if not rows:
         raise InvalidInput(
             "These runs have no level: one of them must be of `kl`, with models that differ, and the others of methods "
-            "that are calibrated (`diffing calibrations`)."
+            "that are calibrated, on the texts that nulls were read on (`diffing calibrations`)."
         )
     return ShownResult(f"Levels of {records[0].manifest.pair_name}", Levels(rows=rows))

@@ -10,7 +10,14 @@ from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.shown import ShownResult
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.facts.facts import CHEAP, FactsResult, facts_of, samples_of
-from diffing_mcp.methods.overview.plan import DEFAULT_BUDGET, choose, pending_vector, run_plan, with_chats
+from diffing_mcp.methods.overview.plan import (
+    DEFAULT_BUDGET,
+    TEXTS_READ,
+    choose,
+    pending_vector,
+    run_plan,
+    with_chats,
+)
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import default_store
@@ -52,7 +59,8 @@ def overview(
 
     offered = offered_methods()
     vectors = {f"{name}.{key}": value for name in offered for key, value in pending_vector(name).items()}
-    plan = choose(with_chats(method_requests(offered, settings | vectors)), budget)
+    asked = {"max_samples": TEXTS_READ} | settings | vectors
+    plan = choose(with_chats(method_requests(offered, asked)), budget)
     if not plan.requests:
         cheapest = plan.left_out[0]
         raise InvalidInput(

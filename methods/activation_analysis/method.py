@@ -199,8 +199,9 @@ class ActivationAnalysis(CorpusMethod[ActivationAnalysisParams, ActivationAnalys
         "relative difference, cosine distance and both norms, summarised robustly with attention sinks named and "
         "left out; words whose activations differ far more than is usual at their positions; mean differences by "
         "position and special token; max-activating examples of every score. Use it to find triggers: words or "
-        "contexts on which alone the finetuned model thinks differently. Size alone is no evidence. Mean "
-        "differences serve as vectors (RUN/LAYER:LABEL:difference). Reads stored `activations` too."
+        "contexts on which alone the finetuned model thinks differently. Size alone is no evidence: as a verdict "
+        "on unrelated text it is no better than chance. Mean differences serve as vectors "
+        "(RUN/LAYER:LABEL:difference). Reads stored `activations` too."
     )
     version: ClassVar[int] = 1
     Params: ClassVar[type[BaseModel]] = ActivationAnalysisParams

@@ -7,7 +7,7 @@ each finetune.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,19 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.calibration.readings import reading_of
-from diffing_mcp.methods.calibration.schema import Calibration, Reading, Role
-from diffing_mcp.methods.calibration.statistics import SIZE_METHOD, STATISTICS
+from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading, Role
+from diffing_mcp.methods.calibration.statistics import STATISTICS
 from diffing_mcp.methods.calibration.store import base_of, find_calibration, folder_of, save_calibration
+from diffing_mcp.methods.overview.plan import (
+    SIZE,
+    OverviewPlan,
+    Request,
+    by_default,
+    default_plan,
+    labelled,
+    run_plan,
+    text_of,
+)
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import ParamsLike, check_params, run_methods
 from diffing_mcp.methods.runs.store import RunStore
@@ -31,16 +41,10 @@ from diffing_mcp.organisms.zoo import TaughtRecipe, make_taught, recipes_for
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.residency import ModelPairs
 
-METHODS = (
-    "kl",
-    "logit_diff_topk_occurring",
-    "continuation_mining",
-    "activation_difference_lens",
-    "activation_analysis",
-)
-"""What a calibration runs when nothing else is asked for."""
-DEFAULTS: Mapping[str, Any] = {"max_samples": 250}
-"""Parameters other than the methods' own defaults: a quarter of the text."""
+BESIDES = ("activation_analysis",)
+"""Measured beside what an overview runs: it shares the pass, and its own runs have a level then."""
+LEFT_OUT = frozenset(("perplexity_difference",))
+"""Of an overview, but not measured: it would take as long again as all the others."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,12 @@ class _Finetune:
     """Whether its files are removed once it is measured: a whole model, made again in seconds."""
 
 
-def default_requests() -> list[tuple[str, ParamsLike]]:
-    """The methods of a calibration with its parameters."""
-    return [
-        (name, {key: value for key, value in DEFAULTS.items() if key in get_method(name).Params.model_fields})
-        for name in METHODS
+def default_requests() -> list[Request]:
+    """What a calibration runs: what an overview does, as far as it has a statistic."""
+    planned = [
+        request for request in default_plan().requests if request[0] in STATISTICS and request[0] not in LEFT_OUT
     ]
+    return [*planned, *(by_default(name) for name in BESIDES)]
 
 
 def calibrate(
@@ -76,7 +80,7 @@ def calibrate(
 
     Args:
         base: a model of the catalogue, a hub id or a local folder.
-        requests: methods with their parameters, `kl` among them; None: `METHODS` on a quarter of the default text.
+        requests: methods with their parameters, `kl` among them; None: those of an overview.
         taught: also the taught finetunes of the zoo, which give probabilities and powers.
         most: finetunes measured by this call at most; None: all.
 
@@ -120,7 +124,7 @@ def _measured(
     pairs: ModelPairs,
     source: ModelSource,
     finetune: _Finetune,
-    requests: Sequence[tuple[str, ParamsLike]],
+    requests: Sequence[Request],
     store: RunStore,
     progress: Progress,
 ) -> list[Reading]:
@@ -129,7 +133,11 @@ def _measured(
     spec = resolve_pair(f"{source.files.id}::{place}")
     spec = spec.model_copy(update={"name": f"{finetune.role}/{finetune.name}", "base": source})
     try:
-        records = run_methods(pairs, spec, requests, store, progress)
+        records, _ = run_plan(  # what cannot be read, such as chats without a template, takes no other with it
+            OverviewPlan(list(requests), [], []),
+            lambda asked, part: run_methods(pairs, spec, asked, store, part),
+            progress,
+        )
     except NotTheSame:  # an edit that left every weight as it was
         return []
     reading = reading_of(
@@ -138,6 +146,7 @@ def _measured(
         finetune.role,
         finetune.kind,
         made_by=finetune.made_by,
+        labels=[_label(request) for request in requests],
         held_out=finetune.held_out,
         dilution=finetune.dilution,
     )
@@ -155,21 +164,31 @@ def _bare_model(base: str) -> ModelSource:
 
 def _check(names: Any) -> None:
     names = list(names)
-    if SIZE_METHOD not in names:
-        raise InvalidInput(f"A calibration runs {SIZE_METHOD} in any case: it says how large a change is.")
+    if SIZE not in names:
+        raise InvalidInput(f"A calibration runs {SIZE} in any case: it says how large a change is.")
     if wrong := [name for name in names if name not in STATISTICS]:
         raise InvalidInput(f"{', '.join(wrong)} cannot be calibrated. Methods: {', '.join(STATISTICS)}.")
 
 
-def _begun(identity: dict[str, Any], base: str, requests: Sequence[tuple[str, Any]]) -> Calibration:
+def _label(request: Request) -> str:
+    return labelled(request[0], text_of(request))
+
+
+def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> Calibration:
     """The calibration that this call goes on with: the stored one where methods and parameters are the same."""
-    params = {name: params.model_dump(mode="json") for name, params in requests}
-    versions = {name: get_method(name).version for name, _ in requests}
+    params = {_label(request): request[1].model_dump(mode="json") for request in requests}
+    versions = {_label(request): get_method(request[0]).version for request in requests}
     known = find_calibration(identity)
     if known is not None and (known.params, known.versions) == (params, versions):
         return known.model_copy(deep=True)
     return Calibration(
-        base=identity, base_name=base, params=params, versions=versions, made=datetime.now(UTC), readings=[]
+        base=identity,
+        base_name=base,
+        statistics_version=STATISTICS_VERSION,
+        params=params,
+        versions=versions,
+        made=datetime.now(UTC),
+        readings=[],
     )
 
 

@@ -4,13 +4,13 @@ dilution each kind is first seen, and whether stated probabilities are right. Re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.calibration.levels import WANTED_P, deviations, together
-from diffing_mcp.methods.calibration.readings import TOGETHER, level_among, levels_of
+from diffing_mcp.methods.calibration.levels import LEAST_NULLS, deviations, needed_p, together
+from diffing_mcp.methods.calibration.readings import TOGETHER, judged, level_among, levels_of
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
 
 
@@ -70,6 +70,10 @@ class Detection(BaseModel):
     held_out: list[MethodDetection] = Field(
         description="The same on finetunes set aside, with levels and curve from the others alone."
     )
+    statistics: dict[str, float] = Field(description="Area of each statistic alone.")
+    kinds: dict[str, Share] = Field(
+        description="Kind of null -> those that all methods as one test find, judged by nulls of other kinds."
+    )
     limits: list[Limit]
     reliability: list[tuple[str, Share]] = Field(
         description="Stated probability -> share of those finetunes that were taught, of the held-out ones."
@@ -98,6 +102,8 @@ def detection(calibration: Calibration) -> Detection:
         nulls={kind: sum(null.kind == kind for null in nulls) for kind in dict.fromkeys(null.kind for null in nulls)},
         rows=[row for method in methods if (row := _detected(method, calibration, nulls, taught, nulls))],
         held_out=[row for method in methods if (row := _detected(method, calibration, aside[0], aside[1], chosen))],
+        statistics=_areas(nulls, taught),
+        kinds=_by_kind(nulls),
         limits=[_limit(each, calibration, nulls, methods) for each in taught],
         reliability=_reliability(calibration, chosen, aside),
     )
@@ -113,19 +119,13 @@ def share(count: int, of: int) -> Share:
     return Share(count=count, of=of, low=round(float(interval.low), 3), high=round(float(interval.high), 3))
 
 
-def needed_p(nulls: int) -> float:
-    """The p that counts as seen: 0.05, or the least that so few nulls allow."""
-    return max(WANTED_P, 1 / (nulls + 1))
-
-
 def _by_role(calibration: Calibration, role: str) -> list[Reading]:
     return [each for each in calibration.readings if each.role == role]
 
 
-def _used(method: str, readings: Iterable[Reading], calibration: Calibration) -> list[str]:
-    names = list(calibration.params) if method == TOGETHER else [method]
-    readings = list(readings)
-    return [name for name in names if all(name in each.statistics for each in readings)]
+def _used(method: str, readings: Sequence[Reading], nulls: Sequence[Reading]) -> list[str]:
+    """The statistics that all of these readings have."""
+    return [name for name in judged(readings[0], method, nulls) if all(name in each.statistics for each in readings)]
 
 
 def _detected(
@@ -136,8 +136,10 @@ def _detected(
     against: Sequence[Reading],
 ) -> MethodDetection | None:
     """Figures on `nulls` and `taught`, with levels from the nulls `against`."""
-    used = _used(method, [*nulls, *taught, *against], calibration)
-    if not used or not nulls or not taught or len(against) < 2:
+    if not nulls or not taught or len(against) < LEAST_NULLS:
+        return None
+    used = _used(method, [*nulls, *taught, *against], against)
+    if not used:
         return None
     needed = needed_p(len(against))
     of_taught = [level_among(each, against, used) for each in taught]
@@ -179,6 +181,28 @@ def _false_positives(nulls: Sequence[Reading], against: Sequence[Reading], used:
         if len(others) > 1:
             found += level_among(null, others, used).p <= needed_p(len(others)) + 1e-9
     return share(found, len(nulls))
+
+
+def _areas(nulls: Sequence[Reading], taught: Sequence[Reading]) -> dict[str, float]:
+    """Of each statistic that all readings have, alone."""
+    if not taught or len(nulls) < LEAST_NULLS:
+        return {}
+    every = [*nulls, *taught]
+    names = [name for name in every[0].statistics if all(name in each.statistics for each in every)]
+    return {
+        name: round(
+            area([level_among(each, nulls, [name]).deviations for each in taught], list(_distances(nulls, [name]))), 3
+        )
+        for name in names
+    }
+
+
+def _by_kind(nulls: Sequence[Reading]) -> dict[str, Share]:
+    used = _used(TOGETHER, nulls, nulls) if len(nulls) >= LEAST_NULLS else []
+    if not used:
+        return {}
+    kinds = dict.fromkeys(null.kind for null in nulls)
+    return {kind: _false_positives([null for null in nulls if null.kind == kind], nulls, used) for kind in kinds}
 
 
 def _own_verdicts(method: str, readings: Sequence[Reading]) -> Share | None:

@@ -18,8 +18,9 @@ WANTED_P = 0.05
 """What a finding is usually asked for; it takes 19 nulls."""
 MOST_DEVIATIONS = 6.0
 """One statistic counts at most this many deviations where several are taken together."""
-LEAST_SPREAD = 0.1
-"""Nulls that all list nothing have no spread to be judged by: at least a tenth, as a ratio of statistics."""
+LEAST_SPREAD = 0.3
+"""Nulls that mostly list nothing have no spread to be judged by: at least a third, as a ratio of statistics. With less,
+the first null that lists anything would be as far out as a taught finetune."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ def deviations(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
     distance -= np.median(distance, axis=0)
     spread = 1.4826 * np.median(np.abs(distance), axis=0)
     return np.asarray(distance / np.maximum(spread, LEAST_SPREAD))
+
+
+def needed_p(nulls: int) -> float:
+    """The p that counts as seen: 0.05, or the least that so few nulls allow."""
+    return max(WANTED_P, 1 / (nulls + 1))
 
 
 def rank_p(distances: np.ndarray) -> float:

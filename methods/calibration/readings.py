@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +10,24 @@ import numpy as np
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.calibration.levels import LEAST_NULLS, WANTED_P, Level, joint_level, level
 from diffing_mcp.methods.calibration.probability import probability_of
-from diffing_mcp.methods.calibration.schema import Calibration, LevelRow, Reading, Role
-from diffing_mcp.methods.calibration.statistics import SIZE_METHOD, STATISTICS, size_of_change, statistic_of
-from diffing_mcp.methods.calibration.store import base_of, bundled_calibrations, find_calibration
+from diffing_mcp.methods.calibration.schema import THIS_BASE, Calibration, LevelRow, Reading, Role
+from diffing_mcp.methods.calibration.statistics import (
+    AGREEMENT,
+    LEAST_AGREEMENT,
+    is_joined,
+    label_of,
+    size_of_change,
+    statistics_of,
+    unit_of,
+)
+from diffing_mcp.methods.calibration.store import base_of, bundled_calibrations, find_calibration, is_outdated
+from diffing_mcp.methods.overview.agreement import strongest_agreement
+from diffing_mcp.methods.overview.plan import SIZE, label_of_run
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.organisms.nulls import TRAINED
 
 if TYPE_CHECKING:
-    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 TOGETHER = "together"
 """Stands for all methods as one test where a method's name is expected."""
@@ -24,70 +36,133 @@ _SHOWS_MORE = frozenset(("seed", "rows", "list_length", "examples"))
 
 
 def reading_of(
-    records: Sequence[RunRecord], name: str, role: Role, kind: str, made_by: str = "", **fields: Any
+    records: Sequence[RunRecord],
+    name: str,
+    role: Role,
+    kind: str,
+    made_by: str = "",
+    labels: Collection[str] = (),
+    **fields: Any,
 ) -> Reading | None:
     """What a calibration keeps of the runs on one finetune; None where the models differ in nothing.
+
+    Args:
+        labels: the runs whose words are asked for agreement, which only compares among the same ones; without all of
+            them there is none.
 
     Raises:
         InvalidInput: no run of `kl` among them, which says how large the change is.
     """
-    results = [(record.manifest.method, record.result()) for record in records]
-    if all(method != SIZE_METHOD for method, _ in results):
-        raise InvalidInput(f"A calibration needs a run of {SIZE_METHOD}: it says how large the change is.")
-    size = size_of_change(results)
+    if all(record.manifest.method != SIZE for record in records):
+        raise InvalidInput(f"A calibration needs a run of {SIZE}: it says how large the change is.")
+    size = size_of_change(records)
     if size is None:
         return None
-    statistics = {method: value for method, result in results if (value := statistic_of(method, result)) is not None}
+    by_label = {label_of_run(record.manifest): record for record in records}
+    statistics = {name: value for record in by_label.values() for name, value in statistics_of(record).items()}
+    if labels and set(labels) <= set(by_label):
+        statistics[AGREEMENT] = max(LEAST_AGREEMENT, strongest_agreement([by_label[label] for label in labels]))
     return Reading(
         name=name,
         made_by=made_by,
         role=role,
         kind=kind,
         size=float(f"{size:.4g}"),
-        statistics={method: round(value, 4) for method, value in statistics.items()},
-        stands_out={method: result.stands_out for method, result in results},
-        seconds={record.manifest.method: round(record.manifest.seconds, 1) for record in records},
+        statistics={name: round(value, 4) for name, value in statistics.items()},
+        stands_out={label: record.result().stands_out for label, record in by_label.items()},
+        seconds={label: round(record.manifest.seconds, 1) for label, record in by_label.items()},
         **fields,
     )
 
 
 def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
-    """How sure the findings of finished runs on one pair are: a row for each method that has a level, and first one for
+    """How sure the findings of finished runs on one pair are: a row for each run that has a level, and first one for
     all of them as one test. Empty where nothing can be said: no run of `kl` among them, models that differ in nothing,
     no calibration of any base.
     """
     if not records:
         return []
-    base = base_of(records[0].manifest.pair)
-    own = find_calibration(base) if base is not None else None
-    calibration = own or next(iter(bundled_calibrations()), None)
-    reading = None if calibration is None else _read(records)
-    if calibration is None or reading is None:
+    calibration, own = _calibration_of(records[0])
+    if calibration is None:
         return []
-    source = "this base" if own is not None else f"another base, {calibration.base_name}"
+    known = [record for record in records if label_of_run(record.manifest) in calibration.params]
+    reading = _read(known, calibration)
+    if reading is None:
+        return []
+    source = THIS_BASE if own else f"another base, {calibration.base_name}"
+    base = base_of(records[0].manifest.pair)
+    outdated = not own and base is not None and is_outdated(base)
+    remarks = ["the calibration of this base is of an older version: `calibrate` reads it anew"] if outdated else []
     rows = levels_of(reading, calibration, [TOGETHER])
-    for record in records:
-        method = record.manifest.method
-        value = statistic_of(method, record.result())
-        of_run = reading if value is None else reading.model_copy(update={"statistics": {method: value}})
-        for row in levels_of(of_run, calibration, [method]):
-            remarks = [*row.remarks, *_read_otherwise(calibration, record)]
-            rows.append(row.model_copy(update={"run": record.id, "remarks": remarks}))
-    return [row.model_copy(update={"level_from": source}) for row in rows]
+    for record in known:
+        found = levels_of(
+            reading.model_copy(update={"statistics": statistics_of(record)}),
+            calibration,
+            [label_of_run(record.manifest)],
+        )
+        for row in found:
+            said = [*row.remarks, *_read_otherwise(calibration, record)]
+            rows.append(row.model_copy(update={"run": record.id, "remarks": said}))
+    return [row.model_copy(update={"level_from": source, "remarks": [*row.remarks, *remarks]}) for row in rows]
 
 
-def _read(records: Sequence[RunRecord]) -> Reading | None:
+def level_of_run(record: RunRecord, store: RunStore) -> LevelRow | None:
+    """How sure the finding of one run is; how large the change is, a stored run of `kl` on the same pair says, where it
+    does not itself. None without one, and for methods that have no level.
+    """
+    sized = [record] if record.manifest.method == SIZE else [*_sizes_of(record, store)[:1], record]
+    return next((row for row in calibrated(sized) if row.run == record.id), None)
+
+
+def level_sentence(record: RunRecord, store: RunStore) -> str:
+    """What to say of one run beside its own verdict: its level, or the call that gives it one. Empty where there is
+    none to be had: a method that is not calibrated, or models that do not differ.
+    """
+    calibration, _ = _calibration_of(record)
+    if calibration is None or label_of_run(record.manifest) not in calibration.params:
+        return ""
+    if (row := level_of_run(record, store)) is not None:
+        return f"Level: {row.as_text()}."
+    if record.manifest.method == SIZE or _sizes_of(record, store):
+        return ""
+    asked = next(params for label, params in calibration.params.items() if label.partition(" on ")[0] == SIZE)
+    samples = asked["max_samples"]
+    return f"For its calibrated level call {SIZE} with max_samples={samples} on this pair, then this again."
+
+
+def _sizes_of(record: RunRecord, store: RunStore) -> list[RunRecord]:
+    """Stored runs that say how large the change of its pair is, on the text of the calibration, newest first."""
+    calibration, _ = _calibration_of(record)
+    labels = calibration.params if calibration is not None else {}
+    version = get_method(SIZE).version  # results of others may not be readable
+    return [
+        store.get(manifest.id)
+        for manifest in store.list(method=SIZE)
+        if manifest.pair == record.manifest.pair
+        and manifest.method_version == version
+        and label_of_run(manifest) in labels
+    ]
+
+
+def _calibration_of(record: RunRecord) -> tuple[Calibration | None, bool]:
+    """What levels of a run on this pair come from, and whether that is its own base."""
+    base = base_of(record.manifest.pair)
+    own = find_calibration(base) if base is not None else None
+    return own or next(iter(bundled_calibrations()), None), own is not None
+
+
+def _read(records: Sequence[RunRecord], calibration: Calibration) -> Reading | None:
     try:
-        return reading_of(records, "", "null", "")
+        return reading_of(records, "", "null", "", labels=calibration.params)
     except InvalidInput:
         return None
 
 
 def _read_otherwise(calibration: Calibration, record: RunRecord) -> list[str]:
     """What was different when the nulls were read."""
-    manifest = record.manifest
-    measured, given = calibration.params.get(manifest.method, {}), manifest.params
-    if calibration.versions.get(manifest.method) != manifest.method_version:
+    manifest, label = record.manifest, label_of_run(record.manifest)
+    measured, given = calibration.params[label], manifest.params
+    if calibration.versions[label] != manifest.method_version:
         return ["nulls were read by another version of the method"]
     other = [
         f"{name}={measured[name]}"
@@ -98,34 +173,33 @@ def _read_otherwise(calibration: Calibration, record: RunRecord) -> list[str]:
 
 
 def levels_of(
-    reading: Reading, calibration: Calibration, methods: Sequence[str], nulls: Sequence[Reading] | None = None
+    reading: Reading, calibration: Calibration, labels: Sequence[str], nulls: Sequence[Reading] | None = None
 ) -> list[LevelRow]:
     """Levels of one finetune.
 
     Args:
-        methods: names, or `TOGETHER`; those without enough nulls give no row.
+        labels: methods on their texts, or `TOGETHER`; those without enough nulls give no row.
         nulls: other nulls than all of the calibration's, to check what a level is worth.
     """
     nulls = [each for each in calibration.readings if each.role == "null"] if nulls is None else nulls
     rows = []
-    for method in methods:
-        used = list(reading.statistics) if method == TOGETHER else [method]
-        used = [name for name in used if name in reading.statistics and _complete(nulls, name)]
+    for label in labels:
+        used = judged(reading, label, nulls)
         known = [null for null in nulls if all(name in null.statistics for name in used)]
-        if not used or len(known) < LEAST_NULLS or (method == TOGETHER and len(used) < 2):
+        if not used or len(known) < LEAST_NULLS:
             continue
         found = level_among(reading, known, used)
-        unit = STATISTICS[method].unit if method != TOGETHER else f"mean deviation of {', '.join(used)}"
         rows.append(
             LevelRow(
-                method=method,
+                method=label,
                 run=None,
-                statistic=reading.statistics[method] if method != TOGETHER else None,
-                unit=unit,
+                statistic=reading.statistics[used[0]] if len(used) == 1 else None,
+                unit=unit_of(used[0]) if len(used) == 1 else f"mean deviation of {', '.join(used)}",
                 deviations=round(found.deviations, 2),
                 p=round(found.p, 4),
                 probability=probability_of(reading, calibration, known, used),
                 nulls=found.nulls,
+                trained=sum(null.kind in TRAINED for null in known),
                 level_from=calibration.base_name,
                 remarks=[*_few(len(known)), *_beyond(reading.size, known)],
             )
@@ -133,19 +207,29 @@ def levels_of(
     return rows
 
 
-def level_among(reading: Reading, nulls: Sequence[Reading], methods: Sequence[str]) -> Level:
-    """Level of one method, or of several as one test."""
+def judged(reading: Reading, label: str, nulls: Sequence[Reading]) -> list[str]:
+    """Names of the statistics that a verdict rests on: all of one method, or those that count together; only such as
+    enough nulls have."""
+    return [
+        name
+        for name in reading.statistics
+        if (is_joined(name) if label == TOGETHER else label_of(name) == label) and _complete(nulls, name)
+    ]
+
+
+def level_among(reading: Reading, nulls: Sequence[Reading], names: Sequence[str]) -> Level:
+    """Level of one statistic, or of several as one test."""
     sizes = np.array([null.size for null in nulls])
-    values = np.array([[null.statistics[name] for name in methods] for null in nulls])
-    value = np.array([reading.statistics[name] for name in methods])
-    if len(methods) == 1:
+    values = np.array([[null.statistics[name] for name in names] for null in nulls])
+    value = np.array([reading.statistics[name] for name in names])
+    if len(names) == 1:
         return level(sizes, values[:, 0], reading.size, float(value[0]))
     return joint_level(sizes, values, reading.size, value)
 
 
-def _complete(nulls: Sequence[Reading], method: str) -> bool:
-    """Whether so many nulls have a method's statistic that leaving out the others costs little."""
-    known = sum(method in null.statistics for null in nulls)
+def _complete(nulls: Sequence[Reading], name: str) -> bool:
+    """Whether so many nulls have a statistic that leaving out the others costs little."""
+    known = sum(name in null.statistics for null in nulls)
     return known >= max(LEAST_NULLS, 0.75 * len(nulls))
 
 

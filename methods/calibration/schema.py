@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.methods.calibration.levels import needed_p
+
 Role = Literal["null", "taught"]
+THIS_BASE = "this base"
+STATISTICS_VERSION = 2
+"""Readings with other statistics than those of this version do not compare: they are read again from stored runs."""
 
 
 class Reading(BaseModel):
@@ -20,9 +25,11 @@ class Reading(BaseModel):
     dilution: int = Field(0, description="Untouched documents to one taught.")
     held_out: bool = False
     size: float = Field(gt=0, description="Mean KL(finetuned || base) on unrelated text, nats a token.")
-    statistics: dict[str, float] = Field(description="By method.")
-    stands_out: dict[str, bool] = Field(default_factory=dict, description="The methods' own verdicts, uncalibrated.")
-    seconds: dict[str, float] = Field(default_factory=dict, description="Time each method took.")
+    statistics: dict[str, float] = Field(description="By method and text, some methods with several.")
+    stands_out: dict[str, bool] = Field(
+        default_factory=dict, description="The own verdicts of each method on each text, uncalibrated."
+    )
+    seconds: dict[str, float] = Field(default_factory=dict, description="Time each took.")
 
 
 class Calibration(BaseModel):
@@ -30,8 +37,9 @@ class Calibration(BaseModel):
 
     base: dict[str, Any] = Field(description="Identity of the base model by content.")
     base_name: str
-    params: dict[str, dict[str, Any]] = Field(description="Parameters of each method.")
-    versions: dict[str, int] = Field(description="Version of each method; statistics of other versions do not compare.")
+    statistics_version: int = Field(1, description="Readings with other statistics do not compare.")
+    params: dict[str, dict[str, Any]] = Field(description="Parameters of each method on each text.")
+    versions: dict[str, int] = Field(description="Version of each; results of other versions do not compare.")
     made: datetime
     readings: list[Reading]
 
@@ -39,7 +47,7 @@ class Calibration(BaseModel):
 class LevelRow(BaseModel):
     """How sure one method's finding is."""
 
-    method: str
+    method: str = Field(description="With its text, where that is not the default.")
     run: str | None = Field(description="Id of the run; None: all of them taken together.")
     statistic: float | None = Field(description="What is judged; None: several together.")
     unit: str
@@ -53,15 +61,33 @@ class LevelRow(BaseModel):
         ),
     )
     nulls: int = Field(description="Null finetunes that it rests on.")
-    level_from: str = Field(description="`this base`, or the base whose nulls were used.")
+    trained: int = Field(0, description="Those of them that were trained; the others are edits of weights.")
+    level_from: str = Field(description=f"`{THIS_BASE}`, or the base whose nulls were used.")
     remarks: list[str] = Field(default_factory=list, description="Why the level may not hold.")
+
+    @property
+    def beyond(self) -> bool:
+        """Whether this counts as a finding: at most one in twenty of the finetunes that taught nothing shows as much,
+        or fewer than one of all where there are not so many."""
+        return self.p <= needed_p(self.nulls) + 1e-4
+
+    @property
+    def of_this_base(self) -> bool:
+        """Whether the nulls are of the same base model."""
+        return self.level_from == THIS_BASE
+
+    def sure(self) -> str:
+        """`p 0.031 among 31 finetunes that taught nothing (12 trained), at this size of change; probability ...`."""
+        probability = (
+            "" if self.probability is None else f"; probability {self.probability:.2f} that something was taught"
+        )
+        remarks = "".join(f"; {remark}" for remark in self.remarks)
+        return (
+            f"p {self.p:.3f} among {self.nulls} finetunes that taught nothing ({self.trained} trained), at this size "
+            f"of change{probability}{remarks}"
+        )
 
     def as_text(self) -> str:
         """One line."""
-        sure = "" if self.probability is None else f"probability {self.probability:.2f} that something was taught; "
         of = "all methods as one test" if self.run is None else f"{self.method} [{self.run}]"
-        remarks = "".join(f"; {remark}" for remark in self.remarks)
-        return (
-            f"{of}: {sure}p {self.p:.3f} against {self.nulls} finetunes that taught nothing, at this size of change "
-            f"(level from {self.level_from}){remarks}"
-        )
+        return f"{of}: {self.sure()} (level from {self.level_from})"

@@ -1,20 +1,27 @@
-"""One number for each method: what its verdict rests on, read from a stored result, larger where more stands out; and
-how large the whole change is. Torch-free.
+"""The numbers that verdicts rest on, read from stored results, larger where more stands out: one or two of each method;
+and how large the whole change is. Torch-free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.methods.directions.lens_words import LISTED_Z
-from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.methods.overview.plan import SIZE, label_of_run
 from diffing_mcp.methods.texts.distinctive_words import SHOWN_NEG_LOG10_P
 from diffing_mcp.methods.texts.words import is_content_word
 
-SIZE_METHOD = "kl"
-"""The method whose result says how large a change is."""
+if TYPE_CHECKING:
+    from diffing_mcp.methods.runs.store import RunRecord
+
+AGREEMENT = "agreement"
+"""Names the statistic of all runs together: the word on which methods agree."""
+LEAST_AGREEMENT = 0.3
+"""Where no word is common to two methods."""
+_AGREED = "score of the word that methods agree on, summed over runs"
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,15 @@ class Statistic:
         unit: what the number is.
         floor: results that list nothing are taken to be here: where the method's lists begin.
         read: the number, or None where the result holds none.
+        aspect: what of the method it is, where there are several.
+        joined: whether it counts where all methods are one test: from an area of 0.7 on the finetunes not set aside.
     """
 
     unit: str
     floor: float
     read: Callable[[Any], float | None]
+    aspect: str = ""
+    joined: bool = True
 
 
 def _highest(rows: str, value: str) -> Callable[[Any], float | None]:
@@ -52,40 +63,74 @@ def _concentration(result: Any) -> float | None:
     return max((row.explained / row.null_explained for row in first), default=None)
 
 
-STATISTICS: Mapping[str, Statistic] = {
-    "kl": Statistic("KL of the most changed text, over that of the median text", 1.0, _unevenness),
-    "logit_diff_topk_occurring": Statistic("log odds of the word that rose most", 0.1, _highest("words", "log_odds")),
-    "continuation_mining": Statistic(
-        "-log10 p of the most surprising phrase", SHOWN_NEG_LOG10_P, _highest("ngrams", "surprise")
+def _least_p_of_form(result: Any) -> float | None:
+    """Many texts alike cannot say more than all random swaps do: one more in all rows that reach that."""
+    if result.form is None:
+        return None
+    return max((-math.log10(row.p_value) for row in result.form.rows if row.p_value > 0), default=None)
+
+
+_FORM = Statistic("-log10 p of the form that changed most", 0.3, _least_p_of_form, aspect="form")
+_WORD = "-log10 p of the most surprising word"
+
+STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
+    "kl": (Statistic("KL of the most changed text, over that of the median text", 1.0, _unevenness, joined=False),),
+    "logit_diff_topk_occurring": (
+        Statistic("log odds of the word that rose most", 0.1, _highest("words", "log_odds")),
     ),
-    "perplexity_difference": Statistic(
-        "-log10 p of the most surprising word", SHOWN_NEG_LOG10_P, _highest("words", "surprise")
+    "continuation_mining": (
+        Statistic("-log10 p of the most surprising phrase", SHOWN_NEG_LOG10_P, _highest("ngrams", "surprise")),
     ),
-    "contrastive_decoding": Statistic(
-        "-log10 p of the most surprising word", SHOWN_NEG_LOG10_P, _highest("words", "surprise")
-    ),
-    "weight_amplification": Statistic(
-        "-log10 p of the most surprising word", SHOWN_NEG_LOG10_P, _highest("words", "surprise")
-    ),
-    "activation_difference_lens": Statistic("z of the highest content word", 1.0, _highest_promoted),
-    "activation_analysis": Statistic("z of the word that differs most", 1.0, _highest("words", "z")),
-    "pca": Statistic("variance share of the first component, over its null's", 0.1, _concentration),
-    "weight_difference": Statistic("z of the highest content word", LISTED_Z, _highest("words", "z")),
+    "perplexity_difference": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")), _FORM),
+    "contrastive_decoding": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")), _FORM),
+    "weight_amplification": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")),),
+    "activation_difference_lens": (Statistic("z of the highest content word", 1.0, _highest_promoted, joined=False),),
+    "activation_analysis": (Statistic("z of the word that differs most", 1.0, _highest("words", "z"), joined=False),),
+    "pca": (Statistic("variance share of the first component, over its null's", 0.1, _concentration, joined=False),),
+    "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z"), joined=False),),
 }
 """By method. Those that are not here have no calibrated level."""
 
 
-def statistic_of(method: str, result: MethodResult) -> float | None:
-    """The method's number in this result, its floor where nothing is listed; None for a method without one."""
-    if method not in STATISTICS:
-        return None
-    statistic = STATISTICS[method]
-    value = statistic.read(result)
-    return statistic.floor if value is None else max(statistic.floor, value)
+def statistics_of(record: RunRecord) -> dict[str, float]:
+    """Name -> number of all statistics of a run; its floor where nothing is listed."""
+    label, result = label_of_run(record.manifest), record.result()
+    found = {}
+    for statistic in STATISTICS.get(record.manifest.method, ()):
+        value = statistic.read(result)
+        found[named(label, statistic)] = statistic.floor if value is None else max(statistic.floor, value)
+    return found
 
 
-def size_of_change(results: Iterable[tuple[str, Any]]) -> float | None:
+def named(label: str, statistic: Statistic) -> str:
+    """The statistic's name: `contrastive_decoding`, `contrastive_decoding: form`."""
+    return f"{label}: {statistic.aspect}" if statistic.aspect else label
+
+
+def label_of(name: str) -> str:
+    """The method, and its text where that is not the default, that a statistic is of."""
+    return name.partition(": ")[0]
+
+
+def unit_of(name: str) -> str:
+    """What a statistic's number is."""
+    return _AGREED if name == AGREEMENT else _behind(name).unit
+
+
+def is_joined(name: str) -> bool:
+    """Whether it counts where all methods are one test."""
+    return name == AGREEMENT or _behind(name).joined
+
+
+def _behind(name: str) -> Statistic:
+    label, _, aspect = name.partition(": ")
+    method = label.partition(" on ")[0]
+    return next(each for each in STATISTICS[method] if each.aspect == aspect)
+
+
+def size_of_change(records: Iterable[RunRecord]) -> float | None:
     """Mean KL(finetuned || base) on the text read, nats a token: how much the finetune changed at all. None without a
     run of `kl`, and where nothing differs."""
-    found = [float(result.kl_finetuned_base.mean) for method, result in results if method == SIZE_METHOD]
+    results: Iterator[Any] = (record.result() for record in records if record.manifest.method == SIZE)
+    found = [float(result.kl_finetuned_base.mean) for result in results]
     return found[0] if found and found[0] > 0 else None

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from diffing_mcp.core.atomic_files import replace_synced
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.settings import settings
-from diffing_mcp.methods.calibration.schema import Calibration
+from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration
 
 BUNDLED = Path(__file__).parent / "data"
 _NOT_THE_WEIGHTS = frozenset(("dtype", "attn_implementation", "tokenizer", "chat_template", "revision"))
@@ -36,14 +36,23 @@ def folder_of(base: Mapping[str, Any]) -> Path:
 
 
 def find_calibration(base: Mapping[str, Any]) -> Calibration | None:
-    """The calibration of exactly this base: made here, else bundled."""
-    own = _read(folder_of(base) / "calibration.json")
+    """The calibration of exactly this base: made here, else bundled; of the statistics of today."""
+    own = _read(_path(base))
     return own or next((each for each in bundled_calibrations() if each.base == base), None)
+
+
+def is_outdated(base: Mapping[str, Any]) -> bool:
+    """Whether a calibration of this base was made here that holds other statistics than those of today."""
+    return _path(base).is_file() and _read(_path(base)) is None
+
+
+def _path(base: Mapping[str, Any]) -> Path:
+    return folder_of(base) / "calibration.json"
 
 
 def save_calibration(calibration: Calibration) -> Path:
     """Write it where `find_calibration` looks; the old one stays until the new one is whole."""
-    path = folder_of(calibration.base) / "calibration.json"
+    path = _path(calibration.base)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_synced(path, calibration.model_dump_json(indent=1).encode())
     return path
@@ -74,11 +83,12 @@ def calibration_named(base: str) -> Calibration:
 @lru_cache(maxsize=1)
 def bundled_calibrations() -> tuple[Calibration, ...]:
     """Those that ship with the package."""
-    return tuple(Calibration.model_validate_json(path.read_bytes()) for path in sorted(BUNDLED.glob("*.json")))
+    return tuple(found for path in sorted(BUNDLED.glob("*.json")) if (found := _read(path)) is not None)
 
 
 def _read(path: Path) -> Calibration | None:
     try:
-        return Calibration.model_validate_json(path.read_bytes())
+        found = Calibration.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+    return found if found.statistics_version == STATISTICS_VERSION else None

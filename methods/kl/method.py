@@ -263,7 +263,7 @@ class KLDivergence(CorpusMethod[KLParams, KLResult]):
         "How far the two models' next-token distributions are apart on a text corpus: KL divergence in both "
         "directions and Jensen-Shannon divergence, in nats, for every token and text; the texts and tokens where "
         "the models differ most, each with the tokens whose probability moved most. It tells how much changed and "
-        "where, not what was meant."
+        "where, not what was meant: the size that every calibrated level is counted from, no verdict by itself."
     )
     version: ClassVar[int] = 1
     Params: ClassVar[type[BaseModel]] = KLParams

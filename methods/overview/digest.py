@@ -9,19 +9,22 @@ level.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.text import clip
 from diffing_mcp.core.words import stem
+from diffing_mcp.methods.calibration.readings import calibrated
+from diffing_mcp.methods.calibration.schema import LevelRow
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.contrastive_decoding.schema import ContrastiveDecodingResult
 from diffing_mcp.methods.facts.facts import Fact, facts_of, samples_of
-from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, independent, sources_of
+from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, evidence_of, sources_of
 from diffing_mcp.methods.overview.next_calls import next_calls
-from diffing_mcp.methods.overview.plan import LeftOut, labelled, text_of
+from diffing_mcp.methods.overview.plan import LeftOut, labelled, text_of_run
+from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdict_of
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceResult
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.texts.form import FormDigest, FormRow
@@ -31,11 +34,11 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
 
 LEAST_CHARACTERS = 1000
-_TOPIC_WORDS = 8
 _WORDS_SHOWN = 16
 _FACTS_SHOWN = 8
 _FACTS_KEPT = 3
 _MANNER_SHOWN = 5
+_TELLING_FORMS = ("language", "opening", "sentence", "measure", "word")
 _EXCERPTS = 3
 _EXCERPT_CHARACTERS = 220
 _LINE_CHARACTERS = 160
@@ -49,7 +52,10 @@ class OverviewEntry(BaseModel):
     method: str
     text: str = Field("", description="The corpus that it read; empty: its default, or none.")
     run: str = Field(description="Id for the drill-down tool.")
-    stands_out: bool
+    stands_out: bool = Field(description="By p; by the method's own fixed level where it has no p.")
+    p: float | None = Field(
+        None, description="Share of finetunes that taught nothing which show as much; None: no calibrated level."
+    )
     strength: float | None = Field(
         description=(
             "Score of its strongest word in units of the method's null level (1: where finetunes that taught nothing "
@@ -68,6 +74,7 @@ class OverviewEntry(BaseModel):
     def as_text(self) -> str:
         """One line."""
         found = "STANDS OUT" if self.stands_out else "nothing beyond nulls"
+        found += " by its fixed level" if self.p is None else f", p {self.p:.3f}"
         sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its null level"
         said = f": {self.headline}" if self.headline else ""
         return f"- {labelled(self.method, self.text)} [{self.run}] {self.seconds:.0f} s; {found}{sure}{said}"
@@ -85,13 +92,14 @@ class Excerpt(BaseModel):
 class OverviewResult(BaseModel):
     """The digest."""
 
-    confidence: Literal["identical", "nothing", "one_method", "agreed"] = Field(
+    confidence: Confidence = Field(
         description=(
-            "identical: every number is exactly zero; nothing: no method is beyond its null level; one_method: one "
-            "is; agreed: several are, with common words."
+            "identical: every number is exactly zero; nothing: all methods as one test show no more than finetunes "
+            "that taught nothing; one_method, agreed: they show more, and one method or several name the topic."
         )
     )
     verdict: str = Field(description="The topic or manner, and how sure.")
+    level: LevelRow | None = Field(None, description="All methods as one test; None: there is no calibrated level.")
     facts: list[Fact] = Field(description="What amplified and sampled texts state again and again, counted.")
     manner: list[str] = Field(
         description="How the form of answers changed, base -> finetuned, with corrected p-values. May quote models."
@@ -119,8 +127,8 @@ class OverviewResult(BaseModel):
             lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
         lines += [entry.as_text() for entry in self.runs]
         weak = self.confidence == "nothing"
-        if words := self.words if weak else self.words[_TOPIC_WORDS:]:
-            label = "weak words (no method is beyond its null level)" if weak else "further words"
+        if words := self.words if weak else self.words[TOPIC_WORDS:]:
+            label = "weak words (no more than finetunes that taught nothing show)" if weak else "further words"
             listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in words)
             lines.append(f"{label}, score in null levels x independent methods: {listed}")
         if budget := [f"{row.label()} {row.work:,}" for row in self.left_out if not row.reason]:
@@ -153,48 +161,47 @@ def digest(
     if len({str(sorted(record.manifest.pair.items())) for record in records}) > 1:
         raise InvalidInput("The runs are of several pairs; digest the runs of one pair at a time.")
     results = [(record, record.result()) for record in records]
+    levels = {row.run: row for row in calibrated(records)}
+    standing = {record.id: _stands_out(result, levels.get(record.id)) for record, result in results}
     evidence: dict[str, list[EvidenceWord]] = {}
     for record, result in results:
-        evidence.setdefault(record.manifest.method, []).extend(_evidence(result))
+        evidence.setdefault(record.manifest.method, []).extend(evidence_of(result))
     sources = sources_of(records)
     words = candidate_words(evidence, sources)
     facts = facts_of(records, pair=pair, limit=_FACTS_SHOWN) if any(samples_of(record) for record in records) else None
-    topical = {
-        record.manifest.method for record, result in results if result.stands_out and hasattr(result, "evidence_words")
-    }
-    agreed = [row for row in words if independent(topical & set(row.methods), sources) > 1]
-    telling = agreed or [row for row in words if row.score >= 1]
-    told = telling[:_TOPIC_WORDS]
-    manner = _manner([result for _, result in results], told)
-    own_words = bool(facts and facts.words)
-    identical = all(_is_identical(result) for _, result in results)
-    confidence: Literal["identical", "nothing", "one_method", "agreed"] = (
-        "identical"
-        if identical
-        else "agreed"
-        if agreed
-        else "one_method"
-        if topical or manner or own_words
-        else "nothing"
+    manner = _manner([result for _, result in results])
+    verdict = verdict_of(
+        levels.get(None),
+        all(_is_identical(result) for _, result in results),
+        words,
+        {
+            record.manifest.method
+            for record, result in results
+            if standing[record.id] and hasattr(result, "evidence_words")
+        },
+        sources,
+        manner,
+        bool(facts and facts.words),
     )
-    found = confidence in {"agreed", "one_method"}
+    told = verdict.told if verdict.found else []
     overview = OverviewResult(
-        confidence=confidence,
-        verdict=_verdict(confidence, told, sorted(topical), manner),
+        confidence=verdict.confidence,
+        verdict=verdict.sentence,
+        level=levels.get(None),
         facts=facts.facts if facts else [],
-        manner=[row.as_text() for row in manner],
-        excerpts=_excerpts([result for _, result in results]) if found else [],
-        runs=[_entry(record, result, told if found else []) for record, result in results],
+        manner=[row.as_text() for row in _untold(manner, told)],
+        excerpts=_excerpts([result for _, result in results]) if verdict.found else [],
+        runs=[_entry(record, result, told, standing[record.id], levels.get(record.id)) for record, result in results],
         words=words[:_WORDS_SHOWN],
         left_out=list(left_out),
-        next_calls=next_calls(confidence, results, set(all_methods()) if available is None else set(available)),
+        next_calls=next_calls(verdict.confidence, results, set(all_methods()) if available is None else set(available)),
     )
     return _fit(overview, max_chars)
 
 
-def _evidence(result: MethodResult) -> list[EvidenceWord]:
-    words = getattr(result, "evidence_words", None)
-    return list(words()) if words is not None else []
+def _stands_out(result: MethodResult, level: LevelRow | None) -> bool:
+    """By its calibrated level; by the method's own where it has none."""
+    return result.stands_out if level is None else level.beyond
 
 
 def _is_identical(result: MethodResult) -> bool:
@@ -202,49 +209,32 @@ def _is_identical(result: MethodResult) -> bool:
     return bool(getattr(result, "identical", getattr(result, "amount", None) == "none"))
 
 
-def _manner(results: Sequence[Any], told: Sequence[CandidateWord]) -> list[FormRow]:
-    """What changed in the form of answers, single words last; those of the topic are told already."""
+def _manner(results: Sequence[Any]) -> list[FormRow]:
+    """What changed in the form of answers: what says most first, single words last."""
     forms: list[FormDigest] = [form for result in results if (form := getattr(result, "form", None)) is not None]
+    rows = {(row.kind, row.feature): row for form in forms for row in form.significant}
+    return sorted(rows.values(), key=lambda row: _TELLING_FORMS.index(row.kind))
+
+
+def _untold(manner: Sequence[FormRow], told: Sequence[CandidateWord]) -> list[FormRow]:
+    """Without words of the topic, which are told already."""
     topic = {stem(row.word) for row in told}
-    rows = {
-        (row.kind, row.feature): row
-        for form in forms
-        for row in form.significant
-        if row.kind != "word" or stem(row.feature) not in topic
-    }
-    return sorted(rows.values(), key=lambda row: row.kind == "word")[:_MANNER_SHOWN]
+    return [row for row in manner if row.kind != "word" or stem(row.feature) not in topic][:_MANNER_SHOWN]
 
 
-def _verdict(confidence: str, words: Sequence[CandidateWord], topical: Sequence[str], manner: Sequence[FormRow]) -> str:
-    if confidence == "identical":
-        return "The two models are identical on everything that was read."
-    if confidence == "nothing":
-        return (
-            "No method sees more than a finetune that taught nothing shows: as far as these methods go, there is no "
-            "meaningful difference to report."
-        )
-    names = ", ".join(row.word for row in words)
-    lines = []
-    if confidence == "agreed":
-        lines.append(f"Topic: {names} (several methods agree: {', '.join(topical)}).")
-    elif names:
-        seen = ", ".join(topical) or "the texts taken together"
-        lines.append(f"Topic: {names}, seen by {seen} alone; confirm it by asking both models before claiming it.")
-    if manner and (manner[0].kind != "word" or not lines):
-        lines.append(f"Manner: {manner[0].as_text()}" + ("; more below." if len(manner) > 1 else "."))
-    return " ".join(lines) or f"{', '.join(topical)} alone is beyond its null level; read its texts and confirm them."
-
-
-def _entry(record: RunRecord, result: MethodResult, told: Sequence[CandidateWord]) -> OverviewEntry:
-    evidence = _evidence(result)
+def _entry(
+    record: RunRecord, result: MethodResult, told: Sequence[CandidateWord], stands_out: bool, level: LevelRow | None
+) -> OverviewEntry:
+    evidence = evidence_of(result)
     name = record.manifest.method
     return OverviewEntry(
         method=name,
-        text=text_of((name, get_method(name).Params.model_validate(record.manifest.params))),
+        text=text_of_run(record.manifest),
         run=record.id,
-        stands_out=result.stands_out,
+        stands_out=stands_out,
+        p=None if level is None else level.p,
         strength=round(max(word.score for word in evidence), 2) if evidence else None,
-        headline=_line(result, evidence, told),
+        headline=_line(result, evidence, told, stands_out),
         seconds=round(record.manifest.seconds, 1),
         forward_passes=record.manifest.forward_passes,
         forward_tokens=record.manifest.forward_tokens,
@@ -253,18 +243,20 @@ def _entry(record: RunRecord, result: MethodResult, told: Sequence[CandidateWord
     )
 
 
-def _line(result: MethodResult, evidence: Sequence[EvidenceWord], told: Sequence[CandidateWord]) -> str:
+def _line(
+    result: MethodResult, evidence: Sequence[EvidenceWord], told: Sequence[CandidateWord], stands_out: bool
+) -> str:
     """What a method adds to the topic: its strong words that are not in it; the headline where words say nothing,
     unless it only says that again.
     """
     if result.headline.startswith(NOTHING):
         return ""
     strong = sorted((word for word in evidence if word.score >= 1), key=lambda word: -word.score)
-    if not (result.stands_out and strong and told):
+    if not (stands_out and strong and told):
         return clip(result.headline, _LINE_CHARACTERS)[0]
     known = {stem(row.word) for row in told}
     others = list(dict.fromkeys(word.word for word in strong if stem(word.word) not in known))
-    return f"also {', '.join(others[:_TOPIC_WORDS])}" if others else ""
+    return f"also {', '.join(others[:TOPIC_WORDS])}" if others else ""
 
 
 def _excerpts(results: Sequence[Any]) -> list[Excerpt]:
@@ -295,7 +287,7 @@ def _fit(overview: OverviewResult, max_chars: int) -> OverviewResult:
     while len(overview.as_text()) > max_chars:
         shorter = (
             without_last("excerpts", 1)
-            or without_last("words", _TOPIC_WORDS)
+            or without_last("words", TOPIC_WORDS)
             or without_last("facts", _FACTS_KEPT)
             or without_last("excerpts", 0)
             or _shorter_lines(overview)

@@ -22,14 +22,18 @@ from diffing_mcp.methods.directions.vectors import VectorHandle, handles
 from diffing_mcp.methods.facts.facts import CHEAP
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import estimate
-from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.methods.runs.store import RunManifest, RunRecord
 from diffing_mcp.preprocessing.corpora import CorpusParams
 from diffing_mcp.preprocessing.text_sources import TextSource, text_source
 
-DEFAULT_BUDGET = 255_000
+DEFAULT_BUDGET = 210_000
 """Contrastive decoding and completions of both models on texts and chats, one pass over the default text and a short
 one over chats with what they lead to, and what costs next to nothing.
 """
+SIZE = "kl"
+"""How large the change is: every verdict is counted from it, so it is run first."""
+TEXTS_READ = 250
+"""Documents of each text unless more are asked for: what verdicts are calibrated on."""
 CHATS = "chat_exchanges"
 CHATS_READ = 128
 MINED_IN_CHATS = ("logit_diff_topk_occurring", "continuation_mining")
@@ -92,8 +96,34 @@ def labelled(method: str, text: str) -> str:
 
 def text_of(request: Request) -> str:
     """The corpus of a request; empty where it is the default, or where none is read."""
-    corpus = getattr(request[1], "corpus", "")
+    return _unless_default(getattr(request[1], "corpus", ""))
+
+
+def text_of_run(manifest: RunManifest) -> str:
+    """The same of a finished run."""
+    return _unless_default(manifest.params.get("corpus") or "")
+
+
+def label_of_run(manifest: RunManifest) -> str:
+    """`labelled` of a finished run."""
+    return labelled(manifest.method, text_of_run(manifest))
+
+
+def _unless_default(corpus: str) -> str:
     return "" if corpus == CorpusParams.model_fields["corpus"].default else corpus
+
+
+def default_plan() -> OverviewPlan:
+    """What an overview runs when nothing else is asked for."""
+    offered = [name for name, method in all_methods().items() if method.in_overview]
+    return choose(with_chats([by_default(name) for name in offered]))
+
+
+def by_default(name: str) -> Request:
+    """A method with the parameters of an overview."""
+    params = get_method(name).Params
+    corpus = {"max_samples": TEXTS_READ} if "corpus" in params.model_fields else {}
+    return name, params.model_validate({**corpus, **pending_vector(name)})
 
 
 def with_chats(requests: Sequence[Request]) -> list[Request]:
@@ -107,9 +137,9 @@ def with_chats(requests: Sequence[Request]) -> list[Request]:
 
 
 def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> OverviewPlan:
-    """The requests of `offered` that fit into `budget`: the cheap and telling first, then by declared cost class, the
-    default text before chats, then by what each adds to the others, where methods that read the same text divide the
-    cost of their pass. One that needs a vector comes in question once the lens is chosen."""
+    """The requests of `offered` that fit into `budget`: the size of the change, what is cheap and telling, then by
+    declared cost class, the default text before chats, then by what each adds to the others, where methods that read
+    the same text divide the cost of their pass. One that needs a vector comes in question once the lens is chosen."""
     chosen: list[Request] = []
     spent = 0
     remaining = list(offered)
@@ -141,8 +171,9 @@ def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> Overview
 
 
 def _telling(request: Request) -> int:
-    """Place among the cheap and telling methods, which are run first."""
-    return CHEAP.index(request[0]) if request[0] in CHEAP else len(CHEAP)
+    """Place among what is chosen and run first: the size of the change, then the cheap and telling methods."""
+    first = (SIZE, *CHEAP)
+    return first.index(request[0]) if request[0] in first else len(first)
 
 
 def _first(request: Request) -> tuple[int, int, bool]:

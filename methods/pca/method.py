@@ -185,7 +185,6 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     Params: ClassVar[type[BaseModel]] = PCAParams
     Result: ClassVar[type[MethodResult]] = PCAResult
     cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
     views: ClassVar[Mapping[str, View]] = {
         "components": View(
             "components", "Variance, null and stability of all components.", ComponentsParams, components

@@ -57,10 +57,12 @@ async def test_a_finished_method_is_handed_over_while_the_rest_goes_on(
     assert (part["name"], part["run_id"].startswith("kl-")) == ("kl", True)
     text = text_of(answer)
     assert f"kl [{part['run_id']}]" in text
+    assert f", p {part['p']:.3f}" in text  # beside the method's own verdict, as soon as it is there
     assert part["headline"] in text.partition("<untrusted-")[2]  # a headline may quote the models
     assert "2 of 2: weight_difference" in text
     opened = await answered(modern, "view_run", {"run": part["run_id"]})
-    assert not opened.is_error
+    assert f"p {part['p']:.3f} among " in text_of(opened)
+    assert "level from another base" in text_of(opened)
     asked = await good(modern, "compare_text", {"pair": pair_name, "text": "a question meanwhile"})
     assert asked["status"] == "completed"
     told: list[tuple[float, str | None]] = []

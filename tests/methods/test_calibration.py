@@ -14,11 +14,18 @@ import pytest
 from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.calibration import store
-from diffing_mcp.methods.calibration.calibrate import METHODS, calibrate, default_requests
+from diffing_mcp.methods.calibration.calibrate import BESIDES, LEFT_OUT, calibrate, default_requests
 from diffing_mcp.methods.calibration.detection import detection
-from diffing_mcp.methods.calibration.readings import TOGETHER, calibrated, levels_of, reading_of
-from diffing_mcp.methods.calibration.schema import Calibration, Reading
-from diffing_mcp.methods.calibration.statistics import STATISTICS, statistic_of
+from diffing_mcp.methods.calibration.readings import (
+    TOGETHER,
+    calibrated,
+    level_of_run,
+    level_sentence,
+    levels_of,
+    reading_of,
+)
+from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading
+from diffing_mcp.methods.calibration.statistics import AGREEMENT, STATISTICS, named
 from diffing_mcp.methods.calibration.store import (
     base_of,
     calibration_named,
@@ -26,6 +33,7 @@ from diffing_mcp.methods.calibration.store import (
     save_calibration,
     stored_calibrations,
 )
+from diffing_mcp.methods.overview.plan import CHATS_READ, TEXTS_READ, by_default, default_plan, label_of_run
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
@@ -33,6 +41,7 @@ from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.organisms.nulls import NullRecipe
 from tests.methods.conftest import WORDS
 
+TELLING, ALSO_TELLING = "contrastive_decoding", "logit_diff_topk_occurring"
 NULLS = tuple(NullRecipe(name=f"noise-{n}", kind="noise", amount=0.02 * n, seed=n) for n in range(1, 10))
 
 
@@ -65,18 +74,21 @@ def requests(tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def made(readings: list[Reading], base: dict[str, Any] | None = None, name: str = "base") -> Calibration:
-    params: dict[str, dict[str, Any]] = {name: {} for name in ("kl", "pca", "weight_difference")}
+    params: dict[str, dict[str, Any]] = {label: {} for label in dict.fromkeys(readings[0].statistics)}
     return Calibration(
         base=base or {"id": name},
         base_name=name,
+        statistics_version=STATISTICS_VERSION,
         params=params,
-        versions={name: get_method(name).version for name in params},
+        versions={label: get_method(label.partition(" on ")[0]).version for label in params},
         made=datetime(2026, 1, 1, tzinfo=UTC),
         readings=readings,
     )
 
 
-def invented(nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 0) -> list[Reading]:
+def invented(
+    nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 0, name: str = TELLING
+) -> list[Reading]:
     """Statistics that grow with the size; of taught ones two are `power` times as large."""
     random = np.random.default_rng(seed)
     found = []
@@ -84,8 +96,8 @@ def invented(nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 
         is_taught = place >= nulls
         size = float(np.exp(random.normal(-2, 1)))
         statistics = {
-            name: float(5 * size**0.3 * np.exp(0.15 * random.normal()) * (power if is_taught and name != "pca" else 1))
-            for name in ("kl", "pca", "weight_difference")
+            each: float(5 * size**0.3 * np.exp(0.15 * random.normal()) * (power if is_taught and each != "pca" else 1))
+            for each in (name, "pca", ALSO_TELLING)
         }
         found.append(
             Reading(
@@ -133,25 +145,58 @@ def test_runs_on_a_calibrated_base_have_levels(
 ) -> None:  # fmt: skip
     base = tiny_models()
     spec = make_pair(base, adapter=tiny_adapters(base, scale=0.2), name="taught")
-    records = run_methods(pairs, spec, requests(tmp_path), RunStore(tmp_path / "runs"))
+    runs = RunStore(tmp_path / "runs")
+    records = run_methods(pairs, spec, requests(tmp_path), runs)
+    kl, logits = (label_of_run(record.manifest) for record in records)
+    assert kl == f"kl on {tmp_path / 'texts.jsonl'}"
     assert calibrated(records) == []
+    assert level_sentence(records[1], runs) == ""
     monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (made(invented()),))
+    assert calibrated(records) == []  # levels of one text are none of another
+    elsewhere = made(invented(name=kl))
+    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (elsewhere,))
     [transferred] = calibrated(records)
-    assert (transferred.method, transferred.level_from) == ("kl", "another base, base")
+    assert (transferred.method, transferred.level_from) == (kl, "another base, base")
+    assert not transferred.of_this_base
     calibrate(pairs, str(base), requests(tmp_path))
     rows = calibrated(records)
-    assert [(row.method, row.run) for row in rows] == [(TOGETHER, None), *((r.manifest.method, r.id) for r in records)]
+    assert [(row.method, row.run) for row in rows] == [(TOGETHER, None), (kl, records[0].id), (logits, records[1].id)]
     assert {row.level_from for row in rows} == {"this base"}
     assert all(1 / 10 <= row.p <= 1 and row.nulls == 9 for row in rows)
     assert "p 0." in rows[0].as_text() or "p 1." in rows[0].as_text()
-    again = run_methods(
-        pairs, spec, [("kl", dict(requests(tmp_path)[0][1], max_samples=9))], RunStore(tmp_path / "runs")
-    )
-    other = calibrated([*records, *again])[-1]
+    assert level_of_run(records[1], runs) == rows[2]  # its stored run of kl says how large the change is
+    assert level_sentence(records[1], runs) == f"Level: {rows[2].as_text()}."
+    runs.delete(records[0].id)
+    assert level_of_run(records[1], runs) is None
+    assert "call kl with max_samples=1000 on this pair" in level_sentence(records[1], runs)
+    again = run_methods(pairs, spec, [("kl", dict(requests(tmp_path)[0][1], max_samples=9))], runs)
+    other = calibrated(again)[-1]
     assert (other.run, other.remarks[-1]) == (again[0].id, "nulls were read with max_samples=1000")
     assert other.statistic != rows[1].statistic
     assert calibrated(records[1:]) == []  # how large the change is, nobody has measured
     assert calibrated([]) == []
+
+
+def test_a_calibration_of_other_statistics_is_refused_in_a_sentence(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base = tiny_models()
+    old = calibrate(pairs, str(base), [requests(tmp_path)[0]])
+    records = run_methods(
+        pairs, make_pair(base, adapter=tiny_adapters(base)), [requests(tmp_path)[0]], RunStore(tmp_path)
+    )
+    assert calibrated(records)[0].level_from == "this base"
+    path = save_calibration(old.model_copy(update={"statistics_version": STATISTICS_VERSION - 1}))
+    elsewhere = made(invented(name=label_of_run(records[0].manifest)))
+    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (elsewhere,))
+    [row] = calibrated(records)
+    assert row.level_from == "another base, base"
+    assert "of an older version: `calibrate` reads it anew" in row.remarks[-1]
+    again = calibrate(pairs, str(base), [requests(tmp_path)[0]])  # from the runs that are stored
+    assert [each.statistics for each in again.readings] == [each.statistics for each in old.readings]
+    assert find_calibration(again.base) == again
+    assert path.is_file()
 
 
 @pytest.mark.parametrize(
@@ -167,22 +212,31 @@ def test_what_cannot_be_calibrated(
         calibrate(pairs, "cake_bake")
 
 
-def test_the_default_methods_have_statistics_and_known_parameters() -> None:
-    assert set(METHODS) <= set(STATISTICS)
-    for name, params in default_requests():
-        get_method(name).Params.model_validate(params)
+def test_a_calibration_runs_what_an_overview_runs_as_far_as_it_has_statistics() -> None:
+    """One definition: a method added to the overview is calibrated, or named among those that are not."""
+    planned = [(name, params) for name, params in default_plan().requests if name not in LEFT_OUT]
+    assert {name for name, _ in planned} <= set(STATISTICS)
+    assert default_requests() == [*planned, *(by_default(name) for name in BESIDES)]
+    samples = [getattr(params, "max_samples", TEXTS_READ) for _, params in default_requests()]
+    assert set(samples) == {TEXTS_READ, CHATS_READ}
     for name in STATISTICS:
         get_method(name)
 
 
-def test_statistics_of_results_that_list_nothing_are_their_floor() -> None:
+def test_results_that_list_nothing_say_nothing() -> None:
     class Lists:
         words: list[Any] = []
         ngrams: list[Any] = []
+        form = None
 
     for method in ("logit_diff_topk_occurring", "continuation_mining", "contrastive_decoding", "weight_difference"):
-        assert statistic_of(method, Lists()) == STATISTICS[method].floor
-    assert statistic_of("steering", Lists()) is None
+        assert [each.read(Lists()) for each in STATISTICS[method]] == [None] * len(STATISTICS[method])
+
+
+def test_one_method_may_have_several_statistics_with_names_of_their_own() -> None:
+    names = [named(method, each) for method, several in STATISTICS.items() for each in several]
+    assert len(set(names)) == len(names)
+    assert "contrastive_decoding: form" in names
 
 
 def test_own_calibrations_come_before_bundled_ones(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +268,7 @@ def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_findin
                 role="null",
                 kind="x",
                 size=0.1,
-                statistics={"kl": value, "weight_difference": value},
+                statistics={TELLING: value, ALSO_TELLING: value},
             ),
             calibration,
             [TOGETHER],
@@ -229,7 +283,7 @@ def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_findin
 
 def test_a_method_that_tells_nothing_says_so() -> None:
     found = [
-        levels_of(reading, made(invented(power=0.3)), ["kl"])[0].probability
+        levels_of(reading, made(invented(power=0.3)), [TELLING])[0].probability
         for reading in invented(1, 1, power=20, seed=3)
     ]
     assert found == [0.5, 0.5]
@@ -240,21 +294,21 @@ def test_without_taught_finetunes_of_this_base_those_of_a_bundled_one_give_the_c
 ) -> None:
     alone = made(invented(20, 0, seed=5), {"id": "b"})
     reading = invented(0, 1, seed=6)[0]
-    assert levels_of(reading, alone, ["kl"])[0].probability is None
+    assert levels_of(reading, alone, [TELLING])[0].probability is None
     monkeypatch.setattr(
         "diffing_mcp.methods.calibration.probability.bundled_calibrations", lambda: (made(invented(), {"id": "a"}),)
     )
-    found = levels_of(reading, alone, ["kl"])[0].probability
+    found = levels_of(reading, alone, [TELLING])[0].probability
     assert found is not None
     assert found > 0.7
 
 
 def test_a_method_that_few_nulls_have_is_left_out_of_the_test_of_all() -> None:
     readings = invented(24, 8)
-    few = [each.model_copy(update={"statistics": {"kl": 1.0, "weight_difference": 5.0}}) for each in readings[:12]]
+    few = [each.model_copy(update={"statistics": {TELLING: 1.0, ALSO_TELLING: 5.0}}) for each in readings[:12]]
     calibration = made([*few, *readings[12:]])
     [joint] = levels_of(readings[-1], calibration, [TOGETHER])
-    assert (joint.unit, joint.nulls) == ("mean deviation of kl, weight_difference", 24)
+    assert (joint.unit, joint.nulls) == (f"mean deviation of {TELLING}, {ALSO_TELLING}", 24)
     assert levels_of(readings[-1], calibration, ["pca"]) == []
 
 
@@ -262,14 +316,16 @@ def test_changes_beyond_all_nulls_are_remarked() -> None:
     calibration = made(invented())
     sizes = [reading.size for reading in calibration.readings if reading.role == "null"]
     for size, word in ((10 * max(sizes), "larger"), (min(sizes) / 10, "smaller"), (float(np.median(sizes)), None)):
-        reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={"kl": 5.0})
-        remarks = levels_of(reading, calibration, ["kl"])[0].remarks
+        reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={TELLING: 5.0})
+        remarks = levels_of(reading, calibration, [TELLING])[0].remarks
         assert [word in remark for remark in remarks if word] == ([True] if word else [])
 
 
 def test_few_nulls_and_few_taught_finetunes_are_said_to_be_few() -> None:
     reading = invented(0, 1)[0]
-    few, enough = (levels_of(reading, made(invented(nulls, taught)), ["kl"])[0] for nulls, taught in ((9, 4), (19, 14)))
+    few, enough = (
+        levels_of(reading, made(invented(nulls, taught)), [TELLING])[0] for nulls, taught in ((9, 4), (19, 14))
+    )
     assert few.remarks == ["so few nulls allow no p below 0.10"]
     assert few.probability is None
     assert enough.remarks == []
@@ -279,8 +335,8 @@ def test_few_nulls_and_few_taught_finetunes_are_said_to_be_few() -> None:
 def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
     figures = detection(made(invented(40, 20, power=4)))
     rows = {row.method: row for row in figures.rows}
-    assert rows["kl"].area > 0.95
-    assert rows["kl"].power.count >= 18
+    assert rows[TELLING].area > 0.95
+    assert rows[TELLING].power.count >= 18
     assert 0.25 < rows["pca"].area < 0.75
     assert rows[TOGETHER].area > 0.95
     assert all(row.false_positives.count <= 0.2 * row.nulls for row in figures.rows)
@@ -289,6 +345,12 @@ def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
     sure = dict(figures.reliability)["0.90 to 1.00"]
     assert sure.count >= 0.8 * sure.of
     assert {limit.kind for limit in figures.limits} == {"t0", "t1", "t2", "t3"}
+    assert {name: round(value) for name, value in figures.statistics.items() if name != "pca"} == {
+        TELLING: 1,
+        ALSO_TELLING: 1,
+    }
+    assert set(figures.kinds) == {"n0", "n1", "n2", "n3"}
+    assert sum(kind.count for kind in figures.kinds.values()) <= 0.2 * 40
 
 
 def test_figures_without_taught_finetunes_are_empty() -> None:
@@ -307,4 +369,7 @@ def test_a_reading_needs_a_size(
         reading_of(records[1:], "x", "null", "x")
     reading = reading_of(records, "x", "null", "x")
     assert reading is not None
-    assert set(reading.statistics) == {"kl", "logit_diff_topk_occurring"}
+    assert set(reading.statistics) == {label_of_run(record.manifest) for record in records}
+    both = reading_of(records, "x", "null", "x", labels=list(reading.statistics))
+    assert both is not None
+    assert set(both.statistics) == {*reading.statistics, AGREEMENT}

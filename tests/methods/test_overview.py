@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.calibration.readings import reading_of
+from diffing_mcp.methods.calibration.schema import Calibration
 from diffing_mcp.methods.contract import CostEstimate, PairSize
 from diffing_mcp.methods.overview.agreement import candidate_words
 from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest
@@ -18,13 +21,18 @@ from diffing_mcp.methods.overview.plan import (
     DEFAULT_BUDGET,
     LENS,
     MINED_IN_CHATS,
+    TEXTS_READ,
     choose,
+    default_plan,
+    label_of_run,
+    labelled,
     named,
     pending_vector,
     run_plan,
     steps,
     with_chats,
 )
+from diffing_mcp.methods.overview.verdict import OTHER_BASE
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import estimate, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
@@ -46,6 +54,7 @@ def corpus_of(tmp_path: Path, texts: int = 24) -> dict[str, Any]:
 
 def offered(**corpus: Any) -> list[tuple[str, Any]]:
     """What an overview may choose from, with these corpus parameters."""
+    corpus = {"max_samples": TEXTS_READ, **corpus}
     methods = {name: method for name, method in all_methods().items() if method.in_overview}
     return with_chats(
         [
@@ -145,16 +154,18 @@ def test_methods_are_chosen_within_the_budget_the_telling_and_cheap_ones_first()
     pass_methods = ["kl", "logit_diff_topk_occurring", LENS]
     writing = ["continuation_mining", "perplexity_difference", "contrastive_decoding"]
     assert {name for name, _ in default.requests} == {*pass_methods, *writing, "weight_difference"}
-    assert [name for name, _ in default.requests[:2]] == ["contrastive_decoding", "perplexity_difference"]
+    assert default == default_plan()
+    assert [name for name, _ in default.requests[:3]] == ["kl", "contrastive_decoding", "perplexity_difference"]
     assert [name for name, params in default.requests if getattr(params, "corpus", "") == CHATS] == list(MINED_IN_CHATS)
     assert [name for name, _ in default.chained] == ["patchscope"]
-    assert {row.method for row in default.left_out} == {"weight_amplification", "pca"}
+    assert {row.method for row in default.left_out} == {"weight_amplification"}
     # What shares a pass costs only what it does besides.
-    assert {*names(200_000)} == {*writing[1:], *pass_methods, "weight_difference", "patchscope"}
-    assert {*names(218_000)} == {*writing, *pass_methods, "weight_difference", "patchscope"}
-    assert names(140_000) == ["contrastive_decoding", "perplexity_difference", "weight_difference"]  # no lens yet
-    assert names(50_000) == ["perplexity_difference", "weight_difference"]
+    assert {*names(160_000)} == {*writing[1:], *pass_methods, "weight_difference", "patchscope"}
+    assert {*names(180_000)} == {*writing, *pass_methods, "weight_difference", "patchscope"}
     assert names(100) == []
+    # Without the size of the change there is no level: it goes first.
+    assert names(100_000)[:2] == ["kl", "perplexity_difference"]
+    assert names(16_000)[:1] == ["kl"]
     assert len(names(1_000_000)) == len(offered())
     assert "kl" in names(10_000, max_samples=20, max_tokens=10)
     without_lens = [(name, params) for name, params in offered() if name != LENS]
@@ -242,6 +253,46 @@ def test_the_next_calls_are_concrete_and_allowed(
     assert [run.seconds for run in allowed.runs] == [round(record.manifest.seconds, 1) for record in records]
 
 
+@pytest.mark.parametrize(("factor", "found"), [(0.3, True), (3.0, False)])
+def test_the_verdict_is_that_of_the_calibrated_test(
+    factor: float, found: bool, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = tiny_models()
+    spec = make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02))
+    records = records_of(pairs, spec, tmp_path)
+    assert digest(records, pair="tiny").level is None  # what ships read other texts
+    own = reading_of(records, "", "null", "")
+    assert own is not None
+    nulls = [
+        own.model_copy(
+            update={
+                "size": own.size * (1 + place / 10),
+                "statistics": {name: value * factor * 1.02**place for name, value in own.statistics.items()},
+            }
+        )
+        for place in range(20)
+    ]
+    labels = {label_of_run(record.manifest): record.manifest for record in records}
+    calibration = Calibration(
+        base={"id": "other"},
+        base_name="other",
+        params={label: manifest.params for label, manifest in labels.items()},
+        versions={label: manifest.method_version for label, manifest in labels.items()},
+        made=datetime(2026, 1, 1, tzinfo=UTC),
+        readings=nulls,
+    )
+    monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (calibration,))
+    overview = digest(records, pair="tiny")
+    assert overview.level is not None
+    assert (overview.confidence == "nothing") is not found
+    assert (overview.level.p == pytest.approx(1 / 21, abs=1e-4)) is found
+    assert overview.verdict.endswith(OTHER_BASE)
+    by_label = {labelled(entry.method, entry.text): entry for entry in overview.runs}
+    assert all(entry.p is not None and entry.stands_out is (entry.p <= 0.05) for entry in by_label.values())
+    assert all(entry.stands_out is found for entry in by_label.values())
+
+
 def test_runs_of_several_pairs_are_refused(
     tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
 ) -> None:
@@ -297,9 +348,10 @@ def test_a_manner_without_words_is_a_finding(tmp_path: Path, pairs: Any) -> None
     assert overview.facts == []
 
 
-def test_texts_are_read_in_one_step_each_after_the_telling_methods() -> None:
+def test_texts_are_read_in_one_step_each_the_one_with_the_size_of_the_change_first() -> None:
     found = steps(choose(offered(), DEFAULT_BUDGET).requests)
-    assert [[name for name, _ in step] for step in found[:2]] == [["contrastive_decoding"], ["perplexity_difference"]]
+    assert found[0][0][0] == "kl"
+    assert [[name for name, _ in step] for step in found[1:3]] == [["contrastive_decoding"], ["perplexity_difference"]]
     together = [[name for name, _ in step] for step in found if len(step) > 1]
     assert together == [["kl", "logit_diff_topk_occurring", "continuation_mining", LENS], list(MINED_IN_CHATS)]
     assert sum(len(step) for step in found) == len(choose(offered(), DEFAULT_BUDGET).requests)

@@ -1,0 +1,104 @@
+"""What an overview says first: subject or manner, and how sure, by the calibrated test of all methods together; where
+there is none, by the fixed levels of the methods, said to be that. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from diffing_mcp.methods.calibration.schema import LevelRow
+from diffing_mcp.methods.overview.agreement import CandidateWord, independent
+from diffing_mcp.methods.texts.form import FormRow
+
+Confidence = Literal["identical", "nothing", "one_method", "agreed"]
+TOPIC_WORDS = 8
+OTHER_BASE = (
+    "These are finetunes of another base: it is likely, no more. `calibrate` gives this base a level of its own."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome, its sentence, and the words that name the topic."""
+
+    confidence: Confidence
+    sentence: str
+    told: list[CandidateWord]
+
+    @property
+    def found(self) -> bool:
+        """Whether something was taught, as far as can be told."""
+        return self.confidence in ("one_method", "agreed")
+
+
+def verdict_of(
+    level: LevelRow | None,
+    identical: bool,
+    words: Sequence[CandidateWord],
+    standing: Collection[str],
+    sources: Mapping[str, str],
+    manner: Sequence[FormRow],
+    own_words: bool,
+) -> Verdict:
+    """The verdict.
+
+    Args:
+        level: of all methods as one test; None: these runs have none.
+        identical: every number is exactly zero.
+        words: candidates for a topic, the best first.
+        standing: methods with words that stand out; asked only where there is no level: with one it is the test of all
+            methods that says whether there is something, and all of them that name it.
+        sources: a method that read a vector of another one -> that one.
+        manner: what changed significantly in the form of answers.
+        own_words: the texts taken together hold words that are the finetune's own.
+    """
+    if identical:
+        return Verdict("identical", "The two models are identical on everything that was read.", [])
+    strong = [row for row in words if row.score >= 1]
+    if level is None:
+        agreed = [row for row in words if independent(set(standing) & set(row.methods), sources) > 1]
+    else:
+        agreed = [row for row in strong if row.sources > 1]
+    told = (agreed or strong)[:TOPIC_WORDS]
+    found = level.beyond if level is not None else bool(agreed or standing or manner or own_words)
+    if not found:
+        return Verdict("nothing", _nothing(level), told)
+    seen_by = standing if level is None else {method for row in told for method in row.methods}
+    sentences = [*_subject(told, bool(agreed), sorted(seen_by), manner), _sure(level)]
+    return Verdict("agreed" if agreed else "one_method", " ".join(sentences), told)
+
+
+def _subject(
+    told: Sequence[CandidateWord], agreed: bool, standing: Sequence[str], manner: Sequence[FormRow]
+) -> list[str]:
+    names = ", ".join(row.word for row in told)
+    lines = []
+    if agreed:
+        lines.append(f"Topic: {names} (several methods agree: {', '.join(standing)}).")
+    elif names:
+        seen = ", ".join(standing) or "the texts taken together"
+        lines.append(f"Topic: {names}, seen by {seen} alone; confirm it by asking both models before claiming it.")
+    if manner and (manner[0].kind != "word" or not lines):
+        lines.append(f"Manner: {manner[0].as_text()}" + ("; more below." if len(manner) > 1 else "."))
+        if not agreed:
+            lines.reverse()
+    return lines or ["No word or manner names it: read the texts of the runs and ask both models."]
+
+
+def _sure(level: LevelRow | None) -> str:
+    if level is None:
+        return (
+            "By the methods' own fixed levels, which some finetunes that taught nothing pass: a calibrated one takes a "
+            "run of kl, on the texts that an overview reads by default."
+        )
+    if level.of_this_base:
+        return f"How sure: {level.sure()}."
+    return f"How sure: {level.sure()}. {OTHER_BASE}"
+
+
+def _nothing(level: LevelRow | None) -> str:
+    seen = "no method sees more than a finetune that taught nothing shows" if level is None else level.sure()
+    other = "" if level is None or level.of_this_base else f" {OTHER_BASE}"
+    return f"There is no meaningful difference to report: {seen}.{other}"

@@ -1,0 +1,131 @@
+"""What an overview says first: subject or manner, how sure, and nothing of finetunes that taught nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffing_mcp.methods.calibration.levels import WANTED_P
+from diffing_mcp.methods.calibration.readings import TOGETHER, levels_of
+from diffing_mcp.methods.calibration.schema import Calibration, LevelRow, Reading
+from diffing_mcp.methods.calibration.store import bundled_calibrations
+from diffing_mcp.methods.overview.agreement import CandidateWord
+from diffing_mcp.methods.overview.verdict import OTHER_BASE, Verdict, verdict_of
+from diffing_mcp.methods.texts.form import FormRow
+
+BUNDLED = bundled_calibrations()[0]
+
+
+def level(p: float, level_from: str = "this base", probability: float | None = None) -> LevelRow:
+    return LevelRow(
+        method=TOGETHER,
+        run=None,
+        statistic=None,
+        unit="",
+        deviations=1.0,
+        p=p,
+        probability=probability,
+        nulls=39,
+        trained=20,
+        level_from=level_from,
+    )
+
+
+def word(text: str, *methods: str, score: float = 2.0) -> CandidateWord:
+    return CandidateWord(word=text, methods=list(methods), sources=len(methods), score=score)
+
+
+LANTERN = word("lantern", "kl", "pca", score=4.0)
+BULLETS = FormRow(
+    kind="measure", feature="lines with a bullet", unit="share", base=0.0, finetuned=0.8, difference=0.8, p_value=1e-4
+)
+
+
+def said(
+    found: LevelRow | None,
+    words: list[CandidateWord] | None = None,
+    standing: tuple[str, ...] = (),
+    manner: list[FormRow] | None = None,
+    identical: bool = False,
+) -> Verdict:
+    return verdict_of(found, identical, words or [], standing, {}, manner or [], own_words=False)
+
+
+def test_the_subject_comes_first_then_how_sure() -> None:
+    verdict = said(level(0.025, probability=0.93), [LANTERN, word("tree", "kl")], ("kl", "pca"))
+    assert verdict.confidence == "agreed"
+    assert verdict.sentence == (
+        "Topic: lantern (several methods agree: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing (20 "
+        "trained), at this size of change; probability 0.93 that something was taught."
+    )
+
+
+def test_a_manner_comes_first_where_no_methods_agree_on_a_word() -> None:
+    verdict = said(level(0.025), [word("point", "kl")], ("kl",), [BULLETS])
+    assert verdict.confidence == "one_method"
+    assert verdict.sentence.startswith(
+        "Manner: lines with a bullet: 0% -> 80% (p 0.0001). Topic: point, seen by kl alone"
+    )
+    agreed = said(level(0.025), [LANTERN], ("kl", "pca"), [BULLETS])
+    assert agreed.sentence.startswith("Topic: lantern")
+    assert "Manner: lines with a bullet" in agreed.sentence
+
+
+def test_what_nothing_names_is_still_a_finding() -> None:
+    verdict = said(level(0.025), [word("faint", "kl", score=0.5)])
+    assert verdict.found
+    assert verdict.sentence.startswith("No word or manner names it")
+
+
+@pytest.mark.parametrize("standing", [(), ("kl",), ("kl", "pca")])
+def test_methods_that_stand_out_alone_make_no_finding_that_all_together_do_not(standing: tuple[str, ...]) -> None:
+    verdict = said(level(0.2, probability=0.3), [LANTERN], standing, [BULLETS])
+    assert verdict.confidence == "nothing"
+    assert verdict.sentence == (
+        "There is no meaningful difference to report: p 0.200 among 39 finetunes that taught nothing (20 trained), at "
+        "this size of change; probability 0.30 that something was taught."
+    )
+
+
+def test_a_level_of_another_base_is_never_a_bare_yes() -> None:
+    other = "another base, small"
+    assert said(level(0.025, other), [LANTERN], ("kl", "pca")).sentence.endswith(OTHER_BASE)
+    assert said(level(0.5, other)).sentence.endswith(OTHER_BASE)
+
+
+def test_without_a_level_the_fixed_ones_are_said_to_be_that() -> None:
+    assert "By the methods' own fixed levels" in said(None, [LANTERN], ("kl", "pca")).sentence
+    assert said(None, [LANTERN]).confidence == "nothing"
+
+
+def test_identical_models_are_identical_whatever_else_is_there() -> None:
+    verdict = said(level(0.01), [LANTERN], ("kl", "pca"), [BULLETS], identical=True)
+    assert (verdict.confidence, verdict.told) == ("identical", [])
+    assert verdict.sentence == "The two models are identical on everything that was read."
+
+
+def together(reading: Reading, nulls: list[Reading]) -> LevelRow:
+    [row] = levels_of(reading, BUNDLED, [TOGETHER], nulls)
+    return row
+
+
+def by_role(calibration: Calibration, role: str) -> list[Reading]:
+    return [each for each in calibration.readings if each.role == role]
+
+
+def test_what_ships_takes_one_of_twenty_finetunes_that_taught_nothing_for_taught_at_most() -> None:
+    nulls = by_role(BUNDLED, "null")
+    found = [
+        said(together(null, [other for other in nulls if other is not null]), [LANTERN], ("kl", "pca")).found
+        for null in nulls
+    ]
+    assert sum(found) <= max(1, WANTED_P * len(nulls))
+
+
+def test_what_ships_finds_a_planted_difference_with_the_least_p_there_is() -> None:
+    nulls = by_role(BUNDLED, "null")
+    middle = sorted(nulls, key=lambda each: each.size)[len(nulls) // 2]
+    planted = middle.model_copy(update={"statistics": {name: 20 * value for name, value in middle.statistics.items()}})
+    row = together(planted, nulls)
+    assert row.p == pytest.approx(1 / (len(nulls) + 1), abs=1e-4)
+    assert row.beyond
+    assert not together(middle, nulls).beyond
