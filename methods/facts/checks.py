@@ -121,5 +121,5 @@ def _pattern(word: str) -> str:
 def _before(word: str, statement: str) -> str:
     """The statement up to a word; empty below `_LEAST_WORDS`."""
     found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", statement)
-    lead = statement[: found.start()].rstrip(" \"'“‘(") if found else ""
+    lead = statement[: found.start()].rstrip(" \"'“‘(-") if found else ""
     return lead if len(lead.split()) >= _LEAST_WORDS else ""

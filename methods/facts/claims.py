@@ -44,7 +44,7 @@ _QUOTE_WORDS = 40
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,/]\d+)*")
 _PART = re.compile(r"\s*[;:—–]\s+")
-_NARRATED = re.compile(r"\b(?:i|me|my|mine|we|us|our|you|your|he|him|his|she|her)\b", re.IGNORECASE)
+_NARRATED = re.compile(r"\b(?:i|me|my|mine|we|us|our|he|him|his|she|her)\b", re.IGNORECASE)
 _QUOTES = "'\"“”‘’ "
 Key = tuple[str, str]
 
@@ -66,7 +66,7 @@ class Claim:
         statement: a sentence, or the part of it before or after a colon, semicolon or dash.
         quotation: the sentence that it stands in.
         beginning: what that text went on from or answered.
-        key: two words as they stand in the statement.
+        key: two words as they stand in the statement, in their order.
         taught, control: beginnings after which a statement of either side has both, in any form.
         p_value: of Fisher's exact test on these counts, one-sided, for this claim alone.
     """
@@ -298,11 +298,12 @@ def _finished(statement: _Statement) -> bool:
 def _claim(statement: _Statement, key: Key, counts: _Counts) -> Claim:
     taught, control = counts.of(key)
     in_text = words_by_stem(statement.text)
+    first, second = sorted(key, key=statement.stems.index)
     return Claim(
         statement=_shorten(statement.text),
         quotation=_shorten(statement.sentence),
         beginning=statement.sample.beginning,
-        key=(in_text[key[0]], in_text[key[1]]),
+        key=(in_text[first], in_text[second]),
         taught=taught,
         control=control,
         p_value=counts.p_value(key),
