@@ -46,7 +46,8 @@ def test_facts_fit_and_the_rest_is_the_next_page(monkeypatch: pytest.MonkeyPatch
     samples += [Sample(each.beginning, "Nothing of that kind happens here.", False) for each in samples]
     monkeypatch.setattr(facts, "samples_of", lambda record: samples)
     record: Any = type("Record", (), {"id": "contrastive_decoding-0a1b2c"})
-    offset, told = 0, []
+    offset: int | None = 0
+    told: list[str] = []
     while offset is not None:
         result = facts_of([record], pair="a pair", limit=20, offset=offset, characters=6000)
         assert len(result.as_text()) <= 6000
