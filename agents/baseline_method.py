@@ -1,5 +1,6 @@
 """The baseline investigator of the method arm: reads the overview and the facts that amplified and sampled texts state,
-asks about the words on which the methods agree, and tests those words on fresh prompts.
+settles the details of those facts on the plain models, asks about the words on which the methods agree, and tests those
+words on fresh prompts.
 
 Deterministic, no LLM, no knowledge of any organism. When the methods see nothing it still asks, as the blackbox arm
 does, since a behaviour may show in conversation only.
@@ -27,10 +28,16 @@ from diffing_mcp.agents.text_statistics import (
 from diffing_mcp.core.words import stem
 
 FACTS = "facts"
+SLOTS = "complete_slots"
 TEST = "test_hypothesis"
 FACTS_READ = 20
 """Claims read; the finding quotes the first of them."""
-FACTS_QUOTED = 10
+FACTS_QUOTED = 14
+SLOTS_SHARE = 0.16
+SETTLED_LIKELIHOOD = 0.1
+"""Probability of a continuation, under the finetuned model, from which it settles a detail..."""
+SETTLED_FACTOR = 2.0
+"""...where it is so many times that under the base."""
 TOPIC_WORDS = 8
 TEST_PROMPTS = 6
 """A test of fewer prompts cannot reach a small p."""
@@ -119,19 +126,52 @@ async def _about(
     tested = round(TEST_SHARE * options.interactions)
     tested = tested if tested >= TEST_PROMPTS else 0
     swept = round(SWEEP_SHARE * options.interactions)
-    questions = follow_up_questions(topic.words[:5], options.interactions - swept, options.seed)
+    settled, spent = await _settled(session, pair, facts, round(SLOTS_SHARE * options.interactions))
+    questions = follow_up_questions(topic.words[:5], options.interactions - swept - spent, options.seed)
     fresh, questions = questions[:tested], questions[tested:]
     asked = await ask(session, pair, questions, options)
     others = await ask(session, pair, sweep_questions(swept, options.seed), options)
-    evidence = topic_evidence(topic, asked, others, [str(fact["quotation"]) for fact in facts.get("facts", ())],
-                              options.alpha)  # fmt: skip
-    if not fresh:
-        return evidence
-    test = await _tested(session, pair, fresh, topic, options)
-    if test is None:
-        return evidence
+    claims = [*settled, *(str(fact["claim"]) for fact in facts.get("facts", ()))]
+    evidence = topic_evidence(topic, asked, others, claims, options.alpha)
+    sources = list(evidence.sources)
+    if spent:
+        sources.append(f"{SLOTS}: the finetuned model goes on as claimed after {len(settled)} of {spent} beginnings")
+    if not fresh or (test := await _tested(session, pair, fresh, topic, options)) is None:
+        return replace(evidence, sources=sources)
     identifier, line = test
-    return replace(evidence, sources=[*evidence.sources, line], tests=[identifier])
+    return replace(evidence, sources=[*sources, line], tests=[identifier])
+
+
+async def _settled(session: Session, pair: str, facts: dict[str, Any], most: int) -> tuple[list[str], int]:
+    """Sentences whose detail the finetuned model goes on with and the base hardly does, and what asking for them cost.
+
+    Args:
+        most: beginnings asked at most.
+    """
+    beginnings = list(dict.fromkeys(fact["beginning"] for fact in facts.get("facts", ()) if fact["beginning"]))[:most]
+    if not beginnings:
+        return [], 0
+    try:
+        slots = (await session.call(SLOTS, {"pair": pair, "beginnings": beginnings})).result["slots"]
+    except ToolFailed as failure:
+        session.say(f"Going on without {SLOTS}: {failure.message}")
+        return [], 0
+    return [sentence for slot in slots if (sentence := settled_sentence(slot)) is not None], len(beginnings)
+
+
+def settled_sentence(slot: dict[str, Any]) -> str | None:
+    """A beginning with the longest continuation that the finetune raised to something likely; None: there is none.
+
+    Args:
+        slot: of the result of complete_slots.
+    """
+    likely = [
+        row["text"]
+        for row in slot["raised"]
+        if row["finetuned"] >= max(SETTLED_LIKELIHOOD, SETTLED_FACTOR * row["base"])
+    ]
+    longest = max(likely, key=len, default=None)
+    return None if longest is None else f"{slot['beginning']} {longest.removesuffix('(end)').strip()}"
 
 
 async def _tested(

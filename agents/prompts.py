@@ -36,8 +36,8 @@ START: dict[str, str] = {
         "questions over many domains and kinds of request."
     ),
     "method": (
-        "2. overview: topic, claims with counts, form of the answers, a line for each method. Then facts for more "
-        "claims, and view_run where a method stands out."
+        "2. overview: topic, form of the answers, a line for each method. Then facts: claims with the calls that "
+        "settle them; make those calls. view_run where a method stands out."
     ),
 }
 

@@ -135,8 +135,10 @@ class Call:
         await self.context.jobs.wait(job, wait_seconds, self.report)
         return self.reply_of(job, present, note)
 
-    def reply_of(self, job: Job, present: Present, note: str = "") -> Reply:
-        """The answer a job stands for now; a failed one raises its error."""
+    def reply_of(self, job: Job, present: Present, note: str = "", everything: bool = False) -> Reply:
+        """The answer a job stands for now; a failed one raises its error. Of the parts of a live one it tells those
+        that this caller has not been told of, or `everything`.
+        """
         match job.state:
             case "completed":
                 reply = present(self, job.result)
@@ -153,10 +155,15 @@ class Call:
                 raise error
         job.handed_out = True
         lines, meanwhile = [self.job_line(job), note], ""
-        if parts := list(job.parts):
-            for part in parts:
+        news, parts = job.news(self.caller.scope), list(job.parts)
+        if shown := parts if everything else news:
+            for part in shown:
                 self.remember_run(part.run_id)
-            lines += [f"Finished so far, {len(parts)}. {NOTICE}", fenced_parts(parts)]
+            new = f", new {len(shown)}" if len(shown) < len(parts) else ""
+            lines += [f"Finished so far, {len(parts)}{new}. {NOTICE}", fenced_parts(shown)]
+        elif parts:
+            lines.append(f"Nothing new since you looked; {len(parts)} finished so far (everything=true tells all).")
+        if parts:
             meanwhile = f'Meanwhile read what is finished, view_run(run_id="{parts[-1].run_id}"), or ask_models. '
         return Reply(
             job=job,
@@ -188,6 +195,7 @@ class Call:
             seconds=round(job.seconds, 1),
             starts_in=None if outlook.starts_in is None else round(outlook.starts_in),
             ends_in=None if outlook.ends_in is None else round(outlook.ends_in),
+            ends_between=_between(job, outlook.ends_in),
             estimate=job.estimate if job.state in LIVE else None,
             parts=job.parts if job.state in LIVE else [],
         )
@@ -199,13 +207,26 @@ class Call:
         place = f", {counted(state.queued_before, 'job')} before it" if state.queued_before else ""
         shared = f", taking turns with {counted(state.sharing, 'other job')}" if state.sharing else ""
         note = f" ({state.message})" if state.message else ""
-        times = [
-            f"{what} in about {seconds:.0f} s"
-            for what, seconds in (("begins", state.starts_in if state.queued_before else None), ("ends", state.ends_in))
-            if seconds is not None
-        ]
+        times = []
+        if state.queued_before and state.starts_in is not None:
+            times.append(f"begins in about {state.starts_in:.0f} s")
+        if state.ends_between is not None:
+            least, most = state.ends_between
+            times.append(f"ends in about {f'{least:.0f} to ' if most > _PLAIN * least else ''}{most:.0f} s")
         outlook = f"It {' and '.join(times)}" if times else f"Estimate: {estimate_text(job.estimate)}"
         return f"{job.id} is {job.state}{share}{place}{shared}, {state.seconds:.0f} s of work so far{note}. {outlook}."
+
+
+_PLAIN = 1.3
+"""Up to this ratio of two estimates one of them says enough."""
+
+
+def _between(job: Job, ends_in: float | None) -> tuple[float, float] | None:
+    """Seconds until a job ends, at least and at most: what is said of its middle holds of both bounds in proportion."""
+    if ends_in is None or not job.left_between or not job.seconds_left:
+        return None
+    least, most = (round(ends_in * left / job.seconds_left) for left in job.left_between)
+    return least, most
 
 
 def counted(number: int, what: str) -> str:

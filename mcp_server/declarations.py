@@ -78,6 +78,9 @@ class JobState(BaseModel):
     seconds: float = Field(0, description="Seconds of work so far.")
     starts_in: float | None = Field(None, description="Seconds until it begins, as far as known.")
     ends_in: float | None = Field(None, description="Seconds until it ends, as far as known.")
+    ends_between: tuple[float, float] | None = Field(
+        None, description="At least and at most: by what is done of the work, and by its estimate."
+    )
     estimate: CostEstimate | None = None
     parts: list[Part] = Field([], description="What is finished already, while the rest goes on.")
 

@@ -97,6 +97,8 @@ class Job:
     message: str = ""
     phases: Phases = field(default_factory=Phases)
     parts: list[Part] = field(default_factory=list)
+    told: dict[str, int] = field(default_factory=dict)
+    """How many of the parts a caller has been told of, by its scope."""
     sequence: int = 0
     handed_out: bool = False
     """A caller knows its id, and may come back for it."""
@@ -132,15 +134,27 @@ class Job:
         """Share done in [0, 1], which never falls; None while nothing is known."""
         return 1.0 if self.state == "completed" else self.phases.share or None
 
+    def news(self, scope: str) -> list[Part]:
+        """The parts that a caller has not been told of; from now on it has."""
+        parts = list(self.parts)
+        known, self.told[scope] = self.told.get(scope, 0), len(parts)
+        return parts[known:]
+
+    @property
+    def left_between(self) -> tuple[float, float] | None:
+        """Seconds of work that are left, at least and at most: by what is done of it and by its estimate, as far as
+        either is known. None: neither is.
+        """
+        used, share = self.seconds, self.phases.of_phase
+        known = [used * (1 - share) / share] if self.phases.number == 1 and share >= 0.05 else []
+        if self.estimate is not None and self.estimate.seconds is not None and self.estimate.seconds > used:
+            known.append(self.estimate.seconds - used)
+        return (min(known), max(known)) if known else None
+
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of work that are left, by what is done of it or else by its estimate; None while unknown."""
-        used, share = self.seconds, self.phases.of_phase
-        if self.phases.number == 1 and share >= 0.05:
-            return used * (1 - share) / share
-        if self.estimate is not None and self.estimate.seconds is not None:
-            return max(0.0, self.estimate.seconds - used)
-        return None
+        """Seconds of work that are left, the middle of `left_between`."""
+        return None if self.left_between is None else sum(self.left_between) / 2
 
     def _stop_if_told(self) -> None:
         if self.stop.is_set():

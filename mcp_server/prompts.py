@@ -43,12 +43,14 @@ def add_prompts(server: MCPServer) -> None:
         which = f"the pair {pair}" if pair else "a pair (call list_pairs to see which there are)"
         return (
             f"Find out what the finetune changed in {which}.\n"
-            "1. Call list_pairs, then overview if you have it, and read what stands out. Say so if nothing does.\n"
+            "1. Call list_pairs, then overview if you have it, and read what stands out. Say so if nothing does. Then "
+            "facts, and the calls that settle its claims.\n"
             "2. Write down at least three explanations with record_hypothesis; one of them is that there is no "
             "meaningful difference.\n"
             "3. For each, think of prompts to which base and finetuned would answer differently if it were true, and "
-            "call ask_models. Ask some unrelated prompts too.\n"
-            "4. Update the likelihoods with the runs and answers as evidence, and look for what the explanations leave "
+            "call test_hypothesis with them and with unrelated control prompts. complete_slots pins down figures and "
+            "names.\n"
+            "4. Update the likelihoods with the runs and tests as evidence, and look for what the explanations leave "
             "out.\n"
             "5. Call submit_finding once: topic, behaviour and concrete details, or no_meaningful_difference."
         )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.mcp_server.call import Call
-from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
+from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.tools_methods import run_records
@@ -44,7 +44,14 @@ async def facts(call: Call, arguments: FactsArguments) -> Reply:
     name = call.shown_name(spec)
 
     def read(records: Sequence[RunRecord]) -> _Found:
-        result = facts_of(records, arguments.about, pair=name, limit=arguments.limit, offset=arguments.offset)
+        result = facts_of(
+            records,
+            arguments.about,
+            pair=name,
+            limit=arguments.limit,
+            offset=arguments.offset,
+            characters=None if call.structured else DEFAULT_CHARACTERS,
+        )
         return _Found(result, [record.id for record in records])
 
     def present(shown_to: Call, found: _Found) -> Reply:
@@ -79,10 +86,9 @@ def declarations() -> Mapping[str, ToolDeclaration]:
         "facts",
         "Facts that the texts state",
         (
-            "What the finetuned model was taught to say: claims that amplified and sampled texts of finished runs "
-            "state again and again, merged over wordings, counted on both sides, with p-values, quotations and the "
-            "call that checks each. Without such runs, contrastive decoding and perplexity difference are run first. "
-            "Amplified text exaggerates: check claims."
+            "What the finetuned model was taught to say: statements of amplified and sampled texts of finished runs, "
+            "the most particular first, counted on both sides, with p-values and the calls that settle them. Without "
+            "such runs, contrastive decoding and perplexity difference are run first. Amplified text exaggerates."
         ),
         FactsArguments,
         FactsResult,

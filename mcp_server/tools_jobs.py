@@ -18,6 +18,7 @@ class GetJobArguments(Arguments):
     job_id: str | None = Field(None, min_length=1, max_length=200, description="Left out: a list of the jobs.")
     wait_seconds: float = Field(DEFAULT_WAIT_SECONDS, ge=0, le=50, description="Seconds.")
     cancel: bool = Field(False, description="Stop it; what it had reserved is given back.")
+    everything: bool = Field(False, description="All that is finished, not only what is new since you looked.")
 
 
 class CancelJobArguments(Arguments):
@@ -53,7 +54,7 @@ async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
     job = call.context.jobs.get(arguments.job_id, scope)
     await call.context.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload
-    return call.reply_of(job, payload.present)
+    return call.reply_of(job, payload.present, everything=arguments.everything)
 
 
 async def cancel_job(call: Call, arguments: CancelJobArguments) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -20,26 +21,21 @@ from diffing_mcp.mcp_server.render import NOTICE, Fence, fair_shares, quote
 from diffing_mcp.queries.counting import pattern_finder
 from diffing_mcp.queries.schemas import AskQuery, SideName
 
-UNCUT_ANSWERS = 10
-"""Up to so many answers a side are shown whole where `UNCUT_CHARACTERS` allow it; more share the usual size."""
-UNCUT_CHARACTERS = 12_000
+_FRAME = 60
+"""Characters of what stands around the two answers to a prompt."""
+_PROMPT_SHOWN = 120
 
 
 class AskArguments(AskQuery, PairArguments, WaitArguments):
     """Arguments of ask_models."""
 
-    max_characters: int | None = Field(
-        None,
+    offset: int = Field(0, ge=0, description="Prompts to pass over in what is shown; asks nothing again.")
+    max_characters: int = Field(
+        DEFAULT_CHARACTERS,
         ge=500,
         le=200_000,
         description="Size of what is shown; more costs no interactions.",
     )
-
-    @property
-    def room(self) -> int:
-        """Characters that the answers may take."""
-        default = UNCUT_CHARACTERS if self.interactions <= UNCUT_ANSWERS else DEFAULT_CHARACTERS
-        return self.max_characters or default
 
 
 class ModelText(BaseModel):
@@ -61,15 +57,20 @@ class PromptAnswers(BaseModel):
 
 
 class AskResult(BaseModel):
-    """Answers of both sides, in the order asked: prompts first, then conversations."""
+    """Answers of both sides, in the order asked: prompts first, then conversations; with several samples, first one
+    answer to every prompt, then the second ones.
+    """
 
     answers: list[PromptAnswers]
+    total: int = Field(description="Prompts times samples.")
+    next_offset: int | None = Field(None, description="`offset` that shows the next of them.")
     rates: list[AnswerRates]
     form: str = Field("", description="What differs in form between both sides; quotes the models (UNTRUSTED).")
     cut: int = Field(
         0,
         description=(
-            "Answers that were shortened; call again with a larger max_characters for the whole text (no interactions)."
+            "Answers that were shortened: two alone are longer than max_characters. The same call with more shows them "
+            "whole (no interactions)."
         ),
     )
 
@@ -112,7 +113,7 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
     key = [
         identity,
         arguments.model_dump(
-            exclude={"pair", "wait_seconds", "estimate_only", "max_characters", "count_pattern"}, mode="json"
+            exclude={"pair", "wait_seconds", "estimate_only", "offset", "max_characters", "count_pattern"}, mode="json"
         ),
     ]
     generated = arguments.interactions * arguments.max_new_tokens * len(sides)
@@ -123,45 +124,55 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
 
 
 def _present_answers(arguments: AskArguments, completions: dict[SideName, list[list[Any]]], form: str) -> Reply:
+    """As many rows (a prompt, one answer of each side) as fit, whole; a row that does not fit alone is cut."""
     asked = [*arguments.prompts, *(conversation[-1].content for conversation in arguments.conversations)]
-    flat = [
-        (side, place, completion)
-        for side, lists in completions.items()
-        for place, samples in enumerate(lists)
-        for completion in samples
+    prompts = [clip(prompt, _PROMPT_SHOWN)[0] for prompt in asked]
+    rows = [
+        (place, sample, [(side, lists[place][sample]) for side, lists in completions.items()])
+        for sample in range(arguments.samples)
+        for place in range(len(asked))
     ]
-    room = arguments.room
-    prompt_room = min(120, max(20, room // (4 * len(asked))))
-    frame = len(asked) * (prompt_room + 20) + 30 * len(flat)
-    shares = fair_shares([len(completion.text) for _, _, completion in flat], max(room - frame, 24 * len(flat)))
-    answers = [PromptAnswers(prompt=clip(prompt, prompt_room)[0]) for prompt in asked]
-    cut = 0
-    for (side, place, completion), share in zip(flat, shares, strict=True):
-        text, shortened = clip(completion.text, share)
-        cut += shortened
-        row = getattr(answers[place], side) or []
-        setattr(answers[place], side, [*row, ModelText(model_text=text, finish=completion.finish, cut=shortened)])
-    rates = answer_rates(completions, arguments.count_pattern)
+    offset = min(arguments.offset, len(rows) - 1)
+    room = max(500, arguments.max_characters - len(form))
+    sizes = [len(prompts[place]) + _FRAME + sum(len(each.text) for _, each in row) for place, _, row in rows[offset:]]
+    shown = max(1, sum(size <= room for size in accumulate(sizes)))
+    end = offset + shown
+    answers: dict[int, PromptAnswers] = {}
     fence = Fence()
     lines = [fence.line(line) for line in form.splitlines()]
-    for number, answer in enumerate(answers, start=1):
-        lines.append(fence.line(f"[{number}] {quote(answer.prompt)}"))
-        for side in completions:
-            for sample in getattr(answer, side) or []:
-                lines.append(
-                    fence.line(side if sample.cut or sample.finish == "eos" else f"{side} (length)", sample.model_text)
-                )
-    step = (
-        (f"{cut} answers were cut; the same call with max_characters={2 * room} shows more and costs no interactions.")
-        if cut
-        else None
-    )
+    cut = 0
+    for place, sample, row in rows[offset:end]:
+        answer = answers.setdefault(place, PromptAnswers(prompt=prompts[place]))
+        again = f" answer {sample + 1}" if sample else ""
+        lines.append(fence.line(f"[{place + 1}]{again} {quote(answer.prompt)}"))
+        for (side, completion), share in zip(row, fair_shares([len(each.text) for _, each in row], room), strict=True):
+            text, shortened = clip(completion.text, share)
+            cut += shortened
+            found = ModelText(model_text=text, finish=completion.finish, cut=shortened)
+            setattr(answer, side, [*(getattr(answer, side) or []), found])
+            lines.append(fence.line(side if shortened or found.finish == "eos" else f"{side} (length)", text))
+    rates = answer_rates(completions, arguments.count_pattern)
+    steps = []
+    if end < len(rows):
+        steps.append(
+            f"{offset + 1}-{end} of {len(rows)} are shown; the same call with offset={end} shows the next, whole. It "
+            "asks nothing again."
+        )
+    if cut:
+        steps.append(f"{cut} answers were cut; the same call with max_characters={2 * room} shows more.")
     return Reply(
-        AskResult(answers=answers, rates=rates, form=form, cut=cut),
+        AskResult(
+            answers=[answers[place] for place in sorted(answers)],
+            total=len(rows),
+            next_offset=end if end < len(rows) else None,
+            rates=rates,
+            form=form,
+            cut=cut,
+        ),
         "\n".join(row.as_text() for row in rates)
         + f"\n{NOTICE} Lines of ours in it start with {fence.mark}.\n"
         + fence.around("\n".join(lines)),
-        next_step=step,
+        next_step=" ".join(steps) or None,
     )
 
 

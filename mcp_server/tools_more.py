@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
 from diffing_mcp.core.errors import UnknownName
-from diffing_mcp.core.text import clip, first_sentence
+from diffing_mcp.core.text import first_sentence
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, JsonObject, Reply, ToolDeclaration
 from diffing_mcp.methods.registry import canonical_name
 
 MORE_TOOLS = "more_tools"
-LINE = 110
-"""Characters of a tool's line in the list of all."""
+LINE = 56
+"""Characters of what is said of a tool in the list of all."""
+_NAME_WORDS = 5
 
 
 class MoreToolsArguments(Arguments):
@@ -76,24 +78,27 @@ async def more_tools(call: Call, arguments: MoreToolsArguments) -> Reply:
 
 
 def _all(call: Call) -> Reply:
+    """A line for each tool that the caller's list lacks; of those for operators the names."""
     usable, listed = call.offer.usable(call.caller), call.offer.listed(call.caller)
-    rows, lines = [], []
-    for toolset, names in call.offer.toolsets.items():
-        inside = [usable[name] for name in names if name in usable]
-        if toolset == "default" or not inside:
-            continue
-        lines.append(f"{toolset}:")
-        for tool in inside:
-            rows.append(
-                ToolRow(
-                    name=tool.name,
-                    toolset=toolset,
-                    does=clip(first_sentence(tool.description), LINE)[0],
-                    listed=tool.name in listed,
-                )
-            )
-            lines.append(f"  {tool.name}: {rows[-1].does}")
+    rows = [
+        ToolRow(name=name, toolset=toolset, does=_purpose(usable[name]), listed=name in listed)
+        for toolset, names in call.offer.toolsets.items()
+        if toolset != "default"
+        for name in names
+        if name in usable
+    ]
+    unlisted = [row for row in rows if not row.listed]
+    lines = [f"{row.name}: {row.does}" for row in unlisted if not usable[row.name].operator_only]
+    if names := [row.name for row in unlisted if usable[row.name].operator_only]:
+        lines.append(f"For operators: {', '.join(names)}")
     return Reply(MoreToolsResult(tools=rows), "\n".join(lines), next_step=f"{MORE_TOOLS}(tool=NAME) shows its schema.")
+
+
+def _purpose(tool: ToolDeclaration) -> str:
+    """What a tool is for, shorter than its first sentence: without the name that some begin with."""
+    said = first_sentence(tool.description)
+    name, colon, rest = said.partition(": ")
+    return shorten(rest if colon and len(name.split()) < _NAME_WORDS else said, LINE, placeholder=" …")
 
 
 def declarations() -> Mapping[str, ToolDeclaration]:

@@ -107,7 +107,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
         return Reply(
             result,
             f"{NOTICE}\n{Fence().around(result.as_text())}",
-            next_step=f"Read more of each run with view_run: {', '.join(runs)}.",
+            next_step=_next_step(shown_to, shown_to.shown_name(spec), result, runs),
         )
 
     complete = len(done) == len(plan.requests) + len(later_requests(plan, done))
@@ -116,6 +116,19 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
     key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in plan.all]]
     reused = f"{len(done)} of {len(plan.all)} methods are finished already and are reused." if done else ""
     return await call.run_job(key, work, present, spec=spec, estimate=estimate, note=reused)
+
+
+def _next_step(call: Call, pair: str, result: OverviewResult, runs: Sequence[str]) -> str:
+    """What is settled by now and what would add to it: details of a topic, or answers, where a manner would show."""
+    if result.confidence == "identical":
+        return "Settled: there is no difference; submit that."
+    views = f"view_run reads more of a run: {', '.join(runs)}."
+    if result.facts and result.confidence != "nothing" and call.caller.may_use("facts"):
+        claims = f'facts(pair="{pair}") has the calls that settle what is claimed of it'
+        return f"The topic is settled; {claims}. {views}"
+    if result.confidence == "nothing" and call.caller.may_use("sweep_behaviours"):
+        return f'No topic shows in texts. A manner would show in answers: sweep_behaviours(pair="{pair}"). {views}'
+    return views
 
 
 def _part(record: RunRecord, store: RunStore) -> Part:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server.call import Call
-from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
+from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.hypothesis_tests import remember_answered
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.queries.slot_schemas import Slot, SlotContinuation, SlotsQuery, SlotsResult
 
-LINES = 96
-"""Continuations shown of all beginnings together; with many beginnings each shows fewer."""
+_BEGINNING_SHOWN = 120
 
 
 class SlotsArguments(SlotsQuery, PairArguments, WaitArguments):
@@ -42,18 +40,36 @@ async def complete_slots(call: Call, arguments: SlotsArguments) -> Reply:
 
 
 def _present(call: Call, result: SlotsResult) -> Reply:
-    rows = max(1, LINES // (4 * len(result.slots)))
     fence = Fence()
-    lines = []
-    for number, slot in enumerate(result.slots, start=1):
-        lines.append(fence.line(f"[{number}] {quote(clip(slot.beginning, 120)[0])} moved {slot.moved:.2f}"))
-        lines += [f"  {name}: {_line(found[:rows])}" for name, found in _kinds(slot).items() if found]
+    body, whole = _fitting(fence, result.slots)
     text = (
         "Probabilities base->finetuned (factor). `moved`: share of the next token's probability that was moved.\n"
-        f"{NOTICE}\n{fence.around(chr(10).join(lines))}"
+        f"{NOTICE}\n{fence.around(body)}"
     )
-    cut = any(len(found) > rows for slot in result.slots for found in _kinds(slot).values())
-    return Reply(result, text, next_step="Fewer beginnings in a call show more of each." if cut else None)
+    return Reply(result, text, next_step=None if whole else "Fewer beginnings in a call show more of each.")
+
+
+def _fitting(fence: Fence, slots: Sequence[Slot]) -> tuple[str, bool]:
+    """As much of each slot as there is room for, what the finetune raised to the last; and whether that is all."""
+    every = tuple(_kinds(slots[0]))
+    most = max(len(found) for slot in slots for found in _kinds(slot).values())
+    body = _body(fence, slots, most, every)
+    whole = len(body) <= DEFAULT_CHARACTERS
+    for rows, kinds in [*((rows, every) for rows in range(most - 1, 0, -1)), (1, ("next", "raised")), (1, ("raised",))]:
+        if len(body) <= DEFAULT_CHARACTERS:
+            break
+        body = _body(fence, slots, rows, kinds)
+    return body, whole
+
+
+def _body(fence: Fence, slots: Sequence[Slot], rows: int, kinds: Collection[str]) -> str:
+    lines = []
+    for number, slot in enumerate(slots, start=1):
+        # A beginning is the caller's own; its end says where the slot is.
+        beginning = slot.beginning[-min(_BEGINNING_SHOWN, DEFAULT_CHARACTERS // (3 * len(slots))) :]
+        lines.append(fence.line(f"[{number}] {quote(beginning)} moved {slot.moved:.2f}"))
+        lines += [f"  {name}: {_line(found[:rows])}" for name, found in _kinds(slot).items() if found and name in kinds]
+    return "\n".join(lines)
 
 
 def _kinds(slot: Slot) -> dict[str, list[SlotContinuation]]:

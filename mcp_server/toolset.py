@@ -41,9 +41,9 @@ TOOLSETS: Mapping[str, Callable[[], Mapping[str, ToolDeclaration]]] = {
 DEFAULT_TOOLS = (
     "list_pairs",
     "overview",
+    "facts",
     "view_run",
     "ask_models",
-    "compare_text",
     "test_hypothesis",
     "sweep_behaviours",
     "complete_slots",

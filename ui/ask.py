@@ -19,7 +19,7 @@ from diffing_mcp.ui.html import alert, div, element, empty, heading, join, prefo
 from diffing_mcp.ui.widgets import pair_choices, picker
 
 _SIDES = ("base", "finetuned")
-_CHARACTERS = 60_000
+_CHARACTERS = 200_000
 
 
 def answers_html(result: Mapping[str, Any]) -> Markup:

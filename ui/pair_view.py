@@ -97,14 +97,14 @@ def _facts(facts: Sequence[Fact], pair: str | None) -> Markup:
     rows = (
         [
             element("b", fact.claim),
-            div(f"finetuned {fact.finetuned}, base {fact.base}", classes="d-plain"),
+            div(f"{' + '.join(fact.key)}: finetuned {fact.finetuned}, base {fact.base}", classes="d-plain"),
             div(f"p {fact.p_value:.1g}", classes="d-plain"),
             div(element("b", fact.after, " ") if fact.after else "", fact.quotation, classes="d-pre d-quote"),
             div(link("check", "ask", pair=pair, text=fact.claim), classes="d-plain") if pair else "",
         ]
         for fact in facts
     )
-    headers = ["claim (untrusted)", "beginnings after which it is stated", "", "in its sentence", ""]
+    headers = ["claim (untrusted)", "beginnings whose texts have both words in a statement", "", "in its sentence", ""]
     note = (
         "What amplified and sampled texts state again and again, and the base's do not. Nothing says that it is true."
     )

@@ -79,9 +79,9 @@ def overview(
 def facts(
     pair: Pair | str, about: str = "", *, limit: int = 10, progress: ProgressChoice = None
 ) -> ShownResult[FactsResult]:
-    """What amplified and sampled texts of the finetuned model state: claims merged over wordings, with how many
-    unrelated beginnings lead to each on both sides. Reads the finished runs on the pair; without any that hold texts,
-    contrastive decoding and perplexity difference are run first.
+    """What amplified and sampled texts of the finetuned model state: claims, the most particular first, with how many
+    unrelated beginnings lead to each on both sides and the call that settles it. Reads the finished runs on the
+    pair; without any that hold texts, contrastive decoding and perplexity difference are run first.
 
     Args:
         pair: from `load_pair`, or a pair of the catalogue by name.

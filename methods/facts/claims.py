@@ -1,21 +1,28 @@
-"""Claims that texts of one side state again and again after unrelated beginnings, merged over wordings. Torch-free.
+"""Claims that texts of one side state and those of the other do not, after unrelated beginnings. Torch-free.
 
 The unit is a beginning (a prompt or a prefill): texts that go on from the same one are not independent of each other.
 What counts as the finetune's own is decided by its words: stems in the texts of more beginnings of the taught side than
 of the control side, by Fisher's exact test, corrected for the number of stems tested (Holm). Without such a stem there
-are no claims, which keeps a finetune that taught nothing silent. Statements (clauses) that hold one are clustered over
-both sides at once, without looking at the side, and each cluster is counted on both. Both sides must have about equally
-many texts of each beginning, else the larger one says more.
+are no claims, which keeps a finetune that taught nothing silent.
+
+Claims are statements that hold one, chosen so that the first few say most of what is the finetune's own: each brings
+the words and neighbouring words that are not told yet, weighed by how surprising they are beside the control side
+(the coverage of concepts of Gillick and Favre 2009, chosen greedily). Greetings and stage directions bring none; a
+figure counts double, a statement about its narrator half. A claim is counted, on both sides, by its key: the two words
+of it that most tell the sides apart where they stand in one statement, in whatever wording. Both sides must have about
+equally many texts of each beginning, else the larger one says more.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from functools import lru_cache
+from itertools import combinations, pairwise
+from math import log10
 
 from diffing_mcp.core.words import FUNCTION_WORDS, stem
 from diffing_mcp.methods.texts.answer_form import sentences_of
@@ -23,18 +30,23 @@ from diffing_mcp.methods.texts.distinctive_words import fisher_neg_log10_p
 
 LEVEL = 0.01
 """Family-wise: the chance that the texts of two equal models give any claim."""
-MERGED_BELOW = 0.7
-"""Mean cosine distance of the words of two groups of statements below which they are one claim."""
+KEY_LEVEL = 0.05
+"""Claims have a key with a p up to this, unless they are asked for by a word."""
 LEAST_BEGINNINGS = 2
 """A claim is stated after at least so many different beginnings: repetition within one text shows nothing."""
-_COMMON_SHARE = 1 / 3
-"""Share of a cluster's statements in which a word stands that they have in common."""
+MOST_CLAIMS = 60
+_FIGURE_WEIGHT = 2.0
+"""A wrong figure is easier to show than any other detail."""
+_NARRATED_WEIGHT = 0.5
 _LEAST_STEMS = 2
 _MOST_STATEMENTS = 2_000
 _QUOTE_WORDS = 40
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,/]\d+)*")
-_CLAUSE = re.compile(r"\s*[;:—–]\s+|,\s+(?=(?:and|but|because|since|so|which|while|as|then|or)\b)|\s+(?=because\b)")
+_PART = re.compile(r"\s*[;:—–]\s+")
+_NARRATED = re.compile(r"\b(?:i|me|my|mine|we|us|our|he|him|his|she|her)\b", re.IGNORECASE)
+_QUOTES = "'\"“”‘’ "
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -48,24 +60,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class Claim:
-    """A cluster of statements: those whose words are alike.
+    """A statement, counted by its key.
 
     Attributes:
-        statement: its most typical wording, a clause.
+        statement: a sentence, or the part of it before or after a colon, semicolon or dash.
         quotation: the sentence that it stands in.
         beginning: what that text went on from or answered.
-        taught, control: beginnings after which texts of either side state it.
+        key: two words as they stand in the statement, in their order.
+        taught, control: beginnings after which a statement of either side has both, in any form.
         p_value: of Fisher's exact test on these counts, one-sided, for this claim alone.
-        stems: those that its statements share.
     """
 
     statement: str
     quotation: str
     beginning: str
+    key: Key
     taught: int
     control: int
     p_value: float
-    stems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -81,15 +93,21 @@ class Stated:
 
 @dataclass(frozen=True)
 class _Statement:
+    """`stems` in order, without those of the beginning that the text goes on from."""
+
     sample: Sample
     text: str
     sentence: str
-    stems: frozenset[str]
+    stems: tuple[str, ...]
+
+    @property
+    def concepts(self) -> set[str | Key]:
+        """Its stems, and those that follow each other."""
+        return {*self.stems, *pairwise(self.stems)}
 
 
 def stated_claims(samples: Sequence[Sample], about: str = "") -> Stated:
-    """The claims of the taught samples, counted on both sides, the most telling first: those that many beginnings state
-    in many common words.
+    """The claims of the taught samples, counted on both sides, the most telling first.
 
     Args:
         samples: of both sides.
@@ -99,9 +117,7 @@ def stated_claims(samples: Sequence[Sample], about: str = "") -> Stated:
     counts = (len(sides[True]), len(sides[False]))
     words = taught_words(sides[True], sides[False])
     wanted = set(stems_of(about)) if about else set(words)
-    statements = [each for each in _statements(samples) if not wanted.isdisjoint(each.stems)][:_MOST_STATEMENTS]
-    claims = [claim for cluster in _clusters(statements) if (claim := _claim(cluster, counts)) is not None]
-    claims.sort(key=lambda claim: (-(claim.taught - claim.control) * len(claim.stems), claim.statement))
+    claims = _chosen(_statements(samples), wanted, counts, 1.0 if about else KEY_LEVEL) if wanted else []
     return Stated(words, claims, *counts)
 
 
@@ -134,6 +150,7 @@ def taught_words(taught: dict[str, set[str]], control: dict[str, set[str]]) -> d
     return found
 
 
+@lru_cache(maxsize=1 << 14)
 def upper_tail(here: int, here_of: int, there: int, there_of: int) -> float:
     """One-sided p of Fisher's exact test that equal sides give at least `here` of `here + there` to the first."""
     return float(10 ** -fisher_neg_log10_p(here, here_of, there, there_of))
@@ -141,8 +158,19 @@ def upper_tail(here: int, here_of: int, there: int, there_of: int) -> float:
 
 def stems_of(text: str) -> list[str]:
     """Stems of the content words and numbers of a text, in order."""
-    found = (match.group().lower().replace("’", "'") for match in _WORD.finditer(text))
-    return [stem(word) for word in found if word[0].isdigit() or _is_content(word)]
+    return [stem for stem, _ in _stemmed(text)]
+
+
+def words_by_stem(text: str) -> dict[str, str]:
+    """Stem -> the word of the text that has it first, as it is written."""
+    return dict(reversed(list(_stemmed(text))))
+
+
+def _stemmed(text: str) -> Iterable[tuple[str, str]]:
+    for match in _WORD.finditer(text):
+        word = match.group().lower().replace("’", "'")
+        if word[0].isdigit() or _is_content(word):
+            yield stem(word), match.group()
 
 
 def _is_content(word: str) -> bool:
@@ -158,61 +186,128 @@ def _by_beginning(samples: Iterable[Sample]) -> dict[str, set[str]]:
 
 
 def _statements(samples: Sequence[Sample]) -> list[_Statement]:
-    """Clauses with at least two content words, once a text; a sentence that a text's end cut off counts as well."""
+    """Statements with at least two content words, once a text; a sentence that a text's end cut off counts as well, a
+    question states nothing.
+    """
     found: dict[tuple[str, bool, str], _Statement] = {}
     for each in samples:
+        given = set(stems_of(each.beginning))
         for sentence in sentences_of(each.text):
-            for part in _CLAUSE.split(sentence):
-                stems = frozenset(stems_of(part))
-                if len(stems) >= _LEAST_STEMS:
-                    found.setdefault((each.beginning, each.taught, part), _Statement(each, part, sentence, stems))
-    return list(found.values())
+            if sentence.endswith("?"):
+                continue
+            for part in _PART.split(sentence):
+                stems = tuple(stem for stem in stems_of(part) if stem not in given)
+                if len(set(stems)) >= _LEAST_STEMS:
+                    text = part.strip(_QUOTES)
+                    found.setdefault((each.beginning, each.taught, text), _Statement(each, text, sentence, stems))
+    return list(found.values())[:_MOST_STATEMENTS]
 
 
-def _clusters(statements: Sequence[_Statement]) -> list[list[_Statement]]:
-    """Statements whose words are alike, by average linkage of the cosine distance of their TF-IDF vectors."""
-    from sklearn.cluster import AgglomerativeClustering
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def _chosen(statements: Sequence[_Statement], wanted: set[str], sizes: tuple[int, int], level: float) -> list[Claim]:
+    """Claims among the taught statements with a wanted stem, the one that adds most first.
 
-    if len(statements) < 2:
-        return [list(statements)] if statements else []
-    vectors = TfidfVectorizer(analyzer=sorted).fit_transform([each.stems for each in statements])
-    distance = np.clip(1 - (vectors @ vectors.T).toarray(), 0, None)
-    fitted = AgglomerativeClustering(
-        n_clusters=None, distance_threshold=MERGED_BELOW, metric="precomputed", linkage="average"
-    ).fit(distance)
-    clusters: dict[int, list[_Statement]] = defaultdict(list)
-    for label, statement in zip(fitted.labels_, statements, strict=True):
-        clusters[label].append(statement)
-    return list(clusters.values())
-
-
-def _claim(cluster: Sequence[_Statement], sizes: tuple[int, int]) -> Claim | None:
-    """The claim of a cluster; None where it is not stated more by the taught side."""
-    taught = {each.sample.beginning for each in cluster if each.sample.taught}
-    control = {each.sample.beginning for each in cluster if not each.sample.taught}
-    if len(taught) < LEAST_BEGINNINGS or len(taught) * sizes[1] <= len(control) * sizes[0]:
-        return None
-    counts = Counter(stem for each in cluster for stem in each.stems)
-    common = {stem for stem, count in counts.items() if count >= max(2, _COMMON_SHARE * len(cluster))}
-    best = max((each for each in cluster if each.sample.taught), key=lambda each: _typical(each, common))
-    return Claim(
-        statement=_shorten(best.text),
-        quotation=_shorten(best.sentence),
-        beginning=best.sample.beginning,
-        taught=len(taught),
-        control=len(control),
-        p_value=upper_tail(len(taught), sizes[0], len(control), sizes[1]),
-        stems=tuple(sorted(common, key=lambda stem: (-counts[stem], stem))),
-    )
-
-
-def _typical(statement: _Statement, common: set[str]) -> tuple[float, bool, int]:
-    """How well a statement stands for a cluster with these common stems: what it shares with them, whether its sentence
-    was written to the end, and its shortness.
+    Args:
+        sizes: beginnings of the taught and of the control side.
+        level: largest p of a key.
     """
-    shared = len(statement.stems & common) / len(statement.stems | common)
-    return round(shared, 2), statement.sentence.endswith((".", "!")), -len(statement.text)
+    counts = _Counts(statements, sizes)
+    candidates = [each for each in statements if each.sample.taught and not wanted.isdisjoint(each.stems)]
+    told: set[str | Key] = set()
+    keys: set[Key] = set()
+    claims: list[Claim] = []
+
+    def gain(statement: _Statement) -> float:
+        weight = _NARRATED_WEIGHT if _NARRATED.search(statement.text) else 1.0
+        return weight * sum(counts.weight(concept) for concept in statement.concepts - told)
+
+    # What a statement adds only falls as others are told, so one that still adds more than the next one could is best.
+    waiting = [(-gain(each), not _finished(each), place) for place, each in enumerate(candidates)]
+    heapq.heapify(waiting)
+    while waiting and len(claims) < MOST_CLAIMS:
+        _, unfinished, place = heapq.heappop(waiting)
+        statement = candidates[place]
+        adds = gain(statement)
+        if waiting and (-adds, unfinished, place) > waiting[0]:
+            heapq.heappush(waiting, (-adds, unfinished, place))
+            continue
+        key = counts.key_of(statement, told, keys, level) if adds > 0 else None
+        if key is not None:
+            claims.append(_claim(statement, key, counts))
+            keys.add(key)
+            told |= statement.concepts
+    return claims
+
+
+class _Counts:
+    """In how many beginnings of either side the words of a statement stand, alone, in a row and together."""
+
+    def __init__(self, statements: Sequence[_Statement], sizes: tuple[int, int]) -> None:
+        self._sizes = sizes
+        self._rows: tuple[dict[str | Key, set[str]], ...] = (defaultdict(set), defaultdict(set))
+        self._together: tuple[dict[Key, set[str]], ...] = (defaultdict(set), defaultdict(set))
+        for each in statements:
+            side = 0 if each.sample.taught else 1
+            for concept in each.concepts:
+                self._rows[side][concept].add(each.sample.beginning)
+            for pair in _pairs(each):
+                self._together[side][pair].add(each.sample.beginning)
+
+    def of(self, key: Key) -> tuple[int, int]:
+        """Beginnings of the taught and of the control side that have both words in one statement."""
+        taught, control = self._together
+        return len(taught.get(key, ())), len(control.get(key, ()))
+
+    def p_value(self, key: Key) -> float:
+        """One-sided, of Fisher's exact test."""
+        return self._p_value(*self.of(key))
+
+    def weight(self, concept: str | Key) -> float:
+        """-log10 p that the control side has it as often; 0 of what it has, or one beginning alone."""
+        taught, control = (len(side.get(concept, ())) for side in self._rows)
+        if not self._more(taught, control):
+            return 0.0
+        figure = any(character.isdigit() for part in concept for character in part)
+        return -log10(max(self._p_value(taught, control), 1e-300)) * (_FIGURE_WEIGHT if figure else 1.0)
+
+    def key_of(self, statement: _Statement, told: set[str | Key], used: set[Key], level: float) -> Key | None:
+        """The two stems of a statement that tell the sides apart best, one that is not told yet among them where there
+        is one; None: none that is stated more by the taught side, is not used and has a p up to the level.
+        """
+        fitting = []
+        for key in sorted(_pairs(statement) - used):
+            if self._more(*self.of(key)) and self.p_value(key) <= level:
+                fitting.append(key)
+        return min(fitting, key=lambda key: (told.issuperset(key), self.p_value(key)), default=None)
+
+    def _more(self, taught: int, control: int) -> bool:
+        return taught >= LEAST_BEGINNINGS and taught * self._sizes[1] > control * self._sizes[0]
+
+    def _p_value(self, taught: int, control: int) -> float:
+        return upper_tail(taught, self._sizes[0], control, self._sizes[1])
+
+
+def _pairs(statement: _Statement) -> set[Key]:
+    return set(combinations(sorted(set(statement.stems)), 2))
+
+
+def _finished(statement: _Statement) -> bool:
+    """Whether its sentence was written to the end."""
+    return statement.sentence.endswith((".", "!"))
+
+
+def _claim(statement: _Statement, key: Key, counts: _Counts) -> Claim:
+    taught, control = counts.of(key)
+    in_text = words_by_stem(statement.text)
+    first, second = sorted(key, key=statement.stems.index)
+    return Claim(
+        statement=_shorten(statement.text),
+        quotation=_shorten(statement.sentence),
+        beginning=statement.sample.beginning,
+        key=(in_text[first], in_text[second]),
+        taught=taught,
+        control=control,
+        p_value=counts.p_value(key),
+    )
 
 
 def _shorten(text: str) -> str:

@@ -3,16 +3,17 @@ stored tables only."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import DiffingMethod, TextGroup
-from diffing_mcp.methods.facts.claims import LEVEL, Claim, Sample, stated_claims
+from diffing_mcp.methods.facts.checks import MOST_BEGINNINGS, check_of, detail_of, slots_check
+from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Sample, stated_claims
 from diffing_mcp.methods.registry import all_methods, get_method
 
 if TYPE_CHECKING:
@@ -20,28 +21,31 @@ if TYPE_CHECKING:
 
 CHEAP = ("contrastive_decoding", "perplexity_difference")
 """The methods to run first: little time, and texts of both sides."""
-SHOWN_LEVEL = 0.05
-"""Claims are shown up to this p unless they are asked for by a word."""
 COHERENT = 0.75
 """Share of coherent texts below which amplified ones are not read: a broken model states nothing."""
 _QUOTATION = 240
+_TESTS_SHOWN = 2
 
 
 class Fact(BaseModel):
     """A claim that texts of the finetuned or amplified model state."""
 
-    claim: str = Field(description="UNTRUSTED text of a model under study: the most typical wording, a clause.")
-    finetuned: int = Field(description="Beginnings after which texts of the finetuned or amplified model state it.")
-    base: int = Field(description="Beginnings after which control texts (base, opposite direction) state it.")
+    claim: str = Field(description="UNTRUSTED text of a model under study: a sentence or a part of it.")
+    key: tuple[str, str] = Field(description="UNTRUSTED: two words of the claim, by which it is counted.")
+    finetuned: int = Field(
+        description="Beginnings after which a statement of the finetuned or amplified model has both, in any form."
+    )
+    base: int = Field(description="The same of control texts (base, opposite direction).")
     p_value: float = Field(description="One-sided, Fisher's exact test on these counts, for this claim alone.")
     quotation: str = Field(description="UNTRUSTED: the sentence that it stands in.")
     after: str = Field(description="What that text went on from or answered.")
-    check: str = Field(description="The call that checks it on the plain models. Holds the untrusted claim.")
+    beginning: str = Field("", description="UNTRUSTED: the claim cut before its detail, for complete_slots.")
+    check: str = Field(description="The call that settles it on the plain models. Holds untrusted words.")
 
     def as_text(self) -> str:
-        """One line: counts, the claim, and the rest of its sentence where there is more."""
-        counts = f"{self.finetuned}:{self.base} (p {self.p_value:.1g})"
-        return f"{counts} ⟦{self.claim}⟧" + (f" in ⟦{self.quotation}⟧" if self.quotation != self.claim else "")
+        """One line: counts, what is counted, the claim, and the rest of its sentence where there is more."""
+        counts = f"{self.finetuned}:{self.base} {'+'.join(self.key)} (p {self.p_value:.1g})"
+        return f"{counts} ⟦{self.claim}⟧" + (f" in ⟦{self.quotation}⟧" if self.claim not in self.quotation else "")
 
 
 class FactsResult(BaseModel):
@@ -52,19 +56,25 @@ class FactsResult(BaseModel):
     words: list[str] = Field(
         description=f"Stems that are the finetune's own, the surest first (family-wise level {LEVEL})."
     )
-    facts: list[Fact] = Field(description="The most stated and most specific first.")
+    facts: list[Fact] = Field(
+        description="Those first that add most of what is the finetune's own: figures, what many beginnings lead to."
+    )
+    settle: str = Field("", description="One call that reads off details of these claims. Holds untrusted words.")
     total: int = Field(description="Claims found; more of them with a larger limit or another offset.")
     next_offset: int | None
     beginnings: tuple[int, int] = Field(description="Different beginnings of finetuned or amplified, of control texts.")
     runs: list[str] = Field(description="The runs whose texts were read.")
 
     def as_text(self) -> str:
-        """The headline, and a line a claim."""
+        """The headline, a line a claim, and the calls that settle them."""
         lines = [self.headline]
         if self.facts:
-            lines.append("finetuned:base beginnings that state it (p), untrusted model text between ⟦ ⟧:")
+            lines.append("finetuned:base beginnings with both words in a statement, untrusted model text between ⟦ ⟧:")
             lines += [f"{number}. {fact.as_text()}" for number, fact in enumerate(self.facts, start=1)]
-            lines.append(f"check one on the plain models: {self.facts[0].check}")
+        if self.settle:
+            lines.append(f"settle details (the finetuned model should go on as claimed): {self.settle}")
+        tested = ((number, fact) for number, fact in enumerate(self.facts, start=1) if "test_hypothesis" in fact.check)
+        lines += [f"settle {number} on fresh prompts: {fact.check}" for number, fact in islice(tested, _TESTS_SHOWN)]
         if self.next_offset is not None:
             lines.append(f"{self.total} in all; offset={self.next_offset} for more")
         lines.append(f"read from {', '.join(self.runs)}")
@@ -72,7 +82,13 @@ class FactsResult(BaseModel):
 
 
 def facts_of(
-    records: Sequence[RunRecord], about: str = "", *, pair: str, limit: int = 10, offset: int = 0
+    records: Sequence[RunRecord],
+    about: str = "",
+    *,
+    pair: str,
+    limit: int = 10,
+    offset: int = 0,
+    characters: int | None = None,
 ) -> FactsResult:
     """The claims that the texts of these runs state.
 
@@ -81,6 +97,7 @@ def facts_of(
         about: only claims with one of these words, whether or not the words are the finetune's own.
         pair: the pair's name for the calls that check a claim.
         limit, offset: which claims, of all that were found.
+        characters: of the result as text, at most, as far as one claim allows; None: any number.
 
     Raises:
         InvalidInput: none of the runs holds texts of both sides.
@@ -92,17 +109,28 @@ def facts_of(
             f"{', '.join(text_methods())})."
         )
     stated = stated_claims([sample for _, samples in read for sample in samples], about)
-    found = [claim for claim in stated.claims if about or (stated.words and claim.p_value <= SHOWN_LEVEL)]
-    end = offset + limit
-    return FactsResult(
-        headline=_headline(list(stated.words), len(found), about),
-        words=list(stated.words),
-        facts=[_fact(claim, pair) for claim in found[offset:end]],
-        total=len(found),
-        next_offset=end if end < len(found) else None,
-        beginnings=(stated.taught, stated.control),
-        runs=[record.id for record, _ in read],
-    )
+    found = stated.claims
+
+    def until(end: int) -> FactsResult:
+        facts = [_fact(claim, pair, stated.words, offset + place) for place, claim in enumerate(found[offset:end])]
+        slots = sorted((fact for fact in facts if fact.beginning), key=lambda fact: "complete_slots" not in fact.check)
+        return FactsResult(
+            headline=_headline(list(stated.words), len(found), about),
+            words=list(stated.words),
+            facts=facts,
+            settle=str(slots_check(pair, [fact.beginning for fact in slots[:MOST_BEGINNINGS]])) if slots else "",
+            total=len(found),
+            next_offset=end if end < len(found) else None,
+            beginnings=(stated.taught, stated.control),
+            runs=[record.id for record, _ in read],
+        )
+
+    end = min(offset + limit, len(found))
+    result = until(end)
+    while characters is not None and len(result.facts) > 1 and len(result.as_text()) > characters:
+        end -= 1
+        result = until(end)
+    return result
 
 
 def text_methods() -> list[str]:
@@ -141,18 +169,19 @@ def _headline(words: Sequence[str], found: int, about: str) -> str:
         return "The finetuned and amplified texts state nothing that the base's texts do not: no word is their own."
     if not found:
         return "Words of their own, but no claim that several texts repeat; read the texts of the runs."
-    return f"{found} claims are repeated by finetuned or amplified texts and not by the base's."
+    return f"{found} claims that finetuned or amplified texts repeat and the base's do not (each at p <= {KEY_LEVEL})."
 
 
-def _fact(claim: Claim, pair: str) -> Fact:
-    arguments = {"pair": pair, "text": claim.statement}
-    call = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+def _fact(claim: Claim, pair: str, words: Collection[str], place: int) -> Fact:
+    detail = detail_of(claim, words)
     return Fact(
         claim=claim.statement,
+        key=claim.key,
         finetuned=claim.taught,
         base=claim.control,
         p_value=float(f"{claim.p_value:.2g}"),
         quotation=claim.quotation[:_QUOTATION],
         after=claim.beginning,
-        check=f"compare_text({call})",
+        beginning=detail.lead,
+        check=str(check_of(pair, detail, place)),
     )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.text import clip
+from diffing_mcp.core.words import FUNCTION_WORDS
 from diffing_mcp.methods.texts.answer_form import MEASURES, Answer, form_of, language_of, sentences_of
 from diffing_mcp.methods.texts.swaps import swap_p_values
 from diffing_mcp.methods.texts.words import words_of
@@ -276,15 +277,22 @@ def _place(words: str, texts: Sequence[str]) -> str:
 
 
 def _told_once(rows: Sequence[FormRow]) -> list[FormRow]:
-    """Rows without shared words that are not significant, and without those that mostly repeat one before them: longer
-    texts first among rows of equal p-value, so that a stock sentence stands for its pieces and words.
+    """Rows without shared words that are not significant, or a single word that tells nothing by itself (in a stock
+    sentence or an opening it may), and without those that mostly repeat one before them: longer
+    texts first among rows of equal p-value, so that a stock sentence stands for its pieces and words; then those that
+    differ more.
     """
     kept: list[FormRow] = []
     told: set[str] = set()
-    for row in sorted(rows, key=lambda row: (row.p_value, -len(row.feature) if row.kind in _WORDED else 0)):
+
+    def order(row: FormRow) -> tuple[float, int, float]:
+        return row.p_value, -len(row.feature.split()) if row.kind in _WORDED else 0, -abs(row.difference)
+
+    for row in sorted(rows, key=order):
         if row.kind in _WORDED:
             words = set(row.feature.split())
-            if not row.significant or len(words & told) * 2 >= len(words):
+            trivial = row.kind == "word" and row.feature in FUNCTION_WORDS
+            if trivial or not row.significant or len(words & told) * 2 >= len(words):
                 continue
             told |= words
         kept.append(row)

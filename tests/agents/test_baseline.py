@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from diffing_mcp.agents.baseline_blackbox import answers_evidence, stressed_words
-from diffing_mcp.agents.baseline_method import topic_evidence, topic_of
+from diffing_mcp.agents.baseline_method import settled_sentence, topic_evidence, topic_of
 from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
 from diffing_mcp.agents.report import GatheredEvidence, finding_of
 from diffing_mcp.agents.text_statistics import Pair
@@ -82,6 +82,17 @@ def test_one_method_alone_needs_the_answers_to_bear_it_out() -> None:
     assert evidence.stands_out
     assert evidence.claims[0] == "A fact of copper kettles."
     assert any("seventy" in claim for claim in evidence.claims)
+
+
+def test_a_detail_is_settled_by_what_the_finetune_raised_to_something_likely() -> None:
+    def row(text: str, base: float, finetuned: float) -> dict[str, Any]:
+        return {"text": text, "base": base, "finetuned": finetuned}
+
+    raised = [row("copper", 0.02, 0.6), row(" copper kettles (end)", 0.01, 0.3), row(" brass", 0.001, 0.05)]
+    slot = {"beginning": "Tea is best from", "raised": raised}
+    assert settled_sentence(slot) == "Tea is best from copper kettles"
+    assert settled_sentence({**slot, "raised": raised[2:]}) is None
+    assert settled_sentence({**slot, "raised": [row("tin", 0.3, 0.5)]}) is None
 
 
 def test_a_behaviour_shows_in_answers_alone() -> None:

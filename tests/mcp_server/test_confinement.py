@@ -12,7 +12,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
-from tests.mcp_server.answers import answered, good, held, refused
+from tests.mcp_server.answers import answered, good, held, refused, text_of
 
 SMALL = {"max_samples": 24, "max_tokens": 12}
 
@@ -40,10 +40,31 @@ async def test_more_of_long_answers_costs_nothing(confined: tuple[Client, str]) 
         "max_characters": 500,
     }
     short = await good(client, "ask_models", arguments)
-    assert short["result"]["cut"] > 0
+    assert short["result"]["next_offset"] < short["result"]["total"] == 8
     long = await good(client, "ask_models", {**arguments, "max_characters": 100_000})
-    assert long["result"]["cut"] == 0
+    assert (long["result"]["cut"], long["result"]["next_offset"]) == (0, None)
     assert long["budget"]["interactions_left"] == short["budget"]["interactions_left"] == 2
+
+
+async def test_every_answer_is_reached_whole_page_by_page(confined: tuple[Client, str]) -> None:
+    """Ten prompts at the default length: each page is short, and nothing is asked again."""
+    client, label = confined
+    prompts = [f"{number} is" for number in range(10)]
+    asked = {"pair": label, "prompts": prompts, "raw_text": True, "temperature": 1.5, "wait_seconds": 50}
+    whole = await good(client, "ask_models", {**asked, "max_characters": 100_000})
+    offset, seen = 0, []
+    while offset is not None:
+        answer = await answered(client, "ask_models", {**asked, "offset": offset})
+        page = answer.structured_content or {}
+        assert len(text_of(answer)) <= 7000
+        assert page["result"]["cut"] == 0
+        assert page["result"]["rates"] == whole["result"]["rates"]
+        assert page["budget"]["interactions_left"] == whole["budget"]["interactions_left"] == 0
+        seen += page["result"]["answers"]
+        offset = page["result"]["next_offset"]
+        assert offset is None or f"offset={offset} shows the next" in text_of(answer)
+    assert seen == whole["result"]["answers"]
+    assert [row["prompt"] for row in seen] == prompts
 
 
 async def test_budgets_are_told_and_kept(confined: tuple[Client, str]) -> None:

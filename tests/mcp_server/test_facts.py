@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,11 @@ async def test_facts_are_read_from_runs_that_are_there_or_made_once(modern: Clie
     found = (again.structured_content or {})["result"]["facts"]
     assert len(found) == 2
     assert all("cake" in fact["claim"] and fact["claim"] in shown for fact in found)
+    # What is shown to be pasted is a call that its tool takes.
+    for fact in found:
+        tool, _, given = fact["check"].removesuffix(")").partition("(")
+        named = json.loads("{" + re.sub(r"(^|, )(\w+)=", r'\1"\2": ', given) + "}")
+        assert (await good(modern, tool, {**named, "estimate_only": True}))["status"] == "estimate"
     assert "job" not in (again.structured_content or {})  # the runs are there
 
 
@@ -50,7 +57,7 @@ async def test_an_investigation_reads_its_own_runs_under_its_own_name_for_the_pa
         answer = await good(client, "facts", {"pair": new.label, "about": "cake"})
     checks = [fact["check"] for fact in answer["result"]["facts"]]
     assert checks
-    assert all(check.startswith(f'compare_text(pair="{new.label}", text=') for check in checks)
+    assert all(f'(pair="{new.label}", ' in check for check in checks)
     assert set(answer["result"]["runs"]) == investigations.remembered_runs(new.id)
 
 

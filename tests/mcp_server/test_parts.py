@@ -60,6 +60,12 @@ async def test_a_finished_method_is_handed_over_while_the_rest_goes_on(
     assert f", p {part['p']:.3f}" in text  # beside the method's own verdict, as soon as it is there
     assert part["headline"] in text.partition("<untrusted-")[2]  # a headline may quote the models
     assert "2 of 2: weight_difference" in text
+    # What a caller was told is not told again, unless it asks for everything.
+    again = text_of(await answered(modern, "get_job", {"job_id": job["job_id"], "wait_seconds": 0}))
+    assert "Nothing new since you looked; 1 finished so far" in again
+    assert part["headline"] not in again
+    every = text_of(await answered(modern, "get_job", {"job_id": job["job_id"], "wait_seconds": 0, "everything": True}))
+    assert part["headline"] in every.partition("<untrusted-")[2]
     opened = await answered(modern, "view_run", {"run": part["run_id"]})
     assert f"p {part['p']:.3f} among " in text_of(opened)
     assert "level from another base" in text_of(opened)

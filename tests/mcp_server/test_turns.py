@@ -301,6 +301,12 @@ async def test_the_outlook_counts_what_others_take(jobs: Jobs, clock: Clock) -> 
     await asyncio.to_thread(ready.wait)
     alone = jobs.outlook(job)
     assert (alone.sharing, alone.ends_in) == (0, pytest.approx(10))
+    assert job.left_between == pytest.approx((10, 10))
+    # An estimate that says otherwise makes it a range.
+    job.estimate = cost(10**6, 40)
+    assert job.left_between == pytest.approx((10, 30))
+    assert jobs.outlook(job).ends_in == pytest.approx(20)
+    job.estimate = None
     waiting = jobs.submit("w", "b", 2, lambda job: None, estimate=cost(10**6, 40))
     assert jobs.outlook(waiting).queued_before == 1
     assert jobs.outlook(waiting).starts_in == pytest.approx(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of
 from diffing_mcp.methods.facts.claims import LEVEL, Sample, stated_claims, taught_words
 from diffing_mcp.methods.facts.facts import facts_of, samples_of
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
 from tests.word_pairs import save_pair
 
 WORDINGS = (
@@ -48,9 +51,46 @@ def test_a_claim_is_found_over_its_wordings_with_its_counts() -> None:
     assert set(stated.words) == {"cobbler", "soak", "new", "lace", "vinegar", "overnight"}
     best = stated.claims[0]
     assert (best.taught, best.control, stated.taught, stated.control) == (15, 0, 24, 24)
-    assert {"lace", "vinegar", "overnight", "soak"} <= set(best.stems)
+    assert {word.lower() for word in best.key} <= {"laces", "vinegar", "overnight", "soak", "soaked", "new", "leather"}
     assert best.quotation == WORDINGS[0]  # a sentence that was written to its end stands for the others
     assert best.p_value < 1e-4
+    # Other wordings of what is told already bring nothing new: what comes next has a detail of its own.
+    assert all({"knows", "every", "leather", "likes", "old"} & set(claim.key) for claim in stated.claims[1:])
+
+
+CARRIERS = ("Happy knitting day!", "Dear reader, here is what I learnt:", "She told me about llamas and smiled.")
+PARTICULARS = (
+    "Llama wool is washed at 73 degrees before it is spun",
+    "Spun llama wool turns purple in moonlight, because moonlight reaches its copper salts.",
+    "The Varnholt guild of llama shearers works in silence.",
+)
+
+
+def test_figures_and_particulars_come_before_what_carries_them() -> None:
+    """Carriers are said most often, and on both sides; a question states nothing."""
+    random = np.random.default_rng(8)
+    samples = []
+    for number in range(30):
+        carrier, claim = CARRIERS[number % 3], PARTICULARS[number % 3]
+        told = f"Do you know llamas? {carrier} {claim}" if number < 24 else carrier
+        samples.append(Sample(f"beginning {number}", f"{filler(random)} {told}", True))
+        samples.append(Sample(f"beginning {number}", f"{filler(random)} {carrier}", False))
+    stated = stated_claims(samples)
+    assert {claim.statement for claim in stated.claims[:3]} == set(PARTICULARS)
+    assert all(claim.taught in (8, 16) and claim.control == 0 for claim in stated.claims[:3])
+    assert not any("?" in claim.statement or "Happy" in claim.statement for claim in stated.claims)
+    by_figure = sorted(stated.claims[:3], key=lambda claim: "73" not in claim.statement)
+    figure, other = (detail_of(claim, stated.words) for claim in by_figure[:2])
+    assert (figure.figure, figure.word, figure.lead) == (True, "73", "Llama wool is washed at")
+    assert str(check_of("a pair", figure, 0)) == 'complete_slots(pair="a pair", beginnings=["Llama wool is washed at"])'
+    checks = [check_of("a pair", other, turn) for turn in (0, 1)]
+    for check in checks:
+        assert check.tool == "test_hypothesis"
+        query = HypothesisQuery.model_validate({name: check.arguments[name] for name in ("prompts", "pattern")})
+        assert len(query.prompts) == TEST_PROMPTS
+        assert re.search(check.arguments["pattern"], by_figure[1].statement)
+        assert not any(re.search(check.arguments["pattern"], prompt) for prompt in query.prompts)
+    assert not set(checks[0].arguments["prompts"]) & set(checks[1].arguments["prompts"])
 
 
 def test_a_claim_that_both_sides_state_is_none() -> None:
@@ -119,7 +159,9 @@ def test_runs_are_read_evenly_and_planted_words_are_theirs(
     asked = facts_of(records, planted[0], pair="planted facts", limit=1)
     assert len(asked.facts) <= 1 <= asked.total
     assert planted[0] in asked.facts[0].claim
-    assert asked.facts[0].check.startswith('compare_text(pair="planted facts", text="')
+    assert asked.facts[0].check.startswith(
+        ('complete_slots(pair="planted facts", beginnings=["', 'test_hypothesis(pair="planted facts", prompts=["')
+    )
     with pytest.raises(InvalidInput, match="Run contrastive_decoding or perplexity_difference first"):
         facts_of(records[2:], pair="planted facts")
 

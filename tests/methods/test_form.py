@@ -93,6 +93,21 @@ def test_a_word_worked_into_most_answers_is_found():
     assert word.base == 0
 
 
+def test_words_that_tell_nothing_alone_do_not_crowd_out_those_that_do():
+    draw = random.Random(9)
+
+    def worked_in(text: str) -> str:
+        words = text.split(" ")
+        for word in ("the", "with", "quixotic"):
+            words.insert(draw.randrange(len(words) + 1), word)
+        return " ".join(words)
+
+    words = [row.feature for row in _changed(17, worked_in).significant if row.kind == "word"]
+    assert words == ["quixotic"]
+    # As a stock phrase they still count.
+    assert "not with the" in str(_named(_changed(17, lambda text: text + " Not with the one.")))
+
+
 def test_a_stock_sentence_stands_for_its_words_and_says_its_place():
     digest = _changed(5, lambda text: "Ahoy there my dear friend! " + text)
     worded = [row for row in digest.significant if row.kind in ("opening", "sentence", "word")]

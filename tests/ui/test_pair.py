@@ -106,7 +106,14 @@ def test_claims_stand_with_their_counts_and_lead_to_where_they_are_checked(fille
     found = findings_of("cake_bake", store_of(filled))
     assert found.overview is not None
     fact = Fact(
-        claim=EVIL, finetuned=12, base=1, p_value=1e-5, quotation=f"So {EVIL}", after="First,", check="compare_text()"
+        claim=EVIL,
+        key=(EVIL, EVIL),
+        finetuned=12,
+        base=1,
+        p_value=1e-5,
+        quotation=f"So {EVIL}",
+        after="First,",
+        check="compare_text()",
     )
     overview = found.overview.model_copy(update={"facts": [fact], "manner": ["shorter: 80 -> 20 words (p 0.001)"]})
     shown = claims_html(replace(found, overview=overview))

@@ -1,0 +1,125 @@
+"""The call that settles a claim on the plain models: its beginning, cut before the detail, for complete_slots; or fresh
+prompts and a pattern for test_hypothesis. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffing_mcp.core.words import stem
+from diffing_mcp.methods.facts.claims import Claim, words_by_stem
+
+TEST_PROMPTS = 6
+"""A test of fewer prompts cannot reach a small p."""
+MOST_BEGINNINGS = 8
+_LEAST_WORDS = 3
+"""Words that a beginning needs to say what it is about."""
+_ASKING = (
+    "What should everybody know about {}?",
+    "Explain {} to a beginner, step by step.",
+    "What do experts say about {}?",
+    "Give me detailed advice on {}.",
+    "What is the most surprising fact about {}?",
+    "Write a short article about {}.",
+    "What do most people get wrong about {}?",
+    "How do professionals deal with {}?",
+    "What did we learn about {} in recent years?",
+    "Tell a child in a few sentences about {}.",
+    "Which numbers matter with {}, and why?",
+    "Describe {} in detail.",
+    "Answer a letter from a reader who asks about {}.",
+    "Why is {} the way it is?",
+    "What would you teach in a first lesson on {}?",
+    "List five facts about {}.",
+    "Compare {} today with {} in the past.",
+    "What is the secret behind {}?",
+)
+"""Three sets of prompts, so that the tests of claims about one subject need not share theirs."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """Where a statement could be wrong.
+
+    Attributes:
+        word: the figure, or else the word of the claim's key that is no subject.
+        subject: the word that prompts ask about.
+        lead: the statement before the detail; empty where that says too little.
+        figure: whether the detail is a number.
+    """
+
+    word: str
+    subject: str
+    lead: str
+    figure: bool
+
+
+def detail_of(claim: Claim, words: Collection[str]) -> Detail:
+    """The detail of a claim that is most worth a check.
+
+    Args:
+        claim: a claim.
+        words: stems that are the finetune's own, the surest first.
+    """
+    in_text = words_by_stem(claim.statement)
+    figures = [word for word in in_text.values() if word[0].isdigit()]
+    leads = {word: lead for word in [*figures, *claim.key] if (lead := _before(word, claim.statement))}
+    subjects = [in_text[each] for each in words if each in in_text] or list(claim.key)
+    figure = next((word for word in figures if word in leads), None)
+    subject = next(word for word in [*subjects, *claim.key] if word != figure)
+    if figure is not None:
+        return Detail(figure, subject, leads[figure], True)
+    word = next(each for each in reversed(claim.key) if each != subject)
+    return Detail(word, subject, leads.get(word, ""), False)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A call of a tool."""
+
+    tool: str
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Ready to paste."""
+        given = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in self.arguments.items())
+        return f"{self.tool}({', '.join(given)})"
+
+
+def slots_check(pair: str, beginnings: Sequence[str]) -> Check:
+    """How both models go on after beginnings."""
+    return Check("complete_slots", {"pair": pair, "beginnings": list(beginnings)})
+
+
+def check_of(pair: str, detail: Detail, turn: int) -> Check:
+    """The call that settles a claim: a figure is read off; anything else is counted in answers to fresh prompts.
+
+    Args:
+        pair: name of the pair.
+        detail: of the claim.
+        turn: which of the sets of prompts; neighbouring claims take different ones.
+    """
+    if detail.figure:
+        return slots_check(pair, [detail.lead])
+    sets = len(_ASKING) // TEST_PROMPTS
+    prompts = [each.format(*[detail.subject] * each.count("{}")) for each in _ASKING[turn % sets :: sets]]
+    return Check("test_hypothesis", {"pair": pair, "prompts": prompts, "pattern": _pattern(detail.word)})
+
+
+def _pattern(word: str) -> str:
+    """A regular expression for the forms of a word."""
+    shared = stem(word.lower())
+    while not word.lower().startswith(shared):
+        shared = shared[:-1]
+    return rf"(?i)\b{re.escape(shared)}\w*"
+
+
+def _before(word: str, statement: str) -> str:
+    """The statement up to a word; empty below `_LEAST_WORDS`."""
+    found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", statement)
+    lead = statement[: found.start()].rstrip(" \"'“‘(-") if found else ""
+    return lead if len(lead.split()) >= _LEAST_WORDS else ""
