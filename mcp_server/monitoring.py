@@ -6,12 +6,10 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.extras import missing_extra
@@ -19,36 +17,45 @@ from diffing_mcp.core.settings import settings
 from diffing_mcp.core.version import version
 
 if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
     from diffing_mcp.mcp_server.server_context import ServerContext
 
 SECONDS = (0.01, 0.1, 0.5, 1, 5, 15, 50)
 
 
 class Metrics:
-    """The numbers of one server: calls by tool and outcome, and at the time of reading jobs and models in memory."""
+    """The numbers of one server: calls by tool and outcome, and at the time of reading jobs and models in memory. The
+    library that writes them is imported by who reads them.
+    """
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._registry = CollectorRegistry()
-        self._calls = Counter("diffing_calls", "Tool calls.", ("tool", "outcome"), registry=self._registry)
-        self._seconds = Histogram(
-            "diffing_call_seconds", "Seconds of a tool call.", buckets=SECONDS, registry=self._registry
-        )
-        self._registry.register(self)
+        self._calls: Counter[tuple[str, str]] = Counter()
+        self._within: Counter[float] = Counter()
+        self._seconds = 0.0
 
     def called(self, tool: str, outcome: str, seconds: float) -> None:
         """Count a call."""
-        self._calls.labels(tool, outcome).inc()
-        self._seconds.observe(seconds)
+        self._calls[tool, outcome] += 1
+        self._within.update(limit for limit in SECONDS if seconds <= limit)
+        self._seconds += seconds
 
     def collect(self) -> Iterable[Metric]:
-        """What is so now, for the registry."""
-        states = dict.fromkeys(("queued", "running", "completed", "failed", "cancelled"), 0)
-        for job in self._context.jobs.list(None):
-            states[job.state] += 1
+        """What is so now, for a registry."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        calls = CounterMetricFamily("diffing_calls", "Tool calls.", labels=("tool", "outcome"))
+        for labels, count in self._calls.items():
+            calls.add_metric(labels, count)
+        yield calls
+        buckets = [(str(limit), float(self._within[limit])) for limit in SECONDS]
+        buckets.append(("+Inf", float(self._calls.total())))
+        yield HistogramMetricFamily("diffing_call_seconds", "Seconds of a tool call.", buckets, self._seconds)
+        states = Counter(job.state for job in self._context.jobs.list(None))
         jobs = GaugeMetricFamily("diffing_jobs", "Jobs that this process remembers.", labels=("state",))
-        for state, count in states.items():
-            jobs.add_metric((state,), count)
+        for state in ("queued", "running", "completed", "failed", "cancelled"):
+            jobs.add_metric((state,), states[state])
         yield jobs
         resident = self._context.status()
         yield GaugeMetricFamily("diffing_models", "Models in memory.", len(resident))
@@ -56,7 +63,11 @@ class Metrics:
 
     def text(self) -> bytes:
         """Everything in the text format of Prometheus."""
-        return generate_latest(self._registry)
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)
 
 
 _SECRETS = re.compile(

@@ -7,14 +7,15 @@ from __future__ import annotations
 import threading
 import time
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import jwt
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.access_tokens import Grant
+
+if TYPE_CHECKING:
+    import jwt
 
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 """Signatures by a private key alone: with a shared secret, whoever checks tokens could make them."""
@@ -26,9 +27,11 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 class Issuer:
-    """Checks tokens of one issuer for one audience. Thread-safe."""
+    """Checks tokens of one issuer for one audience. Thread-safe. The library is imported where there is an issuer."""
 
     def __init__(self, issuer: str, audience: str, keys_url: str) -> None:
+        import jwt
+
         for url in (issuer, keys_url):
             parts = urlsplit(url)
             if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOCAL):
@@ -41,6 +44,8 @@ class Issuer:
 
     def grant(self, token: str) -> Grant | None:
         """What a token allows; None for one that is not valid here. May fetch the issuer's keys."""
+        import jwt
+
         try:
             key = self._key(jwt.get_unverified_header(token).get("kid"))
             if key is None:
