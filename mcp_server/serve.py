@@ -37,6 +37,9 @@ STDIO_JOB_GRACE = 1.0
 # Seconds for answers to be written, and for connections to close after that.
 ANSWER_GRACE = 0.3
 CONNECTION_GRACE = 2
+# Seconds that an idle connection stays. Longer than clients keep theirs (5 s in httpx), or now and then a request goes
+# out on a connection that is just being closed.
+KEEP_ALIVE = 30
 
 
 def build_server(
@@ -163,6 +166,7 @@ def serve_http(
             port=port,
             log_level="warning",
             timeout_graceful_shutdown=CONNECTION_GRACE,
+            timeout_keep_alive=KEEP_ALIVE,
             lifespan="on",
         ),
         context,
@@ -242,6 +246,7 @@ async def running_http(
         port=port,
         log_level="warning",
         timeout_graceful_shutdown=CONNECTION_GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     web = JobStoppingServer(config, context, own_process=False)
     task = asyncio.create_task(web.serve())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mcp import Client, MCPError
-from mcp.types import ElicitRequestFormParams, ElicitResult
+from mcp.types import ElicitRequestFormParams, ElicitResult, InputRequiredResult
 
 from diffing_mcp.mcp_server import call as calls
 from diffing_mcp.mcp_server.serve import build_server, running_http
@@ -109,6 +109,8 @@ async def test_an_answer_counts_for_the_call_it_was_given_for(context: ServerCon
 
     async with Client(build_server(context), elicitation_callback=User("accept")) as client:
         first = await client.session.call_tool("delete_dictionary", {"id": named.name}, allow_input_required=True)
+        assert isinstance(first, InputRequiredResult)
+        assert isinstance(first.input_requests, dict)
         answers: Any = {key: ElicitResult(action="accept", content={}) for key in first.input_requests}
         with pytest.raises(MCPError, match="requestState"):
             await client.session.call_tool(
