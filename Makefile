@@ -1,4 +1,4 @@
-# Targets: install, demo, test, test-long, test-vllm, lint, bench, gpu-check, screenshots, reference, readability, detection, grading, mcpb, conformance, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
+# Targets: install, demo, test, test-long, test-vllm, lint, bench, gpu-check, screenshots, reference, readability, detection, grading, mcpb, conformance, load-test, docs, clean. `make demo PANEL=0` ends after the table; `UV=1` installs with uv.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -24,7 +24,7 @@ else
   PIP_INSTALL = $(PY) -m pip install --no-compile --disable-pip-version-check -qq
 endif
 
-.PHONY: help install install-dev demo test test-long test-vllm lint bench gpu-check screenshots reference readability detection grading mcpb conformance clean
+.PHONY: help install install-dev demo test test-long test-vllm lint bench gpu-check screenshots reference readability detection grading mcpb conformance load-test docs clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -144,6 +144,17 @@ mcpb: $(VENV)/.installed
 conformance: export HF_HUB_OFFLINE := 1
 conformance: $(VENV)/.installed-dev
 	$(PY) -m pytest -q -m long tests/mcp_server/test_conformance.py
+
+# 64 clients that hang up and read slowly, on a server with the bundled model. MINUTES=3 for a short one.
+MINUTES ?= 60
+load-test: export HF_HUB_OFFLINE := 1
+load-test: $(VENV)/.installed
+	$(PY) -m benchmarks.load --minutes $(MINUTES)
+
+# The documentation site in build/site. Strict: a link that leads nowhere ends the build.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.installed-dev
+	$(PY) -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .demo build *.egg-info

@@ -36,6 +36,7 @@ from diffing_mcp.cli import (
     runs,
     server,
     suspicions,
+    tokens,
     verbalizer,
 )
 from diffing_mcp.cli.common_options import choose_device, common_first, written_to
@@ -51,7 +52,7 @@ EXIT_INTERRUPTED = 130
 SECTIONS = {
     "Compare two models": (methods, batch, questions, suspicions, runs, report, panel),
     "Pairs, texts and what is trained on them": (pairs, activations, dictionaries, organisms, verbalizer),
-    "Agents and hosts": (server, config, investigations),
+    "Agents and hosts": (server, config, investigations, tokens),
     "Evaluate": (evaluate, evaluations, calibrate, judge, relevance, facts),
     "This installation": (doctor,),
 }

@@ -95,6 +95,24 @@ class Settings(BaseSettings):
             "clients are operators."
         ),
     )
+    oauth_issuer: str | None = Field(
+        None,
+        description=(
+            "Issuer of OAuth tokens (JWT) that are accepted beside our own; the scope `diffing` makes an operator, "
+            "`diffing:read` one who changes nothing."
+        ),
+    )
+    oauth_audience: str | None = Field(
+        None, description="Audience that such tokens must name; the public address, where none is set."
+    )
+    oauth_keys_url: str | None = Field(
+        None, description="Where the issuer publishes its keys, when not at /.well-known/jwks.json."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Of the server's log on stderr.")
+    traces: str | None = Field(
+        None,
+        description="OTLP address (http://HOST:4318/v1/traces) that the server sends traces to; none: none are sent.",
+    )
     judge: str | None = Field(
         None,
         description="LLM judge of test_hypothesis's `criterion`, as Inspect names models: anthropic/NAME, openai/NAME.",

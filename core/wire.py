@@ -18,6 +18,9 @@ model no tokens, and no host refuses it as some do a `resource_link`.
 APP = "diffing/app"
 """In the `_meta` of an answer to a host that renders MCP Apps: what the page beside it draws. No model reads it."""
 
+JOB = "diffing/job"
+"""In the `_meta` of an answer to a client that has the tasks extension, while its work goes on: the job's id."""
+
 IMAGES = "diffing/images"
 """A request whose `_meta` has this set to true gets the figures of the run behind the answer as pictures after the
 text.

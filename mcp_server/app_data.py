@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from diffing_mcp.mcp_server.plot_images import png
 from diffing_mcp.methods.overview.digest import OverviewResult
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.queries.schemas import CompareResult
@@ -56,6 +55,8 @@ def figures_of(run: RunRecord) -> dict[str, Figure]:
 
 def run_pictures(run: RunRecord, redactor: Redactor | None = None) -> Iterator[tuple[Figure, bytes]]:
     """Each figure of a run with its picture (PNG). One that cannot be drawn, or is empty, is left out."""
+    from diffing_mcp.mcp_server.plot_images import png  # brings numpy, which listing tools does not wait for
+
     for figure in list(figures_of(run).values())[:MOST_FIGURES]:
         try:
             plain = figure.build(run)

@@ -150,7 +150,7 @@ class Bridge:
         meta = cast("mcp_types.RequestParamsMeta", asked) if asked else None
         try:
             async with self.upstream(context) as client:
-                # Our server asks the user nothing, so these answers are always final.
+                # The bridge says of no way to ask users, so these answers are always final.
                 result = await client.call_tool(
                     params.name, params.arguments or {}, progress_callback=forward, meta=meta
                 )

@@ -24,6 +24,9 @@ from diffing_mcp.methods.contract import CostEstimate
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.specs import PairSpec
 
+LONG_SECONDS = 300.0
+"""From here on a training is long."""
+
 Present = Callable[["Call", Any], Reply]
 
 
@@ -39,8 +42,9 @@ class JobPayload:
 class Call:
     """Given to every handler. `arguments` are the validated ones; `report` sends a job's progress to the client;
     `structured`: a program asks, which reads data and not text, so nothing need be cut for an agent's context;
-    `notes` stand before the answer's text. A
-    handler that changed what the caller lists sets `list_changed`.
+    `notes` stand before the answer's text. A handler that changed what the caller lists sets `list_changed`.
+    `consent` puts a question to the user and raises unless it is accepted (`consent.consent_of`); None: nobody is
+    asked.
     """
 
     context: ServerContext
@@ -52,6 +56,7 @@ class Call:
     structured: bool = False
     notes: Sequence[str] = ()
     list_changed: bool = False
+    consent: Callable[[str], Awaitable[None]] | None = None
 
     def pair(self, name: str) -> PairSpec:
         """The pair a caller means: for an investigation only its own label, for operators anything that resolves.
@@ -113,6 +118,10 @@ class Call:
                 text=f"This would cost {estimate_text(estimate, interactions)}.{f' {note}' if note else ''}",
                 next_step="Call again without estimate_only to start.",
             )
+        if self.consent is not None and self.tool.lasting and _is_long(estimate):
+            cost = estimate_text(estimate, interactions)
+            if self.context.jobs.find(self.tool.name, self.caller.scope, key) is None:
+                await self.consent(f"{self.tool.title}: this would cost {cost}. Start it?")
         investigation, ledger = self.caller.investigation, self.context.ledger
 
         def reserve() -> Callable[[bool], None] | None:
@@ -227,6 +236,11 @@ def _between(job: Job, ends_in: float | None) -> tuple[float, float] | None:
         return None
     least, most = (round(ends_in * left / job.seconds_left) for left in job.left_between)
     return least, most
+
+
+def _is_long(estimate: CostEstimate | None) -> bool:
+    """Whether work takes so long that a user should be asked; what nobody knows may."""
+    return estimate is None or estimate.seconds is None or estimate.seconds >= LONG_SECONDS
 
 
 def counted(number: int, what: str) -> str:

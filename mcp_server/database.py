@@ -73,6 +73,18 @@ MIGRATIONS = (
         """,
         "CREATE INDEX lost_work_of ON lost_work (investigation)",
     ),
+    (
+        """
+        CREATE TABLE access_tokens (
+            name TEXT PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, "grant" TEXT NOT NULL, created REAL NOT NULL,
+            revoked REAL)
+        """,
+        """
+        CREATE TABLE audit (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, "when" REAL NOT NULL, caller TEXT NOT NULL, tool TEXT NOT NULL,
+            outcome TEXT NOT NULL, seconds REAL NOT NULL)
+        """,
+    ),
 )
 """From version to version, see `diffing_mcp.core.sqlite_schema`. Append; never change what is there."""
 

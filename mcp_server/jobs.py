@@ -105,6 +105,7 @@ class Job:
     result: Any = None
     error: DiffingError | None = None
     created: float = field(default_factory=time.time)
+    ended: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     finished: threading.Event = field(default_factory=threading.Event)
     waiters: list[Callable[[], None]] = field(default_factory=list)
@@ -196,6 +197,8 @@ class Jobs:
         self._keep_finished = keep_finished
         self._clock = clock
         self._closed = False
+        self.on_end: list[Callable[[Job], None]] = []
+        """Called, in whatever thread, with every job that has ended."""
 
     def find(self, kind: str, scope: str, key: Any) -> Job | None:
         """The live or completed job of equal work, None when there is none or the last one failed or was cancelled."""
@@ -399,7 +402,10 @@ class Jobs:
                 job.settle(state == "completed")
             except Exception as failure:
                 internal_error(f"settling {job.id}", failure)
+        job.ended = time.time()
         job.finished.set()
+        for listener in self.on_end:
+            listener(job)
         for wake in waiters:
             try:
                 wake()

@@ -74,7 +74,7 @@ class Offer:
         return {
             name: tool
             for name, tool in self.tools.items()
-            if caller.may_use(name, tool.operator_only) and not (self.read_only and tool.lasting)
+            if caller.may_use(name, tool.operator_only) and not (tool.lasting and (self.read_only or caller.read_only))
         }
 
     def listed(self, caller: Caller) -> dict[str, ToolDeclaration]:

@@ -123,20 +123,21 @@ def _points(axes: Axes, trace: Mapping[str, Any], colour: str, place: int) -> No
 
 def _box(axes: Axes, trace: Mapping[str, Any], colour: str, place: int) -> None:
     values = np.asarray(trace.get("x") or trace.get("y"), dtype=float)
+    colours: dict[str, Any] = {f"{part}props": {"color": colour} for part in ("box", "whisker", "cap", "median")}
     axes.boxplot(
         values[np.isfinite(values)],
         positions=[place],
         widths=0.5,
         orientation="horizontal" if trace.get("x") else "vertical",
         manage_ticks=False,
-        **{f"{part}props": {"color": colour} for part in ("box", "whisker", "cap", "median")},
         flierprops={"markeredgecolor": colour, "markersize": 3},
+        **colours,
     )
 
 
 def _histogram(axes: Axes, trace: Mapping[str, Any], colour: str, place: int) -> None:
     bins = trace.get("xbins") or {}
-    edges = np.arange(bins["start"], bins["end"] + bins["size"] / 2, bins["size"]) if "size" in bins else "auto"
+    edges: Any = np.arange(bins["start"], bins["end"] + bins["size"] / 2, bins["size"]) if "size" in bins else "auto"
     axes.hist(np.asarray(trace["x"], dtype=float), edges, color=colour, label=_plain(trace.get("name", "")))
 
 

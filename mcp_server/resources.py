@@ -12,7 +12,6 @@ from diffing_mcp.core.errors import DiffingError, UnknownName
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.app_data import figures_of
 from diffing_mcp.mcp_server.auth import Caller
-from diffing_mcp.mcp_server.plot_images import png
 from diffing_mcp.mcp_server.server_context import ServerContext
 
 JSON = "application/json"
@@ -68,6 +67,8 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
         mime_type="image/png",
     )
     def figure(run_id: str, figure: str) -> bytes:
+        from diffing_mcp.mcp_server.plot_images import png
+
         operator_only()
         try:
             record = context.store.get(run_id)

@@ -17,7 +17,8 @@ import uvicorn
 from diffing_mcp.core.data_folder import folder_identity
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
-from diffing_mcp.mcp_server.auth import OPERATOR, BearerGate, caller_of_token, is_loopback, open_access
+from diffing_mcp.mcp_server.auth import OPERATOR, BearerGate, caller_of_token, check_exposed, open_access
+from diffing_mcp.mcp_server.monitoring import log_to_stderr, send_traces
 from diffing_mcp.mcp_server.server_context import ServerContext
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ STDIO_JOB_GRACE = 1.0
 # Seconds for answers to be written, and for connections to close after that.
 ANSWER_GRACE = 0.3
 CONNECTION_GRACE = 2
+# Seconds that an idle connection stays. Longer than clients keep theirs (5 s in httpx), or now and then a request goes
+# out on a connection that is just being closed.
+KEEP_ALIVE = 30
 
 
 def build_server(
@@ -56,7 +60,8 @@ def serve_stdio(token: str | None = None, selection: Selection | None = None, ju
     Raises:
         InvalidInput: the token is not valid.
     """
-    _log_to_stderr()
+    log_to_stderr()
+    send_traces()
     caller = caller_of_token(token, open_access=True)
     if caller is None:
         raise InvalidInput("the token is not valid (unknown, or its investigation is closed)")
@@ -83,7 +88,9 @@ def serve_stdio(token: str | None = None, selection: Selection | None = None, ju
 
 
 def http_app(server: DiffingServer, host: str) -> Asgi:
-    """The ASGI application: MCP at /mcp, /health, and the token check in front of everything else."""
+    """The ASGI application: MCP at /mcp, /health, /metrics for operators, and the token check in front of everything
+    but /health and, with an OAuth issuer, the address where clients learn of it.
+    """
     from mcp.server.transport_security import TransportSecuritySettings
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
@@ -91,6 +98,12 @@ def http_app(server: DiffingServer, host: str) -> Asgi:
     @server.custom_route("/health", methods=["GET"])
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok", "server": "diffing", "data": folder_identity(settings().data_folder)})
+
+    @server.custom_route("/metrics", methods=["GET"])
+    async def metrics(request: Request) -> Response:
+        if not server.caller().operator:
+            return Response(status_code=403)
+        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
     hosts = [
         "127.0.0.1",
@@ -115,7 +128,18 @@ def http_app(server: DiffingServer, host: str) -> Asgi:
         allowed_origins=[f"{scheme}://{name}" for scheme in ("http", "https") for name in allowed],
     )
     app = server.streamable_http_app(streamable_http_path=MCP_PATH, host=host, transport_security=security)
-    return BearerGate(app, open_access=open_access(host))
+    public = {"/health"}
+    if settings().oauth_issuer and settings().public_url:
+        from mcp.server.auth.routes import create_protected_resource_routes
+        from pydantic import AnyHttpUrl
+
+        from diffing_mcp.mcp_server.oauth import READ_SCOPE, SCOPE
+
+        resource, issuer = AnyHttpUrl(settings().public_url or ""), AnyHttpUrl(settings().oauth_issuer or "")
+        told = create_protected_resource_routes(resource, [issuer], [SCOPE, READ_SCOPE], "diffing")
+        app.router.routes.extend(told)
+        public |= {route.path for route in told}
+    return BearerGate(app, open_access=open_access(host), public_paths=frozenset(public))
 
 
 def serve_http(
@@ -130,8 +154,10 @@ def serve_http(
 
     `with_parent`: also until stdin closes, which it does however the process that holds its other end dies.
     """
-    _log_to_stderr()
+    log_to_stderr()
+    send_traces()
     host, port = host or settings().host, settings().port if port is None else port
+    check_exposed(host)
     context = ServerContext(judge=judge)
     server = JobStoppingServer(
         uvicorn.Config(
@@ -140,12 +166,11 @@ def serve_http(
             port=port,
             log_level="warning",
             timeout_graceful_shutdown=CONNECTION_GRACE,
+            timeout_keep_alive=KEEP_ALIVE,
             lifespan="on",
         ),
         context,
     )
-    if not is_loopback(host) and settings().operator_token is None:
-        logger.warning("listening on %s without an operator token: only tokens of investigations are accepted", host)
     if with_parent:
         threading.Thread(target=_end_with_stdin, args=(server,), name="parent", daemon=True).start()
     try:
@@ -221,6 +246,7 @@ async def running_http(
         port=port,
         log_level="warning",
         timeout_graceful_shutdown=CONNECTION_GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     web = JobStoppingServer(config, context, own_process=False)
     task = asyncio.create_task(web.serve())
@@ -247,10 +273,3 @@ def _leave() -> None:
     """End the process at once, whatever its threads are at: a batch that does not end, or a read that never comes."""
     sys.stderr.flush()
     os._exit(0)
-
-
-def _log_to_stderr() -> None:
-    """All logs to stderr: over stdio, stdout belongs to the protocol."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )

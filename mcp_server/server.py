@@ -18,6 +18,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
     INVALID_PARAMS,
+    CallToolRequestParams,
     CallToolResult,
     GetPromptResult,
     ImageContent,
@@ -35,25 +36,30 @@ from pydantic import BaseModel, ValidationError
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.core.version import version
-from diffing_mcp.core.wire import APP, IMAGES, RUN, STRUCTURED
+from diffing_mcp.core.wire import APP, IMAGES, JOB, RUN, STRUCTURED
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.access_tokens import record_call
 from diffing_mcp.mcp_server.app_data import app_data, run_pictures
 from diffing_mcp.mcp_server.apps import PAGE, apps, renders, with_page
 from diffing_mcp.mcp_server.arguments import coerced, cuts
 from diffing_mcp.mcp_server.auth import Caller, current_caller
 from diffing_mcp.mcp_server.call import Call
-from diffing_mcp.mcp_server.changes import advertise_what_is_sent, tell_that_tools_changed
+from diffing_mcp.mcp_server.changes import Updates, advertise_what_is_sent, tell_that_tools_changed
+from diffing_mcp.mcp_server.consent import QuestionPut, consent_of
 from diffing_mcp.mcp_server.declarations import AnswerEnvelope, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.findings import list_findings
 from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
 from diffing_mcp.mcp_server.jobs import Job, presentable
 from diffing_mcp.mcp_server.ledger import BudgetState
+from diffing_mcp.mcp_server.monitoring import Metrics
 from diffing_mcp.mcp_server.offer import Offer, Selection
 from diffing_mcp.mcp_server.prompts import OPERATOR_PROMPTS, add_completions, add_prompts
 from diffing_mcp.mcp_server.redaction import redactor_of
 from diffing_mcp.mcp_server.render import rounded
-from diffing_mcp.mcp_server.resources import add_resources, run_uri
+from diffing_mcp.mcp_server.resources import RUNS, add_resources, run_uri
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.tasks import WAIT_SECONDS as TASK_WAIT_SECONDS
+from diffing_mcp.mcp_server.tasks import Tasks, has_tasks
 from diffing_mcp.mcp_server.tools_more import MoreToolsArguments
 from diffing_mcp.mcp_server.toolset import toolset, toolsets
 from diffing_mcp.methods.registry import canonical_name
@@ -75,16 +81,32 @@ class DiffingServer(MCPServer):
             title="Model diffing",
             version=version(),
             instructions=INSTRUCTIONS,
-            extensions=[apps()],
+            extensions=[apps(), Tasks(context.jobs, self._job_scope, self._shown_message, self._job_result)],
             log_level="WARNING",
         )
-        advertise_what_is_sent(self._lowlevel_server)
+        advertise_what_is_sent(self._lowlevel_server, resources=True)
         self.context = context
         self.default_caller = default_caller
+        self.updates = Updates(self._subscriptions, lambda: self.caller().operator)
+        self.updates.serve(self._lowlevel_server)
+        context.jobs.on_end.append(lambda job: self.updates.tell_from_thread(RUNS))
+        self.metrics = Metrics(context)
         self.offer = Offer(toolset(), toolsets(), selection or Selection.from_settings())
         add_resources(self, context, self.caller)
         add_prompts(self)
         add_completions(self, context, self.caller)
+
+    def _job_scope(self) -> str | None:
+        caller = self.caller()
+        return None if caller.operator else caller.scope
+
+    def _shown_message(self, text: str) -> str:
+        caller = self.caller()
+        return redactor_of(caller.investigation).message(text) if caller.investigation else text
+
+    async def _job_result(self, request: ServerRequestContext[Any, Any], job: str) -> Any:
+        arguments = {"job_id": job, "wait_seconds": 0}
+        return await self._handle_call_tool(request, CallToolRequestParams(name="get_job", arguments=arguments))
 
     def caller(self) -> Caller:
         """Who sent the request being served."""
@@ -148,8 +170,8 @@ class DiffingServer(MCPServer):
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
-    ) -> CallToolResult:
-        """Answer one call.
+    ) -> CallToolResult | InputRequiredResult:
+        """Answer one call, or ask the user first.
 
         Raises:
             ToolError: for every failure, with the text the caller shall read.
@@ -168,6 +190,8 @@ class DiffingServer(MCPServer):
                     name, arguments = given.tool, given.arguments
                     tool = self._tool(name, caller)
                     given = _validated(tool, arguments)
+                if context is not None and has_tasks(context.request_context) and name != "get_job":
+                    given = _sooner_a_task(given)
                 call = Call(
                     self.context,
                     caller,
@@ -179,6 +203,9 @@ class DiffingServer(MCPServer):
                 )
                 reservation = self._reserve(caller, tool)
                 call.report = _reporter(context, call)
+                call.consent = consent_of(context, name)
+                if tool.destructive and call.consent is not None:
+                    await call.consent(f"{tool.title}: {_named(given)}. It cannot be had back. Go on?")
                 reply = await tool.handler(call, call.arguments)
                 if call.list_changed and context is not None:
                     await tell_that_tools_changed(context.session, self._subscriptions)
@@ -186,6 +213,8 @@ class DiffingServer(MCPServer):
                     self.context.ledger.commit(reservation)
                 answer, text = self._answer(call, reply)
                 content, meta = await self._beside(call, reply, answer, context)
+            except QuestionPut as question:
+                return question.result
             except Exception as error:
                 outcome = "error"
                 shown = presentable(name, error)
@@ -201,14 +230,23 @@ class DiffingServer(MCPServer):
             # Runs also when the client hung up. All of it is synchronous, so the cancellation cannot cut it short.
             if reservation is not None:
                 self.context.ledger.refund(reservation)
+            self._record(caller, name, arguments, outcome, logged, time.monotonic() - started)
+
+    def _record(
+        self, caller: Caller, name: str, arguments: dict[str, Any], outcome: str, logged: Any, seconds: float
+    ) -> None:
+        """Count a call, keep who made it, and of an investigation the whole of it."""
+        # What is no tool may be any text.
+        known = name if name in self.offer.tools else "unknown"
+        self.metrics.called(known, outcome, seconds)
+        try:
+            record_call(caller.name, known, outcome, seconds)
             if caller.investigation is not None:
-                try:
-                    budget = self._budget(caller)
-                    investigations.log_call(
-                        caller.investigation.id, name, arguments, outcome, logged, time.monotonic() - started, budget
-                    )
-                except Exception:
-                    logger.exception("a call of investigation %s could not be logged", caller.investigation.id)
+                investigations.log_call(
+                    caller.investigation.id, name, arguments, outcome, logged, seconds, self._budget(caller)
+                )
+        except Exception:
+            logger.exception("a call of %s could not be recorded", caller.scope)
 
     def _tool(self, name: str, caller: Caller) -> ToolDeclaration:
         usable, name = self.offer.usable(caller), canonical_name(name)
@@ -249,6 +287,8 @@ class DiffingServer(MCPServer):
         if reply.run_id is not None and call.caller.operator:
             meta[RUN] = run_uri(reply.run_id)
         drawn, pictured = request is not None and renders(request.request_context), _asks(request, IMAGES)
+        if request is not None and answer["status"] == "running" and has_tasks(request.request_context):
+            meta[JOB] = answer["job"]["job_id"]
         if reply.result is None or not (drawn or pictured):
             return [], meta
         run = self.context.store.get(reply.run_id) if reply.run_id is not None else None
@@ -310,6 +350,18 @@ def _reporter(request: Context[Any, Any] | None, call: Call) -> Callable[[Job], 
         await request.report_progress(*call.progress_of(job))
 
     return report
+
+
+def _sooner_a_task(given: BaseModel) -> BaseModel:
+    """The arguments with a short wait, unless they say how long."""
+    if "wait_seconds" not in type(given).model_fields or "wait_seconds" in given.model_fields_set:
+        return given
+    return given.model_copy(update={"wait_seconds": TASK_WAIT_SECONDS})
+
+
+def _named(arguments: BaseModel) -> str:
+    """What a call is about, for its question to the user."""
+    return ", ".join(str(value) for value in arguments.model_dump(mode="json", exclude_none=True).values())
 
 
 def _redacted(caller: Caller, call: Call | None, text: str) -> str:

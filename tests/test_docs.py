@@ -104,6 +104,14 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_every_page_is_in_the_site() -> None:
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for document in DOCUMENTS[1:]:
+        assert f" {document.relative_to(ROOT / 'docs').as_posix()}\n" in site, (
+            f"mkdocs.yml does not list {document.name}"
+        )
+
+
 def test_the_catalogue_example_is_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffing_mcp.model_pairs.resolve import resolve_pair
 

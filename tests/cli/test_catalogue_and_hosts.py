@@ -46,6 +46,22 @@ def test_an_unknown_organism_is_refused(diffing: Diffing, command: tuple[str, st
     assert "no_such_organism" in outcome.err
 
 
+def test_a_token_from_creation_to_its_end(diffing: Diffing) -> None:
+    made = diffing("tokens", "new", "ci", "--tools", "default,kl", "--read-only", "--requests-per-minute", "60")
+    assert made.code == 0, made.err
+    token = made.out.strip()
+    assert token.startswith("diffing_")
+    [listed] = json.loads(diffing("tokens", "list", "--json").out)
+    assert listed["grant"]["requests_per_minute"] == 60
+    assert {"overview", "kl"} <= set(listed["grant"]["tools"])
+    assert "pca" not in listed["grant"]["tools"]
+    assert token not in diffing("tokens", "list").out
+    assert diffing("tokens", "new", "other", "--tools", "no_such_tool").code == 2
+    assert diffing("tokens", "revoke", "ci").code == 0
+    assert "revoked" in diffing("tokens", "list").out
+    assert json.loads(diffing("tokens", "calls", "--json").out) == []
+
+
 def test_investigation_from_creation_to_its_end(diffing: Diffing) -> None:
     created = diffing(
         "investigations", "new", "--pair", "cake_bake", "--tools", "method", "--interactions", "50", "--note", "a trial"
