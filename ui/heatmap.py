@@ -159,6 +159,7 @@ def _movers(top: Sequence[Mapping[str, Any]]) -> Markup:
                 ["position", "token in the text", "KL", "finetuned expects more", "finetuned expects less"],
                 rows,
                 [0, 2],
+                classes="d-stack",
             ),
         ]
     )
@@ -179,7 +180,7 @@ def _spans(spans: Sequence[Mapping[str, Any]]) -> Markup:
     return join(
         [
             element("h4", "Stretches that one model expects more"),
-            table(["positions", "text", "likelier under", "nats in all"], rows, [0, 3]),
+            table(["positions", "text", "likelier under", "nats in all"], rows, [0, 3], classes="d-stack"),
         ]
     )
 
