@@ -24,6 +24,7 @@ NAMES = (
     "generation_memory",
     "dictionary_training",
     "round_trip",
+    "panel_pages",
 )
 
 

@@ -16,6 +16,7 @@ PAGES = {
     "runs": "Runs",
     "jobs": "Jobs",
     "ask": "Ask",
+    "steer": "Steer",
     "results": "Evaluations",
     "transcripts": "Transcripts",
 }
@@ -53,7 +54,7 @@ KEEP_PAIR = """() => {
   const pair = new URLSearchParams(location.search).get('pair');
   if (pair) document.querySelectorAll('.d-nav a').forEach(a => {
     const to = new URL(a.href);
-    if (/(\\/|runs|jobs|ask)$/.test(to.pathname)) { to.searchParams.set('pair', pair); a.href = to; }
+    if (/(\\/|runs|jobs|ask|steer)$/.test(to.pathname)) { to.searchParams.set('pair', pair); a.href = to; }
   });
 }"""
 """JavaScript: the links between the pages keep the pair that is looked at."""

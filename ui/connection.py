@@ -10,14 +10,18 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from diffing_mcp.agents.mcp_session import NoServer, call_as_operator, operator_session
+from diffing_mcp.agents.mcp_session import NoServer, ToolFailed, call_as_operator, operator_session
 from diffing_mcp.agents.server_process import server_process
 from diffing_mcp.core.data_folder import folder_identity
 from diffing_mcp.core.settings import settings
+
+EVERY_SECONDS = 1
+"""How often work that is followed says how far it is."""
 
 Found = Literal["ours", "other folder", "stranger", "nothing"]
 """What answers at an address: our server over this data folder, ours over another one, something else, or nothing."""
@@ -132,6 +136,21 @@ class ServerConnection:
         await asyncio.to_thread(self.start)
         async with operator_session(self._url) as session:
             return await session.begin(tool, arguments)
+
+    async def follow(self, tool: str, arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """A tool's answers until its work is done: each says how far its `job` is, the last one has the `result`.
+
+        Raises:
+            ToolFailed: also when the job was cancelled meanwhile. NoServer, ServerDidNotStart: as `start`.
+        """
+        answer = await self.begin(tool, {**arguments, "wait_seconds": EVERY_SECONDS})
+        while answer.get("status") == "running":
+            yield answer
+            waiting = {"job_id": answer["job"]["job_id"], "wait_seconds": EVERY_SECONDS}
+            answer = await self.begin("get_job", waiting)
+        if answer.get("status") == "cancelled":
+            raise ToolFailed(tool, "Stopped.")
+        yield answer
 
     async def jobs(self) -> list[dict[str, Any]]:
         """The jobs of the server, oldest first; none when no server of this data folder answers (none is started)."""

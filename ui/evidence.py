@@ -15,6 +15,7 @@ from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.ui.html import chip, details, div, element, highlighted, join, number, section
+from diffing_mcp.ui.lens_grid import grid_html, is_grid
 from diffing_mcp.ui.values import render_object
 
 _PASSAGES = 8
@@ -36,7 +37,10 @@ def evidence_html(record: RunRecord) -> Markup:
     """What a reader judges by: texts with the telling words marked, then words and tokens."""
     values, told = _result(record)
     texts = {name: value for name, value in values.items() if _holds_texts(value)}
-    words = {name: value for name, value in values.items() if name not in texts and _holds_words(value)}
+    grids = {name: value for name, value in values.items() if is_grid(value)}
+    words = {
+        name: value for name, value in values.items() if name not in texts and name not in grids and _holds_words(value)
+    }
     marked = telling_words(record)
     parts = [
         section(_heading(name), *(passage_html(row, marked) for row in value[:_PASSAGES]), note=told.get(name, ""))
@@ -44,13 +48,19 @@ def evidence_html(record: RunRecord) -> Markup:
     ]
     if words:
         parts.append(render_object(words, told))
+    manifest = record.manifest
+    parts += [grid_html(value, manifest.pair_name, record.id, told.get(name, "")) for name, value in grids.items()]
     return join(parts)
 
 
 def numbers_html(record: RunRecord) -> Markup:
     """The rest of the result, folded."""
     values, told = _result(record)
-    rest = {name: value for name, value in values.items() if not _holds_texts(value) and not _holds_words(value)}
+    rest = {
+        name: value
+        for name, value in values.items()
+        if not _holds_texts(value) and not _holds_words(value) and not is_grid(value)
+    }
     return details("Numbers", render_object(rest, told)) if rest else Markup("")
 
 

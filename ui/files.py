@@ -1,5 +1,5 @@
-"""What the panel reads: evaluation records and runs under one data folder. Nothing is kept between calls, so a refresh
-shows what is there now.
+"""What the panel reads: evaluation records and runs under one data folder. Files that changed are read anew, so a
+refresh shows what is there now.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from pathlib import Path
 
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, list_evaluations
 from diffing_mcp.core.errors import DiffingError
-from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.core.remembered import Remembered
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A plan with the records there are so far."""
+    """A plan with the records there are so far, without the texts of their transcripts (`PanelFiles.record`)."""
 
     plan: EvaluationPlan
     records: list[EvaluationRecord]
@@ -36,11 +37,21 @@ class PanelFiles:
 
     def __init__(self, data_folder: Path) -> None:
         self.data_folder = data_folder
+        self._outlines = Remembered(_outline)
 
     @cached_property
     def runs(self) -> RunStore:
         """The store of finished runs."""
         return RunStore(self.data_folder / "runs")
+
+    def run(self, identifier: str | None) -> RunRecord | None:
+        """A run by its id, None when there is none (any more)."""
+        if not identifier:
+            return None
+        try:
+            return self.runs.get(identifier)
+        except DiffingError:
+            return None
 
     def newest_pair(self) -> str | None:
         """The pair of the newest run; None before the first run."""
@@ -60,9 +71,34 @@ class PanelFiles:
         try:
             folder = EvaluationFolder(identifier, self.data_folder / "evaluations")
             plan = folder.plan()
-            return Evaluation(plan, sorted(folder.records(), key=lambda record: _place(plan, record)))
+            return Evaluation(plan, sorted(self._records(folder), key=lambda record: _place(plan, record)))
         except (DiffingError, ValueError, OSError):
             return None
+
+    def _records(self, folder: EvaluationFolder) -> list[EvaluationRecord]:
+        outlines = (self._outlines(file) for file in (folder.path / "cells").glob("*.json"))
+        return [record for record in outlines if record is not None]
+
+    def record(
+        self, evaluation: str | None, organism: str | None, arm: str | None, repeat: int | None
+    ) -> EvaluationRecord | None:
+        """The whole record of one cell; None when it has not been written yet."""
+        found = self.evaluation(evaluation)
+        for outline in found.records if found else []:
+            if (outline.organism, outline.arm, outline.repeat) == (organism, arm, repeat):
+                return EvaluationFolder(str(evaluation), self.data_folder / "evaluations").get(outline.cell_id)
+        return None
+
+
+def _outline(file: Path) -> EvaluationRecord | None:
+    """A record whose messages are empty but for their tool calls: grades, budgets and counts of hundreds of cells stay
+    small.
+    """
+    record = EvaluationFolder(file.parents[1].name, file.parents[2]).get(file.stem)
+    if record is None:
+        return None
+    messages = [message.model_copy(update={"content": "", "reasoning": None}) for message in record.transcript]
+    return record.model_copy(update={"transcript": messages})
 
 
 def _place(plan: EvaluationPlan, record: EvaluationRecord) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffing_mcp.ui.html import div, element, escape, join, number, preformatted, table
+from diffing_mcp.ui.html import details, div, element, escape, join, number, preformatted, table
 from diffing_mcp.ui.theme import BASE, FINETUNED
 from diffing_mcp.ui.values import render_move
 
@@ -41,10 +41,11 @@ def heat_map(result: Mapping[str, Any], metric: str) -> Markup:
 
     Args:
         result: `tokens`, `base_log_prob`, `finetuned_log_prob`, `kl` (one entry a token, nats), `mean_kl`,
-            `mean_log_prob_difference`, `top`, `spans`, `candidates`, `greedy`, `unscored`.
+            `mean_log_prob_difference`, `top`, `spans`, `candidates`, `greedy`, `unscored`; and a `title`.
         metric: `difference` (finetuned minus base log-probability) or `kl`.
     """
-    parts = [_shaded(result, metric)] if result["tokens"] else []
+    parts = [element("h4", result["title"])] if result.get("title") else []
+    parts += [_shaded(result, metric)] if result["tokens"] else []
     parts += [_spans(result.get("spans") or []), _movers(result.get("top") or [])]
     return join([*parts, _candidates(result.get("candidates") or []), _greedy(result.get("greedy"))])
 
@@ -91,7 +92,20 @@ def _shaded(result: Mapping[str, Any], metric: str) -> Markup:
         f"mean log-probability difference {number(result['mean_log_prob_difference'])} nats a token"
         + (" (the text goes on)" if result.get("truncated") else "")
     )
-    return join([_legend(metric, end), div(*shaded, classes="d-heat"), element("p", summary, classes="d-note")])
+    rows = (
+        [str(place), element("code", _visible(token), classes="d-token"), *map(number, numbers)]
+        for place, (token, *numbers) in enumerate(zip(tokens, base, finetuned, differences, kl, strict=True))
+    )
+    columns = ["position", "token", "ln p base", "ln p finetuned", "difference", "KL"]
+    return join(
+        [
+            _legend(metric, end),
+            div(*shaded, classes="d-heat"),
+            element("p", summary, classes="d-note"),
+            # The numbers under the pointer, for those who have none.
+            details("Every token with its numbers, in nats", table(columns, rows, [0, 2, 3, 4, 5])),
+        ]
+    )
 
 
 def _visible(token: str) -> Markup:
@@ -145,6 +159,7 @@ def _movers(top: Sequence[Mapping[str, Any]]) -> Markup:
                 ["position", "token in the text", "KL", "finetuned expects more", "finetuned expects less"],
                 rows,
                 [0, 2],
+                classes="d-stack",
             ),
         ]
     )
@@ -165,7 +180,7 @@ def _spans(spans: Sequence[Mapping[str, Any]]) -> Markup:
     return join(
         [
             element("h4", "Stretches that one model expects more"),
-            table(["positions", "text", "likelier under", "nats in all"], rows, [0, 3]),
+            table(["positions", "text", "likelier under", "nats in all"], rows, [0, 3], classes="d-stack"),
         ]
     )
 

@@ -40,17 +40,23 @@ def _progress(job: Mapping[str, Any]) -> Markup:
     share = job.get("progress")
     if share is None or job["state"] not in LIVE:
         return escape(said)
-    percent = round(100 * share)
-    bar = Markup(
-        f"<div class='d-bar' role='progressbar' aria-label='progress' aria-valuenow='{percent}' aria-valuemin='0' "
-        f"aria-valuemax='100'><div style='width:{percent}%'></div></div>"
-    )
     parts = (
         element("li", run_link(part["run_id"]), f": {part['headline']}")
         for part in job.get("parts") or []
         if part.get("run_id")
     )
-    return join([f"{percent} % {said}".strip(), bar, element("ul", *parts, classes="d-list plain")])
+    return join(
+        [f"{round(100 * share)} % {said}".strip(), share_bar(share), element("ul", *parts, classes="d-list plain")]
+    )
+
+
+def share_bar(share: float) -> Markup:
+    """How much is done, as a bar."""
+    percent = round(100 * share)
+    return Markup(
+        f"<div class='d-bar' role='progressbar' aria-label='progress' aria-valuenow='{percent}' aria-valuemin='0' "
+        f"aria-valuemax='100'><div style='width:{percent}%'></div></div>"
+    )
 
 
 def _time(job: Mapping[str, Any]) -> Markup:

@@ -18,6 +18,7 @@ from diffing_mcp.methods.overview.plan import LENS, mean_difference, text_of
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord, RunStore
 from diffing_mcp.model_pairs.resolve import resolve_pair
+from diffing_mcp.ui.saved_evidence import EvidenceFolder, SavedEvidence
 
 Writer = Literal["base", "finetuned", "amplified"]
 
@@ -58,6 +59,8 @@ class PairFindings:
     passages: list[Passage]
     missing: list[Missing]
     remarks: list[str]
+    saved: list[SavedEvidence]
+    """What a person added by hand."""
 
 
 def full_name(pair: str) -> str:
@@ -97,6 +100,7 @@ def findings_of(pair: str, store: RunStore) -> PairFindings:
         passages=list(_passages(records)),
         missing=_missing(records),
         remarks=remarks,
+        saved=EvidenceFolder(store).list(name),
     )
 
 

@@ -16,19 +16,22 @@ from diffing_mcp.ui.jobs import EVERY_SECONDS, OVERVIEW, JobBoard
 from diffing_mcp.ui.jobs_view import LIVE, jobs_html
 from diffing_mcp.ui.pair_findings import PairFindings, arguments_for, findings_of, full_name, unknown_pair
 from diffing_mcp.ui.pair_view import cards_html, claims_html, missing_label, sides_html, verdict_html
-from diffing_mcp.ui.widgets import pair_choices, picker
+from diffing_mcp.ui.saved_evidence import EvidenceFolder
+from diffing_mcp.ui.saved_view import saved_html
+from diffing_mcp.ui.widgets import acting, pair_choices, picker
 
 
 def body_html(found: PairFindings) -> Markup:
     """Everything that the runs say, in the order in which one asks."""
-    return join([verdict_html(found), claims_html(found), sides_html(found), cards_html(found, run_link)])
+    parts = [verdict_html(found), claims_html(found), sides_html(found), cards_html(found, run_link)]
+    return join([*parts, saved_html(found.saved)])
 
 
 def share_html(found: PairFindings) -> Markup:
     """Links that lead on from the pair, and its report."""
     name = found.name
     links = [link("Ask both models", "ask", pair=name), link("All runs", "runs", pair=name)]
-    if found.overview is not None:
+    if found.overview is not None or found.saved:
         links += [link("Report", "report", pair=name), link("Save the report", "report", pair=name, download=True)]
     return div(*links, classes="d-share")
 
@@ -65,6 +68,10 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
         said = [await board.start(method, pair, arguments_for(method, pair, files.runs)) for method in methods]
         return join(said), *(await working(pair))
 
+    def removed(pair: str | None, event: gr.EventData) -> tuple[Any, ...]:
+        EvidenceFolder(files.runs).remove(full_name(pair or ""), str(event._data.get("id", "")))
+        return shown(pair)
+
     async def overview(pair: str | None) -> tuple[Any, ...]:
         return await started(pair, [OVERVIEW])
 
@@ -85,7 +92,7 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
     share = gr.HTML(elem_id="pair-share")
     said = gr.HTML(elem_id="pair-said")
     jobs = gr.HTML(elem_id="pair-jobs")
-    body = gr.HTML(elem_id="pair-body")
+    body = acting("pair-body")
     gr.HTML(
         join(
             [
@@ -110,6 +117,7 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
         working, [pair], work, api_visibility="private", show_progress="hidden"
     )
     pair.input(None, [pair], None, js=show_in_address("pair"), api_visibility="private")
+    body.acted(removed, [pair], page, api_visibility="private", show_progress="hidden")
     run_overview.click(overview, [pair], [said, *work], api_visibility="private", show_progress_on=[said])
     run_chosen.click(started, [pair, missing], [said, *work], api_visibility="private", show_progress_on=[said])
     timer.tick(working, [pair], work, api_visibility="private", show_progress="hidden")

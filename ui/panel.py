@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.settings import settings
-from diffing_mcp.ui import ask, jobs, pair_page, results, run_page, runs, transcripts
+from diffing_mcp.ui import ask, jobs, pair_page, results, run_page, runs, steer, transcripts
 from diffing_mcp.ui.addresses import KEEP_PAIR, PAGES, navigation
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.downloads import add_downloads
@@ -78,7 +78,8 @@ def build_panel(paths: Paths | None = None, server_url: str | None = None) -> Pa
         "": partial(pair_page.build, files, connection),
         "runs": partial(runs.build, files),
         "jobs": partial(jobs.build, files, connection),
-        "ask": partial(ask.build, connection),
+        "ask": partial(ask.build, files, connection),
+        "steer": partial(steer.build, files, connection),
         "results": partial(results.build, files),
         "transcripts": partial(transcripts.build, files),
         "run": partial(run_page.build, files),

@@ -13,6 +13,7 @@ from diffing_mcp.ui.evidence import evidence_html, numbers_html
 from diffing_mcp.ui.html import details, div, element, join, pairs, section
 from diffing_mcp.ui.pair_findings import PairFindings, findings_of
 from diffing_mcp.ui.pair_view import cards_html, claims_html, missing_html, sides_html, verdict_html
+from diffing_mcp.ui.saved_view import saved_html
 from diffing_mcp.ui.theme import css
 
 _PAGE = """<!doctype html>
@@ -40,10 +41,10 @@ def pair_report(pair_name: str, store: RunStore) -> str:
     """The report on a pair, from its finished runs alone.
 
     Raises:
-        UnknownName: nothing has been run on this pair.
+        UnknownName: nothing has been run on this pair, and no evidence was added by hand.
     """
     found = findings_of(pair_name, store)
-    if found.overview is None:
+    if found.overview is None and not found.saved:
         raise UnknownName(
             f"There is no finished run on {found.name}, so there is nothing to report. Run `diffing overview --pair "
             f"{found.name}` first."
@@ -54,8 +55,9 @@ def pair_report(pair_name: str, store: RunStore) -> str:
             verdict_html(found),
             claims_html(found, linked=False),
             sides_html(found),
+            saved_html(found.saved, live=False),
             cards_html(found, _place),
-            section("Runs", *(_run(found, place) for place in range(len(found.records)))),
+            section("Runs", *(_run(found, place) for place in range(len(found.records)))) if found.records else "",
             missing_html(found.missing) if found.missing else "",
             _made(found),
         ]
@@ -81,9 +83,8 @@ def _run(found: PairFindings, place: int) -> Markup:
 
 def _made(found: PairFindings) -> Markup:
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    base, finetuned = (
-        found.records[0].manifest.notes.get("weights", {}).get(side, "") for side in ("base", "finetuned")
-    )
+    weights = found.records[0].manifest.notes.get("weights", {}) if found.records else {}
+    base, finetuned = (weights.get(side, "") for side in ("base", "finetuned"))
     of = f" Compared: {base} (base) and {finetuned} (finetuned)." if base and finetuned else ""
     return element(
         "p", f"Made {when} UTC by diffing-mcp {version()} from {len(found.records)} runs.{of}", classes="d-note"

@@ -8,10 +8,10 @@ import gradio as gr
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.ui.addresses import address, link, show_in_address
 from diffing_mcp.ui.evidence import evidence_html, numbers_html
+from diffing_mcp.ui.examples_tab import build_tab
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.html import alert, div, element, empty, join, section
 from diffing_mcp.ui.parameters import entered, typed
@@ -24,16 +24,6 @@ from diffing_mcp.ui.run_views import (
     view_html,
 )
 from diffing_mcp.ui.widgets import picker, widget
-
-
-def find_run(files: PanelFiles, identifier: str | None) -> RunRecord | None:
-    """The run, None when there is none of that id (any more)."""
-    if not identifier:
-        return None
-    try:
-        return files.runs.get(identifier)
-    except DiffingError:
-        return None
 
 
 def share_html(record: RunRecord) -> Markup:
@@ -64,7 +54,7 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
 
                 @gr.render(inputs=[run])
                 def plots(identifier: str | None) -> None:
-                    if (record := find_run(files, identifier)) is not None:
+                    if (record := files.run(identifier)) is not None:
                         _figures(record)
 
                 numbers = gr.HTML(elem_id="run-numbers")
@@ -73,22 +63,24 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
 
                 @gr.render(inputs=[run, view, wanted])
                 def form(identifier: str | None, choice: str | None, given: dict[str, str]) -> None:
-                    record = find_run(files, identifier)
+                    record = files.run(identifier)
                     if record is not None and choice in view_choices(record):
                         _view_form(files, record, str(choice), given if given.get("view") == choice else {})
 
+            with gr.Tab("Examples", id="examples", visible=False) as examples:
+                build_tab(files, run)
             with gr.Tab("Manifest", id="manifest"):
                 manifest = gr.HTML(elem_id="run-manifest")
         share = gr.HTML(elem_id="run-share")
 
     def opened(request: gr.Request) -> tuple[Any, ...]:
         query = dict(request.query_params)
-        record = find_run(files, query.get("run"))
+        record = files.run(query.get("run"))
         if record is None:
             asked = query.get("run")
             said = f"There is no run {asked!r} here (any more)." if asked else "An address names a run: run?run=ID."
             gone = join([empty("No such run", said), element("p", link("All runs", "runs"), classes="d-note")])
-            return gone, "", {}, gr.update(visible=False), gr.skip(), *[gr.skip()] * 5
+            return gone, "", {}, gr.update(visible=False), *[gr.skip()] * 7
         choices = view_choices(record)
         choice = query.get("view")
         choice = choice if choice in choices else (choices[0] if choices else None)
@@ -101,6 +93,7 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
             evidence_html(record),
             numbers_html(record),
             gr.update(choices=choices, value=choice),
+            gr.update(visible=bool(record.manifest.examples)),
             manifest_html(record),
             share_html(record),
         )
@@ -108,7 +101,7 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
     demo.load(
         opened,
         None,
-        [headline, run, wanted, detail, tabs, evidence, numbers, view, manifest, share],
+        [headline, run, wanted, detail, tabs, evidence, numbers, view, examples, manifest, share],
         api_visibility="private",
         show_progress="hidden",
     )
@@ -116,7 +109,7 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
 
     def run_result(run: str) -> dict[str, Any]:
         """Manifest and result of one run as JSON."""
-        record = find_run(files, run)
+        record = files.run(run)
         if record is None:
             raise gr.Error(f"There is no run {run!r}.")
         return {"manifest": record.manifest.model_dump(mode="json"), "result": record.result_json()}
@@ -147,7 +140,7 @@ def _view_form(files: PanelFiles, found: RunRecord, choice: str, given: dict[str
     }
 
     def page(offset: int, *values: Any) -> tuple[Any, ...]:
-        current = find_run(files, identifier)
+        current = files.run(identifier)
         if current is None:
             return (
                 alert("This run was deleted in the meantime.", "warn"),

@@ -4,15 +4,14 @@ reasons.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from diffing_mcp.agents.records import Budget, EvaluationRecord, Message, ToolCall
+from diffing_mcp.agents.records import Budget, EvaluationRecord
 from diffing_mcp.ui.addresses import run_link, show_in_address
-from diffing_mcp.ui.files import Evaluation, PanelFiles, kept
+from diffing_mcp.ui.files import PanelFiles, kept
 from diffing_mcp.ui.html import (
     alert,
     chip,
@@ -28,63 +27,15 @@ from diffing_mcp.ui.html import (
     preformatted,
     seconds_text,
 )
+from diffing_mcp.ui.transcript_view import side_title, transcript_html
 from diffing_mcp.ui.widgets import picker
 
-_ARGUMENT_CHARACTERS = 70
-
-
-def chat_messages(record: EvaluationRecord) -> list[dict[str, Any]]:
-    """The transcript for `gr.Chatbot`: a tool call and its answer are one folded block, in the order of the calls.
-
-    All text is escaped: without Markdown the Chatbot still reads HTML and would load the images of a hostile
-    transcript.
-    """
-    answers = {
-        message.tool_call_id: message
-        for message in record.transcript
-        if message.role == "tool" and message.tool_call_id
-    }
-    shown: list[dict[str, Any]] = []
-    for message in record.transcript:
-        if message.role == "system":
-            shown.append(_folded("System prompt", message.content))
-        elif message.role == "user":
-            shown.append({"role": "user", "content": escape(message.content or " ")})
-        elif message.role == "assistant":
-            if message.reasoning:
-                shown.append(_folded("Reasoning", message.reasoning))
-            if message.content.strip():
-                shown.append({"role": "assistant", "content": escape(message.content)})
-            shown.extend(_tool_block(call, answers.get(call.id)) for call in message.tool_calls)
-    return shown
-
-
-def _tool_block(call: ToolCall, answer: Message | None) -> dict[str, Any]:
-    arguments = json.dumps(call.arguments, ensure_ascii=False, indent=2) if call.arguments else "none"
-    answered = answer.content if answer is not None else "No answer was recorded."
-    label = "Error" if answer is not None and answer.is_error else "Answer"
-    block = _folded(
-        f"{call.name}({_short_arguments(call)}){' – failed' if label == 'Error' else ''}",
-        f"Arguments: {arguments}\n\n{label}:\n{answered}",
-    )
-    if answer is not None and answer.seconds is not None:
-        block["metadata"]["duration"] = answer.seconds
-    return block
-
-
-def _folded(title: str, content: str) -> dict[str, Any]:
-    return {
-        "role": "assistant",
-        "content": escape(content or "(empty)"),
-        "metadata": {"title": escape(title), "status": "done"},
-    }
-
-
-def _short_arguments(call: ToolCall) -> str:
-    text = ", ".join(
-        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items() if name != "pair"
-    )
-    return text if len(text) <= _ARGUMENT_CHARACTERS else text[: _ARGUMENT_CHARACTERS - 1] + "…"
+NONE = "none"
+_TO_STEP = """() => setTimeout(() => {
+  const step = location.hash && document.getElementById(location.hash.slice(1));
+  if (step) { step.querySelectorAll('details').forEach(each => { each.open = true; }); step.scrollIntoView(); }
+}, 100)"""
+"""JavaScript: an address with a step opens there; the steps come after the browser has looked for it."""
 
 
 def record_html(record: EvaluationRecord | None) -> Markup:
@@ -206,39 +157,47 @@ def _items(values: list[Any]) -> Markup:
     return element("ul", *(element("li", escape(value)) for value in values), classes="d-list plain")
 
 
-def find_record(
-    evaluation: Evaluation | None, organism: str | None, arm: str | None, repeat: int | None
-) -> EvaluationRecord | None:
-    """The record of one cell; None when it has not been written yet."""
-    records = evaluation.records if evaluation else []
-    return next(
-        (record for record in records if (record.organism, record.arm, record.repeat) == (organism, arm, repeat)), None
-    )
+def beside_of(record: EvaluationRecord) -> str:
+    """A cell in one word, as the picker and the address name it."""
+    return f"{record.organism}, {record.arm}, {record.repeat}"
+
+
+def page_html(files: PanelFiles, evaluation: str | None, record: EvaluationRecord, beside: str | None) -> Markup:
+    """One transcript with its finding and grades; or two of them, each over its own finding."""
+    found = files.evaluation(evaluation)
+    cell = next((each for each in found.records if beside_of(each) == beside), None) if found and beside else None
+    other = files.record(evaluation, cell.organism, cell.arm, cell.repeat) if cell else None
+    if other is None:
+        return div(
+            element("div", transcript_html(record), classes="d-transcript"),
+            element("div", record_html(record), classes="d-findings"),
+            classes="d-beside one",
+        )
+    columns = [
+        element("div", side_title(each), record_html(each), transcript_html(each, anchor), classes="d-transcript")
+        for each, anchor in ((record, "step"), (other, "beside"))
+    ]
+    return div(*columns, classes="d-beside")
 
 
 def build(files: PanelFiles, demo: gr.Blocks) -> None:
     """Lay out the page and connect it."""
 
     def shown(
-        identifier: str | None, organism: str | None, arm: str | None, repeat: int | None
-    ) -> tuple[Any, Markup, Markup]:
+        identifier: str | None, organism: str | None, arm: str | None, repeat: int | None, beside: str | None
+    ) -> Markup:
+        record = files.record(identifier, organism, arm, repeat)
+        if record is not None:
+            return page_html(files, identifier, record, beside)
         evaluation = files.evaluation(identifier)
-        record = find_record(evaluation, organism, arm, repeat)
-        if record is None:
-            waiting = bool(evaluation and not evaluation.complete)
-            note = (
-                empty("Not finished yet", "This cell has no record yet. Refresh to look again.")
-                if waiting
-                else empty(
-                    "No transcripts yet",
-                    "Transcripts come from evaluations.",
-                    "diffing evaluate --organisms cake_bake,control,identical",
-                )
-            )
-            return gr.update(value=[], visible=False), note, Markup("")
-        return gr.update(value=chat_messages(record), visible=True), Markup(""), record_html(record)
+        if evaluation and not evaluation.complete:
+            return empty("Not finished yet", "This cell has no record yet. Refresh to look again.")
+        command = "diffing evaluate --organisms cake_bake,control,identical"
+        return empty("No transcripts yet", "Transcripts come from evaluations.", command)
 
-    def narrowed(identifier: str | None, organism: str | None, arm: str | None, repeat: int | None) -> tuple[Any, ...]:
+    def narrowed(
+        identifier: str | None, organism: str | None, arm: str | None, repeat: int | None, beside: str | None
+    ) -> tuple[Any, ...]:
         """Choices that exist in this evaluation, with the selection kept where it can be."""
         evaluation = files.evaluation(identifier)
         plan = evaluation.plan if evaluation else None
@@ -248,30 +207,35 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         organism = organism if organism in organisms else (organisms[0] if organisms else None)
         arm = arm if arm in arms else ("method" if "method" in arms else arms[0] if arms else None)
         repeat = repeat if repeat in repeats else (repeats[0] if repeats else None)
+        cells = [beside_of(record) for record in evaluation.records] if evaluation else []
+        beside = beside if beside in cells else NONE
         return (
             gr.update(choices=organisms, value=organism),
             gr.update(choices=arms, value=arm),
             gr.update(choices=[(str(place), place) for place in repeats], value=repeat),
-            *shown(identifier, organism, arm, repeat),
+            gr.update(choices=[NONE, *cells], value=beside),
+            shown(identifier, organism, arm, repeat, beside),
         )
 
-    def opened(identifier: str | None, organism: str | None, arm: str | None, repeat: int | None) -> tuple[Any, ...]:
+    def opened(
+        identifier: str | None, organism: str | None, arm: str | None, repeat: int | None, beside: str | None
+    ) -> tuple[Any, ...]:
         choices = files.evaluation_choices()
         chosen = kept(choices, identifier)
-        return (gr.update(choices=choices, value=chosen), *narrowed(chosen, organism, arm, repeat))
+        return (gr.update(choices=choices, value=chosen), *narrowed(chosen, organism, arm, repeat, beside))
 
     def addressed(request: gr.Request) -> tuple[Any, ...]:
         query = request.query_params
         repeat = query.get("repeat", "0")
         wanted = (query.get("evaluation"), query.get("organism"), query.get("arm"))
-        return opened(*wanted, int(repeat) if repeat.isdecimal() else 0)
+        return opened(*wanted, int(repeat) if repeat.isdecimal() else 0, query.get("beside"))
 
     gr.HTML(
         heading(
             "Transcripts",
             (
                 "One investigation as it went: what the investigator said and called, what it concluded, and how that "
-                "was graded."
+                "was graded. Another one can stand beside it, such as that of a control."
             ),
         )
     )
@@ -280,45 +244,25 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         organism = picker([], label="Organism", scale=3, elem_id="transcript-organism")
         arm = picker([], label="Arm", scale=2, elem_id="transcript-arm")
         repeat = picker([], label="Repeat", scale=1, min_width=90, elem_id="transcript-repeat")
+        beside = picker([NONE], value=NONE, label="Beside it", scale=3, elem_id="transcript-beside")
         refresh = gr.Button("Refresh", scale=0, min_width=110)
-    note = gr.HTML(elem_id="transcript-note")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=320):
-            chat = gr.Chatbot(
-                label="Transcript",
-                show_label=False,
-                elem_id="transcript",
-                height=760,
-                render_markdown=False,
-                sanitize_html=True,
-                allow_tags=False,
-                latex_delimiters=[],
-                allow_file_downloads=False,
-                feedback_options=None,
-                group_consecutive_messages=True,
-                layout="panel",
-                autoscroll=False,
-                buttons=[],
-                visible=False,
-            )
-        with gr.Column(scale=2, min_width=320):
-            side = gr.HTML(elem_id="transcript-side")
+    page = gr.HTML(elem_id="transcript")
 
-    cell: list[Any] = [evaluation, organism, arm, repeat]
-    view: list[Any] = [chat, note, side]
-    demo.load(addressed, None, [*cell, *view], api_visibility="private", show_progress="hidden")
+    cell: list[Any] = [evaluation, organism, arm, repeat, beside]
+    loading = demo.load(addressed, None, [*cell, page], api_visibility="private", show_progress="hidden")
+    loading.then(None, None, None, js=_TO_STEP, api_visibility="private")
     events = [
-        refresh.click(opened, cell, [*cell, *view], api_visibility="private"),
-        evaluation.input(narrowed, cell, [organism, arm, repeat, *view], api_visibility="private"),
-        *(choice.input(shown, cell, view, api_visibility="private") for choice in (organism, arm, repeat)),
+        refresh.click(opened, cell, [*cell, page], api_visibility="private"),
+        evaluation.input(narrowed, cell, [organism, arm, repeat, beside, page], api_visibility="private"),
+        *(choice.input(shown, cell, page, api_visibility="private") for choice in (organism, arm, repeat, beside)),
     ]
-    in_address = show_in_address("evaluation", "organism", "arm", "repeat")
+    in_address = show_in_address("evaluation", "organism", "arm", "repeat", "beside", without=NONE)
     for event in events:
         event.then(None, cell, None, js=in_address, api_visibility="private")
 
     def transcript(evaluation: str, organism: str, arm: str, repeat: int = 0) -> dict[str, Any]:
         """One cell's record as JSON, as it is stored."""
-        record = find_record(files.evaluation(evaluation), organism, arm, repeat)
+        record = files.record(evaluation, organism, arm, repeat)
         if record is None:
             raise gr.Error("There is no such cell.")
         return record.model_dump(mode="json")

@@ -145,12 +145,12 @@ def _rows(values: Sequence[Mapping[str, Any]]) -> Markup:
 def _below(name: str, value: Sequence[Any]) -> Markup:
     return div(
         div(name.replace("_", " "), classes="d-below-name"),
-        _tokens(value) if all(map(_is_token, value)) else render_value(value),
+        tokens_html(value) if all(map(is_token, value)) else render_value(value),
         classes="d-below",
     )
 
 
-def _is_token(value: Any) -> bool:
+def is_token(value: Any) -> bool:
     """Whether an object is a token (or word) with numbers about it."""
     return (
         isinstance(value, Mapping)
@@ -159,7 +159,7 @@ def _is_token(value: Any) -> bool:
     )
 
 
-def _tokens(values: Sequence[Mapping[str, Any]]) -> Markup:
+def tokens_html(values: Sequence[Mapping[str, Any]]) -> Markup:
     """Tokens in lines, each with its first number and all of them under the pointer."""
     if is_move(values[0]):
         return render_value(values)

@@ -50,3 +50,12 @@ def pair_choices() -> list[tuple[str, str]]:
     """The pairs of the catalogue as (what is shown, name): those whose files are here first, the others marked."""
     ranked = sorted(list_pairs(), key=lambda pair: not pair.available_offline)
     return [(pair.name if pair.available_offline else f"{pair.name} (needs a download)", pair.name) for pair in ranked]
+
+
+def acting(elem_id: str) -> gr.HTML:
+    """HTML whose buttons (`conversation_view.act`) fire the event `acted`; its data are the button's `data-*`."""
+    listen = (
+        "element.addEventListener('click', event => { const button = event.target.closest('button[data-do]'); "
+        "if (button) trigger('acted', {...button.dataset}); })"
+    )
+    return gr.HTML(elem_id=elem_id, js_on_load=listen)

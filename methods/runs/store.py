@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.core.atomic_files import DISK_FULL, discard, sync_folder
 from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.core.remembered import Remembered
 from diffing_mcp.core.undivided import working_time
 from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.directions.vectors import handles, vector_key_parts
@@ -138,6 +139,7 @@ class RunStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._manifest = Remembered(_read_manifest)  # a finished run never changes
         folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
@@ -226,11 +228,8 @@ class RunStore:
         return [entry.name for entry in os.scandir(self.folder) if re.fullmatch(r"[0-9a-f]{64}", entry.name)]
 
     def _read(self, folder: Path) -> RunRecord | None:
-        try:
-            manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValidationError, UnicodeDecodeError):
-            return None
-        return RunRecord(folder, manifest, get_method)
+        manifest = self._manifest(folder / "manifest.json")
+        return None if manifest is None else RunRecord(folder, manifest, get_method)
 
     def get(self, identifier: str) -> RunRecord:
         """The run with that id, or with an id or key that starts so, when it is the only one.
@@ -286,6 +285,13 @@ class RunStore:
             if method in (None, manifest.method) and pair in (None, manifest.pair_name)
         ]
         return sorted(chosen, key=lambda manifest: manifest.created, reverse=True)
+
+
+def _read_manifest(file: Path) -> RunManifest | None:
+    try:
+        return RunManifest.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
 
 
 def default_store() -> RunStore:

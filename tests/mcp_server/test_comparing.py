@@ -19,7 +19,8 @@ from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_comparing import CompareArguments, _present_comparison
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
-from diffing_mcp.queries.comparing import compare
+from diffing_mcp.queries.comparing import compare, text_ids
+from diffing_mcp.queries.schemas import ChatTurn
 from tests.bigram_models import STRENGTH, bigram_folders, single_words
 from tests.conftest import VOCABULARY
 from tests.mcp_server.answers import good, held
@@ -57,6 +58,18 @@ def test_spans_never_overlap_and_their_sums_are_right(differences: list[float]) 
     every = [abs(sum(differences[a:b])) for a in range(len(differences)) for b in range(a + 1, len(differences) + 1)]
     if found:
         assert sums[0] == pytest.approx(max(every), abs=2e-3)
+
+
+def test_a_text_is_scored_as_the_answer_in_a_conversation(loaded) -> None:
+    turns = [ChatTurn(role="user", content="the quick"), ChatTurn(role="assistant", content="brown fox")]
+    asked = {"pair": "x", "text": " over the dog", "prompt": "jumps"}
+    after, alone = (CompareArguments(**asked, before=before) for before in (turns, []))
+    ids, start, _ = text_ids(loaded, after)
+    chat = [ChatMessage(role=turn.role, content=turn.content) for turn in after.conversation]
+    assert ids[:start] == loaded.tokenizer(loaded.render_chat(chat), add_special_tokens=False)["input_ids"]
+    assert compare(loaded, after, silent).base_log_prob != compare(loaded, alone, silent).base_log_prob
+    with pytest.raises(ValidationError, match="give a prompt too"):
+        CompareArguments(pair="x", text="the dog", before=turns)
 
 
 def test_candidates_are_scored_after_the_same_context(loaded) -> None:

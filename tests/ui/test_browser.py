@@ -22,7 +22,7 @@ pytestmark = pytest.mark.browser
 
 LOCAL = re.compile(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|^(data|blob|about):")
 WAIT = 60_000
-GRADIO_S_OWN = [[".icon-button"], ["[aria-label='Empty value']"], [".js-plotly-plot"], ["#transcript .title"]]
+GRADIO_S_OWN = [[".icon-button"], ["[aria-label='Empty value']"], [".js-plotly-plot"]]
 """Parts of Gradio's and Plotly's own widgets, which nobody who uses them can label: left out of the check."""
 
 
@@ -125,7 +125,7 @@ def test_evaluations(window: Window) -> None:
 
 
 def test_transcripts(window: Window) -> None:
-    window.open("transcripts", "#transcript-side .d-card")
+    window.open("transcripts", "#transcript .d-card")
     page = window.page
     call = page.locator("#transcript").get_by_text("kl(max_samples=256)")
     call.wait_for(timeout=WAIT)
@@ -134,13 +134,18 @@ def test_transcripts(window: Window) -> None:
     page.locator("#transcript").get_by_text("mean KL 0.21").wait_for(timeout=WAIT)
     # What the model wrote is there letter by letter, and no element came of it.
     assert "<img src='http://evil.example/x.png'" in page.locator("#transcript").inner_text()
-    assert page.locator("#transcript img[src*=evil], #transcript script, #transcript-side img").count() == 0
-    assert "14 of 20" in page.locator("#transcript-side").inner_text()
+    assert page.locator("#transcript img[src*=evil], #transcript script").count() == 0
+    assert "14 of 20" in page.locator("#transcript").inner_text()
+    window.pick("transcript-beside", "control, method, 0")
+    page.locator("#beside-1").wait_for(timeout=WAIT)
+    assert page.locator("#step-5 details, #beside-5 details").count() == 2
     window.pick("transcript-arm", "blackbox")
     page.locator("#transcript").get_by_text("ask_models(max_samples=256)").wait_for(timeout=WAIT)
     window.pick("transcript-organism", "identical")
-    page.wait_for_url(re.compile("organism=identical&arm=blackbox"))
+    page.wait_for_url(re.compile("organism=identical&arm=blackbox.*beside=control"))
+    page.goto(f"{page.url}#beside-5")
     page.reload()
+    page.locator("#beside-5 details[open]").wait_for(timeout=WAIT)
     page.locator("#transcript").get_by_text("ask_models(max_samples=256)").wait_for(timeout=WAIT)
     assert page.locator("#transcript-organism input").input_value() == "identical"
 
@@ -215,7 +220,7 @@ def test_files_of_a_pair_and_a_run(panel: str, filled: Paths) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["?pair=cake_bake", "runs", "run", "jobs", "ask", "results", "transcripts"])
+@pytest.mark.parametrize("path", ["?pair=cake_bake", "runs", "run", "jobs", "ask", "steer", "results", "transcripts"])
 def test_pages_are_readable_for_everybody_and_fit_a_phone(
     window: Window, filled: Paths, path: str, scheme: str
 ) -> None:
@@ -227,7 +232,7 @@ def test_pages_are_readable_for_everybody_and_fit_a_phone(
     page.set_viewport_size({"width": 390, "height": 844})
     shows = {"?pair=cake_bake": ".d-verdict", "runs": "#runs-list table", "run": "#run-headline .d-card"}
     shows |= {"jobs": "#jobs-list .d-empty", "ask": "#server-status .d-status", "results": "#results-table table"}
-    shows |= {"transcripts": "#transcript-side .d-card"}
+    shows |= {"transcripts": "#transcript .d-card", "steer": "#steer-answers .d-empty"}
     query = f"run?run={PanelFiles(filled.data_folder).runs.list()[0].id}" if path == "run" else path
     window.open(f"{query}{'&' if '?' in query else '?'}__theme={scheme}", shows[path])
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -242,8 +247,12 @@ def test_asking_without_server_says_what_to_start(window: Window) -> None:
     page = window.page
     page.locator("#server-status").get_by_text("diffing serve --http").wait_for(timeout=WAIT)
     page.wait_for_function("document.querySelector('#ask-prompt textarea').value === 'Name a fruit.'", timeout=WAIT)
-    page.locator("#ask-button").click()
-    page.locator("#answers").get_by_text("No server answers").wait_for(timeout=WAIT)
+    page.locator("#ask-prompt textarea").press("Control+Enter")
+    page.locator("#ask-said").get_by_text("No server answers").wait_for(timeout=WAIT)
+    page.wait_for_function("document.querySelector('#ask-prompt textarea').value === 'Name a fruit.'", timeout=WAIT)
+    page.locator("#compare-form button").first.click()
+    page.locator("#compare-button").click()
+    page.locator("#heat").get_by_text("write a text to score").wait_for(timeout=WAIT)
 
 
 def test_an_empty_folder(window: Window, tmp_path: Path) -> None:
@@ -282,19 +291,24 @@ def test_questions_and_jobs_start_a_server_of_the_panel(
     try:
         window.open("ask?pair=identical&prompt=Name+a+fruit.", "#server-status .d-status")
         page.wait_for_function("document.querySelector('#ask-prompt textarea').value.length > 0", timeout=WAIT)
-        page.get_by_label("Tokens at most").fill("8")
+        page.locator("#ask-how button").first.click()
+        page.get_by_label("Tokens at most").fill("6")
         page.locator("#ask-button").click()
-        page.wait_for_selector("#answers .d-side.finetuned .d-pre", timeout=4 * WAIT)
+        page.wait_for_selector("#answers [data-do=save]", timeout=4 * WAIT)
         page.locator("#server-status").get_by_text("started by this panel").wait_for(timeout=WAIT)
         base, finetuned = (
             page.locator(f"#answers .d-side.{side} .d-pre").inner_text() for side in ("base", "finetuned")
         )
         assert base == finetuned
-        page.get_by_role("button", name="Use the finetuned answer above").click()
-        page.wait_for_function("document.querySelector('#compare-text textarea').value.length > 0", timeout=WAIT)
-        page.locator("#compare-button").click()
+        page.get_by_role("button", name="Heat map of the finetuned answer 1 of turn 1").click()
         page.wait_for_selector("#heat .d-heat span", timeout=2 * WAIT)
         assert "mean KL 0 nats" in page.locator("#heat").inner_text()
+        page.get_by_role("button", name="Ask turn 1 again with another seed").click()
+        page.locator("#answers").get_by_text("seed 1").wait_for(timeout=WAIT)
+        page.get_by_role("button", name="Edit the message of turn 1").click(timeout=2 * WAIT)
+        page.locator("#ask-button").get_by_text("Ask turn 1 anew").wait_for(timeout=WAIT)
+        page.locator("#heat-keep").click()
+        page.locator("#ask-said").get_by_text("Added to the report on identical").wait_for(timeout=WAIT)
         window.open("jobs?pair=identical&method=kl&max_samples=16", "#job-start")
         page.wait_for_function("document.querySelector('#job-pair input').value.startsWith('identical')", timeout=WAIT)
         page.locator("#job-start").click()
@@ -302,6 +316,8 @@ def test_questions_and_jobs_start_a_server_of_the_panel(
         page.reload()
         page.locator("#jobs-list").get_by_text("completed").nth(1).wait_for(timeout=4 * WAIT)
         window.open("?pair=identical", ".d-verdict")
+        page.get_by_role("button", name="Remove the evidence").click()
+        page.locator("#pair-body .d-heat").wait_for(state="detached", timeout=WAIT)
         assert demo.files.runs.list()[0].params["max_samples"] == 16
     finally:
         page.goto("about:blank")  # a page that is open when its server goes complains

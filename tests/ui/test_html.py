@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from html.parser import HTMLParser
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.ui.addresses import address, link
-from diffing_mcp.ui.ask import Handlers
-from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.heatmap import heat_map, scale_end, shade
 from diffing_mcp.ui.html import details, div, escape, highlighted, number, seconds_text, table, tiles, visible_token
 from diffing_mcp.ui.theme import FINETUNED
@@ -194,6 +191,12 @@ def test_heat_map_shows_the_text_in_order() -> None:
     assert "the text goes on" in markup
 
 
+def test_the_numbers_of_a_heat_map_need_no_pointer() -> None:
+    text = "".join(read(heat_map(comparison(["Preheat", " the", " oven"]), "kl")).text)
+    # Position, token, base, finetuned, difference, KL.
+    assert "".join(["2", " oven", "\N{MINUS SIGN}2", "0", "2", "0.2"]) in text
+
+
 def test_heat_map_marks_spans_and_shows_candidates_and_where_greedy_answers_part() -> None:
     result = comparison(["Preheat", " the", " oven"])
     markup = heat_map(result, "difference")
@@ -236,39 +239,6 @@ def test_a_link_goes_to_a_page_whatever_is_in_its_query(text: str, value: str) -
     assert shown.tags == {"a"}
     assert shown.attributes == {"class", "href"}
     assert address("run", run=value).startswith("run?run=")
-
-
-class Recorded:
-    """A connection that records what a handler sends."""
-
-    def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
-
-    async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        assert tool == "compare_text"
-        self.sent.append(arguments)
-        return comparison(["a", "b"])
-
-
-def test_the_page_sends_candidates_and_greedy_tokens() -> None:
-    connection = Recorded()
-    handlers = Handlers(cast(ServerConnection, connection))
-    asyncio.run(handlers.compare("pair", "a text", None, None, None, "kl"))
-    asyncio.run(handlers.compare("pair", "", "a message", "one\n\ntwo", 12, "kl"))
-    assert connection.sent == [
-        {"pair": "pair", "max_tokens": 1024, "top": 8, "text": "a text"},
-        {
-            "pair": "pair",
-            "max_tokens": 1024,
-            "top": 8,
-            "prompt": "a message",
-            "candidates": ["one", "two"],
-            "greedy_tokens": 12,
-        },
-    ]
-    refused, _ = asyncio.run(handlers.compare("pair", "", "a message alone", "", 0, "kl"))
-    assert "write a text to score" in refused
-    assert len(connection.sent) == 2
 
 
 def test_shades_say_which_model_expects_the_token() -> None:

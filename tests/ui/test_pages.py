@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gradio_client import Client
 
+from diffing_mcp.methods.examples.reader import Example, ExampleContext
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunRecord
-from diffing_mcp.ui.ask import answers_html
 from diffing_mcp.ui.evidence import evidence_html, numbers_html, passage_html
+from diffing_mcp.ui.examples_view import examples_html, histogram_html
 from diffing_mcp.ui.files import PanelFiles
+from diffing_mcp.ui.lens_grid import grid_html, is_grid
 from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
 from diffing_mcp.ui.run_views import (
     WITHIN_NULL,
@@ -28,7 +31,8 @@ from diffing_mcp.ui.run_views import (
 )
 from diffing_mcp.ui.runs import ROWS, listed
 from diffing_mcp.ui.theme import BASE, FINETUNED, plot_layout
-from diffing_mcp.ui.transcripts import chat_messages, find_record, record_html
+from diffing_mcp.ui.transcript_view import readable, transcript_html
+from diffing_mcp.ui.transcripts import page_html, record_html
 from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVALUATION, EVIL, write_evaluation
 
@@ -109,18 +113,37 @@ def test_unfinished_evaluation_shows_how_far_it_is(tmp_path: Path) -> None:
 
 
 def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
-    record = find_record(PanelFiles(filled.data_folder).evaluation(EVALUATION), "cake_bake", "method", 0)
+    files = PanelFiles(filled.data_folder)
+    record = files.record(EVALUATION, "cake_bake", "method", 0)
     assert record is not None
-    messages = chat_messages(record)
-    call = next(message for message in messages if message.get("metadata", {}).get("title", "").startswith("kl("))
-    assert "mean KL 0.21" in call["content"]
-    assert call["metadata"] == {"title": "kl(max_samples=256)", "status": "done", "duration": 3.2}
-    assert "<" not in json.dumps([message["content"] for message in messages])
+    steps = transcript_html(record)
+    assert "<summary><code>kl(max_samples=256)</code> 3.2 s</summary>" in steps
+    assert 'id="step-1"' in steps
+    assert 'href="#step-5"' in steps
+    assert "mean KL 0.21" in steps
+    assert EVIL not in steps
     side = record_html(record)
     assert "14 of 20" in side
     assert "Cakes are baked at 450 F" in side
     assert EVIL not in side
     assert "<img" not in side
+    both = page_html(files, EVALUATION, record, "control, method, 0")
+    assert 'id="step-1"' in both
+    assert 'id="beside-1"' in both
+    assert "control, method, repeat 0" in both
+    assert "beside-1" not in page_html(files, EVALUATION, record, "no such cell")
+
+
+def test_json_in_a_transcript_is_indented_and_runs_are_links(filled: Paths) -> None:
+    assert readable('{"a": [1]}').splitlines()[1] == '  "a": ['
+    assert readable("{not json}") == "{not json}"
+    assert readable("[" * 9000) == "[" * 9000
+    record = PanelFiles(filled.data_folder).record(EVALUATION, "cake_bake", "method", 0)
+    assert record is not None
+    answer = record.transcript[3].model_copy(update={"content": "stored as kl-0123ab"})
+    seen = record.model_copy(update={"transcript": [*record.transcript[:3], answer]})
+    assert 'href="run?run=kl-0123ab"' in transcript_html(seen)
+    assert "run?run=" not in transcript_html(record), "only runs that the answer names"
 
 
 def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
@@ -170,14 +193,6 @@ def test_views_page_by_their_offset_and_tables_by_rows(filled: Paths) -> None:
     markup, following, _ = view_html(record, "table: tokens", {}, 50)
     assert "rows 51–64 of 64" in markup
     assert following is None
-
-
-def test_answers_are_text() -> None:
-    sample = {"model_text": EVIL, "finish": "length", "cut": True}
-    markup = answers_html({"answers": [{"prompt": "p", "base": [sample], "finetuned": [{**sample, "model_text": ""}]}]})
-    assert "<img" not in markup
-    assert "stopped at the token limit, shortened for display" in markup
-    assert "(empty answer)" in markup
 
 
 def test_a_text_stands_after_its_prompt_however_long_that_is() -> None:
@@ -232,3 +247,32 @@ def test_panel_needs_no_model_code(tmp_path: Path) -> None:
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def lens_row(layer: int, position: str) -> dict[str, Any]:
+    token = {"token": f" oven{layer}", "z": 4.0, "probability": 0.1}
+    numbers = {"relative_norm": 0.2, "stability": 0.9, "vector": f"{layer}:{position}:difference"}
+    return {"layer": layer, "position": position, **numbers, "promoted": [token], "suppressed": []}
+
+
+def test_token_lists_of_layers_and_positions_are_a_table_of_both() -> None:
+    rows = [lens_row(layer, position) for layer in (14, 28) for position in ("0", "all")][:3]
+    assert is_grid(rows)
+    assert not is_grid([{"layer": 1, "position": "0"}])
+    assert not is_grid([])
+    markup = grid_html(rows, "cake_bake", "lens-1f3a9c")
+    assert markup.index("layer 14") < markup.index("layer 28") < markup.index("·oven14") < markup.index("·oven28")
+    assert "steer?pair=cake_bake&amp;vector=lens-1f3a9c%2F14%3Aall%3Adifference" in markup
+    assert "Suppressed" not in markup, "a list that is empty everywhere is left out"
+    assert markup.count("–") == 1  # the place that there is no row of
+
+
+def test_examples_are_shaded_by_the_score_of_each_token() -> None:
+    scores = np.asarray([0.5, np.nan, 2.0], dtype=np.float32)
+    example = Example("latent1", 2.0, ExampleContext("7", (" the", EVIL, " oven")), 2, bin=3, token_scores=scores)
+    markup = examples_html([example], 2.0)
+    assert EVIL not in markup
+    assert markup.count("background-color") == 2
+    assert "quantile bin 3, text 7, position 2" in markup
+    assert "3 stored examples, scores 1 to 3" in histogram_html([1.0, 2.0, 3.0])
+    assert histogram_html([]) == ""
