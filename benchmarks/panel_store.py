@@ -11,7 +11,7 @@ from diffing_mcp.agents.records import (
     EvaluationPlan,
     EvaluationRecord,
     FactRecallRecord,
-    Finding,
+    RecordedFinding,
     HypothesisReading,
     Message,
     ToolCall,
@@ -123,7 +123,7 @@ def _record(organism: str, arm: str, repeat: int, calls: int) -> EvaluationRecor
             "seconds": 100.0,
             "transcript": transcript,
             "budgets": {"tool_calls": Budget(limit=200, used=calls)},
-            "finding": Finding(statement=8 * _SENTENCE, verdict="difference", source="submit_finding"),
+            "finding": RecordedFinding(statement=8 * _SENTENCE, verdict="difference", source="submit_finding"),
             "fact_recall": FactRecallRecord(score=3, recall=0.5, reasons=[_SENTENCE] * 6),
             "hypothesis_grades": [HypothesisReading(grader="grader", score=3, reasoning=4 * _SENTENCE)],
         }
