@@ -203,7 +203,7 @@ async def load(minutes: float, clients: int) -> int:
         assert process.stderr is not None
         draining = asyncio.create_task(process.stderr.read())
         async with Client(url) as first:
-            await call(first, "compare_text", {"pair": PAIR, "text": "warm", "wait_seconds": 50}, seen)
+            await call(first, "compare_text", {"pair": PAIR, "text": "The oven is warm.", "wait_seconds": 50}, seen)
         watching = asyncio.create_task(watch(psutil.Process(process.pid), seen))
         began = time.monotonic()
         await asyncio.gather(*(client(url, number, began + 60 * minutes, seen) for number in range(clients)))
@@ -231,6 +231,10 @@ async def load(minutes: float, clients: int) -> int:
         ("memory after the warm-up, at the end", f"{first_mb:.0f} MB, {last_mb:.0f} MB ({grown:+.1%})"),
         ("ended with", f"{code}"),
         ("tracebacks in the log", f"{log.count('Traceback')}"),
+        *(
+            (f"log: {line[:90]}", "")
+            for line in re.findall(r"^\w+(?:\.\w+)*(?:Error|Exception)\b.*", log, re.MULTILINE)[:5]
+        ),
         *((f"error: {error}", f"{count}") for error, count in seen.errors.most_common(8)),
     ]
     for name, value in rows:
