@@ -258,7 +258,7 @@ def test_every_page_can_be_timed_on_a_made_up_store(tmp_path: Path) -> None:
     assert len({manifest.pair_name for manifest in files.runs.list()}) == 3
     assert "0.2 nats" in listed(files, "cake_bake", None)[2]
     timed = list(page_seconds(tmp_path))
-    assert [page for page, _, _ in timed] == ["", "runs", "run", "jobs", "ask", "results", "transcripts"]
+    assert [page for page, _, _ in timed] == ["", "runs", "run", "jobs", "ask", "steer", "results", "transcripts"]
     assert all(first > 0 for _, first, _ in timed)
 
 
