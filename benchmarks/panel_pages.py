@@ -51,7 +51,7 @@ def page_seconds(folder: Path) -> Iterator[tuple[str, float, float]]:
         "transcripts": {"evaluation": EVALUATION, "repeat": "49"},
         "results": {"evaluation": EVALUATION},
     }
-    for page in ("", "runs", "run", "jobs", "ask", "results", "transcripts"):
+    for page in ("", "runs", "run", "jobs", "ask", "steer", "results", "transcripts"):
         request = SimpleNamespace(query_params=query.get(page, {}), session_hash="benchmark")
         loads: list[Callable[..., Any]] = [
             block.fn for block in panel.fns.values() if block.page == page and _is_load(block) and block.fn

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from gradio_client import Client
 
+from benchmarks.panel_pages import page_seconds
+from benchmarks.panel_store import write_runs, write_transcripts
 from diffing_mcp.methods.examples.reader import Example, ExampleContext
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunRecord
@@ -247,6 +249,17 @@ def test_panel_needs_no_model_code(tmp_path: Path) -> None:
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_every_page_can_be_timed_on_a_made_up_store(tmp_path: Path) -> None:
+    write_runs(tmp_path, 6, 3)
+    write_transcripts(tmp_path, 10, calls=2)
+    files = PanelFiles(tmp_path)
+    assert len({manifest.pair_name for manifest in files.runs.list()}) == 3
+    assert "0.2 nats" in listed(files, "cake_bake", None)[2]
+    timed = list(page_seconds(tmp_path))
+    assert [page for page, _, _ in timed] == ["", "runs", "run", "jobs", "ask", "steer", "results", "transcripts"]
+    assert all(first > 0 for _, first, _ in timed)
 
 
 def lens_row(layer: int, position: str) -> dict[str, Any]:
