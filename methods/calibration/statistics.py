@@ -64,7 +64,7 @@ def _concentration(result: Any) -> float | None:
 
 
 def _least_p_of_form(result: Any) -> float | None:
-    """Many texts alike cannot say more than all random swaps do: one more in all rows that reach that."""
+    """-log10 of the smallest corrected p; at most 4, as so many random swaps are tried. None without answers."""
     if result.form is None:
         return None
     return max((-math.log10(row.p_value) for row in result.form.rows if row.p_value > 0), default=None)

@@ -256,6 +256,7 @@ def test_a_base_with_something_on_it_is_no_bare_base() -> None:
     bare = {"base": {"model": model, "adapter": None, "merge": False, "steering": None}}
     assert base_of(bare) == {"id": "m"}
     assert base_of({"base": {**bare["base"], "adapter": {"local": "x"}}}) is None
+    assert base_of({"base": "told in another way"}) is None
 
 
 def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_finding() -> None:
