@@ -11,9 +11,9 @@ from diffing_mcp.agents.records import (
     EvaluationPlan,
     EvaluationRecord,
     FactRecallRecord,
-    RecordedFinding,
     HypothesisReading,
     Message,
+    RecordedFinding,
     ToolCall,
     cell_id,
 )
