@@ -328,7 +328,7 @@ def test_continuous_integration_runs_make_test_and_the_readme_says_so() -> None:
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith("make test")
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
-    assert {".ci/run", "make demo PANEL=0"} == {
+    assert {".ci/run", "make demo PANEL=0", "make docs"} == {
         step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step
     }
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")

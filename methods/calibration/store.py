@@ -24,7 +24,7 @@ def base_of(pair: Mapping[str, Any]) -> dict[str, Any] | None:
     """The base model of a pair's identity (`fingerprint.pair_identity`), by its weights; None where the base side is
     no bare model, or is told in another way."""
     side = pair.get("base")
-    if not isinstance(side, Mapping) or "model" not in side or side["adapter"] or side["steering"]:
+    if not isinstance(side, Mapping) or "model" not in side or side.get("adapter") or side.get("steering"):
         return None
     return {name: value for name, value in side["model"].items() if name not in _NOT_THE_WEIGHTS}
 

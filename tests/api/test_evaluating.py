@@ -16,6 +16,7 @@ def shared_cache(own_folders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.cache_clear()
 
 
+@pytest.mark.long  # runs the command, which has tests of its own
 def test_an_evaluation_is_graded_and_continues() -> None:
     said: list[tuple[float, float | None]] = []
 

@@ -57,6 +57,7 @@ def test_a_base_is_calibrated_and_its_levels_are_read(diffing: Diffing, referenc
     assert "one of them must be of `kl`" in alone.err
 
 
+@pytest.mark.long  # what it reads is tested in tests/methods without the command line
 def test_levels_are_of_one_pair(diffing: Diffing, reference: str, texts: str) -> None:
     for pair in (reference, "identical"):
         settings_ = (f"corpus={texts}", "max_samples=4")

@@ -43,7 +43,7 @@ async def test_the_page_is_listed_for_hosts_that_render_it(context: ServerContex
     async with Client(server, mode=mode, extensions=rendering()) as client:
         listed = (await client.list_tools()).tools
         with_page = {tool.name for tool in listed if tool.meta == {"ui": {"resourceUri": PAGE}}}
-        assert with_page == {"overview", "sweep_behaviours", "view_run", "compare_text", "get_job"}
+        assert with_page == {"overview", "sweep_behaviours", "view_run", "get_job"}
         [content] = (await client.read_resource(PAGE)).contents
         assert content.mime_type == APP_MIME_TYPE
         assert (content.meta or {})["ui"] == {"prefersBorder": True}

@@ -143,15 +143,15 @@ async def test_long_work_becomes_a_task_and_ends_as_its_result(
     polling = Polling()
     async with Client(server, extensions=[polling]) as client:
         waiting = asyncio.create_task(client.call_tool("held_work", {"wait_seconds": 0}))
-        while len(polling.states) < 2:
+        # Whoever polls before the work begins hears that it is queued.
+        while not any(message.endswith("%, working on it") for message in polling.messages):
+            assert not waiting.done()
             await asyncio.sleep(0.01)
-        assert not waiting.done()
         released.set()
         result = await waiting
         assert text_of(result) == "All done."
         assert polling.states[0] == "working"
         assert polling.states[-1] == "completed"
-        assert any(message.endswith("%, working on it") for message in polling.messages)
         # What is there already is no task.
         count = len(polling.states)
         assert text_of(await client.call_tool("held_work", {"wait_seconds": 0})) == "All done."

@@ -275,7 +275,7 @@ async def _start_long_job(url: str, token: str, label: str) -> dict[str, Any]:
         return finished
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("legacy", marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 async def test_the_http_server_answers_and_ends_cleanly_with_a_running_job(
     data_folder: Path, pair_name: str, how: signal.Signals, mode: str, serving_process: Serving

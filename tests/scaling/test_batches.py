@@ -152,6 +152,7 @@ def test_results_travel_through_a_mirror(batch_file: Path, tmp_path: Path, monke
         Mirror("nosuchscheme://bucket")
 
 
+@pytest.mark.long  # an evaluation in a process of its own
 def test_an_investigation_is_a_task(evaluation_settings: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump({"organisms": ["same"], "arms": ["blackbox"], "interactions": [2]}))
