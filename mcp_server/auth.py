@@ -1,7 +1,7 @@
 """Who is calling: an operator, perhaps within the limits of a token, or the holder of an investigation's token.
 
 Over HTTP every request passes `BearerGate`. Without a token a caller is an operator only when the server listens on
-loopback and no operator token is configured. In memory and over stdio there are no requests to authenticate; the
+loopback and neither an operator token nor an OAuth issuer is configured. In memory and over stdio there are no requests to authenticate; the
 process that starts the server says who its one client is.
 """
 
@@ -116,8 +116,11 @@ def check_exposed(host: str) -> None:
 
 
 def open_access(host: str) -> bool:
-    """Whether clients without a token are operators: loopback only, and only while no operator token is configured."""
-    return settings().operator_token is None and is_loopback(host)
+    """Whether clients without a token are operators: loopback only, and only while neither an operator token nor an
+    OAuth issuer is configured. Behind a reverse proxy everybody comes from loopback, those without a token too.
+    """
+    chosen = settings()
+    return chosen.operator_token is None and chosen.oauth_issuer is None and is_loopback(host)
 
 
 def is_loopback(host: str) -> bool:

@@ -47,6 +47,12 @@ def test_open_access_needs_loopback_and_no_operator_token(data_folder: Path, mon
     assert caller_of_token(None, open_access=False) is None
 
 
+def test_where_an_issuer_gives_tokens_everybody_shows_one(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFING_OAUTH_ISSUER", "https://lab.example")
+    settings.cache_clear()
+    assert not open_access("127.0.0.1")
+
+
 def test_a_wrong_token_is_refused_even_where_none_is_needed(data_folder: Path) -> None:
     assert caller_of_token("wrong", open_access=True) is None
     assert caller_of_token("?", open_access=True) is None
