@@ -29,7 +29,7 @@ SHARES = {"tests": 0.35, "methods": 0.35, "vllm": 0.15, "benchmarks": 0.15}
 """Of the time that each part may take; what a part leaves is for the next ones."""
 SKIPPED = {"activation_oracle": "needs a verbaliser of this base"}
 SMALL = {"max_samples": 16, "max_tokens": 12, "max_new_tokens": 8, "steps": 20, "new_tokens": 4, "places": 8,
-         "topic_positions": 50, "patchscope_positions": 8, "random_directions": 16}  # fmt: skip
+         "topic_positions": 50, "patchscope_positions": 8, "random_directions": 64}  # fmt: skip
 """Parameters of `--quick`, where a method has them."""
 NEEDED = ("model_pairs/test_forward.py", "model_pairs/test_generation.py")
 """The tests of `--quick`; otherwise all of `model_pairs`."""

@@ -1,8 +1,8 @@
 """Who is calling: an operator, perhaps within the limits of a token, or the holder of an investigation's token.
 
 Over HTTP every request passes `BearerGate`. Without a token a caller is an operator only when the server listens on
-loopback and neither an operator token nor an OAuth issuer is configured. In memory and over stdio there are no requests to authenticate; the
-process that starts the server says who its one client is.
+loopback and neither an operator token nor an OAuth issuer is configured. In memory and over stdio there are no
+requests to authenticate; the process that starts the server says who its one client is.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,20 +60,42 @@ class RayCrew:
     def __init__(self, actors: dict[str, Any]) -> None:
         self.actors = actors
         self._running: dict[Any, tuple[str, Task]] = {}
+        self._asked: dict[str, Any] = {}
+        """Asked of those that died until they answer: Ray fails each call that reaches an actor on its way back."""
 
     def idle(self) -> Sequence[str]:
-        """Those without a task."""
+        """Those without a task that are not being restarted."""
         busy = {worker for worker, _ in self._running.values()}
-        return [worker for worker in self.actors if worker not in busy]
+        return [worker for worker in self.actors if worker not in busy and self._is_back(worker)]
+
+    def _is_back(self, worker: str) -> bool:
+        import ray
+
+        if worker not in self._asked:
+            return True
+        answered, _ = ray.wait([self._asked[worker]], timeout=0)
+        if not answered:
+            return False
+        try:
+            ray.get(answered[0])
+        except ray.exceptions.RayError:
+            self._asked[worker] = self.actors[worker].process.remote()
+            return False
+        del self._asked[worker]
+        return True
 
     def start(self, worker: str, task: Task) -> None:
-        """Send it the task; an actor that is being restarted takes it when it is back."""
+        """Send it the task."""
         self._running[self.actors[worker].perform.remote(task.model_dump_json())] = (worker, task)
 
     def finished(self, progress: Progress) -> Iterable[tuple[str, Task, Outcome | Lost]]:
         """Those whose task has ended, and what the others are doing to `progress`."""
         import ray
 
+        if not self._running:
+            progress(0, None, "workers are being restarted")
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            return []
         ready, waiting = ray.wait(list(self._running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
         for reference in waiting[:1]:
             progress(0, None, self._saying(self._running[reference][0]))
@@ -85,6 +108,7 @@ class RayCrew:
                 outcome = Outcome(task=task, state="failed", error=str(error.cause), worker=worker)
                 ended.append((worker, task, outcome))
             except ray.exceptions.RayError as error:
+                self._asked[worker] = self.actors[worker].process.remote()
                 ended.append((worker, task, Lost(" ".join(str(error).split())[:300])))
         return ended
 

@@ -253,8 +253,8 @@ def serving_process(data_folder: Path) -> Iterator[Serving]:
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        with process:  # ends when its pipes are closed and it is gone; a test may have closed one of them
+            process.kill()
 
 
 def address_of(process: subprocess.Popen[str]) -> str:
