@@ -14,6 +14,7 @@ from mcp.server.mcpserver import require_client_extension
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
     HEADER_MISMATCH,
+    INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
@@ -116,7 +117,8 @@ class Tasks(Extension):
         if state["status"] == "completed":
             # Also of work that failed: the tool says so in its result.
             result = await self._result(context, params.task_id)
-            assert isinstance(result, CallToolResult)
+            if not isinstance(result, CallToolResult):  # a question to the user, which get_job never puts
+                raise MCPError(INTERNAL_ERROR, f"there is no result of {params.task_id} to give; call get_job for it")
             state["result"] = result.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {**state, "resultType": "complete"}
 
