@@ -94,6 +94,11 @@ def labelled(method: str, text: str) -> str:
     return f"{method} on {text}" if text else method
 
 
+def method_of(label: str) -> str:
+    """The method of a label."""
+    return label.partition(" on ")[0]
+
+
 def text_of(request: Request) -> str:
     """The corpus of a request; empty where it is the default, or where none is read."""
     return _unless_default(getattr(request[1], "corpus", ""))
@@ -122,7 +127,8 @@ def default_plan() -> OverviewPlan:
 def by_default(name: str) -> Request:
     """A method with the parameters of an overview."""
     params = get_method(name).Params
-    corpus = {"max_samples": TEXTS_READ} if "corpus" in params.model_fields else {}
+    read = params.model_fields.get("corpus")
+    corpus = {} if read is None else {"max_samples": CHATS_READ if read.default == CHATS else TEXTS_READ}
     return name, params.model_validate({**corpus, **pending_vector(name)})
 
 
