@@ -198,6 +198,8 @@ def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> 
     known = find_calibration(identity)
     readings = []
     if known is not None:
+        if (known.params, known.versions) == (params, versions):
+            return known.model_copy(deep=True)
         same = {
             label
             for label, asked in params.items()

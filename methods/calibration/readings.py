@@ -93,7 +93,8 @@ def kept_readings(calibration: Calibration, labels: Collection[str], others: Col
     the size of the change is not among it, or where what words methods agree on is to be asked again.
     """
     gone = {*(set(calibration.params) - set(labels)), *others}
-    if SIZE not in labels or any(hasattr(get_method(method_of(label)).Result, "evidence_words") for label in gone):
+    sized = any(method_of(label) == SIZE for label in labels)
+    if not sized or any(hasattr(get_method(method_of(label)).Result, "evidence_words") for label in gone):
         return []
 
     def kept(values: dict[str, Any]) -> dict[str, Any]:

@@ -127,19 +127,27 @@ def default_plan() -> OverviewPlan:
 def by_default(name: str) -> Request:
     """A method with the parameters of an overview."""
     params = get_method(name).Params
-    read = params.model_fields.get("corpus")
-    corpus = {} if read is None else {"max_samples": CHATS_READ if read.default == CHATS else TEXTS_READ}
+    corpus = {"max_samples": TEXTS_READ} if "corpus" in params.model_fields else {}
     return name, params.model_validate({**corpus, **pending_vector(name)})
 
 
 def with_chats(requests: Sequence[Request]) -> list[Request]:
-    """These, and those of `MINED_IN_CHATS` on chats as well where they read the default text."""
-    again = [
-        (name, params.model_copy(update={"corpus": CHATS, "max_samples": min(CHATS_READ, params.max_samples)}))
-        for name, params in requests
-        if name in MINED_IN_CHATS and isinstance(params, CorpusParams) and not text_of((name, params))
-    ]
-    return [*requests, *again]
+    """These, and those of `MINED_IN_CHATS` on chats as well where they read the default text; beside it, fewer chats
+    are read than texts, by methods of chats too.
+    """
+    read = [text_of(request) for request in requests if isinstance(request[1], CorpusParams)]
+    own, again = [], []
+    for name, params in requests:
+        text = text_of((name, params)) if isinstance(params, CorpusParams) else None
+        own.append((name, _of_chats(params) if text == CHATS and "" in read else params))
+        if text == "" and name in MINED_IN_CHATS:
+            again.append((name, _of_chats(params)))
+    return [*own, *again]
+
+
+def _of_chats(params: BaseModel) -> BaseModel:
+    most = min(CHATS_READ, getattr(params, "max_samples", CHATS_READ))
+    return params.model_copy(update={"corpus": CHATS, "max_samples": most})
 
 
 def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> OverviewPlan:
