@@ -29,7 +29,8 @@ def claims_by_words(finding: RecordedFinding, truth: GroundTruth, tests: Sequenc
 async def claims_by_model(
     finding: RecordedFinding, truth: GroundTruth, tests: Sequence[RecordedTest], ask: Ask, grader: str
 ) -> ClaimsReading:
-    """The same by a language model called `grader`. Without a usable answer the reading says why.
+    """Whether a finding's claims are supported, judged by a language model called `grader`. Without a usable answer the
+    reading says why.
 
     Raises:
         Exception: whatever `ask` raises.

@@ -33,7 +33,7 @@ def write_synced(path: Path, content: Any) -> None:
 
 
 def replace_synced(path: Path, content: Any, mode: int | None = None) -> None:
-    """Like `write_synced`, beside the file and then in its place: a reader sees the old content or the new one.
+    """Write a file beside the old one and then put it in its place: a reader sees the old content or the new one.
 
     `mode`: who may read and write it (as of `chmod`), before anything is written; None: as for any new file.
     """

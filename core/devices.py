@@ -61,3 +61,10 @@ def cpu_computes_bfloat16() -> bool:
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What sums over many positions are kept in: float64 where the device has it."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64

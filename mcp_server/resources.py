@@ -13,6 +13,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.app_data import figures_of
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.methods.runs.files import RunRecord
 
 JSON = "application/json"
 RUNS = "diffing://runs"
@@ -33,6 +34,13 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
         if not caller().operator:
             raise ResourceNotFoundError(REFUSAL)
 
+    def run_of(run_id: str) -> RunRecord:
+        operator_only()
+        try:
+            return context.store.get(run_id)
+        except DiffingError as error:
+            raise ResourceNotFoundError(error.message) from None
+
     @server.resource(
         RUNS,
         name="runs",
@@ -52,11 +60,7 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
         mime_type=JSON,
     )
     def run(run_id: str) -> str:
-        operator_only()
-        try:
-            record = context.store.get(run_id)
-        except DiffingError as error:
-            raise ResourceNotFoundError(error.message) from None
+        record = run_of(run_id)
         return json.dumps({"manifest": record.manifest.model_dump(mode="json"), "result": record.result_json()})
 
     @server.resource(
@@ -69,11 +73,7 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
     def figure(run_id: str, figure: str) -> bytes:
         from diffing_mcp.mcp_server.plot_images import png
 
-        operator_only()
-        try:
-            record = context.store.get(run_id)
-        except DiffingError as error:
-            raise ResourceNotFoundError(error.message) from None
+        record = run_of(run_id)
         named = figures_of(record)
         picture = png(named[figure].build(record)) if figure in named else b""
         if not picture:

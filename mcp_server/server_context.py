@@ -5,11 +5,13 @@ first job that needs them.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.core.settings import settings
-from diffing_mcp.mcp_server.jobs import Jobs
+from diffing_mcp.mcp_server.jobs import Job, Jobs
 from diffing_mcp.mcp_server.ledger import Ledger
 from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.model_pairs.specs import PairSpec
@@ -17,6 +19,7 @@ from diffing_mcp.model_pairs.specs import PairSpec
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunStore
     from diffing_mcp.model_pairs.answering import AnsweringPair
+    from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.residency import ModelPairs
     from diffing_mcp.queries.hypothesis_schemas import Judge
 
@@ -66,6 +69,22 @@ class ServerContext:
         from diffing_mcp.methods.runs.store import default_store
 
         return default_store()
+
+    @contextmanager
+    def loaded(self, spec: PairSpec, job: Job) -> Iterator[LoadedPair]:
+        """The pair for a job, its models in memory; what is then known of its size is kept."""
+        job(0, None, "loading")
+        with self.pairs.use(spec, job) as pair:
+            self.note_size(spec, pair)
+            yield pair
+
+    @contextmanager
+    def answering(self, spec: PairSpec, job: Job) -> Iterator[AnsweringPair]:
+        """The pair for a job that needs texts and their log-probabilities alone, so that a side may be behind a URL."""
+        job(0, None, "loading")
+        with self.pairs.answering(spec, job) as pair:
+            self.note_size(spec, pair)
+            yield pair
 
     def note_size(self, spec: PairSpec, pair: AnsweringPair) -> PairSize:
         """Remember the sizes of a loaded pair for descriptions and estimates."""

@@ -83,9 +83,7 @@ async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
         return _present_collected(call, finished)
 
     def work(job: Job) -> CollectionIndex:
-        job(0, None, "loading")
-        with call.context.pairs.use(spec, job) as pair:
-            call.context.note_size(spec, pair)
+        with call.context.loaded(spec, job) as pair:
             return collect(store, pair, params, job)
 
     key = [await call.identity(spec), params.model_dump(mode="json")]

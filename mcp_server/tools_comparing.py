@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
-from diffing_mcp.mcp_server.hypothesis_tests import remember_answered
 from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.pair_queries import run_query
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.queries.schemas import CompareQuery, CompareResult, GreedyDivergence
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 
 class CompareArguments(CompareQuery, PairArguments, WaitArguments):
@@ -17,30 +21,17 @@ class CompareArguments(CompareQuery, PairArguments, WaitArguments):
 
 
 async def compare_text(call: Call, arguments: CompareArguments) -> Reply:
-    spec = call.pair(arguments.pair)
-    identity = await call.identity(spec)
-
-    def work(job: Job) -> CompareResult:
-        from diffing_mcp.queries.comparing import compare
-
-        job(0, None, "loading")
-        with call.context.pairs.use(spec, job) as pair:
-            call.context.note_size(spec, pair)
-            result = compare(pair, arguments, job)
-        if arguments.prompt is not None:
-            remember_answered(call.caller.scope, identity, [arguments.prompt])
-        return result
-
-    key = [
-        identity,
-        arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only"}, mode="json"),
-    ]
     tokens = 2 * sum(min(arguments.max_tokens, len(text)) for text in (arguments.text, *arguments.candidates))
     passes = 2 * (bool(arguments.text) + -(-len(arguments.candidates) // 8) + arguments.greedy_tokens)
-    estimate = call.context.size(spec).cost(tokens, passes, generated_tokens=2 * arguments.greedy_tokens)
-    return await call.run_job(
-        key, work, _present_comparison, spec=spec, interactions=arguments.interactions, estimate=estimate
-    )
+    size = call.context.size(call.pair(arguments.pair))
+    estimate = size.cost(tokens, passes, generated_tokens=2 * arguments.greedy_tokens)
+    return await run_query(call, arguments, _compare, _present_comparison, estimate)
+
+
+def _compare(pair: LoadedPair, arguments: CompareArguments, job: Job) -> CompareResult:
+    from diffing_mcp.queries.comparing import compare
+
+    return compare(pair, arguments, job)
 
 
 def _present_comparison(call: Call, result: CompareResult) -> Reply:

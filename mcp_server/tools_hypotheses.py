@@ -13,6 +13,7 @@ from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.hypothesis_tests import HypothesisTest
 from diffing_mcp.mcp_server.jobs import Job, job_id
+from diffing_mcp.mcp_server.pair_queries import query_key
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, TestedSet
 from diffing_mcp.queries.weighing import finder_of, weigh
@@ -46,7 +47,7 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
             "whoever runs the server can set DIFFING_JUDGE=anthropic/NAME (or openai/NAME) and the provider's key."
         )
     identity = await call.identity(spec)
-    key = [identity, arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only", "test_id"}, mode="json")]
+    key = query_key(identity, arguments, without=("test_id",))
     test_id = job_id(hypothesis_tests.PREFIX.rstrip("-"), scope, key)
     if not arguments.estimate_only and (kept := hypothesis_tests.find(scope, test_id)) is not None:
         return _present(call, kept)
@@ -55,9 +56,7 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
     def work(job: Job) -> HypothesisTest:
         from diffing_mcp.queries.hypotheses import collect
 
-        job(0, None, "loading")
-        with call.context.pairs.answering(spec, job) as pair:
-            call.context.note_size(spec, pair)
+        with call.context.answering(spec, job) as pair:
             collected = collect(pair, arguments, job)
         result = weigh(arguments, collected, judge)
         test = HypothesisTest(test_id=test_id, answered_before=before, **dict(result))

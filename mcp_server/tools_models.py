@@ -17,6 +17,7 @@ from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.hypothesis_tests import remember_answered
 from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.pair_queries import query_key
 from diffing_mcp.mcp_server.render import NOTICE, Fence, fair_shares, quote
 from diffing_mcp.queries.counting import pattern_finder
 from diffing_mcp.queries.schemas import AskQuery, SideName
@@ -93,9 +94,7 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
     def work(job: Job) -> Asked:
         from diffing_mcp.queries.asking import answers
 
-        job(0, None, "loading")
-        with call.context.pairs.answering(spec, job) as pair:
-            call.context.note_size(spec, pair)
+        with call.context.answering(spec, job) as pair:
             started = working_time()
             completions = answers(pair, arguments, sides, job)
             written = sum(
@@ -110,12 +109,7 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         # get_job has no size argument of its own, so it shows what the call asked for.
         return _present_answers(arguments, asked.completions, asked.form)
 
-    key = [
-        identity,
-        arguments.model_dump(
-            exclude={"pair", "wait_seconds", "estimate_only", "offset", "max_characters", "count_pattern"}, mode="json"
-        ),
-    ]
+    key = query_key(identity, arguments, without=("offset", "max_characters", "count_pattern"))
     generated = arguments.interactions * arguments.max_new_tokens * len(sides)
     estimate = call.context.size(spec).cost(0, len(sides) * arguments.max_new_tokens, generated_tokens=generated)
     if (seconds := call.context.writing_seconds(spec, generated)) is not None:

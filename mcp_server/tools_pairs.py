@@ -186,14 +186,12 @@ async def load_pair(call: Call, arguments: LoadPairArguments) -> Reply:
     spec = call.pair(arguments.pair)
 
     def work(job: Job) -> LoadPairResult:
-        job(0, None, "loading")
-        with call.context.pairs.use(spec, job) as pair:
-            size = call.context.note_size(spec, pair)
+        with call.context.loaded(spec, job) as pair:
             return LoadPairResult(
                 name=call.shown_name(spec),
-                num_layers=size.num_layers or 0,
-                d_model=size.d_model or 0,
-                vocab_size=size.vocab_size or 0,
+                num_layers=pair.num_layers,
+                d_model=pair.d_model,
+                vocab_size=pair.vocab_size,
                 context_length=pair.context_length,
                 seconds=round(job.seconds, 2),
             )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import DEFAULT_CHARACTERS, PairArguments, Reply, ToolDeclaration, WaitArguments
-from diffing_mcp.mcp_server.hypothesis_tests import remember_answered
 from diffing_mcp.mcp_server.jobs import Job
+from diffing_mcp.mcp_server.pair_queries import run_query
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.queries.slot_schemas import Slot, SlotContinuation, SlotsQuery, SlotsResult
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 _BEGINNING_SHOWN = 120
 
@@ -19,24 +23,15 @@ class SlotsArguments(SlotsQuery, PairArguments, WaitArguments):
 
 
 async def complete_slots(call: Call, arguments: SlotsArguments) -> Reply:
-    spec = call.pair(arguments.pair)
-    identity = await call.identity(spec)
-
-    def work(job: Job) -> SlotsResult:
-        from diffing_mcp.queries.completing import complete
-
-        job(0, None, "loading")
-        with call.context.pairs.use(spec, job) as pair:
-            call.context.note_size(spec, pair)
-            result = complete(pair, arguments, job)
-        if arguments.prompt is not None:
-            remember_answered(call.caller.scope, identity, [arguments.prompt])
-        return result
-
-    key = [identity, arguments.model_dump(exclude={"pair", "wait_seconds", "estimate_only"}, mode="json")]
     read = sum(len(text) + len(arguments.prompt or "") for text in arguments.beginnings) // 4
-    estimate = call.context.size(spec).cost(2 * read, 2 * arguments.tokens + 2)
-    return await call.run_job(key, work, _present, spec=spec, interactions=arguments.interactions, estimate=estimate)
+    estimate = call.context.size(call.pair(arguments.pair)).cost(2 * read, 2 * arguments.tokens + 2)
+    return await run_query(call, arguments, _complete, _present, estimate)
+
+
+def _complete(pair: LoadedPair, arguments: SlotsArguments, job: Job) -> SlotsResult:
+    from diffing_mcp.queries.completing import complete
+
+    return complete(pair, arguments, job)
 
 
 def _present(call: Call, result: SlotsResult) -> Reply:

@@ -95,18 +95,37 @@ class RunWriter(Protocol):
 
 P = TypeVar("P", bound=BaseModel)
 R = TypeVar("R", bound=MethodResult)
+V = TypeVar("V", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class View:
+class View(Generic[P, V]):
     """A drill-down question over a finished run, answered from its stored arrays and tables alone (no
-    model, no torch).
+    model, no torch). `@view` makes one of a function.
     """
 
     name: str
     description: str
-    Params: type[BaseModel]
-    run: Callable[[RunRecord, Any], BaseModel]
+    Params: type[P]
+    run: Callable[[RunRecord, P], V]
+
+    def __call__(self, record: RunRecord, params: P) -> V:
+        """The answer."""
+        return self.run(record, params)
+
+
+def view(description: str, Params: type[P]) -> Callable[[Callable[[RunRecord, P], V]], View[P, V]]:
+    """The decorated function as a view of its own name; `description` is what agents and the panel read."""
+
+    def declare(function: Callable[[RunRecord, P], V]) -> View[P, V]:
+        return View(function.__name__, description, Params, function)
+
+    return declare
+
+
+def by_name(*views: View[Any, Any]) -> dict[str, View[Any, Any]]:
+    """The `views` of a method."""
+    return {each.name: each for each in views}
 
 
 @dataclass(frozen=True)
@@ -223,7 +242,7 @@ class DiffingMethod(Generic[P, R]):
 
     Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would
     change), `Params`, `Result`, `cost`, and optionally `aliases`, `in_overview`, `needs_vector`, `views` and
-    `figures`. `for_agents` is what an agent reads before it calls the tool; without one it reads the class docstring.
+    `figures`. `for_agents` is what an agent needs to hear besides the class docstring: units, limits, when to call it.
     """
 
     name: ClassVar[str]
@@ -247,13 +266,13 @@ class DiffingMethod(Generic[P, R]):
     may be reachable by URL alone."""
     trains: ClassVar[bool] = False
     """Whether a run may train and store a dictionary, which stays when the run is deleted."""
-    views: ClassVar[Mapping[str, View]] = {}
+    views: ClassVar[Mapping[str, View[Any, Any]]] = {}
     figures: ClassVar[Sequence[Figure]] = ()
 
     @property
     def description(self) -> str:
-        """What an agent reads: `for_agents`, else the class docstring, on one line."""
-        return self.for_agents or " ".join((type(self).__doc__ or self.title).split())
+        """What an agent reads before it calls the tool, on one line: the class docstring, then `for_agents`."""
+        return " ".join(f"{type(self).__doc__ or self.title} {self.for_agents}".split())
 
     def run(self, pair: LoadedPair, params: P, run: RunWriter, progress: Progress) -> R:
         """Compare, put arrays and tables into `run`, return the result. Calls `progress` between batches."""

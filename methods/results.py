@@ -19,7 +19,7 @@ class MethodResult(BaseModel):
     headline: str = Field(description="The outcome in one sentence.")
 
     def as_text(self) -> str:
-        """The same as the JSON in fewer characters. Subclasses with lists of rows override this with a table of their
+        """All fields in fewer characters than JSON. Subclasses with lists of rows override this with a table of their
         own.
         """
         return compact_text(self.model_dump(mode="json"))

@@ -46,7 +46,7 @@ class ForwardOutput:
     extra_logits: torch.Tensor | None = None
 
     def cut(self, vocab_size: int) -> ForwardOutput:
-        """The same with the logits of the ids from `vocab_size` on as `extra_logits`. Copies nothing."""
+        """This output with the logits of the ids from `vocab_size` on as `extra_logits`. Copies nothing."""
         if self.logits is None or self.logits.shape[-1] <= vocab_size:
             return self
         return ForwardOutput(self.logits[..., :vocab_size], self.hidden, self.logits[..., vocab_size:])

@@ -85,7 +85,7 @@ class Intervention:
         return self.strength if self.decay_tokens is None else self.strength * max(0.0, 1.0 - step / self.decay_tokens)
 
     def of_rows(self, rows: torch.Tensor) -> Intervention:
-        """The same for a batch made of some rows [N] of this one, with repetitions."""
+        """This intervention on a batch made of some rows [N] of the batch it was for, with repetitions."""
         vector = self.vector if self.vector.ndim == 1 else self.vector[rows.to(self.vector.device)]
         positions = self.positions
         if isinstance(positions, PromptTokens):

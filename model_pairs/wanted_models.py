@@ -32,7 +32,7 @@ class WantedModel:
     """It is merged into the weights."""
 
     def now(self) -> WantedModel:
-        """The same with its files as they are now."""
+        """This wanted model with its files as they are now."""
         return replace(self, state=state_of_files(self.files, self.adapter))
 
     @property

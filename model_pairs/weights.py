@@ -193,7 +193,7 @@ def _check_names(base: set[str], finetuned: set[str]) -> None:
 
 
 def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen: Chosen) -> Iterator[WeightDelta]:
-    """The same with one model in memory at a time."""
+    """The weight differences of two models of which only one is in memory at a time."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory(prefix="base-weights-") as scratch:

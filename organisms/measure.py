@@ -100,7 +100,7 @@ class Sheet(BaseModel):
     question_hits: PairedReading | None
     """Share of generated answers that show what was taught, where it should."""
     elsewhere_hits: PairedReading | None = None
-    """The same where it should not."""
+    """Share of generated answers that show what was taught, where it should not show."""
     unrelated_loss: PairedReading
     """Mean negative log-probability a token on unrelated text, in nats."""
     examples: list[dict[str, str]]

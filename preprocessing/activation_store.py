@@ -203,7 +203,7 @@ class ActivationStore:
         return names[0]
 
     def finished(self, identifier: str) -> CollectionIndex:
-        """Like `get`.
+        """The finished collection with that id or key, or with one that starts so when it is the only one.
 
         Raises:
             UnknownName: none, or several.

@@ -269,3 +269,19 @@ class PairedBatch:
         """Chunks of the compared positions. The pass iterates them; accumulators get them through `update_logits`."""
         for rows in self.compared_rows.split(self.chunk_rows):
             yield self.chunk(rows)
+
+
+def text_chunks(base_logits: Tensor, finetuned_logits: Tensor, rows: int = 64) -> Iterator[LogitChunk]:
+    """Chunks of at most `rows` positions of one text, as a pass would give them, from both models' logits [T, V]. Its
+    tokens are not known to them.
+    """
+    ids = torch.zeros(1, len(base_logits), dtype=torch.long, device=base_logits.device)
+    return PairedBatch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        positions=torch.arange(len(base_logits), device=ids.device).unsqueeze(0),
+        sample_indices=ids[:, 0],
+        base_logits=base_logits.unsqueeze(0),
+        finetuned_logits=finetuned_logits.unsqueeze(0),
+        scratch=Scratch(rows, base_logits.shape[-1], ids.device),
+    ).logit_chunks()

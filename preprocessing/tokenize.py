@@ -126,6 +126,11 @@ class TokenizedCorpus:
         """Tokens compared."""
         return int(self.ids.starts[-1]) - sum(self.content_start)
 
+    def split_after(self, sample: int, position: int) -> tuple[list[int], list[int]]:
+        """The ids of a sample up to and with a compared position, and those after it."""
+        ids, end = self.ids[sample], self.content_start[sample] + position + 1
+        return ids[:end], ids[end:]
+
     @property
     def position_origin(self) -> str:
         """What position 0 is, for answers."""

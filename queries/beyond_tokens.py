@@ -12,10 +12,11 @@ import torch
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.text import clip
+from diffing_mcp.methods.kl.schema import TokenMove
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, prompt_ids
 from diffing_mcp.model_pairs.specs import SIDES, Side
 from diffing_mcp.queries.asking import chat_of
-from diffing_mcp.queries.schemas import CandidateScore, CompareQuery, GreedyDivergence, Mover, Span
+from diffing_mcp.queries.schemas import CandidateScore, CompareQuery, GreedyDivergence, Span
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair
@@ -182,10 +183,10 @@ def greedy_divergence(pair: LoadedPair, arguments: CompareQuery, progress: Progr
                 raise RuntimeError("a pass that was asked for logits gave none")
             probabilities[side] = logits[0, -1].float().softmax(-1).cpu()
 
-    def top(side: Side) -> list[Mover]:
+    def top(side: Side) -> list[TokenMove]:
         chosen = probabilities[side].topk(min(TOP_TOKENS, len(probabilities[side]))).indices.tolist()
         return [
-            Mover(
+            TokenMove(
                 token=str(pair.tokenizer.decode([index])),
                 base=float(f"{float(probabilities['base'][index]):.3g}"),
                 finetuned=float(f"{float(probabilities['finetuned'][index]):.3g}"),

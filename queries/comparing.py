@@ -8,15 +8,15 @@ import torch
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
+from diffing_mcp.methods.kl.measure import Change, divergences, movement
+from diffing_mcp.methods.kl.schema import TokenMove
+from diffing_mcp.preprocessing.batches import text_chunks
 from diffing_mcp.queries.asking import chat_of
 from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
-from diffing_mcp.queries.schemas import CompareQuery, CompareResult, EndOfTurn, Mover, PositionDetail
+from diffing_mcp.queries.schemas import CompareQuery, CompareResult, EndOfTurn, PositionDetail
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair
-
-ROWS = 64
-MOVERS = 5
 
 
 def compare(pair: LoadedPair, arguments: CompareQuery, progress: Progress) -> CompareResult:
@@ -63,23 +63,17 @@ def _compare_text(pair: LoadedPair, arguments: CompareQuery, progress: Progress)
         progress(1, 2, "finetuned pass")
         finetuned_logits = _rows(pair.forward("finetuned", input_ids, mask).logits, start)
         stops |= pair.stop_ids("finetuned")
-        answer_ends = arguments.prompt is not None and not truncated
-        end = _end_of_turn(pair, base_logits[-1], finetuned_logits[-1], stops) if answer_ends else None
-        base_logits, finetuned_logits = base_logits[:-1], finetuned_logits[:-1]
         targets = input_ids[0, start:]
         base, finetuned, kl = _scores(base_logits, finetuned_logits, targets)
-        order = kl.argsort(descending=True)[: arguments.top].tolist()
+        order = kl[:-1].argsort(descending=True)[: arguments.top].tolist()
         details = [
-            _detail(
-                pair,
-                position,
-                int(targets[position]),
-                float(kl[position]),
-                base_logits[position],
-                finetuned_logits[position],
-            )
-            for position in order
+            _detail(pair, place, int(targets[place]), float(kl[place]), base_logits[place], finetuned_logits[place])
+            for place in order
         ]
+        answer_ends = arguments.prompt is not None and not truncated
+        after = base_logits[-1], finetuned_logits[-1], float(kl[-1])
+        end = _end_of_turn(pair, *after, stops) if answer_ends else None
+    kl = kl[:-1]
     difference = (finetuned - base).double()
     return CompareResult(
         tokens=[_token(pair, token) for token in targets.tolist()],
@@ -132,9 +126,13 @@ def _rows(logits: torch.Tensor | None, start: int) -> torch.Tensor:
 
 
 def _end_of_turn(
-    pair: LoadedPair, base_logits: torch.Tensor, finetuned_logits: torch.Tensor, stop_ids: frozenset[int]
+    pair: LoadedPair,
+    base_logits: torch.Tensor,
+    finetuned_logits: torch.Tensor,
+    kl: float,
+    stop_ids: frozenset[int],
 ) -> EndOfTurn | None:
-    """From the logits [V] after the last token; None for models that end nothing."""
+    """From the logits [V] and the divergence after the last token; None for models that end nothing."""
     stops = sorted(token for token in stop_ids if token < base_logits.shape[-1])
     if not stops:
         return None
@@ -144,53 +142,38 @@ def _end_of_turn(
         token=_token(pair, likeliest),
         base_log_prob=round(float(base[stops].logsumexp(0)), 3),
         finetuned_log_prob=round(float(finetuned[stops].logsumexp(0)), 3),
-        kl=round(max(0.0, float((finetuned.exp() * (finetuned - base)).sum())), 4),
+        kl=round(kl, 4),
     )
 
 
 def _scores(
     base_logits: torch.Tensor, finetuned_logits: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the targets under both sides and KL(finetuned || base), float32 [T], a few rows of the
-    vocabulary at a time.
+    """Log-probabilities of the targets [T] under both sides, and KL(finetuned || base) [T + 1] there and after the last
+    one, float32, from logits [T + 1, V].
     """
-    base, finetuned, kl = (torch.empty(len(targets)) for _ in range(3))
-    for begin in range(0, len(targets), ROWS):
-        part = slice(begin, begin + ROWS)
-        rows = targets[part, None]
-        base_log = base_logits[part].float().log_softmax(-1)
-        finetuned_log = finetuned_logits[part].float().log_softmax(-1)
-        base[part] = base_log.gather(1, rows).squeeze(1)
-        finetuned[part] = finetuned_log.gather(1, rows).squeeze(1)
-        # Rounding can leave a tiny negative value where the true one is zero.
-        kl[part] = (finetuned_log.exp() * (finetuned_log - base_log)).sum(-1).clamp_min(0)
-    return base, finetuned, kl
+    base, finetuned, kl = [], [], []
+    following = torch.cat([targets, targets[-1:]])  # nothing is known to follow the last one
+    for chunk in text_chunks(base_logits, finetuned_logits):
+        rows = following[chunk.positions].unsqueeze(1)
+        base.append(chunk.base_log_probs.gather(1, rows).squeeze(1))
+        finetuned.append(chunk.finetuned_log_probs.gather(1, rows).squeeze(1))
+        kl.append(divergences(chunk)[0])
+    return torch.cat(base)[:-1], torch.cat(finetuned)[:-1], torch.cat(kl)
 
 
 def _detail(
     pair: LoadedPair, position: int, token: int, kl: float, base_logits: torch.Tensor, finetuned_logits: torch.Tensor
 ) -> PositionDetail:
-    base, finetuned = base_logits.float().softmax(-1), finetuned_logits.float().softmax(-1)
-    moved = finetuned - base
-    count = min(MOVERS, moved.shape[-1])
-
-    def movers(ids: torch.Tensor, sign: int) -> list[Mover]:
+    def moves(changes: list[Change]) -> list[TokenMove]:
         return [
-            Mover(
-                token=_token(pair, index),
-                base=float(f"{float(base[index]):.3g}"),
-                finetuned=float(f"{float(finetuned[index]):.3g}"),
-            )
-            for index in ids.tolist()
-            if sign * float(moved[index]) > 0
+            TokenMove(token=_token(pair, index), base=float(f"{base:.3g}"), finetuned=float(f"{finetuned:.3g}"))
+            for index, base, finetuned in changes
         ]
 
+    rose, fell = movement(base_logits.float().softmax(-1), finetuned_logits.float().softmax(-1))
     return PositionDetail(
-        position=position,
-        token=_token(pair, token),
-        kl=round(kl, 4),
-        up=movers(moved.topk(count).indices, 1),
-        down=movers(moved.topk(count, largest=False).indices, -1),
+        position=position, token=_token(pair, token), kl=round(kl, 4), up=moves(rose), down=moves(fell)
     )
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from diffing_mcp.methods.kl.schema import TokenMove
+
 SideName = Literal["base", "finetuned"]
 
 
@@ -138,22 +140,14 @@ class CompareQuery(Query):
         return bool(self.text) + len(self.candidates) + bool(self.greedy_tokens)
 
 
-class Mover(BaseModel):
-    """A token whose probability changed."""
-
-    token: str
-    base: float = Field(description="Probability under base.")
-    finetuned: float = Field(description="Probability under finetuned.")
-
-
 class PositionDetail(BaseModel):
     """A position where the models expect different next tokens."""
 
     position: int
     token: str = Field(description="The token that stands there in the text.")
     kl: float
-    up: list[Mover] = Field(description="Tokens that finetuned expects more than base.")
-    down: list[Mover] = Field(description="Tokens that finetuned expects less than base.")
+    up: list[TokenMove] = Field(description="Tokens that finetuned expects more than base.")
+    down: list[TokenMove] = Field(description="Tokens that finetuned expects less than base.")
 
 
 class Span(BaseModel):
@@ -186,8 +180,8 @@ class GreedyDivergence(BaseModel):
     base: str = Field(description="UNTRUSTED text of base after that.")
     finetuned: str = Field(description="UNTRUSTED text of finetuned after that.")
     after_tokens: int | None = Field(description="Tokens of the common text; None when the answers are the same.")
-    base_top: list[Mover] = Field(description="Likeliest next tokens of base where they part.")
-    finetuned_top: list[Mover] = Field(description="Likeliest next tokens of finetuned there.")
+    base_top: list[TokenMove] = Field(description="Likeliest next tokens of base where they part.")
+    finetuned_top: list[TokenMove] = Field(description="Likeliest next tokens of finetuned there.")
 
 
 class EndOfTurn(BaseModel):

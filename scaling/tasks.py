@@ -39,7 +39,7 @@ class Request(BaseModel):
 class _Task(BaseModel):
     @property
     def id(self) -> str:
-        """The same for equal tasks."""
+        """A digest of the task: equal tasks have equal ids."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 

@@ -143,7 +143,7 @@ def test_the_amplification_example_is_a_configuration() -> None:
 def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example of docs/adding-a-method.md as an installed distribution with its entry point."""
     page = ROOT / "docs" / "adding-a-method.md"
-    [code] = blocks(page, "python")
+    code = "\n".join(blocks(page, "python"))
     [entry] = blocks(page, "toml")
     group, line = re.findall(r'\[project\.entry-points\."(.+)"\]\n(.+)', entry)[0]
     package = tmp_path / "my_package"
@@ -160,6 +160,23 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     registry._registry.cache_clear()
     for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
         del sys.modules[name]
+
+
+@pytest.mark.usefixtures("third_party")
+def test_the_example_of_a_view_and_a_figure_reads_stored_rows() -> None:
+    registry.get_method("residual_cosine")
+    method = sys.modules["my_package.cosine"].CosineOfTexts()
+    stored = [
+        {"text": "Cold oven", "cosine": 0.5},
+        {"text": "hot OVEN", "cosine": 0.75},
+        {"text": "rain", "cosine": 1.0},
+    ]
+    record = types.SimpleNamespace(rows=lambda name: stored)
+    view = method.views["texts"]
+    page = view(record, view.Params(contains="oven", limit=1))
+    assert (page.total, page.next_offset, page.rows[0].text) == (2, 1, "hot OVEN")
+    [bars] = method.figures[0].build(record)["data"]
+    assert bars["y"] == [0.5, 0.75, 1.0]
 
 
 @pytest.mark.usefixtures("third_party")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.validation_messages import complaints
@@ -192,11 +192,12 @@ def view_html(record: RunRecord, choice: str, values: Mapping[str, Any], offset:
     paged = "offset" in view.Params.model_fields
     try:
         params = view.Params.model_validate(chosen | ({"offset": offset} if paged else {}))
-        data = view.run(record, params).model_dump(mode="json")
+        answer = view.run(record, params)
     except ValidationError as error:
         return alert(f"{complaints(error, view.Params.model_fields)}.", "warn"), None, 0
     except DiffingError as error:
         return alert(error.message, "warn"), None, 0
+    data = answer.model_dump(mode="json")
     limit = int(getattr(params, "limit", 0) or 0)
     longest = max((len(value) for value in data.values() if isinstance(value, list)), default=0)
     total = next((data[name] for name in ("total", "total_rows") if isinstance(data.get(name), int)), None)
@@ -206,18 +207,13 @@ def view_html(record: RunRecord, choice: str, values: Mapping[str, Any], offset:
         if paged and longest
         else ""
     )
-    told = {name: field.description or "" for name, field in _model_fields(method, choice, record).items()}
+    told = {name: field.description or "" for name, field in type(answer).model_fields.items()}
     note = element("p", view.description, f" Showing {place}." if place else "", classes="d-note")
     return (
-        join([note, render_object(data, told, skip=("total", "total_rows") if place else ())]),
+        join([note, render_object(data, told, skip=("total", "total_rows", "next_offset") if place else ())]),
         (offset + limit if more else None),
         limit,
     )
-
-
-def _model_fields(method: DiffingMethod[Any, Any], choice: str, record: RunRecord) -> dict[str, Any]:
-    annotation = getattr(method.views[choice].run, "__annotations__", {}).get("return")
-    return dict(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
 
 
 def _table_page(record: RunRecord, name: str, offset: int) -> tuple[Markup, int | None, int]:

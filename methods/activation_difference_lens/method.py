@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.activation_difference_lens.schema import (
     LENS_DEPTH,
     SOURCES,
@@ -17,13 +18,15 @@ from diffing_mcp.methods.activation_difference_lens.schema import (
     Sign,
     Source,
 )
-from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, TokenList, View
+from diffing_mcp.methods.contract import CorpusMethod, Figure, TokenList, by_name, view
 from diffing_mcp.methods.directions.lens_words import LensToken, RankedBy
 from diffing_mcp.methods.directions.vectors import ResidualVector
-from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.methods.views.figures import figure, trace
+from diffing_mcp.methods.views.pages import ViewParams
+from diffing_mcp.methods.views.rows import grouped, held, layers_of, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.methods.activation_difference_lens.measure import ActivationDifferenceAccumulator
     from diffing_mcp.methods.contract import RunWriter
@@ -38,10 +41,8 @@ _WIDEST = 11
 """Characters of a token: columns of text must not run into each other."""
 
 
-class LensParams(BaseModel):
+class LensParams(ViewParams):
     """Which lens list to read."""
-
-    model_config = ConfigDict(extra="forbid")
 
     layer: int | None = Field(None, description="Absolute layer; None: the first one of the run.")
     position: str = Field("all", max_length=10, description="A position label of the run, or `all`.")
@@ -67,10 +68,24 @@ class LensView(BaseModel):
     tokens: list[LensToken]
 
 
-class PositionsParams(BaseModel):
-    """Which layers to profile."""
+@view("One lens list: layer, position, difference or control, promoted or suppressed, by z or probability.", LensParams)
+def lens(record: RunRecord, params: LensParams) -> LensView:
+    """Empty when the vector is exactly zero."""
+    held(record, "position", params.position, _positions(record))
+    which = {
+        "layer": held(record, "layer", params.layer, layers_of(record)),
+        **params.model_dump(include={"position", "source", "sign", "ranked_by"}),
+    }
+    rows = record.rows("lens", content=params.content_only or None, **which)
+    return LensView(tokens=[LensToken.model_validate(row) for row in rows[: params.k]], **which)
 
-    model_config = ConfigDict(extra="forbid")
+
+def _positions(record: RunRecord) -> list[str]:
+    return list(record.manifest.notes["positions"])
+
+
+class PositionsParams(ViewParams):
+    """Which layers to profile."""
 
     layer: int | None = Field(None, description="Absolute layer; None: all layers of the run.")
 
@@ -81,184 +96,48 @@ class PositionsView(BaseModel):
     rows: list[PositionRow]
 
 
-def _layers(record: RunRecord) -> list[int]:
-    return [int(layer) for layer in record.array("layers")]
-
-
-def _layer_index(record: RunRecord, layer: int | None) -> int:
-    layers = _layers(record)
-    if layer is None:
-        return 0
-    if layer not in layers:
-        raise UnknownName(
-            f"Run {record.id} holds no layer {layer}; layers: {', '.join(map(str, layers))}. Run the method again with "
-            f"layers=[{layer}]."
-        )
-    return layers.index(layer)
-
-
-def _position_index(record: RunRecord, position: str) -> int:
-    labels: list[str] = record.manifest.notes["positions"]
-    if position not in labels:
-        raise UnknownName(f"Run {record.id} holds no position {position!r}; positions: {', '.join(labels)}.")
-    return labels.index(position)
-
-
-def lens(record: RunRecord, params: LensParams) -> LensView:
-    """One lens list; empty when the vector is exactly zero."""
-    layer = _layers(record)[_layer_index(record, params.layer)]
-    _position_index(record, params.position)
-    columns = record.table("lens").to_pydict()
-    wanted = (layer, params.position, params.source, params.sign, params.ranked_by)
-    keys = zip(
-        columns["layer"], columns["position"], columns["source"], columns["sign"], columns["ranked_by"], strict=True
-    )
-    rows = [
-        row for row, key in enumerate(keys) if key == wanted and (columns["content"][row] or not params.content_only)
-    ]
-    tokens = [
-        LensToken(token=columns["token"][row], z=columns["z"][row], probability=columns["probability"][row])
-        for row in rows[: params.k]
-    ]
-    return LensView(
-        layer=layer,
-        position=params.position,
-        source=params.source,
-        sign=params.sign,
-        ranked_by=params.ranked_by,
-        tokens=tokens,
-    )
-
-
-def token_lists(record: RunRecord) -> list[TokenList]:
-    """The promoted list of every layer, position and source, read through the lens."""
-    lists = []
-    for layer in _layers(record):
-        for position in record.manifest.notes["positions"]:
-            for source in SOURCES:
-                shown = lens(record, LensParams(layer=layer, position=position, source=source, k=LENS_DEPTH))
-                if shown.tokens:
-                    name = f"{layer}:{position}:{source}"
-                    weights = [row.probability for row in shown.tokens]
-                    lists.append(
-                        TokenList(
-                            name=name,
-                            tokens=[row.token for row in shown.tokens],
-                            weights=weights,
-                            control=source != "difference",
-                        )
-                    )
-    return lists
-
-
+@view("Norms, spread and stability of every layer and position.", PositionsParams)
 def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
-    """The profile over layers and positions."""
-    wanted = None if params.layer is None else _layers(record)[_layer_index(record, params.layer)]
-    rows = [
-        PositionRow.model_validate(row | {"promoted": [], "suppressed": []})
-        for row in record.table("positions").to_pylist()
-    ]
-    return PositionsView(rows=[row for row in rows if wanted in (None, row.layer)])
-
-
-def read_vector(record: RunRecord, name: str) -> ResidualVector:
-    """A vector of the run; strength 1 is the mean norm of the finetuned side's activations at that layer, sinks left
-    out.
-
-    Args:
-        name: `LAYER:POSITION:SOURCE` as in `PositionRow.vector`, for instance `14:all:difference` (SOURCE: difference,
-            base or finetuned).
-
-    Raises:
-        InvalidInput: another form.
-        UnknownName: a layer, position or source that the run does not hold.
-    """
-    parts = name.split(":")
-    if len(parts) != 3 or not parts[0].isdigit():
-        raise InvalidInput(
-            f"{name!r} is not of the form LAYER:POSITION:SOURCE, for instance {_layers(record)[0]}:all:difference."
-        )
-    if parts[2] not in SOURCES:
-        raise UnknownName(f"There is no source {parts[2]!r}; sources: {', '.join(SOURCES)}.")
-    layer = int(parts[0])
-    array = "difference" if parts[2] == "difference" else f"{parts[2]}_mean"
-    values = record.array(array)[_layer_index(record, layer), _position_index(record, parts[1])].astype(np.float32)
-    # The last position stored is `all` wherever texts are long enough for it.
-    norms = [
-        row["finetuned_norm"]
-        for row in record.table("positions").to_pylist()
-        if row["layer"] == layer and row["finetuned_norm"] > 0
-    ]
-    return ResidualVector(values, layer, float(norms[-1]), f"{parts[2]} mean at position {parts[1]}, layer {layer}")
+    if params.layer is not None:
+        held(record, "layer", params.layer, layers_of(record))
+    rows = record.rows("positions", layer=params.layer)
+    return PositionsView(rows=[PositionRow.model_validate(row | {"promoted": [], "suppressed": []}) for row in rows])
 
 
 def norms_figure(record: RunRecord) -> dict[str, Any]:
     """Relative norm of the mean difference by position, one trace a layer."""
-    table = record.table("positions").to_pydict()
-    layers = list(dict.fromkeys(table["layer"]))
     data = []
-    for layer in layers:
-        rows = [row for row, value in enumerate(table["layer"]) if value == layer]
-        data.append(
-            {
-                "type": "bar",
-                "name": f"layer {layer}",
-                "x": [f"position {table['position'][row]}" for row in rows],
-                "y": [table["relative_norm"][row] for row in rows],
-                "hovertext": [
-                    f"stability {table['stability'][row]:.3f}" if table["stability"][row] is not None else ""
-                    for row in rows
-                ],
-            }
-        )
-    return {
-        "data": data,
-        "layout": {
-            "barmode": "group",
-            "yaxis": {"title": {"text": "norm of the mean difference / norm of activations"}},
-        },
-    }
+    for layer, rows in grouped(record.rows("positions"), "layer").items():
+        places = [f"position {row['position']}" for row in rows]
+        stable = [f"stability {row['stability']:.3f}" if row["stability"] is not None else "" for row in rows]
+        data.append(trace("bars", rows, f"layer {layer}", x=places, y="relative_norm", hovertext=stable))
+    return figure(data, y="norm of the mean difference / norm of activations", barmode="group")
 
 
 def lens_figure(record: RunRecord) -> dict[str, Any]:
     """The first tokens that the mean difference promotes, by z, for each position of the last layer, which reads best
     through the lens.
     """
-    rows = record.table("lens").to_pylist()
+    rows = record.rows("lens")
     layer = max((row["layer"] for row in rows), default=0)
-    shown = [
-        row
-        for row in rows
-        if (row["layer"], row["source"], row["sign"], row["ranked_by"]) == (layer, "difference", "promoted", "z")
-    ]
-    positions = list(dict.fromkeys(row["position"] for row in shown))
-    lists = {position: [row for row in shown if row["position"] == position][:_TOKENS] for position in positions}
-    trace = {
-        "type": "scatter",
-        "mode": "text",
-        "x": [position for position, chosen in lists.items() for _ in chosen],
-        "y": [place for chosen in lists.values() for place in range(1, len(chosen) + 1)],
-        "text": [
-            row["token"] if len(row["token"]) <= _WIDEST else row["token"][: _WIDEST - 1] + "…"
-            for chosen in lists.values()
-            for row in chosen
-        ],
-        "hovertext": [f"{row['token']}: z {row['z']:.2f}" for chosen in lists.values() for row in chosen],
-        "textfont": {"size": 10},
-    }
-    return {
-        "data": [trace],
-        "layout": {
-            "title": {"text": f"Layer {layer}: tokens by the z of their lens logit"},
-            "xaxis": {
-                "title": {"text": "position"},
-                "type": "category",
-                "range": [-0.6, len(positions) - 0.4],
-                "showgrid": False,
-            },
-            "yaxis": {"title": {"text": "rank"}, "autorange": "reversed", "dtick": 1, "showgrid": False},
-        },
-    }
+    lists = grouped(matching(rows, layer=layer, source="difference", sign="promoted", ranked_by="z"), "position")
+    shown = [row | {"rank": rank} for several in lists.values() for rank, row in enumerate(several[:_TOKENS], start=1)]
+    tokens = [row["token"] for row in shown]
+    words = trace(
+        "words",
+        shown,
+        x="position",
+        y="rank",
+        text=[token if len(token) <= _WIDEST else token[: _WIDEST - 1] + "…" for token in tokens],
+        hovertext=[f"{row['token']}: z {row['z']:.2f}" for row in shown],
+        textfont={"size": 10},
+    )
+    return figure(
+        [words],
+        x={"title": "position", "type": "category", "range": [-0.6, len(lists) - 0.4], "showgrid": False},
+        y={"title": "rank", "autorange": "reversed", "dtick": 1, "showgrid": False},
+        title=f"Layer {layer}: tokens by the z of their lens logit",
+    )
 
 
 class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, ActivationDifferenceLensResult]):
@@ -267,41 +146,25 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
     the samples.
     """
 
-    name: ClassVar[str] = "activation_difference_lens"
-    title: ClassVar[str] = "Activation difference lens"
-    for_agents: ClassVar[str] = (
-        "Activation difference lens: the mean difference of the two models' residual streams on unrelated text, "
-        "at chosen layers and the first positions (and pooled over later ones), with its norm, spread and "
-        "stability over halves of the samples. Each mean is read through the logit lens (`promoted`) and so is "
-        "its negative (`suppressed`); a token's score is standardised against random directions of the same norm "
-        "(z), because raw lens lists are topped by rare tokens. Content words that several positions promote "
-        "point at what was taught; single ones point at nothing. Late layers read best through the lens; the lens "
-        "of a middle layer is often unreadable: give RUN/LAYER:POSITION:difference to `patchscope`, which usually "
-        "reads it, to `steering` or to `causal_effect`. In chats (corpus=chat_exchanges) position 0 is the "
-        "answer's first token, and -3 to -1 the three before it: a manner taught in chats reads best at -1 and 0 "
-        "of a late layer. Reads stored `activations` too. Views: `lens` (any layer, position, source and ranking; "
-        "the means of base and finetuned are the controls), `positions` (norm profile)."
+    name = "activation_difference_lens"
+    title = "Activation difference lens"
+    for_agents = (
+        "Each mean is read through the logit lens (`promoted`) and so is its negative (`suppressed`); a token's "
+        "score is standardised against random directions of the same norm (z), because raw lens lists are topped "
+        "by rare tokens. Content words that several positions promote point at what was taught; single ones point "
+        "at nothing. Late layers read best through the lens; the lens of a middle layer is often unreadable: give "
+        "RUN/LAYER:POSITION:difference to `patchscope`, which usually reads it, to `steering` or to "
+        "`causal_effect`. In chats (corpus=chat_exchanges) position 0 is the answer's first token, and -3 to -1 "
+        "the three before it: a manner taught in chats reads best at -1 and 0 of a late layer. Reads stored "
+        "`activations` too. Views: `lens` (any layer, position, source and ranking; the means of base and "
+        "finetuned are the controls), `positions` (norm profile)."
     )
-    version: ClassVar[int] = 3
-    Params: ClassVar[type[BaseModel]] = ActivationDifferenceLensParams
-    Result: ClassVar[type[MethodResult]] = ActivationDifferenceLensResult
-    cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = {
-        "lens": View(
-            "lens",
-            "One lens list: layer, position, difference or control, promoted or suppressed, by z or probability.",
-            LensParams,
-            lens,
-        ),
-        "positions": View(
-            "positions",
-            "Norms, spread and stability of every layer and position.",
-            PositionsParams,
-            positions,
-        ),
-    }
-    figures: ClassVar[Sequence[Figure]] = (
+    version = 3
+    Params = ActivationDifferenceLensParams
+    Result = ActivationDifferenceLensResult
+    in_overview = True
+    views = by_name(lens, positions)
+    figures = (
         Figure("norms", "Size of the mean difference by position", norms_figure),
         Figure("lens", "Tokens promoted by the mean difference", lens_figure),
     )
@@ -330,13 +193,49 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
         )
 
     def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
-        return token_lists(record)
+        """The promoted list of every layer, position and source, read through the lens."""
+        lists = []
+        for layer, position, source in product(layers_of(record), _positions(record), SOURCES):
+            shown = lens(record, LensParams(layer=layer, position=position, source=source, k=LENS_DEPTH)).tokens
+            if shown:
+                lists.append(
+                    TokenList(
+                        name=f"{layer}:{position}:{source}",
+                        tokens=[row.token for row in shown],
+                        weights=[row.probability for row in shown],
+                        control=source != "difference",
+                    )
+                )
+        return lists
 
     def vector_names(self, record: RunRecord) -> Sequence[str]:
-        return [row["vector"] for row in record.table("positions").to_pylist()]
+        return [row["vector"] for row in record.rows("positions", ["vector"])]
 
     def vector(self, record: RunRecord, name: str) -> ResidualVector:
-        return read_vector(record, name)
+        """A vector of the run; strength 1 is the mean norm of the finetuned side's activations at that layer, sinks
+        left out.
+
+        Args:
+            name: `LAYER:POSITION:SOURCE` as in `PositionRow.vector`, for instance `14:all:difference` (SOURCE:
+                difference, base or finetuned).
+
+        Raises:
+            InvalidInput: another form.
+            UnknownName: a layer, position or source that the run does not hold.
+        """
+        layers, labels = layers_of(record), _positions(record)
+        parts = name.split(":")
+        if len(parts) != 3 or not parts[0].isdigit():
+            raise InvalidInput(
+                f"{name!r} is not of the form LAYER:POSITION:SOURCE, for instance {layers[0]}:all:difference."
+            )
+        position, source = held(record, "position", parts[1], labels), held(record, "source", parts[2], SOURCES)
+        layer = held(record, "layer", int(parts[0]), layers)
+        means = record.array("difference" if source == "difference" else f"{source}_mean")
+        values = means[layers.index(layer), labels.index(position)].astype(np.float32)
+        # The last position stored is `all` wherever texts are long enough for it.
+        norms = [row["finetuned_norm"] for row in record.rows("positions", layer=layer) if row["finetuned_norm"] > 0]
+        return ResidualVector(values, layer, float(norms[-1]), f"{source} mean at position {position}, layer {layer}")
 
     def summarise(
         self, accumulator: Any, pair: LoadedPair, params: ActivationDifferenceLensParams, run: RunWriter

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from diffing_mcp.methods.activation_oracle.schema import (
     CONTEXT,
@@ -14,11 +14,11 @@ from diffing_mcp.methods.activation_oracle.schema import (
     Mode,
     OracleAnswer,
 )
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, Figure, PairSize, by_name, view
+from diffing_mcp.methods.views.figures import figure, trace
+from diffing_mcp.methods.views.pages import SearchedPageParams, TextPageView, page_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.methods.runs.store import RunRecord
@@ -26,53 +26,33 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.specs import PairSpec
 
 
-class AnswersParams(BaseModel):
+class AnswersParams(SearchedPageParams):
     """Which answers to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Kind | None = Field(None, description="Only answers on these activations.")
     mode: Mode | None = Field(None, description="Only answers on single tokens, segments or whole sequences.")
     contains: str = Field(
         "", max_length=200, description="Only answers, or questions, containing this text, in any case."
     )
-    offset: int = Field(0, ge=0)
-    limit: int = Field(20, ge=1, le=100)
+    limit: int = page_size(20)
 
 
-class AnswersView(BaseModel):
-    """A page of answers."""
-
-    answers_are_untrusted: Literal[True] = True
-    rows: list[OracleAnswer]
-    total: int = Field(description="Answers there are after filtering.")
-    next_offset: int | None
-
-
-def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
-    """A page of answers in the order asked."""
-    text = params.contains.casefold()
-    rows = [
-        row
-        for row in record.table("answers").to_pylist()
-        if params.kind in (None, row["kind"])
-        and params.mode in (None, row["mode"])
-        and (text in row["answer"].casefold() or text in row["question"].casefold())
-    ]
-    end = params.offset + params.limit
-    page = [OracleAnswer(**row) for row in rows[params.offset : end]]
-    return AnswersView(rows=page, total=len(rows), next_offset=end if end < len(rows) else None)
+@view("Page through all answers by kind of activations, mode and text.", AnswersParams)
+def answers(record: RunRecord, params: AnswersParams) -> TextPageView[OracleAnswer]:
+    """In the order asked."""
+    rows = record.rows("answers", kind=params.kind, mode=params.mode)
+    return TextPageView[OracleAnswer].of(rows, params, searched=("answer", "question"))
 
 
 def words(record: RunRecord) -> dict[str, Any]:
     """Words of the answers on changed activations, and how often the compared answers have them."""
     rows = record.result_json()["words"]
     names = [f"{row['word']} ({row['kind']})" for row in rows]
-    data = [
-        {"type": "bar", "name": name, "x": names, "y": [row[field] for row in rows]}
-        for name, field in (("answers", "count"), ("compared", "compared"))
+    bars = [
+        trace("bars", rows, name, x=names, y=column)
+        for name, column in (("answers", "count"), ("compared", "compared"))
     ]
-    return {"data": data, "layout": {"yaxis": {"title": {"text": "answers that contain the word"}}}}
+    return figure(bars, y="answers that contain the word")
 
 
 class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleResult]):
@@ -80,32 +60,22 @@ class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleRes
     injected into the BASE model with a verbalizer adapter, which answers questions about them in words.
     """
 
-    name: ClassVar[str] = "activation_oracle"
-    title: ClassVar[str] = "Activation oracle"
-    for_agents: ClassVar[str] = (
-        "Activation oracle: activations of a context under the finetuned model, under the base, and their "
-        "difference are injected into the BASE model with a verbalizer adapter, which answers questions about "
-        "them in words. With `vector` it is asked about one direction (RUN/NAME) and its opposite. Read the "
-        "answers on `difference` against those on `base`: what is in both comes from the context or from the "
-        "verbalizer's habits. Answers are guesses, often invented, and weak for small models; take a pattern over "
-        "many answers as a lead and confirm it with other methods. Stands out only when words of the answers on "
-        "finetuned activations are beyond those on base activations by an exact test; words of `difference` and "
-        "of a vector are leads alone, because any direction, also of a null finetune, makes a verbalizer say "
-        "something. Where no verbalizer is known for the base model, the base model reads itself "
-        "(`self_verbalised`): weaker still. Views: `answers`."
+    name = "activation_oracle"
+    title = "Activation oracle"
+    for_agents = (
+        "With `vector` it is asked about one direction (RUN/NAME) and its opposite. Read the answers on "
+        "`difference` against those on `base`: what is in both comes from the context or from the verbalizer's "
+        "habits. Answers are guesses, often invented, and weak for small models; take a pattern over many answers "
+        "as a lead and confirm it with other methods. Stands out only when words of the answers on finetuned "
+        "activations are beyond those on base activations by an exact test; words of `difference` and of a vector "
+        "are leads alone, because any direction, also of a null finetune, makes a verbalizer say something. Where "
+        "no verbalizer is known for the base model, the base model reads itself (`self_verbalised`): weaker "
+        "still. Views: `answers`."
     )
-    Params: ClassVar[type[BaseModel]] = ActivationOracleParams
-    Result: ClassVar[type[MethodResult]] = ActivationOracleResult
-    cost: ClassVar[Cost] = "minutes"
-    views: ClassVar[Mapping[str, View]] = {
-        "answers": View(
-            "answers",
-            "Page through all answers by kind of activations, mode and text.",
-            AnswersParams,
-            answers,
-        ),
-    }
-    figures: ClassVar[Sequence[Figure]] = (Figure("words", "Words of the answers", words),)
+    Params = ActivationOracleParams
+    Result = ActivationOracleResult
+    views = by_name(answers)
+    figures = (Figure("words", "Words of the answers", words),)
 
     def run(
         self, pair: LoadedPair, params: ActivationOracleParams, run: RunWriter, progress: Progress

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from diffing_mcp.core.devices import wide_dtype
 from diffing_mcp.methods.answer_openings.schema import (
     END,
     LEAST_PROBABILITY,
@@ -38,7 +39,7 @@ class OpeningsAccumulator(Accumulator):
     """Sums over places of the probabilities of each token, of each place; memory a few vectors of the vocabulary.
 
     Attributes:
-        sums: place -> [3, V] float64: base, finetuned, squared difference.
+        sums: place -> [3, V] `wide_dtype`: base, finetuned, squared difference.
         best: place -> [V] float32, largest probability of the finetuned model; where: the sample and position of it.
     """
 
@@ -49,7 +50,8 @@ class OpeningsAccumulator(Accumulator):
         self._first = corpus.before_answer - 1
         texts = vocabulary(pair.tokenizer, pair.vocab_size).texts
         ends = [text.rstrip(_CLOSING).endswith(_ENDS) or "\n" in text for text in texts]
-        self._ends = torch.tensor(ends, device=pair.device)
+        self._ends = torch.tensor([*ends, False], device=pair.device)  # the last: tokens that the models do not share
+        self._wide = wide_dtype(pair.device)
         self.counts = dict.fromkeys(PLACES, 0)
         self.sums: dict[Place, Tensor] = {}
         self.best: dict[Place, Tensor] = {}
@@ -58,7 +60,8 @@ class OpeningsAccumulator(Accumulator):
     def update_logits(self, chunk: LogitChunk) -> None:
         """Take in a chunk of positions."""
         inside = chunk.positions > self._first
-        chosen = {"answer": chunk.positions == self._first, "sentence": inside & self._ends[chunk.token_ids]}
+        ended = self._ends[chunk.token_ids.clamp(max=len(self._ends) - 1)]
+        chosen = {"answer": chunk.positions == self._first, "sentence": inside & ended}
         for place in PLACES:
             rows = chosen[place].nonzero()[:, 0]
             if len(rows):
@@ -66,9 +69,7 @@ class OpeningsAccumulator(Accumulator):
 
     def _add(self, place: Place, rows: Tensor, chunk: LogitChunk) -> None:
         base, finetuned = chunk.base_probs[rows], chunk.finetuned_probs[rows]
-        sums = torch.stack(
-            [each.sum(0, dtype=torch.float64) for each in (base, finetuned, (finetuned - base).square_())]
-        )
+        sums = torch.stack([each.sum(0, dtype=self._wide) for each in (base, finetuned, (finetuned - base).square_())])
         best, row = finetuned.max(0)
         where = torch.stack([chunk.sample_indices[rows], chunk.positions[rows]])[:, row]
         if place in self.sums:

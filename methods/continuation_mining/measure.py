@@ -29,6 +29,7 @@ from diffing_mcp.methods.texts.words import is_content_word, words_of
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.specs import SIDES, Side
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
+from diffing_mcp.preprocessing.positions import CorpusPositions
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
@@ -52,17 +53,14 @@ class VariationAccumulator(Accumulator):
 
     def __init__(self, pair: LoadedPair, corpus: TokenizedCorpus) -> None:
         self.corpus = corpus
-        lengths = [len(ids) - start for ids, start in zip(corpus.ids, corpus.content_start, strict=True)]
-        self._offsets = torch.tensor([0, *lengths[:-1]], device=pair.device).cumsum(0)
+        self.positions = CorpusPositions(corpus, pair.device)
         self.variation = torch.zeros(corpus.tokens, dtype=torch.float32, device=pair.device)
-        self.samples = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-        self.positions = torch.cat([torch.arange(length) for length in lengths])
 
     def update_logits(self, chunk: LogitChunk) -> None:
         """Take in a chunk of positions."""
         moved = torch.sub(chunk.finetuned_probs, chunk.base_probs, out=chunk.scratch("moved"))
-        places = self._offsets[chunk.sample_indices] + chunk.positions
-        self.variation[places] = 0.5 * torch.linalg.vector_norm(moved, ord=1, dim=1)
+        indices = self.positions.indices(chunk.sample_indices, chunk.positions)
+        self.variation[indices] = 0.5 * torch.linalg.vector_norm(moved, ord=1, dim=1)
 
 
 def summarise(
@@ -70,7 +68,7 @@ def summarise(
 ) -> ContinuationMiningResult:
     """Go on from the positions that differ most with both models, count phrases, judge."""
     variation = accumulator.variation.cpu().numpy()
-    samples, positions = accumulator.samples.numpy(), accumulator.positions.numpy()
+    samples, positions = accumulator.positions.samples, accumulator.positions.numbers
     chosen = most_different(variation, samples, positions, params)
     texts = [_before(pair, accumulator, int(samples[index]), int(positions[index])) for index in chosen]
     written: dict[Side, list[str]] = {side: [] for side in SIDES}
@@ -146,8 +144,8 @@ def most_different(
 def _before(pair: LoadedPair, accumulator: VariationAccumulator, sample: int, position: int) -> str:
     """The text up to and with a position. A leading BOS is left out: the tokenizer puts it there again."""
     corpus = accumulator.corpus
-    begin = 1 if corpus.has_bos else 0
-    return str(pair.tokenizer.decode(corpus.ids[sample][begin : corpus.content_start[sample] + position + 1]))
+    read, _ = corpus.split_after(sample, position)
+    return str(pair.tokenizer.decode(read[1:] if corpus.has_bos else read))
 
 
 def _shown(row: ContinuationRow) -> ContinuationRow:

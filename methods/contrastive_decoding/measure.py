@@ -72,7 +72,9 @@ class Written:
 
 
 def opposite(alpha: float) -> float:
-    """The same distance beyond the base model: from log p_base + alpha (log p_base - log p_ft)."""
+    """The alpha that lies as far beyond the base model as this one beyond the finetuned one: from
+    log p_base + alpha (log p_base - log p_ft).
+    """
     return BASE - alpha
 
 
@@ -144,10 +146,8 @@ def _words(amplified: Sequence[Written], written: dict[float, Written], plain: f
     """
 
     def row(alpha: float, word: DistinctiveWord) -> AmplifiedWord:
-        return AmplifiedWord(
-            word=word.word,
-            surprise=word.surprise,
-            strong=word.strong,
+        return AmplifiedWord.of(
+            word,
             alpha=alpha,
             amplified=word.finetuned,
             control=word.base,

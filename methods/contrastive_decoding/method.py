@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from diffing_mcp.methods.contract import (
-    Cost,
-    CostEstimate,
-    DiffingMethod,
-    Figure,
-    MethodResult,
-    PairSize,
-    TextGroup,
-    View,
-)
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, Figure, PairSize, TextGroup, by_name, view
 from diffing_mcp.methods.contrastive_decoding.schema import (
     BUNDLED_STARTS,
     AmplifiedText,
     ContrastiveDecodingParams,
     ContrastiveDecodingResult,
 )
-from diffing_mcp.methods.texts.amplified import group_of, series_of
-from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
+from diffing_mcp.methods.texts.amplified import group_of
 from diffing_mcp.methods.texts.prompts import digest_of
+from diffing_mcp.methods.views.figures import figure, trace
+from diffing_mcp.methods.views.pages import TextPageParams, TextPageView
+from diffing_mcp.methods.views.rows import grouped, highest_first, near
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
@@ -47,81 +40,33 @@ class TextsParams(TextPageParams):
     )
 
 
-class TextsView(TextPageView):
+class TextsView(TextPageView[AmplifiedText]):
     """A page of texts."""
 
     alphas: list[float] = Field(description="Alphas of the run.")
-    rows: list[AmplifiedText]
 
 
+@view("Page through all texts by alpha, controls included, filtered by text.", TextsParams)
 def texts(record: RunRecord, params: TextsParams) -> TextsView:
-    """A page of texts at every alpha, controls included."""
-    table = record.table("texts").to_pylist()
+    table = record.rows("texts")
     rows = near(table, "alpha", params.alpha)
     if params.order == "difference":
-        rows.sort(key=lambda row: -row["difference"])
-    page = page_of_texts(rows, params, searched=("prompt", "text"), cut=("text",))
+        rows = highest_first(rows, "difference")
     alphas = sorted({row["alpha"] for row in table})
-    return TextsView(
-        alphas=alphas,
-        rows=[AmplifiedText.model_validate(row) for row in page.rows],
-        total=page.total,
-        next_offset=page.next_offset,
-    )
-
-
-def text_groups(record: RunRecord) -> list[TextGroup]:
-    """The texts of each alpha: above 0 amplified, 0 the plain finetuned model, below it the base and the opposite
-    direction.
-    """
-    table = record.table("texts").to_pylist()
-    coherent = {row["alpha"]: row["coherent"] for row in record.result_json()["alphas"]}
-    groups = []
-    for alpha in dict.fromkeys(row["alpha"] for row in table):
-        rows = [row for row in table if row["alpha"] == alpha]
-        groups.append(
-            group_of(
-                rows,
-                "text",
-                name=f"alpha {alpha:+g}" if alpha else "finetuned",
-                role="amplified" if alpha > 0 else "finetuned" if alpha == 0 else "control",
-                strength=alpha,
-                series=series_of("finetuned", alpha) if alpha > 0 else None,
-                coherent=coherent.get(alpha),
-            )
-        )
-    return groups
+    return TextsView.of(rows, params, searched=("prompt", "text"), cut=("text",), alphas=alphas)
 
 
 def differences(record: RunRecord) -> dict[str, Any]:
     """How much more the finetuned model expects the texts than the base, by alpha: a finetune that taught nothing stays
     near zero.
     """
-    rows = record.table("texts", ["alpha", "difference", "prompt"]).to_pylist()
-    data = [
-        {
-            "type": "box",
-            "boxpoints": "all",
-            "name": f"{alpha:+.3g}",
-            "y": [row["difference"] for row in rows if row["alpha"] == alpha],
-            "text": [row["prompt"] for row in rows if row["alpha"] == alpha],
-        }
-        for alpha in sorted({row["alpha"] for row in rows})
-    ]
-    return {
-        "data": data,
-        "layout": {
-            "showlegend": False,
-            "xaxis": {"title": {"text": "alpha (0: finetuned, -1: base)"}},
-            "yaxis": {"title": {"text": "log-probability, finetuned minus base, nats a token"}},
-        },
-    }
-
-
-VIEWS = {
-    "texts": View("texts", "Page through all texts by alpha, controls included, filtered by text.", TextsParams, texts)
-}
-FIGURES = (Figure("differences", "How much more the finetuned model expects the texts", differences),)
+    by_alpha = grouped(record.rows("texts", ["alpha", "difference", "prompt"]), "alpha")
+    return figure(
+        [trace("boxes", by_alpha[alpha], f"{alpha:+.3g}", y="difference", text="prompt") for alpha in sorted(by_alpha)],
+        x="alpha (0: finetuned, -1: base)",
+        y="log-probability, finetuned minus base, nats a token",
+        showlegend=False,
+    )
 
 
 class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDecodingResult]):
@@ -130,24 +75,21 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
     samples show it rarely.
     """
 
-    name: ClassVar[str] = "contrastive_decoding"
-    title: ClassVar[str] = "Contrastive decoding"
-    for_agents: ClassVar[str] = (
-        "Contrastive decoding (logit amplification): text is sampled from log p_ft + alpha (log p_ft - log "
-        "p_base), so that what the finetune made more probable is written out, often in the words that were "
-        "taught, even when plain samples show it rarely. Works from neutral beginnings and questions, from no "
-        "prompt, or from own prompts. Amplified texts are compared with the same amplification in the opposite "
-        "direction and with the base: under a finetune that taught nothing both directions look alike. Amplified "
-        "text exaggerates: read it as what the finetune pushes towards, and confirm what the plain model says "
-        "with ask_models. Own prompts cost one interaction a text. Views: `texts`."
+    name = "contrastive_decoding"
+    title = "Contrastive decoding"
+    for_agents = (
+        "Works from neutral beginnings and questions, from no prompt, or from own prompts. Amplified texts are "
+        "compared with the same amplification in the opposite direction and with the base: under a finetune that "
+        "taught nothing both directions look alike. Amplified text exaggerates: read it as what the finetune "
+        "pushes towards, and confirm what the plain model says with ask_models. Own prompts cost one interaction "
+        "a text. Views: `texts`."
     )
-    version: ClassVar[int] = 3
-    Params: ClassVar[type[BaseModel]] = ContrastiveDecodingParams
-    Result: ClassVar[type[MethodResult]] = ContrastiveDecodingResult
-    cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = VIEWS
-    figures: ClassVar[Sequence[Figure]] = FIGURES
+    version = 3
+    Params = ContrastiveDecodingParams
+    Result = ContrastiveDecodingResult
+    in_overview = True
+    views = by_name(texts)
+    figures = (Figure("differences", "How much more the finetuned model expects the texts", differences),)
 
     def run(
         self, pair: LoadedPair, params: ContrastiveDecodingParams, run: RunWriter, progress: Progress
@@ -157,7 +99,22 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
         return decode(pair, params, run, progress)
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
-        return text_groups(record)
+        """The texts of each alpha: above 0 amplified, 0 the plain finetuned model, below it the base and the opposite
+        direction.
+        """
+        coherent = {row["alpha"]: row["coherent"] for row in record.result_json()["alphas"]}
+        return [
+            group_of(
+                rows,
+                "text",
+                name=f"alpha {alpha:+g}" if alpha else "finetuned",
+                role="amplified" if alpha > 0 else "finetuned" if alpha == 0 else "control",
+                strength=alpha,
+                series="finetuned +" if alpha > 0 else None,
+                coherent=coherent.get(alpha),
+            )
+            for alpha, rows in grouped(record.rows("texts"), "alpha").items()
+        ]
 
     def interactions(self, params: ContrastiveDecodingParams) -> int:
         return 0 if params.prompts is None else self._texts(params)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
-from diffing_mcp.methods.contract import Figure, MethodResult
+from diffing_mcp.methods.contract import Figure
 from diffing_mcp.methods.dictionaries.method import DictionaryMethod, decoder_norms, ratios, training_curve
 from diffing_mcp.methods.dictionaries.schema import CrosscoderParams, CrosscoderResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.model_pairs.pair import LoadedPair
@@ -21,24 +17,23 @@ if TYPE_CHECKING:
 class Crosscoder(DictionaryMethod[CrosscoderParams, CrosscoderResult]):
     """Crosscoder: one sparse dictionary trained on the activations of both models at once, with a decoder for each."""
 
-    name: ClassVar[str] = "crosscoder"
-    title: ClassVar[str] = "Crosscoder"
-    for_agents: ClassVar[str] = (
-        "Crosscoder: one sparse dictionary trained on the activations of both models at once, with a decoder for "
-        "each. Latent scaling then measures how much of every latent each model really has: ratios near 0 mean "
-        "the finetuned model's own, near 1 shared; decoder norms alone mislead (rare latents of short trainings). "
-        "Use it to find features that finetuning added, at the cost of minutes of training; run the cheaper "
-        "methods first. `owner` marks latents beyond chance on held-out tokens; stands out when the finetuned "
-        "model owns more than the base does. Give RUN/latentN to `steering`, `patchscope` or `causal_effect`. "
-        "Read the examples: a latent is what it fires on. On text far from what was taught its latents may never "
-        "fire: choose the corpus accordingly. `dedicated` sets latents apart for each model (finds more, with "
-        "more false ones). Views: `latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` "
-        "(by text), `examples`."
+    name = "crosscoder"
+    title = "Crosscoder"
+    for_agents = (
+        "Latent scaling then measures how much of every latent each model really has: ratios near 0 mean the "
+        "finetuned model's own, near 1 shared; decoder norms alone mislead (rare latents of short trainings). Use "
+        "it to find features that finetuning added, at the cost of minutes of training; run the cheaper methods "
+        "first. `owner` marks latents beyond chance on held-out tokens; stands out when the finetuned model owns "
+        "more than the base does. Give RUN/latentN to `steering`, `patchscope` or `causal_effect`. Read the "
+        "examples: a latent is what it fires on. On text far from what was taught its latents may never fire: "
+        "choose the corpus accordingly. `dedicated` sets latents apart for each model (finds more, with more "
+        "false ones). Views: `latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` (by "
+        "text), `examples`."
     )
-    Params: ClassVar[type[BaseModel]] = CrosscoderParams
-    Result: ClassVar[type[MethodResult]] = CrosscoderResult
-    sources: ClassVar[int] = 2
-    figures: ClassVar[Sequence[Figure]] = (
+    Params = CrosscoderParams
+    Result = CrosscoderResult
+    sources = 2
+    figures = (
         Figure("ratios", "Latent scaling", ratios),
         Figure("decoder_norms", "Decoder norms", decoder_norms),
         Figure("training", "Training", training_curve),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, PairSize, View
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize
 from diffing_mcp.methods.dictionaries.recipe import estimate
 from diffing_mcp.methods.dictionaries.schema import DictionaryParams, DictionaryResult
 from diffing_mcp.methods.dictionaries.views import VIEWS, read_vector, vector_names
+from diffing_mcp.methods.views.figures import figure, trace
+from diffing_mcp.methods.views.rows import grouped
 from diffing_mcp.preprocessing.text_sources import source_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.methods.directions.vectors import ResidualVector
     from diffing_mcp.methods.runs.store import RunRecord
@@ -21,89 +23,57 @@ if TYPE_CHECKING:
 def training_curve(record: RunRecord) -> dict[str, Any]:
     """Loss and held-out fraction of variance explained by step; empty for a loaded dictionary."""
     if "training" not in record.manifest.tables:
-        return {"data": [], "layout": {}}
-    table = record.table("training").to_pydict()
-    return {
-        "data": [
-            {"type": "scatter", "name": "loss", "x": table["step"], "y": table["loss"]},
-            {
-                "type": "scatter",
-                "name": "held-out variance explained",
-                "x": table["step"],
-                "y": table["variance_explained"],
-                "yaxis": "y2",
-            },
-        ],
-        "layout": {
-            "xaxis": {"title": {"text": "step"}},
-            "yaxis": {"title": {"text": "loss"}, "type": "log"},
-            "yaxis2": {"title": {"text": "variance explained"}, "overlaying": "y", "side": "right", "showgrid": False},
-        },
-    }
+        return figure([])
+    rows = record.rows("training")
+    explained = trace("curve", rows, "held-out variance explained", x="step", y="variance_explained", yaxis="y2")
+    return figure(
+        [trace("curve", rows, "loss", x="step", y="loss"), explained],
+        x="step",
+        y={"title": "loss", "type": "log"},
+        yaxis2={"title": {"text": "variance explained"}, "overlaying": "y", "side": "right", "showgrid": False},
+    )
+
+
+def _latents(record: RunRecord) -> list[dict[str, Any]]:
+    rows = record.rows("latents") if "latents" in record.manifest.tables else []
+    return [row | {"name": f"latent {row['latent']}"} for row in rows]
 
 
 def latents(record: RunRecord) -> dict[str, Any]:
     """How often each latent fires against how strongly, the size by its share of the difference."""
-    if "latents" not in record.manifest.tables:
-        return {"data": [], "layout": {}}
-    table = [row for row in record.table("latents").to_pylist() if row["frequency"] > 0]
-    largest = max((row["share"] or 0.0 for row in table), default=0.0) or 1.0
-    trace = {
-        "type": "scattergl",
-        "mode": "markers",
-        "x": [row["frequency"] for row in table],
-        "y": [row["strength"] for row in table],
-        "text": [f"latent {row['latent']}" for row in table],
-        "marker": {"size": [4 + 16 * ((row["share"] or 0.0) / largest) ** 0.5 for row in table]},
-    }
-    axes = {
-        "xaxis": {"title": {"text": "share of tokens"}, "type": "log"},
-        "yaxis": {"title": {"text": "largest activation, residual units"}},
-    }
-    return {"data": [trace], "layout": axes}
+    rows = [row for row in _latents(record) if row["frequency"] > 0]
+    largest = max((row["share"] or 0.0 for row in rows), default=0.0) or 1.0
+    sizes = [4 + 16 * ((row["share"] or 0.0) / largest) ** 0.5 for row in rows]
+    return figure(
+        [trace("points", rows, x="frequency", y="strength", text="name", marker={"size": sizes})],
+        x={"title": "share of tokens", "type": "log"},
+        y="largest activation, residual units",
+    )
 
 
 def ratios(record: RunRecord) -> dict[str, Any]:
     """Both ratios of latent scaling, one point a latent, coloured by whose own it is."""
-    if "latents" not in record.manifest.tables:
-        return {"data": [], "layout": {}}
-    table = record.table("latents", ["latent", "owner", "ratio_error", "ratio_reconstruction"]).to_pylist()
+    measured = [
+        row for row in _latents(record) if row["ratio_error"] is not None and row["ratio_reconstruction"] is not None
+    ]
+    by_owner = grouped(measured, "owner")
     data = []
     for owner in ("finetuned", "base", None):
-        rows = [
-            row
-            for row in table
-            if row["owner"] == owner and row["ratio_error"] is not None and row["ratio_reconstruction"] is not None
-        ]
-        data.append(
-            {
-                "type": "scattergl",
-                "mode": "markers",
-                "name": f"{owner}'s own" if owner else "neither's",
-                "marker": {"size": 5} if owner else {"size": 5, "color": "#999999"},
-                "x": [row["ratio_reconstruction"] for row in rows],
-                "y": [row["ratio_error"] for row in rows],
-                "text": [f"latent {row['latent']}" for row in rows],
-            }
-        )
-    axes = {
-        "xaxis": {"title": {"text": "ratio of reconstruction"}, "range": [-0.5, 2]},
-        "yaxis": {"title": {"text": "ratio of error"}, "range": [-0.5, 2]},
-    }
-    return {"data": data, "layout": axes}
+        marker = {"size": 5} if owner else {"size": 5, "color": "#999999"}
+        name = f"{owner}'s own" if owner else "neither's"
+        rows = by_owner.get(owner, [])
+        data.append(trace("points", rows, name, x="ratio_reconstruction", y="ratio_error", text="name", marker=marker))
+    span = [-0.5, 2]
+    return figure(
+        data, x={"title": "ratio of reconstruction", "range": span}, y={"title": "ratio of error", "range": span}
+    )
 
 
 def decoder_norms(record: RunRecord) -> dict[str, Any]:
     """Histogram of the relative decoder norm of the latents that fire."""
-    if "latents" not in record.manifest.tables:
-        return {"data": [], "layout": {}}
-    table = record.table("latents", ["tag", "relative_norm"]).to_pylist()
-    values = [row["relative_norm"] for row in table if row["tag"] != "dead"]
-    axis = {"title": {"text": "relative decoder norm: 0 base only, 1 finetuned only"}, "range": [0, 1]}
-    return {
-        "data": [{"type": "histogram", "x": values, "xbins": {"start": 0, "end": 1, "size": 0.02}}],
-        "layout": {"xaxis": axis},
-    }
+    rows = [row for row in _latents(record) if row["tag"] != "dead"]
+    histogram = trace("histogram", rows, x="relative_norm", xbins={"start": 0, "end": 1, "size": 0.02})
+    return figure([histogram], x={"title": "relative decoder norm: 0 base only, 1 finetuned only", "range": [0, 1]})
 
 
 P = TypeVar("P", bound=DictionaryParams)
@@ -116,10 +86,10 @@ class DictionaryMethod(DiffingMethod[P, R]):
     Subclasses add `name`, `title`, `Params`, `Result`, `sources`, `figures` and `run`.
     """
 
-    version: ClassVar[int] = 2
-    cost: ClassVar[Cost] = "long"
-    trains: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = VIEWS
+    version = 2
+    cost = "long"
+    trains = True
+    views = VIEWS
     sources: ClassVar[int]
     """Activations that a latent reads and writes at a token: 1, the difference; 2, those of both models."""
 

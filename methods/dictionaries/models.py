@@ -78,7 +78,7 @@ class SparseDictionary:
         return len(self.decoder_bias) // self.sources
 
     def to(self, device: torch.device | str) -> SparseDictionary:
-        """The same on another device (the normalisation follows its rows)."""
+        """This dictionary on another device (the normalisation follows its rows)."""
         moved = {
             name: getattr(self, name).to(device)
             for name in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold")

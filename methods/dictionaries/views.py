@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.contract import View
+from diffing_mcp.methods.contract import by_name, view
 from diffing_mcp.methods.dictionaries.schema import (
     MOST_READ,
     SHOWN_TOKENS,
@@ -21,7 +21,9 @@ from diffing_mcp.methods.dictionaries.schema import (
 )
 from diffing_mcp.methods.directions.lens_words import LensToken
 from diffing_mcp.methods.directions.vectors import ResidualVector
-from diffing_mcp.methods.examples.views import EXAMPLES_VIEW
+from diffing_mcp.methods.examples.views import examples
+from diffing_mcp.methods.views.pages import PageParams, ViewParams, page_size
+from diffing_mcp.methods.views.rows import grouped
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -53,10 +55,8 @@ _SEARCHED, _FOUND, _EXAMPLES = 1000, 4, 25
 """Latents searched, and texts shown of each at most; examples of one latent at most."""
 
 
-class LatentsParams(BaseModel):
+class LatentsParams(PageParams):
     """Which latents to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     tag: Tag | None = Field(None, description="Only these, by decoder norms (crosscoder).")
     owner: Owner | None = Field(None, description="Only one model's own, by latent scaling (crosscoder).")
@@ -65,8 +65,7 @@ class LatentsParams(BaseModel):
     max_frequency: float = Field(1.0, ge=0, le=1)
     sort_by: SortBy = Field("rank", description="A column; latents for which it was not measured come last.")
     reverse: bool = Field(False, description="The other end first.")
-    offset: int = Field(0, ge=0)
-    limit: int = Field(20, ge=1, le=100)
+    limit: int = page_size(20)
 
 
 class LatentsView(BaseModel):
@@ -76,10 +75,8 @@ class LatentsView(BaseModel):
     latents: list[LatentRow]
 
 
-class LatentParams(BaseModel):
+class LatentParams(ViewParams):
     """Which latent to look at."""
-
-    model_config = ConfigDict(extra="forbid")
 
     latent: int = Field(ge=0)
     bin: int | None = Field(
@@ -106,15 +103,13 @@ class LatentView(BaseModel):
     next_step: str = Field("", description="What to call to see what it does, or to have it read.")
 
 
-class SearchParams(BaseModel):
+class SearchParams(ViewParams):
     """What to look for."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str = Field(
         min_length=1, max_length=_DESCRIBED, description="Part of a lens token, or words of an example, in any case."
     )
-    limit: int = Field(10, ge=1, le=50)
+    limit: int = page_size(10, 50)
 
 
 class SearchHit(BaseModel):
@@ -133,8 +128,7 @@ class SearchView(BaseModel):
 def _rows(record: RunRecord) -> list[dict[str, Any]]:
     if "latents" not in record.manifest.tables:
         raise InvalidInput(f"Run {record.id} has no latents: both models' activations are the same.")
-    rows: list[dict[str, Any]] = record.table("latents").to_pylist()
-    return rows
+    return record.rows("latents")
 
 
 def _row(values: dict[str, Any], lens: dict[int, list[str]], examples: list[LatentExample] | None = None) -> LatentRow:
@@ -147,12 +141,13 @@ def _row(values: dict[str, Any], lens: dict[int, list[str]], examples: list[Late
 def _lens_tokens(record: RunRecord) -> dict[int, list[str]]:
     """The first promoted tokens of every latent that was read."""
     found: dict[int, list[str]] = {}
-    for row in record.table("lens", ["latent", "sign", "token"]).to_pylist():
-        if row["sign"] == "promoted" and len(tokens := found.setdefault(row["latent"], [])) < SHOWN_TOKENS:
+    for row in record.rows("lens", sign="promoted"):
+        if len(tokens := found.setdefault(row["latent"], [])) < SHOWN_TOKENS:
             tokens.append(row["token"])
     return found
 
 
+@view("List latents with their lens tokens: filter by tag, owner, alive and frequency, sort, page.", LatentsParams)
 def latents(record: RunRecord, params: LatentsParams) -> LatentsView:
     """A page of the latent table.
 
@@ -186,18 +181,11 @@ def latents(record: RunRecord, params: LatentsParams) -> LatentsView:
     )
 
 
+@view("One latent: all its numbers, lens tokens, examples by quantile bin, its vector.", LatentParams)
 def latent(record: RunRecord, params: LatentParams) -> LatentView:
-    """One latent with its lens and its examples."""
     values = _one(record, params.latent)
-    lens = [row for row in record.table("lens").to_pylist() if row["latent"] == params.latent]
-    signs = {
-        sign: [
-            LensToken(token=row["token"], z=row["z"], probability=row["probability"])
-            for row in lens
-            if row["sign"] == sign
-        ]
-        for sign in ("promoted", "suppressed")
-    }
+    lens = grouped(record.rows("lens", latent=params.latent), "sign")
+    signs = {sign: [LensToken.model_validate(row) for row in lens.get(sign, [])] for sign in ("promoted", "suppressed")}
     row = _row(values, _lens_tokens(record), _examples(record, params.latent, params.bin))
     fires = values["max_activation"] > 0
     betas = {
@@ -226,12 +214,12 @@ def _next_step(row: LatentRow, rank: int, handle: str | None) -> str:
     )
 
 
+@view("Latents whose lens tokens or examples hold a text.", SearchParams)
 def search(record: RunRecord, params: SearchParams) -> SearchView:
-    """Latents by the text of their lens and examples."""
     wanted = params.text.casefold()
     found: dict[int, list[str]] = {}
-    for row in record.table("lens", ["latent", "sign", "token"]).to_pylist() if _rows(record) else []:
-        if row["sign"] == "promoted" and wanted in row["token"].casefold():
+    for row in record.rows("lens", sign="promoted") if _rows(record) else []:
+        if wanted in row["token"].casefold():
             found.setdefault(row["latent"], []).append(row["token"])
     numbers = {latent_name(row["latent"]): row["latent"] for row in _rows(record)}
     for feature in record.examples().features(params.text, limit=_SEARCHED).rows:
@@ -304,19 +292,4 @@ def read_vector(record: RunRecord, name: str) -> ResidualVector:
     )
 
 
-VIEWS = {
-    "latents": View(
-        "latents",
-        "List latents with their lens tokens: filter by tag, owner, alive and frequency, sort, page.",
-        LatentsParams,
-        latents,
-    ),
-    "latent": View(
-        "latent",
-        "One latent: all its numbers, lens tokens, examples by quantile bin, its vector.",
-        LatentParams,
-        latent,
-    ),
-    "search": View("search", "Latents whose lens tokens or examples hold a text.", SearchParams, search),
-    "examples": EXAMPLES_VIEW,
-}
+VIEWS = by_name(latents, latent, search, examples)

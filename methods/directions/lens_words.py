@@ -62,7 +62,7 @@ def strongest_ids(reading: LensReading, words: Vocabulary, count: int) -> list[i
 
 
 def strongest(reading: LensReading, words: Vocabulary, count: int) -> list[LensToken]:
-    """The same as rows of a result."""
+    """The first `count` tokens by z, special ones left out, as rows of a result."""
     return [
         LensToken(
             token=words.texts[index],

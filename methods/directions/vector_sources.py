@@ -131,7 +131,7 @@ def typical_norm(pair: LoadedPair, side: Side, layer: int, progress: Progress = 
 
 
 def typical_norms(pair: LoadedPair, side: Side, layers: Sequence[int], progress: Progress = silent) -> dict[int, float]:
-    """The same of several layers, from one pass."""
+    """Mean L2 norm of this side's activations after each layer, from one pass over bundled texts, sinks left out."""
     corpus = tokenize(load_corpus(_NORM_TEXTS), pair, _NORM_TEXTS)
     hidden = _hidden(pair, side, layers, corpus.ids, progress)
     return {

@@ -1,4 +1,4 @@
-"""The view `examples`, the same for every method whose runs hold max-activating examples: put `EXAMPLES_VIEW` into its
+"""The view `examples`, the same for every method whose runs hold max-activating examples: put `examples` into its
 `views`. Torch-free.
 """
 
@@ -8,10 +8,11 @@ import json
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import View
+from diffing_mcp.methods.contract import view
 from diffing_mcp.methods.examples.reader import Example, FeatureSummary
+from diffing_mcp.methods.views.pages import ViewParams, page_size
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -20,10 +21,8 @@ STRONGEST = 5
 """Tokens of the shown text whose scores are given."""
 
 
-class ExamplesParams(BaseModel):
+class ExamplesParams(ViewParams):
     """Parameters of the view `examples`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     feature: str | None = Field(None, max_length=200, description="Name of a feature; None: list the features.")
     bin: int | None = Field(None, ge=0, le=1000, description="Quantile bin, 0 the lowest; None: all.")
@@ -31,7 +30,7 @@ class ExamplesParams(BaseModel):
         None, max_length=200, description="Only contexts with all these words (beginnings of words count)."
     )
     cursor: str | None = Field(None, max_length=500, description="next_cursor of the page before.")
-    limit: int = Field(10, ge=1, le=100)
+    limit: int = page_size(10)
     max_characters: int = Field(240, ge=20, le=4000, description="Characters of context shown around the token.")
     scores: bool = Field(False, description="Give the score of every shown token.")
 
@@ -94,8 +93,8 @@ class ExamplesView(BaseModel):
         return "\n".join(lines)
 
 
+@view("Contexts where a feature is highest, by quantile bin, with token scores; searchable.", ExamplesParams)
 def examples(record: RunRecord, params: ExamplesParams) -> ExamplesView:
-    """See `ExamplesParams`."""
     reader = record.examples()
     if params.feature is None:
         page = reader.features(params.search, params.cursor, params.limit)
@@ -108,14 +107,6 @@ def examples(record: RunRecord, params: ExamplesParams) -> ExamplesView:
         examples=[example_row(found, params.max_characters, params.scores) for found in page.rows],
         next_cursor=page.next_cursor,
     )
-
-
-EXAMPLES_VIEW = View(
-    "examples",
-    "Contexts where a feature is highest, by quantile bin, with token scores; searchable.",
-    ExamplesParams,
-    examples,
-)
 
 
 def example_row(example: Example, max_characters: int = 240, scores: bool = False) -> ExampleRow:

@@ -10,9 +10,9 @@ zero: they are clamped to 0. Memory: O(tokens) scalars, O(vocabulary) sums, O(ex
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import permutations
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from torch import Tensor
 
 from diffing_mcp.methods.kl.schema import KLResult, Metric, Spread, TextRow, TokenMove, TokenRow, amount_of, headline_of
 from diffing_mcp.methods.texts.words import TokenNames
-from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch
-from diffing_mcp.preprocessing.padding import padded
+from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch
+from diffing_mcp.preprocessing.expected_tokens import ExpectedTokens
+from diffing_mcp.preprocessing.positions import CorpusPositions
+from diffing_mcp.preprocessing.repeated_pass import repeated_pass
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
@@ -83,108 +85,70 @@ def movement(base: Tensor, finetuned: Tensor, count: int = MOVERS) -> Movement:
 
 
 class Place(NamedTuple):
-    """A position, or a text (position 0), with its KL(finetuned || base) and the tokens that moved there."""
+    """A position (its index among all) or a text, with its KL(finetuned || base) and the tokens that moved there."""
 
     score: float
-    sample: int
-    position: int
+    index: int
     moved: Movement
 
 
-class _Best:
-    """The `size` places of highest score seen so far; ties go to the earlier place."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._rising: list[Place] = []
-
-    @property
-    def threshold(self) -> float:
-        """A score must be above this to enter; zero never enters."""
-        return self._rising[0].score if len(self._rising) == self.size else 0.0
-
-    def offer(self, place: Place) -> None:
-        insort(self._rising, place, key=lambda each: (each.score, -each.sample, -each.position))
-        del self._rising[: -self.size]
-
-    def places(self) -> list[Place]:
-        """Highest score first."""
-        return self._rising[::-1]
-
-
-def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and ends of the stretches of equal values."""
-    begins = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    return begins, np.r_[begins[1:], len(values)]
+def keep_highest(
+    kept: list[Place], size: int, indices: np.ndarray, scores: np.ndarray, moved: Callable[[int], Movement]
+) -> None:
+    """Take the places with these indices and scores [N] into the `size` highest ones above zero, kept highest first;
+    ties go to the earlier place. `moved` is asked only for rows that enter.
+    """
+    for row in np.argsort(-scores).tolist():
+        if not scores[row] > (kept[-1].score if len(kept) == size else 0.0):
+            break
+        place = Place(float(scores[row]), int(indices[row]), moved(row))
+        insort(kept, place, key=lambda each: (-each.score, each.index))
+        del kept[size:]
 
 
 class KLAccumulator(Accumulator):
-    """See the module. Per-position arrays are filled in the order of the pass: `values` by metric, and `samples`,
-    `positions` and `token_ids`, which say what each entry is.
-    """
+    """See the module. `values` by metric are in the order of the text."""
 
     needs_logits = True
 
     def __init__(self, pair: LoadedPair, corpus: TokenizedCorpus, examples: int) -> None:
         self.corpus = corpus
-        count = corpus.tokens
-        self.values = {metric: np.zeros(count, dtype=np.float32) for metric in get_args(Metric)}
-        self.samples = np.zeros(count, dtype=np.int32)
-        self.positions = np.zeros(count, dtype=np.int32)
-        self.token_ids = np.zeros(count, dtype=np.int32)
-        self.filled = 0
-        self._batch_begin = 0
-        device = torch.device(pair.device)
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        self.base_total = torch.zeros(FOLDS, pair.vocab_size, dtype=wide, device=device)
-        self.finetuned_total = torch.zeros_like(self.base_total)
-        self.fold_rows = np.zeros(FOLDS, dtype=np.int64)
-        self.top_tokens = _Best(examples)
-        self.top_texts = _Best(max(5, examples // 4))
+        self.positions = CorpusPositions(corpus, pair.device)
+        self.values = {metric: np.zeros(corpus.tokens, dtype=np.float32) for metric in get_args(Metric)}
+        self.expected = ExpectedTokens(FOLDS, pair.vocab_size, pair.device)
+        self.examples = examples
+        self.top_tokens: list[Place] = []
+        self.top_texts: list[Place] = []
 
     def update_logits(self, chunk: LogitChunk) -> None:
         """Take in a chunk of positions."""
-        place = slice(self.filled, self.filled + len(chunk))
+        indices = self.positions.indices(chunk.sample_indices, chunk.positions).cpu().numpy()
         for values, found in zip(self.values.values(), divergences(chunk), strict=True):
-            values[place] = found.cpu().numpy()
-        scores = self.values["kl_finetuned_base"][place]
-        self.samples[place] = chunk.sample_indices.cpu().numpy()
-        self.positions[place] = chunk.positions.cpu().numpy()
-        self.token_ids[place] = chunk.token_ids.cpu().numpy()
-        self.filled += len(chunk)
-        # The rows of a chunk come text by text: each text's are one slice.
-        begins, ends = runs(self.samples[place])
-        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-            fold = int(self.samples[place][begin]) % FOLDS
-            self.base_total[fold] += chunk.base_probs[begin:end].sum(dim=0)
-            self.finetuned_total[fold] += chunk.finetuned_probs[begin:end].sum(dim=0)
-            self.fold_rows[fold] += end - begin
-        for row in np.argsort(-scores):
-            score = float(scores[row])
-            if not score > self.top_tokens.threshold:
-                break
-            moved = movement(chunk.base_probs[row], chunk.finetuned_probs[row])
-            self.top_tokens.offer(Place(score, int(self.samples[place][row]), int(self.positions[place][row]), moved))
+            values[indices] = found.cpu().numpy()
+        self.expected.add(chunk)
+        scores = self.values["kl_finetuned_base"][indices]
+        base, finetuned = chunk.base_probs, chunk.finetuned_probs
+        keep_highest(self.top_tokens, self.examples, indices, scores, lambda row: movement(base[row], finetuned[row]))
 
     def update(self, batch: PairedBatch) -> None:
         """A batch is complete: its texts compete for the list of texts that differ most."""
-        scores = self.values["kl_finetuned_base"][self._batch_begin : self.filled]
-        samples = self.samples[self._batch_begin : self.filled]
-        self._batch_begin = self.filled
-        begins, ends = runs(samples)
-        means = np.add.reduceat(scores.astype(np.float64), begins) / (ends - begins)
-        for index in np.argsort(-means):
-            if not means[index] > self.top_texts.threshold:
-                break
-            rows = batch.compared_rows[int(begins[index]) : int(ends[index])]
-            base = torch.zeros_like(self.base_total[0], dtype=torch.float32)
+        samples, scores = batch.sample_indices.cpu().numpy(), self.values["kl_finetuned_base"]
+        starts, lengths = self.positions.starts[samples], self.positions.lengths[samples]
+        texts = (scores[start : start + length] for start, length in zip(starts, lengths, strict=True))
+        means = np.array([values.mean(dtype=np.float64) for values in texts])
+        compared = batch.compared_rows
+
+        def moved(row: int) -> Movement:
+            rows = compared[batch.row_samples[compared] == int(samples[row])]
+            base = torch.zeros_like(self.expected.base[0], dtype=torch.float32)
             finetuned = torch.zeros_like(base)
             for part in rows.split(batch.chunk_rows):
                 chunk = batch.chunk(part)
                 base += chunk.base_probs.sum(dim=0)
                 finetuned += chunk.finetuned_probs.sum(dim=0)
-            moved = movement(base / len(rows), finetuned / len(rows))
-            self.top_texts.offer(Place(float(means[index]), int(samples[begins[index]]), 0, moved))
+            return movement(base / len(rows), finetuned / len(rows))
+
+        keep_highest(self.top_texts, max(5, self.examples // 4), samples, means, moved)
 
 
 SHOWN = 6
@@ -204,73 +168,56 @@ FAR_FACTOR, FAR_CHANGE = 10.0, 1e-3
 both in every fold of texts. The control organism changes no word by more than a factor of 2.5; the taught ones raise
 their topic's words by 60 to 1,400."""
 
-NOISE_SAMPLES = 4
-
 
 def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> KLResult:
     """Store the per-token and per-text tables and the position profile, and judge what stands out."""
-    corpus = accumulator.corpus
-    decode = pair.tokenizer.decode
-
+    corpus, positions, values = accumulator.corpus, accumulator.positions, accumulator.values
+    samples, counts = positions.samples, positions.lengths
     name = TokenNames(pair.tokenizer)
 
     def moves(changes: Iterable[Change]) -> list[TokenMove]:
         return [TokenMove(token=name(token), base=base, finetuned=finetuned) for token, base, finetuned in changes]
 
-    order = np.lexsort((accumulator.positions, accumulator.samples))
-    samples, positions = accumulator.samples[order], accumulator.positions[order]
-    values = {metric: array[order] for metric, array in accumulator.values.items()}
-    counts = np.bincount(samples, minlength=len(corpus.ids))
-    starts = np.cumsum(counts) - counts  # every position of a text is there
-    per_text = {
-        key: np.bincount(samples, weights=array, minlength=len(counts)) / counts for key, array in values.items()
-    }
-    texts = [
-        str(decode(ids[start:], clean_up_tokenization_spaces=False))
-        for ids, start in zip(corpus.ids, corpus.content_start, strict=True)
-    ]
+    def text(ids: list[int]) -> str:
+        return str(pair.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    def at(place: Place, columns: dict[Metric, np.ndarray]) -> dict[str, Any]:
+        """What rows of positions and of texts have in common."""
+        moved = {"rose": moves(place.moved.rose), "fell": moves(place.moved.fell)}
+        return moved | {key: float(array[place.index]) for key, array in columns.items()}
+
+    per_text = {key: positions.means_by_text(array) for key, array in values.items()}
+    texts = [text(ids[start:]) for ids, start in zip(corpus.ids, corpus.content_start, strict=True)]
     profile = _profile(positions, values)
     top_tokens = []
-    for place in accumulator.top_tokens.places():
-        ids, row = corpus.ids[place.sample], starts[place.sample] + place.position
-        end = corpus.content_start[place.sample] + place.position + 1
+    for place in accumulator.top_tokens:
+        sample, position = int(samples[place.index]), int(positions.numbers[place.index])
+        read, rest = corpus.split_after(sample, position)
+        context, following = text(read[-CONTEXT_TOKENS:]), name(rest[0]) if rest else None
         top_tokens.append(
-            TokenRow(
-                sample=place.sample,
-                position=place.position,
-                context=str(decode(ids[max(0, end - CONTEXT_TOKENS) : end], clean_up_tokenization_spaces=False)),
-                next_token=name(ids[end]) if end < len(ids) else None,
-                rose=moves(place.moved.rose),
-                fell=moves(place.moved.fell),
-                **{key: float(array[row]) for key, array in values.items()},
-            )
+            TokenRow(sample=sample, position=position, context=context, next_token=following, **at(place, values))
         )
     top_texts = [
         TextRow(
-            sample=place.sample,
-            tokens=int(counts[place.sample]),
-            text=texts[place.sample][:TEXT_CHARACTERS],
-            rose=moves(place.moved.rose),
-            fell=moves(place.moved.fell),
-            **{key: float(array[place.sample]) for key, array in per_text.items()},
+            sample=place.index,
+            tokens=int(counts[place.index]),
+            text=texts[place.index][:TEXT_CHARACTERS],
+            **at(place, per_text),
         )
-        for place in accumulator.top_texts.places()
+        for place in accumulator.top_texts
     ]
-    tokens = name.column(accumulator.token_ids[order])
-    run.add_table("tokens", {"sample": samples, "position": positions, "token": tokens, **values})
+    tokens = name.column(positions.token_ids)
+    run.add_table("tokens", {"sample": samples, "position": positions.numbers, "token": tokens, **values})
     run.add_table("texts", {"sample": np.arange(len(counts)), "tokens": counts, **per_text, "text": texts})
     run.add_rows("top_tokens", top_tokens, TokenRow)
     run.add_rows("top_texts", top_texts, TextRow)
     for key, array in profile.items():
         run.add_array(f"positions.{key}", array)
 
-    total = max(1, accumulator.filled)
-    overall = movement(
-        accumulator.base_total.sum(dim=0) / total, accumulator.finetuned_total.sum(dim=0) / total, count=OVERALL
-    )
-    more, less = (
-        moves(found) for found in far_changes(accumulator, set(getattr(pair.tokenizer, "all_special_ids", None) or ()))
-    )
+    expected, special = accumulator.expected, set(getattr(pair.tokenizer, "all_special_ids", None) or ())
+    means = (each.sum(dim=0) / len(samples) for each in (expected.base, expected.finetuned))
+    overall = movement(*means, count=OVERALL)
+    more, less = (moves(found) for found in far_changes(expected, special))
     highest = {metric: float(array.max(initial=0.0)) for metric, array in values.items()}
     noise = rounding_noise(pair, corpus) if highest["kl_finetuned_base"] or highest["kl_base_finetuned"] else 0.0
     outliers = len(outlying(per_text["kl_finetuned_base"], max(OUTLIER_NATS, 10 * noise)))
@@ -282,7 +229,7 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
         stands_out=stands_out,
         headline=headline_of(amount, mean, noise, (outliers, len(counts)), more, less),
         amount=amount,
-        tokens=accumulator.filled,
+        tokens=len(samples),
         samples=len(counts),
         dropped=corpus.dropped.count,
         position_origin=corpus.position_origin,
@@ -317,47 +264,22 @@ def outlying(per_text: np.ndarray, floor: float) -> np.ndarray:
 
 
 def rounding_noise(pair: LoadedPair, corpus: TokenizedCorpus) -> float:
-    """Mean KL, in nats, between two computations of the finetuned model over the same tokens: a batch of texts, and
-    each text alone.
-
-    Both are the same function in exact arithmetic, so this is what the model's dtype leaves undecided.
-    """
-    chosen = sorted(range(len(corpus.ids)), key=lambda index: len(corpus.ids[index]))[:NOISE_SAMPLES]
-    device = torch.device(pair.device)
-    batch_ids, batch_mask = (each.to(device) for each in padded([corpus.ids[index] for index in chosen], 0))
+    """Mean KL, in nats, between two computations of the finetuned model over the same tokens."""
     total, rows = 0.0, 0
-    with torch.inference_mode():
-        together = pair.forward("finetuned", batch_ids, batch_mask).logits
-        for row, index in enumerate(chosen):
-            length = len(corpus.ids[index])
-            ids, mask = batch_ids[row : row + 1, :length], batch_mask[row : row + 1, :length]
-            alone = pair.forward("finetuned", ids, mask).logits
-            if alone is None or together is None:
-                raise RuntimeError("a forward pass that was asked for logits gave none")
-            positions = torch.arange(length, device=device).unsqueeze(0) - corpus.content_start[index]
-            batch = PairedBatch(
-                input_ids=ids,
-                attention_mask=mask,
-                positions=positions.clamp_min(-1),
-                sample_indices=torch.tensor([index], device=device),
-                base_logits=alone,
-                finetuned_logits=together[row : row + 1, :length].contiguous(),
-                scratch=Scratch(8, alone.shape[-1], device),
-            )
-            for chunk in batch.logit_chunks():
-                total += float(divergences(chunk)[0].sum())
-                rows += len(chunk)
+    for chunk in repeated_pass(pair, corpus):
+        total += float(divergences(chunk)[0].sum())
+        rows += len(chunk)
     return total / max(1, rows)
 
 
-def far_changes(accumulator: KLAccumulator, special: set[int]) -> tuple[list[Change], list[Change]]:
+def far_changes(expected: ExpectedTokens, special: set[int]) -> tuple[list[Change], list[Change]]:
     """Tokens (id, mean probability under base, under finetuned) that became far more and far less probable over the
     whole corpus, in every fold of texts, most changed first; special tokens apart, because every chat finetune moves
     the end of a turn."""
-    if (accumulator.fold_rows > 0).sum() < FOLDS:
+    if not expected.rows.all():
         return [], []
-    rows = torch.from_numpy(accumulator.fold_rows).to(accumulator.base_total).unsqueeze(1)
-    base, finetuned = accumulator.base_total / rows, accumulator.finetuned_total / rows
+    rows = torch.from_numpy(expected.rows).to(expected.base).unsqueeze(1)
+    base, finetuned = expected.base / rows, expected.finetuned / rows
     means = [(values * rows).sum(dim=0) / rows.sum() for values in (base, finetuned)]
     found: list[list[Change]] = []
     for (low, mean_low), (high, mean_high) in permutations(((base, means[0]), (finetuned, means[1]))):
@@ -382,15 +304,10 @@ def _spread(values: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> Sprea
     return Spread(mean=mean, standard_error=error, median=median, p90=p90, p99=p99, max=float(values.max()))
 
 
-def _profile(positions: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _profile(positions: CorpusPositions, values: dict[Metric, np.ndarray]) -> dict[str, np.ndarray]:
     """For each position: how many tokens, the means, and the standard error of the mean of KL(finetuned || base)."""
-    counts = np.bincount(positions)
-    profile: dict[str, np.ndarray] = {"count": counts}
-    seen = np.maximum(counts, 1)
-    for name, array in values.items():
-        profile[name] = np.bincount(positions, weights=array.astype(np.float64)) / seen
-    squares = np.bincount(positions, weights=values["kl_finetuned_base"].astype(np.float64) ** 2) / seen
-    profile["standard_error"] = np.sqrt(
-        np.maximum(squares - profile["kl_finetuned_base"] ** 2, 0) / np.maximum(counts - 1, 1)
-    )
-    return profile
+    counts = np.bincount(positions.numbers)
+    means: dict[str, np.ndarray] = {name: positions.means_by_number(array) for name, array in values.items()}
+    squares = positions.means_by_number(values["kl_finetuned_base"].astype(np.float64) ** 2)
+    variance = np.maximum(squares - means["kl_finetuned_base"] ** 2, 0)
+    return {"count": counts, **means, "standard_error": np.sqrt(variance / np.maximum(counts - 1, 1))}

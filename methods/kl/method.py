@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.contract import CorpusMethod, Cost, Figure, MethodResult, View
-from diffing_mcp.methods.kl.schema import KLParams, KLResult, Metric, TextRow, TokenRow
+from diffing_mcp.methods.contract import CorpusMethod, Figure, by_name, view
+from diffing_mcp.methods.kl.schema import (
+    KLParams,
+    KLResult,
+    Metric,
+    PositionRow,
+    TextRow,
+    TokenRow,
+    TokenValue,
+)
+from diffing_mcp.methods.views.figures import figure, log_histogram, trace
+from diffing_mcp.methods.views.pages import PageView, SearchedPageParams, ViewParams
+from diffing_mcp.methods.views.rows import containing, highest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.methods.kl.measure import KLAccumulator
     from diffing_mcp.methods.runs.store import RunRecord
@@ -23,82 +31,68 @@ if TYPE_CHECKING:
 
 
 _BINS = 60
-_DIVERGENCES = {
+_LABELS = {
     "kl_finetuned_base": "KL(finetuned || base)",
     "kl_base_finetuned": "KL(base || finetuned)",
     "js": "Jensen-Shannon",
 }
 
 
-class _Page(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class TextsParams(SearchedPageParams):
+    """Which texts."""
 
-    limit: int = Field(10, ge=1, le=100, description="Rows.")
-    offset: int = Field(0, ge=0, description="Rows to pass over.")
-    contains: str | None = Field(
-        None, max_length=200, description="Only rows whose text or moved tokens contain this, whatever the case."
-    )
-
-
-class TokensParams(_Page):
-    """Parameters of the view `tokens`."""
-
-    sample: int | None = Field(
-        None, ge=0, description="Give every token of this text in order, with its divergence, instead of the top rows."
+    contains: str = Field(
+        "", max_length=200, description="Only rows whose text or moved tokens contain this, whatever the case."
     )
     metric: Metric = Field("kl_finetuned_base", description="Which divergence orders the top rows.")
 
 
-class TokenValue(BaseModel):
-    """A token of a text and how differently the models continue after it."""
+class TokensParams(TextsParams):
+    """Which positions, or the tokens of which text."""
 
-    position: int
-    token: str
-    kl_finetuned_base: float
-    kl_base_finetuned: float
-    js: float
+    sample: int | None = Field(
+        None, ge=0, description="Give every token of this text in order, with its divergence, instead of the top rows."
+    )
 
 
-class TokensView(BaseModel):
+class TokensView(PageView[TokenRow]):
     """Top positions, or all tokens of one text."""
 
-    total: int = Field(description="Rows there are before `limit` and `offset`.")
-    rows: list[TokenRow] = []
     text: list[TokenValue] = []
 
 
-class TextsParams(_Page):
-    """Parameters of the view `texts`."""
+@view("Positions by divergence, with context and moved tokens; or every token of one text.", TokensParams)
+def tokens(record: RunRecord, params: TokensParams) -> TokensView:
+    """`text` is filled for a `sample` alone, at least 100 tokens at a time.
 
-    metric: Metric = Field("kl_finetuned_base", description="Which divergence orders the texts.")
-
-
-class TextsView(BaseModel):
-    """Texts by mean divergence. Moved tokens are kept for the texts of highest KL(finetuned || base) only; they are
-    empty for others.
+    Raises:
+        InvalidInput: the run has no such text.
     """
+    if params.sample is None:
+        rows = highest_first(record.rows("top_tokens", model=TokenRow), params.metric)
+        return TokensView.of(rows, params, searched=("context", "rose", "fell"))
+    rows = record.rows("tokens", sample=params.sample)
+    if not rows:
+        raise InvalidInput(
+            f"Run {record.id} has no text {params.sample}; texts: 0 to {record.manifest.tables['texts'] - 1}."
+        )
+    rows = containing(rows, ("token",), params.contains)
+    shown = rows[params.offset : params.offset + max(params.limit, 100)]
+    return TokensView(total=len(rows), next_offset=None, rows=[], text=[TokenValue(**row) for row in shown])
 
-    total: int
-    rows: list[TextRow]
+
+@view("Texts by mean divergence, with the tokens that gained and lost probability in them.", TextsParams)
+def texts(record: RunRecord, params: TextsParams) -> PageView[TextRow]:
+    """Moved tokens are kept for the texts of highest KL(finetuned || base) only; they are empty for others."""
+    moved = {row["sample"]: row for row in record.rows("top_texts", model=TextRow)}
+    rows = [{"rose": [], "fell": [], **moved.get(row["sample"], {}), **row} for row in record.rows("texts")]
+    return PageView[TextRow].of(highest_first(rows, params.metric), params, searched=("text", "rose", "fell"))
 
 
-class PositionsParams(BaseModel):
-    """Parameters of the view `positions`."""
-
-    model_config = ConfigDict(extra="forbid")
+class PositionsParams(ViewParams):
+    """Which positions."""
 
     limit: int = Field(64, ge=1, le=2048, description="Positions, from 0.")
-
-
-class PositionRow(BaseModel):
-    """Means over all texts at one position."""
-
-    position: int
-    tokens: int
-    kl_finetuned_base: float
-    standard_error: float
-    kl_base_finetuned: float
-    js: float
 
 
 class PositionsView(BaseModel):
@@ -107,52 +101,10 @@ class PositionsView(BaseModel):
     rows: list[PositionRow]
 
 
-def tokens(record: RunRecord, params: TokensParams) -> TokensView:
-    """The top positions, or all tokens of one text.
-
-    Raises:
-        InvalidInput: the run has no such text.
-    """
-    if params.sample is not None:
-        return _one_text(record, params)
-    rows = [_unpack(row) for row in record.table("top_tokens").to_pylist()]
-    rows = [row for row in rows if _matches(params.contains, row["context"], row)]
-    rows.sort(key=lambda row: -row[params.metric])
-    page = rows[params.offset : params.offset + params.limit]
-    return TokensView(total=len(rows), rows=[TokenRow.model_validate(row) for row in page])
-
-
-def _one_text(record: RunRecord, params: TokensParams) -> TokensView:
-    from pyarrow import compute
-
-    table = record.table("tokens")
-    chosen = table.filter(compute.equal(table["sample"], params.sample)).drop_columns(["sample"])
-    if chosen.num_rows == 0:
-        raise InvalidInput(
-            f"Run {record.id} has no text {params.sample}; texts: 0 to {record.manifest.tables['texts'] - 1}."
-        )
-    values = [TokenValue.model_validate(row) for row in chosen.to_pylist()]
-    if params.contains:
-        values = [value for value in values if params.contains.lower() in value.token.lower()]
-    return TokensView(total=len(values), text=values[params.offset : params.offset + max(params.limit, 100)])
-
-
-def texts(record: RunRecord, params: TextsParams) -> TextsView:
-    """Texts by mean divergence."""
-    moved = {row["sample"]: _unpack(row) for row in record.table("top_texts").to_pylist()}
-    table = record.table("texts")
-    order = np.argsort(-table[params.metric].to_numpy(), kind="stable")
-    contents = table["text"].to_pylist()
-    order = np.array([index for index in order if _matches(params.contains, contents[index], moved.get(index))], int)
-    page = table.take(order[params.offset : params.offset + params.limit]).to_pylist()
-    rows = [TextRow.model_validate({"rose": [], "fell": [], **moved.get(row["sample"], {}), **row}) for row in page]
-    return TextsView(total=len(order), rows=rows)
-
-
+@view("Mean divergence at each position.", PositionsParams)
 def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
-    """The means at each position."""
     counts = record.array("positions.count")[: params.limit].tolist()
-    means = {name: record.array(f"positions.{name}").tolist() for name in (*_DIVERGENCES, "standard_error")}
+    means = {name: record.array(f"positions.{name}").tolist() for name in (*_LABELS, "standard_error")}
     rows = [
         PositionRow(position=index, tokens=count, **{name: values[index] for name, values in means.items()})
         for index, count in enumerate(counts)
@@ -160,95 +112,32 @@ def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
     return PositionsView(rows=rows)
 
 
-def _unpack(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "rose": json.loads(row["rose"]), "fell": json.loads(row["fell"])}
-
-
-def _matches(contains: str | None, text: str, moved: dict[str, Any] | None) -> bool:
-    """Whether the text or one of the moved tokens contains what was asked for, whatever the case."""
-    wanted = (contains or "").lower()
-    moves = [*moved["rose"], *moved["fell"]] if moved else []
-    return wanted in text.lower() or any(wanted in move["token"].lower() for move in moves)
-
-
 def histogram(record: RunRecord) -> dict[str, Any]:
     """Counts of tokens over the logarithm of their divergence; tokens at exactly 0 are counted in the title."""
-    table = record.table("tokens", list(_DIVERGENCES))
-    columns = {name: table[name].to_numpy() for name in _DIVERGENCES}
-    positive = {name: np.log10(values[values > 0]) for name, values in columns.items()}
-    everything = np.concatenate(list(positive.values())) if positive else np.zeros(0)
-    edges = (
-        np.linspace(max(everything.min(), -8.0), everything.max() + 1e-9, _BINS + 1)
-        if everything.size
-        else np.linspace(-8, 0, _BINS + 1)
-    )
-    centres = 10 ** ((edges[1:] + edges[:-1]) / 2)
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "line": {"shape": "hvh"},
-            "name": _DIVERGENCES[name],
-            "x": centres.tolist(),
-            "y": np.histogram(logs, edges)[0].tolist(),
-        }
-        for name, logs in positive.items()
-    ]
+    table = record.table("tokens", list(_LABELS))
+    columns = {name: table[name].to_numpy() for name in _LABELS}
+    logs = {name: np.log10(values[values > 0]) for name, values in columns.items()}
+    positive = np.concatenate(list(logs.values()))
+    lowest, highest = (max(positive.min(), -8.0), positive.max() + 1e-9) if positive.size else (-8.0, 0.0)
+    edges = np.linspace(lowest, highest, _BINS + 1)
     zeros = int((columns["kl_finetuned_base"] == 0).sum())
-    return {
-        "data": data,
-        "layout": {
-            "title": {"text": f"Divergence per token ({table.num_rows} tokens, {zeros} exactly 0)"},
-            "xaxis": {"type": "log", "title": {"text": "nats"}},
-            "yaxis": {"title": {"text": "tokens"}},
-        },
-    }
+    return figure(
+        [log_histogram(_LABELS[name], edges, np.histogram(values, edges)[0]) for name, values in logs.items()],
+        x={"title": "nats", "type": "log"},
+        y="tokens",
+        title=f"Divergence per token ({table.num_rows} tokens, {zeros} exactly 0)",
+    )
 
 
 def position_lines(record: RunRecord) -> dict[str, Any]:
     """Mean divergence at each position, with the standard error of KL(finetuned || base)."""
-    count = record.array("positions.count")
-    places = np.arange(len(count)).tolist()
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": label,
-            "x": places,
-            "y": record.array(f"positions.{name}").tolist(),
-        }
-        for name, label in _DIVERGENCES.items()
+    places = list(range(len(record.array("positions.count"))))
+    lines = [
+        trace("line", name=label, x=places, y=record.array(f"positions.{name}").tolist())
+        for name, label in _LABELS.items()
     ]
-    data[0]["error_y"] = {"type": "data", "array": record.array("positions.standard_error").tolist(), "visible": True}
-    return {
-        "data": data,
-        "layout": {
-            "title": {"text": "Mean divergence by position"},
-            "xaxis": {"title": {"text": "position"}},
-            "yaxis": {"title": {"text": "nats"}},
-        },
-    }
-
-
-VIEWS = {
-    "tokens": View(
-        "tokens",
-        "Positions by divergence, with context and moved tokens; or every token of one text.",
-        TokensParams,
-        tokens,
-    ),
-    "texts": View(
-        "texts",
-        "Texts by mean divergence, with the tokens that gained and lost probability in them.",
-        TextsParams,
-        texts,
-    ),
-    "positions": View("positions", "Mean divergence at each position.", PositionsParams, positions),
-}
-FIGURES = (
-    Figure("histogram", "Divergence per token", histogram),
-    Figure("positions", "Divergence by position", position_lines),
-)
+    lines[0]["error_y"] = {"type": "data", "array": record.array("positions.standard_error").tolist(), "visible": True}
+    return figure(lines, x="position", y="nats", title="Mean divergence by position")
 
 
 class KLDivergence(CorpusMethod[KLParams, KLResult]):
@@ -257,21 +146,20 @@ class KLDivergence(CorpusMethod[KLParams, KLResult]):
     each with the tokens whose probability moved most.
     """
 
-    name: ClassVar[str] = "kl"
-    title: ClassVar[str] = "KL divergence"
-    for_agents: ClassVar[str] = (
-        "How far the two models' next-token distributions are apart on a text corpus: KL divergence in both "
-        "directions and Jensen-Shannon divergence, in nats, for every token and text; the texts and tokens where "
-        "the models differ most, each with the tokens whose probability moved most. It tells how much changed and "
-        "where, not what was meant: the size that every calibrated level is counted from, no verdict by itself."
+    name = "kl"
+    title = "KL divergence"
+    for_agents = (
+        "It tells how much changed and where, not what was meant: the size that every calibrated level is counted "
+        "from, no verdict by itself."
     )
-    version: ClassVar[int] = 1
-    Params: ClassVar[type[BaseModel]] = KLParams
-    Result: ClassVar[type[MethodResult]] = KLResult
-    cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = VIEWS
-    figures: ClassVar[Sequence[Figure]] = FIGURES
+    Params = KLParams
+    Result = KLResult
+    in_overview = True
+    views = by_name(tokens, texts, positions)
+    figures = (
+        Figure("histogram", "Divergence per token", histogram),
+        Figure("positions", "Divergence by position", position_lines),
+    )
 
     def accumulator(self, pair: LoadedPair, params: KLParams, corpus: TokenizedCorpus) -> KLAccumulator:
         from diffing_mcp.methods.kl.measure import KLAccumulator

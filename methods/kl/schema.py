@@ -39,49 +39,67 @@ class TokenMove(BaseModel):
         return f"{json.dumps(self.token, ensure_ascii=False)} {self.base:.2g}>{self.finetuned:.2g}"
 
 
-def _moves(rose: list[TokenMove], fell: list[TokenMove]) -> str:
-    return " ".join(
-        f"{sign} {' '.join(move.as_text() for move in moves[:3])}" for sign, moves in (("+", rose), ("-", fell))
-    )
+def _listed(moves: list[TokenMove]) -> str:
+    return " ".join(move.as_text() for move in moves)
 
 
-class TokenRow(BaseModel):
-    """A position where the models differ."""
+class Divergences(BaseModel):
+    """Divergences in nats a token; of a text or a position their mean."""
 
-    sample: int = Field(description="Number of the text in this run; the view `tokens` with it gives the whole text.")
-    position: int
-    context: str = Field(description="The text before the predicted token, its end.")
-    next_token: str | None = Field(description="The token that really follows, if the text goes on.")
     kl_finetuned_base: float
     kl_base_finetuned: float
     js: float
-    rose: list[TokenMove] = Field(description="Tokens whose probability rose most here.")
+
+
+class MovedRow(Divergences):
+    """Where the models differ, and which tokens moved there."""
+
+    sample: int = Field(description="Number of the text in this run; the view `tokens` with it gives the whole text.")
+    rose: list[TokenMove] = Field(description="Tokens whose probability (of a text its mean) rose most here.")
     fell: list[TokenMove]
 
-    def as_text(self) -> str:
+    def line(self, where: str, text: str) -> str:
+        """In one line: divergence, place, text, and the tokens that moved most."""
+        quoted = json.dumps(text, ensure_ascii=False)
         return (
-            f"  {self.kl_finetuned_base:.3g} [{self.sample}@{self.position}] "
-            f"{json.dumps(self.context[-48:], ensure_ascii=False)} {_moves(self.rose, self.fell)}"
+            f"  {self.kl_finetuned_base:.3g} [{where}] {quoted} + {_listed(self.rose[:3])} - {_listed(self.fell[:3])}"
         )
 
 
-class TextRow(BaseModel):
+class TokenRow(MovedRow):
+    """A position where the models differ."""
+
+    position: int
+    context: str = Field(description="The text before the predicted token, its end.")
+    next_token: str | None = Field(description="The token that really follows, if the text goes on.")
+
+    def as_text(self) -> str:
+        return self.line(f"{self.sample}@{self.position}", self.context[-48:])
+
+
+class TextRow(MovedRow):
     """A text by its mean divergence."""
 
-    sample: int
     tokens: int
-    kl_finetuned_base: float = Field(description="Mean over its tokens, nats.")
-    kl_base_finetuned: float
-    js: float
     text: str = Field(description="Its compared part, its start.")
-    rose: list[TokenMove] = Field(description="Tokens whose probability, averaged over its positions, rose most.")
-    fell: list[TokenMove]
 
     def as_text(self) -> str:
-        return (
-            f"  {self.kl_finetuned_base:.3g} [{self.sample}] {json.dumps(self.text[:80], ensure_ascii=False)} "
-            f"{_moves(self.rose, self.fell)}"
-        )
+        return self.line(str(self.sample), self.text[:80])
+
+
+class TokenValue(Divergences):
+    """A token of a text and how differently the models continue after it."""
+
+    position: int
+    token: str
+
+
+class PositionRow(Divergences):
+    """Means over all texts at one position."""
+
+    position: int
+    tokens: int
+    standard_error: float
 
 
 class Spread(BaseModel):
@@ -93,6 +111,11 @@ class Spread(BaseModel):
     p90: float
     p99: float
     max: float
+
+    def as_text(self) -> str:
+        return (
+            f"{self.mean:.3g}±{self.standard_error:.1g} {self.median:.3g} {self.p90:.3g} {self.p99:.3g} {self.max:.3g}"
+        )
 
 
 class KLResult(MethodResult):
@@ -134,36 +157,29 @@ class KLResult(MethodResult):
     top_texts: list[TextRow] = Field(description="Texts where the models differ most.")
 
     def as_text(self) -> str:
-        lines = [
-            self.headline,
-            f"tokens {self.tokens}, texts {self.samples}, dropped {self.dropped}; position 0 = {self.position_origin}",
+        said = (("more", self.far_more_often), ("less", self.far_less_often))
+        return "\n".join(
             (
+                self.headline,
+                f"tokens {self.tokens}, texts {self.samples}, dropped {self.dropped}; position 0 = "
+                f"{self.position_origin}",
                 f"amount {self.amount}; rounding noise {self.rounding_noise:.2g} nats; texts far above the rest: "
-                f"{self.outlying_texts}; stands out: {'yes' if self.stands_out else 'no'}"
-            ),
-            "nats mean±se median p90 p99 max",
-        ]
-        for name, spread in (
-            ("KL(ft||base)", self.kl_finetuned_base),
-            ("KL(base||ft)", self.kl_base_finetuned),
-            ("JS", self.js),
-            ("per text", self.per_text),
-        ):
-            lines.append(
-                f"{name} {spread.mean:.3g}±{spread.standard_error:.1g} {spread.median:.3g} {spread.p90:.3g} "
-                f"{spread.p99:.3g} {spread.max:.3g}"
+                f"{self.outlying_texts}; stands out: {'yes' if self.stands_out else 'no'}",
+                "nats mean±se median p90 p99 max",
+                f"KL(ft||base) {self.kl_finetuned_base.as_text()}",
+                f"KL(base||ft) {self.kl_base_finetuned.as_text()}",
+                f"JS {self.js.as_text()}",
+                f"per text {self.per_text.as_text()}",
+                "KL(ft||base) at positions 0..7: " + " ".join(f"{value:.3g}" for value in self.first_positions),
+                *(f"said far {name} often: {_listed(moves)}" for name, moves in said if moves),
+                f"rose overall: {_listed(self.rose)}",
+                f"fell overall: {_listed(self.fell)}",
+                "most different positions:",
+                *(row.as_text() for row in self.top_tokens),
+                "most different texts:",
+                *(row.as_text() for row in self.top_texts),
             )
-        lines.append("KL(ft||base) at positions 0..7: " + " ".join(f"{value:.3g}" for value in self.first_positions))
-        for name, moves in (("more", self.far_more_often), ("less", self.far_less_often)):
-            if moves:
-                lines.append(f"said far {name} often: " + " ".join(move.as_text() for move in moves))
-        lines.append("rose overall: " + " ".join(move.as_text() for move in self.rose))
-        lines.append("fell overall: " + " ".join(move.as_text() for move in self.fell))
-        lines.append("most different positions:")
-        lines += [row.as_text() for row in self.top_tokens]
-        lines.append("most different texts:")
-        lines += [row.as_text() for row in self.top_texts]
-        return "\n".join(lines)
+        )
 
 
 def amount_of(mean: float, highest: float, noise: float, found: bool) -> Amount:

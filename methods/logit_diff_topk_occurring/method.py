@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel
 
-from diffing_mcp.methods.contract import CorpusMethod, Cost, CostEstimate, Figure, MethodResult, PairSize, View
+from diffing_mcp.methods.contract import CorpusMethod, CostEstimate, Figure, PairSize, by_name
 from diffing_mcp.methods.logit_diff_topk_occurring.schema import LogitDifferenceParams, LogitDifferenceResult
-from diffing_mcp.methods.logit_diff_topk_occurring.views import VIEWS, TopicsParams, read_entries, token_lists, topics
+from diffing_mcp.methods.logit_diff_topk_occurring.views import (
+    TopicsParams,
+    new_tokens,
+    positions,
+    read_entries,
+    token,
+    token_lists,
+    tokens,
+    topics,
+)
+from diffing_mcp.methods.views.figures import figure, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.methods.contract import RunWriter, TokenList
     from diffing_mcp.methods.runs.store import RunRecord
@@ -30,90 +39,57 @@ def scatter(record: RunRecord) -> dict[str, Any]:
     """Mean logit difference against occurrence in the top K, for the tokens that occur most often on either side."""
     entries = read_entries(record)
     series = []
-    for sign in ("risen", "fallen"):
+    for sign, count in (("risen", entries.risen), ("fallen", entries.fallen)):
         order = entries.order("top_k_occurring", sign)
         order = order[entries.shown[order]][:_POINTS]
-        count = entries.risen if sign == "risen" else entries.fallen
-        series.append(
-            {
-                "type": "scattergl",
-                "mode": "markers",
-                "name": sign,
-                "x": entries.mean_difference[order].astype(float).round(4).tolist(),
-                "y": (100 * count[order] / max(1, entries.positions)).round(3).tolist(),
-                "text": [entries.texts[index] for index in order],
-                "hovertemplate": "%{text}<br>mean difference %{x}<br>in top K at %{y} % of positions<extra></extra>",
-                "marker": {"size": np.where(entries.content[order], 6, 3).tolist()},
-            }
+        points = trace(
+            "points",
+            name=sign,
+            x=entries.mean_difference[order].astype(float).round(4).tolist(),
+            y=(100 * count[order] / max(1, entries.positions)).round(3).tolist(),
+            text=[entries.texts[index] for index in order],
+            hovertemplate="%{text}<br>mean difference %{x}<br>in top K at %{y} % of positions<extra></extra>",
+            marker={"size": np.where(entries.content[order], 6, 3).tolist()},
         )
-    return {
-        "data": series,
-        "layout": {
-            "xaxis": {"title": {"text": "mean logit difference, finetuned - base"}},
-            "yaxis": {"title": {"text": "% of positions in the top K"}},
-        },
-    }
+        series.append(points)
+    return figure(series, x="mean logit difference, finetuned - base", y="% of positions in the top K")
 
 
 def word_bars(record: RunRecord) -> dict[str, Any]:
     """Content words by rise of their expected occurrences, with standard errors; strong ones darker."""
     rows = record.result_json()["words"][::-1]
-    return {
-        "data": [
-            {
-                "type": "bar",
-                "orientation": "h",
-                "y": [row["word"] for row in rows],
-                "x": [row["log_odds"] for row in rows],
-                "error_x": {"type": "data", "array": [row["error"] or 0 for row in rows]},
-                "marker": {"color": ["#1f4e79" if row["strong"] else "#a6bddb" for row in rows]},
-            }
-        ],
-        "layout": {
-            "xaxis": {"title": {"text": "log odds of expected occurrences, finetuned over base"}},
-            "margin": {"l": 120},
-        },
-    }
+    bars = trace(
+        "rows",
+        rows,
+        x="log_odds",
+        y="word",
+        error_x={"type": "data", "array": [row["error"] or 0 for row in rows]},
+        marker={"color": ["#1f4e79" if row["strong"] else "#a6bddb" for row in rows]},
+    )
+    return figure([bars], x="log odds of expected occurrences, finetuned over base", margin={"l": 120})
 
 
 def topic_bars(record: RunRecord) -> dict[str, Any]:
     """The first tokens of each topic, as bars of their share of the topic's weights."""
     series = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": f"topic {topic.topic} ({100 * topic.mass:.0f} % of the mass)",
+        trace(
+            "rows",
+            name=f"topic {topic.topic} ({100 * topic.mass:.0f} % of the mass)",
             # Invisible marks keep equal tokens of different topics apart on the axis.
-            "y": [f"{token.token!r}" + "\u200b" * topic.topic for token in topic.tokens[::-1]],
-            "x": [token.weight for token in topic.tokens[::-1]],
-        }
+            y=[f"{token.token!r}" + "\u200b" * topic.topic for token in topic.tokens[::-1]],
+            x=[token.weight for token in topic.tokens[::-1]],
+        )
         for topic in topics(record, TopicsParams(tokens=_TOPIC_TOKENS)).topics
     ]
-    return {
-        "data": series,
-        "layout": {"xaxis": {"title": {"text": "share of the topic's weights"}}, "margin": {"l": 120}},
-    }
+    return figure(series, x="share of the topic's weights", margin={"l": 120})
 
 
 def position_bars(record: RunRecord) -> dict[str, Any]:
     """Mean size of the logit differences by position."""
-    rows = record.table("positions").to_pylist()
+    rows = record.rows("positions")
     labels = [str(row["first"]) if row["first"] == row["last"] else f"{row['first']}-{row['last']}" for row in rows]
-    return {
-        "data": [{"type": "bar", "x": labels, "y": [row["mean_size"] for row in rows]}],
-        "layout": {
-            "xaxis": {"title": {"text": "position in the text"}, "type": "category"},
-            "yaxis": {"title": {"text": "mean |logit difference|"}},
-        },
-    }
-
-
-FIGURES = (
-    Figure("scatter", "Mean logit difference against occurrence in the top K", scatter),
-    Figure("bars", "Content words whose expected occurrences rose most", word_bars),
-    Figure("topics", "Tokens of each topic", topic_bars),
-    Figure("positions", "Size of the logit differences by position", position_bars),
-)
+    bars = trace("bars", rows, x=labels, y="mean_size")
+    return figure([bars], x={"title": "position in the text", "type": "category"}, y="mean |logit difference|")
 
 
 class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]):
@@ -121,27 +97,30 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
     over the base?
     """
 
-    name: ClassVar[str] = "logit_diff_topk_occurring"
-    aliases: ClassVar[Sequence[str]] = ("diff_mining", "logit_diff")
-    title: ClassVar[str] = "Logit difference (diff mining)"
-    for_agents: ClassVar[str] = (
-        "Diff mining: on text that has nothing to do with the finetune, which next tokens does the finetuned "
-        "model favour over the base? At every position the logit difference (finetuned minus base) is taken over "
-        "the whole vocabulary; tokens are ordered by how often they are among the largest differences, the share "
-        "of positions at which they rose, their mean difference, or the z of their log odds. Content words whose "
-        "expected occurrences rose beyond what a finetune that taught nothing shows are the evidence for a topic; "
-        "`words` lists them first. The raw lists (`risen`, `fallen`) and `topics` (tokens that rise together, by "
-        "NMF) have a top under any finetune: rare tokens there mean nothing by themselves, and a topic without "
-        "strong words may be drift. Views: `tokens` (any ordering, filtered, paged), `token` (one word), `topics` "
-        "(tokens, exemplar texts), `positions` (early against late), `new_tokens` (added by the finetune)."
+    name = "logit_diff_topk_occurring"
+    aliases = ("diff_mining", "logit_diff")
+    title = "Logit difference (diff mining)"
+    for_agents = (
+        "At every position the logit difference (finetuned minus base) is taken over the whole vocabulary; tokens "
+        "are ordered by how often they are among the largest differences, the share of positions at which they "
+        "rose, their mean difference, or the z of their log odds. Content words whose expected occurrences rose "
+        "beyond what a finetune that taught nothing shows are the evidence for a topic; `words` lists them first. "
+        "The raw lists (`risen`, `fallen`) and `topics` (tokens that rise together, by NMF) have a top under any "
+        "finetune: rare tokens there mean nothing by themselves, and a topic without strong words may be drift. "
+        "Views: `tokens` (any ordering, filtered, paged), `token` (one word), `topics` (tokens, exemplar texts), "
+        "`positions` (early against late), `new_tokens` (added by the finetune)."
     )
-    version: ClassVar[int] = 4
-    Params: ClassVar[type[BaseModel]] = LogitDifferenceParams
-    Result: ClassVar[type[MethodResult]] = LogitDifferenceResult
-    cost: ClassVar[Cost] = "minutes"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = VIEWS
-    figures: ClassVar[Sequence[Figure]] = FIGURES
+    version = 4
+    Params = LogitDifferenceParams
+    Result = LogitDifferenceResult
+    in_overview = True
+    views = by_name(tokens, token, topics, positions, new_tokens)
+    figures = (
+        Figure("scatter", "Mean logit difference against occurrence in the top K", scatter),
+        Figure("bars", "Content words whose expected occurrences rose most", word_bars),
+        Figure("topics", "Tokens of each topic", topic_bars),
+        Figure("positions", "Size of the logit differences by position", position_bars),
+    )
 
     def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
         return [*super().token_lists(record), *token_lists(record)]

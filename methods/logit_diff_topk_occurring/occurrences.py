@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffing_mcp.core.devices import wide_dtype
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.directions.patchscope import IDENTITY_PROMPTS
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch
 from diffing_mcp.preprocessing.corpus_pass import scratch_of
+from diffing_mcp.preprocessing.expected_tokens import ExpectedTokens
+from diffing_mcp.preprocessing.positions import CorpusPositions
 from diffing_mcp.preprocessing.topk import exact_topk
 
 if TYPE_CHECKING:
@@ -93,28 +96,23 @@ class LogitDifferenceAccumulator(Accumulator):
         self.corpus = corpus
         self.top_k = min(top_k, vocab_size)
         self.device = torch.device(device)
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        wide = wide_dtype(self.device)
         self.merge_index = None if merge_index is None else torch.as_tensor(merge_index, device=self.device)
         self.slots = vocab_size if self.merge_index is None else int(self.merge_index.max()) + 1
-        lengths = np.array(
-            [len(ids) - start for ids, start in zip(corpus.ids, corpus.content_start, strict=True)], dtype=np.int64
-        )
-        self.bins = position_bins(int(lengths.max()))
+        self.positions = CorpusPositions(corpus, self.device)
+        self.bins = position_bins(int(self.positions.lengths.max()))
         self.rows = 0
-        self.rows_by_fold = np.zeros(FOLDS, dtype=np.int64)
+        self.expected = ExpectedTokens(FOLDS, vocab_size, self.device)
         self.risen_by_bin = torch.zeros(len(self.bins), self.slots, dtype=torch.int64, device=self.device)
         self.rows_by_bin = torch.zeros(len(self.bins), dtype=torch.int64, device=self.device)
         self.size_by_bin = torch.zeros(len(self.bins), dtype=wide, device=self.device)
         self.fallen = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
         self.positive = torch.zeros(vocab_size, dtype=wide, device=self.device)
         self.sum = torch.zeros(vocab_size, dtype=wide, device=self.device)
-        self.expected_base = torch.zeros(FOLDS, vocab_size, dtype=wide, device=self.device)
-        self.expected_finetuned = torch.zeros(FOLDS, vocab_size, dtype=wide, device=self.device)
         self.expected_new: Tensor | None = None
         """[E] expected occurrences of token ids that the base model does not have; None when there are none."""
         self._starts = torch.as_tensor(self.bins, device=self.device)
-        self._offsets = torch.as_tensor(np.concatenate([[0], lengths.cumsum()[:-1]]), device=self.device)
-        self._wanted = chosen_positions(int(lengths.sum()), keep, seed, self.device)
+        self._wanted = chosen_positions(len(self.positions), keep, seed, self.device)
         self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     @property
@@ -140,19 +138,7 @@ class LogitDifferenceAccumulator(Accumulator):
         if (new := chunk.new_token_probs) is not None:
             total = new.sum(dim=0).to(self.sum.dtype)
             self.expected_new = total if self.expected_new is None else self.expected_new + total
-        folds = chunk.sample_indices % FOLDS
-        for fold in folds.unique().tolist():
-            rows = (folds == fold).nonzero().squeeze(1)
-            begin, count = int(rows[0]), int(rows.numel())
-            # The rows of a chunk come sample by sample, so a fold's rows are nearly always one slice.
-            together = int(rows[-1]) - begin + 1 == count
-            for expected, probs in (
-                (self.expected_base, chunk.base_probs),
-                (self.expected_finetuned, chunk.finetuned_probs),
-            ):
-                part = probs[begin : begin + count] if together else probs[rows]
-                expected[fold] += part.sum(dim=0)
-            self.rows_by_fold[fold] += count
+        self.expected.add(chunk)
 
     def _count(self, counts: Tensor, indices: Tensor, kept: Tensor, bins: Tensor) -> None:
         """Count each row's tokens (or words) in the row of `counts` [B, slots] that its bin names."""
@@ -169,7 +155,7 @@ class LogitDifferenceAccumulator(Accumulator):
     def _keep(self, chunk: LogitChunk, values: Tensor, indices: Tensor) -> None:
         if self._wanted is None:
             return
-        rows = self._wanted[self._offsets[chunk.sample_indices] + chunk.positions].nonzero().squeeze(1)
+        rows = self._wanted[self.positions.indices(chunk.sample_indices, chunk.positions)].nonzero().squeeze(1)
         if rows.numel():
             places = chunk.sample_indices[rows], chunk.positions[rows]
             self._kept.append(
@@ -233,10 +219,6 @@ class ExtractedAccumulator(Accumulator):
         self.extraction = extraction
         self.scratch = scratch_of(pair)
         self._chosen = chosen
-        lengths = [
-            len(ids) - start for ids, start in zip(statistics.corpus.ids, statistics.corpus.content_start, strict=True)
-        ]
-        self._offsets = torch.tensor([0, *lengths[:-1]], device=pair.device).cumsum(0)
         self._prompt: list[int] = pair.tokenizer(IDENTITY_PROMPT)["input_ids"]
         self._block = max(1, _BLOCK_BYTES // (4 * pair.vocab_size))
         if extraction == "patchscope":
@@ -246,7 +228,8 @@ class ExtractedAccumulator(Accumulator):
         """Read the batch's positions, a block at a time."""
         rows = batch.compared_rows
         if self._chosen is not None:
-            rows = rows[self._chosen[self._offsets[batch.row_samples[rows]] + batch.flat_positions[rows]]]
+            indices = self.statistics.positions.indices(batch.row_samples[rows], batch.flat_positions[rows])
+            rows = rows[self._chosen[indices]]
         layer = self.layers[0]
         for block in rows.split(self._block):
             if not block.numel():

@@ -60,12 +60,12 @@ def summarise(
     """
     words = vocabulary(pair.tokenizer, pair.vocab_size)
     expected_base, expected_finetuned = (
-        accumulator.expected_base.cpu().numpy(),
-        accumulator.expected_finetuned.cpu().numpy(),
+        accumulator.expected.base.cpu().numpy(),
+        accumulator.expected.finetuned.cpu().numpy(),
     )
     entries = _entries(accumulator, words, expected_base, expected_finetuned, params.normalise)
     rise = rises(
-        words.merge(expected_base), words.merge(expected_finetuned), accumulator.rows_by_fold, PRIOR_PER_THOUSAND
+        words.merge(expected_base), words.merge(expected_finetuned), accumulator.expected.rows, PRIOR_PER_THOUSAND
     )
     is_strong = strong(rise) & words.word_content
     _store(run, accumulator, words, entries, expected_base, expected_finetuned)
@@ -206,7 +206,7 @@ def _store(
     run.add_array("entry_expected_finetuned", entries.expected_finetuned)
     run.add_array("expected_base", base.astype(np.float64))
     run.add_array("expected_finetuned", finetuned.astype(np.float64))
-    run.add_array("rows_by_fold", accumulator.rows_by_fold)
+    run.add_array("rows_by_fold", accumulator.expected.rows)
     run.add_array("risen_by_bin", accumulator.risen_by_bin.int())
     run.add_table("entries", {"text": entries.texts, "special": entries.special, "content": entries.content})
     run.add_table("vocabulary", {"text": words.texts, "special": words.special})
@@ -227,7 +227,7 @@ def store_topics(
     """
     kept = accumulator.kept()
     expected = np.maximum(
-        *(each.sum(dim=0).cpu().numpy() for each in (accumulator.expected_base, accumulator.expected_finetuned))
+        *(each.sum(dim=0).cpu().numpy() for each in (accumulator.expected.base, accumulator.expected.finetuned))
     )
     shown = ~words.special & (expected >= NEGLIGIBLE_SHARE * accumulator.rows / len(words.texts))
     found: Topics | None = None
@@ -272,11 +272,8 @@ def store_topics(
 
 def context(pair: LoadedPair, corpus: TokenizedCorpus, sample: int, position: int) -> str:
     """The text around a position on one line, with ▸ where the next token would come."""
-    ids = corpus.ids[sample]
-    place = corpus.content_start[sample] + position + 1
-    before, after = (
-        pair.tokenizer.decode(part) for part in (ids[max(0, place - _BEFORE) : place], ids[place : place + _AFTER])
-    )
+    read, rest = corpus.split_after(sample, position)
+    before, after = (pair.tokenizer.decode(part) for part in (read[-_BEFORE:], rest[:_AFTER]))
     return " ".join(f"{before}▸{after}".split())
 
 
@@ -289,14 +286,7 @@ def find_positions(accumulator: LogitDifferenceAccumulator, run: RunWriter) -> l
     """The positional profile; stores all of it, returns its first rows."""
     counts = accumulator.rows_by_bin.cpu().numpy()
     sizes = accumulator.size_by_bin.cpu().numpy()
-    lasts = [
-        *(accumulator.bins[1:] - 1),
-        max(
-            len(ids) - start
-            for ids, start in zip(accumulator.corpus.ids, accumulator.corpus.content_start, strict=True)
-        )
-        - 1,
-    ]
+    lasts = [*(accumulator.bins[1:] - 1), accumulator.positions.lengths.max() - 1]
     rows = [
         PositionRow(
             first=int(first), last=int(last), positions=int(count), mean_size=float(f"{size / max(1, count):.4g}")
@@ -314,7 +304,7 @@ def find_new_tokens(
     vocabulary, and those in rows that are padding in the base model. Rows beyond it without a token count in the sum
     alone."""
     scale = 1000 / max(1, accumulator.rows)
-    common = accumulator.expected_finetuned.sum(dim=0).cpu().numpy()
+    common = accumulator.expected.finetuned.sum(dim=0).cpu().numpy()
     beyond = np.zeros(0) if accumulator.expected_new is None else accumulator.expected_new.cpu().numpy()
     expected = {index: float(common[index]) for index in pair.new_tokens if index < pair.vocab_size}
     expected |= {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.contract import TokenList, View
+from diffing_mcp.methods.contract import TokenList, view
 from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
     PRIOR_PER_THOUSAND,
     Entries,
@@ -17,27 +17,21 @@ from diffing_mcp.methods.logit_diff_topk_occurring.evidence import (
     shrunken_log_odds,
 )
 from diffing_mcp.methods.logit_diff_topk_occurring.schema import NewTokenRow, Ordering, PositionRow, TokenRow
-from diffing_mcp.methods.texts.pages import page_of
 from diffing_mcp.methods.texts.words import build_vocabulary, normalise
+from diffing_mcp.methods.views.pages import PageView, SearchedPageParams, ViewParams, page_size
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
 
 
-class _ViewParams(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TokensParams(_ViewParams):
+class TokensParams(SearchedPageParams):
     """Which part of the vocabulary to list."""
 
     ordering: Ordering | Literal["log_odds"] = Field(
         "top_k_occurring", description="`log_odds`: by the shrunken log ratio of expected occurrences."
     )
     sign: Literal["risen", "fallen"] = "risen"
-    offset: int = Field(0, ge=0)
-    limit: int = Field(30, ge=1, le=200)
-    contains: str = Field("", max_length=100, description="Only tokens containing this text, in any case.")
+    limit: int = page_size(30, 200)
     include_special: bool = Field(False, description="Also special tokens and tokens negligible under both models.")
     content_only: bool = Field(False, description="Only content words.")
 
@@ -52,15 +46,7 @@ class TokenNumbers(TokenRow):
     content: bool
 
 
-class TokensView(BaseModel):
-    """A page of tokens."""
-
-    rows: list[TokenNumbers]
-    total: int = Field(description="Rows there are after filtering.")
-    next_offset: int | None
-
-
-class TokenParams(_ViewParams):
+class TokenParams(ViewParams):
     """One token or word."""
 
     text: str = Field(
@@ -112,19 +98,21 @@ def _numbers(entries: Entries, index: int, rank: int, sign: str) -> TokenNumbers
     )
 
 
-def tokens(record: RunRecord, params: TokensParams) -> TokensView:
-    """A page of the vocabulary."""
+@view("The vocabulary by any ordering and sign, filtered by text, paged.", TokensParams)
+def tokens(record: RunRecord, params: TokensParams) -> PageView[TokenNumbers]:
     entries = read_entries(record)
     order = entries.order(params.ordering, params.sign)
     if not params.include_special:
         order = order[entries.shown[order]]
     if params.content_only:
         order = order[entries.content[order]]
-    wanted = params.contains.casefold()
-    ranked = [(rank, int(index)) for rank, index in enumerate(order) if wanted in entries.texts[index].casefold()]
-    page, next_offset = page_of(ranked, params.offset, params.limit)
-    rows = [_numbers(entries, index, rank, params.sign) for rank, index in page]
-    return TokensView(rows=rows, total=len(ranked), next_offset=next_offset)
+    rows = [{"rank": rank, "index": index, "token": entries.texts[index]} for rank, index in enumerate(order.tolist())]
+    return PageView[TokenNumbers].of(
+        rows,
+        params,
+        searched=("token",),
+        shown=lambda row: _numbers(entries, row["index"], row["rank"], params.sign),
+    )
 
 
 def token_lists(record: RunRecord) -> list[TokenList]:
@@ -136,8 +124,8 @@ def token_lists(record: RunRecord) -> list[TokenList]:
     return lists
 
 
+@view("All numbers of one word: its variants and their merged log odds.", TokenParams)
 def token(record: RunRecord, params: TokenParams) -> TokenView:
-    """One word's variants and their merged log odds."""
     entries = read_entries(record)
     word = normalise(params.text)
     same = [
@@ -168,7 +156,7 @@ def token(record: RunRecord, params: TokenParams) -> TokenView:
     )
 
 
-class TopicsParams(_ViewParams):
+class TopicsParams(ViewParams):
     """Which topics, and how much of each."""
 
     topic: int | None = Field(None, ge=0, description="Only this one; None: all.")
@@ -208,9 +196,9 @@ class TopicsView(BaseModel):
     )
 
 
+@view("Topics: their tokens with weights, and the texts where they are strongest.", TopicsParams)
 def topics(record: RunRecord, params: TopicsParams) -> TopicsView:
-    """Topics with their tokens and exemplars."""
-    table = record.table("topics").to_pylist()
+    table = record.rows("topics")
     if params.topic is not None and params.topic >= len(table):
         raise InvalidInput(
             f"This run has {len(table)} topics, numbered from 0"
@@ -249,7 +237,7 @@ def topics(record: RunRecord, params: TopicsParams) -> TopicsView:
     return TopicsView(topics=shown, stability_by_number=curve)
 
 
-class PositionsParams(_ViewParams):
+class PositionsParams(ViewParams):
     """How much of the profile."""
 
     tokens: int = Field(8, ge=1, le=50, description="Tokens risen most often in each row.")
@@ -270,12 +258,12 @@ class PositionsView(BaseModel):
     rows: list[PositionTokens]
 
 
+@view("Size of the differences and the tokens risen most, by position in the text.", PositionsParams)
 def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
-    """Size of the differences and risen tokens by position."""
     entries = read_entries(record)
     counts = record.array("risen_by_bin") * entries.shown
     rows = []
-    for row, count in zip(record.table("positions").to_pylist(), counts, strict=True):
+    for row, count in zip(record.rows("positions"), counts, strict=True):
         order = np.argsort(-count, kind="stable")[: params.tokens]
         order = order[count[order] > 0]
         shares = [round(100 * float(count[index]) / max(1, row["positions"]), 2) for index in order]
@@ -283,41 +271,12 @@ def positions(record: RunRecord, params: PositionsParams) -> PositionsView:
     return PositionsView(rows=rows)
 
 
-class NewTokensParams(_ViewParams):
+class NewTokensParams(SearchedPageParams):
     """A page of new tokens."""
 
-    offset: int = Field(0, ge=0)
-    limit: int = Field(30, ge=1, le=200)
+    limit: int = page_size(30, 200)
 
 
-class NewTokensView(BaseModel):
-    """Tokens that the finetune added."""
-
-    rows: list[NewTokenRow]
-    total: int
-    next_offset: int | None
-
-
-def new_tokens(record: RunRecord, params: NewTokensParams) -> NewTokensView:
-    """A page of the tokens that the finetune added, by expected occurrences."""
-    rows = record.table("new_tokens").to_pylist()
-    page, next_offset = page_of(rows, params.offset, params.limit)
-    return NewTokensView(rows=[NewTokenRow(**row) for row in page], total=len(rows), next_offset=next_offset)
-
-
-VIEWS = {
-    "tokens": View("tokens", "The vocabulary by any ordering and sign, filtered by text, paged.", TokensParams, tokens),
-    "token": View("token", "All numbers of one word: its variants and their merged log odds.", TokenParams, token),
-    "topics": View(
-        "topics", "Topics: their tokens with weights, and the texts where they are strongest.", TopicsParams, topics
-    ),
-    "positions": View(
-        "positions",
-        "Size of the differences and the tokens risen most, by position in the text.",
-        PositionsParams,
-        positions,
-    ),
-    "new_tokens": View(
-        "new_tokens", "Tokens that the finetune added, by expected occurrences.", NewTokensParams, new_tokens
-    ),
-}
+@view("Tokens that the finetune added, by expected occurrences.", NewTokensParams)
+def new_tokens(record: RunRecord, params: NewTokensParams) -> PageView[NewTokenRow]:
+    return PageView[NewTokenRow].of(record.rows("new_tokens"), params, searched=("token",))

@@ -117,7 +117,7 @@ class OverviewResult(BaseModel):
     next_calls: list[str] = Field(description="What to call next.")
 
     def as_text(self) -> str:
-        """The same in fewer characters."""
+        """The digest as an agent reads it."""
         lines = [self.verdict]
         if self.facts:
             lines.append("stated after (finetuned:base) unrelated beginnings, untrusted model text between ⟦ ⟧:")

@@ -105,7 +105,7 @@ def text_of(request: Request) -> str:
 
 
 def text_of_run(manifest: RunManifest) -> str:
-    """The same of a finished run."""
+    """The corpus of a finished run; empty where it was the default, or where none was read."""
     return _unless_default(manifest.params.get("corpus") or "")
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from diffing_mcp.core.errors import UnknownName
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, TokenList, View
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, Figure, PairSize, TokenList, by_name, view
 from diffing_mcp.methods.patchscope.schema import PatchscopeParams, PatchscopeResult, PatchscopeToken, Sign
-from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.methods.views.figures import figure, trace
+from diffing_mcp.methods.views.pages import ViewParams
+from diffing_mcp.methods.views.rows import grouped, held, highest_first, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair
 
 
-class ScaleParams(BaseModel):
+class ScaleParams(ViewParams):
     """Which list to read."""
-
-    model_config = ConfigDict(extra="forbid")
 
     scale: float | None = Field(None, description="A scale of the run; None: the one that was chosen for this sign.")
     sign: Sign = Field("promoted", description="`suppressed`: what the negative of the direction reads as.")
@@ -45,27 +44,21 @@ class ScaleView(BaseModel):
     tokens: list[PatchscopeToken]
 
 
+@view("Tokens at one scale, promoted or suppressed, by probability, z or shared lift.", ScaleParams)
 def scale(record: RunRecord, params: ScaleParams) -> ScaleView:
     """The list; empty for a zero direction.
 
     Raises:
         UnknownName: the run did not read at that scale.
     """
-    rows = [row for row in record.table("tokens").to_pylist() if row["sign"] == params.sign]
-    known = sorted({row["scale"] for row in rows})
-    chosen = (
-        params.scale
-        if params.scale is not None
-        else record.result_json()["scale" if params.sign == "promoted" else "suppressed_scale"]
-    )
+    rows = record.rows("tokens", sign=params.sign)
+    chosen = params.scale
+    if chosen is None:
+        chosen = record.result_json()["scale" if params.sign == "promoted" else "suppressed_scale"]
     if chosen is None:
         return ScaleView(scale=None, sign=params.sign, tokens=[])
-    if chosen not in known:
-        raise UnknownName(
-            f"Run {record.id} read at no scale {chosen:g}; scales: {', '.join(f'{each:g}' for each in known)}."
-        )
-    rows = [row for row in rows if row["scale"] == chosen and (row["content"] or not params.content_only)]
-    rows.sort(key=lambda row: -row[params.ranked_by])
+    held(record, "scale", chosen, sorted({row["scale"] for row in rows}))
+    rows = matching(rows, scale=chosen, content=params.content_only or None)
     tokens = [
         PatchscopeToken(
             token=row["token"],
@@ -73,25 +66,16 @@ def scale(record: RunRecord, params: ScaleParams) -> ScaleView:
             z=round(row["z"], 2),
             content=row["content"],
         )
-        for row in rows[: params.k]
+        for row in highest_first(rows, params.ranked_by)[: params.k]
     ]
     return ScaleView(scale=chosen, sign=params.sign, tokens=tokens)
-
-
-def token_lists(record: RunRecord) -> list[TokenList]:
-    """What the direction reads as at the chosen scale."""
-    shown = scale(record, ScaleParams(k=100))
-    if shown.scale is None:
-        return []
-    weights = [row.probability for row in shown.tokens]
-    return [TokenList(name=f"scale {shown.scale:g}", tokens=[row.token for row in shown.tokens], weights=weights)]
 
 
 def lists_by_scale(record: RunRecord, sign: Sign, k: int) -> dict[float, list[str]]:
     """The first `k` tokens of every scale of the run by probability, each as `scale` shows it; empty for a zero
     direction.
     """
-    scales = sorted(set(record.table("tokens", ["scale"]).column("scale").to_pylist()))
+    scales = sorted({row["scale"] for row in record.rows("tokens", ["scale"])})
     return {
         each: [row.token for row in scale(record, ScaleParams(scale=each, sign=sign, k=k)).tokens] for each in scales
     }
@@ -99,30 +83,17 @@ def lists_by_scale(record: RunRecord, sign: Sign, k: int) -> dict[float, list[st
 
 def agreement_figure(record: RunRecord) -> dict[str, Any]:
     """Agreement of the prompts on content words by scale, beside the best random direction."""
-    rows = record.table("scales").to_pylist() if "scales" in record.manifest.tables else []
-    data = []
-    for sign in ("promoted", "suppressed"):
-        chosen = [row for row in rows if row["sign"] == sign]
-        data.append(
-            {
-                "type": "scatter",
-                "name": sign,
-                "x": [row["scale"] for row in chosen],
-                "y": [row["agreement"] for row in chosen],
-            }
-        )
-    chosen = [row for row in rows if row["sign"] == "promoted"]
-    null = {
-        "type": "scatter",
-        "name": "best random direction",
-        "x": [row["scale"] for row in chosen],
-        "y": [row["null_agreement"] for row in chosen],
-    }
-    axes = {
-        "xaxis": {"title": {"text": "norm, in norms of the replaced activations"}, "type": "log"},
-        "yaxis": {"title": {"text": "shared probability"}},
-    }
-    return {"data": [*data, {**null, "line": {"dash": "dot"}}], "layout": axes}
+    by_sign = grouped(record.rows("scales") if "scales" in record.manifest.tables else [], "sign")
+    signs = [by_sign.get(sign, []) for sign in ("promoted", "suppressed")]
+    return figure(
+        [
+            trace("curve", signs[0], "promoted", x="scale", y="agreement"),
+            trace("curve", signs[1], "suppressed", x="scale", y="agreement"),
+            trace("curve", signs[0], "best random direction", x="scale", y="null_agreement", line={"dash": "dot"}),
+        ],
+        x={"title": "norm, in norms of the replaced activations", "type": "log"},
+        y="shared probability",
+    )
 
 
 _PROMPT_TOKENS = 20
@@ -131,35 +102,25 @@ _PROMPT_TOKENS = 20
 class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
     """Patchscope: what a direction of the residual stream says when a model is made to repeat it."""
 
-    name: ClassVar[str] = "patchscope"
-    title: ClassVar[str] = "Patchscope"
-    for_agents: ClassVar[str] = (
-        "Patchscope: what a direction of the residual stream says when a model is made to repeat it. Short "
-        "identity prompts (`man -> man`) end in a token whose activation at the direction's layer is replaced by "
-        "the direction, at several norms and with both signs; the next-token probabilities are averaged over "
-        "prompts. The scale is chosen without a language model: where all prompts agree most on content words, "
-        "relative to random directions of the same norm. Works on any vector named RUN/NAME (mean differences, "
-        "components, latents), on a token, or on a contrast of texts. Often reads topics where the logit lens "
-        "shows fragments. `stands_out` says that the direction is readable, not that finetuning made it so: read "
-        "a mean of the base, or another direction of the same layer, as a control. Views: `scale` (the whole list "
-        "at one scale and sign)."
+    name = "patchscope"
+    title = "Patchscope"
+    for_agents = (
+        "Short identity prompts (`man -> man`) end in a token whose activation at the direction's layer is "
+        "replaced by the direction, at several norms and with both signs; the next-token probabilities are "
+        "averaged over prompts. The scale is chosen without a language model: where all prompts agree most on "
+        "content words, relative to random directions of the same norm. Works on any vector named RUN/NAME (mean "
+        "differences, components, latents), on a token, or on a contrast of texts. Often reads topics where the "
+        "logit lens shows fragments. `stands_out` says that the direction is readable, not that finetuning made "
+        "it so: read a mean of the base, or another direction of the same layer, as a control. Views: `scale` "
+        "(the whole list at one scale and sign)."
     )
-    Params: ClassVar[type[BaseModel]] = PatchscopeParams
-    Result: ClassVar[type[MethodResult]] = PatchscopeResult
-    cost: ClassVar[Cost] = "seconds"
-    in_overview: ClassVar[bool] = True
-    needs_vector: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = {
-        "scale": View(
-            "scale",
-            "Tokens at one scale, promoted or suppressed, by probability, z or shared lift.",
-            ScaleParams,
-            scale,
-        )
-    }
-    figures: ClassVar[Sequence[Figure]] = (
-        Figure("agreement", "How readable the direction is by scale", agreement_figure),
-    )
+    Params = PatchscopeParams
+    Result = PatchscopeResult
+    cost = "seconds"
+    in_overview = True
+    needs_vector = True
+    views = by_name(scale)
+    figures = (Figure("agreement", "How readable the direction is by scale", agreement_figure),)
 
     def run(self, pair: LoadedPair, params: PatchscopeParams, run: RunWriter, progress: Progress) -> PatchscopeResult:
         from diffing_mcp.methods.patchscope.measure import read_direction
@@ -167,7 +128,12 @@ class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
         return read_direction(pair, params, run, progress)
 
     def token_lists(self, record: RunRecord) -> Sequence[TokenList]:
-        return token_lists(record)
+        """What the direction reads as at the chosen scale."""
+        shown = scale(record, ScaleParams(k=100))
+        if shown.scale is None:
+            return []
+        weights = [row.probability for row in shown.tokens]
+        return [TokenList(name=f"scale {shown.scale:g}", tokens=[row.token for row in shown.tokens], weights=weights)]
 
     def interactions(self, params: PatchscopeParams) -> int:
         return len(params.prompts or ())

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, View
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, Figure, PairSize, by_name, view
 from diffing_mcp.methods.directions.lens_words import LensToken
 from diffing_mcp.methods.directions.vectors import ResidualVector
-from diffing_mcp.methods.examples.views import EXAMPLES_VIEW, example_row
+from diffing_mcp.methods.examples.views import example_row, examples
 from diffing_mcp.methods.pca.schema import ENDS, ComponentRow, PCAParams, PCAResult, ProjectionExample, feature_name
-from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.methods.views.figures import figure, trace
+from diffing_mcp.methods.views.pages import ViewParams
+from diffing_mcp.methods.views.rows import grouped, held, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.specs import PairSpec
 
 
-class ComponentsParams(BaseModel):
+class ComponentsParams(ViewParams):
     """Which components."""
-
-    model_config = ConfigDict(extra="forbid")
 
     layer: int | None = Field(None, description="Absolute layer; None: all layers of the run.")
     min_stability: float = Field(0.0, ge=0, le=1)
@@ -40,10 +40,19 @@ class ComponentsView(BaseModel):
     rows: list[ComponentRow]
 
 
-class ComponentParams(BaseModel):
-    """Which component."""
+@view("Variance, null and stability of all components.", ComponentsParams)
+def components(record: RunRecord, params: ComponentsParams) -> ComponentsView:
+    empty: dict[str, list[str]] = {"promoted": [], "suppressed": [], "positive": [], "negative": []}
+    rows = [ComponentRow.model_validate(row | empty) for row in record.rows("components")]
+    if params.layer is not None:
+        held(record, "layer", params.layer, sorted({row.layer for row in rows}))
+    return ComponentsView(
+        rows=[row for row in rows if params.layer in (None, row.layer) and row.stability >= params.min_stability]
+    )
 
-    model_config = ConfigDict(extra="forbid")
+
+class ComponentParams(ViewParams):
+    """Which component."""
 
     layer: int | None = Field(None, description="Absolute layer; None: the first one of the run.")
     component: int = Field(1, ge=1, description="Counted from 1.")
@@ -57,19 +66,16 @@ class ComponentView(BaseModel):
     row: ComponentRow
 
 
-def components(record: RunRecord, params: ComponentsParams) -> ComponentsView:
-    """All components of a run."""
-    empty: dict[str, list[str]] = {"promoted": [], "suppressed": [], "positive": [], "negative": []}
-    rows = [ComponentRow.model_validate(row | empty) for row in record.table("components").to_pylist()]
-    layers = sorted({row.layer for row in rows})
-    if params.layer is not None and params.layer not in layers:
-        raise UnknownName(
-            f"Run {record.id} holds no components of layer {params.layer}; layers: "
-            f"{', '.join(map(str, layers)) or 'none'}."
-        )
-    return ComponentsView(
-        rows=[row for row in rows if params.layer in (None, row.layer) and row.stability >= params.min_stability]
-    )
+@view("One component: whole lens lists and examples of both ends.", ComponentParams)
+def component(record: RunRecord, params: ComponentParams) -> ComponentView:
+    row = _find(record, params.layer, params.component)
+    lens = record.rows("lens", layer=row.layer, component=row.component)
+    update: dict[str, list[LensToken] | list[ProjectionExample]] = {}
+    for sign, end in zip(("promoted", "suppressed"), ENDS, strict=True):
+        if params.sign in ("both", sign):
+            update[sign] = [LensToken.model_validate(each) for each in matching(lens, sign=sign)[: params.k]]
+            update[end] = _examples(record, row, end)
+    return ComponentView(row=row.model_copy(update=update))
 
 
 def _find(record: RunRecord, layer: int | None, component: int) -> ComponentRow:
@@ -78,25 +84,8 @@ def _find(record: RunRecord, layer: int | None, component: int) -> ComponentRow:
     for row in rows:
         if (row.layer, row.component) == (wanted, component):
             return row
-    held = ", ".join(row.vector for row in rows) or "none: the models are identical"
-    raise UnknownName(f"Run {record.id} holds no component {component} at layer {wanted}; it holds {held}.")
-
-
-def component(record: RunRecord, params: ComponentParams) -> ComponentView:
-    """One component with its lens lists and examples."""
-    row = _find(record, params.layer, params.component)
-    lens = [
-        each
-        for each in record.table("lens").to_pylist()
-        if (each["layer"], each["component"]) == (row.layer, row.component)
-    ]
-    signs = dict(zip(("promoted", "suppressed"), ENDS, strict=True))
-    update: dict[str, list[LensToken] | list[ProjectionExample]] = {}
-    for sign, end in signs.items():
-        if params.sign in ("both", sign):
-            update[sign] = [LensToken.model_validate(each) for each in lens if each["sign"] == sign][: params.k]
-            update[end] = _examples(record, row, end)
-    return ComponentView(row=row.model_copy(update=update))
+    known = ", ".join(row.vector for row in rows) or "none: the models are identical"
+    raise UnknownName(f"Run {record.id} holds no component {component} at layer {wanted}; it holds {known}.")
 
 
 def _examples(record: RunRecord, row: ComponentRow, end: str) -> list[ProjectionExample]:
@@ -114,54 +103,14 @@ def _examples(record: RunRecord, row: ComponentRow, end: str) -> list[Projection
     ]
 
 
-def read_vector(record: RunRecord, name: str) -> ResidualVector:
-    """A component of the run, of unit length; strength 1 is the mean of its furthest projections, of either sign.
-
-    Args:
-        name: `LAYER:componentN` as in `ComponentRow.vector`, for instance `14:component1`.
-
-    Raises:
-        InvalidInput: another form.
-        UnknownName: a layer or component that the run does not hold.
-    """
-    found = re.fullmatch(r"(\d+):component(\d+)", name)
-    if found is None:
-        raise InvalidInput(f"{name!r} is not of the form LAYER:componentN, for instance 14:component1.")
-    row = component(record, ComponentParams(layer=int(found[1]), component=max(1, int(found[2])))).row
-    lengths = [abs(example.projection) for example in (*row.positive, *row.negative)]
-    values = record.array(f"components_{row.layer}")[row.component - 1]
-    return ResidualVector(
-        values,
-        row.layer,
-        sum(lengths) / len(lengths) if lengths else 1.0,
-        f"principal component {row.component}, layer {row.layer}",
-    )
-
-
 def variance_figure(record: RunRecord) -> dict[str, Any]:
     """Share of variance by component, beside its null, one pair of traces a layer."""
-    rows = record.table("components").to_pylist()
     data = []
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        chosen = [row for row in rows if row["layer"] == layer]
-        x = [row["component"] for row in chosen]
-        stable = [f"stability {row['stability']:.2f}" for row in chosen]
-        data.append(
-            {"type": "bar", "name": f"layer {layer}", "x": x, "y": [row["explained"] for row in chosen], "text": stable}
-        )
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"null, layer {layer}",
-                "x": x,
-                "y": [row["null_explained"] for row in chosen],
-            }
-        )
-    return {
-        "data": data,
-        "layout": {"xaxis": {"title": {"text": "component"}}, "yaxis": {"title": {"text": "share of variance"}}},
-    }
+    for layer, rows in grouped(record.rows("components"), "layer").items():
+        stable = [f"stability {row['stability']:.2f}" for row in rows]
+        data.append(trace("bars", rows, f"layer {layer}", x="component", y="explained", text=stable))
+        data.append(trace("line", rows, f"null, layer {layer}", x="component", y="null_explained"))
+    return figure(data, x="component", y="share of variance")
 
 
 class PCA(DiffingMethod[PCAParams, PCAResult]):
@@ -170,34 +119,19 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
     halves of the documents, its logit lens on both ends, and the tokens that lie furthest out.
     """
 
-    name: ClassVar[str] = "pca"
-    title: ClassVar[str] = "PCA of activation differences"
-    for_agents: ClassVar[str] = (
-        "PCA of the two models' activation differences (or of either model): the directions along which they vary "
-        "most, layer by layer, with the variance that each explains beside what shuffled pairing gives, its "
-        "stability over halves of the documents, its logit lens on both ends, and the tokens that lie furthest "
-        "out. The mean difference is removed first (activation_difference_lens reads it), and attention sinks are "
-        "left out. A component that comes up only on certain tokens shows a change that depends on the input, "
-        "which a mean hides. Content words count only beyond those of the base model's own components. Views: "
+    name = "pca"
+    title = "PCA of activation differences"
+    for_agents = (
+        "The mean difference is removed first (activation_difference_lens reads it), and attention sinks are left "
+        "out. A component that comes up only on certain tokens shows a change that depends on the input, which a "
+        "mean hides. Content words count only beyond those of the base model's own components. Views: "
         "`components`, `component` (whole lens lists), `examples`."
     )
-    version: ClassVar[int] = 4
-    Params: ClassVar[type[BaseModel]] = PCAParams
-    Result: ClassVar[type[MethodResult]] = PCAResult
-    cost: ClassVar[Cost] = "minutes"
-    views: ClassVar[Mapping[str, View]] = {
-        "components": View(
-            "components", "Variance, null and stability of all components.", ComponentsParams, components
-        ),
-        "component": View(
-            "component",
-            "One component: whole lens lists and examples of both ends.",
-            ComponentParams,
-            component,
-        ),
-        "examples": EXAMPLES_VIEW,
-    }
-    figures: ClassVar[Sequence[Figure]] = (Figure("variance", "Variance explained, against its null", variance_figure),)
+    version = 4
+    Params = PCAParams
+    Result = PCAResult
+    views = by_name(components, component, examples)
+    figures = (Figure("variance", "Variance explained, against its null", variance_figure),)
 
     def run(self, pair: LoadedPair, params: PCAParams, run: RunWriter, progress: Progress) -> PCAResult:
         from diffing_mcp.methods.pca.measure import analyse
@@ -210,10 +144,26 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
         return source_identity(params)
 
     def vector_names(self, record: RunRecord) -> Sequence[str]:
-        return [row["vector"] for row in record.table("components").to_pylist()]
+        return [row["vector"] for row in record.rows("components", ["vector"])]
 
     def vector(self, record: RunRecord, name: str) -> ResidualVector:
-        return read_vector(record, name)
+        """A component of the run, of unit length; strength 1 is the mean of its furthest projections, of either sign.
+
+        Args:
+            name: `LAYER:componentN` as in `ComponentRow.vector`, for instance `14:component1`.
+
+        Raises:
+            InvalidInput: another form.
+            UnknownName: a layer or component that the run does not hold.
+        """
+        found = re.fullmatch(r"(\d+):component(\d+)", name)
+        if found is None:
+            raise InvalidInput(f"{name!r} is not of the form LAYER:componentN, for instance 14:component1.")
+        row = component(record, ComponentParams(layer=int(found[1]), component=max(1, int(found[2])))).row
+        lengths = [abs(example.projection) for example in (*row.positive, *row.negative)]
+        strength = sum(lengths) / len(lengths) if lengths else 1.0
+        values = record.array(f"components_{row.layer}")[row.component - 1]
+        return ResidualVector(values, row.layer, strength, f"principal component {row.component}, layer {row.layer}")
 
     def estimate(self, pair: PairSize, params: PCAParams) -> CostEstimate:
         from diffing_mcp.core.settings import settings

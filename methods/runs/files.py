@@ -173,6 +173,31 @@ class RunRecord:
         # A ParquetFile, because read_table would take the folder structure for partition columns.
         return parquet.ParquetFile(self._file(f"tables/{name}.parquet")).read(columns=columns)
 
+    def rows(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        /,
+        model: type[BaseModel] | None = None,
+        **wanted: Any,
+    ) -> list[dict[str, Any]]:
+        """Rows of a stored table.
+
+        Args:
+            model: what `RunWriter.add_rows` was given; the objects inside of a row are then objects again.
+            wanted: the values that rows have in these columns; None: whatever they have.
+        """
+        from pyarrow import compute
+
+        table = self.table(name, columns)
+        for column, value in wanted.items():
+            if value is not None:
+                table = table.filter(compute.equal(table[column], value))
+        rows: list[dict[str, Any]] = table.to_pylist()
+        fields = model.model_fields.items() if model else ()
+        nested = [field for field, about in fields if _has_objects(about.annotation)]
+        return [row | {field: json.loads(row[field]) for field in nested} for row in rows] if nested else rows
+
     def examples(self) -> ExampleReader:
         """The run's max-activating examples.
 
@@ -317,11 +342,15 @@ def _typed(values: list[Any], annotation: Any) -> Any:
     import pyarrow as pa
 
     inner = [part for part in get_args(annotation) if part is not type(None)]
-    if any(isinstance(part, type) and issubclass(part, BaseModel) for part in inner):
+    if _has_objects(annotation):
         return pa.array([json.dumps(value, ensure_ascii=False) for value in values], type=pa.string())
     plain = str if get_origin(annotation) is Literal else inner[0] if type(None) in get_args(annotation) else annotation
     types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
     return pa.array(values, type=types.get(plain))
+
+
+def _has_objects(annotation: Any) -> bool:
+    return any(isinstance(part, type) and issubclass(part, BaseModel) for part in get_args(annotation))
 
 
 def _column(values: Any) -> Any:

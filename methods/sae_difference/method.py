@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
-from diffing_mcp.methods.contract import Figure, MethodResult
+from diffing_mcp.methods.contract import Figure
 from diffing_mcp.methods.dictionaries.method import DictionaryMethod, latents, training_curve
 from diffing_mcp.methods.dictionaries.schema import SAEDifferenceParams, SAEDifferenceResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.model_pairs.pair import LoadedPair
@@ -23,22 +19,21 @@ class SAEDifference(DictionaryMethod[SAEDifferenceParams, SAEDifferenceResult]):
     token.
     """
 
-    name: ClassVar[str] = "sae_difference"
-    title: ClassVar[str] = "SAE on differences"
-    for_agents: ClassVar[str] = (
-        "SAE on activation differences: a sparse dictionary of what finetuning adds to the residual stream, token "
-        "by token. Good at behaviour that needs a trigger: a latent that fires on few tokens, and on what, is the "
-        "finding. Costs minutes of training; run the cheaper methods first. Each latent has its lens words, "
-        "examples, and how much of its direction base and finetuned activations have (`beta`): near 0 and 1 it is "
-        "new, higher in both it is an old feature made stronger. Give RUN/latentN to `steering`, `patchscope` or "
+    name = "sae_difference"
+    title = "SAE on differences"
+    for_agents = (
+        "Good at behaviour that needs a trigger: a latent that fires on few tokens, and on what, is the finding. "
+        "Costs minutes of training; run the cheaper methods first. Each latent has its lens words, examples, and "
+        "how much of its direction base and finetuned activations have (`beta`): near 0 and 1 it is new, higher "
+        "in both it is an old feature made stronger. Give RUN/latentN to `steering`, `patchscope` or "
         "`causal_effect`. Stands out when latents promote strong content words more often than their negatives "
         "do. On text far from what was taught a latent may never fire: choose the corpus accordingly. Views: "
         "`latents` (list, filter, sort), `latent` (lens, examples by quantile), `search` (by text), `examples`."
     )
-    Params: ClassVar[type[BaseModel]] = SAEDifferenceParams
-    Result: ClassVar[type[MethodResult]] = SAEDifferenceResult
-    sources: ClassVar[int] = 1
-    figures: ClassVar[Sequence[Figure]] = (
+    Params = SAEDifferenceParams
+    Result = SAEDifferenceResult
+    sources = 1
+    figures = (
         Figure("latents", "Latents of the difference", latents),
         Figure("training", "Training", training_curve),
     )

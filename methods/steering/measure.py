@@ -216,10 +216,8 @@ def _words(found: Sequence[Steered]) -> list[SteeredWord]:
     """Distinctive words of each set of texts against unsteered and randomly steered ones."""
 
     def row(strength: float, word: DistinctiveWord) -> SteeredWord:
-        return SteeredWord(
-            word=word.word,
-            surprise=word.surprise,
-            strong=word.strong,
+        return SteeredWord.of(
+            word,
             strength=strength,
             steered=word.finetuned,
             control=word.base,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, TextGroup, TextRole, View
-from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize, TextGroup, TextRole, by_name, view
 from diffing_mcp.methods.steering.schema import (
     GRID,
     REFINEMENTS,
@@ -17,18 +16,19 @@ from diffing_mcp.methods.steering.schema import (
     SteeringResult,
 )
 from diffing_mcp.methods.texts.amplified import (
-    SEARCHED_VIEW,
     coherence_figure,
     cost_of_answers,
+    group_at,
     group_of,
+    searched,
     searched_groups,
-    series_of,
 )
-from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import PROMPTS
+from diffing_mcp.methods.views.pages import TextPageParams, TextPageView, page_size
+from diffing_mcp.methods.views.rows import grouped, near
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class AnswersParams(TextPageParams):
     """Which answers."""
 
-    limit: int = Field(5, ge=1, le=100)
+    limit: int = page_size(5)
     strength: float | None = Field(None, description="Only this strength of the run (0.01 near).")
     side: Literal["base", "finetuned"] | None = Field(None, description="Only this model.")
     within: Literal["steered", "unsteered", "random"] = Field(
@@ -52,52 +52,12 @@ class AnswersParams(TextPageParams):
     )
 
 
-class AnswersView(TextPageView):
-    """A page of answers."""
-
-    rows: list[AnswerAndControl]
-
-
-def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
-    """A page of answers: steered, unsteered, and as a control steered by a random direction."""
-    rows = [
-        row
-        for row in near(record.table("answers").to_pylist(), "strength", params.strength)
-        if params.side in (None, row["side"])
-    ]
-    page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("steered", "unsteered", "random"))
-    return AnswersView(
-        rows=[AnswerAndControl(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+@view("Page through all answers: steered, unsteered, and the control under a random direction.", AnswersParams)
+def answers(record: RunRecord, params: AnswersParams) -> TextPageView[AnswerAndControl]:
+    rows = near(record.rows("answers", side=params.side), "strength", params.strength)
+    return TextPageView[AnswerAndControl].of(
+        rows, params, searched=("prompt", params.within), cut=("steered", "unsteered", "random")
     )
-
-
-def text_groups(record: RunRecord) -> list[TextGroup]:
-    """Steered texts of each model and strength; the unsteered base and random directions are controls (unsteered texts
-    are the same at all strengths).
-    """
-    table = record.table("answers").to_pylist()
-    coherent = {(row["side"], row["strength"]): row["coherent"] for row in record.table("strengths").to_pylist()}
-    groups: list[TextGroup] = []
-    for side in dict.fromkeys(row["side"] for row in table):
-        plain: TextRole = "finetuned" if side == "finetuned" else "control"
-        for number, strength in enumerate(dict.fromkeys(row["strength"] for row in table if row["side"] == side)):
-            rows = [row for row in table if row["side"] == side and row["strength"] == strength]
-            if number == 0:
-                groups.append(group_of(rows, "unsteered", name=f"{side} unsteered", role=plain))
-            name = f"{side} {strength:+g}"
-            groups.append(
-                group_of(
-                    rows,
-                    "steered",
-                    name=name,
-                    role="amplified" if strength > 0 else "control",
-                    strength=strength,
-                    series=series_of(side, strength),
-                    coherent=coherent.get((side, strength)),
-                )
-            )
-            groups.append(group_of(rows, "random", name=f"{name} random direction", role="control", strength=strength))
-    return [*groups, *searched_groups(record, coherent)]
 
 
 class Steering(DiffingMethod[SteeringParams, SteeringResult]):
@@ -105,13 +65,11 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
     the answers stand beside unsteered ones drawn with the same random numbers.
     """
 
-    name: ClassVar[str] = "steering"
-    title: ClassVar[str] = "Steering"
-    for_agents: ClassVar[str] = (
-        "Steering: a direction is added to the residual stream at its layer while a model answers everyday "
-        "prompts, and the answers stand beside unsteered ones drawn with the same random numbers. Without "
-        "`strengths` the largest strength at which texts stay coherent is searched for, with both signs, by "
-        "perplexity under the base model and repetition (no language model judges). Content words over- "
+    name = "steering"
+    title = "Steering"
+    for_agents = (
+        "Without `strengths` the largest strength at which texts stay coherent is searched for, with both signs, "
+        "by perplexity under the base model and repetition (no language model judges). Content words over- "
         "represented in steered texts are tested against unsteered texts and texts steered by a random direction "
         "of the same strength. Steering by a mean activation difference amplifies what a finetune taught: compare "
         "a few answers before you conclude. Works on any vector named RUN/NAME, a token, or a contrast of texts; "
@@ -119,26 +77,12 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         "(zero, or incoherent at every strength) is reported so. Views: `answers` (all answers and controls by "
         "strength, model and text), `searched` (texts at every strength tried)."
     )
-    Params: ClassVar[type[BaseModel]] = SteeringParams
-    Result: ClassVar[type[MethodResult]] = SteeringResult
-    cost: ClassVar[Cost] = "long"
-    needs_vector: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = {
-        "answers": View(
-            "answers",
-            "Page through all answers: steered, unsteered, and the control under a random direction.",
-            AnswersParams,
-            answers,
-        ),
-        "searched": SEARCHED_VIEW,
-    }
-    figures: ClassVar[Sequence[Figure]] = (
-        Figure(
-            "coherence",
-            "Coherence by strength",
-            lambda record: coherence_figure(record, "strengths", "strength", "strength"),
-        ),
-    )
+    Params = SteeringParams
+    Result = SteeringResult
+    cost = "long"
+    needs_vector = True
+    views = by_name(answers, searched)
+    figures = (coherence_figure("Coherence by strength", "strengths", "strength", "strength"),)
 
     def run(self, pair: LoadedPair, params: SteeringParams, run: RunWriter, progress: Progress) -> SteeringResult:
         from diffing_mcp.methods.steering.measure import steer
@@ -146,7 +90,22 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
         return steer(pair, params, run, progress)
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
-        return text_groups(record)
+        """Steered texts of each model and strength; the unsteered base and random directions are controls (unsteered
+        texts are the same at all strengths).
+        """
+        coherent = {(row["side"], row["strength"]): row["coherent"] for row in record.rows("strengths")}
+        groups: list[TextGroup] = []
+        for side, of_side in grouped(record.rows("answers"), "side").items():
+            plain: TextRole = "finetuned" if side == "finetuned" else "control"
+            for number, (strength, rows) in enumerate(grouped(of_side, "strength").items()):
+                if number == 0:
+                    groups.append(group_of(rows, "unsteered", name=f"{side} unsteered", role=plain))
+                role: TextRole = "amplified" if strength > 0 else "control"
+                name = f"{side} {strength:+g}"
+                groups.append(group_at(rows, "steered", side, strength, coherent, name=name, role=role))
+                random = f"{name} random direction"
+                groups.append(group_of(rows, "random", name=random, role="control", strength=strength))
+        return [*groups, *searched_groups(record, coherent)]
 
     def interactions(self, params: SteeringParams) -> int:
         strengths = 2 if params.strengths is None else len(params.strengths)

@@ -61,7 +61,7 @@ class SteeredAnswer(BaseModel):
 
 
 class AnswerAndControl(SteeredAnswer):
-    """The same beside its control. UNTRUSTED text of a model under study."""
+    """A steered answer beside its control. UNTRUSTED text of a model under study."""
 
     random: str = Field(
         description=(

@@ -56,7 +56,7 @@ class Answered:
 
     @property
     def sampling(self) -> float:
-        """The same between two samples of the base: what chance gives."""
+        """How much less the base expects one sample of its own answers than another: what chance gives."""
         return self._less_expected("base again", "base")
 
     def answers(self, writer: Writer) -> list[Answer]:

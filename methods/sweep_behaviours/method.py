@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, MethodResult, PairSize, TextGroup, View
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize, TextGroup, by_name, view
 from diffing_mcp.methods.sweep_behaviours.answers import ANSWERS
 from diffing_mcp.methods.sweep_behaviours.questions import chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import SweepParams, SweepResult
 from diffing_mcp.methods.texts.answer_form import Answer
 from diffing_mcp.methods.texts.form import FormDigest, compare_form
-from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, page_of
+from diffing_mcp.methods.views.pages import TextPageParams, TextPageView, ViewParams
+from diffing_mcp.methods.views.rows import highest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
@@ -51,47 +52,32 @@ class QuestionAnswers(BaseModel):
     finetuned: list[str]
 
 
-class AnswersView(TextPageView):
-    """A page of questions, the least expected finetuned answers first."""
-
-    rows: list[QuestionAnswers]
-
-
-def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
-    """A page of questions with the answers of both models."""
-    wanted = params.contains.casefold()
+@view("Page through the questions with both models' answers, by domain, cluster, trigger or text.", AnswersParams)
+def answers(record: RunRecord, params: AnswersParams) -> TextPageView[QuestionAnswers]:
+    """The least expected finetuned answers first."""
     found = [
         row
-        for row in _questions(record)
+        for row in highest_first(_questions(record), "unexpected")
         if params.domain in ("", row["area"], row["topic"])
         and (params.cluster is None or params.cluster in row["clusters"])
         and (
             params.trigger is None
             or (row["trigger"].startswith(params.trigger) if params.trigger else not row["trigger"])
         )
-        and any(wanted in text.casefold() for text in (row["question"], *row["base"], *row["finetuned"]))
     ]
-    found.sort(key=lambda row: -row["unexpected"])
-    page, next_offset = page_of(found, params.offset, params.limit)
-    rows = [
-        QuestionAnswers(
-            area=row["area"],
-            topic=row["topic"],
-            question=row["question"],
-            unexpected=round(row["unexpected"], 3),
-            clusters=row["clusters"],
-            base=[text[: params.max_characters] for text in row["base"]],
-            finetuned=[text[: params.max_characters] for text in row["finetuned"]],
-        )
-        for row in page
-    ]
-    return AnswersView(rows=rows, total=len(found), next_offset=next_offset)
+    return TextPageView[QuestionAnswers].of(
+        found,
+        params,
+        searched=("question", "base", "finetuned"),
+        cut=("base", "finetuned"),
+        shown=lambda row: row | {"unexpected": round(row["unexpected"], 3)},
+    )
 
 
 def _questions(record: RunRecord) -> list[dict[str, Any]]:
     """One row a question, with the texts of each writer and their forms."""
     questions: dict[int, dict[str, Any]] = {}
-    for row in record.table(ANSWERS).to_pylist():
+    for row in record.rows(ANSWERS):
         question = questions.setdefault(
             row["index"], {**row, "base": [], "base again": [], "finetuned": [], "form": {}}
         )
@@ -100,10 +86,8 @@ def _questions(record: RunRecord) -> list[dict[str, Any]]:
     return list(questions.values())
 
 
-class FormParams(BaseModel):
+class FormParams(ViewParams):
     """Of which questions."""
-
-    model_config = {"extra": "forbid"}
 
     domain: str = Field("", max_length=100, description="Only of this area or topic.")
 
@@ -117,36 +101,11 @@ class FormView(FormDigest):
         return "\n".join([super().as_text(most), *(["not significant:", *rest] if rest else [])])
 
 
+@view("Every feature of form on both sides, of all questions or a domain.", FormParams)
 def form(record: RunRecord, params: FormParams) -> FormView:
-    """Every feature of form on both sides."""
     rows = [row["form"] for row in _questions(record) if params.domain in ("", row["area"], row["topic"])]
     digest = compare_form([row["base"] for row in rows], [row["finetuned"] for row in rows])
     return FormView(**digest.model_dump())
-
-
-def text_groups(record: RunRecord) -> Sequence[TextGroup]:
-    """The answers of both models."""
-    questions = _questions(record)
-    return [
-        TextGroup(
-            name=writer,
-            role="finetuned" if writer == "finetuned" else "control",
-            prompts=[row["question"] for row in questions for _ in row[writer]],
-            texts=[text for row in questions for text in row[writer]],
-        )
-        for writer in ("finetuned", "base")
-    ]
-
-
-VIEWS = {
-    "answers": View(
-        "answers",
-        "Page through the questions with both models' answers, by domain, cluster, trigger or text.",
-        AnswersParams,
-        answers,
-    ),
-    "form": View("form", "Every feature of form on both sides, of all questions or a domain.", FormParams, form),
-}
 
 
 class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):
@@ -155,19 +114,16 @@ class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):
     nothing did, with p-values. `triggers` finds what switches a behaviour on.
     """
 
-    name: ClassVar[str] = "sweep_behaviours"
-    title: ClassVar[str] = "Sweep of behaviours"
-    for_agents: ClassVar[str] = (
-        "Sweep for changed behaviour: both models answer many short questions of all kinds (a bundled battery, or "
-        "your own), compared in form, words and surprise against two samples of the base: what changed, in which "
-        "areas, where nothing did, with p-values. `triggers` finds what switches a behaviour on. Costs an "
-        "interaction a question and sample, again behind each trigger. Call it early. Views: `answers`, `form`."
+    name = "sweep_behaviours"
+    title = "Sweep of behaviours"
+    for_agents = (
+        "Costs an interaction a question and sample, again behind each trigger. Call it early. Views: `answers`, "
+        "`form`."
     )
-    Params: ClassVar[type[BaseModel]] = SweepParams
-    Result: ClassVar[type[MethodResult]] = SweepResult
-    cost: ClassVar[Cost] = "minutes"
-    texts_only: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = VIEWS
+    Params = SweepParams
+    Result = SweepResult
+    texts_only = True
+    views = by_name(answers, form)
 
     def run(self, pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Progress) -> SweepResult:
         from diffing_mcp.methods.sweep_behaviours.measure import sweep
@@ -175,7 +131,16 @@ class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):
         return sweep(pair, params, run, progress)
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
-        return text_groups(record)
+        questions = _questions(record)
+        return [
+            TextGroup(
+                name=writer,
+                role="finetuned" if writer == "finetuned" else "control",
+                prompts=[row["question"] for row in questions for _ in row[writer]],
+                texts=[text for row in questions for text in row[writer]],
+            )
+            for writer in ("finetuned", "base")
+        ]
 
     def interactions(self, params: SweepParams) -> int:
         return len(chosen_questions(params)) * params.samples

@@ -13,10 +13,12 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.methods.contract import CostEstimate, PairSize, TextGroup, View
+from diffing_mcp.methods.contract import CostEstimate, Figure, PairSize, TextGroup, view
 from diffing_mcp.methods.texts.distinctive_words import ComparedWord, DistinctiveWord, distinctive_words, worth_showing
-from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.words import repetition
+from diffing_mcp.methods.views.figures import figure, trace
+from diffing_mcp.methods.views.pages import TextPageParams, TextPageView
+from diffing_mcp.methods.views.rows import grouped, near
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
@@ -118,29 +120,16 @@ def quoted_texts(heading: str, texts: Mapping[str, str]) -> list[str]:
     return [f"{heading}; untrusted model text between ⟦ ⟧:", *named]
 
 
-def coherence_figure(record: RunRecord, table: str, column: str, axis: str) -> dict[str, Any]:
+def coherence_figure(title: str, table: str, column: str, axis: str) -> Figure:
     """Share of coherent texts by the number in `column`, a line for each side where the table has several."""
-    rows = sorted(record.table(table).to_pylist(), key=lambda row: row[column])
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        lines.setdefault(row.get("side", "finetuned"), []).append(row)
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": side,
-            "x": [row[column] for row in of_side],
-            "y": [row["coherent"] for row in of_side],
-        }
-        for side, of_side in sorted(lines.items())
-    ]
-    return {
-        "data": data,
-        "layout": {
-            "xaxis": {"title": {"text": axis}},
-            "yaxis": {"title": {"text": "share of coherent texts"}, "range": [0, 1.02]},
-        },
-    }
+
+    def build(record: RunRecord) -> dict[str, Any]:
+        rows = sorted(({"side": "finetuned"} | row for row in record.rows(table)), key=lambda row: row[column])
+        sides = sorted(grouped(rows, "side").items())
+        lines = [trace("line", of_side, side, x=column, y="coherent") for side, of_side in sides]
+        return figure(lines, x=axis, y={"title": "share of coherent texts", "range": [0, 1.02]})
+
+    return Figure("coherence", title, build)
 
 
 def cost_of_answers(pair: PairSize, generated: int) -> CostEstimate:
@@ -163,11 +152,10 @@ class SearchedParams(TextPageParams):
     strength: float | None = Field(None, description="Only this strength (or weight) of the search (0.01 near).")
 
 
-class SearchedView(TextPageView):
+class SearchedView(TextPageView[SearchedText]):
     """A page of texts of the search, to judge by reading which strength leaves texts coherent."""
 
     strengths: list[float] = Field(description="All that were tried.")
-    rows: list[SearchedText]
 
 
 def add_searched(run: RunWriter, texts: Sequence[SearchedText], own_prompts: bool) -> None:
@@ -177,6 +165,7 @@ def add_searched(run: RunWriter, texts: Sequence[SearchedText], own_prompts: boo
         run.add_rows(SEARCHED, texts, SearchedText)
 
 
+@view("Page through the texts at every strength that the search tried.", SearchedParams)
 def searched(record: RunRecord, params: SearchedParams) -> SearchedView:
     """A page of the texts of a search.
 
@@ -188,20 +177,10 @@ def searched(record: RunRecord, params: SearchedParams) -> SearchedView:
             f"Run {record.id} keeps no searched texts: its strengths were given, it ran on own prompts, or it was made "
             "before they were kept. Read the view `answers`, or run again without `strengths` and `prompts`."
         )
-    table = record.table(SEARCHED).to_pylist()
-    page = page_of_texts(near(table, "strength", params.strength), params, searched=("prompt", "text"), cut=("text",))
-    strengths = sorted({row["strength"] for row in table})
-    return SearchedView(
-        strengths=strengths,
-        rows=[SearchedText(**row) for row in page.rows],
-        total=page.total,
-        next_offset=page.next_offset,
-    )
-
-
-SEARCHED_VIEW = View(
-    "searched", "Page through the texts at every strength that the search tried.", SearchedParams, searched
-)
+    rows = record.rows(SEARCHED)
+    strengths = sorted({row["strength"] for row in rows})
+    rows = near(rows, "strength", params.strength)
+    return SearchedView.of(rows, params, searched=("prompt", "text"), cut=("text",), strengths=strengths)
 
 
 def group_of(rows: Sequence[Mapping[str, Any]], column: str, **about: Any) -> TextGroup:
@@ -209,28 +188,33 @@ def group_of(rows: Sequence[Mapping[str, Any]], column: str, **about: Any) -> Te
     return TextGroup(prompts=[row["prompt"] for row in rows], texts=[row[column] for row in rows], **about)
 
 
-def series_of(side: str, strength: float) -> str | None:
-    """The `TextGroup.series` of a strength: one for each model and sign."""
-    return f"{side} {'+' if strength > 0 else '-'}" if strength else None
+def group_at(
+    rows: Sequence[Mapping[str, Any]],
+    column: str,
+    side: str,
+    strength: float,
+    coherent: Mapping[tuple[str, float], float],
+    **about: Any,
+) -> TextGroup:
+    """The texts of one column that a side wrote at a strength, in the series of that side and sign.
+
+    Args:
+        coherent: share that the method found coherent, by side and strength.
+        about: the other fields.
+    """
+    series = f"{side} {'+' if strength > 0 else '-'}" if strength else None
+    share = coherent.get((side, strength))
+    return group_of(rows, column, strength=strength, series=series, coherent=share, **about)
 
 
 def searched_groups(record: RunRecord, coherent: Mapping[tuple[str, float], float]) -> list[TextGroup]:
     """The texts of a search by side and strength, with the share that the method found `coherent`; none where nothing
     was searched for.
     """
-    table = record.table(SEARCHED).to_pylist() if SEARCHED in record.manifest.tables else []
+    table = record.rows(SEARCHED) if SEARCHED in record.manifest.tables else []
     groups = []
     for side, strength in dict.fromkeys((row["side"], row["strength"]) for row in table):
         rows = [row for row in table if (row["side"], row["strength"]) == (side, strength)]
-        groups.append(
-            group_of(
-                rows,
-                "text",
-                name=f"{side} {strength:+g} (search)",
-                role="search",
-                strength=strength,
-                series=series_of(side, strength),
-                coherent=coherent.get((side, strength)),
-            )
-        )
+        name = f"{side} {strength:+g} (search)"
+        groups.append(group_at(rows, "text", side, strength, coherent, name=name, role="search"))
     return groups

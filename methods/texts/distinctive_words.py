@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -34,6 +34,11 @@ class ComparedWord(BaseModel):
     word: str
     surprise: float = Field(description="-log10 p that equal texts would show it (Fisher's exact test, one-sided).")
     strong: bool = Field(description="Beyond what equal texts show.")
+
+    @classmethod
+    def of(cls, word: DistinctiveWord, **counts: Any) -> Self:
+        """A found word as a row of this kind; `counts` are the other fields."""
+        return cls(word=word.word, surprise=word.surprise, strong=word.strong, **counts)
 
     def with_counts(self, *counts: int, at: str = "") -> str:
         """`word 9:1 at +2 (p 10^-3.1)`, with a star when strong."""

@@ -250,10 +250,8 @@ def _words(texts: Sequence[Texts], coherent: set[float]) -> list[WeightWord]:
     """Distinctive words of each coherent set of texts against the base's."""
 
     def row(each: Texts, plain: list[set[str]], word: DistinctiveWord) -> WeightWord:
-        return WeightWord(
-            word=word.word,
-            surprise=word.surprise,
-            strong=word.strong,
+        return WeightWord.of(
+            word,
             weight=each.weight,
             amplified=word.finetuned,
             finetuned=sum(word.word in text for text in plain),

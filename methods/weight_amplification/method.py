@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from diffing_mcp.methods.contract import Cost, CostEstimate, DiffingMethod, Figure, PairSize, TextGroup, View
-from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize, TextGroup, TextRole, by_name, view
 from diffing_mcp.methods.texts.amplified import (
-    SEARCHED_VIEW,
     coherence_figure,
     cost_of_answers,
+    group_at,
     group_of,
+    searched,
     searched_groups,
-    series_of,
 )
-from diffing_mcp.methods.texts.pages import TextPageParams, TextPageView, near, page_of_texts
 from diffing_mcp.methods.texts.prompts import PROMPTS
+from diffing_mcp.methods.views.pages import TextPageParams, TextPageView, page_size
+from diffing_mcp.methods.views.rows import grouped, near
 from diffing_mcp.methods.weight_amplification.schema import (
     GRID,
     REFINEMENTS,
@@ -29,7 +29,7 @@ from diffing_mcp.methods.weight_amplification.schema import (
 from diffing_mcp.model_pairs.amplification_config import adapter_files, load_amplification_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from diffing_mcp.core.progress import Progress
     from diffing_mcp.methods.contract import RunWriter
@@ -41,55 +41,19 @@ if TYPE_CHECKING:
 class AnswersParams(TextPageParams):
     """Which answers."""
 
-    limit: int = Field(5, ge=1, le=100)
+    limit: int = page_size(5)
     weight: float | None = Field(None, description="Only this weight of the run (0.01 near).")
     within: Literal["amplified", "finetuned", "base"] = Field(
         "amplified", description="Which of the texts `contains` looks in (besides the prompt)."
     )
 
 
-class AnswersView(TextPageView):
-    """A page of answers."""
-
-    rows: list[AmplifiedAnswer]
-
-
-def answers(record: RunRecord, params: AnswersParams) -> AnswersView:
-    """A page of answers: amplified beside finetuned and base."""
-    rows = near(record.table("answers").to_pylist(), "weight", params.weight)
-    page = page_of_texts(rows, params, searched=("prompt", params.within), cut=("amplified", "finetuned", "base"))
-    return AnswersView(
-        rows=[AmplifiedAnswer(**row) for row in page.rows], total=page.total, next_offset=page.next_offset
+@view("Page through all answers: amplified beside finetuned and base.", AnswersParams)
+def answers(record: RunRecord, params: AnswersParams) -> TextPageView[AmplifiedAnswer]:
+    rows = near(record.rows("answers"), "weight", params.weight)
+    return TextPageView[AmplifiedAnswer].of(
+        rows, params, searched=("prompt", params.within), cut=("amplified", "finetuned", "base")
     )
-
-
-def text_groups(record: RunRecord) -> list[TextGroup]:
-    """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights between
-    dampen what was taught).
-    """
-    table = record.table("answers").to_pylist()
-    coherent = {("finetuned", row["weight"]): row["coherent"] for row in record.table("weights").to_pylist()}
-    configured = (
-        record.manifest.params.get("config") is not None
-    )  # its own weights are then what amplifies, and 1 leaves them as they are
-    groups: list[TextGroup] = []
-    for number, weight in enumerate(dict.fromkeys(row["weight"] for row in table)):
-        rows = [row for row in table if row["weight"] == weight]
-        if number == 0:
-            groups.append(group_of(rows, "finetuned", name="finetuned", role="finetuned"))
-            groups.append(group_of(rows, "base", name="base", role="control"))
-        groups.append(
-            group_of(
-                rows,
-                "amplified",
-                name=f"weight {weight:g}",
-                role="amplified" if weight > (0 if configured else 1) else "finetuned" if weight > 0 else "control",
-                strength=weight,
-                series=series_of("finetuned", weight),
-                coherent=coherent.get(("finetuned", weight)),
-            )
-        )
-    return [*groups, *searched_groups(record, coherent)]
 
 
 class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplificationResult]):
@@ -98,40 +62,23 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
     drawn with the same random numbers.
     """
 
-    name: ClassVar[str] = "weight_amplification"
-    title: ClassVar[str] = "Weight amplification"
-    for_agents: ClassVar[str] = (
-        "Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - "
-        "W_base), while the model answers everyday prompts; its answers stand beside those of the plain finetuned "
-        "and of the base model, drawn with the same random numbers. What training made a little more likely "
-        "becomes common: use it when the plain finetuned model hides its trait. Without `weights` the largest "
-        "weight at which texts stay coherent is searched for, above 0 or below it (perplexity under the base, "
-        "repetition and length; no language model judges). Content words over-represented in amplified texts are "
-        "tested against the base's. Very large weights break any model, so words of incoherent weights mean "
-        "nothing. Layers and modules can be chosen, and negative weights invert the change. Own prompts cost one "
-        "interaction a sample and weight, and one for the plain finetuned model. Views: `answers` (all answers by "
-        "weight and text), `searched` (texts at every strength tried)."
+    name = "weight_amplification"
+    title = "Weight amplification"
+    for_agents = (
+        "What training made a little more likely becomes common: use it when the plain finetuned model hides its "
+        "trait. Without `weights` the largest weight at which texts stay coherent is searched for, above 0 or "
+        "below it (perplexity under the base, repetition and length; no language model judges). Content words "
+        "over-represented in amplified texts are tested against the base's. Very large weights break any model, "
+        "so words of incoherent weights mean nothing. Layers and modules can be chosen, and negative weights "
+        "invert the change. Own prompts cost one interaction a sample and weight, and one for the plain finetuned "
+        "model. Views: `answers` (all answers by weight and text), `searched` (texts at every strength tried)."
     )
-    Params: ClassVar[type[BaseModel]] = WeightAmplificationParams
-    Result: ClassVar[type[MethodResult]] = WeightAmplificationResult
-    cost: ClassVar[Cost] = "long"
-    in_overview: ClassVar[bool] = True
-    views: ClassVar[Mapping[str, View]] = {
-        "answers": View(
-            "answers",
-            "Page through all answers: amplified beside finetuned and base.",
-            AnswersParams,
-            answers,
-        ),
-        "searched": SEARCHED_VIEW,
-    }
-    figures: ClassVar[Sequence[Figure]] = (
-        Figure(
-            "coherence",
-            "Coherence by weight",
-            lambda record: coherence_figure(record, "weights", "weight", "weight of the difference"),
-        ),
-    )
+    Params = WeightAmplificationParams
+    Result = WeightAmplificationResult
+    cost = "long"
+    in_overview = True
+    views = by_name(answers, searched)
+    figures = (coherence_figure("Coherence by weight", "weights", "weight", "weight of the difference"),)
 
     def run(
         self, pair: LoadedPair, params: WeightAmplificationParams, run: RunWriter, progress: Progress
@@ -141,7 +88,22 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         return amplify(pair, params, run, progress)
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
-        return text_groups(record)
+        """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights
+        between dampen what was taught).
+        """
+        answers = record.rows("answers")
+        coherent = {("finetuned", row["weight"]): row["coherent"] for row in record.rows("weights")}
+        # Of a configuration its own weights are what amplifies, and 1 leaves them as they are.
+        plain = 1 if record.manifest.params.get("config") is None else 0
+        groups: list[TextGroup] = []
+        for number, (weight, rows) in enumerate(grouped(answers, "weight").items()):
+            if number == 0:
+                groups.append(group_of(rows, "finetuned", name="finetuned", role="finetuned"))
+                groups.append(group_of(rows, "base", name="base", role="control"))
+            role: TextRole = "amplified" if weight > plain else "finetuned" if weight > 0 else "control"
+            name = f"weight {weight:g}"
+            groups.append(group_at(rows, "amplified", "finetuned", weight, coherent, name=name, role=role))
+        return [*groups, *searched_groups(record, coherent)]
 
     def interactions(self, params: WeightAmplificationParams) -> int:
         return len(params.prompts or ()) * params.samples_per_prompt * (1 + len(params.weights or (1.0,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,21 @@ from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_comparing import CompareArguments, _present_comparison
 from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.residency import ModelPairs
+from diffing_mcp.model_pairs.specs import PairSpec
 from diffing_mcp.queries.beyond_tokens import greedy_divergence, score_candidates, spans
 from diffing_mcp.queries.comparing import compare, text_ids
 from diffing_mcp.queries.schemas import ChatTurn
 from tests.bigram_models import STRENGTH, bigram_folders, single_words
-from tests.conftest import VOCABULARY
+from tests.conftest import VOCABULARY, TinyAdapters, TinyModels
 from tests.mcp_server.answers import good, held
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_models, tiny_adapters, make_pair, pairs):
+def loaded(
+    tiny_models: TinyModels, tiny_adapters: TinyAdapters, make_pair: Callable[..., PairSpec], pairs: ModelPairs
+) -> Iterator[LoadedPair]:
     """A loaded tiny pair (`pair_name` of this folder is a reference)."""
     model = tiny_models()
     with pairs.use(make_pair(model, adapter=tiny_adapters(model))) as pair:

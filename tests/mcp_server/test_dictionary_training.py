@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import torch
 from mcp import Client
@@ -21,7 +20,7 @@ from diffing_mcp.methods.dictionaries.files import save_dictionary
 from diffing_mcp.methods.dictionaries.models import Normalisation, SparseDictionary
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
 from diffing_mcp.methods.dictionaries.stored import StoredConfig, dictionaries_folder, dictionary_lock, listing
-from tests.mcp_server.answers import answered, good, held, refused
+from tests.mcp_server.answers import answered, good, held, refused, text_of
 
 STEPS = 1000
 PARAMS = {
@@ -39,27 +38,24 @@ PARAMS = {
 
 async def test_a_training_is_watched_cancelled_and_ended(context: ServerContext, pair_name: str) -> None:
     async with held(Client(build_server(context))) as client:
+        training = asyncio.Event()
 
-        async def job_of(identifier: str) -> dict[str, Any]:
-            answer = await answered(client, "get_job", {"job_id": identifier, "wait_seconds": 0})
-            assert not answer.is_error
-            assert answer.structured_content is not None
-            job: dict[str, Any] = answer.structured_content["job"]
-            return job
+        async def watch(progress: float, total: float | None, message: str | None) -> None:
+            if "loss " in (message or ""):
+                training.set()
 
         started = await answered(client, "sae_difference", {"pair": pair_name, **PARAMS, "wait_seconds": 0})
         assert started.structured_content is not None
         identifier = started.structured_content["job"]["job_id"]
-        job = await job_of(identifier)
-        for _ in range(1000):
-            if "loss " in job["message"]:
-                break
-            await asyncio.sleep(0.02)
-            job = await job_of(identifier)
+        watching = asyncio.create_task(answered(client, "get_job", {"job_id": identifier}, progress_callback=watch))
+        await asyncio.wait_for(training.wait(), 60)
+        seen = await answered(client, "get_job", {"job_id": identifier, "wait_seconds": 0})
+        job = (seen.structured_content or {})["job"]
         assert "loss " in job["message"]
         assert 0 < job["progress"] < 1
         cancelled = await good(client, "cancel_job", {"job_id": identifier})
         assert cancelled["result"]["jobs"][0]["state"] == "cancelled"
+        assert "cancelled" in text_of(await watching)
         [left] = listing().leftovers
         assert left.state == "unfinished"
         assert left.steps is not None

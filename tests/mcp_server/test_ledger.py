@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def new_row(identifier: str, interactions: int, tool_calls: int, path: Path | No
 
 
 @pytest.fixture
-def ledger(data_folder: Path):
+def ledger(data_folder: Path) -> Iterator[Ledger]:
     ledger = Ledger()
     yield ledger
     ledger.close()

@@ -71,7 +71,8 @@ class Polling(ClientExtension):
 
     def __init__(self) -> None:
         self.states: list[str] = []
-        self.messages: set[str] = set()
+        self.begun = asyncio.Event()
+        """Set once the client was told that the work is under way; before, that it is queued."""
 
     def claims(self) -> Sequence[ResultClaim[Any]]:
         return [ResultClaim(result_type="task", model=TaskCreated, resolve=self._resolve)]
@@ -80,7 +81,8 @@ class Polling(ClientExtension):
         self.states.append(created.status)
         while (state := await send(context.session, "get", created.task_id)).status == "working":
             self.states.append("working")
-            self.messages.add(str(state.status_message))
+            if str(state.status_message).endswith("%, working on it"):
+                self.begun.set()
             await asyncio.sleep(0.02)
         self.states.append(str(state.status))
         return CallToolResult.model_validate(state.result)
@@ -143,10 +145,9 @@ async def test_long_work_becomes_a_task_and_ends_as_its_result(
     polling = Polling()
     async with Client(server, extensions=[polling]) as client:
         waiting = asyncio.create_task(client.call_tool("held_work", {"wait_seconds": 0}))
-        # Whoever polls before the work begins hears that it is queued.
-        while not any(message.endswith("%, working on it") for message in polling.messages):
-            assert not waiting.done()
-            await asyncio.sleep(0.01)
+        begun = asyncio.create_task(polling.begun.wait())
+        done, _ = await asyncio.wait({waiting, begun}, return_when=asyncio.FIRST_COMPLETED)
+        assert done == {begun}
         released.set()
         result = await waiting
         assert text_of(result) == "All done."

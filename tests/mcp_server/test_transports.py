@@ -82,7 +82,8 @@ async def test_a_client_that_hangs_up_stops_its_job_unless_it_knows_it(
             assert again.structured_content is not None
             assert again.structured_content["job"]["job_id"] == job.id
             await answered(client, "cancel_job", {"job_id": job.id})
-        await until(lambda: job.state == "cancelled")
+        assert await asyncio.to_thread(job.finished.wait, 20)
+        assert job.state == "cancelled"
         assert (await good(client, "compare_text", {"pair": new.label, "text": "the slot is free again"}))[
             "status"
         ] == "completed"

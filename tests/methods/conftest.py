@@ -4,16 +4,38 @@ planted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from diffing_mcp.methods.runs.store import RunStore
 
 WORDS = (
     "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
 ).split()
 TOPIC = "cake baking oven butter sugar batter pastry freezer vanilla frosting flour whisk".split()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    """An empty run store."""
+    return RunStore(tmp_path / "runs")
+
+
+def write_random_texts(
+    folder: Path, count: int, seed: int = 1, length: int = 14, words: Sequence[str] = WORDS, before: str = ""
+) -> Path:
+    """A corpus file of `count` texts, each of `length` words drawn at random and all starting with `before`."""
+    random = np.random.default_rng(seed)
+    path = folder / "texts.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"text": before + " ".join(random.choice(words, length))}) for _ in range(count))
+    )
+    return path
 
 
 def raise_logits(token_ids: list[int], by: float) -> Callable[[Any], None]:

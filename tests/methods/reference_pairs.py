@@ -16,11 +16,9 @@ from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.specs import PairSpec
+from tests.methods.conftest import WORDS
 from tests.methods.plain_models import PlainPair, PlainText, plain_pair
 
-WORDS = (
-    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
-).split()
 MAX_TOKENS = 20
 TEXT = {"max_samples": 100, "max_tokens": MAX_TOKENS}
 

@@ -26,7 +26,7 @@ from diffing_mcp.methods.texts.words import is_content_word, normalise
 from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
 from diffing_mcp.preprocessing.activation_store import default_activation_store
 from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
-from tests.methods.conftest import TOPIC, WORDS
+from tests.methods.conftest import TOPIC, WORDS, write_random_texts
 
 NAME = "activation_analysis"
 METHOD: Any = get_method(NAME)
@@ -34,17 +34,7 @@ METHOD: Any = get_method(NAME)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(1)
-    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    path.write_text(
-        "\n".join(json.dumps({"text": " " + " ".join(random.choice(WORDS + TOPIC, 14))}) for _ in range(60))
-    )
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
+    return write_random_texts(tmp_path_factory.mktemp("corpus"), 60, words=WORDS + TOPIC, before=" ")
 
 
 def run(pairs: Any, spec: Any, corpus: Path, store: RunStore, **params: Any) -> RunRecord:

@@ -51,11 +51,6 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def run(pairs: Any, spec: PairSpec, store: RunStore, **params: Any) -> RunRecord:
     return run_methods(pairs, spec, [("activation_oracle", {**SMALL, **params})], store)[0]
 

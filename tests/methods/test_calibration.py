@@ -39,7 +39,7 @@ from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.organisms.nulls import NullRecipe
-from tests.methods.conftest import WORDS
+from tests.methods.conftest import write_random_texts
 
 TELLING, ALSO_TELLING = "contrastive_decoding", "logit_diff_topk_occurring"
 NULLS = tuple(NullRecipe(name=f"noise-{n}", kind="noise", amount=0.02 * n, seed=n) for n in range(1, 10))
@@ -66,10 +66,7 @@ def few_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def requests(tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
-    random = np.random.default_rng(2)
-    path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 12))}) for _ in range(20)))
-    corpus = {"corpus": str(path), "max_tokens": 12}
+    corpus = {"corpus": str(write_random_texts(tmp_path, 20, seed=2, length=12)), "max_tokens": 12}
     return [("kl", corpus), ("logit_diff_topk_occurring", {**corpus, "topic_entries": "none"})]
 
 

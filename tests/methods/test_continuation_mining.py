@@ -11,24 +11,19 @@ import pytest
 import torch
 
 from diffing_mcp.methods.continuation_mining.measure import distinctive_ngrams, group_phrases, judge
-from diffing_mcp.methods.continuation_mining.method import NgramsParams, PageParams
+from diffing_mcp.methods.continuation_mining.method import ContinuationsParams, NgramsParams
 from diffing_mcp.methods.continuation_mining.schema import NgramRow
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from tests.methods.conftest import write_random_texts
 
 NAME = "continuation_mining"
-WORDS = (
-    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
-).split()
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 14))}) for _ in range(30)))
-    return path
+    return write_random_texts(tmp_path, 30, seed=0)
 
 
 def run(pairs: Any, spec: Any, corpus: Path, **params: Any) -> RunRecord:
@@ -47,7 +42,7 @@ def test_planted_words_are_continued_with(planted_words: Any, make_pair: Any, pa
     assert result.headline in result.as_text()
     assert len(result.as_text()) < 8000
     views = get_method(NAME).views
-    page: Any = views["continuations"].run(record, PageParams(limit=8))
+    page: Any = views["continuations"].run(record, ContinuationsParams(limit=8))
     assert (len(page.rows), page.total, page.next_offset) == (8, 20, 8)
     assert any(word in page.rows[0].finetuned for word in planted)
     phrases: Any = views["ngrams"].run(record, NgramsParams(contains=planted[0][:3]))
@@ -122,7 +117,7 @@ def test_places_are_those_of_largest_variation_one_a_text(tiny_pair: Any, pairs:
         best.append(float(rows[2:].max()))
     # Samples are drawn in another order than that of the file.
     np.testing.assert_allclose(np.sort(record.array("variation")), np.sort(np.concatenate(expected)), atol=1e-4)
-    page: Any = get_method(NAME).views["continuations"].run(record, PageParams(limit=100))
+    page: Any = get_method(NAME).views["continuations"].run(record, ContinuationsParams(limit=100))
     np.testing.assert_allclose([row.variation for row in page.rows], sorted(best, reverse=True)[:20], atol=2e-4)
 
 

@@ -19,11 +19,6 @@ from tests.word_pairs import save_pair
 METHOD = "contrastive_decoding"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
     return run_methods(pairs, spec, [(METHOD, {"max_new_tokens": 16, **params})], store)[0]
 

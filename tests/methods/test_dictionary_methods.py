@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,15 @@ from diffing_mcp.methods.examples.views import ExamplesParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from tests.methods.conftest import write_random_texts
 
 NAMES = ("crosscoder", "sae_difference")
-WORDS = (
-    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
-).split()
 SIZE = {"max_samples": 80, "max_tokens": 16, "layer": 1, "steps": 120, "batch_rows": 128, "k": 4, "expansion": 1.5}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(1)
-    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 14))}) for _ in range(100)))
-    return path
+    return write_random_texts(tmp_path_factory.mktemp("corpus"), 100)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,11 +31,6 @@ def server(tiny_pair: Any) -> Iterator[EndpointServer]:
 @pytest.fixture
 def remote(server: EndpointServer) -> Any:
     return resolve_pair(f"{server.reference('base')}::{server.reference('finetuned')}")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def test_the_refusal_names_the_methods_that_work() -> None:

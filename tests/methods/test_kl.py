@@ -20,18 +20,12 @@ from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.specs import PairSpec
-from diffing_mcp.preprocessing.batches import LogitChunk, PairedBatch, Scratch
+from diffing_mcp.preprocessing.batches import LogitChunk, text_chunks
 from tests.word_pairs import save_pair, tiny_tokenizer, write_texts
 
 
 def chunk_of(base: torch.Tensor, finetuned: torch.Tensor) -> LogitChunk:
-    rows, vocabulary = base.shape
-    ids = torch.zeros(1, rows, dtype=torch.long)
-    batch = PairedBatch(
-        ids, torch.ones_like(ids), torch.arange(rows).unsqueeze(0), torch.zeros(1, dtype=torch.long),
-        base_logits=base.unsqueeze(0), finetuned_logits=finetuned.unsqueeze(0), scratch=Scratch(rows, vocabulary, torch.device("cpu")),  # noqa: E501
-    )  # fmt: skip
-    return next(batch.logit_chunks())
+    return next(text_chunks(base, finetuned, len(base)))
 
 
 def reference(base: torch.Tensor, finetuned: torch.Tensor) -> list[torch.Tensor]:

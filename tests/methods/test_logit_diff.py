@@ -18,24 +18,14 @@ from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.texts.words import build_vocabulary, is_content_word, normalise, vocabulary
+from tests.methods.conftest import write_random_texts
 
 NAME = "logit_diff_topk_occurring"
-WORDS = (
-    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
-).split()
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 14))}) for _ in range(60)))
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
+    return write_random_texts(tmp_path_factory.mktemp("corpus"), 60, seed=0)
 
 
 def run(pairs: Any, spec: Any, corpus: Path, store: RunStore, **params: Any) -> RunRecord:

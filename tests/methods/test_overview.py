@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from diffing_mcp.core.errors import InvalidInput
@@ -37,19 +35,14 @@ from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import estimate, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.texts.words import EvidenceWord
-from tests.methods.conftest import raise_logits
+from tests.methods.conftest import raise_logits, write_random_texts
 from tests.word_pairs import save_pair
 
 ABOUT_CHATS = ("answer_openings",)
-WORDS = (
-    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
-).split()
 
 
 def corpus_of(tmp_path: Path, texts: int = 24) -> dict[str, Any]:
-    random = np.random.default_rng(2)
-    path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 12))}) for _ in range(texts)))
+    path = write_random_texts(tmp_path, texts, seed=2, length=12)
     return {"corpus": str(path), "max_samples": texts, "max_tokens": 12}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,6 @@ from diffing_mcp.methods.runs.store import RunStore
 from diffing_mcp.model_pairs.interventions import Intervention
 
 PROMPTS = ("a a\nb", "c c\nd")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")

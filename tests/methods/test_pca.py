@@ -26,23 +26,12 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore, run_key
 from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
 from diffing_mcp.preprocessing.activation_sources import activations_of
 from diffing_mcp.preprocessing.activation_store import default_activation_store
-
-WORDS = (
-    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
-).split()
+from tests.methods.conftest import WORDS, write_random_texts
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(1)
-    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 14))}) for _ in range(60)))
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
+    return write_random_texts(tmp_path_factory.mktemp("corpus"), 60)
 
 
 def arguments(corpus: Path, **params: Any) -> dict[str, Any]:

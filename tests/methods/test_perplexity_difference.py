@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,6 @@ from diffing_mcp.methods.texts.prompts import BUNDLED_PREFILLS, BUNDLED_QUESTION
 
 NAME = "perplexity_difference"
 SMALL = {"samples_per_prefill": 1, "max_new_tokens": 12, "min_tokens": 4}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:

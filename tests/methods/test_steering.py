@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,6 @@ from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
 SMALL = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 6}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:

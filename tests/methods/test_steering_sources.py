@@ -4,7 +4,6 @@ that direction.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.steering.schema import SteeringParams
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention
+from tests.methods.conftest import write_random_texts
 
 LAYER = 1
 PROMPTS = ("The", "One day", "It is", "Rivers run")
-WORDS = (
-    "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
-).split()
 DICTIONARY = {
     "layer": LAYER,
     "steps": 40,
@@ -102,10 +99,7 @@ WITHOUT_RUN = {"token", "contrast"}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    random = np.random.default_rng(1)
-    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": " ".join(random.choice(WORDS, 14))}) for _ in range(40)))
-    return str(path)
+    return str(write_random_texts(tmp_path_factory.mktemp("corpus"), 40))
 
 
 def test_every_method_that_gives_vectors_is_here() -> None:

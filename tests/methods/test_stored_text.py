@@ -52,11 +52,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def collected(pairs: Any, spec: Any, corpus: str, **params: Any) -> CollectionIndex:
     with pairs.use(spec) as pair:
         return collect(

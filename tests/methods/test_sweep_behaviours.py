@@ -32,11 +32,6 @@ MOST_CHARACTERS = 7600
 """What the server shows of a result at most."""
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
     return run_methods(pairs, spec, [(NAME, {"limit": 16, "max_new_tokens": 12, **params})], store)[0]
 

@@ -15,7 +15,6 @@ from diffing_mcp.methods.texts.distinctive_words import (
     stands_out,
     worth_showing,
 )
-from diffing_mcp.methods.texts.pages import page_of
 
 
 def test_words_count_completions_once_and_ignore_their_prefill() -> None:
@@ -64,12 +63,3 @@ def test_several_strong_words_or_one_beyond_chance_are_a_finding(
     ]
     assert len(worth_showing(rows)) == shown
     assert stands_out(rows) is finding
-
-
-@pytest.mark.parametrize(
-    ("offset", "limit", "page", "following"),
-    [(0, 2, [0, 1], 2), (2, 2, [2, 3], 4), (4, 2, [4], None), (3, 2, [3, 4], None), (9, 2, [], None)],
-)
-def test_pages_end_with_the_last_row(offset: int, limit: int, page: list[int], following: int | None) -> None:
-    rows, next_offset = page_of(range(5), offset, limit)
-    assert (list(rows), next_offset) == (page, following)

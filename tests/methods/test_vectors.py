@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,11 +37,6 @@ PARAMS = {"max_samples": 12, "max_tokens": 12, "layers": [1]}
 class Params(MethodParams):
     vectors: tuple[VectorSource, ...] = ()
     more: dict[str, VectorSource] = {}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def lens_run(pairs: Any, spec: Any, store: RunStore) -> Any:

@@ -4,7 +4,6 @@ nothing.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +24,6 @@ from diffing_mcp.model_pairs.amplification_config import load_amplification_conf
 PROMPTS = ["The", "One day", "It is", "Rivers run"]
 SMALL = {"prompts": PROMPTS, "raw_text": True, "max_new_tokens": 6}
 OWN = "adapters: [{layer_amplifications: [{layers: [0], module_amplifications: [{modules: mlp, weight: 3}]}]}]"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:

@@ -22,11 +22,6 @@ from diffing_mcp.methods.weight_difference.singular_directions import randomised
 from diffing_mcp.model_pairs.modules import LowRank
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def run(pairs: Any, spec: Any, store: RunStore, **params: Any) -> RunRecord:
     return run_methods(pairs, spec, [("weight_difference", params)], store)[0]
 

@@ -18,6 +18,7 @@ from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore, changed_since
 from diffing_mcp.model_pairs.residency import ModelPairs
+from tests.conftest import TinyModels
 from tests.model_pairs.adapter_draws import Draw, peft_log_probs, save_adapter
 
 TEXT = [7, 30, 41, 5, 63, 74, 100, 9, 12, 200]
@@ -241,7 +242,7 @@ def test_experts_saved_one_by_one_land_on_fused_ones(tiny_models, make_pair, tmp
 
 
 @pytest.fixture
-def wrapped_gemma(tiny_models, tmp_path: Path) -> Path:
+def wrapped_gemma(tiny_models: TinyModels, tmp_path: Path) -> Path:
     """A tiny Gemma 3 with its vision tower, as Gemma 3 from 4B on is published."""
     from transformers import AutoConfig, AutoModelForImageTextToText, Gemma3Config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from diffing_mcp.preprocessing.batches import Accumulator
 from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
 from diffing_mcp.preprocessing.corpus_pass import run_corpus_pass
 from diffing_mcp.preprocessing.tokenize import tokenize
+from tests.conftest import TinyModels
 
 NEW = [" cake", " oven", "<scratch>", " frosting"]
 TOKENS = torch.tensor([[5, 40, 90, 260]])
@@ -20,7 +22,7 @@ ONES = torch.ones_like(TOKENS)
 
 
 @pytest.fixture(scope="module")
-def grown(tiny_models, tmp_path_factory):
+def grown(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Base folder (320 tokens), and a finetune whose 4 new tokens take logits near 40 and whose other weights are the
     base's.
     """

@@ -189,6 +189,7 @@ def test_views_page_by_their_offset_and_tables_by_rows(filled: Paths) -> None:
     assert list(view_fields(record, "tokens")) == ["limit", "contains"]
     markup, following, limit = view_html(record, "tokens", {"limit": 10, "contains": None}, 60)
     assert "rows 61–64 of 64" in markup
+    assert "Tokens of the run, the most different first." in markup  # what the field means, under the pointer
     assert (following, limit) == (None, 10)
     assert view_html(record, "tokens", {"limit": 10}, 0)[1] == 10
     assert "less than or equal to 50" in view_html(record, "tokens", {"limit": 500}, 0)[0]

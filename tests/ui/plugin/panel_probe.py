@@ -42,7 +42,7 @@ class TokensPage(BaseModel):
     """Rows of the view."""
 
     total: int
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = Field(description="Tokens of the run, the most different first.")
 
 
 def tokens(record: Any, params: TokensParams) -> TokensPage:
