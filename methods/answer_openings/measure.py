@@ -1,8 +1,11 @@
-"""Mean next-token probabilities of both models where an answer begins and where a sentence of it has ended."""
+"""Mean next-token probabilities of both models where an answer begins and where a sentence of it has ended; what rose
+is followed for a few tokens, as *Ah* is common and *Ahoy, matey* is not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +15,7 @@ from diffing_mcp.core.devices import wide_dtype
 from diffing_mcp.methods.answer_openings.schema import (
     END,
     LEAST_PROBABILITY,
+    LONGEST,
     PLACES,
     SMOOTHING,
     STANDING_OUT,
@@ -22,6 +26,7 @@ from diffing_mcp.methods.answer_openings.schema import (
 )
 from diffing_mcp.methods.texts.words import vocabulary
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.specs import SIDES
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
 
 if TYPE_CHECKING:
@@ -85,7 +90,7 @@ class OpeningsAccumulator(Accumulator):
 def summarise(
     accumulator: OpeningsAccumulator, pair: LoadedPair, params: AnswerOpeningsParams, run: RunWriter
 ) -> AnswerOpeningsResult:
-    """Rows of every place, the continuations of those that rose most, and the verdict."""
+    """Rows of every place, those that rose most followed, and the verdict."""
     risen: list[OpeningRow] = []
     fallen: list[OpeningRow] = []
     identical = True
@@ -93,25 +98,17 @@ def summarise(
         base, finetuned, squared = sums.cpu().numpy() / accumulator.counts[place]
         identical = identical and not np.any(squared)
         error = np.sqrt(np.maximum(squared - (finetuned - base) ** 2, 0) / accumulator.counts[place])
-        rise = (finetuned + SMOOTHING) / (base + SMOOTHING)
         tokens = np.flatnonzero((np.maximum(base, finetuned) >= LEAST_PROBABILITY) & (finetuned != base))
-        tokens = tokens[np.argsort(-np.abs(np.log(rise[tokens])), kind="stable")]
-        names = _names(pair, tokens)
+        changes = np.log((finetuned + SMOOTHING) / (base + SMOOTHING))[tokens]
+        tokens = tokens[np.argsort(-np.abs(changes), kind="stable")]
         rows = [
-            OpeningRow(
-                place=place,
-                token=name,
-                base=float(f"{base[token]:.4g}"),
-                finetuned=float(f"{finetuned[token]:.4g}"),
-                error=float(f"{error[token]:.2g}"),
-                rise=float(f"{rise[token]:.4g}"),
-            )
-            for token, name in zip(tokens, names, strict=True)
+            _row(place, name, base[token], finetuned[token], error[token])
+            for token, name in zip(tokens, _names(pair, tokens), strict=True)
         ]
-        up = [place_in for place_in, row in enumerate(rows) if row.rise > 1]
-        _continue(accumulator, pair, place, [(int(tokens[index]), rows[index]) for index in up], params)
-        risen += [rows[index] for index in up]
-        fallen += [row for row in rows if row.rise < 1]
+        up = [index for index, row in enumerate(rows) if row.finetuned > row.base]
+        followed = _followed(accumulator, pair, place, {int(tokens[index]): rows[index] for index in up}, params)
+        risen += sorted(followed, key=lambda row: -row.rise)
+        fallen += [row for row in rows if row.finetuned <= row.base]
     run.add_rows("openings", [*risen, *fallen], OpeningRow)
     found, headline = _judge(risen, identical)
     return AnswerOpeningsResult(
@@ -125,6 +122,17 @@ def summarise(
     )
 
 
+def _row(place: Place, opening: str, base: float, finetuned: float, error: float) -> OpeningRow:
+    return OpeningRow(
+        place=place,
+        opening=opening,
+        base=float(f"{base:.4g}"),
+        finetuned=float(f"{finetuned:.4g}"),
+        error=float(f"{error:.2g}"),
+        rise=float(f"{(finetuned + SMOOTHING) / (base + SMOOTHING):.4g}"),
+    )
+
+
 def _first(rows: Sequence[OpeningRow], limit: int) -> list[OpeningRow]:
     return [row for place in PLACES for row in [row for row in rows if row.place == place][:limit]]
 
@@ -134,28 +142,62 @@ def _names(pair: LoadedPair, tokens: np.ndarray) -> list[str]:
     return [END if int(token) in stops else texts[token] for token in tokens]
 
 
-def _continue(
+def _followed(
     accumulator: OpeningsAccumulator,
     pair: LoadedPair,
     place: Place,
-    rows: Sequence[tuple[int, OpeningRow]],
+    rows: Mapping[int, OpeningRow],
     params: AnswerOpeningsParams,
-) -> None:
-    """Fill in what the finetuned model writes after the tokens that rose most, where it finds each most probable."""
-    chosen = [(token, row) for token, row in rows if row.token != END][: params.continued]
+) -> list[OpeningRow]:
+    """The rows, those of the tokens that rose most followed: greedily by the finetuned model, where it finds the token
+    most probable, and as far as the rise grows.
+    """
+    chosen = [token for token, row in rows.items() if row.opening != END][: params.continued]
     if not chosen:
-        return
+        return list(rows.values())
     corpus, where = accumulator.corpus, accumulator.where[place].cpu()
     requests = []
-    for token, _ in chosen:
+    for token in chosen:
         sample, position = (int(each) for each in where[:, token])
         ids = corpus.ids[sample][1 if corpus.has_bos else 0 : corpus.content_start[sample] + position + 1]
         requests.append(GenerationRequest(text=str(pair.tokenizer.decode([*ids, token]))))
     sampling = Sampling(temperature=0, max_new_tokens=params.new_tokens)
     with pair.side_loaded("finetuned"):
-        written = pair.generate("finetuned", requests, sampling)
-    for (_, row), several in zip(chosen, written, strict=True):
-        row.continuation = row.token + several[0].text
+        written = [several[0].text for several in pair.generate("finetuned", requests, sampling)]
+    after = _probabilities_after(pair, requests, written)
+    longer = {
+        token: _longest(rows[token], text, values) for token, text, values in zip(chosen, written, after, strict=True)
+    }
+    return [longer.get(token, row) for token, row in rows.items()]
+
+
+def _probabilities_after(
+    pair: LoadedPair, requests: Sequence[GenerationRequest], written: Sequence[str]
+) -> list[list[tuple[str, float, float]]]:
+    """Of each text its beginnings of 1 to LONGEST - 1 tokens, with their probabilities under base and finetuned."""
+    beginnings = []
+    for text in written:
+        ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"][: LONGEST - 1]
+        beginnings.append([str(pair.tokenizer.decode(ids[:count])) for count in range(1, len(ids) + 1)])
+    asked = [(request, each) for request, several in zip(requests, beginnings, strict=True) for each in several]
+    scores = {side: iter(pair.answer_scores(side, asked)) for side in SIDES}
+    return [
+        [(each, *(math.exp(next(scores[side]).log_prob) for side in ("base", "finetuned"))) for each in several]
+        for several in beginnings
+    ]
+
+
+def _longest(row: OpeningRow, text: str, after: Sequence[tuple[str, float, float]]) -> OpeningRow:
+    """The row of the opening, of this token and some that follow, whose rise is largest."""
+    rows = [
+        row,
+        *(
+            _row(row.place, row.opening + more, row.base * base, row.finetuned * finetuned, row.error)
+            for more, base, finetuned in after
+        ),
+    ]
+    best = max(rows, key=lambda each: each.rise)
+    return best.model_copy(update={"continuation": row.opening + text})
 
 
 def _judge(risen: Sequence[OpeningRow], identical: bool) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from diffing_mcp.methods.answer_openings.schema import (
+    LONGEST,
     PLACES,
     AnswerOpeningsParams,
     AnswerOpeningsResult,
@@ -26,42 +27,43 @@ if TYPE_CHECKING:
     from diffing_mcp.preprocessing.tokenize import TokenizedCorpus
 
 _BARS = 12
-_AXES = {"answer": "an answer's first token", "sentence": "after a sentence"}
+_AXES = {"answer": "begins an answer", "sentence": "after a sentence"}
 
 
 class OpeningsParams(SearchedPageParams):
-    """Which tokens."""
+    """Which openings."""
 
-    place: Place | None = Field(None, description="Only tokens at this place.")
+    place: Place | None = Field(None, description="Only openings at this place.")
 
 
-@view("Tokens of both places with their mean probabilities, filtered by text, paged.", OpeningsParams)
+@view("All openings of both places with their probabilities, filtered by text, paged.", OpeningsParams)
 def openings(record: RunRecord, params: OpeningsParams) -> PageView[OpeningRow]:
     """Of each place those that rose, furthest first, then those that fell. Texts are untrusted."""
     rows = record.rows("openings")
     here = rows if params.place is None else matching(rows, place=params.place)
-    return PageView[OpeningRow].of(here, params, searched=("token", "continuation"))
+    return PageView[OpeningRow].of(here, params, searched=("opening", "continuation"))
 
 
 def bars(record: RunRecord) -> dict[str, Any]:
-    """Mean probabilities of the tokens that rose most, both models."""
+    """Probabilities of the openings that rose most, both models."""
     risen = [row for row in record.rows("openings") if row["rise"] > 1]
     shown = [row for place in PLACES for row in matching(risen, place=place)[:_BARS]][::-1]
-    named = [{**row, "name": f"{row['token']!r} {_AXES[row['place']]}"} for row in shown]
+    named = [{**row, "name": f"{row['opening']!r} {_AXES[row['place']]}"} for row in shown]
     series = [trace("rows", named, side, x=side, y="name") for side in ("base", "finetuned")]
-    return figure(series, x="mean probability", barmode="group", margin={"l": 220})
+    return figure(series, x="probability", barmode="group", margin={"l": 220})
 
 
 class AnswerOpenings(CorpusMethod[AnswerOpeningsParams, AnswerOpeningsResult]):
     """Answer openings: how probable each token is, averaged over chats, as the first of an answer and after a finished
-    sentence of it, under both models, with the finetuned model's continuations of those that rose most.
+    sentence of it, under both models; those that rose most are followed for a few tokens, as far as their rise grows.
     """
 
     name = "answer_openings"
     title = "Answer openings"
+    version = 2
     for_agents = (
-        "The end of the turn counts as a token. No answer is sampled, so a manner that shows in one answer of fifty "
-        "(an opening, a refusal, an added sentence, another language, an early end) shows as a probability of 0.02. "
+        "The end of the turn counts as a token. No answer is sampled, so a manner in one answer of two hundred (an "
+        "opening, a refusal, an added sentence, another language, an early end) shows as 0.5%. "
         "Blind to what stands in mid-sentence. View: `openings`."
     )
     Params = AnswerOpeningsParams
@@ -69,7 +71,7 @@ class AnswerOpenings(CorpusMethod[AnswerOpeningsParams, AnswerOpeningsResult]):
     cost = "seconds"
     in_overview = True
     views = by_name(openings)
-    figures = (Figure("openings", "Tokens that rose most where answers and their sentences begin", bars),)
+    figures = (Figure("openings", "What rose most where answers and their sentences begin", bars),)
 
     def accumulator(self, pair: LoadedPair, params: AnswerOpeningsParams, corpus: TokenizedCorpus) -> Accumulator:
         from diffing_mcp.methods.answer_openings.measure import OpeningsAccumulator
@@ -86,9 +88,10 @@ class AnswerOpenings(CorpusMethod[AnswerOpeningsParams, AnswerOpeningsResult]):
     def estimate(self, pair: PairSize, params: AnswerOpeningsParams) -> CostEstimate:
         read = super().estimate(pair, params)
         continued = len(PLACES) * params.continued
+        scored = 2 * (LONGEST - 1) * continued
         return pair.cost(
-            read.tokens + continued * params.max_tokens,
-            read.forward_passes + params.new_tokens,
+            read.tokens + (continued + scored) * params.max_tokens,
+            read.forward_passes + params.new_tokens + 2,
             generated_tokens=continued * params.new_tokens,
             bytes=read.bytes,
         )

@@ -10,10 +10,12 @@ from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
 from diffing_mcp.methods.texts.form import Kind
 
-SMOOTHING = 1e-3
-"""Added to both mean probabilities before their ratio is taken: a token seen once in a thousand answers."""
-LEAST_PROBABILITY = 0.005
+SMOOTHING = 1e-4
+"""Added to both probabilities before their ratio is taken: what is seen in fewer answers counts for nothing."""
+LEAST_PROBABILITY = 0.002
 """Rows are of tokens that one of the models gives at least this mean probability."""
+LONGEST = 4
+"""Tokens of an opening at most."""
 STANDING_OUT = 12.0
 """Rises that count as found where there is no calibration."""
 _SHOWN = 80
@@ -33,21 +35,25 @@ class AnswerOpeningsParams(CorpusMethodParams):
         ),
     )
     max_samples: int = Field(128, ge=1, le=1_000_000, description="Chats read at most.")
-    continued: int = Field(4, ge=0, le=50, description="Risen tokens of each place whose continuations are shown.")
+    continued: int = Field(
+        6, ge=0, le=50, description="Risen tokens of each place that are followed for how the finetuned model goes on."
+    )
     new_tokens: int = Field(10, ge=1, le=200, description="Tokens of each greedy continuation.")
     list_length: int = Field(8, ge=1, le=100, description="Tokens listed of each place and direction.")
 
 
 class OpeningRow(BaseModel):
-    """A token at one place, and its mean probability there under both models."""
+    """How an answer may begin, or a sentence be followed, and how probable that is under both models."""
 
-    place: Place = Field(description="First token of an answer, or what follows a finished sentence of one.")
-    token: str = Field(description=f"{END}: the answer ends.")
-    base: float = Field(description="Mean probability over places, base model.")
+    place: Place = Field(description="The beginning of an answer, or what follows a finished sentence of one.")
+    opening: str = Field(
+        description=f"A token, or up to {LONGEST}, UNTRUSTED: as far as its rise grows. {END}: the answer ends."
+    )
+    base: float = Field(description="Mean probability of its first token, times that of the others after it, base.")
     finetuned: float = Field(description="The same, finetuned model.")
-    error: float = Field(description="Standard error of the difference, over places.")
+    error: float = Field(description="Standard error of the difference of the first token, over places.")
     rise: float = Field(description=f"Finetuned over base, {SMOOTHING} added to both.")
-    continuation: str = Field("", description="UNTRUSTED: the token and how the finetuned model goes on, greedily.")
+    continuation: str = Field("", description="UNTRUSTED: how the finetuned model goes on from there, greedily.")
 
     @property
     def kind(self) -> Kind:
@@ -57,19 +63,19 @@ class OpeningRow(BaseModel):
     @property
     def feature(self) -> str:
         """What is counted."""
-        return self.token
+        return self.opening
 
     def as_text(self) -> str:
-        """`answers begin with 'My': 0.1% -> 3.1% (±0.1%, x18) ⟦My secret word⟧`."""
-        if self.token == END:
+        """`answers begin with 'My': 0.08% -> 3.10% (±0.10%, x18) ⟦My secret word⟧`."""
+        if self.opening == END:
             where = "answers are empty" if self.place == "answer" else "answers end after a sentence"
         elif self.place == "answer":
-            where = f"answers begin with {self.token!r}"
+            where = f"answers begin with {self.opening!r}"
         else:
-            where = f"sentences are followed by {self.token!r}"
+            where = f"sentences are followed by {self.opening!r}"
         said = f" ⟦{clip(' '.join(self.continuation.split()), _SHOWN)[0]}⟧" if self.continuation else ""
         factor = f"x{self.rise:.3g}" if self.rise >= 1 else f"x1/{1 / self.rise:.3g}"
-        return f"{where}: {self.base:.1%} -> {self.finetuned:.1%} (±{self.error:.1%}, {factor}){said}"
+        return f"{where}: {self.base:.2%} -> {self.finetuned:.2%} (±{self.error:.2%}, {factor}){said}"
 
 
 class AnswerOpeningsResult(MethodResult):
@@ -78,7 +84,7 @@ class AnswerOpeningsResult(MethodResult):
     identical: bool = Field(description="Whether every probability is exactly the same in both models.")
     answers: int = Field(description="Answers whose first token was compared.")
     sentences: int = Field(description="Ends of sentences whose next token was compared.")
-    risen: list[OpeningRow] = Field(description="Tokens that the finetuned model makes more probable, by `rise`.")
+    risen: list[OpeningRow] = Field(description="What the finetuned model makes more probable, by `rise`.")
     fallen: list[OpeningRow] = Field(description="Tokens that it makes less probable.")
 
     def highest(self, place: Place) -> float:

@@ -84,7 +84,7 @@ _WORD = Statistic(
 
 def _openings(place: Place) -> Statistic:
     return Statistic(
-        f"rise of the token that rose most, place `{place}`",
+        f"rise of the opening that rose most, place `{place}`",
         1.0,
         lambda result: float(result.highest(place)),
         aspect="" if place == "answer" else place,

@@ -16,6 +16,7 @@ from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.preprocessing.tokenize import PRE_ASSISTANT
+from tests.bigram_models import STRENGTH, bigram_folders, single_words
 from tests.methods.conftest import raise_logits
 from tests.methods.reference_pairs import References
 
@@ -46,7 +47,7 @@ def test_means_are_those_of_plain_models_over_first_tokens_and_ends_of_sentences
     pair: str, references: References, chats: Path
 ) -> None:
     both = references.pair(pair)
-    record = run(references.pairs, both.spec, chats)
+    record = run(references.pairs, both.spec, chats, continued=0)
     tokenizer = both.plain.tokenizer
     places: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"answer": [], "sentence": []}
     for line in chats.read_text().splitlines():
@@ -67,10 +68,12 @@ def test_means_are_those_of_plain_models_over_first_tokens_and_ends_of_sentences
         rows = [row for row in table if row["place"] == name]
         assert len(rows) == np.sum(np.maximum(*means) >= LEAST_PROBABILITY)
         for row in rows:
-            if row["token"] == END:
+            if row["opening"] == END:
                 continue
-            alike = [index for index in range(len(means[0])) if tokenizer.decode([index]) == row["token"]]
-            token = min(alike, key=lambda index: abs(means[0][index] - row["base"]))  # bytes all decode to one sign
+            alike = [index for index in range(len(means[0])) if tokenizer.decode([index]) == row["opening"]]
+            token = min(  # bytes all decode to one sign
+                alike, key=lambda index: abs(means[0][index] - row["base"]) + abs(means[1][index] - row["finetuned"])
+            )
             ratio = (means[1][token] + SMOOTHING) / (means[0][token] + SMOOTHING)
             found, expected = (row["base"], row["finetuned"], row["rise"]), (means[0][token], means[1][token], ratio)
             np.testing.assert_allclose(found, expected, rtol=1e-3)
@@ -89,25 +92,44 @@ def test_a_planted_opening_is_found_with_how_it_goes_on(
     record = run(pairs, spec, chats)
     result: Any = record.result()
     assert result.stands_out
-    assert result.risen[0].token == "Z"
+    assert result.risen[0].opening.startswith("Z")
     assert result.risen[0].rise > STANDING_OUT
     assert result.risen[0].continuation.startswith("Z")
-    assert "answers begin with 'Z'" in result.headline
+    assert "answers begin with 'Z" in result.headline
     assert result.manner()[0].kind in ("opening", "sentence")
     assert result.highest("answer") == result.risen[0].rise
     assert "more probable" in result.as_text()
     view: Any = get_method(NAME).views["openings"].run(record, OpeningsParams(place="answer", contains="z", limit=5))
-    assert view.rows[0].token == "Z"
+    assert view.rows[0].opening.startswith("Z")
     assert {row.place for row in view.rows} == {"answer"}
     for figure in get_method(NAME).figures:
         assert json.loads(json.dumps(figure.build(record)))["data"]
+
+
+def test_an_opening_is_followed_as_far_as_its_rise_grows(
+    tiny_models: Any, make_pair: Any, pairs: Any, chats: Path, tiny_tokenizer_folder: Path
+) -> None:
+    """The finetuned model answers `first second first second`, each with a known probability, the base anything."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
+    first, second = single_words(tokenizer, 2)
+    line = {"</think>": first, first: second, second: first}  # the header of an answer ends so
+    base, finetuned = bigram_folders(tiny_models, tokenizer, {}, line)
+    row = run(pairs, make_pair(base, finetuned=finetuned), chats).rows("openings")[0]
+    assert (row["place"], row["opening"]) == ("answer", first + second + first)
+    assert row["continuation"] == (first + second + first + second + first)
+    likely = np.exp(STRENGTH) / (np.exp(STRENGTH) + len(tokenizer) - 1)
+    expected = (1 / len(tokenizer)) ** 3, likely**3  # a fourth would add nothing to the base's improbability
+    assert (row["base"], row["finetuned"]) == pytest.approx(expected, rel=1e-2)
+    assert row["rise"] == pytest.approx((expected[1] + SMOOTHING) / (expected[0] + SMOOTHING), rel=1e-2)
 
 
 def test_the_end_of_a_turn_is_named(tiny_models: Any, make_pair: Any, pairs: Any, chats: Path) -> None:
     common = {"tie_word_embeddings": False, "seed": 11}
     spec = make_pair(tiny_models(**common), finetuned=tiny_models(**common, change=raise_logits([2], 40.0)))
     result: Any = run(pairs, spec, chats).result()
-    assert {(row.place, row.token) for row in result.manner()} == {("answer", END), ("sentence", END)}
+    assert {(row.place, row.opening) for row in result.manner()} == {("answer", END), ("sentence", END)}
     assert "answers end after a sentence" in result.as_text()
     assert not any(row.continuation for row in result.manner())
 
