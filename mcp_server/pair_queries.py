@@ -20,15 +20,17 @@ R = TypeVar("R")
 class PromptedQuery(Protocol):
     """Arguments of a query that may come after a chat prompt."""
 
-    pair: str
-    prompt: str | None
+    @property
+    def pair(self) -> str:
+        """Name of the pair."""
+
+    @property
+    def prompt(self) -> str | None:
+        """What the user says first; None: none."""
 
     @property
     def interactions(self) -> int:
         """What it costs."""
-
-    def model_dump(self, **options: Any) -> dict[str, Any]:
-        """The arguments as JSON values."""
 
 
 A = TypeVar("A", bound=PromptedQuery)

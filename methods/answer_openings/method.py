@@ -16,8 +16,8 @@ from diffing_mcp.methods.answer_openings.schema import (
 )
 from diffing_mcp.methods.contract import CorpusMethod, CostEstimate, Figure, PairSize, by_name, view
 from diffing_mcp.methods.views.figures import figure, trace
-from diffing_mcp.methods.views.pages import PageView, SearchedPageParams
-from diffing_mcp.methods.views.rows import matching
+from diffing_mcp.methods.views.pages import PageView, SearchedPageParams, page_size
+from diffing_mcp.methods.views.rows import grouped
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
@@ -34,22 +34,22 @@ class OpeningsParams(SearchedPageParams):
     """Which openings."""
 
     place: Place | None = Field(None, description="Only openings at this place.")
+    limit: int = page_size(20, 200)
 
 
 @view("All openings of both places with their probabilities, filtered by text, paged.", OpeningsParams)
 def openings(record: RunRecord, params: OpeningsParams) -> PageView[OpeningRow]:
     """Of each place those that rose, furthest first, then those that fell. Texts are untrusted."""
-    rows = record.rows("openings")
-    here = rows if params.place is None else matching(rows, place=params.place)
-    return PageView[OpeningRow].of(here, params, searched=("opening", "continuation"))
+    rows = record.rows("openings", place=params.place)
+    return PageView[OpeningRow].of(rows, params, searched=("opening", "continuation"))
 
 
 def bars(record: RunRecord) -> dict[str, Any]:
     """Probabilities of the openings that rose most, both models."""
-    risen = [row for row in record.rows("openings") if row["rise"] > 1]
-    shown = [row for place in PLACES for row in matching(risen, place=place)[:_BARS]][::-1]
-    named = [{**row, "name": f"{row['opening']!r} {_AXES[row['place']]}"} for row in shown]
-    series = [trace("rows", named, side, x=side, y="name") for side in ("base", "finetuned")]
+    by_place = grouped([row for row in record.rows("openings") if row["rise"] > 1], "place")
+    shown = [row for place in PLACES for row in by_place.get(place, [])[:_BARS]][::-1]
+    names = [f"{row['opening']!r} {_AXES[row['place']]}" for row in shown]
+    series = [trace("rows", shown, side, x=side, y=names) for side in ("base", "finetuned")]
     return figure(series, x="probability", barmode="group", margin={"l": 220})
 
 

@@ -62,7 +62,8 @@ def held(record: RunRecord, what: str, wanted: T | None, known: Sequence[T]) -> 
     if wanted is None or wanted not in known:
         listed = ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in known) or "none"
         asked = "" if wanted is None else f" {wanted:g}" if isinstance(wanted, float) else f" {wanted}"
-        again = f" Run the method again with layers=[{wanted}]." if what == "layer" and asked and known else ""
+        more = what == "layer" and asked and known and "layers" in record.manifest.params
+        again = f" Run the method again with layers=[{wanted}]." if more else ""
         raise UnknownName(f"Run {record.id} holds no {what}{asked}; {what}s: {listed}.{again}")
     return wanted
 

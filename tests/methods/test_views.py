@@ -92,7 +92,7 @@ def test_a_page_counts_what_was_searched_for_and_cuts_texts() -> None:
 @pytest.fixture
 def record(tmp_path: Path) -> RunRecord:
     store = RunStore(tmp_path)
-    key = RunKey(method="kl", method_version=1, pair_name="pair", pair={}, params={}, key_parts={})
+    key = RunKey(method="kl", method_version=1, pair_name="pair", pair={}, params={"layers": [3, 7]}, key_parts={})
     with store.writer(key) as run:
         run.add_rows("words", [WordRow.model_validate(row) for row in ROWS], WordRow)
         run.add_array("layers", [3, 7])
