@@ -90,6 +90,8 @@ STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
     "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z"), joined=False),),
 }
 """By method. Those that are not here have no calibrated level."""
+_UNKNOWN = Statistic("of another version of this package", 0.0, lambda result: None, joined=False)
+"""What a calibration may hold that a newer version made: it decides nothing."""
 
 
 def statistics_of(record: RunRecord) -> dict[str, float]:
@@ -125,7 +127,7 @@ def is_joined(name: str) -> bool:
 def _behind(name: str) -> Statistic:
     label, _, aspect = name.partition(": ")
     method = label.partition(" on ")[0]
-    return next(each for each in STATISTICS[method] if each.aspect == aspect)
+    return next((each for each in STATISTICS.get(method, ()) if each.aspect == aspect), _UNKNOWN)
 
 
 def size_of_change(records: Iterable[RunRecord]) -> float | None:
