@@ -107,6 +107,7 @@ class HeldWork:
     async def _called(self, call: Call, arguments: Held) -> Reply:
         def work(job: Job) -> Done:
             while not self.released.wait(0.01):
+                job.write("base", 0, 0, "so far")
                 job(1, 4, "working on it")
             if self.broken.is_set():
                 raise MemoryError
