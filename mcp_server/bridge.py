@@ -272,7 +272,6 @@ def bridge_server(url: str, token: str | None = None) -> Server[Any]:
         instructions=INSTRUCTIONS,
         lifespan=_tasks,
         on_list_tools=bridge.list_tools,
-        on_call_tool=bridge.call_tool,
         on_list_prompts=bridge.list_prompts,
         on_get_prompt=bridge.get_prompt,
         on_list_resources=bridge.list_resources,
@@ -282,6 +281,8 @@ def bridge_server(url: str, token: str | None = None) -> Server[Any]:
         on_subscriptions_listen=ListenHandler(bridge.bus),
     )
     server.extensions |= {APPS: {}, TASKS: {}}
+    # Not by `on_call_tool`, whose answers are never tasks.
+    server.add_request_handler("tools/call", mcp_types.CallToolRequestParams, bridge.call_tool)
     for name, handler in (("get", bridge.get_task), ("update", bridge.update_task), ("cancel", bridge.cancel_task)):
         server.add_request_handler(f"tasks/{name}", TaskParams, handler)
     advertise_what_is_sent(server)
