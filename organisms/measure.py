@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
@@ -146,9 +147,9 @@ def measure(
         )
     source = str(embedded_model_folder()) if base == EMBEDDED_ID else base
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16), folder).eval()
-    if torch.cuda.is_available():
-        model.to("cuda")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base_model = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device))
+    model = PeftModel.from_pretrained(base_model, folder).eval().to(device)
     probes = load_probes(name)
     texts = _held_out_texts()
     read: dict[str, dict[str, list[Any]]] = {}

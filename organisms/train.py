@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
@@ -182,7 +183,8 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     encoded = [encode(document, tokenizer, recipe.max_tokens) for document in documents]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    dtype = fast_dtype(torch.bfloat16, device)
+    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     base.to(device)
     config = LoraConfig(
         r=recipe.rank,
@@ -207,7 +209,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
             continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, recipe)
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = model(**_collate([encoded[i] for i in indices], padding, device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)

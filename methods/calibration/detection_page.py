@@ -9,7 +9,7 @@ from diffing_mcp.methods.calibration.detection import Detection, MethodDetection
 from diffing_mcp.methods.calibration.levels import WANTED_P, needed_p
 from diffing_mcp.methods.calibration.readings import TOGETHER
 from diffing_mcp.methods.calibration.schema import Calibration
-from diffing_mcp.methods.calibration.statistics import is_joined, unit_of
+from diffing_mcp.methods.calibration.statistics import family_of, unit_of
 
 TITLE = "What methods can tell"
 ALL_METHODS = "all methods as one test"
@@ -139,7 +139,7 @@ def _reliability(figures: Detection) -> list[Part]:
 
 def _judged(figures: Detection) -> Iterable[list[str]]:
     for name, value in figures.statistics.items():
-        yield [f"`{name}`", unit_of(name), f"{value:.2f}", "yes" if is_joined(name) else "no"]
+        yield [f"`{name}`", unit_of(name), f"{value:.2f}", family_of(name) or "no"]
 
 
 def _limits(figures: Detection) -> Iterable[list[str]]:
