@@ -6,137 +6,91 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from diffing_mcp.core.paths import IMPORT_FOLDER
-from diffing_mcp.methods.calibration.detection import Detection, MethodDetection, detection
-from diffing_mcp.methods.calibration.levels import WANTED_P, needed_p
+from diffing_mcp.methods.calibration.detection_page import (
+    ALL_METHODS,
+    TERMS,
+    TITLE,
+    Heading,
+    Part,
+    ReliabilityFigure,
+    RocFigure,
+    Table,
+    parts_of,
+)
 from diffing_mcp.methods.calibration.readings import TOGETHER
 from diffing_mcp.methods.calibration.schema import Calibration
-from diffing_mcp.methods.calibration.statistics import family_of, unit_of
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 
 PAGE = IMPORT_FOLDER / "docs" / "detection.md"
-HEAD = """# What methods can tell
-
-<!-- Written by `make detection` from the bundled calibrations; edit cli/detection.py. -->
-
-Finetunes of known content, made by recipe (`organisms/nulls.yaml`, `organisms/zoo.yaml`), and what each method measured
-of them ([how levels are made](calibration.md)). *Area*: how often a taught finetune lies further above what its size of
-change explains than a null; 0.5 is chance. *Power*: taught finetunes beyond the level. *False positives*: nulls beyond
-it, judged by nulls of other kinds only, as a finetune of a new kind would be. *Own verdict*: the fixed levels of
-[the null criterion](decisions/null-criterion.md), on the same runs. *Seconds*: the median, on one thread of a busy
-machine. Intervals are exact 95 % ones.
-"""
-COLUMNS = (
-    "method",
-    "area",
-    "power",
-    "false positives",
-    "power, own verdict",
-    "false positives, own verdict",
-    "seconds",
-)
-LIMIT_COLUMNS = ("kind", "untouched to one taught", "set aside", "p, all methods", "probability", "seen by")
+_CRITERION = "the null criterion"
+_STEPS = 20
+"""Points of the ROC's chart, whose x axis has no numbers of its own."""
 
 
 def page(calibrations: Iterable[Calibration]) -> str:
     """The page in Markdown."""
-    return "\n\n".join([HEAD.strip(), *(part for each in calibrations for part in _section(each))]) + "\n"
+    return "\n\n".join([*_head(), *(text for each in calibrations for text in _section(each))]) + "\n"
+
+
+def _head() -> list[str]:
+    terms = " ".join(f"*{name}*: {meaning}" for name, meaning in TERMS)
+    about = (
+        "Finetunes of known content, made by recipe (`organisms/nulls.yaml`, `organisms/zoo.yaml`), and what each "
+        "method measured of them ([how levels are made](calibration.md)). "
+        f"{terms.replace(_CRITERION, f'[{_CRITERION}](decisions/null-criterion.md)')} Intervals are exact 95 % ones. "
+        "The panel shows the same of every calibration under *Detection*; the tool `describe_calibration` says it."
+    )
+    made = "Written by `make detection` from the bundled calibrations; edit methods/calibration/detection_page.py."
+    return [
+        f"# {TITLE}",
+        f"<!-- {made} -->",
+        textwrap.fill(about, 120, break_long_words=False, break_on_hyphens=False),
+    ]
 
 
 def _section(calibration: Calibration) -> list[str]:
-    figures = detection(calibration)
-    nulls = sum(figures.nulls.values())
-    aside = sum(each.held_out and each.role == "null" for each in calibration.readings)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in figures.nulls.items())
-    parts = [
-        f"## {calibration.base_name}",
-        (
-            f"{nulls} nulls ({kinds}) and {len(figures.limits)} taught finetunes, read with the "
-            f"parameters of an overview. With {nulls} nulls the level is p {needed_p(nulls):.3f}"
-            + (f" (the least that they allow; {WANTED_P} was asked for)." if needed_p(nulls) > WANTED_P else ".")
-        ),
-        _table(COLUMNS, map(_cells, figures.rows)),
-        "### By kind of null",
-        (
-            "Nulls that all methods as one test take for taught, judged by the nulls of other kinds alone: what a "
-            "finetune that is like none of them would meet."
-        ),
-        _table(("kind", "taken for taught"), ([f"`{kind}`", each.as_text()] for kind, each in figures.kinds.items())),
-        "### On finetunes set aside",
-        *_set_aside(figures, nulls - aside),
-        "### Limits of detection",
-        "Each taught finetune against all nulls.",
-        _table(LIMIT_COLUMNS, _limits(figures)),
-        "### What is judged",
-        "Areas of each statistic alone. Those that tell little do not count where all methods are one test.",
-        _table(("name", "statistic", "area", "counts"), _judged(figures)),
-    ]
-    return parts
+    return [f"## {calibration.base_name}", *map(_markdown, parts_of(calibration))]
 
 
-def _set_aside(figures: Detection, nulls: int) -> list[str]:
-    """What the others say of the finetunes set aside; `nulls`: those that are not."""
-    if not figures.held_out:
-        return ["No taught finetune that was set aside has been measured yet: nothing is known of new finetunes."]
-    head = (
-        "Which ones was settled before any was measured. Levels and the curve of probabilities come from the others "
-        f"alone: {nulls} nulls, level p {needed_p(nulls):.3f}."
+def _markdown(part: Part) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Heading):
+        return f"### {part.text}"
+    if isinstance(part, Table):
+        lines = [part.columns, ["---"] * len(part.columns), *part.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return _roc(part) if isinstance(part, RocFigure) else _reliability(part)
+
+
+def _roc(figure: RocFigure) -> str:
+    """The curve of all methods as one test, at equal steps of the nulls' share."""
+    curve = next(row.roc for row in figure.rows if row.method == TOGETHER)
+    heights = (max(found for null, found in curve if null <= step / _STEPS) for step in range(_STEPS + 1))
+    return _chart(
+        f"ROC of {ALL_METHODS}",
+        '"share of nulls" 0 --> 1',
+        '"share of taught finetunes" 0 --> 1',
+        f"line [{', '.join(f'{height:.2f}' for height in heights)}]",
     )
-    return [head, _table(COLUMNS, map(_cells, figures.held_out)), *_reliability(figures)]
 
 
-def _cells(row: MethodDetection) -> list[str]:
-    name = "all methods as one test" if row.method == TOGETHER else f"`{row.method}`"
-    shares = (row.power, row.false_positives, row.old_power, row.old_false_positives)
-    seconds = "-" if row.seconds is None else f"{row.seconds:.0f}"
-    return [name, f"{row.area:.2f}", *("-" if share is None else share.as_text() for share in shares), seconds]
-
-
-def _reliability(figures: Detection) -> list[str]:
-    if not figures.reliability:
-        return []
-    rows = ([stated, share.as_text()] for stated, share in figures.reliability)
-    return [
-        "Stated probabilities of all methods as one test, and how many of those finetunes were taught:",
-        _table(("stated", "taught"), rows),
-        _chart(figures),
-    ]
-
-
-def _chart(figures: Detection) -> str:
+def _reliability(figure: ReliabilityFigure) -> str:
     """Bars: the share that was taught; line: the middle of what was stated."""
-    names = ", ".join(f'"{stated}"' for stated, _ in figures.reliability)
-    shares = ", ".join(f"{share.count / share.of:.2f}" for _, share in figures.reliability)
-    middles = ", ".join(f"{sum(map(float, stated.split(' to '))) / 2:.2f}" for stated, _ in figures.reliability)
-    return (
-        "```mermaid\nxychart-beta\n"
-        '    title "Share that was taught (bars), by stated probability (line)"\n'
-        f"    x-axis [{names}]\n    y-axis 0 --> 1\n    bar [{shares}]\n    line [{middles}]\n```"
-    )
+    names = ", ".join(f'"{stated}"' for stated, _ in figure.bins)
+    shares = ", ".join(f"{share.count / share.of:.2f}" for _, share in figure.bins)
+    middles = ", ".join(f"{sum(map(float, stated.split(' to '))) / 2:.2f}" for stated, _ in figure.bins)
+    title = "Share that was taught (bars), by stated probability (line)"
+    return _chart(title, f"[{names}]", "0 --> 1", f"bar [{shares}]", f"line [{middles}]")
 
 
-def _judged(figures: Detection) -> Iterable[list[str]]:
-    for name, value in figures.statistics.items():
-        yield [f"`{name}`", unit_of(name), f"{value:.2f}", family_of(name) or "no"]
-
-
-def _limits(figures: Detection) -> Iterable[list[str]]:
-    for each in sorted(figures.limits, key=lambda each: (each.kind, each.dilution)):
-        yield [
-            each.kind.replace("_", " "),
-            str(each.dilution),
-            "yes" if each.held_out else "no",
-            f"{each.p:.3f}",
-            "-" if each.probability is None else f"{each.probability:.2f}",
-            ", ".join(f"`{name}`" for name in each.seen) or "none",
-        ]
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _chart(title: str, across: str, up: str, *series: str) -> str:
+    lines = [f'title "{title}"', f"x-axis {across}", f"y-axis {up}", *series]
+    return "```mermaid\nxychart-beta\n" + "\n".join(f"    {line}" for line in lines) + "\n```"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,18 +17,22 @@ from anyio.abc import TaskGroup
 from mcp import Client, MCPError
 from mcp import types as mcp_types
 from mcp.client.extension import ClientExtension, advertise
+from mcp.client.session import ElicitationFnT
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server import Server
 from mcp.server.apps import APP_MIME_TYPE, client_supports_apps
 from mcp.server.apps import EXTENSION_ID as APPS
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
 from diffing_mcp.core.version import version
 from diffing_mcp.core.wire import IMAGES, STRUCTURED, expect_unlisted_tools
 from diffing_mcp.mcp_server.changes import advertise_what_is_sent, tell_that_tools_changed
+from diffing_mcp.mcp_server.consent import asks_users, is_stateless
+from diffing_mcp.mcp_server.forwarded_tasks import PassTasksOn, send_task_request
 from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
+from diffing_mcp.mcp_server.tasks import TASKS, TaskParams, has_tasks
 
 Request = ServerRequestContext[Any, Any]
 
@@ -49,13 +53,19 @@ class ServerUnreachable(MCPError):
 
 
 @asynccontextmanager
-async def http_client(url: str, token: str | None, extensions: Sequence[ClientExtension] = ()) -> AsyncIterator[Client]:
-    """An MCP client of the server at `url`, with a bearer token when there is one; it says that it has `extensions`."""
+async def http_client(
+    url: str, token: str | None, extensions: Sequence[ClientExtension] = (), user: ElicitationFnT | None = None
+) -> AsyncIterator[Client]:
+    """An MCP client of the server at `url`, with a bearer token when there is one; it says that it has `extensions`,
+    and, with a `user`, that questions can be put.
+    """
     # Waiting for a job takes up to 50 s without a byte; the server's pings come every 15 s.
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=300)
     async with (
         httpx2.AsyncClient(headers=_authorization(token), timeout=timeout, follow_redirects=False) as web,
-        Client(streamable_http_client(url, http_client=web), extensions=extensions) as client,
+        Client(
+            streamable_http_client(url, http_client=web), extensions=extensions, elicitation_callback=user
+        ) as client,
     ):
         yield client
 
@@ -106,7 +116,7 @@ class Bridge:
         """
         try:
             await check_reachable(self.url, self.token)
-            async with http_client(self.url, self.token, _forwarded_extensions(context)) as client:
+            async with http_client(self.url, self.token, _forwarded_extensions(context), _user_of(context)) as client:
                 yield client
         except Exception as error:
             # The client's task groups wrap what went wrong, several times over.
@@ -142,24 +152,49 @@ class Bridge:
         async with self.upstream(context) as client:
             return await client.list_tools()
 
-    async def call_tool(self, context: Request, params: mcp_types.CallToolRequestParams) -> mcp_types.CallToolResult:
+    async def call_tool(self, context: Request, params: mcp_types.CallToolRequestParams) -> HandlerResult:
         async def forward(progress: float, total: float | None, message: str | None) -> None:
             await context.session.report_progress(progress, total, message)
 
         asked = {key: value for key, value in dict(context.meta or {}).items() if key in (STRUCTURED, IMAGES)}
         meta = cast("mcp_types.RequestParamsMeta", asked) if asked else None
+        name, arguments = params.name, params.arguments or {}
+        result: mcp_types.Result
         try:
             async with self.upstream(context) as client:
-                # The bridge says of no way to ask users, so these answers are always final.
-                result = await client.call_tool(
-                    params.name, params.arguments or {}, progress_callback=forward, meta=meta
-                )
+                if is_stateless(context.protocol_version):
+                    # A question or a task is an answer: the host itself calls again, or polls.
+                    result = await client.session.call_tool(
+                        name,
+                        arguments,
+                        progress_callback=forward,
+                        input_responses=params.input_responses,
+                        request_state=params.request_state,
+                        meta=meta,
+                        allow_input_required=True,
+                        allow_claimed=True,
+                    )
+                else:
+                    result = await client.call_tool(name, arguments, progress_callback=forward, meta=meta)
         except ServerUnreachable as error:
             text = mcp_types.TextContent(type="text", text=error.message)
             return mcp_types.CallToolResult(content=[text], is_error=True)
-        if params.name == "more_tools":
+        if name == "more_tools":
             await tell_that_tools_changed(context.session, self.bus)
-        return result
+        return result.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    async def get_task(self, context: Request, params: TaskParams) -> HandlerResult:
+        return await self._task(context, "get", params)
+
+    async def update_task(self, context: Request, params: TaskParams) -> HandlerResult:
+        return await self._task(context, "update", params)
+
+    async def cancel_task(self, context: Request, params: TaskParams) -> HandlerResult:
+        return await self._task(context, "cancel", params)
+
+    async def _task(self, context: Request, name: str, params: TaskParams) -> HandlerResult:
+        async with self.upstream(context) as client:
+            return await send_task_request(client.session, name, params.task_id)
 
     async def list_prompts(self, context: Request, params: Any) -> mcp_types.ListPromptsResult:
         async with self.upstream(context) as client:
@@ -194,8 +229,24 @@ def _authorization(token: str | None) -> dict[str, str]:
 
 
 def _forwarded_extensions(context: Request) -> list[ClientExtension]:
-    """Those of the host that need nothing of the bridge: what its pages draw comes with tools, answers, resources."""
-    return [advertise(APPS, {"mimeTypes": [APP_MIME_TYPE]})] if client_supports_apps(context) else []
+    """Those of the host that need nothing of the bridge: pages come with tools, answers and resources; tasks are polled
+    by the host.
+    """
+    pages = [advertise(APPS, {"mimeTypes": [APP_MIME_TYPE]})] if client_supports_apps(context) else []
+    return [*pages, PassTasksOn()] if has_tasks(context) else pages
+
+
+def _user_of(host: Request) -> ElicitationFnT | None:
+    """What puts a question of the server to the user of the host; None: this host asks no users."""
+    if not asks_users(host.session.client_capabilities):
+        return None
+
+    async def put(context: Any, params: mcp_types.ElicitRequestParams) -> mcp_types.ElicitResult:
+        if not isinstance(params, mcp_types.ElicitRequestFormParams):
+            return mcp_types.ElicitResult(action="cancel")
+        return await host.session.elicit_form(params.message, params.requested_schema, host.request_id)
+
+    return put
 
 
 def _first_leaf(error: BaseException) -> BaseException:
@@ -221,7 +272,6 @@ def bridge_server(url: str, token: str | None = None) -> Server[Any]:
         instructions=INSTRUCTIONS,
         lifespan=_tasks,
         on_list_tools=bridge.list_tools,
-        on_call_tool=bridge.call_tool,
         on_list_prompts=bridge.list_prompts,
         on_get_prompt=bridge.get_prompt,
         on_list_resources=bridge.list_resources,
@@ -230,7 +280,11 @@ def bridge_server(url: str, token: str | None = None) -> Server[Any]:
         on_completion=bridge.complete,
         on_subscriptions_listen=ListenHandler(bridge.bus),
     )
-    server.extensions[APPS] = {}
+    server.extensions |= {APPS: {}, TASKS: {}}
+    # Not by `on_call_tool`, whose answers are never tasks.
+    server.add_request_handler("tools/call", mcp_types.CallToolRequestParams, bridge.call_tool)
+    for name, handler in (("get", bridge.get_task), ("update", bridge.update_task), ("cancel", bridge.cancel_task)):
+        server.add_request_handler(f"tasks/{name}", TaskParams, handler)
     advertise_what_is_sent(server)
     return server
 

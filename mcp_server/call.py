@@ -207,6 +207,8 @@ class Call:
             ends_between=_between(job, outlook.ends_in),
             estimate=job.estimate if job.state in LIVE else None,
             parts=job.parts if job.state in LIVE else [],
+            # Not in investigations: who reads an answer and then cancels would get it for nothing.
+            unfinished=list(job.unfinished.values()) if job.state in LIVE and self.caller.operator else [],
         )
 
     def job_line(self, job: Job) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mcp.server.elicitation import AcceptedElicitation
 from mcp.server.mcpserver import Context
-from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
+from mcp.types import ClientCapabilities, ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 from mcp.types.version import is_version_at_least
 from pydantic import BaseModel
 
@@ -42,11 +42,11 @@ def consent_of(context: Context[Any, Any] | None, tool: str) -> Callable[[str], 
 
     It raises `Declined`, or `QuestionPut` where the protocol has the client call again.
     """
-    if context is None or not _asks_users(context):
+    if context is None or not asks_users(context.client_capabilities):
         return None
 
     async def ask(question: str) -> None:
-        if not is_version_at_least(context.protocol_version or "", STATELESS_SINCE):
+        if not is_stateless(context.protocol_version):
             accepted = isinstance(await context.elicit(question, Nothing), AcceptedElicitation)
         else:
             accepted = _answered(context, question)
@@ -56,8 +56,13 @@ def consent_of(context: Context[Any, Any] | None, tool: str) -> Callable[[str], 
     return ask
 
 
-def _asks_users(context: Context[Any, Any]) -> bool:
-    capabilities = context.client_capabilities
+def is_stateless(protocol_version: str | None) -> bool:
+    """Whether questions are answers and replies are calls in this revision."""
+    return is_version_at_least(protocol_version or "", STATELESS_SINCE)
+
+
+def asks_users(capabilities: ClientCapabilities | None) -> bool:
+    """Whether a client puts forms to its user."""
     elicitation = capabilities.elicitation if capabilities is not None else None
     return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
-from diffing_mcp.mcp_server.jobs import Job, Part
+from diffing_mcp.mcp_server.jobs import Job, Part, Unfinished
 from diffing_mcp.mcp_server.ledger import BudgetState
 from diffing_mcp.methods.contract import CostEstimate
 
@@ -83,6 +83,7 @@ class JobState(BaseModel):
     )
     estimate: CostEstimate | None = None
     parts: list[Part] = Field([], description="What is finished already, while the rest goes on.")
+    unfinished: list[Unfinished] = Field([], description="Answers as far as they are written, for operators.")
 
 
 class AnswerEnvelope(BaseModel):

@@ -79,6 +79,15 @@ class Part(BaseModel):
     p: float | None = Field(None, description="Share of finetunes that taught nothing which show as much.")
 
 
+class Unfinished(BaseModel):
+    """An answer that is being written."""
+
+    side: Literal["base", "finetuned"]
+    prompt: int
+    sample: int
+    model_text: str = Field(description="UNTRUSTED text of a model.")
+
+
 @dataclass
 class Job:
     """One piece of work. It is also the `Progress` given to it: calling it records where the work is, lets other jobs
@@ -97,6 +106,8 @@ class Job:
     message: str = ""
     phases: Phases = field(default_factory=Phases)
     parts: list[Part] = field(default_factory=list)
+    unfinished: dict[tuple[str, int, int], Unfinished] = field(default_factory=dict)
+    """Answers that are being written, by side, prompt and sample."""
     told: dict[str, int] = field(default_factory=dict)
     """How many of the parts a caller has been told of, by its scope."""
     sequence: int = 0
@@ -124,6 +135,11 @@ class Job:
         """Hand over a part that is finished."""
         self.parts.append(part)
         self.sequence += 1
+
+    def write(self, side: Literal["base", "finetuned"], prompt: int, sample: int, text: str) -> None:
+        """Hand over an answer as far as it is written."""
+        written = Unfinished(side=side, prompt=prompt, sample=sample, model_text=text)
+        self.unfinished[side, prompt, sample] = written
 
     @property
     def seconds(self) -> float:

@@ -25,6 +25,8 @@ from diffing_mcp.queries.schemas import AskQuery, SideName
 _FRAME = 60
 """Characters of what stands around the two answers to a prompt."""
 _PROMPT_SHOWN = 120
+_MOST_SHOWN_UNFINISHED = 32
+"""Up to so many answers a side they are shown while they are written."""
 
 
 class AskArguments(AskQuery, PairArguments, WaitArguments):
@@ -96,7 +98,8 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
 
         with call.context.answering(spec, job) as pair:
             started = working_time()
-            completions = answers(pair, arguments, sides, job)
+            few = arguments.interactions <= _MOST_SHOWN_UNFINISHED
+            completions = answers(pair, arguments, sides, job, job.write if few else None)
             written = sum(
                 completion.tokens for lists in completions.values() for samples in lists for completion in samples
             )

@@ -12,7 +12,7 @@ from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.specs import SIDES, PairSpec, Side
 
 if TYPE_CHECKING:
-    from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
+    from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, Written
     from diffing_mcp.model_pairs.pair import LoadedPair
     from diffing_mcp.model_pairs.scoring import AnswerScore
 
@@ -42,7 +42,13 @@ class AnsweringPair(Protocol):
     def side_loaded(self, side: Side) -> AbstractContextManager[None]: ...
 
     def generate(
-        self, side: Side, requests: Sequence[GenerationRequest], sampling: Sampling, progress: Progress = silent
+        self,
+        side: Side,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        progress: Progress = silent,
+        *,
+        written: Written | None = None,
     ) -> list[list[Completion]]: ...
 
     def answer_scores(self, side: Side, answers: Answers, progress: Progress = silent) -> list[AnswerScore]: ...
@@ -125,10 +131,16 @@ class AnsweringSides:
         return nullcontext()
 
     def generate(
-        self, side: Side, requests: Sequence[GenerationRequest], sampling: Sampling, progress: Progress = silent
+        self,
+        side: Side,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        progress: Progress = silent,
+        *,
+        written: Written | None = None,
     ) -> list[list[Completion]]:
-        """As `LoadedPair.generate`. A row's seed is sent with it; whether equal calls give equal text is the server's
-        affair.
+        """As `LoadedPair.generate`, but answers come whole: nothing is `written` before. A row's seed is sent with it;
+        whether equal calls give equal text is the server's affair.
 
         Raises:
             EndpointFailed: a server that does not answer, or refuses.

@@ -84,13 +84,14 @@ def decode(
     uniform: torch.Tensor,
     stop_ids: frozenset[int],
     pad: int,
-    report: Callable[[int], None],
+    report: Callable[[torch.Tensor], None],
 ) -> list[list[int]]:
     """New token ids after each prompt (with the stop token, if one came, and padding after it), one for each of its
     uniform numbers [B, most new tokens] at most.
 
-    All readers read the same text. `report` is called after each token with their number so far, and may raise to end
-    the work. Rows that have stopped leave the batch as soon as they are half of it, and it ends with the last one.
+    All readers read the same text. `report` is called after each token with the new ids so far [B, tokens], and may
+    raise to end the work. Rows that have stopped leave the batch as soon as they are half of it, and it ends with the
+    last one.
     """
     new, mask = left_padded(prompts, pad)
     most = uniform.shape[1]
@@ -108,7 +109,7 @@ def decode(
         del logits
         ids[rows, step] = new[:, 0]
         alive &= ~torch.isin(new[:, 0], stops)
-        report(step + 1)
+        report(ids[:, : step + 1])
         left = int(alive.sum())
         if not left:
             break

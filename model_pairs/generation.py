@@ -8,6 +8,7 @@ gives the same text, and the two sides of a pair draw the same numbers, so equal
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.sides import SideInMemory
 
 _ANCHOR_TOKENS = 4
+_SHOWN_EVERY_SECONDS = 0.5
+
+Written = Callable[[int, int, str], None]
+"""Told now and then how far an answer is: request, sample, text so far."""
 
 
 class GenerationRequest(BaseModel):
@@ -211,13 +216,15 @@ def generate(
     reader: Any | None = None,
     stop_ids: frozenset[int] | None = None,
     count: ForwardCount | None = None,
+    written: Written | None = None,
 ) -> list[list[Completion]]:
     """`sampling.n` completions of each request, in the order of the requests.
 
     Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K,
     d_model] one for each of its `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more
     tokens than the one that makes the prompts. `stop_ids` take the place of the model's own. Progress counts generated
-    tokens against the most there can be; `count` counts what was run.
+    tokens against the most there can be; `count` counts what was run; `written` is told of answers while they are
+    written.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, or a conversation that cannot be rendered.
@@ -243,6 +250,8 @@ def generate(
         of_rows = torch.tensor([row.request for row in batch])
         reading = Reader(side, [each.of_rows(of_rows) for each in interventions])
         report = reporting(progress, done, total, len(batch))
+        if written is not None:
+            report = _telling(report, written, batch, stops, reader or tokenizer)
         new = decode(
             [reading],
             [row.prompt for row in batch],
@@ -274,6 +283,24 @@ def uniform_numbers(batch: Sequence[Row], sampling: Sampling) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def reporting(progress: Progress, done: float, total: float, rows: int) -> Callable[[int], None]:
-    """What reports the tokens of one batch of `rows`, `done` of `total` having been generated before it."""
-    return lambda tokens: progress(done + tokens * rows, total, "generating")
+def reporting(progress: Progress, done: float, total: float, rows: int) -> Callable[[torch.Tensor], None]:
+    """What reports the new ids [B, tokens] of one batch of `rows`, `done` of `total` tokens having come before it."""
+    return lambda new: progress(done + new.shape[1] * rows, total, "generating")
+
+
+def _telling(
+    report: Callable[[torch.Tensor], None], written: Written, batch: Sequence[Row], stops: frozenset[int], reader: Any
+) -> Callable[[torch.Tensor], None]:
+    """`report` that, every so often, tells the texts of its batch as well."""
+    told = time.monotonic()
+
+    def both(new: torch.Tensor) -> None:
+        nonlocal told
+        report(new)
+        if time.monotonic() - told >= _SHOWN_EVERY_SECONDS:
+            for row, ids in zip(batch, new.tolist(), strict=True):
+                # The bytes of the last character may not all be there yet.
+                written(row.request, row.sample, completion_of(stops, reader, row, ids).text.rstrip("\ufffd"))
+            told = time.monotonic()
+
+    return both

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.beam_search import Beam
     from diffing_mcp.model_pairs.contrastive import ContrastiveCompletion
     from diffing_mcp.model_pairs.forward import ForwardOutput
-    from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
+    from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, Written
     from diffing_mcp.model_pairs.resident import ResidentModel
     from diffing_mcp.model_pairs.scoring import AnswerScore
     from diffing_mcp.model_pairs.weights import WeightDelta
@@ -253,8 +253,10 @@ class LoadedPair:
         sampling: Sampling,
         progress: Progress = silent,
         interventions: Sequence[Intervention] = (),
+        written: Written | None = None,
     ) -> list[list[Completion]]:
         """`sampling.n` completions of each request. The same call gives the same text; only new text is returned.
+        `written` is told of answers while they are written, where they are written here.
 
         With the setting `generation_backend=vllm` plain requests go to vLLM, amplified LoRA included; interventions,
         steering vectors, amplified full finetunes and adapters that are no plain LoRA stay here.
@@ -290,6 +292,7 @@ class LoadedPair:
                 reader,
                 stops,
                 self.forwards,
+                written,
             )
 
     def generate_contrastive(

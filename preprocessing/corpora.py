@@ -24,7 +24,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -40,6 +40,7 @@ from diffing_mcp.preprocessing.corpus_rows import (
     BadRow,
     Document,
     Dropped,
+    characters_of,
     columns_of,
     json_document,
     plain_document,
@@ -51,6 +52,10 @@ TRAINING_FOLDER = ORGANISMS_FOLDER / "training"
 BUNDLED_FOLDER = ORGANISMS_FOLDER / "corpora"
 LOCAL_SUFFIXES = (".jsonl", ".txt", ".parquet")
 DEFAULT_MIN_TOKENS = 2
+MOST_CHARACTERS = 1_000_000_000
+"""Of all documents of a corpus together, and of one line: what is held in memory, however small the file is."""
+UNPACKED_BYTES, UNPACKED_TIMES = 2**28, 100
+"""A column of a parquet file may unpack to more than both of these (the second: times its size) in no row group."""
 
 
 class CorpusParams(BaseModel):
@@ -129,11 +134,13 @@ def load_corpus(params: CorpusParams) -> Corpus:
     """The documents of a corpus in a seeded random order.
 
     At most `max(4 * max_samples, 20_000)` rows of a local file are read (from its start) before they are put in order,
-    and twice `max_samples` plus 100 of a hub dataset, so that a corpus larger than memory does no harm.
+    and twice `max_samples` plus 100 of a hub dataset, of either no more than `MOST_CHARACTERS`, so that a corpus larger
+    than memory does no harm.
 
     Raises:
         UnknownName: no such bundled corpus or file.
-        InvalidInput: no documents (it says what became of the rows), an unreadable file or dataset.
+        InvalidInput: no documents (it says what became of the rows), an unreadable file or dataset, one that unpacks to
+            far more than it is.
     """
     name = params.corpus
     if name.startswith("hub:"):
@@ -194,7 +201,10 @@ def _load_cached(name: str, column: str | None, seed: int, limit: int, _stamp: i
     rows = _hub_rows(name, column, seed, limit) if name.startswith("hub:") else _file_rows(name, column)
     dropped = Dropped(rows.source, rows.unit)
     found: list[tuple[int, Document]] = []
+    characters = 0
     for number, row in islice(rows.numbered, limit):
+        if characters >= MOST_CHARACTERS:
+            break
         try:
             document = rows.document(row)
         except BadRow as error:
@@ -202,6 +212,7 @@ def _load_cached(name: str, column: str | None, seed: int, limit: int, _stamp: i
             continue
         if document:
             found.append((number, document))
+            characters += characters_of(document)
     if not found:
         why = f"What was read of it: {'; '.join(dropped.lines())}" if dropped.count else "It is empty"
         raise InvalidInput(
@@ -262,13 +273,18 @@ def _open(path: Path) -> TextIO:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with _open(path) as lines:
-        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    with _open(path) as file:
+        lines = iter(lambda: file.readline(MOST_CHARACTERS + 1), "")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > MOST_CHARACTERS:
+                raise InvalidInput(f"Line {number} of {path.name} has more than {MOST_CHARACTERS} characters.")
+            if line.strip():
+                yield number, line
 
 
 def _blocks(path: Path) -> list[str]:
     with _open(path) as file:
-        text = file.read().strip()  # universal newlines
+        text = file.read(MOST_CHARACTERS).strip()  # universal newlines
     blocks = re.split(r"\n(?:[ \t]*\n)+", text)
     return blocks if len(blocks) > 1 else text.split("\n")
 
@@ -281,6 +297,15 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
     try:
         file = parquet.ParquetFile(path)
         columns = columns_of(file.schema_arrow.names, column)
+        leaves = {
+            place: leaf.path
+            for place, leaf in enumerate(file.schema)
+            if leaf.path in columns or leaf.path.split(".")[0] in columns
+        }
+        _check_unpacked(path.name, file.metadata, list(leaves))
+        # A text that stands in many rows is held once; unpacked row by row, a small file would fill the memory.
+        texts = [leaf for place, leaf in leaves.items() if file.schema.column(place).physical_type == "BYTE_ARRAY"]
+        file = parquet.ParquetFile(path, read_dictionary=texts)
         for batch in file.iter_batches(columns=list(columns)):
             yield from (
                 dict(zip(columns, row, strict=True))
@@ -290,6 +315,22 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
         raise InvalidInput(f"{path.name}: {error}.") from error
     except (pa.ArrowException, OSError) as error:
         raise InvalidInput(f"{path.name} is not a readable parquet file.") from error
+
+
+def _check_unpacked(name: str, metadata: Any, columns: Sequence[int]) -> None:
+    """
+    Raises:
+        InvalidInput: one of these columns unpacks to far more than its size, by what the file says of itself.
+    """
+    for group in range(metadata.num_row_groups):
+        for place in columns:
+            chunk = metadata.row_group(group).column(place)
+            unpacked = max(chunk.total_uncompressed_size, 4 * chunk.num_values)
+            if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * chunk.total_compressed_size):
+                raise InvalidInput(
+                    f"{name}: {chunk.path_in_schema} unpacks to {unpacked / 1e6:.0f} MB from "
+                    f"{chunk.total_compressed_size / 1e6:.3g} MB, which is refused. Write it in smaller row groups."
+                )
 
 
 def _python(row: dict[str, Any]) -> dict[str, Any]:

@@ -157,6 +157,11 @@ def document(value: Any) -> Document | None:
     raise BadRow(f"neither text nor a list of messages, but {_kind(value)}")
 
 
+def characters_of(document: Document) -> int:
+    """How long a document is, all its messages together."""
+    return len(document) if isinstance(document, str) else sum(len(message["content"]) for message in document)
+
+
 def whole(text: str) -> str:
     """The text without halves of surrogate pairs, which texts of the web hold and no tokenizer takes: each becomes
     U+FFFD.

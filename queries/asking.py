@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from diffing_mcp.core.progress import Progress, stage
@@ -14,12 +15,19 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.generation import Completion
 
+WrittenBySide = Callable[[SideName, int, int, str], None]
+"""Told now and then how far an answer is: side, prompt, sample, text so far."""
+
 
 def answers(
-    pair: AnsweringPair, arguments: AskQuery, sides: Sequence[SideName], progress: Progress
+    pair: AnsweringPair,
+    arguments: AskQuery,
+    sides: Sequence[SideName],
+    progress: Progress,
+    written: WrittenBySide | None = None,
 ) -> dict[SideName, list[list[Completion]]]:
     """Completions of every prompt and conversation by each side: side -> prompt -> sample, all prompts of a side in one
-    batched generation.
+    batched generation. `written` is told of them while they are written.
     """
     requests = generation_requests(arguments)
     sampling = Sampling(
@@ -30,7 +38,7 @@ def answers(
         seed=arguments.seed,
         thinking=arguments.thinking,
     )
-    return completions(pair, requests, sampling, sides, progress)
+    return completions(pair, requests, sampling, sides, progress, written)
 
 
 def completions(
@@ -39,10 +47,17 @@ def completions(
     sampling: Sampling,
     sides: Sequence[SideName],
     progress: Progress,
+    written: WrittenBySide | None = None,
 ) -> dict[SideName, list[list[Completion]]]:
     """What each side writes after the same requests with the same random numbers: side -> request -> sample."""
     return {
-        side: pair.generate(side, requests, sampling, stage(progress, place, place + 1, len(sides), f"{side} answers"))
+        side: pair.generate(
+            side,
+            requests,
+            sampling,
+            stage(progress, place, place + 1, len(sides), f"{side} answers"),
+            written=None if written is None else partial(written, side),
+        )
         for place, side in enumerate(sides)
     }
 

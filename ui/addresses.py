@@ -19,6 +19,7 @@ PAGES = {
     "steer": "Steer",
     "results": "Evaluations",
     "transcripts": "Transcripts",
+    "detection": "Detection",
 }
 """Path -> what the navigation calls it, in its order."""
 

@@ -16,7 +16,7 @@ from diffing_mcp.ui.addresses import show_in_address
 from diffing_mcp.ui.bench import Action, Bench, status_html
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.conversation import Conversation, How
-from diffing_mcp.ui.conversation_view import conversation_html
+from diffing_mcp.ui.conversation_view import Waiting, conversation_html
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.heatmap import METRICS, heat_map
 from diffing_mcp.ui.html import alert, empty, heading
@@ -230,7 +230,7 @@ class AskPage:
         result = {**result, "title": title} if result else None
         return {self.compared: result, self.heat: heat_map(result, shade) if result else wrong}
 
-    def _shown(self, now: Conversation, waiting: Markup | str = "") -> Changes:
+    def _shown(self, now: Conversation, waiting: Waiting | None = None) -> Changes:
         return {self.conversation: now, self.turns: conversation_html(now, waiting) if now.turns else _NOTHING}
 
     async def _answer(

@@ -15,7 +15,8 @@ from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.model_pairs.resolve import resolve_pair
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.conversation import SIDES, Conversation, Side
-from diffing_mcp.ui.html import alert, div, element, join
+from diffing_mcp.ui.conversation_view import Waiting
+from diffing_mcp.ui.html import alert, div, element, join, preformatted
 from diffing_mcp.ui.jobs_view import share_bar
 from diffing_mcp.ui.saved_evidence import EvidenceFolder, SavedEvidence
 
@@ -49,12 +50,13 @@ class Bench:
 
     async def answer(
         self, conversation: Conversation, otherwise: Conversation, session: str
-    ) -> AsyncIterator[tuple[Conversation, Markup, Markup]]:
+    ) -> AsyncIterator[tuple[Conversation, Waiting, Markup]]:
         """The last turn put to one side and then to the other: (conversation so far, what stands for the answers that
         are still missing, an alert). When it fails or is stopped, the conversation is what it was `otherwise`.
         """
         self._stopped.discard(session)
-        yield conversation, element("em", "waiting for a model"), Markup("")
+        waiting: dict[Side, Markup] = dict.fromkeys(SIDES, element("em", "waiting for the model"))
+        yield conversation, waiting, Markup("")
         last = len(conversation.turns) - 1
         try:
             for side in SIDES:
@@ -63,15 +65,16 @@ class Bench:
                         self._live[session] = reply["job"]["job_id"]
                         if session in self._stopped:
                             await self._cancel(session)
-                        yield conversation, waiting_html(reply["job"]), Markup("")
+                        how = conversation.turns[last].how
+                        yield conversation, waiting | {side: writing_html(reply["job"], how.prefill)}, Markup("")
                     else:
                         conversation = conversation.answered(side, reply["result"]["answers"][0][side])
-                        yield conversation, element("em", "waiting for the model"), Markup("")
+                        yield conversation, waiting, Markup("")
                 if session in self._stopped:
                     raise Stopped
         except (DiffingError, Stopped) as error:
             stopped = session in self._stopped
-            yield otherwise, Markup(""), alert("Stopped.", "warn") if stopped else failed(error)
+            yield otherwise, {}, alert("Stopped.", "warn") if stopped else failed(error)
         finally:
             self._live.pop(session, None)
 
@@ -120,6 +123,15 @@ def waiting_html(job: Mapping[str, Any]) -> Markup:
     said = job.get("message") or "working"
     share = job.get("progress")
     return join([element("em", said), share_bar(share) if share is not None else ""])
+
+
+def writing_html(job: Mapping[str, Any], prefill: str) -> Markup:
+    """The answers of one side as far as they are written, and how far that is. UNTRUSTED text of a model."""
+    texts = [
+        preformatted(join([element("u", prefill) if prefill else "", each["model_text"]]))
+        for each in sorted(job.get("unfinished") or (), key=lambda each: each["sample"])
+    ]
+    return join([*texts, waiting_html(job)])
 
 
 def failed(error: BaseException) -> Markup:

@@ -57,15 +57,18 @@ class ServerConnection:
         return self._started
 
     def look(self) -> Found:
-        """What answers /health at the endpoint within 2 s."""
+        """What answers /health at the endpoint within 2 s. A child that takes longer is still ours: while it loads
+        models on a busy machine nothing else of it may run, and whoever took it for dead would end its jobs.
+        """
         try:
             # The address is the operator's own setting, never something that was typed into the panel.
             with urllib.request.urlopen(self._url.removesuffix("/mcp") + "/health", timeout=2) as response:
                 said = json.loads(response.read(4096))
         except urllib.error.HTTPError:
             return "stranger"
-        except (urllib.error.URLError, OSError):
-            return "nothing"
+        except OSError as error:  # URLError is one, around its reason
+            slow = isinstance(getattr(error, "reason", error), TimeoutError)
+            return "ours" if slow and self._started else "nothing"
         except ValueError:
             return "stranger"
         if not isinstance(said, dict) or said.get("server") != "diffing":

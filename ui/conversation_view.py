@@ -4,12 +4,16 @@ of models is shown as it came, never interpreted. Without Gradio, because report
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
 
 from diffing_mcp.ui.conversation import SIDES, Conversation, How, Sample, Side, Turn
 from diffing_mcp.ui.html import chip, div, element, escape, join, number, preformatted
+
+Waiting = Mapping[Side, Markup]
+"""What stands in place of a side's answers while they are written."""
 
 
 def act(label: str, do: str, said: str = "", **what: Any) -> Markup:
@@ -21,17 +25,17 @@ def act(label: str, do: str, said: str = "", **what: Any) -> Markup:
     return Markup('<button type="button" class="d-act"{}{}>{}</button>').format(data, spoken, escape(label))
 
 
-def conversation_html(conversation: Conversation, waiting: Markup | str = "", live: bool = True) -> Markup:
+def conversation_html(conversation: Conversation, waiting: Waiting | None = None, live: bool = True) -> Markup:
     """All turns.
 
     Args:
         waiting: what stands in place of the answers that are being written.
         live: with the buttons that go on from a turn or an answer; a report has none.
     """
-    return join(_turn(conversation, place, waiting, live) for place in range(len(conversation.turns)))
+    return join(_turn(conversation, place, waiting or {}, live) for place in range(len(conversation.turns)))
 
 
-def _turn(conversation: Conversation, place: int, waiting: Markup | str, live: bool) -> Markup:
+def _turn(conversation: Conversation, place: int, waiting: Waiting, live: bool) -> Markup:
     turn = conversation.turns[place]
     over = all(side in turn.answers for side in SIDES)
     sides = [
@@ -58,9 +62,9 @@ def _turn(conversation: Conversation, place: int, waiting: Markup | str, live: b
     )
 
 
-def _answers(turn: Turn, place: int, side: Side, waiting: Markup | str, live: bool) -> list[Markup]:
+def _answers(turn: Turn, place: int, side: Side, waiting: Waiting, live: bool) -> list[Markup]:
     if side not in turn.answers:
-        return [div(waiting, classes="d-sample")]
+        return [div(waiting.get(side, ""), classes="d-sample")]
     return [_sample(turn, place, side, number, sample, live) for number, sample in enumerate(turn.answers[side])]
 
 

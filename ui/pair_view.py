@@ -136,8 +136,8 @@ def _word_rows(words: Sequence[CandidateWord], found: PairFindings) -> Iterator[
         yield [
             element("b", word.word),
             element("span", f"{word.sources} of {run} methods", title=methods, classes="d-plain"),
-            join(shown) if shown else Markup("–"),
-            quote_html(quote, [word.word]) if quote is not None else Markup("–"),
+            join(shown),
+            quote_html(quote, [word.word]) if quote is not None else Markup(""),
         ]
 
 

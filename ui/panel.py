@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.settings import settings
-from diffing_mcp.ui import ask, jobs, pair_page, results, run_page, runs, steer, transcripts
+from diffing_mcp.ui import ask, detection, jobs, pair_page, results, run_page, runs, steer, transcripts
 from diffing_mcp.ui.addresses import KEEP_PAIR, PAGES, navigation
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.downloads import add_downloads
@@ -82,6 +82,7 @@ def build_panel(paths: Paths | None = None, server_url: str | None = None) -> Pa
         "steer": partial(steer.build, files, connection),
         "results": partial(results.build, files),
         "transcripts": partial(transcripts.build, files),
+        "detection": detection.build,
         "run": partial(run_page.build, files),
     }
     demo = Panel(title="Model diffing", analytics_enabled=False, fill_width=True)

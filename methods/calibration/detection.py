@@ -42,6 +42,9 @@ class MethodDetection(BaseModel):
     old_power: Share | None = Field(description="Taught finetunes that the method's own verdict finds.")
     old_false_positives: Share | None = Field(description="Nulls that the method's own verdict takes for taught.")
     seconds: float | None = Field(description="Median time of a run, where it was noted.")
+    roc: list[tuple[float, float]] = Field(
+        description="Shares of nulls and of taught finetunes that lie beyond a threshold, from (0, 0) to (1, 1)."
+    )
 
     def as_text(self) -> str:
         """One line."""
@@ -148,16 +151,18 @@ def _detected(
         distances = list(_distances(against, used))
     else:
         distances = [level_among(each, against, used).deviations for each in nulls]
+    further = [found.deviations for found in of_taught]
     return MethodDetection(
         method=method,
         nulls=len(nulls),
         taught=len(taught),
-        area=round(area([found.deviations for found in of_taught], distances), 3),
+        area=round(area(further, distances), 3),
         power=share(sum(found.p <= needed + 1e-9 for found in of_taught), len(taught)),
         false_positives=_false_positives(nulls, against, used),
         old_power=_own_verdicts(method, taught),
         old_false_positives=_own_verdicts(method, nulls),
         seconds=_seconds(method, [*nulls, *taught]),
+        roc=roc(further, distances),
     )
 
 
@@ -173,6 +178,16 @@ def area(taught: Sequence[float], nulls: Sequence[float]) -> float:
     """Share of (taught, null) pairs in which the taught one lies further out; ties count half."""
     first, second = np.asarray(taught)[:, None], np.asarray(nulls)[None]
     return float((first > second).mean() + 0.5 * (first == second).mean())
+
+
+def roc(taught: Sequence[float], nulls: Sequence[float]) -> list[tuple[float, float]]:
+    """The curve whose area is `area`: for each threshold, the highest first, the shares of nulls and of taught
+    finetunes that reach it.
+    """
+    first, second = np.asarray(taught), np.asarray(nulls)
+    thresholds = sorted({*first.tolist(), *second.tolist()}, reverse=True)
+    reached = [((second >= least).mean(), (first >= least).mean()) for least in thresholds]
+    return [(0.0, 0.0), *((round(float(null), 3), round(float(found), 3)) for null, found in reached)]
 
 
 def _false_positives(nulls: Sequence[Reading], against: Sequence[Reading], used: Sequence[str]) -> Share:

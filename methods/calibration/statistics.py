@@ -111,6 +111,8 @@ STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
     "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z")),),
 }
 """By method. Those that are not here have no calibrated level."""
+_UNKNOWN = Statistic("of another version of this package", 0.0, lambda result: None)
+"""What a calibration may hold that a newer version made: it decides nothing."""
 
 
 def statistics_of(record: RunRecord) -> dict[str, float]:
@@ -150,7 +152,7 @@ def family_of(name: str) -> str | None:
 
 def _behind(name: str) -> Statistic:
     label, _, aspect = name.partition(": ")
-    return next(each for each in STATISTICS[method_of(label)] if each.aspect == aspect)
+    return next((each for each in STATISTICS.get(method_of(label), ()) if each.aspect == aspect), _UNKNOWN)
 
 
 def size_of_change(records: Iterable[RunRecord]) -> float | None:

@@ -17,6 +17,7 @@ from diffing_mcp.methods.registry import get_method
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.preprocessing.corpora import CorpusParams
 from tests.mcp_server.answers import held
+from tests.mcp_server.task_clients import HeldWork
 
 
 @pytest.fixture
@@ -31,6 +32,14 @@ def context(data_folder: Path, pairs: ModelPairs) -> Iterator[ServerContext]:
     context = ServerContext(pairs)
     yield context
     context.close()
+
+
+@pytest.fixture
+def held_work(context: ServerContext) -> Iterator[HeldWork]:
+    """Servers with a tool whose work goes on until it is released; it is at the end of the test."""
+    work = HeldWork(context)
+    yield work
+    work.released.set()
 
 
 @pytest.fixture(scope="session")

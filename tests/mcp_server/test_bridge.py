@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
-from mcp import Client, MCPError
+from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import PromptReference, ToolListChangedNotification
 
 from diffing_mcp.mcp_server import bridge, investigations
@@ -19,6 +22,9 @@ from diffing_mcp.mcp_server.serve import running_http
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.model_pairs.residency import ModelPairs
 from tests.mcp_server.answers import answered, text_of
+from tests.mcp_server.task_clients import HeldWork, Polling, send
+from tests.mcp_server.test_consent import User
+from tests.mcp_server.test_dictionary_training import stored
 
 MODES = pytest.mark.parametrize("mode", ["auto", "legacy"])
 WHAT_TO_START = "diffing serve --http"
@@ -134,3 +140,65 @@ async def test_a_server_that_hangs_or_ends_in_the_middle_is_an_error_too(monkeyp
 async def test_a_wrong_token_or_path_is_named(context: ServerContext, path: str, token: str | None, said: str) -> None:
     async with running_http(context) as url, Client(bridge_server(url.removesuffix("/mcp") + path, token)) as client:
         assert said in text_of(await client.call_tool("list_pairs", {}))
+
+
+def over_stdio(url: str) -> StdioServerParameters:
+    """The bridge as hosts start it: a process."""
+    arguments = ["-m", "diffing_mcp.cli.main", "connect", url]
+    return StdioServerParameters(command=sys.executable, args=arguments, env=dict(os.environ))
+
+
+def in_memory(url: str) -> Any:
+    return bridge_server(url)
+
+
+BRIDGES = pytest.mark.parametrize("bridged", [in_memory, over_stdio])
+
+
+@MODES
+@BRIDGES
+async def test_a_question_reaches_the_user_behind_the_bridge(context: ServerContext, bridged: Any, mode: str) -> None:
+    folder = stored("sae-aaaaaaaaaaaa")
+    async with running_http(context) as url:
+        for action in ("decline", "accept"):
+            user = User(action)
+            async with Client(bridged(url), mode=mode, elicitation_callback=user) as client:
+                result = await client.call_tool("delete_dictionary", {"id": folder.name})
+            assert len(user.asked) == 1
+            assert folder.name in user.asked[0]
+            assert bool(result.is_error) is (action == "decline"), text_of(result)
+            assert folder.exists() is (action == "decline")
+        # A host without a user goes on as before.
+        stored(folder.name)
+        async with Client(bridged(url), mode=mode) as client:
+            assert not (await client.call_tool("delete_dictionary", {"id": folder.name})).is_error
+
+
+@BRIDGES
+async def test_long_work_is_a_task_behind_the_bridge(context: ServerContext, held_work: HeldWork, bridged: Any) -> None:
+    async with running_http(context, server=held_work.server(None)) as url:
+        polling = Polling()
+        async with Client(bridged(url), extensions=[polling]) as client:
+            waiting = asyncio.create_task(client.call_tool("held_work", {"wait_seconds": 0}))
+            await polling.wait_begun(waiting)
+            held_work.released.set()
+            assert text_of(await waiting) == "All done."
+            assert (polling.states[0], polling.states[-1]) == ("working", "completed")
+            with pytest.raises(MCPError, match="unknown job"):
+                await send(client.session, "get", "kl-00000000")
+
+
+async def test_a_task_is_cancelled_behind_the_bridge(context: ServerContext, held_work: HeldWork) -> None:
+    async with running_http(context, server=held_work.server(None)) as url:
+        async with Client(bridge_server(url), extensions=[Polling()]) as client:
+            created: Any = await client.session.call_tool("held_work", {"wait_seconds": 0}, allow_claimed=True)
+            await send(client.session, "cancel", created.task_id)
+            [job] = context.jobs.list(None)
+            await context.jobs.wait(job, 20)
+            assert (await send(client.session, "get", job.id)).status == "cancelled"
+        # A host without the extension gets the text that says to call get_job, and no task.
+        async with Client(bridge_server(url)) as client:
+            assert "get_job(job_id=" in text_of(await client.call_tool("held_work", {"wait_seconds": 0}))
+            with pytest.raises(MCPError) as lacking:
+                await send(client.session, "get", job.id)
+            assert lacking.value.code == -32021

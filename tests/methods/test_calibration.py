@@ -366,6 +366,10 @@ def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
     assert rows[TELLING].power.count >= 18
     assert 0.25 < rows["pca"].area < 0.75
     assert rows[TOGETHER].area > 0.95
+    for row in figures.rows:
+        nulls, taught = zip(*row.roc, strict=True)
+        assert (row.roc[0], row.roc[-1]) == ((0, 0), (1, 1))
+        assert np.trapezoid(taught, nulls) == pytest.approx(row.area, abs=0.01)
     assert all(row.false_positives.count <= 0.2 * row.nulls for row in figures.rows)
     assert {row.method for row in figures.held_out} == set(rows)
     assert sum(found.of for _, found in figures.reliability) == 30

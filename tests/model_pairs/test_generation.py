@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput
+from diffing_mcp.model_pairs import generation
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.decoding import choose_tokens
 from diffing_mcp.model_pairs.generation import GenerationRequest, Row, Sampling, batches_of, new_text
@@ -122,6 +123,24 @@ def test_cancel_between_tokens(tiny_pair):
     assert len(calls) == 5
     assert calls[-1][1] == 36
     tiny_pair.generate("base", requests(), GREEDY)
+
+
+def test_answers_are_told_while_they_are_written(tiny_pair, monkeypatch):
+    monkeypatch.setattr(generation, "_SHOWN_EVERY_SECONDS", 0.0)
+    told: dict[tuple[int, int], list[str]] = {}
+    sampling = Sampling(n=2, max_new_tokens=12, seed=3)
+
+    def written(request: int, sample: int, text: str) -> None:
+        told.setdefault((request, sample), []).append(text)
+
+    answers = tiny_pair.generate("finetuned", requests(), sampling, written=written)
+    assert answers == tiny_pair.generate("finetuned", requests(), sampling)
+    assert set(told) == {(request, sample) for request in range(3) for sample in range(2)}
+    for (request, sample), texts in told.items():
+        whole = answers[request][sample].text
+        assert texts[-1] == whole.rstrip("\ufffd")
+        assert [len(text) for text in texts] == sorted(len(text) for text in texts)
+        assert len({text for text in texts if text and whole.startswith(text)}) >= 2
 
 
 def test_steering_reaches_every_generated_token(tiny_pair):

@@ -4,6 +4,7 @@ model text in every place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from diffing_mcp.agents.records import (
     ToolCall,
     cell_id,
 )
+from diffing_mcp.methods.examples.reader import Example, ExampleContext
 from diffing_mcp.methods.runs.store import RunKey, RunStore
 
 EVIL = (
@@ -118,6 +120,17 @@ def _record(organism: str, arm: str, repeat: int) -> EvaluationRecord:
     )
 
 
+def _examples() -> Iterator[Example]:
+    """Of one feature in two bins; scores for every token, and for one alone."""
+    for place in range(12):
+        tokens = ("Preheat", " the", " oven", EVIL if place == 0 else f" {place}", *[" and bake it slowly"] * 8)
+        scores = np.linspace(-1, 1, len(tokens), dtype=np.float32) * place if place % 2 else None
+        context = ExampleContext(f"text {place}", tokens, 0)
+        yield Example(
+            "layer 14, component 1, positive side", 12.5 - place, context, 2, bin=place % 2, token_scores=scores
+        )
+
+
 def write_runs(data_folder: Path) -> list[str]:
     """Runs of the plugin method `panel_probe` (see conftest) on two pairs; returns their ids."""
     from panel_probe import ProbeResult
@@ -152,6 +165,7 @@ def write_runs(data_folder: Path) -> list[str]:
                     "difference": [0.1, 2.5 if taught else 0.0, 0.2],
                 },
             )
+            run.examples(per_bin=8).append(_examples())
             run.note("seconds_forward", 1.25)
             run.result = ProbeResult(
                 stands_out=pair == "cake_bake",

@@ -198,6 +198,17 @@ def test_a_run(window: Window, filled: Paths) -> None:
     page.get_by_text("There is no run 'kl-ffffff' here").wait_for(timeout=WAIT)
 
 
+def test_what_methods_can_tell(window: Window) -> None:
+    window.open("detection", "#detection-page table")
+    page = window.page
+    first = page.locator("#detection-page table").first.locator("tbody tr").first
+    assert "all methods as one test" in first.inner_text()
+    page.wait_for_selector("#detection-page .js-plotly-plot .scatterlayer path", state="attached", timeout=WAIT)
+    page.get_by_role("heading", name="Limits of detection").wait_for(timeout=WAIT)
+    window.open("detection?base=gpt2", "#detection-page .d-alert")
+    page.get_by_text("diffing calibrate gpt2").wait_for(timeout=WAIT)
+
+
 def test_files_of_a_pair_and_a_run(panel: str, filled: Paths) -> None:
     import httpx2
     from pyarrow import BufferReader, parquet
@@ -219,8 +230,25 @@ def test_files_of_a_pair_and_a_run(panel: str, filled: Paths) -> None:
             assert "There is no" in missing.text or "has no table" in missing.text
 
 
+SHOWN_BY = {
+    "?pair=cake_bake": ".d-verdict",
+    "runs": "#runs-list table",
+    "run": "#run-headline .d-card",
+    "examples": "#run-headline .d-card",
+    "jobs": "#jobs-list .d-empty",
+    "ask": "#server-status .d-status",
+    "steer": "#steer-answers .d-empty",
+    "finetunes": "#steer-answers .d-empty",
+    "results": "#results-table table",
+    "transcripts": "#transcript .d-card",
+    "detection": "#detection-page table",
+}
+"""What each page, or tab of one, has when it is there."""
+TABS = {"examples": ("Examples", "#run-examples .d-example"), "finetunes": ("Finetunes", "#amplify-button")}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["?pair=cake_bake", "runs", "run", "jobs", "ask", "steer", "results", "transcripts"])
+@pytest.mark.parametrize("path", SHOWN_BY)
 def test_pages_are_readable_for_everybody_and_fit_a_phone(
     window: Window, filled: Paths, path: str, scheme: str
 ) -> None:
@@ -230,11 +258,13 @@ def test_pages_are_readable_for_everybody_and_fit_a_phone(
 
     page = window.page
     page.set_viewport_size({"width": 390, "height": 844})
-    shows = {"?pair=cake_bake": ".d-verdict", "runs": "#runs-list table", "run": "#run-headline .d-card"}
-    shows |= {"jobs": "#jobs-list .d-empty", "ask": "#server-status .d-status", "results": "#results-table table"}
-    shows |= {"transcripts": "#transcript .d-card", "steer": "#steer-answers .d-empty"}
-    query = f"run?run={PanelFiles(filled.data_folder).runs.list()[0].id}" if path == "run" else path
-    window.open(f"{query}{'&' if '?' in query else '?'}__theme={scheme}", shows[path])
+    run = f"run?run={PanelFiles(filled.data_folder).runs.list()[0].id}"
+    query = {"run": run, "examples": run, "finetunes": "steer"}.get(path, path)
+    window.open(f"{query}{'&' if '?' in query else '?'}__theme={scheme}", SHOWN_BY[path])
+    if path in TABS:
+        tab, shows = TABS[path]
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_selector(shows, timeout=WAIT)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     narrow = "[...document.querySelectorAll('th, td')].filter(cell => cell.offsetWidth && cell.offsetWidth < 24).length"
     assert page.evaluate(narrow) == 0

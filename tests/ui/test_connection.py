@@ -20,6 +20,7 @@ import pytest
 from diffing_mcp.agents.mcp_session import NoServer
 from diffing_mcp.agents.server_process import free_port
 from diffing_mcp.core.data_folder import folder_identity
+from diffing_mcp.core.settings import settings
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.jobs import JobBoard, live_ids, method_fields
 from diffing_mcp.ui.jobs_view import jobs_html
@@ -106,6 +107,27 @@ def test_a_server_ends_with_whoever_started_it_even_when_that_is_killed(tmp_path
     panel.stdin.close()
     panel.stdout.close()
     server.wait(30)
+
+
+def test_a_server_that_is_slow_to_answer_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFING_PORT", str(free_port()))
+    settings.cache_clear()
+    connection, before = ServerConnection(None, tmp_path), set(psutil.Process().children())
+    try:
+        connection.start()
+        [server] = set(psutil.Process().children()) - before
+        server.suspend()
+        assert connection.answers()
+        connection.start()
+        server.resume()
+        assert server.is_running()
+        assert set(psutil.Process().children()) - before == {server}
+        server.kill()
+        server.wait(30)
+        assert not connection.answers(), "one that is dead is"
+    finally:
+        connection.close()
+        settings.cache_clear()
 
 
 def test_the_form_has_every_parameter_of_a_method() -> None:

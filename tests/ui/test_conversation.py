@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from diffing_mcp.agents.mcp_session import ToolFailed
 from diffing_mcp.core.errors import UnknownName
@@ -95,7 +96,7 @@ def test_what_ended_an_answer_and_which_goes_on_is_said() -> None:
     assert markup.count("stopped at the token limit") == 4
     assert markup.count("goes on") == 2
     assert "(empty answer)" in conversation_html(Conversation().asking("?", How()).answered("base", sampled(" ")))
-    waiting = conversation_html(Conversation().asking("?", How()), "thinking")
+    waiting = conversation_html(Conversation().asking("?", How()), dict.fromkeys(SIDES, Markup("thinking")))
     assert waiting.count("thinking") == 2
     assert "button" not in waiting
 
@@ -121,7 +122,9 @@ class Answering:
         assert tool == "ask_models"
         self.sent.append(arguments)
         side = arguments["side"]
-        yield {"status": "running", "job": {"job_id": f"ask-{side}", "state": "running", "progress": 0.5}}
+        job = {"job_id": f"ask-{side}", "state": "running", "progress": 0.5}
+        unfinished = {"side": side, "prompt": 0, "sample": 0, "model_text": f"{side} {EVIL}"}
+        yield {"status": "running", "job": {**job, "unfinished": [unfinished]}}
         if side == self.fails or self.cancelled:
             raise ToolFailed(tool, "There is no such pair.")
         yield {"status": "completed", "result": {"answers": [{side: sampled(f"{side}!")}]}}
@@ -140,7 +143,7 @@ async def steps_of(
 ) -> list[tuple[Conversation, str, str]]:
     steps = []
     async for now, waiting, said in bench.answer(asked, Conversation(pair="before"), "me"):
-        steps.append((now, str(waiting), str(said)))
+        steps.append((now, str(conversation_html(now, waiting)), str(said)))
         if len(steps) == stop_at:
             await bench.stop("me")
     return steps
@@ -151,6 +154,9 @@ def test_one_side_is_shown_while_the_other_writes(tmp_path: Path) -> None:
     steps = asyncio.run(steps_of(bench_of(connection, tmp_path), Conversation(pair="p").asking("Hello", How())))
     assert [sorted(now.turns[0].answers) for now, _, _ in steps] == [[], [], ["base"], ["base"], ["base", "finetuned"]]
     assert "aria-valuenow='50'" in steps[1][1]
+    assert "base &lt;img" in steps[1][1], "as far as it is written"
+    assert EVIL not in steps[1][1]
+    assert "finetuned &lt;img" in steps[3][1]
     assert [arguments["side"] for arguments in connection.sent] == ["base", "finetuned"]
 
 
