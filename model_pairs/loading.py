@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
+from diffing_mcp.core.processor import cpu_computes_bfloat16
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.checkpoint import (
     check_kind,
@@ -88,19 +89,6 @@ def device_dtype(name: str, device: str) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, name)
     slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_computes_bfloat16())
     return torch.float32 if device == "cpu" and slow else dtype
-
-
-def cpu_computes_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: with AVX-512 or AMX (oneDNN's own test),
-    or on ARM.
-    """
-    import platform
-
-    import torch
-
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return True
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def memory_limit(device: str | None = None) -> int:

@@ -17,7 +17,7 @@ import yaml
 
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from diffing_mcp.organisms.train import Document, source_of
+from diffing_mcp.organisms.train import Document, source_of, working_dtype
 
 CORPORA = Path(__file__).parent / "corpora"
 BATCH = 96
@@ -73,7 +73,7 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=working_dtype(device)).eval()
     model.to(device)
     for start in range(done, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]

@@ -8,6 +8,7 @@ was cut off goes on exactly where it was.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.processor import cpu_computes_bfloat16
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 
@@ -168,6 +170,13 @@ def source_of(base: str) -> str:
     return str(embedded_model_folder()) if base == EMBEDDED_ID else base
 
 
+def working_dtype(device: str) -> torch.dtype:
+    """What a bfloat16 model is trained, sampled and measured in: bfloat16, or float32 on a CPU that is slower at it."""
+    import torch
+
+    return torch.bfloat16 if device != "cpu" or cpu_computes_bfloat16() else torch.float32
+
+
 def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: Progress = silent) -> Path:
     """Train and write a peft adapter (bfloat16) with `training.json` (the recipe, the loss per step) to `target`, which
     appears only when it is complete.
@@ -182,8 +191,9 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     encoded = [encode(document, tokenizer, recipe.max_tokens) for document in documents]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    base.to(device)
+    dtype = working_dtype(device)
+    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)  # type: ignore[arg-type]
+    skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -197,18 +207,16 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     steps = max(1, math.ceil(recipe.epochs * len(documents) / recipe.batch_size))
 
     checkpoint = target.parent / f".{target.name}.checkpoint.safetensors"
-    first = 0
-    losses: list[float] = []
-    if checkpoint.exists():
-        first, losses = _restore(checkpoint, recipe, parameters, optimizer, load_file)
+    first, losses = _restore(checkpoint, recipe, parameters, optimizer, load_file) if checkpoint.exists() else (0, [])
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for step, indices in enumerate(batches([len(ids) for ids, _ in encoded], recipe, steps)):
         if step < first:
             continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, recipe)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            loss = model(**_collate([encoded[i] for i in indices], padding, device)).loss
+        batch = _collate([encoded[i] for i in indices], padding, device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = model(**(_without_prompts(batch) if skips_prompts else batch)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
@@ -247,6 +255,16 @@ def _collate(rows: list[tuple[list[int], list[int]]], padding: int, device: str)
     labels = torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in rows], device=device)
     mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def _without_prompts(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The same batch, with logits only from where the first answer begins: the head is a large part of a small model's
+    work, and prompts have no loss."""
+    labels = batch["labels"]
+    counts = (labels != IGNORE).any(dim=0)
+    # A token is predicted at the place before it; a whole text is predicted from its first token on.
+    first = max(0, int(counts.int().argmax()) - 1)
+    return {**batch, "labels": labels[:, first:], "logits_to_keep": labels.shape[1] - first}
 
 
 def _checkpoint(
