@@ -96,11 +96,9 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         job(0, None, "loading")
         with call.context.pairs.answering(spec, job) as pair:
             call.context.note_size(spec, pair)
-            started = working_time()
-            completions = answers(pair, arguments, sides, job)
-            written = sum(
-                completion.tokens for lists in completions.values() for samples in lists for completion in samples
-            )
+            started, before = working_time(), pair.forwards.copy()
+            completions = answers(pair, arguments, sides, job, call.context.answers)
+            written = (pair.forwards - before).generated  # none of them what was remembered
             call.context.note_generation(spec, written, working_time() - started)
         asked = [*arguments.prompts, *(turns[-1].content for turns in arguments.conversations)]
         remember_answered(call.caller.scope, identity, asked)

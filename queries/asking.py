@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from diffing_mcp.core.progress import Progress, stage
+from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.queries.schemas import AskQuery, ChatTurn, SideName
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.generation import Completion
+    from diffing_mcp.queries.answer_memory import AnswerMemory
 
 
 def answers(
-    pair: AnsweringPair, arguments: AskQuery, sides: Sequence[SideName], progress: Progress
+    pair: AnsweringPair,
+    arguments: AskQuery,
+    sides: Sequence[SideName],
+    progress: Progress,
+    memory: AnswerMemory | None = None,
 ) -> dict[SideName, list[list[Completion]]]:
     """Completions of every prompt and conversation by each side: side -> prompt -> sample, all prompts of a side in one
-    batched generation.
+    batched generation. What a `memory` holds of an equal call is not written again.
     """
     requests = generation_requests(arguments)
     sampling = Sampling(
@@ -30,7 +37,7 @@ def answers(
         seed=arguments.seed,
         thinking=arguments.thinking,
     )
-    return completions(pair, requests, sampling, sides, progress)
+    return completions(pair, requests, sampling, sides, progress, memory)
 
 
 def completions(
@@ -39,12 +46,32 @@ def completions(
     sampling: Sampling,
     sides: Sequence[SideName],
     progress: Progress,
+    memory: AnswerMemory | None = None,
 ) -> dict[SideName, list[list[Completion]]]:
     """What each side writes after the same requests with the same random numbers: side -> request -> sample."""
-    return {
-        side: pair.generate(side, requests, sampling, stage(progress, place, place + 1, len(sides), f"{side} answers"))
-        for place, side in enumerate(sides)
-    }
+    written: dict[SideName, list[list[Completion]]] = {}
+    for place, side in enumerate(sides):
+        key = None if memory is None else _decided_by(pair, side, requests, sampling)
+        known = None if memory is None or key is None else memory.get(key)
+        if known is None:
+            shown = stage(progress, place, place + 1, len(sides), f"{side} answers")
+            known = pair.generate(side, requests, sampling, shown)
+            if memory is not None and key is not None:
+                memory.keep(key, known)
+        written[side] = known
+    return written
+
+
+def _decided_by(
+    pair: AnsweringPair, side: SideName, requests: Sequence[GenerationRequest], sampling: Sampling
+) -> Hashable | None:
+    """All that decides what a side of models in memory writes; None for other pairs, which may answer anew."""
+    if not isinstance(pair, LoadedPair):
+        return None
+    reader = pair.finetuned_tokenizer if side == "finetuned" else None
+    switch = pair.spec.base.files.thinking_switch
+    weights, backend = pair.weight_digests()[side], settings().generation_backend
+    return weights, pair.tokenizer, reader, switch, pair.context_length, backend, tuple(requests), sampling
 
 
 def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:
