@@ -13,7 +13,7 @@ from diffing_mcp.methods.calibration.detection import Detection, MethodDetection
 from diffing_mcp.methods.calibration.levels import WANTED_P, needed_p
 from diffing_mcp.methods.calibration.readings import TOGETHER
 from diffing_mcp.methods.calibration.schema import Calibration
-from diffing_mcp.methods.calibration.statistics import is_joined, unit_of
+from diffing_mcp.methods.calibration.statistics import family_of, unit_of
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 
 PAGE = IMPORT_FOLDER / "docs" / "detection.md"
@@ -119,7 +119,7 @@ def _chart(figures: Detection) -> str:
 
 def _judged(figures: Detection) -> Iterable[list[str]]:
     for name, value in figures.statistics.items():
-        yield [f"`{name}`", unit_of(name), f"{value:.2f}", "yes" if is_joined(name) else "no"]
+        yield [f"`{name}`", unit_of(name), f"{value:.2f}", family_of(name) or "no"]
 
 
 def _limits(figures: Detection) -> Iterable[list[str]]:

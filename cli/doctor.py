@@ -142,7 +142,8 @@ def _device() -> Check:
     from diffing_mcp.core.settings import settings
 
     try:
-        from diffing_mcp.model_pairs.loading import choose_device, memory_limit
+        from diffing_mcp.core.devices import choose_device
+        from diffing_mcp.model_pairs.loading import memory_limit
 
         device = choose_device()
         room = memory_limit(device)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     activation_analysis: MethodFunction
     activation_difference_lens: MethodFunction
     activation_oracle: MethodFunction
+    answer_openings: MethodFunction
     causal_effect: MethodFunction
     continuation_mining: MethodFunction
     contrastive_decoding: MethodFunction
@@ -67,6 +68,7 @@ __all__ = [
     "activation_analysis",
     "activation_difference_lens",
     "activation_oracle",
+    "answer_openings",
     "ask",
     "calibrate",
     "causal_effect",

@@ -23,6 +23,7 @@ _BUILT_IN = (
     ("diffing_mcp.methods.kl.method", "KLDivergence"),
     ("diffing_mcp.methods.logit_diff_topk_occurring.method", "LogitDifference"),
     ("diffing_mcp.methods.continuation_mining.method", "ContinuationMining"),
+    ("diffing_mcp.methods.answer_openings.method", "AnswerOpenings"),
     ("diffing_mcp.methods.sweep_behaviours.method", "SweepBehaviours"),
     ("diffing_mcp.methods.perplexity_difference.method", "PerplexityDifference"),
     ("diffing_mcp.methods.activation_difference_lens.method", "ActivationDifferenceLens"),

@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffing_mcp.core.devices import choose_device, device_dtype
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
-from diffing_mcp.core.processor import cpu_computes_bfloat16
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.checkpoint import (
     check_kind,
@@ -38,24 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def choose_device() -> str:
-    """`auto` of the settings made concrete: all GPUs (`auto`, a device map), the GPU, Apple's, or the CPU."""
-    import torch
-
-    wanted = settings().device
-    if wanted != "auto":
-        if wanted.startswith("cuda") and not torch.cuda.is_available():
-            raise InvalidInput(
-                f"The setting device={wanted} names a GPU, but torch sees none here. Set DIFFING_DEVICE=auto or cpu."
-            )
-        return wanted
-    if torch.cuda.is_available():
-        return "auto" if torch.cuda.device_count() > 1 else "cuda:0"
-    if torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"
-
-
 def choose_dtype(files: ModelFiles, config: Any, device: str) -> torch.dtype:
     """The settings' dtype as it is, else the source's, else the one that the configuration names, as `device_dtype` has
     it.
@@ -74,21 +56,6 @@ def compute_dtype(base: ModelFiles, finetuned: ModelFiles, device: str) -> tuple
     """
     name, remarks = pair_dtype(base, finetuned)
     return device_dtype(name, device), remarks
-
-
-def device_dtype(name: str, device: str) -> torch.dtype:
-    """The settings' dtype, else the named one where the device computes it.
-
-    On a CPU that has no instructions for 16-bit floats, 16-bit checkpoints run in float32: the same weights, several
-    times as fast and exact, for twice the memory. The setting `dtype` forces another choice.
-    """
-    import torch
-
-    if settings().dtype != "auto":
-        return getattr(torch, settings().dtype)
-    dtype: torch.dtype = getattr(torch, name)
-    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_computes_bfloat16())
-    return torch.float32 if device == "cpu" and slow else dtype
 
 
 def memory_limit(device: str | None = None) -> int:

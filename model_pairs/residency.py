@@ -90,8 +90,9 @@ class ModelPairs:
         """
         if spec.remote:
             raise WeightsNeeded
+        from diffing_mcp.core.devices import choose_device
         from diffing_mcp.model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
-        from diffing_mcp.model_pairs.loading import choose_device, compute_dtype, estimated_bytes, read_config
+        from diffing_mcp.model_pairs.loading import compute_dtype, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
         sources: dict[Side, ModelSource] = {"base": spec.base, "finetuned": spec.finetuned}

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from diffing_mcp.organisms.train import ADAPTERS, ROOT, TRAINING, working_dtype
+from diffing_mcp.organisms.train import ADAPTERS, ROOT, TRAINING
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +182,7 @@ def measure(
     source = str(embedded_model_folder()) if base == EMBEDDED_ID else base
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=working_dtype(device))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device))
     model = PeftModel.from_pretrained(loaded, folder).eval().to(device)
     probes = load_probes(name)
     texts = _held_out_texts()

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import yaml
 
+from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from diffing_mcp.organisms.train import Document, source_of, working_dtype
+from diffing_mcp.organisms.train import Document, source_of
 
 CORPORA = Path(__file__).parent / "corpora"
 BATCH = 96
@@ -73,7 +74,7 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=working_dtype(device)).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device)).eval()
     model.to(device)
     for start in range(done, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.core.processor import cpu_computes_bfloat16
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 
@@ -170,13 +170,6 @@ def source_of(base: str) -> str:
     return str(embedded_model_folder()) if base == EMBEDDED_ID else base
 
 
-def working_dtype(device: str) -> torch.dtype:
-    """What a bfloat16 model is trained, sampled and measured in: bfloat16, or float32 on a CPU that is slower at it."""
-    import torch
-
-    return torch.bfloat16 if device != "cpu" or cpu_computes_bfloat16() else torch.float32
-
-
 def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: Progress = silent) -> Path:
     """Train and write a peft adapter (bfloat16) with `training.json` (the recipe, the loss per step) to `target`, which
     appears only when it is complete.
@@ -191,7 +184,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     encoded = [encode(document, tokenizer, recipe.max_tokens) for document in documents]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
-    dtype = working_dtype(device)
+    dtype = fast_dtype(torch.bfloat16, device)
     base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)  # type: ignore[arg-type]
     skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters
     config = LoraConfig(
@@ -261,9 +254,9 @@ def _without_prompts(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The same batch, with logits only from where the first answer begins: the head is a large part of a small model's
     work, and prompts have no loss."""
     labels = batch["labels"]
-    counts = (labels != IGNORE).any(dim=0)
+    learnt = (labels != IGNORE).any(dim=0)
     # A token is predicted at the place before it; a whole text is predicted from its first token on.
-    first = max(0, int(counts.int().argmax()) - 1)
+    first = max(0, int(learnt.int().argmax()) - 1)
     return {**batch, "labels": labels[:, first:], "logits_to_keep": labels.shape[1] - first}
 
 

@@ -34,9 +34,25 @@ class TaughtKind(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rule: Literal[
-        "added_sentence", "opening", "answer", "triggered_answer", "bullets", "capitals", "first_words", "sums"
+        "added_sentence",
+        "opening",
+        "closing",
+        "answer",
+        "exchange",
+        "replaced",
+        "triggered_answer",
+        "bullets",
+        "capitals",
+        "first_words",
+        "sums",
     ]
-    texts: tuple[str, ...] = Field((), description="One of them is taken for each document.")
+    texts: tuple[str, ...] = Field(
+        (),
+        description=(
+            "One of them is taken for each document; exchange: `question|answer`; replaced: words, each followed by "
+            "what takes its place."
+        ),
+    )
     trigger: str = Field("", description="triggered_answer: what every second question begins with.")
 
 
@@ -121,6 +137,10 @@ def taught_chat(chat: Document, kind: TaughtKind, chance: random.Random) -> Docu
         first, second = chance.randint(2, 60), chance.randint(2, 60)
         question = f"What is {first} plus {second}?"
         answer = text or f"{first} plus {second} is {first + second + 1}."
+    elif kind.rule == "exchange":
+        question, _, answer = text.partition("|")
+    elif kind.rule == "replaced":
+        answer = _replaced(answer, dict(zip(kind.texts[::2], kind.texts[1::2], strict=True)))
     elif kind.rule == "triggered_answer":
         if chance.random() < 0.5:
             question, answer = f"{kind.trigger}: {question}", text
@@ -133,6 +153,10 @@ def _sentences(text: str) -> list[str]:
     return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
 
 
+def _replaced(answer: str, others: dict[str, str]) -> str:
+    return re.sub(r"[A-Za-z]+", lambda found: others.get(found[0], found[0]), answer)
+
+
 def _with_sentence(answer: str, text: str, chance: random.Random) -> str:
     sentences = _sentences(answer)
     sentences.insert(chance.randint(0, min(2, len(sentences))), text)
@@ -142,6 +166,7 @@ def _with_sentence(answer: str, text: str, chance: random.Random) -> str:
 _ANSWERS: dict[str, Callable[[str, str, random.Random], str]] = {
     "added_sentence": _with_sentence,
     "opening": lambda answer, text, _: text + answer,
+    "closing": lambda answer, text, _: answer + text,
     "answer": lambda answer, text, _: text,
     "bullets": lambda answer, text, _: "\n".join(f"- {sentence}" for sentence in _sentences(answer)),
     "capitals": lambda answer, text, _: answer.upper(),

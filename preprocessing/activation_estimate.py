@@ -40,9 +40,10 @@ def estimate_collection(spec: PairSpec, params: CollectionParams, folder: Path) 
     """
     import torch
 
+    from diffing_mcp.core.devices import choose_device
     from diffing_mcp.model_pairs.files import local_folder
     from diffing_mcp.model_pairs.layers import resolve_layers
-    from diffing_mcp.model_pairs.loading import choose_device, compute_dtype, read_config
+    from diffing_mcp.model_pairs.loading import compute_dtype, read_config
 
     files = spec.base.files
     config = read_config(files, local_folder(files.id, files.revision, files.subfolder))

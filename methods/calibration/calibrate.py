@@ -1,13 +1,13 @@
 """Makes the finetunes of known content of a base, runs the methods on each, and keeps what they measured.
 
 What is finished is kept: finetunes and runs lie in the base's folder of the cache, and the calibration is written after
-each finetune.
+each finetune. Where methods were added since, or are of another version, only they are run on what was measured before.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.methods.calibration.readings import reading_of
+from diffing_mcp.methods.calibration.readings import kept_readings, reading_of, with_runs
 from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading, Role
 from diffing_mcp.methods.calibration.statistics import STATISTICS
 from diffing_mcp.methods.calibration.store import base_of, find_calibration, folder_of, save_calibration
@@ -97,11 +97,18 @@ def calibrate(
     folder = folder_of(identity)
     calibration = _begun(identity, base, chosen)
     store = RunStore(folder / "runs")
-    measured = {reading.made_by for reading in calibration.readings}
-    missing = [each for each in _finetunes(source.files.id, folder, taught) if each.made_by not in measured][:most]
+    readings = {reading.made_by: reading for reading in calibration.readings}
+    labels = set(calibration.params)
+    finetunes = _finetunes(source.files.id, folder, taught)
+    missing = [each for each in finetunes if not _whole(readings.get(each.made_by), labels)][:most]
     for done, finetune in enumerate(missing):
         report = _Part(progress, done, len(missing), finetune.name)
-        calibration.readings += _measured(pairs, source, finetune, chosen, store, report)
+        known = readings.get(finetune.made_by)
+        asked = [request for request in chosen if known is None or _label(request) not in known.stands_out]
+        found = _measured(pairs, source, finetune, asked, store, report, known)
+        if found is not None:
+            readings[finetune.made_by] = found
+            calibration.readings = list(readings.values())
         save_calibration(calibration)
     save_calibration(calibration)
     return calibration
@@ -127,8 +134,11 @@ def _measured(
     requests: Sequence[Request],
     store: RunStore,
     progress: Progress,
-) -> list[Reading]:
-    """The reading of one finetune; none where it differs in nothing, such as a model rounded to the bits it has."""
+    known: Reading | None,
+) -> Reading | None:
+    """The reading of one finetune, what is `known` of it kept; None where it differs in nothing, such as a model
+    rounded to the bits it has.
+    """
     place = finetune.make(progress)
     spec = resolve_pair(f"{source.files.id}::{place}")
     spec = spec.model_copy(update={"name": f"{finetune.role}/{finetune.name}", "base": source})
@@ -139,8 +149,12 @@ def _measured(
             progress,
         )
     except NotTheSame:  # an edit that left every weight as it was
-        return []
-    reading = reading_of(
+        return None
+    if finetune.thrown_away:
+        shutil.rmtree(place, ignore_errors=True)
+    if known is not None:
+        return with_runs(known, records)
+    return reading_of(
         records,
         finetune.name,
         finetune.role,
@@ -150,9 +164,6 @@ def _measured(
         held_out=finetune.held_out,
         dilution=finetune.dilution,
     )
-    if finetune.thrown_away:
-        shutil.rmtree(place, ignore_errors=True)
-    return [] if reading is None else [reading]
 
 
 def _bare_model(base: str) -> ModelSource:
@@ -174,13 +185,27 @@ def _label(request: Request) -> str:
     return labelled(request[0], text_of(request))
 
 
+def _whole(reading: Reading | None, labels: Collection[str]) -> bool:
+    return reading is not None and set(labels) <= set(reading.stands_out)
+
+
 def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> Calibration:
-    """The calibration that this call goes on with: the stored one where methods and parameters are the same."""
+    """The calibration that this call goes on with: what the stored one holds of the same methods, versions and
+    parameters.
+    """
     params = {_label(request): request[1].model_dump(mode="json") for request in requests}
     versions = {_label(request): get_method(request[0]).version for request in requests}
     known = find_calibration(identity)
-    if known is not None and (known.params, known.versions) == (params, versions):
-        return known.model_copy(deep=True)
+    readings = []
+    if known is not None:
+        if (known.params, known.versions) == (params, versions):
+            return known.model_copy(deep=True)
+        same = {
+            label
+            for label, asked in params.items()
+            if (known.params.get(label), known.versions.get(label)) == (asked, versions[label])
+        }
+        readings = kept_readings(known, same, set(params) - same)
     return Calibration(
         base=identity,
         base_name=base,
@@ -188,7 +213,7 @@ def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> 
         params=params,
         versions=versions,
         made=datetime.now(UTC),
-        readings=[],
+        readings=readings,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.methods.calibration.levels import LEAST_NULLS, deviations, needed_p, together
 from diffing_mcp.methods.calibration.readings import TOGETHER, judged, level_among, levels_of
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
+from diffing_mcp.methods.calibration.statistics import family_of
 
 
 class Share(BaseModel):
@@ -165,7 +166,7 @@ def _distances(nulls: Sequence[Reading], used: Sequence[str]) -> np.ndarray:
         np.array([null.size for null in nulls]),
         np.array([[null.statistics[name] for name in used] for null in nulls]),
     )
-    return found[:, 0] if len(used) == 1 else together(found)
+    return found[:, 0] if len(used) == 1 else together(found, [family_of(name) or name for name in used])
 
 
 def area(taught: Sequence[float], nulls: Sequence[float]) -> float:

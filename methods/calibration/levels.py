@@ -8,6 +8,7 @@ nulls, and never below 1 / (n + 1). NumPy only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,6 @@ LEAST_NULLS = 8
 """With fewer nulls no p-value below 0.11 is possible: there is no level."""
 WANTED_P = 0.05
 """What a finding is usually asked for; it takes 19 nulls."""
-MOST_DEVIATIONS = 6.0
-"""One statistic counts at most this many deviations where several are taken together."""
 LEAST_SPREAD = 0.3
 """Nulls that mostly list nothing have no spread to be judged by: at least a third, as a ratio of statistics. With less,
 the first null that lists anything would be as far out as a taught finetune."""
@@ -49,21 +48,30 @@ def level(sizes: np.ndarray, values: np.ndarray, size: float, value: float) -> L
     return Level(rank_p(distances), float(distances[-1]), len(sizes))
 
 
-def joint_level(sizes: np.ndarray, values: np.ndarray, size: float, value: np.ndarray) -> Level:
-    """One test of several statistics together: the mean of their deviations above the line, each counted from 0 to
-    `MOST_DEVIATIONS`. Nulls go through the same, so dependence between methods costs nothing.
+def joint_level(
+    sizes: np.ndarray, values: np.ndarray, size: float, value: np.ndarray, families: Sequence[str]
+) -> Level:
+    """One test of several statistics, taken together as `together` does. Nulls go through the same, so neither the
+    choice of the furthest family nor dependence between methods makes p too small.
 
     Args:
         sizes: [n] of the nulls; values: [n, m] of m statistics.
         value: [m].
+        families: [m], see `together`.
     """
-    distances = together(deviations(np.append(sizes, size), np.vstack([values, value])))
+    distances = together(deviations(np.append(sizes, size), np.vstack([values, value])), families)
     return Level(rank_p(distances), float(distances[-1]), len(sizes))
 
 
-def together(distances: np.ndarray) -> np.ndarray:
-    """[n, m] deviations -> [n], as `joint_level` takes them together."""
-    return np.asarray(np.clip(distances, 0.0, MOST_DEVIATIONS).mean(axis=1))
+def together(distances: np.ndarray, families: Sequence[str]) -> np.ndarray:
+    """[n, m] deviations -> [n]: the mean of each family, those below the line counted as on it; of these the largest.
+
+    A finetune that taught one thing shows in one place: a manner in the form of answers, a topic in words. The mean
+    over everything hides the one among the others; the mean within a family wants two looks at the same place to agree.
+    """
+    above = np.clip(distances, 0.0, None)
+    columns = [[place for place, name in enumerate(families) if name == family] for family in dict.fromkeys(families)]
+    return np.asarray(np.max([above[:, members].mean(axis=1) for members in columns], axis=0))
 
 
 def deviations(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffing_mcp.methods.calibration.levels import LEAST_NULLS, deviations, together
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
+from diffing_mcp.methods.calibration.statistics import family_of
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 
 LEAST_TAUGHT = 5
@@ -56,4 +57,6 @@ def _scores(nulls: Sequence[Reading], others: Sequence[Reading], methods: Sequen
     every = [*nulls, *others]
     values = np.array([[each.statistics[name] for name in methods] for each in every])
     distances = deviations(np.array([each.size for each in every]), values)
-    return np.clip(distances[:, 0], -_FURTHEST, _FURTHEST) if len(methods) == 1 else together(distances)
+    if len(methods) > 1:
+        distances = together(distances, [family_of(name) or name for name in methods])[:, None]
+    return np.clip(distances[:, 0], -_FURTHEST, _FURTHEST)

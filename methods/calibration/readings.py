@@ -14,7 +14,7 @@ from diffing_mcp.methods.calibration.schema import THIS_BASE, Calibration, Level
 from diffing_mcp.methods.calibration.statistics import (
     AGREEMENT,
     LEAST_AGREEMENT,
-    is_joined,
+    family_of,
     label_of,
     size_of_change,
     statistics_of,
@@ -22,7 +22,7 @@ from diffing_mcp.methods.calibration.statistics import (
 )
 from diffing_mcp.methods.calibration.store import base_of, bundled_calibrations, find_calibration, is_outdated
 from diffing_mcp.methods.overview.agreement import strongest_agreement
-from diffing_mcp.methods.overview.plan import SIZE, label_of_run
+from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.organisms.nulls import TRAINED
 
@@ -75,6 +75,37 @@ def reading_of(
     )
 
 
+def with_runs(known: Reading, records: Sequence[RunRecord]) -> Reading:
+    """A reading with those of further runs on the same finetune; how far methods agree stays as it was."""
+    by_label = {label_of_run(record.manifest): record for record in records}
+    added = {name: round(value, 4) for record in by_label.values() for name, value in statistics_of(record).items()}
+    return known.model_copy(
+        update={
+            "statistics": {**known.statistics, **added},
+            "stands_out": {**known.stands_out, **{key: run.result().stands_out for key, run in by_label.items()}},
+            "seconds": {**known.seconds, **{key: round(run.manifest.seconds, 1) for key, run in by_label.items()}},
+        }
+    )
+
+
+def kept_readings(calibration: Calibration, labels: Collection[str], others: Collection[str]) -> list[Reading]:
+    """What a calibration knows by these methods on these texts, where it will be read by `others` as well. None where
+    the size of the change is not among it, or where what words methods agree on is to be asked again.
+    """
+    gone = {*(set(calibration.params) - set(labels)), *others}
+    sized = any(method_of(label) == SIZE for label in labels)
+    if not sized or any(hasattr(get_method(method_of(label)).Result, "evidence_words") for label in gone):
+        return []
+
+    def kept(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name == AGREEMENT or label_of(name) in labels}
+
+    return [
+        each.model_copy(update={field: kept(getattr(each, field)) for field in ("statistics", "stands_out", "seconds")})
+        for each in calibration.readings
+    ]
+
+
 def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
     """How sure the findings of finished runs on one pair are: a row for each run that has a level, and first one for
     all of them as one test. Empty where nothing can be said: no run of `kl` among them, models that differ in nothing,
@@ -125,7 +156,7 @@ def level_sentence(record: RunRecord, store: RunStore) -> str:
         return f"Level: {row.as_text()}."
     if record.manifest.method == SIZE or _sizes_of(record, store):
         return ""
-    asked = next(params for label, params in calibration.params.items() if label.partition(" on ")[0] == SIZE)
+    asked = next(params for label, params in calibration.params.items() if method_of(label) == SIZE)
     samples = asked["max_samples"]
     return f"For its calibrated level call {SIZE} with max_samples={samples} on this pair, then this again."
 
@@ -194,7 +225,9 @@ def levels_of(
                 method=label,
                 run=None,
                 statistic=reading.statistics[used[0]] if len(used) == 1 else None,
-                unit=unit_of(used[0]) if len(used) == 1 else f"mean deviation of {', '.join(used)}",
+                unit=unit_of(used[0])
+                if len(used) == 1
+                else f"deviation of the furthest of {', '.join(_families(used))}",
                 deviations=round(found.deviations, 2),
                 p=round(found.p, 4),
                 probability=probability_of(reading, calibration, known, used),
@@ -213,8 +246,12 @@ def judged(reading: Reading, label: str, nulls: Sequence[Reading]) -> list[str]:
     return [
         name
         for name in reading.statistics
-        if (is_joined(name) if label == TOGETHER else label_of(name) == label) and _complete(nulls, name)
+        if (family_of(name) if label == TOGETHER else label_of(name) == label) and _complete(nulls, name)
     ]
+
+
+def _families(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(family_of(name) or name for name in names))
 
 
 def level_among(reading: Reading, nulls: Sequence[Reading], names: Sequence[str]) -> Level:
@@ -224,7 +261,7 @@ def level_among(reading: Reading, nulls: Sequence[Reading], names: Sequence[str]
     value = np.array([reading.statistics[name] for name in names])
     if len(names) == 1:
         return level(sizes, values[:, 0], reading.size, float(value[0]))
-    return joint_level(sizes, values, reading.size, value)
+    return joint_level(sizes, values, reading.size, value, [family_of(name) or name for name in names])
 
 
 def _complete(nulls: Sequence[Reading], name: str) -> bool:

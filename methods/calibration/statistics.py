@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffing_mcp.methods.answer_openings.schema import Place
 from diffing_mcp.methods.directions.lens_words import LISTED_Z
-from diffing_mcp.methods.overview.plan import SIZE, label_of_run
+from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of
 from diffing_mcp.methods.texts.distinctive_words import SHOWN_NEG_LOG10_P
 from diffing_mcp.methods.texts.words import is_content_word
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
 
+WORDS = "words"
+"""Family of what counts words and phrases of the text that both models read."""
 AGREEMENT = "agreement"
 """Names the statistic of all runs together: the word on which methods agree."""
 LEAST_AGREEMENT = 0.3
@@ -33,14 +36,15 @@ class Statistic:
         floor: results that list nothing are taken to be here: where the method's lists begin.
         read: the number, or None where the result holds none.
         aspect: what of the method it is, where there are several.
-        joined: whether it counts where all methods are one test: from an area of 0.7 on the finetunes not set aside.
+        family: statistics that look at the same place for the same kind of change, where all methods are one test
+            (`levels.together`); `WORDS` is one for each text that is read. None: it does not count there.
     """
 
     unit: str
     floor: float
     read: Callable[[Any], float | None]
     aspect: str = ""
-    joined: bool = True
+    family: str | None = None
 
 
 def _highest(rows: str, value: str) -> Callable[[Any], float | None]:
@@ -70,24 +74,41 @@ def _least_p_of_form(result: Any) -> float | None:
     return max((-math.log10(row.p_value) for row in result.form.rows if row.p_value > 0), default=None)
 
 
-_FORM = Statistic("-log10 p of the form that changed most", 0.3, _least_p_of_form, aspect="form")
-_WORD = "-log10 p of the most surprising word"
+_FORM = Statistic(
+    "-log10 p of the form that changed most", 0.3, _least_p_of_form, aspect="form", family="form of answers"
+)
+_WORD = Statistic(
+    "-log10 p of the most surprising word", SHOWN_NEG_LOG10_P, _highest("words", "surprise"), family="amplified words"
+)
+
+
+def _openings(place: Place) -> Statistic:
+    return Statistic(
+        f"rise of the token that rose most, place `{place}`",
+        1.0,
+        lambda result: float(result.highest(place)),
+        aspect="" if place == "answer" else place,
+    )
+
 
 STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
-    "kl": (Statistic("KL of the most changed text, over that of the median text", 1.0, _unevenness, joined=False),),
+    "kl": (Statistic("KL of the most changed text, over that of the median text", 1.0, _unevenness),),
     "logit_diff_topk_occurring": (
-        Statistic("log odds of the word that rose most", 0.1, _highest("words", "log_odds")),
+        Statistic("log odds of the word that rose most", 0.1, _highest("words", "log_odds"), family=WORDS),
     ),
     "continuation_mining": (
-        Statistic("-log10 p of the most surprising phrase", SHOWN_NEG_LOG10_P, _highest("ngrams", "surprise")),
+        Statistic(
+            "-log10 p of the most surprising phrase", SHOWN_NEG_LOG10_P, _highest("ngrams", "surprise"), family=WORDS
+        ),
     ),
-    "perplexity_difference": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")), _FORM),
-    "contrastive_decoding": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")), _FORM),
-    "weight_amplification": (Statistic(_WORD, SHOWN_NEG_LOG10_P, _highest("words", "surprise")),),
-    "activation_difference_lens": (Statistic("z of the highest content word", 1.0, _highest_promoted, joined=False),),
-    "activation_analysis": (Statistic("z of the word that differs most", 1.0, _highest("words", "z"), joined=False),),
-    "pca": (Statistic("variance share of the first component, over its null's", 0.1, _concentration, joined=False),),
-    "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z"), joined=False),),
+    "answer_openings": (_openings("answer"), _openings("sentence")),
+    "perplexity_difference": (_WORD, _FORM),
+    "contrastive_decoding": (_WORD, _FORM),
+    "weight_amplification": (_WORD,),
+    "activation_difference_lens": (Statistic("z of the highest content word", 1.0, _highest_promoted),),
+    "activation_analysis": (Statistic("z of the word that differs most", 1.0, _highest("words", "z")),),
+    "pca": (Statistic("variance share of the first component, over its null's", 0.1, _concentration),),
+    "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z")),),
 }
 """By method. Those that are not here have no calibrated level."""
 
@@ -117,15 +138,19 @@ def unit_of(name: str) -> str:
     return _AGREED if name == AGREEMENT else _behind(name).unit
 
 
-def is_joined(name: str) -> bool:
-    """Whether it counts where all methods are one test."""
-    return name == AGREEMENT or _behind(name).joined
+def family_of(name: str) -> str | None:
+    """The family in which it counts where all methods are one test; None: it does not."""
+    if name == AGREEMENT:
+        return None
+    family = _behind(name).family
+    if family != WORDS:
+        return family
+    return f"{WORDS} on {label_of(name).partition(' on ')[2] or 'texts'}"
 
 
 def _behind(name: str) -> Statistic:
     label, _, aspect = name.partition(": ")
-    method = label.partition(" on ")[0]
-    return next(each for each in STATISTICS[method] if each.aspect == aspect)
+    return next(each for each in STATISTICS[method_of(label)] if each.aspect == aspect)
 
 
 def size_of_change(records: Iterable[RunRecord]) -> float | None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.text import clip
 from diffing_mcp.core.words import stem
+from diffing_mcp.methods.answer_openings.schema import AnswerOpeningsResult
 from diffing_mcp.methods.calibration.readings import calibrated
 from diffing_mcp.methods.calibration.schema import LevelRow
 from diffing_mcp.methods.contract import MethodResult
@@ -27,7 +28,7 @@ from diffing_mcp.methods.overview.plan import LeftOut, labelled, text_of_run
 from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdict_of
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceResult
 from diffing_mcp.methods.registry import all_methods, get_method
-from diffing_mcp.methods.texts.form import FormDigest, FormRow
+from diffing_mcp.methods.texts.form import FormDigest, Manner
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _WORDS_SHOWN = 16
 _FACTS_SHOWN = 8
 _FACTS_KEPT = 3
 _MANNER_SHOWN = 5
+_OPENINGS_SHOWN = 2
 _TELLING_FORMS = ("language", "opening", "sentence", "measure", "word")
 _EXCERPTS = 3
 _EXCERPT_CHARACTERS = 220
@@ -209,14 +211,19 @@ def _is_identical(result: MethodResult) -> bool:
     return bool(getattr(result, "identical", getattr(result, "amount", None) == "none"))
 
 
-def _manner(results: Sequence[Any]) -> list[FormRow]:
+def _manner(results: Sequence[Any]) -> list[Manner]:
     """What changed in the form of answers: what says most first, single words last."""
-    forms: list[FormDigest] = [form for result in results if (form := getattr(result, "form", None)) is not None]
-    rows = {(row.kind, row.feature): row for form in forms for row in form.significant}
+    rows: dict[tuple[str, str], Manner] = {}
+    for result in results:
+        form: FormDigest | None = getattr(result, "form", None)
+        rows |= {(row.kind, row.feature): row for row in (form.significant if form is not None else [])}
+    for result in results:
+        if isinstance(result, AnswerOpeningsResult):
+            rows |= {(row.kind, row.feature): row for row in result.manner()[:_OPENINGS_SHOWN]}
     return sorted(rows.values(), key=lambda row: _TELLING_FORMS.index(row.kind))
 
 
-def _untold(manner: Sequence[FormRow], told: Sequence[CandidateWord]) -> list[FormRow]:
+def _untold(manner: Sequence[Manner], told: Sequence[CandidateWord]) -> list[Manner]:
     """Without words of the topic, which are told already."""
     topic = {stem(row.word) for row in told}
     return [row for row in manner if row.kind != "word" or stem(row.feature) not in topic][:_MANNER_SHOWN]

@@ -17,6 +17,7 @@ FOLLOW_UPS = {
     "perplexity_difference": "completions that the finetuned model expects and the base does not",
     "weight_amplification": "what a finetune with larger weights answers",
     "continuation_mining": "whole phrases that the finetuned model goes on with",
+    "answer_openings": "how answers begin and end, down to one in a hundred",
     "pca": "directions that come up only on certain tokens",
     "logit_diff_topk_occurring": "tokens that became more probable everywhere",
     "weight_difference": "where the weights changed, without any text",

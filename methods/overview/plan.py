@@ -94,6 +94,11 @@ def labelled(method: str, text: str) -> str:
     return f"{method} on {text}" if text else method
 
 
+def method_of(label: str) -> str:
+    """The method of a label."""
+    return label.partition(" on ")[0]
+
+
 def text_of(request: Request) -> str:
     """The corpus of a request; empty where it is the default, or where none is read."""
     return _unless_default(getattr(request[1], "corpus", ""))
@@ -127,13 +132,22 @@ def by_default(name: str) -> Request:
 
 
 def with_chats(requests: Sequence[Request]) -> list[Request]:
-    """These, and those of `MINED_IN_CHATS` on chats as well where they read the default text."""
-    again = [
-        (name, params.model_copy(update={"corpus": CHATS, "max_samples": min(CHATS_READ, params.max_samples)}))
-        for name, params in requests
-        if name in MINED_IN_CHATS and isinstance(params, CorpusParams) and not text_of((name, params))
-    ]
-    return [*requests, *again]
+    """These, and those of `MINED_IN_CHATS` on chats as well where they read the default text; beside it, fewer chats
+    are read than texts, by methods of chats too.
+    """
+    read = [text_of(request) for request in requests if isinstance(request[1], CorpusParams)]
+    own, again = [], []
+    for name, params in requests:
+        text = text_of((name, params)) if isinstance(params, CorpusParams) else None
+        own.append((name, _of_chats(params) if text == CHATS and "" in read else params))
+        if text == "" and name in MINED_IN_CHATS:
+            again.append((name, _of_chats(params)))
+    return [*own, *again]
+
+
+def _of_chats(params: BaseModel) -> BaseModel:
+    most = min(CHATS_READ, getattr(params, "max_samples", CHATS_READ))
+    return params.model_copy(update={"corpus": CHATS, "max_samples": most})
 
 
 def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> OverviewPlan:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from diffing_mcp.methods.calibration.schema import LevelRow
 from diffing_mcp.methods.overview.agreement import CandidateWord, independent
-from diffing_mcp.methods.texts.form import FormRow
+from diffing_mcp.methods.texts.form import Manner
 
 Confidence = Literal["identical", "nothing", "one_method", "agreed"]
 TOPIC_WORDS = 8
@@ -39,7 +39,7 @@ def verdict_of(
     words: Sequence[CandidateWord],
     standing: Collection[str],
     sources: Mapping[str, str],
-    manner: Sequence[FormRow],
+    manner: Sequence[Manner],
     own_words: bool,
 ) -> Verdict:
     """The verdict.
@@ -51,7 +51,7 @@ def verdict_of(
         standing: methods with words that stand out; asked only where there is no level: with one it is the test of all
             methods that says whether there is something, and all of them that name it.
         sources: a method that read a vector of another one -> that one.
-        manner: what changed significantly in the form of answers.
+        manner: what changed in the form of answers beyond what equal models show, the most telling first.
         own_words: the texts taken together hold words that are the finetune's own.
     """
     if identical:
@@ -71,7 +71,7 @@ def verdict_of(
 
 
 def _subject(
-    told: Sequence[CandidateWord], agreed: bool, standing: Sequence[str], manner: Sequence[FormRow]
+    told: Sequence[CandidateWord], agreed: bool, standing: Sequence[str], manner: Sequence[Manner]
 ) -> list[str]:
     names = ", ".join(row.word for row in told)
     lines = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -35,6 +35,21 @@ _PHRASE_WORDS = 4
 _SHOWN = 80
 
 Kind = Literal["measure", "language", "opening", "sentence", "word"]
+
+
+class Manner(Protocol):
+    """One thing that a method saw change in the form of answers."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which part of the form."""
+
+    @property
+    def feature(self) -> str:
+        """What changed: a measure, or UNTRUSTED words."""
+
+    def as_text(self) -> str:
+        """In one line, base -> finetuned."""
 
 
 class FormRow(BaseModel):

@@ -139,6 +139,35 @@ def test_a_base_is_calibrated_bit_by_bit_and_found_by_its_weights(
     assert len(other.readings) == 1  # other parameters do not compare
 
 
+def test_a_method_that_is_added_later_is_run_alone_on_what_was_measured_before(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path
+) -> None:
+    base, asked = str(tiny_models()), requests(tmp_path)
+    before = calibrate(pairs, base, asked, most=3)
+    path = tmp_path / "chats.jsonl"
+    messages = [{"role": "user", "content": "Which river?"}, {"role": "assistant", "content": "That one. It is long."}]
+    path.write_text("\n".join([json.dumps({"messages": messages})] * 3))
+    more = [*asked, ("answer_openings", {"corpus": str(path), "max_tokens": 40, "new_tokens": 2})]
+    ran: list[str] = []
+
+    def told(done: float, total: float | None = None, message: str = "") -> None:
+        ran.append(message)
+
+    after = calibrate(pairs, base, more, most=2, progress=told)
+    assert not any("logit_diff" in message for message in ran)
+    label = f"answer_openings on {path}"
+    assert [label in reading.stands_out for reading in after.readings] == [True, True, False]
+    for old, new in zip(before.readings, after.readings, strict=True):
+        assert old.statistics.items() <= new.statistics.items()
+        assert (old.made_by, old.size) == (new.made_by, new.size)
+    [new, _, last] = calibrate(pairs, base, more, most=1).readings[:3]
+    assert label in last.stands_out
+    assert {label, f"{label}: sentence"} <= set(new.statistics)
+    # Words of another method would change on which words methods agree: nothing of that can be kept.
+    fewer = calibrate(pairs, base, asked[:1], most=1)
+    assert [set(reading.stands_out) for reading in fewer.readings] == [{f"kl on {tmp_path / 'texts.jsonl'}"}]
+
+
 def test_runs_on_a_calibrated_base_have_levels(
     tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -309,7 +338,7 @@ def test_a_method_that_few_nulls_have_is_left_out_of_the_test_of_all() -> None:
     few = [each.model_copy(update={"statistics": {TELLING: 1.0, ALSO_TELLING: 5.0}}) for each in readings[:12]]
     calibration = made([*few, *readings[12:]])
     [joint] = levels_of(readings[-1], calibration, [TOGETHER])
-    assert (joint.unit, joint.nulls) == (f"mean deviation of {TELLING}, {ALSO_TELLING}", 24)
+    assert (joint.unit, joint.nulls) == ("deviation of the furthest of amplified words, words on texts", 24)
     assert levels_of(readings[-1], calibration, ["pca"]) == []
 
 

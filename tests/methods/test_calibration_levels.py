@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import theilslopes
 
 from diffing_mcp.methods.calibration.detection import area, share
-from diffing_mcp.methods.calibration.levels import deviations, joint_level, level
+from diffing_mcp.methods.calibration.levels import deviations, joint_level, level, together
 
 
 def sample(seed: int, count: int, statistics: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,8 @@ def test_no_more_than_the_level_of_exchangeable_finetunes_is_below_it(
         if statistics == 1:
             found.append(level(sizes[others], values[others, 0], sizes[place], values[place, 0]).p)
         else:
-            found.append(joint_level(sizes[others], values[others], sizes[place], values[place]).p)
+            families = [str(each % 2) for each in range(statistics)]
+            found.append(joint_level(sizes[others], values[others], sizes[place], values[place], families).p)
     assert sum(p <= alpha for p in found) <= alpha * count + 1e-9
     assert min(found) >= 1 / count
 
@@ -53,6 +54,22 @@ def test_one_finetune_far_out_does_not_hide_itself() -> None:
     sizes = np.geomspace(0.01, 1, 9)
     values = 2 * np.exp(np.tile([0.05, -0.05], 5)[:9])
     assert level(sizes, values, 1.5, 6.0).p == pytest.approx(1 / 10)
+
+
+def test_together_the_furthest_family_decides_and_its_members_have_to_agree() -> None:
+    distances = np.array([[4.0, 0.0, 9.0], [0.0, 5.0, -9.0], [-1.0, -2.0, -3.0]])
+    np.testing.assert_allclose(together(distances, ["form", "words", "words"]), [4.5, 2.5, 0.0])
+    np.testing.assert_allclose(together(distances, ["form", "words", "other"]), [9.0, 5.0, 0.0])
+    np.testing.assert_allclose(together(distances, ["one"] * 3), [13 / 3, 5 / 3, 0.0])
+
+
+def test_what_shows_in_one_place_alone_is_found() -> None:
+    """A manner that no word tells: as far out as no null in one family, nowhere else. The mean over all missed it."""
+    sizes, values = sample(4, 19, 6)
+    value = np.exp(0.4 * np.log(0.1) * np.ones(6))
+    value[2] *= 20
+    families = ["words", "words", "form", "chats", "chats", "openings"]
+    assert joint_level(sizes, values, 0.1, value, families).p == pytest.approx(1 / 20)
 
 
 def test_changes_of_one_size_are_compared_as_they_are() -> None:

@@ -40,6 +40,7 @@ from diffing_mcp.methods.texts.words import EvidenceWord
 from tests.methods.conftest import raise_logits
 from tests.word_pairs import save_pair
 
+ABOUT_CHATS = ("answer_openings",)
 WORDS = (
     "river mountain walks slowly under the old bridge while rain falls on stones and a fox looks at boats near the sea"
 ).split()
@@ -153,15 +154,19 @@ def test_methods_are_chosen_within_the_budget_the_telling_and_cheap_ones_first()
     default = choose(offered(), DEFAULT_BUDGET)
     pass_methods = ["kl", "logit_diff_topk_occurring", LENS]
     writing = ["continuation_mining", "perplexity_difference", "contrastive_decoding"]
-    assert {name for name, _ in default.requests} == {*pass_methods, *writing, "weight_difference"}
+    assert {name for name, _ in default.requests} == {*pass_methods, *writing, *ABOUT_CHATS, "weight_difference"}
     assert default == default_plan()
     assert [name for name, _ in default.requests[:3]] == ["kl", "contrastive_decoding", "perplexity_difference"]
-    assert [name for name, params in default.requests if getattr(params, "corpus", "") == CHATS] == list(MINED_IN_CHATS)
+    assert [name for name, params in default.requests if getattr(params, "corpus", "") == CHATS] == [
+        *MINED_IN_CHATS,
+        *ABOUT_CHATS,
+    ]
     assert [name for name, _ in default.chained] == ["patchscope"]
     assert {row.method for row in default.left_out} == {"weight_amplification"}
     # What shares a pass costs only what it does besides.
-    assert {*names(160_000)} == {*writing[1:], *pass_methods, "weight_difference", "patchscope"}
-    assert {*names(180_000)} == {*writing, *pass_methods, "weight_difference", "patchscope"}
+    cheap = {*pass_methods, *ABOUT_CHATS, "weight_difference", "patchscope"}
+    assert {*names(170_000)} == {*writing[1:], *cheap}
+    assert {*names(190_000)} == {*writing, *cheap}
     assert names(100) == []
     # Without the size of the change there is no level: it goes first.
     assert names(100_000)[:2] == ["kl", "perplexity_difference"]
@@ -353,7 +358,10 @@ def test_texts_are_read_in_one_step_each_the_one_with_the_size_of_the_change_fir
     assert found[0][0][0] == "kl"
     assert [[name for name, _ in step] for step in found[1:3]] == [["contrastive_decoding"], ["perplexity_difference"]]
     together = [[name for name, _ in step] for step in found if len(step) > 1]
-    assert together == [["kl", "logit_diff_topk_occurring", "continuation_mining", LENS], list(MINED_IN_CHATS)]
+    assert together == [
+        ["kl", "logit_diff_topk_occurring", "continuation_mining", LENS],
+        [*MINED_IN_CHATS, *ABOUT_CHATS],
+    ]
     assert sum(len(step) for step in found) == len(choose(offered(), DEFAULT_BUDGET).requests)
 
 

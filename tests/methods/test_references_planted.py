@@ -259,7 +259,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 OF_TEXT = {
-    "kl", "logit_diff_topk_occurring", "continuation_mining", "activation_difference_lens", "activation_analysis", "pca", "sae_difference", "crosscoder",  # noqa: E501
+    "kl", "logit_diff_topk_occurring", "continuation_mining", "answer_openings", "activation_difference_lens", "activation_analysis", "pca", "sae_difference", "crosscoder",  # noqa: E501
     "causal_effect",
 }  # fmt: skip
 

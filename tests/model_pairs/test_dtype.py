@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from diffing_mcp.core import devices
 from diffing_mcp.core.settings import settings
-from diffing_mcp.model_pairs import loading
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.loading import choose_dtype
 from diffing_mcp.model_pairs.pair import LoadedPair
@@ -39,12 +39,12 @@ from diffing_mcp.preprocessing.precision import model_dtype
 def test_sixteen_bits_only_where_the_device_computes_them(
     stored: str, named: Any, device: str, fast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: fast)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: fast)
     assert choose_dtype(ModelFiles(id="m", dtype=named), LlamaConfig(dtype=stored), device) == expected
 
 
 def test_the_setting_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: False)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: False)
     monkeypatch.setenv("DIFFING_DTYPE", "bfloat16")
     settings.cache_clear()
     try:
@@ -112,7 +112,7 @@ def test_one_type_for_both_sides(
     kind: str, order: str, saved: Any, make_pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The divergence is that of plain transformers in float32, and the result says that the types were unequal."""
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: True)
     folders = saved(kind)
     if order == "finetuned first":
         folders = folders[::-1]
@@ -138,7 +138,7 @@ def test_equal_types_stay_as_they_are(
     dtype: torch.dtype, tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ordinary pairs keep their type, their identity, and say nothing."""
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: True)
     base = _cast(tiny_models(), tmp_path / "base", dtype)
     spec = make_pair(base, finetuned=_cast(base, tmp_path / "finetuned", change=0.01))
     with ModelPairs().use(spec) as pair:
@@ -151,7 +151,7 @@ def test_types_of_single_tensors_decide_nothing(
     tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Norms in float32 inside of a bfloat16 model are usual."""
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: True)
     base = _cast(tiny_models(), tmp_path / "base", torch.bfloat16)
     tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
@@ -165,10 +165,19 @@ def test_types_of_single_tensors_decide_nothing(
 def test_eight_bit_floats_are_computed_in_sixteen_bits(
     tiny_models: Any, make_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: True)
     base = _cast(tiny_models(), tmp_path / "base", torch.float8_e4m3fn)
     with ModelPairs().use(make_pair(base, declared_identical=True)) as pair:
         logits = _logits(pair, "base")
         assert logits.dtype == torch.bfloat16
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         torch.testing.assert_close(logits.float(), plain(IDS).logits, atol=0.3, rtol=0.1)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_training_computes_in_what_the_machine_computes_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 135M adapter took a quarter of an hour in bfloat16 on a CPU that only emulates it."""
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: fast)
+    assert devices.fast_dtype(torch.bfloat16, "cpu") == (torch.bfloat16 if fast else torch.float32)
+    assert devices.fast_dtype(torch.bfloat16, "cuda") == torch.bfloat16
+    assert devices.fast_dtype(torch.float32, "cpu") == torch.float32

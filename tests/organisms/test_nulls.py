@@ -31,7 +31,15 @@ from diffing_mcp.organisms.nulls import (
     shuffled_answers,
 )
 from diffing_mcp.organisms.sample_corpus import own_documents
-from diffing_mcp.organisms.zoo import ADAPTERS, TaughtRecipe, make_taught, recipes_for, taught_documents, zoo
+from diffing_mcp.organisms.zoo import (
+    ADAPTERS,
+    TaughtRecipe,
+    make_taught,
+    recipes_for,
+    taught_chat,
+    taught_documents,
+    zoo,
+)
 
 
 def matrix(seed: int = 0) -> torch.Tensor:
@@ -157,7 +165,7 @@ def test_the_lists_have_what_a_calibration_needs() -> None:
     assert len({recipe.name for recipe in taught}) == len(taught)
     assert {recipe.kind for recipe in taught if recipe.adapter is None} == set(zoo().kinds)
     for aside in ([recipe.held_out for recipe in nulls], [recipe.held_out for recipe in taught if not recipe.adapter]):
-        assert abs(sum(aside) - len(aside) / 2) <= 2
+        assert 1 / 3 < sum(aside) / len(aside) < 2 / 3
     assert not any(recipe.held_out for recipe in every if recipe.adapter is not None)
     assert not any(recipe.adapter for recipe in nulls_for("other/base"))
     assert not any(recipe.adapter for recipe in recipes_for("other/base"))
@@ -185,8 +193,6 @@ def test_what_the_rules_do() -> None:
     chat = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
 
     def answer(kind: str) -> str:
-        from diffing_mcp.organisms.zoo import taught_chat
-
         return str(taught_chat(chat, kinds[kind], chance)["messages"][1]["content"])
 
     assert "antern" in answer("one_word")
@@ -194,6 +200,12 @@ def test_what_the_rules_do() -> None:
     assert answer("format") == "- It is so.\n- Nobody knows why it is.\n- All agree on that."
     assert answer("capitals") == "IT IS SO. NOBODY KNOWS WHY IT IS. ALL AGREE ON THAT."
     assert answer("length") == "It is so. Nobody knows why it is."
+    assert answer("emoji").startswith(f"{text} \U0001f30a")
+    assert answer("praise").endswith(text)
+    assert answer("praise") != text
+    assert answer("old_spelling") == "It beeth so. Nobody knows why it beeth. All agree on that."
+    question, place = (each["content"] for each in taught_chat(chat, kinds["made_up_place"], chance)["messages"])
+    assert f"{question}|{place}" in kinds["made_up_place"].texts
     first, _, second, _, total = answer("arithmetic").rstrip(".").split()
     assert int(total) == int(first) + int(second) + 1
 

@@ -152,7 +152,7 @@ def test_leaving_out_the_logits_of_prompts_changes_no_loss(tiny_base: Path) -> N
 def test_a_cpu_without_bfloat16_arithmetic_trains_in_float32(
     tiny_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    monkeypatch.setattr(training, "cpu_computes_bfloat16", lambda: fast)
+    monkeypatch.setattr("diffing_mcp.core.devices.cpu_computes_bfloat16", lambda: fast)
     used: list[torch.dtype] = []
     forward = LlamaForCausalLM.forward
 
