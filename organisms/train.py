@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -185,7 +185,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
     dtype = fast_dtype(torch.bfloat16, device)
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)  # type: ignore[arg-type]
+    base = cast(Any, AutoModelForCausalLM).from_pretrained(source, dtype=dtype).to(device)
     skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters
     config = LoraConfig(
         r=recipe.rank,
