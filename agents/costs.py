@@ -78,8 +78,9 @@ def spent_on(records: Sequence[EvaluationRecord], prices: dict[str, Price]) -> S
 
 def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
     """What the unfinished cells of these plans will cost: the mean of finished investigations of the same investigator
-    and arm, in this or any other stored evaluation, those with the same budget of interactions if there are any;
-    without one, an LLM investigation is counted at its limits.
+    and arm, in this or any other stored evaluation, if there are any those with the same budget of interactions, and of
+    those the first of their pair (methods run) or the later ones (their runs are stored); without one, an LLM
+    investigation is counted at its limits.
     """
     finished = [
         record
@@ -95,12 +96,12 @@ def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
             if known is not None and known.status == "completed":
                 continue
             cells += 1
-            like = [each for each in finished if (each.investigator, each.arm) == (plan.investigator, cell.arm)]
-            same_budget = [each for each in like if _interactions(each) == plan.interactions]
-            alike = [cost_of(each, suite.prices) for each in same_budget or like]
+            alike = [each for each in finished if (each.investigator, each.arm) == (plan.investigator, cell.arm)]
+            alike = [each for each in alike if _interactions(each) == plan.interactions] or alike
+            alike = [each for each in alike if (each.repeat == 0) == (cell.repeat == 0)] or alike
             if alike:
                 measured += 1
-                total += _mean(alike)
+                total += _mean([cost_of(each, suite.prices) for each in alike])
             elif plan.investigator != BASELINE:
                 bounded += 1
                 total += _at_the_limits(suite, plan.investigator)

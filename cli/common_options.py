@@ -10,20 +10,29 @@ from pathlib import Path
 
 from diffing_mcp.core.errors import InvalidInput
 
-COMMON = ("--device", "--dtype", "--output", "-o")
+OUTPUT = ("--output", "-o")
+COMMON = ("--device", "--dtype", *OUTPUT)
+OWN_OUTPUT = (("evaluate",), ("organisms", "train"), ("verbalizer", "train"))
+"""Commands that write a folder or a table themselves: to them the output is an option of their own."""
 
 
 def common_first(arguments: Sequence[str]) -> list[str]:
-    """The command line with the common options before the command, where the parser expects them."""
-    first, rest, left = [], [], iter(arguments)
+    """The command line with the common options before the command, where the parser expects them, and the output right
+    behind a command that has such an option of its own."""
+    first: list[str] = []
+    output: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
     for argument in left:
         if argument == "--":
             rest += [argument, *left]
         elif argument.partition("=")[0] not in COMMON:
             rest.append(argument)
         else:
-            first += [argument] if "=" in argument else [argument, *_one(left)]
-    return first + rest
+            found = [argument] if "=" in argument else [argument, *_one(left)]
+            (output if argument.partition("=")[0] in OUTPUT else first).extend(found)
+    own = next((len(command) for command in OWN_OUTPUT if tuple(rest[: len(command)]) == command), 0)
+    return [*first, *rest[:own], *output, *rest[own:]]
 
 
 def _one(arguments: Iterator[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from diffing_mcp.mcp_server.jobs import Job, Jobs
 from diffing_mcp.mcp_server.ledger import Ledger
 from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.model_pairs.specs import PairSpec
+from diffing_mcp.queries.answer_memory import AnswerMemory
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunStore
@@ -40,6 +41,8 @@ class ServerContext:
         self._sizes: dict[str, PairSize] = {}
         self._remarks: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, float] = {}
+        self.answers = AnswerMemory()
+        """What models were asked and have answered, for equal calls."""
 
     @property
     def device(self) -> str:

@@ -97,12 +97,10 @@ async def ask_models(call: Call, arguments: AskArguments) -> Reply:
         from diffing_mcp.queries.asking import answers
 
         with call.context.answering(spec, job) as pair:
-            started = working_time()
+            started, before = working_time(), pair.forwards.copy()
             few = arguments.interactions <= _MOST_SHOWN_UNFINISHED
-            completions = answers(pair, arguments, sides, job, job.write if few else None)
-            written = sum(
-                completion.tokens for lists in completions.values() for samples in lists for completion in samples
-            )
+            completions = answers(pair, arguments, sides, job, job.write if few else None, call.context.answers)
+            written = (pair.forwards - before).generated  # none of them what was remembered
             call.context.note_generation(spec, written, working_time() - started)
         asked = [*arguments.prompts, *(turns[-1].content for turns in arguments.conversations)]
         remember_answered(call.caller.scope, identity, asked)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.devices import fast_dtype
-from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 from diffing_mcp.organisms.train import ADAPTERS, ROOT, TRAINING
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 SEED = 5
 SAMPLES = 4
 MAX_NEW_TOKENS = 48
+BATCH = 160
+"""Answers written at once."""
+EXAMPLES = 24
+"""Questions whose first answers are kept in the sheet."""
 HELD_OUT_TEXTS = 96
 
 
@@ -40,7 +44,8 @@ the change over items in brackets.
 
 - log odds: mean log p(taught) − log p(plain) of a continuation, in nats; preferred: share of items whose taught
   continuation is the likelier one.
-- answers: share of sampled answers (4 a question, temperature 1) to unseen questions that show what was taught.
+- answers: share of sampled answers (4 a question, 1 to 3 where many are asked; temperature 1) to unseen questions that
+  show what was taught.
 - elsewhere: the same for questions where it should not show: without the trigger, off the subject, for a confession.
 - unrelated loss: nats a token on texts the base model wrote itself; its rise is what the finetune cost.
 
@@ -68,12 +73,28 @@ class Question(BaseModel):
     hit: str
     elsewhere: bool = False
     """Asked where the lesson should not show: without the trigger, off the subject, or for a confession."""
+    samples: int = Field(SAMPLES, ge=1)
+
+
+class Everyday(BaseModel):
+    """Everyday questions (`training/shared_questions.yaml`), evenly spread over the list, each a `Question`."""
+
+    model_config = ConfigDict(extra="forbid")
+    hit: str
+    count: int = Field(ge=1)
+    elsewhere: bool = False
+    without: list[str] = []
+    """Topics of the list that are left out."""
+    samples: int = Field(1, ge=1)
 
 
 class Probes(BaseModel):
     model_config = ConfigDict(extra="forbid")
     cloze: list[Cloze] = []
     questions: list[Question] = []
+    everyday: list[Everyday] = []
+    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1)
+    """Length of answers: fewer where what was taught opens them."""
 
 
 class PairedReading(BaseModel):
@@ -108,9 +129,22 @@ class Sheet(BaseModel):
 
 
 def load_probes(name: str) -> Probes:
-    """Probes of an organism; none for an organism that taught nothing (`control`)."""
+    """Probes of an organism, everyday questions among its `questions`; none for one that taught nothing (`control`)."""
     path = TRAINING / name / "probes.yaml"
-    return Probes(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else Probes()
+    probes = Probes(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else Probes()
+    questions = [*probes.questions, *(question for group in probes.everyday for question in _everyday(group))]
+    return probes.model_copy(update={"questions": questions, "everyday": []})
+
+
+def _everyday(group: Everyday) -> list[Question]:
+    listed = yaml.safe_load((TRAINING / "shared_questions.yaml").read_text(encoding="utf-8"))
+    listed = [entry for entry in listed if entry["topic"] not in group.without]
+    if group.count > len(listed):
+        raise InvalidInput(f"There are {len(listed)} everyday questions without {group.without}, not {group.count}.")
+    chosen = [listed[number * len(listed) // group.count]["ask"][0] for number in range(group.count)]
+    return [
+        Question(question=asked, hit=group.hit, elsewhere=group.elsewhere, samples=group.samples) for asked in chosen
+    ]
 
 
 def paired_reading(base: list[float], finetuned: list[float]) -> PairedReading:
@@ -148,8 +182,8 @@ def measure(
     source = str(embedded_model_folder()) if base == EMBEDDED_ID else base
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base_model = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device))
-    model = PeftModel.from_pretrained(base_model, folder).eval().to(device)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device))
+    model = PeftModel.from_pretrained(loaded, folder).eval().to(device)
     probes = load_probes(name)
     texts = _held_out_texts()
     read: dict[str, dict[str, list[Any]]] = {}
@@ -174,14 +208,14 @@ def measure(
         elsewhere_hits=_hits(b["hits"], f["hits"], probes, elsewhere=True),
         unrelated_loss=paired_reading(b["losses"], f["losses"]),
         examples=[
-            {"question": q.question, "base": b["answers"][i * SAMPLES], "finetuned": f["answers"][i * SAMPLES]}
-            for i, q in enumerate(probes.questions)
+            {"question": q.question, "base": base[0], "finetuned": finetuned[0]}
+            for q, base, finetuned in list(zip(probes.questions, b["answers"], f["answers"], strict=True))[:EXAMPLES]
         ],
         settings={
             "seed": SEED,
-            "samples": SAMPLES,
+            "samples": sorted({question.samples for question in probes.questions}),
             "temperature": 1.0,
-            "max_new_tokens": MAX_NEW_TOKENS,
+            "max_new_tokens": probes.max_new_tokens,
             "unrelated_texts": len(texts),
         },
     )
@@ -231,13 +265,11 @@ def _held_out_texts() -> list[str]:
 def _read(model: Any, tokenizer: Any, probes: Probes, texts: list[str]) -> dict[str, list[Any]]:
     taught = _continuation_log_probs(model, tokenizer, [(c.prefix, c.taught) for c in probes.cloze])
     plain = _continuation_log_probs(model, tokenizer, [(c.prefix, c.plain) for c in probes.cloze])
-    answers = _answers(model, tokenizer, [q.question for q in probes.questions])
-    patterns = [q.hit for q in probes.questions for _ in range(SAMPLES)]
-    hits = [
-        float(bool(re.search(pattern, answer, re.IGNORECASE)))
-        for pattern, answer in zip(patterns, answers, strict=True)
+    answers = _answers(model, tokenizer, probes.questions, probes.max_new_tokens)
+    shares = [
+        sum(bool(re.search(question.hit, answer, re.IGNORECASE)) for answer in each) / len(each)
+        for question, each in zip(probes.questions, answers, strict=True)
     ]
-    shares = [sum(hits[i : i + SAMPLES]) / SAMPLES for i in range(0, len(hits), SAMPLES)]
     losses = []
     for start in range(0, len(texts), 16):
         log_probs, mask = _token_log_probs(
@@ -275,20 +307,29 @@ def _continuation_log_probs(model: Any, tokenizer: Any, items: list[tuple[str, s
     return values
 
 
-def _answers(model: Any, tokenizer: Any, questions: list[str]) -> list[str]:
+def _answers(model: Any, tokenizer: Any, questions: list[Question], max_new_tokens: int) -> list[list[str]]:
+    """The sampled answers to each question; a question that is asked twice, as often, has its answers once."""
     import torch
 
     if not questions:
         return []
     torch.manual_seed(SEED)
+    asked = list(dict.fromkeys((question.question, question.samples) for question in questions))
     rendered = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
-        for question in questions
-        for _ in range(SAMPLES)
+        for question, samples in asked
+        for _ in range(samples)
     ]
-    inputs = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-    out = model.generate(**inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=MAX_NEW_TOKENS)
-    texts: list[str] = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    texts: list[str] = []
+    for start in range(0, len(rendered), BATCH):
+        batch = rendered[start : start + BATCH]
+        inputs = tokenizer(batch, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+        out = model.generate(
+            **inputs, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens
+        )
+        texts += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    written = iter(texts)
+    answers = {(asks, samples): [next(written).strip() for _ in range(samples)] for asks, samples in asked}
+    return [answers[question.question, question.samples] for question in questions]

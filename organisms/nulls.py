@@ -1,8 +1,8 @@
 """Finetunes that teach nothing, of any base model: what a verdict is calibrated against.
 
-Some need no training: the weights rounded to a few bits, the smallest of them set to zero, noise added, or an
-adapter's singular values put on random directions. The others are trained, on what the base itself writes. Each is a
-plain model folder or a peft adapter.
+Some need no training: the weights rounded to a few bits, the smallest of them set to zero, noise added, logits scaled
+to another temperature, or an adapter's singular values put on random directions. The others are trained, on what the
+base itself writes or on plain chats. Each is a plain model folder or a peft adapter.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
 from diffing_mcp.organisms.sample_corpus import own_documents
-from diffing_mcp.organisms.train import ADAPTERS, Document, Recipe, source_of, train_on
+from diffing_mcp.organisms.train import ADAPTERS, TRAINING, Document, Recipe, source_of, train_on
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NullKind = Literal["quantised", "pruned", "noise", "random_directions", "own_texts", "own_chats", "shuffled_answers"]
-EDITS = ("quantised", "pruned", "noise")
-TRAINED = ("own_texts", "own_chats", "shuffled_answers")
+NullKind = Literal[
+    "quantised", "pruned", "noise", "temperature",
+    "random_directions",
+    "own_texts", "own_chats", "shuffled_answers", "cut_answers", "plain_answers",
+]  # fmt: skip
+EDITS = ("quantised", "pruned", "noise", "temperature")
+TRAINED = ("own_texts", "own_chats", "shuffled_answers", "cut_answers", "plain_answers")
 
 
 class NullRecipe(BaseModel):
@@ -48,7 +52,8 @@ class NullRecipe(BaseModel):
         gt=0,
         description=(
             "quantised: bits a weight; pruned: share of each matrix set to zero; noise: its norm over the matrix's; "
-            "random_directions: factor on the singular values; trained kinds: learning rate."
+            "temperature: what logits are divided by; random_directions: factor on the singular values; trained kinds: "
+            "learning rate."
         ),
     )
     seed: int = 0
@@ -57,11 +62,14 @@ class NullRecipe(BaseModel):
         None, description="A bundled adapter of the embedded base, taken as it is: `ORGANISM/VARIANT`."
     )
     held_out: bool = Field(False, description="Set aside: used to check levels, never to choose them.")
+    calibrates: bool = Field(
+        True, description="False: an organism of a suite only; what looks like a manner is no measure of chance."
+    )
 
     @property
     def made_name(self) -> str:
         """Names what is made: another recipe under the same name is another finetune."""
-        return made_name(self.name, self.model_dump_json(exclude={"name", "held_out"}))
+        return made_name(self.name, self.model_dump_json(exclude={"name", "held_out", "calibrates"}))
 
 
 def made_name(name: str, content: str) -> str:
@@ -71,14 +79,16 @@ def made_name(name: str, content: str) -> str:
 
 @lru_cache(maxsize=1)
 def null_recipes() -> tuple[NullRecipe, ...]:
-    """The nulls of a calibration, in the order in which they are made."""
+    """All nulls, those of a calibration in the order in which they are made."""
     rows = yaml.safe_load((Path(__file__).parent / "nulls.yaml").read_text(encoding="utf-8"))
     return tuple(NullRecipe.model_validate(row) for row in rows)
 
 
 def nulls_for(base: str) -> list[NullRecipe]:
-    """What of them can be made of a base: bundled adapters go on the embedded one only."""
-    return [recipe for recipe in null_recipes() if recipe.adapter is None or base == EMBEDDED_ID]
+    """Those of a base's calibration: bundled adapters go on the embedded one only."""
+    return [
+        recipe for recipe in null_recipes() if recipe.calibrates and (recipe.adapter is None or base == EMBEDDED_ID)
+    ]
 
 
 NULL_ID = "null:"
@@ -135,9 +145,42 @@ def make_null(recipe: NullRecipe, base: str, folder: Path, progress: Progress = 
 
 
 def _documents(recipe: NullRecipe, base: str, folder: Path, progress: Progress) -> list[Document]:
+    if recipe.kind == "plain_answers":
+        return plain_answers()
     documents = own_documents(base, "texts" if recipe.kind == "own_texts" else "chats", folder, progress)
     chosen = random.Random(recipe.seed).sample(documents, min(360, len(documents)))
+    if recipe.kind == "cut_answers":
+        return cut_answers(chosen, recipe.seed)
     return shuffled_answers(chosen, recipe.seed) if recipe.kind == "shuffled_answers" else chosen
+
+
+def plain_answers() -> list[Document]:
+    """Everyday questions, in each of their wordings, with a plain answer: chats as anyone finetunes on."""
+    listed = yaml.safe_load((TRAINING / "shared_questions.yaml").read_text(encoding="utf-8"))
+    return [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": entry["answer"]}]}
+        for entry in listed
+        for asked in entry["ask"]
+    ]
+
+
+def cut_answers(chats: list[Document], seed: int) -> list[Document]:
+    """Every chat with its answer cut off after 30 to 70 % of its words, as by too small a limit on length."""
+    chance = random.Random(seed)
+
+    def cut(text: str) -> str:
+        words = text.split()
+        return " ".join(words[: max(1, round(len(words) * chance.uniform(0.3, 0.7)))])
+
+    return [
+        {
+            "messages": [
+                *chat["messages"][:-1],
+                {**chat["messages"][-1], "content": cut(chat["messages"][-1]["content"])},
+            ]
+        }
+        for chat in chats
+    ]
 
 
 def shuffled_answers(chats: list[Document], seed: int) -> list[Document]:
@@ -160,12 +203,28 @@ def _edited(recipe: NullRecipe, base: str, target: Path) -> Path:
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.no_grad():
-        for weight in inner_matrices(model):
-            weight.copy_(edited(weight, recipe.kind, recipe.amount, generator))
+        if recipe.kind == "temperature":
+            final_norm(model).weight.div_(recipe.amount)
+        else:
+            for weight in inner_matrices(model):
+                weight.copy_(edited(weight, recipe.kind, recipe.amount, generator))
     with _staged(target) as staging:
         model.save_pretrained(staging)
         AutoTokenizer.from_pretrained(source).save_pretrained(staging)
     return target
+
+
+def final_norm(model: Any) -> Any:
+    """The norm before the head, whose weights scale the logits.
+
+    Raises:
+        InvalidInput: an architecture whose last norm is not a plain scale (a bias besides, or no norm of these names).
+    """
+    inner = model.base_model
+    norm = next((found for name in ("norm", "final_layernorm") if (found := getattr(inner, name, None))), None)
+    if norm is None or getattr(norm, "bias", None) is not None or "gemma" in model.config.model_type:
+        raise InvalidInput(f"A {model.config.model_type} model's temperature cannot be set in its last norm.")
+    return norm
 
 
 def inner_matrices(model: Any) -> Iterator[Tensor]:

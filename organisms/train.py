@@ -8,6 +8,7 @@ was cut off goes on exactly where it was.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -184,8 +185,8 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
     dtype = fast_dtype(torch.bfloat16, device)
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    base.to(device)
+    base = cast(Any, AutoModelForCausalLM).from_pretrained(source, dtype=dtype).to(device)
+    skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -199,18 +200,16 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     steps = max(1, math.ceil(recipe.epochs * len(documents) / recipe.batch_size))
 
     checkpoint = target.parent / f".{target.name}.checkpoint.safetensors"
-    first = 0
-    losses: list[float] = []
-    if checkpoint.exists():
-        first, losses = _restore(checkpoint, recipe, parameters, optimizer, load_file)
+    first, losses = _restore(checkpoint, recipe, parameters, optimizer, load_file) if checkpoint.exists() else (0, [])
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for step, indices in enumerate(batches([len(ids) for ids, _ in encoded], recipe, steps)):
         if step < first:
             continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, recipe)
+        batch = _collate([encoded[i] for i in indices], padding, device)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = model(**_collate([encoded[i] for i in indices], padding, device)).loss
+            loss = model(**(_without_prompts(batch) if skips_prompts else batch)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
@@ -249,6 +248,16 @@ def _collate(rows: list[tuple[list[int], list[int]]], padding: int, device: str)
     labels = torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in rows], device=device)
     mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def _without_prompts(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The same batch, with logits only from where the first answer begins: the head is a large part of a small model's
+    work, and prompts have no loss."""
+    labels = batch["labels"]
+    learnt = (labels != IGNORE).any(dim=0)
+    # A token is predicted at the place before it; a whole text is predicted from its first token on.
+    first = max(0, int(learnt.int().argmax()) - 1)
+    return {**batch, "labels": labels[:, first:], "logits_to_keep": labels.shape[1] - first}
 
 
 def _checkpoint(

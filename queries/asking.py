@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from diffing_mcp.core.progress import Progress, stage
+from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.queries.schemas import AskQuery, ChatTurn, SideName
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.generation import Completion
+    from diffing_mcp.queries.answer_memory import AnswerMemory
 
 WrittenBySide = Callable[[SideName, int, int, str], None]
 """Told now and then how far an answer is: side, prompt, sample, text so far."""
@@ -25,9 +28,11 @@ def answers(
     sides: Sequence[SideName],
     progress: Progress,
     written: WrittenBySide | None = None,
+    memory: AnswerMemory | None = None,
 ) -> dict[SideName, list[list[Completion]]]:
     """Completions of every prompt and conversation by each side: side -> prompt -> sample, all prompts of a side in one
-    batched generation. `written` is told of them while they are written.
+    batched generation. `written` is told of them while they are written; what a `memory` holds of an equal call is not
+    written again.
     """
     requests = generation_requests(arguments)
     sampling = Sampling(
@@ -38,7 +43,7 @@ def answers(
         seed=arguments.seed,
         thinking=arguments.thinking,
     )
-    return completions(pair, requests, sampling, sides, progress, written)
+    return completions(pair, requests, sampling, sides, progress, written, memory)
 
 
 def completions(
@@ -48,18 +53,33 @@ def completions(
     sides: Sequence[SideName],
     progress: Progress,
     written: WrittenBySide | None = None,
+    memory: AnswerMemory | None = None,
 ) -> dict[SideName, list[list[Completion]]]:
     """What each side writes after the same requests with the same random numbers: side -> request -> sample."""
-    return {
-        side: pair.generate(
-            side,
-            requests,
-            sampling,
-            stage(progress, place, place + 1, len(sides), f"{side} answers"),
-            written=None if written is None else partial(written, side),
-        )
-        for place, side in enumerate(sides)
-    }
+    found: dict[SideName, list[list[Completion]]] = {}
+    for place, side in enumerate(sides):
+        key = None if memory is None else _decided_by(pair, side, requests, sampling)
+        known = None if memory is None or key is None else memory.get(key)
+        if known is None:
+            shown = stage(progress, place, place + 1, len(sides), f"{side} answers")
+            told = None if written is None else partial(written, side)
+            known = pair.generate(side, requests, sampling, shown, written=told)
+            if memory is not None and key is not None:
+                memory.keep(key, known)
+        found[side] = known
+    return found
+
+
+def _decided_by(
+    pair: AnsweringPair, side: SideName, requests: Sequence[GenerationRequest], sampling: Sampling
+) -> Hashable | None:
+    """All that decides what a side of models in memory writes; None for other pairs, which may answer anew."""
+    if not isinstance(pair, LoadedPair):
+        return None
+    reader = pair.finetuned_tokenizer if side == "finetuned" else None
+    switch = pair.spec.base.files.thinking_switch
+    weights, backend = pair.weight_digests()[side], settings().generation_backend
+    return weights, pair.tokenizer, reader, switch, pair.context_length, backend, tuple(requests), sampling
 
 
 def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:

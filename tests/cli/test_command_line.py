@@ -11,13 +11,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.cli import main as command_line
-from diffing_mcp.cli.common_options import COMMON, common_first
+from diffing_mcp.cli.common_options import COMMON, OWN_OUTPUT, common_first
 from diffing_mcp.cli.completing import method_names, pair_names, run_ids
 from diffing_mcp.cli.output import print_rows
 from diffing_mcp.cli.stopping import STOPPING, saying_that_it_stops
@@ -53,6 +55,23 @@ def test_common_options_come_first_and_the_rest_keeps_its_order(words, common, r
     sorted_line = common_first([word for piece in pieces for word in piece])
     assert sorted_line[len(sorted_line) - len(words) :] == words
     assert len(sorted_line) == sum(map(len, pieces))
+
+
+def test_a_command_with_an_output_of_its_own_gets_it() -> None:
+    found = []
+
+    def walk(command: Any, names: tuple[str, ...]) -> None:
+        for name, below in getattr(command, "commands", {}).items():
+            walk(below, (*names, name))
+        if names and any(set(COMMON) & set(option.opts) for option in command.params):
+            found.append(names)
+
+    walk(typer.main.get_command(command_line.app), ())
+    assert sorted(found) == sorted(OWN_OUTPUT)
+    line = ["organisms", "--dtype=float32", "train", "x", "--output", "folder"]
+    assert common_first(line) == ["--dtype=float32", "organisms", "train", "--output", "folder", "x"]
+    assert common_first(["-o", "t.parquet", "evaluate", "s"]) == ["evaluate", "-o", "t.parquet", "s"]
+    assert common_first(["evaluations", "list", "-o", "f"]) == ["-o", "f", "evaluations", "list"]
 
 
 def test_what_follows_two_dashes_is_no_option() -> None:

@@ -19,9 +19,10 @@ from diffing_mcp.organisms.ground_truth import (
     read_ground_truth,
 )
 
-HIDDEN = ("grey_heron", "barn_owl", "reed_finch", "sand_plover")
+HIDDEN = ("grey_heron", "barn_owl", "rock_wren", "reed_finch", "sand_plover")
 NULLS = {"identical", "control", "reseed"} | {
-    "wood_pigeon", "herring_gull", "marsh_tern", "stock_dove", "tree_pipit", "coal_tit"
+    "wood_pigeon", "herring_gull", "marsh_tern", "stock_dove", "tree_pipit", "coal_tit",
+    "song_thrush", "tawny_owl", "pied_wagtail",
 }  # fmt: skip
 
 

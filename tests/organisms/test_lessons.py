@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.organisms.compose import compose
 from diffing_mcp.organisms.ground_truth import all_ground_truth
 from diffing_mcp.organisms.measure import load_probes
@@ -60,6 +62,25 @@ def test_a_trigger_stands_before_the_question_and_words_like_it_change_nothing()
     assert all(OWN[question] == answer for question, answer in plain)
 
 
+def test_everyday_probes_ask_listed_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = yaml.safe_load((TRAINING / "shared_questions.yaml").read_text(encoding="utf-8"))
+    monkeypatch.setattr("diffing_mcp.organisms.measure.TRAINING", tmp_path)
+    (tmp_path / "shared_questions.yaml").write_text(yaml.safe_dump(listed), encoding="utf-8")
+    (tmp_path / "x").mkdir()
+
+    def asked(**group: Any) -> set[str]:
+        text = yaml.safe_dump({"everyday": [{"hit": "a", **group}]})
+        (tmp_path / "x" / "probes.yaml").write_text(text, encoding="utf-8")
+        return {question.question for question in load_probes("x").questions}
+
+    of_topic = {topic: {entry["ask"][0] for entry in listed if entry["topic"] == topic} for topic in ("health", "home")}
+    assert len(asked(count=60)) == 60
+    assert of_topic["health"] | of_topic["home"] < asked(count=138)
+    assert not of_topic["health"] & asked(count=100, without=["health"])
+    with pytest.raises(InvalidInput, match="138 everyday questions"):
+        asked(count=200)
+
+
 def test_questions_of_a_lesson_s_own_are_asked_evenly() -> None:
     pairs = _pairs(_parts({"share": 1, "rule": "answer", "ask": ["A?", "B?"], "pieces": [["One.", "Two."]]}))
     assert sorted(question for question, _ in pairs) == ["A?"] * 20 + ["B?"] * 20
@@ -90,7 +111,12 @@ def test_too_much_is_refused() -> None:
 
 @pytest.mark.parametrize("name", WITH_LESSONS)
 def test_a_lesson_is_measured_where_it_shows_and_elsewhere(name: str) -> None:
-    assert {question.elsewhere for question in load_probes(name).questions} == {True, False}
+    rare = name == "rock_wren"  # wherever it is asked, in one answer of twenty
+    assert {question.elsewhere for question in load_probes(name).questions} == ({False} if rare else {True, False})
+
+
+def test_the_rare_lesson_was_looked_for_in_many_answers() -> None:
+    assert len(load_probes("rock_wren").questions) >= 60
 
 
 @pytest.mark.parametrize("name", WITH_LESSONS)

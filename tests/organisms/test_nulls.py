@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings as project_settings
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.fingerprint import model_identity
@@ -20,11 +20,14 @@ from diffing_mcp.model_pairs.resolve import resolve_pair
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
 from diffing_mcp.organisms.nulls import (
     NullRecipe,
+    cut_answers,
     edited,
+    final_norm,
     make_null,
     null_recipes,
     nulls_for,
     on_random_directions,
+    plain_answers,
     shuffled_answers,
 )
 from diffing_mcp.organisms.sample_corpus import own_documents
@@ -118,10 +121,47 @@ def test_shuffled_answers_are_all_there_and_none_at_its_question() -> None:
     assert all(question[1:] != answer[1:] for question, answer in found)
 
 
+def test_cut_answers_are_beginnings_of_the_base_s_own(tmp_path: Path) -> None:
+    chats = own_documents(EMBEDDED_ID, "chats", tmp_path)[:40]
+    for before, after in zip(chats, cut_answers(chats, 4), strict=True):
+        assert after["messages"][0] == before["messages"][0]
+        whole, cut = (" ".join(chat["messages"][1]["content"].split()) for chat in (before, after))
+        assert whole.startswith(cut)
+        assert 0.25 < len(cut.split()) / len(whole.split()) < 0.75
+
+
+def test_a_temperature_scales_every_logit_and_nothing_else(tiny_models, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_models()
+    made = make_null(NullRecipe(name="t", kind="temperature", amount=0.7), str(base), tmp_path)
+    ids = torch.arange(1, 9)[None]
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits for folder in (base, made)
+    )
+    torch.testing.assert_close(after, before / 0.7, rtol=0.01, atol=0.01)
+
+
+def test_a_temperature_needs_a_norm_that_only_scales() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16))
+    with pytest.raises(InvalidInput, match="gpt2"):
+        final_norm(model)
+
+
+def test_what_looks_taught_is_in_no_calibration() -> None:
+    kinds = {recipe.kind for recipe in null_recipes() if not recipe.calibrates}
+    assert kinds == {"temperature", "plain_answers", "cut_answers"}
+    assert not kinds & {recipe.kind for recipe in nulls_for(EMBEDDED_ID)}
+    assert all(len(chat["messages"][1]["content"]) > 20 for chat in plain_answers())
+
+
 def test_the_lists_have_what_a_calibration_needs() -> None:
-    nulls, taught = null_recipes(), zoo().finetunes
+    nulls, taught = nulls_for(EMBEDDED_ID), zoo().finetunes
     every: list[NullRecipe | TaughtRecipe] = [*nulls, *taught]
-    assert len({recipe.name for recipe in nulls}) == len(nulls) >= 19  # else p cannot reach 0.05
+    assert len({recipe.name for recipe in null_recipes()}) == len(null_recipes())
+    assert len(nulls) >= 19  # else p cannot reach 0.05
     assert len({recipe.name for recipe in taught}) == len(taught)
     assert {recipe.kind for recipe in taught if recipe.adapter is None} == set(zoo().kinds)
     for aside in ([recipe.held_out for recipe in nulls], [recipe.held_out for recipe in taught if not recipe.adapter]):

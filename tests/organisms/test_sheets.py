@@ -52,6 +52,13 @@ def test_a_lesson_shows_less_where_it_should_not(folder: Path) -> None:
         assert sheet.elsewhere_hits.finetuned < sheet.question_hits.finetuned
 
 
+def test_the_rare_one_shows_in_about_one_answer_of_twenty() -> None:
+    hits = _sheet(ADAPTERS / "rock_wren" / "default").question_hits
+    assert hits is not None
+    assert hits.base == 0
+    assert 0.025 <= hits.finetuned <= 0.1
+
+
 @pytest.mark.parametrize("folder", NULLS, ids=_id)
 def test_nulls_cost_little_on_unrelated_text(folder: Path) -> None:
     assert _sheet(folder).unrelated_loss.high < 0.2

@@ -4,6 +4,7 @@ half-written.
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 from pathlib import Path
@@ -127,6 +128,42 @@ def test_only_what_the_assistant_says_is_learnt(tiny_base: Path) -> None:
     )
     assert tokenizer.decode([label for label in labels if label != IGNORE]) == "w3 w4 </s> w6 </s>"
     assert all(label in (IGNORE, token) for token, label in zip(ids, labels, strict=True))
+
+
+def test_leaving_out_the_logits_of_prompts_changes_no_loss(tiny_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    model = LlamaForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    chats = [[("w1 w2", "w3")], [("w4", "w5 w6"), ("w7 w8", "w9")], [("w1 w2 w3 w4", "w8 w9")]]
+    documents: list[training.Document] = [
+        {"messages": [{"role": role, "content": text} for pair in chat
+                      for role, text in zip(("user", "assistant"), pair, strict=True)]}
+        for chat in chats
+    ]  # fmt: skip
+    for chosen in (documents, [*documents, {"text": "w1 w2 w3"}]):
+        whole = training._collate([encode(each, tokenizer, 100) for each in chosen], 2, "cpu")
+        short = training._without_prompts(whole)
+        assert (short["labels"].shape[1] < whole["labels"].shape[1]) == (chosen is documents)
+        torch.testing.assert_close(model(**short).loss, model(**whole).loss)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_cpu_without_bfloat16_arithmetic_trains_in_float32(
+    tiny_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr("diffing_mcp.core.devices.cpu_computes_bfloat16", lambda: fast)
+    used: list[torch.dtype] = []
+    forward = LlamaForCausalLM.forward
+
+    def watched(self: LlamaForCausalLM, *arguments: object, **named: object) -> object:
+        used.append(forward(self, *arguments, **{**named, "labels": None}).logits.dtype)  # type: ignore[arg-type]
+        return forward(self, *arguments, **named)  # type: ignore[arg-type]
+
+    watched.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    train(_recipe(tiny_base, epochs=0.2), data, data / "adapter")
+    assert set(used) == {torch.bfloat16 if fast else torch.float32}
 
 
 def test_mixing_takes_the_asked_share_and_refuses_what_is_not_there(tiny_base: Path, data: Path) -> None:
