@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from diffing_mcp.methods.overview.plan import TEXTS_READ
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
@@ -81,7 +83,7 @@ def evaluate(
     ] = None,
     overview_samples: Annotated[
         int, typer.Option(min=1, help="Texts the baseline's method arm lets the overview read.")
-    ] = 128,
+    ] = TEXTS_READ,
     max_samples: Annotated[int, typer.Option(min=1, help="LLM investigations at a time.")] = 4,
     message_limit: Annotated[int, typer.Option(min=1, help="Messages an LLM investigator may exchange.")] = 100,
     token_limit: Annotated[int, typer.Option(min=1, help="Tokens an LLM investigator may use.")] = 500_000,

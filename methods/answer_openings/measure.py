@@ -180,11 +180,9 @@ def _probabilities_after(
         ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"][: LONGEST - 1]
         beginnings.append([str(pair.tokenizer.decode(ids[:count])) for count in range(1, len(ids) + 1)])
     asked = [(request, each) for request, several in zip(requests, beginnings, strict=True) for each in several]
-    scores = {side: iter(pair.answer_scores(side, asked)) for side in SIDES}
-    return [
-        [(each, *(math.exp(next(scores[side]).log_prob) for side in ("base", "finetuned"))) for each in several]
-        for several in beginnings
-    ]
+    base, finetuned = ([math.exp(score.log_prob) for score in pair.answer_scores(side, asked)] for side in SIDES)
+    found = iter(zip((text for _, text in asked), base, finetuned, strict=True))
+    return [[next(found) for _ in several] for several in beginnings]
 
 
 def _longest(row: OpeningRow, text: str, after: Sequence[tuple[str, float, float]]) -> OpeningRow:

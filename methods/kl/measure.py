@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -84,7 +85,8 @@ def movement(base: Tensor, finetuned: Tensor, count: int = MOVERS) -> Movement:
     return Movement(*directions)
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """A position (its index among all) or a text, with its KL(finetuned || base) and the tokens that moved there."""
 
     score: float
@@ -215,8 +217,8 @@ def summarise(accumulator: KLAccumulator, pair: LoadedPair, run: RunWriter) -> K
         run.add_array(f"positions.{key}", array)
 
     expected, special = accumulator.expected, set(getattr(pair.tokenizer, "all_special_ids", None) or ())
-    means = (each.sum(dim=0) / len(samples) for each in (expected.base, expected.finetuned))
-    overall = movement(*means, count=OVERALL)
+    base, finetuned = (each.sum(dim=0) / len(samples) for each in (expected.base, expected.finetuned))
+    overall = movement(base, finetuned, OVERALL)
     more, less = (moves(found) for found in far_changes(expected, special))
     highest = {metric: float(array.max(initial=0.0)) for metric, array in values.items()}
     noise = rounding_noise(pair, corpus) if highest["kl_finetuned_base"] or highest["kl_base_finetuned"] else 0.0

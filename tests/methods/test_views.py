@@ -19,7 +19,7 @@ from diffing_mcp.methods.views.figures import figure, log_histogram, trace
 from diffing_mcp.methods.views.pages import PageParams, PageView, SearchedPageParams, TextPageParams, TextPageView
 from diffing_mcp.methods.views.rows import containing, grouped, held, highest_first, matching, near
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"word": "Oven", "side": "base", "score": 1.0, "texts": ["hot"], "moves": [{"token": " cake"}]},
     {"word": "fridge", "side": "finetuned", "score": None, "texts": ["Cold", "icy"], "moves": []},
     {"word": "pan", "side": "base", "score": 3.5, "texts": [], "moves": [{"token": " OVEN"}]},
