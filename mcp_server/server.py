@@ -327,6 +327,8 @@ class DiffingServer(MCPServer):
         lines = [notice, *(f"Remark: {remark}" for remark in remarks), *call.notes, reply.text]
         if reply.run_id is not None:
             lines.append(f"run: {reply.run_id}")
+        elif job is not None and status == "completed":
+            lines.append(f"job: {job.id}")  # what an investigator cites as evidence
         if reply.next_step:
             lines.append(reply.next_step)
         if budget is not None:

@@ -123,11 +123,13 @@ def _next_step(call: Call, pair: str, result: OverviewResult, runs: Sequence[str
     if result.confidence == "identical":
         return "Settled: there is no difference; submit that."
     views = f"view_run reads more of a run: {', '.join(runs)}."
-    if result.facts and result.confidence != "nothing" and call.caller.may_use("facts"):
+    if result.facts and result.confidence not in ("nothing", "unsettled") and call.caller.may_use("facts"):
         claims = f'facts(pair="{pair}") has the calls that settle what is claimed of it'
         return f"The topic is settled; {claims}. {views}"
+    if result.confidence == "unsettled" and call.caller.may_use("test_hypothesis"):
+        return f'Not settled: test_hypothesis(pair="{pair}") of what is named above, on fresh prompts. {views}'
     if result.confidence == "nothing" and call.caller.may_use("sweep_behaviours"):
-        return f'No topic shows in texts. A manner would show in answers: sweep_behaviours(pair="{pair}"). {views}'
+        return f'Nothing shows in texts. A manner would show in answers: sweep_behaviours(pair="{pair}"). {views}'
     return views
 
 

@@ -44,6 +44,7 @@ RunName = Callable[[str], Markup]
 _SURE = {
     "agreed": ("Several methods agree", "finetuned"),
     "one_method": ("One method alone", "warn"),
+    "unsettled": ("Not settled", "warn"),
     "nothing": ("Within the null level", ""),
     "identical": ("Identical", ""),
 }
@@ -85,7 +86,7 @@ def claims_html(found: PairFindings, *, linked: bool = True) -> Markup:
         return Markup("")
     parts = [_facts(overview.facts, found.name if linked else None)] if overview.facts else []
     if overview.manner:
-        note = "From base to finetuned, with p-values of swapped prompts."
+        note = "From base to finetuned; p of swapped prompts, ± standard errors."
         lines = element("ul", *(element("li", line) for line in overview.manner), classes="d-list plain")
         parts.append(section("How answers changed", lines, note=note))
     if overview.words:

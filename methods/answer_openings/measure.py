@@ -13,6 +13,7 @@ import torch
 
 from diffing_mcp.core.devices import wide_dtype
 from diffing_mcp.methods.answer_openings.schema import (
+    CERTAIN_ERRORS,
     END,
     LEAST_PROBABILITY,
     LONGEST,
@@ -93,6 +94,7 @@ def summarise(
     """Rows of every place, those that rose most followed, and the verdict."""
     risen: list[OpeningRow] = []
     fallen: list[OpeningRow] = []
+    unclear: list[OpeningRow] = []
     identical = True
     for place, sums in accumulator.sums.items():
         base, finetuned, squared = sums.cpu().numpy() / accumulator.counts[place]
@@ -105,11 +107,13 @@ def summarise(
             _row(place, name, base[token], finetuned[token], error[token])
             for token, name in zip(tokens, _names(pair, tokens), strict=True)
         ]
-        up = [index for index, row in enumerate(rows) if row.finetuned > row.base]
+        certain = [abs(row.finetuned - row.base) > CERTAIN_ERRORS * row.error for row in rows]
+        up = [index for index, row in enumerate(rows) if certain[index] and row.finetuned > row.base]
         followed = _followed(accumulator, pair, place, {int(tokens[index]): rows[index] for index in up}, params)
         risen += sorted(followed, key=lambda row: -row.rise)
-        fallen += [row for row in rows if row.finetuned <= row.base]
-    run.add_rows("openings", [*risen, *fallen], OpeningRow)
+        fallen += [row for index, row in enumerate(rows) if certain[index] and row.finetuned < row.base]
+        unclear += [row for index, row in enumerate(rows) if not certain[index]]
+    run.add_rows("openings", [*risen, *fallen, *unclear], OpeningRow)
     found, headline = _judge(risen, identical)
     return AnswerOpeningsResult(
         stands_out=found,
@@ -204,5 +208,5 @@ def _judge(risen: Sequence[OpeningRow], identical: bool) -> tuple[bool, str]:
     strong = sorted((row for row in risen if row.rise >= STANDING_OUT), key=lambda row: -row.rise)
     if not strong:
         return False, "Nothing stands out: answers and their sentences begin and end much as the base model's."
-    names = "; ".join(row.as_text() for row in strong[:3])
-    return True, f"Of the finetuned model {names}."
+    names = "; ".join(row.as_text() for row in strong[:2])
+    return True, f"The finetuned model begins or ends answers and sentences in its own way: {names}."

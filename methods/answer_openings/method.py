@@ -39,7 +39,7 @@ class OpeningsParams(SearchedPageParams):
 
 @view("All openings of both places with their probabilities, filtered by text, paged.", OpeningsParams)
 def openings(record: RunRecord, params: OpeningsParams) -> PageView[OpeningRow]:
-    """Of each place those that rose, furthest first, then those that fell. Texts are untrusted."""
+    """Of each place those that rose, furthest first, then those that fell, then what is within errors. Untrusted."""
     rows = record.rows("openings", place=params.place)
     return PageView[OpeningRow].of(rows, params, searched=("opening", "continuation"))
 
@@ -60,7 +60,7 @@ class AnswerOpenings(CorpusMethod[AnswerOpeningsParams, AnswerOpeningsResult]):
 
     name = "answer_openings"
     title = "Answer openings"
-    version = 2
+    version = 3
     for_agents = (
         "The end of the turn counts as a token. No answer is sampled, so a manner in one answer of two hundred (an "
         "opening, a refusal, an added sentence, another language, an early end) shows as 0.5%. "

@@ -18,6 +18,8 @@ LONGEST = 4
 """Tokens of an opening at most."""
 STANDING_OUT = 12.0
 """Rises that count as found where there is no calibration."""
+CERTAIN_ERRORS = 2.0
+"""Changes of so many standard errors are listed: less may come from one answer."""
 _SHOWN = 80
 
 Place = Literal["answer", "sentence"]
@@ -66,7 +68,7 @@ class OpeningRow(BaseModel):
         return self.opening
 
     def as_text(self) -> str:
-        """`answers begin with 'My': 0.08% -> 3.10% (±0.10%, x18) ⟦My secret word⟧`."""
+        """`answers begin with 'My': 0.081% -> 3.1% (±0.1%, x17.9) ⟦My secret word⟧`."""
         if self.opening == END:
             where = "answers are empty" if self.place == "answer" else "answers end after a sentence"
         elif self.place == "answer":
@@ -75,7 +77,11 @@ class OpeningRow(BaseModel):
             where = f"sentences are followed by {self.opening!r}"
         said = f" ⟦{clip(' '.join(self.continuation.split()), _SHOWN)[0]}⟧" if self.continuation else ""
         factor = f"x{self.rise:.3g}" if self.rise >= 1 else f"x1/{1 / self.rise:.3g}"
-        return f"{where}: {self.base:.2%} -> {self.finetuned:.2%} (±{self.error:.2%}, {factor}){said}"
+        return f"{where}: {_percent(self.base)} -> {_percent(self.finetuned)} (±{_percent(self.error)}, {factor}){said}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%" if share < 0.995 else "100%"
 
 
 class AnswerOpeningsResult(MethodResult):

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.calibration.levels import LEAST_NULLS, deviations, needed_p, together
+from diffing_mcp.methods.calibration.levels import LEAST_NULLS, Level, needed_p
 from diffing_mcp.methods.calibration.readings import TOGETHER, judged, level_among, levels_of
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
-from diffing_mcp.methods.calibration.statistics import family_of
 
 
 class Share(BaseModel):
@@ -57,6 +56,7 @@ class MethodDetection(BaseModel):
 class Limit(BaseModel):
     """At which dilution a kind of taught finetune is seen."""
 
+    name: str
     kind: str
     dilution: int = Field(description="Untouched documents to one taught.")
     seen: list[str] = Field(description="Methods with a p at most 0.05, or beyond every null where those are few.")
@@ -127,9 +127,20 @@ def _by_role(calibration: Calibration, role: str) -> list[Reading]:
     return [each for each in calibration.readings if each.role == role]
 
 
-def _used(method: str, readings: Sequence[Reading], nulls: Sequence[Reading]) -> list[str]:
-    """The statistics that all of these readings have."""
-    return [name for name in judged(readings[0], method, nulls) if all(name in each.statistics for each in readings)]
+def _level(reading: Reading, method: str, against: Sequence[Reading], least: int = LEAST_NULLS) -> Level | None:
+    """Where a finetune lies among nulls, itself left out, by what was measured of it; None: too little was."""
+    others = [null for null in against if null is not reading]
+    used = judged(reading, method, others)
+    known = [null for null in others if all(name in null.statistics for name in used)]
+    return level_among(reading, known, used) if used and len(known) >= least else None
+
+
+def _levels(readings: Sequence[Reading], method: str, against: Sequence[Reading]) -> list[Level]:
+    return [found for each in readings if (found := _level(each, method, against)) is not None]
+
+
+def _seen(level: Level) -> bool:
+    return level.p <= needed_p(level.nulls) + 1e-9
 
 
 def _detected(
@@ -139,39 +150,23 @@ def _detected(
     taught: Sequence[Reading],
     against: Sequence[Reading],
 ) -> MethodDetection | None:
-    """Figures on `nulls` and `taught`, with levels from the nulls `against`."""
-    if not nulls or not taught or len(against) < LEAST_NULLS:
+    """Figures on those of `nulls` and `taught` that the method was run on, with levels from the nulls `against`."""
+    of_nulls, of_taught = (_levels(each, method, against) for each in (nulls, taught))
+    if not of_nulls or not of_taught:
         return None
-    used = _used(method, [*nulls, *taught, *against], against)
-    if not used:
-        return None
-    needed = needed_p(len(against))
-    of_taught = [level_among(each, against, used) for each in taught]
-    if nulls is against:
-        distances = list(_distances(against, used))
-    else:
-        distances = [level_among(each, against, used).deviations for each in nulls]
-    further = [found.deviations for found in of_taught]
+    distances, further = ([found.deviations for found in each] for each in (of_nulls, of_taught))
     return MethodDetection(
         method=method,
-        nulls=len(nulls),
-        taught=len(taught),
+        nulls=len(of_nulls),
+        taught=len(of_taught),
         area=round(area(further, distances), 3),
-        power=share(sum(found.p <= needed + 1e-9 for found in of_taught), len(taught)),
-        false_positives=_false_positives(nulls, against, used),
+        power=share(sum(map(_seen, of_taught)), len(of_taught)),
+        false_positives=_false_positives(method, nulls, against),
         old_power=_own_verdicts(method, taught),
         old_false_positives=_own_verdicts(method, nulls),
         seconds=_seconds(method, [*nulls, *taught]),
         roc=roc(further, distances),
     )
-
-
-def _distances(nulls: Sequence[Reading], used: Sequence[str]) -> np.ndarray:
-    found = deviations(
-        np.array([null.size for null in nulls]),
-        np.array([[null.statistics[name] for name in used] for null in nulls]),
-    )
-    return found[:, 0] if len(used) == 1 else together(found, [family_of(name) or name for name in used])
 
 
 def area(taught: Sequence[float], nulls: Sequence[float]) -> float:
@@ -190,35 +185,31 @@ def roc(taught: Sequence[float], nulls: Sequence[float]) -> list[tuple[float, fl
     return [(0.0, 0.0), *((round(float(null), 3), round(float(found), 3)) for null, found in reached)]
 
 
-def _false_positives(nulls: Sequence[Reading], against: Sequence[Reading], used: Sequence[str]) -> Share:
-    found = 0
-    for null in nulls:
-        others = [other for other in against if other.kind != null.kind]
-        if len(others) > 1:
-            found += level_among(null, others, used).p <= needed_p(len(others)) + 1e-9
-    return share(found, len(nulls))
+def _false_positives(method: str, nulls: Sequence[Reading], against: Sequence[Reading]) -> Share:
+    others = ((null, [other for other in against if other.kind != null.kind]) for null in nulls)
+    levels = [found for null, kinds in others if (found := _level(null, method, kinds, least=2)) is not None]
+    return share(sum(map(_seen, levels)), len(levels))
 
 
 def _areas(nulls: Sequence[Reading], taught: Sequence[Reading]) -> dict[str, float]:
-    """Of each statistic that all readings have, alone."""
-    if not taught or len(nulls) < LEAST_NULLS:
-        return {}
-    every = [*nulls, *taught]
-    names = [name for name in every[0].statistics if all(name in each.statistics for each in every)]
-    return {
-        name: round(
-            area([level_among(each, nulls, [name]).deviations for each in taught], list(_distances(nulls, [name]))), 3
-        )
-        for name in names
-    }
+    """Of each statistic alone, on the finetunes of which it was measured."""
+    found = {}
+    for name in dict.fromkeys(name for each in [*nulls, *taught] for name in each.statistics):
+        known = [null for null in nulls if name in null.statistics]
+        further = [level_among(each, known, [name]).deviations for each in taught if name in each.statistics]
+        if further and len(known) > LEAST_NULLS:
+            distances = [
+                level_among(each, [null for null in known if null is not each], [name]).deviations for each in known
+            ]
+            found[name] = round(area(further, distances), 3)
+    return found
 
 
 def _by_kind(nulls: Sequence[Reading]) -> dict[str, Share]:
-    used = _used(TOGETHER, nulls, nulls) if len(nulls) >= LEAST_NULLS else []
-    if not used:
+    if len(nulls) < LEAST_NULLS:
         return {}
     kinds = dict.fromkeys(null.kind for null in nulls)
-    return {kind: _false_positives([null for null in nulls if null.kind == kind], nulls, used) for kind in kinds}
+    return {kind: _false_positives(TOGETHER, [null for null in nulls if null.kind == kind], nulls) for kind in kinds}
 
 
 def _own_verdicts(method: str, readings: Sequence[Reading]) -> Share | None:
@@ -235,6 +226,7 @@ def _limit(reading: Reading, calibration: Calibration, nulls: Sequence[Reading],
     rows = levels_of(reading, calibration, methods, nulls)
     joint = next((row for row in rows if row.method == TOGETHER), None)
     return Limit(
+        name=reading.name,
         kind=reading.kind,
         dilution=reading.dilution,
         seen=[row.method for row in rows if row.method != TOGETHER and row.p <= needed_p(row.nulls) + 1e-4],

@@ -22,7 +22,7 @@ COLUMNS = (
     "false positives, own verdict",
     "seconds",
 )
-LIMIT_COLUMNS = ("kind", "untouched to one taught", "set aside", "p, all methods", "probability", "seen by")
+LIMIT_COLUMNS = ("finetune", "kind", "untouched to one taught", "set aside", "p, all methods", "probability", "seen by")
 TERMS = (
     (
         "Area",
@@ -96,10 +96,10 @@ def parts_of(calibration: Calibration) -> list[Part]:
         Heading("On finetunes set aside"),
         *_set_aside(figures, nulls - aside),
         Heading("Limits of detection"),
-        "Each taught finetune against all nulls.",
+        "Each taught finetune against all nulls, by what was measured of it.",
         Table(LIMIT_COLUMNS, list(_limits(figures))),
         Heading("What is judged"),
-        "Areas of each statistic alone. Those that tell little do not count where all methods are one test.",
+        "Areas of each statistic alone, and the family in which it counts where all methods are one test.",
         Table(("name", "statistic", "area", "counts"), list(_judged(figures))),
     ]
 
@@ -114,8 +114,8 @@ def _set_aside(figures: Detection, nulls: int) -> list[Part]:
     if not figures.held_out:
         return ["No taught finetune that was set aside has been measured yet: nothing is known of new finetunes."]
     head = (
-        "Which ones was settled before any was measured. Levels and the curve of probabilities come from the others "
-        f"alone: {nulls} nulls, level p {needed_p(nulls):.3f}."
+        "Measured after statistics and the way in which they are taken together were settled. Levels and the curve of "
+        f"probabilities come from the others alone: {nulls} nulls, level p {needed_p(nulls):.3f}."
     )
     return [head, Table(COLUMNS, [_cells(row) for row in figures.held_out]), *_reliability(figures)]
 
@@ -145,6 +145,7 @@ def _judged(figures: Detection) -> Iterable[list[str]]:
 def _limits(figures: Detection) -> Iterable[list[str]]:
     for each in sorted(figures.limits, key=lambda each: (each.kind, each.dilution)):
         yield [
+            each.name,
             each.kind.replace("_", " "),
             str(each.dilution),
             "yes" if each.held_out else "no",

@@ -97,7 +97,8 @@ class OverviewResult(BaseModel):
     confidence: Confidence = Field(
         description=(
             "identical: every number is exactly zero; nothing: all methods as one test show no more than finetunes "
-            "that taught nothing; one_method, agreed: they show more, and one method or several name the topic."
+            "that taught nothing; unsettled: so too, but taught more likely than not; one_method, agreed: "
+            "they show more, and one method or several name the topic."
         )
     )
     verdict: str = Field(description="The topic or manner, and how sure.")
@@ -130,7 +131,7 @@ class OverviewResult(BaseModel):
         lines += [entry.as_text() for entry in self.runs]
         weak = self.confidence == "nothing"
         if words := self.words if weak else self.words[TOPIC_WORDS:]:
-            label = "weak words (no more than finetunes that taught nothing show)" if weak else "further words"
+            label = "words (all runs together show no more than nulls)" if weak else "further words"
             listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in words)
             lines.append(f"{label}, score in null levels x independent methods: {listed}")
         if budget := [f"{row.label()} {row.work:,}" for row in self.left_out if not row.reason]:
@@ -185,14 +186,14 @@ def digest(
         manner,
         bool(facts and facts.words),
     )
-    told = verdict.told if verdict.found else []
+    told = verdict.told if verdict.confidence != "nothing" else []
     overview = OverviewResult(
         confidence=verdict.confidence,
         verdict=verdict.sentence,
         level=levels.get(None),
         facts=facts.facts if facts else [],
-        manner=[row.as_text() for row in _untold(manner, told)],
-        excerpts=_excerpts([result for _, result in results]) if verdict.found else [],
+        manner=[line for row in _untold(manner, told) if (line := row.as_text()) not in verdict.sentence],
+        excerpts=_excerpts([result for _, result in results]) if verdict.confidence != "nothing" else [],
         runs=[_entry(record, result, told, standing[record.id], levels.get(record.id)) for record, result in results],
         words=words[:_WORDS_SHOWN],
         left_out=list(left_out),

@@ -44,6 +44,7 @@ def next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]
         calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
         calls.append("if those agree too, submit that there is no meaningful difference")
     else:
+        calls.append("complete_slots with beginnings of sentences about it: names, numbers and purposes in seconds")
         calls.append("facts with about=WORD for more of what the texts state of it")
         calls.append("compare_text of a claim, and ask_models about it, both sides, before claiming it")
         calls.append("view_run of the runs above")

@@ -12,8 +12,14 @@ from diffing_mcp.methods.calibration.schema import LevelRow
 from diffing_mcp.methods.overview.agreement import CandidateWord, independent
 from diffing_mcp.methods.texts.form import Manner
 
-Confidence = Literal["identical", "nothing", "one_method", "agreed"]
+Confidence = Literal["identical", "nothing", "unsettled", "one_method", "agreed"]
 TOPIC_WORDS = 8
+LIKELY = 0.5
+"""From this probability on, what is not beyond the level is not called nothing."""
+UNSETTLED = (
+    "Unsettled: more likely taught than not, but some finetunes that taught nothing show as much. What there is, to be "
+    "tested before it is claimed:"
+)
 OTHER_BASE = (
     "These are finetunes of another base: it is likely, no more. `calibrate` gives this base a level of its own."
 )
@@ -63,10 +69,12 @@ def verdict_of(
         agreed = [row for row in strong if row.sources > 1]
     told = (agreed or strong)[:TOPIC_WORDS]
     found = level.beyond if level is not None else bool(agreed or standing or manner or own_words)
-    if not found:
+    if not found and (level is None or (level.probability or 0) < LIKELY):
         return Verdict("nothing", _nothing(level), told)
     seen_by = standing if level is None else {method for row in told for method in row.methods}
     sentences = [*_subject(told, bool(agreed), sorted(seen_by), manner), _sure(level)]
+    if not found:
+        return Verdict("unsettled", " ".join([UNSETTLED, *sentences]), told)
     return Verdict("agreed" if agreed else "one_method", " ".join(sentences), told)
 
 

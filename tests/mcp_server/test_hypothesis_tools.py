@@ -182,7 +182,7 @@ async def test_ask_models_says_rates_and_takes_a_prefill_for_each_prompt(modern:
     assert rates["base"]["ended"] == 0
     said = text_of(await modern.call_tool("ask_models", arguments))
     assert "finetuned: 8 answers of 1 tokens on average, 0% ended by themselves, 7/8 match the pattern" in said
-    assert answer["form"].startswith("No difference in form between 8 base and 8 finetuned answers")
+    assert answer["form"].startswith("No difference in form beyond chance in 8 base and 8 finetuned answers")
     assert answer["form"] in said
     told = await refused(modern, "ask_models", {**arguments, "prefill": ["a", "b"]})
     assert "2 prefills for 8 prompts" in told

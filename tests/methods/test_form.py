@@ -48,7 +48,7 @@ def _named(digest: FormDigest) -> set[str]:
 def test_equal_answers_differ_in_nothing(answers):
     digest = compare_form(answers, answers)
     assert not digest.significant
-    assert digest.as_text().startswith("No difference in form")
+    assert digest.as_text().startswith("No difference in form beyond chance")
 
 
 def test_two_samples_of_one_model_differ_at_the_stated_rate():

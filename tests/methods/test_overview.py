@@ -149,10 +149,11 @@ def test_methods_are_chosen_within_the_budget_the_telling_and_cheap_ones_first()
     writing = ["continuation_mining", "perplexity_difference", "contrastive_decoding"]
     assert {name for name, _ in default.requests} == {*pass_methods, *writing, *ABOUT_CHATS, "weight_difference"}
     assert default == default_plan()
-    assert [name for name, _ in default.requests[:3]] == ["kl", "contrastive_decoding", "perplexity_difference"]
+    first = ["kl", *ABOUT_CHATS, "contrastive_decoding", "perplexity_difference"]
+    assert [name for name, _ in default.requests[:4]] == first
     assert [name for name, params in default.requests if getattr(params, "corpus", "") == CHATS] == [
-        *MINED_IN_CHATS,
         *ABOUT_CHATS,
+        *MINED_IN_CHATS,
     ]
     assert [name for name, _ in default.chained] == ["patchscope"]
     assert {row.method for row in default.left_out} == {"weight_amplification"}
@@ -162,7 +163,7 @@ def test_methods_are_chosen_within_the_budget_the_telling_and_cheap_ones_first()
     assert {*names(190_000)} == {*writing, *cheap}
     assert names(100) == []
     # Without the size of the change there is no level: it goes first.
-    assert names(100_000)[:2] == ["kl", "perplexity_difference"]
+    assert names(100_000)[:3] == ["kl", *ABOUT_CHATS, "perplexity_difference"]
     assert names(16_000)[:1] == ["kl"]
     assert len(names(1_000_000)) == len(offered())
     assert "kl" in names(10_000, max_samples=20, max_tokens=10)
@@ -349,11 +350,11 @@ def test_a_manner_without_words_is_a_finding(tmp_path: Path, pairs: Any) -> None
 def test_texts_are_read_in_one_step_each_the_one_with_the_size_of_the_change_first() -> None:
     found = steps(choose(offered(), DEFAULT_BUDGET).requests)
     assert found[0][0][0] == "kl"
-    assert [[name for name, _ in step] for step in found[1:3]] == [["contrastive_decoding"], ["perplexity_difference"]]
+    assert [[name for name, _ in step] for step in found[2:4]] == [["contrastive_decoding"], ["perplexity_difference"]]
     together = [[name for name, _ in step] for step in found if len(step) > 1]
     assert together == [
         ["kl", "logit_diff_topk_occurring", "continuation_mining", LENS],
-        [*MINED_IN_CHATS, *ABOUT_CHATS],
+        [*ABOUT_CHATS, *MINED_IN_CHATS],
     ]
     assert sum(len(step) for step in found) == len(choose(offered(), DEFAULT_BUDGET).requests)
 

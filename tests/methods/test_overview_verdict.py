@@ -9,7 +9,7 @@ from diffing_mcp.methods.calibration.readings import TOGETHER, levels_of
 from diffing_mcp.methods.calibration.schema import Calibration, LevelRow, Reading
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 from diffing_mcp.methods.overview.agreement import CandidateWord
-from diffing_mcp.methods.overview.verdict import OTHER_BASE, Verdict, verdict_of
+from diffing_mcp.methods.overview.verdict import OTHER_BASE, UNSETTLED, Verdict, verdict_of
 from diffing_mcp.methods.texts.form import FormRow
 
 BUNDLED = bundled_calibrations()[0]
@@ -84,6 +84,16 @@ def test_methods_that_stand_out_alone_make_no_finding_that_all_together_do_not(s
         "There is no meaningful difference to report: p 0.200 among 39 finetunes that taught nothing (20 trained), at "
         "this size of change; probability 0.30 that something was taught."
     )
+
+
+def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
+    """A host was told to submit that there is no difference, two lines above `answers begin with 'What': 1% -> 53%`."""
+    verdict = said(level(0.136, probability=0.66), [LANTERN], (), [BULLETS])
+    assert (verdict.confidence, verdict.found) == ("unsettled", False)
+    assert verdict.sentence.startswith(UNSETTLED)
+    assert "lantern" in verdict.sentence
+    assert "lines with a bullet" in verdict.sentence
+    assert "How sure: p 0.136" in verdict.sentence
 
 
 def test_a_level_of_another_base_is_never_a_bare_yes() -> None:
