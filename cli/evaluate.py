@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from diffing_mcp.methods.overview.plan import TEXTS_READ
-
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
@@ -82,8 +80,12 @@ def evaluate(
         ),
     ] = None,
     overview_samples: Annotated[
-        int, typer.Option(min=1, help="Texts the baseline's method arm lets the overview read.")
-    ] = TEXTS_READ,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Texts that the baseline's overview reads. Default: what levels are calibrated on.",
+        ),
+    ] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="LLM investigations at a time.")] = 4,
     message_limit: Annotated[int, typer.Option(min=1, help="Messages an LLM investigator may exchange.")] = 100,
     token_limit: Annotated[int, typer.Option(min=1, help="Tokens an LLM investigator may use.")] = 500_000,
@@ -125,7 +127,8 @@ def evaluate(
             "interactions": interactions,
             "seed": seed,
         }
-        settings_of_baseline = {"overview_samples": overview_samples} if investigator == BASELINE else {}
+        chosen = overview_samples is not None and investigator == BASELINE
+        settings_of_baseline = {"overview_samples": overview_samples} if chosen else {}
         plans = [EvaluationPlan(id=identifier or plan_identifier(wanted | settings_of_baseline), **wanted)]
         limits = Limits(
             message_limit=message_limit, token_limit=token_limit, time_limit=time_limit, max_samples=max_samples
@@ -169,7 +172,7 @@ def _investigate(
     plans: Sequence[EvaluationPlan],
     suite: SuiteFile,
     url: str | None,
-    overview_samples: int,
+    overview_samples: int | None,
     investigator_url: str | None,
     grader_url: str | None,
 ) -> list[tuple[EvaluationPlan, list[EvaluationRecord]]]:
@@ -203,7 +206,7 @@ def _investigate(
                 folder,
                 Grading(grader=plan.grader, grader_url=grader_url, repeats=suite.grader_repeats),
                 url or "",
-                BaselineOptions(overview={"max_samples": overview_samples}),
+                BaselineOptions(overview={} if overview_samples is None else {"max_samples": overview_samples}),
                 report=lambda finished, total, record: note(progress_line(finished, total, record)),
                 may_go_on=may_go_on,
                 investigator_url=investigator_url,

@@ -255,7 +255,7 @@ def test_an_identical_pair_gives_nothing(
     with pytest.raises(InvalidInput, match="no latents"):
         get_method(name).views["latents"].run(record, LatentsParams())
     for figure in get_method(name).figures:
-        assert figure.build(record)["data"] == []
+        assert not any(len(series["x"]) for series in figure.build(record)["data"])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,15 +29,15 @@ def test_one_base_answers_once_for_two_finetunes(tiny_models: Callable[..., Path
         with pairs.use(make_pair(base, finetuned, name=f"pair {place}")) as pair:
             anew.append(answers(pair, query(), SIDES, silent))
             before = pair.forwards.copy()
-            written.append(answers(pair, query(), SIDES, silent, memory))
+            written.append(answers(pair, query(), SIDES, silent, memory=memory))
             generated.append((pair.forwards - before).generated)
             if place == 1:
                 before = pair.forwards.copy()
-                assert answers(pair, query(), SIDES, silent, memory) == written[-1]
+                assert answers(pair, query(), SIDES, silent, memory=memory) == written[-1]
                 assert (pair.forwards - before).passes == 0
                 for other in (query(seed=4), query(temperature=0), query(prompts=["two roads", "one river"])):
                     before = pair.forwards.copy()
-                    answers(pair, other, ("base",), silent, memory)
+                    answers(pair, other, ("base",), silent, memory=memory)
                     assert (pair.forwards - before).passes > 0
     assert written == anew
     assert written[0]["finetuned"] != written[1]["finetuned"]
