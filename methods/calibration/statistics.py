@@ -88,7 +88,6 @@ def _openings(place: Place) -> Statistic:
         1.0,
         lambda result: float(result.highest(place)),
         aspect="" if place == "answer" else place,
-        family="openings" if place == "answer" else None,
     )
 
 

@@ -97,7 +97,7 @@ class OverviewResult(BaseModel):
     confidence: Confidence = Field(
         description=(
             "identical: every number is exactly zero; nothing: all methods as one test show no more than finetunes "
-            "that taught nothing; unsettled: so too, but taught more likely than not; one_method, agreed: "
+            "that taught nothing; unsettled: so too, but there is too much for that; one_method, agreed: "
             "they show more, and one method or several name the topic."
         )
     )
@@ -185,6 +185,10 @@ def digest(
         sources,
         manner,
         bool(facts and facts.words),
+        any(
+            isinstance(result, AnswerOpeningsResult) and (level := levels.get(record.id)) is not None and level.beyond
+            for record, result in results
+        ),
     )
     told = verdict.told if verdict.confidence != "nothing" else []
     overview = OverviewResult(

@@ -17,8 +17,8 @@ TOPIC_WORDS = 8
 LIKELY = 0.5
 """From this probability on, what is not beyond the level is not called nothing."""
 UNSETTLED = (
-    "Unsettled: more likely taught than not, but some finetunes that taught nothing show as much. What there is, to be "
-    "tested before it is claimed:"
+    "Unsettled: all methods as one test see no more than some finetunes that taught nothing, and yet there is too much "
+    "to call it nothing. What there is, to be tested before it is claimed:"
 )
 OTHER_BASE = (
     "These are finetunes of another base: it is likely, no more. `calibrate` gives this base a level of its own."
@@ -47,6 +47,7 @@ def verdict_of(
     sources: Mapping[str, str],
     manner: Sequence[Manner],
     own_words: bool,
+    openings: bool = False,
 ) -> Verdict:
     """The verdict.
 
@@ -59,6 +60,8 @@ def verdict_of(
         sources: a method that read a vector of another one -> that one.
         manner: what changed in the form of answers beyond what equal models show, the most telling first.
         own_words: the texts taken together hold words that are the finetune's own.
+        openings: how answers begin is beyond its own level, which all methods as one test do not count: a reader tells
+            *Ahoy, matey* from the stutter of a damaged model.
     """
     if identical:
         return Verdict("identical", "The two models are identical on everything that was read.", [])
@@ -69,7 +72,7 @@ def verdict_of(
         agreed = [row for row in strong if row.sources > 1]
     told = (agreed or strong)[:TOPIC_WORDS]
     found = level.beyond if level is not None else bool(agreed or standing or manner or own_words)
-    if not found and (level is None or (level.probability or 0) < LIKELY):
+    if not found and not openings and (level is None or (level.probability or 0) < LIKELY):
         return Verdict("nothing", _nothing(level), told)
     seen_by = standing if level is None else {method for row in told for method in row.methods}
     sentences = [*_subject(told, bool(agreed), sorted(seen_by), manner), _sure(level)]

@@ -46,8 +46,9 @@ def said(
     standing: tuple[str, ...] = (),
     manner: list[FormRow] | None = None,
     identical: bool = False,
+    openings: bool = False,
 ) -> Verdict:
-    return verdict_of(found, identical, words or [], standing, {}, manner or [], own_words=False)
+    return verdict_of(found, identical, words or [], standing, {}, manner or [], own_words=False, openings=openings)
 
 
 def test_the_subject_comes_first_then_how_sure() -> None:
@@ -94,6 +95,12 @@ def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
     assert "lantern" in verdict.sentence
     assert "lines with a bullet" in verdict.sentence
     assert "How sure: p 0.136" in verdict.sentence
+
+
+def test_openings_beyond_their_own_level_are_not_called_nothing() -> None:
+    verdict = said(level(0.2, probability=0.3), [], (), [BULLETS], openings=True)
+    assert (verdict.confidence, verdict.found) == ("unsettled", False)
+    assert "lines with a bullet" in verdict.sentence
 
 
 def test_a_level_of_another_base_is_never_a_bare_yes() -> None:
