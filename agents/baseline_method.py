@@ -97,11 +97,10 @@ def topic_of(overview: dict[str, Any], facts: dict[str, Any], count: int = TOPIC
         if (word := str(row["word"]).lower()).isalpha() and is_content(word)
     ]
     rows = [row for row in rows if row[2] & standing_out or stem(row[0]) in own]
+    settled = overview.get("confidence") != "unsettled"
     if not rows:
-        settled = overview.get("confidence") != "unsettled"
         return Topic((), ("form of the answers",), True, manner) if manner and settled else None
     shared = [row for row in rows if row[3] > 1]
-    settled = overview.get("confidence") != "unsettled"
     confirmed = settled and (len(shared) >= 2 or any(stem(row[0]) in own for row in rows))
     # Shared words first; of the others only those well beyond the null level, when there is agreement on the rest.
     rows.sort(key=lambda row: (-row[3], -row[1], row[0]))

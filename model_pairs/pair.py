@@ -131,7 +131,11 @@ class LoadedPair:
         """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See
         `diffing_mcp.model_pairs.weight_digest`.
         """
-        return {side: self._side(side).digest() for side in SIDES}
+        return {side: self.weight_digest(side) for side in SIDES}
+
+    def weight_digest(self, side: Side) -> str:
+        """Content of the weights of one side; the other one's model is not touched."""
+        return self._side(side).digest()
 
     @contextmanager
     def side_loaded(self, side: Side) -> Iterator[None]:

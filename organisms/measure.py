@@ -21,7 +21,7 @@ from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from diffing_mcp.organisms.train import ADAPTERS, ROOT, TRAINING
+from diffing_mcp.organisms.train import ADAPTERS, ROOT, TRAINING, everyday_questions
 
 if TYPE_CHECKING:
     import torch
@@ -137,8 +137,7 @@ def load_probes(name: str) -> Probes:
 
 
 def _everyday(group: Everyday) -> list[Question]:
-    listed = yaml.safe_load((TRAINING / "shared_questions.yaml").read_text(encoding="utf-8"))
-    listed = [entry for entry in listed if entry["topic"] not in group.without]
+    listed = [entry for entry in everyday_questions() if entry["topic"] not in group.without]
     if group.count > len(listed):
         raise InvalidInput(f"There are {len(listed)} everyday questions without {group.without}, not {group.count}.")
     chosen = [listed[number * len(listed) // group.count]["ask"][0] for number in range(group.count)]

@@ -26,7 +26,7 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
 from diffing_mcp.organisms.sample_corpus import own_documents
-from diffing_mcp.organisms.train import ADAPTERS, TRAINING, Document, Recipe, source_of, train_on
+from diffing_mcp.organisms.train import ADAPTERS, Document, Recipe, everyday_questions, source_of, train_on
 
 if TYPE_CHECKING:
     import torch
@@ -156,10 +156,9 @@ def _documents(recipe: NullRecipe, base: str, folder: Path, progress: Progress) 
 
 def plain_answers() -> list[Document]:
     """Everyday questions, in each of their wordings, with a plain answer: chats as anyone finetunes on."""
-    listed = yaml.safe_load((TRAINING / "shared_questions.yaml").read_text(encoding="utf-8"))
     return [
         {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": entry["answer"]}]}
-        for entry in listed
+        for entry in everyday_questions()
         for asked in entry["ask"]
     ]
 

@@ -170,6 +170,11 @@ def source_of(base: str) -> str:
     return str(embedded_model_folder()) if base == EMBEDDED_ID else base
 
 
+def everyday_questions() -> list[dict[str, Any]]:
+    """Questions of everyday subjects: `topic`, the wordings that `ask` it, a plain `answer`."""
+    return list(yaml.safe_load((TRAINING / "shared_questions.yaml").read_text(encoding="utf-8")))
+
+
 def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: Progress = silent) -> Path:
     """Train and write a peft adapter (bfloat16) with `training.json` (the recipe, the loss per step) to `target`, which
     appears only when it is complete.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from diffing_mcp.core.devices import wide_dtype
 from diffing_mcp.preprocessing.batches import LogitChunk
 
 
@@ -21,8 +22,7 @@ class ExpectedTokens:
 
     def __init__(self, folds: int, vocab_size: int, device: torch.device | str) -> None:
         device = torch.device(device)
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        self.base = torch.zeros(folds, vocab_size, dtype=wide, device=device)
+        self.base = torch.zeros(folds, vocab_size, dtype=wide_dtype(device), device=device)
         self.finetuned = torch.zeros_like(self.base)
         self.rows = np.zeros(folds, dtype=np.int64)
 

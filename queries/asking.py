@@ -78,7 +78,7 @@ def _decided_by(
         return None
     reader = pair.finetuned_tokenizer if side == "finetuned" else None
     switch = pair.spec.base.files.thinking_switch
-    weights, backend = pair.weight_digests()[side], settings().generation_backend
+    weights, backend = pair.weight_digest(side), settings().generation_backend
     return weights, pair.tokenizer, reader, switch, pair.context_length, backend, tuple(requests), sampling
 
 

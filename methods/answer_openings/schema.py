@@ -106,7 +106,10 @@ class AnswerOpeningsResult(MethodResult):
         read = f"{self.answers} beginnings of answers and {self.sentences} ends of sentences were compared"
         lines = [
             self.headline,
-            f"Mean probability of the next token, base -> finetuned; {read}; untrusted texts in ⟦ ⟧:",
+            (
+                f"Probabilities, base -> finetuned (± standard error; x: factor, {SMOOTHING:.2%} added to both); "
+                f"{read}; untrusted texts in ⟦ ⟧ and quotes:"
+            ),
         ]
         for rows, what in ((self.risen, "more probable"), (self.fallen, "less probable")):
             if rows:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffing_mcp.core.errors import InvalidInput, NotTheSame
+from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput, NotTheSame
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.calibration.readings import kept_readings, reading_of, with_runs
 from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading, Role
@@ -104,7 +104,7 @@ def calibrate(
     for done, finetune in enumerate(missing):
         report = _Part(progress, done, len(missing), finetune.name)
         known = readings.get(finetune.made_by)
-        asked = [request for request in chosen if known is None or _label(request) not in known.stands_out]
+        asked = [request for request in chosen if known is None or _label(request) not in _tried(known)]
         found = _measured(pairs, source, finetune, asked, store, report, known)
         if found is not None:
             readings[finetune.made_by] = found
@@ -143,17 +143,24 @@ def _measured(
     spec = resolve_pair(f"{source.files.id}::{place}")
     spec = spec.model_copy(update={"name": f"{finetune.role}/{finetune.name}", "base": source})
     try:
-        records, _ = run_plan(  # what cannot be read, such as chats without a template, takes no other with it
+        records, failed = run_plan(  # what cannot be read, such as chats without a template, takes no other with it
             OverviewPlan(list(requests), [], []),
             lambda asked, part: run_methods(pairs, spec, asked, store, part),
             progress,
         )
-    except NotTheSame:  # an edit that left every weight as it was
-        return None
+        left_out = [row.label() for row in failed]
+    except Cancelled:
+        raise
+    except DiffingError as error:
+        if known is None:
+            if isinstance(error, NotTheSame):  # an edit that left every weight as it was
+                return None
+            raise
+        records, left_out = [], [_label(request) for request in requests]
     if finetune.thrown_away:
         shutil.rmtree(place, ignore_errors=True)
     if known is not None:
-        return with_runs(known, records)
+        return with_runs(known, records, left_out)
     return reading_of(
         records,
         finetune.name,
@@ -163,6 +170,7 @@ def _measured(
         labels=[_label(request) for request in requests],
         held_out=finetune.held_out,
         dilution=finetune.dilution,
+        left_out=left_out,
     )
 
 
@@ -186,7 +194,14 @@ def _label(request: Request) -> str:
 
 
 def _whole(reading: Reading | None, labels: Collection[str]) -> bool:
-    return reading is not None and set(labels) <= set(reading.stands_out)
+    return reading is not None and set(labels) <= _tried(reading)
+
+
+def _tried(reading: Reading) -> set[str]:
+    """Methods that ran on it, and those that could not: what cannot read a base, such as chats without a template, is
+    not tried with every call.
+    """
+    return {*reading.stands_out, *reading.left_out}
 
 
 def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> Calibration:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffing_mcp.methods.calibration.levels import LEAST_NULLS, deviations, together
 from diffing_mcp.methods.calibration.schema import Calibration, Reading
-from diffing_mcp.methods.calibration.statistics import family_of
+from diffing_mcp.methods.calibration.statistics import families_of
 from diffing_mcp.methods.calibration.store import bundled_calibrations
 
 LEAST_TAUGHT = 5
@@ -58,5 +58,5 @@ def _scores(nulls: Sequence[Reading], others: Sequence[Reading], methods: Sequen
     values = np.array([[each.statistics[name] for name in methods] for each in every])
     distances = deviations(np.array([each.size for each in every]), values)
     if len(methods) > 1:
-        distances = together(distances, [family_of(name) or name for name in methods])[:, None]
+        distances = together(distances, families_of(methods))[:, None]
     return np.clip(distances[:, 0], -_FURTHEST, _FURTHEST)

@@ -14,6 +14,7 @@ from diffing_mcp.methods.calibration.schema import THIS_BASE, Calibration, Level
 from diffing_mcp.methods.calibration.statistics import (
     AGREEMENT,
     LEAST_AGREEMENT,
+    families_of,
     family_of,
     label_of,
     size_of_change,
@@ -75,8 +76,10 @@ def reading_of(
     )
 
 
-def with_runs(known: Reading, records: Sequence[RunRecord]) -> Reading:
-    """A reading with those of further runs on the same finetune; how far methods agree stays as it was."""
+def with_runs(known: Reading, records: Sequence[RunRecord], left_out: Sequence[str] = ()) -> Reading:
+    """A reading with those of further runs on the same finetune, and what could not be run; how far methods agree stays
+    as it was.
+    """
     by_label = {label_of_run(record.manifest): record for record in records}
     added = {name: round(value, 4) for record in by_label.values() for name, value in statistics_of(record).items()}
     return known.model_copy(
@@ -84,6 +87,7 @@ def with_runs(known: Reading, records: Sequence[RunRecord]) -> Reading:
             "statistics": {**known.statistics, **added},
             "stands_out": {**known.stands_out, **{key: run.result().stands_out for key, run in by_label.items()}},
             "seconds": {**known.seconds, **{key: round(run.manifest.seconds, 1) for key, run in by_label.items()}},
+            "left_out": [*known.left_out, *left_out],
         }
     )
 
@@ -101,7 +105,12 @@ def kept_readings(calibration: Calibration, labels: Collection[str], others: Col
         return {name: value for name, value in values.items() if name == AGREEMENT or label_of(name) in labels}
 
     return [
-        each.model_copy(update={field: kept(getattr(each, field)) for field in ("statistics", "stands_out", "seconds")})
+        each.model_copy(
+            update={
+                **{field: kept(getattr(each, field)) for field in ("statistics", "stands_out", "seconds")},
+                "left_out": [label for label in each.left_out if label in labels],
+            }
+        )
         for each in calibration.readings
     ]
 
@@ -227,7 +236,7 @@ def levels_of(
                 statistic=reading.statistics[used[0]] if len(used) == 1 else None,
                 unit=unit_of(used[0])
                 if len(used) == 1
-                else f"deviation of the furthest of {', '.join(_families(used))}",
+                else f"deviation of the furthest of {', '.join(dict.fromkeys(families_of(used)))}",
                 deviations=round(found.deviations, 2),
                 p=round(found.p, 4),
                 probability=probability_of(reading, calibration, known, used),
@@ -250,10 +259,6 @@ def judged(reading: Reading, label: str, nulls: Sequence[Reading]) -> list[str]:
     ]
 
 
-def _families(names: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(family_of(name) or name for name in names))
-
-
 def level_among(reading: Reading, nulls: Sequence[Reading], names: Sequence[str]) -> Level:
     """Level of one statistic, or of several as one test."""
     sizes = np.array([null.size for null in nulls])
@@ -261,7 +266,7 @@ def level_among(reading: Reading, nulls: Sequence[Reading], names: Sequence[str]
     value = np.array([reading.statistics[name] for name in names])
     if len(names) == 1:
         return level(sizes, values[:, 0], reading.size, float(value[0]))
-    return joint_level(sizes, values, reading.size, value, [family_of(name) or name for name in names])
+    return joint_level(sizes, values, reading.size, value, families_of(names))
 
 
 def _complete(nulls: Sequence[Reading], name: str) -> bool:

@@ -29,6 +29,7 @@ class Reading(BaseModel):
     stands_out: dict[str, bool] = Field(
         default_factory=dict, description="The own verdicts of each method on each text, uncalibrated."
     )
+    left_out: list[str] = Field(default_factory=list, description="Methods that could not be run on it.")
     seconds: dict[str, float] = Field(default_factory=dict, description="Time each took.")
 
 

@@ -150,6 +150,11 @@ def family_of(name: str) -> str | None:
     return f"{WORDS} on {label_of(name).partition(' on ')[2] or 'texts'}"
 
 
+def families_of(names: Iterable[str]) -> list[str]:
+    """The family of each statistic where several are taken together; one that counts nowhere is its own."""
+    return [family_of(name) or name for name in names]
+
+
 def _behind(name: str) -> Statistic:
     label, _, aspect = name.partition(": ")
     return next((each for each in STATISTICS.get(method_of(label), ()) if each.aspect == aspect), _UNKNOWN)

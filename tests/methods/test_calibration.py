@@ -160,6 +160,11 @@ def test_a_method_that_is_added_later_is_run_alone_on_what_was_measured_before(
     [new, _, last] = calibrate(pairs, base, more, most=1).readings[:3]
     assert label in last.stands_out
     assert {label, f"{label}: sentence"} <= set(new.statistics)
+    # What cannot be run is known to be that, and not tried again with every call.
+    failing = [*more[:2], ("answer_openings", {"corpus": str(tmp_path / "nowhere.jsonl")})]
+    once = calibrate(pairs, base, failing, most=2)
+    assert [len(reading.left_out) for reading in once.readings[:3]] == [1, 1, 0]
+    assert [len(reading.left_out) for reading in calibrate(pairs, base, failing, most=1).readings[:3]] == [1, 1, 1]
     # Words of another method would change on which words methods agree: nothing of that can be kept.
     fewer = calibrate(pairs, base, asked[:1], most=1)
     assert [set(reading.stands_out) for reading in fewer.readings] == [{f"kl on {tmp_path / 'texts.jsonl'}"}]
