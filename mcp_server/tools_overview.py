@@ -29,6 +29,7 @@ from diffing_mcp.methods.overview.plan import (
     later_requests,
     named,
     pending_vector,
+    read_by_default,
     run_plan,
     with_chats,
 )
@@ -168,7 +169,7 @@ def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
 
     def params_of(name: str) -> BaseModel:
         # The corpus fields belong together: a method that merely has a seed of its own keeps its default.
-        corpus = {"max_samples": TEXTS_READ, **given} if "corpus" in known[name].Params.model_fields else {}
+        corpus = {**read, **given} if (read := read_by_default(name)) else {}
         params = known[name].Params.model_validate({**corpus, **pending_vector(name)})
         check_corpus(call, params)
         return params

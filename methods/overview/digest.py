@@ -97,8 +97,8 @@ class OverviewResult(BaseModel):
     confidence: Confidence = Field(
         description=(
             "identical: every number is exactly zero; nothing: all methods as one test show no more than finetunes "
-            "that taught nothing; unsettled: so too, but there is too much for that; one_method, agreed: "
-            "they show more, and one method or several name the topic."
+            "that taught nothing; unsettled: so too, but more likely taught than not, or how answers begin is "
+            "beyond its own level; one_method, agreed: they show more, and one method or several name the topic."
         )
     )
     verdict: str = Field(description="The topic or manner, and how sure.")

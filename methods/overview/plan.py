@@ -128,9 +128,13 @@ def default_plan() -> OverviewPlan:
 
 def by_default(name: str) -> Request:
     """A method with the parameters of an overview."""
-    params = get_method(name).Params
-    corpus = {"max_samples": TEXTS_READ} if "corpus" in params.model_fields else {}
-    return name, params.model_validate({**corpus, **pending_vector(name)})
+    return name, get_method(name).Params.model_validate({**read_by_default(name), **pending_vector(name)})
+
+
+def read_by_default(name: str) -> dict[str, Any]:
+    """How many documents an overview has a method read, as its parameters; empty for one that reads none."""
+    corpus = get_method(name).Params.model_fields.get("corpus")
+    return {} if corpus is None else {"max_samples": CHATS_READ if corpus.default == CHATS else TEXTS_READ}
 
 
 def with_chats(requests: Sequence[Request]) -> list[Request]:

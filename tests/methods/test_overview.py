@@ -16,16 +16,19 @@ from diffing_mcp.methods.overview.agreement import candidate_words
 from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest
 from diffing_mcp.methods.overview.plan import (
     CHATS,
+    CHATS_READ,
     DEFAULT_BUDGET,
     LENS,
     MINED_IN_CHATS,
     TEXTS_READ,
+    by_default,
     choose,
     default_plan,
     label_of_run,
     labelled,
     named,
     pending_vector,
+    read_by_default,
     run_plan,
     steps,
     with_chats,
@@ -373,3 +376,12 @@ def test_a_text_that_cannot_be_read_takes_no_other_with_it(
     text = digest(records, left_out=left_out, pair="planted").as_text()
     assert f"could not run logit_diff_topk_occurring on {CHATS}: " in text
     assert f"logit_diff_topk_occurring on {corpus['corpus']} [" in text
+
+
+def test_a_method_of_chats_reads_as_many_of_them_as_its_nulls_did() -> None:
+    """Also where it is asked for by its name, beside no text."""
+    assert read_by_default("answer_openings") == {"max_samples": CHATS_READ}
+    assert read_by_default("kl") == {"max_samples": TEXTS_READ}
+    assert read_by_default("weight_difference") == {}
+    [request] = [request for request in default_plan().requests if request[0] == "answer_openings"]
+    assert by_default("answer_openings") == request
