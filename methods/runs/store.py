@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -130,8 +131,10 @@ def _other(now: Any, before: Any) -> bool:
     return bool(now != before)
 
 
-_active: set[Path] = set()
-"""Staging folders that this process is writing."""
+_active: set[str] = set()
+"""Names of the staging folders that this process is writing: one folder has many paths, and its name is drawn once."""
+_naming = threading.Lock()
+"""Held from before such a folder is there until its name is in `_active`."""
 
 
 class RunStore:
@@ -148,7 +151,9 @@ class RunStore:
         for leftover in self.folder.glob(f"{_STAGING}*"):
             host, _, rest = leftover.name.removeprefix(_STAGING).partition("~")
             process = rest.partition("~")[0]
-            if leftover in _active or not process.isdigit():
+            with _naming:
+                written_here = leftover.name in _active
+            if written_here or not process.isdigit():
                 continue
             with contextlib.suppress(OSError):
                 ended = host == _host() and (int(process) == os.getpid() or not _alive(int(process)))
@@ -172,8 +177,9 @@ class RunStore:
         started = working_time()
         staging: Path | None = None
         try:
-            staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{_host()}~{os.getpid()}~", dir=self.folder))
-            _active.add(staging)
+            with _naming:
+                staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{_host()}~{os.getpid()}~", dir=self.folder))
+                _active.add(staging.name)
             run = StagedRun(staging, self)
             yield run
             manifest = run.finish(self._free_id(key), key.digest, key.model_dump(), working_time() - started)
@@ -188,7 +194,7 @@ class RunStore:
         finally:
             if staging is not None:
                 shutil.rmtree(staging, ignore_errors=True)
-                _active.discard(staging)
+                _active.discard(staging.name)
 
     def adopt(self, folder: Path) -> RunRecord:
         """Take over a whole run folder from elsewhere, on the same disk; the folder is moved. A run of its key that is

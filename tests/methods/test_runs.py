@@ -251,6 +251,20 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_of_the_same_folder_by_another_path_leaves_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    store = RunStore(tmp_path / "runs")
+    with store.writer(key()) as run:
+        for path in (tmp_path / "link", Path("runs"), tmp_path / "runs"):
+            RunStore(path)
+        run.add_table("rows", {"a": [1]})
+        run.result = MethodResult(stands_out=False, headline="x")
+    assert [manifest.id for manifest in RunStore(Path("link")).list()] == [f"kl-{key().digest[:6]}"]
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     """A limit on file sizes stands for the full disk: the write fails in the same place."""
     child = _child(
