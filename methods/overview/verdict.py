@@ -15,7 +15,7 @@ from diffing_mcp.methods.texts.form import Manner
 Confidence = Literal["identical", "nothing", "unsettled", "one_method", "agreed"]
 TOPIC_WORDS = 8
 LIKELY = 0.5
-"""From this probability on, what is not beyond the level is not called nothing."""
+"""Above this probability, what is not beyond the level is not called nothing; methods that tell nothing give it."""
 UNSETTLED = (
     "Unsettled: all methods as one test see no more than some finetunes that taught nothing, and yet there is too much "
     "to call it nothing. What there is, to be tested before it is claimed:"
@@ -72,7 +72,7 @@ def verdict_of(
         agreed = [row for row in strong if row.sources > 1]
     told = (agreed or strong)[:TOPIC_WORDS]
     found = level.beyond if level is not None else bool(agreed or standing or manner or own_words)
-    if not found and not openings and (level is None or (level.probability or 0) < LIKELY):
+    if not found and not openings and (level is None or (level.probability or 0) <= LIKELY):
         return Verdict("nothing", _nothing(level), told)
     seen_by = standing if level is None else {method for row in told for method in row.methods}
     sentences = [*_subject(told, bool(agreed), sorted(seen_by), manner), _sure(level)]

@@ -97,6 +97,11 @@ def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
     assert "How sure: p 0.136" in verdict.sentence
 
 
+def test_methods_that_tell_nothing_leave_nothing_open() -> None:
+    """0.5 is what `probability_of` gives where taught finetunes lie no further out than nulls."""
+    assert said(level(0.6, probability=0.5), [LANTERN], (), [BULLETS]).confidence == "nothing"
+
+
 def test_openings_beyond_their_own_level_are_not_called_nothing() -> None:
     verdict = said(level(0.2, probability=0.3), [], (), [BULLETS], openings=True)
     assert (verdict.confidence, verdict.found) == ("unsettled", False)
