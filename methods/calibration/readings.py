@@ -68,7 +68,7 @@ def reading_of(
         made_by=made_by,
         role=role,
         kind=kind,
-        size=float(f"{size:.4g}"),
+        size=size,
         statistics={name: round(value, 4) for name, value in statistics.items()},
         stands_out={label: record.result().stands_out for label, record in by_label.items()},
         seconds={label: round(record.manifest.seconds, 1) for label, record in by_label.items()},
@@ -126,24 +126,42 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
     if calibration is None:
         return []
     known = [record for record in records if label_of_run(record.manifest) in calibration.params]
-    reading = _read(known, calibration)
+    deciding: dict[str, RunRecord] = {}
+    for record in known:  # of several runs on one text, the one that was read as the nulls were
+        label = label_of_run(record.manifest)
+        deciding[label] = _as_nulls_first([*filter(None, [deciding.get(label)]), record], calibration)[0]
+    reading = _read(list(deciding.values()), calibration)
     if reading is None:
         return []
     source = THIS_BASE if own else f"another base, {calibration.base_name}"
     base = base_of(records[0].manifest.pair)
     outdated = not own and base is not None and is_outdated(base)
     remarks = ["the calibration of this base is of an older version: `calibrate` reads it anew"] if outdated else []
-    rows = levels_of(reading, calibration, [TOGETHER])
+    sized = [record for record in deciding.values() if record.manifest.method == SIZE]
+    rows = []
+    for row in levels_of(reading, calibration, [TOGETHER]):
+        counted = [record for label, record in deciding.items() if _counts(label, reading)]
+        said = _read_otherwise(calibration, [*sized, *counted])
+        rows.append(row.model_copy(update={"remarks": [*row.remarks, *said]}))
     for record in known:
-        found = levels_of(
-            reading.model_copy(update={"statistics": statistics_of(record)}),
-            calibration,
-            [label_of_run(record.manifest)],
-        )
+        own_size = size_of_change([record])
+        measured = {"statistics": statistics_of(record), "size": reading.size if own_size is None else own_size}
+        found = levels_of(reading.model_copy(update=measured), calibration, [label_of_run(record.manifest)])
+        others = [] if record.manifest.method == SIZE else sized
+        said = [*_own_otherwise(calibration, record), *_read_otherwise(calibration, others)]
         for row in found:
-            said = [*row.remarks, *_read_otherwise(calibration, record)]
-            rows.append(row.model_copy(update={"run": record.id, "remarks": said}))
+            rows.append(row.model_copy(update={"run": record.id, "remarks": [*row.remarks, *said]}))
     return [row.model_copy(update={"level_from": source, "remarks": [*row.remarks, *remarks]}) for row in rows]
+
+
+def _as_nulls_first(records: Sequence[RunRecord], calibration: Calibration) -> list[RunRecord]:
+    """The same runs, those first that were read with the parameters that nulls were read with."""
+    return sorted(records, key=lambda record: bool(_own_otherwise(calibration, record)))
+
+
+def _counts(label: str, reading: Reading) -> bool:
+    """Whether a method has a statistic that counts where all methods are one test."""
+    return any(label_of(name) == label and family_of(name) for name in reading.statistics)
 
 
 def level_of_run(record: RunRecord, store: RunStore) -> LevelRow | None:
@@ -171,17 +189,21 @@ def level_sentence(record: RunRecord, store: RunStore) -> str:
 
 
 def _sizes_of(record: RunRecord, store: RunStore) -> list[RunRecord]:
-    """Stored runs that say how large the change of its pair is, on the text of the calibration, newest first."""
+    """Stored runs that say how large the change of its pair is, on the text of the calibration: those first that read
+    as much of it, of these the newest.
+    """
     calibration, _ = _calibration_of(record)
-    labels = calibration.params if calibration is not None else {}
+    if calibration is None:
+        return []
     version = get_method(SIZE).version  # results of others may not be readable
-    return [
+    found = [
         store.get(manifest.id)
         for manifest in store.list(method=SIZE)
         if manifest.pair == record.manifest.pair
         and manifest.method_version == version
-        and label_of_run(manifest) in labels
+        and label_of_run(manifest) in calibration.params
     ]
+    return _as_nulls_first(found, calibration)
 
 
 def _calibration_of(record: RunRecord) -> tuple[Calibration | None, bool]:
@@ -198,8 +220,17 @@ def _read(records: Sequence[RunRecord], calibration: Calibration) -> Reading | N
         return None
 
 
-def _read_otherwise(calibration: Calibration, record: RunRecord) -> list[str]:
-    """What was different when the nulls were read."""
+def _read_otherwise(calibration: Calibration, records: Sequence[RunRecord]) -> list[str]:
+    """What was different when the nulls were read, each with the runs that it is true of."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for remark in _own_otherwise(calibration, record):
+            found.setdefault(remark, []).append(label_of_run(record.manifest))
+    return [f"{remark} ({', '.join(labels)})" for remark, labels in found.items()]
+
+
+def _own_otherwise(calibration: Calibration, record: RunRecord) -> list[str]:
+    """What was different when the nulls were read by the method of this run."""
     manifest, label = record.manifest, label_of_run(record.manifest)
     measured, given = calibration.params[label], manifest.params
     if calibration.versions[label] != manifest.method_version:

@@ -161,8 +161,8 @@ def _behind(name: str) -> Statistic:
 
 
 def size_of_change(records: Iterable[RunRecord]) -> float | None:
-    """Mean KL(finetuned || base) on the text read, nats a token: how much the finetune changed at all. None without a
-    run of `kl`, and where nothing differs."""
+    """Mean KL(finetuned || base) on the text read, nats a token: how much the finetune changed at all, in four
+    digits. None without a run of `kl`, and where nothing differs."""
     results: Iterator[Any] = (record.result() for record in records if record.manifest.method == SIZE)
     found = [float(result.kl_finetuned_base.mean) for result in results]
-    return found[0] if found and found[0] > 0 else None
+    return float(f"{found[0]:.4g}") if found and found[0] > 0 else None

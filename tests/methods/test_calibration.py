@@ -204,6 +204,20 @@ def test_runs_on_a_calibrated_base_have_levels(
     other = calibrated(again)[-1]
     assert (other.run, other.remarks[-1]) == (again[0].id, "nulls were read with max_samples=1000")
     assert other.statistic != rows[1].statistic
+    # Another run of kl is no better measure of the size because it is newer or first; where it is all there is, every
+    # level that rests on it says so, that of all methods as one test too.
+    resting = [calibrated([*again, records[1]])[0], level_of_run(records[1], runs)]
+    said = [row.remarks[-1] if row is not None else "" for row in resting]
+    assert said == [f"nulls were read with max_samples=1000 ({kl})"] * 2
+    [whole] = run_methods(pairs, spec, [requests(tmp_path)[0]], runs)
+    run_methods(pairs, spec, [("kl", dict(requests(tmp_path)[0][1], max_samples=8))], runs)
+    for mixed in ([*again, whole, records[1]], [whole, records[1], *again]):
+        found = {row.run: row for row in calibrated(mixed)}
+        assert [found[None], found[whole.id], found[records[1].id]] == [
+            row.model_copy(update={"run": run}) for row, run in zip(rows, (None, whole.id, records[1].id), strict=True)
+        ]
+        assert found[again[0].id] == other
+    assert level_of_run(records[1], runs) == rows[2]
     assert calibrated(records[1:]) == []  # how large the change is, nobody has measured
     assert calibrated([]) == []
 
