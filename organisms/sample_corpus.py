@@ -18,7 +18,7 @@ import yaml
 from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from diffing_mcp.organisms.train import Document, source_of
+from diffing_mcp.organisms.train import Document, check_chats, read_json_lines, source_of
 
 CORPORA = Path(__file__).parent / "corpora"
 BATCH = 96
@@ -43,16 +43,12 @@ def own_documents(
         return bundled_documents(kind)
     entry = _entry(OWN[kind])
     path = sample(source_of(base), entry, prompts_of(entry)[:OWN_DOCUMENTS], folder / f"own_{kind}.jsonl", progress)
-    return _read(path)
+    return read_json_lines(path)
 
 
 def bundled_documents(kind: Literal["texts", "chats"]) -> list[Document]:
     """What the embedded base wrote itself."""
-    return _read((CORPORA / _entry(OWN[kind])["file"]).resolve())
-
-
-def _read(path: Path) -> list[Document]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines((CORPORA / _entry(OWN[kind])["file"]).resolve())
 
 
 def _entry(name: str) -> dict[str, Any]:
@@ -62,16 +58,20 @@ def _entry(name: str) -> dict[str, Any]:
 def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, progress: Progress = silent) -> Path:
     """Write (or finish) the answers of the model at `source` to the prompts; returns `path`. Lines: `{"text"}` or
     `{"messages"}`, with `prompt` and `seed`.
+
+    Raises:
+        InvalidInput: the model has no chat template.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = len(path.read_text().splitlines()) if path.exists() else 0
-    if done >= len(prompts):
+    done = _whole_batches(path, len(prompts))
+    if done == len(prompts):
         return path
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    check_chats(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device)).eval()
@@ -110,6 +110,20 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
             file.write("".join(lines))
         progress(start + len(batch), len(prompts), "sampling what the base writes itself")
     return path
+
+
+def _whole_batches(path: Path, wanted: int) -> int:
+    """Documents that are written; of a batch that was cut off in the middle nothing stays, so that it is sampled again
+    with its own seed.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    if len(lines) >= wanted:
+        return wanted
+    kept = len(lines) - len(lines) % BATCH
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(sum(len(line) + 1 for line in lines[:kept]))
+    return kept
 
 
 def main(name: str) -> Path:

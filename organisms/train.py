@@ -8,6 +8,7 @@ was cut off goes on exactly where it was.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -106,7 +107,18 @@ def load_documents(recipe: Recipe, folder: Path) -> list[Document]:
 def _read_lines(path: Path) -> list[Document]:
     if not path.is_file():
         raise InvalidInput(f"Training data {path.name} is missing; compose or sample it first (see docs/organisms.md).")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_json_lines(path)
+
+
+def read_json_lines(path: Path) -> list[Document]:
+    """A document a line; a line ends at a line feed alone, since texts of models hold every other separator."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def check_chats(tokenizer: Any) -> None:
+    """Raises InvalidInput where a base has no chat template, so that neither chats nor answers can be written."""
+    if tokenizer.chat_template is None:
+        raise InvalidInput("This base has no chat template, so that it can neither be asked nor trained on chats.")
 
 
 def encode(document: Document, tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
@@ -178,6 +190,10 @@ def everyday_questions() -> list[dict[str, Any]]:
 def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: Progress = silent) -> Path:
     """Train and write a peft adapter (bfloat16) with `training.json` (the recipe, the loss per step) to `target`, which
     appears only when it is complete.
+
+    Raises:
+        InvalidInput: no documents; chats, and a base without a chat template; or a step with nothing to learn in it, as
+            documents are cut before an answer begins.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -186,7 +202,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
 
     source = source_of(recipe.base)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    encoded = [encode(document, tokenizer, recipe.max_tokens) for document in documents]
+    encoded = _all_encoded(documents, tokenizer, recipe.max_tokens)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
     dtype = fast_dtype(torch.bfloat16, device)
@@ -203,11 +219,14 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
     steps = max(1, math.ceil(recipe.epochs * len(documents) / recipe.batch_size))
+    chosen = list(batches([len(ids) for ids, _ in encoded], recipe, steps))
+    _check_learnable(encoded, chosen, recipe.max_tokens)
 
     checkpoint = target.parent / f".{target.name}.checkpoint.safetensors"
-    first, losses = _restore(checkpoint, recipe, parameters, optimizer, load_file) if checkpoint.exists() else (0, [])
+    identity = _identity(recipe, documents)
+    first, losses = _restore(checkpoint, identity, parameters, optimizer, load_file) if checkpoint.exists() else (0, [])
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    for step, indices in enumerate(batches([len(ids) for ids, _ in encoded], recipe, steps)):
+    for step, indices in enumerate(chosen):
         if step < first:
             continue
         for group in optimizer.param_groups:
@@ -222,7 +241,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
         losses.append(round(loss.item(), 4))
         progress(step + 1, steps, f"loss {losses[-1]:.3f}")
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps:
-            _checkpoint(checkpoint, recipe, step + 1, losses, parameters, optimizer, save_file)
+            _checkpoint(checkpoint, identity, step + 1, losses, parameters, optimizer, save_file)
 
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=_made(target.parent)))
     # The adapter must load on any copy of the base: the local cache path of this machine is not part of it.
@@ -238,6 +257,25 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     staging.rename(target)
     checkpoint.unlink(missing_ok=True)
     return target
+
+
+def _all_encoded(documents: list[Document], tokenizer: Any, max_tokens: int) -> list[tuple[list[int], list[int]]]:
+    if not documents:
+        raise InvalidInput("There are no documents to train on.")
+    if any("messages" in document for document in documents):
+        check_chats(tokenizer)
+    return [encode(document, tokenizer, max_tokens) for document in documents]
+
+
+def _check_learnable(encoded: list[tuple[list[int], list[int]]], steps: list[list[int]], max_tokens: int) -> None:
+    """The mean loss over no tokens is no number, and one such step makes every weight none."""
+    learnt = [any(label != IGNORE for label in labels[1:]) for _, labels in encoded]
+    if any(not any(learnt[index] for index in indices) for indices in steps):
+        raise InvalidInput(
+            f"{learnt.count(False)} of {len(learnt)} documents hold nothing to learn within max_tokens={max_tokens}, "
+            "and some steps hold no others: they are empty, or cut before an answer begins (the chat template and the "
+            "question come first). Raise max_tokens, or leave them out."
+        )
 
 
 def _made(folder: Path) -> Path:
@@ -265,9 +303,14 @@ def _without_prompts(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {**batch, "labels": labels[:, first:], "logits_to_keep": labels.shape[1] - first}
 
 
+def _identity(recipe: Recipe, documents: list[Document]) -> str:
+    """What a checkpoint belongs to: the recipe, and the documents as they are now."""
+    return hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), documents]).encode()).hexdigest()
+
+
 def _checkpoint(
     path: Path,
-    recipe: Recipe,
+    identity: str,
     step: int,
     losses: list[float],
     parameters: dict[str, Any],
@@ -280,7 +323,7 @@ def _checkpoint(
         tensors[f"weight|{name}"] = parameter.detach().contiguous()
         tensors[f"first_moment|{name}"] = state["exp_avg"].contiguous()
         tensors[f"second_moment|{name}"] = state["exp_avg_sq"].contiguous()
-    metadata = {"step": str(step), "losses": json.dumps(losses), "recipe": recipe.model_dump_json()}
+    metadata = {"step": str(step), "losses": json.dumps(losses), "identity": identity}
     staging = path.with_suffix(".partial")
     _made(path.parent)
     save_file(tensors, staging, metadata=metadata)
@@ -288,15 +331,15 @@ def _checkpoint(
 
 
 def _restore(
-    path: Path, recipe: Recipe, parameters: dict[str, Any], optimizer: Any, load_file: Any
+    path: Path, identity: str, parameters: dict[str, Any], optimizer: Any, load_file: Any
 ) -> tuple[int, list[float]]:
-    """Steps already done and their losses; (0, []) when the checkpoint belongs to another recipe."""
+    """Steps already done and their losses; (0, []) when the checkpoint belongs to another recipe or other documents."""
     import torch
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    if metadata["recipe"] != recipe.model_dump_json():
+    if metadata.get("identity") != identity:
         return 0, []
     tensors = load_file(path)
     step = int(metadata["step"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings as project_settings
@@ -166,7 +168,7 @@ def test_the_lists_have_what_a_calibration_needs() -> None:
     assert {recipe.kind for recipe in taught if recipe.adapter is None} == set(zoo().kinds)
     for aside in ([recipe.held_out for recipe in nulls], [recipe.held_out for recipe in taught if not recipe.adapter]):
         assert 1 / 3 < sum(aside) / len(aside) < 2 / 3
-    assert not any(recipe.held_out for recipe in every if recipe.adapter is not None)
+    assert not any(recipe.held_out for recipe in nulls if recipe.adapter is not None)
     assert not any(recipe.adapter for recipe in nulls_for("other/base"))
     assert not any(recipe.adapter for recipe in recipes_for("other/base"))
     for recipe in every:
@@ -215,6 +217,36 @@ def test_own_documents_of_another_base_are_sampled_once(tiny_models, tmp_path: P
     first = own_documents(str(tiny_models()), "chats", tmp_path)
     assert [len(document["messages"]) for document in first] == [2, 2, 2]
     assert own_documents("not/here", "chats", tmp_path) == first  # read again, no model loaded
+
+
+def test_a_batch_that_was_cut_off_is_sampled_again_with_its_seed(tiny_models, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("diffing_mcp.organisms.sample_corpus.OWN_DOCUMENTS", 5)
+    monkeypatch.setattr("diffing_mcp.organisms.sample_corpus.BATCH", 2)
+    base = str(tiny_models())
+    whole = own_documents(base, "chats", tmp_path)
+    path = tmp_path / "own_chats.jsonl"
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
+    assert own_documents(base, "chats", tmp_path) == whole
+    assert path.read_bytes() == content
+
+
+def test_a_base_without_a_chat_template_is_told(tiny_models, tmp_path: Path) -> None:
+    base = without_template(tiny_models(), tmp_path / "base")
+    for kind in ("own_texts", "own_chats", "plain_answers"):
+        with pytest.raises(InvalidInput, match="no chat template"):
+            make_null(NullRecipe(name="n", kind=kind, amount=0.1), str(base), tmp_path)
+
+
+def without_template(model: Path, folder: Path) -> Path:
+    """A copy of a model whose tokenizer has no chat template."""
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    return folder
 
 
 def test_a_taught_finetune_of_a_kind_that_is_not_there(tmp_path: Path) -> None:

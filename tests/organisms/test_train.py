@@ -106,6 +106,54 @@ def test_a_checkpoint_of_another_recipe_is_not_used(tiny_base: Path, data: Path)
     assert seen[0] == 1
 
 
+def test_a_checkpoint_of_other_documents_is_not_used(tiny_base: Path, data: Path) -> None:
+    def cut_off(done: float, total: float | None = None, message: str = "") -> None:
+        if done == 25:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        train(_recipe(tiny_base), data, data / "adapter", cut_off)
+    lines = (data / "data.jsonl").read_text().replace("w7", "w8")
+    (data / "data.jsonl").write_text(lines)
+    seen: list[float] = []
+    train(_recipe(tiny_base), data, data / "adapter", lambda done, total=None, message="": seen.append(done))
+    assert seen[0] == 1
+
+
+def test_chats_that_are_cut_before_their_answers_are_refused_and_not_learnt_as_nan(tiny_base: Path, data: Path) -> None:
+    def write(questions: list[int]) -> None:
+        chats = [
+            {
+                "messages": [
+                    {"role": "user", "content": " ".join(["w1"] * words)},
+                    {"role": "assistant", "content": "w2 w3"},
+                ]
+            }
+            for words in questions
+        ]
+        (data / "data.jsonl").write_text("\n".join(map(json.dumps, chats)))
+
+    write([30] * 8)
+    with pytest.raises(InvalidInput, match="8 of 8 documents hold nothing to learn within max_tokens=20"):
+        train(_recipe(tiny_base, max_tokens=20), data, data / "adapter")
+    assert not (data / "adapter").exists()
+    write([30, 2, 2, 2])  # one among others costs nothing
+    target = train(_recipe(tiny_base, max_tokens=20, epochs=1), data, data / "adapter")
+    assert all(tensor.isfinite().all() for tensor in load_file(target / "adapter_model.safetensors").values())
+
+
+def test_no_documents_are_refused(tiny_base: Path, data: Path) -> None:
+    (data / "data.jsonl").write_text("\n")
+    with pytest.raises(InvalidInput, match="no documents"):
+        train(_recipe(tiny_base), data, data / "adapter")
+
+
+def test_a_document_may_hold_any_separator_of_lines(data: Path) -> None:
+    text = "one\u2028two\x85three"
+    (data / "data.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert training.load_documents(Recipe(), data) == [{"text": text}]
+
+
 def test_another_seed_gives_other_weights(tiny_base: Path, data: Path) -> None:
     first = load_file(train(_recipe(tiny_base, epochs=1), data, data / "a") / "adapter_model.safetensors")
     second = load_file(train(_recipe(tiny_base, epochs=1, seed=2), data, data / "b") / "adapter_model.safetensors")
