@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput, NotTheSame
+from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput, NotFinite, NotTheSame, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.calibration.readings import kept_readings, reading_of, with_runs
 from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading, Role
@@ -25,16 +25,18 @@ from diffing_mcp.methods.overview.plan import (
     Request,
     by_default,
     default_plan,
+    label_of_run,
     labelled,
     run_plan,
     text_of,
 )
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import ParamsLike, check_params, run_methods
-from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.methods.runs.store import RunRecord, RunStore
+from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.resolve import resolve_pair
-from diffing_mcp.model_pairs.specs import ModelSource, PairSpec
+from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec
 from diffing_mcp.organisms.nulls import EDITS, NullRecipe, make_null, nulls_for
 from diffing_mcp.organisms.zoo import TaughtRecipe, make_taught, recipes_for
 
@@ -82,16 +84,17 @@ def calibrate(
         base: a model of the catalogue, a hub id or a local folder.
         requests: methods with their parameters, `kl` among them; None: those of an overview.
         taught: also the taught finetunes of the zoo, which give probabilities and powers.
-        most: finetunes measured by this call at most; None: all.
+        most: finetunes measured by this call at most, those that give no reading left out; None: all.
 
     Raises:
         InvalidInput: a base that is no bare model, a method without a statistic, or no `kl`.
         UnknownName: there is no such model or method.
+        OutOfRoom: memory or disk do not suffice; the same call goes on from there.
     """
-    source = _bare_model(base)
+    bare = _bare_model(base)
     chosen = [(name, check_params(get_method(name), params)) for name, params in requests or default_requests()]
     _check(name for name, _ in chosen)
-    identity = base_of(pair_identity(PairSpec(name=base, base=source, finetuned=source)))
+    identity = base_of(pair_identity(bare))
     if identity is None:
         raise InvalidInput(f"{base!r} is no bare model.")
     folder = folder_of(identity)
@@ -99,16 +102,26 @@ def calibrate(
     store = RunStore(folder / "runs")
     readings = {reading.made_by: reading for reading in calibration.readings}
     labels = set(calibration.params)
-    finetunes = _finetunes(source.files.id, folder, taught)
-    missing = [each for each in finetunes if not _whole(readings.get(each.made_by), labels)][:most]
-    for done, finetune in enumerate(missing):
-        report = _Part(progress, done, len(missing), finetune.name)
+    finetunes = _finetunes(_place_of(bare.base.files), folder, taught)
+    missing = [
+        each
+        for each in finetunes
+        if not _whole(readings.get(each.made_by), labels) and each.made_by not in calibration.passed_over
+    ]
+    wanted, measured = len(missing) if most is None else min(most, len(missing)), 0
+    for finetune in missing:
+        if measured == wanted:
+            break
+        report = _Part(progress, measured, wanted, finetune.name)
         known = readings.get(finetune.made_by)
         asked = [request for request in chosen if known is None or _label(request) not in _tried(known)]
-        found = _measured(pairs, source, finetune, asked, store, report, known)
-        if found is not None:
+        found = _measured(pairs, bare, finetune, asked, store, report, known)
+        if isinstance(found, Reading):
             readings[finetune.made_by] = found
             calibration.readings = list(readings.values())
+            measured += 1
+        else:
+            calibration.passed_over[finetune.made_by] = found
         save_calibration(calibration)
     save_calibration(calibration)
     return calibration
@@ -129,39 +142,60 @@ class _Part:
 
 def _measured(
     pairs: ModelPairs,
-    source: ModelSource,
+    bare: PairSpec,
     finetune: _Finetune,
     requests: Sequence[Request],
     store: RunStore,
     progress: Progress,
     known: Reading | None,
-) -> Reading | None:
-    """The reading of one finetune, what is `known` of it kept; None where it differs in nothing, such as a model
-    rounded to the bits it has.
+) -> Reading | str:
+    """The reading of one finetune, what is `known` of it kept; or why there is none: it cannot be made of this base, or
+    differs in nothing, such as a model rounded to the bits it has.
+
+    Raises:
+        OutOfRoom: of this machine, so nothing is said of the finetune: what was finished is stored, and the next call
+            goes on with it.
     """
-    place = finetune.make(progress)
-    spec = resolve_pair(f"{source.files.id}::{place}")
-    spec = spec.model_copy(update={"name": f"{finetune.role}/{finetune.name}", "base": source})
     try:
-        records, failed = run_plan(  # what cannot be read, such as chats without a template, takes no other with it
-            OverviewPlan(list(requests), [], []),
-            lambda asked, part: run_methods(pairs, spec, asked, store, part),
-            progress,
-        )
-        left_out = [row.label() for row in failed]
-    except Cancelled:
-        raise
-    except DiffingError as error:
-        if known is None:
-            if isinstance(error, NotTheSame):  # an edit that left every weight as it was
-                return None
+        place = finetune.make(progress)
+    except InvalidInput as error:
+        if known is not None:
             raise
-        records, left_out = [], [_label(request) for request in requests]
+        return error.message
+    failures: list[DiffingError] = []
+
+    def run(asked: list[Request], part: Progress) -> Sequence[RunRecord]:
+        try:
+            return run_methods(pairs, _pair_of(bare, finetune, place), asked, store, part)
+        except DiffingError as error:
+            failures.append(error)
+            raise
+
+    reason, records, failed = "", [], []
+    try:
+        # What cannot be read, such as chats without a template, takes no other with it.
+        records, failed = run_plan(OverviewPlan(list(requests), [], []), run, progress)
+    except (Cancelled, OutOfRoom):
+        raise
+    except (NotTheSame, NotFinite) as error:  # an edit that left every weight as it was, or none of use
+        reason = error.message
+    except DiffingError:
+        if known is None:
+            raise
+    reasons = {row.reason for row in failed}
+    for failure in failures:
+        if isinstance(failure, OutOfRoom) and failure.message in reasons:
+            raise failure
     if finetune.thrown_away:
         shutil.rmtree(place, ignore_errors=True)
     if known is not None:
-        return with_runs(known, records, left_out)
-    return reading_of(
+        finished = {label_of_run(record.manifest) for record in records}
+        return with_runs(known, records, [label for label in map(_label, requests) if label not in finished])
+    if reason:
+        return reason
+    if unsized := [row.reason for row in failed if row.method == SIZE]:
+        raise InvalidInput(f"{SIZE}, which says how large a change is, cannot run on {finetune.name}: {unsized[0]}")
+    found = reading_of(
         records,
         finetune.name,
         finetune.role,
@@ -170,15 +204,36 @@ def _measured(
         labels=[_label(request) for request in requests],
         held_out=finetune.held_out,
         dilution=finetune.dilution,
-        left_out=left_out,
+        left_out=[row.label() for row in failed],
     )
+    return "It differs from the base in nothing." if found is None else found
 
 
-def _bare_model(base: str) -> ModelSource:
-    source = resolve_pair(f"{base}::{base}").base
-    if source.adapter is not None or source.steering is not None:
+def _bare_model(base: str) -> PairSpec:
+    """The base, beside itself."""
+    spec = resolve_pair(f"{base}::{base}")
+    if spec.base.adapter is not None or spec.base.steering is not None:
         raise InvalidInput(f"{base!r} is no bare model: a calibration is of the base that finetunes start from.")
-    return source
+    return spec
+
+
+def _place_of(base: ModelFiles) -> str:
+    """What finetunes are made from: the id of the base, or the folder of its files where the id alone names others."""
+    if base.revision is None and base.subfolder is None:
+        return base.id
+    return str(local_folder(base.id, base.revision, base.subfolder))
+
+
+def _pair_of(bare: PairSpec, finetune: _Finetune, place: Path) -> PairSpec:
+    """The base and what was made of it, both loaded and talked to alike."""
+    files, adapter = bare.base.files, None
+    if (place / "adapter_config.json").is_file():
+        adapter = AdapterFiles(id=str(place.resolve()))
+    else:
+        own = {"id": str(place.resolve()), "revision": None, "subfolder": None, "dtype": "auto"}
+        files = files.model_copy(update=own)
+    finetuned = ModelSource(files=files, adapter=adapter)
+    return bare.model_copy(update={"name": f"{finetune.role}/{finetune.name}", "finetuned": finetuned})
 
 
 def _check(names: Any) -> None:

@@ -43,6 +43,10 @@ class Calibration(BaseModel):
     versions: dict[str, int] = Field(description="Version of each; results of other versions do not compare.")
     made: datetime
     readings: list[Reading]
+    passed_over: dict[str, str] = Field(
+        default_factory=dict,
+        description="`made_by` -> why there is no reading: it cannot be made of this base, or differs in nothing.",
+    )
 
 
 class LevelRow(BaseModel):

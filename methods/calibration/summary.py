@@ -21,6 +21,9 @@ class CalibrationSummary(BaseModel):
     smallest: float = Field(description="Smallest change among the nulls: mean KL on unrelated text, nats a token.")
     largest: float
     least_p: float = Field(description="No p-value can be smaller with so many nulls.")
+    passed_over: dict[str, list[str]] = Field(
+        default_factory=dict, description="Why finetunes give no reading on this base -> which."
+    )
 
     def as_text(self) -> str:
         """A few lines."""
@@ -29,6 +32,7 @@ class CalibrationSummary(BaseModel):
             f"{self.base}: {self.nulls} finetunes that taught nothing ({kinds}), changes of {self.smallest:.2g} to "
             f"{self.largest:.2g} nats a token; least p {self.least_p:.3f}; {self.taught} taught finetunes\n"
             f"methods: {', '.join(self.methods)}"
+            + "".join(f"\nnot measured: {', '.join(names)}: {why}" for why, names in self.passed_over.items())
         )
 
 
@@ -55,4 +59,8 @@ def summary(calibration: Calibration) -> CalibrationSummary:
         smallest=min((null.size for null in nulls), default=0.0),
         largest=max((null.size for null in nulls), default=0.0),
         least_p=round(1 / (len(nulls) + 1), 4),
+        passed_over={
+            why: [name for name, other in calibration.passed_over.items() if other == why]
+            for why in dict.fromkeys(calibration.passed_over.values())
+        },
     )

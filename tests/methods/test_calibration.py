@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.calibration import store
 from diffing_mcp.methods.calibration.calibrate import BESIDES, LEFT_OUT, calibrate, default_requests
@@ -33,6 +34,7 @@ from diffing_mcp.methods.calibration.store import (
     save_calibration,
     stored_calibrations,
 )
+from diffing_mcp.methods.calibration.summary import summary
 from diffing_mcp.methods.overview.plan import CHATS_READ, TEXTS_READ, by_default, default_plan, label_of_run
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
@@ -242,6 +244,76 @@ def test_a_calibration_of_other_statistics_is_refused_in_a_sentence(
     assert [each.statistics for each in again.readings] == [each.statistics for each in old.readings]
     assert find_calibration(again.base) == again
     assert path.is_file()
+
+
+def test_what_cannot_be_measured_on_a_base_is_passed_over_once_with_the_reason(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.organisms.test_nulls import without_template
+
+    nothing = NullRecipe(name="nothing", kind="noise", amount=1e-20)
+    chats = NullRecipe(name="chats", kind="own_chats", amount=0.01)
+    monkeypatch.setattr(
+        "diffing_mcp.methods.calibration.calibrate.nulls_for", lambda base: [nothing, chats, *NULLS[:2]]
+    )
+    base = str(without_template(tiny_models(), tmp_path / "base"))
+    once = calibrate(pairs, base, requests(tmp_path), most=1)
+    assert [reading.name for reading in once.readings] == ["noise-1"]  # `most` counts what was measured
+    assert set(once.passed_over) == {nothing.made_name, chats.made_name}
+    assert "no chat template" in once.passed_over[chats.made_name]
+    assert list(own_cache.glob("calibrations/*/nulls/*")) == []  # whole models do not stay, whatever comes of them
+    made: list[str] = []
+
+    def told(done: float, total: float | None = None, message: str = "") -> None:
+        made.append(message.partition(":")[0])
+
+    again = calibrate(pairs, base, requests(tmp_path), most=1, progress=told)
+    assert (set(made), len(again.readings)) == ({"noise-2"}, 2)
+    assert f"not measured: {chats.made_name}: This base has no chat template" in summary(again).as_text()
+
+
+def test_a_machine_without_room_says_nothing_of_a_finetune(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base, asked = str(tiny_models()), requests(tmp_path)
+    full = [True]
+    summarise = type(get_method("logit_diff_topk_occurring")).summarise
+
+    def until_there_is_room(*given: Any) -> Any:
+        if full[0]:
+            raise OutOfRoom("There is not enough disk space.")
+        return summarise(*given)
+
+    monkeypatch.setattr(type(get_method("logit_diff_topk_occurring")), "summarise", until_there_is_room)
+    with pytest.raises(OutOfRoom):
+        calibrate(pairs, base, asked, most=1)
+    calibrate(pairs, base, asked[:1], most=1)
+    with pytest.raises(OutOfRoom):  # also where another method has read this finetune before
+        calibrate(pairs, base, asked, most=1)
+    full[0] = False
+    [reading] = calibrate(pairs, base, asked, most=1).readings
+    assert reading.left_out == []
+    assert len(reading.stands_out) == 2
+
+
+def test_a_base_that_is_a_folder_of_its_repository_is_calibrated(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Finetunes are made of the weights that the catalogue names, not of what the repository holds besides."""
+    shutil.copytree(tiny_models(seed=1), tmp_path / "repository")
+    shutil.copytree(tiny_models(), tmp_path / "repository" / "inner")
+    catalogue = tmp_path / "catalogue"
+    catalogue.mkdir()
+    named = {"model_id": str(tmp_path / "repository"), "subfolder": "inner", "end_of_turn_token": "</s>"}
+    (catalogue / "models.yaml").write_text(json.dumps({"models": {"inner": named}}))
+    monkeypatch.setenv("DIFFING_CATALOGUE_FOLDERS", str(catalogue))
+    settings.cache_clear()
+    [found] = calibrate(pairs, "inner", requests(tmp_path)[:1], most=1).readings
+    kept, more_noise = calibrate(pairs, str(tiny_models()), requests(tmp_path)[:1], most=1).readings
+    assert kept == found  # the same weights have one calibration
+    assert found.size < more_noise.size
 
 
 @pytest.mark.parametrize(
