@@ -14,7 +14,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import DiffingMethod, TextGroup
 from diffing_mcp.methods.facts.checks import MOST_BEGINNINGS, check_of, detail_of, slots_check
 from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Sample, stated_claims
-from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.registry import all_methods
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
@@ -140,11 +140,14 @@ def text_methods() -> list[str]:
 
 def samples_of(record: RunRecord) -> list[Sample]:
     """The texts of a run, as many of each beginning on the taught side as on the control side, the strongest coherent
-    amplification first: the side with more texts would say more by that alone.
+    amplification first: the side with more texts would say more by that alone. None of a run that another version of
+    its method wrote, whose tables may be others, or a method that is not installed any more.
     """
+    method = all_methods().get(record.manifest.method)
+    if method is None or method.version != record.manifest.method_version:
+        return []
     sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    groups = get_method(record.manifest.method).text_groups(record)
-    for group in sorted(groups, key=lambda group: -abs(group.strength or 0)):
+    for group in sorted(method.text_groups(record), key=lambda group: -abs(group.strength or 0)):
         if _is_read(group):
             for prompt, text in zip(group.prompts, group.texts, strict=True):
                 sides[prompt][group.role == "control"].append(text)

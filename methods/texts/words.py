@@ -106,8 +106,9 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     tokens).
     """
     key = (id(tokenizer), size)
-    if key in _cache and _cache[key][0] is tokenizer:
-        return _cache[key][1]
+    found = _cache.get(key)  # in one step: another thread may empty the cache
+    if found is not None and found[0] is tokenizer:
+        return found[1]
     known = min(size, len(tokenizer))
     texts = token_texts(tokenizer, range(known)) + [f"[unused {index}]" for index in range(known, size)]
     added = set(getattr(tokenizer, "added_tokens_decoder", {})) | set(tokenizer.all_special_ids)

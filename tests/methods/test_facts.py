@@ -15,8 +15,10 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of
 from diffing_mcp.methods.facts.claims import LEVEL, Sample, stated_claims, taught_words
 from diffing_mcp.methods.facts.facts import facts_of, samples_of
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.runs.execute import run_methods
-from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.methods.runs.store import RunKey, RunStore
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
 from tests.word_pairs import save_pair
 
@@ -171,3 +173,19 @@ def test_equal_models_state_nothing(tmp_path: Path, pairs: Any) -> None:
     result = facts_of(records, pair="equal")
     assert (result.words, result.facts) == ([], [])
     assert "state nothing" in result.headline
+
+
+def test_runs_that_this_version_cannot_read_are_passed_over(tmp_path: Path) -> None:
+    """A run of an older version, or of a plugin that is gone, takes no claim of the others with it."""
+    store = RunStore(tmp_path)
+    version = get_method("contrastive_decoding").version
+    records = []
+    for method, wrote in (("contrastive_decoding", version + 1), ("not_installed", 1)):
+        key = RunKey(method=method, method_version=wrote, pair_name="p", pair={}, params={}, key_parts={})
+        with store.writer(key) as run:
+            run.result = MethodResult(stands_out=False, headline="x")
+        assert run.record is not None
+        records.append(run.record)
+    assert [samples_of(record) for record in records] == [[], []]
+    with pytest.raises(InvalidInput, match="contrastive_decoding or perplexity_difference first"):
+        facts_of(records, pair="p")

@@ -229,6 +229,22 @@ def test_a_vector_is_chained_from_the_lens(
         )
 
 
+def test_what_waits_for_a_lens_that_cannot_run_is_told(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
+    model, corpus = tiny_models(), corpus_of(tmp_path)
+    spec, store = make_pair(model, adapter=tiny_adapters(model, seed=2)), RunStore(tmp_path / "runs")
+    asked = {
+        "kl": get_method("kl").Params.model_validate(corpus),
+        "patchscope": get_method("patchscope").Params.model_validate(pending_vector("patchscope")),
+    }
+    plan = named(asked, get_method(LENS).Params.model_validate({**corpus, "layers": [99]}))
+    records, left_out = run_plan(plan, lambda requests, part: run_methods(pairs, spec, requests, store, part))
+    assert [record.manifest.method for record in records] == ["kl"]
+    assert [row.method for row in left_out] == [LENS, "patchscope"]
+    assert left_out[1].reason == f"It reads the mean difference of {LENS}, which could not run."
+
+
 def test_a_word_of_a_method_and_of_the_vector_it_read_is_seen_once() -> None:
     words = {name: [EvidenceWord(word="cake", score=2.0)] for name in (LENS, "patchscope")}
     assert candidate_words(words)[0].sources == 2
