@@ -55,6 +55,7 @@ def upgrade(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]],
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk has ended it already
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")

@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.core.sqlite_schema import NewerFile, schema_version
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.examples.reader import MIGRATIONS, Example, ExampleContext, ExampleReader
@@ -397,3 +397,19 @@ def test_a_shown_context_is_as_long_as_asked_and_holds_its_token(characters: int
     assert len(row.text) <= characters + 2
     assert row.text.count("»") == row.text.count("«") == 1
     assert f"»{row.token}«" in row.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root to mount a small file system")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    """SQLite has ended the transaction by itself then; what is said is the disk, not the transaction."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        return
+    try:
+        writer = ExampleWriter(tmp_path / "examples.sqlite")
+        with pytest.raises(OutOfRoom, match="disk space"):
+            writer.append(example(f"latent{number}", sample=number) for number in range(20_000))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
