@@ -410,6 +410,6 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     try:
         writer = ExampleWriter(tmp_path / "examples.sqlite")
         with pytest.raises(OutOfRoom, match="disk space"):
-            writer.append(example(f"latent{number}", sample=number) for number in range(20_000))
+            writer.append(Example(f"latent{number}", 1.0, context(number, 60), 3) for number in range(20_000))
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
