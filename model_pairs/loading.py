@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.core.devices import choose_device, device_dtype
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.attention import attention_of
 from diffing_mcp.model_pairs.checkpoint import (
     check_kind,
     check_landed,
@@ -177,8 +178,8 @@ def load_model(
     }
     if device != "cpu":
         options["device_map"] = device if device == "auto" else {"": device}
-    if files.attn_implementation:
-        options["attn_implementation"] = files.attn_implementation
+    if attention := attention_of(files, config.get_text_config().to_dict()):
+        options["attn_implementation"] = attention
     try:
         with without_adapter(folder) as bare:
             transformer, info = _auto_class(config).from_pretrained(bare, **options)
