@@ -251,11 +251,13 @@ def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:
 
 
 def stop_tokens(transformer: Any, tokenizer: Any, files: ModelFiles) -> frozenset[int]:
-    """Ids that end a completion: the checkpoint's, the tokenizer's end of sequence, and the end of a turn."""
+    """Ids that end a completion by the model's own files: the checkpoint's, and the end of a turn that is named.
+
+    The ends of sequence of a pair's tokenizers come on top (`PairTokenizers.stops`): a model in memory is shared by
+    pairs that are read with different ones.
+    """
     stored = getattr(transformer.generation_config, "eos_token_id", None)
     stops = set(stored if isinstance(stored, list) else [] if stored is None else [stored])
-    if tokenizer.eos_token_id is not None:
-        stops.add(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()
     if files.end_of_turn_token in vocabulary:
         stops.add(vocabulary[files.end_of_turn_token])
