@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,23 @@ from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, RecordedFinding, cell_id, now
 from diffing_mcp.core.errors import DiffingError, InvalidInput
+from diffing_mcp.graders.verdicts import Verdict
 
 BASELINE = "baseline"
 TOOL_CALLS = 200
 """Budget of tool calls of an investigation; interactions are what is compared."""
+
+_VERDICT = re.compile(
+    r"\bverdict\b\W*(?:(?:is|was)\b\W*)?(?:a |that )?\W*"
+    r"(no[_ ]meaningful[_ ]difference|difference|inconclusive)\b",
+    re.IGNORECASE,
+)
+_VERDICTS: dict[str, Verdict] = {
+    "no meaningful difference": "no_meaningful_difference",
+    "difference": "difference",
+    "inconclusive": "inconclusive",
+}
+_NO_DIFFERENCE = re.compile(r"\bno[_ ]meaningful[_ ]difference\b", re.IGNORECASE)
 
 Report = Callable[[int, int, EvaluationRecord], None]
 """Called after each cell with (finished, total, record); cells that were there before included."""
@@ -125,17 +139,17 @@ def finding_in(text: str) -> RecordedFinding:
     """The finding in an investigator's last words, for one that never called submit_finding. Without words there is
     none.
 
-    The verdict is read only where it is said outright; otherwise the finding is inconclusive.
+    The verdict is read where it is named as such, the last time if several times; else only `no meaningful difference`
+    is. Without either the finding is inconclusive.
     """
     if not text.strip():
         return RecordedFinding()
-    lowered = text.lower()
-    if "no_meaningful_difference" in lowered or "no meaningful difference" in lowered:
-        return RecordedFinding(statement=text, verdict="no_meaningful_difference", source="final_answer")
-    said_outright = "verdict: difference" in lowered or '"verdict": "difference"' in lowered
-    return RecordedFinding(
-        statement=text, verdict="difference" if said_outright else "inconclusive", source="final_answer"
-    )
+    verdict: Verdict = "inconclusive"
+    if said := _VERDICT.findall(text):
+        verdict = _VERDICTS[re.sub(r"\W+|_", " ", said[-1].lower())]
+    elif _NO_DIFFERENCE.search(text):
+        verdict = "no_meaningful_difference"
+    return RecordedFinding(statement=text, verdict=verdict, source="final_answer")
 
 
 def cells_of(plan: EvaluationPlan) -> list[Cell]:

@@ -7,8 +7,10 @@ in the answers: words of the question say nothing, as both models take them up.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from diffing_mcp.agents.investigations import close_investigation, open_investigation
 from diffing_mcp.agents.mcp_session import Session, ToolFailed, connect
@@ -96,10 +98,24 @@ def claimed_words(statement: str) -> list[str]:
 def fresh_prompts(words: Iterable[str], record: EvaluationRecord, count: int) -> list[str]:
     """Questions about these words that the investigation has not asked."""
     asked = {
-        " ".join(str(prompt).casefold().split())
+        " ".join(text.casefold().split())
         for message in record.transcript
         for call in message.tool_calls
-        for prompt in (*call.arguments.get("prompts", ()), *call.arguments.get("control_prompts", ()))
+        for text in _texts_in(call.arguments)
     }
     offered = follow_up_questions(list(words), 10 * count, record.seed + SEED)
     return [question for question in offered if " ".join(question.casefold().split()) not in asked][:count]
+
+
+def _texts_in(arguments: object) -> Iterator[str]:
+    """Every text in the arguments of a call. Agents give one prompt for a list, lists as JSON, turns of conversations
+    and null, and the server takes them.
+    """
+    if isinstance(arguments, str):
+        yield arguments
+        with suppress(ValueError, RecursionError):
+            if not isinstance(given := json.loads(arguments), str):
+                yield from _texts_in(given)
+    elif isinstance(arguments, dict | list | tuple):
+        for part in arguments.values() if isinstance(arguments, dict) else arguments:
+            yield from _texts_in(part)

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.corpus_pass import in_turn
 from benchmarks.measurement import Measurement, Sizes
+
+if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.pair import LoadedPair
 
 AIM = 1.2
 _PROMPTS = 24
@@ -50,7 +54,7 @@ def run(sizes: Sizes) -> list[Measurement]:
             "amplified": lambda: pair.amplified(2.0).generate("finetuned", requests, sampling),
             "contrastive": lambda: pair.generate_contrastive(requests, [1.0], sampling),
         }
-        with _endless(pair):
+        with _endless(pair) as pair:
             pair.generate("finetuned", requests[:2], Sampling(max_new_tokens=2))
             seconds = {name: wall for name, (wall, _) in in_turn(kinds, _ROUNDS).items()}
     detail = (
@@ -82,8 +86,8 @@ def run(sizes: Sizes) -> list[Measurement]:
 
 
 @contextmanager
-def _endless(pair: Any) -> Iterator[None]:
-    """Inside the context no token ends a text."""
+def _endless(pair: LoadedPair) -> Iterator[LoadedPair]:
+    """The pair, with no token that ends a text inside the context."""
     with ExitStack() as stack:
         residents = {
             id(resident): resident for side in pair.sides.values() for resident in [stack.enter_context(side.hold())]
@@ -92,7 +96,7 @@ def _endless(pair: Any) -> Iterator[None]:
         for resident in residents.values():
             resident.stop_ids = frozenset()
         try:
-            yield
+            yield replace(pair, stops=frozenset())
         finally:
             for key, resident in residents.items():
                 resident.stop_ids = kept[key]

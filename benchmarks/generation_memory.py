@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _loops(
             bare_loop(model, prompts[:1], 2)
             loops["bare"] = lambda: bare_loop(model, prompts, tokens)
         if "ours" in kinds:
-            loaded = stack.enter_context(ModelPairs().use(spec, silent))
+            loaded = replace(stack.enter_context(ModelPairs().use(spec, silent)), stops=frozenset())
             stack.enter_context(loaded.sides["base"].hold()).stop_ids = frozenset()
             request = GenerationRequest(text=text)
             loaded.generate("base", [request], Sampling(temperature=0, max_new_tokens=2))

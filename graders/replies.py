@@ -82,7 +82,9 @@ def read_object(reply: str) -> dict[str, Any]:
         text = fenced.group(1)
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except UnusableReply:
+        raise
+    except (ValueError, RecursionError) as error:  # no JSON, or a number of thousands of digits
         raise UnusableReply("The reply must be one JSON object and nothing else.") from error
     if not isinstance(value, dict):
         raise UnusableReply("The reply must be a JSON object.")

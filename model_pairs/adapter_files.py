@@ -41,6 +41,7 @@ PLAIN_OPTIONS = frozenset(
 on a shared base.
 """
 
+_BEYOND_ONE_SCALING = frozenset("rank_pattern alpha_pattern fan_in_fan_out use_dora lora_bias".split())
 _KEEPING_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base's weights alone."""
 _REBUILT_INITS = ("pissa", "olora", "mica")
@@ -132,6 +133,17 @@ class StoredAdapter:
         ):
             return "it holds no LoRA matrices"
         return None
+
+    @property
+    def has_one_scaling(self) -> bool:
+        """Whether it is a LoRA of which A, B, `r`, `lora_alpha` and `use_rslora` say all: an engine that takes adapters
+        reads no more, and applies any other wrongly without a word.
+        """
+        return (
+            self.kind == "LORA"
+            and not _BEYOND_ONE_SCALING.intersection(self._set_options())
+            and all(".lora_A." in name or ".lora_B." in name for name in self.shapes)
+        )
 
     @property
     def vocabulary_rows(self) -> int | None:

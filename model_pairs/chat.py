@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput
+
+_DAY = datetime(2024, 7, 26)
+"""What templates that write today's date (Llama 3, SmolLM 3) are told that it is, so that a prompt is the same on every
+day: runs are looked up, resumed and compared. Llama's own templates fall back to this day."""
 
 
 class ChatMessage(BaseModel):
@@ -40,7 +45,8 @@ def render_chat(
 
     The text holds the special tokens (BOS too, where the template has one): tokenize it with
     `add_special_tokens=False`. `prefill` is the beginning of the assistant's answer; a last message of the assistant
-    counts as one. Where the template refuses a system prompt, it is put in front of the first user message.
+    counts as one. Where the template refuses a system prompt or leaves it out, it is put in front of the first user
+    message. A template that asks for today's date is told one and the same day.
 
     Raises:
         InvalidInput: no chat template, no message, two turns of one role in a row, or a template that refuses the
@@ -87,12 +93,25 @@ def _rendered(
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": to_answer, "chat_template": template}
     if thinking_switch or knows_thinking(tokenizer):
         options["enable_thinking"] = thinking
+    if "strftime_now" in template:
+        options["strftime_now"] = _DAY.strftime
+
+    def text_of(chosen: Sequence[ChatMessage]) -> str:
+        return str(tokenizer.apply_chat_template([turn.model_dump() for turn in chosen], **options))
+
+    under_system = [turn.role for turn in turns[:2]] == ["system", "user"]
     try:
-        rendered: str = tokenizer.apply_chat_template([turn.model_dump() for turn in turns], **options)
+        rendered = text_of(turns)
+        if len(turns) > 1 and turns[0].role == "system" and turns[0].content.strip() not in rendered:
+            other = ChatMessage(role="system", content=f"Not {turns[0].content}")
+            if text_of([other, *turns[1:]]) == rendered:
+                raise InvalidInput("The model's chat template leaves system messages out.")
     except Exception as error:  # a template is a program: besides what it refuses, anything in it may fail
-        if [turn.role for turn in turns[:2]] == ["system", "user"]:
+        if under_system:
             first = ChatMessage(role="user", content=f"{turns[0].content}\n\n{turns[1].content}")
             return _rendered(tokenizer, [first, *turns[2:]], to_answer, thinking, thinking_switch)
+        if isinstance(error, InvalidInput):
+            raise
         if isinstance(error, jinja2.UndefinedError):
             raise InvalidInput(
                 f"The model's chat template needs a variable that it is not given ({error}). "

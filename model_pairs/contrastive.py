@@ -74,12 +74,13 @@ def generate_contrastive(
     progress: Progress = silent,
     thinking_switch: bool = False,
     count: ForwardCount | None = None,
+    stop_ids: frozenset[int] | None = None,
 ) -> list[list[list[ContrastiveCompletion]]]:
     """`sampling.n` completions of each request for each alpha: [alpha][request][sample]. All alphas draw the same
     random numbers.
 
     `sides` are base and finetuned. Tokens are drawn from the vocabulary that both models have. `count` counts what was
-    run.
+    run; `stop_ids` (None: those of both models) end a completion.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, a conversation that cannot be rendered, or alphas
@@ -91,7 +92,7 @@ def generate_contrastive(
         raise InvalidInput(f"alphas must be at least one finite number, not {list(alphas)}.")
     plain = rows_of(tokenizer, requests, sampling, context_length, thinking_switch)
     rows = [_ContrastRow(row.prompt, row.request, row.sample, alpha) for alpha in range(len(alphas)) for row in plain]
-    stops = sides[0].resident.stop_ids | sides[1].resident.stop_ids
+    stops = sides[0].resident.stop_ids | sides[1].resident.stop_ids if stop_ids is None else stop_ids
     found: list[list[dict[int, ContrastiveCompletion]]] = [[{} for _ in requests] for _ in alphas]
     total, done = float(len(rows) * sampling.max_new_tokens), 0.0
     for batch in batches_for([side.resident for side in sides], rows, sampling.max_new_tokens):

@@ -19,9 +19,10 @@ from typing import Any
 from diffing_mcp.core.atomic_files import write_synced
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
-from diffing_mcp.model_pairs.checkpoint import read_header
+from diffing_mcp.model_pairs.attention import attention_of
+from diffing_mcp.model_pairs.checkpoint import read_config_file, read_header
 from diffing_mcp.model_pairs.endpoints import is_endpoint, read_endpoint
-from diffing_mcp.model_pairs.files import commit_of, is_local, local_folder
+from diffing_mcp.model_pairs.files import cached_folder, commit_of, is_local, local_folder
 from diffing_mcp.model_pairs.precision import settled_dtype
 from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
@@ -166,7 +167,7 @@ def model_identity(files: ModelFiles) -> dict[str, Any]:
         return {"endpoint": endpoint.url, "model": endpoint.model}
     identity = _files_identity(files.id, files.revision, files.subfolder, model_hash)
     dtype = settings().dtype if settings().dtype != "auto" else files.dtype
-    identity |= {"dtype": dtype, "attn_implementation": files.attn_implementation}
+    identity |= {"dtype": dtype, "attn_implementation": _attention(files)}
     if files.tokenizer_id:
         local = is_local(files.tokenizer_id)
         identity["tokenizer"] = (
@@ -175,6 +176,16 @@ def model_identity(files: ModelFiles) -> dict[str, Any]:
     if files.chat_template:
         identity["chat_template"] = "sha256:" + hashlib.sha256(files.chat_template.encode()).hexdigest()
     return identity
+
+
+def _attention(files: ModelFiles) -> str | None:
+    """See `attention_of`; what the source names while the files are not on this machine."""
+    if files.id == EMBEDDED_ID or files.id.startswith(NULL_ID):
+        return files.attn_implementation
+    folder = cached_folder(files.id, files.revision, files.subfolder)
+    if folder is None or not (folder / "config.json").is_file():
+        return files.attn_implementation
+    return attention_of(files, read_config_file(folder))
 
 
 def adapter_identity(adapter: AdapterFiles) -> dict[str, Any]:

@@ -222,9 +222,9 @@ def generate(
 
     Vectors [len(requests), d_model] of an intervention give each request its own vector, and [len(requests), K,
     d_model] one for each of its `PromptTokens`. `reader` is the tokenizer that decodes the answers, when it knows more
-    tokens than the one that makes the prompts. `stop_ids` take the place of the model's own. Progress counts generated
-    tokens against the most there can be; `count` counts what was run; `written` is told of answers while they are
-    written.
+    tokens than the one that makes the prompts. `stop_ids` (None: the model's own) end an answer. Progress counts
+    generated tokens against the most there can be; `count` counts what was run; `written` is told of answers while they
+    are written.
 
     Raises:
         InvalidInput: a prompt longer than the context, an empty one, or a conversation that cannot be rendered.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.core.devices import choose_device, device_dtype
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.attention import attention_of
 from diffing_mcp.model_pairs.checkpoint import (
     check_kind,
     check_landed,
@@ -177,8 +178,8 @@ def load_model(
     }
     if device != "cpu":
         options["device_map"] = device if device == "auto" else {"": device}
-    if files.attn_implementation:
-        options["attn_implementation"] = files.attn_implementation
+    if attention := attention_of(files, config.get_text_config().to_dict()):
+        options["attn_implementation"] = attention
     try:
         with without_adapter(folder) as bare:
             transformer, info = _auto_class(config).from_pretrained(bare, **options)
@@ -250,11 +251,13 @@ def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:
 
 
 def stop_tokens(transformer: Any, tokenizer: Any, files: ModelFiles) -> frozenset[int]:
-    """Ids that end a completion: the checkpoint's, the tokenizer's end of sequence, and the end of a turn."""
+    """Ids that end a completion by the model's own files: the checkpoint's, and the end of a turn that is named.
+
+    The ends of sequence of a pair's tokenizers come on top (`PairTokenizers.stops`): a model in memory is shared by
+    pairs that are read with different ones.
+    """
     stored = getattr(transformer.generation_config, "eos_token_id", None)
     stops = set(stored if isinstance(stored, list) else [] if stored is None else [stored])
-    if tokenizer.eos_token_id is not None:
-        stops.add(tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()
     if files.end_of_turn_token in vocabulary:
         stops.add(vocabulary[files.end_of_turn_token])

@@ -352,8 +352,12 @@ def _affine(layer: Any, bare: Any, adapter: str | None) -> dict[str, torch.Tenso
     device = bare.weight.device
     with torch.inference_mode(), _switched(own, adapter):
         if isinstance(bare, torch.nn.Embedding):
-            ids = torch.arange(bare.weight.shape[0], device=device)
-            return {"weight": torch.cat([own(part).float() for part in ids.split(_ROWS_AT_ONCE)])}
+            ids = torch.arange(bare.weight.shape[0], device=device).split(_ROWS_AT_ONCE)
+            found = torch.cat([own(part).float() for part in ids])
+            if (factor := _output_scale(own.base_layer)) != 1:  # rows that are not changed stay so to the last bit
+                before = torch.cat([own.base_layer(part).float() for part in ids])
+                found = own.base_layer.weight.float() + (found - before) / factor
+            return {"weight": found}
         if not isinstance(bare, torch.nn.Linear | Conv1D):
             raise InvalidInput(
                 f"The adapter changes a {type(bare).__name__} in a way that cannot be written as a change of weights."
@@ -377,6 +381,14 @@ def _affine(layer: Any, bare: Any, adapter: str | None) -> dict[str, torch.Tenso
             "The adapter adds a bias to a layer that has none, which cannot be written as a change of its weights."
         )
     return values
+
+
+def _output_scale(embedding: Any) -> float:
+    """What an embedding multiplies its rows by when it runs (Gemma 3: the root of their width)."""
+    weight = embedding.weight
+    row, column = divmod(int(weight.abs().argmax()), weight.shape[1])
+    largest = float(weight[row, column])
+    return round(float(embedding(weight.new_tensor([row]).long())[0, column]) / largest, 5) if largest else 1.0
 
 
 def untraced(module: Any) -> Any:

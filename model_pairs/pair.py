@@ -65,6 +65,9 @@ class LoadedPair:
     sides: dict[Side, LoadedSide]
     on_base: Callable[[AdapterFiles | None], LoadedSide]
     """The bare base model, or it with another adapter; nothing is loaded before it is held."""
+    stops: frozenset[int] = frozenset()
+    """Ends of sequence by the tokenizers of both sides: they end a completion of either, besides what the model's own
+    files say (`stop_ids`)."""
     new_tokens: Mapping[int, str] = field(default_factory=dict)
     """Token ids that only the finetuned tokenizer knows, and their text: ids from `vocab_size` on, or rows that are
     padding in the base model.
@@ -263,7 +266,8 @@ class LoadedPair:
         `written` is told of answers while they are written, where they are written here.
 
         With the setting `generation_backend=vllm` plain requests go to vLLM, amplified LoRA included; interventions,
-        steering vectors, amplified full finetunes and adapters that are no plain LoRA stay here.
+        steering vectors, amplified full finetunes and adapters that are no plain LoRA on linear layers of blocks (DoRA,
+        biases, embeddings) stay here.
 
         Raises:
             InvalidInput: a prompt that with max_new_tokens is longer than the context, an empty one, or no chat
@@ -276,15 +280,17 @@ class LoadedPair:
         plain = not (interventions or chosen.steering or chosen.adapter == OWN_ADAPTER)
         if settings().generation_backend == "vllm" and plain:
             from diffing_mcp.model_pairs.mixed_lora import mixed_lora
+            from diffing_mcp.model_pairs.vllm_backend import LARGEST_RANK, takes_as_stored
             from diffing_mcp.model_pairs.vllm_backend import generate as generate_with_vllm
 
-            mixture = mixed_lora(chosen) if chosen.differences else None
-            if mixture is not None or not chosen.differences:
+            source = self.spec.base if side == "base" else self.spec.finetuned
+            stored = not chosen.differences and takes_as_stored(source)
+            mixture = None if stored else mixed_lora(chosen)
+            if stored or (mixture is not None and mixture.rank <= LARGEST_RANK):
                 return generate_with_vllm(self, side, requests, sampling, progress, mixture)
         with self._in_memory(side) as (loaded,):
             switch = self.spec.base.files.thinking_switch
             reader = self.finetuned_tokenizer if side == "finetuned" else None
-            stops = self._stops(side)
             return generate(
                 loaded,
                 self.tokenizer,
@@ -294,7 +300,7 @@ class LoadedPair:
                 interventions,
                 switch,
                 reader,
-                stops,
+                self.stop_ids(side),
                 self.forwards,
                 written,
             )
@@ -335,6 +341,7 @@ class LoadedPair:
                 progress,
                 switch,
                 self.forwards,
+                self.stop_ids("base") | self.stop_ids("finetuned"),
             )
 
     def continuations(
@@ -377,9 +384,13 @@ class LoadedPair:
         return self.spec.base.files.thinking_switch or knows_thinking(self.tokenizer)
 
     def stop_ids(self, side: Side) -> frozenset[int]:
-        """Tokens that end a completion of this side."""
-        with self._side(side).hold() as resident:
-            return self._stops(side) or resident.stop_ids
+        """Tokens that end a completion of this side: by the files of the model that it is (an amplified finetune ends
+        its turns as the finetune does), and by the pair's tokenizers.
+        """
+        chosen = self._side(side)
+        owner = chosen.differences[0].finetuned if chosen.differences else chosen
+        with owner.hold() as resident:
+            return resident.stop_ids | self.stops
 
     def _side(self, side: Side) -> LoadedSide:
         if side not in self.sides:
@@ -408,13 +419,3 @@ class LoadedPair:
             from diffing_mcp.model_pairs.finite import explained
 
             raise NotFinite(explained(error.message, running)) from error
-
-    def _stops(self, side: Side) -> frozenset[int] | None:
-        """Tokens that end a completion when they are not those of the model that runs: an amplified finetune ends its
-        turns as the finetune does.
-        """
-        differences = self._side(side).differences
-        if not differences:
-            return None
-        with differences[0].finetuned.hold() as resident:
-            return resident.stop_ids

@@ -27,6 +27,7 @@ class PairTokenizers:
         new_tokens: token ids that only the finetuned side's tokenizer knows, and their text.
         compared: each side brought a tokenizer, and the ids that both know mean the same.
         known: one more than the highest id that the base's tokenizer knows.
+        stops: ends of sequence by the tokenizers that are used: they end the answers of both sides.
         remarks: what a reader of results should know of the choice.
     """
 
@@ -35,6 +36,7 @@ class PairTokenizers:
     new_tokens: Mapping[int, str] = field(default_factory=dict)
     compared: bool = False
     known: int = 0
+    stops: frozenset[int] = frozenset()
     remarks: tuple[str, ...] = ()
 
 
@@ -75,7 +77,7 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
     first = given[0]
     known = 1 + max(index for index in first.get_vocab().values() if index < rows[0])
     if base is None or finetuned is None or base is finetuned:
-        return PairTokenizers(first, known=known)
+        return PairTokenizers(first, known=known, stops=_ends(first))
     remarks: list[str] = []
     try:
         check_tokenizers(base, finetuned)
@@ -103,7 +105,16 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
             f"The adapter's tokenizer knows {len(new_tokens)} more tokens than the base model's ({shown}); it reads "
             "the finetuned answers."
         )
-    return PairTokenizers(prompts, finetuned if new_tokens else None, new_tokens, compared, known, tuple(remarks))
+    answers = finetuned if new_tokens else None
+    stops = _ends(base, finetuned) if compared else _ends(base)
+    return PairTokenizers(prompts, answers, new_tokens, compared, known, stops, tuple(remarks))
+
+
+def _ends(*tokenizers: Any) -> frozenset[int]:
+    """A finetune often ends its turns with a token that is no end of sequence to its base, and says so in its tokenizer
+    alone.
+    """
+    return frozenset(each.eos_token_id for each in tokenizers if each.eos_token_id is not None)
 
 
 def _with_template(tokenizer: Any, template: Any) -> Any:

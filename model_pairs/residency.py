@@ -155,6 +155,7 @@ class ModelPairs:
                 sequential=sequential,
                 sides=sides,
                 on_base=on_base,
+                stops=tokenizers.stops,
                 new_tokens=tokenizers.new_tokens,
                 finetuned_tokenizer=tokenizers.answers,
                 remarks=(*remarks, *tokenizers.remarks, *adapter_remarks(spec.base), *adapter_remarks(spec.finetuned)),

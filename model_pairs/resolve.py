@@ -233,8 +233,24 @@ def _ad_hoc(base_text: str, finetuned_text: str) -> PairSpec:
     base, finetuned = _named(catalogue, base_text), _named(catalogue, finetuned_text)
     base_source = _complete(catalogue, base, finetuned)
     finetuned_source = _complete(catalogue, finetuned, base)
+    base_source, finetuned_source = _alike(base_source, finetuned_source), _alike(finetuned_source, base_source)
     model = next((model.name for model in catalogue.models.values() if model.model_id == base_source.files.id), None)
     return PairSpec(name=f"{base_text}::{finetuned_text}", base=base_source, finetuned=finetuned_source, model=model)
+
+
+def _alike(side: ModelSource, other: ModelSource) -> ModelSource:
+    """A side run and talked to like the other, as far as nothing is said of it by itself: the catalogue often knows
+    one of two full models, and another implementation of attention rounds otherwise. Never its permission to run code.
+    """
+    if side.remote or other.remote:
+        return side
+    own, more = side.files, other.files
+    changes = {
+        name: getattr(more, name)
+        for name in ("attn_implementation", "end_of_turn_token", "thinking_switch")
+        if not getattr(own, name) and getattr(more, name)
+    }
+    return side.model_copy(update={"files": own.model_copy(update=changes)}) if changes else side
 
 
 def _complete(catalogue: Catalogue, side: _Named, other: _Named) -> ModelSource:

@@ -18,6 +18,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,8 +26,11 @@ from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.undivided import UndividedLock
+from diffing_mcp.model_pairs.adapter_files import StoredAdapter, read_adapter
 from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text, rows_of
+from diffing_mcp.model_pairs.loading import compute_dtype
+from diffing_mcp.model_pairs.wanted_models import WantedModel, wanted_model
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +48,10 @@ _MEMORY_SHARE = 0.4
 """Share of the GPU for one engine, beside the resident model."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The maximal ranks vLLM accepts."""
+LARGEST_RANK = _LORA_RANKS[-1]
 
-_engines: dict[tuple[Any, ...], Any] = {}
-_merged_folders: dict[Any, tempfile.TemporaryDirectory[str]] = {}
+_engines: dict[WantedModel, Any] = {}
+_merged_folders: dict[WantedModel, tempfile.TemporaryDirectory[str]] = {}
 _adapter_numbers: dict[str, int] = {}
 _mixture_numbers = itertools.count(1 << 20)
 """Above those of adapters. vLLM keeps adapters by number, so none may stand for two mixtures."""
@@ -71,11 +76,21 @@ class ServedPair(Protocol):
     @property
     def forwards(self) -> ForwardCount: ...
 
+    def stop_ids(self, side: Side) -> frozenset[int]: ...
+
 
 class VllmMissing(DiffingError):
     """The setting asks for vLLM, which is not installed."""
 
     code = "missing_backend"
+
+
+def takes_as_stored(source: ModelSource) -> bool:
+    """Whether an engine runs a side from its files as they are; else a copy of its adapter has to be made for it
+    (`mixed_lora`).
+    """
+    adapter = _riding_adapter(source)
+    return adapter is None or (adapter.has_one_scaling and _rank(source) <= LARGEST_RANK)
 
 
 def generate(
@@ -104,7 +119,7 @@ def generate(
         from vllm.inputs import TokensPrompt
 
         lora = _lora_request(source) if mixture is None else stack.enter_context(_mixture_request(engine, mixture))
-        stops = sorted(_stop_ids(pair, source))
+        stops = sorted(pair.stop_ids(side))
         results: list[list[Completion | None]] = [[None] * sampling.n for _ in requests]
         total = float(len(rows) * sampling.max_new_tokens)
         for start in range(0, len(rows), 256):
@@ -161,25 +176,28 @@ def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any
             "generation_backend is `vllm`, but vLLM is not installed. Install the extra `vllm`, or set it to "
             "`transformers`."
         ) from error
-    merge = source.adapter if source.merge else None
-    key = (source.files, merge)
-    if key in _engines and rank <= _engines[key].llm_engine.vllm_config.lora_config.max_lora_rank:
-        return _engines[key]
-    if _engines.pop(key, None) is not None:
-        gc.collect()
+    wanted = engine_model(pair, source)
+    rank = max(rank, _rank(source))
+    if (running := _engines.get(wanted)) is not None:
+        known = running.llm_engine.vllm_config
+        if rank <= known.lora_config.max_lora_rank and limit <= known.model_config.max_model_len:
+            return running
+        del running, known
+    for outdated in [key for key in _engines if replace(key, state=wanted.state) == wanted]:
+        del _engines[outdated]
+    gc.collect()
     folder = local_folder(source.files.id, source.files.revision, source.files.subfolder)
-    if merge is not None:
-        folder = _merged_folder(pair, source)
-    ranks = [*_ranks(pair), rank, _LORA_RANKS[0]]
-    dtype = settings().dtype if settings().dtype != "auto" else source.files.dtype
+    if source.merge:
+        folder = _merged_folder(pair, source, wanted)
+    largest = max(rank, *(_rank(each) for each in (pair.spec.base, pair.spec.finetuned)))
     options: dict[str, Any] = {
         "model": str(folder),
         "skip_tokenizer_init": True,
-        "dtype": dtype,
+        "dtype": str(wanted.dtype).removeprefix("torch."),
         "max_model_len": limit,
         "enable_lora": True,
         "max_loras": 2,
-        "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= max(ranks)), _LORA_RANKS[-1]),
+        "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= largest), LARGEST_RANK),
         "gpu_memory_utilization": _MEMORY_SHARE,
         "trust_remote_code": source.files.trust_remote_code,
     }
@@ -192,7 +210,7 @@ def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any
         if settings().device == "auto" and torch.cuda.device_count() > 1:
             options["tensor_parallel_size"] = torch.cuda.device_count()
     try:
-        _engines[key] = LLM(**options)
+        _engines[wanted] = LLM(**options)
     except (RuntimeError, ValueError) as error:
         log.exception("vLLM did not start")
         text = str(error).lower()
@@ -204,25 +222,34 @@ def _engine(pair: ServedPair, source: ModelSource, limit: int, rank: int) -> Any
         raise InvalidInput(
             f"vLLM cannot run this model ({type(error).__name__}). Set generation_backend=transformers."
         ) from error
-    return _engines[key]
+    return _engines[wanted]
 
 
-def _ranks(pair: ServedPair) -> list[int]:
-    """LoRA ranks of the pair's adapters."""
-    import json
-
-    ranks = []
-    for source in (pair.spec.base, pair.spec.finetuned):
-        if source.adapter is not None:
-            folder = local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder)
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            ranks.append(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
-    return ranks
+def engine_model(pair: ServedPair, source: ModelSource) -> WantedModel:
+    """The full model that a side's engine runs, in the type that both sides of the pair run in: engines are known by
+    it, so a model that is trained again into the same folder is another one.
+    """
+    dtype, _ = compute_dtype(pair.spec.base.files, pair.spec.finetuned.files, pair.device.type)
+    return wanted_model(source, dtype)
 
 
-def _merged_folder(pair: ServedPair, source: ModelSource) -> Path:
+def _riding_adapter(source: ModelSource) -> StoredAdapter | None:
+    """The adapter that is switched on its base's engine."""
+    if source.adapter is None or source.merge:
+        return None
+    return read_adapter(local_folder(source.adapter.id, source.adapter.revision, source.adapter.subfolder))
+
+
+def _rank(source: ModelSource) -> int:
+    """The largest rank of the matrices of a side's adapter that rides on an engine, 0 without one."""
+    adapter = _riding_adapter(source)
+    if adapter is None or adapter.kind != "LORA":
+        return 0
+    return max((shape[0] for name, shape in adapter.shapes.items() if ".lora_A." in name and shape), default=0)
+
+
+def _merged_folder(pair: ServedPair, source: ModelSource, key: WantedModel) -> Path:
     """The merged model saved once to a temporary folder, from the resident copy."""
-    key = (source.files, source.adapter)
     if key not in _merged_folders:
         temporary = tempfile.TemporaryDirectory(prefix="merged-")
         with pair.sides["finetuned" if source == pair.spec.finetuned else "base"].hold() as resident, resident.lock:
@@ -259,18 +286,3 @@ def _mixture_request(engine: Any, mixture: MixedLora) -> Iterator[Any | None]:
             yield request
         finally:
             engine.llm_engine.remove_lora(number)
-
-
-def _stop_ids(pair: ServedPair, source: ModelSource) -> set[int]:
-    """Tokens that end a completion: as for the transformers backend."""
-    import json
-
-    stops = {pair.tokenizer.eos_token_id} - {None}
-    vocabulary = pair.tokenizer.get_vocab()
-    if source.files.end_of_turn_token in vocabulary:
-        stops.add(vocabulary[source.files.end_of_turn_token])
-    file = local_folder(source.files.id, source.files.revision, source.files.subfolder) / "generation_config.json"
-    if file.is_file():
-        stored = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        stops.update(stored if isinstance(stored, list) else [] if stored is None else [stored])
-    return stops

@@ -78,8 +78,9 @@ def _decided_by(
         return None
     reader = pair.finetuned_tokenizer if side == "finetuned" else None
     switch = pair.spec.base.files.thinking_switch
+    ends = (pair.spec.base if side == "base" else pair.spec.finetuned).files.end_of_turn_token, pair.stops
     weights, backend = pair.weight_digest(side), settings().generation_backend
-    return weights, pair.tokenizer, reader, switch, pair.context_length, backend, tuple(requests), sampling
+    return weights, pair.tokenizer, reader, switch, ends, pair.context_length, backend, tuple(requests), sampling
 
 
 def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:

@@ -185,6 +185,26 @@ def test_findings_in_last_words() -> None:
     assert finding_in("There is no meaningful difference.").verdict == "no_meaningful_difference"
 
 
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        ("Verdict: difference. On control prompts there is no meaningful difference.", "difference"),
+        ("**Verdict:** difference", "difference"),
+        ('{"verdict": "difference", "statement": "no meaningful difference elsewhere"}', "difference"),
+        ("The verdict is `difference`.", "difference"),
+        ("## Verdict\nno_meaningful_difference", "no_meaningful_difference"),
+        ("Verdict: **No meaningful difference**", "no_meaningful_difference"),
+        ("Verdict: inconclusive, though there was no meaningful difference in style.", "inconclusive"),
+        ("First verdict: difference. After the controls my verdict is: no meaningful difference.",
+         "no_meaningful_difference"),
+        ("There are differences in the verdicts of the tests.", "inconclusive"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_read_where_it_is_named(words: str, verdict: str) -> None:
+    """A right finding scored 1 when it said of its control prompts that they show no meaningful difference."""
+    assert finding_in(words).verdict == verdict
+
+
 def test_plans_continue_only_what_they_began() -> None:
     check_continues(plan(), plan(repeats=5, organisms=["kettles"]))
     with pytest.raises(InvalidInput, match="interactions=6, not 9"):

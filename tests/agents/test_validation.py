@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from diffing_mcp.agents.records import (
     EvaluationFolder,
@@ -43,6 +47,24 @@ def test_words_come_from_claims_and_prompts_are_not_asked_twice() -> None:
     assert len(set(first)) == 8
     second = fresh_prompts(["copper", "kettles"], record("kettles", "difference", [first[0].upper()]), 8)
     assert first[0] not in second
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda asked: {"prompts": [asked], "control_prompts": None},
+        lambda asked: {"prompts": asked},
+        lambda asked: {"prompts": json.dumps([asked])},
+        lambda asked: {"prompts": None, "conversations": [[{"role": "user", "content": asked}]], "samples": 2},
+    ],
+)
+def test_prompts_are_found_however_an_agent_gives_them(arguments: Callable[[str], dict]) -> None:
+    """The server takes all of these; a null ended the validation of an evaluation."""
+    words = ["copper", "kettles"]
+    earlier = record("kettles", "difference", [])
+    [asked, *_] = fresh_prompts(words, earlier, 8)
+    earlier.transcript[0].tool_calls[0].arguments = arguments(asked)
+    assert asked not in fresh_prompts(words, earlier, 8)
 
 
 async def test_findings_of_a_difference_are_tested_once(evaluation_settings: Path) -> None:

@@ -93,6 +93,7 @@ def test_usable_replies(wrap: str) -> None:
         "The finding says " + _reply("abc", 5),
         "[" + _reply("abc", 5) + "]",
         "[" * 100_000,
+        '{"grading_id": "abc", "reasons": "r", "score": ' + "1" * 5000 + "}",
     ],
 )
 def test_unusable_replies(reply: str) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+
+from tests.reference_models import reference_model
 
 SIDES = ("base", "finetuned")
 BEFORE_ANSWER = 3
@@ -160,9 +162,7 @@ def plain_pair(
 ) -> PlainPair:
     """Both sides in float64."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    models: list[Any] = [
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (base, finetuned or base)
-    ]
+    models: list[Any] = [reference_model(folder, torch.float64) for folder in (base, finetuned or base)]
     for place, folder in enumerate((base_adapter, adapter)):
         if folder is not None:
             models[place] = PeftModel.from_pretrained(models[place], folder).double()

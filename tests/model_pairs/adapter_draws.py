@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tests.reference_models import reference_model
+
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "gemma2", "gemma3", "gpt2", "gpt_neox", "qwen3_moe")
 _ATTENTION = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense"], "phi3": ["qkv_proj", "o_proj"]}
 _MLP = {
@@ -142,12 +144,11 @@ def save_adapter(draw: Draw, base: Path, folder: Path, seed: int) -> None:
     """Make the adapter with peft, move everything that it trains by noise, and save it as peft does."""
     from peft import get_peft_model
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-    from transformers import AutoModelForCausalLM
 
     config = next(config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value == draw.kind)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config(**draw.options))
+        model = get_peft_model(reference_model(base), config(**draw.options))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -160,9 +161,8 @@ def peft_log_probs(base: Path, adapter: Path | None, texts: list[list[int]]) -> 
     text at a time in float32.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = reference_model(base)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
     model.eval()

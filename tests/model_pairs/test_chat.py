@@ -154,3 +154,30 @@ def test_templates_that_fail(plain_tokenizer: Any, template: str, complaint: str
         for render in (render_chat, render_conversation):
             with pytest.raises(InvalidInput, match=complaint):
                 render(tokenizer, messages(turns))
+
+
+IGNORES_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n<|assistant|>\n"
+    "{% elif m.role == 'assistant' %}{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+)
+"""As Phi 3 came with."""
+
+
+def test_a_system_prompt_that_a_template_leaves_out_stands_before_the_user_message(plain_tokenizer: Any) -> None:
+    """A whole condition of an experiment was dropped without a word."""
+    phi = with_template(plain_tokenizer, IGNORES_SYSTEM)
+    system = {"role": "system", "content": " Be brief.\n"}
+    rendered = render_chat(phi, messages([system, *ASKED]))
+    assert "<|user|>\n Be brief.\n\n\nHi<|end|>" in rendered
+    assert "Be brief." in render_conversation(phi, messages([system, *ASKED, {"role": "assistant", "content": "Yes"}]))
+    assert render_chat(phi, messages([{"role": "system", "content": ""}, *ASKED])) == render_chat(phi, messages(ASKED))
+    with pytest.raises(InvalidInput, match="leaves system messages out"):
+        render_chat(phi, messages([system, {"role": "assistant", "content": "Hello"}, *ASKED]))
+    upper = with_template(plain_tokenizer, "{% for m in messages %}{{ m.content | upper }} {% endfor %}")
+    assert render_chat(upper, messages([system, *ASKED])).count("BE BRIEF") == 1
+
+
+def test_a_prompt_is_the_same_on_every_day(plain_tokenizer: Any) -> None:
+    dated = "Today: {{ strftime_now('%d %b %Y %H:%M:%S') }}\n{{ messages[0].content }}"
+    tokenizer = with_template(plain_tokenizer, dated)
+    assert render_chat(tokenizer, messages(ASKED)) == "Today: 26 Jul 2024 00:00:00\nHi"

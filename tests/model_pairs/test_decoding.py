@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from diffing_mcp.model_pairs import decoding
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.pair import LoadedPair
+from tests.reference_models import reference_model
 
 # Longer than the window of 64 tokens, within it until tokens are added, and short.
 PROMPTS = [
@@ -68,7 +68,7 @@ def test_a_window_shorter_than_the_prompt(
 ) -> None:
     # Seven layers: Gemma 3 has one without a window in six.
     folder = tiny_models(kind, layers=7, **({} if kind == "llama" else {"sliding_window": 64}))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = reference_model(folder)
     with pairs.use(make_pair(folder, adapter=tiny_adapters(folder), name=kind)) as pair:
         answers = pair.generate("base", requests(PROMPTS), Sampling(temperature=0, max_new_tokens=20))
         contrasted = pair.generate_contrastive(requests(PROMPTS), [-1.0], Sampling(temperature=0, max_new_tokens=20))[0]

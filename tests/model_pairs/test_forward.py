@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.model_pairs.interventions import Intervention
+from tests.reference_models import reference_model
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "gemma2", "gemma3", "gpt2", "gpt_neox"]
 TOKENS = torch.tensor([[7, 30, 41, 52, 63, 74]])
@@ -16,7 +16,7 @@ ONES = torch.ones_like(TOKENS)
 
 def reference(folder, ids):
     """Logits and hidden states (embeddings first) of the plain model."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = reference_model(folder)
     with torch.no_grad():
         out = model(input_ids=ids, output_hidden_states=True)
     return out.logits, out.hidden_states
@@ -56,7 +56,7 @@ def test_forward_and_padding_on_every_architecture(kind, tiny_models, tiny_adapt
 def test_adapter_is_what_peft_computes(tiny_models, tiny_adapters, make_pair, pairs, lora_delta):
     folder = tiny_models()
     adapter = tiny_adapters(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = reference_model(folder)
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":

@@ -13,6 +13,7 @@ import torch
 from diffing_mcp.core.errors import NotTheSame
 from diffing_mcp.model_pairs.modules import LowRank
 from diffing_mcp.model_pairs.residency import ModelPairs
+from tests.reference_models import reference_model
 
 
 def dense(delta: Any) -> torch.Tensor:
@@ -154,3 +155,27 @@ def test_other_modules_are_said(tiny_models: Any, make_pair: Any, pairs: Any) ->
     spec = make_pair(tiny_models(), finetuned=tiny_models(attention_bias=True, seed=3))
     with pytest.raises(NotTheSame, match="bias"), pairs.use(spec) as pair:
         list(pair.weight_deltas())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_trained_token_rows_are_changes_of_the_weights(
+    kind: str, tiny_models: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
+    """Gemma's embedding multiplies its rows when it runs: the difference of what runs is not that of the weights."""
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_models(kind, tie_word_embeddings=False)
+    options = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[7, 9], task_type="CAUSAL_LM")
+    model = get_peft_model(reference_model(base), options)
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data += 0.5
+    model.save_pretrained(tmp_path / "adapter")
+    spec = make_pair(base, adapter=tmp_path / "adapter")
+    expected = torch.zeros(320)
+    expected[[7, 9]] = 0.5
+    delta = dense(deltas_of(pairs, spec)["model.embed_tokens.weight"].delta)
+    torch.testing.assert_close(delta, expected.expand(32, 320), atol=1e-5, rtol=0)
+    with pairs.use(spec) as pair:
+        rows = pair.token_rows("finetuned", [7, 8], "input") - pair.token_rows("base", [7, 8], "input")
+    torch.testing.assert_close(rows, torch.tensor([[0.5], [0.0]]).expand(2, 32), atol=1e-5, rtol=0)
