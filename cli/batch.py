@@ -67,7 +67,11 @@ def batch(
     with _crew(ray, workers, gpus_each, mirror) as crew, progress_bar("batch") as progress:
         outcomes = run_tasks(tasks, crew, report, progress)
     if mirror is not None:
-        Mirror(mirror).pull()
+        shared = Mirror(mirror)
+        for outcome in outcomes:
+            if outcome.state == "reused":  # a former batch may have been cut off before it was copied
+                shared.push(outcome.task, outcome.products)
+        shared.pull()
     if as_json:
         print_json([outcome.model_dump(mode="json") for outcome in outcomes])
     else:

@@ -63,7 +63,7 @@ def config(
         else:
             print_json(shown)
         return
-    existed = place.expanduser().exists()
+    existed = place.expanduser().exists() and place.expanduser().stat().st_size > 0
     if not write_entry(place, chosen.form, chosen.key, NAME, entry):
         note(f"{place} has it already.")
         return

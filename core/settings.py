@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -43,20 +43,31 @@ def _listed(separator: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _whole(folder: Path) -> Path:
+    """The same folder from wherever a process is started. Hosts expand no `~` in the environment that they pass."""
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+Folder = Annotated[Path, AfterValidator(_whole)]
+
+
 class Settings(BaseSettings):
     """Read once a process by `settings()`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
-    data_folder: Path = Field(
+    data_folder: Folder = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("diffing-mcp")),
         description="Runs, investigations and evaluation logs. Every path an MCP client names is confined to it.",
     )
-    cache_folder: Path = Field(
+    cache_folder: Folder = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("diffing-mcp")),
         description="Things that can be made again, such as the converted embedded model.",
     )
-    catalogue_folders: Annotated[list[Path], NoDecode, _listed(os.pathsep)] = Field(
+    catalogue_folders: Annotated[list[Folder], NoDecode, _listed(os.pathsep)] = Field(
         default_factory=list,
         description=(
             "Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one; several as in PATH."
@@ -134,6 +145,13 @@ class Settings(BaseSettings):
         8, ge=1, le=256, description="Requests sent at a time to a model that is reachable by URL alone."
     )
     endpoint_seconds: float = Field(120.0, gt=0, description="Seconds that such a request may take.")
+
+    @field_validator("data_folder", "cache_folder", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if value == "":  # would be the folder that the process happens to be started in
+            raise ValueError("must not be empty; leave it out for the usual folder")
+        return value
 
     @classmethod
     def settings_customise_sources(

@@ -109,6 +109,13 @@ def revoke(name: str) -> None:
         raise UnknownName(f"no token is called {name!r}. There are: {names or 'none'}.")
 
 
+def is_revoked(name: str) -> bool:
+    """Whether the token of this name is refused; one that is not ours never is."""
+    with connect() as connection:
+        row = connection.execute("SELECT revoked FROM access_tokens WHERE name = ?", (name,)).fetchone()
+    return row is not None and row["revoked"] is not None
+
+
 def record_call(caller: str, tool: str, outcome: str, seconds: float) -> None:
     """Add a call to the record, which keeps the newest."""
     with transaction() as connection:

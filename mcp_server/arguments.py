@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,8 +32,8 @@ def coerced(model: type[BaseModel], schema: Mapping[str, Any], arguments: Mappin
                 found[name] = value
         else:
             found[name] = _value(value, field, definitions)
-            if name in CUT and isinstance(found[name], int | float) and "maximum" in field:
-                found[name] = min(found[name], field["maximum"])
+            if name in CUT and "maximum" in field and (number := _number(value)) is not None:
+                found[name] = min(number, field["maximum"])
     return found
 
 
@@ -41,13 +41,22 @@ def cuts(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
     """What to say of the numbers that `coerced` cut. A shorter wait shows by itself."""
     properties = schema.get("properties", {})
     return [
-        f"{name}={value:g} was cut to its maximum, {properties[name]['maximum']}."
+        f"{name}={number:g} was cut to its maximum, {properties[name]['maximum']}."
         for name, value in arguments.items()
         if name in CUT
         and name != "wait_seconds"
-        and isinstance(value, int | float)
-        and value > properties.get(name, {}).get("maximum", math.inf)
+        and (number := _number(value)) is not None
+        and number > properties.get(name, {}).get("maximum", math.inf)
     ]
+
+
+def _number(value: Any) -> int | float | None:
+    """A number, also one that came as text; None: it is none."""
+    if isinstance(value, int | float):
+        return value
+    with suppress(ValueError, TypeError):
+        return int(value) if str(value).strip().lstrip("+-").isdigit() else float(value)
+    return None
 
 
 def _takes_null(declared: Any) -> bool:
@@ -60,7 +69,9 @@ def _value(value: Any, field: Mapping[str, Any], definitions: Mapping[str, Any])
     kinds = {kind for option in options for kind in _kinds(option)}
     if isinstance(value, str) and kinds & {"array", "object"} and value[:1] in "[{" and value[-1:] in "]}":
         with suppress(ValueError):
-            value = json.loads(value)
+            parsed = json.loads(value)
+            # An object where a list of texts is meant is one of the texts.
+            value = parsed if isinstance(parsed, list) or "object" in kinds or not _of_texts(options) else value
     if isinstance(value, str):
         words = [word for option in options for word in option.get("enum", []) if isinstance(word, str)]
         meant = [word for word in words if _plain(word) == _plain(value)]
@@ -80,6 +91,10 @@ def _value(value: Any, field: Mapping[str, Any], definitions: Mapping[str, Any])
             for name, item in value.items()
         }
     return value
+
+
+def _of_texts(options: Sequence[Mapping[str, Any]]) -> bool:
+    return any(_kinds(option.get("items", {})) == ["string"] for option in options)
 
 
 def _resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -67,9 +67,9 @@ class Caller:
         return self.grant is not None and self.grant.read_only
 
     def may_use(self, tool: str, operator_only: bool = False) -> bool:
-        """Whether the caller sees the tool at all."""
+        """Whether the caller sees the tool at all. Whoever may use any can wait for its work."""
         if self.grant is not None:
-            return self.grant.tools is None or tool in self.grant.tools
+            return self.grant.tools is None or tool in (*self.grant.tools, "get_job")
         return self.investigation is None or (not operator_only and self.investigation.allows(tool))
 
 
@@ -141,11 +141,27 @@ def current_caller(default: Caller | None) -> Caller:
     if access is None:
         if default is None:
             raise InvalidInput("this request carries no valid token")
-        return default if default.investigation is None else Caller(investigations.get(default.investigation.id))
+        return _now(default)
     if access.client_id != OPERATOR_SCOPE:
         return Caller(investigations.get(access.client_id))
     grant = (access.claims or {}).get("grant")
     return Caller(grant=Grant.model_validate(grant)) if grant is not None else OPERATOR
+
+
+def _now(caller: Caller) -> Caller:
+    """Who was let in when the process began, as it is now.
+
+    Raises:
+        InvalidInput: the investigation was closed since, or the token revoked.
+    """
+    if caller.grant is not None and access_tokens.is_revoked(caller.grant.name):
+        raise InvalidInput("the token of this server has been revoked; ask the operator for another")
+    if caller.investigation is None:
+        return caller
+    investigation = investigations.get(caller.investigation.id)
+    if investigation.closed is not None:
+        raise InvalidInput("this investigation is closed; nothing more is needed")
+    return Caller(investigation)
 
 
 class BearerGate:

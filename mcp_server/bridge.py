@@ -52,6 +52,10 @@ class ServerUnreachable(MCPError):
         super().__init__(UNREACHABLE, message)
 
 
+class RequestRefused(ServerUnreachable):
+    """The server is there and refuses this request; whether it answers another need not be watched."""
+
+
 @asynccontextmanager
 async def http_client(
     url: str, token: str | None, extensions: Sequence[ClientExtension] = (), user: ElicitationFnT | None = None
@@ -61,8 +65,14 @@ async def http_client(
     """
     # Waiting for a job takes up to 50 s without a byte; the server's pings come every 15 s.
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=300)
+
+    async def look(answer: httpx2.Response) -> None:
+        _refuse_errors(url, answer)
+
     async with (
-        httpx2.AsyncClient(headers=_authorization(token), timeout=timeout, follow_redirects=False) as web,
+        httpx2.AsyncClient(
+            headers=_authorization(token), timeout=timeout, follow_redirects=False, event_hooks={"response": [look]}
+        ) as web,
         Client(
             streamable_http_client(url, http_client=web), extensions=extensions, elicitation_callback=user
         ) as client,
@@ -88,12 +98,37 @@ async def check_reachable(url: str, token: str | None) -> None:
             f"Nothing answers at {url} ({str(error) or type(error).__name__}). Ask the user to start the server with "
             "`diffing serve --http`, or to correct the address; then call again."
         ) from error
-    if answer.status_code in (401, 403):
+    _refuse_errors(url, answer)
+    if answer.status_code == 404:
+        raise ServerUnreachable(f"The server at {url} has no MCP endpoint at that path; it usually ends in /mcp.")
+
+
+def _refuse_errors(url: str, answer: httpx2.Response) -> None:
+    """
+    Raises:
+        ServerUnreachable: an answer of a status that is not the protocol's, in words: its library says of all but the
+            first that there was an error.
+    """
+    status = answer.status_code
+    if status in (401, 403):
         raise ServerUnreachable(
             f"The server at {url} refuses the token. Ask the user for a valid one: --token or DIFFING_TOKEN."
         )
-    if answer.status_code == 404:
-        raise ServerUnreachable(f"The server at {url} has no MCP endpoint at that path; it usually ends in /mcp.")
+    if status == 429:
+        seconds = answer.headers.get("retry-after", "60")
+        raise RequestRefused(
+            f"The token allows no more requests now. Call again in {seconds} s; each call takes some three requests."
+        )
+    if status == 413:
+        raise RequestRefused("This request is larger than the token or the server allows. Ask for less in one call.")
+    if 300 <= status < 400:
+        place = answer.headers.get("location", "another address")
+        raise RequestRefused(f"The server at {url} is to be found at {place}. Ask the user to correct the address.")
+    if status >= 500:
+        raise ServerUnreachable(
+            f"What answers at {url} has an error (HTTP status {status}): the server behind it may be away. Call again; "
+            "if it stays so, ask the user to look at its log."
+        )
 
 
 class Bridge:
@@ -123,7 +158,8 @@ class Bridge:
             cause = _first_leaf(error)
             if isinstance(cause, MCPError) and not isinstance(cause, ServerUnreachable):
                 raise cause from None
-            self._watch(context)
+            if not isinstance(cause, RequestRefused):
+                self._watch(context)
             if isinstance(cause, ServerUnreachable):
                 raise cause from None
             raise ServerUnreachable(

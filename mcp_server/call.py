@@ -15,7 +15,7 @@ from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.declarations import JobState, Reply, ToolDeclaration
-from diffing_mcp.mcp_server.jobs import LIVE, Job, Part, Work, cancelled
+from diffing_mcp.mcp_server.jobs import LIVE, Job, Part, Still, Work, cancelled
 from diffing_mcp.mcp_server.offer import Offer
 from diffing_mcp.mcp_server.redaction import Redactor, redactor_of
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
@@ -105,11 +105,13 @@ class Call:
         interactions: int = 0,
         estimate: CostEstimate | None = None,
         note: str = "",
+        still: Still = lambda result: True,
     ) -> Reply:
         """Do `work` as a job (or join the one of an equal call), wait, and answer with its result or its handle.
 
         `interactions` are reserved only when the work is new. `present` turns the work's result into the answer. `note`
-        is said with the estimate, or when the work is not done in time.
+        is said with the estimate, or when the work is not done in time. A finished job whose result is not `still`
+        there does not answer: the work is done anew.
         """
         wait_seconds = getattr(self.arguments, "wait_seconds", 0.0)
         if getattr(self.arguments, "estimate_only", False):
@@ -120,7 +122,7 @@ class Call:
             )
         if self.consent is not None and self.tool.lasting and _is_long(estimate):
             cost = estimate_text(estimate, interactions)
-            if self.context.jobs.find(self.tool.name, self.caller.scope, key) is None:
+            if self.context.jobs.find(self.tool.name, self.caller.scope, key, still) is None:
                 await self.consent(f"{self.tool.title}: this would cost {cost}. Start it?")
         investigation, ledger = self.caller.investigation, self.context.ledger
 
@@ -140,6 +142,7 @@ class Call:
             estimate=estimate,
             reserve=reserve,
             payload=JobPayload(present, spec),
+            still=still,
         )
         await self.context.jobs.wait(job, wait_seconds, self.report)
         return self.reply_of(job, present, note)

@@ -148,7 +148,21 @@ def _command() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Hosts start programs with a bare environment, so what was chosen here is passed on."""
-    chosen = {key: value for key, value in os.environ.items() if key.startswith("DIFFING_") and "TOKEN" not in key}
-    passed = {key: os.environ[key] for key in ("HF_HOME", "CUDA_VISIBLE_DEVICES") if key in os.environ}
-    return {"DIFFING_DATA_FOLDER": str(settings().data_folder), **chosen, **passed}
+    """Hosts start programs with a bare environment, in a folder of their own: what was chosen here is passed on, its
+    paths whole.
+    """
+    chosen = {
+        key: value
+        for key, value in os.environ.items()
+        if key in ("HF_HOME", "CUDA_VISIBLE_DEVICES") or (key.startswith("DIFFING_") and not key.endswith("_TOKEN"))
+    }
+    here = settings()
+    whole = {
+        "DIFFING_DATA_FOLDER": str(here.data_folder),
+        "DIFFING_CACHE_FOLDER": str(here.cache_folder),
+        "DIFFING_CATALOGUE_FOLDERS": os.pathsep.join(map(str, here.catalogue_folders)),
+    }
+    for key in ("DIFFING_PROFILE", "HF_HOME"):
+        if chosen.get(key):
+            whole[key] = str(Path(chosen[key]).expanduser().absolute())
+    return chosen | {key: value for key, value in whole.items() if key in chosen or key == "DIFFING_DATA_FOLDER"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -81,9 +82,14 @@ def with_json_entry(text: str, key: str, server: str, entry: Mapping[str, Any]) 
     from json5.loader import loads as parsed
     from json5.utils import JSON5DecodeError
 
+    # The parser refuses an escaped backslash before an x, as in "C:\\Users\\xu": to it they are another character.
+    shown = json.dumps(entry, ensure_ascii=False)
+    mark = next(character for character in map(chr, range(0xE000, 0xF900)) if character not in text + shown)
+    entry = json.loads(_marked(shown, mark))
+    marked = _marked(text, mark)
     try:
-        content = json5.loads(text)
-        document = parsed(text, loader=ModelLoader())
+        content = json5.loads(marked)
+        document = parsed(marked, loader=ModelLoader())
     except JSON5DecodeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
     if not isinstance(content, dict) or not isinstance(content.get(key, {}), dict):
@@ -95,7 +101,18 @@ def with_json_entry(text: str, key: str, server: str, entry: Mapping[str, Any]) 
         _set(root.values[_place(root, key)], server, entry, depth=2)
     else:
         _set(root, key, {server: entry}, depth=1)
-    return str(text_of(document, dumper=ModelDumper()))  # type: ignore[arg-type]  # what its own documentation does
+    written = str(text_of(document, dumper=ModelDumper()))  # type: ignore[arg-type]  # as its own documentation does
+    return written.replace(mark, _BACKSLASH)
+
+
+_BACKSLASH = "\\\\"
+"""A backslash, escaped."""
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+
+
+def _marked(text: str, mark: str) -> str:
+    """JSON with a character that it does not hold in place of each escaped backslash."""
+    return _ESCAPE.sub(lambda escape: mark if escape[0] == _BACKSLASH else escape[0], text)
 
 
 def _place(node: Any, name: str) -> int | None:

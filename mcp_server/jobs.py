@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 Work = Callable[["Job"], Any]
+Still = Callable[[Any], bool]
+"""Whether the result of finished work is still there: a pair in memory, a run on the disk."""
 LIVE: tuple[State, ...] = ("queued", "running")
 BRIEF_WORK = 20_000
 """Up to so much `CostEstimate.work` a job is brief: a question or two."""
@@ -216,17 +218,17 @@ class Jobs:
         self.on_end: list[Callable[[Job], None]] = []
         """Called, in whatever thread, with every job that has ended."""
 
-    def find(self, kind: str, scope: str, key: Any) -> Job | None:
-        """The live or completed job of equal work, None when there is none or the last one failed or was cancelled."""
+    def find(self, kind: str, scope: str, key: Any, still: Still = lambda result: True) -> Job | None:
+        """The live or completed job of equal work. None: there is none, the last one failed or was cancelled, or what
+        it gave is no longer there.
+        """
         with self._lock:
             job = self._jobs.get(job_id(kind, scope, key))
-            return (
-                job
-                if job is not None
-                and job.state not in ("failed", "cancelled")
-                and not (job.stop.is_set() and job.state in LIVE)
-                else None
-            )
+            if job is None or job.state in ("failed", "cancelled"):
+                return None
+            if job.state == "completed":
+                return job if still(job.result) else None
+            return None if job.stop.is_set() else job
 
     def submit(
         self,
@@ -239,14 +241,15 @@ class Jobs:
         estimate: CostEstimate | None = None,
         reserve: Callable[[], Callable[[bool], None] | None] | None = None,
         payload: Any = None,
+        still: Still = lambda result: True,
     ) -> Job:
-        """Queue `work`, or return the live or completed job of equal work.
+        """Queue `work`, or return the live or completed job of equal work (`find`).
 
         `reserve` is called only for new work, before it is queued, and may refuse by raising; what it returns is called
         exactly once with whether the work completed. `payload` is kept for whoever shows the job later.
         """
         with self._lock:
-            if (known := self.find(kind, scope, key)) is not None:
+            if (known := self.find(kind, scope, key, still)) is not None:
                 return known
             if self._closed:
                 raise Cancelled("the server is shutting down; call again when it is back. Finished runs are kept.")
@@ -412,16 +415,20 @@ class Jobs:
             if job.state not in LIVE:
                 return
             job.state, job.result, job.error = state, result, error
-            waiters, job.waiters = job.waiters, []
         if job.settle is not None:
             try:
                 job.settle(state == "completed")
             except Exception as failure:
                 internal_error(f"settling {job.id}", failure)
         job.ended = time.time()
-        job.finished.set()
+        with self._lock:  # whoever comes to wait while the job is settled is woken too
+            job.finished.set()
+            waiters, job.waiters = job.waiters, []
         for listener in self.on_end:
-            listener(job)
+            try:
+                listener(job)
+            except Exception as failure:
+                internal_error(f"telling of {job.id}", failure)
         for wake in waiters:
             try:
                 wake()

@@ -4,9 +4,11 @@ Handing out tokens is the issuer's business.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from functools import lru_cache
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,6 +18,8 @@ from diffing_mcp.mcp_server.access_tokens import Grant
 
 if TYPE_CHECKING:
     import jwt
+
+logger = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 """Signatures by a private key alone: with a shared secret, whoever checks tokens could make them."""
@@ -60,6 +64,9 @@ class Issuer:
                 leeway=30,
             )
         except jwt.PyJWTError:
+            return None
+        except (ValueError, OSError, HTTPException) as error:  # what answers for the issuer gives no keys
+            logger.warning("the keys of the OAuth issuer cannot be read: %s", error)
             return None
         scopes = str(claims.get("scope", "")).split()
         if SCOPE not in scopes and READ_SCOPE not in scopes:

@@ -30,12 +30,15 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
     request being served.
     """
 
-    def operator_only() -> None:
+    def operator_only(tool: str) -> None:
+        """Whoever may read a resource may use the tool that shows the same."""
         if not caller().operator:
             raise ResourceNotFoundError(REFUSAL)
+        if not caller().may_use(tool):
+            raise ResourceNotFoundError(f"this token may not use {tool}, so it may not read this")
 
     def run_of(run_id: str) -> RunRecord:
-        operator_only()
+        operator_only("view_run")
         try:
             return context.store.get(run_id)
         except DiffingError as error:
@@ -49,7 +52,7 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
         mime_type=JSON,
     )
     def runs() -> str:
-        operator_only()
+        operator_only("list_runs")
         return json.dumps([manifest.model_dump(mode="json") for manifest in context.store.list()])
 
     @server.resource(
@@ -88,7 +91,7 @@ def add_resources(server: MCPServer, context: ServerContext, caller: Callable[[]
         mime_type=JSON,
     )
     def investigation(identifier: str) -> str:
-        operator_only()
+        operator_only("close_investigation")
         try:
             return investigations.show(identifier).model_dump_json()
         except UnknownName as error:

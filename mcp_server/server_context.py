@@ -5,7 +5,7 @@ first job that needs them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,10 @@ class ServerContext:
         from diffing_mcp.methods.runs.store import default_store
 
         return default_store()
+
+    def has_runs(self, runs: Iterable[str]) -> bool:
+        """Whether these runs are still stored: they may be deleted by another process."""
+        return {manifest.id for manifest in self.store.list()}.issuperset(runs)
 
     @contextmanager
     def loaded(self, spec: PairSpec, job: Job) -> Iterator[LoadedPair]:

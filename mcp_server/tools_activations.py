@@ -4,7 +4,6 @@ real models.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -87,12 +86,10 @@ async def collect_activations(call: Call, arguments: BaseModel) -> Reply:
             return collect(store, pair, params, job)
 
     key = [await call.identity(spec), params.model_dump(mode="json")]
-    # A deleted collection must not be answered from the finished job that once made it.
-    if (
-        known := call.context.jobs.find(call.tool.name, call.caller.scope, key)
-    ) is not None and known.state == "completed":
-        key = [*key, secrets.token_hex(4)]
-    return await call.run_job(key, work, _present_collected, spec=spec, estimate=estimate)
+    # It has just been looked for and is not there: a finished job made one that was deleted.
+    return await call.run_job(
+        key, work, _present_collected, spec=spec, estimate=estimate, still=lambda _: finished is not None
+    )
 
 
 def _batch_tokens() -> int:

@@ -49,7 +49,9 @@ async def calibrate(call: Call, arguments: CalibrateArguments) -> Reply:
         found = summary(calibration)
         return Reply(found, found.as_text())
 
-    return await call.run_job([arguments.base, arguments.taught, arguments.most], work, present)
+    # An equal call measures the next ones.
+    key = [arguments.base, arguments.taught, arguments.most]
+    return await call.run_job(key, work, present, still=lambda _: False)
 
 
 async def list_calibrations(call: Call, arguments: Arguments) -> Reply:
@@ -79,6 +81,7 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             calibrate,
             tool_calls=0,
             operator_only=True,
+            lasting=True,
         ),
         ToolDeclaration(
             "describe_calibration",

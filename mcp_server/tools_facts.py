@@ -77,7 +77,11 @@ async def facts(call: Call, arguments: FactsArguments) -> Reply:
 
     key = [await call.identity(spec), arguments.about, arguments.offset, arguments.limit]
     estimate = execute.estimate(call.context.size(spec), requests)
-    return await call.run_job(key, work, present, spec=spec, estimate=estimate)
+
+    def still(found: _Found) -> bool:
+        return call.context.has_runs(found.runs)
+
+    return await call.run_job(key, work, present, spec=spec, estimate=estimate, still=still)
 
 
 def declarations() -> Mapping[str, ToolDeclaration]:

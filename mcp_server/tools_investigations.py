@@ -12,6 +12,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, PairArguments, Reply, ToolDeclaration, tool_names
 from diffing_mcp.mcp_server.investigations import ClosedInvestigation, NewInvestigation
+from diffing_mcp.mcp_server.jobs import LIVE
 
 
 class OpenInvestigationArguments(PairArguments):
@@ -54,6 +55,9 @@ async def open_investigation(call: Call, arguments: OpenInvestigationArguments) 
 
 async def close_investigation(call: Call, arguments: CloseInvestigationArguments) -> Reply:
     closed = investigations.close(arguments.investigation)
+    for job in call.context.jobs.list(closed.id):  # nobody can come back for them
+        if job.state in LIVE:
+            call.context.jobs.cancel(job)
     verdict = closed.finding.verdict if closed.finding else "no finding was submitted"
     return Reply(closed, f"{closed.id} is closed: {verdict}; {closed.budget.as_text()}.")
 
@@ -80,8 +84,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "close_investigation",
             "Close an investigation",
             (
-                "End an investigation: its token is refused from now on. Returns the finding, the budgets and the runs "
-                "it saw."
+                "End an investigation: its token is refused from now on, its work stops. Returns the finding, the "
+                "budgets and the runs it saw."
             ),
             CloseInvestigationArguments,
             ClosedInvestigation,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.call import Call, JobPayload
 from diffing_mcp.mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments, JobState, Reply, ToolDeclaration
-from diffing_mcp.mcp_server.jobs import LIVE
+from diffing_mcp.mcp_server.jobs import LIVE, Job
 
 
 class GetJobArguments(Arguments):
@@ -39,26 +39,42 @@ class JobList(BaseModel):
     jobs: list[JobState]
 
 
+def _scope(call: Call) -> str | None:
+    return None if call.caller.operator else call.caller.scope
+
+
+def _job(call: Call, identifier: str) -> Job:
+    """A job that the caller may see: of a token with tools of its own, those of these tools.
+
+    Raises:
+        UnknownName: there is no such job for this caller.
+    """
+    job = call.context.jobs.get(identifier, _scope(call))
+    if not call.caller.may_use(job.kind):
+        raise UnknownName(f"unknown job {identifier!r}. get_job without job_id lists the jobs there are.")
+    return job
+
+
 async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
-    scope = None if call.caller.operator else call.caller.scope
+    scope = _scope(call)
     if arguments.job_id is None:
         if arguments.cancel:
             raise InvalidInput("say which job to cancel: job_id. Without arguments get_job lists the jobs.")
-        jobs = call.context.jobs.list(scope)[-20:]
+        jobs = [job for job in call.context.jobs.list(scope) if call.caller.may_use(job.kind)][-20:]
         for job in jobs:
             job.handed_out = True
         lines = [call.job_line(job) if job.state in LIVE else f"{job.id}: {job.state}" for job in jobs]
         return Reply(JobList(jobs=[call.job_state(job) for job in jobs]), "\n".join(lines) or "No jobs.")
     if arguments.cancel:
         return await cancel_job(call, CancelJobArguments(job_id=arguments.job_id))
-    job = call.context.jobs.get(arguments.job_id, scope)
+    job = _job(call, arguments.job_id)
     await call.context.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload
     return call.reply_of(job, payload.present, everything=arguments.everything)
 
 
 async def cancel_job(call: Call, arguments: CancelJobArguments) -> Reply:
-    job = call.context.jobs.get(arguments.job_id, None if call.caller.operator else call.caller.scope)
+    job = _job(call, arguments.job_id)
     if job.state in ("completed", "failed", "cancelled"):
         return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} is {job.state} already; nothing to cancel.")
     call.context.jobs.cancel(job)

@@ -69,7 +69,10 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
         def work(job: Job) -> list[RunRecord]:
             return run_records(call.context, spec, requests, job)
 
-        return await call.run_job(key, work, present, spec=spec, estimate=estimate, interactions=price)
+        def still(records: list[RunRecord]) -> bool:
+            return call.context.has_runs(record.id for record in records)
+
+        return await call.run_job(key, work, present, spec=spec, estimate=estimate, interactions=price, still=still)
 
     takes_prompts = type(method).interactions is not DiffingMethod.interactions
     return ToolDeclaration(

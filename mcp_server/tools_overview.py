@@ -116,7 +116,11 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
         return present(call, await anyio.to_thread.run_sync(digested, done, plan.left_out))
     key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in plan.all]]
     reused = f"{len(done)} of {len(plan.all)} methods are finished already and are reused." if done else ""
-    return await call.run_job(key, work, present, spec=spec, estimate=estimate, note=reused)
+
+    def still(found: Digested) -> bool:
+        return call.context.has_runs(found[1])
+
+    return await call.run_job(key, work, present, spec=spec, estimate=estimate, note=reused, still=still)
 
 
 def _next_step(call: Call, pair: str, result: OverviewResult, runs: Sequence[str]) -> str:

@@ -196,7 +196,8 @@ async def load_pair(call: Call, arguments: LoadPairArguments) -> Reply:
                 seconds=round(job.seconds, 2),
             )
 
-    return await call.run_job(await call.identity(spec), work, _present_loaded, spec=spec)
+    # It may have been unloaded since, or have gone to make room; what is in memory is found at once.
+    return await call.run_job(await call.identity(spec), work, _present_loaded, spec=spec, still=lambda _: False)
 
 
 def _present_loaded(call: Call, result: LoadPairResult) -> Reply:

@@ -5,12 +5,12 @@ there.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.scaling.tasks import EvaluationTask, MethodsTask, Task
 
 MANIFEST = "manifest.json"
 
@@ -30,6 +30,13 @@ class Mirror:
             self._files, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise InvalidInput(f"{url} cannot be used as a mirror: {error}.") from error
+
+    def push(self, task: Task, products: Iterable[str]) -> None:
+        """Copy there what came of a task."""
+        if isinstance(task, MethodsTask):
+            self.push_runs(products)
+        elif isinstance(task, EvaluationTask):
+            self.push_record(task.evaluation, task.cell)
 
     def push_runs(self, runs: Iterable[str]) -> None:
         """Copy these runs of the default store there."""
@@ -83,16 +90,25 @@ class Mirror:
 
         copied = 0
         for place in [*self._found("evaluations/*/evaluation.json"), *self._found("evaluations/*/cells/*.json")]:
-            target = evaluations_folder() / place.partition("/evaluations/")[2]
-            if target.exists():
+            evaluation, *within = place.rpartition("/evaluations/")[2].split("/")
+            target = evaluations_folder().joinpath(evaluation, *within)
+            if target.exists() and (len(within) == 1 or _is_completed(evaluation, target.stem)):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 beside = Path(folder) / target.name
                 self._files.get_file(place, str(beside))
-                shutil.move(str(beside), target)
+                beside.replace(target)
             copied += 1
         return copied
 
     def _found(self, pattern: str) -> list[str]:
         return [str(found) for found in self._files.glob(f"{self._root}/{pattern}")]
+
+
+def _is_completed(evaluation: str, cell: str) -> bool:
+    """Whether the record that is here counts; one of a failure gives way."""
+    from diffing_mcp.agents.records import EvaluationFolder
+
+    record = EvaluationFolder(evaluation).get(cell)
+    return record is not None and record.status == "completed"

@@ -7,12 +7,12 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffing_mcp.core.errors import Cancelled, DiffingError
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.scaling.mirror import Mirror
-from diffing_mcp.scaling.tasks import EvaluationTask, MethodsTask, Outcome, Task
+from diffing_mcp.scaling.tasks import Outcome, Task
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.residency import ModelPairs
@@ -47,9 +47,10 @@ class Worker:
         """The outcome of a task; what goes wrong is part of it. Only `Cancelled` is raised, from `progress`."""
         started = time.monotonic()
         try:
-            if (products := task.products()) is not None:
-                return Outcome(task=task, state="reused", products=products, worker=self.name)
-            products = task.perform(self, progress)
+            found = task.products()
+            products = task.perform(self, progress) if found is None else found
+            if self.mirror is not None:  # what is there already too: a former batch may have been cut off before
+                self.mirror.push(task, products)
         except Cancelled:
             raise
         except Exception as error:  # one task that fails must not take the others with it
@@ -57,13 +58,9 @@ class Worker:
             return Outcome(
                 task=task, state="failed", error=said, seconds=round(time.monotonic() - started, 2), worker=self.name
             )
-        if self.mirror is not None:
-            if isinstance(task, MethodsTask):
-                self.mirror.push_runs(products)
-            elif isinstance(task, EvaluationTask):
-                self.mirror.push_record(task.evaluation, task.cell)
         seconds = round(time.monotonic() - started, 2)
-        return Outcome(task=task, state="done", products=products, seconds=seconds, worker=self.name)
+        state: Literal["done", "reused"] = "done" if found is None else "reused"
+        return Outcome(task=task, state=state, products=products, seconds=seconds, worker=self.name)
 
     def close(self) -> None:
         """End what was started."""

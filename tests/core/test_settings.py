@@ -30,6 +30,15 @@ def test_folders_are_written_as_in_path_or_as_json(
     assert settings().catalogue_folders == [Path(folder) for folder in folders]
 
 
+def test_folders_are_the_same_from_wherever_a_process_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DIFFING_DATA_FOLDER", "~/results")  # as hosts pass it, which have no shell
+    monkeypatch.setenv("DIFFING_CACHE_FOLDER", "cache")
+    assert settings().data_folder == Path("/home/me/results")
+    assert settings().cache_folder == tmp_path / "cache"
+
+
 def test_hosts_are_comma_separated_as_a_port_may_follow_a_colon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFING_ALLOWED_HOSTS", "gpu:8931, other")
     assert settings().allowed_hosts == ["gpu:8931", "other"]
@@ -42,6 +51,8 @@ def test_hosts_are_comma_separated_as_a_port_may_follow_a_colon(monkeypatch: pyt
         ("DIFFING_PORT", "many", "whole number"),
         ("DIFFING_CATALOGUE_FOLDERS", "[1", "JSON list"),
         ("DIFFING_PROFILE", "/no/such/profile.toml", "no file"),
+        ("DIFFING_DATA_FOLDER", "", "must not be empty"),
+        ("DIFFING_DATA_FOLDER", "~nobody-of-this-name/x", "nobody-of-this-name"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
+from mcp import MCPError
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
@@ -48,13 +49,30 @@ async def posted(url: str, token: str | None, body: bytes = b"{}") -> httpx2.Res
 async def test_a_token_opens_its_tools_alone(url: str, pair_name: str) -> None:
     token = access_tokens.create(Grant(name="reader", tools=("list_pairs", "list_runs")), ("list_pairs", "list_runs"))
     async with http_client(url, token) as client:
-        assert [tool.name for tool in (await client.list_tools()).tools] == ["list_pairs"]
+        assert [tool.name for tool in (await client.list_tools()).tools] == ["list_pairs", "get_job"]
         await good(client, "list_runs", {"pair": pair_name})
         assert "there is no tool" in await refused(client, "kl", {"pair": pair_name})
     access_tokens.revoke("reader")
     assert (await posted(url, token)).status_code == 401
     with pytest.raises(UnknownName, match="reader"):
         access_tokens.revoke("nobody")
+
+
+async def test_a_token_of_some_tools_sees_no_other_s_work_and_gets_its_own(
+    url: str, pair_name: str, context: ServerContext
+) -> None:
+    new = investigations.create(pair_name, note="what it is about")
+    token = access_tokens.create(Grant(name="loader", tools=("load_pair",)), ("load_pair",))
+    others = context.jobs.submit("kl", "operator", "a secret", lambda job: "found")
+    assert others.finished.wait(10)
+    async with http_client(url, token) as client:
+        await good(client, "load_pair", {"pair": pair_name, "wait_seconds": 0})
+        assert [job["tool"] for job in (await good(client, "get_job", {}))["result"]["jobs"]] == ["load_pair"]
+        for arguments in ({"job_id": others.id}, {"job_id": others.id, "cancel": True}):
+            assert "unknown job" in await refused(client, "get_job", arguments)
+        for place in ("runs", f"investigations/{new.id}"):
+            with pytest.raises(MCPError, match="may not"):
+                await client.read_resource(f"diffing://{place}")
 
 
 async def test_a_read_only_token_changes_nothing(url: str) -> None:
@@ -150,7 +168,7 @@ def issuer(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     class Keys(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             fetched.append(self.path)
-            body = json.dumps({"keys": [public]}).encode()
+            body = Made.answer
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -168,6 +186,7 @@ def issuer(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     class Made:
         requests = fetched
+        answer = json.dumps({"keys": [public]}).encode()
 
         @staticmethod
         def token(kid: str = "one", by: Any = key, algorithm: str = "ES256", **changed: Any) -> str:
@@ -212,6 +231,12 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_other_tokens_open_nothing(issuer: Any, kind: str) -> None:
     assert caller_of_token(issuer.token(**WRONG[kind]), open_access=True) is None
     assert caller_of_token(issuer.token()[:-4] + "AAAA", open_access=True) is None
+
+
+def test_an_issuer_that_answers_with_a_page_opens_nothing(issuer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    issuer.answer = b"<html>signed out</html>"
+    assert caller_of_token(issuer.token(), open_access=True) is None
+    assert "keys of the OAuth issuer" in caplog.text
 
 
 def test_unknown_keys_do_not_have_the_issuer_asked_again_and_again(issuer: Any) -> None:

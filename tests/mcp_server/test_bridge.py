@@ -142,6 +142,34 @@ async def test_a_wrong_token_or_path_is_named(context: ServerContext, path: str,
         assert said in text_of(await client.call_tool("list_pairs", {}))
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("429 Too Many Requests\r\nretry-after: 7", "Call again in 7 s"),
+        ("413 Content Too Large", "Ask for less"),
+        ("307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/mcp", "to be found at http://127.0.0.1:1/mcp"),
+        ("502 Bad Gateway", "HTTP status 502"),
+    ],
+)
+async def test_what_a_server_or_what_stands_before_it_answers_is_explained(answer: str, said: str, first: bool) -> None:
+    answers = [answer] if first else ["400 Bad Request", answer]  # the first request only asks who is there
+
+    async def give(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        status = answers.pop(0) if len(answers) > 1 else answers[0]
+        writer.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(give, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Client(bridge_server(f"http://127.0.0.1:{port}/mcp")) as client:
+        refused = await client.call_tool("list_pairs", {})
+        assert refused.is_error
+        assert said in text_of(refused)
+
+
 def over_stdio(url: str) -> StdioServerParameters:
     """The bridge as hosts start it: a process."""
     arguments = ["-m", "diffing_mcp.cli.main", "connect", url]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.host_config import HOSTS, PUBLISHED, host_config, install_links
 from diffing_mcp.mcp_server.host_files import BACKUP, with_json_entry, with_toml_entry, write_entry
 
@@ -41,6 +43,7 @@ ZED = """// Zed settings
 }
 """
 ENTRY = {"command": "/bin/diffing", "args": ["serve"], "env": {"A": "ü"}}
+WINDOWS = {"command": "C:\\Users\\xu\\diffing.exe", "args": ["serve"], "env": {"A": "c:\\users\\\\new"}}
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -67,6 +70,29 @@ def test_a_host_connects_to_a_running_server(data_folder: Path, host: str) -> No
 def test_tokens_of_the_environment_are_not_printed(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFING_OPERATOR_TOKEN", "sesame")
     assert "sesame" not in str([host_config(host) for host in HOSTS])
+
+
+def test_a_host_gets_all_settings_and_finds_the_folders_from_wherever_it_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    profile = tmp_path / "profile.toml"
+    profile.write_text("port = 9000\n")
+    for name, value in {
+        "BATCH_TOKENS": "4096",
+        "DATA_FOLDER": "data",
+        "CATALOGUE_FOLDERS": f"mine{os.pathsep}~/theirs",
+        "PROFILE": "profile.toml",
+    }.items():
+        monkeypatch.setenv(f"DIFFING_{name}", value)
+    settings.cache_clear()
+    env = host_config("cursor")["mcpServers"]["diffing"]["env"]
+    settings.cache_clear()
+    assert env["DIFFING_BATCH_TOKENS"] == "4096"
+    assert env["DIFFING_DATA_FOLDER"] == str(tmp_path / "data")
+    assert env["DIFFING_CATALOGUE_FOLDERS"] == f"{tmp_path / 'mine'}{os.pathsep}{tmp_path / 'home' / 'theirs'}"
+    assert env["DIFFING_PROFILE"] == str(profile)
 
 
 def test_bad_requests(data_folder: Path) -> None:
@@ -99,7 +125,7 @@ def test_comments_order_and_layout_of_a_file_are_kept() -> None:
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.text('aü"\\{}/*,:', max_size=4),
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text('axuü"\\{}/*,:', max_size=4),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=5,
 )
@@ -114,6 +140,13 @@ def test_any_json_gets_the_entry_and_nothing_else(others: dict, servers: dict | 
     content = others if servers is None else {**others, "mcpServers": servers}
     written = with_json_entry(json.dumps(content, indent=indent), "mcpServers", "diffing", ENTRY)
     assert json.loads(written) == {**others, "mcpServers": {**(servers or {}), "diffing": ENTRY}}
+
+
+def test_paths_of_windows_are_written_and_read() -> None:
+    before = json.dumps({"mcpServers": {"other": {"command": "D:\\x\\other.exe"}}, "file": "\\"})
+    written = with_json_entry(before, "mcpServers", "diffing", WINDOWS)
+    assert json.loads(written)["mcpServers"] == {"other": {"command": "D:\\x\\other.exe"}, "diffing": WINDOWS}
+    assert with_json_entry(written, "mcpServers", "diffing", WINDOWS) == written
 
 
 def test_toml_keeps_its_comments_too() -> None:

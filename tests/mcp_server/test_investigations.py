@@ -6,14 +6,16 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from mcp import Client
+from mcp import Client, MCPError
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.mcp_server import findings, investigations
+from diffing_mcp.mcp_server import access_tokens, findings, investigations
+from diffing_mcp.mcp_server.access_tokens import Grant
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.database import database_path
 from diffing_mcp.mcp_server.declarations import tool_names
 from diffing_mcp.mcp_server.findings import Evidence
+from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.toolset import toolset
@@ -50,6 +52,38 @@ def test_a_token_opens_its_investigation_and_nothing_else_does(data_folder: Path
         "é" * 50,
     ):
         assert investigations.authenticate(wrong) is None
+
+
+async def test_over_stdio_too_a_token_ends_with_its_investigation(
+    context: ServerContext, pair_name: str, data_folder: Path
+) -> None:
+    new = investigations.create(pair_name)
+    access_tokens.create(Grant(name="ana"))
+    confined, named = Caller(investigations.authenticate(new.token)), Caller(grant=Grant(name="ana"))
+    async with Client(build_server(context, confined)) as client, Client(build_server(context, named)) as other:
+        for each in (client, other):
+            assert not (await each.call_tool("list_pairs", {})).is_error
+        investigations.close(new.id)
+        access_tokens.revoke("ana")
+        for each, said in ((client, "closed"), (other, "revoked")):
+            assert said in await refused(each, "list_pairs", {})
+            with pytest.raises(MCPError):
+                await each.list_tools()
+
+
+async def test_the_work_of_an_investigation_ends_with_it(context: ServerContext, pair_name: str) -> None:
+    def endless(job: Job) -> None:
+        while True:
+            job(0, None, "on")
+
+    new = investigations.create(pair_name)
+    job, others = (context.jobs.submit("kl", scope, 1, endless) for scope in (new.id, "operator"))
+    async with Client(build_server(context)) as client:
+        await good(client, "close_investigation", {"investigation": new.label})
+    assert job.finished.wait(10)
+    assert job.state == "cancelled"
+    assert others.state != "cancelled"
+    context.jobs.cancel(others)
 
 
 def test_only_the_digest_of_a_token_is_stored(data_folder: Path, pair_name: str) -> None:

@@ -83,6 +83,50 @@ async def test_equal_work_runs_once_while_live_and_when_completed(jobs: Jobs) ->
     assert jobs.submit("kind", "b", {"x": 1, "y": 2}, work) is not first
 
 
+async def test_finished_work_is_done_anew_when_what_it_gave_is_gone(jobs: Jobs) -> None:
+    first = jobs.submit("kind", "a", 1, batches(1))
+    await jobs.wait(first, 5)
+    assert jobs.submit("kind", "a", 1, batches(1), still=lambda result: result == 1) is first
+    second = jobs.submit("kind", "a", 1, batches(1), still=lambda result: False)
+    assert second is not first
+    assert second.id == first.id
+    await jobs.wait(second, 5)
+    assert second.state == "completed"
+
+
+async def test_live_work_is_joined_whatever_it_will_give(jobs: Jobs) -> None:
+    gate = threading.Event()
+    first = jobs.submit("kind", "a", 1, batches(1, gate))
+    assert jobs.submit("kind", "a", 1, batches(1), still=lambda result: False) is first
+    gate.set()
+    await jobs.wait(first, 5)
+
+
+async def test_whoever_comes_to_wait_while_a_job_is_settled_is_told_of_its_end(jobs: Jobs) -> None:
+    settling, go_on = threading.Event(), threading.Event()
+
+    def settle(completed: bool) -> None:
+        settling.set()
+        assert go_on.wait(10)
+
+    job = jobs.submit("kind", "a", 1, batches(1), reserve=lambda: settle)
+    assert await asyncio.to_thread(settling.wait, 5)
+    waiting = asyncio.create_task(jobs.wait(job, 60))
+    await asyncio.sleep(0.05)
+    go_on.set()
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_listener_that_fails_keeps_nobody_waiting(jobs: Jobs) -> None:
+    def fail(job: Job) -> None:
+        raise RuntimeError("its event loop is gone")
+
+    jobs.on_end.append(fail)
+    job = jobs.submit("kind", "a", 1, batches(1))
+    await asyncio.wait_for(jobs.wait(job, 60), 5)
+    assert job.state == "completed"
+
+
 async def test_waiting_ends_in_time_and_the_work_goes_on(jobs: Jobs) -> None:
     gate = threading.Event()
     job = jobs.submit("count", "a", 1, batches(3, gate))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mcp import Client
 
-from diffing_mcp.mcp_server.arguments import coerced
+from diffing_mcp.mcp_server.arguments import coerced, cuts
 from diffing_mcp.mcp_server.toolset import toolset
 from tests.mcp_server.answers import good, refused
 
@@ -63,6 +63,13 @@ def test_what_is_unmistakable_is_understood() -> None:
     assert taken(samples=None, seed=3) == {"seed": 3}
     turns = [{"role": "USER", "content": "x"}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}]
     assert taken(conversations=turns)["conversations"] == [[{**turn, "role": turn["role"].lower()} for turn in turns]]
+    assert taken(prompts='{"a": 1}') == {"prompts": ['{"a": 1}']}, "one prompt, which is JSON"
+    listing, finding = toolset()["list_pairs"], toolset()["submit_finding"]
+    assert coerced(listing.Arguments, listing.input_schema, {"limit": "500"}) == {"limit": 80}
+    assert cuts(listing.input_schema, {"limit": "500"}) == ["limit=500 was cut to its maximum, 80."]
+    assert coerced(listing.Arguments, listing.input_schema, {"limit": "many"}) == {"limit": "many"}
+    evidence = coerced(finding.Arguments, finding.input_schema, {"evidence": '{"source": "kl-1"}'})
+    assert evidence == {"evidence": [{"source": "kl-1"}]}
     amplify = toolset()["weight_amplification"]
     assert coerced(amplify.Arguments, amplify.input_schema, {"layers": "[0, 1.0]"}) == {"layers": [0, 1.0]}
 

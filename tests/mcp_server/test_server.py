@@ -75,8 +75,23 @@ async def test_pairs_are_listed_described_and_loaded(client: Client, tiny_models
     assert loaded["result"]["num_layers"] > 0
     again = await good(client, "describe_pair", {"pair": pair_name})
     assert again["result"]["num_layers"] == loaded["result"]["num_layers"]
-    assert (await good(client, "list_pairs", {}))["result"]["resident"]
+    resident = (await good(client, "list_pairs", {}))["result"]["resident"]
+    assert resident
+    unloaded = await good(client, "unload_pair", {"pair": pair_name})
+    assert len(unloaded["result"]["resident"]) < len(resident)
+    await good(client, "load_pair", {"pair": pair_name})
+    again = await good(client, "list_pairs", {})
+    assert len(again["result"]["resident"]) == len(resident), "it was only said to be loaded"
     await good(client, "unload_pair", {"pair": pair_name})
+
+
+async def test_a_run_that_was_deleted_is_made_anew(modern: Client, pair_name: str, context: ServerContext) -> None:
+    arguments = {"pair": pair_name, **SMALL}
+    first = await good(modern, "kl", arguments)
+    context.store.delete(first["run_id"])
+    again = await good(modern, "kl", arguments)
+    assert again["result"] == first["result"]
+    assert context.store.get(again["run_id"])
 
 
 async def test_both_sides_answer_the_same_prompts(client: Client, pair_name: str) -> None:

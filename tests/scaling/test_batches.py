@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationRecord
 from diffing_mcp.cli.main import app
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress
@@ -150,6 +152,38 @@ def test_results_travel_through_a_mirror(batch_file: Path, tmp_path: Path, monke
     assert default_store().get(here[0].products[0]).table("tokens").num_rows > 0
     with pytest.raises(InvalidInput, match="mirror"):
         Mirror("nosuchscheme://bucket")
+
+
+def test_what_could_not_be_copied_fails_alone_and_is_copied_by_the_next_batch(
+    batch_file: Path, tmp_path: Path, evaluation_settings: Path
+) -> None:
+    bucket = tmp_path / "bucket"
+    task = tasks_of(read_batch(batch_file))[0]
+    bucket.write_text("no folder")
+    outcome = Worker(mirror=Mirror(f"file://{bucket}")).perform(task)
+    assert (outcome.state, "bucket" in outcome.error) == ("failed", True)
+    bucket.unlink()
+    outcome = Worker(mirror=Mirror(f"file://{bucket}")).perform(task)
+    assert outcome.state == "reused"
+    assert len(list(bucket.glob("runs/*/manifest.json"))) == len(task.requests)
+
+
+def test_a_record_of_a_failure_gives_way_to_one_that_counts(own_data_folder: Path, tmp_path: Path) -> None:
+    def record(status: Literal["completed", "failed"]) -> EvaluationRecord:
+        return EvaluationRecord(
+            evaluation_id="one", cell_id="cell", organism="o", arm="blackbox", investigator="baseline", status=status
+        )
+
+    mirror, folder = Mirror(f"file://{tmp_path / 'evaluations' / 'bucket'}"), EvaluationFolder("one")
+    folder.write(record("completed"))
+    (folder.path / "evaluation.json").write_text("{}")
+    mirror.push_record("one", "cell")
+    folder.write(record("failed"))
+    assert mirror.pull() == 1
+    assert mirror.pull() == 0
+    found = folder.get("cell")
+    assert found is not None
+    assert found.status == "completed"
 
 
 @pytest.mark.long  # an evaluation in a process of its own
