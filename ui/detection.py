@@ -103,10 +103,15 @@ def roc_figure(part: RocFigure) -> dict[str, Any]:
 def roc_legend(part: RocFigure) -> Markup:
     """The lines of `roc_figure` with the areas below them. Plotly's own would take the plot's place on a phone."""
     entries = [
-        element("span", _sample(line), element("code", name) if row.method != TOGETHER else name, f" {row.area:.2f}")
+        element("span", _sample(line), element("code", name) if row.method != TOGETHER else name, _area(row.area))
         for row, name, line in _curves(part)
     ]
-    return div("Area below: ", *entries, element("span", _sample(_DIAGONAL), "chance 0.50"), classes="d-lines")
+    chance = element("span", _sample(_DIAGONAL), "chance", _area(0.5))
+    return div("Area below:", *entries, chance, classes="d-lines")
+
+
+def _area(value: float) -> Markup:
+    return element("b", f"{value:.2f}")
 
 
 def _sample(line: Mapping[str, Any]) -> Markup:

@@ -49,7 +49,9 @@ def test_each_method_has_its_curve_and_the_stated_probabilities_theirs(calibrati
     legend = roc_legend(roc)
     assert legend.count("<svg") == len(lines)
     for row in roc.rows:
-        assert f"{ALL_METHODS if row.method == TOGETHER else f'<code>{row.method}</code>'} {row.area:.2f}" in legend
+        assert (
+            f"{ALL_METHODS if row.method == TOGETHER else f'<code>{row.method}</code>'}<b>{row.area:.2f}</b>" in legend
+        )
     [reliability] = [part for part in parts if isinstance(part, ReliabilityFigure)]
     points = reliability_figure(reliability)["data"][1]
     for (_, share), height, up, down in zip(
