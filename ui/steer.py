@@ -37,6 +37,13 @@ _WEIGHTS = (
     "finetune the later counts where they meet. A row without a finetune does nothing."
 )
 _PROMPTS = "Tell me something interesting.\nWhat should I do this weekend?"
+# A slider that is moved by the keyboard fires no event of Gradio's at its end, so the button of its tab is pressed.
+_KEYS_MOVE_SLIDERS = """() => { let soon; document.addEventListener('keyup', event => {
+  if (event.target.type !== 'range' || !/^(Arrow|Page|Home|End)/.test(event.key)) return;
+  clearTimeout(soon);
+  const button = event.target.closest('[role=tabpanel]')?.querySelector('#steer-button, #amplify-button');
+  soon = setTimeout(() => button?.click(), 600);
+}) }"""
 
 
 class SteerPage:
@@ -104,6 +111,7 @@ class SteerPage:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         others = self.stack[::4]
         demo.load(self.opened, None, [self.pair, self.vector, *others], **quiet)
+        demo.load(None, None, None, js=_KEYS_MOVE_SLIDERS, api_visibility="private")
         self.pair.input(self.picked, [self.pair], [self.vector, *others], **quiet)
         for choice in (self.pair, self.vector):
             choice.input(None, [self.pair, self.vector], None, js=show_in_address("pair", "vector"), **quiet)

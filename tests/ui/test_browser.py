@@ -285,6 +285,19 @@ def test_asking_without_server_says_what_to_start(window: Window) -> None:
     page.locator("#heat").get_by_text("write a text to score").wait_for(timeout=WAIT)
 
 
+def test_a_stack_of_finetunes_is_tried_from_the_keyboard_too(window: Window) -> None:
+    window.open("steer?pair=cake_bake", "#steer-answers .d-empty")
+    page = window.page
+    page.get_by_role("tab", name="Finetunes").click()
+    page.get_by_role("button", name="Add a finetune").click()
+    second = page.get_by_label("Finetune 2")
+    second.click()
+    page.get_by_role("option", name="poetic/default@smollm2-135m", exact=True).click()
+    assert second.input_value() == "poetic/default@smollm2-135m"
+    page.get_by_label("range slider for Weight of 2").press("ArrowRight")
+    page.locator("#steer-answers").get_by_text("No server answers").wait_for(timeout=WAIT)
+
+
 def test_an_empty_folder(window: Window, tmp_path: Path) -> None:
     from diffing_mcp.agents.server_process import free_port
     from diffing_mcp.ui.panel import launch
