@@ -31,6 +31,7 @@ def take(out: Path, page: str, dark: bool = False, width: int = 1280, height: in
             window.goto(f"{address}{page}{'&' if '?' in page else '?'}{scheme}")
             window.wait_for_selector(".d-masthead", timeout=60_000)  # then whatever the page loads
             window.wait_for_timeout(4_000)
+            window.add_style_tag(content=".d-where { visibility: hidden }")  # a folder of this machine
             window.screenshot(path=out, full_page=whole)
             browser.close()
     finally:
