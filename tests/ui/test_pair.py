@@ -28,7 +28,7 @@ from diffing_mcp.ui.pair_findings import (
     full_name,
     quotation,
 )
-from diffing_mcp.ui.pair_view import claims_html, missing_label
+from diffing_mcp.ui.pair_view import claims_html, missing_label, verdict_lines
 from diffing_mcp.ui.report import pair_report
 from diffing_mcp.ui.steering import amplification_arguments
 from tests.ui.conftest import Paths
@@ -64,6 +64,13 @@ def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
     assert quotation("oven", ["warm"], [base, own, fuller]) == fuller
     assert quotation("oven", ["warm"], [base, amplified]) == amplified
     assert quotation("oven", ["warm"], [base]) is None
+
+
+def test_a_verdict_says_on_a_line_of_its_own_how_sure_it_is() -> None:
+    found, sure = verdict_lines("Topic: a. Manner: \u27e6b How sure: c\u27e7. How sure: p 0.05; probability 0.9.")
+    assert ("How sure: c" in found, "p 0.05" in found) == (True, False)
+    assert "p 0.05" in sure
+    assert len(verdict_lines("The two models are identical.")) == 1
 
 
 def test_equal_beginnings_stand_side_by_side_the_telling_ones_first() -> None:
