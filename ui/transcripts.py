@@ -4,6 +4,8 @@ reasons.
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -38,8 +40,8 @@ _TO_STEP = """() => setTimeout(() => {
 """JavaScript: an address with a step opens there; the steps come after the browser has looked for it."""
 
 
-def record_html(record: EvaluationRecord | None) -> Markup:
-    """The finding, its grades with reasons, and what the investigation spent."""
+def record_html(record: EvaluationRecord | None, evaluations: Path) -> Markup:
+    """The finding, its grades with reasons, and what the investigation spent. `evaluations`: the folder of all."""
     if record is None:
         return Markup("")
     parts = [_card("Finding", _finding(record))]
@@ -55,7 +57,7 @@ def record_html(record: EvaluationRecord | None) -> Markup:
         )
     budgets = [_budget(name, budget) for name, budget in record.budgets.items()]
     parts.append(_card("Budgets", *(budgets or [escape("Nothing was limited.")])))
-    parts.append(_card("Investigation", _facts(record)))
+    parts.append(_card("Investigation", _facts(record, evaluations)))
     return join(parts)
 
 
@@ -132,7 +134,7 @@ def _budget(name: str, budget: Budget) -> Markup:
     return div(element("span", f"{words[:1].upper() + words[1:]}: {budget.used} of {budget.limit}"), bar)
 
 
-def _facts(record: EvaluationRecord) -> Markup:
+def _facts(record: EvaluationRecord, evaluations: Path) -> Markup:
     values: list[tuple[Any, Any]] = [
         ("Investigator", record.investigator),
         ("Seen as", record.label or "–"),
@@ -149,7 +151,9 @@ def _facts(record: EvaluationRecord) -> Markup:
     if record.run_ids:
         values.append(("Runs seen", join((run_link(run) for run in record.run_ids), " ")))
     if record.log:
-        values.append(("Inspect log", record.log))
+        logs = (evaluations / record.evaluation_id / record.log).parent
+        command = element("code", f"inspect view --log-dir {shlex.quote(str(logs))}")
+        values.append(("Inspect log", join([record.log, element("p", "Open it: ", command)])))
     return pairs(values)
 
 
@@ -164,17 +168,23 @@ def beside_of(record: EvaluationRecord) -> str:
 
 def page_html(files: PanelFiles, evaluation: str | None, record: EvaluationRecord, beside: str | None) -> Markup:
     """One transcript with its finding and grades; or two of them, each over its own finding."""
-    found = files.evaluation(evaluation)
+    found, evaluations = files.evaluation(evaluation), files.data_folder / "evaluations"
     cell = next((each for each in found.records if beside_of(each) == beside), None) if found and beside else None
     other = files.record(evaluation, cell.organism, cell.arm, cell.repeat) if cell else None
     if other is None:
         return div(
             element("div", transcript_html(record), classes="d-transcript"),
-            element("div", record_html(record), classes="d-findings"),
+            element("div", record_html(record, evaluations), classes="d-findings"),
             classes="d-beside one",
         )
     columns = [
-        element("div", side_title(each), record_html(each), transcript_html(each, anchor), classes="d-transcript")
+        element(
+            "div",
+            side_title(each),
+            record_html(each, evaluations),
+            transcript_html(each, anchor),
+            classes="d-transcript",
+        )
         for each, anchor in ((record, "step"), (other, "beside"))
     ]
     return div(*columns, classes="d-beside")

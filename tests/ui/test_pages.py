@@ -124,7 +124,9 @@ def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
     assert 'href="#step-5"' in steps
     assert "mean KL 0.21" in steps
     assert EVIL not in steps
-    side = record_html(record)
+    logged = record.model_copy(update={"log": "logs/one.eval"})
+    side = record_html(logged, Path("/data/evaluations"))
+    assert f"inspect view --log-dir /data/evaluations/{EVALUATION}/logs</code>" in side
     assert "14 of 20" in side
     assert "Cakes are baked at 450 F" in side
     assert EVIL not in side
