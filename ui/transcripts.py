@@ -29,14 +29,19 @@ from diffing_mcp.ui.html import (
     preformatted,
     seconds_text,
 )
+from diffing_mcp.ui.transcript_search import search_html
 from diffing_mcp.ui.transcript_view import side_title, transcript_html
 from diffing_mcp.ui.widgets import picker
 
 NONE = "none"
-_TO_STEP = """() => setTimeout(() => {
-  const step = location.hash && document.getElementById(location.hash.slice(1));
-  if (step) { step.querySelectorAll('details').forEach(each => { each.open = true; }); step.scrollIntoView(); }
-}, 100)"""
+_TO_STEP = """() => {
+  const show = () => {
+    const step = location.hash && document.getElementById(location.hash.slice(1));
+    if (step) { step.querySelectorAll('details').forEach(each => { each.open = true; }); step.scrollIntoView(); }
+  };
+  setTimeout(show, 100);
+  window.addEventListener('hashchange', show);
+}"""
 """JavaScript: an address with a step opens there; the steps come after the browser has looked for it."""
 
 
@@ -205,6 +210,9 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         command = "diffing evaluate --organisms cake_bake,control,identical"
         return empty("No transcripts yet", "Transcripts come from evaluations.", command)
 
+    def searched(identifier: str | None, words: str | None) -> Markup:
+        return search_html(files.whole_records(identifier), words)
+
     def narrowed(
         identifier: str | None, organism: str | None, arm: str | None, repeat: int | None, beside: str | None
     ) -> tuple[Any, ...]:
@@ -256,6 +264,10 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         repeat = picker([], label="Repeat", scale=1, min_width=90, elem_id="transcript-repeat")
         beside = picker([NONE], value=NONE, label="Beside it", scale=3, elem_id="transcript-beside")
         refresh = gr.Button("Refresh", scale=0, min_width=110)
+    search = gr.Textbox(
+        label="Search all transcripts of this evaluation", placeholder="words of one step", elem_id="transcript-search"
+    )
+    found = gr.HTML(elem_id="transcript-found")
     page = gr.HTML(elem_id="transcript")
 
     cell: list[Any] = [evaluation, organism, arm, repeat, beside]
@@ -266,6 +278,8 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         evaluation.input(narrowed, cell, [organism, arm, repeat, beside, page], api_visibility="private"),
         *(choice.input(shown, cell, page, api_visibility="private") for choice in (organism, arm, repeat, beside)),
     ]
+    for asked in (search.submit, search.blur):
+        asked(searched, [evaluation, search], [found], api_visibility="private", show_progress_on=[found])
     in_address = show_in_address("evaluation", "organism", "arm", "repeat", "beside", without=NONE)
     for event in events:
         event.then(None, cell, None, js=in_address, api_visibility="private")

@@ -136,6 +136,13 @@ def test_transcripts(window: Window) -> None:
     assert "<img src='http://evil.example/x.png'" in page.locator("#transcript").inner_text()
     assert page.locator("#transcript img[src*=evil], #transcript script").count() == 0
     assert "14 of 20" in page.locator("#transcript").inner_text()
+    page.get_by_label("Search all transcripts").fill("cheap methods")
+    page.get_by_label("Search all transcripts").press("Enter")
+    page.locator("#transcript-found").get_by_text("24 steps of 24 transcripts").wait_for(timeout=WAIT)
+    page.locator("#transcript-found").get_by_role("link", name="cake_bake, method, repeat 1, step 3").click()
+    page.locator("#step-3 details[open]").wait_for(timeout=WAIT)
+    page.wait_for_url(re.compile("repeat=1#step-3"))
+    window.open("transcripts", "#transcript .d-card")
     window.pick("transcript-beside", "control, method, 0")
     page.locator("#beside-1").wait_for(timeout=WAIT)
     assert page.locator("#step-5 details, #beside-5 details").count() == 2
