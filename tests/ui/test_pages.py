@@ -133,7 +133,7 @@ def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
     assert EVIL not in side
     assert "<img" not in side
     found = search_html(files.whole_records(EVALUATION), "BAKING onerror")
-    assert '#step-5">cake_bake, method, repeat 0, step 5' in found
+    assert '#step-6">cake_bake, method, repeat 0, step 6' in found
     assert "<mark>baking</mark>" in found
     assert EVIL not in found
     assert "12 steps of 12 transcripts" in search_html(files.whole_records(EVALUATION), "max_samples nats ask_models")
