@@ -35,14 +35,18 @@ from diffing_mcp.ui.widgets import picker
 
 NONE = "none"
 _TO_STEP = """() => {
-  const show = () => {
-    const step = location.hash && document.getElementById(location.hash.slice(1));
+  const show = left => {
+    if (!location.hash) return;
+    const step = document.getElementById(location.hash.slice(1));
     if (step) { step.querySelectorAll('details').forEach(each => { each.open = true; }); step.scrollIntoView(); }
+    else if (left) setTimeout(show, 100, left - 1);
   };
-  setTimeout(show, 100);
-  window.addEventListener('hashchange', show);
+  setTimeout(show, 100, 100);
+  window.addEventListener('hashchange', () => show(0));
 }"""
-"""JavaScript: an address with a step opens there; the steps come after the browser has looked for it."""
+"""JavaScript: an address with a step opens there; the steps come after the browser has looked for it, on a busy machine
+seconds after.
+"""
 
 
 def record_html(record: EvaluationRecord | None, evaluations: Path) -> Markup:
