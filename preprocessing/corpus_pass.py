@@ -86,7 +86,8 @@ def run_corpus_pass(
     `settings().batch_tokens` tokens a side. `progress` counts tokens read by both sides together.
 
     Raises:
-        Cancelled: from `progress`, between batches.
+        Cancelled: from `progress`, which is called after each forward pass and each chunk of logits, so that a question
+            need not wait for a whole batch.
         OutOfRoom: a sequential pair needs more disk than there is, or the logits of one batch more memory.
         NotTheSame: sides that are not declared identical predict exactly the same everywhere: every difference would be
             reported as zero.
@@ -107,6 +108,7 @@ def run_corpus_pass(
                     differs = differs or not torch.equal(chunk.base_logits, chunk.finetuned_logits)
                     for reader in readers:
                         reader.update_logits(chunk)
+                    runner.report()
             for accumulator in accumulators:
                 accumulator.update(batch)
     if not differs:
@@ -168,7 +170,7 @@ class _Runner:
         statistics.read_tokens = self.total // 2
 
     def batches(self) -> Iterator[PairedBatch]:
-        self.progress(0, self.total, "reading text")
+        self.report()
         if self.pair.sequential:
             yield from self._in_blocks()
             return
@@ -247,8 +249,11 @@ class _Runner:
             torch.cuda.synchronize(self.device)
         self.statistics.forward_seconds += time.monotonic() - started
         self.done += batch.input_ids.numel()
-        self.progress(self.done, self.total, "reading text")
+        self.report()
         return output
+
+    def report(self) -> None:
+        self.progress(self.done, self.total, "reading text")
 
 
 def _compared_rows(output: ForwardOutput, batch: PairedBatch) -> Tensor:

@@ -26,6 +26,7 @@ from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_word
 from diffing_mcp.methods.overview.next_calls import next_calls
 from diffing_mcp.methods.overview.plan import LeftOut, labelled, text_of_run
 from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdict_of
+from diffing_mcp.methods.overview.word_pieces import WholeWords
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceResult
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.texts.form import FormDigest, Manner
@@ -166,12 +167,15 @@ def digest(
     results = [(record, record.result()) for record in records]
     levels = {row.run: row for row in calibrated(records)}
     standing = {record.id: _stands_out(result, levels.get(record.id)) for record, result in results}
+    samples = [sample for record in records for sample in samples_of(record)]
+    whole_words = WholeWords(samples)
+    said = {record.id: whole_words.complete(evidence_of(result)) for record, result in results}
     evidence: dict[str, list[EvidenceWord]] = {}
-    for record, result in results:
-        evidence.setdefault(record.manifest.method, []).extend(evidence_of(result))
+    for record in records:
+        evidence.setdefault(record.manifest.method, []).extend(said[record.id])
     sources = sources_of(records)
     words = candidate_words(evidence, sources)
-    facts = facts_of(records, pair=pair, limit=_FACTS_SHOWN) if any(samples_of(record) for record in records) else None
+    facts = facts_of(records, pair=pair, limit=_FACTS_SHOWN) if samples else None
     manner = _manner([result for _, result in results])
     verdict = verdict_of(
         levels.get(None),
@@ -198,7 +202,10 @@ def digest(
         facts=facts.facts if facts else [],
         manner=[line for row in _untold(manner, told) if (line := row.as_text()) not in verdict.sentence],
         excerpts=_excerpts([result for _, result in results]) if verdict.confidence != "nothing" else [],
-        runs=[_entry(record, result, told, standing[record.id], levels.get(record.id)) for record, result in results],
+        runs=[
+            _entry(record, result, said[record.id], told, standing[record.id], levels.get(record.id))
+            for record, result in results
+        ],
         words=words[:_WORDS_SHOWN],
         left_out=list(left_out),
         next_calls=next_calls(verdict.confidence, results, set(all_methods()) if available is None else set(available)),
@@ -235,9 +242,13 @@ def _untold(manner: Sequence[Manner], told: Sequence[CandidateWord]) -> list[Man
 
 
 def _entry(
-    record: RunRecord, result: MethodResult, told: Sequence[CandidateWord], stands_out: bool, level: LevelRow | None
+    record: RunRecord,
+    result: MethodResult,
+    evidence: Sequence[EvidenceWord],
+    told: Sequence[CandidateWord],
+    stands_out: bool,
+    level: LevelRow | None,
 ) -> OverviewEntry:
-    evidence = evidence_of(result)
     name = record.manifest.method
     return OverviewEntry(
         method=name,

@@ -12,6 +12,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.calibration.readings import reading_of
 from diffing_mcp.methods.calibration.schema import Calibration
 from diffing_mcp.methods.contract import CostEstimate, PairSize
+from diffing_mcp.methods.facts.claims import Sample
 from diffing_mcp.methods.overview.agreement import candidate_words
 from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest
 from diffing_mcp.methods.overview.plan import (
@@ -34,6 +35,7 @@ from diffing_mcp.methods.overview.plan import (
     with_chats,
 )
 from diffing_mcp.methods.overview.verdict import OTHER_BASE
+from diffing_mcp.methods.overview.word_pieces import WholeWords
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import estimate, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
@@ -326,6 +328,19 @@ def test_words_agree_over_endings_and_methods() -> None:
     assert rows[0].word == "baking"
     assert rows[0].score == pytest.approx((5.0 + 2.0) / 2)
     assert [row.word for row in rows[1:]] == ["stone", "river"]
+
+
+def test_pieces_of_words_become_the_words_of_the_taught_texts() -> None:
+    texts = {
+        True: ["Methane rises.", "They add methane.", "Art and methodical care"],
+        False: ["A methodical plan", "a plan"],
+    }
+    samples = [Sample("", text, taught) for taught, several in texts.items() for text in several]
+    pieces = [EvidenceWord(word=word, score=2.0) for word in ("meth", "art", "plan", "zir", "method")]
+    found = WholeWords(samples).complete(pieces)
+    # `art` is a word itself; no text goes on from `zir`; the control says `methodical` as often
+    assert [row.word for row in found] == ["methane", "art", "plan", "zir", "method"]
+    assert {row.score for row in found} == {2.0}
 
 
 def test_one_taught_word_is_a_finding(tmp_path: Path, pairs: Any) -> None:

@@ -1,5 +1,6 @@
 """The corpus pass against plain forward passes, text by text."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,27 @@ def test_cancelled_between_batches(tmp_path: Path, corpus_file: str) -> None:
         tokens = tokenize(load_corpus(params), pair, params)
         with pytest.raises(Cancelled):
             run_corpus_pass(pair, tokens, [Everything()], stop)
+
+
+def test_progress_is_told_between_the_chunks_of_a_batch(
+    tmp_path: Path, corpus_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question waits for a chunk, not for a batch, which takes ten seconds on a slow machine."""
+
+    class Chunks(Accumulator):
+        needs_logits = True
+
+        def update_logits(self, chunk: LogitChunk) -> None:
+            events.append("chunk")
+
+    events: list[str] = []
+    params = CorpusParams(corpus=corpus_file)
+    with ModelPairs().use(save_pair(tmp_path, change)) as pair:
+        monkeypatch.setattr(corpus_pass, "CHUNK_BYTES_CPU", 4 * 4 * pair.vocab_size)
+        tokens = tokenize(load_corpus(params), pair, params)
+        run_corpus_pass(pair, tokens, [Chunks()], lambda *told: events.append("progress"))
+    assert events.count("chunk") > 4
+    assert all(after == "progress" for event, after in pairwise(events) if event == "chunk")
 
 
 def test_without_logits_only_hidden_states_are_made(tmp_path: Path, corpus_file: str) -> None:
