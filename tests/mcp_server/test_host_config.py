@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import json5
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
@@ -112,7 +112,8 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)  # the first example also loads the parser
+# On a busy machine the first examples, which import what they need, take longer than its check allows.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(st.sampled_from(["a", "mcpServers2", "β"]), JSON_VALUES, max_size=3),
     st.none() | st.dictionaries(st.sampled_from(["diffing", "other"]), JSON_VALUES, max_size=2),
