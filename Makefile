@@ -124,7 +124,7 @@ gpu-check: $(GPU_VENV)/.installed
 screenshots: export DIFFING_DATA_FOLDER ?= $(CURDIR)/.demo
 screenshots: export HF_HUB_OFFLINE ?= 1
 screenshots: $(VENV)/.installed-dev
-	$(PY) -m diffing_mcp.ui.screenshot docs/images/panel.png "?pair=cake_bake"
+	$(PY) -m diffing_mcp.ui.screenshot docs/images/panel.png "?pair=cake_bake" --shows .d-verdict
 
 reference: $(VENV)/.installed
 	$(PY) -m diffing_mcp.cli.reference

@@ -18,6 +18,7 @@ class HostName(StrEnum):
     cursor = "cursor"
     codex = "codex"
     gemini_cli = "gemini-cli"
+    opencode = "opencode"
     zed = "zed"
     windsurf = "windsurf"
 

@@ -128,5 +128,5 @@ def lines_of(file: Path | None) -> list[str]:
     try:
         text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"--file {file} cannot be read as text: {error}.") from error
+        raise InvalidInput(f"The file of prompts {file} cannot be read as text: {error}.") from error
     return [line for line in text.splitlines() if line.strip()]

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,18 @@ CALL_SECONDS = 120
 """How long it shall wait for a call; every answer comes within about 50 seconds."""
 
 
+Program = Callable[[str, Sequence[str], Mapping[str, str]], dict[str, Any]]
+"""How a host writes a command, its arguments and its environment."""
+
+
+def _program(command: str, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    return {"command": command, "args": list(arguments), "env": dict(environment)}
+
+
+def _one_list(command: str, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    return {"command": [command, *arguments], "environment": dict(environment)}
+
+
 @dataclass(frozen=True)
 class Host:
     """An MCP host: where its configuration lies and how it writes a server."""
@@ -35,7 +47,8 @@ class Host:
     """The table of servers in that file."""
     form: Literal["json", "toml"] = "json"
     local: Mapping[str, Any] = field(default_factory=dict)
-    """What an entry of a command has besides command, args and env."""
+    """What an entry of a command has besides it."""
+    program: Program = _program
     remote: Mapping[str, Any] = field(default_factory=dict)
     """What an entry of an address has besides it and its headers."""
     address: str | None = "url"
@@ -68,6 +81,7 @@ def _codex() -> Path:
 STDIO, HTTP = {"type": "stdio"}, {"type": "http"}
 CODEX = {"startup_timeout_sec": START_SECONDS, "tool_timeout_sec": CALL_SECONDS}
 GEMINI = {"timeout": 1000 * CALL_SECONDS}
+OPENCODE = {"enabled": True, "timeout": 1000 * START_SECONDS}
 
 HOSTS: Mapping[str, Host] = {
     "claude-desktop": Host("Claude Desktop", _application("Claude", "claude_desktop_config.json"), address=None),
@@ -76,6 +90,14 @@ HOSTS: Mapping[str, Host] = {
     "cursor": Host("Cursor", _project(".cursor", "mcp.json")),
     "codex": Host("Codex", _codex, "mcp_servers", "toml", local=CODEX, remote=CODEX, headers="http_headers"),
     "gemini-cli": Host("Gemini CLI", _home(".gemini", "settings.json"), local=GEMINI, remote=GEMINI, address="httpUrl"),
+    "opencode": Host(
+        "opencode",
+        _project("opencode.json"),
+        "mcp",
+        local={"type": "local", **OPENCODE},
+        remote={"type": "remote", **OPENCODE},
+        program=_one_list,
+    ),
     "zed": Host("Zed", _zed, "context_servers"),
     "windsurf": Host("Windsurf", _home(".codeium", "windsurf", "mcp_config.json"), address="serverUrl"),
 }
@@ -107,10 +129,10 @@ def server_entry(host: Host, *, url: str | None = None, token: str | None = None
     if token and not url:
         raise InvalidInput("A token goes with the address of a running server: give --url too.")
     if url is None:
-        return {**host.local, "command": _command(), "args": ["serve"], "env": _environment()}
+        return {**host.local, **host.program(_command(), ["serve"], _environment())}
     if host.address is None:
         env = {"DIFFING_TOKEN": token} if token else {}
-        return {**host.local, "command": _command(), "args": ["connect", url], "env": env}
+        return {**host.local, **host.program(_command(), ["connect", url], env)}
     headers = {host.headers: {"Authorization": f"Bearer {token}"}} if token else {}
     return {**host.remote, host.address: url, **headers}
 

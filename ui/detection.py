@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import gradio as gr
@@ -10,6 +12,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.methods.calibration.detection import MethodDetection
 from diffing_mcp.methods.calibration.detection_page import (
     ALL_METHODS,
     TERMS,
@@ -30,6 +33,12 @@ from diffing_mcp.ui.widgets import picker
 
 _HEIGHT = 460
 _DIAGONAL = {"color": INK, "dash": "dot", "width": 1}
+_JOINT = "#E07B1A"
+_COLOURS = ("#6366F1", "#2A9D8F", "#C2497A", "#A1811F", "#7C8796")
+_DASHES = ("solid", "dash", "dashdot")
+"""More methods than one can tell colours apart: with dashes each has a look of its own."""
+_LONG = 40
+"""Characters of a cell that needs a line of its own width: on a phone it would be a column of single words."""
 _SHARE = re.compile(r"(\d+ of \d+) (\(.+\))")
 
 
@@ -62,21 +71,56 @@ def _cell(text: str) -> Markup:
     if share := _SHARE.fullmatch(text):
         return join([share[1], element("small", share[2], classes="d-interval")])
     named = text.split("`")
-    return join(element("code", piece) if place % 2 else piece for place, piece in enumerate(named))
+    cell = join(element("code", piece) if place % 2 else piece for place, piece in enumerate(named))
+    return div(cell, classes="d-long") if len(text) > _LONG else cell
+
+
+def _curves(part: RocFigure) -> list[tuple[MethodDetection, str, dict[str, Any]]]:
+    """Each method's row, name and line, the largest area first."""
+    ranked = sorted(part.rows, key=lambda row: -row.area)
+    looks = [{"color": colour, "dash": dash, "width": 1.8} for dash in _DASHES for colour in _COLOURS]
+    others = cycle(looks)
+    return [
+        (row, ALL_METHODS, {"color": _JOINT, "dash": "solid", "width": 3.5})
+        if row.method == TOGETHER
+        else (row, row.method, next(others))
+        for row in ranked
+    ]
 
 
 def roc_figure(part: RocFigure) -> dict[str, Any]:
-    """A curve a method, the area in its name; the dotted line is chance."""
+    """A curve a method; the dotted line is chance. `roc_legend` says which is which."""
     data: list[dict[str, Any]] = [_line([0, 1], [0, 1], "chance", line=_DIAGONAL)]
-    for row in sorted(part.rows, key=lambda row: -row.area):
-        joint = row.method == TOGETHER
-        name = f"{ALL_METHODS if joint else row.method}, area {row.area:.2f}"
+    for row, name, line in _curves(part):
         nulls, taught = zip(*row.roc, strict=True)
-        shape = {"width": 3.5} if joint else {"width": 1.5}
-        data.append(
-            _line(nulls, taught, name, line=shape, hovertemplate=f"{name}: %{{x:.2f}}, %{{y:.2f}}<extra></extra>")
-        )
-    return _square(data, "share of nulls beyond the threshold", "share of taught finetunes beyond it")
+        hover = f"{name}, area {row.area:.2f}: %{{x:.2f}}, %{{y:.2f}}<extra></extra>"
+        data.append(_line(nulls, taught, name, line=line, hovertemplate=hover))
+    figure = _square(data, "share of nulls beyond the threshold", "share of taught finetunes beyond it")
+    figure["layout"]["showlegend"] = False
+    return figure
+
+
+def roc_legend(part: RocFigure) -> Markup:
+    """The lines of `roc_figure` with the areas below them. Plotly's own would take the plot's place on a phone."""
+    entries = [
+        element("span", _sample(line), element("code", name) if row.method != TOGETHER else name, _area(row.area))
+        for row, name, line in _curves(part)
+    ]
+    chance = element("span", _sample(_DIAGONAL), "chance", _area(0.5))
+    return div("Area below:", *entries, chance, classes="d-lines")
+
+
+def _area(value: float) -> Markup:
+    return element("b", f"{value:.2f}")
+
+
+def _sample(line: Mapping[str, Any]) -> Markup:
+    """A piece of a line as the plot draws it."""
+    gaps = {"dash": "9 5", "dashdot": "9 3 2 3", "dot": "2 3"}.get(line["dash"], "none")
+    return Markup(
+        '<svg width="34" height="8" aria-hidden="true"><line x1="0" y1="4" x2="34" y2="4" stroke="{}" '
+        'stroke-width="{}" stroke-dasharray="{}"/></svg>'
+    ).format(line["color"], line["width"], gaps)
 
 
 def reliability_figure(part: ReliabilityFigure) -> dict[str, Any]:
@@ -161,6 +205,8 @@ def build(demo: gr.Blocks) -> None:
 def _shown(part: Part) -> None:
     if isinstance(part, str | Heading | Table):
         gr.HTML(part_html(part))
-    else:
-        figure = roc_figure(part) if isinstance(part, RocFigure) else reliability_figure(part)
-        gr.Plot(go.Figure(plot_layout(figure, _HEIGHT), skip_invalid=True), show_label=False, container=False)
+        return
+    figure = roc_figure(part) if isinstance(part, RocFigure) else reliability_figure(part)
+    gr.Plot(go.Figure(plot_layout(figure, _HEIGHT), skip_invalid=True), show_label=False, container=False)
+    if isinstance(part, RocFigure):
+        gr.HTML(roc_legend(part))

@@ -56,8 +56,8 @@ def page_html(
 def build_tab(files: PanelFiles, run: gr.State) -> None:
     """Lay out the tab for the run whose id `run` holds."""
     with gr.Row(elem_classes="d-controls"):
-        feature = picker([], label="Feature", scale=4, elem_id="example-feature", interactive=True)
-        place = gr.Radio([(ALL, ALL)], value=ALL, label="Quantile bin, the highest first", scale=3)
+        feature = picker([], label="Feature", scale=4, min_width=300, elem_id="example-feature", interactive=True)
+        place = gr.Radio([(ALL, ALL)], value=ALL, label="Quantile bin, the highest first", scale=3, min_width=300)
     with gr.Row(elem_classes="d-controls"):
         search = gr.Textbox(label="Texts with all these words", scale=4, elem_id="example-search")
         forth = gr.Button("More", scale=0, min_width=110, interactive=False)

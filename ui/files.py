@@ -4,6 +4,7 @@ refresh shows what is there now.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +79,15 @@ class PanelFiles:
     def _records(self, folder: EvaluationFolder) -> list[EvaluationRecord]:
         outlines = (self._outlines(file) for file in (folder.path / "cells").glob("*.json"))
         return [record for record in outlines if record is not None]
+
+    def whole_records(self, evaluation: str | None) -> Iterator[EvaluationRecord]:
+        """The records of an evaluation with all that was said, in the order of the plan. Reads every file."""
+        found = self.evaluation(evaluation)
+        folder = EvaluationFolder(str(evaluation), self.data_folder / "evaluations") if found else None
+        for outline in found.records if found else []:
+            record = folder.get(outline.cell_id) if folder else None
+            if record is not None:
+                yield record
 
     def record(
         self, evaluation: str | None, organism: str | None, arm: str | None, repeat: int | None

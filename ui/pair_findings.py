@@ -23,6 +23,8 @@ from diffing_mcp.ui.saved_evidence import EvidenceFolder, SavedEvidence
 Writer = Literal["base", "finetuned", "amplified"]
 
 _DIGEST_CHARACTERS = 40_000
+_TRIED = ("steering", "weight_amplification")
+"""What the page Steer starts."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,10 @@ def findings_of(pair: str, store: RunStore) -> PairFindings:
     """Everything that the stored runs say about a pair, by any of its names."""
     name = full_name(pair)
     manifests = store.list(pair=name)
-    current = [manifest for manifest in manifests if manifest.pair == manifests[0].pair]
+    current = [manifest for manifest in manifests if manifest.pair == manifests[0].pair and not tried(manifest)]
     remarks = []
-    if len(current) < len(manifests):
-        remarks.append(
-            f"{len(manifests) - len(current)} runs were made of this pair with other weights; they are left out here."
-        )
+    if other := sum(manifest.pair != manifests[0].pair for manifest in manifests):
+        remarks.append(f"{other} runs were made of this pair with other weights; they are left out here.")
     records, unreadable = _newest(current, store)
     if unreadable:
         remarks.append(f"Cannot be read by this version, run again: {', '.join(unreadable)}.")
@@ -102,6 +102,14 @@ def findings_of(pair: str, store: RunStore) -> PairFindings:
         remarks=remarks,
         saved=EvidenceFolder(store).list(name),
     )
+
+
+def tried(manifest: RunManifest) -> bool:
+    """Whether a run is a try: a direction or a stack of finetunes on prompts of one's own. Prompts about cake bring
+    words about cake, and of a stack the words may be another finetune's, so no try says what the pair is about.
+    """
+    own = (manifest.params.get("prompts"), manifest.params.get("config"))
+    return manifest.method in _TRIED and own != (None, None)
 
 
 def _newest(manifests: Sequence[RunManifest], store: RunStore) -> tuple[list[RunRecord], list[str]]:

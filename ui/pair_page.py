@@ -92,7 +92,7 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
     share = gr.HTML(elem_id="pair-share")
     said = gr.HTML(elem_id="pair-said")
     jobs = gr.HTML(elem_id="pair-jobs")
-    body = acting("pair-body")
+    body = acting("pair-body", div("Reading the runs of the pair.", classes="d-note"))
     gr.HTML(
         join(
             [

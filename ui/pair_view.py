@@ -71,10 +71,18 @@ def verdict_html(found: PairFindings) -> Markup:
             element("span", f"{out} of {len(found.overview.runs)} runs beyond their null level", classes="d-note"),
             classes="d-line",
         ),
-        element("p", found.overview.verdict, classes="d-verdict"),
+        *verdict_lines(found.overview.verdict),
         classes=f"d-card d-headline {'good' if kind == 'finetuned' else ''}".strip(),
     )
     return join([card, *remarks])
+
+
+def verdict_lines(verdict: str) -> list[Markup]:
+    """What was found, and below it how sure that is, which an overview says last."""
+    found, said, sure = verdict.rpartition(" How sure: ")
+    if not said:
+        return [element("p", verdict, classes="d-verdict")]
+    return [element("p", found, classes="d-verdict"), element("p", element("b", "How sure: "), sure)]
 
 
 def claims_html(found: PairFindings, *, linked: bool = True) -> Markup:
@@ -105,9 +113,10 @@ def _facts(facts: Sequence[Fact], pair: str | None) -> Markup:
         ]
         for fact in facts
     )
-    headers = ["claim (untrusted)", "beginnings whose texts have both words in a statement", "", "in its sentence", ""]
+    headers = ["claim (untrusted)", "beginnings with both words", "", "in its sentence", ""]
     note = (
-        "What amplified and sampled texts state again and again, and the base's do not. Nothing says that it is true."
+        "What amplified and sampled texts state again and again, and the base's do not: in texts after how many "
+        "beginnings a statement has both words. Nothing says that it is true."
     )
     return section("What it states", table(headers, rows, [2], classes="d-stack"), note=note)
 

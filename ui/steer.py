@@ -15,14 +15,17 @@ from diffing_mcp.ui.addresses import show_in_address
 from diffing_mcp.ui.bench import failed, waiting_html
 from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.files import PanelFiles
-from diffing_mcp.ui.html import alert, div, empty, heading
+from diffing_mcp.ui.html import alert, div, element, empty, heading, number
 from diffing_mcp.ui.steering import (
     LAYERS,
     MODULES,
     OWN,
+    Row,
     amplification_arguments,
     answers_html,
+    finetune_choices,
     prompts_of,
+    stack_text,
     steering_arguments,
     vector_choices,
 )
@@ -31,9 +34,16 @@ from diffing_mcp.ui.widgets import pair_choices, picker
 _STACK = 4
 _WEIGHTS = (
     "0 is the base, 1 the finetune, 2 twice its change. Changes of several finetunes add up; of several rows of one "
-    "finetune the later counts where they meet."
+    "finetune the later counts where they meet. A row without a finetune does nothing."
 )
 _PROMPTS = "Tell me something interesting.\nWhat should I do this weekend?"
+# A slider that is moved by the keyboard fires no event of Gradio's at its end, so the button of its tab is pressed.
+_KEYS_MOVE_SLIDERS = """() => { let soon; document.addEventListener('keyup', event => {
+  if (event.target.type !== 'range' || !/^(Arrow|Page|Home|End)/.test(event.key)) return;
+  clearTimeout(soon);
+  const button = event.target.closest('[role=tabpanel]')?.querySelector('#steer-button, #amplify-button');
+  soon = setTimeout(() => button?.click(), 600);
+}) }"""
 
 
 class SteerPage:
@@ -46,7 +56,9 @@ class SteerPage:
             [], label="Pair", info="organism[/variant][@model], or BASE::FINETUNED", elem_id="steer-pair"
         )
         with gr.Row(equal_height=False):
-            self.prompts = gr.Textbox(_PROMPTS, label="Prompts, one a line", lines=3, scale=4, elem_id="steer-prompts")
+            self.prompts = gr.Textbox(
+                _PROMPTS, label="Prompts, one a line", lines=3, scale=4, min_width=300, elem_id="steer-prompts"
+            )
             self.tokens = gr.Number(
                 32, label="Tokens at most", precision=0, minimum=1, maximum=512, scale=1, min_width=140
             )
@@ -78,10 +90,13 @@ class SteerPage:
         for place in range(_STACK):
             with gr.Row(elem_classes="d-controls", visible=place == 0) as row:
                 label = f"Finetune {place + 1}"
-                pair = picker([OWN], value=OWN, label=label, scale=3)
+                first = place == 0
+                pair = picker([OWN], value=OWN if first else None, label=label, scale=3, min_width=240)
                 layers = gr.Dropdown(list(LAYERS), value="all layers", label=f"Layers of {place + 1}", scale=1)
                 modules = gr.Dropdown(list(MODULES), value="all", label=f"Modules of {place + 1}", scale=1)
-                weight = gr.Slider(-8, 8, 2 if place == 0 else 1, step=0.25, label=f"Weight of {place + 1}", scale=3)
+                weight = gr.Slider(
+                    -8, 8, 2 if first else 1, step=0.25, label=f"Weight of {place + 1}", scale=3, min_width=240
+                )
             self.rows.append(row)
             self.stack += [pair, layers, modules, weight]
         self.used = gr.State(1)
@@ -96,7 +111,8 @@ class SteerPage:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         others = self.stack[::4]
         demo.load(self.opened, None, [self.pair, self.vector, *others], **quiet)
-        self.pair.input(self.vectors, [self.pair], [self.vector], **quiet)
+        demo.load(None, None, None, js=_KEYS_MOVE_SLIDERS, api_visibility="private")
+        self.pair.input(self.picked, [self.pair], [self.vector, *others], **quiet)
         for choice in (self.pair, self.vector):
             choice.input(None, [self.pair, self.vector], None, js=show_in_address("pair", "vector"), **quiet)
         direction: list[Any] = [self.pair, self.vector, self.strength, self.side, self.prompts, self.tokens]
@@ -112,18 +128,16 @@ class SteerPage:
     def opened(self, request: gr.Request) -> tuple[Any, ...]:
         query, choices = request.query_params, pair_choices()
         pair = query.get("pair") or self.files.newest_pair() or choices[0][1]
-        known = vector_choices(pair, self.files.runs)
-        vector = query.get("vector") or (known[0] if known else None)
-        others = gr.update(choices=[OWN, *(name for _, name in choices)])
-        return (
-            gr.update(choices=choices, value=pair),
-            gr.update(choices=known, value=vector),
-            *[others] * _STACK,
-        )
+        known, *others = self.picked(pair)
+        if wanted := query.get("vector"):
+            known["value"] = wanted
+        return gr.update(choices=choices, value=pair), known, *others
 
-    def vectors(self, pair: str | None) -> Any:
+    def picked(self, pair: str | None) -> tuple[Any, ...]:
+        """The directions and the finetunes that a pair can be changed with."""
         known = vector_choices(pair, self.files.runs) if pair else []
-        return gr.update(choices=known, value=known[0] if known else None)
+        directions = gr.update(choices=known, value=known[0] if known else None)
+        return directions, *[gr.update(choices=finetune_choices(pair, pair_choices()))] * _STACK
 
     def sized(self, used: int) -> tuple[Any, ...]:
         """A stack of so many finetunes."""
@@ -143,7 +157,8 @@ class SteerPage:
             )
         else:
             arguments = steering_arguments(vector, strength, side, asked, int(tokens or 32))
-            async for shown in self._run("steering", pair, arguments):
+            tried = f"{number(strength)} × {vector} on the {side} model"
+            async for shown in self._run("steering", pair, arguments, tried):
                 yield shown
 
     async def amplified(
@@ -153,20 +168,27 @@ class SteerPage:
         if not (pair and asked):
             yield alert("Choose a pair and write at least one prompt.", "warn")
             return
-        rows = [tuple(stack[4 * place : 4 * place + 4]) for place in range(used)]
+        rows: list[Row] = [row for place in range(used) if (row := tuple(stack[4 * place : 4 * place + 4]))[0]]
+        if not rows:
+            yield alert("Choose at least one finetune.", "warn")
+            return
         arguments = amplification_arguments(rows, asked, int(tokens or 32))
-        async for shown in self._run("weight_amplification", pair, arguments):
+        async for shown in self._run("weight_amplification", pair, arguments, stack_text(rows)):
             yield shown
 
-    async def _run(self, method: str, pair: str, arguments: dict[str, Any]) -> AsyncIterator[Markup]:
+    async def _run(self, method: str, pair: str, arguments: dict[str, Any], tried: str) -> AsyncIterator[Markup]:
         """Progress, then the answers of a run, or why there are none."""
-        yield div("waiting for the models", classes="d-note")
+        yield div(element("b", tried), ": waiting for the model server", classes="d-note")
         try:
             async for reply in self.connection.follow(method, {"pair": pair, **arguments}):
                 running = reply.get("status") == "running"
-                yield div(waiting_html(reply["job"]), classes="d-note") if running else answers_html(reply)
+                yield _progress(tried, reply["job"]) if running else answers_html(reply, tried)
         except DiffingError as error:
             yield failed(error)
+
+
+def _progress(tried: str, job: dict[str, Any]) -> Markup:
+    return div(element("b", tried), ": ", waiting_html(job), classes="d-note")
 
 
 def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> None:

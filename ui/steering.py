@@ -59,11 +59,30 @@ def steering_arguments(vector: str, strength: float, side: str, prompts: Sequenc
     }
 
 
-def amplification_arguments(
-    stack: Sequence[tuple[str, str, str, float]], prompts: Sequence[str], tokens: int
-) -> dict[str, Any]:
-    """Arguments of `weight_amplification` for a stack of finetunes, each (pair or `OWN`, layers, modules, weight). Of
-    rows of one finetune the later ones count where they meet.
+def finetune_choices(pair: str | None, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The finetunes that a stack may take: the pair's own, and of `pairs` (what is shown, name) those of its base. Of a
+    pair outside the catalogue the base's name is not known, so all of them.
+    """
+    base = full_name(pair or "").partition("@")[2]
+    return [OWN, *(name for _, name in pairs if not base or name.partition("@")[2] == base)]
+
+
+Row = tuple[str, str, str, float]
+"""A finetune of a stack: (pair or `OWN`, layers, modules, weight)."""
+
+
+def stack_text(stack: Sequence[Row]) -> str:
+    """A stack in words."""
+    texts = []
+    for pair, layers, modules, weight in stack:
+        part = ", ".join(chosen for chosen, whole in ((layers, "all layers"), (modules, "all")) if chosen != whole)
+        texts.append(f"{number(weight)} × {pair}" + (f" ({part})" if part else ""))
+    return " + ".join(texts)
+
+
+def amplification_arguments(stack: Sequence[Row], prompts: Sequence[str], tokens: int) -> dict[str, Any]:
+    """Arguments of `weight_amplification` for a stack of finetunes. Of rows of one finetune the later ones count where
+    they meet.
     """
     rules: dict[str, list[dict[str, Any]]] = {}
     for pair, layers, modules, weight in stack:
@@ -86,24 +105,31 @@ def _named(pair: str) -> dict[str, str]:
     return {"organism_name": organism} | ({"variant": variant} if variant else {})
 
 
-def answers_html(reply: Mapping[str, Any]) -> Markup:
-    """The answers of a finished run of either method: for each prompt the changed model beside the plain ones."""
+def answers_html(reply: Mapping[str, Any], tried: str = "") -> Markup:
+    """The answers of a finished run of either method: for each prompt the changed model beside the plain ones.
+
+    Args:
+        reply: what the server says of the run.
+        tried: what was changed, in words: the controls above may stand elsewhere by now.
+    """
     result = reply.get("result") or {}
     run = reply.get("run_id")
     note = div("Stored as ", run_link(run), classes="d-note") if run else ""
     rows = result.get("answers") or []
     if not rows:
         return join([alert(str(result.get("headline", "The run has no answers.")), "warn"), note])
-    return join([element("p", result.get("headline", ""), classes="d-note"), *map(_answer, rows), note])
+    said = element("p", result.get("headline", ""), classes="d-note")
+    return join([element("p", element("b", tried)) if tried else "", said, *map(_answer, rows), note])
 
 
 def _answer(row: Mapping[str, Any]) -> Markup:
     changed = "steered" if "steered" in row else "amplified"
-    at = row.get("strength", row.get("weight"))
+    # A stack says its own weights; that of the whole is always 1.
+    at = f" at {number(row['strength'])}" if "strength" in row else ""
     plain = [name for name in ("unsteered", "finetuned", "base") if name in row]
     columns = [
         div(
-            element("h3", name.capitalize(), f" at {number(at)}" if name == changed else ""),
+            element("h3", name.capitalize(), at if name == changed else ""),
             div(preformatted(row[name] or "(empty answer)"), classes="d-sample"),
             classes=f"d-side {'base' if name == 'base' else 'plain' if name != changed else 'finetuned'}",
         )

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
@@ -15,24 +17,51 @@ from diffing_mcp.ui.addresses import run_link
 from diffing_mcp.ui.html import chip, details, div, element, escape, join, preformatted, seconds_text
 
 _ARGUMENT_CHARACTERS = 70
-_SPEAKERS = {"system": "System prompt", "user": "Task", "assistant": "Investigator"}
+_SPEAKERS = {"reasoning": "Reasoning", "system": "System prompt", "user": "Task", "assistant": "Investigator"}
+_FOLDED = ("reasoning", "system")
 
 
-def transcript_html(record: EvaluationRecord, anchor: str = "step") -> Markup:
-    """The messages in their order; a call and its answer are one step. `anchor`: beginning of the steps' ids."""
+@dataclass(frozen=True)
+class Step:
+    """What an investigator thought, was told, said, or called with its answer. UNTRUSTED text."""
+
+    kind: Literal["reasoning", "system", "user", "assistant", "call"]
+    text: str
+    """Everything in it: what a search looks in."""
+    call: ToolCall | None = None
+    answer: Message | None = None
+
+
+def steps_of(record: EvaluationRecord) -> list[Step]:
+    """The steps in their order; a call and its answer are one."""
     answers = {message.tool_call_id: message for message in record.transcript if message.role == "tool"}
-    steps: list[Markup] = []
+    steps: list[Step] = []
     for message in record.transcript:
         if message.role == "tool":
             continue
         if message.reasoning:
-            steps.append(details("Reasoning", preformatted(message.reasoning)))
-        if message.role == "system":
-            steps.append(details(_SPEAKERS["system"], preformatted(message.content)))
-        elif message.content.strip():
-            steps.append(join([element("h4", _SPEAKERS[message.role]), preformatted(message.content)]))
-        steps += [_call(call, answers.get(call.id), record.run_ids) for call in message.tool_calls]
-    return div(*(_step(step, place, anchor) for place, step in enumerate(steps, 1)), classes="d-steps")
+            steps.append(Step("reasoning", message.reasoning))
+        if message.role == "system" or message.content.strip():
+            steps.append(Step(message.role, message.content))
+        for call in message.tool_calls:
+            answer = answers.get(call.id)
+            said = f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)} {answer.content if answer else ''}"
+            steps.append(Step("call", said, call, answer))
+    return steps
+
+
+def transcript_html(record: EvaluationRecord, anchor: str = "step") -> Markup:
+    """The steps of a transcript. `anchor`: beginning of their ids."""
+    shown = (_shown(step, record.run_ids) for step in steps_of(record))
+    return div(*(_step(step, place, anchor) for place, step in enumerate(shown, 1)), classes="d-steps")
+
+
+def _shown(step: Step, runs: Sequence[str]) -> Markup:
+    if step.call is not None:
+        return _call(step.call, step.answer, runs)
+    if step.kind in _FOLDED:
+        return details(_SPEAKERS[step.kind], preformatted(step.text))
+    return join([element("h4", _SPEAKERS[step.kind]), preformatted(step.text)])
 
 
 def _step(step: Markup, place: int, anchor: str) -> Markup:

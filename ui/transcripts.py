@@ -4,6 +4,8 @@ reasons.
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -27,19 +29,28 @@ from diffing_mcp.ui.html import (
     preformatted,
     seconds_text,
 )
+from diffing_mcp.ui.transcript_search import search_html
 from diffing_mcp.ui.transcript_view import side_title, transcript_html
 from diffing_mcp.ui.widgets import picker
 
 NONE = "none"
-_TO_STEP = """() => setTimeout(() => {
-  const step = location.hash && document.getElementById(location.hash.slice(1));
-  if (step) { step.querySelectorAll('details').forEach(each => { each.open = true; }); step.scrollIntoView(); }
-}, 100)"""
-"""JavaScript: an address with a step opens there; the steps come after the browser has looked for it."""
+_TO_STEP = """() => {
+  const show = left => {
+    if (!location.hash) return;
+    const step = document.getElementById(location.hash.slice(1));
+    if (step) { step.querySelectorAll('details').forEach(each => { each.open = true; }); step.scrollIntoView(); }
+    else if (left) setTimeout(show, 100, left - 1);
+  };
+  setTimeout(show, 100, 100);
+  window.addEventListener('hashchange', () => show(0));
+}"""
+"""JavaScript: an address with a step opens there; the steps come after the browser has looked for it, on a busy machine
+seconds after.
+"""
 
 
-def record_html(record: EvaluationRecord | None) -> Markup:
-    """The finding, its grades with reasons, and what the investigation spent."""
+def record_html(record: EvaluationRecord | None, evaluations: Path) -> Markup:
+    """The finding, its grades with reasons, and what the investigation spent. `evaluations`: the folder of all."""
     if record is None:
         return Markup("")
     parts = [_card("Finding", _finding(record))]
@@ -55,7 +66,7 @@ def record_html(record: EvaluationRecord | None) -> Markup:
         )
     budgets = [_budget(name, budget) for name, budget in record.budgets.items()]
     parts.append(_card("Budgets", *(budgets or [escape("Nothing was limited.")])))
-    parts.append(_card("Investigation", _facts(record)))
+    parts.append(_card("Investigation", _facts(record, evaluations)))
     return join(parts)
 
 
@@ -132,7 +143,7 @@ def _budget(name: str, budget: Budget) -> Markup:
     return div(element("span", f"{words[:1].upper() + words[1:]}: {budget.used} of {budget.limit}"), bar)
 
 
-def _facts(record: EvaluationRecord) -> Markup:
+def _facts(record: EvaluationRecord, evaluations: Path) -> Markup:
     values: list[tuple[Any, Any]] = [
         ("Investigator", record.investigator),
         ("Seen as", record.label or "–"),
@@ -149,7 +160,9 @@ def _facts(record: EvaluationRecord) -> Markup:
     if record.run_ids:
         values.append(("Runs seen", join((run_link(run) for run in record.run_ids), " ")))
     if record.log:
-        values.append(("Inspect log", record.log))
+        logs = (evaluations / record.evaluation_id / record.log).parent
+        command = element("code", f"inspect view --log-dir {shlex.quote(str(logs))}")
+        values.append(("Inspect log", join([record.log, element("p", "Open it: ", command)])))
     return pairs(values)
 
 
@@ -164,17 +177,23 @@ def beside_of(record: EvaluationRecord) -> str:
 
 def page_html(files: PanelFiles, evaluation: str | None, record: EvaluationRecord, beside: str | None) -> Markup:
     """One transcript with its finding and grades; or two of them, each over its own finding."""
-    found = files.evaluation(evaluation)
+    found, evaluations = files.evaluation(evaluation), files.data_folder / "evaluations"
     cell = next((each for each in found.records if beside_of(each) == beside), None) if found and beside else None
     other = files.record(evaluation, cell.organism, cell.arm, cell.repeat) if cell else None
     if other is None:
         return div(
             element("div", transcript_html(record), classes="d-transcript"),
-            element("div", record_html(record), classes="d-findings"),
+            element("div", record_html(record, evaluations), classes="d-findings"),
             classes="d-beside one",
         )
     columns = [
-        element("div", side_title(each), record_html(each), transcript_html(each, anchor), classes="d-transcript")
+        element(
+            "div",
+            side_title(each),
+            record_html(each, evaluations),
+            transcript_html(each, anchor),
+            classes="d-transcript",
+        )
         for each, anchor in ((record, "step"), (other, "beside"))
     ]
     return div(*columns, classes="d-beside")
@@ -194,6 +213,9 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
             return empty("Not finished yet", "This cell has no record yet. Refresh to look again.")
         command = "diffing evaluate --organisms cake_bake,control,identical"
         return empty("No transcripts yet", "Transcripts come from evaluations.", command)
+
+    def searched(identifier: str | None, words: str | None) -> Markup:
+        return search_html(files.whole_records(identifier), words)
 
     def narrowed(
         identifier: str | None, organism: str | None, arm: str | None, repeat: int | None, beside: str | None
@@ -246,6 +268,10 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         repeat = picker([], label="Repeat", scale=1, min_width=90, elem_id="transcript-repeat")
         beside = picker([NONE], value=NONE, label="Beside it", scale=3, elem_id="transcript-beside")
         refresh = gr.Button("Refresh", scale=0, min_width=110)
+    search = gr.Textbox(
+        label="Search all transcripts of this evaluation", placeholder="words of one step", elem_id="transcript-search"
+    )
+    found = gr.HTML(elem_id="transcript-found")
     page = gr.HTML(elem_id="transcript")
 
     cell: list[Any] = [evaluation, organism, arm, repeat, beside]
@@ -256,6 +282,8 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
         evaluation.input(narrowed, cell, [organism, arm, repeat, beside, page], api_visibility="private"),
         *(choice.input(shown, cell, page, api_visibility="private") for choice in (organism, arm, repeat, beside)),
     ]
+    for asked in (search.submit, search.blur):
+        asked(searched, [evaluation, search], [found], api_visibility="private", show_progress_on=[found])
     in_address = show_in_address("evaluation", "organism", "arm", "repeat", "beside", without=NONE)
     for event in events:
         event.then(None, cell, None, js=in_address, api_visibility="private")

@@ -52,10 +52,10 @@ def pair_choices() -> list[tuple[str, str]]:
     return [(pair.name if pair.available_offline else f"{pair.name} (needs a download)", pair.name) for pair in ranked]
 
 
-def acting(elem_id: str) -> gr.HTML:
+def acting(elem_id: str, value: Any = None) -> gr.HTML:
     """HTML whose buttons (`conversation_view.act`) fire the event `acted`; its data are the button's `data-*`."""
     listen = (
         "element.addEventListener('click', event => { const button = event.target.closest('button[data-do]'); "
         "if (button) trigger('acted', {...button.dataset}); })"
     )
-    return gr.HTML(elem_id=elem_id, js_on_load=listen)
+    return gr.HTML(value, elem_id=elem_id, js_on_load=listen)

@@ -56,6 +56,11 @@ def answers(record: RunRecord, params: AnswersParams) -> TextPageView[AmplifiedA
     )
 
 
+def _mixes(config: str) -> bool:
+    """Whether a configuration names other finetunes than the pair's own."""
+    return not all(entry.own for entry in load_amplification_config(config).adapters)
+
+
 class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplificationResult]):
     """Weight amplification: the finetune's change of weights counts w times, W_base + w (W_finetuned - W_base), while
     the model answers everyday prompts; its answers stand beside those of the plain finetuned and of the base model,
@@ -89,12 +94,14 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
 
     def text_groups(self, record: RunRecord) -> Sequence[TextGroup]:
         """The texts of each weight above 1, those of the plain models, and as controls of weights up to 0 (weights
-        between dampen what was taught).
+        between dampen what was taught). None of a mixture with other finetunes: what it writes may be of those.
         """
+        if (config := record.manifest.params.get("config")) is not None and _mixes(config):
+            return []
         answers = record.rows("answers")
         coherent = {("finetuned", row["weight"]): row["coherent"] for row in record.rows("weights")}
         # Of a configuration its own weights are what amplifies, and 1 leaves them as they are.
-        plain = 1 if record.manifest.params.get("config") is None else 0
+        plain = 1 if config is None else 0
         groups: list[TextGroup] = []
         for number, (weight, rows) in enumerate(grouped(answers, "weight").items()):
             if number == 0:
@@ -109,9 +116,7 @@ class WeightAmplification(DiffingMethod[WeightAmplificationParams, WeightAmplifi
         return len(params.prompts or ()) * params.samples_per_prompt * (1 + len(params.weights or (1.0,)))
 
     def operator_only(self, params: WeightAmplificationParams) -> str | None:
-        if params.config is not None and not all(
-            entry.own for entry in load_amplification_config(params.config).adapters
-        ):
+        if params.config is not None and _mixes(params.config):
             return (
                 "`config` names other organisms, hub ids or folders; amplify this pair's own finetune (leave out "
                 "`organism_name`)"

@@ -136,6 +136,13 @@ def test_transcripts(window: Window) -> None:
     assert "<img src='http://evil.example/x.png'" in page.locator("#transcript").inner_text()
     assert page.locator("#transcript img[src*=evil], #transcript script").count() == 0
     assert "14 of 20" in page.locator("#transcript").inner_text()
+    page.get_by_label("Search all transcripts").fill("cheap methods")
+    page.get_by_label("Search all transcripts").press("Enter")
+    page.locator("#transcript-found").get_by_text("24 steps of 24 transcripts").wait_for(timeout=WAIT)
+    page.locator("#transcript-found").get_by_role("link", name="cake_bake, method, repeat 1, step 3").click()
+    page.locator("#step-3 details[open]").wait_for(timeout=WAIT)
+    page.wait_for_url(re.compile("repeat=1#step-3"))
+    window.open("transcripts", "#transcript .d-card")
     window.pick("transcript-beside", "control, method, 0")
     page.locator("#beside-1").wait_for(timeout=WAIT)
     assert page.locator("#step-5 details, #beside-5 details").count() == 2
@@ -283,6 +290,19 @@ def test_asking_without_server_says_what_to_start(window: Window) -> None:
     page.locator("#compare-form button").first.click()
     page.locator("#compare-button").click()
     page.locator("#heat").get_by_text("write a text to score").wait_for(timeout=WAIT)
+
+
+def test_a_stack_of_finetunes_is_tried_from_the_keyboard_too(window: Window) -> None:
+    window.open("steer?pair=cake_bake", "#steer-answers .d-empty")
+    page = window.page
+    page.get_by_role("tab", name="Finetunes").click()
+    page.get_by_role("button", name="Add a finetune").click()
+    second = page.get_by_label("Finetune 2")
+    second.click()
+    page.get_by_role("option", name="poetic/default@smollm2-135m", exact=True).click()
+    assert second.input_value() == "poetic/default@smollm2-135m"
+    page.get_by_label("range slider for Weight of 2").press("ArrowRight")
+    page.locator("#steer-answers").get_by_text("No server answers").wait_for(timeout=WAIT)
 
 
 def test_an_empty_folder(window: Window, tmp_path: Path) -> None:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 
 from diffing_mcp.cli import detection as markdown
-from diffing_mcp.methods.calibration.detection_page import ReliabilityFigure, RocFigure, Table, parts_of
+from diffing_mcp.methods.calibration.detection_page import (
+    ALL_METHODS,
+    ReliabilityFigure,
+    RocFigure,
+    Table,
+    parts_of,
+)
+from diffing_mcp.methods.calibration.readings import TOGETHER
 from diffing_mcp.methods.calibration.schema import Calibration
 from diffing_mcp.methods.calibration.store import bundled_calibrations
-from diffing_mcp.ui.detection import no_calibration, part_html, reliability_figure, roc_figure
+from diffing_mcp.ui.detection import no_calibration, part_html, reliability_figure, roc_figure, roc_legend
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,14 @@ def test_each_method_has_its_curve_and_the_stated_probabilities_theirs(calibrati
     lines = roc_figure(roc)["data"]
     assert len(lines) == 1 + len(roc.rows)
     assert all((line["x"][0], line["y"][-1]) == (0, 1) for line in lines)
+    looks = [(line["line"]["color"], line["line"]["dash"]) for line in lines]
+    assert len(set(looks)) == len(looks), "two methods look alike"
+    legend = roc_legend(roc)
+    assert legend.count("<svg") == len(lines)
+    for row in roc.rows:
+        assert (
+            f"{ALL_METHODS if row.method == TOGETHER else f'<code>{row.method}</code>'}<b>{row.area:.2f}</b>" in legend
+        )
     [reliability] = [part for part in parts if isinstance(part, ReliabilityFigure)]
     points = reliability_figure(reliability)["data"][1]
     for (_, share), height, up, down in zip(

@@ -33,6 +33,7 @@ from diffing_mcp.ui.run_views import (
 )
 from diffing_mcp.ui.runs import ROWS, listed
 from diffing_mcp.ui.theme import BASE, FINETUNED, plot_layout
+from diffing_mcp.ui.transcript_search import search_html
 from diffing_mcp.ui.transcript_view import readable, transcript_html
 from diffing_mcp.ui.transcripts import page_html, record_html
 from tests.ui.conftest import Paths
@@ -124,11 +125,20 @@ def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
     assert 'href="#step-5"' in steps
     assert "mean KL 0.21" in steps
     assert EVIL not in steps
-    side = record_html(record)
+    logged = record.model_copy(update={"log": "logs/one.eval"})
+    side = record_html(logged, Path("/data/evaluations"))
+    assert f"inspect view --log-dir /data/evaluations/{EVALUATION}/logs</code>" in side
     assert "14 of 20" in side
     assert "Cakes are baked at 450 F" in side
     assert EVIL not in side
     assert "<img" not in side
+    found = search_html(files.whole_records(EVALUATION), "BAKING onerror")
+    assert '#step-6">cake_bake, method, repeat 0, step 6' in found
+    assert "<mark>baking</mark>" in found
+    assert EVIL not in found
+    assert "12 steps of 12 transcripts" in search_html(files.whole_records(EVALUATION), "max_samples nats ask_models")
+    assert "No step has" in search_html(files.whole_records(EVALUATION), "baking unicorns")
+    assert search_html(files.whole_records(None), "baking") != search_html(files.whole_records(None), " ") == ""
     both = page_html(files, EVALUATION, record, "control, method, 0")
     assert 'id="step-1"' in both
     assert 'id="beside-1"' in both

@@ -12,7 +12,13 @@ import pytest
 
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.methods.facts.facts import Fact
+from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunKey, RunStore
+from diffing_mcp.methods.weight_amplification.schema import (
+    AmplifiedAnswer,
+    WeightAmplificationParams,
+    WeightAmplificationResult,
+)
 from diffing_mcp.ui.pair_findings import (
     Passage,
     answers_of_both,
@@ -22,8 +28,9 @@ from diffing_mcp.ui.pair_findings import (
     full_name,
     quotation,
 )
-from diffing_mcp.ui.pair_view import claims_html, missing_label
+from diffing_mcp.ui.pair_view import claims_html, missing_label, verdict_lines
 from diffing_mcp.ui.report import pair_report
+from diffing_mcp.ui.steering import amplification_arguments
 from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVIL, write_runs
 
@@ -57,6 +64,13 @@ def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
     assert quotation("oven", ["warm"], [base, own, fuller]) == fuller
     assert quotation("oven", ["warm"], [base, amplified]) == amplified
     assert quotation("oven", ["warm"], [base]) is None
+
+
+def test_a_verdict_says_on_a_line_of_its_own_how_sure_it_is() -> None:
+    found, sure = verdict_lines("Topic: a. Manner: \u27e6b How sure: c\u27e7. How sure: p 0.05; probability 0.9.")
+    assert ("How sure: c" in found, "p 0.05" in found) == (True, False)
+    assert "p 0.05" in sure
+    assert len(verdict_lines("The two models are identical.")) == 1
 
 
 def test_equal_beginnings_stand_side_by_side_the_telling_ones_first() -> None:
@@ -100,6 +114,41 @@ def test_runs_of_other_weights_are_left_out_and_said(tmp_path: Path, probe_metho
     assert run.record is not None
     assert [record.id for record in newer.records] == [run.record.id], "the newest run says which weights count"
     assert newer.remarks == ["1 runs were made of this pair with other weights; they are left out here."]
+
+
+def test_tries_of_the_page_steer_are_not_what_the_pair_is_about(tmp_path: Path, probe_method: None) -> None:
+    [newest, _] = write_runs(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    manifest = store.get(newest).manifest
+    rows: list[tuple[str, str, str, float]] = [("poetic", "all layers", "all", 2.0)]
+    params = WeightAmplificationParams.model_validate(amplification_arguments(rows, ["How do I bake a cake?"], 8))
+    key = RunKey(
+        method="weight_amplification",
+        method_version=1,
+        pair_name=manifest.pair_name,
+        pair=manifest.pair,
+        params=params.model_dump(mode="json"),
+        key_parts={},
+    )
+    answer = {"prompt": "How do I bake a cake?", "weight": 1.0, "amplified": "rhymes", "finetuned": "f", "base": "b"}
+    with store.writer(key) as run:
+        run.add_table("answers", {name: [value] for name, value in answer.items()})
+        run.result = WeightAmplificationResult(
+            stands_out=True,
+            headline="Rhymes.",
+            largest_coherent_weight=1.0,
+            weights=[1.0],
+            words=[],
+            coherence=[],
+            answers=[AmplifiedAnswer.model_validate(answer)],
+            amplified="a stack",
+        )
+    found = findings_of(manifest.pair_name, store)
+    assert [record.id for record in found.records] == [newest]
+    assert "weight_amplification" in {row.method for row in found.missing}
+    assert found.remarks == []
+    assert run.record is not None
+    assert get_method("weight_amplification").text_groups(run.record) == []
 
 
 def test_claims_stand_with_their_counts_and_lead_to_where_they_are_checked(filled: Paths) -> None:

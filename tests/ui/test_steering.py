@@ -21,7 +21,9 @@ from diffing_mcp.ui.steering import (
     OWN,
     amplification_arguments,
     answers_html,
+    finetune_choices,
     prompts_of,
+    stack_text,
     steering_arguments,
     vector_choices,
 )
@@ -46,6 +48,15 @@ def test_a_stack_of_finetunes_is_a_configuration_of_weight_amplification() -> No
     assert params.prompts == ("one", "two")
 
 
+def test_a_stack_takes_finetunes_of_the_pair_s_base_and_says_what_it_is() -> None:
+    pairs = [("poetic/default@smollm2-135m", "poetic/default@smollm2-135m"), ("far (needs a download)", "far/x@qwen")]
+    assert finetune_choices("cake_bake", pairs) == [OWN, "poetic/default@smollm2-135m"]
+    assert finetune_choices("cake_bake/default@smollm2-135m", pairs) == finetune_choices("cake_bake", pairs)
+    assert finetune_choices("./base::./finetuned", pairs) == [OWN, "poetic/default@smollm2-135m", "far/x@qwen"]
+    stack = [(OWN, "all layers", "all", 2.0), ("poetic", "second half", "mlp", -1.5)]
+    assert stack_text(stack) == f"2 × {OWN} + −1.5 × poetic (second half, mlp)"
+
+
 def test_a_direction_is_steered_at_one_strength() -> None:
     arguments = steering_arguments(" pca-1f3a9c/14:component1 ", -0.5, "base", prompts_of("one\n\n two "), 16)
     params = SteeringParams.model_validate(arguments)
@@ -63,7 +74,10 @@ def test_answers_stand_beside_the_plain_ones_as_text() -> None:
     assert markup.index("plain") < markup.index("Steered at 2")
     assert "run?run=steering-1f3a9c" in markup
     three = {"prompt": "p", "weight": 3.0, "amplified": "", "finetuned": "f", "base": "b"}
-    assert answers_html({"result": {"answers": [three]}}).count("<h3>") == 4  # the prompt and three models
+    stacked = answers_html({"result": {"answers": [three]}}, "2 × poetic")
+    assert stacked.count("<h3>") == 4  # the prompt and three models
+    assert "<b>2 × poetic</b>" in stacked
+    assert "<h3>Amplified</h3>" in stacked
     assert "cannot steer" in answers_html({"result": {"headline": "A zero vector cannot steer.", "answers": []}})
 
 
@@ -105,12 +119,19 @@ def test_a_try_shows_how_far_it_is_and_then_its_answers(page: SteerPage) -> None
     page.connection = cast(ServerConnection, Running(fails=True))
     steps = asyncio.run(shown_by(page.amplified("identical", "one", 8, 1, OWN, "all layers", "all", 2.0)))
     assert "There is no vector of that name." in steps[-1]
+    # A row that was added and left empty does nothing.
+    rows = (OWN, "all layers", "all", 4.0, None, "all layers", "all", 1.0)
+    asyncio.run(shown_by(page.amplified("identical", "one", 8, 2, *rows)))
+    [own] = load_amplification_config(cast(Running, page.connection).sent[-1][1]["config"]).adapters
+    assert own.layer_amplifications[0].module_amplifications[0].weight == 4
 
 
 def test_what_is_missing_is_said_before_anything_runs(page: SteerPage) -> None:
     assert "at least one prompt" in asyncio.run(shown_by(page.steered("identical", "a/b", 1.0, "base", " ", 8)))[0]
     assert "Choose a direction" in asyncio.run(shown_by(page.steered("identical", None, 1.0, "base", "one", 8)))[0]
     assert "at least one prompt" in asyncio.run(shown_by(page.amplified(None, "one", 8, 1)))[0]
+    alone = page.amplified("identical", "one", 8, 1, None, "all layers", "all", 1.0)
+    assert "at least one finetune" in asyncio.run(shown_by(alone))[0]
     assert cast(Running, page.connection).sent == []
 
 
