@@ -84,8 +84,8 @@ def declarations() -> Mapping[str, ToolDeclaration]:
             "close_investigation",
             "Close an investigation",
             (
-                "End an investigation: its token is refused from now on, its work stops. Returns the finding, the "
-                "budgets and the runs it saw."
+                "End an investigation: its token is refused from now on. Returns the finding, the budgets and the runs "
+                "it saw."
             ),
             CloseInvestigationArguments,
             ClosedInvestigation,
