@@ -33,7 +33,7 @@ from diffing_mcp.methods.overview.plan import (
     run_plan,
     with_chats,
 )
-from diffing_mcp.methods.registry import all_methods
+from diffing_mcp.methods.registry import all_methods, canonical_name
 from diffing_mcp.methods.runs import execute
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.endpoints import WeightsNeeded
@@ -179,11 +179,12 @@ def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
         return params
 
     if arguments.methods is not None:
-        if wrong := [name for name in arguments.methods if name not in allowed]:
+        wanted = [canonical_name(name) for name in arguments.methods]
+        if wrong := [name for name in wanted if name not in allowed]:
             raise InvalidInput(f"overview cannot run {', '.join(wrong)}; methods: {', '.join(allowed)}")
         if not arguments.methods:
             raise InvalidInput(f"`methods` is empty; leave it out, or name some of {', '.join(allowed)}")
-        asked = {name: params_of(name) for name in dict.fromkeys(arguments.methods)}
+        asked = {name: params_of(name) for name in dict.fromkeys(wanted)}
         return named(asked, params_of(LENS) if LENS in allowed else None)
     offered = [(name, params_of(name)) for name in allowed if known[name].in_overview]
     if not offered:

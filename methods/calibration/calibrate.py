@@ -21,6 +21,7 @@ from diffing_mcp.methods.calibration.statistics import STATISTICS
 from diffing_mcp.methods.calibration.store import base_of, find_calibration, folder_of, save_calibration
 from diffing_mcp.methods.overview.plan import (
     SIZE,
+    LeftOut,
     OverviewPlan,
     Request,
     by_default,
@@ -171,7 +172,9 @@ def _measured(
             failures.append(error)
             raise
 
-    reason, records, failed = "", [], []
+    reason = ""
+    records: list[RunRecord] = []
+    failed: list[LeftOut] = []
     try:
         # What cannot be read, such as chats without a template, takes no other with it.
         records, failed = run_plan(OverviewPlan(list(requests), [], []), run, progress)

@@ -209,6 +209,8 @@ async def test_the_overview_digests_all_cheap_methods_and_fits(modern: Client, p
 async def test_an_overview_of_named_methods_chains_the_lens_or_refuses(modern: Client, pair_name: str) -> None:
     answer = await good(modern, "overview", {"pair": pair_name, "methods": ["patchscope"], **SMALL})
     assert [row["method"] for row in answer["result"]["runs"]] == ["activation_difference_lens", "patchscope"]
+    mined = await good(modern, "overview", {"pair": pair_name, "methods": ["diff_mining"], **SMALL})
+    assert [row["method"] for row in mined["result"]["runs"]] == ["logit_diff_topk_occurring"]
     assert "methods: kl" in await refused(modern, "overview", {"pair": pair_name, "methods": ["nonsense"]})
     assert "leave it out" in await refused(modern, "overview", {"pair": pair_name, "methods": []})
     assert "patchscope" in await refused(modern, "overview", {"pair": pair_name, "budget": 500})

@@ -59,6 +59,21 @@ async def test_a_client_of_2025_that_subscribed_hears_of_a_new_run(server: Any, 
         assert told.empty()
 
 
+async def test_one_that_went_away_keeps_nobody_from_hearing(server: Any, pair_name: str) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def hear(message: Any) -> None:
+        if isinstance(message, ResourceUpdatedNotification):
+            told.put_nowait(str(message.params.uri))
+
+    async with Client(server, mode="legacy") as gone:
+        await gone.session.subscribe_resource(RUNS)
+    async with Client(server, mode="legacy", message_handler=hear) as client:
+        await client.session.subscribe_resource(RUNS)
+        await client.call_tool("kl", {"pair": pair_name, **SMALL, "max_samples": 6})
+        assert await asyncio.wait_for(told.get(), 20) == RUNS
+
+
 async def test_an_investigation_does_not_hear_of_runs(context: ServerContext, pair_name: str) -> None:
     new = investigations.create(pair_name)
     server = build_server(context, Caller(investigations.get(new.id)))

@@ -278,14 +278,15 @@ def test_a_machine_without_room_says_nothing_of_a_finetune(
 ) -> None:  # fmt: skip
     base, asked = str(tiny_models()), requests(tmp_path)
     full = [True]
-    summarise = type(get_method("logit_diff_topk_occurring")).summarise
+    method: Any = type(get_method("logit_diff_topk_occurring"))
+    summarise = method.summarise
 
     def until_there_is_room(*given: Any) -> Any:
         if full[0]:
             raise OutOfRoom("There is not enough disk space.")
         return summarise(*given)
 
-    monkeypatch.setattr(type(get_method("logit_diff_topk_occurring")), "summarise", until_there_is_room)
+    monkeypatch.setattr(method, "summarise", until_there_is_room)
     with pytest.raises(OutOfRoom):
         calibrate(pairs, base, asked, most=1)
     calibrate(pairs, base, asked[:1], most=1)

@@ -165,6 +165,7 @@ def test_what_could_not_be_copied_fails_alone_and_is_copied_by_the_next_batch(
     bucket.unlink()
     outcome = Worker(mirror=Mirror(f"file://{bucket}")).perform(task)
     assert outcome.state == "reused"
+    assert isinstance(task, MethodsTask)
     assert len(list(bucket.glob("runs/*/manifest.json"))) == len(task.requests)
 
 
