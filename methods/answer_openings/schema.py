@@ -17,7 +17,7 @@ LEAST_PROBABILITY = 0.002
 LONGEST = 4
 """Tokens of an opening at most."""
 STANDING_OUT = 25.0
-"""Rises that count as found where there is no calibration: 13 of 14 nulls of the embedded base stay below it."""
+"""Rises that count as found where there is no calibration: 17 of 20 nulls of the embedded base stay below it."""
 CERTAIN_ERRORS = 2.0
 """Changes of so many standard errors are listed: less may come from one answer."""
 _SHOWN = 80
