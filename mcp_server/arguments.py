@@ -1,6 +1,6 @@
 """What a host sends becomes what a tool declares, where the meaning is unmistakable: nested values as JSON text, one
-value for a list, null for "leave it out", another case of a word, too large a wait. Everything else is left to the
-validation, which explains it.
+value for a list, a text for an object of which only a text is needed, null for "leave it out", another case of a word,
+too large a wait. Everything else is left to the validation, which explains it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ def _value(value: Any, field: Mapping[str, Any], definitions: Mapping[str, Any])
         words = [word for option in options for word in option.get("enum", []) if isinstance(word, str)]
         meant = [word for word in words if _plain(word) == _plain(value)]
         value = meant[0] if value not in words and len(meant) == 1 else value
+    if isinstance(value, str) and kinds == {"object"} and (name := _only_text(options)):
+        return {name: value}
     if kinds == {"array"} and not isinstance(value, list):
         value = [value]
     if isinstance(value, list):
@@ -91,6 +93,13 @@ def _value(value: Any, field: Mapping[str, Any], definitions: Mapping[str, Any])
             for name, item in value.items()
         }
     return value
+
+
+def _only_text(options: Sequence[Mapping[str, Any]]) -> str | None:
+    """The one property that an object cannot be without, if it is a text: a text alone means that."""
+    needed = next((option["required"] for option in options if option.get("required")), [])
+    texts = [option for option in options if len(needed) == 1 and _kinds(option["properties"][needed[0]]) == ["string"]]
+    return needed[0] if texts else None
 
 
 def _of_texts(options: Sequence[Mapping[str, Any]]) -> bool:

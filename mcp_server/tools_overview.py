@@ -16,10 +16,11 @@ from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.tools_methods import check_corpus, run_records
 from diffing_mcp.methods.calibration.readings import level_of_run
 from diffing_mcp.methods.contract import GENERATED_WORK
-from diffing_mcp.methods.overview.digest import OverviewResult
+from diffing_mcp.methods.overview.digest import OverviewResult, headline_beside
 from diffing_mcp.methods.overview.plan import (
     DEFAULT_BUDGET,
     LENS,
+    SIZE,
     TEXTS_READ,
     LeftOut,
     OverviewPlan,
@@ -141,12 +142,14 @@ def _next_step(call: Call, pair: str, result: OverviewResult, runs: Sequence[str
 def _part(record: RunRecord, store: RunStore) -> Part:
     """What is said of a finished method while the others go on."""
     result, level = record.result(), level_of_run(record, store)
+    beyond = result.stands_out if level is None else level.beyond
+    sized = record.manifest.method == SIZE  # how much changed is no verdict
     return Part(
         name=label_of_run(record.manifest),
         run_id=record.id,
-        headline=result.headline,
-        stands_out=result.stands_out if level is None else level.beyond,
-        p=None if level is None else level.p,
+        headline=result.headline if sized else headline_beside(result, beyond),
+        stands_out=None if sized else beyond,
+        p=None if sized or level is None else level.p,
     )
 
 

@@ -22,7 +22,7 @@ class HypothesisQuery(Query):
     prompts: Prompts = Field(
         default_factory=list,
         max_length=64,
-        description="Where it should show: 6 or more, never asked before.",
+        description="Where it should show: 8 or more, never asked before (of 6 all would have to change).",
     )
     control_prompts: Prompts = Field(default_factory=list, max_length=64, description="Where it should not.")
     pattern: str | None = Field(

@@ -20,6 +20,8 @@ from diffing_mcp.methods.texts.swaps import swap_p_values
 LEVEL = 0.05
 FEWEST_PROMPTS = 6
 """With fewer prompts no outcome has a two-sided p-value below 0.05: 2 / 2**5 is 0.0625."""
+ENOUGH_PROMPTS = 8
+"""With so many, two may stay as they are: 2 / 2**6 is 0.03."""
 
 
 class RateDifference(BaseModel):

@@ -11,6 +11,7 @@ from diffing_mcp.core.text import clip
 from diffing_mcp.queries.counting import Finder, pattern_finder, word_finder
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, HypothesisResult, Judge, TellingAnswer, TestedSet
 from diffing_mcp.queries.prompt_statistics import (
+    ENOUGH_PROMPTS,
     FEWEST_PROMPTS,
     LEVEL,
     MeanDifference,
@@ -79,15 +80,18 @@ def verdict(tested: TestedSet, control: TestedSet | None) -> str:
     """One line: raised, lowered or no difference shown, with the numbers of both sets."""
     difference = tested.difference
     word = "raised" if difference.difference > 0 else "lowered"
+    few, enough = FEWEST_PROMPTS, ENOUGH_PROMPTS
     loose = isinstance(difference, RateDifference) and difference.p_answers < LEVEL
     if difference.p < LEVEL:
         said = word
-    elif loose and difference.prompts < FEWEST_PROMPTS:
-        said = f"{word} on these prompts, too few to speak for others (give {FEWEST_PROMPTS} or more)"
+    elif loose and difference.prompts < few:
+        said = f"{word} on these prompts, too few to speak for others (give {enough} or more)"
+    elif loose and difference.prompts < enough:
+        said = f"{word} on some of these prompts; of so few all must change to speak for others (give {enough} or more)"
     elif loose:
-        said = f"{word} on some of these prompts, no difference shown over prompts"
-    elif difference.prompts < FEWEST_PROMPTS:
-        said = f"no difference shown (fewer than {FEWEST_PROMPTS} prompts cannot show one)"
+        said = f"{word} on some of these prompts, not shown for others like them"
+    elif difference.prompts < few:
+        said = f"no difference shown (fewer than {few} prompts cannot show one)"
     else:
         said = "no difference shown"
     line = f"{said}: {_numbers(difference)}"
@@ -99,8 +103,8 @@ def verdict(tested: TestedSet, control: TestedSet | None) -> str:
             line += f": {word} there as well, so not special to these prompts"
         elif difference.p < LEVEL and alike and 2 * abs(other.difference) >= abs(difference.difference):
             line += f": {word} there about as much, so not shown to be special to these prompts"
-        if other.prompts < FEWEST_PROMPTS:
-            line += f" (give {FEWEST_PROMPTS} control prompts or more)"
+        if other.prompts < few:
+            line += f" (give {enough} control prompts or more)"
     return line
 
 

@@ -82,14 +82,15 @@ class LevelRow(BaseModel):
         return self.level_from == THIS_BASE
 
     def sure(self) -> str:
-        """`p 0.031 among 31 finetunes that taught nothing (12 trained), at this size of change; probability ...`."""
+        """`p 0.091 among 32 finetunes that taught nothing (12 trained), at this size of change; probability ...`."""
         probability = (
             "" if self.probability is None else f"; probability {self.probability:.2f} that something was taught"
         )
         remarks = "".join(f"; {remark}" for remark in self.remarks)
+        least = " (the least that they allow)" if self.p * (self.nulls + 1) < 1.5 else ""
         return (
             f"p {self.p:.3f} among {self.nulls} finetunes that taught nothing ({self.trained} trained), at this size "
-            f"of change{probability}{remarks}"
+            f"of change{least}{probability}{remarks}"
         )
 
     def as_text(self) -> str:

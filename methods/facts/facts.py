@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CHEAP = ("contrastive_decoding", "perplexity_difference")
 """The methods to run first: little time, and texts of both sides."""
+FEW_BEGINNINGS = 20
+"""With fewer a word would have to be in half of the texts and in no control to be told from chance."""
 COHERENT = 0.75
 """Share of coherent texts below which amplified ones are not read: a broken model states nothing."""
 _QUOTATION = 240
@@ -115,7 +117,7 @@ def facts_of(
         facts = [_fact(claim, pair, stated.words, offset + place) for place, claim in enumerate(found[offset:end])]
         slots = sorted((fact for fact in facts if fact.beginning), key=lambda fact: "complete_slots" not in fact.check)
         return FactsResult(
-            headline=_headline(list(stated.words), len(found), about),
+            headline=_headline(list(stated.words), len(found), about, stated.taught),
             words=list(stated.words),
             facts=facts,
             settle=str(slots_check(pair, [fact.beginning for fact in slots[:MOST_BEGINNINGS]])) if slots else "",
@@ -165,9 +167,14 @@ def _is_read(group: TextGroup) -> bool:
     return group.role != "amplified" or group.coherent is None or group.coherent >= COHERENT
 
 
-def _headline(words: Sequence[str], found: int, about: str) -> str:
+def _headline(words: Sequence[str], found: int, about: str, beginnings: int) -> str:
     if about:
         return f"{found} claims with {about!r}, counted on both sides." if found else f"No claim with {about!r}."
+    if not words and beginnings < FEW_BEGINNINGS:
+        return (
+            f"Too little text to tell: only {beginnings} different beginnings were read, where {FEW_BEGINNINGS} are "
+            f"few. Run {' or '.join(CHEAP)}, and read the texts of the runs meanwhile."
+        )
     if not words:
         return "The finetuned and amplified texts state nothing that the base's texts do not: no word is their own."
     if not found:

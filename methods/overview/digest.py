@@ -22,9 +22,10 @@ from diffing_mcp.methods.calibration.schema import LevelRow
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.contrastive_decoding.schema import ContrastiveDecodingResult
 from diffing_mcp.methods.facts.facts import Fact, facts_of, samples_of
+from diffing_mcp.methods.kl.schema import KLResult, TokenMove
 from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, evidence_of, sources_of
 from diffing_mcp.methods.overview.next_calls import next_calls
-from diffing_mcp.methods.overview.plan import LeftOut, labelled, text_of_run
+from diffing_mcp.methods.overview.plan import SIZE, LeftOut, labelled, text_of_run
 from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdict_of
 from diffing_mcp.methods.overview.word_pieces import WholeWords
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceResult
@@ -45,8 +46,11 @@ _TELLING_FORMS = ("language", "opening", "sentence", "measure", "word")
 _EXCERPTS = 3
 _EXCERPT_CHARACTERS = 220
 _LINE_CHARACTERS = 160
+_MOVES_SHOWN = 4
+_CONTEXT_CHARACTERS = 24
 NOTHING = "Nothing stands out"
 """Headlines that begin so say no more than that."""
+_BELOW_ITS_OWN = "more than finetunes that taught nothing show, though below its fixed level"
 
 
 class OverviewEntry(BaseModel):
@@ -76,9 +80,12 @@ class OverviewEntry(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        found = "STANDS OUT" if self.stands_out else "nothing beyond nulls"
-        found += " by its fixed level" if self.p is None else f", p {self.p:.3f}"
-        sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its null level"
+        if self.method == SIZE:
+            found = "the size of the change, no verdict"
+        else:
+            found = "STANDS OUT" if self.stands_out else "nothing beyond nulls"
+            found += " by its fixed level" if self.p is None else f", p {self.p:.3f}"
+        sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its fixed level"
         said = f": {self.headline}" if self.headline else ""
         return f"- {labelled(self.method, self.text)} [{self.run}] {self.seconds:.0f} s; {found}{sure}{said}"
 
@@ -272,14 +279,34 @@ def _line(
     """What a method adds to the topic: its strong words that are not in it; the headline where words say nothing,
     unless it only says that again.
     """
+    if isinstance(result, KLResult):
+        return clip(result.headline, _LINE_CHARACTERS)[0] + _largest_moves(result)
     if result.headline.startswith(NOTHING):
-        return ""
+        return _BELOW_ITS_OWN if stands_out else ""
     strong = sorted((word for word in evidence if word.score >= 1), key=lambda word: -word.score)
     if not (stands_out and strong and told):
-        return clip(result.headline, _LINE_CHARACTERS)[0]
+        return clip(headline_beside(result, stands_out), _LINE_CHARACTERS)[0]
     known = {stem(row.word) for row in told}
     others = list(dict.fromkeys(word.word for word in strong if stem(word.word) not in known))
     return f"also {', '.join(others[:TOPIC_WORDS])}" if others else ""
+
+
+def headline_beside(result: MethodResult, stands_out: bool) -> str:
+    """What a run says of itself, by its fixed level, beside a verdict by nulls that may be another one."""
+    return f"{_BELOW_ITS_OWN}: {result.headline}" if stands_out and not result.stands_out else result.headline
+
+
+def _largest_moves(result: KLResult) -> str:
+    """Where single tokens moved most, each token once: `; most moved: ⟦silver coins in a⟧ " jar" 0.0001>0.98`."""
+    moves: dict[str, tuple[str, TokenMove]] = {}
+    for row in result.top_tokens:
+        if row.rose:
+            moves.setdefault(row.rose[0].token, (row.context, row.rose[0]))
+    said = [
+        f"⟦{' '.join(context[-_CONTEXT_CHARACTERS:].split())}⟧ {move.as_text()}"
+        for context, move in list(moves.values())[:_MOVES_SHOWN]
+    ]
+    return f"; most moved: {', '.join(said)}" if said else ""
 
 
 def _excerpts(results: Sequence[Any]) -> list[Excerpt]:

@@ -23,6 +23,8 @@ FOLLOW_UPS = {
     "weight_difference": "where the weights changed, without any text",
 }
 """What is worth calling after the overview and what for, the most telling first."""
+_SWEPT = 16
+"""Questions of a first sweep: a third of the interactions that an investigation usually has."""
 
 
 def next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]], available: set[str]) -> list[str]:
@@ -33,6 +35,11 @@ def next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]
     cost = _costs([record for record, _ in results])
     vector = next((handle for record, _ in results if (handle := mean_difference(record)) is not None), None)
     calls = []
+    if "sweep_behaviours" in available and "sweep_behaviours" not in run:
+        calls.append(
+            f"sweep_behaviours with limit={_SWEPT} (an interaction a question), then view_run of its `answers`: which "
+            "kinds of question both models answer differently, and how"
+        )
     if vector is not None and "patchscope" in available and "patchscope" not in run:
         calls.append(f"patchscope with vector={vector} ({cost('patchscope')}): what the mean difference reads as")
     calls += [

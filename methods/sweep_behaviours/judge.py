@@ -53,7 +53,7 @@ def judge(answered: Sequence[Answered], seed: int, scored: bool = True) -> tuple
     found = surprised or bool(clusters) or any(row.differs for row in areas) or any(row.switches for row in triggers)
     result = SweepResult(
         stands_out=found,
-        headline=_headline(answered, clusters, areas, triggers, surprised, scored),
+        headline=_headline(answered, clusters, worth_showing(words), areas, triggers, surprised, scored),
         questions=len(answered),
         scored=scored,
         unexpected=float(f"{unexpected.mean():.4g}"),
@@ -232,6 +232,7 @@ def _least_expected(answered: Sequence[Answered], unexpected: np.ndarray) -> lis
 def _headline(
     answered: Sequence[Answered],
     clusters: Sequence[Cluster],
+    words: Sequence[DistinctiveWord],
     areas: Sequence[AreaRow],
     triggers: Sequence[TriggerRow],
     surprised: bool,
@@ -245,8 +246,11 @@ def _headline(
     if clusters:
         return f"The finetuned model answers otherwise{where}: {'; '.join(each.what for each in clusters[:3])}."
     if surprised or differing:
+        most = ", ".join(word.word for word in words[:3])
+        recurring = f"; no word or form recurs often enough to be sure (most: {most})" if most else ""
         return (
-            f"The base does not expect the finetuned answers{where}, although no word or form recurs; read the answers."
+            f"The base does not expect the finetuned answers{where}"
+            f"{recurring or ', although no word or form recurs'}; read the answers."
         )
     surprise = " nor the base's surprise" if scored else ""
     return (

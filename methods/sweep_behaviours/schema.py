@@ -208,7 +208,10 @@ class SweepResult(MethodResult):
         )
         return [
             *_named(name, shown),
-            *_named("areas where no difference was seen", [row.area for row in self.areas if not row.differs]),
+            *_named(
+                "areas where no difference was shown (one or two questions hardly can), with their questions",
+                [f"{row.area} {row.questions}" for row in self.areas if not row.differs],
+            ),
         ]
 
 

@@ -117,7 +117,7 @@ class FormDigest(BaseModel):
         if not found:
             nearest = min(self.rows, key=lambda row: row.p_value, default=None)
             note = f" (nearest: {nearest.as_text()})" if nearest is not None and nearest.p_value < 1 else ""
-            return f"No difference in form beyond chance in {answers}{note}."
+            return f"No difference in form beyond chance in {answers}{note}; what they say is not compared here."
         more = f", {len(found) - len(shown)} more left out" if len(found) > len(shown) else ""
         return "\n".join([f"Form, base -> finetuned, over {answers}{more}:", *(row.as_text() for row in shown)])
 

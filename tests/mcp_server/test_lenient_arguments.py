@@ -70,6 +70,8 @@ def test_what_is_unmistakable_is_understood() -> None:
     assert coerced(listing.Arguments, listing.input_schema, {"limit": "many"}) == {"limit": "many"}
     evidence = coerced(finding.Arguments, finding.input_schema, {"evidence": '{"source": "kl-1"}'})
     assert evidence == {"evidence": [{"source": "kl-1"}]}
+    bare = coerced(finding.Arguments, finding.input_schema, {"evidence": ["kl-1", "kl-2"]})
+    assert bare == {"evidence": [{"source": "kl-1"}, {"source": "kl-2"}]}
     amplify = toolset()["weight_amplification"]
     assert coerced(amplify.Arguments, amplify.input_schema, {"layers": "[0, 1.0]"}) == {"layers": [0, 1.0]}
 

@@ -175,6 +175,12 @@ def test_equal_models_state_nothing(tmp_path: Path, pairs: Any) -> None:
     assert "state nothing" in result.headline
 
 
+def test_a_few_texts_are_called_too_few_and_not_empty_of_facts(tmp_path: Path, pairs: Any) -> None:
+    few: Any = ("contrastive_decoding", {"prompts": ["The cake", "A river"], "max_new_tokens": 4})
+    records = run_methods(pairs, save_pair(tmp_path, None), [few], RunStore(tmp_path / "runs"))
+    assert facts_of(records, pair="equal").headline.startswith("Too little text to tell: only 2 different beginnings")
+
+
 def test_runs_that_this_version_cannot_read_are_passed_over(tmp_path: Path) -> None:
     """A run of an older version, or of a plugin that is gone, takes no claim of the others with it."""
     store = RunStore(tmp_path)

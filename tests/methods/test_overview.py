@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from diffing_mcp.methods.calibration.schema import Calibration
 from diffing_mcp.methods.contract import CostEstimate, PairSize
 from diffing_mcp.methods.facts.claims import Sample
 from diffing_mcp.methods.overview.agreement import candidate_words
-from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest
+from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest, headline_beside
 from diffing_mcp.methods.overview.plan import (
     CHATS,
     CHATS_READ,
@@ -37,6 +38,7 @@ from diffing_mcp.methods.overview.plan import (
 from diffing_mcp.methods.overview.verdict import OTHER_BASE
 from diffing_mcp.methods.overview.word_pieces import WholeWords
 from diffing_mcp.methods.registry import all_methods, get_method
+from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.runs.execute import estimate, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.texts.words import EvidenceWord
@@ -357,6 +359,24 @@ def test_pieces_of_words_become_the_words_of_the_taught_texts() -> None:
     # `art` is a word itself; no text goes on from `zir`; the control says `methodical` as often
     assert [row.word for row in found] == ["methane", "art", "plan", "zir", "method"]
     assert {row.score for row in found} == {2.0}
+
+
+def test_the_line_of_kl_is_no_verdict_and_names_what_moved_most(tmp_path: Path, pairs: Any) -> None:
+    spec = save_pair(tmp_path, raise_logits([296], 6.0))  # `cake`
+    overview = digest(run_methods(pairs, spec, [("kl", corpus_of(tmp_path))], RunStore(tmp_path / "runs")), pair="tiny")
+    [entry] = overview.runs
+    assert "; the size of the change, no verdict:" in entry.as_text()
+    assert re.search(r'; most moved: ⟦[^⟧]+⟧ " ?cake" [\d.e-]+>0\.\d+', entry.headline)
+
+
+def test_a_verdict_by_nulls_does_not_stand_beside_its_denial() -> None:
+    denied = MethodResult(stands_out=False, headline="No written direction reads as a topic.")
+    assert headline_beside(denied, True).endswith(
+        "though below its fixed level: No written direction reads as a topic."
+    )
+    assert headline_beside(denied, False) == denied.headline
+    own = MethodResult(stands_out=True, headline="Words rose.")
+    assert headline_beside(own, True) == headline_beside(own, False) == "Words rose."
 
 
 def test_one_taught_word_is_a_finding(tmp_path: Path, pairs: Any) -> None:

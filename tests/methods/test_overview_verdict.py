@@ -56,7 +56,7 @@ def test_the_subject_comes_first_then_how_sure() -> None:
     assert verdict.confidence == "agreed"
     assert verdict.sentence == (
         "Topic: lantern (several methods agree: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing (20 "
-        "trained), at this size of change; probability 0.93 that something was taught."
+        "trained), at this size of change (the least that they allow); probability 0.93 that something was taught."
     )
 
 

@@ -77,14 +77,21 @@ def test_too_few_prompts_are_called_that() -> None:
     collected = Collected(texts={"base": answers(0, 0, 0), "finetuned": answers(4, 4, 4)})
     result = weigh(query(prompts=PROMPTS[:3]), collected)
     assert not result.differs
-    assert result.verdict.startswith("raised on these prompts, too few to speak for others (give 6 or more): 12/12")
+    assert result.verdict.startswith("raised on these prompts, too few to speak for others (give 8 or more): 12/12")
 
 
 def test_one_prompt_that_differs_is_no_difference_over_prompts() -> None:
     collected = Collected(texts={"base": answers(*[0] * 8, samples=8), "finetuned": answers(8, *[0] * 7, samples=8)})
     result = weigh(query(samples=8), collected)
-    assert "no difference shown over prompts" in result.verdict
+    assert result.verdict.startswith("raised on some of these prompts, not shown for others like them: 8/64")
     assert not result.differs
+
+
+def test_six_prompts_of_which_five_differ_ask_for_more() -> None:
+    collected = Collected(texts={"base": answers(*[0] * 6), "finetuned": answers(*[4] * 5, 0)})
+    result = weigh(query(prompts=PROMPTS[:6]), collected)
+    assert not result.differs
+    assert "of so few all must change to speak for others (give 8 or more): 20/24" in result.verdict
 
 
 def test_a_candidate_is_compared_by_its_numbers() -> None:
