@@ -97,9 +97,10 @@ def _value(value: Any, field: Mapping[str, Any], definitions: Mapping[str, Any])
 
 def _only_text(options: Sequence[Mapping[str, Any]]) -> str | None:
     """The one property that an object cannot be without, if it is a text: a text alone means that."""
-    needed = next((option["required"] for option in options if option.get("required")), [])
-    texts = [option for option in options if len(needed) == 1 and _kinds(option["properties"][needed[0]]) == ["string"]]
-    return needed[0] if texts else None
+    for option in options:
+        if len(needed := option.get("required", [])) == 1 and _kinds(option["properties"][needed[0]]) == ["string"]:
+            return str(needed[0])
+    return None
 
 
 def _of_texts(options: Sequence[Mapping[str, Any]]) -> bool:
