@@ -40,6 +40,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 # Imported name -> distribution, where they differ.
 DISTRIBUTIONS = {
     "yaml": "pyyaml",
+    "PIL": "pillow",
     "json5": "json-five",
     "sklearn": "scikit-learn",
     "pydantic_settings": "pydantic-settings",

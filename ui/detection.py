@@ -29,7 +29,7 @@ from diffing_mcp.methods.calibration.store import calibration_named, stored_cali
 from diffing_mcp.ui.addresses import show_in_address
 from diffing_mcp.ui.html import alert, details, div, element, empty, heading, join, pairs, table
 from diffing_mcp.ui.theme import GRID, INK, plot_layout
-from diffing_mcp.ui.widgets import picker
+from diffing_mcp.ui.widgets import DRAWING, picker
 
 _HEIGHT = 460
 _DIAGONAL = {"color": INK, "dash": "dot", "width": 1}
@@ -179,7 +179,7 @@ def build(demo: gr.Blocks) -> None:
     )
     gr.HTML(details("What the columns mean", pairs(TERMS), element("p", "Intervals are exact 95 % ones.")))
 
-    @gr.render(inputs=[base])
+    @gr.render(inputs=[base], **DRAWING)
     def page(name: str | None) -> None:
         with gr.Column(elem_id="detection-page"):
             if not name:

@@ -19,7 +19,7 @@ from diffing_mcp.ui.html import alert, empty, heading, join
 from diffing_mcp.ui.jobs_view import LIVE, jobs_html
 from diffing_mcp.ui.pair_findings import arguments_for
 from diffing_mcp.ui.parameters import entered, fields_of, typed
-from diffing_mcp.ui.widgets import pair_choices, picker, widget
+from diffing_mcp.ui.widgets import DRAWING, pair_choices, picker, widget
 
 OVERVIEW = "overview"
 EVERY_SECONDS = 2
@@ -110,7 +110,7 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
     given = gr.State({})
     said = gr.HTML(elem_id="job-said")
 
-    @gr.render(inputs=[method, given])
+    @gr.render(inputs=[method, given], **DRAWING)
     def form(name: str | None, values: dict[str, Any]) -> None:
         fields = {
             key: {**field, "default": values.get(key, field.get("default"))}
@@ -144,7 +144,7 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
         nothing = empty("Nothing is being worked on", "Jobs end with the server; their runs are kept under Runs.")
         return jobs_html(jobs) if jobs else nothing, live_ids(jobs), gr.Timer(active=bool(live_ids(jobs)))
 
-    @gr.render(inputs=[live])
+    @gr.render(inputs=[live], **DRAWING)
     def cancelling(identifiers: list[str]) -> None:
         with gr.Row():
             for identifier in identifiers:

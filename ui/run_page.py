@@ -23,7 +23,7 @@ from diffing_mcp.ui.run_views import (
     view_fields,
     view_html,
 )
-from diffing_mcp.ui.widgets import picker, widget
+from diffing_mcp.ui.widgets import DRAWING, picker, widget
 
 
 def share_html(record: RunRecord) -> Markup:
@@ -52,7 +52,7 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
             with gr.Tab("Result", id="result"):
                 evidence = gr.HTML(elem_id="run-evidence")
 
-                @gr.render(inputs=[run])
+                @gr.render(inputs=[run], **DRAWING)
                 def plots(identifier: str | None) -> None:
                     if (record := files.run(identifier)) is not None:
                         _figures(record)
@@ -61,7 +61,7 @@ def build(files: PanelFiles, demo: gr.Blocks) -> None:
             with gr.Tab("Drill down", id="views"):
                 view = picker([], label="View", elem_id="run-view", interactive=True)
 
-                @gr.render(inputs=[run, view, wanted])
+                @gr.render(inputs=[run, view, wanted], **DRAWING)
                 def form(identifier: str | None, choice: str | None, given: dict[str, str]) -> None:
                     record = files.run(identifier)
                     if record is not None and choice in view_choices(record):

@@ -10,6 +10,10 @@ import gradio as gr
 
 from diffing_mcp.model_pairs.resolve import list_pairs
 
+DRAWING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "drawing"}
+"""For every `gr.render`: Gradio has one list of components a page, and two that draw at the same time change it under
+each other (`dictionary changed size during iteration`, shown to the user as an error)."""
+
 
 def picker(choices: Sequence[Any], **shape: Any) -> gr.Dropdown:
     """A dropdown that takes other values than its choices too.

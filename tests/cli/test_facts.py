@@ -136,12 +136,16 @@ def test_weights_above_one_amplify_and_those_below_zero_are_controls() -> None:
         "weight 0.5": "finetuned",
         "weight -1": "control",
     }
-    own = store_run("weight_amplification", result, tables, config="some.yaml")
+    scaled = "adapters: [{%slayer_amplifications: [{layers: all, module_amplifications: [{modules: all, weight: 2}]}]}]"
+    own = store_run("weight_amplification", result, tables, config=scaled % "")
     assert [group.role for group in get_method("weight_amplification").text_groups(own)][2:] == [
         "amplified",
         "amplified",
         "control",
     ]
+    # What a mixture with another finetune writes may be of that one.
+    mixed = store_run("weight_amplification", result, tables, config=scaled % "organism_name: flattery, ")
+    assert list(get_method("weight_amplification").text_groups(mixed)) == []
 
 
 def test_a_run_without_texts_is_refused_with_those_that_have_them(diffing: Diffing) -> None:

@@ -262,6 +262,15 @@ def test_panel_needs_no_model_code(tmp_path: Path) -> None:
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
+def test_no_two_parts_of_a_page_are_drawn_at_the_same_time(filled: Paths) -> None:
+    """Gradio's list of components is one; a run's page once showed `dictionary changed size during iteration`."""
+    from diffing_mcp.ui.panel import build_panel
+
+    drawn = [event for event in build_panel(filled).fns.values() if event.renderable is not None]
+    assert len(drawn) >= 5
+    assert {(event.concurrency_id, event.concurrency_limit) for event in drawn} == {("drawing", 1)}
+
+
 def test_every_page_can_be_timed_on_a_made_up_store(tmp_path: Path) -> None:
     write_runs(tmp_path, 6, 3)
     write_transcripts(tmp_path, 10, calls=2)
