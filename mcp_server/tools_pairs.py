@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.model_pairs.specs import PairSpec
+
+_RESIDENT_SHOWN = 3
+"""Models in memory that the list of pairs names; a server may hold many small ones under long names."""
+_LABEL_CHARACTERS = 120
 
 
 class ListPairsArguments(Arguments):
@@ -122,14 +127,25 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
         )
     ]
     lines += [f"  {pair.name}{' (offline)' if pair.available_offline else ''}" for pair in shown]
-    lines += [
-        f"in memory: {row.label}, {row.megabytes:.0f} MB{', in use' if row.in_use else ''}" for row in result.resident
-    ]
+    lines += _in_memory(result.resident)
     lines.append(
         "Any other pair can be named as BASE::FINETUNED (catalogue names, hub ids or local folders; `#model` or "
         "`#adapter` after one that holds both)."
     )
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
+
+
+def _in_memory(resident: Sequence[ResidentRow]) -> list[str]:
+    """Models in memory, a line each; of many those in use first, and the rest as a sum."""
+    ordered = sorted(resident, key=lambda row: not row.in_use)
+    shown, rest = ordered[:_RESIDENT_SHOWN], ordered[_RESIDENT_SHOWN:]
+    lines = [
+        f"in memory: {clip(row.label, _LABEL_CHARACTERS)[0]}, {row.megabytes:.0f} MB{', in use' if row.in_use else ''}"
+        for row in shown
+    ]
+    if rest:
+        lines.append(f"in memory besides: {len(rest)} more, {sum(row.megabytes for row in rest):.0f} MB")
+    return lines
 
 
 def _only(call: Call, row: PairRow, spec: PairSpec) -> Reply:

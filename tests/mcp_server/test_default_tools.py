@@ -23,6 +23,7 @@ from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.offer import Offer, Selection
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.tools_pairs import ResidentRow
 from diffing_mcp.mcp_server.toolset import DEFAULT_TOOLS, toolset, toolsets
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.organisms.embedded import embedded_model_folder
@@ -209,6 +210,16 @@ async def test_an_investigation_lists_what_its_arm_may_use(context: ServerContex
         assert ("kl" in reachable) == (arm == "method")
         assert "open_investigation" not in reachable
         assert "there is no tool" in await refused(client, "more_tools", {"tool": "unload_pair", "arguments": {}})
+
+
+async def test_many_models_in_memory_leave_the_list_of_pairs_short(
+    modern: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [ResidentRow(label="folder/" * 40, megabytes=2.0, in_use=False) for _ in range(40)]
+    monkeypatch.setattr("diffing_mcp.mcp_server.tools_pairs._resident", lambda call: held)
+    said = text_of(await modern.call_tool("list_pairs", {"limit": 80}))
+    assert "in memory besides: 37 more, 74 MB" in said
+    assert len(said) <= 7000
 
 
 async def test_default_answers_and_views_are_short(
