@@ -1,9 +1,12 @@
-"""Schema versions of SQLite files: `PRAGMA user_version` counts the migrations that a file has been through."""
+"""Schema versions of SQLite files: `PRAGMA user_version` counts the migrations that a file has been through; and the
+one way to write to them.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from diffing_mcp.core.errors import DiffingError
 
@@ -47,13 +50,24 @@ def upgrade(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]],
     """
     if schema_version(connection) == len(migrations):
         return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with write_transaction(connection):
         refuse_newer(connection, migrations, name)
         for statements in migrations[schema_version(connection) :]:  # another process may have been first
             for statement in statements:
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+@contextmanager
+def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Takes the write lock at once, commits at the end, rolls back on any exception.
+
+    Args:
+        connection: in autocommit mode (`isolation_level=None`), outside of a transaction.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
     except BaseException:
         if connection.in_transaction:  # a full disk has ended it already
             connection.execute("ROLLBACK")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffing_mcp.core.settings import settings
-from diffing_mcp.core.sqlite_schema import schema_version, upgrade
+from diffing_mcp.core.sqlite_schema import schema_version, upgrade, write_transaction
 
 MIGRATIONS = (
     (
@@ -120,12 +120,5 @@ def connect(path: Path | None = None) -> Iterator[sqlite3.Connection]:
 @contextmanager
 def transaction(path: Path | None = None) -> Iterator[sqlite3.Connection]:
     """A write transaction: takes the write lock at once, commits at the end, rolls back on any exception."""
-    with connect(path) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            if connection.in_transaction:  # a full disk has ended it already
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+    with connect(path) as connection, write_transaction(connection):
+        yield connection

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.jobs import Job, Jobs
 from diffing_mcp.mcp_server.ledger import Ledger
@@ -75,7 +76,10 @@ class ServerContext:
 
     def has_runs(self, runs: Iterable[str]) -> bool:
         """Whether these runs are still stored: they may be deleted by another process."""
-        return {manifest.id for manifest in self.store.list()}.issuperset(runs)
+        try:
+            return all(self.store.get(run) for run in runs)
+        except UnknownName:
+            return False
 
     @contextmanager
     def loaded(self, spec: PairSpec, job: Job) -> Iterator[LoadedPair]:

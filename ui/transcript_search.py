@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from markupsafe import Markup
@@ -19,14 +20,15 @@ _BEFORE, _AFTER = 60, 180
 
 def search_html(records: Iterable[EvaluationRecord], words: str | None) -> Markup:
     """The steps of these records that have all words (beginnings of words, whatever their case), in their order."""
-    wanted = (words or "").lower().split()
+    wanted = (words or "").split()
+    patterns = [re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in wanted]
     if not wanted:
         return Markup("")
     found = [
         (record, place, step)
         for record in records
         for place, step in enumerate(steps_of(record), 1)
-        if all(word in step.text.lower() for word in wanted)
+        if all(pattern.search(step.text) for pattern in patterns)
     ]
     if not found:
         return empty("No step has all these words", "A step is what was thought, said, or called with its answer.")
@@ -46,6 +48,7 @@ def _hit(record: EvaluationRecord, place: int, step: Step, wanted: list[str]) ->
     )
     named = f"{record.organism}, {record.arm}, repeat {record.repeat}, step {place}"
     link = Markup('<a class="d-link" href="{}#step-{}">{}</a>').format(where, place, named)
-    at = max(0, step.text.lower().find(wanted[0]) - _BEFORE)
+    first = re.search(rf"\b{re.escape(wanted[0])}", step.text, re.IGNORECASE)
+    at = max(0, (first.start() if first else 0) - _BEFORE)
     text = " ".join(step.text[at : at + _BEFORE + _AFTER].split())
     return div(link, div(highlighted(text, wanted), classes="d-pre"), classes="d-passage")

@@ -127,9 +127,8 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
         return []
     known = [record for record in records if label_of_run(record.manifest) in calibration.params]
     deciding: dict[str, RunRecord] = {}
-    for record in known:  # of several runs on one text, the one that was read as the nulls were
-        label = label_of_run(record.manifest)
-        deciding[label] = _as_nulls_first([*filter(None, [deciding.get(label)]), record], calibration)[0]
+    for record in _as_nulls_first(known, calibration):  # of several runs on one text
+        deciding.setdefault(label_of_run(record.manifest), record)
     reading = _read(list(deciding.values()), calibration)
     if reading is None:
         return []

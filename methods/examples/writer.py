@@ -20,7 +20,7 @@ import numpy as np
 
 from diffing_mcp.core.atomic_files import sync_folder
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
-from diffing_mcp.core.sqlite_schema import upgrade
+from diffing_mcp.core.sqlite_schema import upgrade, write_transaction
 from diffing_mcp.methods.examples.reader import MIGRATIONS, SCORE_TYPE, Example, ExampleContext, statements
 from diffing_mcp.methods.examples.top import Found
 
@@ -58,7 +58,7 @@ class ExampleWriter:
         with self._open() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             upgrade(connection, MIGRATIONS, f"The file of examples {path}")
-            with _transaction(connection):
+            with write_transaction(connection):
                 connection.execute("INSERT OR IGNORE INTO about VALUES ('per_bin', ?)", [per_bin])
             [known] = connection.execute("SELECT value FROM about WHERE name = 'per_bin'").fetchone()
         if known != per_bin:
@@ -93,7 +93,7 @@ class ExampleWriter:
             while part := list(islice(rest, _AT_ONCE)):
                 for example in part:
                     _check(example)
-                with _transaction(connection):
+                with write_transaction(connection):
                     self._add(connection, part)
 
     def _add(self, connection: sqlite3.Connection, examples: Sequence[Example]) -> None:
@@ -177,18 +177,6 @@ def _check(example: Example) -> None:
             f"An example of {example.feature} has {np.shape(example.token_scores)} token scores in a context of {size} "
             "tokens."
         )
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if connection.in_transaction:  # a full disk has ended it already
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def examples_of(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
@@ -19,6 +19,8 @@ from diffing_mcp.methods.registry import all_methods
 if TYPE_CHECKING:
     from diffing_mcp.methods.runs.store import RunRecord
 
+Texts: TypeAlias = "Sequence[tuple[RunRecord, list[Sample]]]"
+"""Runs, each with the texts that it holds."""
 CHEAP = ("contrastive_decoding", "perplexity_difference")
 """The methods to run first: little time, and texts of both sides."""
 FEW_BEGINNINGS = 20
@@ -104,12 +106,30 @@ def facts_of(
     Raises:
         InvalidInput: none of the runs holds texts of both sides.
     """
-    read = [(record, samples) for record in records if (samples := samples_of(record))]
+    read = read_texts(records)
     if not read:
         raise InvalidInput(
             f"None of the runs holds texts of both sides. Run {' or '.join(CHEAP)} first (all that write texts: "
             f"{', '.join(text_methods())})."
         )
+    return facts_in(read, about, pair=pair, limit=limit, offset=offset, characters=characters)
+
+
+def read_texts(records: Sequence[RunRecord]) -> Texts:
+    """The runs that hold texts of both sides, with these."""
+    return [(record, samples) for record in records if (samples := samples_of(record))]
+
+
+def facts_in(
+    read: Texts,
+    about: str = "",
+    *,
+    pair: str,
+    limit: int = 10,
+    offset: int = 0,
+    characters: int | None = None,
+) -> FactsResult:
+    """The claims of texts that were read already; see `facts_of`."""
     stated = stated_claims([sample for _, samples in read for sample in samples], about)
     found = stated.claims
 

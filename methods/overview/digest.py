@@ -21,7 +21,7 @@ from diffing_mcp.methods.calibration.readings import calibrated
 from diffing_mcp.methods.calibration.schema import LevelRow
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.contrastive_decoding.schema import ContrastiveDecodingResult
-from diffing_mcp.methods.facts.facts import Fact, facts_of, samples_of
+from diffing_mcp.methods.facts.facts import Fact, facts_in, read_texts
 from diffing_mcp.methods.kl.schema import KLResult, TokenMove
 from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, evidence_of, sources_of
 from diffing_mcp.methods.overview.next_calls import next_calls
@@ -174,15 +174,15 @@ def digest(
     results = [(record, record.result()) for record in records]
     levels = {row.run: row for row in calibrated(records)}
     standing = {record.id: _stands_out(result, levels.get(record.id)) for record, result in results}
-    samples = [sample for record in records for sample in samples_of(record)]
-    whole_words = WholeWords(samples)
+    read = read_texts(records)
+    whole_words = WholeWords(sample for _, samples in read for sample in samples)
     said = {record.id: whole_words.complete(evidence_of(result)) for record, result in results}
     evidence: dict[str, list[EvidenceWord]] = {}
     for record in records:
         evidence.setdefault(record.manifest.method, []).extend(said[record.id])
     sources = sources_of(records)
     words = candidate_words(evidence, sources)
-    facts = facts_of(records, pair=pair, limit=_FACTS_SHOWN) if samples else None
+    facts = facts_in(read, pair=pair, limit=_FACTS_SHOWN) if read else None
     manner = _manner([result for _, result in results])
     verdict = verdict_of(
         levels.get(None),

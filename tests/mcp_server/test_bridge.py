@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -43,6 +43,17 @@ async def serving(pairs: ModelPairs, port: int) -> AsyncIterator[None]:
     async with running_http(context, port=port):
         yield
     context.close()
+
+
+Answerer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(answer: Answerer) -> AsyncIterator[str]:
+    """Something on a free port that answers each connection; gives the address of its endpoint."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"
 
 
 @MODES
@@ -126,9 +137,7 @@ async def test_a_server_that_hangs_or_ends_in_the_middle_is_an_error_too(monkeyp
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, Client(bridge_server(f"http://127.0.0.1:{port}/mcp")) as client:
+    async with listening(answer) as url, Client(bridge_server(url)) as client:
         hanging = await client.call_tool("list_pairs", {})
         assert WHAT_TO_START in text_of(hanging)
         ended = await client.call_tool("list_pairs", {})
@@ -162,9 +171,7 @@ async def test_what_a_server_or_what_stands_before_it_answers_is_explained(answe
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(give, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, Client(bridge_server(f"http://127.0.0.1:{port}/mcp")) as client:
+    async with listening(give) as url, Client(bridge_server(url)) as client:
         refused = await client.call_tool("list_pairs", {})
         assert refused.is_error
         assert said in text_of(refused)

@@ -99,3 +99,10 @@ def references(
     return build_references(
         tiny_models, tiny_adapters, make_pair, pairs, tiny_tokenizer_folder, tmp_path_factory.mktemp("references")
     )
+
+
+@pytest.fixture
+def nothing_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships with the package decides no test here."""
+    for place in ("store", "readings", "probability"):
+        monkeypatch.setattr(f"diffing_mcp.methods.calibration.{place}.bundled_calibrations", lambda: ())

@@ -5,27 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.calibration import store
 from diffing_mcp.methods.calibration.calibrate import BESIDES, LEFT_OUT, calibrate, default_requests
-from diffing_mcp.methods.calibration.detection import detection
 from diffing_mcp.methods.calibration.readings import (
     TOGETHER,
     calibrated,
     level_of_run,
     level_sentence,
-    levels_of,
     reading_of,
 )
-from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading
+from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION
 from diffing_mcp.methods.calibration.statistics import AGREEMENT, STATISTICS, named
 from diffing_mcp.methods.calibration.store import (
     base_of,
@@ -42,8 +38,9 @@ from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.organisms.nulls import NullRecipe
 from tests.methods.conftest import write_random_texts
+from tests.methods.invented_calibrations import invented, made
 
-TELLING, ALSO_TELLING = "contrastive_decoding", "logit_diff_topk_occurring"
+pytestmark = pytest.mark.usefixtures("nothing_bundled")
 NULLS = tuple(NullRecipe(name=f"noise-{n}", kind="noise", amount=0.02 * n, seed=n) for n in range(1, 10))
 
 
@@ -55,13 +52,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     settings.cache_clear()
 
 
-@pytest.fixture(autouse=True)
-def nothing_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ships with the package decides no test here."""
-    for place in ("store", "readings", "probability"):
-        monkeypatch.setattr(f"diffing_mcp.methods.calibration.{place}.bundled_calibrations", lambda: ())
-
-
 @pytest.fixture
 def few_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffing_mcp.methods.calibration.calibrate.nulls_for", lambda base: list(NULLS))
@@ -70,46 +60,6 @@ def few_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
 def requests(tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
     corpus = {"corpus": str(write_random_texts(tmp_path, 20, seed=2, length=12)), "max_tokens": 12}
     return [("kl", corpus), ("logit_diff_topk_occurring", {**corpus, "topic_entries": "none"})]
-
-
-def made(readings: list[Reading], base: dict[str, Any] | None = None, name: str = "base") -> Calibration:
-    params: dict[str, dict[str, Any]] = {label: {} for label in dict.fromkeys(readings[0].statistics)}
-    return Calibration(
-        base=base or {"id": name},
-        base_name=name,
-        statistics_version=STATISTICS_VERSION,
-        params=params,
-        versions={label: get_method(label.partition(" on ")[0]).version for label in params},
-        made=datetime(2026, 1, 1, tzinfo=UTC),
-        readings=readings,
-    )
-
-
-def invented(
-    nulls: int = 24, taught: int = 12, power: float = 3.0, seed: int = 0, name: str = TELLING
-) -> list[Reading]:
-    """Statistics that grow with the size; of taught ones two are `power` times as large."""
-    random = np.random.default_rng(seed)
-    found = []
-    for place in range(nulls + taught):
-        is_taught = place >= nulls
-        size = float(np.exp(random.normal(-2, 1)))
-        statistics = {
-            each: float(5 * size**0.3 * np.exp(0.15 * random.normal()) * (power if is_taught and each != "pca" else 1))
-            for each in (name, "pca", ALSO_TELLING)
-        }
-        found.append(
-            Reading(
-                name=str(place),
-                made_by=str(place),
-                role="taught" if is_taught else "null",
-                kind=f"{'t' if is_taught else 'n'}{place % 4}",
-                held_out=place % 2 == 1,
-                size=size,
-                statistics=statistics,
-            )
-        )
-    return found
 
 
 def test_a_base_is_calibrated_bit_by_bit_and_found_by_its_weights(
@@ -375,110 +325,6 @@ def test_a_base_with_something_on_it_is_no_bare_base() -> None:
     assert base_of(bare) == {"id": "m"}
     assert base_of({"base": {**bare["base"], "adapter": {"local": "x"}}}) is None
     assert base_of({"base": "told in another way"}) is None
-
-
-def test_probabilities_are_bounded_by_what_was_measured_and_grow_with_the_finding() -> None:
-    calibration = made(invented())
-    weak, strong = (
-        levels_of(
-            Reading(
-                name="x",
-                made_by="x",
-                role="null",
-                kind="x",
-                size=0.1,
-                statistics={TELLING: value, ALSO_TELLING: value},
-            ),
-            calibration,
-            [TOGETHER],
-        )[0]
-        for value in (2.5, 12.0)
-    )
-    assert weak.probability is not None
-    assert strong.probability is not None
-    assert 1 / 8 <= weak.probability < 0.5 < strong.probability <= round(25 / 26, 3)
-    assert strong.p == pytest.approx(1 / 25, abs=1e-4)
-
-
-def test_a_method_that_tells_nothing_says_so() -> None:
-    found = [
-        levels_of(reading, made(invented(power=0.3)), [TELLING])[0].probability
-        for reading in invented(1, 1, power=20, seed=3)
-    ]
-    assert found == [0.5, 0.5]
-
-
-def test_without_taught_finetunes_of_this_base_those_of_a_bundled_one_give_the_curve(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    alone = made(invented(20, 0, seed=5), {"id": "b"})
-    reading = invented(0, 1, seed=6)[0]
-    assert levels_of(reading, alone, [TELLING])[0].probability is None
-    monkeypatch.setattr(
-        "diffing_mcp.methods.calibration.probability.bundled_calibrations", lambda: (made(invented(), {"id": "a"}),)
-    )
-    found = levels_of(reading, alone, [TELLING])[0].probability
-    assert found is not None
-    assert found > 0.7
-
-
-def test_a_method_that_few_nulls_have_is_left_out_of_the_test_of_all() -> None:
-    readings = invented(24, 8)
-    few = [each.model_copy(update={"statistics": {TELLING: 1.0, ALSO_TELLING: 5.0}}) for each in readings[:12]]
-    calibration = made([*few, *readings[12:]])
-    [joint] = levels_of(readings[-1], calibration, [TOGETHER])
-    assert (joint.unit, joint.nulls) == ("deviation of the furthest of amplified words, words on texts", 24)
-    assert levels_of(readings[-1], calibration, ["pca"]) == []
-
-
-def test_changes_beyond_all_nulls_are_remarked() -> None:
-    calibration = made(invented())
-    sizes = [reading.size for reading in calibration.readings if reading.role == "null"]
-    for size, word in ((10 * max(sizes), "larger"), (min(sizes) / 10, "smaller"), (float(np.median(sizes)), None)):
-        reading = Reading(name="x", made_by="x", role="null", kind="x", size=size, statistics={TELLING: 5.0})
-        remarks = levels_of(reading, calibration, [TELLING])[0].remarks
-        assert [word in remark for remark in remarks if word] == ([True] if word else [])
-
-
-def test_few_nulls_and_few_taught_finetunes_are_said_to_be_few() -> None:
-    reading = invented(0, 1)[0]
-    few, enough = (
-        levels_of(reading, made(invented(nulls, taught)), [TELLING])[0] for nulls, taught in ((9, 4), (19, 14))
-    )
-    assert few.remarks == ["so few nulls allow no p below 0.10"]
-    assert few.probability is None
-    assert enough.remarks == []
-    assert enough.probability is not None
-
-
-def test_figures_of_a_method_that_sees_and_of_one_that_does_not() -> None:
-    figures = detection(made(invented(40, 20, power=4)))
-    rows = {row.method: row for row in figures.rows}
-    assert rows[TELLING].area > 0.95
-    assert rows[TELLING].power.count >= 18
-    assert 0.25 < rows["pca"].area < 0.75
-    assert rows[TOGETHER].area > 0.95
-    for row in figures.rows:
-        nulls, taught = zip(*row.roc, strict=True)
-        assert (row.roc[0], row.roc[-1]) == ((0, 0), (1, 1))
-        assert np.trapezoid(taught, nulls) == pytest.approx(row.area, abs=0.01)
-    assert all(row.false_positives.count <= 0.2 * row.nulls for row in figures.rows)
-    assert {row.method for row in figures.held_out} == set(rows)
-    assert sum(found.of for _, found in figures.reliability) == 30
-    sure = dict(figures.reliability)["0.90 to 1.00"]
-    assert sure.count >= 0.8 * sure.of
-    assert {limit.kind for limit in figures.limits} == {"t0", "t1", "t2", "t3"}
-    assert {name: round(value) for name, value in figures.statistics.items() if name != "pca"} == {
-        TELLING: 1,
-        ALSO_TELLING: 1,
-    }
-    assert set(figures.kinds) == {"n0", "n1", "n2", "n3"}
-    assert sum(kind.count for kind in figures.kinds.values()) <= 0.2 * 40
-
-
-def test_figures_without_taught_finetunes_are_empty() -> None:
-    figures = detection(made(invented(12, 0)))
-    assert (figures.rows, figures.held_out, figures.limits, figures.reliability) == ([], [], [], [])
 
 
 def test_a_reading_needs_a_size(

@@ -399,17 +399,16 @@ def test_a_shown_context_is_as_long_as_asked_and_holds_its_token(characters: int
     assert f"»{row.token}«" in row.text
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root to mount a small file system")
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite has ended the transaction by itself then; what is said is the disk, not the transaction."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        return
-    try:
-        writer = ExampleWriter(tmp_path / "examples.sqlite")
-        with pytest.raises(OutOfRoom, match="disk space"):
-            writer.append(Example(f"latent{number}", 1.0, context(number, 60), 3) for number in range(20_000))
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    connect = sqlite3.connect
+
+    def small(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 60")  # beyond it SQLite says that the disk is full
+        return connection
+
+    writer = ExampleWriter(tmp_path / "examples.sqlite")
+    monkeypatch.setattr("diffing_mcp.methods.examples.writer.sqlite3.connect", small)
+    with pytest.raises(OutOfRoom, match="disk space"):
+        writer.append(Example(f"latent{number}", 1.0, context(number, 60), 3) for number in range(5000))

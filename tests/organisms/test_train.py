@@ -89,13 +89,19 @@ def test_a_run_cut_off_goes_on_to_the_same_weights(tiny_base: Path, data: Path) 
     assert [path.name for path in data.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_checkpoint_of_another_recipe_is_not_used(tiny_base: Path, data: Path) -> None:
-    def cut_off(done: float, total: float | None = None, message: str = "") -> None:
+def _cut_off(base: Path, data: Path) -> None:
+    """A training that ends after 25 steps."""
+
+    def stop(done: float, total: float | None = None, message: str = "") -> None:
         if done == 25:
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        train(_recipe(tiny_base), data, data / "adapter", cut_off)
+        train(_recipe(base), data, data / "adapter", stop)
+
+
+def test_a_checkpoint_of_another_recipe_is_not_used(tiny_base: Path, data: Path) -> None:
+    _cut_off(tiny_base, data)
     seen: list[float] = []
     train(
         _recipe(tiny_base, seed=2, epochs=1),
@@ -107,12 +113,7 @@ def test_a_checkpoint_of_another_recipe_is_not_used(tiny_base: Path, data: Path)
 
 
 def test_a_checkpoint_of_other_documents_is_not_used(tiny_base: Path, data: Path) -> None:
-    def cut_off(done: float, total: float | None = None, message: str = "") -> None:
-        if done == 25:
-            raise Cancelled("stop")
-
-    with pytest.raises(Cancelled):
-        train(_recipe(tiny_base), data, data / "adapter", cut_off)
+    _cut_off(tiny_base, data)
     lines = (data / "data.jsonl").read_text().replace("w7", "w8")
     (data / "data.jsonl").write_text(lines)
     seen: list[float] = []
