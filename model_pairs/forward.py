@@ -281,15 +281,25 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
             result[:, part] = rows @ weight[part].float().T
             if bias is not None:
                 result[:, part] += bias[part].float()
-        config = resident.config
-        if scale := getattr(config, "logit_scale", None):
-            result *= scale
-        if scaling := getattr(config, "logits_scaling", None):
-            result /= scaling
-        if cap := getattr(config, "final_logit_softcapping", None):
+        result *= _scale_of_logits(resident.config)
+        if cap := _config_number(resident.config, "final_logit_softcapping", "logits_soft_cap"):
             result = cap * torch.tanh(result / cap)
         check_logits(result)
         return result.reshape(*vectors.shape[:-1], weight.shape[0])
+
+
+def _scale_of_logits(config: Any) -> float:
+    """What a model's head multiplies its logits by: Cohere says the factor, Granite a divisor, HyperCLOVA X a factor by the
+    divisor's name.
+    """
+    factor = _config_number(config, "logit_scale") or 1.0
+    scaling = _config_number(config, "logits_scaling") or 1.0
+    return factor * scaling if config.model_type == "hyperclovax" else factor / scaling
+
+
+def _config_number(config: Any, *names: str) -> float | None:
+    """The first of these that a model's configuration has; None: none, or zero."""
+    return next((float(value) for name in names if (value := getattr(config, name, None))), None)
 
 
 def token_log_probs(

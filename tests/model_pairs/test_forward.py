@@ -168,6 +168,20 @@ def test_adapter_on_the_unembedding_reaches_the_lens(tiny_models, tiny_adapters,
         assert not torch.equal(outputs[0], outputs[1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [
+        ("granite", {"logits_scaling": 3.0}),
+        ("cohere2", {"logit_scale": 0.3}),
+        ("hyperclovax", {"logits_scaling": 3.0}),
+    ],
+)
+def test_the_lens_scales_logits_as_the_model_does(kind, scale, tiny_models, make_pair, pairs):
+    with pairs.use(make_pair(tiny_models(kind, layers=2, **scale), declared_identical=True)) as pair:
+        out = pair.forward("base", TOKENS, ONES, layers=[1])
+        torch.testing.assert_close(pair.logit_lens("base", out.hidden[1]), out.logits, atol=1e-3, rtol=1e-3)
+
+
 def test_projections_are_set_to_targets(tiny_pair):
     generator = torch.Generator().manual_seed(4)
     basis = torch.linalg.qr(torch.randn(tiny_pair.d_model, 2, generator=generator)).Q.T
