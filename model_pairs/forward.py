@@ -289,8 +289,8 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def _scale_of_logits(config: Any) -> float:
-    """What a model's head multiplies its logits by: Cohere says the factor, Granite a divisor, HyperCLOVA X a factor by the
-    divisor's name.
+    """What a model's head multiplies its logits by: Cohere says the factor, Granite a divisor, HyperCLOVA X a
+    factor by the divisor's name.
     """
     factor = _config_number(config, "logit_scale") or 1.0
     scaling = _config_number(config, "logits_scaling") or 1.0
