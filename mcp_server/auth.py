@@ -53,6 +53,11 @@ class Caller:
         return self.investigation.id if self.investigation else OPERATOR_SCOPE
 
     @property
+    def job_scope(self) -> str | None:
+        """Whose jobs it may see: its own; None: all."""
+        return self.investigation.id if self.investigation else None
+
+    @property
     def operator(self) -> bool:
         return self.investigation is None
 

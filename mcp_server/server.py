@@ -60,6 +60,7 @@ from diffing_mcp.mcp_server.resources import RUNS, add_resources, run_uri
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tasks import WAIT_SECONDS as TASK_WAIT_SECONDS
 from diffing_mcp.mcp_server.tasks import Tasks, has_tasks
+from diffing_mcp.mcp_server.tools_jobs import job_of
 from diffing_mcp.mcp_server.tools_more import MoreToolsArguments
 from diffing_mcp.mcp_server.toolset import toolset, toolsets
 from diffing_mcp.methods.registry import canonical_name
@@ -81,7 +82,7 @@ class DiffingServer(MCPServer):
             title="Model diffing",
             version=version(),
             instructions=INSTRUCTIONS,
-            extensions=[apps(), Tasks(context.jobs, self._job_scope, self._shown_message, self._job_result)],
+            extensions=[apps(), Tasks(context.jobs, self._job_of, self._shown_message, self._job_result)],
             log_level="WARNING",
         )
         advertise_what_is_sent(self._lowlevel_server, resources=True)
@@ -96,9 +97,8 @@ class DiffingServer(MCPServer):
         add_prompts(self)
         add_completions(self, context, self.caller)
 
-    def _job_scope(self) -> str | None:
-        caller = self.caller()
-        return None if caller.operator else caller.scope
+    def _job_of(self, identifier: str) -> Job:
+        return job_of(self.context.jobs, self.caller(), identifier)
 
     def _shown_message(self, text: str) -> str:
         caller = self.caller()

@@ -47,7 +47,7 @@ class Tasks(Extension):
 
     Args:
         jobs: the server's jobs.
-        scope: whose jobs the sender of the request being served may see (None: all).
+        find: a job that the sender of the request being served may see, by its id; raises UnknownName.
         message: a job's progress message as that sender may read it.
         result: the answer that a job stands for, as the tool that started it would give it.
     """
@@ -57,12 +57,12 @@ class Tasks(Extension):
     def __init__(
         self,
         jobs: Jobs,
-        scope: Callable[[], str | None],
+        find: Callable[[str], Job],
         message: Callable[[str], str],
         result: Callable[[Request, str], Awaitable[HandlerResult]],
     ) -> None:
         self._jobs = jobs
-        self._scope = scope
+        self._find = find
         self._message = message
         self._result = result
 
@@ -92,7 +92,7 @@ class Tasks(Extension):
         if context.method.startswith("tasks/") and named is not None and named != identifier:
             raise MCPError(HEADER_MISMATCH, f"the header Mcp-Name names {named!r}, the request {identifier!r}")
         try:
-            return self._jobs.get(identifier, self._scope())
+            return self._find(identifier)
         except UnknownName as error:
             raise MCPError(INVALID_PARAMS, error.message) from None
 

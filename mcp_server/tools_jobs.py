@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.call import Call, JobPayload
 from diffing_mcp.mcp_server.declarations import DEFAULT_WAIT_SECONDS, Arguments, JobState, Reply, ToolDeclaration
-from diffing_mcp.mcp_server.jobs import LIVE, Job
+from diffing_mcp.mcp_server.jobs import LIVE, Job, Jobs
 
 
 class GetJobArguments(Arguments):
@@ -39,42 +40,37 @@ class JobList(BaseModel):
     jobs: list[JobState]
 
 
-def _scope(call: Call) -> str | None:
-    return None if call.caller.operator else call.caller.scope
-
-
-def _job(call: Call, identifier: str) -> Job:
+def job_of(jobs: Jobs, caller: Caller, identifier: str) -> Job:
     """A job that the caller may see: of a token with tools of its own, those of these tools.
 
     Raises:
         UnknownName: there is no such job for this caller.
     """
-    job = call.context.jobs.get(identifier, _scope(call))
-    if not call.caller.may_use(job.kind):
+    job = jobs.get(identifier, caller.job_scope)
+    if not caller.may_use(job.kind):
         raise UnknownName(f"unknown job {identifier!r}. get_job without job_id lists the jobs there are.")
     return job
 
 
 async def get_job(call: Call, arguments: GetJobArguments) -> Reply:
-    scope = _scope(call)
     if arguments.job_id is None:
         if arguments.cancel:
             raise InvalidInput("say which job to cancel: job_id. Without arguments get_job lists the jobs.")
-        jobs = [job for job in call.context.jobs.list(scope) if call.caller.may_use(job.kind)][-20:]
+        jobs = [job for job in call.context.jobs.list(call.caller.job_scope) if call.caller.may_use(job.kind)][-20:]
         for job in jobs:
             job.handed_out = True
         lines = [call.job_line(job) if job.state in LIVE else f"{job.id}: {job.state}" for job in jobs]
         return Reply(JobList(jobs=[call.job_state(job) for job in jobs]), "\n".join(lines) or "No jobs.")
     if arguments.cancel:
         return await cancel_job(call, CancelJobArguments(job_id=arguments.job_id))
-    job = _job(call, arguments.job_id)
+    job = job_of(call.context.jobs, call.caller, arguments.job_id)
     await call.context.jobs.wait(job, arguments.wait_seconds, call.report)
     payload: JobPayload = job.payload
     return call.reply_of(job, payload.present, everything=arguments.everything)
 
 
 async def cancel_job(call: Call, arguments: CancelJobArguments) -> Reply:
-    job = _job(call, arguments.job_id)
+    job = job_of(call.context.jobs, call.caller, arguments.job_id)
     if job.state in ("completed", "failed", "cancelled"):
         return Reply(JobList(jobs=[call.job_state(job)]), f"{job.id} is {job.state} already; nothing to cancel.")
     call.context.jobs.cancel(job)

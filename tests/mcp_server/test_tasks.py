@@ -11,6 +11,7 @@ import pytest
 from mcp import Client, MCPError
 
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.access_tokens import Grant
 from diffing_mcp.mcp_server.auth import OPERATOR, Caller
 from diffing_mcp.mcp_server.serve import running_http
 from diffing_mcp.mcp_server.server import _sooner_a_task
@@ -94,10 +95,12 @@ async def test_a_task_of_others_is_unknown_and_none_comes_to_clients_without_the
         assert "get_job(job_id=" in text_of(started)
         assert started.meta is None or "diffing/job" not in started.meta
     [job] = context.jobs.list(None)
-    async with Client(held_work.server(Caller(investigations.get(two.id))), extensions=[Polling()]) as client:
-        for method in ("get", "cancel"):
-            with pytest.raises(MCPError, match="unknown job"):
-                await send(client.session, method, job.id)
+    without_the_tool = Caller(grant=Grant(name="reader", tools=("list_pairs",)))
+    for caller in (Caller(investigations.get(two.id)), without_the_tool):
+        async with Client(held_work.server(caller), extensions=[Polling()]) as client:
+            for method in ("get", "cancel"):
+                with pytest.raises(MCPError, match="unknown job"):
+                    await send(client.session, method, job.id)
     assert job.state in ("queued", "running")
 
 
