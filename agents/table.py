@@ -6,17 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.agents.arms import BLACKBOX
 from diffing_mcp.agents.costs import cost_of
+from diffing_mcp.agents.intervals import WORDS, mean_of, rate_of, shown
 from diffing_mcp.agents.records import EvaluationPlan, EvaluationRecord
 from diffing_mcp.agents.suite_files import Price
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.graders.ordinal import ordered_logit, organisms_needed
-from diffing_mcp.graders.statistics import Interval, bootstrap_mean, bootstrap_paired_difference, wilson_interval
+from diffing_mcp.graders.statistics import Interval, bootstrap_paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,9 @@ class TableRow(BaseModel):
     fact_recall: Interval | None = None
     precision: Interval | None = Field(None, description="On-topic share of the findings' content words.")
     topic_named: Interval | None = None
-    false_positives: Interval | None = Field(None, description="Nulls: share that asserts a difference.")
+    false_positives: Interval | None = Field(
+        None, description="Nulls: share that asserts a difference, by verdict or, where that is inconclusive, in words."
+    )
     claim_precision: Interval | None = Field(None, description="Taught: share of right ones of the claims, by words.")
     claim_precision_llm: Interval | None = Field(None, description="The same, read by the LLM grader.")
     abstained: Interval | None = Field(None, description="Share of findings that draw no conclusion, by words.")
@@ -96,7 +99,7 @@ class Table(BaseModel):
         lines = []
         for each in self.comparisons:
             parts = [
-                f"{name} {_shown(interval)}"
+                f"{name} {shown(interval)}"
                 for name, interval in (
                     ("grade", each.grade),
                     ("fact recall", each.fact_recall),
@@ -110,7 +113,7 @@ class Table(BaseModel):
                 f"{each.arm} minus {BLACKBOX}, {each.investigator} with {each.interactions} interactions: "
                 f"{'; '.join(parts) or 'nothing to compare'}"
             )
-        return [*lines, "Intervals are 95 %: Wilson for rates, bootstrap over organisms for means."]
+        return [*lines, WORDS]
 
     def markdown(self) -> str:
         """The rows and the comparisons."""
@@ -177,7 +180,7 @@ def _row(
 ) -> TableRow:
     done = _finished(records)
     null = records[0].null
-    grade = _mean(done, grade_of)
+    grade = mean_of(done, grade_of)
     costs = [cost_of(record, prices) for record in done]
     money = [cost.money for cost in costs if cost.money is not None]
     tokens = sum(cost.tokens for cost in costs) / len(costs) if costs else 0.0
@@ -193,19 +196,21 @@ def _row(
         finished=len(done),
         failed=len(records) - len(done),
         grade=grade,
-        grade_by_words=_mean(done, _score),
-        fact_recall=None if null else _mean(done, _recall),
-        precision=None if null else _mean(done, _precision),
-        topic_named=None if null else _rate([bool(each.fact_recall and each.fact_recall.topic_named) for each in done]),
-        false_positives=_rate([each.finding.verdict == "difference" for each in done]) if null else None,
-        claim_precision=None if null else _mean(done, _claims(True, "precision")),
-        claim_precision_llm=None if null else _mean(done, _claims(False, "precision")),
-        abstained=_rate([_abstains(each) for each in done]),
-        abstained_llm=_rate(_known(done, _claims(False, "abstains"))),
-        tested=_rate([bool(each.tests) for each in done if each.finding.verdict == "difference"]),
-        validated=_rate(_known(done, _claims(True, "validated"))),
-        validated_llm=_rate(_known(done, _claims(False, "validated"))),
-        validated_by_another=_rate([each.validation.validates for each in done if each.validation is not None]),
+        grade_by_words=mean_of(done, _score),
+        fact_recall=None if null else mean_of(done, _recall),
+        precision=None if null else mean_of(done, _precision),
+        topic_named=None
+        if null
+        else rate_of(done, lambda each: bool(each.fact_recall and each.fact_recall.topic_named)),
+        false_positives=rate_of(done, lambda each: each.false_positive) if null else None,
+        claim_precision=None if null else mean_of(done, _claims(True, "precision")),
+        claim_precision_llm=None if null else mean_of(done, _claims(False, "precision")),
+        abstained=rate_of(done, _abstains),
+        abstained_llm=rate_of(done, _claims(False, "abstains")),
+        tested=rate_of(done, lambda each: bool(each.tests) if each.finding.verdict == "difference" else None),
+        validated=rate_of(done, _claims(True, "validated")),
+        validated_llm=rate_of(done, _claims(False, "validated")),
+        validated_by_another=rate_of(done, lambda each: each.validation.validates if each.validation else None),
         brier=sum(errors) / len(errors) if errors else None,
         tokens=tokens,
         money=sum(money) / len(money) if money and len(money) == len(done) else None,
@@ -240,9 +245,7 @@ def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationReco
         arm=arm,
         grade=bootstrap_paired_difference(first, second, clusters=organisms) if first else None,
         fact_recall=bootstrap_paired_difference(recalls[0], recalls[1], clusters=recalls[2]) if recalls[0] else None,
-        log_odds=ordered_logit([round(grade) for grade in first], [round(grade) for grade in second], organisms)
-        if first
-        else None,
+        log_odds=ordered_logit(first, second, organisms) if first else None,
         organisms_needed=organisms_needed(by_organism),
     )
 
@@ -264,37 +267,18 @@ def _abstains(record: EvaluationRecord) -> bool:
     return record.finding.verdict == "inconclusive" if read is None else read.abstains
 
 
-def _claims(by_words: bool, name: str) -> Callable[[EvaluationRecord], float | None]:
-    """One number of a reading of the claims."""
+def _claims(by_words: bool, name: str) -> Callable[[EvaluationRecord], Any]:
+    """One field of a reading of the claims."""
 
-    def value(record: EvaluationRecord) -> float | None:
+    def value(record: EvaluationRecord) -> Any:
         read = record.claims_read(by_words)
-        found = None if read is None else getattr(read, name)
-        return None if found is None else float(found)
+        return None if read is None else getattr(read, name)
 
     return value
 
 
-def _known(records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None]) -> list[bool]:
-    return [bool(found) for record in records if (found := value(record)) is not None]
-
-
 def _finished(records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
     return [record for record in records if record.status == "completed"]
-
-
-def _mean(records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None]) -> Interval | None:
-    known = [(number, record.organism) for record in records if (number := value(record)) is not None]
-    if not known:
-        return None
-    several = len({organism for _, organism in known}) > 1
-    return bootstrap_mean(
-        [number for number, _ in known], clusters=[organism for _, organism in known] if several else None
-    )
-
-
-def _rate(outcomes: Sequence[bool]) -> Interval | None:
-    return wilson_interval(sum(outcomes), len(outcomes)) if outcomes else None
 
 
 def _flat(row: TableRow) -> dict[str, object]:
@@ -322,14 +306,14 @@ def _cells(row: TableRow) -> list[str]:
         row.arm,
         row.organism,
         f"{row.finished}" + (f" ({row.failed} failed)" if row.failed else ""),
-        _shown(row.grade),
-        _shown(row.fact_recall),
+        shown(row.grade),
+        shown(row.fact_recall),
         _both(row.claim_precision, row.claim_precision_llm),
-        _shown(row.topic_named),
-        _shown(row.false_positives),
+        shown(row.topic_named),
+        shown(row.false_positives),
         _both(row.abstained, row.abstained_llm),
         _both(row.validated, row.validated_llm),
-        _shown(row.validated_by_another),
+        shown(row.validated_by_another),
         number(row.brier),
         number(row.tokens, 0),
         number(row.seconds, 0),
@@ -337,10 +321,4 @@ def _cells(row: TableRow) -> list[str]:
 
 
 def _both(by_words: Interval | None, by_model: Interval | None) -> str:
-    return _shown(by_words) + (f" (LLM {_shown(by_model)})" if by_model else "")
-
-
-def _shown(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return f"{interval.estimate:.2f}" + (f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.count > 1 else "")
+    return shown(by_words) + (f" (LLM {shown(by_model)})" if by_model else "")
