@@ -8,7 +8,13 @@ from statistics import mean
 from pydantic import BaseModel, Field
 
 from diffing_mcp.agents.cells import BASELINE, cells_of
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, list_evaluations
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    TokenUsage,
+    list_evaluations,
+)
 from diffing_mcp.agents.suite_files import Price, SuiteFile
 from diffing_mcp.core.errors import DiffingError
 
@@ -59,21 +65,23 @@ class CostEstimate(BaseModel):
 
 def cost_of(record: EvaluationRecord, prices: dict[str, Price]) -> Spent:
     """What one investigation has cost."""
-    money: float | None = 0.0
-    for usage in record.usage:
-        price = prices.get(usage.model)
-        if money is not None:
-            money = (
-                None
-                if price is None
-                else money + (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1e6
-            )
-    return Spent(tokens=sum(usage.total_tokens for usage in record.usage), money=money, hours=record.seconds / 3600)
+    return _spent(record.usage, record.seconds, prices)
 
 
 def spent_on(records: Sequence[EvaluationRecord], prices: dict[str, Price]) -> Spent:
-    """What these investigations have cost, failed ones included."""
-    return sum((cost_of(record, prices) for record in records), Spent())
+    """What these investigations have cost, with all attempts that failed."""
+    former = (_spent(record.former_usage, record.former_seconds, prices) for record in records)
+    return sum((*(cost_of(record, prices) for record in records), *former), Spent())
+
+
+def _spent(used: Sequence[TokenUsage], seconds: float, prices: dict[str, Price]) -> Spent:
+    priced = [(usage, prices.get(usage.model)) for usage in used]
+    money = [price.of(usage) for usage, price in priced if price is not None]
+    return Spent(
+        tokens=sum(usage.total_tokens for usage in used),
+        money=sum(money) if len(money) == len(priced) else None,
+        hours=seconds / 3600,
+    )
 
 
 def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
