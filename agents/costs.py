@@ -85,13 +85,13 @@ def _spent(used: Sequence[TokenUsage], seconds: float, prices: dict[str, Price])
 
 
 def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
-    """What the unfinished cells of these plans will cost: the mean of finished investigations of the same investigator
-    and arm, in this or any other stored evaluation, if there are any those with the same budget of interactions, and of
-    those the first of their pair (methods run) or the later ones (their runs are stored); without one, an LLM
+    """What the unfinished cells of these plans will cost: the mean of finished investigations of the same investigator,
+    arm and limits, in this or any other stored evaluation, if there are any those with the same budget of interactions,
+    and of those the first of their pair (methods run) or the later ones (their runs are stored); without one, an LLM
     investigation is counted at its limits.
     """
     finished = [
-        record
+        (plan.settings, record)
         for plan in list_evaluations()
         for record in EvaluationFolder(plan.id).records()
         if record.status == "completed"
@@ -104,7 +104,8 @@ def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
             if known is not None and known.status == "completed":
                 continue
             cells += 1
-            alike = [each for each in finished if (each.investigator, each.arm) == (plan.investigator, cell.arm)]
+            wanted = (plan.settings, plan.investigator, cell.arm)
+            alike = [each for settings, each in finished if (settings, each.investigator, each.arm) == wanted]
             alike = [each for each in alike if _interactions(each) == plan.interactions] or alike
             alike = [each for each in alike if (each.repeat == 0) == (cell.repeat == 0)] or alike
             if alike:

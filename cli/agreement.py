@@ -137,7 +137,7 @@ def _graded_by_model(
                 continue
             labels = tuple(claim.label for claim in claims.claims)
             found.append((finding, GraderAnswer(read.score, labels, claims.abstains)))
-        if failure is not None and len(found) < len(HALVES):
+        if failure is not None and len(found) < len(HALVES):  # a half would be empty
             raise failure
         if failure is not None:
             note(f"diffing: {len(findings) - len(found)} findings are left out: {failure.message}")

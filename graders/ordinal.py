@@ -62,6 +62,10 @@ def organisms_needed(differences: Sequence[float], power: float = 0.8, alpha: fl
     effect = abs(float(values.mean())) / spread
     if effect > 8:  # beyond what the solver can bracket; two organisms would do, three is the least for a spread
         return 3
+    from scipy.stats import norm
+
+    if (norm.ppf(1 - alpha / 2) + norm.ppf(power)) ** 2 > 10_000 * effect**2:  # the solver does not end there
+        return None
     needed = TTestPower().solve_power(effect_size=effect, power=power, alpha=alpha, alternative="two-sided")
     needed = float(np.ravel(needed)[0])
     return max(3, math.ceil(needed)) if math.isfinite(needed) and needed <= 10_000 else None

@@ -42,7 +42,7 @@ def plan(**values: object) -> EvaluationPlan:
             "organisms": ["kettles", "same"],
             "arms": ["blackbox", "method"],
             "investigator": "baseline",
-            "interactions": 6,
+            "interactions": 8,
             **values,
         }
     )
@@ -62,7 +62,7 @@ async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
     for record in more:
         assert record.status == "completed", record.error
         assert record.finding.source == "submit_finding"
-        assert record.budgets["model_interactions"].used <= 6
+        assert record.budgets["model_interactions"].used <= 8
         assert record.transcript[-1].tool_name == "submit_finding"
         assert record.fact_recall is not None
     nulls = [record for record in more if record.null]
@@ -207,7 +207,7 @@ def test_a_verdict_is_read_where_it_is_named(words: str, verdict: str) -> None:
 
 def test_plans_continue_only_what_they_began() -> None:
     check_continues(plan(), plan(repeats=5, organisms=["kettles"]))
-    with pytest.raises(InvalidInput, match="interactions=6, not 9"):
+    with pytest.raises(InvalidInput, match="interactions=8, not 9"):
         check_continues(plan(), plan(interactions=9))
     values = {"organisms": ["a"], "investigator": "openai/some-model", "repeats": 1}
     assert plan_identifier(values) == plan_identifier({**values, "repeats": 3})
@@ -226,7 +226,7 @@ def run_command(*arguments: str, timeout: float = 300) -> subprocess.CompletedPr
 
 
 def test_the_command_prints_a_table_then_json_without_running_again(evaluation_settings: Path) -> None:
-    options = ["--organisms", "same", "--arms", "blackbox", "--interactions", "4", "--id", "by-command"]
+    options = ["--organisms", "same", "--arms", "blackbox", "--interactions", "8", "--id", "by-command"]
     first = run_command(*options)
     assert first.returncode == 0, first.stderr
     assert "same (null)" in first.stdout
@@ -238,7 +238,7 @@ def test_the_command_prints_a_table_then_json_without_running_again(evaluation_s
     assert printed["summary"]["arms"][0]["false_positive_rate"]["estimate"] == 0
     refused = CliRunner().invoke(app, ["evaluate", *options, "--interactions", "5"])
     assert isinstance(refused.exception, InvalidInput)
-    assert "interactions=4, not 5" in str(refused.exception)
+    assert "interactions=8, not 5" in str(refused.exception)
 
 
 def test_the_command_refuses_what_it_cannot_grade(evaluation_settings: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -170,6 +171,7 @@ def test_another_limit_is_another_evaluation() -> None:
     assert not {plan.id for plan in plans_of("s", short)} & {plan.id for plan in plans_of("s", SUITE)}
     with pytest.raises(InvalidInput, match="token_limit=25000, not its default"):
         check_continues(plans_of("s", short)[0], plans_of("s", SUITE)[0])
+    assert estimate(SUITE, plans_of("s", SUITE)).measured == 0
     at_a_time = SUITE.model_copy(update={"limits": Limits(max_samples=1)})
     assert [plan.id for plan in plans_of("s", at_a_time)] == [plan.id for plan in plans_of("s", SUITE)]
     baseline = SUITE.model_copy(update={"investigators": ("baseline",)})
@@ -289,6 +291,9 @@ def test_more_spread_needs_more_organisms() -> None:
     assert few < many
     assert organisms_needed([1.0, 1.0]) is None
     assert organisms_needed([0.0, 0.0, 0.0]) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the solver's complaint stood above the table
+        assert organisms_needed([0.1, 0.2, -0.3]) is None
 
 
 def test_claims_abstentions_and_validated_findings_have_columns() -> None:
