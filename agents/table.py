@@ -28,8 +28,8 @@ SUFFIXES = (".parquet", ".csv", ".md")
 
 
 class TableRow(BaseModel):
-    """What the investigations of one place add up to. Grades are 1 to 5: the LLM grader's where there is one, else the
-    deterministic one.
+    """What the investigations of one place add up to. Grades are 1 to 5: the LLM grader's where the evaluation has one,
+    else the deterministic one, never one beside the other.
     """
 
     investigator: str
@@ -40,6 +40,7 @@ class TableRow(BaseModel):
     finished: int
     failed: int
     grade: Interval | None = None
+    ungraded: int = Field(0, description="Findings of which the LLM grader said nothing usable: not in `grade`.")
     grade_by_words: Interval | None = Field(None, description="The deterministic grade, whoever else graded.")
     fact_recall: Interval | None = None
     precision: Interval | None = Field(None, description="On-topic share of the findings' content words.")
@@ -113,6 +114,11 @@ class Table(BaseModel):
                 f"{each.arm} minus {BLACKBOX}, {each.investigator} with {each.interactions} interactions: "
                 f"{'; '.join(parts) or 'nothing to compare'}"
             )
+        if ungraded := sum(row.ungraded for row in self.rows if row.organism in (ALL, NULLS)):
+            lines.append(
+                f"{ungraded} findings have no grade by the LLM grader and are not in `grade`; `diffing evaluations "
+                "regrade ID --grader MODEL` asks for it again"
+            )
         return [*lines, WORDS]
 
     def markdown(self) -> str:
@@ -147,24 +153,21 @@ def table_of(
     """Add up the records of these evaluations; failed investigations only count as failed."""
     rows, comparisons = [], []
     for plan, records in evaluations:
+        grade = _by_model if any(record.mean_score is not None for record in records) else _score
         for arm in plan.arms:
             mine = [record for record in records if record.arm == arm]
             for organism in plan.organisms:
                 if here := [record for record in mine if record.organism == organism]:
-                    rows.append(_row(plan, arm, organism, here, prices or {}))
+                    rows.append(_row(plan, arm, organism, here, grade, prices or {}))
             for name, null in ((ALL, False), (NULLS, True)):
                 if here := [record for record in mine if record.null == null]:
-                    rows.append(_row(plan, arm, name, here, prices or {}))
+                    rows.append(_row(plan, arm, name, here, grade, prices or {}))
             if arm != BLACKBOX and BLACKBOX in plan.arms:
-                comparisons.append(_comparison(plan, arm, records))
+                comparisons.append(_comparison(plan, arm, records, grade))
     return Table(rows=rows, comparisons=comparisons)
 
 
-def grade_of(record: EvaluationRecord) -> float | None:
-    """The LLM grader's mean reading, else the deterministic grade."""
-    if record.mean_score is not None:
-        return record.mean_score
-    return _score(record)
+Value = Callable[[EvaluationRecord], "float | None"]
 
 
 def stated_probability(record: EvaluationRecord) -> float | None:
@@ -176,11 +179,16 @@ def stated_probability(record: EvaluationRecord) -> float | None:
 
 
 def _row(
-    plan: EvaluationPlan, arm: str, organism: str, records: Sequence[EvaluationRecord], prices: dict[str, Price]
+    plan: EvaluationPlan,
+    arm: str,
+    organism: str,
+    records: Sequence[EvaluationRecord],
+    grading: Value,
+    prices: dict[str, Price],
 ) -> TableRow:
     done = _finished(records)
     null = records[0].null
-    grade = mean_of(done, grade_of)
+    grade = mean_of(done, grading)
     costs = [cost_of(record, prices) for record in done]
     money = [cost.money for cost in costs if cost.money is not None]
     tokens = sum(cost.tokens for cost in costs) / len(costs) if costs else 0.0
@@ -196,6 +204,7 @@ def _row(
         finished=len(done),
         failed=len(records) - len(done),
         grade=grade,
+        ungraded=sum(grading(each) is None for each in done),
         grade_by_words=mean_of(done, _score),
         fact_recall=None if null else mean_of(done, _recall),
         precision=None if null else mean_of(done, _precision),
@@ -219,7 +228,7 @@ def _row(
     )
 
 
-def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationRecord]) -> Comparison:
+def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationRecord], grading: Value) -> Comparison:
     found = {(each.organism, each.repeat, each.arm): each for each in _finished(records) if not each.null}
     pairs = [
         (found[organism, repeat, arm], found[organism, repeat, BLACKBOX])
@@ -227,12 +236,12 @@ def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationReco
         if here == arm and (organism, repeat, BLACKBOX) in found
     ]
 
-    def difference(value: Callable[[EvaluationRecord], float | None]) -> tuple[list[float], list[float], list[str]]:
+    def difference(value: Value) -> tuple[list[float], list[float], list[str]]:
         both = [(value(one), value(other), one.organism) for one, other in pairs]
         known = [(a, b, organism) for a, b, organism in both if a is not None and b is not None]
         return [a for a, _, _ in known], [b for _, b, _ in known], [organism for _, _, organism in known]
 
-    first, second, organisms = difference(grade_of)
+    first, second, organisms = difference(grading)
     recalls = difference(_recall)
     by_organism = [
         sum(a - b for a, b, at in zip(first, second, organisms, strict=True) if at == organism)
@@ -256,6 +265,10 @@ def _recall(record: EvaluationRecord) -> float | None:
 
 def _precision(record: EvaluationRecord) -> float | None:
     return None if record.fact_recall is None else record.fact_recall.precision
+
+
+def _by_model(record: EvaluationRecord) -> float | None:
+    return record.mean_score
 
 
 def _score(record: EvaluationRecord) -> float | None:

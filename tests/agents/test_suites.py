@@ -198,6 +198,24 @@ def test_the_table_and_the_summary_count_the_same_false_positives() -> None:
     assert row.false_positives.estimate == 1
 
 
+def test_grades_of_two_graders_are_not_averaged() -> None:
+    """Where the LLM grader had failed the deterministic grade took its place, in the same mean."""
+    read = {"grader": MODEL, "score": 2.0}
+    found = [
+        record("s", "kettles", arm, repeat, 5, hypothesis_grades=[read] if repeat == 0 else [{**read, "score": None}])
+        for arm in ("method", "blackbox")
+        for repeat in range(2)
+    ]
+    table = table_of([(plans_of("s", SUITE)[0], found)])
+    row = next(row for row in table.rows if (row.arm, row.organism) == ("method", ALL))
+    assert row.grade is not None
+    assert row.grade_by_words is not None
+    assert (row.grade.estimate, row.grade.count, row.ungraded, row.grade_by_words.estimate) == (2.0, 1, 1, 5.0)
+    assert table.comparisons[0].grade is not None
+    assert table.comparisons[0].grade.count == 1
+    assert any("2 findings have no grade" in note for note in table.notes())
+
+
 def test_one_organism_is_not_known_without_error() -> None:
     """Its mean over several runs was shown with an interval of no width."""
     found = [
