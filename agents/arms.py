@@ -5,8 +5,8 @@ method          everything
 method:kl+pca   the questions, and these methods alone
 placebo         as `method`, but the diffing methods look at another pair of the evaluation: what an investigator
                 makes of results that say nothing about the pair it talks to
-cheat           as `method`, by an investigator that looks for the answer where it must not be: in names, errors,
-                schemas, resources and paths. It must find nothing.
+cheat           as `method`, by a program (whoever investigates in the other arms) that looks for the answer where it
+                must not be: in names, errors, schemas, resources and paths. It must find nothing.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from statistics import mean
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.agents.arms import CHEAT
 from diffing_mcp.agents.cells import BASELINE, cells_of
 from diffing_mcp.agents.records import (
     EvaluationFolder,
@@ -59,7 +60,7 @@ class CostEstimate(BaseModel):
         if self.bounded:
             lines.append(f"{self.bounded} of them were never run before and are counted at their limits.")
         if unknown := self.cells - self.measured - self.bounded:
-            lines.append(f"{unknown} baseline investigations have not been timed yet; they cost no tokens.")
+            lines.append(f"{unknown} investigations by programs have not been timed yet; they cost no tokens.")
         return " ".join(lines)
 
 
@@ -111,7 +112,7 @@ def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
             if alike:
                 measured += 1
                 total += _mean([cost_of(each, suite.prices) for each in alike])
-            elif plan.investigator != BASELINE:
+            elif plan.investigator != BASELINE and cell.arm != CHEAT:
                 bounded += 1
                 total += _at_the_limits(suite, plan.investigator)
     return CostEstimate(cells=cells, spent=total, measured=measured, bounded=bounded)

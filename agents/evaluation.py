@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from diffing_mcp.agents.arms import CHEAT
 from diffing_mcp.agents.baseline import investigate
 from diffing_mcp.agents.cells import BASELINE, Cell, RunningEvaluation, cells_of
 from diffing_mcp.agents.costs import CapReached
@@ -41,13 +42,13 @@ async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
         running.folder.write(record)
         running.report(finished, len(cells), record)
 
-    if running.plan.investigator == BASELINE:
-        for cell in pending:
+    for cell in pending:
+        if _by_program(running, cell):
             done(await _baseline_cell(running, cell))
-    elif pending:
+    if by_model := [cell for cell in pending if not _by_program(running, cell)]:
         from diffing_mcp.agents.inspect_task import run_cells  # Inspect is in the extra `eval`
 
-        await run_cells(running, pending, done)
+        await run_cells(running, by_model, done)
     return [record for cell in cells if (record := running.folder.get(cell.id)) is not None]
 
 
@@ -57,7 +58,7 @@ async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
     Raises:
         CapReached: the suite has spent what it may.
     """
-    if running.plan.investigator == BASELINE:
+    if _by_program(running, cell):
         record = await _baseline_cell(running, cell)
         running.folder.write(record)
         return record
@@ -68,6 +69,11 @@ async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
 
     await run_cells(running, [cell], keep)
     return running.folder.get(cell.id) or running.blank_record(cell)
+
+
+def _by_program(running: RunningEvaluation, cell: Cell) -> bool:
+    """Whether no language model investigates: the cheat is the same program whoever investigates in the other arms."""
+    return running.plan.investigator == BASELINE or cell.arm == CHEAT
 
 
 async def _baseline_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:

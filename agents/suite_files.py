@@ -7,9 +7,10 @@ Each combination of investigator and budget is an evaluation of its own, with a 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import BASELINE, plan_identifier
@@ -78,6 +79,11 @@ class SuiteFile(_Strict):
     currency: str = "USD"
     prices: dict[str, Price] = Field(default_factory=dict, description="Model -> price.")
     cap: Cap = Cap()
+
+    @field_validator("organisms", "arms", "investigators", "interactions")
+    @classmethod
+    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(values))
 
 
 def presets() -> dict[str, SuiteFile]:

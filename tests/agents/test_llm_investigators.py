@@ -16,6 +16,7 @@ from diffing_mcp.agents.cells import RunningEvaluation
 from diffing_mcp.agents.costs import CapReached, cost_of, spent_on
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.mcp_session import Session
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
 from diffing_mcp.agents.server_process import free_port
 from diffing_mcp.mcp_server.investigations import list_investigations
@@ -305,6 +306,22 @@ async def test_a_model_that_is_not_there_is_no_investigator_that_found_nothing(
         _, (record,) = await run_suite(MODELS[0], ["blackbox"], nobody, url, ["kettles"], time_limit=1)
     assert record.status == "failed"
     assert re.search("onnection error|did not answer", record.error or ""), record.error
+
+
+async def test_the_cheat_is_a_program_also_beside_a_language_model(
+    evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A language model in that arm was told to investigate, and what it found by right stood as found by cheating."""
+
+    async def unlisted(session: Session) -> list[str]:
+        return []
+
+    monkeypatch.setattr(Session, "tool_names", unlisted)
+    async with served() as url:
+        _, (record,) = await run_suite(
+            MODELS[0], ["cheat"], LLMServer("http://nobody", method_policy), url, ["kettles"]
+        )
+    assert (record.status, record.finding.verdict, record.usage) == ("completed", "no_meaningful_difference", [])
 
 
 async def test_a_cap_leaves_the_others_unbegun(evaluation_settings: Path) -> None:

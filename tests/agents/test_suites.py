@@ -122,6 +122,11 @@ def test_a_file_with_mistakes_is_explained(tmp_path: Path) -> None:
         read_suite(str(tmp_path / "broken.yaml"))
 
 
+def test_what_stands_twice_in_a_suite_is_run_once() -> None:
+    twice = SuiteFile(organisms=("same", "same"), arms=("method", "method"), investigators=("baseline", "baseline"))
+    assert [cell.id for plan in plans_of("s", twice) for cell in cells_of(plan)] == ["same--method--baseline--r0"]
+
+
 def test_growing_a_suite_continues_it() -> None:
     more = SUITE.model_copy(update={"repeats": 9, "organisms": ("kettles",)})
     assert [plan.id for plan in plans_of("s", more)] == [plan.id for plan in plans_of("s", SUITE)]
