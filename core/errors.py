@@ -9,8 +9,8 @@ class DiffingError(Exception):
     """An expected failure. Its message may be shown to agents and users as it stands, so it never holds a path, an
     organism name or a secret that the caller did not send.
 
-    `code` is a stable snake_case word for programs; subclasses set it. `names_tools`: what the message names tools for
-    takes their names, so the command line must not put commands in their place.
+    `code` is a stable snake_case word for programs; subclasses set it. `names_tools`: the tools in the message are
+    names to choose from, which the command line leaves as they are.
     """
 
     code = "error"
