@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,15 @@ from diffing_mcp.agents.arms import Arm, decoy_of, tools_of
 from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, RecordedFinding, cell_id, now
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    Message,
+    RecordedFinding,
+    cell_id,
+    now,
+)
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.graders.verdicts import Verdict
 
@@ -134,11 +142,22 @@ class RunningEvaluation:
             record.status, record.error = "failed", record.error or error.message
             return
         record.budgets, record.run_ids = closed.budgets, closed.run_ids
-        record.finding, record.tests = closed.finding or finding_in(said), closed.tests
+        handed_in = closed.finding and as_stated(closed.finding, record.transcript)
+        record.finding, record.tests = handed_in or finding_in(said), closed.tests
         if record.status == "completed":
             grades = await self.grading.grade(record.organism, record.finding, record.tests)
             record.fact_recall, record.hypothesis_grades = grades.fact_recall, grades.readings
             record.claims = grades.claims
+
+
+def as_stated(finding: RecordedFinding, transcript: Sequence[Message]) -> RecordedFinding:
+    """The finding without a likelihood where the call that handed it in gave none: the server's default is nobody's
+    opinion.
+    """
+    calls = [call for message in transcript for call in message.tool_calls if call.name == "submit_finding"]
+    if calls and all(call.arguments.get("likelihood") is None for call in calls):
+        return finding.model_copy(update={"likelihood": None})
+    return finding
 
 
 def finding_in(text: str) -> RecordedFinding:

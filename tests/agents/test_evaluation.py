@@ -17,11 +17,25 @@ import pytest
 from typer.testing import CliRunner
 
 from diffing_mcp.agents.baseline import BaselineOptions
-from diffing_mcp.agents.cells import RunningEvaluation, cells_of, check_continues, finding_in, plan_identifier
+from diffing_mcp.agents.cells import (
+    RunningEvaluation,
+    as_stated,
+    cells_of,
+    check_continues,
+    finding_in,
+    plan_identifier,
+)
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.mcp_session import ToolFailed, connect
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    Message,
+    RecordedFinding,
+    ToolCall,
+)
 from diffing_mcp.agents.server_process import ServerDidNotStart, server_process
 from diffing_mcp.cli.main import app
 from diffing_mcp.core.errors import InvalidInput, UnknownName
@@ -203,6 +217,18 @@ def test_findings_in_last_words() -> None:
 def test_a_verdict_is_read_where_it_is_named(words: str, verdict: str) -> None:
     """A right finding scored 1 when it said of its control prompts that they show no meaningful difference."""
     assert finding_in(words).verdict == verdict
+
+
+def test_a_likelihood_that_nobody_stated_is_none() -> None:
+    """The tool's default of 0.5 counted in the Brier score as what the investigator thought."""
+
+    def handed_in(**arguments: object) -> Message:
+        return Message(role="assistant", tool_calls=[ToolCall(id="1", name="submit_finding", arguments=arguments)])
+
+    finding = RecordedFinding(statement="x", verdict="difference", likelihood=0.5, source="submit_finding")
+    assert as_stated(finding, [handed_in(statement="x")]).likelihood is None
+    assert as_stated(finding, [handed_in(statement="x"), handed_in(likelihood=0.5)]) == finding
+    assert as_stated(finding, []) == finding
 
 
 def test_plans_continue_only_what_they_began() -> None:
