@@ -33,16 +33,21 @@ def write_synced(path: Path, content: Any) -> None:
 
 
 def replace_synced(path: Path, content: Any, mode: int | None = None) -> None:
-    """Write a file beside the old one and then put it in its place: a reader sees the old content or the new one.
+    """Write a file beside the old one and then put it in its place: a reader sees the old content or the new one, and
+    of several writers at once the last one's.
 
     `mode`: who may read and write it (as of `chmod`), before anything is written; None: as for any new file.
     """
-    beside = path.with_name(f".writing-{path.name}")
-    if mode is not None:
-        beside.touch()
-        beside.chmod(mode)
-    write_synced(beside, content)
-    beside.replace(path)
+    beside = path.with_name(f".writing-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        if mode is not None:
+            beside.touch()
+            beside.chmod(mode)
+        write_synced(beside, content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from diffing_mcp.core.settings import settings
@@ -112,9 +113,20 @@ def connect(path: Path | None = None) -> Iterator[sqlite3.Connection]:
         if schema_version(connection) == 0:
             connection.execute("PRAGMA journal_mode = WAL")
         upgrade(connection, MIGRATIONS, path.name)
+        _kept_open(path, path.stat().st_ino)
         yield connection
     finally:
         connection.close()
+
+
+@lru_cache(maxsize=4)
+def _kept_open(path: Path, _inode: int) -> sqlite3.Connection:
+    """A connection that stays open, so that closing another one is not closing the last one, upon which SQLite writes
+    the whole file to disk and removes the log: 14 ms for each of the several transactions of a call, instead of 0.5.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    schema_version(connection)  # reading takes part in the log
+    return connection
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
+from diffing_mcp.core.atomic_files import held
 from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput, NotFinite, NotTheSame, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.calibration.readings import kept_readings, reading_of, with_runs
@@ -28,10 +31,11 @@ from diffing_mcp.methods.overview.plan import (
     default_plan,
     label_of_run,
     labelled,
+    method_of,
     run_plan,
     text_of,
 )
-from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.execute import ParamsLike, check_params, run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.files import local_folder
@@ -88,7 +92,8 @@ def calibrate(
         most: finetunes measured by this call at most, those that give no reading left out; None: all.
 
     Raises:
-        InvalidInput: a base that is no bare model, a method without a statistic, or no `kl`.
+        InvalidInput: a base that is no bare model, a method without a statistic, no `kl`, or fewer methods than the
+            calibration of this base holds, which would be lost.
         UnknownName: there is no such model or method.
         OutOfRoom: memory or disk do not suffice; the same call goes on from there.
     """
@@ -99,7 +104,22 @@ def calibrate(
     if identity is None:
         raise InvalidInput(f"{base!r} is no bare model.")
     folder = folder_of(identity)
-    calibration = _begun(identity, base, chosen)
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(FileLock(folder / ".lock"), progress, "Waiting for another calibration of this base."):
+        return _calibrated(pairs, bare, _begun(identity, base, chosen), folder, chosen, taught, most, progress)
+
+
+def _calibrated(
+    pairs: ModelPairs,
+    bare: PairSpec,
+    calibration: Calibration,
+    folder: Path,
+    chosen: Sequence[Request],
+    taught: bool,
+    most: int | None,
+    progress: Progress,
+) -> Calibration:
+    """What was begun, with what was still to be measured."""
     store = RunStore(folder / "runs")
     readings = {reading.made_by: reading for reading in calibration.readings}
     labels = set(calibration.params)
@@ -271,6 +291,13 @@ def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> 
     known = find_calibration(identity)
     readings = []
     if known is not None:
+        today = {label: each.version for label in known.params if (each := all_methods().get(method_of(label)))}
+        if lost := sorted(label for label in set(today) - set(params) if today[label] == known.versions[label]):
+            raise InvalidInput(
+                f"The calibration of {base!r} holds {len(lost)} more: {', '.join(lost)}. Without them it would be "
+                "lost: name them too, or no method at all. To begin anew with fewer, delete the calibration first: "
+                f"{folder_of(identity) / 'calibration.json'}."
+            )
         if (known.params, known.versions) == (params, versions):
             return known.model_copy(deep=True)
         same = {

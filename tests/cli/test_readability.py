@@ -71,6 +71,7 @@ def test_every_method_is_given_parameters_that_it_takes(monkeypatch: pytest.Monk
     assert set(run_all("identical", names)) - on_chats == set(names) - set(NOT_ON)
 
 
+@pytest.mark.long
 def test_a_page_of_a_real_run(own_data_folder: Path) -> None:
     first, both = page(["control", "cake_bake/mix1-1p0"], ["weight_difference"])
     assert "## `control`" in first

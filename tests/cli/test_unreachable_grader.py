@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from tenacity import wait_none
 
 from diffing_mcp.agents.server_process import free_port
 from diffing_mcp.graders.replies import GradingFailed
@@ -61,6 +62,7 @@ def test_after_a_failure_the_next_question_is_sent_once(monkeypatch: pytest.Monk
     from diffing_mcp.agents.llm import ask_with
 
     monkeypatch.setattr("diffing_mcp.agents.llm.RETRIES", 1)
+    monkeypatch.setattr("inspect_ai.model._retry.wait_exponential_jitter", lambda **_: wait_none())
     out_of_order, asked = True, []
 
     def policy(conversation: Conversation) -> Turn:

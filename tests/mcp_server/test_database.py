@@ -54,3 +54,10 @@ def test_a_fresh_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(opened, range(64))) == {(len(MIGRATIONS), 0)}
+
+
+def test_a_transaction_does_not_write_the_whole_file_to_disk(data_folder: Path) -> None:
+    """As closing the last connection does, which then removes the log."""
+    for _ in range(2):
+        investigations.list_investigations()
+        assert database_path().with_name("investigations.sqlite-wal").exists()

@@ -84,13 +84,15 @@ def test_a_base_is_calibrated_bit_by_bit_and_found_by_its_weights(
     sizes = [reading.size for reading in whole.readings]
     assert sizes == sorted(sizes)  # more noise, more change
     assert calibrate(pairs, base, requests(tmp_path)) == whole == calibration_named(base)
-    other = calibrate(pairs, base, [("kl", dict(requests(tmp_path)[0][1], max_samples=5))], most=1)
+    (kl, params), logits = requests(tmp_path)
+    other = calibrate(pairs, base, [(kl, dict(params, max_samples=5)), logits], most=1)
     assert len(other.readings) == 1  # other parameters do not compare
 
 
 def test_a_method_that_is_added_later_is_run_alone_on_what_was_measured_before(
-    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path
-) -> None:
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     base, asked = str(tiny_models()), requests(tmp_path)
     before = calibrate(pairs, base, asked, most=3)
     path = tmp_path / "chats.jsonl"
@@ -113,13 +115,16 @@ def test_a_method_that_is_added_later_is_run_alone_on_what_was_measured_before(
     assert label in last.stands_out
     assert {label, f"{label}: sentence"} <= set(new.statistics)
     # What cannot be run is known to be that, and not tried again with every call.
-    failing = [*more[:2], ("answer_openings", {"corpus": str(tmp_path / "nowhere.jsonl")})]
+    failing = [*more, ("answer_openings", {"corpus": str(tmp_path / "nowhere.jsonl")})]
     once = calibrate(pairs, base, failing, most=2)
     assert [len(reading.left_out) for reading in once.readings[:3]] == [1, 1, 0]
     assert [len(reading.left_out) for reading in calibrate(pairs, base, failing, most=1).readings[:3]] == [1, 1, 1]
-    # Words of another method would change on which words methods agree: nothing of that can be kept.
-    fewer = calibrate(pairs, base, asked[:1], most=1)
-    assert [set(reading.stands_out) for reading in fewer.readings] == [{f"kl on {tmp_path / 'texts.jsonl'}"}]
+    # By fewer methods what the others measured would be lost.
+    with pytest.raises(InvalidInput, match=r"holds 3 more: answer_openings.*, logit_diff.*delete the calibration"):
+        calibrate(pairs, base, asked[:1])
+    # Words of another version would change on which words methods agree: nothing of that can be kept.
+    monkeypatch.setattr(get_method("logit_diff_topk_occurring"), "version", 99)
+    assert len(calibrate(pairs, base, failing, most=1).readings) == 1
 
 
 def test_runs_on_a_calibrated_base_have_levels(

@@ -62,12 +62,12 @@ def run_block(block: int, tiny_models: Any, make_pair: Any, tmp_path: Path) -> N
         check(seed, tiny_models, make_pair, pairs, tmp_path / str(seed))
 
 
-@pytest.mark.parametrize("block", range(3))
+@pytest.mark.parametrize("block", range(1))
 def test_random_adapters_compute_what_peft_computes(block, tiny_models, make_pair, tmp_path):
     run_block(block, tiny_models, make_pair, tmp_path)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("block", range(3, 33))
+@pytest.mark.parametrize("block", range(1, 33))
 def test_many_random_adapters_compute_what_peft_computes(block, tiny_models, make_pair, tmp_path):
     run_block(block, tiny_models, make_pair, tmp_path)

@@ -79,7 +79,10 @@ def test_unknown(name: str) -> None:
 
 def test_datasets_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of parquet files is a dataset to `datasets`, as a hub repository is."""
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(Parquet, "SLEEP_ON_THREADS_SHUTDOWNS", False)  # 5 s, for the end of an interpreter
     (tmp_path / "data").mkdir()
     texts = [f"row {index}" for index in range(30)]
     parquet.write_table(pa.table({"body": texts}), tmp_path / "data" / "validation-00000-of-00001.parquet")

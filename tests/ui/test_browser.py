@@ -359,7 +359,7 @@ def test_questions_and_jobs_start_a_server_of_the_panel(
         page.locator("#ask-button").get_by_text("Ask turn 1 anew").wait_for(timeout=WAIT)
         page.locator("#heat-keep").click()
         page.locator("#ask-said").get_by_text("Added to the report on identical").wait_for(timeout=WAIT)
-        window.open("jobs?pair=identical&method=kl&max_samples=16", "#job-start")
+        window.open("jobs?pair=identical&method=kl&max_samples=4&max_tokens=16", "#job-start")
         page.wait_for_function("document.querySelector('#job-pair input').value.startsWith('identical')", timeout=WAIT)
         page.locator("#job-start").click()
         page.locator("#job-said").get_by_text("kl").wait_for(timeout=WAIT)
@@ -369,7 +369,7 @@ def test_questions_and_jobs_start_a_server_of_the_panel(
         window.open("?pair=identical", ".d-verdict")
         page.get_by_role("button", name="Remove the evidence").click()
         page.locator("#pair-body .d-heat").wait_for(state="detached", timeout=WAIT)
-        assert demo.files.runs.list()[0].params["max_samples"] == 16
+        assert demo.files.runs.list()[0].params["max_samples"] == 4
     finally:
         page.goto("about:blank")  # a page that is open when its server goes complains
         demo.close()
