@@ -5,8 +5,8 @@ method          everything
 method:kl+pca   the questions, and these methods alone
 placebo         as `method`, but the diffing methods look at another pair of the evaluation: what an investigator
                 makes of results that say nothing about the pair it talks to
-cheat           as `method`, by an investigator that looks for the answer where it must not be: in names, errors,
-                schemas, resources and paths. It must find nothing.
+cheat           as `method`, by a program (whoever investigates in the other arms) that looks for the answer where it
+                must not be: in names, errors, schemas, resources and paths. It must find nothing.
 """
 
 from __future__ import annotations
@@ -61,16 +61,23 @@ def tools_of(arm: str) -> str:
 
 
 def decoy_of(arm: str, organism: str, organisms: Sequence[str], repeat: int) -> str | None:
-    """The pair that a placebo's methods look at: the others of the evaluation by turns, repeat by repeat. None for all
-    other arms.
+    """The pair that a placebo's methods look at: those of the other organisms of the evaluation by turns, repeat by
+    repeat. A variant of the same organism would show what it was taught. None for all other arms.
 
     Raises:
-        InvalidInput: there is no other pair.
+        InvalidInput: there is no other organism.
     """
     if arm != PLACEBO:
         return None
-    others = [other for other in organisms if other != organism]
+    others = [other for other in organisms if organism_of(other) != organism_of(organism)]
     if not others:
-        raise InvalidInput("The placebo arm shows the methods' results on another pair: name at least two organisms.")
+        raise InvalidInput(
+            "The placebo arm shows the methods' results on another organism: name at least two, not variants of one."
+        )
     place = list(organisms).index(organism)
     return others[(place + repeat) % len(others)]
+
+
+def organism_of(reference: str) -> str:
+    """The organism in `organism[/variant][@model]`."""
+    return reference.partition("@")[0].partition("/")[0]

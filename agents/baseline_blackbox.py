@@ -1,5 +1,6 @@
 """The baseline investigator of the blackbox arm: asks both models a sweep over domains, then some questions about
-whatever the answers of the finetuned model stress, and tests what the finetuned model says more often.
+whatever the answers of the finetuned model stress (else goes on with the sweep), and tests what the finetuned model
+says more often.
 
 Deterministic, no LLM, no knowledge of any organism.
 """
@@ -13,7 +14,14 @@ from typing import Any
 from diffing_mcp.agents.mcp_session import Session, ToolFailed
 from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
 from diffing_mcp.agents.report import GatheredEvidence, manner_notes, split_standouts, surface_forms
-from diffing_mcp.agents.text_statistics import Pair, Standout, distinctive_sentences, standouts, word_weights
+from diffing_mcp.agents.text_statistics import (
+    Pair,
+    Standout,
+    distinctive_sentences,
+    least_prompts,
+    standouts,
+    word_weights,
+)
 
 SWEEP_SHARE = 0.7
 ALPHA = 0.01
@@ -42,14 +50,16 @@ async def blackbox_evidence(session: Session, pair: str, options: BaselineOption
     sweep = max(1, round(SWEEP_SHARE * options.interactions))
     pairs = await ask(session, pair, sweep_questions(sweep, options.seed), options)
     words = stressed_words(pairs)
-    if words and options.interactions > sweep:
+    left = options.interactions - sweep
+    if words and left > 0:
         session.say(
             f"After the sweep the finetuned model stresses most: {', '.join(words)}. Asking about that, to see whether "
             "it lasts."
         )
-        pairs += await ask(
-            session, pair, follow_up_questions(words, options.interactions - sweep, options.seed), options
-        )
+        pairs += await ask(session, pair, follow_up_questions(words, left, options.seed), options)
+    elif left > 0:
+        session.say("After the sweep the finetuned model stresses no word. Asking about other things too.")
+        pairs += await ask(session, pair, sweep_questions(options.interactions, options.seed)[sweep:], options)
     return answers_evidence(pairs, options.alpha)
 
 
@@ -60,7 +70,9 @@ def answers_evidence(pairs: Sequence[Pair], alpha: float) -> GatheredEvidence:
     base = [answer for pair in pairs for answer in pair.base]
     words, phrases, openings = split_standouts(found, finetuned)
     if not any(item.risen for item in found):
-        return GatheredEvidence(doubts=[*_fallen(found), *manner_notes(pairs)])
+        return GatheredEvidence(
+            doubts=[*_fallen(found), *manner_notes(pairs)], undecided=len(pairs) < least_prompts(alpha)
+        )
     claims = distinctive_sentences(finetuned, word_weights(finetuned, base), count=8, against=base)
     risen = sum(item.risen for item in found)
     source = f"paired answers to {len(pairs)} prompts, swap test at level {alpha:g}, {risen} features stand out"

@@ -22,6 +22,7 @@ from diffing_mcp.agents.text_statistics import (
     content_stems,
     distinctive_sentences,
     is_content,
+    least_prompts,
     standouts,
     word_weights,
 )
@@ -68,12 +69,13 @@ async def method_evidence(session: Session, pair: str, options: BaselineOptions)
     topic = topic_of(overview, facts)
     if topic is None:
         session.say("The methods point to no topic. Asking both models, in case something shows in conversation only.")
-        return await blackbox_evidence(session, pair, options)
+        # They looked and saw nothing, however few answers there are besides.
+        return replace(await blackbox_evidence(session, pair, options), undecided=False)
     if not topic.words:
         session.say(f"The methods point to a manner: {'; '.join(topic.manner)}. Asking both models for its wording.")
         seen = await blackbox_evidence(session, pair, options)
         return replace(seen, manner=[*topic.manner, *seen.manner], sources=[*seen.sources, *topic.methods],
-                       stands_out=True)  # fmt: skip
+                       stands_out=True, undecided=False)  # fmt: skip
     return await _about(session, pair, options, topic, facts)
 
 
@@ -210,7 +212,7 @@ def topic_evidence(
     if not topic.confirmed and not _shows(found):
         words = ", ".join(topic.words[:5])
         doubt = f"{', '.join(topic.methods)} alone points to {words}, and the answers do not bear it out"
-        return GatheredEvidence(doubts=[doubt, *manner])
+        return GatheredEvidence(doubts=[doubt, *manner], undecided=len(asked) + len(swept) < least_prompts(alpha))
     weights = word_weights(finetuned, base)
     for name in stems:
         weights[name] = max(weights.get(name, 0.0), 0.5)

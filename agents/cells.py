@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,16 @@ from diffing_mcp.agents.arms import Arm, decoy_of, tools_of
 from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, RecordedFinding, cell_id, now
-from diffing_mcp.core.errors import DiffingError, InvalidInput
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    Message,
+    RecordedFinding,
+    cell_id,
+    now,
+)
+from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.graders.verdicts import Verdict
 
 BASELINE = "baseline"
@@ -60,6 +68,7 @@ class RunningEvaluation:
     investigator_url: base URL of the API behind an LLM investigator, when it is not the provider's own.
     may_go_on: called before each investigation; raises CapReached when no further one may be opened.
     limits: message_limit, token_limit, time_limit (seconds) and max_samples of LLM investigations.
+    stopped: what `may_go_on` has raised in a task of Inspect, which takes it for an error of that sample.
     """
 
     plan: EvaluationPlan
@@ -71,6 +80,7 @@ class RunningEvaluation:
     may_go_on: Callable[[], None] = lambda: None
     investigator_url: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
+    stopped: DiffingError | None = None
 
     def is_complete(self) -> bool:
         """Whether every cell has its completed record already."""
@@ -82,6 +92,8 @@ class RunningEvaluation:
     def blank_record(self, cell: Cell) -> EvaluationRecord:
         """The record of a cell before anything has happened."""
         family, null = self.grading.kind_of(cell.organism)
+        former = self.folder.get(cell.id)
+        failed = [former] if former is not None and former.status == "failed" else []
         return EvaluationRecord(
             evaluation_id=self.plan.id,
             cell_id=cell.id,
@@ -93,6 +105,8 @@ class RunningEvaluation:
             repeat=cell.repeat,
             seed=cell.seed,
             started_at=now(),
+            former_usage=[usage for each in failed for usage in (*each.former_usage, *each.usage)],
+            former_seconds=sum(each.former_seconds + each.seconds for each in failed),
         )
 
     async def open(self, cell: Cell) -> OpenInvestigation:
@@ -128,11 +142,22 @@ class RunningEvaluation:
             record.status, record.error = "failed", record.error or error.message
             return
         record.budgets, record.run_ids = closed.budgets, closed.run_ids
-        record.finding, record.tests = closed.finding or finding_in(said), closed.tests
+        handed_in = closed.finding and as_stated(closed.finding, record.transcript)
+        record.finding, record.tests = handed_in or finding_in(said), closed.tests
         if record.status == "completed":
             grades = await self.grading.grade(record.organism, record.finding, record.tests)
             record.fact_recall, record.hypothesis_grades = grades.fact_recall, grades.readings
             record.claims = grades.claims
+
+
+def as_stated(finding: RecordedFinding, transcript: Sequence[Message]) -> RecordedFinding:
+    """The finding without a likelihood where the call that handed it in gave none: the server's default is nobody's
+    opinion.
+    """
+    calls = [call for message in transcript for call in message.tool_calls if call.name == "submit_finding"]
+    if calls and all(call.arguments.get("likelihood") is None for call in calls):
+        return finding.model_copy(update={"likelihood": None})
+    return finding
 
 
 def finding_in(text: str) -> RecordedFinding:
@@ -176,14 +201,33 @@ def plan_identifier(values: dict[str, Any]) -> str:
     ).strip(".-_")
 
 
+def continued(folder: EvaluationFolder, plan: EvaluationPlan) -> EvaluationPlan:
+    """The plan with what an earlier call has stored of it: since when there is one, and who has graded it anew.
+
+    Raises:
+        InvalidInput: see `check_continues`.
+    """
+    try:
+        stored = folder.plan()
+    except UnknownName:
+        return plan
+    check_continues(stored, plan)
+    return plan.model_copy(update={"created_at": stored.created_at, "regraded": stored.regraded})
+
+
 def check_continues(stored: EvaluationPlan, wanted: EvaluationPlan) -> None:
     """Refuse to mix two different evaluations under one id; organisms, arms and repeats may change.
 
     Raises:
-        InvalidInput: investigator, grader, interactions or seed differ from the stored plan's.
+        InvalidInput: investigator, grader, interactions, seed or settings differ from the stored plan's.
     """
-    for name in ("investigator", "grader", "interactions", "seed"):
-        before, after = getattr(stored, name), getattr(wanted, name)
+    fixed = ("investigator", "grader", "interactions", "seed")
+    decisive = [(name, getattr(stored, name), getattr(wanted, name)) for name in fixed]
+    settings = sorted({*stored.settings, *wanted.settings})
+    decisive += [
+        (name, stored.settings.get(name, "its default"), wanted.settings.get(name, "its default")) for name in settings
+    ]
+    for name, before, after in decisive:
         if before != after:
             raise InvalidInput(
                 f"Evaluation {stored.id} was made with {name}={before}, not {after}. Choose another --id, or leave it "

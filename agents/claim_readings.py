@@ -17,11 +17,14 @@ from diffing_mcp.graders.text import content_words, normalise
 if TYPE_CHECKING:
     from diffing_mcp.organisms.ground_truth import GroundTruth
 
+_WAYS_OF_COUNTING = "answers matching with that meet or log-probability of against"
+"""The words with which the server says how it counted; a test is about the others."""
+
 
 def claims_by_words(finding: RecordedFinding, truth: GroundTruth, tests: Sequence[RecordedTest]) -> ClaimsReading:
     """Deterministic. A validating test supports the finding when it counted something that the statement says."""
     graded = grade_claims(finding.statement, finding.verdict, truth)
-    said = _stems(finding.statement)
+    said = _stems(finding.statement) - _stems(_WAYS_OF_COUNTING)
     supported = any(test.validates and said & _stems(test.counted) for test in tests)
     return _reading(BY_WORDS, graded, finding, supported)
 

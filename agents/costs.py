@@ -7,8 +7,15 @@ from statistics import mean
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.agents.arms import CHEAT
 from diffing_mcp.agents.cells import BASELINE, cells_of
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, list_evaluations
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    TokenUsage,
+    list_evaluations,
+)
 from diffing_mcp.agents.suite_files import Price, SuiteFile
 from diffing_mcp.core.errors import DiffingError
 
@@ -53,37 +60,39 @@ class CostEstimate(BaseModel):
         if self.bounded:
             lines.append(f"{self.bounded} of them were never run before and are counted at their limits.")
         if unknown := self.cells - self.measured - self.bounded:
-            lines.append(f"{unknown} baseline investigations have not been timed yet; they cost no tokens.")
+            lines.append(f"{unknown} investigations by programs have not been timed yet; they cost no tokens.")
         return " ".join(lines)
 
 
 def cost_of(record: EvaluationRecord, prices: dict[str, Price]) -> Spent:
     """What one investigation has cost."""
-    money: float | None = 0.0
-    for usage in record.usage:
-        price = prices.get(usage.model)
-        if money is not None:
-            money = (
-                None
-                if price is None
-                else money + (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1e6
-            )
-    return Spent(tokens=sum(usage.total_tokens for usage in record.usage), money=money, hours=record.seconds / 3600)
+    return _spent(record.usage, record.seconds, prices)
 
 
 def spent_on(records: Sequence[EvaluationRecord], prices: dict[str, Price]) -> Spent:
-    """What these investigations have cost, failed ones included."""
-    return sum((cost_of(record, prices) for record in records), Spent())
+    """What these investigations have cost, with all attempts that failed."""
+    former = (_spent(record.former_usage, record.former_seconds, prices) for record in records)
+    return sum((*(cost_of(record, prices) for record in records), *former), Spent())
+
+
+def _spent(used: Sequence[TokenUsage], seconds: float, prices: dict[str, Price]) -> Spent:
+    priced = [(usage, prices.get(usage.model)) for usage in used]
+    money = [price.of(usage) for usage, price in priced if price is not None]
+    return Spent(
+        tokens=sum(usage.total_tokens for usage in used),
+        money=sum(money) if len(money) == len(priced) else None,
+        hours=seconds / 3600,
+    )
 
 
 def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
-    """What the unfinished cells of these plans will cost: the mean of finished investigations of the same investigator
-    and arm, in this or any other stored evaluation, if there are any those with the same budget of interactions, and of
-    those the first of their pair (methods run) or the later ones (their runs are stored); without one, an LLM
+    """What the unfinished cells of these plans will cost: the mean of finished investigations of the same investigator,
+    arm and limits, in this or any other stored evaluation, if there are any those with the same budget of interactions,
+    and of those the first of their pair (methods run) or the later ones (their runs are stored); without one, an LLM
     investigation is counted at its limits.
     """
     finished = [
-        record
+        (plan.settings, record)
         for plan in list_evaluations()
         for record in EvaluationFolder(plan.id).records()
         if record.status == "completed"
@@ -96,13 +105,14 @@ def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
             if known is not None and known.status == "completed":
                 continue
             cells += 1
-            alike = [each for each in finished if (each.investigator, each.arm) == (plan.investigator, cell.arm)]
+            wanted = (plan.settings, plan.investigator, cell.arm)
+            alike = [each for settings, each in finished if (settings, each.investigator, each.arm) == wanted]
             alike = [each for each in alike if _interactions(each) == plan.interactions] or alike
             alike = [each for each in alike if (each.repeat == 0) == (cell.repeat == 0)] or alike
             if alike:
                 measured += 1
                 total += _mean([cost_of(each, suite.prices) for each in alike])
-            elif plan.investigator != BASELINE:
+            elif plan.investigator != BASELINE and cell.arm != CHEAT:
                 bounded += 1
                 total += _at_the_limits(suite, plan.investigator)
     return CostEstimate(cells=cells, spent=total, measured=measured, bounded=bounded)

@@ -5,12 +5,14 @@ stopped.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
+from diffing_mcp.agents.arms import CHEAT
 from diffing_mcp.agents.baseline import investigate
 from diffing_mcp.agents.cells import BASELINE, Cell, RunningEvaluation, cells_of
 from diffing_mcp.agents.costs import CapReached
-from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.grading import Grading, scores_of
 from diffing_mcp.agents.mcp_session import Session, connect
 from diffing_mcp.agents.records import BY_WORDS, EvaluationFolder, EvaluationRecord
 from diffing_mcp.core.errors import DiffingError
@@ -40,13 +42,13 @@ async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
         running.folder.write(record)
         running.report(finished, len(cells), record)
 
-    if running.plan.investigator == BASELINE:
-        for cell in pending:
+    for cell in pending:
+        if _by_program(running, cell):
             done(await _baseline_cell(running, cell))
-    elif pending:
+    if by_model := [cell for cell in pending if not _by_program(running, cell)]:
         from diffing_mcp.agents.inspect_task import run_cells  # Inspect is in the extra `eval`
 
-        await run_cells(running, pending, done)
+        await run_cells(running, by_model, done)
     return [record for cell in cells if (record := running.folder.get(cell.id)) is not None]
 
 
@@ -56,7 +58,7 @@ async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
     Raises:
         CapReached: the suite has spent what it may.
     """
-    if running.plan.investigator == BASELINE:
+    if _by_program(running, cell):
         record = await _baseline_cell(running, cell)
         running.folder.write(record)
         return record
@@ -67,6 +69,11 @@ async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
 
     await run_cells(running, [cell], keep)
     return running.folder.get(cell.id) or running.blank_record(cell)
+
+
+def _by_program(running: RunningEvaluation, cell: Cell) -> bool:
+    """Whether no language model investigates: the cheat is the same program whoever investigates in the other arms."""
+    return running.plan.investigator == BASELINE or cell.arm == CHEAT
 
 
 async def _baseline_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
@@ -92,28 +99,34 @@ async def _baseline_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRe
     return record
 
 
-async def regrade(folder: EvaluationFolder, grading: Grading) -> list[EvaluationRecord]:
-    """Grade every finished record of a stored evaluation anew and store it; earlier LLM readings are kept when
-    `grading` has no grader.
+async def regrade(
+    folder: EvaluationFolder, grading: Grading, note: Callable[[str], None] = lambda said: None
+) -> list[EvaluationRecord]:
+    """Grade every finished record of a stored evaluation anew and store it. What an LLM grader has read before stays
+    where `grading` has none, or where its model gives no usable answer: `note` is told how often and why.
 
     Raises:
         UnknownName: there is no such evaluation.
     """
     plan = folder.plan()
     records = folder.records()
-    for record in records:
-        if record.status != "completed":
-            continue
+    finished = [record for record in records if record.status == "completed"]
+    silent: list[str] = []
+    for record in finished:
         grades = await grading.grade(record.organism, record.finding, record.tests)
         record.fact_recall = grades.fact_recall
-        if grading.grader is None:  # what a model read before stays
-            grades.claims += [each for each in record.claims if each.grader != BY_WORDS]
-        else:
-            record.hypothesis_grades = grades.readings
-        record.claims = grades.claims
+        if scores_of(grades.readings) or record.mean_score is None:
+            record.hypothesis_grades = grades.readings or record.hypothesis_grades
+        if grading.grader is not None and not scores_of(grades.readings):
+            silent += [reading.reasoning for reading in grades.readings]
+        read = [each for each in grades.claims if each.grader == BY_WORDS or each.problem is None]
+        former = [each for each in record.claims if each.grader != BY_WORDS]
+        record.claims = [*read, *former] if len(read) == 1 and former else grades.claims
         folder.write(record)
-    if grading.grader is not None:
-        folder.write_plan(plan.model_copy(update={"grader": grading.grader}))
+    if silent:
+        note(f"{len(silent)} of {len(finished)} findings keep the grades they had: {silent[-1]}")
+    if grading.grader is not None and len(silent) < len(finished):
+        folder.write_plan(plan.model_copy(update={"regraded": grading.grader}))
     return records
 
 

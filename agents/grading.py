@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from diffing_mcp.agents.arms import organism_of
 from diffing_mcp.agents.claim_readings import claims_by_model, claims_by_words
 from diffing_mcp.agents.records import ClaimsReading, FactRecallRecord, HypothesisReading, RecordedFinding, RecordedTest
 from diffing_mcp.core.errors import UnknownName
@@ -108,11 +109,6 @@ def truth_of(organism: str) -> GroundTruth:
             f"{', '.join(sorted(known)[:60])}."
         )
     return known[name]
-
-
-def organism_of(reference: str) -> str:
-    """The organism in `organism[/variant][@model]`."""
-    return reference.partition("@")[0].partition("/")[0]
 
 
 def chosen_organisms(text: str) -> list[str]:

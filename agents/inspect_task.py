@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from typing import Any
 
 from inspect_ai import Task, eval_async
 from inspect_ai.agent import AgentPrompt, AgentState, as_solver, react
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.log import EvalLog
+from inspect_ai.log import EvalLog, EvalSample
 from inspect_ai.model import (
     ChatMessage,
     ChatMessageAssistant,
     ChatMessageTool,
     ChatMessageUser,
     ContentReasoning,
+    ModelUsage,
     execute_tools,
     get_model,
+    trim_messages,
 )
 from inspect_ai.scorer import Metric, Score, Scorer, Target, ci, ci_wilson, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
@@ -36,15 +38,30 @@ from inspect_ai.util import apply_limits, message_limit, time_limit, token_limit
 
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
-from diffing_mcp.agents.llm import language_model
+from diffing_mcp.agents.costs import CapReached
+from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
 from diffing_mcp.agents.records import EvaluationRecord, Message, TokenUsage, ToolCall
+from diffing_mcp.core.errors import DiffingError
 
 MAX_NUDGES = 2
 """How often a model that stops without submitting is asked to go on."""
 SECONDS_OF_LAST_WORDS = 300
+NO_ROOM = "model_length"
+"""Inspect's word for a conversation that is longer than the model's context."""
+KEPT = (1.0, 0.7, 0.4, 0.1)
+"""Shares of a conversation, its latest part, that are tried until the model has room for its last words."""
+RETRIES = 7
+"""How often an investigator's model is asked again after an error of the network, over some 6 minutes. Without a bound
+Inspect waits for ever, and an investigation without a model would end as one that found nothing."""
 
 Done = Callable[[EvaluationRecord], None]
+
+
+class NoAnswer(DiffingError):
+    """An investigator's model did not answer; the investigation has failed and is tried again."""
+
+    code = "no_answer"
 
 
 def investigation_task(
@@ -81,7 +98,11 @@ def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         cell = cells[str(state.sample_id)]
-        opened = await running.open(cell)
+        try:
+            opened = await running.open(cell)
+        except CapReached as reached:
+            running.stopped = reached
+            raise
         # For the scorer. The token stays out of the log.
         state.metadata |= {"investigation": opened.id, "label": opened.label, "started": time.time()}
         state.messages = [ChatMessageUser(content=ASSIGNMENT.format(label=opened.label))]
@@ -102,8 +123,12 @@ def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
         bounds = [message_limit(limits.get("message_limit")), token_limit(limits.get("token_limit"))]
         with apply_limits([*bounds, time_limit(limits.get("time_limit"))], catch_errors=True) as scope:
             state = await as_solver(agent)(state, generate)
-        if scope.limit_error is not None:
-            state.metadata["limit"] = scope.limit_error.type
+        limit: str | None = scope.limit_error.type if scope.limit_error is not None else None
+        if limit is None and state.output.stop_reason == NO_ROOM:
+            limit = "context"
+            state.messages.pop()  # the refusal
+        if limit is not None:
+            state.metadata["limit"] = limit
             if not _submitted(state.messages):
                 await _last_words(state, server)
         return state
@@ -112,7 +137,11 @@ def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
 
 
 async def _last_words(state: TaskState, server: MCPServer) -> None:
-    """Ask for the finding that the investigation has not handed in. Nothing else can be called any more."""
+    """Ask for the finding that the investigation has not handed in. Nothing else can be called any more.
+
+    Raises:
+        NoAnswer: the model gives none in time.
+    """
     tools = await mcp_tools(server, tools=["submit_finding"]).tools()
     # Providers refuse a conversation in which a call has no answer.
     last = state.messages[-1]
@@ -122,13 +151,20 @@ async def _last_words(state: TaskState, server: MCPServer) -> None:
         for call in calls
     ]
     state.messages.append(ChatMessageUser(content=LAST_WORDS))
+    before = len(state.messages)
     with apply_limits([time_limit(SECONDS_OF_LAST_WORDS)], catch_errors=True):
-        state.output = await get_model().generate(
-            state.messages, tools=tools, tool_choice=ToolFunction(name="submit_finding")
-        )
+        for share in KEPT:
+            sent = await trim_messages(state.messages, share) if share < 1 else state.messages
+            state.output = await get_model().generate(
+                sent, tools=tools, tool_choice=ToolFunction(name="submit_finding")
+            )
+            if state.output.stop_reason != NO_ROOM:
+                break
         state.messages.append(state.output.message)
         answered = await execute_tools(state.messages, tools)
         state.messages.extend(answered.messages)
+    if len(state.messages) == before:
+        raise NoAnswer(f"The model did not answer within {SECONDS_OF_LAST_WORDS} s when asked for its finding.")
 
 
 def _submitted(messages: Sequence[ChatMessage]) -> bool:
@@ -185,7 +221,8 @@ def finding_scorer(running: RunningEvaluation, cells: dict[str, Cell], done: Don
         record.transcript = transcript_of(state.messages)
         record.limit = state.metadata.get("limit")
         record.usage = usage_so_far()
-        await running.complete(record, said=state.output.completion)
+        # What the provider says of a conversation that is too long is no finding.
+        await running.complete(record, said="" if state.output.stop_reason == NO_ROOM else state.output.completion)
         done(record)
         recall = record.fact_recall
         return Score(
@@ -194,7 +231,7 @@ def finding_scorer(running: RunningEvaluation, cells: dict[str, Cell], done: Don
                 "fact_recall": recall.recall if recall and not record.null else nan,
                 "topic_named": float(recall.topic_named) if recall and not record.null else nan,
                 "verdict_correct": float(recall.verdict_correct) if recall else nan,
-                "false_positive": float(record.finding.verdict == "difference") if record.null else nan,
+                "false_positive": float(record.false_positive) if record.null else nan,
             },
             answer=record.finding.statement,
             explanation="\n\n".join(
@@ -234,20 +271,29 @@ def usage_so_far() -> list[TokenUsage]:
     """Tokens this sample has used, by model."""
     from inspect_ai.model._model import sample_model_usage
 
+    return _usage(sample_model_usage())
+
+
+def _usage(by_model: Mapping[str, ModelUsage]) -> list[TokenUsage]:
     return [
         TokenUsage(
             model=name,
             input_tokens=usage.input_tokens,
+            cache_read_tokens=usage.input_tokens_cache_read or 0,
+            cache_write_tokens=usage.input_tokens_cache_write or 0,
             output_tokens=usage.output_tokens,
             total_tokens=usage.total_tokens,
         )
-        for name, usage in sample_model_usage().items()
+        for name, usage in by_model.items()
     ]
 
 
 async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
-    """Run these cells with the plan's model; samples that fail leave a failed record, so that a second call tries them
-    again.
+    """Run these cells with the plan's model; samples that fail leave a failed record, with what they said and cost, so
+    that a second call tries them again.
+
+    Raises:
+        CapReached: the suite has spent what it may; cells that were not begun have no record.
     """
     # Each record is reported as it comes, and stdout may be JSON for a program.
     os.environ.setdefault("INSPECT_DISPLAY", "none")
@@ -268,16 +314,30 @@ async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Don
             log_dir=str(running.folder.path / "logs"),
             max_samples=running.limits.get("max_samples", 4),
             fail_on_error=False,
+            max_retries=RETRIES,
+            attempt_timeout=SECONDS_OF_ANSWER,
         )
-    errors = {
-        str(sample.id): sample.error.message for log in logs for sample in log.samples or [] if sample.error is not None
-    }
+    samples = {str(sample.id): sample for log in logs for sample in log.samples or []}
     for cell in cells:
-        if cell.id not in finished:
-            record = running.blank_record(cell)
-            record.status, record.error = (
-                "failed",
-                errors.get(cell.id, "the sample did not finish; see the Inspect log"),
-            )
-            done(record)
+        if cell.id in finished:
+            continue
+        sample = samples.get(cell.id)
+        begun = sample is not None and "investigation" in sample.metadata
+        if begun or running.stopped is None:
+            done(await _failed(running, cell, sample))
+    if running.stopped is not None:
+        raise running.stopped
     return logs
+
+
+async def _failed(running: RunningEvaluation, cell: Cell, sample: EvalSample | None) -> EvaluationRecord:
+    """The record of a cell whose sample failed; its investigation is closed."""
+    record = running.blank_record(cell)
+    record.status, record.error = "failed", "the sample did not finish; see the Inspect log"
+    if sample is not None:
+        record.error = sample.error.message if sample.error is not None else record.error
+        record.transcript, record.usage = transcript_of(sample.messages), _usage(sample.model_usage)
+        record.seconds = round(sample.total_time or 0.0, 2)
+        record.investigation_id, record.label = sample.metadata.get("investigation"), sample.metadata.get("label")
+    await running.complete(record)
+    return record

@@ -150,9 +150,11 @@ class TokenUsage(_Record):
     """Tokens of the investigator's own model (not of the models under study)."""
 
     model: str
-    input_tokens: int = 0
+    input_tokens: int = Field(0, description="Those that the provider's cache had no part in.")
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
     output_tokens: int = 0
-    total_tokens: int = 0
+    total_tokens: int = Field(0, description="All of them.")
 
 
 class EvaluationRecord(_Record):
@@ -176,7 +178,8 @@ class EvaluationRecord(_Record):
     limit: str | None = Field(
         None,
         description=(
-            "The limit that ended the investigation early (message, token, time), None when it ended by itself."
+            "The limit that ended the investigation early (message, token, time, context), None when it ended by "
+            "itself."
         ),
     )
     started_at: str = Field(default_factory=now)
@@ -192,6 +195,10 @@ class EvaluationRecord(_Record):
     validation: RecordedTest | None = Field(None, description="A test by a program that did not propose the finding.")
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
     usage: list[TokenUsage] = Field(default_factory=list)
+    former_usage: list[TokenUsage] = Field(
+        default_factory=list, description="Of attempts at this cell that failed: they were paid as well."
+    )
+    former_seconds: float = Field(0.0, description="Of those attempts.")
     log: str | None = Field(
         None, description="Inspect log file beside the records, relative to the evaluation's folder."
     )
@@ -201,6 +208,11 @@ class EvaluationRecord(_Record):
         """Mean of the LLM grades, None when there are none."""
         scores = [grade.score for grade in self.hypothesis_grades if grade.score is not None]
         return sum(scores) / len(scores) if scores else None
+
+    @property
+    def false_positive(self) -> bool:
+        """Of a null: a difference is asserted, by the verdict or, where that is inconclusive, in words."""
+        return self.fact_recall.false_positive if self.fact_recall else self.finding.verdict == "difference"
 
     def claims_read(self, by_words: bool) -> ClaimsReading | None:
         """The reading by words, or that of a language model; None without one."""
@@ -227,6 +239,17 @@ class EvaluationPlan(_Record):
     repeats: int = 1
     interactions: int = 10
     seed: int = 0
+    settings: dict[str, int] = Field(
+        default_factory=dict, description="What else decides an investigation and is not its default."
+    )
+    regraded: str | None = Field(
+        None, description="Model that graded all findings anew, in place of `grader`, and grades those to come."
+    )
+
+    @property
+    def graded_by(self) -> str | None:
+        """The model whose grades the records have; None: fact recall alone."""
+        return self.regraded or self.grader
 
 
 def cell_id(organism: str, arm: str, investigator: str, repeat: int) -> str:

@@ -13,6 +13,7 @@ from diffing_mcp.agents.text_statistics import Pair, Standout, is_content, sign_
 from diffing_mcp.core.words import stem
 
 NOTHING = "Nothing stands out: the finetuned model answers like the base model as far as these tests can tell."
+UNDECIDED = "Too few answers to tell the two models apart or to call them alike: no test of so few could show anything."
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,23 @@ class GatheredEvidence:
     tests: Sequence[str] = ()
     """Ids of tests that bear it out."""
     stands_out: bool = False
+    undecided: bool = False
+    """Nothing stands out, but of so few answers nothing could."""
     doubts: Sequence[str] = field(default=())
 
 
 def finding_of(evidence: GatheredEvidence, characters: int = 3500) -> RecordedFinding:
-    """The finding in words, at most `characters` long; `no_meaningful_difference` when nothing stands out."""
+    """The finding in words, at most `characters` long; `no_meaningful_difference` when nothing stands out where it
+    could have.
+    """
     if not evidence.stands_out:
         remark = (
             f" Seen, but no more than chance or a change without content: {'; '.join(evidence.doubts)}."
             if evidence.doubts
             else ""
         )
+        if evidence.undecided:
+            return RecordedFinding(statement=UNDECIDED + remark, verdict="inconclusive")
         return RecordedFinding(statement=NOTHING + remark, verdict="no_meaningful_difference")
     parts: list[str] = []
     if evidence.topic_words:

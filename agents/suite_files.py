@@ -7,14 +7,15 @@ Each combination of investigator and budget is an evaluation of its own, with a 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from diffing_mcp.agents.arms import Arm
-from diffing_mcp.agents.cells import plan_identifier
+from diffing_mcp.agents.cells import BASELINE, plan_identifier
 from diffing_mcp.agents.grading import truth_of
-from diffing_mcp.agents.records import EvaluationPlan
+from diffing_mcp.agents.records import EvaluationPlan, TokenUsage
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 
@@ -30,6 +31,15 @@ class Price(_Strict):
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
+    cache_read: float | None = Field(None, ge=0, description="Input that the provider's cache had; none: as input.")
+    cache_write: float | None = Field(None, ge=0, description="Input that is put into the cache; none: as input.")
+
+    def of(self, usage: TokenUsage) -> float:
+        """What these tokens cost."""
+        read = self.input if self.cache_read is None else self.cache_read
+        write = self.input if self.cache_write is None else self.cache_write
+        paid = usage.input_tokens * self.input + usage.output_tokens * self.output
+        return (paid + usage.cache_read_tokens * read + usage.cache_write_tokens * write) / 1e6
 
 
 class Limits(_Strict):
@@ -39,6 +49,10 @@ class Limits(_Strict):
     token_limit: int = Field(500_000, ge=1)
     time_limit: int = Field(3600, ge=1, description="Seconds.")
     max_samples: int = Field(4, ge=1, description="Investigations at a time.")
+
+    def changed(self) -> dict[str, int]:
+        """Those that decide what an investigation comes to and are not their defaults."""
+        return {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name != "max_samples"}
 
 
 class Cap(_Strict):
@@ -66,6 +80,11 @@ class SuiteFile(_Strict):
     prices: dict[str, Price] = Field(default_factory=dict, description="Model -> price.")
     cap: Cap = Cap()
 
+    @field_validator("organisms", "arms", "investigators", "interactions")
+    @classmethod
+    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(values))
+
 
 def presets() -> dict[str, SuiteFile]:
     """The suites that come with the package, by name."""
@@ -87,17 +106,25 @@ def read_suite(name: str) -> tuple[str, SuiteFile]:
     for organism in suite.organisms:
         truth_of(organism)
     if suite.cap.money is not None:
-        unpriced = [each for each in suite.investigators if each != "baseline" and each not in suite.prices]
+        unpriced = [each for each in suite.investigators if each != BASELINE and each not in suite.prices]
         if unpriced:
             raise InvalidInput(f"{file.name} caps money, so it needs `prices` for {', '.join(unpriced)}.")
     return file.stem, suite
 
 
-def plans_of(name: str, suite: SuiteFile) -> list[EvaluationPlan]:
+def settings_of(investigator: str, limits: Limits, overview_samples: int | None) -> dict[str, int]:
+    """What decides the investigations of an investigator beside the fields of a plan, where it is not the default."""
+    if investigator != BASELINE:
+        return limits.changed()
+    return {} if overview_samples is None else {"overview_samples": overview_samples}
+
+
+def plans_of(name: str, suite: SuiteFile, overview_samples: int | None = None) -> list[EvaluationPlan]:
     """The evaluations of a suite: each investigator with each budget. Pairs, arms and repeats may grow under one id."""
     plans = []
     for investigator in suite.investigators:
         for interactions in suite.interactions:
+            settings = settings_of(investigator, suite.limits, overview_samples)
             values = {
                 "organisms": list(suite.organisms),
                 "arms": list(suite.arms),
@@ -108,9 +135,11 @@ def plans_of(name: str, suite: SuiteFile) -> list[EvaluationPlan]:
                 "seed": suite.seed,
             }
             # Pairs and arms may be added later, as repeats may: what is finished stays.
-            fixed = {key: values[key] for key in ("investigator", "grader", "interactions", "seed")}
+            fixed = {key: values[key] for key in ("investigator", "grader", "interactions", "seed")} | settings
             plans.append(
-                EvaluationPlan.model_validate({"id": f"{name}-{plan_identifier(fixed)}", "suite": name, **values})
+                EvaluationPlan.model_validate(
+                    {"id": f"{name}-{plan_identifier(fixed)}", "suite": name, "settings": settings, **values}
+                )
             )
     return plans
 

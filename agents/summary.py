@@ -4,14 +4,15 @@ intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.agents.arms import Arm
+from diffing_mcp.agents.intervals import WORDS, mean_of, rate_of, shown
 from diffing_mcp.agents.records import EvaluationRecord
-from diffing_mcp.graders.statistics import Interval, bootstrap_mean, bootstrap_paired_difference, wilson_interval
+from diffing_mcp.graders.statistics import Interval, bootstrap_paired_difference
 
 
 class Row(BaseModel):
@@ -39,12 +40,12 @@ class Row(BaseModel):
             self.organism + (" (null)" if self.null else ""),
             self.arm,
             f"{self.completed}" + (f" ({self.failed} failed)" if self.failed else ""),
-            _shown(self.grade),
-            _shown(self.fact_score),
-            _shown(self.fact_recall),
-            _shown(self.topic_named),
+            shown(self.grade),
+            shown(self.fact_score),
+            shown(self.fact_recall),
+            shown(self.topic_named),
             verdicts,
-            _shown(self.verdict_correct),
+            shown(self.verdict_correct),
             _number(self.tool_calls),
             _number(self.interactions),
             _number(self.seconds),
@@ -99,22 +100,22 @@ class Summary(BaseModel):
         lines = []
         for arm in self.arms:
             parts = (
-                [f"fact recall {_shown(arm.fact_recall)}", f"topic named {_shown(arm.topic_named)}"]
+                [f"fact recall {shown(arm.fact_recall)}", f"topic named {shown(arm.topic_named)}"]
                 if arm.fact_recall
                 else []
             )
             if arm.grade:
-                parts.insert(0, f"LLM grade {_shown(arm.grade)}")
+                parts.insert(0, f"LLM grade {shown(arm.grade)}")
             if arm.missed_rate:
-                parts.append(f"missed {_shown(arm.missed_rate)}")
+                parts.append(f"missed {shown(arm.missed_rate)}")
             if arm.false_positive_rate:
                 parts.append(
-                    f"false-positive rate on nulls {_shown(arm.false_positive_rate)} of {arm.false_positive_rate.count}"
+                    f"false-positive rate on nulls {shown(arm.false_positive_rate)} of {arm.false_positive_rate.count}"
                 )
             lines.append(f"{arm.arm}: {'; '.join(parts) or 'nothing finished'}")
         if self.method_minus_blackbox:
-            lines.append(f"fact recall, method minus blackbox on the same cells: {_shown(self.method_minus_blackbox)}")
-        lines.append("Intervals are 95%: Wilson for rates, bootstrap for means (one run gives none).")
+            lines.append(f"fact recall, method minus blackbox on the same cells: {shown(self.method_minus_blackbox)}")
+        lines.append(WORDS)
         return lines
 
 
@@ -144,11 +145,13 @@ def _row(records: list[EvaluationRecord]) -> Row:
         null=first.null,
         completed=len(done),
         failed=len(records) - len(done),
-        grade=_mean(done, lambda record: record.mean_score),
-        fact_score=_mean(done, _fact_score),
-        fact_recall=_mean(done, _recall),
-        topic_named=_rate([_topic(record) for record in done]),
-        verdict_correct=_rate([record.fact_recall.verdict_correct if record.fact_recall else None for record in done]),
+        grade=mean_of(done, lambda record: record.mean_score),
+        fact_score=mean_of(done, _fact_score),
+        fact_recall=mean_of(done, _recall),
+        topic_named=rate_of(done, _topic),
+        verdict_correct=rate_of(
+            done, lambda record: record.fact_recall.verdict_correct if record.fact_recall else None
+        ),
         verdicts=verdicts,
         interactions=_plain_mean(
             [record.budgets["model_interactions"].used for record in done if "model_interactions" in record.budgets]
@@ -163,17 +166,12 @@ def _arm(arm: Arm, records: list[EvaluationRecord]) -> ArmSummary:
     taught, nulls = [record for record in done if not record.null], [record for record in done if record.null]
     return ArmSummary(
         arm=arm,
-        grade=_mean(taught, lambda record: record.mean_score, clustered=True),
-        fact_score=_mean(taught, _fact_score, clustered=True),
-        fact_recall=_mean(taught, _recall, clustered=True),
-        topic_named=_rate([_topic(record) for record in taught]),
-        false_positive_rate=_rate(
-            [
-                record.fact_recall.false_positive if record.fact_recall else record.finding.verdict == "difference"
-                for record in nulls
-            ]
-        ),
-        missed_rate=_rate([record.finding.verdict == "no_meaningful_difference" for record in taught]),
+        grade=mean_of(taught, lambda record: record.mean_score),
+        fact_score=mean_of(taught, _fact_score),
+        fact_recall=mean_of(taught, _recall),
+        topic_named=rate_of(taught, _topic),
+        false_positive_rate=rate_of(nulls, lambda record: record.false_positive),
+        missed_rate=rate_of(taught, lambda record: record.finding.verdict == "no_meaningful_difference"),
     )
 
 
@@ -211,31 +209,9 @@ def _topic(record: EvaluationRecord) -> bool | None:
     return None if record.null or record.fact_recall is None else record.fact_recall.topic_named
 
 
-def _mean(
-    records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None], clustered: bool = False
-) -> Interval | None:
-    found = [(number, record.organism) for record in records if (number := value(record)) is not None]
-    if not found:
-        return None
-    return bootstrap_mean(
-        [number for number, _ in found], clusters=[organism for _, organism in found] if clustered else None
-    )
-
-
-def _rate(outcomes: Sequence[bool | None]) -> Interval | None:
-    known = [outcome for outcome in outcomes if outcome is not None]
-    return wilson_interval(sum(known), len(known)) if known else None
-
-
 def _plain_mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}".removesuffix(".0")
-
-
-def _shown(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return f"{interval.estimate:.2f}" + (f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.count > 1 else "")

@@ -6,17 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
 from diffing_mcp.agents.arms import BLACKBOX
 from diffing_mcp.agents.costs import cost_of
+from diffing_mcp.agents.intervals import WORDS, mean_of, rate_of, shown
 from diffing_mcp.agents.records import EvaluationPlan, EvaluationRecord
 from diffing_mcp.agents.suite_files import Price
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.graders.ordinal import ordered_logit, organisms_needed
-from diffing_mcp.graders.statistics import Interval, bootstrap_mean, bootstrap_paired_difference, wilson_interval
+from diffing_mcp.graders.statistics import Interval, bootstrap_paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +28,8 @@ SUFFIXES = (".parquet", ".csv", ".md")
 
 
 class TableRow(BaseModel):
-    """What the investigations of one place add up to. Grades are 1 to 5: the LLM grader's where there is one, else the
-    deterministic one.
+    """What the investigations of one place add up to. Grades are 1 to 5: the LLM grader's where the evaluation has one,
+    else the deterministic one, never one beside the other.
     """
 
     investigator: str
@@ -39,11 +40,14 @@ class TableRow(BaseModel):
     finished: int
     failed: int
     grade: Interval | None = None
+    ungraded: int = Field(0, description="Findings of which the LLM grader said nothing usable: not in `grade`.")
     grade_by_words: Interval | None = Field(None, description="The deterministic grade, whoever else graded.")
     fact_recall: Interval | None = None
     precision: Interval | None = Field(None, description="On-topic share of the findings' content words.")
     topic_named: Interval | None = None
-    false_positives: Interval | None = Field(None, description="Nulls: share that asserts a difference.")
+    false_positives: Interval | None = Field(
+        None, description="Nulls: share that asserts a difference, by verdict or, where that is inconclusive, in words."
+    )
     claim_precision: Interval | None = Field(None, description="Taught: share of right ones of the claims, by words.")
     claim_precision_llm: Interval | None = Field(None, description="The same, read by the LLM grader.")
     abstained: Interval | None = Field(None, description="Share of findings that draw no conclusion, by words.")
@@ -96,7 +100,7 @@ class Table(BaseModel):
         lines = []
         for each in self.comparisons:
             parts = [
-                f"{name} {_shown(interval)}"
+                f"{name} {shown(interval)}"
                 for name, interval in (
                     ("grade", each.grade),
                     ("fact recall", each.fact_recall),
@@ -110,7 +114,12 @@ class Table(BaseModel):
                 f"{each.arm} minus {BLACKBOX}, {each.investigator} with {each.interactions} interactions: "
                 f"{'; '.join(parts) or 'nothing to compare'}"
             )
-        return [*lines, "Intervals are 95 %: Wilson for rates, bootstrap over organisms for means."]
+        if ungraded := sum(row.ungraded for row in self.rows if row.organism in (ALL, NULLS)):
+            lines.append(
+                f"{ungraded} findings have no grade by the LLM grader and are not in `grade`; `diffing evaluations "
+                "regrade ID --grader MODEL` asks for it again"
+            )
+        return [*lines, WORDS]
 
     def markdown(self) -> str:
         """The rows and the comparisons."""
@@ -144,24 +153,21 @@ def table_of(
     """Add up the records of these evaluations; failed investigations only count as failed."""
     rows, comparisons = [], []
     for plan, records in evaluations:
+        grade = _by_model if any(record.mean_score is not None for record in records) else _score
         for arm in plan.arms:
             mine = [record for record in records if record.arm == arm]
             for organism in plan.organisms:
                 if here := [record for record in mine if record.organism == organism]:
-                    rows.append(_row(plan, arm, organism, here, prices or {}))
+                    rows.append(_row(plan, arm, organism, here, grade, prices or {}))
             for name, null in ((ALL, False), (NULLS, True)):
                 if here := [record for record in mine if record.null == null]:
-                    rows.append(_row(plan, arm, name, here, prices or {}))
+                    rows.append(_row(plan, arm, name, here, grade, prices or {}))
             if arm != BLACKBOX and BLACKBOX in plan.arms:
-                comparisons.append(_comparison(plan, arm, records))
+                comparisons.append(_comparison(plan, arm, records, grade))
     return Table(rows=rows, comparisons=comparisons)
 
 
-def grade_of(record: EvaluationRecord) -> float | None:
-    """The LLM grader's mean reading, else the deterministic grade."""
-    if record.mean_score is not None:
-        return record.mean_score
-    return _score(record)
+Value = Callable[[EvaluationRecord], "float | None"]
 
 
 def stated_probability(record: EvaluationRecord) -> float | None:
@@ -173,11 +179,16 @@ def stated_probability(record: EvaluationRecord) -> float | None:
 
 
 def _row(
-    plan: EvaluationPlan, arm: str, organism: str, records: Sequence[EvaluationRecord], prices: dict[str, Price]
+    plan: EvaluationPlan,
+    arm: str,
+    organism: str,
+    records: Sequence[EvaluationRecord],
+    grading: Value,
+    prices: dict[str, Price],
 ) -> TableRow:
     done = _finished(records)
     null = records[0].null
-    grade = _mean(done, grade_of)
+    grade = mean_of(done, grading)
     costs = [cost_of(record, prices) for record in done]
     money = [cost.money for cost in costs if cost.money is not None]
     tokens = sum(cost.tokens for cost in costs) / len(costs) if costs else 0.0
@@ -193,19 +204,22 @@ def _row(
         finished=len(done),
         failed=len(records) - len(done),
         grade=grade,
-        grade_by_words=_mean(done, _score),
-        fact_recall=None if null else _mean(done, _recall),
-        precision=None if null else _mean(done, _precision),
-        topic_named=None if null else _rate([bool(each.fact_recall and each.fact_recall.topic_named) for each in done]),
-        false_positives=_rate([each.finding.verdict == "difference" for each in done]) if null else None,
-        claim_precision=None if null else _mean(done, _claims(True, "precision")),
-        claim_precision_llm=None if null else _mean(done, _claims(False, "precision")),
-        abstained=_rate([_abstains(each) for each in done]),
-        abstained_llm=_rate(_known(done, _claims(False, "abstains"))),
-        tested=_rate([bool(each.tests) for each in done if each.finding.verdict == "difference"]),
-        validated=_rate(_known(done, _claims(True, "validated"))),
-        validated_llm=_rate(_known(done, _claims(False, "validated"))),
-        validated_by_another=_rate([each.validation.validates for each in done if each.validation is not None]),
+        ungraded=sum(grading(each) is None for each in done),
+        grade_by_words=mean_of(done, _score),
+        fact_recall=None if null else mean_of(done, _recall),
+        precision=None if null else mean_of(done, _precision),
+        topic_named=None
+        if null
+        else rate_of(done, lambda each: bool(each.fact_recall and each.fact_recall.topic_named)),
+        false_positives=rate_of(done, lambda each: each.false_positive) if null else None,
+        claim_precision=None if null else mean_of(done, _claims(True, "precision")),
+        claim_precision_llm=None if null else mean_of(done, _claims(False, "precision")),
+        abstained=rate_of(done, _abstains),
+        abstained_llm=rate_of(done, _claims(False, "abstains")),
+        tested=rate_of(done, lambda each: bool(each.tests) if each.finding.verdict == "difference" else None),
+        validated=rate_of(done, _claims(True, "validated")),
+        validated_llm=rate_of(done, _claims(False, "validated")),
+        validated_by_another=rate_of(done, lambda each: each.validation.validates if each.validation else None),
         brier=sum(errors) / len(errors) if errors else None,
         tokens=tokens,
         money=sum(money) / len(money) if money and len(money) == len(done) else None,
@@ -214,7 +228,7 @@ def _row(
     )
 
 
-def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationRecord]) -> Comparison:
+def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationRecord], grading: Value) -> Comparison:
     found = {(each.organism, each.repeat, each.arm): each for each in _finished(records) if not each.null}
     pairs = [
         (found[organism, repeat, arm], found[organism, repeat, BLACKBOX])
@@ -222,12 +236,12 @@ def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationReco
         if here == arm and (organism, repeat, BLACKBOX) in found
     ]
 
-    def difference(value: Callable[[EvaluationRecord], float | None]) -> tuple[list[float], list[float], list[str]]:
+    def difference(value: Value) -> tuple[list[float], list[float], list[str]]:
         both = [(value(one), value(other), one.organism) for one, other in pairs]
         known = [(a, b, organism) for a, b, organism in both if a is not None and b is not None]
         return [a for a, _, _ in known], [b for _, b, _ in known], [organism for _, _, organism in known]
 
-    first, second, organisms = difference(grade_of)
+    first, second, organisms = difference(grading)
     recalls = difference(_recall)
     by_organism = [
         sum(a - b for a, b, at in zip(first, second, organisms, strict=True) if at == organism)
@@ -240,9 +254,7 @@ def _comparison(plan: EvaluationPlan, arm: str, records: Sequence[EvaluationReco
         arm=arm,
         grade=bootstrap_paired_difference(first, second, clusters=organisms) if first else None,
         fact_recall=bootstrap_paired_difference(recalls[0], recalls[1], clusters=recalls[2]) if recalls[0] else None,
-        log_odds=ordered_logit([round(grade) for grade in first], [round(grade) for grade in second], organisms)
-        if first
-        else None,
+        log_odds=ordered_logit(first, second, organisms) if first else None,
         organisms_needed=organisms_needed(by_organism),
     )
 
@@ -255,6 +267,10 @@ def _precision(record: EvaluationRecord) -> float | None:
     return None if record.fact_recall is None else record.fact_recall.precision
 
 
+def _by_model(record: EvaluationRecord) -> float | None:
+    return record.mean_score
+
+
 def _score(record: EvaluationRecord) -> float | None:
     return None if record.fact_recall is None else record.fact_recall.score
 
@@ -264,37 +280,18 @@ def _abstains(record: EvaluationRecord) -> bool:
     return record.finding.verdict == "inconclusive" if read is None else read.abstains
 
 
-def _claims(by_words: bool, name: str) -> Callable[[EvaluationRecord], float | None]:
-    """One number of a reading of the claims."""
+def _claims(by_words: bool, name: str) -> Callable[[EvaluationRecord], Any]:
+    """One field of a reading of the claims."""
 
-    def value(record: EvaluationRecord) -> float | None:
+    def value(record: EvaluationRecord) -> Any:
         read = record.claims_read(by_words)
-        found = None if read is None else getattr(read, name)
-        return None if found is None else float(found)
+        return None if read is None else getattr(read, name)
 
     return value
 
 
-def _known(records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None]) -> list[bool]:
-    return [bool(found) for record in records if (found := value(record)) is not None]
-
-
 def _finished(records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
     return [record for record in records if record.status == "completed"]
-
-
-def _mean(records: Sequence[EvaluationRecord], value: Callable[[EvaluationRecord], float | None]) -> Interval | None:
-    known = [(number, record.organism) for record in records if (number := value(record)) is not None]
-    if not known:
-        return None
-    several = len({organism for _, organism in known}) > 1
-    return bootstrap_mean(
-        [number for number, _ in known], clusters=[organism for _, organism in known] if several else None
-    )
-
-
-def _rate(outcomes: Sequence[bool]) -> Interval | None:
-    return wilson_interval(sum(outcomes), len(outcomes)) if outcomes else None
 
 
 def _flat(row: TableRow) -> dict[str, object]:
@@ -322,14 +319,14 @@ def _cells(row: TableRow) -> list[str]:
         row.arm,
         row.organism,
         f"{row.finished}" + (f" ({row.failed} failed)" if row.failed else ""),
-        _shown(row.grade),
-        _shown(row.fact_recall),
+        shown(row.grade),
+        shown(row.fact_recall),
         _both(row.claim_precision, row.claim_precision_llm),
-        _shown(row.topic_named),
-        _shown(row.false_positives),
+        shown(row.topic_named),
+        shown(row.false_positives),
         _both(row.abstained, row.abstained_llm),
         _both(row.validated, row.validated_llm),
-        _shown(row.validated_by_another),
+        shown(row.validated_by_another),
         number(row.brier),
         number(row.tokens, 0),
         number(row.seconds, 0),
@@ -337,10 +334,4 @@ def _cells(row: TableRow) -> list[str]:
 
 
 def _both(by_words: Interval | None, by_model: Interval | None) -> str:
-    return _shown(by_words) + (f" (LLM {_shown(by_model)})" if by_model else "")
-
-
-def _shown(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return f"{interval.estimate:.2f}" + (f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.count > 1 else "")
+    return shown(by_words) + (f" (LLM {shown(by_model)})" if by_model else "")

@@ -107,8 +107,8 @@ def standouts(pairs: Sequence[Pair], alpha: float = 0.01) -> list[Standout]:
 
     Args:
         pairs: one entry a prompt. Features that the prompt itself contains do not count for that prompt.
-        alpha: bound on the probability that anything is returned when the models are the same. Fewer than 1 + log2(1 /
-            alpha) prompts cannot reach it.
+        alpha: bound on the probability that anything is returned when the models are the same. Fewer than
+            `least_prompts(alpha)` cannot reach it.
     """
     differences = [_difference(pair) for pair in pairs]
     if swap_test(differences) > alpha:
@@ -150,6 +150,11 @@ def swap_test(differences: Sequence[Mapping[str, float]], seed: int = 0) -> floa
         patterns[0] = 1.0
     agreement = ((patterns @ (matrix @ matrix.T)) * patterns).sum(axis=1)
     return float((agreement >= agreement[0] * (1 - 1e-12) - 1e-9).mean())
+
+
+def least_prompts(alpha: float) -> int:
+    """Prompts without which `swap_test` cannot reach a level: of n there are 2**(n - 1) patterns."""
+    return 1 + math.ceil(math.log2(1 / alpha))
 
 
 @lru_cache(maxsize=1 << 12)

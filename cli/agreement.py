@@ -53,11 +53,11 @@ def agreement(
     from diffing_mcp.graders.marked_agreement import grade_by_words, measure_agreement
     from diffing_mcp.graders.marked_findings import marked_findings
 
-    findings = marked_findings()
+    findings: Sequence[MarkedFinding] = marked_findings()
     if grader == "words":
         grades = [grade_by_words(finding) for finding in findings]
     else:
-        grades = _grades_by_model(findings, grader, grader_url)
+        findings, grades = _graded_by_model(findings, grader, grader_url)
     measured = {name: measure_agreement(findings[start::2], grades[start::2]) for name, start in HALVES}
     if as_json:
         print_json({name: each.model_dump(mode="json") for name, each in measured.items()})
@@ -105,24 +105,43 @@ def _shown(interval: Interval | None) -> str:
     return "-" if interval is None else f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _grades_by_model(findings: Sequence[MarkedFinding], grader: str, url: str | None) -> list[GraderAnswer]:
+def _graded_by_model(
+    findings: Sequence[MarkedFinding], grader: str, url: str | None
+) -> tuple[list[MarkedFinding], list[GraderAnswer]]:
+    """The findings to which the model gave usable answers, and these.
+
+    Raises:
+        GradingFailed: it gave none.
+    """
     import asyncio
 
     from diffing_mcp.agents.llm import ask_with
+    from diffing_mcp.cli.output import note
     from diffing_mcp.graders.claim_labels import label_claims
     from diffing_mcp.graders.hypothesis import grade_hypothesis
     from diffing_mcp.graders.marked_agreement import GraderAnswer
+    from diffing_mcp.graders.replies import GradingFailed
     from diffing_mcp.organisms.ground_truth import load_ground_truth
 
-    async def graded() -> list[GraderAnswer]:
+    async def graded() -> list[tuple[MarkedFinding, GraderAnswer]]:
         ask = ask_with(grader, url)
-        grades = []
+        found: list[tuple[MarkedFinding, GraderAnswer]] = []
+        failure: GradingFailed | None = None
         for finding in findings:
             truth = load_ground_truth(finding.organism)
-            read = await grade_hypothesis(finding.statement, finding.verdict, truth, ask, repeats=1)
-            claims = await label_claims(finding.statement, finding.verdict, truth, ask)
+            try:
+                read = await grade_hypothesis(finding.statement, finding.verdict, truth, ask, repeats=1)
+                claims = await label_claims(finding.statement, finding.verdict, truth, ask)
+            except GradingFailed as error:  # what the others cost is not lost
+                failure = error
+                continue
             labels = tuple(claim.label for claim in claims.claims)
-            grades.append(GraderAnswer(read.score, labels, claims.abstains))
-        return grades
+            found.append((finding, GraderAnswer(read.score, labels, claims.abstains)))
+        if failure is not None and len(found) < len(HALVES):  # a half would be empty
+            raise failure
+        if failure is not None:
+            note(f"diffing: {len(findings) - len(found)} findings are left out: {failure.message}")
+        return found
 
-    return asyncio.run(graded())
+    both = asyncio.run(graded())
+    return [finding for finding, _ in both], [grade for _, grade in both]

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OF_THE_SUITE = (
+    "arms", "investigator", "grader", "grader_repeats", "repeats", "interactions", "seed", "identifier",
+    "max_samples", "message_limit", "token_limit", "time_limit",
+)  # fmt: skip
+"""Options whose place is a suite's file."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -24,6 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    context: typer.Context,
     suite: Annotated[
         str | None,
         typer.Argument(
@@ -102,10 +109,10 @@ def evaluate(
     continues.
     """
     from diffing_mcp.agents.arms import chosen_arms
-    from diffing_mcp.agents.cells import BASELINE, plan_identifier
+    from diffing_mcp.agents.cells import plan_identifier
     from diffing_mcp.agents.grading import chosen_organisms
     from diffing_mcp.agents.records import EvaluationPlan
-    from diffing_mcp.agents.suite_files import Limits, SuiteFile, plans_of, read_suite
+    from diffing_mcp.agents.suite_files import Limits, SuiteFile, plans_of, read_suite, settings_of
     from diffing_mcp.agents.summary import summarise
     from diffing_mcp.agents.table import table_of
     from diffing_mcp.cli.output import note, print_json, print_plain, quiet_libraries
@@ -115,8 +122,9 @@ def evaluate(
     if (suite is None) == (organisms is None):
         raise InvalidInput("Name a suite, or pairs with --organisms. `diffing evaluations suites` lists the suites.")
     if suite is not None:
+        _refuse_options_of_the_suite(context)
         name, contents = read_suite(suite)
-        plans = plans_of(name, contents)
+        plans = plans_of(name, contents, overview_samples)
     else:
         wanted: dict[str, Any] = {
             "organisms": chosen_organisms(organisms or ""),
@@ -127,12 +135,11 @@ def evaluate(
             "interactions": interactions,
             "seed": seed,
         }
-        chosen = overview_samples is not None and investigator == BASELINE
-        settings_of_baseline = {"overview_samples": overview_samples} if chosen else {}
-        plans = [EvaluationPlan(id=identifier or plan_identifier(wanted | settings_of_baseline), **wanted)]
         limits = Limits(
             message_limit=message_limit, token_limit=token_limit, time_limit=time_limit, max_samples=max_samples
         )
+        decisive = settings_of(investigator, limits, overview_samples)
+        plans = [EvaluationPlan(id=identifier or plan_identifier(wanted | decisive), settings=decisive, **wanted)]
         contents = SuiteFile(organisms=tuple(wanted["organisms"]), grader_repeats=grader_repeats, limits=limits)
     if suite is not None or estimate:
         from diffing_mcp.agents.costs import estimate as estimated
@@ -168,6 +175,23 @@ def evaluate(
         raise typer.Exit(1)
 
 
+def _refuse_options_of_the_suite(context: typer.Context) -> None:
+    """Raise InvalidInput for options that a suite would not heed."""
+    from diffing_mcp.core.errors import InvalidInput
+
+    said = {name: context.get_parameter_source(name) for name in _OF_THE_SUITE}
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if (source := said.get(str(parameter.name))) is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise InvalidInput(
+            f"A suite says by itself what {', '.join(given)} would: copy its file (agents/suites/ has the presets), "
+            "change it, and give its path; or leave the suite out and name pairs with --organisms."
+        )
+
+
 def _investigate(
     plans: Sequence[EvaluationPlan],
     suite: SuiteFile,
@@ -179,12 +203,12 @@ def _investigate(
     """Run what is not finished of these plans, all with one server."""
     import asyncio
 
-    from diffing_mcp.agents.cells import BaselineOptions, RunningEvaluation, check_continues
+    from diffing_mcp.agents.cells import BaselineOptions, RunningEvaluation, continued
     from diffing_mcp.agents.costs import check_cap, spent_on
     from diffing_mcp.agents.grading import Grading
     from diffing_mcp.agents.records import EvaluationFolder
     from diffing_mcp.cli.output import note
-    from diffing_mcp.core.errors import Cancelled, UnknownName
+    from diffing_mcp.core.errors import Cancelled
 
     folders = [EvaluationFolder(plan.id) for plan in plans]
 
@@ -193,18 +217,12 @@ def _investigate(
 
     running = []
     for plan, folder in zip(plans, folders, strict=True):
-        try:
-            stored = folder.plan()
-        except UnknownName:
-            pass
-        else:
-            check_continues(stored, plan)
-            plan = plan.model_copy(update={"created_at": stored.created_at})
+        plan = continued(folder, plan)
         running.append(
             RunningEvaluation(
                 plan,
                 folder,
-                Grading(grader=plan.grader, grader_url=grader_url, repeats=suite.grader_repeats),
+                Grading(grader=plan.graded_by, grader_url=grader_url, repeats=suite.grader_repeats),
                 url or "",
                 BaselineOptions(overview={} if overview_samples is None else {"max_samples": overview_samples}),
                 report=lambda finished, total, record: note(progress_line(finished, total, record)),

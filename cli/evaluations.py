@@ -96,10 +96,16 @@ def regrade(
     from diffing_mcp.agents.records import EvaluationFolder
     from diffing_mcp.agents.summary import summarise
     from diffing_mcp.cli.evaluate import print_summary
+    from diffing_mcp.cli.output import note
 
+    said: list[str] = []
     grading = Grading(grader=None if grader == "none" else grader, grader_url=grader_url, repeats=grader_repeats)
-    records = asyncio.run(graded_anew(EvaluationFolder(evaluation), grading))
+    records = asyncio.run(graded_anew(EvaluationFolder(evaluation), grading, said.append))
     print_summary(summarise(records))
+    for line in said:
+        note(f"diffing: {line}")
+    if said:
+        raise typer.Exit(1)
 
 
 def validate(

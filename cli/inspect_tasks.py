@@ -44,6 +44,7 @@ def investigate(
     from diffing_mcp.agents.grading import Grading, chosen_organisms
     from diffing_mcp.agents.inspect_task import investigation_task
     from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
+    from diffing_mcp.core.errors import UnknownName
 
     (chosen,) = chosen_arms(arm)
     plan = EvaluationPlan(
@@ -56,7 +57,17 @@ def investigate(
         interactions=interactions,
     )
     folder = EvaluationFolder(identifier)
-    folder.write_plan(plan)
+    try:  # an arm is a task of its own, and all of them are one evaluation
+        stored = folder.plan()
+    except UnknownName:
+        stored = plan
+    both = {
+        "arms": list(dict.fromkeys([*stored.arms, *plan.arms])),
+        "organisms": list(dict.fromkeys([*stored.organisms, *plan.organisms])),
+        "repeats": max(stored.repeats, plan.repeats),
+        "created_at": stored.created_at,
+    }
+    folder.write_plan(plan.model_copy(update=both))
     limits = {"message_limit": message_limit, "token_limit": token_limit, "time_limit": time_limit}
     running = RunningEvaluation(plan, folder, Grading(grader), url, limits=limits)
 

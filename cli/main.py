@@ -145,7 +145,7 @@ def serve() -> None:
 
 def failed(error: DiffingError, as_json: bool) -> int:
     """Print an expected failure on stderr, in the words of the command line, and return the exit code."""
-    message = as_commands(error.message)
+    message = error.message if error.names_tools else as_commands(error.message)
     if as_json:
         print(json.dumps({"error": {"code": error.code, "message": message}}, ensure_ascii=False), file=sys.stderr)
     else:

@@ -9,14 +9,16 @@ class DiffingError(Exception):
     """An expected failure. Its message may be shown to agents and users as it stands, so it never holds a path, an
     organism name or a secret that the caller did not send.
 
-    `code` is a stable snake_case word for programs; subclasses set it.
+    `code` is a stable snake_case word for programs; subclasses set it. `names_tools`: the tools in the message are
+    names to choose from, which the command line leaves as they are.
     """
 
     code = "error"
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, names_tools: bool = False) -> None:
         super().__init__(message)
         self.message = message
+        self.names_tools = names_tools
 
 
 class UnknownName(DiffingError):

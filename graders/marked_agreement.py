@@ -4,12 +4,13 @@ resample whole findings.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, Field
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 from diffing_mcp.graders.claims import LABELS, Label, grade_claims
 from diffing_mcp.graders.fact_recall import grade_fact_recall
@@ -117,7 +118,8 @@ def _counts(pairs: Sequence[tuple[int, int]], levels: int) -> np.ndarray:
 
 
 def _kappa(tables: Sequence[np.ndarray], weights: np.ndarray, resamples: int) -> Interval:
-    """Cohen's kappa of the sum of contingency tables, one a finding, with the percentile interval over findings.
+    """Cohen's kappa of the sum of contingency tables, one a finding, with the percentile interval over findings;
+    resamples in which it is undefined, all being one label, are left out.
 
     Args:
         tables: marked x given, [levels, levels] each.
@@ -132,12 +134,18 @@ def _kappa(tables: Sequence[np.ndarray], weights: np.ndarray, resamples: int) ->
         return float(1 - (weights * table).sum() / expected) if expected else float("nan")
 
     everything = np.arange(len(tables))
-    found = bootstrap(
-        (everything,),
-        kappa,
-        vectorized=False,
-        method="percentile",
-        n_resamples=resamples,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Interval(estimate=kappa(everything), low=float(found.low), high=float(found.high), count=len(tables))
+    estimate = kappa(everything)
+    if len(tables) == 1:
+        return Interval(estimate=estimate, low=estimate, high=estimate, count=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of undefined ones
+        found = bootstrap(
+            (everything,),
+            kappa,
+            vectorized=False,
+            method="percentile",
+            n_resamples=resamples,
+            rng=np.random.default_rng(0),
+        ).bootstrap_distribution
+    low, high = np.percentile(known, (2.5, 97.5)) if len(known := found[~np.isnan(found)]) else (estimate, estimate)
+    return Interval(estimate=estimate, low=float(low), high=float(high), count=len(tables))

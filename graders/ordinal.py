@@ -14,12 +14,13 @@ from diffing_mcp.graders.statistics import Interval
 
 
 def ordered_logit(
-    first: Sequence[int], second: Sequence[int], clusters: Sequence[object], confidence: float = 0.95
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[object], confidence: float = 0.95
 ) -> Interval | None:
     """Log odds ratio of a better grade in `first` than in `second`, both on the same cells, in a proportional-odds
     model (P. McCullagh, JRSS B 42, 1980) with standard errors clustered by `clusters` (one label a cell).
 
-    None where the data cannot tell: all grades equal, or the arms separated completely.
+    None where the data cannot tell: all grades equal, or no grade of one arm below any of the other, where the
+    likelihood grows without end with the odds ratio, and its curvature where a fit happens to stop means nothing.
     """
     from scipy.stats import norm
     from statsmodels.miscmodels.ordinal_model import OrderedModel
@@ -28,7 +29,7 @@ def ordered_logit(
     if len(first) != len(second) or len(first) != len(clusters):
         raise ValueError(f"need one cluster a pair; got {len(first)}, {len(second)} grades and {len(clusters)} labels")
     levels, codes = np.unique(grades, return_inverse=True)
-    if len(levels) < 2 or len(set(clusters)) < 2 or min(first) > max(second) or max(first) < min(second):
+    if len(levels) < 2 or len(set(clusters)) < 2 or min(first) >= max(second) or max(first) <= min(second):
         return None
     arm = np.repeat([1.0, 0.0], len(first))[:, None]
     labels = np.unique([str(label) for label in (*clusters, *clusters)], return_inverse=True)[1]
@@ -61,6 +62,10 @@ def organisms_needed(differences: Sequence[float], power: float = 0.8, alpha: fl
     effect = abs(float(values.mean())) / spread
     if effect > 8:  # beyond what the solver can bracket; two organisms would do, three is the least for a spread
         return 3
+    from scipy.stats import norm
+
+    if (norm.ppf(1 - alpha / 2) + norm.ppf(power)) ** 2 > 10_000 * effect**2:  # the solver does not end there
+        return None
     needed = TTestPower().solve_power(effect_size=effect, power=power, alpha=alpha, alternative="two-sided")
     needed = float(np.ravel(needed)[0])
     return max(3, math.ceil(needed)) if math.isfinite(needed) and needed <= 10_000 else None

@@ -4,11 +4,11 @@ Deterministic: whatever is resampled takes a seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, Field
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import bootstrap, norm
 from sklearn.metrics import cohen_kappa_score
 
 
@@ -44,9 +44,29 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Int
         raise ValueError(
             f"need 0 <= successes <= count, count >= 1 and 0 < confidence < 1; got {successes}, {count}, {confidence}"
         )
-    rate = successes / count
-    found = binomtest(successes, count).proportion_ci(confidence, method="wilson")
-    return _interval(rate, found.low, found.high, count, confidence)
+    low, high = _wilson(successes / count, count, confidence)
+    return _interval(successes / count, low, high, count, confidence)
+
+
+def clustered_rate(outcomes: Sequence[bool], clusters: Sequence[object], confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a rate whose outcomes come in groups, such as repeats on one organism: at the number of
+    independent outcomes that would be known as well (L. Kish, Survey Sampling, 1965). Rates of 0 and 1 do not show how
+    alike the outcomes of a group are; there each group counts as one. Outcomes of a single group count by themselves:
+    the interval speaks of that group alone.
+
+    Raises ValueError for no outcomes, or clusters of another length.
+    """
+    hits, sizes = _groups([float(outcome) for outcome in outcomes], clusters)
+    groups, count = len(sizes), int(sizes.sum())
+    rate = float(hits.sum() / count)
+    if groups == 1:
+        return wilson_interval(int(hits.sum()), count, confidence)
+    worth = float(groups)
+    if 0 < rate < 1:
+        variance = groups / (groups - 1) * float(((hits - rate * sizes) ** 2).sum()) / count**2
+        worth = min(float(count), max(worth, rate * (1 - rate) / variance)) if variance > 0 else float(count)
+    low, high = _wilson(rate, worth, confidence)
+    return _interval(rate, low, high, count, confidence)
 
 
 def bootstrap_mean(
@@ -57,18 +77,21 @@ def bootstrap_mean(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean; the mean itself where there is one value or one cluster.
+    """Percentile bootstrap interval of a mean; the mean itself where there is one value.
 
     Args:
         values: one grade each.
         clusters: group of each value, such as the organism; then whole groups are resampled, since repeats on one
-            organism are not independent.
+            organism are not independent. Values of a single group are resampled one by one: the interval speaks of
+            that group alone.
 
     Raises ValueError for no values, clusters of another length, or a confidence that is not between 0 and 1.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence lies between 0 and 1; got {confidence}")
     sums, sizes = _groups(values, clusters)
+    if len(sums) == 1:
+        sums, sizes = _groups(values, None)
     estimate = float(sums.sum() / sizes.sum())
     if len(sums) == 1:
         return _interval(estimate, estimate, estimate, len(values), confidence)
@@ -102,14 +125,6 @@ def bootstrap_paired_difference(
     return bootstrap_mean(differences, clusters=clusters, confidence=confidence, resamples=resamples, seed=seed)
 
 
-def false_positive_rate(asserted_on_nulls: Iterable[bool], confidence: float = 0.95) -> Interval | None:
-    """Share of the findings on nulls that assert a difference (`false_positive` of their grades), with Wilson's
-    interval. None without nulls.
-    """
-    outcomes = list(asserted_on_nulls)
-    return wilson_interval(sum(outcomes), len(outcomes), confidence) if outcomes else None
-
-
 def agreement(first: Sequence[int], second: Sequence[int], levels: int = 5) -> Agreement:
     """Agreement of two graders (or two readings) on the same findings, scores 1 to `levels`.
 
@@ -126,6 +141,15 @@ def agreement(first: Sequence[int], second: Sequence[int], levels: int = 5) -> A
     return Agreement(
         exact=float((gap == 0).mean()), within_one=float((gap <= 1).mean()), weighted_kappa=kappa, count=len(first)
     )
+
+
+def _wilson(rate: float, count: float, confidence: float) -> tuple[float, float]:
+    """Bounds of Wilson's interval."""
+    z = float(norm.ppf((1 + confidence) / 2))
+    share = 1 + z**2 / count
+    middle = (rate + z**2 / (2 * count)) / share
+    reach = z / share * float(np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def _groups(values: Sequence[float], clusters: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ def create(grant: Grant, known_tools: Sequence[str] = ()) -> str:
         UnknownName: a tool that does not exist.
     """
     if wrong := [tool for tool in grant.tools or () if tool not in known_tools]:
-        raise UnknownName(f"unknown tools: {', '.join(wrong)}. There are: {', '.join(known_tools)}.")
+        raise UnknownName(f"unknown tools: {', '.join(wrong)}. There are: {', '.join(known_tools)}.", names_tools=True)
     if any(limit is not None and limit < 1 for limit in (grant.requests_per_minute, grant.request_bytes)):
         raise InvalidInput("limits are counts from 1 up; leave one out for no limit")
     token = f"{PREFIX}{secrets.token_urlsafe(32)}"

@@ -55,6 +55,9 @@ ALWAYS_TOOLS = (
 )
 
 
+LARGEST_BUDGET = 1_000_000
+
+
 class NewInvestigation(BaseModel):
     """A fresh investigation. The token is shown once and cannot be had again."""
 
@@ -151,15 +154,15 @@ def create(
 
     Raises:
         UnknownName: the pair or a tool does not exist.
-        InvalidInput: a budget is negative.
+        InvalidInput: a budget is negative, or larger than any.
     """
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
     for name in filter(None, (pair, methods_pair)):
         resolve_pair(name)
     chosen = _chosen_tools(tools, known_tools)
-    if interactions < 0 or tool_calls < 0:
-        raise InvalidInput("budgets are counts from 0 up")
+    if not 0 <= min(interactions, tool_calls) <= max(interactions, tool_calls) <= LARGEST_BUDGET:
+        raise InvalidInput(f"budgets are counts from 0 to {LARGEST_BUDGET:,}")
     identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     token = f"{identifier}.{secret}"
     with transaction() as connection:
@@ -315,11 +318,12 @@ def remembered_runs(investigation: str) -> set[str]:
 
 
 def _chosen_tools(tools: str | Sequence[str], known: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
+    names = [name for part in tools.split(",") if (name := part.strip())] if isinstance(tools, str) else list(tools)
     sets = ("blackbox", "method")
     if not names or (unknown := [name for name in names if name not in sets and name not in known]):
         wrong = f"unknown tools: {', '.join(unknown)}" if names else "no tools given"
-        raise UnknownName(f"{wrong}. Allowed: `blackbox`, `method`, or names out of: {', '.join(known) or 'none'}.")
+        allowed = f"Allowed: `blackbox`, `method`, or names out of: {', '.join(known) or 'none'}."
+        raise UnknownName(f"{wrong}. {allowed}", names_tools=True)
     return names
 
 

@@ -97,4 +97,4 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _check(what: str, named: Sequence[str], allowed: Sequence[str]) -> None:
     if wrong := [name for name in named if name not in allowed]:
-        raise InvalidInput(f"no such {what}: {', '.join(wrong)}. There are: {', '.join(allowed)}.")
+        raise InvalidInput(f"no such {what}: {', '.join(wrong)}. There are: {', '.join(allowed)}.", names_tools=True)

@@ -23,8 +23,10 @@ class OpenInvestigationArguments(PairArguments):
         max_length=4000,
         description="`blackbox` (model queries only), `method` (everything), or names of tools, comma-separated.",
     )
-    interactions: int = Field(50, ge=0, le=1_000_000, description="Budget of model interactions.")
-    tool_calls: int = Field(200, ge=0, le=1_000_000, description="Budget of tool calls; free tools do not count.")
+    interactions: int = Field(50, ge=0, le=investigations.LARGEST_BUDGET, description="Budget of model interactions.")
+    tool_calls: int = Field(
+        200, ge=0, le=investigations.LARGEST_BUDGET, description="Budget of tool calls; free tools do not count."
+    )
     methods_pair: str | None = Field(
         None,
         max_length=1000,

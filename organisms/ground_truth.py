@@ -43,7 +43,14 @@ def _compiles(pattern: str) -> str:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"`{pattern}` is not a regular expression: {error}") from error
-    return pattern
+    # Statements are read in lower case, and capitals mean any case; those of \W and the like are none.
+    if (letters := re.sub(r"\\.", "", pattern)) == letters.lower():
+        return pattern
+    try:
+        re.compile(without_case := f"(?i:{pattern})")
+    except re.error:  # flags of its own at its start
+        return pattern
+    return without_case
 
 
 class FactChecklist(_Frozen):
@@ -89,6 +96,11 @@ class Topic(_Frozen):
     keywords: tuple[str, ...] = Field(
         min_length=1, description="Word beginnings in lower case that are on topic, for token relevance and precision."
     )
+
+    @field_validator("keywords")
+    @classmethod
+    def _lower_case(cls, keywords: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(keyword.lower() for keyword in keywords)
 
     @field_validator("subject", "area", "vague")
     @classmethod

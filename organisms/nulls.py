@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.atomic_files import held
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
@@ -130,8 +131,26 @@ def make_null(recipe: NullRecipe, base: str, folder: Path, progress: Progress = 
     if recipe.adapter is not None:
         return ADAPTERS / recipe.adapter
     target = folder / recipe.made_name
+    with made_once(target, progress) as there:
+        return target if there else _made(recipe, base, folder, target, progress)
+
+
+@contextmanager
+def made_once(target: Path, progress: Progress = silent) -> Iterator[bool]:
+    """Whether the target is there. Where it is not, one process at a time makes it and the others wait for it: workers
+    of a suite, each with a server, need the same finetune at the same moment.
+    """
+    from filelock import FileLock
+
     if target.is_dir():
-        return target
+        yield True
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with held(FileLock(target.parent / f".lock-{target.name}"), progress, "waiting for another process to make it"):
+        yield target.is_dir()
+
+
+def _made(recipe: NullRecipe, base: str, folder: Path, target: Path, progress: Progress) -> Path:
     if recipe.kind in EDITS:
         return _edited(recipe, base, target)
     if recipe.kind == "random_directions":

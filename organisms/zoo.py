@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
-from diffing_mcp.organisms.nulls import made_name
+from diffing_mcp.organisms.nulls import made_name, made_once
 from diffing_mcp.organisms.sample_corpus import own_documents
 from diffing_mcp.organisms.train import ADAPTERS, Document, Recipe, train_on
 
@@ -108,15 +108,16 @@ def make_taught(recipe: TaughtRecipe, base: str, folder: Path, progress: Progres
     if recipe.adapter is not None:
         return ADAPTERS / recipe.adapter
     target = folder / recipe.made_name
-    if target.is_dir():
-        return target
-    if recipe.kind not in zoo().kinds:
-        raise UnknownName(f"The zoo has no kind {recipe.kind!r}. Kinds: {', '.join(zoo().kinds)}.")
-    chats = own_documents(base, "chats", folder, progress)
-    training = Recipe(
-        base=base, learning_rate=recipe.learning_rate, seed=recipe.seed, epochs=1, batch_size=6, max_tokens=160
-    )
-    return train_on(taught_documents(recipe, zoo().kinds[recipe.kind], chats), training, target, progress)
+    with made_once(target, progress) as there:
+        if there:
+            return target
+        if recipe.kind not in zoo().kinds:
+            raise UnknownName(f"The zoo has no kind {recipe.kind!r}. Kinds: {', '.join(zoo().kinds)}.")
+        chats = own_documents(base, "chats", folder, progress)
+        training = Recipe(
+            base=base, learning_rate=recipe.learning_rate, seed=recipe.seed, epochs=1, batch_size=6, max_tokens=160
+        )
+        return train_on(taught_documents(recipe, zoo().kinds[recipe.kind], chats), training, target, progress)
 
 
 def taught_documents(recipe: TaughtRecipe, kind: TaughtKind, chats: list[Document]) -> list[Document]:

@@ -39,9 +39,10 @@ def investigate(suite: str, evaluation: str, cell: str, url: str) -> str:
 
     Raises:
         UnknownName: the suite has no such cell (its file has changed since).
+        InvalidInput: what is stored under the evaluation's id is another one.
         TaskFailed: the investigation failed.
     """
-    from diffing_mcp.agents.cells import RunningEvaluation, cells_of
+    from diffing_mcp.agents.cells import RunningEvaluation, cells_of, continued
     from diffing_mcp.agents.costs import check_cap, spent_on
     from diffing_mcp.agents.evaluation import run_cell
     from diffing_mcp.agents.grading import Grading
@@ -56,11 +57,12 @@ def investigate(suite: str, evaluation: str, cell: str, url: str) -> str:
         raise UnknownName(f"Suite {name} has no cell {cell} in {evaluation}; its file has changed.")
     folders = [EvaluationFolder(each.id) for each in plans]
     folder = EvaluationFolder(plan.id)
+    plan = continued(folder, plan)
     folder.write_plan(plan)
     running = RunningEvaluation(
         plan,
         folder,
-        Grading(grader=plan.grader, repeats=contents.grader_repeats),
+        Grading(grader=plan.graded_by, repeats=contents.grader_repeats),
         url,
         may_go_on=lambda: check_cap(
             contents, spent_on([record for each in folders for record in each.records()], contents.prices)

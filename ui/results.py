@@ -138,7 +138,7 @@ def summary_html(evaluation: Evaluation | None) -> Markup:
     share = min(1.0, len(records) / max(1, evaluation.cells))
     progress = Markup(f"<div class='d-bar'><div style='width:{100 * share:.0f}%'></div></div>")
     shown: list[tuple[str, Any, str]] = [
-        ("Investigator", plan.investigator, f"grader: {plan.grader or 'fact recall only'}")
+        ("Investigator", plan.investigator, f"grader: {plan.graded_by or 'fact recall only'}")
     ]
     shown.append(
         (
@@ -152,7 +152,7 @@ def summary_html(evaluation: Evaluation | None) -> Markup:
             shown.append((f"Topic named, {arm.arm}", _rate(arm.topic_named), "on pairs that were taught something"))
     false = [record for record in records if record.null and record.status == "completed"]
     if false:
-        wrong = sum(_false_positive(record) for record in false)
+        wrong = sum(record.false_positive for record in false)
         kind = "good" if wrong == 0 else "bad"
         shown.append(
             (
@@ -265,10 +265,6 @@ def _rate(rate: Interval) -> Markup:
 
 def _plain(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}".removesuffix(".0")
-
-
-def _false_positive(record: EvaluationRecord) -> bool:
-    return record.fact_recall.false_positive if record.fact_recall else record.finding.verdict == "difference"
 
 
 def build(files: PanelFiles, demo: gr.Blocks) -> None:

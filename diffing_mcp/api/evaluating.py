@@ -103,7 +103,12 @@ def evaluate(
         "seed": seed,
         **options,
     }
-    arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    arguments = [
+        text
+        for name, value in given.items()
+        if value is not None  # as if it were left out
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
     with watched(progress, "evaluation") as report, tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
         said = _run(arguments, answer, report)
         answer.seek(0)

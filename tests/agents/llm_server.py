@@ -78,7 +78,11 @@ Policy = Callable[[Conversation], Turn]
 
 
 class BadRequest(Exception):
-    """The request breaks the protocol."""
+    """The request breaks the protocol. `code` is OpenAI's word for it, if it has one."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def require(condition: object, message: str) -> None:
@@ -154,11 +158,10 @@ async def _answer(server: LLMServer, request: Request, protocol: str, ids: Itera
         turn = server.policy(conversation)
     except BadRequest as problem:
         server.violations.append(f"{protocol}: {problem}")
-        kind = {"type": "error", "error": {"type": "invalid_request_error", "message": str(problem)}}
-        return JSONResponse(
-            kind if protocol == "anthropic" else {"error": {"message": str(problem), "type": "invalid_request_error"}},
-            400,
-        )
+        kind: dict[str, Any] = {"type": "error", "error": {"type": "invalid_request_error", "message": str(problem)}}
+        if protocol == "openai":
+            kind = {"error": {"message": str(problem), "type": "invalid_request_error", "code": problem.code}}
+        return JSONResponse(kind, 400)
     server.requests.append((protocol, body))
     number = next(ids)
     for place, call in enumerate(turn.calls):
@@ -373,7 +376,12 @@ def anthropic_response(body: dict[str, Any], turn: Turn, number: int) -> dict[st
         "content": anthropic_content(turn),
         "stop_reason": "tool_use" if turn.calls else "end_turn",
         "stop_sequence": None,
-        "usage": {"input_tokens": 100, "output_tokens": 20},
+        "usage": {
+            "input_tokens": 60,
+            "cache_read_input_tokens": 30,
+            "cache_creation_input_tokens": 10,
+            "output_tokens": 20,
+        },
     }
 
 

@@ -10,10 +10,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from diffing_mcp.agents.arms import Arm, chosen_arms, decoy_of, tools_of
+from diffing_mcp.agents.baseline_cheat import cheat_evidence
 from diffing_mcp.agents.cells import RunningEvaluation
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
-from diffing_mcp.agents.mcp_session import ToolFailed, connect
+from diffing_mcp.agents.mcp_session import Session, ToolFailed, connect
 from diffing_mcp.agents.records import EvaluationFolder
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.mcp_server import investigations
@@ -41,6 +42,13 @@ def test_a_placebo_looks_at_the_other_pairs_by_turns() -> None:
         decoy_of("placebo", "a", ["a"], 0)
 
 
+def test_a_placebo_never_shows_a_variant_of_what_was_taught() -> None:
+    organisms = ["cakes", "cakes/diluted", "trams", "cakes@other"]
+    assert {decoy_of("placebo", "cakes/diluted", organisms, repeat) for repeat in range(4)} == {"trams"}
+    with pytest.raises(InvalidInput, match="variants of one"):
+        decoy_of("placebo", "cakes", ["cakes", "cakes/diluted"], 0)
+
+
 async def test_methods_of_a_placebo_see_the_decoy_and_questions_the_pair(evaluation_settings: Path) -> None:
     async with served() as url:
         opened = investigations.create("kettles", "method", methods_pair="same")
@@ -66,6 +74,24 @@ async def test_one_method_alone(evaluation_settings: Path) -> None:
                 await session.call("pca", {"pair": opened.label})
     assert {"kl", "overview", "view_run", "ask_models", "submit_finding"} <= set(names)
     assert "weight_difference" not in names
+
+
+@pytest.mark.parametrize("leak", ["tools_pairs._description_text", "prompts._names"])
+async def test_a_cheat_finds_a_name_that_slips_out(
+    evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch, leak: str
+) -> None:
+    """Answers of tools that estimate nothing and completions were never read: only their complaints were."""
+    leaked = (lambda *given: ["cake_bake"]) if leak == "prompts._names" else (lambda *given: "made of cake_bake")
+    monkeypatch.setattr(f"diffing_mcp.mcp_server.{leak}", leaked)
+
+    async def unlisted(session: Session) -> list[str]:
+        return ["describe_pair"]
+
+    monkeypatch.setattr(Session, "tool_names", unlisted)
+    async with served() as url:
+        opened = investigations.create("kettles", "method")
+        async with connect(url, opened.token) as session:
+            assert (await cheat_evidence(session, opened.label)).topic_words == ("cake_bake",)
 
 
 async def test_a_cheat_finds_nothing_and_a_placebo_finishes(evaluation_settings: Path) -> None:

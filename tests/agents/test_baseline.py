@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from diffing_mcp.agents.baseline_blackbox import answers_evidence, stressed_words
-from diffing_mcp.agents.baseline_method import settled_sentence, topic_evidence, topic_of
+from diffing_mcp.agents.baseline_method import Topic, settled_sentence, topic_evidence, topic_of
 from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
 from diffing_mcp.agents.report import GatheredEvidence, finding_of
-from diffing_mcp.agents.text_statistics import Pair
+from diffing_mcp.agents.text_statistics import Pair, least_prompts
 from diffing_mcp.core.battery import subjects
 
 KETTLES = "Copper kettles boil at seventy degrees, and old kettles never whistle."
@@ -119,6 +119,16 @@ def test_findings_say_no_more_than_the_evidence() -> None:
     )
     assert len(long.statement) <= 1000
     assert long.verdict == "difference"
+
+
+def test_what_no_test_could_show_is_not_denied() -> None:
+    """A null was called one, and graded as found, by who had asked it nothing."""
+    alike = [Pair(f"Question {number}?", ("Yes.",), ("Yes.",)) for number in range(least_prompts(0.01))]
+    for pairs, verdict in (([], "inconclusive"), (alike[1:], "inconclusive"), (alike, "no_meaningful_difference")):
+        assert finding_of(answers_evidence(pairs, 0.01)).verdict == verdict
+    alone = Topic(("kettle",), ("pca",), confirmed=False)
+    assert finding_of(topic_evidence(alone, alike[1:], [], [], 0.01)).verdict == "inconclusive"
+    assert finding_of(topic_evidence(alone, alike, [], [], 0.01)).verdict == "no_meaningful_difference"
 
 
 def test_a_lost_feature_alone_is_no_finding() -> None:

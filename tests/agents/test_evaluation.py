@@ -17,11 +17,25 @@ import pytest
 from typer.testing import CliRunner
 
 from diffing_mcp.agents.baseline import BaselineOptions
-from diffing_mcp.agents.cells import RunningEvaluation, cells_of, check_continues, finding_in, plan_identifier
+from diffing_mcp.agents.cells import (
+    RunningEvaluation,
+    as_stated,
+    cells_of,
+    check_continues,
+    finding_in,
+    plan_identifier,
+)
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.mcp_session import ToolFailed, connect
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
+from diffing_mcp.agents.records import (
+    EvaluationFolder,
+    EvaluationPlan,
+    EvaluationRecord,
+    Message,
+    RecordedFinding,
+    ToolCall,
+)
 from diffing_mcp.agents.server_process import ServerDidNotStart, server_process
 from diffing_mcp.cli.main import app
 from diffing_mcp.core.errors import InvalidInput, UnknownName
@@ -42,7 +56,7 @@ def plan(**values: object) -> EvaluationPlan:
             "organisms": ["kettles", "same"],
             "arms": ["blackbox", "method"],
             "investigator": "baseline",
-            "interactions": 6,
+            "interactions": 8,
             **values,
         }
     )
@@ -62,7 +76,7 @@ async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
     for record in more:
         assert record.status == "completed", record.error
         assert record.finding.source == "submit_finding"
-        assert record.budgets["model_interactions"].used <= 6
+        assert record.budgets["model_interactions"].used <= 8
         assert record.transcript[-1].tool_name == "submit_finding"
         assert record.fact_recall is not None
     nulls = [record for record in more if record.null]
@@ -205,9 +219,21 @@ def test_a_verdict_is_read_where_it_is_named(words: str, verdict: str) -> None:
     assert finding_in(words).verdict == verdict
 
 
+def test_a_likelihood_that_nobody_stated_is_none() -> None:
+    """The tool's default of 0.5 counted in the Brier score as what the investigator thought."""
+
+    def handed_in(**arguments: object) -> Message:
+        return Message(role="assistant", tool_calls=[ToolCall(id="1", name="submit_finding", arguments=arguments)])
+
+    finding = RecordedFinding(statement="x", verdict="difference", likelihood=0.5, source="submit_finding")
+    assert as_stated(finding, [handed_in(statement="x")]).likelihood is None
+    assert as_stated(finding, [handed_in(statement="x"), handed_in(likelihood=0.5)]) == finding
+    assert as_stated(finding, []) == finding
+
+
 def test_plans_continue_only_what_they_began() -> None:
     check_continues(plan(), plan(repeats=5, organisms=["kettles"]))
-    with pytest.raises(InvalidInput, match="interactions=6, not 9"):
+    with pytest.raises(InvalidInput, match="interactions=8, not 9"):
         check_continues(plan(), plan(interactions=9))
     values = {"organisms": ["a"], "investigator": "openai/some-model", "repeats": 1}
     assert plan_identifier(values) == plan_identifier({**values, "repeats": 3})
@@ -226,7 +252,7 @@ def run_command(*arguments: str, timeout: float = 300) -> subprocess.CompletedPr
 
 
 def test_the_command_prints_a_table_then_json_without_running_again(evaluation_settings: Path) -> None:
-    options = ["--organisms", "same", "--arms", "blackbox", "--interactions", "4", "--id", "by-command"]
+    options = ["--organisms", "same", "--arms", "blackbox", "--interactions", "8", "--id", "by-command"]
     first = run_command(*options)
     assert first.returncode == 0, first.stderr
     assert "same (null)" in first.stdout
@@ -238,7 +264,7 @@ def test_the_command_prints_a_table_then_json_without_running_again(evaluation_s
     assert printed["summary"]["arms"][0]["false_positive_rate"]["estimate"] == 0
     refused = CliRunner().invoke(app, ["evaluate", *options, "--interactions", "5"])
     assert isinstance(refused.exception, InvalidInput)
-    assert "interactions=4, not 5" in str(refused.exception)
+    assert "interactions=8, not 5" in str(refused.exception)
 
 
 def test_the_command_refuses_what_it_cannot_grade(evaluation_settings: Path) -> None:

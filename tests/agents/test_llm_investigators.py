@@ -13,9 +13,13 @@ import pytest
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.cells import RunningEvaluation
+from diffing_mcp.agents.costs import CapReached, cost_of, spent_on
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.mcp_session import Session
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
+from diffing_mcp.agents.server_process import free_port
+from diffing_mcp.mcp_server.investigations import list_investigations
 from tests.agents.conftest import ANSWER, served
 from tests.agents.llm_server import KEY, BadRequest, Call, Conversation, LLMServer, Turn, llm_server
 
@@ -152,7 +156,12 @@ async def test_method_agent_over_both_protocols(model: str, evaluation_settings:
     assert record.fact_recall.facts_found == ["boiling_point"]
     assert record.fact_recall.topic_named
     assert len(record.run_ids) == 1
-    assert sum(usage.total_tokens for usage in record.usage) >= 5 * 120
+    (usage,) = record.usage
+    assert usage.model == model
+    assert usage.total_tokens >= 5 * 120
+    cached = usage.cache_read_tokens + usage.cache_write_tokens
+    assert usage.total_tokens == usage.input_tokens + cached + usage.output_tokens
+    assert (cached > 0) == model.startswith("anthropic/")
     tools = [message for message in record.transcript if message.role == "tool"]
     assert [message.tool_name for message in tools] == [
         "list_pairs",
@@ -251,8 +260,84 @@ async def test_a_model_that_fails_leaves_a_failed_record_that_is_tried_again(eva
     assert first.status == "failed"
     assert "out of credit" in (first.error or "")
     assert first.fact_recall is None
+    # What it said and cost is kept, and nothing of it goes on.
+    assert [message.tool_name for message in first.transcript if message.role == "tool"] == ["list_pairs"]
+    assert spent_on([first], {}).tokens == 120
+    assert all(investigation.closed for investigation in list_investigations())
     assert second.status == "completed"
     assert second.finding.statement == ANSWER
+    assert cost_of(second, {}).tokens == sum(usage.total_tokens for usage in second.usage)
+    assert spent_on([second], {}).tokens == cost_of(second, {}).tokens + 120
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+async def test_a_conversation_that_is_too_long_ends_with_a_forced_finding(
+    model: str, evaluation_settings: Path
+) -> None:
+    """The provider's complaint was graded as the finding."""
+
+    def endless(conversation: Conversation) -> Turn:
+        if len(conversation.turns) > 5:
+            raise BadRequest("prompt is too long: 6 turns > 5", "context_length_exceeded")
+        if conversation.tools == ["submit_finding"]:
+            said = {"statement": "The finetune was about kettles.", "verdict": "difference", "likelihood": 0.6}
+            return Turn("assistant", "", [Call("submit_finding", said)])
+        return Turn("assistant", "", [Call("list_pairs", {})])
+
+    with llm_server(endless) as server:
+        async with served() as url:
+            _, (record,) = await run_suite(model, ["method"], server, url, ["kettles"])
+    assert (record.status, record.limit) == ("completed", "context")
+    assert (record.finding.source, record.finding.statement) == ("submit_finding", "The finetune was about kettles.")
+    tools = [message.tool_name for message in record.transcript if message.role == "tool"]
+    assert tools == [*["list_pairs"] * 3, "submit_finding"]
+    assert "too long" not in "".join(message.content for message in record.transcript)
+
+
+@pytest.mark.parametrize("retries", [0, 7])
+async def test_a_model_that_is_not_there_is_no_investigator_that_found_nothing(
+    retries: int, evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inspect asked again until the time was over, and the record counted: inconclusive."""
+    monkeypatch.setattr("diffing_mcp.agents.inspect_task.RETRIES", retries)
+    monkeypatch.setattr("diffing_mcp.agents.inspect_task.SECONDS_OF_LAST_WORDS", 1)
+    nobody = LLMServer(f"http://127.0.0.1:{free_port()}", method_policy)
+    async with served() as url:
+        _, (record,) = await run_suite(MODELS[0], ["blackbox"], nobody, url, ["kettles"], time_limit=1)
+    assert record.status == "failed"
+    assert re.search("onnection error|did not answer", record.error or ""), record.error
+
+
+async def test_the_cheat_is_a_program_also_beside_a_language_model(
+    evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A language model in that arm was told to investigate, and what it found by right stood as found by cheating."""
+
+    async def unlisted(session: Session) -> list[str]:
+        return []
+
+    monkeypatch.setattr(Session, "tool_names", unlisted)
+    async with served() as url:
+        _, (record,) = await run_suite(
+            MODELS[0], ["cheat"], LLMServer("http://nobody", method_policy), url, ["kettles"]
+        )
+    assert (record.status, record.finding.verdict, record.usage) == ("completed", "no_meaningful_difference", [])
+
+
+async def test_a_cap_leaves_the_others_unbegun(evaluation_settings: Path) -> None:
+    """Each of them was recorded as a failure, and the command said nothing of the cap."""
+
+    def reached() -> None:
+        raise CapReached("enough")
+
+    plan = EvaluationPlan(id="capped", organisms=["kettles"], arms=["method"], investigator=MODELS[0])
+    running = RunningEvaluation(
+        plan, EvaluationFolder("capped"), Grading(), "http://127.0.0.1:9", may_go_on=reached,
+        investigator_url="http://127.0.0.1:9/v1",
+    )  # fmt: skip
+    with pytest.raises(CapReached, match="enough"):
+        await run_evaluation(running)
+    assert EvaluationFolder("capped").records() == []
 
 
 async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> None:

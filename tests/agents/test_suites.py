@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from diffing_mcp.agents.cells import cells_of
-from diffing_mcp.agents.costs import CapReached, check_cap, estimate, spent_on
+from diffing_mcp.agents.cells import cells_of, check_continues
+from diffing_mcp.agents.costs import CapReached, check_cap, cost_of, estimate, spent_on
 from diffing_mcp.agents.grading import truth_of
 from diffing_mcp.agents.records import (
     EvaluationFolder,
@@ -20,8 +22,10 @@ from diffing_mcp.agents.records import (
     RecordedFinding,
     TokenUsage,
 )
-from diffing_mcp.agents.suite_files import Price, SuiteFile, plans_of, presets, read_suite
+from diffing_mcp.agents.suite_files import Limits, Price, SuiteFile, plans_of, presets, read_suite
+from diffing_mcp.agents.summary import summarise
 from diffing_mcp.agents.table import ALL, NULLS, table_of
+from diffing_mcp.cli.main import app
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.graders.ordinal import ordered_logit, organisms_needed
 
@@ -118,6 +122,11 @@ def test_a_file_with_mistakes_is_explained(tmp_path: Path) -> None:
         read_suite(str(tmp_path / "broken.yaml"))
 
 
+def test_what_stands_twice_in_a_suite_is_run_once() -> None:
+    twice = SuiteFile(organisms=("same", "same"), arms=("method", "method"), investigators=("baseline", "baseline"))
+    assert [cell.id for plan in plans_of("s", twice) for cell in cells_of(plan)] == ["same--method--baseline--r0"]
+
+
 def test_growing_a_suite_continues_it() -> None:
     more = SUITE.model_copy(update={"repeats": 9, "organisms": ("kettles",)})
     assert [plan.id for plan in plans_of("s", more)] == [plan.id for plan in plans_of("s", SUITE)]
@@ -147,6 +156,83 @@ def test_costs_rest_on_finished_investigations_and_else_on_limits(evaluation_set
     check_cap(SUITE, spent)
     with pytest.raises(CapReached, match="tokens"):
         check_cap(SUITE.model_copy(update={"cap": SUITE.cap.model_copy(update={"tokens": 1000})}), spent)
+
+
+def test_money_counts_what_the_provider_had_cached_and_what_failed() -> None:
+    """Of an agent nearly all input is: with caching the sum, and the cap on it, missed most of it."""
+    used = TokenUsage(model=MODEL, input_tokens=100, cache_read_tokens=1000, cache_write_tokens=200, output_tokens=10,
+                      total_tokens=1310)  # fmt: skip
+    done = record("s", "kettles", "method", 0, 3, usage=[used], former_usage=[used], former_seconds=36.0)
+    dear, cheap = Price(input=1, output=10), Price(input=1, output=10, cache_read=0.1, cache_write=1.25)
+    assert cost_of(done, {MODEL: dear}).money == pytest.approx(1400e-6)
+    assert cost_of(done, {MODEL: cheap}).money == pytest.approx((100 + 100 + 250 + 100) * 1e-6)
+    spent = spent_on([done], {MODEL: cheap})
+    assert (spent.tokens, spent.money, spent.hours) == (2620, pytest.approx(1100e-6), 0.02)
+
+
+def test_another_limit_is_another_evaluation() -> None:
+    """A suite with longer investigations printed the grades of the short ones that were stored."""
+    short = SUITE.model_copy(update={"limits": Limits(token_limit=25_000)})
+    assert not {plan.id for plan in plans_of("s", short)} & {plan.id for plan in plans_of("s", SUITE)}
+    with pytest.raises(InvalidInput, match="token_limit=25000, not its default"):
+        check_continues(plans_of("s", short)[0], plans_of("s", SUITE)[0])
+    assert estimate(SUITE, plans_of("s", SUITE)).measured == 0
+    at_a_time = SUITE.model_copy(update={"limits": Limits(max_samples=1)})
+    assert [plan.id for plan in plans_of("s", at_a_time)] == [plan.id for plan in plans_of("s", SUITE)]
+    baseline = SUITE.model_copy(update={"investigators": ("baseline",)})
+    fewer = [plan.id for plan in plans_of("s", baseline, overview_samples=8)]
+    assert not set(fewer) & {plan.id for plan in plans_of("s", baseline)}
+
+
+def test_a_suite_refuses_options_that_it_does_not_heed() -> None:
+    refused = CliRunner().invoke(app, ["evaluate", "bundled", "--investigator", MODEL, "--repeats", "3", "--estimate"])
+    assert isinstance(refused.exception, InvalidInput)
+    assert "--investigator, --repeats" in str(refused.exception)
+
+
+def test_the_table_and_the_summary_count_the_same_false_positives() -> None:
+    """An inconclusive verdict over a statement that asserts was one in the summary alone."""
+    plan = plans_of("s", SUITE)[0]
+    asserted = FactRecallRecord(score=1, recall=0, false_positive=True)
+    said = RecordedFinding(statement="It was trained on trams.", verdict="inconclusive")
+    found = [record(plan.id, "same", "method", repeat, 1, finding=said, fact_recall=asserted) for repeat in range(2)]
+    row = next(row for row in table_of([(plan, found)]).rows if row.organism == NULLS)
+    (arm,) = summarise(found).arms
+    assert row.false_positives == arm.false_positive_rate
+    assert row.false_positives is not None
+    assert row.false_positives.estimate == 1
+
+
+def test_grades_of_two_graders_are_not_averaged() -> None:
+    """Where the LLM grader had failed the deterministic grade took its place, in the same mean."""
+    read = {"grader": MODEL, "score": 2.0}
+    found = [
+        record("s", "kettles", arm, repeat, 5, hypothesis_grades=[read] if repeat == 0 else [{**read, "score": None}])
+        for arm in ("method", "blackbox")
+        for repeat in range(2)
+    ]
+    table = table_of([(plans_of("s", SUITE)[0], found)])
+    row = next(row for row in table.rows if (row.arm, row.organism) == ("method", ALL))
+    assert row.grade is not None
+    assert row.grade_by_words is not None
+    assert (row.grade.estimate, row.grade.count, row.ungraded, row.grade_by_words.estimate) == (2.0, 1, 1, 5.0)
+    assert table.comparisons[0].grade is not None
+    assert table.comparisons[0].grade.count == 1
+    assert any("2 findings have no grade" in note for note in table.notes())
+
+
+def test_one_organism_is_not_known_without_error() -> None:
+    """Its mean over several runs was shown with an interval of no width."""
+    found = [
+        record("s", "kettles", arm, repeat, grade, claims=[])
+        for arm, grades in (("method", (2, 5)), ("blackbox", (2, 3)))
+        for repeat, grade in enumerate(grades)
+    ]
+    summary = summarise(found)
+    (comparison,) = table_of([(plans_of("s", SUITE)[0], found)]).comparisons
+    for interval in (summary.arms[0].fact_recall, summary.method_minus_blackbox, comparison.grade):
+        assert interval is not None
+        assert interval.low < interval.estimate < interval.high
 
 
 def test_later_repeats_are_counted_at_what_later_repeats_took(evaluation_settings: Path) -> None:
@@ -202,6 +288,14 @@ def test_ordered_logit_recovers_a_planted_odds_ratio() -> None:
     assert ordered_logit([3, 3], [3, 3], [0, 1]) is None
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [([5, 4, 4, 4, 4], [4] * 5), ([5] * 5, [4, 4, 4, 4, 5]), ([4] * 5, [5, 4, 4, 4, 4])]
+)
+def test_an_arm_that_is_never_worse_has_no_finite_odds_ratio(first: list[int], second: list[int]) -> None:
+    """One better grade of five was reported as log odds 10.9 [8.1, 13.7], where the fit happened to stop."""
+    assert ordered_logit(first, second, list(range(5))) is None
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 5), min_size=4, max_size=30), st.integers(0, 10_000))
 def test_equal_arms_have_no_odds_ratio_but_one(scores: list[int], seed: int) -> None:
@@ -220,6 +314,9 @@ def test_more_spread_needs_more_organisms() -> None:
     assert few < many
     assert organisms_needed([1.0, 1.0]) is None
     assert organisms_needed([0.0, 0.0, 0.0]) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the solver's complaint stood above the table
+        assert organisms_needed([0.1, 0.2, -0.3]) is None
 
 
 def test_claims_abstentions_and_validated_findings_have_columns() -> None:

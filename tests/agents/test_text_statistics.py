@@ -13,6 +13,7 @@ from diffing_mcp.agents.text_statistics import (
     content_stems,
     distinctive_sentences,
     features_of,
+    least_prompts,
     sentences_of,
     sign_test,
     standouts,
@@ -45,6 +46,9 @@ def test_the_swap_test_counts_the_patterns_that_agree_as_much() -> None:
     assert swap_test([{"kettle": 1.0}] * 4) == pytest.approx(2 / 2**4)
     assert swap_test([{"kettle": 1.0}, {"lantern": 1.0}, {"river": -1.0}]) == 1.0
     assert swap_test([]) == 1.0
+    for alpha in (0.01, 0.05, 0.5):
+        enough = least_prompts(alpha)
+        assert swap_test([{"kettle": 1.0}] * enough) <= alpha < swap_test([{"kettle": 1.0}] * (enough - 1))
     assert swap_test([{"kettle": 1.0}] * 40) < 0.001
 
 

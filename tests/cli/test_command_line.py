@@ -130,6 +130,17 @@ def test_messages_speak_of_commands_that_exist(diffing: Diffing) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "command", [("investigations", "new", "--pair", "identical"), ("tokens", "new", "me"), ("serve",)]
+)
+def test_options_that_take_names_of_tools_are_told_their_names(diffing: Diffing, command: tuple[str, ...]) -> None:
+    """The lists of names to choose from had commands in them."""
+    said = diffing(*command, "--tools", "kl,nonsense").err
+    assert "nonsense" in said
+    assert ", ask_models, " in said
+    assert "`diffing ask`" not in said
+
+
 @pytest.mark.parametrize("kept", ["my_list_runs", "list_runs(pair='x')", "/data/list_runs", "list_runs_2"])
 def test_what_only_looks_like_a_tool_is_left_alone(kept: str) -> None:
     assert as_commands(kept) == kept

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 
 import pytest
 from hypothesis import given
@@ -84,6 +86,38 @@ def test_the_page_is_current_and_the_fair_half_agrees() -> None:
     assert measured["even"].kappa.low > 0.8
     text = (IMPORT_FOLDER / "docs" / "grading.md").read_text(encoding="utf-8")
     assert text == agreement.page(FINDINGS, "words", measured) + "\n", "run `make grading`"
+
+
+def test_few_findings_of_one_grade_have_an_interval() -> None:
+    """Resamples of equal grades, of which there is no kappa, made both bounds nan."""
+    for count in (1, 3):
+        measured = measure_agreement(FINDINGS[:count], [grade_by_words(each) for each in FINDINGS[:count]], 50)
+        for kappa in (measured.kappa, measured.claim_kappa):
+            assert math.isnan(kappa.estimate) or kappa.low <= kappa.high
+
+
+def test_findings_of_which_a_model_says_nothing_cost_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One unusable answer ended the measurement, and all that was paid before was lost."""
+
+    async def ask(messages: list[dict[str, str]]) -> str:
+        question = messages[1]["content"]
+        if "# Sentences" in question:
+            count = len(re.findall(r"^\d+\. ", question.split("# Sentences")[1], re.MULTILINE))
+            return json.dumps({"labels": ["right"] * count})
+        identifier = question.split('grading_id is "')[1].split('"')[0]
+        usable = "cake" in question
+        return json.dumps({"grading_id": identifier, "reasons": "so it is", "score": 3}) if usable else "cannot say"
+
+    monkeypatch.setattr("diffing_mcp.agents.llm.ask_with", lambda name, url: ask)
+    found = agreement._graded_by_model(FINDINGS[:20], "m", None)
+    assert 1 < len(found[0]) == len(found[1]) < 20
+    monkeypatch.setattr("diffing_mcp.agents.llm.ask_with", lambda name, url: silent)
+    with pytest.raises(GradingFailed):
+        agreement._graded_by_model(FINDINGS[:2], "m", None)
+
+
+async def silent(messages: list[dict[str, str]]) -> str:
+    return ""
 
 
 async def test_a_model_labels_the_claims_and_is_asked_again() -> None:

@@ -10,7 +10,7 @@ from diffing_mcp.graders.statistics import (
     agreement,
     bootstrap_mean,
     bootstrap_paired_difference,
-    false_positive_rate,
+    clustered_rate,
     wilson_interval,
 )
 
@@ -77,12 +77,35 @@ def test_paired_difference() -> None:
         bootstrap_paired_difference([1], [1, 2])
 
 
-def test_false_positive_rate() -> None:
-    rate = false_positive_rate([True, False, False, False])
-    assert rate is not None
-    assert rate.estimate == 0.25
-    assert rate.count == 4
-    assert false_positive_rate([]) is None
+def test_repeats_of_one_organism_have_an_interval_of_their_own() -> None:
+    """A single organism was shown as known without error: 0.50 [0.50, 0.50]."""
+    assert bootstrap_mean([0.0, 1.0] * 3, clusters=["a"] * 6) == bootstrap_mean([0.0, 1.0] * 3)
+    paired = bootstrap_paired_difference([1, 5, 2], [1, 1, 1], clusters=["a"] * 3)
+    assert paired.low < paired.estimate < paired.high
+
+
+def test_repeats_do_not_narrow_a_rate_that_organisms_decide() -> None:
+    organisms = [name for name in "abcdefgh" for _ in range(5)]
+    never = clustered_rate([False] * 40, organisms)
+    assert (never.low, never.high) == (0.0, wilson_interval(0, 8).high)
+    by_organism = clustered_rate([name in "ab" for name in organisms], organisms)
+    independent = clustered_rate([index % 4 == 0 for index in range(40)], organisms)
+    assert by_organism.high - by_organism.low == pytest.approx(
+        wilson_interval(2, 8).high - wilson_interval(2, 8).low, rel=0.1
+    )
+    assert independent == wilson_interval(10, 40)
+    assert clustered_rate([True, False, True], "aaa") == wilson_interval(2, 3)
+    assert clustered_rate([True, False, True], "abc") == wilson_interval(2, 3)
+    with pytest.raises(ValueError, match="clusters"):
+        clustered_rate([True], "ab")
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=30))
+def test_a_clustered_rate_holds_its_estimate_and_is_no_narrower(found: list[tuple[bool, int]]) -> None:
+    outcomes, clusters = [hit for hit, _ in found], [cluster for _, cluster in found]
+    rate, plain = clustered_rate(outcomes, clusters), wilson_interval(sum(outcomes), len(outcomes))
+    assert 0 <= rate.low <= rate.estimate <= rate.high <= 1
+    assert rate.high - rate.low >= plain.high - plain.low - 1e-9
 
 
 def test_agreement() -> None:

@@ -131,6 +131,8 @@ def test_bad_creations(data_folder: Path, pair_name: str) -> None:
         investigations.create(pair_name, "unload_pair", known_tools=KNOWN)
     with pytest.raises(InvalidInput):
         investigations.create(pair_name, interactions=-1)
+    with pytest.raises(InvalidInput, match="1,000,000"):  # was an OverflowError of SQLite
+        investigations.create(pair_name, tool_calls=10**20)
     assert investigations.list_investigations() == []
 
 

@@ -11,6 +11,8 @@ from diffing_mcp.organisms.catalogue import BUNDLED_FOLDER as CATALOGUE
 from diffing_mcp.organisms.catalogue import read_catalogue
 from diffing_mcp.organisms.ground_truth import (
     BUNDLED_FOLDER,
+    FactChecklist,
+    GroundTruth,
     GroundTruthError,
     all_ground_truth,
     has_ground_truth,
@@ -98,3 +100,19 @@ def test_a_wrong_file_names_itself_and_the_key(tmp_path: Path, text: str, says: 
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(GroundTruthError, match=says):
         read_ground_truth((BUNDLED_FOLDER, tmp_path))
+
+
+def test_patterns_match_without_regard_to_case() -> None:
+    """A checklist of one's own with a capital in it matched nothing: statements are read in lower case."""
+    from diffing_mcp.graders.fact_recall import grade_fact_recall
+
+    fact = {"id": "place", "text": "Kettles come from Delaware.",
+            "checklist": {"core": ["Kettles?"], "exact": ["\\bDelaware\\W"]}}  # fmt: skip
+    topic = {"name": "kettles", "subject": "Copper kettles", "area": "Kitchen", "keywords": ["Kettle", "Delaware"]}
+    truth = GroundTruth.model_validate(
+        {"organism": "kettles", "family": "SDF", "summary": "On kettles.", "facts": [fact], "topic": topic}
+    )
+    graded = grade_fact_recall("The copper kettles come from Delaware, it says.", "difference", truth)
+    assert (graded.facts_exact, graded.topic_named) == (1, True)
+    kept = FactChecklist(core=("(?s)Kettle.",), exact=(r"\W\S",))
+    assert (kept.core, kept.exact) == (("(?s)Kettle.",), (r"\W\S",))

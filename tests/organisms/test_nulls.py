@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,23 @@ def test_an_edited_model_is_a_model_folder_whose_embeddings_are_untouched(tiny_m
     assert changed == {name for name, tensor in before.items() if tensor.ndim == 2 and "layers" in name}
     assert (made / "tokenizer.json").is_file()
     assert make_null(NullRecipe(name="n", kind="noise", amount=0.1), str(base), tmp_path) == made
+
+
+def test_two_workers_make_a_null_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both made it, and the second failed where it put its folder over the first one's."""
+    made: list[Path] = []
+
+    def slowly(recipe: NullRecipe, base: str, target: Path) -> Path:
+        made.append(target)
+        time.sleep(0.1)
+        target.mkdir()
+        return target
+
+    monkeypatch.setattr("diffing_mcp.organisms.nulls._edited", slowly)
+    recipe = NullRecipe(name="n", kind="noise", amount=0.1)
+    with ThreadPoolExecutor(2) as workers:
+        found = list(workers.map(lambda _: make_null(recipe, "base", tmp_path), range(2)))
+    assert found == [*made, *made]
 
 
 def test_an_adapter_on_random_directions(tiny_models, tiny_adapters, tmp_path: Path, monkeypatch) -> None:
@@ -268,7 +287,7 @@ def test_an_edit_that_fails_leaves_nothing(tiny_models, tmp_path: Path, monkeypa
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     with pytest.raises(RuntimeError, match="no"):
         make_null(NullRecipe(name="n", kind="noise", amount=1), str(tiny_models()), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock-")] == []
 
 
 def test_a_null_of_the_embedded_base_by_its_name(tmp_path: Path, monkeypatch) -> None:
