@@ -30,7 +30,6 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    context: typer.Context,
     suite: Annotated[
         str | None,
         typer.Argument(
@@ -104,6 +103,7 @@ def evaluate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print plan, summary and records as JSON on stdout and nothing else there.")
     ] = False,
+    context: typer.Context = None,  # type: ignore[assignment]  # typer knows no optional one; a program has none
 ) -> None:
     """Let investigators loose on blinded pairs and grade what they find. Finished cells are kept: the same command
     continues.
