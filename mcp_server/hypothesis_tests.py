@@ -99,11 +99,15 @@ def remember_answered(scope: str, identity: Any, prompts: Iterable[str]) -> None
         )
 
 
-def count_answered(scope: str, identity: Any, prompts: Iterable[str]) -> int:
-    """How many of the prompts a pair has answered for a caller before, whatever their case and spaces."""
+def count_answered(scope: str, identity: Any, prompts: Iterable[str], in_runs: Iterable[str] = ()) -> int:
+    """How many of the prompts a pair has answered for a caller before, whatever their case and spaces; `in_runs`: those
+    of the runs that the caller may read.
+    """
+    read = set(_rows(scope, identity, in_runs))
     with connect() as connection:
         return sum(
-            connection.execute(
+            row in read
+            or connection.execute(
                 "SELECT 1 FROM answered_prompts WHERE scope = ? AND pair = ? AND prompt = ?", row
             ).fetchone()
             is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
+import anyio.to_thread
 from pydantic import Field, model_validator
 
 from diffing_mcp.core.errors import InvalidInput
@@ -15,6 +16,8 @@ from diffing_mcp.mcp_server.hypothesis_tests import HypothesisTest
 from diffing_mcp.mcp_server.jobs import Job, job_id
 from diffing_mcp.mcp_server.pair_queries import query_key
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
+from diffing_mcp.mcp_server.tools_runs import own_runs
+from diffing_mcp.methods.facts.facts import prompts_of
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, TestedSet
 from diffing_mcp.queries.weighing import finder_of, weigh
 
@@ -51,7 +54,9 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
     test_id = job_id(hypothesis_tests.PREFIX.rstrip("-"), scope, key)
     if not arguments.estimate_only and (kept := hypothesis_tests.find(scope, test_id)) is not None:
         return _present(call, kept)
-    before = hypothesis_tests.count_answered(scope, identity, arguments.questions)
+    stored = [call.context.store.get(manifest.id) for manifest in await own_runs(call, spec)]
+    in_runs = await anyio.to_thread.run_sync(lambda: {prompt for record in stored for prompt in prompts_of(record)})
+    before = hypothesis_tests.count_answered(scope, identity, arguments.questions, in_runs)
 
     def work(job: Job) -> HypothesisTest:
         from diffing_mcp.queries.hypotheses import collect

@@ -96,6 +96,15 @@ async def test_prompts_that_were_answered_before_validate_nothing(investigator: 
     assert (await good(client, "test_hypothesis", fresh))["result"]["answered_before"] == 0
 
 
+async def test_prompts_of_a_sweep_are_not_fresh(investigator: tuple[Client, Planted]) -> None:
+    """Its answers can be read in the run's views."""
+    client, planted = investigator
+    test = planted.test(samples=1, control_prompts=[])
+    sweep = {"pair": planted.name, "prompts": test["prompts"][:3], "max_new_tokens": 4, "wait_seconds": 50}
+    await good(client, "sweep_behaviours", sweep)
+    assert (await good(client, "test_hypothesis", test))["result"]["answered_before"] == 3
+
+
 async def test_a_test_outlives_the_server_and_is_paid_once(
     pairs: ModelPairs, planted: Planted, data_folder: Path
 ) -> None:
