@@ -19,6 +19,7 @@ from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.mcp_server.tools_runs import own_runs
 from diffing_mcp.methods.facts.facts import prompts_of
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, TestedSet
+from diffing_mcp.queries.prompt_statistics import LEVEL, RateDifference
 from diffing_mcp.queries.weighing import finder_of, weigh
 
 COUNTS = (
@@ -74,7 +75,8 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
 
 
 def _present(call: Call, test: HypothesisTest) -> Reply:
-    lines = [f"{test.test_id}. Counted: {test.counted}.", test.verdict, COUNTS, test.validation]
+    counts = [COUNTS] if any(map(_two_ps_differ, filter(None, (test.tested, test.control)))) else []
+    lines = [f"{test.test_id}. Counted: {test.counted}.", test.verdict, *counts, test.validation]
     lines += [
         f"{name}, prompt by prompt, finetuned/base: {_by_prompt(tested)}"
         for name, tested in (("Tested", test.tested), ("Control", test.control))
@@ -88,6 +90,11 @@ def _present(call: Call, test: HypothesisTest) -> Reply:
         ]
         lines += [NOTICE, fence.around("\n".join(shown))]
     return Reply(test, "\n".join(lines), next_step=f'Cite it as evidence: {{"source": "{test.test_id}"}}.')
+
+
+def _two_ps_differ(tested: TestedSet) -> bool:
+    found = tested.difference
+    return isinstance(found, RateDifference) and (found.p < LEVEL) != (found.p_answers < LEVEL)
 
 
 def _by_prompt(tested: TestedSet) -> str:

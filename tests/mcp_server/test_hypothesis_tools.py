@@ -13,6 +13,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.tools_hypotheses import COUNTS
 from diffing_mcp.model_pairs.residency import ModelPairs
 from tests.bigram_models import bigram_folders, single_words
 from tests.mcp_server.answers import good, held, refused, text_of
@@ -70,6 +71,7 @@ async def test_a_suspicion_becomes_a_finding(investigator: tuple[Client, Planted
     assert test["verdict"] in said
     assert "Validated on fresh prompts" in said
     assert said.count("<untrusted-") == 1
+    assert COUNTS not in said, "both p say the same"
     evidence = [{"source": test["test_id"], "note": "as I thought"}]
     finding = await good(
         client, "submit_finding", {"verdict": "difference", "statement": "A word.", "evidence": evidence}
@@ -94,6 +96,8 @@ async def test_prompts_that_were_answered_before_validate_nothing(investigator: 
     fresh = planted.test(samples=1, control_prompts=[])
     fresh["prompts"] = [f"fresh {prompt}" for prompt in fresh["prompts"]]
     assert (await good(client, "test_hypothesis", fresh))["result"]["answered_before"] == 0
+    few = planted.test(control_prompts=[], prompts=[f"few {prompt}" for prompt in planted.test(5)["prompts"]])
+    assert COUNTS in text_of(await client.call_tool("test_hypothesis", few)), "p over answers alone is small"
 
 
 async def test_prompts_of_a_sweep_are_not_fresh(investigator: tuple[Client, Planted]) -> None:
