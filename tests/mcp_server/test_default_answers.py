@@ -25,11 +25,13 @@ LONG = "a sentence of the models under study that goes on for quite a while and 
 
 @pytest.mark.parametrize("count", [1, 8, 32])
 def test_slots_fit_however_many_there_are(count: int) -> None:
-    rows = [SlotContinuation(text=LONG[:40], base=0.012, finetuned=0.34, log_ratio=3.3) for _ in range(20)]
-    slots = [
-        Slot(beginning=LONG * 9 + str(place), moved=0.5, next_words=rows, phrases=rows, raised=rows, lowered=rows)
-        for place in range(count)
-    ]
+    kinds = {
+        kind: [
+            SlotContinuation(text=f"{kind} {n} {LONG[:9]}", base=0.01, finetuned=0.3, log_ratio=3.3) for n in range(20)
+        ]
+        for kind in ("next_words", "phrases", "raised", "lowered")
+    }
+    slots = [Slot(beginning=LONG * 9 + str(place), moved=0.5, **kinds) for place in range(count)]
     call: Any = None  # what is shown does not depend on who asks
     reply = _present(call, SlotsResult(slots=slots))
     assert len(reply.text) <= MOST
