@@ -65,7 +65,8 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
         with call.context.answering(spec, job) as pair:
             collected = collect(pair, arguments, job)
         result = weigh(arguments, collected, judge)
-        test = HypothesisTest(test_id=test_id, answered_before=before, **dict(result))
+        made = hypothesis_tests.count_made(scope, identity)
+        test = HypothesisTest(test_id=test_id, answered_before=before, made_before=made, **dict(result))
         hypothesis_tests.keep(scope, identity, test, arguments.questions)
         return test
 

@@ -100,6 +100,19 @@ async def test_prompts_that_were_answered_before_validate_nothing(investigator: 
     assert COUNTS in text_of(await client.call_tool("test_hypothesis", few)), "p over answers alone is small"
 
 
+async def test_many_tests_are_many_chances(investigator: tuple[Client, Planted]) -> None:
+    client, planted = investigator
+    for number in range(8):
+        test = planted.test(samples=1, control_prompts=[])
+        test["prompts"] = [f"{number} {prompt}" for prompt in test["prompts"]]
+        said = text_of(await client.call_tool("test_hypothesis", test))
+        assert "Validated on fresh prompts" in said
+        assert ("tests of this pair it has a p of" in said) == (number >= 6), "2 / 2**8 is 0.0078"
+    assert "As one of 8 tests of this pair it has a p of 0.062." in said
+    again = await good(client, "test_hypothesis", test)
+    assert again["result"]["made_before"] == 7
+
+
 async def test_prompts_of_a_sweep_are_not_fresh(investigator: tuple[Client, Planted]) -> None:
     """Its answers can be read in the run's views."""
     client, planted = investigator
