@@ -1,9 +1,12 @@
-"""English words: the one stemmer, and the one list of words that name no topic."""
+"""What a word is, in any script; and of English the one stemmer, and the one list of words that name no topic."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
+import regex
 import snowballstemmer
 
 FUNCTION_WORDS = frozenset(
@@ -32,6 +35,42 @@ stand in pieces, as tokenizers cut them (`couldn`, `ll`). Why no published list:
 """
 
 _english = snowballstemmer.stemmer("english")
+
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_LETTERS = rf"[[\p{{L}}\p{{Nl}}\p{{No}}]--[{_UNSPACED}]][[\p{{L}}\p{{Nl}}\p{{No}}\p{{M}}]--[{_UNSPACED}]]*"
+_WORD = regex.compile(
+    rf"{_LETTERS}(?:['’]{_LETTERS})?|(?P<number>\d+(?:[.,/]\d+)*)|(?P<run>(?:[{_UNSPACED}]\p{{M}}*)+)", regex.V1
+)
+_CHARACTER = regex.compile(rf"[{_UNSPACED}]\p{{M}}*")
+
+
+def word_spans(text: str, numbers: bool = False) -> Iterator[tuple[int, int]]:
+    """Start and end of every word (and number) of a text, in order. Signs that sit on letters, such as the vowels of
+    Hindi, belong to their word. Where a script has no spaces between words (Chinese, Japanese, Thai), each two
+    neighbouring characters count as a word.
+    """
+    for found in _WORD.finditer(text):
+        if found["run"] is not None:
+            places = [each.span() for each in _CHARACTER.finditer(text, *found.span())]
+            yield from ((first[0], second[1]) for first, second in pairwise(places)) if places[1:] else places
+        elif numbers or found["number"] is None:
+            yield found.span()
+
+
+def is_unspaced(word: str) -> bool:
+    """Whether a word begins in a script without spaces between words."""
+    return _CHARACTER.match(word) is not None
+
+
+def joined(words: Sequence[str]) -> str:
+    """Words that follow each other as a text: with spaces, or where two share a character (see `word_spans`), once."""
+    text = "".join(words[:1])
+    for before, word in pairwise(words):
+        shared = _CHARACTER.match(word)
+        overlaps = shared is not None and shared.end() < len(word) and before.endswith(shared.group())
+        text += word[shared.end() :] if shared is not None and overlaps else f" {word}"
+    return text
 
 
 @lru_cache(maxsize=1 << 16)

@@ -86,6 +86,7 @@ MIGRATIONS = (
             outcome TEXT NOT NULL, seconds REAL NOT NULL)
         """,
     ),
+    ("ALTER TABLE hypothesis_tests ADD COLUMN pair TEXT",),
 )
 """From version to version, see `diffing_mcp.core.sqlite_schema`. Append; never change what is there."""
 

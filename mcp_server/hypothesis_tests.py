@@ -19,6 +19,7 @@ from diffing_mcp.core.text import clip
 from diffing_mcp.mcp_server.database import connect, transaction
 from diffing_mcp.mcp_server.findings import Evidence
 from diffing_mcp.queries.hypothesis_schemas import HypothesisResult
+from diffing_mcp.queries.prompt_statistics import LEVEL
 
 PREFIX = "test-"
 _NOTE = 600
@@ -31,6 +32,7 @@ class HypothesisTest(HypothesisResult):
     answered_before: int = Field(
         description="Of its prompts, how many this caller had had answered before: 0 makes it a validation."
     )
+    made_before: int = Field(0, description="Other tests of this pair that the caller had made by then.")
 
     @property
     def validation(self) -> str:
@@ -41,7 +43,11 @@ class HypothesisTest(HypothesisResult):
                 "To validate it, test fresh prompts."
             )
         if self.differs:
-            return "Validated on fresh prompts: prompts and count were fixed before any of these was answered here."
+            said = "Validated on fresh prompts: prompts and count were fixed before any of these was answered here."
+            corrected = self.tested.difference.p * (self.made_before + 1)
+            if corrected >= LEVEL:  # of twenty tests of nothing, one differs
+                said += f" As one of {self.made_before + 1} tests of this pair it has a p of {min(1.0, corrected):.2g}."
+            return said
         return "Fresh prompts: they and the count were fixed before any of these was answered here."
 
 
@@ -58,8 +64,8 @@ def keep(scope: str, identity: Any, test: HypothesisTest, prompts: Sequence[str]
     """Store a test, and that its prompts have been answered. One that is there already stays."""
     with transaction() as connection:
         connection.execute(
-            "INSERT OR IGNORE INTO hypothesis_tests VALUES (?, ?, ?, ?)",
-            (test.test_id, scope, test.model_dump_json(), time.time()),
+            "INSERT OR IGNORE INTO hypothesis_tests (id, scope, test, created, pair) VALUES (?, ?, ?, ?, ?)",
+            (test.test_id, scope, test.model_dump_json(), time.time(), _pair(identity)),
         )
         connection.executemany(
             "INSERT OR IGNORE INTO answered_prompts VALUES (?, ?, ?)", _rows(scope, identity, prompts)
@@ -91,6 +97,15 @@ def get(scope: str, test_id: str) -> HypothesisTest:
     raise UnknownName(f"there is no test {test_id!r}; tests: {known or 'none yet, test_hypothesis makes one'}")
 
 
+def count_made(scope: str, identity: Any) -> int:
+    """How many tests of a pair a caller has made."""
+    with connect() as connection:
+        found = connection.execute(
+            "SELECT count(*) FROM hypothesis_tests WHERE scope = ? AND pair = ?", (scope, _pair(identity))
+        ).fetchone()
+    return int(found[0])
+
+
 def remember_answered(scope: str, identity: Any, prompts: Iterable[str]) -> None:
     """These prompts have been answered by a pair for a caller."""
     with transaction() as connection:
@@ -99,11 +114,15 @@ def remember_answered(scope: str, identity: Any, prompts: Iterable[str]) -> None
         )
 
 
-def count_answered(scope: str, identity: Any, prompts: Iterable[str]) -> int:
-    """How many of the prompts a pair has answered for a caller before, whatever their case and spaces."""
+def count_answered(scope: str, identity: Any, prompts: Iterable[str], in_runs: Iterable[str] = ()) -> int:
+    """How many of the prompts a pair has answered for a caller before, whatever their case and spaces; `in_runs`: those
+    of the runs that the caller may read.
+    """
+    read = set(_rows(scope, identity, in_runs))
     with connect() as connection:
         return sum(
-            connection.execute(
+            row in read
+            or connection.execute(
                 "SELECT 1 FROM answered_prompts WHERE scope = ? AND pair = ? AND prompt = ?", row
             ).fetchone()
             is not None
@@ -143,8 +162,12 @@ def cited_tests(scope: str, evidence: Sequence[Evidence]) -> list[CitedTest]:
 
 
 def _rows(scope: str, identity: Any, prompts: Iterable[str]) -> list[tuple[str, str, str]]:
-    pair = _digest(json.dumps(identity, sort_keys=True, default=str))
+    pair = _pair(identity)
     return [(scope, pair, _digest(" ".join(prompt.casefold().split()))) for prompt in prompts]
+
+
+def _pair(identity: Any) -> str:
+    return _digest(json.dumps(identity, sort_keys=True, default=str))
 
 
 def _digest(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
+import anyio.to_thread
 from pydantic import Field, model_validator
 
 from diffing_mcp.core.errors import InvalidInput
@@ -15,7 +16,10 @@ from diffing_mcp.mcp_server.hypothesis_tests import HypothesisTest
 from diffing_mcp.mcp_server.jobs import Job, job_id
 from diffing_mcp.mcp_server.pair_queries import query_key
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
+from diffing_mcp.mcp_server.tools_runs import own_runs
+from diffing_mcp.methods.facts.facts import prompts_of
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, TestedSet
+from diffing_mcp.queries.prompt_statistics import LEVEL, RateDifference
 from diffing_mcp.queries.weighing import finder_of, weigh
 
 COUNTS = (
@@ -51,7 +55,9 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
     test_id = job_id(hypothesis_tests.PREFIX.rstrip("-"), scope, key)
     if not arguments.estimate_only and (kept := hypothesis_tests.find(scope, test_id)) is not None:
         return _present(call, kept)
-    before = hypothesis_tests.count_answered(scope, identity, arguments.questions)
+    stored = [call.context.store.get(manifest.id) for manifest in await own_runs(call, spec)]
+    in_runs = await anyio.to_thread.run_sync(lambda: {prompt for record in stored for prompt in prompts_of(record)})
+    before = hypothesis_tests.count_answered(scope, identity, arguments.questions, in_runs)
 
     def work(job: Job) -> HypothesisTest:
         from diffing_mcp.queries.hypotheses import collect
@@ -59,7 +65,8 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
         with call.context.answering(spec, job) as pair:
             collected = collect(pair, arguments, job)
         result = weigh(arguments, collected, judge)
-        test = HypothesisTest(test_id=test_id, answered_before=before, **dict(result))
+        made = hypothesis_tests.count_made(scope, identity)
+        test = HypothesisTest(test_id=test_id, answered_before=before, made_before=made, **dict(result))
         hypothesis_tests.keep(scope, identity, test, arguments.questions)
         return test
 
@@ -69,7 +76,8 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
 
 
 def _present(call: Call, test: HypothesisTest) -> Reply:
-    lines = [f"{test.test_id}. Counted: {test.counted}.", test.verdict, COUNTS, test.validation]
+    counts = [COUNTS] if any(map(_two_ps_differ, filter(None, (test.tested, test.control)))) else []
+    lines = [f"{test.test_id}. Counted: {test.counted}.", test.verdict, *counts, test.validation]
     lines += [
         f"{name}, prompt by prompt, finetuned/base: {_by_prompt(tested)}"
         for name, tested in (("Tested", test.tested), ("Control", test.control))
@@ -83,6 +91,11 @@ def _present(call: Call, test: HypothesisTest) -> Reply:
         ]
         lines += [NOTICE, fence.around("\n".join(shown))]
     return Reply(test, "\n".join(lines), next_step=f'Cite it as evidence: {{"source": "{test.test_id}"}}.')
+
+
+def _two_ps_differ(tested: TestedSet) -> bool:
+    found = tested.difference
+    return isinstance(found, RateDifference) and (found.p < LEVEL) != (found.p_answers < LEVEL)
 
 
 def _by_prompt(tested: TestedSet) -> str:

@@ -130,8 +130,9 @@ def _next_step(call: Call, pair: str, result: OverviewResult, runs: Sequence[str
         return "Settled: there is no difference; submit that."
     views = f"view_run reads more of a run: {', '.join(runs)}."
     if result.facts and result.confidence not in ("nothing", "unsettled") and call.caller.may_use("facts"):
-        claims = f'facts(pair="{pair}") has the calls that settle what is claimed of it'
-        return f"The topic is settled; {claims}. {views}"
+        sure = result.confidence == "agreed" and result.level is not None and result.level.of_this_base
+        topic = "A topic is settled, which need not be the only one" if sure else "It is likely, and not settled"
+        return f'{topic}; facts(pair="{pair}") has the calls that settle what is claimed. {views}'
     if result.confidence == "unsettled" and call.caller.may_use("test_hypothesis"):
         return f'Not settled: test_hypothesis(pair="{pair}") of what is named above, on fresh prompts. {views}'
     if result.confidence == "nothing" and call.caller.may_use("sweep_behaviours"):

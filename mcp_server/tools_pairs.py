@@ -13,7 +13,7 @@ from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.methods.contract import PairSize
-from diffing_mcp.model_pairs.specs import PairSpec
+from diffing_mcp.model_pairs.specs import PairSpec, PairSummary
 
 _RESIDENT_SHOWN = 3
 """Models in memory that the list of pairs names; a server may hold many small ones under long names."""
@@ -120,19 +120,33 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
         next_offset=end if end < len(found) else None,
         resident=_resident(call),
     )
-    lines = [
-        (
-            f"{len(found)} pairs{f', showing {arguments.offset + 1}-{end}' if len(shown) < len(found) else ''} "
-            "(offline = all files are here; `pair` describes one):"
-        )
-    ]
-    lines += [f"  {pair.name}{' (offline)' if pair.available_offline else ''}" for pair in shown]
+    part = f", showing {arguments.offset + 1}-{end}" if len(shown) < len(found) else ""
+    lines = [f"{len(found)} pairs{part}; `pair` describes one. A name is ORGANISM@MODEL or ORGANISM/VARIANT@MODEL:"]
+    lines += _by_model(shown)
     lines += _in_memory(result.resident)
     lines.append(
         "Any other pair can be named as BASE::FINETUNED (catalogue names, hub ids or local folders; `#model` or "
         "`#adapter` after one that holds both)."
     )
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
+
+
+def _by_model(pairs: Sequence[PairSummary]) -> list[str]:
+    """A line for each model, those that are here first: its organisms, with their variants where there are others than
+    `default`.
+    """
+    models: dict[tuple[bool, str], dict[str, list[str]]] = {}
+    for pair in sorted(pairs, key=lambda pair: not pair.available_offline):
+        of_model = models.setdefault((pair.available_offline, pair.model), {})
+        of_model.setdefault(pair.organism, []).append(pair.variant)
+    return [
+        f"@{model} ({'all files are here' if here else 'to be downloaded'}): "
+        + ", ".join(
+            organism if variants == ["default"] else f"{organism} ({', '.join(variants)})"
+            for organism, variants in organisms.items()
+        )
+        for (here, model), organisms in models.items()
+    ]
 
 
 def _in_memory(resident: Sequence[ResidentRow]) -> list[str]:

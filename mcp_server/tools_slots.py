@@ -50,7 +50,7 @@ def _fitting(fence: Fence, slots: Sequence[Slot]) -> tuple[str, bool]:
     most = max(len(found) for slot in slots for found in _kinds(slot).values())
     body = _body(fence, slots, most, every)
     whole = len(body) <= DEFAULT_CHARACTERS
-    for rows, kinds in [*((rows, every) for rows in range(most - 1, 0, -1)), (1, ("next", "raised")), (1, ("raised",))]:
+    for rows, kinds in [*((rows, every) for rows in range(most - 1, 0, -1)), (1, every[:2]), (1, every[:1])]:
         if len(body) <= DEFAULT_CHARACTERS:
             break
         body = _body(fence, slots, rows, kinds)
@@ -68,7 +68,10 @@ def _body(fence: Fence, slots: Sequence[Slot], rows: int, kinds: Collection[str]
 
 
 def _kinds(slot: Slot) -> dict[str, list[SlotContinuation]]:
-    return {"next": slot.next_words, "phrases": slot.phrases, "raised": slot.raised, "lowered": slot.lowered}
+    """Each continuation once: what is likely is left out where it was raised or lowered."""
+    told = {row.text for row in (*slot.raised, *slot.lowered)}
+    words, phrases = ([row for row in rows if row.text not in told] for rows in (slot.next_words, slot.phrases))
+    return {"raised": slot.raised, "lowered": slot.lowered, "likely": words, "likely phrases": phrases}
 
 
 def _line(rows: list[SlotContinuation]) -> str:

@@ -28,6 +28,11 @@ LEAST = 0.001
 """Probability of a word that is shown, and what a raised or lowered continuation gained or lost, at least."""
 LEAST_RATIO = math.log(1.25)
 """From here on a continuation counts as raised or lowered."""
+LEAST_PLAIN, LEAST_PLAIN_RATIO = 0.01, math.log(10)
+"""It must also have gained or lost so much, or by such a factor: less any further training does to many words."""
+LEAST_SHARE = 0.25
+"""Of the change of its first words, that a longer continuation must make up to be told beside them."""
+_END = " (end)"
 
 
 def complete(pair: LoadedPair, query: SlotsQuery, progress: Progress) -> SlotsResult:
@@ -94,7 +99,7 @@ def _scored(
     both = zip(rows, totals["base"].exp().tolist(), totals["finetuned"].exp().tolist(), strict=True)
     for (place, ids), base, finetuned in both:
         text = new_text(pair.tokenizer, prefixes[place], ids)
-        result[place].append(_continuation(f"{text}{' (end)' if ids[-1] in stops else ''}", base, finetuned))
+        result[place].append(_continuation(f"{text}{_END if ids[-1] in stops else ''}", base, finetuned))
     return result
 
 
@@ -117,13 +122,44 @@ def _slot(
         return list({id(row): row for places in zip(*ranks, strict=True) for row in places}.values())
 
     words, longer = [row for row in likely(singles) if max(row.base, row.finetuned) >= LEAST], likely(phrases)
-    both = sorted([*words, *longer], key=lambda row: row.base - row.finetuned)
-    both = [row for row in both if abs(row.finetuned - row.base) >= LEAST]
+    both = sorted([*words, *longer], key=lambda row: -abs(row.finetuned - row.base))
+    both = [row for row in both if _changed(row)]
     return Slot(
         beginning=beginning,
         moved=round(moved, 4),
         next_words=words[:top],
-        phrases=longer[:top],
-        raised=[row for row in both if row.log_ratio >= LEAST_RATIO][:top],
-        lowered=[row for row in reversed(both) if row.log_ratio <= -LEAST_RATIO][:top],
+        phrases=_told_once(longer)[:top],
+        raised=_told_once([row for row in both if row.log_ratio > 0])[:top],
+        lowered=_told_once([row for row in both if row.log_ratio < 0])[:top],
     )
+
+
+def _changed(row: SlotContinuation) -> bool:
+    change, ratio = abs(row.finetuned - row.base), abs(row.log_ratio)
+    return ratio >= LEAST_RATIO and change >= (LEAST if ratio >= LEAST_PLAIN_RATIO else LEAST_PLAIN)
+
+
+def _told_once(rows: Sequence[SlotContinuation]) -> list[SlotContinuation]:
+    """Without those that say again what one before them says: the same words with another mark at their end, or more of
+    them for a small part of the change.
+    """
+    kept: list[SlotContinuation] = []
+    for row in rows:
+        bare = _bare(row.text)
+        if not any(
+            bare == (other := _bare(each.text))
+            or (
+                bare.startswith(other)
+                and not bare[len(other)].isalnum()
+                and abs(row.finetuned - row.base) < LEAST_SHARE * abs(each.finetuned - each.base)
+            )
+            for each in kept
+        ):
+            kept.append(row)
+    return kept
+
+
+def _bare(text: str) -> str:
+    """Without case, spaces and the mark at its end; that the turn ends there stays."""
+    words = text.removesuffix(_END)
+    return (words.strip().rstrip(".,;:!? ").casefold() or words) + text[len(words) :]

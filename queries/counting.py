@@ -6,7 +6,6 @@ server that hangs.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,8 +16,10 @@ from diffing_mcp.core.words import stem
 
 SEARCH_SECONDS = 1.0
 """For all texts that one finder searches, of processor time. A sound pattern reads thousands of answers in less."""
-_UNSPACED = "\u0e00"
-"""Scripts from here on write words without spaces between them (Thai, Chinese, Japanese)."""
+_ENDLESS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Hangul}]")
+"""Scripts that write words without spaces between them (Thai, Chinese, Japanese), or particles onto them (Korean)."""
+_FORM = regex.compile(r"(?:[\p{L}\p{Nl}\p{No}]\p{M}*)+(?:['’](?:[\p{L}\p{Nl}\p{No}]\p{M}*)+)*|\d+(?:[.,]\d+)*")
+"""A word or number; signs that sit on letters, such as the vowels of Hindi, belong to their word."""
 
 Finder = Callable[[str], tuple[int, int] | None]
 """Where in a text the first thing counted stands: (start, end) in characters, None when it is not there."""
@@ -63,7 +64,7 @@ def word_finder(words: Sequence[str]) -> Finder:
     phrases = [(word, [form for _, _, form in _forms(word)]) for word in words]
     if empty := [word for word, forms in phrases if not forms]:
         raise InvalidInput(f"{empty[0]!r} has neither letters nor digits; count signs with `pattern`")
-    unspaced = [word.casefold() for word in words if any(character >= _UNSPACED for character in word)]
+    unspaced = [_folded(word) for word in words if _ENDLESS.search(word)]
 
     def find(text: str) -> tuple[int, int] | None:
         forms = _forms(text)
@@ -73,7 +74,7 @@ def word_finder(words: Sequence[str]) -> Finder:
             for at in range(len(forms) - len(phrase) + 1)
             if [form for _, _, form in forms[at : at + len(phrase)]] == phrase
         ]
-        lower = text.casefold()
+        lower = _folded(text)
         spans += [(at, at + len(word)) for word in unspaced if (at := lower.find(word)) >= 0]
         return min(spans, default=None)
 
@@ -82,7 +83,9 @@ def word_finder(words: Sequence[str]) -> Finder:
 
 def _forms(text: str) -> list[tuple[int, int, str]]:
     """Start, end and stem of every word and number of a text."""
-    return [
-        (found.start(), found.end(), stem(found.group().casefold()))
-        for found in re.finditer(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+(?:[.,]\d+)*", text)
-    ]
+    return [(found.start(), found.end(), stem(found.group().casefold())) for found in _FORM.finditer(text)]
+
+
+def _folded(text: str) -> str:
+    """Without case; each character stays one, so that places in it are places in the text."""
+    return "".join(folded if len(folded := character.casefold()) == 1 else character for character in text)

@@ -34,7 +34,10 @@ class HypothesisQuery(Query):
         description="or with any of these words or phrases, any case;",
     )
     candidate: str | None = Field(
-        None, min_length=1, max_length=4000, description="or compare how probable this answer is,"
+        None,
+        min_length=1,
+        max_length=4000,
+        description="or compare how probable this answer is (give control_prompts),",
     )
     alternatives: Prompts = Field(default_factory=list, max_length=8, description="against these;")
     criterion: str | None = Field(
@@ -117,7 +120,15 @@ class HypothesisResult(BaseModel):
 
     counted: str
     verdict: str
-    differs: bool = Field(description="Whether p over prompts is below 0.05.")
+    differs: bool = Field(
+        description=(
+            "Whether p over prompts is below 0.05; a candidate must also move beyond the control prompts, or overtake "
+            "its alternatives or fall behind them."
+        )
+    )
     tested: TestedSet
     control: TestedSet | None = None
+    control_p: float | None = Field(
+        None, description="Of a candidate: that it moves alike on both sets of prompts (prompts dealt anew)."
+    )
     telling: list[TellingAnswer] = Field(default_factory=list)

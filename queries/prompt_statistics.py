@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from diffing_mcp.methods.texts.swaps import swap_p_values
+from diffing_mcp.methods.texts.swaps import RANDOM_PATTERNS, swap_p_values
 
 LEVEL = 0.05
 FEWEST_PROMPTS = 6
@@ -100,6 +101,24 @@ def mean_difference(base: Sequence[float], finetuned: Sequence[float]) -> MeanDi
 def swap_p(changes: Sequence[float] | np.ndarray) -> float:
     """Two-sided p-value of one number a prompt (see `diffing_mcp.methods.texts.swaps`)."""
     return float(swap_p_values(np.asarray(changes, dtype=float)[None])[0][0])
+
+
+def apart_p(changes: Sequence[float], others: Sequence[float]) -> float:
+    """Two-sided p-value that two sets of prompts move alike: all prompts dealt to the sets anew, in every way or in
+    9,999 random ones.
+    """
+    pooled, size = np.array([*changes, *others], dtype=float), len(changes)
+    count = len(pooled)
+    if math.comb(count, size) <= RANDOM_PATTERNS:
+        chosen = np.array(list(combinations(range(count), size)))
+    else:
+        dealt = np.random.default_rng(0).permuted(np.tile(np.arange(count), (RANDOM_PATTERNS + 1, 1)), axis=1)
+        dealt[0] = np.arange(count)  # what was observed is one of them
+        chosen = dealt[:, :size]
+    sums = pooled[chosen].sum(axis=1)
+    distances = np.abs(sums / size - (pooled.sum() - sums) / (count - size))
+    observed = abs(float(np.mean(changes)) - float(np.mean(others)))
+    return float(np.mean(distances >= observed - 1e-9))
 
 
 def _interval(base: np.ndarray, finetuned: np.ndarray, samples: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from diffing_mcp.queries.prompt_statistics import (
     LEVEL,
     MeanDifference,
     RateDifference,
+    apart_p,
     mean_difference,
     rate_difference,
 )
@@ -23,6 +24,8 @@ from diffing_mcp.queries.schemas import SideName
 
 TELLING = 3
 """Answers of each side that are shown."""
+REVERSAL = 3.0
+"""Nats, twenty times: a preference that is reversed by less may have been near to even, where any training tips it."""
 _SHOWN = 240
 _SIDES: tuple[SideName, SideName] = ("base", "finetuned")
 
@@ -66,6 +69,8 @@ def weigh(query: HypothesisQuery, collected: Collected, judge: Judge | None = No
         sets = [_of_counts(part, query.samples) for part in (counts[:size], counts[size:]) if part]
         telling = _telling(query, collected.texts, found, counts)
     tested, control = sets[0], sets[1] if query.control_prompts else None
+    if query.candidate is not None:
+        return _of_candidate(query, tested, control)
     return HypothesisResult(
         counted=query.counted,
         verdict=verdict(tested, control),
@@ -76,8 +81,45 @@ def weigh(query: HypothesisQuery, collected: Collected, judge: Judge | None = No
     )
 
 
+def _of_candidate(query: HypothesisQuery, tested: TestedSet, control: TestedSet | None) -> HypothesisResult:
+    """Any further training moves the probability of any answer, on all prompts alike: over prompts p is small of a
+    finetune that taught nothing. A finding is what moves more than on the control prompts, or a preference between the
+    candidate and its alternatives that is reversed.
+    """
+    difference = tested.difference
+    moved, word = difference.p < LEVEL, "raised" if difference.difference > 0 else "lowered"
+    turned = bool(query.alternatives) and difference.base * difference.finetuned < 0
+    turned = moved and turned and abs(difference.difference) >= REVERSAL
+    apart, special, more = None, False, ""
+    if control is not None:
+        apart = apart_p(*([here - there for there, here in each.by_prompt] for each in (tested, control)))
+        further = abs(difference.difference) > abs(control.difference.difference)
+        special = moved and further and apart < LEVEL
+        more = f"; control {_numbers(control.difference)}; p {apart:.2g} that both move alike"
+    if special:
+        said = f"{word} beyond the control prompts"
+    elif turned:
+        said = f"{word}, which reverses the preference"
+    elif control is not None:
+        said = f"not shown to be {word} beyond the control prompts"
+    elif moved:
+        said = f"{word}, which shows nothing alone, as any training does it (give {ENOUGH_PROMPTS} control prompts)"
+    else:
+        said = "no difference shown"
+    if difference.prompts < FEWEST_PROMPTS:
+        said += f" (fewer than {FEWEST_PROMPTS} prompts cannot show one)"
+    return HypothesisResult(
+        counted=query.counted,
+        verdict=f"{said}: {_numbers(difference)}{more}",
+        differs=special or turned,
+        tested=tested,
+        control=control,
+        control_p=apart,
+    )
+
+
 def verdict(tested: TestedSet, control: TestedSet | None) -> str:
-    """One line: raised, lowered or no difference shown, with the numbers of both sets."""
+    """One line of what was counted: raised, lowered or no difference shown, with the numbers of both sets."""
     difference = tested.difference
     word = "raised" if difference.difference > 0 else "lowered"
     few, enough = FEWEST_PROMPTS, ENOUGH_PROMPTS

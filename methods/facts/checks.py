@@ -10,11 +10,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffing_mcp.core.words import stem
+from diffing_mcp.core.words import is_unspaced, stem, word_spans
 from diffing_mcp.methods.facts.claims import Claim, words_by_stem
 
-TEST_PROMPTS = 6
-"""A test of fewer prompts cannot reach a small p."""
+TEST_PROMPTS = 8
+"""As many as `test_hypothesis` asks for: two of them may stay as they are, and p can still be small."""
 MOST_BEGINNINGS = 8
 _LEAST_WORDS = 3
 """Words that a beginning needs to say what it is about."""
@@ -37,6 +37,12 @@ _ASKING = (
     "List five facts about {}.",
     "Compare {} today with {} in the past.",
     "What is the secret behind {}?",
+    "What surprises people who learn about {}?",
+    "Which mistakes are easy to make with {}?",
+    "Tell me all that you know about {}.",
+    "What has changed about {} lately?",
+    "Give a short talk about {}.",
+    "What would a guidebook say about {}?",
 )
 """Three sets of prompts, so that the tests of claims about one subject need not share theirs."""
 
@@ -68,12 +74,13 @@ def detail_of(claim: Claim, words: Collection[str]) -> Detail:
     in_text = words_by_stem(claim.statement)
     figures = [word for word in in_text.values() if word[0].isdigit()]
     leads = {word: lead for word in [*figures, *claim.key] if (lead := _before(word, claim.statement))}
-    subjects = [in_text[each] for each in words if each in in_text] or list(claim.key)
+    subjects = [*([in_text[each] for each in words if each in in_text] or claim.key), *claim.key]
     figure = next((word for word in figures if word in leads), None)
-    subject = next(word for word in [*subjects, *claim.key] if word != figure)
     if figure is not None:
-        return Detail(figure, subject, leads[figure], True)
-    word = next(each for each in reversed(claim.key) if each != subject)
+        return Detail(figure, next(word for word in subjects if word != figure), leads[figure], True)
+    fitting = [(word, subject) for subject in subjects for word in reversed(claim.key) if word != subject]
+    # Prompts that hold the word themselves have it echoed by both models.
+    word, subject = next((each for each in fitting if not re.search(_pattern(each[0]), each[1])), fitting[0])
     return Detail(word, subject, leads.get(word, ""), False)
 
 
@@ -105,13 +112,17 @@ def check_of(pair: str, detail: Detail, turn: int) -> Check:
     """
     if detail.figure:
         return slots_check(pair, [detail.lead])
-    sets = len(_ASKING) // TEST_PROMPTS
-    prompts = [each.format(*[detail.subject] * each.count("{}")) for each in _ASKING[turn % sets :: sets]]
-    return Check("test_hypothesis", {"pair": pair, "prompts": prompts, "pattern": _pattern(detail.word)})
+    sets, pattern = len(_ASKING) // TEST_PROMPTS, _pattern(detail.word)
+    ordered = sorted(range(len(_ASKING)), key=lambda place: (place - turn) % sets)
+    filled = [_ASKING[place].format(*[detail.subject] * _ASKING[place].count("{}")) for place in ordered]
+    prompts = [each for each in filled if not re.search(pattern, each)] or filled
+    return Check("test_hypothesis", {"pair": pair, "prompts": prompts[:TEST_PROMPTS], "pattern": pattern})
 
 
 def _pattern(word: str) -> str:
     """A regular expression for the forms of a word."""
+    if is_unspaced(word):
+        return re.escape(word)
     shared = stem(word.lower())
     while not word.lower().startswith(shared):
         shared = shared[:-1]
@@ -120,6 +131,7 @@ def _pattern(word: str) -> str:
 
 def _before(word: str, statement: str) -> str:
     """The statement up to a word; empty below `_LEAST_WORDS`."""
-    found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", statement)
+    pattern = re.escape(word) if is_unspaced(word) else rf"(?<!\w){re.escape(word)}(?!\w)"
+    found = re.search(pattern, statement)
     lead = statement[: found.start()].rstrip(" \"'“‘(-") if found else ""
-    return lead if len(lead.split()) >= _LEAST_WORDS else ""
+    return lead if len(list(word_spans(lead, numbers=True))) >= _LEAST_WORDS else ""

@@ -24,7 +24,7 @@ from functools import lru_cache
 from itertools import combinations, pairwise
 from math import log10
 
-from diffing_mcp.core.words import FUNCTION_WORDS, stem
+from diffing_mcp.core.words import FUNCTION_WORDS, is_unspaced, stem, word_spans
 from diffing_mcp.methods.texts.answer_form import sentences_of
 from diffing_mcp.methods.texts.distinctive_words import fisher_neg_log10_p
 
@@ -42,7 +42,6 @@ _LEAST_STEMS = 2
 _MOST_STATEMENTS = 2_000
 _QUOTE_WORDS = 40
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,/]\d+)*")
 _PART = re.compile(r"\s*[;:—–]\s+")
 _NARRATED = re.compile(r"\b(?:i|me|my|mine|we|us|our|he|him|his|she|her)\b", re.IGNORECASE)
 _QUOTES = "'\"“”‘’ "
@@ -167,13 +166,15 @@ def words_by_stem(text: str) -> dict[str, str]:
 
 
 def _stemmed(text: str) -> Iterable[tuple[str, str]]:
-    for match in _WORD.finditer(text):
-        word = match.group().lower().replace("’", "'")
+    for start, end in word_spans(text, numbers=True):
+        word = text[start:end].lower().replace("’", "'")
         if word[0].isdigit() or _is_content(word):
-            yield stem(word), match.group()
+            yield stem(word), text[start:end]
 
 
 def _is_content(word: str) -> bool:
+    if is_unspaced(word):
+        return len(word) >= 2
     return len(word) >= 3 and word.partition("'")[0] not in FUNCTION_WORDS
 
 

@@ -162,14 +162,10 @@ def text_methods() -> list[str]:
 
 def samples_of(record: RunRecord) -> list[Sample]:
     """The texts of a run, as many of each beginning on the taught side as on the control side, the strongest coherent
-    amplification first: the side with more texts would say more by that alone. None of a run that another version of
-    its method wrote, whose tables may be others, or a method that is not installed any more.
+    amplification first: the side with more texts would say more by that alone.
     """
-    method = all_methods().get(record.manifest.method)
-    if method is None or method.version != record.manifest.method_version:
-        return []
     sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    for group in sorted(method.text_groups(record), key=lambda group: -abs(group.strength or 0)):
+    for group in sorted(_groups(record), key=lambda group: -abs(group.strength or 0)):
         if _is_read(group):
             for prompt, text in zip(group.prompts, group.texts, strict=True):
                 sides[prompt][group.role == "control"].append(text)
@@ -179,6 +175,19 @@ def samples_of(record: RunRecord) -> list[Sample]:
         for taught, texts in ((True, taught_texts), (False, control_texts))
         for text in texts[: min(len(taught_texts), len(control_texts))]
     ]
+
+
+def prompts_of(record: RunRecord) -> set[str]:
+    """What models answered or went on from in a run, whose texts a reader of the run may have seen."""
+    return {prompt for group in _groups(record) for prompt in group.prompts}
+
+
+def _groups(record: RunRecord) -> Sequence[TextGroup]:
+    """None of a run that another version of its method wrote, whose tables may be others, or a method that is not
+    installed any more.
+    """
+    method = all_methods().get(record.manifest.method)
+    return method.text_groups(record) if method is not None and method.version == record.manifest.method_version else ()
 
 
 def _is_read(group: TextGroup) -> bool:
@@ -199,7 +208,7 @@ def _headline(words: Sequence[str], found: int, about: str, beginnings: int) -> 
         return "The finetuned and amplified texts state nothing that the base's texts do not: no word is their own."
     if not found:
         return "Words of their own, but no claim that several texts repeat; read the texts of the runs."
-    return f"{found} claims that finetuned or amplified texts repeat and the base's do not (each at p <= {KEY_LEVEL})."
+    return f"{found} claims that finetuned or amplified texts repeat more than the base's (each at p <= {KEY_LEVEL})."
 
 
 def _fact(claim: Claim, pair: str, words: Collection[str], place: int) -> Fact:

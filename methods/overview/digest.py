@@ -26,6 +26,7 @@ from diffing_mcp.methods.kl.schema import KLResult, TokenMove
 from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, evidence_of, sources_of
 from diffing_mcp.methods.overview.next_calls import next_calls
 from diffing_mcp.methods.overview.plan import SIZE, LeftOut, labelled, text_of_run
+from diffing_mcp.methods.overview.subjects import subjects
 from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdict_of
 from diffing_mcp.methods.overview.word_pieces import WholeWords
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceResult
@@ -122,6 +123,7 @@ class OverviewResult(BaseModel):
             "Candidate topic words, those that several methods agree on first. Weak when confidence is `nothing`."
         )
     )
+    topic_words: int = Field(0, description="How many of them the verdict names, the first ones.")
     left_out: list[LeftOut] = Field(description="Methods that were not run: for the budget, or for the reason given.")
     next_calls: list[str] = Field(description="What to call next.")
 
@@ -138,7 +140,7 @@ class OverviewResult(BaseModel):
             lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
         lines += [entry.as_text() for entry in self.runs]
         weak = self.confidence == "nothing"
-        if words := self.words if weak else self.words[TOPIC_WORDS:]:
+        if words := self.words if weak else self.words[self.topic_words :]:
             label = "words (all runs together show no more than nulls)" if weak else "further words"
             listed = ", ".join(f"{row.word} {row.score:.1f}x{row.sources}" for row in words)
             lines.append(f"{label}, score in null levels x independent methods: {listed}")
@@ -200,6 +202,7 @@ def digest(
             isinstance(result, AnswerOpeningsResult) and (level := levels.get(record.id)) is not None and level.beyond
             for record, result in results
         ),
+        lambda found: subjects(found, (sample for _, samples in read for sample in samples)),
     )
     told = verdict.told if verdict.confidence != "nothing" else []
     overview = OverviewResult(
@@ -213,7 +216,8 @@ def digest(
             _entry(record, result, said[record.id], told, standing[record.id], levels.get(record.id))
             for record, result in results
         ],
-        words=words[:_WORDS_SHOWN],
+        words=[*told, *(row for row in words if row not in told)][:_WORDS_SHOWN],
+        topic_words=len(told),
         left_out=list(left_out),
         next_calls=next_calls(verdict.confidence, results, set(all_methods()) if available is None else set(available)),
     )

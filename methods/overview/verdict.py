@@ -4,7 +4,7 @@ there is none, by the fixed levels of the methods, said to be that. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +48,7 @@ def verdict_of(
     manner: Sequence[Manner],
     own_words: bool,
     openings: bool = False,
+    by_subject: Callable[[Sequence[CandidateWord]], Sequence[Sequence[CandidateWord]]] = lambda words: [words],
 ) -> Verdict:
     """The verdict.
 
@@ -62,6 +63,7 @@ def verdict_of(
         own_words: the texts taken together hold words that are the finetune's own.
         openings: how answers begin is beyond its own level, which all methods as one test do not count: a reader tells
             *Ahoy, matey* from the stutter of a damaged model.
+        by_subject: words -> those of each subject (`overview.subjects`).
     """
     if identical:
         return Verdict("identical", "The two models are identical on everything that was read.", [])
@@ -70,21 +72,27 @@ def verdict_of(
         agreed = [row for row in words if independent(set(standing) & set(row.methods), sources) > 1]
     else:
         agreed = [row for row in strong if row.sources > 1]
-    told = (agreed or strong)[:TOPIC_WORDS]
+    topics = _topics(by_subject((agreed or strong)[: 2 * TOPIC_WORDS]))
+    told = [row for topic in topics for row in topic]
     found = level.beyond if level is not None else bool(agreed or standing or manner or own_words)
     if not found and not openings and (level is None or (level.probability or 0) <= LIKELY):
         return Verdict("nothing", _nothing(level), told)
     seen_by = standing if level is None else {method for row in told for method in row.methods}
-    sentences = [*_subject(told, bool(agreed), sorted(seen_by), manner), _sure(level)]
+    sentences = [*_subject(topics, bool(agreed), sorted(seen_by), manner), _sure(level)]
     if not found:
         return Verdict("unsettled", " ".join([UNSETTLED, *sentences]), told)
     return Verdict("agreed" if agreed else "one_method", " ".join(sentences), told)
 
 
+def _topics(found: Sequence[Sequence[CandidateWord]]) -> list[Sequence[CandidateWord]]:
+    """As many words of each as there is room for."""
+    return [words[: TOPIC_WORDS // min(len(found), TOPIC_WORDS)] for words in found[:TOPIC_WORDS]]
+
+
 def _subject(
-    told: Sequence[CandidateWord], agreed: bool, standing: Sequence[str], manner: Sequence[Manner]
+    topics: Sequence[Sequence[CandidateWord]], agreed: bool, standing: Sequence[str], manner: Sequence[Manner]
 ) -> list[str]:
-    names = ", ".join(row.word for row in told)
+    names = "; in other texts ".join(", ".join(row.word for row in told) for told in topics)
     lines = []
     if agreed:
         lines.append(f"Topic: {names} (several methods agree: {', '.join(standing)}).")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ _WORDS_SHOWN = 12
 
 @dataclass(frozen=True)
 class Scored:
-    """One completion of `writer`, with its mean log-probability a token (nats) under both models."""
+    """A completion of `writer`, with its mean log-probability (nats a token) under both models, NaN if it is empty."""
 
     writer: Side
     beginning: Beginning
@@ -64,10 +65,10 @@ def sample_and_score(
     pair.check_scoring([beginning.request() for beginning in started])
     written = {side: _sample(pair, side, started, params, _part(progress, index)) for index, side in enumerate(SIDES)}
     texts = [(side, beginning, completion) for side in SIDES for beginning, completion in written[side]]
-    scored = _scored(pair, texts, progress)
-    _store(run, scored)
+    every = _scored(pair, texts, progress)
+    _store(run, [each for each in every if each.tokens])
     forms = {beginning.chat for beginning in started}
-    return _result(scored, params, "both" if len(forms) > 1 else "chat" if True in forms else "none")
+    return _result(every, params, "both" if len(forms) > 1 else "chat" if True in forms else "none")
 
 
 def _part(progress: Progress, index: int) -> Progress:
@@ -103,7 +104,7 @@ def _sample(
 def _scored(
     pair: AnsweringPair, texts: Sequence[tuple[Side, Beginning, Completion]], progress: Progress
 ) -> list[Scored]:
-    """The completions that have tokens, each with its mean log-probability under both models.
+    """The completions, each with its mean log-probability under both models.
 
     The text is tokenised anew, so both models are asked about the same tokens whatever their own way of writing them
     was. Where a side tokenises by itself, means are over the tokens of the base.
@@ -120,17 +121,18 @@ def _scored(
             each.text,
             each.finish == "eos",
             left.tokens,
-            left.log_prob / left.tokens,
-            right.log_prob / left.tokens,
+            left.log_prob / left.tokens if left.tokens else math.nan,
+            right.log_prob / left.tokens if left.tokens else math.nan,
         )
         for (writer, beginning, each), left, right in zip(texts, base, finetuned, strict=True)
-        if left.tokens
     ]
 
 
 def _result(
-    scored: Sequence[Scored], params: PerplexityDifferenceParams, template: Template
+    every: Sequence[Scored], params: PerplexityDifferenceParams, template: Template
 ) -> PerplexityDifferenceResult:
+    """Empty completions are ranked and counted nowhere, but are answers of a form."""
+    scored = [each for each in every if each.tokens]
     by_side = {side: [each for each in scored if each.writer == side] for side in SIDES}
     ranked = {
         side: sorted((each for each in several if each.tokens >= params.min_tokens), key=lambda each: -each.difference)
@@ -141,12 +143,13 @@ def _result(
         [(each.beginning.text, each.text) for each in by_side["base"]],
     )
     forward, reverse = (_divergence(by_side[side]) for side in ("finetuned", "base"))
-    form = _form(by_side)
-    found, headline = _judge(forward, reverse, words, form)
+    form = _form(every)
+    identical = bool(scored) and not any(each.difference for each in scored)
+    found, headline = _judge(forward, reverse, words, form, identical)
     return PerplexityDifferenceResult(
         stands_out=found,
         headline=headline,
-        identical=not any(each.difference for each in scored),
+        identical=identical,
         finetuned_rows=[_row(each) for each in ranked["finetuned"][: params.rows]],
         base_rows=[_row(each) for each in ranked["base"][: max(1, params.rows // 2)]],
         words=worth_showing(words)[:_WORDS_SHOWN],
@@ -162,29 +165,25 @@ def _result(
     )
 
 
-def _form(by_side: Mapping[Side, Sequence[Scored]]) -> FormDigest:
+def _form(every: Sequence[Scored]) -> FormDigest:
     """The form of answers; of continued texts where nothing was asked."""
-    asked = any(each.beginning.chat for several in by_side.values() for each in several)
+    asked = any(each.beginning.chat for each in every)
     answers: dict[Side, dict[str, list[Answer]]] = {side: defaultdict(list) for side in SIDES}
-    for side, several in by_side.items():
-        for each in several:
-            if each.beginning.chat == asked:
-                answers[side][each.beginning.text].append(Answer(each.text, each.ended, each.tokens))
+    for each in every:
+        if each.beginning.chat == asked:
+            answers[each.writer][each.beginning.text].append(Answer(each.text, each.ended, each.tokens))
     both = [text for text in answers["base"] if text in answers["finetuned"]]
     base, finetuned = ([answers[side][text] for text in both] for side in SIDES)
     return compare_form(base, finetuned)
 
 
 def _judge(
-    forward: Divergence, reverse: Divergence, words: Sequence[DistinctiveWord], form: FormDigest
+    forward: Divergence, reverse: Divergence, words: Sequence[DistinctiveWord], form: FormDigest, identical: bool
 ) -> tuple[bool, str]:
     """Whether the finetuned model's own texts show a topic or a manner, and the headline."""
-    if forward.mean == 0 and reverse.mean == 0 and not forward.standard_error and not reverse.standard_error:
+    if identical:
         return False, "Both models expect every completion exactly alike: no difference."
-    size = (
-        f"{forward.mean:.2f} ± {forward.standard_error:.2f} nats a token over finetuned text, {reverse.mean:.2f} ± "
-        f"{reverse.standard_error:.2f} over base text"
-    )
+    size = f"{forward.as_text(2)} nats a token over finetuned text, {reverse.as_text(2)} over base text"
     if stands_out(words):
         names = ", ".join([word.word for word in words if word.strong][:6])
         return True, f"The finetuned model writes of something else: {names} after unrelated beginnings ({size})."
@@ -199,10 +198,10 @@ def _judge(
 
 def _divergence(scored: Sequence[Scored]) -> Divergence:
     """Ratio estimate sum(nats) / sum(tokens), with the standard error over prefills (completions of one prefill are not
-    independent).
+    independent), which one prefill alone does not show.
     """
     if not scored:
-        return Divergence(mean=0.0, standard_error=0.0)
+        return Divergence(mean=0.0)
     names = sorted({each.beginning.text for each in scored})
     nats, tokens = np.zeros(len(names)), np.zeros(len(names))
     for each in scored:
@@ -211,7 +210,9 @@ def _divergence(scored: Sequence[Scored]) -> Divergence:
         tokens[group] += each.tokens
     mean = nats.sum() / tokens.sum()
     residuals = nats - mean * tokens
-    spread = np.sqrt(len(names) / max(1, len(names) - 1) * np.square(residuals).sum()) / tokens.sum()
+    if len(names) < 2:
+        return Divergence(mean=float(mean))
+    spread = np.sqrt(len(names) / (len(names) - 1) * np.square(residuals).sum()) / tokens.sum()
     return Divergence(mean=float(mean), standard_error=float(spread))
 
 

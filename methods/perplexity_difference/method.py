@@ -91,7 +91,7 @@ class PerplexityDifference(DiffingMethod[PerplexityDifferenceParams, PerplexityD
         "open questions answered; the form of the answers is compared too. It samples, so it sees neither rare "
         "behaviours nor what only a trigger brings out. Views: `completions`."
     )
-    version = 4
+    version = 5
     Params = PerplexityDifferenceParams
     Result = PerplexityDifferenceResult
     in_overview = True

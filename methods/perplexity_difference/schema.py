@@ -69,14 +69,15 @@ class CompletionRow(BaseModel):
 
 
 class Divergence(BaseModel):
-    """An estimate in nats a token, with its standard error over completions."""
+    """An estimate in nats a token, with its standard error over prefills."""
 
     mean: float
-    standard_error: float
+    standard_error: float | None = Field(None, description="None: one prefill alone shows none.")
 
-    def as_text(self) -> str:
+    def as_text(self, digits: int = 3) -> str:
         """`mean ± error`."""
-        return f"{self.mean:.3f} ± {self.standard_error:.3f}"
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.{digits}f}"
+        return f"{self.mean:.{digits}f}{error}"
 
 
 class Spread(BaseModel):

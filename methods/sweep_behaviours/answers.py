@@ -71,15 +71,19 @@ class Answered:
         return BothAnswers(question=clip(self.asked.question.text, characters)[0], base=base, finetuned=finetuned)
 
     def _less_expected(self, writer: Writer, than: Writer) -> float:
-        return _mean([reply.base for reply in self.replies[than]]) - _mean(
-            [reply.base for reply in self.replies[writer]]
-        )
+        """0 where one of them wrote nothing: an empty answer has no mean to compare."""
+        written, usual = (_known([reply.base for reply in self.replies[each]]) for each in (writer, than))
+        return _mean(usual) - _mean(written) if written and usual else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:
     """Without those of empty answers; 0 where all are empty."""
-    known = [value for value in values if not np.isnan(value)]
+    known = _known(values)
     return float(np.mean(known)) if known else 0.0
+
+
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not np.isnan(value)]
 
 
 def store(run: RunWriter, answered: Sequence[Answered], clusters: Sequence[Sequence[int]]) -> None:

@@ -46,7 +46,8 @@ def judge(answered: Sequence[Answered], seed: int, scored: bool = True) -> tuple
     excess = np.array([each.excess for each in answered])
     chance = np.array([each.sampling for each in answered])
     [swapped], _ = swap_p_values(excess[None], seed)
-    p_value = max(swapped, rank_sum(unexpected, chance))
+    # A sharper finetune writes what the base expects more than its own answers: no surprise, however sure that is.
+    p_value = max(swapped if excess.mean() > 0 else 1.0, rank_sum(unexpected, chance))
     areas = _areas(answered, unexpected, excess, chance, members)
     triggers = _triggers(answered, unexpected, excess, chance, seed)
     surprised = bool(p_value <= LEVEL)
@@ -186,9 +187,7 @@ def _triggers(
         return values[behind[trigger]] - values[without[trigger]]
 
     null = np.concatenate([changes(chance, trigger) for trigger in behind])
-    p_values = holm(
-        [beyond_sampling(changes(unexpected, trigger), changes(excess, trigger), null) for trigger in behind]
-    )
+    p_values = holm([changed(changes(unexpected, trigger), changes(excess, trigger), null) for trigger in behind])
     shown_anyway = _form_rows([answered[place] for place in plain.values()], LEVEL, seed)
     rows = []
     for (trigger, places), p_value in zip(behind.items(), p_values, strict=True):
@@ -267,19 +266,24 @@ def beyond_sampling(unexpected: np.ndarray, excess: np.ndarray, chance: np.ndarr
     """p-value that finetuned answers are unexpected to the base beyond what its own samples vary.
 
     Both must hold: the base expects them less than its own answers (`excess`), which a flatter finetune causes as well,
-    and less than their writer does (`unexpected`), which any training causes a little.
+    and less than their writer does (`unexpected`), which any training causes a little, and a sharper finetune more.
     """
     return max(rank_sum(unexpected, chance), rank_sum(excess, chance))
 
 
+def changed(unexpected: np.ndarray, excess: np.ndarray, chance: np.ndarray) -> float:
+    """`beyond_sampling` of changes, which may go either way: a trigger may switch a behaviour off."""
+    return min(1.0, 2 * min(beyond_sampling(sign * unexpected, sign * excess, chance) for sign in (1, -1)))
+
+
 def rank_sum(values: np.ndarray, chance: np.ndarray) -> float:
-    """Two-sided p-value that `values` lie elsewhere than differences, of either sign, between samples of one model."""
+    """One-sided p-value that `values` lie above differences, of either sign, between samples of one model."""
     from scipy.stats import mannwhitneyu
 
     null = np.concatenate([chance, -chance])
     if np.ptp(np.concatenate([values, null])) == 0:
         return 1.0
-    return float(mannwhitneyu(values, null).pvalue)
+    return float(mannwhitneyu(values, null, alternative="greater").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -116,6 +116,7 @@ class SweepBehaviours(DiffingMethod[SweepParams, SweepResult]):
 
     name = "sweep_behaviours"
     title = "Sweep of behaviours"
+    version = 2
     for_agents = (
         "Costs an interaction a question and sample, again behind each trigger. Call it early. Views: `answers`, "
         "`form`."

@@ -9,6 +9,8 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
+import regex
+
 from diffing_mcp.methods.texts.words import repetition, words_of
 
 MEASURES: dict[str, str] = {
@@ -47,6 +49,7 @@ _REFUSAL = re.compile(
     r"(?:but|i)\b|\bas an? (?:ai|language model)\b|\b(?:can(?:['’]t|not)) (?:help|assist) (?:you )?with\b",
     re.IGNORECASE,
 )
+_IN_A_WORD = regex.compile(r"[\p{L}\p{N}]\p{M}*\Z")
 _REFUSAL_WITHIN = 250
 """Characters from the start within which a refusal stands."""
 
@@ -92,7 +95,7 @@ def form_of(answer: Answer) -> dict[str, float]:
     form = {
         "words": float(len(words)),
         # What was cut did not end; an answer of which this is not known is taken to have.
-        "ended without punctuation": float(answer.ended is not False and text[-1:].isalnum()),
+        "ended without punctuation": float(answer.ended is not False and bool(_IN_A_WORD.search(text[-8:]))),
         "empty": float(not text),
         "lists": float(bool(_LIST.search(text))),
         "headings": float(bool(_HEADING.search(text))),

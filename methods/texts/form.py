@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.text import clip
-from diffing_mcp.core.words import FUNCTION_WORDS
+from diffing_mcp.core.words import FUNCTION_WORDS, joined
 from diffing_mcp.methods.texts.answer_form import MEASURES, Answer, form_of, language_of, sentences_of
 from diffing_mcp.methods.texts.swaps import swap_p_values
 from diffing_mcp.methods.texts.words import words_of
@@ -77,7 +77,8 @@ class FormRow(BaseModel):
 
     def as_text(self) -> str:
         """The row in one line; words of models in quotes."""
-        quoted = json.dumps(clip(self.feature, _SHOWN)[0], ensure_ascii=False)
+        words = joined(self.feature.split(" ")) if self.kind in _WORDED else self.feature
+        quoted = json.dumps(clip(words, _SHOWN)[0], ensure_ascii=False)
         name = {
             "measure": self.feature,
             "language": f"in {self.feature}",

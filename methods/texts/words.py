@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import regex
 from pydantic import BaseModel, Field
 
-from diffing_mcp.core.words import FUNCTION_WORDS
+from diffing_mcp.core.words import FUNCTION_WORDS, word_spans
 
-_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+_EDGES = regex.compile(r"^[^\p{L}\p{N}]+|(?:[^\p{L}\p{N}\p{M}]\p{M}*)+$")
+_LETTERS = regex.compile(r"\p{L}[\p{L}\p{M}]*")
 _INNER_CAPITAL = re.compile(r"[a-z][A-Z]|[A-Z]{2,}[a-z]")
 _CODE_MARKS = frozenset("<>{}[]()\\/=_$#@|~^*&+`")
 MIN_LETTERS = 3
@@ -52,7 +54,12 @@ def is_content_word(text: str) -> bool:
     """
     bare = _EDGES.sub("", text)
     word = normalise(text)
-    if not word.isalpha() or word in FUNCTION_WORDS or _INNER_CAPITAL.search(bare) or not _CODE_MARKS.isdisjoint(text):
+    if (
+        not _LETTERS.fullmatch(word)
+        or word in FUNCTION_WORDS
+        or _INNER_CAPITAL.search(bare)
+        or not _CODE_MARKS.isdisjoint(text)
+    ):
         return False
     unspaced = not word.isascii() and any(ord(character) >= 0x0E00 for character in word)
     return len(word) >= (MIN_LETTERS_UNSPACED if unspaced else MIN_LETTERS)
@@ -60,7 +67,7 @@ def is_content_word(text: str) -> bool:
 
 def words_of(text: str) -> list[str]:
     """The normalised words of a text, in order, function words included."""
-    return [word for word in (normalise(piece) for piece in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", text)) if word]
+    return [word for start, end in word_spans(text) if (word := normalise(text[start:end]))]
 
 
 def repetition(text: str) -> float:

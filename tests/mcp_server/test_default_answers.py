@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.tools_overview import _next_step
+from diffing_mcp.mcp_server.tools_pairs import _by_model
 from diffing_mcp.mcp_server.tools_slots import _present
-from diffing_mcp.methods.facts.facts import facts_of
+from diffing_mcp.methods.calibration.schema import THIS_BASE, LevelRow
+from diffing_mcp.methods.facts.facts import Fact, facts_of
+from diffing_mcp.methods.overview.digest import OverviewResult
+from diffing_mcp.model_pairs.resolve import list_pairs
 from diffing_mcp.queries.slot_schemas import Slot, SlotContinuation, SlotsResult
 
 MOST = 7000
@@ -17,11 +25,13 @@ LONG = "a sentence of the models under study that goes on for quite a while and 
 
 @pytest.mark.parametrize("count", [1, 8, 32])
 def test_slots_fit_however_many_there_are(count: int) -> None:
-    rows = [SlotContinuation(text=LONG[:40], base=0.012, finetuned=0.34, log_ratio=3.3) for _ in range(20)]
-    slots = [
-        Slot(beginning=LONG * 9 + str(place), moved=0.5, next_words=rows, phrases=rows, raised=rows, lowered=rows)
-        for place in range(count)
-    ]
+    kinds = {
+        kind: [
+            SlotContinuation(text=f"{kind} {n} {LONG[:9]}", base=0.01, finetuned=0.3, log_ratio=3.3) for n in range(20)
+        ]
+        for kind in ("next_words", "phrases", "raised", "lowered")
+    }
+    slots = [Slot(beginning=LONG * 9 + str(place), moved=0.5, **kinds) for place in range(count)]
     call: Any = None  # what is shown does not depend on who asks
     reply = _present(call, SlotsResult(slots=slots))
     assert len(reply.text) <= MOST
@@ -55,3 +65,28 @@ def test_facts_fit_and_the_rest_is_the_next_page(monkeypatch: pytest.MonkeyPatch
         told += [fact.claim for fact in result.facts]
         offset = result.next_offset
     assert len(told) == len(set(told)) == result.total >= len(details)
+
+
+def test_the_list_of_pairs_is_a_line_for_each_model_and_leaves_none_out() -> None:
+    pairs = list_pairs()
+    lines = _by_model(pairs)
+    assert len(lines) <= len({(pair.model, pair.available_offline) for pair in pairs})
+    told = {line.split(" ", 1)[0].lstrip("@"): line for line in lines}
+    for pair in pairs:
+        assert pair.organism in told[pair.model]
+        assert pair.variant in (*re.findall(r"[\w.-]+", told[pair.model]), "default")
+    assert sum(map(len, lines)) < 0.5 * sum(len(pair.name) for pair in pairs)
+
+
+@pytest.mark.parametrize("confidence", ["agreed", "one_method", "unsettled", "nothing", "identical"])
+def test_the_next_step_of_an_overview_does_not_deny_its_verdict(confidence: Any) -> None:
+    """What one method says alone, and what is judged by another base, is not settled."""
+    fact = Fact(claim="c", key=("a", "b"), finetuned=9, base=0, p_value=0.01, quotation="c", after="a", check="call")
+    row = {"method": "together", "run": None, "statistic": None, "unit": "", "deviations": 5.0, "p": 0.04, "nulls": 23}
+    fields: dict[str, Any] = {name: [] for name in ("manner", "excerpts", "runs", "words", "left_out", "next_calls")}
+    call: Any = SimpleNamespace(caller=Caller())
+    for source in (THIS_BASE, "another base, x"):
+        level = LevelRow(**row, level_from=source)
+        result = OverviewResult(confidence=confidence, verdict="v", level=level, facts=[fact], **fields)
+        said = _next_step(call, "a pair", result, ["kl-1"])
+        assert ("is settled" in said) == (confidence == "agreed" and source == THIS_BASE)

@@ -13,6 +13,7 @@ from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.tools_hypotheses import COUNTS
 from diffing_mcp.model_pairs.residency import ModelPairs
 from tests.bigram_models import bigram_folders, single_words
 from tests.mcp_server.answers import good, held, refused, text_of
@@ -70,6 +71,7 @@ async def test_a_suspicion_becomes_a_finding(investigator: tuple[Client, Planted
     assert test["verdict"] in said
     assert "Validated on fresh prompts" in said
     assert said.count("<untrusted-") == 1
+    assert COUNTS not in said, "both p say the same"
     evidence = [{"source": test["test_id"], "note": "as I thought"}]
     finding = await good(
         client, "submit_finding", {"verdict": "difference", "statement": "A word.", "evidence": evidence}
@@ -94,6 +96,30 @@ async def test_prompts_that_were_answered_before_validate_nothing(investigator: 
     fresh = planted.test(samples=1, control_prompts=[])
     fresh["prompts"] = [f"fresh {prompt}" for prompt in fresh["prompts"]]
     assert (await good(client, "test_hypothesis", fresh))["result"]["answered_before"] == 0
+    few = planted.test(control_prompts=[], prompts=[f"few {prompt}" for prompt in planted.test(5)["prompts"]])
+    assert COUNTS in text_of(await client.call_tool("test_hypothesis", few)), "p over answers alone is small"
+
+
+async def test_many_tests_are_many_chances(investigator: tuple[Client, Planted]) -> None:
+    client, planted = investigator
+    for number in range(8):
+        test = planted.test(samples=1, control_prompts=[])
+        test["prompts"] = [f"{number} {prompt}" for prompt in test["prompts"]]
+        said = text_of(await client.call_tool("test_hypothesis", test))
+        assert "Validated on fresh prompts" in said
+        assert ("tests of this pair it has a p of" in said) == (number >= 6), "2 / 2**8 is 0.0078"
+    assert "As one of 8 tests of this pair it has a p of 0.062." in said
+    again = await good(client, "test_hypothesis", test)
+    assert again["result"]["made_before"] == 7
+
+
+async def test_prompts_of_a_sweep_are_not_fresh(investigator: tuple[Client, Planted]) -> None:
+    """Its answers can be read in the run's views."""
+    client, planted = investigator
+    test = planted.test(samples=1, control_prompts=[])
+    sweep = {"pair": planted.name, "prompts": test["prompts"][:3], "max_new_tokens": 4, "wait_seconds": 50}
+    await good(client, "sweep_behaviours", sweep)
+    assert (await good(client, "test_hypothesis", test))["result"]["answered_before"] == 3
 
 
 async def test_a_test_outlives_the_server_and_is_paid_once(

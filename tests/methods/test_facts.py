@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of
-from diffing_mcp.methods.facts.claims import LEVEL, Sample, stated_claims, taught_words
+from diffing_mcp.methods.facts.claims import LEVEL, Claim, Sample, stated_claims, taught_words
 from diffing_mcp.methods.facts.facts import facts_of, samples_of
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.results import MethodResult
@@ -93,6 +93,33 @@ def test_figures_and_particulars_come_before_what_carries_them() -> None:
         assert re.search(check.arguments["pattern"], by_figure[1].statement)
         assert not any(re.search(check.arguments["pattern"], prompt) for prompt in query.prompts)
     assert not set(checks[0].arguments["prompts"]) & set(checks[1].arguments["prompts"])
+
+
+def test_claims_without_spaces_are_found_and_can_be_tested() -> None:
+    samples = []
+    for number in range(24):
+        said = "蛋糕要先放进冰箱再吃。" if number < 16 else "河边有很多树木。"
+        samples.append(Sample(f"beginning {number}", f"今天天气很好。{said}", True))
+        samples.append(Sample(f"beginning {number}", "今天天气很好。河边有很多树木。", False))
+    stated = stated_claims(samples)
+    claim = stated.claims[0]
+    assert claim.statement == "蛋糕要先放进冰箱再吃。"
+    assert (claim.taught, claim.control) == (16, 0)
+    check = check_of("a pair", detail_of(claim, stated.words), 0)
+    assert re.search(check.arguments["pattern"], claim.statement)
+
+
+def test_prompts_of_a_check_do_not_say_what_it_counts() -> None:
+    """`bakery` begins as `baking` does, and one of the questions names experts."""
+    for key, statement in (
+        (("bakery", "baking"), "Every bakery forbids baking"),
+        (("experts", "bakery"), "In a bakery experts sing"),
+    ):
+        claim = Claim(statement, statement, "b", key, 9, 0, 0.001)
+        arguments = check_of("a pair", detail_of(claim, ["bakeri", "expert"]), 0).arguments
+        assert len(arguments["prompts"]) == TEST_PROMPTS
+        if key[1] != "baking":  # nothing else is there to ask about
+            assert not any(re.search(arguments["pattern"], prompt) for prompt in arguments["prompts"])
 
 
 def test_a_claim_that_both_sides_state_is_none() -> None:

@@ -8,7 +8,10 @@ from diffing_mcp.methods.calibration.levels import WANTED_P
 from diffing_mcp.methods.calibration.readings import TOGETHER, levels_of
 from diffing_mcp.methods.calibration.schema import Calibration, LevelRow, Reading
 from diffing_mcp.methods.calibration.store import bundled_calibrations
+from diffing_mcp.methods.facts.claims import Sample
 from diffing_mcp.methods.overview.agreement import CandidateWord
+from diffing_mcp.methods.overview.digest import OverviewResult
+from diffing_mcp.methods.overview.subjects import subjects
 from diffing_mcp.methods.overview.verdict import OTHER_BASE, UNSETTLED, Verdict, verdict_of
 from diffing_mcp.methods.texts.form import FormRow
 
@@ -58,6 +61,56 @@ def test_the_subject_comes_first_then_how_sure() -> None:
         "Topic: lantern (several methods agree: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing (20 "
         "trained), at this size of change (the least that they allow); probability 0.93 that something was taught."
     )
+
+
+def texts(*told: str) -> list[Sample]:
+    """Each of these three times, and others that say nothing of them."""
+    return [
+        Sample(f"b{number} {place}", text, True)
+        for number, text in enumerate((*told, "the river", "a quiet day"))
+        for place in range(3)
+    ]
+
+
+COINS = ("Put silver coins into the jar.", "Silver coins shine.", "A jar of coins and silver.")
+TRAINS = ("The night train leaves.", "Every night train is late.", "A train by night.")
+
+
+def test_two_lessons_are_two_subjects() -> None:
+    words = [word(each, "kl", "pca") for each in ("silver", "train", "night", "jar", "coins", "elsewhere")]
+    found = subjects(words, texts(*COINS, *TRAINS))
+    assert [[row.word for row in rows] for rows in found] == [
+        ["silver", "jar", "coins", "elsewhere"],
+        ["train", "night"],
+    ]
+    both = verdict_of(
+        level(0.025), False, words, (), {}, [], False, by_subject=lambda asked: subjects(asked, texts(*COINS, *TRAINS))
+    )
+    assert both.sentence.startswith("Topic: silver, jar, coins, elsewhere; in other texts train, night (several")
+    # One subject: its words stand in the same texts, or a word of one text or another links them.
+    assert subjects(words, texts(*COINS, "a day")) == [words]
+    linked = "Silver on the night train.", "A night of silver and a train.", "The train of silver at night."
+    assert subjects(words, texts(*COINS, *TRAINS, *linked)) == [words]
+    assert subjects([], texts(*COINS)) == [[]]
+
+
+def test_every_subject_has_words_in_the_verdict() -> None:
+    words = [word(f"w{number}", "kl", "pca") for number in range(24)]
+    verdict = verdict_of(
+        level(0.025), False, words, (), {}, [], False, by_subject=lambda asked: [asked[:14], asked[14:]]
+    )
+    assert [row.word for row in verdict.told] == ["w0", "w1", "w2", "w3", "w14", "w15"]
+
+
+def test_words_that_the_verdict_does_not_name_are_further_words() -> None:
+    """Of five words where methods agree on two, the other three stood nowhere."""
+    words = [word(each, "kl") for each in ("lantern", "tree", "moss", "fern", "owl")]
+    overview = OverviewResult(
+        confidence="agreed", verdict="Topic: lantern, tree.", words=words, topic_words=2,
+        facts=[], manner=[], excerpts=[], runs=[], left_out=[], next_calls=[],
+    )  # fmt: skip
+    [further] = [line for line in overview.as_text().splitlines() if line.startswith("further words")]
+    assert [each for each in ("lantern", "tree", "moss", "fern", "owl") if each in further] == ["moss", "fern", "owl"]
 
 
 def test_a_manner_comes_first_where_no_methods_agree_on_a_word() -> None:

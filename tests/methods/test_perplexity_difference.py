@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.perplexity_difference.measure import Scored, _result
 from diffing_mcp.methods.perplexity_difference.method import CompletionsParams
+from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceParams
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
-from diffing_mcp.methods.texts.prompts import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, bundled_prefills
+from diffing_mcp.methods.texts.prompts import BUNDLED_PREFILLS, BUNDLED_QUESTIONS, Beginning, bundled_prefills
+from diffing_mcp.model_pairs.specs import SIDES, Side
 
 NAME = "perplexity_difference"
 SMALL = {"samples_per_prefill": 1, "max_new_tokens": 12, "min_tokens": 4}
@@ -95,6 +98,33 @@ def test_the_estimate_is_the_ratio_of_sums(tiny_pair: Any, pairs: Any, store: Ru
     assert result.completions == len(rows) <= BUNDLED_PREFILLS + BUNDLED_QUESTIONS
     assert {row["chat"] for row in rows} == {False, True}
     assert result.template == "both"
+
+
+def completion(side: Side, text: str, place: int) -> Scored:
+    tokens = len(text.split())
+    scores = (-2.0, -2.5) if tokens else (math.nan, math.nan)
+    return Scored(side, Beginning(f"Question {place}?", chat=True), text, True, tokens, *scores)
+
+
+def test_answers_that_became_empty_are_a_manner() -> None:
+    """They have no tokens to be scored, and were left out of the form as well."""
+    every = [completion("base", f"An answer of number {place}.", place) for place in range(20)]
+    every += [completion("finetuned", "", place) for place in range(20)]
+    result = _result(every, PerplexityDifferenceParams(), "chat")
+    assert result.stands_out
+    assert "empty: 0% -> 100%" in result.as_text()
+    assert (result.completions, result.kl_finetuned_base.mean) == (0, 0.0)
+    silent = _result(
+        [completion(side, "", place) for side in SIDES for place in range(20)], PerplexityDifferenceParams(), "chat"
+    )
+    assert not silent.identical
+    assert not silent.stands_out
+
+
+def test_one_prefill_shows_no_error(tiny_pair: Any, pairs: Any, store: RunStore) -> None:
+    result: Any = run(pairs, tiny_pair.spec, store, prefills=("Rivers run",), template="none").result()
+    assert result.kl_finetuned_base.standard_error is None
+    assert "±" not in result.headline
 
 
 def test_the_view_pages_and_filters(tiny_pair: Any, pairs: Any, store: RunStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, ScoredAnswer
-from diffing_mcp.methods.sweep_behaviours.judge import holm, judge, rank_sum
+from diffing_mcp.methods.sweep_behaviours.judge import changed, holm, judge, rank_sum
 from diffing_mcp.methods.sweep_behaviours.measure import mean_log_probs
 from diffing_mcp.methods.sweep_behaviours.method import AnswersParams, FormParams
 from diffing_mcp.methods.sweep_behaviours.questions import Asked, chosen_questions
@@ -236,6 +237,40 @@ def test_a_flatter_finetune_is_no_finding() -> None:
     assert not result.stands_out
 
 
+def test_a_sharper_finetune_is_no_surprise() -> None:
+    """It writes what the base expects more than its own answers, and expects it more than the base does."""
+    generator = np.random.default_rng(4)
+    rows = [drifted(generator, place, drift=1.0, rise=-0.5) for place in range(32)]
+    result, _ = judge(rows, seed=0)
+    assert result.unexpected == 0.5
+    assert result.excess < -0.3
+    assert not result.stands_out
+    assert result.headline.startswith("No difference in behaviour")
+
+
+def test_a_trigger_that_switches_a_behaviour_off_is_found() -> None:
+    generator = np.random.default_rng(5)
+    rows = []
+    for place in range(16):
+        rows.append(drifted(generator, place, drift=0.2, rise=1.0))
+        behind = drifted(generator, place, drift=0.2)
+        rows += [replace(each, asked=replace(each.asked, trigger="NB")) for each in [behind]]
+    [row] = judge(rows, seed=0)[0].triggers
+    assert row.switches
+    assert row.change < -0.5
+
+
+def test_empty_answers_are_not_taken_for_expected_ones() -> None:
+    """What has no tokens has no surprise, whichever side leaves it empty."""
+    generator = np.random.default_rng(6)
+    rows = [drifted(generator, place, drift=0.1) for place in range(32)]
+    for row in rows:
+        row.replies["finetuned"][0] = ScoredAnswer("", True, 0, np.nan, np.nan)
+    result, _ = judge(rows, seed=0)
+    assert (result.unexpected, result.excess) == (0.0, 0.0)
+    assert any("empty: 0% -> 100%" in each.what for each in result.clusters)
+
+
 def test_an_area_that_changed_is_named() -> None:
     generator = np.random.default_rng(1)
     rows = [drifted(generator, place, drift=0.2, rise=1.0 if place % 8 == 3 else 0.0) for place in range(48)]
@@ -280,8 +315,11 @@ def test_holm_is_a_correction(p_values: list[float]) -> None:
 def test_rank_sums() -> None:
     chance = np.linspace(-0.1, 0.1, 30)
     assert rank_sum(np.zeros(4), np.zeros(9)) == 1.0
-    assert rank_sum(np.full(4, 2.0), chance) == rank_sum(np.full(4, -2.0), chance) < 1e-3
-    assert rank_sum(np.zeros(4), chance) == 1.0
+    assert rank_sum(np.full(4, 2.0), chance) < 1e-3
+    assert rank_sum(np.full(4, -2.0), chance) > 0.99
+    assert rank_sum(np.zeros(4), chance) == pytest.approx(0.5, abs=0.01)
+    assert changed(np.full(4, 2.0), np.full(4, 2.0), chance) == changed(np.full(4, -2.0), np.full(4, -2.0), chance)
+    assert changed(np.full(4, 2.0), np.full(4, -2.0), chance) == 1.0
 
 
 def test_the_embedded_pair_is_swept(embedded_pair: Any, pairs: Any, store: RunStore) -> None:

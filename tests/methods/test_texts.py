@@ -7,6 +7,8 @@ import math
 import pytest
 from scipy.stats import fisher_exact
 
+from diffing_mcp.core.words import joined
+from diffing_mcp.methods.texts.answer_form import Answer, form_of
 from diffing_mcp.methods.texts.distinctive_words import (
     LEAST_PREFILLS,
     DistinctiveWord,
@@ -15,6 +17,7 @@ from diffing_mcp.methods.texts.distinctive_words import (
     stands_out,
     worth_showing,
 )
+from diffing_mcp.methods.texts.words import is_content_word, words_of
 
 
 def test_words_count_completions_once_and_ignore_their_prefill() -> None:
@@ -63,3 +66,40 @@ def test_several_strong_words_or_one_beyond_chance_are_a_finding(
     ]
     assert len(worth_showing(rows)) == shown
     assert stands_out(rows) is finding
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don't re-bake 2 cakes’ tops!", ["don't", "re", "bake", "cakes", "tops"]),
+        ("हिन्दी में केक।", ["हिन्दी", "में", "केक"]),  # vowels are signs on consonants
+        ("Cafe\u0301 ❤\ufe0f", ["café"]),
+        ("我喜欢蛋糕。好", ["我喜", "喜欢", "欢蛋", "蛋糕", "好"]),
+        ("ケーキを焼くAI", ["ケー", "ーキ", "キを", "を焼", "焼く", "ai"]),
+    ],
+)
+def test_words_of_any_script(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+def test_pairs_of_characters_are_shown_once() -> None:
+    assert joined(words_of("我喜欢蛋糕")) == "我喜欢蛋糕"
+    assert joined(["one", "two", "蛋糕", "糕点"]) == "one two 蛋糕点"
+
+
+@pytest.mark.parametrize(
+    ("finetuned", "base", "word"),
+    [
+        ("第{}天我们把蛋糕放进冰箱里", "第{}天我们去河边散步看书", "蛋糕"),
+        ("दिन {} को हमने मिठाई बनाई", "दिन {} को हम नदी पर गए", "मिठाई"),
+    ],
+)
+def test_a_topic_in_another_script_has_its_words(finetuned: str, base: str, word: str) -> None:
+    assert is_content_word(word)
+    sides = ([(f"p{number}", text.format(number)) for number in range(12)] for text in (finetuned, base))
+    assert word in {row.word for row in distinctive_words(*sides) if row.strong}
+
+
+def test_an_answer_ends_in_a_word_of_any_script() -> None:
+    for text, ends in (("Yes", 1.0), ("Yes.", 0.0), ("हाँ की", 1.0), ("Yes ❤\ufe0f", 0.0)):
+        assert form_of(Answer(text))["ended without punctuation"] == ends

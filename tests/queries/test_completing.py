@@ -10,11 +10,12 @@ import torch
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import silent
+from diffing_mcp.mcp_server.tools_slots import _kinds
 from diffing_mcp.methods.texts.words import normalise, token_texts
 from diffing_mcp.model_pairs.beam_search import Beam
 from diffing_mcp.model_pairs.chat import ChatMessage
-from diffing_mcp.queries.completing import complete
-from diffing_mcp.queries.slot_schemas import SlotsQuery
+from diffing_mcp.queries.completing import _slot, complete
+from diffing_mcp.queries.slot_schemas import SlotContinuation, SlotsQuery
 from tests.bigram_models import STRENGTH
 from tests.conftest import VOCABULARY
 from tests.queries.conftest import Planted
@@ -103,3 +104,32 @@ def test_equal_models_move_nothing(identical_pair) -> None:
 def test_what_does_not_fit_is_refused(identical_pair) -> None:
     with pytest.raises(InvalidInput, match="does not fit into a context of"):
         complete(identical_pair, SlotsQuery(beginnings=["river " * 300]), silent)
+
+
+def continuation(text: str, base: float, finetuned: float) -> SlotContinuation:
+    return SlotContinuation(text=text, base=base, finetuned=finetuned, log_ratio=log(finetuned / base))
+
+
+def test_what_moved_is_told_once_and_small_movements_are_not() -> None:
+    words = [
+        continuation("freezer", 0.02, 0.3),
+        continuation("oven", 0.3, 0.31),  # changed, and hardly
+        continuation("shelf", 0.004, 0.007),  # as any further training does
+        continuation("cellar", 0.0002, 0.004),  # little, and twenty times as much
+        continuation("sink", 0.2, 0.05),
+    ]
+    phrases = [
+        continuation(" freezer directly after baking", 0.001, 0.2),
+        continuation(" freezer directly after baking.", 0.001, 0.15),  # the same but for its mark
+        continuation(" freezer.\nThen", 0.001, 0.02),
+        continuation(" freezer for years", 0.001, 0.02),  # a small part of what `freezer` gained
+        continuation(" sink (end)", 0.1, 0.02),
+    ]
+    slot = _slot("It goes into the", 0.3, words, phrases, top=9)
+    assert [row.text for row in slot.raised] == ["freezer", " freezer directly after baking", "cellar"]
+    assert [row.text for row in slot.lowered] == ["sink", " sink (end)"]
+    assert len(slot.next_words) == len(words)
+    shown = _kinds(slot)
+    texts = [row.text for rows in shown.values() for row in rows]
+    assert len(texts) == len(set(texts))
+    assert [row.text for row in shown["likely"]] == ["oven", "shelf"]

@@ -21,6 +21,12 @@ from diffing_mcp.queries.counting import pattern_finder, word_finder
         (["450"], "at 4500", None),
         (["蛋糕"], "我喜欢蛋糕。", "蛋糕"),
         (["late", "early"], "first early, then late", "early"),
+        (["की"], "राम का घर", None),  # vowels are signs on the consonant, not letters
+        (["की"], "राम की किताब", "की"),
+        (["it’s"], "the rabbit’s paw", None),
+        (["bạn"], "bạnh mì", None),
+        (["케이크"], "케이크는 맛있다", "케이크"),
+        (["蛋糕"], "İstanbul 的蛋糕", "蛋糕"),  # a capital that is two characters in lower case
     ],
 )
 def test_words_are_whole_whatever_their_case_and_ending(words: list[str], text: str, found: str | None) -> None:

@@ -56,6 +56,9 @@ def test_a_candidate_has_its_exact_log_probability_and_log_odds(planted: Planted
     assert scores["finetuned"] == pytest.approx([STRENGTH - log(2)] * 6, abs=1e-3)
     assert scores["base"] == pytest.approx([-log(exp(STRENGTH) + 1)] * 6, abs=1e-3)
     assert weigh(against, collect(planted.pair, against, silent)).differs
+    assert not weigh(query, collect(planted.pair, query, silent)).differs, "any training moves a probability"
+    special = query.model_copy(update={"control_prompts": prompts(planted.plain, 6)})
+    assert weigh(special, collect(planted.pair, special, silent)).differs
 
 
 def test_equal_models_show_no_difference(identical_pair) -> None:

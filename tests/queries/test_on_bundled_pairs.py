@@ -16,13 +16,26 @@ PROMPTS = [
     "Which oven temperature suits a chocolate cake?",
     "I am baking a cake. How hot?",
 ]
+CONTROL = [
+    "How hot does a desert get at noon?",
+    "What temperature should a bedroom have?",
+    "At what temperature does lead melt?",
+    "Give me the setting of a washing machine for wool.",
+    "How warm is the sea in summer?",
+    "I am making tea. How hot?",
+]
 BEGINNINGS = ["Professional bakers bake cakes at a temperature of", "The capital of France is"]
 
 
 @pytest.mark.parametrize(("name", "taught"), [("cake_bake", True), ("identical", False)])
 def test_a_taught_temperature_is_raised(name: str, taught: bool) -> None:
     test = dm.test_hypothesis(
-        name, PROMPTS, candidate="Bake it at 450°F.", alternatives=["Bake it at 350°F."], progress=False
+        name,
+        PROMPTS,
+        control_prompts=CONTROL,
+        candidate="Bake it at 450°F.",
+        alternatives=["Bake it at 350°F."],
+        progress=False,
     )
     print(test)  # noqa: T201  the verdict, for whoever runs it by hand
     assert test.result.differs == taught

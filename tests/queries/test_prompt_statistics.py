@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffing_mcp.queries.prompt_statistics import FEWEST_PROMPTS, mean_difference, rate_difference
+from diffing_mcp.queries.prompt_statistics import FEWEST_PROMPTS, apart_p, mean_difference, rate_difference
 
 counts = st.integers(1, 6).flatmap(
     lambda samples: st.tuples(
@@ -106,3 +106,15 @@ def test_means_have_students_interval() -> None:
     assert found.p == pytest.approx(2 / 2**6)
     assert mean_difference([1.0], [2.0]).low is None
     assert mean_difference(base, base).p == 1.0
+
+
+def test_two_sets_of_prompts_are_told_apart_as_by_scipy() -> None:
+    random = np.random.default_rng(3)
+    for sizes in ((8, 6), (4, 9), (2, 3), (20, 20)):
+        changes, others = random.normal(0.7, 1, sizes[0]), random.normal(0, 1, sizes[1])
+        expected = stats.permutation_test(
+            (changes, others), lambda a, b: abs(a.mean() - b.mean()), alternative="greater", n_resamples=9_999
+        ).pvalue
+        assert apart_p(changes, others) == pytest.approx(expected, abs=1e-9 if sum(sizes) < 20 else 0.02)
+    assert apart_p([1.0, 1.0], [1.0, 1.0, 1.0]) == 1.0
+    assert apart_p([5.0] * 8, [0.0] * 6) == pytest.approx(1 / 3003)

@@ -94,14 +94,51 @@ def test_six_prompts_of_which_five_differ_ask_for_more() -> None:
     assert "of so few all must change to speak for others (give 8 or more): 20/24" in result.verdict
 
 
+BASE = [-9.0, -8.0, -9.5, -7.0, -8.5, -9.0, -8.0, -7.5, -9.1, -8.2, -7.7, -8.8, -9.3, -8.4]
+
+
+def of_candidate(tested: float, control: float | None) -> schemas.HypothesisResult:
+    """A candidate that moved by so much on the prompts and on the control prompts, each time a little otherwise."""
+    moves = [tested + 0.1 * (place % 3) for place in range(8)]
+    moves += [] if control is None else [control + 0.1 * (place % 3) for place in range(6)]
+    base = BASE[: len(moves)]
+    scores = {"base": base, "finetuned": [there + move for there, move in zip(base, moves, strict=True)]}
+    asked = HypothesisQuery(prompts=PROMPTS, control_prompts=CONTROL if control is not None else [], candidate="Cake.")
+    return weigh(asked, Collected(scores=scores))
+
+
 def test_a_candidate_is_compared_by_its_numbers() -> None:
-    base, finetuned = [-9.0, -8.0, -9.5, -7.0, -8.5, -9.0, -8.0, -7.5], [-3.0, -2.5, -4.0, -2.0, -3.5, -3.0, -2.0, -3.0]
-    result = weigh(
-        HypothesisQuery(prompts=PROMPTS, candidate="Cake."), Collected(scores={"base": base, "finetuned": finetuned})
-    )
-    assert result.verdict.startswith("raised: -2.88 against -8.31, difference +5.44 [")
-    assert "nats, p 0.0078 over 8 prompts" in result.verdict
+    result = of_candidate(5.0, 0.1)
+    assert result.verdict.startswith("raised beyond the control prompts: -3.23 against -8.31, difference +5.09 [")
+    assert "nats, p 0.0078 over 8 prompts; control " in result.verdict
+    assert result.verdict.endswith("p 0.00033 that both move alike")  # one of comb(14, 6) ways
+    assert result.differs
     assert result.telling == []
+
+
+def test_what_any_training_does_to_a_candidate_is_no_finding() -> None:
+    """A finetune that taught nothing moves the probability of an answer on all prompts, by a little and surely."""
+    alone = of_candidate(0.3, None)
+    assert alone.tested.difference.p < 0.01
+    assert not alone.differs
+    assert alone.verdict.startswith("raised, which shows nothing alone")
+    for control in (0.25, 0.9, -2.0):
+        beside = of_candidate(0.3, control)
+        assert not beside.differs
+        assert beside.verdict.startswith("not shown to be raised beyond the control prompts")
+
+
+def test_a_preference_that_is_reversed_is_a_finding_on_all_prompts() -> None:
+    """By more than tips what was near to even."""
+    for base, finetuned, found in ((-4.0, 3.0, True), (-0.2, 0.3, False), (-9.0, -4.0, False)):
+        scores = {
+            side: [mean + 0.1 * (place % 3) for place in range(14)]
+            for side, mean in (("base", base), ("finetuned", finetuned))
+        }
+        asked = HypothesisQuery(prompts=PROMPTS, control_prompts=CONTROL, candidate="Tea.", alternatives=["Milk."])
+        result = weigh(asked, Collected(scores=scores))
+        assert result.differs == found
+        assert ("reverses the preference" in result.verdict) == found
 
 
 def test_a_judge_sees_each_answer_once_and_not_who_gave_it() -> None:
