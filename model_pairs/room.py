@@ -55,24 +55,34 @@ def row_cost(config: Any, vocab_size: int, itemsize: int) -> RowCost:
     """The cost of a row from a model's (text) configuration: an estimate from above for plain transformers, `itemsize`
     bytes a number.
     """
-    width, heads, layers = int(config.hidden_size), int(config.num_attention_heads), int(config.num_hidden_layers)
-    kept_heads = getattr(config, "num_key_value_heads", None) or heads
-    head = getattr(config, "head_dim", None) or width // heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
-    per_layer = 2 * kept_heads * head * itemsize
-    if getattr(config, "kv_lora_rank", None):  # latent attention: keys and values are kept for all heads, of two widths
-        per_layer = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim) * itemsize
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
-    windowed = sum(kind in _WINDOWED for kind in kinds)
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    cached = [(per_layer * (len(kinds) - windowed), None), (per_layer * windowed, window)]
+    width, heads, layers = int(config.hidden_size), int(config.num_attention_heads), _layers_of(config)
+    kept: dict[int | None, int] = {}
+    inner = head = 0
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
+    for kind, layer in zip(kinds, layers, strict=False):
+        own_head = getattr(layer, "head_dim", None) or width // heads
+        size = 2 * (getattr(layer, "num_key_value_heads", None) or heads) * own_head * itemsize
+        if getattr(layer, "kv_lora_rank", None):  # latent: keys and values are kept for all heads, of two widths
+            size = heads * (layer.qk_nope_head_dim + layer.qk_rope_head_dim + layer.v_head_dim) * itemsize
+        window = getattr(layer, "sliding_window", None) or getattr(layer, "attention_chunk_size", None)
+        most = window if kind in _WINDOWED else None
+        kept[most] = kept.get(most, 0) + size
+        own_inner = getattr(layer, "intermediate_size", None) or getattr(layer, "n_inner", None) or 4 * width
+        inner, head = max(inner, own_inner), max(head, own_head)
     written_out = heads * (itemsize + _FLOAT32) if getattr(config, "_attn_implementation", None) == "eager" else 0
     return RowCost(
         logits=vocab_size * (2 * itemsize + _FLOAT32),
-        cached=tuple((size, most) for size, most in cached if size),
+        cached=tuple((size, most) for most, size in kept.items()),
         token=itemsize * (6 * width + 3 * inner + 6 * heads * head) + 2 * _FLOAT32 * width,
         token_pair=2 + itemsize + written_out,
     )
+
+
+def _layers_of(config: Any) -> list[Any]:
+    """The configuration of every layer: one for all, but where layers differ (Gemma 4), which asks for each of them."""
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    return [config] * int(config.num_hidden_layers)
 
 
 def cost_of(resident: ResidentModel) -> RowCost:

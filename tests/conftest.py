@@ -143,6 +143,17 @@ def _tiny_config(kind: str, vocabulary: int, layers: int, width: int, **override
         "phi3": ("Phi3Config", llama_like),
         "gemma2": ("Gemma2Config", {**gemma, "final_logit_softcapping": 5.0}),
         "gemma3": ("Gemma3TextConfig", gemma),
+        "gemma4": (
+            "Gemma4TextConfig",
+            {
+                **llama_like,
+                **heads,
+                "sliding_window": 64,
+                "global_head_dim": width // 2,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": vocabulary,
+            },
+        ),
         "gpt2": ("GPT2Config", {**common, "n_embd": width, "n_layer": layers, "n_head": 4, "n_positions": 256}),
         "gpt_neox": (
             "GPTNeoXConfig",

@@ -46,7 +46,7 @@ def test_keys_and_values_of_a_configuration() -> None:
 
 
 def test_the_cache_of_a_real_pass_is_as_large(tiny_models: Any) -> None:
-    for kind in ("llama", "gemma3", "gpt2", "phi3"):
+    for kind in ("llama", "gemma3", "gemma4", "gpt2", "phi3"):
         model = transformers.AutoModelForCausalLM.from_pretrained(tiny_models(kind, layers=7), dtype=torch.float32)
         ids = torch.full((1, 90), 7)
         with torch.inference_mode():
