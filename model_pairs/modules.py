@@ -290,7 +290,10 @@ class _Places:
         self._parts: dict[str, Part] = {}
         for layer in range(resident.num_layers):
             for part, accessor in (("attention", standard.attentions), ("mlp", standard.mlps)):
-                name = names.get(id(accessor[layer]._module))
+                try:
+                    name = names.get(id(accessor[layer]._module))
+                except AttributeError:  # OPT has no module around its feed-forward projections
+                    continue
                 if name is not None:
                     self._parts[name] = part  # type: ignore[assignment]
         self._output = names.get(id(resident.transformer.get_output_embeddings()))
@@ -310,7 +313,10 @@ class _Places:
         elif "norm" in type(module).__name__.lower():
             part = "norm"
         else:
-            part = next((self._parts[prefix] for prefix in prefixes if prefix in self._parts), "other")
+            loose = block == ".".join(pieces[:-1]) and pieces[-1] in _WRITERS | _READERS
+            part = next(
+                (self._parts[prefix] for prefix in prefixes if prefix in self._parts), "mlp" if loose else "other"
+            )
         return ModulePlace(
             name, self._blocks[block] if block else None, name[len(block) + 1 :] if block else name, part
         )

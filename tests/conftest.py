@@ -155,6 +155,17 @@ def _tiny_config(kind: str, vocabulary: int, layers: int, width: int, **override
             },
         ),
         "gpt2": ("GPT2Config", {**common, "n_embd": width, "n_layer": layers, "n_head": 4, "n_positions": 256}),
+        "opt": (
+            "OPTConfig",
+            {
+                **common,
+                "hidden_size": width,
+                "word_embed_proj_dim": width,
+                "ffn_dim": 2 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": 4,
+            },
+        ),
         "gpt_neox": (
             "GPTNeoXConfig",
             {

@@ -127,7 +127,7 @@ def test_only_the_planted_parameter_differs_and_sequential_reads_the_same(
             assert torch.equal(in_turn[name].delta, each.delta)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "qwen2", "gemma2"])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "qwen2", "gemma2", "opt"])
 def test_architectures_have_places(kind: str, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any) -> None:
     model = tiny_models(kind)
     deltas = deltas_of(pairs, make_pair(model, adapter=tiny_adapters(model)))
