@@ -33,6 +33,10 @@ _READERS = frozenset(
     ).split()
 )
 """Projections whose input and output are both as wide as the residual stream can be told apart by name only."""
+_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
+"""Norms of what an MLP and an attention give, before it is added. Where there is none of the former, the latter name
+is that of the norm before the MLP (Llama)."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,27 @@ def parameters_of(resident: ResidentModel) -> Iterator[tuple[str, torch.Tensor]]
     for name, _, bare in _walk(resident.transformer, None):
         for parameter, value in bare.named_parameters(recurse=False):
             yield f"{name}.{parameter}", value.detach()
+
+
+def output_gain(units: dict[str, Unit], place: ModulePlace) -> torch.Tensor | None:
+    """What the dimensions of an attention's or MLP's output are multiplied by on their way into the residual stream
+    [d_model], float32 on the CPU: the gain of the norm behind it (Gemma 2, OLMo 2, GLM 4); None where nothing stands
+    between.
+    """
+    import torch
+
+    block = place.name.removesuffix(f".{place.path}")
+    after = next((found for name in _AFTER_MLP if (found := units.get(f"{block}.{name}"))), None)
+    if after is not None and place.part == "attention":
+        after = next((found for name in _AFTER_ATTENTION if (found := units.get(f"{block}.{name}"))), None)
+    if after is None or place.part not in ("attention", "mlp"):
+        return None
+    # Of root mean square 1 and mean 0: what any norm makes of it is its gain.
+    weight = after.values()["weight"]
+    signs = torch.ones_like(weight)
+    signs[1::2] = -1
+    with torch.inference_mode():
+        return (after.output(signs[None])[0] * signs).float().cpu()
 
 
 def _walk(root: Any, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:

@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import torch
 from diffing_mcp.core.errors import NotTheSame, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.model_pairs.finite import check_values, is_finite
-from diffing_mcp.model_pairs.modules import LowRank, ModulePlace, Unit, oriented, units_of
+from diffing_mcp.model_pairs.modules import LowRank, ModulePlace, Unit, oriented, output_gain, units_of
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.sides import LoadedSide
@@ -36,6 +36,8 @@ class WeightDelta:
         base_norm: Frobenius norm of the base side's.
         delta: None when it is exactly zero (unequal numbers of vocabulary rows: on the common ones); LoRA factors, or
             float32 values of `shape`, on the CPU.
+        gain: what the finetuned model multiplies the outputs by before they are added to the residual stream
+            (`diffing_mcp.model_pairs.modules.output_gain`); None: nothing, or the difference is zero.
     """
 
     place: ModulePlace
@@ -43,6 +45,7 @@ class WeightDelta:
     shape: tuple[int, ...]
     base_norm: float
     delta: LowRank | torch.Tensor | None
+    gain: torch.Tensor | None = None
 
 
 Chosen = Callable[[ModulePlace], bool]
@@ -90,8 +93,17 @@ def weight_deltas(
                     continue
                 seen.add(key)
                 with residents[0].lock, residents[1].lock if not shared else residents[0].lock:
-                    result = _compare(unit, other, parameter, shared)
+                    result = _with_gain(_compare(unit, other, parameter, shared), units[1])
                 yield result
+
+
+def _with_gain(found: WeightDelta, units: dict[str, Unit]) -> WeightDelta:
+    """The difference, with the gain behind a matrix that is not equal. `units`: of the finetuned side, whose lock the
+    caller holds.
+    """
+    if found.delta is None or len(found.shape) != 2:
+        return found
+    return replace(found, gain=output_gain(units, found.place))
 
 
 def _compare(base: Unit, finetuned: Unit, parameter: str, shared: bool) -> WeightDelta:
@@ -236,4 +248,5 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen
                 with resident.lock:
                     after = unit.values()[parameter]
                     result = _dense(unit.place, parameter, oriented(unit.bare, before), oriented(unit.bare, after))
+                    result = _with_gain(result, units)
                 yield result

@@ -141,6 +141,7 @@ def _tiny_config(kind: str, vocabulary: int, layers: int, width: int, **override
         "cohere2": ("Cohere2Config", llama_like),
         "hyperclovax": ("HyperCLOVAXConfig", llama_like),
         "phi3": ("Phi3Config", llama_like),
+        "glm4": ("Glm4Config", {**llama_like, **heads}),
         "gemma2": ("Gemma2Config", {**gemma, "final_logit_softcapping": 5.0}),
         "gemma3": ("Gemma3TextConfig", gemma),
         "gemma4": (

@@ -50,6 +50,7 @@ from diffing_mcp.methods.weight_difference.singular_directions import (
     read_written,
     spectrum,
 )
+from diffing_mcp.model_pairs.interventions import unit_length
 from diffing_mcp.model_pairs.layers import resolve_layers
 from diffing_mcp.model_pairs.modules import ModulePlace
 
@@ -152,11 +153,15 @@ def _module_row(each: WeightDelta, found: Spectrum | None) -> ModuleRow:
 
 
 def _directions(each: WeightDelta, found: Spectrum, pair: LoadedPair, count: int) -> list[Direction]:
-    """The first directions of a matrix, on each side that can be read."""
+    """The first directions of a matrix, on each side that can be read. What is written is what reaches the residual
+    stream: the norm that some models put behind attention and MLP multiplies it first.
+    """
     out, into = each.shape
     sides: list[tuple[ReadAs, Tensor]] = []
     if each.place.writes(out, into, pair.d_model):
-        sides.append(("writes", found.left))
+        gained = found.left if each.gain is None else unit_length((each.gain.unsqueeze(1) * found.left).T).T
+        if bool(gained.any()):
+            sides.append(("writes", gained))
     elif each.place.reads(out, into, pair.d_model):
         sides.append(("reads", found.right))
     if each.place.part == "unembedding":

@@ -111,6 +111,7 @@ class WeightDifference(DiffingMethod[WeightDifferenceParams, WeightDifferenceRes
         "`steering`, `patchscope` and `causal_effect`, which often read what the lens cannot. Views: `modules` "
         "(every parameter, sorted), `directions` (token lists of one module's directions)."
     )
+    version = 2
     Params = WeightDifferenceParams
     Result = WeightDifferenceResult
     in_overview = True

@@ -13,8 +13,9 @@ from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.specs import Side
 
 ReadAs = Literal["writes", "reads", "tokens"]
-"""`writes`: what the direction adds to the residual stream, through the logit lens. `reads`: which input embeddings lie
-along what it reads. `tokens`: the entries of a vocabulary-sized singular vector (embeddings and unembedding)."""
+"""`writes`: what the direction adds to the residual stream (behind the norm of a block's outputs, where a model has
+one), through the logit lens. `reads`: which input embeddings lie along what it reads. `tokens`: the entries of a
+vocabulary-sized singular vector (embeddings and unembedding)."""
 Sign = Literal["+", "-"]
 LIST_DEPTH = 40
 """Tokens stored of each list."""

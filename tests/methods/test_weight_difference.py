@@ -89,6 +89,30 @@ def test_a_planted_direction_is_found(tiny_models: Any, make_pair: Any, pairs: A
         stored_vector(f"{record.id}/2:mlp.down_proj:0", store)
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "olmo2", "glm4"])
+def test_what_is_written_has_passed_the_norm_behind_the_mlp(
+    kind: str, tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore
+) -> None:
+    """Such norms multiply every dimension before it is added: the direction that reaches the stream is read."""
+    written = random(32).float()
+
+    def model(planted: float) -> Path:
+        def change(net: Any) -> None:
+            layer = net.model.layers[1]
+            norm = getattr(layer, "post_mlp_layernorm" if kind == "glm4" else "post_feedforward_layernorm")
+            norm.weight += random(32, seed=2).float()
+            gain = norm(torch.ones(32))
+            read = random(layer.mlp.down_proj.weight.shape[1], seed=1).float()
+            layer.mlp.down_proj.weight += planted * torch.outer(written / gain, read)
+
+        return Path(tiny_models(kind, change=change))
+
+    record = run(pairs, make_pair(model(0.0), finetuned=model(0.01)), store)
+    _, vector = stored_vector(f"{record.id}/1:mlp.down_proj:0", store)
+    assert abs(float(vector.values @ written.numpy())) / float(written.norm()) > 0.999
+    assert vector.norm == pytest.approx(1, rel=1e-5)
+
+
 def test_words_that_a_direction_writes_stand_out(
     planted_words: Any, tiny_models: Any, make_pair: Any, pairs: Any, store: RunStore
 ) -> None:
