@@ -346,17 +346,22 @@ def judge(rows: Sequence[EffectRow], gap: float, identical: bool, mode: str) -> 
     """Whether some direction carries a part of the change, and the headline."""
     if identical:
         return False, "Both models give every text exactly the same loss: there is nothing for a direction to carry."
-    best = max(rows, key=lambda row: abs(row.loss_change))
+    strong = [row for row in rows if _carries(row, mode)]
+    best = max(strong or rows, key=lambda row: abs(row.loss_change))
     action = "Carrying over" if mode == "patch" else "Removing"
     share = "" if best.share_of_gap is None else f", {100 * best.share_of_gap:.0f} % of the gap of {gap:+.3f}"
     state = (
         f"{action} {best.vector} changes the loss by {best.loss_change:+.4f} nats a token{share}; null directions by "
         f"up to {best.largest_null:.4f}"
     )
-    strong = (
-        abs(best.loss_change) >= LEAST_CHANGE
-        and not best.low <= 0 <= best.high
-        and max(best.p_random, best.p_difference) <= LARGEST_P
-        and (mode == "ablate" or (best.share_of_gap is not None and best.share_of_gap >= LEAST_SHARE))
+    return bool(strong), f"{state}." if strong else f"No direction carries a clear part of the change. {state}."
+
+
+def _carries(row: EffectRow, mode: str) -> bool:
+    """Whether a direction's effect is large, certain, and beyond the nulls; carried over, also a part of the gap."""
+    return (
+        abs(row.loss_change) >= LEAST_CHANGE
+        and not row.low <= 0 <= row.high
+        and max(row.p_random, row.p_difference) <= LARGEST_P
+        and (mode == "ablate" or (row.share_of_gap is not None and row.share_of_gap >= LEAST_SHARE))
     )
-    return strong, f"{state}." if strong else f"No direction carries a clear part of the change. {state}."

@@ -149,11 +149,14 @@ def _components(
     values, components = values[real], components[real]
     if not len(values):
         return []
-    mean = sums.whole("finetuned" if params.of == "variance_gain" else params.of).mean
+    rows = sums.whole("finetuned" if params.of == "variance_gain" else params.of)
+    mean = rows.mean
     components = components * torch.where(components @ mean < 0, -1.0, 1.0)[:, None]
     # Of a gain, some eigenvalues are negative: shares are of what grew.
     spectrum = torch.linalg.eigvalsh(matrix).clamp_min(0).sum()
     null_values = principal_components(null, len(values))[0] / null.trace().clamp_min(1e-30)
+    # Of a gain, an eigenvalue is what the variance grew by: the spread of the rows along the component is larger.
+    deviations = ((components @ rows.matrix) * components).sum(dim=1).clamp_min(1e-30).sqrt()
     stable = stability(components, tuple(principal_components(half, params.components)[1] for half in halves))  # type: ignore[arg-type]
     examples = _examples(
         pair, params, activations, furthest(activations, params.of, mean, components, params.examples, progress), run
@@ -170,7 +173,7 @@ def _components(
             explained=round(float(values[index] / spectrum), 5),
             null_explained=round(float(null_values[index]), 5),
             stability=round(float(stable[index]), 4),
-            mean_projection=round(float(component @ mean / values[index].sqrt()), 3),
+            mean_projection=round(float(component @ mean / deviations[index]), 3),
             vector=f"{activations.layer}:component{index + 1}",
             promoted=strongest(readings[0], words, LENS_DEPTH),
             suppressed=strongest(readings[1], words, LENS_DEPTH),

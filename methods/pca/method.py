@@ -127,7 +127,7 @@ class PCA(DiffingMethod[PCAParams, PCAResult]):
         "mean hides. Content words count only beyond those of the base model's own components. Views: "
         "`components`, `component` (whole lens lists), `examples`."
     )
-    version = 4
+    version = 5
     Params = PCAParams
     Result = PCAResult
     views = by_name(components, component, examples)

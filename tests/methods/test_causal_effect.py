@@ -167,6 +167,11 @@ def test_only_a_large_certain_share_beyond_the_nulls_stands_out() -> None:
     ):
         assert not judge([row.model_copy(update=weaker)], 0.4, False, "patch")[0]
     assert not judge([row], 0.0, True, "patch")[0]
+    # A direction that leads away from the other model, however far, hides none that carries the change.
+    away = row.model_copy(update={"vector": "w", "loss_change": -0.4, "low": -0.5, "high": -0.3, "share_of_gap": -1.0})
+    found, headline = judge([away, row], 0.4, False, "patch")
+    assert found
+    assert headline.startswith("Carrying over v ")
 
 
 def test_statistics() -> None:

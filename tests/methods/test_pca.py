@@ -24,6 +24,7 @@ from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore, run_key
 from diffing_mcp.preprocessing.activation_collection import CollectionParams, collect
+from diffing_mcp.preprocessing.activation_outliers import without_outliers
 from diffing_mcp.preprocessing.activation_sources import activations_of
 from diffing_mcp.preprocessing.activation_store import default_activation_store
 from tests.methods.conftest import WORDS, write_random_texts
@@ -210,7 +211,14 @@ def test_variance_gain_finds_where_variance_grew(
     direction = 3 * torch.randn(32, generator=torch.Generator().manual_seed(3))
     spec = make_pair(tiny_models(), finetuned=tiny_models(change=planted(direction)))
     record = run(pairs, spec, corpus, store, of="variance_gain")
+    result: Any = record.result()
     assert cosine(record.array("components_1")[0], direction.numpy()) > 0.95
+    with pairs.use(spec) as pair:
+        reader = activations_of(pair, PCAParams.model_validate(arguments(corpus)), [1])[1]
+    [block] = without_outliers(reader).blocks(10_000)
+    for row, component in zip(result.rows, record.array("components_1"), strict=True):
+        along = block.finetuned.numpy() @ component
+        assert row.mean_projection == pytest.approx(along.mean() / along.std(), abs=2e-3)
 
 
 def test_attention_sinks_do_not_become_components(
