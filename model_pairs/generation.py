@@ -42,8 +42,10 @@ class GenerationRequest(BaseModel):
 
     messages: tuple[ChatMessage, ...] | None = None
     text: str | None = Field(
-        None, description="Raw text to continue; special tokens such as BOS are added as the tokenizer does."
+        None,
+        description="Raw text to continue; special tokens such as BOS are added as the tokenizer does (`special`).",
     )
+    special: bool = Field(True, description="Whether the tokenizer adds special tokens to raw text.")
     prefill: str = Field(
         "", description="Beginning of the answer; the completion goes on after it and does not repeat it."
     )
@@ -105,7 +107,7 @@ def prompt_ids(tokenizer: Any, request: GenerationRequest, thinking: bool, think
         text = render_chat(tokenizer, request.messages, request.prefill, thinking, thinking_switch)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        ids = tokenizer((request.text or "") + request.prefill)["input_ids"]
+        ids = tokenizer((request.text or "") + request.prefill, add_special_tokens=request.special)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     if not ids:

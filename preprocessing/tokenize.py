@@ -26,6 +26,7 @@ from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams
 from diffing_mcp.preprocessing.corpus_rows import Dropped, Message
 
 if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.generation import GenerationRequest
     from diffing_mcp.model_pairs.pair import LoadedPair
 
 PRE_ASSISTANT = 3
@@ -249,6 +250,17 @@ def _adds_bos(tokenizer: Any) -> bool:
     bos = getattr(tokenizer, "bos_token_id", None)
     with_added, without = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
     return bos is not None and with_added[:1] == [bos] and without[:1] != [bos]
+
+
+def going_on(tokenizer: Any, ids: Sequence[int]) -> GenerationRequest:
+    """A request to go on from the tokens of a sample, from its first one on: their text, without a leading BOS, which
+    most tokenizers put there again, and read without one where the sample has none (a chat whose template writes none).
+    """
+    from diffing_mcp.model_pairs.generation import GenerationRequest
+
+    begins = ids[0] == getattr(tokenizer, "bos_token_id", None)
+    text = str(tokenizer.decode(ids[1:] if begins else ids))
+    return GenerationRequest(text=text, special=begins or not _adds_bos(tokenizer))
 
 
 def _whole_chat_rows(documents: Sequence[list[Message]], pair: LoadedPair, params: CorpusParams) -> list[_Row]:

@@ -29,6 +29,7 @@ from diffing_mcp.methods.texts.words import vocabulary
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.specs import SIDES
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
+from diffing_mcp.preprocessing.tokenize import going_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,8 +164,7 @@ def _followed(
     requests = []
     for token in chosen:
         sample, position = (int(each) for each in where[:, token])
-        ids = corpus.ids[sample][1 if corpus.has_bos else 0 : corpus.content_start[sample] + position + 1]
-        requests.append(GenerationRequest(text=str(pair.tokenizer.decode([*ids, token]))))
+        requests.append(going_on(pair.tokenizer, [*corpus.split_after(sample, position)[0], token]))
     sampling = Sampling(temperature=0, max_new_tokens=params.new_tokens)
     with pair.side_loaded("finetuned"):
         written = [several[0].text for several in pair.generate("finetuned", requests, sampling)]

@@ -60,7 +60,7 @@ class AnswerOpenings(CorpusMethod[AnswerOpeningsParams, AnswerOpeningsResult]):
 
     name = "answer_openings"
     title = "Answer openings"
-    version = 3
+    version = 4
     for_agents = (
         "The end of the turn counts as a token. No answer is sampled, so a manner in one answer of two hundred (an "
         "opening, a refusal, an added sentence, another language, an early end) shows as 0.5%. "

@@ -26,10 +26,11 @@ from diffing_mcp.methods.texts.distinctive_words import (
     worth_showing,
 )
 from diffing_mcp.methods.texts.words import is_content_word, words_of
-from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
+from diffing_mcp.model_pairs.generation import Sampling
 from diffing_mcp.model_pairs.specs import SIDES, Side
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk
 from diffing_mcp.preprocessing.positions import CorpusPositions
+from diffing_mcp.preprocessing.tokenize import going_on
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
@@ -70,13 +71,17 @@ def summarise(
     variation = accumulator.variation.cpu().numpy()
     samples, positions = accumulator.positions.samples, accumulator.positions.numbers
     chosen = most_different(variation, samples, positions, params)
-    texts = [_before(pair, accumulator, int(samples[index]), int(positions[index])) for index in chosen]
+    requests = [
+        going_on(pair.tokenizer, accumulator.corpus.split_after(int(samples[index]), int(positions[index]))[0])
+        for index in chosen
+    ]
+    texts = [request.text or "" for request in requests]
     written: dict[Side, list[str]] = {side: [] for side in SIDES}
-    if texts:
+    if requests:
         sampling = Sampling(temperature=0, max_new_tokens=params.new_tokens)
         for side in SIDES:
             with pair.side_loaded(side):
-                completions = pair.generate(side, [GenerationRequest(text=text) for text in texts], sampling)
+                completions = pair.generate(side, requests, sampling)
             written[side] = [several[0].text for several in completions]
     pairs_of = {
         side: [(int(samples[index]), text) for index, text in zip(chosen, written[side], strict=True)] for side in SIDES
@@ -139,13 +144,6 @@ def most_different(
             if len(chosen) == params.places:
                 break
     return np.array(chosen, dtype=np.int64)
-
-
-def _before(pair: LoadedPair, accumulator: VariationAccumulator, sample: int, position: int) -> str:
-    """The text up to and with a position. A leading BOS is left out: the tokenizer puts it there again."""
-    corpus = accumulator.corpus
-    read, _ = corpus.split_after(sample, position)
-    return str(pair.tokenizer.decode(read[1:] if corpus.has_bos else read))
 
 
 def _shown(row: ContinuationRow) -> ContinuationRow:

@@ -79,7 +79,7 @@ class ContinuationMining(CorpusMethod[ContinuationMiningParams, ContinuationMini
         "reverse list as what chance and style give. It sees only what text of this kind brings out. Views: "
         "`continuations`, `ngrams`."
     )
-    version = 2
+    version = 3
     Params = ContinuationMiningParams
     Result = ContinuationMiningResult
     in_overview = True

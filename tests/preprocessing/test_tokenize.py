@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.generation import prompt_ids
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.preprocessing.activation_rows import kept_text
 from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
 from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams
-from diffing_mcp.preprocessing.tokenize import PRE_ASSISTANT, tokenize
-from tests.word_pairs import save_pair
+from diffing_mcp.preprocessing.tokenize import PRE_ASSISTANT, going_on, tokenize
+from tests.word_pairs import save_pair, tiny_tokenizer
 
 
 def corpus(*documents: object) -> Corpus:
@@ -122,3 +123,11 @@ def test_whole_chats_keep_every_turn_and_template_token(tmp_path: Path, bos: boo
     assert len(answers.token_ids[: int(answers.starts[1])]) == PRE_ASSISTANT + 2
     assert answer.split()[-2:] == ["w21", "w22"]
     assert answers.skip_first == 0
+
+
+@pytest.mark.parametrize(("bos", "text"), [(True, "<s> w1 w2"), (True, "<u> w1 </u> <a>"), (False, "<u> w1 </u> <a>")])
+def test_a_model_goes_on_from_the_tokens_that_were_read(bos: bool, text: str) -> None:
+    """A chat template may write no BOS where the tokenizer puts one before every text."""
+    tokenizer = tiny_tokenizer(bos)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert prompt_ids(tokenizer, going_on(tokenizer, ids), False, False) == ids
