@@ -189,7 +189,8 @@ class Unit:
         delta = low.dense() if oriented(self.bare, values["weight"]) is values["weight"] else low.dense().T
         values["weight"] = values["weight"].float() + delta.to(values["weight"].device)
         if (lora := self.lora()) is not None and lora[2] is not None:
-            values["bias"] = values["bias"].float() + lora[3] * lora[2].detach().float()
+            added = lora[3] * lora[2].detach().float()
+            values["bias"] = values["bias"].float() + added if "bias" in values else added
         return values
 
 

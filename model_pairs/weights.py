@@ -95,6 +95,22 @@ def weight_deltas(
                 with residents[0].lock, residents[1].lock if not shared else residents[0].lock:
                     result = _with_gain(_compare(unit, other, parameter, shared), units[1])
                 yield result
+            with residents[0].lock, residents[1].lock if not shared else residents[0].lock:
+                bias = _added_bias(unit, other)
+            if bias is not None:
+                yield bias
+
+
+def _added_bias(base: Unit, finetuned: Unit) -> WeightDelta | None:
+    """The difference of biases that LoRA adapters put where the model itself has none; None where they put none."""
+    if "bias" in dict(base.bare.named_parameters(recurse=False)):
+        return None
+    given = [None if unit.plain or (lora := unit.lora()) is None else lora[2] for unit in (base, finetuned)]
+    like = next((bias for bias in given if bias is not None), None)
+    if like is None:
+        return None
+    before, after = (unit.values().get("bias", torch.zeros_like(like)) for unit in (base, finetuned))
+    return _dense(base.place, "bias", before, after)
 
 
 def _with_gain(found: WeightDelta, units: dict[str, Unit]) -> WeightDelta:

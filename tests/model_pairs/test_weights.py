@@ -103,6 +103,26 @@ def test_other_adapters_equal_the_merged_model(
         assert switched[name].base_norm == pytest.approx(merged[name].base_norm, rel=1e-6)
 
 
+def test_a_bias_that_an_adapter_puts_where_there_is_none_is_a_change(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any
+) -> None:
+    from safetensors.torch import load_file
+
+    model = tiny_models(tie_word_embeddings=False)
+    adapter = tiny_adapters(model, targets=["down_proj", "lm_head"], lora_bias=True)
+    saved = load_file(adapter / "adapter_model.safetensors")
+    deltas = deltas_of(pairs, make_pair(model, adapter=adapter))
+    for name in ("model.layers.1.mlp.down_proj", "lm_head"):
+        bias = 2 * saved[f"base_model.model.{name}.lora_B.bias"]  # lora_alpha / r
+        assert bias.any()
+        torch.testing.assert_close(deltas[f"{name}.bias"].delta, bias)
+    with pairs.use(make_pair(model, adapter=adapter)) as pair:
+        ids = torch.tensor([[5, 6, 7]])
+        output = pair.forward("finetuned", ids, torch.ones_like(ids), layers=[2])
+        assert output.logits is not None
+        torch.testing.assert_close(pair.logit_lens("finetuned", output.hidden[2]), output.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_only_the_planted_parameter_differs_and_sequential_reads_the_same(
     tiny_models: Any, make_pair: Any, pairs: Any
 ) -> None:
