@@ -101,6 +101,8 @@ def summarise(
         base, finetuned, squared = sums.cpu().numpy() / accumulator.counts[place]
         identical = identical and not np.any(squared)
         error = np.sqrt(np.maximum(squared - (finetuned - base) ** 2, 0) / accumulator.counts[place])
+        if accumulator.counts[place] == 1:  # one place has no spread: nothing is certain
+            error = np.abs(finetuned - base)
         tokens = np.flatnonzero((np.maximum(base, finetuned) >= LEAST_PROBABILITY) & (finetuned != base))
         changes = np.log((finetuned + SMOOTHING) / (base + SMOOTHING))[tokens]
         tokens = tokens[np.argsort(-np.abs(changes), kind="stable")]

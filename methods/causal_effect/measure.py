@@ -40,6 +40,9 @@ nothing, 0.09 to 0.3 in those that taught something. A share of the gap says lit
 more than half of a gap of 0.05."""
 LEAST_SHARE = 0.1
 """Part of the gap between the models that a direction must carry."""
+LEAST_SAMPLES = 6
+"""Samples from which on an interval over them can tell: that fewer agree in the sign of an effect happens by chance in
+more than one case of twenty."""
 LARGEST_P = 0.05
 """Rank among either null. Ranks cannot go below 1 / (1 + nulls), so fewer than 19 nulls of a kind never
 make a finding.
@@ -304,7 +307,7 @@ def _result(
                 note=candidate.note,
             )
         )
-    stands_out, headline = judge(rows, gap, identical, params.mode)
+    stands_out, headline = judge(rows, gap, identical, params.mode, len(counts))
     return CausalEffectResult(
         stands_out=stands_out,
         headline=headline,
@@ -342,7 +345,7 @@ def share(effect: float, gap: float, gap_interval: tuple[float, float]) -> float
     return None if gap == 0 or low <= 0 <= high else effect / gap
 
 
-def judge(rows: Sequence[EffectRow], gap: float, identical: bool, mode: str) -> tuple[bool, str]:
+def judge(rows: Sequence[EffectRow], gap: float, identical: bool, mode: str, samples: int) -> tuple[bool, str]:
     """Whether some direction carries a part of the change, and the headline."""
     if identical:
         return False, "Both models give every text exactly the same loss: there is nothing for a direction to carry."
@@ -354,6 +357,8 @@ def judge(rows: Sequence[EffectRow], gap: float, identical: bool, mode: str) -> 
         f"{action} {best.vector} changes the loss by {best.loss_change:+.4f} nats a token{share}; null directions by "
         f"up to {best.largest_null:.4f}"
     )
+    if strong and samples < LEAST_SAMPLES:
+        return False, f"{samples} texts are too few to be sure ({LEAST_SAMPLES} are needed). {state}."
     return bool(strong), f"{state}." if strong else f"No direction carries a clear part of the change. {state}."
 
 

@@ -113,7 +113,7 @@ class CausalEffect(DiffingMethod[CausalEffectParams, CausalEffectResult]):
         "differ does something; read the share of the gap and the size first. In chats the loss is that of the "
         "answer. Views: `samples` (losses of each text), `nulls` (loss changes of all null directions)."
     )
-    version = 3
+    version = 4
     Params = CausalEffectParams
     Result = CausalEffectResult
     cost = "long"

@@ -132,6 +132,9 @@ def test_the_end_of_a_turn_is_named(tiny_models: Any, make_pair: Any, pairs: Any
     assert {(row.place, row.opening) for row in result.manner()} == {("answer", END), ("sentence", END)}
     assert "answers end after a sentence" in result.as_text()
     assert not any(row.continuation for row in result.manner())
+    alone: Any = run(pairs, spec, chats, max_samples=1).result()  # one answer has no spread to be sure by
+    assert alone.answers == 1
+    assert {row.place for row in [*alone.risen, *alone.fallen]} <= {"sentence"}
 
 
 def test_equal_models_differ_in_nothing(identical_pair: Any, pairs: Any, chats: Path) -> None:

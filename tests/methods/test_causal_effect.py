@@ -157,7 +157,7 @@ def test_only_a_large_certain_share_beyond_the_nulls_stands_out() -> None:
         p_difference=0.04,
         largest_null=0.01,
     )
-    assert judge([row], 0.4, False, "patch")[0]
+    assert judge([row], 0.4, False, "patch", 12)[0]
     for weaker in (
         {"loss_change": 0.01},
         {"low": -0.1},
@@ -165,13 +165,17 @@ def test_only_a_large_certain_share_beyond_the_nulls_stands_out() -> None:
         {"share_of_gap": 0.05},
         {"p_difference": 0.06},
     ):
-        assert not judge([row.model_copy(update=weaker)], 0.4, False, "patch")[0]
-    assert not judge([row], 0.0, True, "patch")[0]
+        assert not judge([row.model_copy(update=weaker)], 0.4, False, "patch", 12)[0]
+    assert not judge([row], 0.0, True, "patch", 12)[0]
     # A direction that leads away from the other model, however far, hides none that carries the change.
     away = row.model_copy(update={"vector": "w", "loss_change": -0.4, "low": -0.5, "high": -0.3, "share_of_gap": -1.0})
-    found, headline = judge([away, row], 0.4, False, "patch")
+    found, headline = judge([away, row], 0.4, False, "patch", 12)
     assert found
     assert headline.startswith("Carrying over v ")
+    # A single text has an interval of no width.
+    found, headline = judge([row], 0.4, False, "patch", 1)
+    assert not found
+    assert "too few" in headline
 
 
 def test_statistics() -> None:
