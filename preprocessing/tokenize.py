@@ -252,15 +252,15 @@ def _adds_bos(tokenizer: Any) -> bool:
     return bos is not None and with_added[:1] == [bos] and without[:1] != [bos]
 
 
-def going_on(tokenizer: Any, ids: Sequence[int]) -> GenerationRequest:
-    """A request to go on from the tokens of a sample, from its first one on: their text, without a leading BOS, which
-    most tokenizers put there again, and read without one where the sample has none (a chat whose template writes none).
+def going_on(tokenizer: Any, ids: Sequence[int], has_bos: bool) -> GenerationRequest:
+    """A request to go on from the tokens of a sample, from its first one on: their text, without the BOS of a corpus
+    that has them, which most tokenizers put there again, and read without one where there are none (chats whose
+    template writes none).
     """
     from diffing_mcp.model_pairs.generation import GenerationRequest
 
-    begins = ids[0] == getattr(tokenizer, "bos_token_id", None)
-    text = str(tokenizer.decode(ids[1:] if begins else ids))
-    return GenerationRequest(text=text, special=begins or not _adds_bos(tokenizer))
+    text = str(tokenizer.decode(ids[1:] if has_bos else ids))
+    return GenerationRequest(text=text, special=has_bos or not _adds_bos(tokenizer))
 
 
 def _whole_chat_rows(documents: Sequence[list[Message]], pair: LoadedPair, params: CorpusParams) -> list[_Row]:

@@ -166,7 +166,8 @@ def _followed(
     requests = []
     for token in chosen:
         sample, position = (int(each) for each in where[:, token])
-        requests.append(going_on(pair.tokenizer, [*corpus.split_after(sample, position)[0], token]))
+        ids = [*corpus.split_after(sample, position)[0], token]
+        requests.append(going_on(pair.tokenizer, ids, corpus.has_bos))
     sampling = Sampling(temperature=0, max_new_tokens=params.new_tokens)
     with pair.side_loaded("finetuned"):
         written = [several[0].text for several in pair.generate("finetuned", requests, sampling)]

@@ -71,10 +71,9 @@ def summarise(
     variation = accumulator.variation.cpu().numpy()
     samples, positions = accumulator.positions.samples, accumulator.positions.numbers
     chosen = most_different(variation, samples, positions, params)
-    requests = [
-        going_on(pair.tokenizer, accumulator.corpus.split_after(int(samples[index]), int(positions[index]))[0])
-        for index in chosen
-    ]
+    corpus = accumulator.corpus
+    before = [corpus.split_after(int(samples[index]), int(positions[index]))[0] for index in chosen]
+    requests = [going_on(pair.tokenizer, ids, corpus.has_bos) for ids in before]
     texts = [request.text or "" for request in requests]
     written: dict[Side, list[str]] = {side: [] for side in SIDES}
     if requests:
