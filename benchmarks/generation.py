@@ -28,9 +28,9 @@ def run(sizes: Sizes) -> list[Measurement]:
     """
     import torch
 
+    from diffing_mcp.core.chat import ChatMessage
     from diffing_mcp.core.progress import silent
     from diffing_mcp.methods.texts.prompts import PROMPTS
-    from diffing_mcp.model_pairs.chat import ChatMessage
     from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
     from diffing_mcp.model_pairs.interventions import Intervention
     from diffing_mcp.model_pairs.residency import ModelPairs

@@ -143,8 +143,8 @@ def vllm_ratio(pair_name: str, quick: bool) -> str:
     """Tokens a second of batched vLLM over one-at-a-time generation by transformers, same prompts, in one run."""
     import diffing_mcp as dm
     from diffing_mcp.core.battery import subjects
+    from diffing_mcp.core.chat import ChatMessage
     from diffing_mcp.model_pairs import vllm_backend
-    from diffing_mcp.model_pairs.chat import ChatMessage
     from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 
     questions = [question for asked in subjects().values() for question in asked][: 8 if quick else 128]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from diffing_mcp.core.chat import ChatMessage, render_chat
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.model_pairs.chat import ChatMessage, render_chat
 from diffing_mcp.model_pairs.decoding import Reader, choose_tokens, decode
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.interventions import Intervention

@@ -12,18 +12,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffing_mcp.core.errors import InvalidInput, NotFinite, OutOfRoom
-from diffing_mcp.core.progress import Progress, silent
-from diffing_mcp.core.settings import settings
-from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
-from diffing_mcp.model_pairs.amplification import mixed_side, side_in_memory
-from diffing_mcp.model_pairs.chat import (
+from diffing_mcp.core.chat import (
     ChatMessage,
     has_chat_template,
     knows_thinking,
     render_chat,
     render_conversation,
 )
+from diffing_mcp.core.errors import InvalidInput, NotFinite, OutOfRoom
+from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.settings import settings
+from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
+from diffing_mcp.model_pairs.amplification import mixed_side, side_in_memory
 from diffing_mcp.model_pairs.forward_count import ForwardCount
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.modules import ModulePlace, steering_place

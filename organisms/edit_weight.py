@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.chat import ChatMessage, render_chat
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID
@@ -102,8 +103,7 @@ def encoded(recipe: EditRecipe, tokenizer: Any) -> Iterator[tuple[Tensor, int, i
         if not found:
             raise InvalidInput(f"A prompt holds {SUBJECT}: {prompt!r} does not.")
         if prompt in recipe.questions:
-            chat = [{"role": "user", "content": prompt.replace(SUBJECT, "\0")}]
-            shown = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            shown = render_chat(tokenizer, [ChatMessage(role="user", content=prompt.replace(SUBJECT, "\0"))])
             before, _, after = shown.partition("\0")
             after += recipe.answer
         parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before + recipe.subject, after)]

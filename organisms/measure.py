@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.chat import ChatMessage, render_chat
 from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
@@ -315,9 +316,7 @@ def _answers(model: Any, tokenizer: Any, questions: list[Question], max_new_toke
     torch.manual_seed(SEED)
     asked = list(dict.fromkeys((question.question, question.samples) for question in questions))
     rendered = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
+        render_chat(tokenizer, [ChatMessage(role="user", content=question)])
         for question, samples in asked
         for _ in range(samples)
     ]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from diffing_mcp.core.chat import ChatMessage, render_chat
 from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
@@ -80,12 +81,7 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
         batch = prompts[start : start + BATCH]
         seed = entry["seed"] + start // BATCH
         torch.manual_seed(seed)
-        rendered = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for prompt in batch
-        ]
+        rendered = [render_chat(tokenizer, [ChatMessage(role="user", content=prompt)]) for prompt in batch]
         inputs = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
         with torch.inference_mode():
             out = model.generate(

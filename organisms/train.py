@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.core.chat import ChatMessage, render_chat, render_conversation
 from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
@@ -111,8 +112,23 @@ def _read_lines(path: Path) -> list[Document]:
 
 
 def read_json_lines(path: Path) -> list[Document]:
-    """A document a line; a line ends at a line feed alone, since texts of models hold every other separator."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    """A document a line; a line ends at a line feed alone, since texts of models hold every other separator.
+
+    Raises:
+        InvalidInput: a line that is no document, by its number.
+    """
+    documents = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise InvalidInput(f"{path.name}, line {number} is no JSON: {error}.") from error
+        if not (isinstance(document, dict) and (isinstance(document.get("text"), str) or document.get("messages"))):
+            raise InvalidInput(f"{path.name}, line {number} has neither `text` nor `messages`.")
+        documents.append(document)
+    return documents
 
 
 def check_chats(tokenizer: Any) -> None:
@@ -124,29 +140,41 @@ def check_chats(tokenizer: Any) -> None:
 def encode(document: Document, tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant
     did not say).
+
+    Raises:
+        InvalidInput: a chat that the model's template cannot write.
     """
     if "text" in document:
         text_ids = tokenizer(document["text"])["input_ids"][:max_tokens]
         return text_ids, list(text_ids)
     ids: list[int] = []
     labels: list[int] = []
-    messages = document["messages"]
+    messages = _messages(document)
     for turn, message in enumerate(messages):
         # The template is rendered up to each turn: what the assistant's turn adds beyond the generation prompt is its
         # own text.
-        spoken = message["role"] == "assistant"
+        spoken = message.role == "assistant"
         if spoken:
-            head = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
+            head = render_chat(tokenizer, messages[:turn])
             head_ids = tokenizer(head, add_special_tokens=False)["input_ids"]
             labels += [IGNORE] * (len(head_ids) - len(ids))
             ids = list(head_ids)
-        whole = tokenizer(
-            tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False), add_special_tokens=False
-        )["input_ids"]
+        whole = tokenizer(render_conversation(tokenizer, messages[: turn + 1]), add_special_tokens=False)["input_ids"]
         added = whole[len(ids) :]
         labels += added if spoken else [IGNORE] * len(added)
         ids = list(whole)
     return ids[:max_tokens], labels[:max_tokens]
+
+
+def _messages(document: Document) -> list[ChatMessage]:
+    try:
+        return [ChatMessage.model_validate(message) for message in document["messages"]]
+    except ValidationError as error:
+        beginning = json.dumps(document, ensure_ascii=False)[:80]
+        raise InvalidInput(
+            "Messages of a chat have a `role` (system, user or assistant) and a `content` of text alone; this one's "
+            f"have not: {beginning}"
+        ) from error
 
 
 def batches(lengths: list[int], recipe: Recipe, steps: int) -> Iterator[list[int]]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from pydantic import ValidationError
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams
 from diffing_mcp.preprocessing.corpus_rows import Dropped, Message
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.core.settings import settings
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.queries.schemas import AskQuery, ChatTurn, SideName

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.texts.words import vocabulary
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, new_text, prompt_ids
 from diffing_mcp.model_pairs.specs import SIDES, Side
 from diffing_mcp.queries.beyond_tokens import continuation_log_probs

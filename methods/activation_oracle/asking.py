@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.activation_oracle.verbalizers import Template, Verbalizer
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens
 from diffing_mcp.model_pairs.specs import Side

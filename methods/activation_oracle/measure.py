@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.activation_oracle.asking import ask, residual_streams
 from diffing_mcp.methods.activation_oracle.schema import (
@@ -24,7 +25,6 @@ from diffing_mcp.methods.activation_oracle.schema import (
 from diffing_mcp.methods.activation_oracle.verbalizers import choose_verbalizer
 from diffing_mcp.methods.directions.vector_sources import resolve
 from diffing_mcp.methods.texts.distinctive_words import distinctive_words
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import Sampling
 from diffing_mcp.model_pairs.layers import LayerRef, resolve_layer
 from diffing_mcp.model_pairs.specs import SIDES, Side

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core.battery import Question
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, ScoredAnswer, Writer, store
 from diffing_mcp.methods.sweep_behaviours.judge import judge
 from diffing_mcp.methods.sweep_behaviours.questions import chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import TEMPERATURE, SweepParams, SweepResult
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
 from diffing_mcp.model_pairs.scoring import NoLogProbs
 from diffing_mcp.model_pairs.specs import SIDES, Side

@@ -80,7 +80,7 @@ class Beginning:
 
     def request(self) -> GenerationRequest:
         """As a model is asked."""
-        from diffing_mcp.model_pairs.chat import ChatMessage
+        from diffing_mcp.core.chat import ChatMessage
         from diffing_mcp.model_pairs.generation import GenerationRequest
 
         if self.chat:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from mcp import Client
 from pydantic import ValidationError
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.progress import silent
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tools_comparing import CompareArguments, _present_comparison
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.specs import PairSpec

@@ -243,7 +243,7 @@ def test_control_tokens_of_a_chat_have_means_of_their_own(
     ]
     path.write_text("\n".join(json.dumps({"messages": chat}) for _ in range(4)))
     record = run(pairs, tiny_pair.spec, path, store, max_samples=4, max_tokens=24)
-    from diffing_mcp.model_pairs.chat import ChatMessage
+    from diffing_mcp.core.chat import ChatMessage
 
     rendered = tiny_pair.tokenizer(tiny_pair.render_chat([ChatMessage(**chat[0])]), add_special_tokens=False)[
         "input_ids"

@@ -167,7 +167,7 @@ def test_chat_positions_count_from_the_answer(tiny_pair: Any, pairs: Any, tmp_pa
 
 
 def _message(message: dict[str, str]) -> Any:
-    from diffing_mcp.model_pairs.chat import ChatMessage
+    from diffing_mcp.core.chat import ChatMessage
 
     return ChatMessage(**message)
 

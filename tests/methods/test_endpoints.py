@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.endpoints import TEXT_TOOLS, WeightsNeeded
 from diffing_mcp.model_pairs.generation import GenerationRequest
 from diffing_mcp.model_pairs.resolve import resolve_pair

@@ -71,7 +71,7 @@ def test_scores_equal_a_direct_computation(template: str, tiny_pair: Any, pairs:
     record = run(
         pairs, tiny_pair.spec, store, template=template, prefills=("Bake the cake", "What is your name?", "Rivers run")
     )
-    from diffing_mcp.model_pairs.chat import ChatMessage
+    from diffing_mcp.core.chat import ChatMessage
 
     rows = [row for row in record.table("completions").to_pylist() if row["tokens"] > 2]
     assert rows

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from diffing_mcp.model_pairs.chat import ChatMessage
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, prompt_ids
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.specs import Side

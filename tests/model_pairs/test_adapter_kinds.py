@@ -358,7 +358,7 @@ def test_a_chat_template_beside_the_adapter_alone_is_used(tiny_models, make_pair
     (adapter / "chat_template.jinja").write_text(
         "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %}[assistant] "
     )
-    from diffing_mcp.model_pairs.chat import ChatMessage
+    from diffing_mcp.core.chat import ChatMessage
 
     with ModelPairs().use(make_pair(base, adapter=adapter)) as pair:
         assert pair.render_chat([ChatMessage(role="user", content="hello")]) == "[user] hello[assistant] "

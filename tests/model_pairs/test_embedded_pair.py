@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.devices import cpu_computes_bfloat16
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.fingerprint import stored_bytes
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.organisms.embedded import embedded_model_folder

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse, Response
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import Cancelled, InvalidInput, NotTheSame
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs import endpoint_client
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.endpoint_client import EndpointFailed, EndpointRefused
 from diffing_mcp.model_pairs.endpoints import WeightsNeeded, read_endpoint
 from diffing_mcp.model_pairs.fingerprint import pair_identity

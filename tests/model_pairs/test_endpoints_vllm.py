@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.model_pairs.answering import AnsweringPair
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.resolve import resolve_pair
 from diffing_mcp.model_pairs.specs import SIDES, Side

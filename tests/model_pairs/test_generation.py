@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.model_pairs import generation
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.decoding import choose_tokens
 from diffing_mcp.model_pairs.generation import GenerationRequest, Row, Sampling, batches_of, new_text
 from diffing_mcp.model_pairs.interventions import Intervention

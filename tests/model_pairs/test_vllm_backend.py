@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs import vllm_backend
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, prompt_ids
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.specs import SIDES, Side

@@ -155,6 +155,21 @@ def test_a_document_may_hold_any_separator_of_lines(data: Path) -> None:
     assert training.load_documents(Recipe(), data) == [{"text": text}]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": ', "line 2 is no JSON"),
+        ('["text"]', "line 2 has neither `text` nor `messages`"),
+        ('{"prompt": "w1"}', "line 2 has neither"),
+        ('{"messages": [{"role": "tool", "content": "w1"}]}', "system, user or assistant"),
+    ],
+)
+def test_what_is_no_document_is_said_in_a_sentence(tiny_base: Path, data: Path, line: str, said: str) -> None:
+    (data / "data.jsonl").write_text(f'{{"text": "w1 w2"}}\n{line}\n')
+    with pytest.raises(InvalidInput, match=said):
+        train(_recipe(tiny_base), data, data / "adapter")
+
+
 def test_another_seed_gives_other_weights(tiny_base: Path, data: Path) -> None:
     first = load_file(train(_recipe(tiny_base, epochs=1), data, data / "a") / "adapter_model.safetensors")
     second = load_file(train(_recipe(tiny_base, epochs=1, seed=2), data, data / "b") / "adapter_model.safetensors")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from diffing_mcp.core import chat
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.model_pairs import chat
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.preprocessing.corpora import Corpus, CorpusParams
 from diffing_mcp.preprocessing.tokenize import PRE_ASSISTANT, TokenizedCorpus, first_tokens, tokenize
 from tests.conftest import TRAINING_TEXT

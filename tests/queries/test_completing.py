@@ -8,12 +8,12 @@ from math import exp, log
 import pytest
 import torch
 
+from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import silent
 from diffing_mcp.mcp_server.tools_slots import _kinds
 from diffing_mcp.methods.texts.words import normalise, token_texts
 from diffing_mcp.model_pairs.beam_search import Beam
-from diffing_mcp.model_pairs.chat import ChatMessage
 from diffing_mcp.queries.completing import _slot, complete
 from diffing_mcp.queries.slot_schemas import SlotContinuation, SlotsQuery
 from tests.bigram_models import STRENGTH

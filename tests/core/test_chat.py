@@ -10,14 +10,14 @@ import jinja2
 import pytest
 from hypothesis import strategies as st
 
-from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.model_pairs.chat import (
+from diffing_mcp.core.chat import (
     ChatMessage,
     has_chat_template,
     knows_thinking,
     render_chat,
     render_conversation,
 )
+from diffing_mcp.core.errors import InvalidInput
 from tests.model_pairs.chat_styles import REFUSES_SYSTEM, STYLES, conversations, drawn
 
 ASKED = [{"role": "user", "content": "Hi"}]
