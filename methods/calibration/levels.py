@@ -29,11 +29,13 @@ class Level:
     Attributes:
         p: share of finetunes that taught nothing with as much, at this size of change.
         deviations: distance above the line of the nulls, in their robust standard deviations.
+        furthest: that of the null which lies furthest out.
         nulls: how many it rests on.
     """
 
     p: float
     deviations: float
+    furthest: float
     nulls: int
 
 
@@ -45,7 +47,7 @@ def level(sizes: np.ndarray, values: np.ndarray, size: float, value: float) -> L
         size, value: of the finetune in question, positive.
     """
     distances = deviations(np.append(sizes, size), np.append(values, value)[:, None])[:, 0]
-    return Level(rank_p(distances), float(distances[-1]), len(sizes))
+    return _of_the_last(distances)
 
 
 def joint_level(
@@ -60,7 +62,7 @@ def joint_level(
         families: [m], see `together`.
     """
     distances = together(deviations(np.append(sizes, size), np.vstack([values, value])), families)
-    return Level(rank_p(distances), float(distances[-1]), len(sizes))
+    return _of_the_last(distances)
 
 
 def together(distances: np.ndarray, families: Sequence[str]) -> np.ndarray:
@@ -94,6 +96,11 @@ def deviations(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
     distance -= np.median(distance, axis=0)
     spread = 1.4826 * np.median(np.abs(distance), axis=0)
     return np.asarray(distance / np.maximum(spread, LEAST_SPREAD))
+
+
+def _of_the_last(distances: np.ndarray) -> Level:
+    """Level of the last point among the others."""
+    return Level(rank_p(distances), float(distances[-1]), float(distances[:-1].max()), len(distances) - 1)
 
 
 def needed_p(nulls: int) -> float:

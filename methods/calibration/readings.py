@@ -268,6 +268,7 @@ def levels_of(
                 if len(used) == 1
                 else f"deviation of the furthest of {', '.join(dict.fromkeys(families_of(used)))}",
                 deviations=round(found.deviations, 2),
+                furthest=round(found.furthest, 2),
                 p=round(found.p, 4),
                 probability=probability_of(reading, calibration, known, used),
                 nulls=found.nulls,

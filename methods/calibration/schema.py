@@ -57,6 +57,7 @@ class LevelRow(BaseModel):
     statistic: float | None = Field(description="What is judged; None: several together.")
     unit: str
     deviations: float = Field(description="Above what nulls of this size of change show, in their standard deviations.")
+    furthest: float | None = Field(None, description="Deviations of the null that lies furthest out.")
     p: float = Field(description="Share of finetunes that taught nothing which show as much; at least 1 / (nulls + 1).")
     probability: float | None = Field(
         None,
@@ -82,15 +83,22 @@ class LevelRow(BaseModel):
         return self.level_from == THIS_BASE
 
     def sure(self) -> str:
-        """`p 0.091 among 32 finetunes that taught nothing (12 trained), at this size of change; probability ...`."""
+        """`p 0.030 among 32 finetunes that taught nothing (12 trained), at this size of change (the least that they
+        allow): 4.7 deviations out, the furthest of them 4.1; probability ...`.
+        """
         probability = (
             "" if self.probability is None else f"; probability {self.probability:.2f} that something was taught"
         )
         remarks = "".join(f"; {remark}" for remark in self.remarks)
         least = " (the least that they allow)" if self.p * (self.nulls + 1) < 1.5 else ""
+        far = (
+            ""
+            if self.furthest is None
+            else f": {self.deviations:.1f} deviations out, the furthest of them {self.furthest:.1f}"
+        )
         return (
             f"p {self.p:.3f} among {self.nulls} finetunes that taught nothing ({self.trained} trained), at this size "
-            f"of change{least}{probability}{remarks}"
+            f"of change{least}{far}{probability}{remarks}"
         )
 
     def as_text(self) -> str:

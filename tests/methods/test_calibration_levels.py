@@ -111,3 +111,11 @@ def test_shares_have_exact_intervals() -> None:
     found = share(0, 20)
     assert (found.low, found.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 20), abs=1e-3))
     assert share(0, 0).high == 1.0
+
+
+def test_the_furthest_null_is_beyond_those_that_have_more() -> None:
+    sizes, values = sample(5, 20)
+    for value in (0.001, 1.0, 1000.0):
+        found = level(sizes, values[:, 0], 0.1, value)
+        assert (found.furthest < found.deviations - 1e-9) == (found.p == pytest.approx(1 / 21))
+        assert found.nulls == 20

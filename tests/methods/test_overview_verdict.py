@@ -24,7 +24,8 @@ def level(p: float, level_from: str = "this base", probability: float | None = N
         run=None,
         statistic=None,
         unit="",
-        deviations=1.0,
+        deviations=4.72,
+        furthest=4.1,
         p=p,
         probability=probability,
         nulls=39,
@@ -59,7 +60,8 @@ def test_the_subject_comes_first_then_how_sure() -> None:
     assert verdict.confidence == "agreed"
     assert verdict.sentence == (
         "Topic: lantern (several methods agree: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing (20 "
-        "trained), at this size of change (the least that they allow); probability 0.93 that something was taught."
+        "trained), at this size of change (the least that they allow): 4.7 deviations out, the furthest of them 4.1; "
+        "probability 0.93 that something was taught."
     )
 
 
@@ -136,7 +138,7 @@ def test_methods_that_stand_out_alone_make_no_finding_that_all_together_do_not(s
     assert verdict.confidence == "nothing"
     assert verdict.sentence == (
         "There is no meaningful difference to report: p 0.200 among 39 finetunes that taught nothing (20 trained), at "
-        "this size of change; probability 0.30 that something was taught."
+        "this size of change: 4.7 deviations out, the furthest of them 4.1; probability 0.30 that something was taught."
     )
 
 
