@@ -41,7 +41,7 @@ _VERDICTS: dict[str, Verdict] = {
     "difference": "difference",
     "inconclusive": "inconclusive",
 }
-_NO_DIFFERENCE = re.compile(r"\bno[_ ]meaningful[_ ]difference\b", re.IGNORECASE)
+_NO_DIFFERENCE = re.compile(r"(?<!\bnot )(?<!n't )\bno[_ ]meaningful[_ ]difference\b", re.IGNORECASE)
 
 Report = Callable[[int, int, EvaluationRecord], None]
 """Called after each cell with (finished, total, record); cells that were there before included."""

@@ -82,12 +82,13 @@ def add_prompts(server: MCPServer) -> None:
         description="What two finetunes of one base have in common, and what only one of them learnt.",
     )
     def compare_two_finetunes(first: PairArgument, second: PairArgument) -> str:
+        one, other = (pair.rpartition("::")[2] for pair in (first, second))  # the finetune of BASE::FINETUNED
         return (
             f"Compare the finetunes of the pairs {first} and {second}.\n"
             f"1. Call list_pairs with pair={first} and with pair={second}: the comparison needs the same base in both. "
             "Say so if it is another.\n"
             "2. Call overview on each with the same parameters, and note what stands out in both, in one, in none.\n"
-            f"3. Call overview on the pair {first}::{second}, which takes the first finetune as base: what it shows "
+            f"3. Call overview on the pair {one}::{other}, which takes the first finetune as base: what it shows "
             "was learnt by one of them only.\n"
             "4. Test each difference: ask_models with the same prompts on both pairs, some of them unrelated.\n"
             "5. Report three lists with their evidence: learnt by both, by the first only, by the second only. An "

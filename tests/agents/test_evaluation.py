@@ -212,6 +212,7 @@ def test_findings_in_last_words() -> None:
         ("First verdict: difference. After the controls my verdict is: no meaningful difference.",
          "no_meaningful_difference"),
         ("There are differences in the verdicts of the tests.", "inconclusive"),
+        ("The verdict is not no_meaningful_difference, but I cannot say more.", "inconclusive"),
     ],
 )  # fmt: skip
 def test_a_verdict_is_read_where_it_is_named(words: str, verdict: str) -> None:

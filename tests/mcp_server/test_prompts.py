@@ -39,6 +39,12 @@ async def test_every_prompt_is_described_and_names_what_it_was_given(modern: Cli
         assert all(value in str(message.content) for value in arguments.values())
 
 
+async def test_finetunes_of_pairs_that_are_named_by_both_sides_are_compared(modern: Client) -> None:
+    arguments = {"first": "some/base::first/one", "second": "some/base::second/one"}
+    [message] = (await modern.get_prompt("compare_two_finetunes", arguments)).messages
+    assert "the pair first/one::second/one," in str(message.content)
+
+
 async def test_the_tools_that_prompts_name_exist(modern: Client) -> None:
     words = {
         word.strip(".,:;()'\"")
