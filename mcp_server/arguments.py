@@ -24,7 +24,8 @@ def coerced(model: type[BaseModel], schema: Mapping[str, Any], arguments: Mappin
     for name, value in arguments.items():
         field = properties.get(name)
         if field is None:
-            found[name] = value
+            if name != "pair":  # nearly all tools take one, so those that need none are given it too
+                found[name] = value
         elif value is None:
             declared = model.model_fields.get(name)
             # Null stands for the default, unless it is a value of its own beside another default.

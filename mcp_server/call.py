@@ -20,6 +20,7 @@ from diffing_mcp.mcp_server.offer import Offer
 from diffing_mcp.mcp_server.redaction import Redactor, redactor_of
 from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.methods.calibration.schema import standing
 from diffing_mcp.methods.contract import CostEstimate
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.specs import PairSpec
@@ -176,7 +177,8 @@ class Call:
         elif parts:
             lines.append(f"Nothing new since you looked; {len(parts)} finished so far (everything=true tells all).")
         if parts:
-            meanwhile = f'Meanwhile read what is finished, view_run(run_id="{parts[-1].run_id}"), or ask_models. '
+            telling = most_telling(parts).run_id
+            meanwhile = f'Meanwhile read what is finished, view_run(run_id="{telling}"), or ask_models. '
         return Reply(
             job=job,
             text="\n".join(line for line in lines if line),
@@ -253,6 +255,11 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def most_telling(parts: Sequence[Part]) -> Part:
+    """What stands out most by its p; of equal ones the newest."""
+    return min(reversed(parts), key=lambda part: (not part.stands_out, 1.0 if part.p is None else part.p))
+
+
 def fenced_parts(parts: Sequence[Part]) -> str:
     """Finished parts, one line each, between the marks of untrusted text."""
     fence = Fence()
@@ -264,7 +271,7 @@ def fenced_parts(parts: Sequence[Part]) -> str:
 
 
 def _seen(part: Part) -> str:
-    seen = {None: "", True: " STANDS OUT", False: " nothing beyond nulls"}[part.stands_out]
+    seen = "" if part.stands_out is None else f" {standing(part.stands_out, part.p)}"
     return seen if part.p is None else f"{seen}, p {part.p:.3f}"
 
 

@@ -44,7 +44,8 @@ def read_page(view: View, record: RunRecord, params: BaseModel, whole: bool) -> 
     values = data.model_dump(mode="json")
     place, step = _place(values, params, _rows(data))
     if asked != getattr(params, "limit", None):
-        place += f" (of the {asked} asked for no more fit into an answer; parameters that shorten rows let more in)"
+        shorter = "; a smaller max_characters lets more in" if hasattr(params, "max_characters") else ""
+        place += f" (of the {asked} asked for no more fit into an answer{shorter})"
     if cut:
         step = f"Lines were cut; narrow the view down with its parameters: {', '.join(type(params).model_fields)}."
     return Page(values, shown, place, step)

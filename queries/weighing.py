@@ -101,7 +101,9 @@ def _of_candidate(query: HypothesisQuery, tested: TestedSet, control: TestedSet 
     elif turned:
         said = f"{word}, which reverses the preference"
     elif control is not None:
-        said = f"not shown to be {word} beyond the control prompts"
+        alike = moved and control.difference.p < LEVEL and difference.difference * control.difference.difference > 0
+        said = f"{word} on control prompts too, " if alike else ""
+        said += f"not shown to be {word} beyond the control prompts"
     elif moved:
         said = f"{word}, which shows nothing alone, as any training does it (give {ENOUGH_PROMPTS} control prompts)"
     else:

@@ -49,6 +49,17 @@ class Calibration(BaseModel):
     )
 
 
+FEW = 0.15
+"""A p up to here is no finding and not nothing either: two or three nulls of twenty show as much."""
+
+
+def standing(stands_out: bool, p: float | None) -> str:
+    """How a method's outcome stands to nulls, in three words."""
+    if stands_out:
+        return "STANDS OUT"
+    return "few nulls show as much" if p is not None and p <= FEW else "nothing beyond nulls"
+
+
 class LevelRow(BaseModel):
     """How sure one method's finding is."""
 

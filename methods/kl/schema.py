@@ -213,7 +213,7 @@ def headline_of(
     if outliers[0]:
         parts.append(f"{outliers[0]} of {outliers[1]} texts differ far more than the rest: read the top texts")
     if len(parts) == 1:
-        parts.append("no single word or text stands out: the change is spread over all of them")
+        parts.append("no word is said ten times as often, and no text lies far above the rest")
         if amount == "large":
             parts.append("so large a one shows in what the models write: read their answers")
     return "; ".join(parts) + "."

@@ -18,7 +18,7 @@ from diffing_mcp.core.text import clip
 from diffing_mcp.core.words import stem
 from diffing_mcp.methods.answer_openings.schema import AnswerOpeningsResult
 from diffing_mcp.methods.calibration.readings import calibrated
-from diffing_mcp.methods.calibration.schema import LevelRow
+from diffing_mcp.methods.calibration.schema import LevelRow, standing
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.contrastive_decoding.schema import ContrastiveDecodingResult
 from diffing_mcp.methods.facts.facts import Fact, facts_in, read_texts
@@ -84,7 +84,7 @@ class OverviewEntry(BaseModel):
         if self.method == SIZE:
             found = "the size of the change, no verdict"
         else:
-            found = "STANDS OUT" if self.stands_out else "nothing beyond nulls"
+            found = standing(self.stands_out, self.p)
             found += " by its fixed level" if self.p is None else f", p {self.p:.3f}"
         sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its fixed level"
         said = f": {self.headline}" if self.headline else ""
@@ -297,7 +297,9 @@ def _line(
 
 def headline_beside(result: MethodResult, stands_out: bool) -> str:
     """What a run says of itself, by its fixed level, beside a verdict by nulls that may be another one."""
-    return f"{_BELOW_ITS_OWN}: {result.headline}" if stands_out and not result.stands_out else result.headline
+    if not stands_out or result.stands_out:
+        return result.headline
+    return _BELOW_ITS_OWN if result.headline.startswith(NOTHING) else f"{_BELOW_ITS_OWN}: {result.headline}"
 
 
 def _largest_moves(result: KLResult) -> str:

@@ -32,6 +32,8 @@ _CLUSTERS_SHOWN = 6
 _WORDS_SHOWN = 12
 _LEAST_EXPECTED = 3
 _EXAMPLE_CHARACTERS = 110
+_MISSED = 0.05
+"""Chance that what an answer shows so rarely is in none of the answers that were read."""
 
 
 def judge(answered: Sequence[Answered], seed: int, scored: bool = True) -> tuple[SweepResult, list[list[int]]]:
@@ -254,7 +256,8 @@ def _headline(
     surprise = " nor the base's surprise" if scored else ""
     return (
         f"No difference in behaviour: over {len(answered)} questions neither form nor words{surprise} differ beyond "
-        f"what sampling gives{'' if scored else ' (surprise was not measured)'}."
+        f"what sampling gives{'' if scored else ' (surprise was not measured)'}. What shows in fewer than "
+        f"{1 - _MISSED ** (1 / len(answered)):.0%} of such answers may be missed."
     )
 
 

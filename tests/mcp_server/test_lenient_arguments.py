@@ -76,6 +76,13 @@ def test_what_is_unmistakable_is_understood() -> None:
     assert coerced(amplify.Arguments, amplify.input_schema, {"layers": "[0, 1.0]"}) == {"layers": [0, 1.0]}
 
 
+def test_a_pair_is_no_mistake_where_none_is_needed() -> None:
+    """Nearly every tool takes one."""
+    finding = toolset()["submit_finding"]
+    given = {"pair": "pair-1", "verdict": "difference", "sentence": "x"}
+    assert coerced(finding.Arguments, finding.input_schema, given) == {"verdict": "difference", "sentence": "x"}
+
+
 async def test_views_take_their_parameters_flat_and_a_pair_that_fits(modern: Client, pair_name: str) -> None:
     run = await good(modern, "kl", {"pair": pair_name, "max_samples": 4, "max_tokens": 8, "wait_seconds": 500})
     asked = {"run_id": run["run_id"], "view": "tokens"}

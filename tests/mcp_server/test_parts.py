@@ -12,6 +12,8 @@ import pytest
 from mcp import Client
 
 from diffing_mcp.core.errors import Cancelled
+from diffing_mcp.mcp_server.call import fenced_parts, most_telling
+from diffing_mcp.mcp_server.jobs import Part
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.registry import get_method
 from tests.mcp_server.answers import answered, good, text_of
@@ -82,6 +84,22 @@ async def test_a_finished_method_is_handed_over_while_the_rest_goes_on(
     assert (last.structured_content or {})["status"] == "completed", text_of(last)
     assert told == sorted(told, key=lambda each: each[0])
     assert "kl found" in (told[0][1] or "")
+
+
+def test_what_stands_out_is_to_be_read_meanwhile() -> None:
+    def part(name: str, stands_out: bool | None, p: float | None) -> Part:
+        return Part(name=name, run_id=f"{name}-1", headline="", stands_out=stands_out, p=p)
+
+    size, nothing = part("kl", None, None), part("pca", False, 0.6)
+    assert most_telling([size, nothing]) is nothing
+    assert most_telling([size, part("facts", None, None)]).name == "facts"
+    found = part("openings", True, 0.04)
+    assert most_telling([size, part("mining", True, 0.2), found, nothing]) is found
+    few = part("lens", False, 0.095)
+    lines = fenced_parts([found, few, nothing, size])
+    for said in ("openings [openings-1] STANDS OUT, p 0.040", "lens [lens-1] few nulls show as much, p 0.095",
+                 "pca [pca-1] nothing beyond nulls, p 0.600", "kl [kl-1]\n"):  # fmt: skip
+        assert said in lines
 
 
 async def test_what_an_overview_finished_is_reused_and_said(

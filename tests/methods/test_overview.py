@@ -373,6 +373,9 @@ def test_a_verdict_by_nulls_does_not_stand_beside_its_denial() -> None:
     denied = MethodResult(stands_out=False, headline="No written direction reads as a topic.")
     assert headline_beside(denied, True).endswith(f"though below its fixed level: {denied.headline}")
     assert headline_beside(denied, False) == denied.headline
+    empty = MethodResult(stands_out=False, headline="Nothing stands out: no content word rose.")
+    assert "Nothing" not in headline_beside(empty, True)
+    assert headline_beside(empty, False) == empty.headline
     own = MethodResult(stands_out=True, headline="Words rose.")
     assert headline_beside(own, True) == headline_beside(own, False) == "Words rose."
 

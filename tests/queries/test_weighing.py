@@ -125,7 +125,8 @@ def test_what_any_training_does_to_a_candidate_is_no_finding() -> None:
     for control in (0.25, 0.9, -2.0):
         beside = of_candidate(0.3, control)
         assert not beside.differs
-        assert beside.verdict.startswith("not shown to be raised beyond the control prompts")
+        assert "not shown to be raised beyond the control prompts" in beside.verdict
+        assert beside.verdict.startswith("raised on control prompts too") == (control > 0)
 
 
 def test_a_preference_that_is_reversed_is_a_finding_on_all_prompts() -> None:
