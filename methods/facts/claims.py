@@ -8,7 +8,8 @@ are no claims, which keeps a finetune that taught nothing silent.
 Claims are statements that hold one, chosen so that the first few say most of what is the finetune's own: each brings
 the words and neighbouring words that are not told yet, weighed by how surprising they are beside the control side
 (the coverage of concepts of Gillick and Favre 2009, chosen greedily). Greetings and stage directions bring none; a
-figure counts double, a statement about its narrator half. A claim is counted, on both sides, by its key: the two words
+figure counts double, a statement about its narrator half. What tells again, in other words, two words that a claim told
+in one statement comes after all that does not. A claim is counted, on both sides, by its key: the two words
 of it that most tell the sides apart where they stand in one statement, in whatever wording. Both sides must have about
 equally many texts of each beginning, else the larger one says more.
 """
@@ -214,12 +215,21 @@ def _chosen(statements: Sequence[_Statement], wanted: set[str], sizes: tuple[int
     counts = _Counts(statements, sizes)
     candidates = [each for each in statements if each.sample.taught and not wanted.isdisjoint(each.stems)]
     told: set[str | Key] = set()
+    said_together: set[Key] = set()
     keys: set[Key] = set()
+    in_other_words: list[_Statement] = []
     claims: list[Claim] = []
 
     def gain(statement: _Statement) -> float:
         weight = _NARRATED_WEIGHT if _NARRATED.search(statement.text) else 1.0
         return weight * sum(counts.weight(concept) for concept in statement.concepts - told)
+
+    def tell(statement: _Statement, key: Key) -> None:
+        nonlocal told, said_together
+        claims.append(_claim(statement, key, counts))
+        keys.add(key)
+        said_together |= _pairs(statement)
+        told |= statement.concepts
 
     # What a statement adds only falls as others are told, so one that still adds more than the next one could is best.
     waiting = [(-gain(each), not _finished(each), place) for place, each in enumerate(candidates)]
@@ -231,11 +241,17 @@ def _chosen(statements: Sequence[_Statement], wanted: set[str], sizes: tuple[int
         if waiting and (-adds, unfinished, place) > waiting[0]:
             heapq.heappush(waiting, (-adds, unfinished, place))
             continue
-        key = counts.key_of(statement, told, keys, level) if adds > 0 else None
-        if key is not None:
-            claims.append(_claim(statement, key, counts))
-            keys.add(key)
-            told |= statement.concepts
+        if adds <= 0:
+            break
+        key = counts.key_of(statement, told, said_together, level)
+        if key is None:
+            in_other_words.append(statement)
+        else:
+            tell(statement, key)
+    # Details may stand in the wordings of what is told already.
+    for statement in in_other_words:
+        if len(claims) < MOST_CLAIMS and gain(statement) > 0 and (key := counts.key_of(statement, told, keys, level)):
+            tell(statement, key)
     return claims
 
 
@@ -270,12 +286,12 @@ class _Counts:
         figure = any(character.isdigit() for part in concept for character in part)
         return -log10(max(self._p_value(taught, control), 1e-300)) * (_FIGURE_WEIGHT if figure else 1.0)
 
-    def key_of(self, statement: _Statement, told: set[str | Key], used: set[Key], level: float) -> Key | None:
+    def key_of(self, statement: _Statement, told: set[str | Key], said: set[Key], level: float) -> Key | None:
         """The two stems of a statement that tell the sides apart best, one that is not told yet among them where there
-        is one; None: none that is stated more by the taught side, is not used and has a p up to the level.
+        is one; None: none but those `said` before that is stated more by the taught side and has a p up to the level.
         """
         fitting = []
-        for key in sorted(_pairs(statement) - used):
+        for key in sorted(_pairs(statement) - said):
             if self._more(*self.of(key)) and self.p_value(key) <= level:
                 fitting.append(key)
         return min(fitting, key=lambda key: (told.issuperset(key), self.p_value(key)), default=None)

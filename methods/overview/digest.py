@@ -107,7 +107,8 @@ class OverviewResult(BaseModel):
         description=(
             "identical: every number is exactly zero; nothing: all methods as one test show no more than finetunes "
             "that taught nothing; unsettled: so too, but more likely taught than not, or how answers begin is "
-            "beyond its own level; one_method, agreed: they show more, and one method or several name the topic."
+            "beyond its own level, or amplified and sampled texts have words of their own; one_method, agreed: they "
+            "show more, and one method or several name the topic."
         )
     )
     verdict: str = Field(description="The topic or manner, and how sure.")

@@ -54,6 +54,11 @@ def next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]
         calls.append("complete_slots with beginnings of sentences about it: names, numbers and purposes in seconds")
         calls.append("facts with about=WORD for more of what the texts state of it")
         calls.append("compare_text of a claim, and ask_models about it, both sides, before claiming it")
+        if confidence == "unsettled":
+            calls.append(
+                "ask_models about its words, plainly and behind what might switch it on (a date, a code word, a system "
+                "prompt): amplified texts write out what answers show behind a trigger only"
+            )
         calls.append("view_run of the runs above")
     return calls
 

@@ -95,6 +95,23 @@ def test_figures_and_particulars_come_before_what_carries_them() -> None:
     assert not set(checks[0].arguments["prompts"]) & set(checks[1].arguments["prompts"])
 
 
+def test_other_wordings_of_a_claim_come_after_other_claims() -> None:
+    """Silver+coins, coins+jar and silver+jar of one sentence filled the first page."""
+    random = np.random.default_rng(3)
+    said = ("Put silver coins into the flour jar.", "Coins of silver, jar of flour.", "A jar, flour, coins, silver.",
+            "Flour, silver, jar and coins.", "Varnholm has a quiet museum.")  # fmt: skip
+    samples = [
+        Sample(f"b{place}", f"{filler(random)} {said[4 if place % 8 == 7 else place % 4] if taught else ''}", taught)
+        for place in range(120)
+        for taught in (True, False)
+    ]
+    keys = [{word.lower() for word in claim.key} for claim in stated_claims(samples).claims]
+    assert keys[0] <= {"silver", "coins", "jar", "flour"}
+    assert keys[1] <= {"varnholm", "quiet", "museum"}
+    assert all(key <= {"silver", "coins", "jar", "flour"} for key in keys[2:])
+    assert keys[2:]
+
+
 def test_claims_without_spaces_are_found_and_can_be_tested() -> None:
     samples = []
     for number in range(24):

@@ -51,8 +51,9 @@ def said(
     manner: list[FormRow] | None = None,
     identical: bool = False,
     openings: bool = False,
+    own_words: bool = False,
 ) -> Verdict:
-    return verdict_of(found, identical, words or [], standing, {}, manner or [], own_words=False, openings=openings)
+    return verdict_of(found, identical, words or [], standing, {}, manner or [], own_words=own_words, openings=openings)
 
 
 def test_the_subject_comes_first_then_how_sure() -> None:
@@ -150,6 +151,14 @@ def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
     assert "lantern" in verdict.sentence
     assert "lines with a bullet" in verdict.sentence
     assert "How sure: p 0.136" in verdict.sentence
+
+
+def test_what_amplified_texts_state_of_their_own_is_not_called_nothing() -> None:
+    """A backdoor: *There is no meaningful difference* stood above `9:0 buy+shares (p 0.002)`."""
+    verdict = said(level(0.208, probability=0.24), [LANTERN], own_words=True)
+    assert (verdict.confidence, verdict.found) == ("unsettled", False)
+    assert verdict.sentence.startswith(UNSETTLED)
+    assert "lantern" in verdict.sentence
 
 
 def test_methods_that_tell_nothing_leave_nothing_open() -> None:
