@@ -103,7 +103,9 @@ def topic_of(overview: dict[str, Any], facts: dict[str, Any], count: int = TOPIC
     if not rows:
         return Topic((), ("form of the answers",), True, manner) if manner and settled else None
     shared = [row for row in rows if row[3] > 1]
-    confirmed = settled and (len(shared) >= 2 or any(stem(row[0]) in own for row in rows))
+    # Words that only the finetune's texts hold, corrected, no finetune that taught nothing has given yet: they need no
+    # answers to bear them out, which of a backdoor would not.
+    confirmed = (settled and len(shared) >= 2) or any(stem(row[0]) in own for row in rows)
     # Shared words first; of the others only those well beyond the null level, when there is agreement on the rest.
     rows.sort(key=lambda row: (-row[3], -row[1], row[0]))
     chosen = [row for row in rows if row[3] > 1 or row[1] >= 2.0 or not confirmed or stem(row[0]) in own][:count]

@@ -61,6 +61,11 @@ def test_words_of_the_texts_confirm_what_one_method_saw() -> None:
     assert alone is not None
     assert borne_out is not None
     assert (alone.confirmed, borne_out.confirmed) == (False, True)
+    # Behind a trigger answers show nothing, and all methods as one test see too little.
+    behind = topic_of(overview("unsettled", [("kettle", [LOGITS], 1.5)], []), {"words": ["kettle"]})
+    assert behind is not None
+    assert (behind.words, behind.confirmed) == (("kettle",), True)
+    assert topic_of(overview("unsettled", [("kettle", [LOGITS], 1.5)], []), {"words": []}) is None
 
 
 def test_a_manner_without_words_is_a_topic() -> None:
