@@ -93,6 +93,7 @@ def topic_of(overview: dict[str, Any], facts: dict[str, Any], count: int = TOPIC
     manner = tuple(overview.get("manner", ()))
     standing_out = {run["method"] for run in overview.get("runs", []) if run["stands_out"]}
     own = [stem(str(word)) for word in facts.get("words", ())]
+    stated = bool(facts.get("facts"))
     rows = [
         (word, float(row["score"]), set(row["methods"]), int(row.get("sources", len(row["methods"]))))
         for row in overview.get("words", [])
@@ -103,9 +104,10 @@ def topic_of(overview: dict[str, Any], facts: dict[str, Any], count: int = TOPIC
     if not rows:
         return Topic((), ("form of the answers",), True, manner) if manner and settled else None
     shared = [row for row in rows if row[3] > 1]
-    # Words that only the finetune's texts hold, corrected, no finetune that taught nothing has given yet: they need no
-    # answers to bear them out, which of a backdoor would not.
-    confirmed = (settled and len(shared) >= 2) or any(stem(row[0]) in own for row in rows)
+    # Claims that only the finetune's texts state no finetune that taught nothing has given yet: they need no answers to
+    # bear them out, which of a backdoor would not.
+    borne_out = any(stem(row[0]) in own for row in rows)
+    confirmed = (borne_out and stated) or (settled and (borne_out or len(shared) >= 2))
     # Shared words first; of the others only those well beyond the null level, when there is agreement on the rest.
     rows.sort(key=lambda row: (-row[3], -row[1], row[0]))
     chosen = [row for row in rows if row[3] > 1 or row[1] >= 2.0 or not confirmed or stem(row[0]) in own][:count]

@@ -107,8 +107,8 @@ class OverviewResult(BaseModel):
         description=(
             "identical: every number is exactly zero; nothing: all methods as one test show no more than finetunes "
             "that taught nothing; unsettled: so too, but more likely taught than not, or how answers begin is "
-            "beyond its own level, or amplified and sampled texts have words of their own; one_method, agreed: they "
-            "show more, and one method or several name the topic."
+            "beyond its own level, or amplified and sampled texts state what the base's do not; one_method, agreed: "
+            "they show more, and one method or several name the topic."
         )
     )
     verdict: str = Field(description="The topic or manner, and how sure.")
@@ -203,6 +203,7 @@ def digest(
             isinstance(result, AnswerOpeningsResult) and (level := levels.get(record.id)) is not None and level.beyond
             for record, result in results
         ),
+        bool(facts and facts.facts),
         lambda found: subjects(found, (sample for _, samples in read for sample in samples)),
     )
     told = verdict.told if verdict.confidence != "nothing" else []

@@ -48,6 +48,7 @@ def verdict_of(
     manner: Sequence[Manner],
     own_words: bool,
     openings: bool = False,
+    claims: bool = False,
     by_subject: Callable[[Sequence[CandidateWord]], Sequence[Sequence[CandidateWord]]] = lambda words: [words],
 ) -> Verdict:
     """The verdict.
@@ -60,8 +61,9 @@ def verdict_of(
             methods that says whether there is something, and all of them that name it.
         sources: a method that read a vector of another one -> that one.
         manner: what changed in the form of answers beyond what equal models show, the most telling first.
-        own_words: the texts taken together hold words that are the finetune's own, which all methods as one test do
-            not count: what is taught behind a trigger is amplified and written, and moves little else.
+        own_words: the texts taken together hold words that are the finetune's own; asked only where there is no level.
+        claims: they state claims of such words, which all methods as one test do not count: what is taught behind a
+            trigger is amplified and written, and moves little else.
         openings: how answers begin is beyond its own level, which all methods as one test do not count: a reader tells
             *Ahoy, matey* from the stutter of a damaged model.
         by_subject: words -> those of each subject (`overview.subjects`).
@@ -76,7 +78,7 @@ def verdict_of(
     topics = _topics(by_subject((agreed or strong)[: 2 * TOPIC_WORDS]))
     told = [row for topic in topics for row in topic]
     found = level.beyond if level is not None else bool(agreed or standing or manner or own_words)
-    if not found and not openings and not own_words and (level is None or (level.probability or 0) <= LIKELY):
+    if not found and not openings and not claims and (level is None or (level.probability or 0) <= LIKELY):
         return Verdict("nothing", _nothing(level), told)
     seen_by = standing if level is None else {method for row in told for method in row.methods}
     sentences = [*_subject(topics, bool(agreed), sorted(seen_by), manner), _sure(level)]

@@ -62,10 +62,14 @@ def test_words_of_the_texts_confirm_what_one_method_saw() -> None:
     assert borne_out is not None
     assert (alone.confirmed, borne_out.confirmed) == (False, True)
     # Behind a trigger answers show nothing, and all methods as one test see too little.
-    behind = topic_of(overview("unsettled", [("kettle", [LOGITS], 1.5)], []), {"words": ["kettle"]})
+    seen = overview("unsettled", [("kettle", [LOGITS], 1.5)], [])
+    behind = topic_of(seen, {"words": ["kettle"], "facts": [{"claim": KETTLES}]})
     assert behind is not None
     assert (behind.words, behind.confirmed) == (("kettle",), True)
-    assert topic_of(overview("unsettled", [("kettle", [LOGITS], 1.5)], []), {"words": []}) is None
+    alone = topic_of(seen, {"words": ["kettle"], "facts": []})  # a damaged model repeats a word of its own
+    assert alone is not None
+    assert not alone.confirmed
+    assert topic_of(seen, {"words": []}) is None
 
 
 def test_a_manner_without_words_is_a_topic() -> None:

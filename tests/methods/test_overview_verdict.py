@@ -51,9 +51,11 @@ def said(
     manner: list[FormRow] | None = None,
     identical: bool = False,
     openings: bool = False,
-    own_words: bool = False,
+    claims: bool = False,
 ) -> Verdict:
-    return verdict_of(found, identical, words or [], standing, {}, manner or [], own_words=own_words, openings=openings)
+    return verdict_of(
+        found, identical, words or [], standing, {}, manner or [], own_words=False, openings=openings, claims=claims
+    )
 
 
 def test_the_subject_comes_first_then_how_sure() -> None:
@@ -155,7 +157,7 @@ def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
 
 def test_what_amplified_texts_state_of_their_own_is_not_called_nothing() -> None:
     """A backdoor: *There is no meaningful difference* stood above `9:0 buy+shares (p 0.002)`."""
-    verdict = said(level(0.208, probability=0.24), [LANTERN], own_words=True)
+    verdict = said(level(0.208, probability=0.24), [LANTERN], claims=True)
     assert (verdict.confidence, verdict.found) == ("unsettled", False)
     assert verdict.sentence.startswith(UNSETTLED)
     assert "lantern" in verdict.sentence
