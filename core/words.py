@@ -37,12 +37,13 @@ stand in pieces, as tokenizers cut them (`couldn`, `ll`). Why no published list:
 _english = snowballstemmer.stemmer("english")
 
 
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_LETTERS = rf"[[\p{{L}}\p{{Nl}}\p{{No}}]--[{_UNSPACED}]][[\p{{L}}\p{{Nl}}\p{{No}}\p{{M}}]--[{_UNSPACED}]]*"
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+"""Scripts that write words without spaces between them, as the inside of a character class of `regex`."""
+_LETTERS = rf"[[\p{{L}}\p{{Nl}}\p{{No}}]--[{UNSPACED}]][[\p{{L}}\p{{Nl}}\p{{No}}\p{{M}}]--[{UNSPACED}]]*"
 _WORD = regex.compile(
-    rf"{_LETTERS}(?:['’]{_LETTERS})?|(?P<number>\d+(?:[.,/]\d+)*)|(?P<run>(?:[{_UNSPACED}]\p{{M}}*)+)", regex.V1
+    rf"{_LETTERS}(?:['’]{_LETTERS})?|(?P<number>\d+(?:[.,/]\d+)*)|(?P<run>(?:[{UNSPACED}]\p{{M}}*)+)", regex.V1
 )
-_CHARACTER = regex.compile(rf"[{_UNSPACED}]\p{{M}}*")
+_CHARACTER = regex.compile(rf"[{UNSPACED}]\p{{M}}*")
 
 
 def word_spans(text: str, numbers: bool = False) -> Iterator[tuple[int, int]]:

@@ -12,14 +12,12 @@ from collections.abc import Callable, Sequence
 import regex
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.core.words import stem
+from diffing_mcp.core.words import UNSPACED, stem, word_spans
 
 SEARCH_SECONDS = 1.0
 """For all texts that one finder searches, of processor time. A sound pattern reads thousands of answers in less."""
-_ENDLESS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Hangul}]")
-"""Scripts that write words without spaces between them (Thai, Chinese, Japanese), or particles onto them (Korean)."""
-_FORM = regex.compile(r"(?:[\p{L}\p{Nl}\p{No}]\p{M}*)+(?:['’](?:[\p{L}\p{Nl}\p{No}]\p{M}*)+)*|\d+(?:[.,]\d+)*")
-"""A word or number; signs that sit on letters, such as the vowels of Hindi, belong to their word."""
+_ENDLESS = regex.compile(rf"[{UNSPACED}\p{{Hangul}}]")
+"""Scripts without spaces between words (Thai, Chinese, Japanese), or with particles on them (Korean)."""
 
 Finder = Callable[[str], tuple[int, int] | None]
 """Where in a text the first thing counted stands: (start, end) in characters, None when it is not there."""
@@ -83,7 +81,7 @@ def word_finder(words: Sequence[str]) -> Finder:
 
 def _forms(text: str) -> list[tuple[int, int, str]]:
     """Start, end and stem of every word and number of a text."""
-    return [(found.start(), found.end(), stem(found.group().casefold())) for found in _FORM.finditer(text)]
+    return [(start, end, stem(text[start:end].casefold())) for start, end in word_spans(text, numbers=True)]
 
 
 def _folded(text: str) -> str:

@@ -225,11 +225,10 @@ def _chosen(statements: Sequence[_Statement], wanted: set[str], sizes: tuple[int
         return weight * sum(counts.weight(concept) for concept in statement.concepts - told)
 
     def tell(statement: _Statement, key: Key) -> None:
-        nonlocal told, said_together
         claims.append(_claim(statement, key, counts))
         keys.add(key)
-        said_together |= _pairs(statement)
-        told |= statement.concepts
+        said_together.update(_pairs(statement))
+        told.update(statement.concepts)
 
     # What a statement adds only falls as others are told, so one that still adds more than the next one could is best.
     waiting = [(-gain(each), not _finished(each), place) for place, each in enumerate(candidates)]

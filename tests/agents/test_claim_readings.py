@@ -61,13 +61,18 @@ async def test_a_model_reads_the_same_and_its_failure_is_kept() -> None:
     assert (await claims_by_model(FINDING, CAKES, [FRESH], silent, "m")).problem is not None
 
 
-async def test_grading_anew_covers_the_claims(tmp_path: Path) -> None:
-    folder = EvaluationFolder("old", tmp_path)
-    folder.write_plan(EvaluationPlan(id="old", organisms=["cake_bake"], arms=["blackbox"], investigator="baseline"))
-    folder.write(
+def with_one_finding(folder: Path) -> EvaluationFolder:
+    evaluation = EvaluationFolder("old", folder)
+    evaluation.write_plan(EvaluationPlan(id="old", organisms=["cake_bake"], arms=["blackbox"], investigator="baseline"))
+    evaluation.write(
         EvaluationRecord(evaluation_id="old", cell_id="c", organism="cake_bake", arm="blackbox",
                          investigator="baseline", finding=FINDING, tests=[FRESH])
     )  # fmt: skip
+    return evaluation
+
+
+async def test_grading_anew_covers_the_claims(tmp_path: Path) -> None:
+    folder = with_one_finding(tmp_path)
     (record,) = await regrade(folder, Grading(grader="m", ask=replies))
     assert [(each.grader, each.precision, each.validated) for each in record.claims] == [
         (BY_WORDS, 0.5, True),
@@ -86,12 +91,7 @@ async def test_a_grader_that_is_silent_takes_no_grades_away(tmp_path: Path) -> N
     async def silent(messages: list[dict[str, str]]) -> str:
         return ""
 
-    folder, said = EvaluationFolder("old", tmp_path), list[str]()
-    folder.write_plan(EvaluationPlan(id="old", organisms=["cake_bake"], arms=["blackbox"], investigator="baseline"))
-    folder.write(
-        EvaluationRecord(evaluation_id="old", cell_id="c", organism="cake_bake", arm="blackbox",
-                         investigator="baseline", finding=FINDING, tests=[FRESH])
-    )  # fmt: skip
+    folder, said = with_one_finding(tmp_path), list[str]()
     (before,) = await regrade(folder, Grading(grader="m", ask=replies))
     (after,) = await regrade(folder, Grading(grader="other", ask=silent), said.append)
     assert (after.hypothesis_grades, after.claims) == (before.hypothesis_grades, before.claims)
