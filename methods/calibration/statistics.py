@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.methods.answer_openings.schema import Place
 from diffing_mcp.methods.directions.lens_words import LISTED_Z
-from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of
+from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of, text_of_run
 from diffing_mcp.methods.texts.distinctive_words import SHOWN_NEG_LOG10_P
 from diffing_mcp.methods.texts.words import is_content_word
 
@@ -161,8 +161,13 @@ def _behind(name: str) -> Statistic:
 
 
 def size_of_change(records: Iterable[RunRecord]) -> float | None:
-    """Mean KL(finetuned || base) on the text read, nats a token: how much the finetune changed at all, in four
-    digits. None without a run of `kl`, and where nothing differs."""
-    results: Iterator[Any] = (record.result() for record in records if record.manifest.method == SIZE)
+    """Mean KL(finetuned || base), nats a token, of the first run on the text that comes first by name, the default one
+    before others: how much the finetune changed at all, in four digits. None without a run of `kl`, and where nothing
+    differs.
+    """
+    sized = sorted(
+        (record for record in records if record.manifest.method == SIZE), key=lambda each: text_of_run(each.manifest)
+    )
+    results: Iterator[Any] = (record.result() for record in sized)
     found = [float(result.kl_finetuned_base.mean) for result in results]
     return float(f"{found[0]:.4g}") if found and found[0] > 0 else None
