@@ -39,7 +39,7 @@ from inspect_ai.util import apply_limits, message_limit, time_limit, token_limit
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.costs import CapReached
-from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model
+from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model, tokens_used
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
 from diffing_mcp.agents.records import EvaluationRecord, Message, TokenUsage, ToolCall
 from diffing_mcp.core.errors import DiffingError
@@ -275,17 +275,7 @@ def usage_so_far() -> list[TokenUsage]:
 
 
 def _usage(by_model: Mapping[str, ModelUsage]) -> list[TokenUsage]:
-    return [
-        TokenUsage(
-            model=name,
-            input_tokens=usage.input_tokens,
-            cache_read_tokens=usage.input_tokens_cache_read or 0,
-            cache_write_tokens=usage.input_tokens_cache_write or 0,
-            output_tokens=usage.output_tokens,
-            total_tokens=usage.total_tokens,
-        )
-        for name, usage in by_model.items()
-    ]
+    return [tokens_used(name, usage) for name, usage in by_model.items()]
 
 
 async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Done) -> list[EvalLog]:

@@ -154,8 +154,9 @@ def _facts(record: EvaluationRecord, evaluations: Path) -> Markup:
     if record.limit:
         values.append(("Ended by", f"{record.limit} limit"))
     values += [
-        (f"Tokens, {usage.model}", f"{number(usage.input_tokens)} in, {number(usage.output_tokens)} out")
-        for usage in record.usage
+        (f"{what}, {usage.model}", f"{number(usage.input_tokens)} in, {number(usage.output_tokens)} out")
+        for what, used in (("Tokens", record.usage), ("Tokens of grading", record.grading_usage))
+        for usage in used
     ]
     if record.run_ids:
         values.append(("Runs seen", join((run_link(run) for run in record.run_ids), " ")))
