@@ -227,7 +227,6 @@ def _measured(
         finetune.role,
         finetune.kind,
         made_by=finetune.made_by,
-        labels=[_label(request) for request in requests],
         held_out=finetune.held_out,
         dilution=finetune.dilution,
         left_out=[row.label() for row in failed],
@@ -308,7 +307,7 @@ def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> 
             for label, asked in params.items()
             if (known.params.get(label), known.versions.get(label)) == (asked, versions[label])
         }
-        readings = kept_readings(known, same, set(params) - same)
+        readings = kept_readings(known, same)
     return Calibration(
         base=identity,
         base_name=base,

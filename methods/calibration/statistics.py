@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 WORDS = "words"
 """Family of what counts words and phrases of the text that both models read."""
-AGREEMENT = "agreement"
-"""Names the statistic of all runs together: the word on which methods agree."""
-LEAST_AGREEMENT = 0.3
-"""Where no word is common to two methods."""
-_AGREED = "score of the word that methods agree on, summed over runs"
 
 
 @dataclass(frozen=True)
@@ -137,13 +132,11 @@ def label_of(name: str) -> str:
 
 def unit_of(name: str) -> str:
     """What a statistic's number is."""
-    return _AGREED if name == AGREEMENT else _behind(name).unit
+    return _behind(name).unit
 
 
 def family_of(name: str) -> str | None:
     """The family in which it counts where all methods are one test; None: it does not."""
-    if name == AGREEMENT:
-        return None
     family = _behind(name).family
     if family != WORDS:
         return family

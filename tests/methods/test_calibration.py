@@ -22,7 +22,7 @@ from diffing_mcp.methods.calibration.readings import (
     reading_of,
 )
 from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION
-from diffing_mcp.methods.calibration.statistics import AGREEMENT, STATISTICS, named
+from diffing_mcp.methods.calibration.statistics import STATISTICS, named
 from diffing_mcp.methods.calibration.store import (
     base_of,
     calibration_named,
@@ -354,6 +354,3 @@ def test_a_reading_needs_a_size(
     reading = reading_of(records, "x", "null", "x")
     assert reading is not None
     assert set(reading.statistics) == {label_of_run(record.manifest) for record in records}
-    both = reading_of(records, "x", "null", "x", labels=list(reading.statistics))
-    assert both is not None
-    assert set(both.statistics) == {*reading.statistics, AGREEMENT}
