@@ -29,6 +29,7 @@ from diffing_mcp.ui.html import (
     preformatted,
     seconds_text,
 )
+from diffing_mcp.ui.inspect_viewer import log_link
 from diffing_mcp.ui.transcript_search import search_html
 from diffing_mcp.ui.transcript_view import side_title, transcript_html
 from diffing_mcp.ui.widgets import picker
@@ -163,7 +164,8 @@ def _facts(record: EvaluationRecord, evaluations: Path) -> Markup:
     if record.log:
         logs = (evaluations / record.evaluation_id / record.log).parent
         command = element("code", f"inspect view --log-dir {shlex.quote(str(logs))}")
-        values.append(("Inspect log", join([record.log, element("p", "Open it: ", command)])))
+        opened = log_link(record) or element("span", "Open it: ", command)
+        values.append(("Inspect log", join([record.log, element("p", opened)])))
     return pairs(values)
 
 

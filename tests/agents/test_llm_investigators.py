@@ -162,6 +162,8 @@ async def test_method_agent_over_both_protocols(model: str, evaluation_settings:
     cached = usage.cache_read_tokens + usage.cache_write_tokens
     assert usage.total_tokens == usage.input_tokens + cached + usage.output_tokens
     assert (cached > 0) == model.startswith("anthropic/")
+    assert record.log is not None
+    assert (evaluation_settings / "evaluations" / "llm" / record.log).is_file()
     # The grader was paid as well.
     (graded,) = record.grading_usage
     assert graded.total_tokens == 120 * sum(not body.get("tools") for _, body in server.requests) > 0
