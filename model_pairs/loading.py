@@ -135,7 +135,25 @@ def read_tokenizer(files: ModelFiles, rows: int) -> Any | None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         end = tokenizer.eos_token_id
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end if end is not None and end < rows else 0)
+    _leave_texts_open(tokenizer)
     return tokenizer
+
+
+def _leave_texts_open(tokenizer: Any) -> None:
+    """Let a tokenizer write nothing behind a text. Many that come out of training put an end of sequence there
+    (`add_eos_token`): a prompt would be over before its answer begins, and a text have a last token that nobody wrote.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    whole, bare = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    before = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), None)
+    if before is None or before + len(bare) == len(whole) or not tokenizer.is_fast:
+        return
+    start = list(zip(tokenizer.convert_ids_to_tokens(whole[:before]), whole[:before], strict=True))
+    written = [token for token, _ in start]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*written, "$A"], pair=[*written, "$A", "$B"], special_tokens=sorted(set(start))
+    )
 
 
 def load_model(
