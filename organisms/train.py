@@ -137,6 +137,13 @@ def check_chats(tokenizer: Any) -> None:
         raise InvalidInput("This base has no chat template, so that it can neither be asked nor trained on chats.")
 
 
+def padding_of(tokenizer: Any, model: Any) -> int:
+    """A token to pad with that the model can look up: it has no row for one that was added to the tokenizer alone."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    known = (index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id) if index is not None and index < rows)
+    return next(known, 0)
+
+
 def encode(document: Document, tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant
     did not say).
@@ -253,7 +260,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     checkpoint = target.parent / f".{target.name}.checkpoint.safetensors"
     identity = _identity(recipe, documents)
     first, losses = _restore(checkpoint, identity, parameters, optimizer, load_file) if checkpoint.exists() else (0, [])
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    padding = padding_of(tokenizer, base)
     for step, indices in enumerate(chosen):
         if step < first:
             continue
