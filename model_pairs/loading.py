@@ -10,10 +10,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffing_mcp.core.attention import attention_of
 from diffing_mcp.core.devices import choose_device, device_dtype
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.settings import settings
-from diffing_mcp.model_pairs.attention import attention_of
 from diffing_mcp.model_pairs.checkpoint import (
     check_kind,
     check_landed,
@@ -196,7 +196,7 @@ def load_model(
     }
     if device != "cpu":
         options["device_map"] = device if device == "auto" else {"": device}
-    if attention := attention_of(files, config.get_text_config().to_dict()):
+    if attention := attention_of(files.attn_implementation, config.get_text_config().to_dict()):
         options["attn_implementation"] = attention
     try:
         with without_adapter(folder) as bare:

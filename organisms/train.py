@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.core.attention import attention_of
 from diffing_mcp.core.chat import ChatMessage, render_chat, render_conversation
 from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
@@ -144,6 +145,17 @@ def padding_of(tokenizer: Any, model: Any) -> int:
     return next(known, 0)
 
 
+def base_model(source: str, device: str) -> Any:
+    """The model that is taught and asked, in a fast type and with the attention that it was made with."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention = attention_of(None, AutoConfig.from_pretrained(source).get_text_config().to_dict())
+    named = {"attn_implementation": attention} if attention else {}
+    dtype = fast_dtype(torch.bfloat16, device)
+    return cast(Any, AutoModelForCausalLM).from_pretrained(source, dtype=dtype, **named).to(device)
+
+
 def encode(document: Document, tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant
     did not say).
@@ -233,15 +245,14 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     source = source_of(recipe.base)
     tokenizer = AutoTokenizer.from_pretrained(source)
     encoded = _all_encoded(documents, tokenizer, recipe.max_tokens)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
-    dtype = fast_dtype(torch.bfloat16, device)
-    base = cast(Any, AutoModelForCausalLM).from_pretrained(source, dtype=dtype).to(device)
+    base = base_model(source, device)
     skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters
     config = LoraConfig(
         r=recipe.rank,
@@ -267,7 +278,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, recipe)
         batch = _collate([encoded[i] for i in indices], padding, device)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=base.dtype == torch.bfloat16):
             loss = model(**(_without_prompts(batch) if skips_prompts else batch)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)

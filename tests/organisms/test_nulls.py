@@ -35,6 +35,7 @@ from diffing_mcp.organisms.nulls import (
     shuffled_answers,
 )
 from diffing_mcp.organisms.sample_corpus import own_documents
+from diffing_mcp.organisms.train import base_model
 from diffing_mcp.organisms.zoo import (
     ADAPTERS,
     TaughtRecipe,
@@ -266,6 +267,13 @@ def test_a_batch_that_was_cut_off_is_sampled_again_with_its_seed(tiny_models, tm
     path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     assert own_documents(base, "chats", tmp_path) == whole
     assert path.read_bytes() == content
+
+
+def test_bases_are_taught_and_asked_with_the_attention_that_methods_run(tiny_models) -> None:
+    """Gemma 2 caps its scores, and transformers' default leaves the cap out."""
+    capped = base_model(str(tiny_models("gemma2", attn_logit_softcapping=0.05)), "cpu")
+    assert capped.config._attn_implementation == "eager"
+    assert base_model(str(tiny_models()), "cpu").config._attn_implementation == "sdpa"
 
 
 def test_padding_that_the_model_has_no_row_for(tiny_models, tmp_path: Path, monkeypatch) -> None:
