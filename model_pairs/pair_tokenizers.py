@@ -128,10 +128,12 @@ def _turn_end(tokenizer: Any) -> int | None:
         return None
     turns = [ChatMessage(role="user", content="question"), ChatMessage(role="assistant", content=_ANSWER)]
     try:
-        behind = render_conversation(tokenizer, turns).rpartition(_ANSWER)[2].lstrip()
+        _, answer, behind = render_conversation(tokenizer, turns).rpartition(_ANSWER)
     except InvalidInput:  # whoever asks in this template is told
         return None
-    first = next(iter(tokenizer(behind, add_special_tokens=False)["input_ids"]), None)
+    if not answer:  # a template that writes answers in another way
+        return None
+    first = next(iter(tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]), None)
     known = tokenizer.added_tokens_decoder.get(first)
     return first if known is not None and known.special else None
 
