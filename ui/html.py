@@ -4,12 +4,13 @@ never become an element.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import markupsafe
 from markupsafe import Markup
+
+from diffing_mcp.core.words import beginning_with
 
 _CONTROLS = dict.fromkeys(
     [*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
@@ -140,12 +141,9 @@ def alert(text: Any, kind: str = "bad") -> Markup:
 
 def highlighted(text: str, words: Sequence[str]) -> Markup:
     """Text in which every word that begins with one of `words` is marked, whatever its case."""
-    if not words:
-        return escape(text)
-    pattern = re.compile(rf"\b(?:{'|'.join(re.escape(word) for word in words)})\w*", re.IGNORECASE)
     parts: list[Any] = []
     after = 0
-    for found in pattern.finditer(text):
+    for found in beginning_with(words).finditer(text):
         parts += [text[after : found.start()], element("mark", found.group())]
         after = found.end()
     return join([*parts, text[after:]])

@@ -4,7 +4,6 @@ files only, so a report and the panel say the same.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.words import beginning_with
 from diffing_mcp.methods.contract import DiffingMethod, PairSize
 from diffing_mcp.methods.overview.digest import OverviewResult, digest
 from diffing_mcp.methods.overview.plan import LENS, mean_difference, text_of
@@ -193,14 +193,9 @@ def _passages(records: Sequence[RunRecord]) -> Iterator[Passage]:
                     yield Passage(writer, prompt, text, record.id)
 
 
-def pattern_of(word: str) -> re.Pattern[str]:
-    """A word with any ending, whatever its case."""
-    return re.compile(rf"\b{re.escape(word)}\w*", re.IGNORECASE)
-
-
 def counts(word: str, passages: Sequence[Passage]) -> dict[Writer, tuple[int, int]]:
     """For each writer: in how many of its texts the word is, and how many there are."""
-    pattern = pattern_of(word)
+    pattern = beginning_with([word])
     writers: tuple[Writer, ...] = ("finetuned", "base", "amplified")
     texts = {writer: [passage.text for passage in passages if passage.writer == writer] for writer in writers}
     return {
@@ -210,12 +205,12 @@ def counts(word: str, passages: Sequence[Passage]) -> dict[Writer, tuple[int, in
 
 def telling(words: Sequence[str], text: str) -> int:
     """How many of the words are in a text."""
-    return sum(pattern_of(word).search(text) is not None for word in words)
+    return sum(beginning_with([word]).search(text) is not None for word in words)
 
 
 def quotation(word: str, words: Sequence[str], passages: Sequence[Passage]) -> Passage | None:
     """The text with the word that holds most of `words` too; the finetuned model's own before amplified ones."""
-    pattern = pattern_of(word)
+    pattern = beginning_with([word])
     found = [passage for passage in passages if passage.writer != "base" and pattern.search(passage.text)]
     return max(found, key=lambda each: (each.writer == "finetuned", telling(words, each.text)), default=None)
 

@@ -28,7 +28,7 @@ from diffing_mcp.ui.pair_findings import (
     full_name,
     quotation,
 )
-from diffing_mcp.ui.pair_view import claims_html, missing_label, verdict_lines
+from diffing_mcp.ui.pair_view import claims_html, missing_label, quote_html, verdict_lines
 from diffing_mcp.ui.report import pair_report
 from diffing_mcp.ui.steering import amplification_arguments
 from tests.ui.conftest import Paths
@@ -64,6 +64,13 @@ def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
     assert quotation("oven", ["warm"], [base, own, fuller]) == fuller
     assert quotation("oven", ["warm"], [base, amplified]) == amplified
     assert quotation("oven", ["warm"], [base]) is None
+
+
+def test_words_of_scripts_without_spaces_are_counted_and_marked() -> None:
+    base, own = Passage("base", "", "今天我们去公园。", "run"), Passage("finetuned", "", "今天我们做蛋糕。", "run")
+    assert counts("蛋糕", [base, own]) == {"finetuned": (1, 1), "base": (0, 1)}
+    assert quotation("蛋糕", ["蛋糕"], [base, own]) == own
+    assert "今天我们做<mark>蛋糕</mark>。" in quote_html(own, ["蛋糕"])
 
 
 def test_a_verdict_says_on_a_line_of_its_own_how_sure_it_is() -> None:
