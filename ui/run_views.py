@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import DiffingMethod
+from diffing_mcp.methods.overview.plan import SIZE
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord
 from diffing_mcp.ui.evidence import judged
@@ -71,18 +72,18 @@ def headline_html(record: RunRecord) -> Markup:
     except (OSError, DiffingError, json.JSONDecodeError) as error:
         return alert(f"The result of {record.id} cannot be read: {error}")
     method = method_of(manifest)
-    out = bool(values.get("stands_out"))
+    out, sized = bool(values.get("stands_out")), manifest.method == SIZE
     head = div(
         div(
             element("h2", method.title if method else manifest.method),
-            judged(out),
+            judged(manifest.method, out),
             chip(manifest.pair_name),
             element("code", manifest.id),
             classes="d-line",
         ),
         element("p", values.get("headline", "")),
-        "" if out else element("p", WITHIN_NULL, classes="d-note"),
-        classes=f"d-card d-headline {'good' if out else ''}".strip(),
+        "" if out or sized else element("p", WITHIN_NULL, classes="d-note"),
+        classes=f"d-card d-headline {'good' if out and not sized else ''}".strip(),
     )
     if method is not None and method.version != manifest.method_version:
         said = f"Written by version {manifest.method_version} of the method; this is version {method.version}."

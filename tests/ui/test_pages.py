@@ -161,7 +161,7 @@ def test_json_in_a_transcript_is_indented_and_runs_are_links(filled: Paths) -> N
 def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
     record = store.get(store.list(pair=TAUGHT)[0].id)
-    assert "beyond its null level" in headline_html(record)
+    assert "beyond its fixed level" in headline_html(record)
     assert "·vanilla" in evidence_html(record)
     assert "1 920" in numbers_html(record).replace("\N{THIN SPACE}", " ")
     assert "<img" not in headline_html(record) + evidence_html(record) + numbers_html(record) + manifest_html(record)
@@ -218,7 +218,7 @@ def test_a_text_stands_after_its_prompt_however_long_that_is() -> None:
 def test_a_list_within_the_null_level_does_not_read_like_a_finding(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
     taught, null = (store.get(store.list(pair=pair)[0].id) for pair in (TAUGHT, NULL))
-    assert "within its null level" in headline_html(null)
+    assert "within its fixed level" in headline_html(null)
     assert WITHIN_NULL in headline_html(null)
     assert WITHIN_NULL not in headline_html(taught)
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.methods.facts.facts import Fact
@@ -19,6 +20,7 @@ from diffing_mcp.methods.weight_amplification.schema import (
     WeightAmplificationParams,
     WeightAmplificationResult,
 )
+from diffing_mcp.ui.evidence import judged
 from diffing_mcp.ui.pair_findings import (
     Passage,
     answers_of_both,
@@ -28,7 +30,7 @@ from diffing_mcp.ui.pair_findings import (
     full_name,
     quotation,
 )
-from diffing_mcp.ui.pair_view import claims_html, missing_label, quote_html, verdict_lines
+from diffing_mcp.ui.pair_view import cards_html, claims_html, missing_label, quote_html, verdict_lines
 from diffing_mcp.ui.report import pair_report
 from diffing_mcp.ui.steering import amplification_arguments
 from tests.ui.conftest import Paths
@@ -64,6 +66,27 @@ def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
     assert quotation("oven", ["warm"], [base, own, fuller]) == fuller
     assert quotation("oven", ["warm"], [base, amplified]) == amplified
     assert quotation("oven", ["warm"], [base]) is None
+
+
+def test_a_method_is_judged_by_what_decides() -> None:
+    assert "fixed level" in judged("pca", False)
+    assert "nothing beyond nulls, p 0.900" in judged("pca", False, 0.9)
+    assert "stands out, p 0.037" in judged("pca", True, 0.037)
+    for stands_out in (True, False):
+        assert "no verdict" in judged("kl", stands_out, 0.9), "how much changed is none"
+
+
+def test_no_card_denies_its_verdict(filled: Paths) -> None:
+    found = findings_of("control", store_of(filled))
+    assert found.overview is not None
+    [entry] = found.overview.runs
+    [record] = found.records
+    headline = record.result().headline
+    assert headline in cards_html(found, Markup)
+    beyond = found.overview.model_copy(update={"runs": [entry.model_copy(update={"stands_out": True, "p": 0.04})]})
+    card = cards_html(replace(found, overview=beyond), Markup)
+    assert "stands out, p 0.040" in card
+    assert f"below its fixed level: {headline}" in card
 
 
 def test_words_of_scripts_without_spaces_are_counted_and_marked() -> None:
