@@ -4,7 +4,6 @@ and tokens that it names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,7 +108,7 @@ def _result(record: RunRecord) -> tuple[dict[str, Any], dict[str, str]]:
     """Fields of the result but headline and judgement, and what each means."""
     try:
         values = record.result_json()
-    except (OSError, DiffingError, json.JSONDecodeError):
+    except (OSError, DiffingError):
         return {}, {}
     method = all_methods().get(record.manifest.method)
     told = {name: field.description or "" for name, field in method.Result.model_fields.items()} if method else {}

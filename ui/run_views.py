@@ -60,7 +60,7 @@ def headline_of(record: RunRecord) -> str:
     """The outcome in one sentence."""
     try:
         return str(record.result_json().get("headline", ""))
-    except (OSError, DiffingError, json.JSONDecodeError):
+    except (OSError, DiffingError):
         return "(the result cannot be read)"
 
 
@@ -69,7 +69,7 @@ def headline_html(record: RunRecord) -> Markup:
     manifest = record.manifest
     try:
         values = record.result_json()
-    except (OSError, DiffingError, json.JSONDecodeError) as error:
+    except (OSError, DiffingError) as error:
         return alert(f"The result of {record.id} cannot be read: {error}")
     method = method_of(manifest)
     out, sized = bool(values.get("stands_out")), manifest.method == SIZE

@@ -21,6 +21,9 @@ from diffing_mcp.ui.evidence import evidence_html, numbers_html, passage_html
 from diffing_mcp.ui.examples_view import examples_html, histogram_html
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.lens_grid import grid_html, is_grid
+from diffing_mcp.ui.pair_findings import findings_of
+from diffing_mcp.ui.pair_view import verdict_html
+from diffing_mcp.ui.parameters import entered
 from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
 from diffing_mcp.ui.run_views import (
     WITHIN_NULL,
@@ -31,13 +34,14 @@ from diffing_mcp.ui.run_views import (
     view_fields,
     view_html,
 )
-from diffing_mcp.ui.runs import ROWS, listed
+from diffing_mcp.ui.runs import ROWS, listed, offset_of
 from diffing_mcp.ui.theme import BASE, FINETUNED, plot_layout
 from diffing_mcp.ui.transcript_search import search_html
 from diffing_mcp.ui.transcript_view import readable, transcript_html
 from diffing_mcp.ui.transcripts import page_html, record_html
 from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVALUATION, EVIL, write_evaluation
+from tests.ui.panel_data import write_runs as write_probe_runs
 
 TAUGHT, NULL = (f"{organism}/default@smollm2-135m" for organism in ("cake_bake", "control"))
 
@@ -240,6 +244,32 @@ def test_a_list_of_many_runs_reads_those_that_it_shows(filled: Paths, monkeypatc
     assert f"offset={3 * ROWS}" in shown
     assert f"offset={ROWS}" in shown
     assert "offset" not in listed(files, None, None, 960)[2].split("newer")[1]
+
+
+def test_a_run_that_is_deleted_or_damaged_meanwhile_takes_no_page_with_it(tmp_path: Path, probe_method: None) -> None:
+    write_probe_runs(tmp_path)
+    files = PanelFiles(tmp_path)
+    deleted, damaged = files.runs.list()
+    found = files.runs.list
+    files.runs.delete(deleted.id)
+    (files.runs.folder / damaged.key / "result.json").write_bytes(b'{"headline": "\xff')
+    files.runs.list = lambda *given, **named: [deleted, *found(*given, **named)]  # type: ignore[method-assign]
+    shown = listed(files, None, None)[2]
+    assert "deleted in the meantime" in shown
+    assert "the result cannot be read" in shown
+    assert f"Cannot be read by this version, run again: {damaged.id}" in verdict_html(
+        findings_of(damaged.pair_name, PanelFiles(tmp_path).runs)
+    )
+
+
+def test_a_place_in_a_list_that_is_no_number_is_its_beginning() -> None:
+    assert [offset_of({"offset": text}) for text in ("50", "-1", "x", "9" * 5000)] == [50, 0, 0, 0]
+
+
+def test_a_form_sends_what_stands_in_it_and_nothing_else() -> None:
+    address = {"vector": "lens-1f/mean", "limit": 5}
+    assert entered(["limit", "offset"], [None, None], address) == {"limit": 5}, "never unfolded"
+    assert entered(["limit", "offset"], ["", 3], address) == {"offset": 3}, "emptied by hand"
 
 
 def test_filters_that_fit_no_run_say_so(filled: Paths) -> None:
