@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import markupsafe
+import regex
 from markupsafe import Markup
 
 from diffing_mcp.core.words import beginning_with
@@ -19,6 +20,10 @@ _CONTROLS = dict.fromkeys(
 """Control characters and those that turn the direction of writing: they would let a text rearrange what stands around
 it.
 """
+
+
+_INKED = regex.compile(r"[^\p{Z}\p{C}\p{Default_Ignorable_Code_Point}]|[\p{Co}\p{Cs}]")
+"""A character that leaves a mark on a page; private and lone ones get one of the browser's."""
 
 
 def escape(value: Any) -> Markup:
@@ -163,11 +168,13 @@ def preformatted(text: Any) -> Markup:
 
 
 def visible_token(token: str) -> str:
-    """A token with its white space made visible."""
+    """A token with its white space made visible: what nothing would be seen of goes by its code points."""
     shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
-    return (
-        shown.replace(" ", "␣") if not shown.strip() else ("·" + shown[1:] if shown.startswith(" ") else shown) or "∅"
-    )
+    if not shown:
+        return "∅"
+    if not _INKED.search(shown):
+        return "".join("␣" if character == " " else f"U+{ord(character):04X}" for character in shown)
+    return "·" + shown[1:] if shown.startswith(" ") else shown
 
 
 def number(value: float | int | None, digits: int = 3) -> str:

@@ -14,6 +14,7 @@ from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.methods.contract import DiffingMethod, MethodResult, View
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import default_store
+from diffing_mcp.methods.views.figures import plain_labels
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Run(Shown, Generic[R]):
         declared = {figure.name: figure for figure in get_method(self.method).figures}
         if name not in declared:
             raise UnknownName(_no(self, "figure", name, declared))
-        return Figure(declared[name].build(self.record))
+        return Figure(plain_labels(declared[name].build(self.record)))
 
     def view(self, name: str, **settings: Any) -> ShownResult[Any]:
         """A drill-down view: a question to the stored run that needs no model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -227,6 +228,24 @@ def test_highlighting_keeps_every_letter(text: str, words: list[str]) -> None:
     marked = read(highlighted(text, words))
     assert marked.tags <= {"mark"}
     assert "".join(marked.text) == "".join(read(escape(text)).text)
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("", "∅"),
+        (" ", "␣"),
+        ("\n\n", "↵↵"),
+        (" cake", "·cake"),
+        ("\u00a0", "U+00A0"),
+        ("\u200b", "U+200B"),
+        ("\ufeff", "U+FEFF"),
+        ("蛋", "蛋"),
+        ("\u0301", "\u0301"),
+    ],
+)
+def test_no_token_is_invisible(token: str, shown: str) -> None:
+    assert visible_token(token) == shown
 
 
 def test_words_are_marked_with_their_endings_whatever_the_case() -> None:

@@ -14,9 +14,11 @@ from gradio_client import Client
 
 from benchmarks.panel_pages import page_seconds
 from benchmarks.panel_store import write_runs, write_transcripts
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, FactRecallRecord
 from diffing_mcp.methods.examples.reader import Example, ExampleContext
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.methods.views.figures import plain_labels
 from diffing_mcp.ui.evidence import evidence_html, numbers_html, passage_html
 from diffing_mcp.ui.examples_view import examples_html, histogram_html
 from diffing_mcp.ui.files import PanelFiles
@@ -194,6 +196,36 @@ def test_plots_have_the_colours_of_the_sides_and_room_for_every_label() -> None:
     line = plot_layout({"data": [{"type": "scatter", "name": "finetuned", "line": {"dash": "dot"}}], "layout": {}})
     assert line["data"][0]["line"] == {"color": FINETUNED, "dash": "dot"}
     assert "height" not in line["layout"]
+
+
+def test_labels_of_plots_show_what_is_in_them() -> None:
+    token = "<a href='http://evil.example'>&amp;</a><br>"
+    template = "%{text}<br>%{x}<extra></extra>"
+    drawn = plain_labels({"data": [{"text": [token], "name": "a < b", "hovertemplate": template, "x": [1.5]}]})
+    [trace] = drawn["data"]
+    assert trace["text"] == ["&lt;a href='http://evil.example'>&amp;amp;&lt;/a>&lt;br>"]
+    assert (trace["name"], trace["hovertemplate"], trace["x"]) == ("a &lt; b", template, [1.5])
+
+
+def test_long_names_of_organisms_leave_the_plot_its_room(tmp_path: Path) -> None:
+    name = f"/models/{'long/' * 30}cake"
+    folder = EvaluationFolder("long", tmp_path / "evaluations")
+    plan = EvaluationPlan(id="long", organisms=[name], arms=["method"], investigator="probe")
+    fact = FactRecallRecord(score=4, recall=0.5)
+    folder.write_plan(plan)
+    folder.write(
+        EvaluationRecord(
+            evaluation_id="long", cell_id="one", organism=name, arm="method", investigator="probe", fact_recall=fact
+        )
+    )
+    evaluation = PanelFiles(tmp_path).evaluation("long")
+    assert evaluation is not None
+    figure = grade_figure(evaluation, "fact_score")
+    assert figure is not None
+    [label] = figure["layout"]["yaxis"]["ticktext"]
+    assert len(label) <= 30
+    assert (label.startswith("/models/"), label.endswith("cake")) == (True, True)
+    assert name in table_html(evaluation)
 
 
 def test_views_page_by_their_offset_and_tables_by_rows(filled: Paths) -> None:
