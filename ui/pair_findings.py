@@ -124,13 +124,16 @@ def _newest(manifests: Sequence[RunManifest], store: RunStore) -> tuple[list[Run
             unreadable.setdefault(manifest.method, manifest.id)
             continue
         try:
+            params = get_method(manifest.method).Params.model_validate(manifest.params)
+            key = manifest.method, text_of((manifest.method, params))
+            if key in found:
+                continue  # a newer one was read
             record = store.get(manifest.id)
             record.result()
-            params = get_method(manifest.method).Params.model_validate(manifest.params)
         except (DiffingError, ValidationError):
             unreadable.setdefault(manifest.method, manifest.id)
             continue
-        found.setdefault((manifest.method, text_of((manifest.method, params))), record)
+        found[key] = record
     readable = [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key[1]))]
     run = {record.manifest.method for record in readable}
     return readable, [identifier for method, identifier in unreadable.items() if method not in run]

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
+from benchmarks.panel_store import write_runs as write_many_runs
 from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.methods.facts import facts
 from diffing_mcp.methods.facts.facts import Fact
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunKey, RunStore
@@ -94,6 +96,21 @@ def test_words_of_scripts_without_spaces_are_counted_and_marked() -> None:
     assert counts("蛋糕", [base, own]) == {"finetuned": (1, 1), "base": (0, 1)}
     assert quotation("蛋糕", ["蛋糕"], [base, own]) == own
     assert "今天我们做<mark>蛋糕</mark>。" in quote_html(own, ["蛋糕"])
+
+
+def test_of_many_runs_the_newest_of_each_method_alone_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_many_runs(tmp_path, 9, 1)
+    store = RunStore(tmp_path / "runs")
+    get, opened = store.get, list[str]()
+    monkeypatch.setattr(store, "get", lambda name: (opened.append(name), get(name))[1])
+    [record] = findings_of("cake_bake", store).records
+    assert opened == [record.id]
+
+
+def test_what_texts_state_is_worked_out_once(filled: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = findings_of("cake_bake", store_of(filled)).overview
+    monkeypatch.setattr(facts, "stated_claims", lambda *asked: pytest.fail("the same texts were read again"))
+    assert findings_of("cake_bake", store_of(filled)).overview == before
 
 
 def test_a_verdict_says_on_a_line_of_its_own_how_sure_it_is() -> None:
