@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.ui.addresses import address, link
-from diffing_mcp.ui.heatmap import heat_map, scale_end, shade
+from diffing_mcp.ui.heatmap import METRICS, heat_map, scale_end, shade
 from diffing_mcp.ui.html import details, div, escape, highlighted, number, seconds_text, table, tiles, visible_token
 from diffing_mcp.ui.theme import FINETUNED
 from diffing_mcp.ui.values import render_object, render_value
@@ -190,6 +190,18 @@ def test_heat_map_shows_the_text_in_order() -> None:
     )
     assert "Preheat the oven" in "".join(read(markup).text)
     assert "the text goes on" in markup
+
+
+def test_what_a_broken_model_computes_is_shown_as_no_number() -> None:
+    rows = {"base_log_prob": [-1.0, None, -3.0], "finetuned_log_prob": [-1.0, -2.0, None], "kl": [0.2, None, None]}
+    broken = {**rows, "tokens": ["a", "b", "c"], "mean_kl": None, "mean_log_prob_difference": None}
+    candidate = {"candidate": "yes", "base_per_token": None, "finetuned_per_token": -1.0, "tokens": 1}
+    broken["candidates"] = [{**candidate, "base_rank": 1, "finetuned_rank": 1}]
+    for metric in METRICS:
+        shown = heat_map(broken, metric)
+        assert "nan" in shown
+        assert shown.count("background-color:transparent") == 2
+    assert "mean KL –" in shown
 
 
 def test_the_numbers_of_a_heat_map_need_no_pointer() -> None:

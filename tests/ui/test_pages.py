@@ -294,6 +294,14 @@ def test_a_run_that_is_deleted_or_damaged_meanwhile_takes_no_page_with_it(tmp_pa
     )
 
 
+def test_a_plan_that_is_no_text_hides_no_other_evaluation(tmp_path: Path) -> None:
+    write_evaluation(tmp_path)
+    torn = tmp_path / "evaluations" / "torn"
+    torn.mkdir()
+    (torn / "evaluation.json").write_bytes(b"\xff\x00")
+    assert [identifier for _, identifier in PanelFiles(tmp_path).evaluation_choices()] == [EVALUATION]
+
+
 def test_a_place_in_a_list_that_is_no_number_is_its_beginning() -> None:
     assert [offset_of({"offset": text}) for text in ("50", "-1", "x", "9" * 5000)] == [50, 0, 0, 0]
 
