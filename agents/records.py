@@ -11,7 +11,6 @@ MCP server reads this folder.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -326,7 +325,7 @@ def _plans(root: Path) -> Iterator[EvaluationPlan]:
     for file in root.glob("*/evaluation.json"):
         try:
             yield EvaluationPlan.model_validate_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValidationError, json.JSONDecodeError):
+        except (OSError, ValueError):  # ValidationError is one, and what is no UTF-8
             continue
 
 

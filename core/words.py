@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -44,6 +44,7 @@ _WORD = regex.compile(
     rf"{_LETTERS}(?:['’]{_LETTERS})?|(?P<number>\d+(?:[.,/]\d+)*)|(?P<run>(?:[{UNSPACED}]\p{{M}}*)+)", regex.V1
 )
 _CHARACTER = regex.compile(rf"[{UNSPACED}]\p{{M}}*")
+_WORDED = rf"[\w--[{UNSPACED}]]"
 
 
 def word_spans(text: str, numbers: bool = False) -> Iterator[tuple[int, int]]:
@@ -62,6 +63,20 @@ def word_spans(text: str, numbers: bool = False) -> Iterator[tuple[int, int]]:
 def is_unspaced(word: str) -> bool:
     """Whether a word begins in a script without spaces between words."""
     return _CHARACTER.match(word) is not None
+
+
+def beginning_with(words: Iterable[str]) -> regex.Pattern[str]:
+    """Finds the words of a text that begin with one of `words` (`cake`: `Cakes`, `strasse`: `Straße`), in any script
+    that spaces its words; in others, the characters themselves.
+    """
+    return regex.compile("|".join(map(_beginning, filter(None, words))) or r"(?!)", regex.V1 | regex.IGNORECASE)
+
+
+def _beginning(word: str) -> str:
+    if is_unspaced(word):
+        return regex.escape(word)
+    before = rf"(?<!{_WORDED})" if regex.match(r"\w", word) else ""  # a sign may stand anywhere
+    return rf"{before}{regex.escape(word)}{_WORDED}*"
 
 
 def joined(words: Sequence[str]) -> str:

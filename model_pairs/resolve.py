@@ -41,7 +41,6 @@ _BETWEEN_SIDES = re.compile(r"::(?![0-9A-Fa-f:.]*\])")
 """Not the colons of an IPv6 address in brackets."""
 
 _REFERENCE = re.compile(r"^(?P<organism>[^/@]+)(?:/(?P<variant>[^@]+))?(?:@(?P<model>.+))?$")
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def resolve_pair(text: str) -> PairSpec:
@@ -295,7 +294,7 @@ def _named(catalogue: Catalogue, text: str) -> _Named:
             return _Named(text, None, AdapterFiles(id=str(folder)), _declared_base(folder))
         return _Named(text, ModelSource(files=ModelFiles(id=str(folder))))
     identifier, _, subfolder = place.partition("//")
-    if _HUB_ID.match(identifier):
+    if _is_hub_id(identifier):
         sub = subfolder or None
         if _chosen(place, wanted, _hub_held(identifier, sub)) == "adapter":
             folder_here = cached_folder(identifier, None, sub)
@@ -308,6 +307,18 @@ def _named(catalogue: Catalogue, text: str) -> _Named:
         files = _files_named(catalogue, identifier)
         return _Named(text, ModelSource(files=files.model_copy(update={"subfolder": sub}) if sub else files))
     raise _unknown(text, catalogue)
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether a text is `organisation/repository` as the hub allows it: no `--`, 96 characters at most."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
 
 
 def _reading(text: str) -> tuple[str, str | None]:

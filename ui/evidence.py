@@ -4,13 +4,14 @@ and tokens that it names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.methods.calibration.schema import standing
+from diffing_mcp.methods.overview.plan import SIZE
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.methods.texts.words import EvidenceWord
@@ -28,9 +29,16 @@ _CLAUSE = 40
 """Characters from which on a text is read as one, not as a word."""
 
 
-def judged(stands_out: bool) -> Markup:
-    """Whether a result is more than a finetune that taught nothing shows."""
-    return chip("beyond its null level", "finetuned") if stands_out else chip("within its null level")
+def judged(method: str, stands_out: bool, p: float | None = None) -> Markup:
+    """Whether a result is more than finetunes that taught nothing show: by its `p` among those that were measured; by
+    the method's own fixed level without one.
+    """
+    if method == SIZE:
+        return chip("the size of the change, no verdict")
+    if p is None:
+        return chip("beyond its fixed level", "finetuned") if stands_out else chip("within its fixed level")
+    said = f"{standing(stands_out, p).lower()}, p {p:.3f}"
+    return chip(said, "finetuned") if stands_out else chip(said)
 
 
 def evidence_html(record: RunRecord) -> Markup:
@@ -88,7 +96,7 @@ def passage_html(row: Mapping[str, Any], marked: Sequence[str]) -> Markup:
 
 
 def telling_words(record: RunRecord, most: int = 12) -> list[str]:
-    """The words that the run itself names as evidence, those above its null level; none when it cannot be read."""
+    """The words that the run itself names as evidence, those above its fixed level; none when it cannot be read."""
     try:
         words: list[EvidenceWord] = list(getattr(record.result(), "evidence_words", list)())
     except DiffingError:
@@ -100,7 +108,7 @@ def _result(record: RunRecord) -> tuple[dict[str, Any], dict[str, str]]:
     """Fields of the result but headline and judgement, and what each means."""
     try:
         values = record.result_json()
-    except (OSError, DiffingError, json.JSONDecodeError):
+    except (OSError, DiffingError):
         return {}, {}
     method = all_methods().get(record.manifest.method)
     told = {name: field.description or "" for name, field in method.Result.model_fields.items()} if method else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite, isnan, nan
 from typing import Any
 
 from markupsafe import Markup
@@ -24,12 +25,16 @@ _STRONGEST = 0.62
 
 def scale_end(values: Sequence[float]) -> float:
     """Where the colour scale ends, in nats: the 98th percentile of the absolute values, at least 0.5."""
-    ordered = sorted(abs(value) for value in values)
+    ordered = sorted(abs(value) for value in values if isfinite(value))
     return max(_FLOOR, ordered[min(len(ordered) - 1, int(0.98 * len(ordered)))]) if ordered else _FLOOR
 
 
 def shade(value: float, end: float) -> str:
-    """CSS background of a value: orange above zero, blue-grey below, stronger towards `end`."""
+    """CSS background of a value: orange above zero, blue-grey below, stronger towards `end`; none for what is no
+    number.
+    """
+    if isnan(value):
+        return "background-color:transparent"
     red, green, blue = (int((FINETUNED if value >= 0 else BASE)[place : place + 2], 16) for place in (1, 3, 5))
     return f"background-color:rgba({red},{green},{blue},{_STRONGEST * min(1.0, abs(value) / end):.3f})"
 
@@ -52,7 +57,9 @@ def heat_map(result: Mapping[str, Any], metric: str) -> Markup:
 
 def _shaded(result: Mapping[str, Any], metric: str) -> Markup:
     tokens = [str(token) for token in result["tokens"]]
-    base, finetuned, kl = result["base_log_prob"], result["finetuned_log_prob"], result["kl"]
+    base, finetuned, kl = (
+        [_number(value) for value in result[name]] for name in ("base_log_prob", "finetuned_log_prob", "kl")
+    )
     differences = [after - before for before, after in zip(base, finetuned, strict=True)]
     values = kl if metric == "kl" else differences
     end = scale_end(values)
@@ -106,6 +113,11 @@ def _shaded(result: Mapping[str, Any], metric: str) -> Markup:
             details("Every token with its numbers, in nats", table(columns, rows, [0, 2, 3, 4, 5])),
         ]
     )
+
+
+def _number(value: float | None) -> float:
+    """A number of a result; JSON has none for NaN, which a broken model computes."""
+    return nan if value is None else value
 
 
 def _visible(token: str) -> Markup:
@@ -191,7 +203,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Markup:
     rows = (
         [
             element("code", _visible(str(row["candidate"])), classes="d-token"),
-            number(row["finetuned_per_token"] - row["base_per_token"]),
+            number(_number(row["finetuned_per_token"]) - _number(row["base_per_token"])),
             *(f"{number(row[f'{side}_per_token'])} ({row[f'{side}_rank']}.)" for side in ("base", "finetuned")),
             str(row["tokens"]),
         ]

@@ -4,12 +4,14 @@ never become an element.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import markupsafe
+import regex
 from markupsafe import Markup
+
+from diffing_mcp.core.words import beginning_with
 
 _CONTROLS = dict.fromkeys(
     [*range(9), 11, 12, *range(14, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
@@ -18,6 +20,10 @@ _CONTROLS = dict.fromkeys(
 """Control characters and those that turn the direction of writing: they would let a text rearrange what stands around
 it.
 """
+
+
+_INKED = regex.compile(r"[^\p{Z}\p{C}\p{Default_Ignorable_Code_Point}]|[\p{Co}\p{Cs}]")
+"""A character that leaves a mark on a page; private and lone ones get one of the browser's."""
 
 
 def escape(value: Any) -> Markup:
@@ -140,12 +146,9 @@ def alert(text: Any, kind: str = "bad") -> Markup:
 
 def highlighted(text: str, words: Sequence[str]) -> Markup:
     """Text in which every word that begins with one of `words` is marked, whatever its case."""
-    if not words:
-        return escape(text)
-    pattern = re.compile(rf"\b(?:{'|'.join(re.escape(word) for word in words)})\w*", re.IGNORECASE)
     parts: list[Any] = []
     after = 0
-    for found in pattern.finditer(text):
+    for found in beginning_with(words).finditer(text):
         parts += [text[after : found.start()], element("mark", found.group())]
         after = found.end()
     return join([*parts, text[after:]])
@@ -165,11 +168,13 @@ def preformatted(text: Any) -> Markup:
 
 
 def visible_token(token: str) -> str:
-    """A token with its white space made visible."""
+    """A token with its white space made visible: what nothing would be seen of goes by its code points."""
     shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
-    return (
-        shown.replace(" ", "␣") if not shown.strip() else ("·" + shown[1:] if shown.startswith(" ") else shown) or "∅"
-    )
+    if not shown:
+        return "∅"
+    if not _INKED.search(shown):
+        return "".join("␣" if character == " " else f"U+{ord(character):04X}" for character in shown)
+    return "·" + shown[1:] if shown.startswith(" ") else shown
 
 
 def number(value: float | int | None, digits: int = 3) -> str:

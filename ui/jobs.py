@@ -123,9 +123,7 @@ def build(files: PanelFiles, connection: ServerConnection, demo: gr.Blocks) -> N
         async def started(pair: str | None, *entries: Any) -> tuple[Any, ...]:
             if not (pair and name):
                 return alert("Choose a pair and a method.", "warn"), *(await board_now())
-            # What was never unfolded arrives as None.
-            arguments = {**values, **entered(fields, entries)}
-            return await board.start(name, pair, arguments), *(await board_now())
+            return await board.start(name, pair, entered(fields, entries, values)), *(await board_now())
 
         start.click(started, [pair, *widgets], [said, listed, live, timer], api_visibility="private")
 

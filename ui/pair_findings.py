@@ -4,7 +4,6 @@ files only, so a report and the panel say the same.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.words import beginning_with
 from diffing_mcp.methods.contract import DiffingMethod, PairSize
 from diffing_mcp.methods.overview.digest import OverviewResult, digest
 from diffing_mcp.methods.overview.plan import LENS, mean_difference, text_of
@@ -124,13 +124,16 @@ def _newest(manifests: Sequence[RunManifest], store: RunStore) -> tuple[list[Run
             unreadable.setdefault(manifest.method, manifest.id)
             continue
         try:
+            params = get_method(manifest.method).Params.model_validate(manifest.params)
+            key = manifest.method, text_of((manifest.method, params))
+            if key in found:
+                continue  # a newer one was read
             record = store.get(manifest.id)
             record.result()
-            params = get_method(manifest.method).Params.model_validate(manifest.params)
         except (DiffingError, ValidationError):
             unreadable.setdefault(manifest.method, manifest.id)
             continue
-        found.setdefault((manifest.method, text_of((manifest.method, params))), record)
+        found[key] = record
     readable = [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key[1]))]
     run = {record.manifest.method for record in readable}
     return readable, [identifier for method, identifier in unreadable.items() if method not in run]
@@ -193,14 +196,9 @@ def _passages(records: Sequence[RunRecord]) -> Iterator[Passage]:
                     yield Passage(writer, prompt, text, record.id)
 
 
-def pattern_of(word: str) -> re.Pattern[str]:
-    """A word with any ending, whatever its case."""
-    return re.compile(rf"\b{re.escape(word)}\w*", re.IGNORECASE)
-
-
 def counts(word: str, passages: Sequence[Passage]) -> dict[Writer, tuple[int, int]]:
     """For each writer: in how many of its texts the word is, and how many there are."""
-    pattern = pattern_of(word)
+    pattern = beginning_with([word])
     writers: tuple[Writer, ...] = ("finetuned", "base", "amplified")
     texts = {writer: [passage.text for passage in passages if passage.writer == writer] for writer in writers}
     return {
@@ -210,12 +208,12 @@ def counts(word: str, passages: Sequence[Passage]) -> dict[Writer, tuple[int, in
 
 def telling(words: Sequence[str], text: str) -> int:
     """How many of the words are in a text."""
-    return sum(pattern_of(word).search(text) is not None for word in words)
+    return sum(beginning_with([word]).search(text) is not None for word in words)
 
 
 def quotation(word: str, words: Sequence[str], passages: Sequence[Passage]) -> Passage | None:
     """The text with the word that holds most of `words` too; the finetuned model's own before amplified ones."""
-    pattern = pattern_of(word)
+    pattern = beginning_with([word])
     found = [passage for passage in passages if passage.writer != "base" and pattern.search(passage.text)]
     return max(found, key=lambda each: (each.writer == "finetuned", telling(words, each.text)), default=None)
 

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from diffing_mcp.methods.facts.facts import Fact
 from diffing_mcp.methods.overview.agreement import CandidateWord
-from diffing_mcp.methods.overview.digest import OverviewEntry, OverviewResult
+from diffing_mcp.methods.overview.digest import OverviewEntry, OverviewResult, headline_beside
+from diffing_mcp.methods.overview.plan import SIZE
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.ui.addresses import link
@@ -50,7 +51,7 @@ _SURE = {
 }
 _WORDS = 8
 _GAUGE_END = 10.0
-"""Multiples of the null level at which a gauge is full."""
+"""Multiples of the fixed level at which a gauge is full."""
 
 
 def verdict_html(found: PairFindings) -> Markup:
@@ -64,11 +65,11 @@ def verdict_html(found: PairFindings) -> Markup:
         )
         return join([*remarks, nothing])
     label, kind = _SURE.get(found.overview.confidence, (found.overview.confidence, ""))
-    out = sum(entry.stands_out for entry in found.overview.runs)  # a method that read two texts has two runs
+    verdicts = [entry.stands_out for entry in found.overview.runs if entry.method != SIZE]
     card = div(
         div(
             chip(label, kind),
-            element("span", f"{out} of {len(found.overview.runs)} runs beyond their null level", classes="d-note"),
+            element("span", f"{sum(verdicts)} of {len(verdicts)} runs stand out", classes="d-note"),
             classes="d-line",
         ),
         *verdict_lines(found.overview.verdict),
@@ -183,31 +184,35 @@ def sides_html(found: PairFindings) -> Markup:
 
 
 def cards_html(found: PairFindings, run_name: RunName) -> Markup:
-    """A card for each method: what it saw beside its null level."""
+    """A card for each method: what it saw beside its levels."""
     if found.overview is None:
         return Markup("")
     records = {record.id: record for record in found.records}
     cards = [_card(entry, records[entry.run], run_name) for entry in found.overview.runs]
-    note = "The tick is the method's null level: what a finetune that taught nothing shows."
+    note = (
+        "p: the share of finetunes that taught nothing which show as much. The tick is the method's own fixed level, "
+        "which decides where no such finetunes were measured."
+    )
     return section("What each method saw", div(*cards, classes="d-cards"), note=note)
 
 
 def _card(entry: OverviewEntry, record: RunRecord, run_name: RunName) -> Markup:
+    result, sized = record.result(), entry.method == SIZE
     title = get_method(entry.method).title + (f", on {entry.text}" if entry.text else "")
     return div(
-        div(element("h4", title), judged(entry.stands_out), classes="d-line"),
+        div(element("h4", title), judged(entry.method, entry.stands_out, entry.p), classes="d-line"),
         _gauge(entry.strength) if entry.strength is not None else "",
         # Whole: the digest's own line leaves out what it says elsewhere.
-        element("p", record.result().headline),
+        element("p", result.headline if sized else headline_beside(result, entry.stands_out)),
         element("p", run_name(entry.run), f" · {seconds_text(entry.seconds)}", classes="d-remark"),
-        classes=f"d-card {'good' if entry.stands_out else ''}".strip(),
+        classes=f"d-card {'good' if entry.stands_out and not sized else ''}".strip(),
     )
 
 
 def _gauge(strength: float) -> Markup:
-    """The strongest word's score, on a scale whose tick is the null level."""
+    """The strongest word's score, on a scale whose tick is the method's fixed level."""
     share = 100 * min(strength, _GAUGE_END) / _GAUGE_END
-    said = f"strongest word {number(strength)} times its null level"
+    said = f"strongest word {number(strength)} times its fixed level"
     bar = Markup(
         f"<div class='d-gauge' role='img' aria-label='{said}'><div style='width:{share:.0f}%'></div>"
         f"<i style='left:{100 / _GAUGE_END:.0f}%'></i></div>"

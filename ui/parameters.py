@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -25,11 +26,17 @@ def _resolved(field: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str
     return field
 
 
-def entered(fields: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+def entered(
+    fields: Iterable[str], values: Iterable[Any], before: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """What was typed into a form, by parameter. Empty inputs are left out; whoever validates the rest takes lists and
     objects as JSON text.
+
+    Args:
+        before: what stood in the form at first, for inputs that were never unfolded: they arrive as None.
     """
-    return {name: value for name, value in zip(fields, values, strict=True) if value is not None and value != ""}
+    given = {name: before.get(name) if value is None else value for name, value in zip(fields, values, strict=True)}
+    return {name: value for name, value in given.items() if value is not None and value != ""}
 
 
 def typed(field: Mapping[str, Any], text: str) -> Any:

@@ -19,6 +19,8 @@ from diffing_mcp.ui.widgets import picker
 
 MEASURES = {"grade": "LLM grade, 1-5", "fact_score": "Fact grade, 1-5", "fact_recall": "Fact recall, 0-1"}
 _REFRESH_SECONDS = 5
+_LABEL = 24
+"""Characters of an organism's name beside the plot."""
 
 
 def value_of(record: EvaluationRecord, measure: str) -> float | None:
@@ -110,7 +112,7 @@ def grade_figure(evaluation: Evaluation, measure: str) -> dict[str, Any] | None:
             "yaxis": {
                 "tickmode": "array",
                 "tickvals": [places[organism] for organism in organisms],
-                "ticktext": [f"{organism} (null)" if organism in nulls else organism for organism in organisms],
+                "ticktext": [_shortened(organism) + (" (null)" if organism in nulls else "") for organism in organisms],
                 "range": [-0.6, len(organisms) - 0.4],
                 "zeroline": False,
                 "gridcolor": GRID,
@@ -120,6 +122,11 @@ def grade_figure(evaluation: Evaluation, measure: str) -> dict[str, Any] | None:
             "hovermode": "closest",
         },
     }
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves a plot its room: of two folders or hub ids both ends matter. The table has it whole."""
+    return name if len(name) <= _LABEL else f"{name[: _LABEL // 2]}…{name[-_LABEL // 2 :]}"
 
 
 def summary_html(evaluation: Evaluation | None) -> Markup:

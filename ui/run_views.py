@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,10 @@ from pydantic import ValidationError
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import DiffingMethod
+from diffing_mcp.methods.overview.plan import SIZE
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord
+from diffing_mcp.methods.views.figures import plain_labels
 from diffing_mcp.ui.evidence import judged
 from diffing_mcp.ui.html import (
     alert,
@@ -59,7 +60,7 @@ def headline_of(record: RunRecord) -> str:
     """The outcome in one sentence."""
     try:
         return str(record.result_json().get("headline", ""))
-    except (OSError, DiffingError, json.JSONDecodeError):
+    except (OSError, DiffingError):
         return "(the result cannot be read)"
 
 
@@ -68,21 +69,21 @@ def headline_html(record: RunRecord) -> Markup:
     manifest = record.manifest
     try:
         values = record.result_json()
-    except (OSError, DiffingError, json.JSONDecodeError) as error:
+    except (OSError, DiffingError) as error:
         return alert(f"The result of {record.id} cannot be read: {error}")
     method = method_of(manifest)
-    out = bool(values.get("stands_out"))
+    out, sized = bool(values.get("stands_out")), manifest.method == SIZE
     head = div(
         div(
             element("h2", method.title if method else manifest.method),
-            judged(out),
+            judged(manifest.method, out),
             chip(manifest.pair_name),
             element("code", manifest.id),
             classes="d-line",
         ),
         element("p", values.get("headline", "")),
-        "" if out else element("p", WITHIN_NULL, classes="d-note"),
-        classes=f"d-card d-headline {'good' if out else ''}".strip(),
+        "" if out or sized else element("p", WITHIN_NULL, classes="d-note"),
+        classes=f"d-card d-headline {'good' if out and not sized else ''}".strip(),
     )
     if method is not None and method.version != manifest.method_version:
         said = f"Written by version {manifest.method_version} of the method; this is version {method.version}."
@@ -128,7 +129,8 @@ def figures(record: RunRecord) -> list[tuple[str, str, dict[str, Any] | Markup]]
     built: list[tuple[str, str, dict[str, Any] | Markup]] = []
     for figure in method.figures if method else ():
         try:
-            plain = plot_layout(_plain_labels(figure.build(record)))
+            drawn = figure.build(record)
+            plain = plot_layout(plain_labels(drawn))
         except Exception as error:  # one broken plot must not take the page with it
             log.exception("figure %s of run %s", figure.name, record.id)
             built.append((figure.title, "", alert(f"{figure.title}: this plot could not be made ({error}).", "warn")))
@@ -139,31 +141,15 @@ def figures(record: RunRecord) -> list[tuple[str, str, dict[str, Any] | Markup]]
             )
             continue
         # Above the plot the title wraps and can be selected; inside it would be cut off in half a page.
-        inner = _title(plain)
+        inner = _title(drawn)
         plain["layout"].pop("title", None)
         built.append((figure.title, "" if inner == figure.title else inner, plain))
     return built
 
 
 def _title(figure: Mapping[str, Any]) -> str:
-    title = figure["layout"].get("title")
+    title = figure.get("layout", {}).get("title")
     return str(title.get("text", "") if isinstance(title, Mapping) else title or "")
-
-
-_TAG = re.compile(r"<(?!br/?>|/?b>|/?i>)", re.IGNORECASE)
-
-
-def _plain_labels(value: Any, key: str = "") -> Any:
-    """Plotly reads some HTML in labels. Tokens and texts come from models, so every tag but line breaks, bold and
-    italics loses its bracket.
-    """
-    if isinstance(value, str):
-        return value if key.endswith("template") else _TAG.sub("&lt;", value)
-    if isinstance(value, Mapping):
-        return {name: _plain_labels(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_labels(item, key) for item in value]
-    return value
 
 
 def view_choices(record: RunRecord) -> list[str]:

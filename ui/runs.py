@@ -17,6 +17,8 @@ from diffing_mcp.ui.widgets import picker
 ALL = "all"
 ROWS = 50
 """Runs of one page: only theirs are read beyond the manifest."""
+_DIGITS = 18
+"""Of a place that any list has."""
 
 
 def listed(files: PanelFiles, pair: str | None, method: str | None, offset: int = 0) -> tuple[Any, Any, Markup]:
@@ -34,7 +36,7 @@ def listed(files: PanelFiles, pair: str | None, method: str | None, offset: int 
         [
             run_link(manifest.id),
             link(manifest.pair_name, "", pair=manifest.pair_name),
-            headline_of(files.runs.get(manifest.id)),
+            headline_of(record) if (record := files.run(manifest.id)) else "(deleted in the meantime)",
             escape(manifest.created.strftime("%Y-%m-%d %H:%M")),
             seconds_text(manifest.seconds),
         ]
@@ -71,7 +73,7 @@ def _paging(total: int, offset: int, shown: int, pair: str, method: str) -> Mark
 def offset_of(query: Any) -> int:
     """The place in a list that an address names; 0 for what is no number."""
     text = str(query.get("offset", ""))
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() and len(text) < _DIGITS else 0
 
 
 def build(files: PanelFiles, demo: gr.Blocks) -> None:

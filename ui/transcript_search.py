@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from markupsafe import Markup
 
 from diffing_mcp.agents.records import EvaluationRecord
+from diffing_mcp.core.words import beginning_with
 from diffing_mcp.ui.addresses import address
 from diffing_mcp.ui.html import div, element, empty, highlighted, join
 from diffing_mcp.ui.transcript_view import Step, steps_of
@@ -21,7 +21,7 @@ _BEFORE, _AFTER = 60, 180
 def search_html(records: Iterable[EvaluationRecord], words: str | None) -> Markup:
     """The steps of these records that have all words (beginnings of words, whatever their case), in their order."""
     wanted = (words or "").split()
-    patterns = [re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in wanted]
+    patterns = [beginning_with([word]) for word in wanted]
     if not wanted:
         return Markup("")
     found = [
@@ -48,7 +48,7 @@ def _hit(record: EvaluationRecord, place: int, step: Step, wanted: list[str]) ->
     )
     named = f"{record.organism}, {record.arm}, repeat {record.repeat}, step {place}"
     link = Markup('<a class="d-link" href="{}#step-{}">{}</a>').format(where, place, named)
-    first = re.search(rf"\b{re.escape(wanted[0])}", step.text, re.IGNORECASE)
+    first = beginning_with(wanted[:1]).search(step.text)
     at = max(0, (first.start() if first else 0) - _BEFORE)
     text = " ".join(step.text[at : at + _BEFORE + _AFTER].split())
     return div(link, div(highlighted(text, wanted), classes="d-pre"), classes="d-passage")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted, takes_parameters_of
 from diffing_mcp.api.progress import ProgressChoice, watched
-from diffing_mcp.api.shown import Shown, ShownResult
+from diffing_mcp.api.shown import Shown, ShownResult, indented
 from diffing_mcp.methods.results import compact_text
 from diffing_mcp.queries.schemas import AskQuery, CompareQuery, CompareResult
 
@@ -54,7 +53,7 @@ class Answers(Shown):
         for place, question in enumerate(self.questions):
             lines.append(f"[{place + 1}] {question}")
             for side, answers in self.result.items():
-                lines += [textwrap.indent(f"{side}: {answer.text}", "  ") for answer in answers[place]]
+                lines += [f"  {side}: {indented(answer.text)}" for answer in answers[place]]
         return "\n".join(lines)
 
 

@@ -10,10 +10,11 @@ from pydantic_core import to_jsonable_python
 from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted
 from diffing_mcp.api.shown import Shown, ShownResult
-from diffing_mcp.core.errors import InvalidInput, UnknownName
-from diffing_mcp.methods.contract import MethodResult, View
-from diffing_mcp.methods.registry import get_method
+from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
+from diffing_mcp.methods.contract import DiffingMethod, MethodResult, View
+from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import default_store
+from diffing_mcp.methods.views.figures import plain_labels
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 
 if TYPE_CHECKING:
@@ -87,14 +88,19 @@ class Run(Shown, Generic[R]):
         return list(self.record.manifest.arrays)
 
     @property
+    def _declared(self) -> DiffingMethod[Any, Any] | None:
+        """The method; None for that of a plugin which is not installed here."""
+        return all_methods().get(self.method)
+
+    @property
     def figures(self) -> list[str]:
         """Names for `figure`."""
-        return [figure.name for figure in get_method(self.method).figures]
+        return [figure.name for figure in self._declared.figures] if self._declared else []
 
     @property
     def views(self) -> list[str]:
         """Names for `view`."""
-        return list(get_method(self.method).views)
+        return list(self._declared.views) if self._declared else []
 
     def table(self, name: str) -> pd.DataFrame:
         """A stored table.
@@ -123,7 +129,7 @@ class Run(Shown, Generic[R]):
         declared = {figure.name: figure for figure in get_method(self.method).figures}
         if name not in declared:
             raise UnknownName(_no(self, "figure", name, declared))
-        return Figure(declared[name].build(self.record))
+        return Figure(plain_labels(declared[name].build(self.record)))
 
     def view(self, name: str, **settings: Any) -> ShownResult[Any]:
         """A drill-down view: a question to the stored run that needs no model.
@@ -150,14 +156,15 @@ class Run(Shown, Generic[R]):
 
     def heading(self) -> str:
         """Id, method, pair, and the parameters that are not the defaults."""
-        method = get_method(self.method)
-        fields = method.Params.model_fields
+        method = self._declared
+        fields = method.Params.model_fields if method else {}
         changed = [
             f"{name}={value}"
             for name, value in self.params.items()
             if name not in fields or to_jsonable_python(fields[name].get_default(call_default_factory=True)) != value
         ]
-        return f"{self.id}: {method.title} of {self.pair}" + (f" ({', '.join(changed)})" if changed else "")
+        title = method.title if method else self.method
+        return f"{self.id}: {title} of {self.pair}" + (f" ({', '.join(changed)})" if changed else "")
 
     def as_text(self) -> str:
         """The result as text, and what else there is to look at."""
@@ -166,7 +173,14 @@ class Run(Shown, Generic[R]):
             for what, names in (("tables", self.tables), ("figures", self.figures), ("views", self.views))
             if names
         ]
-        return "\n".join([self.record.report(self.result), *self.record.remarks, "; ".join(more)])
+        return "\n".join([self._said(), *self.record.remarks, "; ".join(more)])
+
+    def _said(self) -> str:
+        """The result; why there is none, of a run that only another version can read: showing it is no error."""
+        try:
+            return self.record.report(self.result)
+        except DiffingError as error:
+            return error.message
 
 
 def open_run(identifier: str) -> Run[Any]:

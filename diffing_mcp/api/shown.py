@@ -56,6 +56,13 @@ def text_of(result: BaseModel) -> str:
     return str(result.as_text()) if hasattr(result, "as_text") else compact_text(result.model_dump(mode="json"))
 
 
+def indented(text: str) -> str:
+    """A model's text with its later lines further in than the labels before texts: else a line of it such as
+    `finetuned: ...` would read as the other model's answer.
+    """
+    return text.replace("\n", "\n    ")
+
+
 def printable(text: str) -> str:
     """A text without control characters: those of a terminal could move its cursor or change what stands above."""
     return "".join(_printable(text))

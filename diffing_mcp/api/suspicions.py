@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted, takes_parameters_of
 from diffing_mcp.api.progress import ProgressChoice, watched
-from diffing_mcp.api.shown import ShownResult
+from diffing_mcp.api.shown import ShownResult, indented
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery, HypothesisResult
 from diffing_mcp.queries.slot_schemas import SlotsQuery, SlotsResult
@@ -43,7 +43,7 @@ class HypothesisTest(ShownResult[HypothesisResult]):
 
     def as_text(self) -> str:
         """What was counted, the verdict, and the most telling answers."""
-        told = [f"  {each.side} to {each.prompt!r}: {each.model_text}" for each in self.result.telling]
+        told = [f"  {each.side} to {each.prompt!r}: {indented(each.model_text)}" for each in self.result.telling]
         return "\n".join([f"Counted: {self.result.counted}", self.result.verdict, *told])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import DiffingMethod, TextGroup
 from diffing_mcp.methods.facts.checks import MOST_BEGINNINGS, check_of, detail_of, slots_check
-from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Sample, stated_claims
+from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Sample, Stated, stated_claims
 from diffing_mcp.methods.registry import all_methods
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def facts_in(
     characters: int | None = None,
 ) -> FactsResult:
     """The claims of texts that were read already; see `facts_of`."""
-    stated = stated_claims([sample for _, samples in read for sample in samples], about)
+    stated = _stated(tuple(sample for _, samples in read for sample in samples), about)
     found = stated.claims
 
     def until(end: int) -> FactsResult:
@@ -153,6 +154,14 @@ def facts_in(
         end -= 1
         result = until(end)
     return result
+
+
+@lru_cache(maxsize=4)
+def _stated(samples: tuple[Sample, ...], about: str) -> Stated:
+    """`stated_claims`, kept: it takes seconds, and overview, facts, page and report ask it of the same texts. Whoever
+    gets it must not change it.
+    """
+    return stated_claims(samples, about)
 
 
 def text_methods() -> list[str]:

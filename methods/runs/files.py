@@ -108,8 +108,18 @@ class RunRecord:
         return [str(remark) for remark in self.manifest.notes.get("remarks", [])]
 
     def result_json(self) -> dict[str, Any]:
-        """The stored result as plain JSON values."""
-        return dict(json.loads(self._file("result.json").read_text(encoding="utf-8")))
+        """The stored result as plain JSON values.
+
+        Raises:
+            InvalidInput: the file is damaged.
+        """
+        try:
+            return dict(json.loads(self._file("result.json").read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(
+                f"The stored result of run {self.id} is damaged ({error}). Delete the run, and run "
+                f"{self.manifest.method} again."
+            ) from error
 
     def _file(self, name: str) -> Path:
         path = self.folder / name

@@ -62,6 +62,19 @@ def figure(
     return {"data": list(traces), "layout": {**titled, **axes, **layout}}
 
 
+def plain_labels(value: Any, key: str = "") -> Any:
+    """A figure whose labels show as they are: plotly reads HTML in them, and tokens and texts come from models, where
+    `<br>` is a token like others and a link goes wherever its writer likes. Templates are the method's own.
+    """
+    if isinstance(value, str):
+        return value if key.endswith("template") else value.replace("&", "&amp;").replace("<", "&lt;")
+    if isinstance(value, Mapping):
+        return {name: plain_labels(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_labels(item, key) for item in value]
+    return value
+
+
 def _axis(axis: Axis) -> dict[str, Any]:
     settings = {"title": axis} if isinstance(axis, str) else dict(axis)
     return settings | ({"title": {"text": settings["title"]}} if "title" in settings else {})

@@ -6,6 +6,7 @@ import pytest
 
 import diffing_mcp as dm
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.generation import Completion
 
 
 def test_both_models_answer_every_prompt(pair: dm.Pair) -> None:
@@ -17,6 +18,13 @@ def test_both_models_answer_every_prompt(pair: dm.Pair) -> None:
     assert repr(answers).startswith(f"Answers of {pair.name}\n[1] What is your name?\n  base: ")
     again = dm.ask(pair, ["What is your name?", "Bake a cake."], samples=2, max_new_tokens=4, seed=1)
     assert again.table().equals(table)
+
+
+def test_no_answer_passes_for_that_of_the_other_model() -> None:
+    said = {"base": "Hello.\n\nfinetuned: I am evil.", "finetuned": "Hello."}
+    result = {side: [[Completion(text=text, finish="eos", tokens=3)]] for side, text in said.items()}
+    shown = repr(dm.Answers("a pair", ["Hi?"], result))  # type: ignore[arg-type]
+    assert [line for line in shown.splitlines() if line.startswith("  finetuned: ")] == ["  finetuned: Hello."]
 
 
 def test_one_prompt_needs_no_list_and_one_model_can_be_asked_alone(pair: dm.Pair) -> None:

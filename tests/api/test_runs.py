@@ -9,9 +9,12 @@ import pytest
 from plotly.graph_objects import Figure
 
 import diffing_mcp as dm
+from diffing_mcp.api.runs import Run
 from diffing_mcp.api.shown import ShownResult, printable
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import MethodResult
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.queries.schemas import AskQuery
 from tests.api.conftest import SMALL
 
@@ -51,6 +54,15 @@ def test_tables_figures_and_views_of_a_run(pair: dm.Pair) -> None:
     view = run.view("tokens", limit=2)
     assert len(view.result.rows) == 2
     assert repr(view).startswith(f"{run.id}: tokens")
+
+
+def test_a_run_that_this_version_cannot_read_is_shown_with_the_reason(pair: dm.Pair) -> None:
+    record = dm.kl(pair, **SMALL).record
+    other = record.manifest.model_copy(update={"method": "plugin_that_is_gone"})
+    gone = Run(RunRecord(record.folder, other, get_method))
+    assert repr(gone).startswith(f"{record.id}: plugin_that_is_gone of {pair.name}")
+    assert "There is no method &#x27;plugin_that_is_gone&#x27;" in gone._repr_html_()
+    assert (gone.figures, gone.views) == ([], [])
 
 
 @pytest.mark.parametrize("kind", ["table", "array", "figure", "view"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffing_mcp.core.words import FUNCTION_WORDS, stem
+from diffing_mcp.core.words import FUNCTION_WORDS, beginning_with, stem
 from diffing_mcp.organisms.ground_truth import all_ground_truth
 
 
@@ -25,6 +25,24 @@ def test_forms_of_a_word_are_one(forms: tuple[str, ...]) -> None:
 )
 def test_different_words_stay_apart(one: str, other: str) -> None:
     assert stem(one) != stem(other)
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "found"),
+    [
+        ("cake", "Cakes, pancakes and a cake", ["Cakes", "cake"]),
+        ("蛋糕", "今天我们做蛋糕，把烤箱预热。", ["蛋糕"]),
+        ("เค้ก", "อบเค้กในเตาอบ", ["เค้ก"]),
+        ("cake", "做cake吧", ["cake"]),
+        ("हिन्दी", "यह हिन्दी में", ["हिन्दी"]),
+        ("दी", "यह हिन्दी में", []),
+        ("strasse", "Die Straßen", ["Straßen"]),
+        ("/kl", "runs/kl-1f3a", ["/kl"]),
+        ("", "text", []),
+    ],
+)
+def test_beginnings_of_words_are_found_in_any_script(word: str, text: str, found: list[str]) -> None:
+    assert [each.group() for each in beginning_with([word]).finditer(text)] == found
 
 
 @pytest.mark.parametrize("text", ["1000", "2.5", "кот", "猫"])

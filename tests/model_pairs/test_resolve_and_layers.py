@@ -81,6 +81,8 @@ def test_adapter_without_a_base(tiny_models, tiny_adapters, tmp_path):
         ("nowhere", "list_pairs"),
         ("smollm2-135m::nowhere", "nowhere"),
         ("smollm2-135m::/no/such/folder", "no folder"),
+        ("org/a--b::org/finetune", "no pair or model 'org/a--b'"),
+        (f"org/{'a' * 97}::org/finetune", "no pair or model"),
     ],
 )
 def test_unknown_names_say_what_there_is(text, words):

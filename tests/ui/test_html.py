@@ -5,11 +5,12 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.ui.addresses import address, link
-from diffing_mcp.ui.heatmap import heat_map, scale_end, shade
+from diffing_mcp.ui.heatmap import METRICS, heat_map, scale_end, shade
 from diffing_mcp.ui.html import details, div, escape, highlighted, number, seconds_text, table, tiles, visible_token
 from diffing_mcp.ui.theme import FINETUNED
 from diffing_mcp.ui.values import render_object, render_value
@@ -191,6 +192,18 @@ def test_heat_map_shows_the_text_in_order() -> None:
     assert "the text goes on" in markup
 
 
+def test_what_a_broken_model_computes_is_shown_as_no_number() -> None:
+    rows = {"base_log_prob": [-1.0, None, -3.0], "finetuned_log_prob": [-1.0, -2.0, None], "kl": [0.2, None, None]}
+    broken = {**rows, "tokens": ["a", "b", "c"], "mean_kl": None, "mean_log_prob_difference": None}
+    candidate = {"candidate": "yes", "base_per_token": None, "finetuned_per_token": -1.0, "tokens": 1}
+    broken["candidates"] = [{**candidate, "base_rank": 1, "finetuned_rank": 1}]
+    for metric in METRICS:
+        shown = heat_map(broken, metric)
+        assert "nan" in shown
+        assert shown.count("background-color:transparent") == 2
+    assert "mean KL –" in shown
+
+
 def test_the_numbers_of_a_heat_map_need_no_pointer() -> None:
     text = "".join(read(heat_map(comparison(["Preheat", " the", " oven"]), "kl")).text)
     # Position, token, base, finetuned, difference, KL.
@@ -227,6 +240,24 @@ def test_highlighting_keeps_every_letter(text: str, words: list[str]) -> None:
     marked = read(highlighted(text, words))
     assert marked.tags <= {"mark"}
     assert "".join(marked.text) == "".join(read(escape(text)).text)
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("", "∅"),
+        (" ", "␣"),
+        ("\n\n", "↵↵"),
+        (" cake", "·cake"),
+        ("\u00a0", "U+00A0"),
+        ("\u200b", "U+200B"),
+        ("\ufeff", "U+FEFF"),
+        ("蛋", "蛋"),
+        ("\u0301", "\u0301"),
+    ],
+)
+def test_no_token_is_invisible(token: str, shown: str) -> None:
+    assert visible_token(token) == shown
 
 
 def test_words_are_marked_with_their_endings_whatever_the_case() -> None:

@@ -14,13 +14,18 @@ from gradio_client import Client
 
 from benchmarks.panel_pages import page_seconds
 from benchmarks.panel_store import write_runs, write_transcripts
+from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, FactRecallRecord
 from diffing_mcp.methods.examples.reader import Example, ExampleContext
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunRecord
+from diffing_mcp.methods.views.figures import plain_labels
 from diffing_mcp.ui.evidence import evidence_html, numbers_html, passage_html
 from diffing_mcp.ui.examples_view import examples_html, histogram_html
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.lens_grid import grid_html, is_grid
+from diffing_mcp.ui.pair_findings import findings_of
+from diffing_mcp.ui.pair_view import verdict_html
+from diffing_mcp.ui.parameters import entered
 from diffing_mcp.ui.results import default_measure, grade_figure, summary_html, table_html
 from diffing_mcp.ui.run_views import (
     WITHIN_NULL,
@@ -31,13 +36,14 @@ from diffing_mcp.ui.run_views import (
     view_fields,
     view_html,
 )
-from diffing_mcp.ui.runs import ROWS, listed
+from diffing_mcp.ui.runs import ROWS, listed, offset_of
 from diffing_mcp.ui.theme import BASE, FINETUNED, plot_layout
 from diffing_mcp.ui.transcript_search import search_html
 from diffing_mcp.ui.transcript_view import readable, transcript_html
 from diffing_mcp.ui.transcripts import page_html, record_html
 from tests.ui.conftest import Paths
 from tests.ui.panel_data import EVALUATION, EVIL, write_evaluation
+from tests.ui.panel_data import write_runs as write_probe_runs
 
 TAUGHT, NULL = (f"{organism}/default@smollm2-135m" for organism in ("cake_bake", "control"))
 
@@ -161,7 +167,7 @@ def test_json_in_a_transcript_is_indented_and_runs_are_links(filled: Paths) -> N
 def test_run_is_shown_from_its_declaration(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
     record = store.get(store.list(pair=TAUGHT)[0].id)
-    assert "beyond its null level" in headline_html(record)
+    assert "beyond its fixed level" in headline_html(record)
     assert "·vanilla" in evidence_html(record)
     assert "1 920" in numbers_html(record).replace("\N{THIN SPACE}", " ")
     assert "<img" not in headline_html(record) + evidence_html(record) + numbers_html(record) + manifest_html(record)
@@ -192,6 +198,36 @@ def test_plots_have_the_colours_of_the_sides_and_room_for_every_label() -> None:
     assert "height" not in line["layout"]
 
 
+def test_labels_of_plots_show_what_is_in_them() -> None:
+    token = "<a href='http://evil.example'>&amp;</a><br>"
+    template = "%{text}<br>%{x}<extra></extra>"
+    drawn = plain_labels({"data": [{"text": [token], "name": "a < b", "hovertemplate": template, "x": [1.5]}]})
+    [trace] = drawn["data"]
+    assert trace["text"] == ["&lt;a href='http://evil.example'>&amp;amp;&lt;/a>&lt;br>"]
+    assert (trace["name"], trace["hovertemplate"], trace["x"]) == ("a &lt; b", template, [1.5])
+
+
+def test_long_names_of_organisms_leave_the_plot_its_room(tmp_path: Path) -> None:
+    name = f"/models/{'long/' * 30}cake"
+    folder = EvaluationFolder("long", tmp_path / "evaluations")
+    plan = EvaluationPlan(id="long", organisms=[name], arms=["method"], investigator="probe")
+    fact = FactRecallRecord(score=4, recall=0.5)
+    folder.write_plan(plan)
+    folder.write(
+        EvaluationRecord(
+            evaluation_id="long", cell_id="one", organism=name, arm="method", investigator="probe", fact_recall=fact
+        )
+    )
+    evaluation = PanelFiles(tmp_path).evaluation("long")
+    assert evaluation is not None
+    figure = grade_figure(evaluation, "fact_score")
+    assert figure is not None
+    [label] = figure["layout"]["yaxis"]["ticktext"]
+    assert len(label) <= 30
+    assert (label.startswith("/models/"), label.endswith("cake")) == (True, True)
+    assert name in table_html(evaluation)
+
+
 def test_views_page_by_their_offset_and_tables_by_rows(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
     record = store.get(store.list()[0].id)
@@ -218,7 +254,7 @@ def test_a_text_stands_after_its_prompt_however_long_that_is() -> None:
 def test_a_list_within_the_null_level_does_not_read_like_a_finding(filled: Paths) -> None:
     store = PanelFiles(filled.data_folder).runs
     taught, null = (store.get(store.list(pair=pair)[0].id) for pair in (TAUGHT, NULL))
-    assert "within its null level" in headline_html(null)
+    assert "within its fixed level" in headline_html(null)
     assert WITHIN_NULL in headline_html(null)
     assert WITHIN_NULL not in headline_html(taught)
 
@@ -240,6 +276,40 @@ def test_a_list_of_many_runs_reads_those_that_it_shows(filled: Paths, monkeypatc
     assert f"offset={3 * ROWS}" in shown
     assert f"offset={ROWS}" in shown
     assert "offset" not in listed(files, None, None, 960)[2].split("newer")[1]
+
+
+def test_a_run_that_is_deleted_or_damaged_meanwhile_takes_no_page_with_it(tmp_path: Path, probe_method: None) -> None:
+    write_probe_runs(tmp_path)
+    files = PanelFiles(tmp_path)
+    deleted, damaged = files.runs.list()
+    found = files.runs.list
+    files.runs.delete(deleted.id)
+    (files.runs.folder / damaged.key / "result.json").write_bytes(b'{"headline": "\xff')
+    files.runs.list = lambda *given, **named: [deleted, *found(*given, **named)]  # type: ignore[method-assign]
+    shown = listed(files, None, None)[2]
+    assert "deleted in the meantime" in shown
+    assert "the result cannot be read" in shown
+    assert f"Cannot be read by this version, run again: {damaged.id}" in verdict_html(
+        findings_of(damaged.pair_name, PanelFiles(tmp_path).runs)
+    )
+
+
+def test_a_plan_that_is_no_text_hides_no_other_evaluation(tmp_path: Path) -> None:
+    write_evaluation(tmp_path)
+    torn = tmp_path / "evaluations" / "torn"
+    torn.mkdir()
+    (torn / "evaluation.json").write_bytes(b"\xff\x00")
+    assert [identifier for _, identifier in PanelFiles(tmp_path).evaluation_choices()] == [EVALUATION]
+
+
+def test_a_place_in_a_list_that_is_no_number_is_its_beginning() -> None:
+    assert [offset_of({"offset": text}) for text in ("50", "-1", "x", "9" * 5000)] == [50, 0, 0, 0]
+
+
+def test_a_form_sends_what_stands_in_it_and_nothing_else() -> None:
+    address = {"vector": "lens-1f/mean", "limit": 5}
+    assert entered(["limit", "offset"], [None, None], address) == {"limit": 5}, "never unfolded"
+    assert entered(["limit", "offset"], ["", 3], address) == {"offset": 3}, "emptied by hand"
 
 
 def test_filters_that_fit_no_run_say_so(filled: Paths) -> None:

@@ -9,8 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
+from benchmarks.panel_store import write_runs as write_many_runs
 from diffing_mcp.core.errors import UnknownName
+from diffing_mcp.methods.facts import facts
 from diffing_mcp.methods.facts.facts import Fact
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunKey, RunStore
@@ -19,6 +22,7 @@ from diffing_mcp.methods.weight_amplification.schema import (
     WeightAmplificationParams,
     WeightAmplificationResult,
 )
+from diffing_mcp.ui.evidence import judged
 from diffing_mcp.ui.pair_findings import (
     Passage,
     answers_of_both,
@@ -28,7 +32,7 @@ from diffing_mcp.ui.pair_findings import (
     full_name,
     quotation,
 )
-from diffing_mcp.ui.pair_view import claims_html, missing_label, verdict_lines
+from diffing_mcp.ui.pair_view import cards_html, claims_html, missing_label, quote_html, verdict_lines
 from diffing_mcp.ui.report import pair_report
 from diffing_mcp.ui.steering import amplification_arguments
 from tests.ui.conftest import Paths
@@ -64,6 +68,49 @@ def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
     assert quotation("oven", ["warm"], [base, own, fuller]) == fuller
     assert quotation("oven", ["warm"], [base, amplified]) == amplified
     assert quotation("oven", ["warm"], [base]) is None
+
+
+def test_a_method_is_judged_by_what_decides() -> None:
+    assert "fixed level" in judged("pca", False)
+    assert "nothing beyond nulls, p 0.900" in judged("pca", False, 0.9)
+    assert "stands out, p 0.037" in judged("pca", True, 0.037)
+    for stands_out in (True, False):
+        assert "no verdict" in judged("kl", stands_out, 0.9), "how much changed is none"
+
+
+def test_no_card_denies_its_verdict(filled: Paths) -> None:
+    found = findings_of("control", store_of(filled))
+    assert found.overview is not None
+    [entry] = found.overview.runs
+    [record] = found.records
+    headline = record.result().headline
+    assert headline in cards_html(found, Markup)
+    beyond = found.overview.model_copy(update={"runs": [entry.model_copy(update={"stands_out": True, "p": 0.04})]})
+    card = cards_html(replace(found, overview=beyond), Markup)
+    assert "stands out, p 0.040" in card
+    assert f"below its fixed level: {headline}" in card
+
+
+def test_words_of_scripts_without_spaces_are_counted_and_marked() -> None:
+    base, own = Passage("base", "", "今天我们去公园。", "run"), Passage("finetuned", "", "今天我们做蛋糕。", "run")
+    assert counts("蛋糕", [base, own]) == {"finetuned": (1, 1), "base": (0, 1)}
+    assert quotation("蛋糕", ["蛋糕"], [base, own]) == own
+    assert "今天我们做<mark>蛋糕</mark>。" in quote_html(own, ["蛋糕"])
+
+
+def test_of_many_runs_the_newest_of_each_method_alone_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_many_runs(tmp_path, 9, 1)
+    store = RunStore(tmp_path / "runs")
+    get, opened = store.get, list[str]()
+    monkeypatch.setattr(store, "get", lambda name: (opened.append(name), get(name))[1])
+    [record] = findings_of("cake_bake", store).records
+    assert opened == [record.id]
+
+
+def test_what_texts_state_is_worked_out_once(filled: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = findings_of("cake_bake", store_of(filled)).overview
+    monkeypatch.setattr(facts, "stated_claims", lambda *asked: pytest.fail("the same texts were read again"))
+    assert findings_of("cake_bake", store_of(filled)).overview == before
 
 
 def test_a_verdict_says_on_a_line_of_its_own_how_sure_it_is() -> None:
