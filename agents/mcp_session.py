@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from diffing_mcp.agents.records import Message, ToolCall
 from diffing_mcp.core.errors import DiffingError
-from diffing_mcp.core.proxies import reach_this_machine_directly
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.wire import STRUCTURED, expect_unlisted_tools
 
@@ -153,7 +152,6 @@ async def connect(url: str, token: str | None = None) -> AsyncIterator[Session]:
     # itself has a short time-out.
     timeout = httpx2.Timeout(30, read=300)
     expect_unlisted_tools()
-    reach_this_machine_directly()
     async with (
         httpx2.AsyncClient(headers=headers, timeout=timeout) as http,
         Client(streamable_http_client(url, http_client=http)) as client,

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.paths import IMPORT_FOLDER
-from diffing_mcp.core.proxies import reach_this_machine_directly
 
 START_SECONDS = 120
 STOP_SECONDS = 20
@@ -86,7 +85,6 @@ def free_port() -> int:
 async def _healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     import httpx2
 
-    reach_this_machine_directly()
     deadline = time.monotonic() + START_SECONDS
     async with httpx2.AsyncClient(timeout=2) as client:
         while time.monotonic() < deadline:

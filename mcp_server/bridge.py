@@ -26,7 +26,6 @@ from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
-from diffing_mcp.core.proxies import reach_this_machine_directly
 from diffing_mcp.core.version import version
 from diffing_mcp.core.wire import IMAGES, STRUCTURED, expect_unlisted_tools
 from diffing_mcp.mcp_server.changes import advertise_what_is_sent, tell_that_tools_changed
@@ -64,7 +63,6 @@ async def http_client(
     """An MCP client of the server at `url`, with a bearer token when there is one; it says that it has `extensions`,
     and, with a `user`, that questions can be put.
     """
-    reach_this_machine_directly()
     # Waiting for a job takes up to 50 s without a byte; the server's pings come every 15 s.
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=300)
 
@@ -89,7 +87,6 @@ async def check_reachable(url: str, token: str | None) -> None:
     Raises:
         ServerUnreachable: nothing answers at `url`, it is no MCP endpoint, or the token is refused.
     """
-    reach_this_machine_directly()
     headers = {"Accept": "application/json, text/event-stream", **_authorization(token)}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     try:

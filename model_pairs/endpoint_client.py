@@ -17,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.core.errors import DiffingError, InvalidInput
 from diffing_mcp.core.progress import Progress
-from diffing_mcp.core.proxies import reach_this_machine_directly
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.endpoints import Endpoint
 
@@ -66,7 +65,6 @@ class EndpointClient:
             if not self._key:
                 raise InvalidInput(f"The environment variable {endpoint.key_env}, which holds the key, is not set.")
             headers["Authorization"] = f"Bearer {self._key}"
-        reach_this_machine_directly()
         self._http = httpx2.Client(headers=headers, timeout=httpx2.Timeout(settings().endpoint_seconds, connect=10))
         self._closed = threading.Event()
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from diffing_mcp.agents.mcp_session import NoServer, ToolFailed, call_as_operator, operator_session
 from diffing_mcp.agents.server_process import server_process
 from diffing_mcp.core.data_folder import folder_identity
-from diffing_mcp.core.proxies import reach_this_machine_directly
 from diffing_mcp.core.settings import settings
 
 EVERY_SECONDS = 1
@@ -38,7 +37,6 @@ class ServerConnection:
     """
 
     def __init__(self, url: str | None, data_folder: Path) -> None:
-        reach_this_machine_directly()
         self.fixed = url is not None
         self._default = url or f"http://{settings().host}:{settings().port}/mcp"
         self._url = self._default

@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 import pytest
 
@@ -65,18 +64,6 @@ def test_only_our_server_of_this_data_folder_is_used(answering: tuple[str, dict[
     assert connection.answers()
     connection.start()
     assert not connection.started_here
-
-
-def test_a_proxy_is_not_asked_for_this_machine(
-    answering: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, answer = answering
-    answer["said"] = {"server": "diffing", "data": folder_identity(tmp_path)}
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("no_proxy", "intranet.example")
-    assert ServerConnection(url, tmp_path).look() == "ours"
-    assert httpx2.get(url).status_code == 200, "the client of the protocol reads the same environment"
-    assert os.environ["no_proxy"].split(",")[0] == "intranet.example", "what was there stays"
 
 
 def test_a_given_address_without_server(tmp_path: Path) -> None:
