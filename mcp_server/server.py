@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import difflib
 import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -228,8 +229,7 @@ class DiffingServer(MCPServer):
             )
         finally:
             # Runs also when the client hung up. All of it is synchronous, so the cancellation cannot cut it short.
-            if reservation is not None:
-                self.context.ledger.refund(reservation)
+            self._give_back(reservation)
             self._record(caller, name, arguments, outcome, logged, time.monotonic() - started)
 
     def _record(
@@ -271,9 +271,19 @@ class DiffingServer(MCPServer):
     def _budget(self, caller: Caller) -> BudgetState | None:
         return self.context.ledger.state(caller.investigation.id) if caller.investigation else None
 
-    def _with_budget(self, caller: Caller, reservation: str | None, text: str) -> str:
-        if reservation is not None:
+    def _give_back(self, reservation: str | None) -> None:
+        """Refund what was not spent. A disk that is full must not take the answer with it: what is still reserved comes
+        back when the server ends.
+        """
+        if reservation is None:
+            return
+        try:
             self.context.ledger.refund(reservation)
+        except sqlite3.Error:
+            logger.exception("a reservation could not be given back")
+
+    def _with_budget(self, caller: Caller, reservation: str | None, text: str) -> str:
+        self._give_back(reservation)
         budget = self._budget(caller)
         return f"{text}\n{budget.as_text()}" if budget else text
 
