@@ -122,7 +122,8 @@ def main() -> None:
     try:
         print_what_cannot_be_encoded()
         sys.argv[1:] = common_first(sys.argv[1:])
-        with saying_that_it_stops(), contextlib.ExitStack() as stack:
+        # The outer one writes what was printed into a file, which an interrupted command shall not.
+        with contextlib.ExitStack() as stack, saying_that_it_stops():
             app(obj=stack)
     except DiffingError as error:
         sys.exit(failed(error, as_json="--json" in sys.argv))

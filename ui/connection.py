@@ -63,7 +63,7 @@ class ServerConnection:
         """
         try:
             # The address is the operator's own setting, never something that was typed into the panel.
-            proxies = None if through_proxies(self._url) else {}
+            proxies: dict[str, str] | None = None if through_proxies(self._url) else {}
             opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
             with opener.open(self._url.removesuffix("/mcp") + "/health", timeout=2) as response:
                 said = json.loads(response.read(4096))

@@ -213,3 +213,17 @@ def test_an_interrupted_command_says_what_is_kept(diffing: Diffing, monkeypatch:
     assert outcome.code == command_line.EXIT_INTERRUPTED
     assert outcome.err.startswith(STOPPING)
     assert "kept" in outcome.err.splitlines()[-1]
+
+
+def test_an_interrupted_command_leaves_the_file_of_its_output_alone(
+    diffing: Diffing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def begin() -> None:
+        print_plain("the first half")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(resolve, "list_pairs", begin)
+    written = tmp_path / "pairs.txt"
+    written.write_text("whole")
+    assert diffing("pairs", "list", "-o", str(written)).code == command_line.EXIT_INTERRUPTED
+    assert written.read_text() == "whole"
