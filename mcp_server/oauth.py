@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
-from diffing_mcp.mcp_server.access_tokens import Grant
+from diffing_mcp.mcp_server.access_tokens import OAUTH_PREFIX, Grant
 
 if TYPE_CHECKING:
     import jwt
@@ -77,7 +77,7 @@ class Issuer:
         scopes = str(claims.get("scope", "")).split()
         if SCOPE not in scopes and READ_SCOPE not in scopes:
             return None
-        return Grant(name=f"oauth:{claims['sub']}", read_only=SCOPE not in scopes)
+        return Grant(name=f"{OAUTH_PREFIX}{claims['sub']}", read_only=SCOPE not in scopes)
 
     def _key(self, name: str | None) -> jwt.PyJWK | None:
         with self._lock:

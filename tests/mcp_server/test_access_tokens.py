@@ -153,6 +153,12 @@ async def test_rates_and_sizes_are_each_token_s_own(url: str) -> None:
     assert sent.status_code == 413
 
 
+@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "x" * 101, "operator", "oauth:ana"])
+def test_a_token_has_a_name_of_its_own(data_folder: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match="name"):
+        access_tokens.create(Grant(name=name))
+
+
 def test_tokens_are_not_kept_and_names_not_reused(data_folder: Path) -> None:
     token = access_tokens.create(Grant(name="one"))
     for file in database_path().parent.glob("investigations.sqlite*"):
