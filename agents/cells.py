@@ -105,7 +105,7 @@ class RunningEvaluation:
             repeat=cell.repeat,
             seed=cell.seed,
             started_at=now(),
-            former_usage=[usage for each in failed for usage in (*each.former_usage, *each.usage)],
+            former_usage=[usage for each in failed for usage in (*each.former_usage, *each.usage, *each.grading_usage)],
             former_seconds=sum(each.former_seconds + each.seconds for each in failed),
         )
 
@@ -147,7 +147,7 @@ class RunningEvaluation:
         if record.status == "completed":
             grades = await self.grading.grade(record.organism, record.finding, record.tests)
             record.fact_recall, record.hypothesis_grades = grades.fact_recall, grades.readings
-            record.claims = grades.claims
+            record.claims, record.grading_usage = grades.claims, grades.usage
 
 
 def as_stated(finding: RecordedFinding, transcript: Sequence[Message]) -> RecordedFinding:

@@ -65,8 +65,8 @@ class CostEstimate(BaseModel):
 
 
 def cost_of(record: EvaluationRecord, prices: dict[str, Price]) -> Spent:
-    """What one investigation has cost."""
-    return _spent(record.usage, record.seconds, prices)
+    """What one investigation has cost, its grading with it."""
+    return _spent([*record.usage, *record.grading_usage], record.seconds, prices)
 
 
 def spent_on(records: Sequence[EvaluationRecord], prices: dict[str, Price]) -> Spent:

@@ -115,6 +115,7 @@ async def regrade(
     for record in finished:
         grades = await grading.grade(record.organism, record.finding, record.tests)
         record.fact_recall = grades.fact_recall
+        record.grading_usage = [*record.grading_usage, *grades.usage]
         if scores_of(grades.readings) or record.mean_score is None:
             record.hypothesis_grades = grades.readings or record.hypothesis_grades
         if grading.grader is not None and not scores_of(grades.readings):

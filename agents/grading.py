@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from diffing_mcp.agents.arms import organism_of
 from diffing_mcp.agents.claim_readings import claims_by_model, claims_by_words
-from diffing_mcp.agents.records import ClaimsReading, FactRecallRecord, HypothesisReading, RecordedFinding, RecordedTest
+from diffing_mcp.agents.llm import ask_with, metered
+from diffing_mcp.agents.records import (
+    ClaimsReading,
+    FactRecallRecord,
+    HypothesisReading,
+    RecordedFinding,
+    RecordedTest,
+    TokenUsage,
+)
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.graders.fact_recall import all_ground_truth, grade_fact_recall
 from diffing_mcp.graders.hypothesis import grade_hypothesis
@@ -33,6 +41,8 @@ class Grades:
     fact_recall: FactRecallRecord
     readings: list[HypothesisReading]
     claims: list[ClaimsReading]
+    usage: list[TokenUsage] = field(default_factory=list)
+    """Tokens of the LLM grader."""
 
 
 @dataclass
@@ -63,11 +73,12 @@ class Grading:
         claims = [await asyncio.to_thread(claims_by_words, finding, truth, tests)]
         if self.grader is None:
             return Grades(recall, [], claims)
-        readings, read = await asyncio.gather(
-            self._hypothesis_readings(finding, truth),
-            claims_by_model(finding, truth, tests, self._asking(), self.grader),
-        )
-        return Grades(recall, readings, [*claims, read])
+        with metered() as used:
+            readings, read = await asyncio.gather(
+                self._hypothesis_readings(finding, truth),
+                claims_by_model(finding, truth, tests, self._asking(), self.grader),
+            )
+        return Grades(recall, readings, [*claims, read], list(used.values()))
 
     async def _hypothesis_readings(self, finding: RecordedFinding, truth: GroundTruth) -> list[HypothesisReading]:
         grader = str(self.grader)
@@ -93,8 +104,6 @@ class Grading:
         if self.ask is not None:
             return self.ask
         if "ask" not in self._cached:
-            from diffing_mcp.agents.llm import ask_with
-
             self._cached["ask"] = ask_with(str(self.grader), self.grader_url)
         return self._cached["ask"]
 

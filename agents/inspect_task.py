@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import nan
+from pathlib import PurePosixPath
 from typing import Any
 
 from inspect_ai import Task, eval_async
@@ -39,7 +40,7 @@ from inspect_ai.util import apply_limits, message_limit, time_limit, token_limit
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.costs import CapReached
-from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model
+from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model, tokens_used
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
 from diffing_mcp.agents.records import EvaluationRecord, Message, TokenUsage, ToolCall
 from diffing_mcp.core.errors import DiffingError
@@ -54,6 +55,9 @@ KEPT = (1.0, 0.7, 0.4, 0.1)
 RETRIES = 7
 """How often an investigator's model is asked again after an error of the network, over some 6 minutes. Without a bound
 Inspect waits for ever, and an investigation without a model would end as one that found nothing."""
+
+LOGS = "logs"
+"""Folder of Inspect's logs in an evaluation's folder."""
 
 Done = Callable[[EvaluationRecord], None]
 
@@ -220,7 +224,7 @@ def finding_scorer(running: RunningEvaluation, cells: dict[str, Cell], done: Don
         record.seconds = round(time.time() - float(state.metadata.get("started", time.time())), 2)
         record.transcript = transcript_of(state.messages)
         record.limit = state.metadata.get("limit")
-        record.usage = usage_so_far()
+        record.usage, record.log = usage_so_far(), _log_of_sample()
         # What the provider says of a conversation that is too long is no finding.
         await running.complete(record, said="" if state.output.stop_reason == NO_ROOM else state.output.completion)
         done(record)
@@ -274,18 +278,20 @@ def usage_so_far() -> list[TokenUsage]:
     return _usage(sample_model_usage())
 
 
+def _log_of_sample() -> str | None:
+    """The file that Inspect writes this sample to, relative to the evaluation's folder."""
+    from inspect_ai.log._samples import sample_active
+
+    active = sample_active()
+    return None if active is None else _log_name(active.log_location)
+
+
+def _log_name(location: str) -> str:
+    return f"{LOGS}/{PurePosixPath(location).name}"
+
+
 def _usage(by_model: Mapping[str, ModelUsage]) -> list[TokenUsage]:
-    return [
-        TokenUsage(
-            model=name,
-            input_tokens=usage.input_tokens,
-            cache_read_tokens=usage.input_tokens_cache_read or 0,
-            cache_write_tokens=usage.input_tokens_cache_write or 0,
-            output_tokens=usage.output_tokens,
-            total_tokens=usage.total_tokens,
-        )
-        for name, usage in by_model.items()
-    ]
+    return [tokens_used(name, usage) for name, usage in by_model.items()]
 
 
 async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Done) -> list[EvalLog]:
@@ -311,29 +317,32 @@ async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Don
         logs += await eval_async(
             task,
             model=model,
-            log_dir=str(running.folder.path / "logs"),
+            log_dir=str(running.folder.path / LOGS),
             max_samples=running.limits.get("max_samples", 4),
             fail_on_error=False,
             max_retries=RETRIES,
             attempt_timeout=SECONDS_OF_ANSWER,
         )
-    samples = {str(sample.id): sample for log in logs for sample in log.samples or []}
+    samples = {str(sample.id): (sample, _log_name(log.location)) for log in logs for sample in log.samples or []}
     for cell in cells:
         if cell.id in finished:
             continue
-        sample = samples.get(cell.id)
+        sample, log_file = samples.get(cell.id, (None, None))
         begun = sample is not None and "investigation" in sample.metadata
         if begun or running.stopped is None:
-            done(await _failed(running, cell, sample))
+            done(await _failed(running, cell, sample, log_file))
     if running.stopped is not None:
         raise running.stopped
     return logs
 
 
-async def _failed(running: RunningEvaluation, cell: Cell, sample: EvalSample | None) -> EvaluationRecord:
+async def _failed(
+    running: RunningEvaluation, cell: Cell, sample: EvalSample | None, log: str | None
+) -> EvaluationRecord:
     """The record of a cell whose sample failed; its investigation is closed."""
     record = running.blank_record(cell)
     record.status, record.error = "failed", "the sample did not finish; see the Inspect log"
+    record.log = log
     if sample is not None:
         record.error = sample.error.message if sample.error is not None else record.error
         record.transcript, record.usage = transcript_of(sample.messages), _usage(sample.model_usage)

@@ -1,15 +1,19 @@
-"""Inspect's models outside of an Inspect evaluation: one way to name a model, and a plain question to it. Needs the
-extra `eval`.
+"""Inspect's models outside of an Inspect evaluation: one way to name a model, and a plain question to it, and what its
+answers took. Needs the extra `eval`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from diffing_mcp.agents.records import TokenUsage
 from diffing_mcp.core.errors import DiffingError
 
 if TYPE_CHECKING:
-    from inspect_ai.model import Model
+    from inspect_ai.model import Model, ModelUsage
 
     from diffing_mcp.graders.replies import Ask
 
@@ -40,6 +44,32 @@ def language_model(name: str, base_url: str | None = None) -> Model:
             f"The model {name!r} cannot be used: {reason}. Models are named as in Inspect: anthropic/NAME, "
             "openai/NAME, openai-api/SERVICE/NAME."
         ) from error
+
+
+_METER: ContextVar[dict[str, TokenUsage] | None] = ContextVar("meter", default=None)
+
+
+@contextmanager
+def metered() -> Iterator[dict[str, TokenUsage]]:
+    """Tokens, by model, that the questions of `ask_with` take within the block, those of tasks begun in it as well."""
+    used: dict[str, TokenUsage] = {}
+    token = _METER.set(used)
+    try:
+        yield used
+    finally:
+        _METER.reset(token)
+
+
+def tokens_used(model: str, usage: ModelUsage) -> TokenUsage:
+    """Inspect's count of tokens as ours."""
+    return TokenUsage(
+        model=model,
+        input_tokens=usage.input_tokens,
+        cache_read_tokens=usage.input_tokens_cache_read or 0,
+        cache_write_tokens=usage.input_tokens_cache_write or 0,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.total_tokens,
+    )
 
 
 RETRIES = 3
@@ -83,6 +113,8 @@ def ask_with(name: str, base_url: str | None = None) -> Ask:
                 "key."
             ) from error
         retries = RETRIES
+        if (meter := _METER.get()) is not None and output.usage is not None:
+            meter[name] = meter.get(name, TokenUsage(model=name)) + tokens_used(name, output.usage)
         return output.completion
 
     return ask

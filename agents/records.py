@@ -147,7 +147,7 @@ class FactRecallRecord(_Record):
 
 
 class TokenUsage(_Record):
-    """Tokens of the investigator's own model (not of the models under study)."""
+    """Tokens of an investigator's or a grader's model (not of the models under study)."""
 
     model: str
     input_tokens: int = Field(0, description="Those that the provider's cache had no part in.")
@@ -155,6 +155,12 @@ class TokenUsage(_Record):
     cache_write_tokens: int = 0
     output_tokens: int = 0
     total_tokens: int = Field(0, description="All of them.")
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        """Both together, of the first one's model."""
+        counts = type(self).model_fields.keys() - {"model"}
+        summed = {name: getattr(self, name) + getattr(other, name) for name in counts}
+        return TokenUsage(model=self.model, **summed)
 
 
 class EvaluationRecord(_Record):
@@ -194,7 +200,10 @@ class EvaluationRecord(_Record):
     tests: list[RecordedTest] = Field(default_factory=list, description="Tests of hypotheses that the finding cites.")
     validation: RecordedTest | None = Field(None, description="A test by a program that did not propose the finding.")
     run_ids: list[str] = Field(default_factory=list, description="Stored runs of methods that the investigator saw.")
-    usage: list[TokenUsage] = Field(default_factory=list)
+    usage: list[TokenUsage] = Field(default_factory=list, description="Of the investigator.")
+    grading_usage: list[TokenUsage] = Field(
+        default_factory=list, description="Of the LLM grader, of every time that it graded this finding."
+    )
     former_usage: list[TokenUsage] = Field(
         default_factory=list, description="Of attempts at this cell that failed: they were paid as well."
     )

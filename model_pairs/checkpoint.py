@@ -24,7 +24,7 @@ _NO_LANGUAGE_MODEL = re.compile(
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 _SAVE_AGAIN = "Download or save it again."
-_UNQUANTISED = "name the unquantised model, or save it as one: load it, call `dequantize()`, then `save_pretrained`"
+UNQUANTISED = "name the unquantised model, or save it as one: load it, call `dequantize()`, then `save_pretrained`"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def check_kind(config: Any, stored: Mapping[str, Any]) -> None:
 
         if not any(known == method or known.startswith(f"{method}_") for known in AUTO_QUANTIZER_MAPPING):
             raise InvalidInput(
-                f"The weights are quantised by `{method}`, which transformers does not read; {_UNQUANTISED}."
+                f"The weights are quantised by `{method}`, which transformers does not read; {UNQUANTISED}."
             )
 
 
@@ -245,7 +245,7 @@ def check_stored_types(paths: list[Path], stored: Mapping[str, Any]) -> None:
             if tensor["dtype"] in _INTEGERS and len(tensor["shape"]) > 1 and name.endswith(".weight"):
                 raise InvalidInput(
                     f"`{name}` is stored as {tensor['dtype']}, and config.json names no quantisation, so its values "
-                    f"cannot be told; {_UNQUANTISED}."
+                    f"cannot be told; {UNQUANTISED}."
                 )
 
 
@@ -254,8 +254,7 @@ def load_problem(stored: Mapping[str, Any], error: Exception) -> str:
     architecture = next(iter(stored.get("architectures") or ()), None) or stored.get("model_type")
     if method := quantisation(stored):
         return (
-            f"The weights are quantised by `{method}` and cannot be loaded here: {_first_line(error)} Or "
-            f"{_UNQUANTISED}."
+            f"The weights are quantised by `{method}` and cannot be loaded here: {_first_line(error)} Or {UNQUANTISED}."
         )
     if isinstance(error, ImportError):
         return f"`{architecture}` needs a package that is not installed: {_first_line(error)}"

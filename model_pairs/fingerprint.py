@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from diffing_mcp.core.atomic_files import write_synced
+from diffing_mcp.core.attention import attention_of
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
-from diffing_mcp.model_pairs.attention import attention_of
 from diffing_mcp.model_pairs.checkpoint import read_config_file, read_header
 from diffing_mcp.model_pairs.endpoints import is_endpoint, read_endpoint
 from diffing_mcp.model_pairs.files import cached_folder, commit_of, is_local, local_folder
@@ -185,7 +185,7 @@ def _attention(files: ModelFiles) -> str | None:
     folder = cached_folder(files.id, files.revision, files.subfolder)
     if folder is None or not (folder / "config.json").is_file():
         return files.attn_implementation
-    return attention_of(files, read_config_file(folder))
+    return attention_of(files.attn_implementation, read_config_file(folder))
 
 
 def adapter_identity(adapter: AdapterFiles) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class ForwardOutput:
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     extra_logits: torch.Tensor | None = None
 
+    def on(self, device: torch.device) -> ForwardOutput:
+        """This output on one device. Copies nothing that is there already."""
+        logits, extra = (None if each is None else each.to(device) for each in (self.logits, self.extra_logits))
+        return ForwardOutput(logits, {layer: states.to(device) for layer, states in self.hidden.items()}, extra)
+
     def cut(self, vocab_size: int) -> ForwardOutput:
         """This output with the logits of the ids from `vocab_size` on as `extra_logits`. Copies nothing."""
         if self.logits is None or self.logits.shape[-1] <= vocab_size:
@@ -124,7 +129,8 @@ def run_forward(
     logits: bool = True,
     interventions: Sequence[Intervention] = (),
 ) -> ForwardOutput:
-    """One traced pass over a batch; the caller holds `resident.lock` and has switched the adapter.
+    """One traced pass over a batch, all of it on the device of the model's input; the caller holds `resident.lock` and
+    has switched the adapter.
 
     Raises:
         InvalidInput: a layer that is not there, a batch of a wrong shape, a text longer than the context.
@@ -158,7 +164,8 @@ def run_forward(
                     hidden[layer] = model.layers_output[layer].save()
                 scores = model.logits.save()
     check_hidden(hidden, mask)
-    return ForwardOutput(logits=scores, hidden=hidden)
+    # The layers of a model that is spread over several GPUs leave their states where they are.
+    return ForwardOutput(logits=scores, hidden=hidden).on(resident.device)
 
 
 def run_last_token(
@@ -285,7 +292,7 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
         if cap := _config_number(resident.config, "final_logit_softcapping", "logits_soft_cap"):
             result = cap * torch.tanh(result / cap)
         check_logits(result)
-        return result.reshape(*vectors.shape[:-1], weight.shape[0])
+        return result.reshape(*vectors.shape[:-1], weight.shape[0]).to(resident.device)
 
 
 def _scale_of_logits(config: Any) -> float:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _ANCHOR_TOKENS = 4
 _SHOWN_EVERY_SECONDS = 0.5
+_BEFORE = ("\n", "a", "1")
+"""Texts before a text that is cut as what stands in the middle: one of them grows together with no token of it."""
 
 Written = Callable[[int, int, str], None]
 """Told now and then how far an answer is: request, sample, text so far."""
@@ -127,6 +129,24 @@ def new_text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
     both = tokenizer.decode([*anchor, *new], skip_special_tokens=True)
     if before and both.startswith(before) and both[len(before) :].strip() == alone.strip():
         return both[len(before) :]
+    return alone
+
+
+def answer_ids(tokenizer: Any, request: GenerationRequest, prompt: Sequence[int], text: str) -> list[int]:
+    """Token ids of a text that goes on after a request, whose `prompt` these ids are.
+
+    Some tokenizers (Llama 2, Mistral, Phi 3) put a space before whatever they are given. In the middle of a text there
+    is none, so there the first way to cut it counts of which it is the `new_text`. After a chat template models expect
+    that space.
+    """
+    alone = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if (request.messages is not None and not request.prefill) or new_text(tokenizer, prompt, alone) == text:
+        return alone
+    for before in _BEFORE:
+        first, whole = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (before, before + text))
+        inside = list(whole[len(first) :])
+        if whole[: len(first)] == first and new_text(tokenizer, prompt, inside) == text:
+            return inside
     return alone
 
 

@@ -10,10 +10,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffing_mcp.core.attention import attention_of
 from diffing_mcp.core.devices import choose_device, device_dtype
 from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.settings import settings
-from diffing_mcp.model_pairs.attention import attention_of
 from diffing_mcp.model_pairs.checkpoint import (
     check_kind,
     check_landed,
@@ -135,7 +135,25 @@ def read_tokenizer(files: ModelFiles, rows: int) -> Any | None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         end = tokenizer.eos_token_id
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end if end is not None and end < rows else 0)
+    _leave_texts_open(tokenizer)
     return tokenizer
+
+
+def _leave_texts_open(tokenizer: Any) -> None:
+    """Let a tokenizer write nothing behind a text. Many that come out of training put an end of sequence there
+    (`add_eos_token`): a prompt would be over before its answer begins, and a text have a last token that nobody wrote.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    whole, bare = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    before = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), None)
+    if before is None or before + len(bare) == len(whole) or not tokenizer.is_fast:
+        return
+    start = list(zip(tokenizer.convert_ids_to_tokens(whole[:before]), whole[:before], strict=True))
+    written = [token for token, _ in start]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*written, "$A"], pair=[*written, "$A", "$B"], special_tokens=sorted(set(start))
+    )
 
 
 def load_model(
@@ -178,7 +196,7 @@ def load_model(
     }
     if device != "cpu":
         options["device_map"] = device if device == "auto" else {"": device}
-    if attention := attention_of(files, config.get_text_config().to_dict()):
+    if attention := attention_of(files.attn_implementation, config.get_text_config().to_dict()):
         options["attn_implementation"] = attention
     try:
         with without_adapter(folder) as bare:

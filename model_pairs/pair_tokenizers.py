@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffing_mcp.core.chat import ChatMessage, has_chat_template, render_conversation
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.checks import added_tokens, check_tokenizers
 from diffing_mcp.model_pairs.files import brings_tokenizer, local_folder
 from diffing_mcp.model_pairs.specs import ModelFiles, ModelSource
 
 _TEMPLATE = "chat_template.jinja"
+_ANSWER = "Forty-two."
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PairTokenizers:
         new_tokens: token ids that only the finetuned side's tokenizer knows, and their text.
         compared: each side brought a tokenizer, and the ids that both know mean the same.
         known: one more than the highest id that the base's tokenizer knows.
-        stops: ends of sequence by the tokenizers that are used: they end the answers of both sides.
+        stops: ends of sequence and of a turn by the tokenizers that are used: they end the answers of both sides.
         remarks: what a reader of results should know of the choice.
     """
 
@@ -77,7 +79,7 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
     first = given[0]
     known = 1 + max(index for index in first.get_vocab().values() if index < rows[0])
     if base is None or finetuned is None or base is finetuned:
-        return PairTokenizers(first, known=known, stops=_ends(first))
+        return PairTokenizers(first, known=known, stops=ends_of(first))
     remarks: list[str] = []
     try:
         check_tokenizers(base, finetuned)
@@ -106,15 +108,34 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
             "the finetuned answers."
         )
     answers = finetuned if new_tokens else None
-    stops = _ends(base, finetuned) if compared else _ends(base)
+    stops = ends_of(prompts, base, *([finetuned] if compared else []))
     return PairTokenizers(prompts, answers, new_tokens, compared, known, stops, tuple(remarks))
 
 
-def _ends(*tokenizers: Any) -> frozenset[int]:
-    """A finetune often ends its turns with a token that is no end of sequence to its base, and says so in its tokenizer
-    alone.
+def ends_of(*tokenizers: Any) -> frozenset[int]:
+    """What ends an answer: ends of sequence, and the tokens that chat templates end an assistant's turn with.
+
+    A finetune often ends its turns with a token that is no end of sequence to its base, and says so in its tokenizer
+    alone; or nowhere but in the template, where a base that knows chats (Qwen 2.5) was taught some more.
     """
-    return frozenset(each.eos_token_id for each in tokenizers if each.eos_token_id is not None)
+    found = {each.eos_token_id for each in tokenizers} | {_turn_end(each) for each in tokenizers}
+    return frozenset(index for index in found if index is not None)
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The special token that stands behind an answer in the chat template; None: no template, or plain text there."""
+    if not has_chat_template(tokenizer):
+        return None
+    turns = [ChatMessage(role="user", content="question"), ChatMessage(role="assistant", content=_ANSWER)]
+    try:
+        _, answer, behind = render_conversation(tokenizer, turns).rpartition(_ANSWER)
+    except InvalidInput:  # whoever asks in this template is told
+        return None
+    if not answer:  # a template that writes answers in another way
+        return None
+    first = next(iter(tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]), None)
+    known = tokenizer.added_tokens_decoder.get(first)
+    return first if known is not None and known.special else None
 
 
 def _with_template(tokenizer: Any, template: Any) -> Any:

@@ -65,12 +65,12 @@ def score_answers(
     """
     import torch
 
-    from diffing_mcp.model_pairs.generation import prompt_ids
+    from diffing_mcp.model_pairs.generation import answer_ids, prompt_ids
 
     rows = []
     for request, text in answers:
         prompt = prompt_ids(pair.tokenizer, request, False, pair.spec.base.files.thinking_switch)
-        rows.append((prompt, list(pair.tokenizer(text, add_special_tokens=False)["input_ids"])))
+        rows.append((prompt, answer_ids(pair.tokenizer, request, prompt, text)))
     room = [max(0, pair.context_length - len(prompt)) for prompt, _ in rows]
     kept = [(prompt, text[:free]) for (prompt, text), free in zip(rows, room, strict=True)]
     scores = [0.0] * len(rows)

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffing_mcp.core.errors import NotTheSame, OutOfRoom
+from diffing_mcp.core.errors import InvalidInput, NotTheSame, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.model_pairs.checkpoint import UNQUANTISED
 from diffing_mcp.model_pairs.finite import check_values, is_finite
 from diffing_mcp.model_pairs.modules import LowRank, ModulePlace, Unit, oriented, output_gain, units_of
 
 if TYPE_CHECKING:
+    from diffing_mcp.model_pairs.resident import ResidentModel
     from diffing_mcp.model_pairs.sides import LoadedSide
 
 
@@ -67,6 +69,7 @@ def weight_deltas(
 
     Raises:
         NotTheSame: the two models have other modules.
+        InvalidInput: quantised weights.
         OutOfRoom: no room for the scratch folder.
         NotFinite: weights that are NaN or infinite on one side.
     """
@@ -74,7 +77,7 @@ def weight_deltas(
         yield from _in_turn(base, finetuned, progress, chosen)
         return
     with ExitStack() as stack:
-        residents = [stack.enter_context(side.hold()) for side in (base, finetuned)]
+        residents = [_with_plain_weights(stack.enter_context(side.hold())) for side in (base, finetuned)]
         shared = residents[0] is residents[1]
         units = []
         for resident, side in zip(residents, (base, finetuned), strict=True):
@@ -99,6 +102,16 @@ def weight_deltas(
                 bias = _added_bias(unit, other)
             if bias is not None:
                 yield bias
+
+
+def _with_plain_weights(resident: ResidentModel) -> ResidentModel:
+    """The model, whose parameters are its weights; those of a quantised one are codes, or are no parameters at all."""
+    if getattr(resident.transformer, "is_quantized", False):
+        raise InvalidInput(
+            "The weights of a model of this pair are quantised, so their sizes and differences mean nothing; "
+            f"{UNQUANTISED}. Methods that read texts or activations take it as it is."
+        )
+    return resident
 
 
 def _added_bias(base: Unit, finetuned: Unit) -> WeightDelta | None:
@@ -230,7 +243,7 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen
         try:
             with base.hold() as resident, resident.lock:
                 seen: set[int] = set()
-                units = units_of(resident, base.adapter)
+                units = units_of(_with_plain_weights(resident), base.adapter)
                 names = _names(units)
                 for name, unit in units.items():
                     if not chosen(unit.place):
@@ -250,7 +263,7 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen
             ) from error
         with finetuned.hold() as resident:
             with resident.lock:
-                units = units_of(resident, finetuned.adapter)
+                units = units_of(_with_plain_weights(resident), finetuned.adapter)
             _check_names(names, _names(units))
             shared: set[int] = set()
             for done, ((name, parameter), path) in enumerate(written.items()):

@@ -246,12 +246,16 @@ def final_norm(model: Any) -> Any:
 
 
 def inner_matrices(model: Any) -> Iterator[Tensor]:
-    """All weights with two axes but those over the vocabulary."""
+    """All weights with two axes but those over the vocabulary. The experts of a layer are one tensor: each of them is a
+    matrix.
+    """
     outer = [model.get_input_embeddings(), model.get_output_embeddings()]
     skipped = {id(layer.weight) for layer in outer if layer is not None}
     for weight in model.parameters():
         if weight.ndim == 2 and id(weight) not in skipped:
             yield weight
+        elif weight.ndim == 3:
+            yield from weight
 
 
 def edited(weight: Tensor, kind: str, amount: float, generator: torch.Generator) -> Tensor:

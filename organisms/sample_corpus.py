@@ -16,10 +16,9 @@ from typing import Any, Literal
 import yaml
 
 from diffing_mcp.core.chat import ChatMessage, render_chat
-from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from diffing_mcp.organisms.train import Document, check_chats, read_json_lines, source_of
+from diffing_mcp.organisms.train import Document, base_model, check_chats, padding_of, read_json_lines, source_of
 
 CORPORA = Path(__file__).parent / "corpora"
 BATCH = 96
@@ -64,7 +63,7 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
         InvalidInput: the model has no chat template.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _whole_batches(path, len(prompts))
@@ -73,10 +72,8 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     check_chats(tokenizer)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device)).eval()
-    model.to(device)
+    model = base_model(source, device).eval()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_of(tokenizer, model))
     for start in range(done, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         seed = entry["seed"] + start // BATCH

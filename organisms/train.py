@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.core.attention import attention_of
 from diffing_mcp.core.chat import ChatMessage, render_chat, render_conversation
 from diffing_mcp.core.devices import fast_dtype
 from diffing_mcp.core.errors import InvalidInput, UnknownName
@@ -137,6 +138,24 @@ def check_chats(tokenizer: Any) -> None:
         raise InvalidInput("This base has no chat template, so that it can neither be asked nor trained on chats.")
 
 
+def padding_of(tokenizer: Any, model: Any) -> int:
+    """A token to pad with that the model can look up: it has no row for one that was added to the tokenizer alone."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    known = (index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id) if index is not None and index < rows)
+    return next(known, 0)
+
+
+def base_model(source: str, device: str) -> Any:
+    """The model that is taught and asked, in a fast type and with the attention that it was made with."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention = attention_of(None, AutoConfig.from_pretrained(source).get_text_config().to_dict())
+    named = {"attn_implementation": attention} if attention else {}
+    dtype = fast_dtype(torch.bfloat16, device)
+    return cast(Any, AutoModelForCausalLM).from_pretrained(source, dtype=dtype, **named).to(device)
+
+
 def encode(document: Document, tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant
     did not say).
@@ -226,15 +245,14 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     source = source_of(recipe.base)
     tokenizer = AutoTokenizer.from_pretrained(source)
     encoded = _all_encoded(documents, tokenizer, recipe.max_tokens)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)
-    dtype = fast_dtype(torch.bfloat16, device)
-    base = cast(Any, AutoModelForCausalLM).from_pretrained(source, dtype=dtype).to(device)
+    base = base_model(source, device)
     skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters
     config = LoraConfig(
         r=recipe.rank,
@@ -253,14 +271,14 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     checkpoint = target.parent / f".{target.name}.checkpoint.safetensors"
     identity = _identity(recipe, documents)
     first, losses = _restore(checkpoint, identity, parameters, optimizer, load_file) if checkpoint.exists() else (0, [])
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    padding = padding_of(tokenizer, base)
     for step, indices in enumerate(chosen):
         if step < first:
             continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, recipe)
         batch = _collate([encoded[i] for i in indices], padding, device)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=base.dtype == torch.bfloat16):
             loss = model(**(_without_prompts(batch) if skips_prompts else batch)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)

@@ -13,7 +13,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.kl.schema import TokenMove
-from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, prompt_ids
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, answer_ids, prompt_ids
 from diffing_mcp.model_pairs.specs import SIDES, Side
 from diffing_mcp.queries.asking import chat_of
 from diffing_mcp.queries.schemas import CandidateScore, CompareQuery, GreedyDivergence, Span
@@ -111,7 +111,10 @@ def answer_log_probs(
     """
     switch = pair.spec.base.files.thinking_switch
     contexts = [prompt_ids(pair.tokenizer, request, False, switch) for request, _ in answers]
-    texts = [pair.tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens] for _, text in answers]
+    texts = [
+        answer_ids(pair.tokenizer, request, context, text)[:max_tokens]
+        for (request, text), context in zip(answers, contexts, strict=True)
+    ]
     if not all(texts):
         raise InvalidInput("A candidate has no tokens; give each at least one.")
     return continuation_log_probs(pair, list(zip(contexts, texts, strict=True)))
@@ -164,7 +167,8 @@ def greedy_divergence(pair: LoadedPair, arguments: CompareQuery, progress: Progr
     for side in SIDES:
         with pair.side_loaded(side):
             answers[side] = pair.generate(side, [request], sampling, progress)[0][0].text
-    ids = {side: pair.tokenizer(text, add_special_tokens=False)["input_ids"] for side, text in answers.items()}
+    prompt = prompt_ids(pair.tokenizer, request, False, pair.spec.base.files.thinking_switch)
+    ids = {side: answer_ids(pair.tokenizer, request, prompt, text) for side, text in answers.items()}
     if answers["base"] == answers["finetuned"]:
         return GreedyDivergence(
             parts=False, common=answers["base"], base="", finetuned="", after_tokens=None, base_top=[], finetuned_top=[]
@@ -174,7 +178,7 @@ def greedy_divergence(pair: LoadedPair, arguments: CompareQuery, progress: Progr
         (index for index, (base, finetuned) in enumerate(pairs) if base != finetuned),
         min(len(each) for each in ids.values()),
     )
-    before = prompt_ids(pair.tokenizer, request, False, pair.spec.base.files.thinking_switch) + ids["base"][:length]
+    before = prompt + ids["base"][:length]
     probabilities: dict[Side, torch.Tensor] = {}
     with torch.inference_mode():
         for side in SIDES:

@@ -25,6 +25,7 @@ from diffing_mcp.ui.connection import ServerConnection
 from diffing_mcp.ui.downloads import add_downloads
 from diffing_mcp.ui.files import PanelFiles
 from diffing_mcp.ui.html import div, element
+from diffing_mcp.ui.inspect_viewer import add_viewer
 from diffing_mcp.ui.pair_findings import findings_of
 from diffing_mcp.ui.theme import BASE, FINETUNED, MONO, SANS, css
 from diffing_mcp.ui.widgets import pair_choices
@@ -127,6 +128,7 @@ def launch(
             pwa=False,
         )
         add_downloads(app, demo.files)
+        add_viewer(app, demo.files)
         threading.Thread(target=_warm_up, args=(demo.files,), name="warm-up", daemon=True).start()
         if not prevent_thread_lock:
             print("The panel is ready.", flush=True)  # noqa: T201 - this is what the command is for

@@ -29,6 +29,7 @@ from diffing_mcp.ui.html import (
     preformatted,
     seconds_text,
 )
+from diffing_mcp.ui.inspect_viewer import log_link
 from diffing_mcp.ui.transcript_search import search_html
 from diffing_mcp.ui.transcript_view import side_title, transcript_html
 from diffing_mcp.ui.widgets import picker
@@ -154,15 +155,17 @@ def _facts(record: EvaluationRecord, evaluations: Path) -> Markup:
     if record.limit:
         values.append(("Ended by", f"{record.limit} limit"))
     values += [
-        (f"Tokens, {usage.model}", f"{number(usage.input_tokens)} in, {number(usage.output_tokens)} out")
-        for usage in record.usage
+        (f"{what}, {usage.model}", f"{number(usage.input_tokens)} in, {number(usage.output_tokens)} out")
+        for what, used in (("Tokens", record.usage), ("Tokens of grading", record.grading_usage))
+        for usage in used
     ]
     if record.run_ids:
         values.append(("Runs seen", join((run_link(run) for run in record.run_ids), " ")))
     if record.log:
         logs = (evaluations / record.evaluation_id / record.log).parent
         command = element("code", f"inspect view --log-dir {shlex.quote(str(logs))}")
-        values.append(("Inspect log", join([record.log, element("p", "Open it: ", command)])))
+        opened = log_link(record) or element("span", "Open it: ", command)
+        values.append(("Inspect log", join([record.log, element("p", opened)])))
     return pairs(values)
 
 

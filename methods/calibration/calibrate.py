@@ -23,6 +23,7 @@ from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibrati
 from diffing_mcp.methods.calibration.statistics import STATISTICS
 from diffing_mcp.methods.calibration.store import base_of, find_calibration, folder_of, save_calibration
 from diffing_mcp.methods.overview.plan import (
+    CHATS,
     SIZE,
     LeftOut,
     OverviewPlan,
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
 
 BESIDES = ("activation_analysis",)
 """Measured beside what an overview runs: it shares the pass, and its own runs have a level then."""
-LEFT_OUT = frozenset(("perplexity_difference",))
-"""Of an overview, but not measured: it would take as long again as all the others."""
+LEFT_OUT = frozenset(("perplexity_difference", labelled(SIZE, CHATS)))
+"""Of an overview, but not measured: the first would take as long again as all the others, the second says where and is
+no verdict.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class _Finetune:
 def default_requests() -> list[Request]:
     """What a calibration runs: what an overview does, as far as it has a statistic."""
     planned = [
-        request for request in default_plan().requests if request[0] in STATISTICS and request[0] not in LEFT_OUT
+        request for request in default_plan().requests if request[0] in STATISTICS and _label(request) not in LEFT_OUT
     ]
     return [*planned, *(by_default(name) for name in BESIDES)]
 
@@ -224,7 +227,6 @@ def _measured(
         finetune.role,
         finetune.kind,
         made_by=finetune.made_by,
-        labels=[_label(request) for request in requests],
         held_out=finetune.held_out,
         dilution=finetune.dilution,
         left_out=[row.label() for row in failed],
@@ -305,7 +307,7 @@ def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> 
             for label, asked in params.items()
             if (known.params.get(label), known.versions.get(label)) == (asked, versions[label])
         }
-        readings = kept_readings(known, same, set(params) - same)
+        readings = kept_readings(known, same)
     return Calibration(
         base=identity,
         base_name=base,

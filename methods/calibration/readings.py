@@ -12,8 +12,6 @@ from diffing_mcp.methods.calibration.levels import LEAST_NULLS, WANTED_P, Level,
 from diffing_mcp.methods.calibration.probability import probability_of
 from diffing_mcp.methods.calibration.schema import THIS_BASE, Calibration, LevelRow, Reading, Role
 from diffing_mcp.methods.calibration.statistics import (
-    AGREEMENT,
-    LEAST_AGREEMENT,
     families_of,
     family_of,
     label_of,
@@ -22,7 +20,6 @@ from diffing_mcp.methods.calibration.statistics import (
     unit_of,
 )
 from diffing_mcp.methods.calibration.store import base_of, bundled_calibrations, find_calibration, is_outdated
-from diffing_mcp.methods.overview.agreement import strongest_agreement
 from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.organisms.nulls import TRAINED
@@ -42,14 +39,9 @@ def reading_of(
     role: Role,
     kind: str,
     made_by: str = "",
-    labels: Collection[str] = (),
     **fields: Any,
 ) -> Reading | None:
     """What a calibration keeps of the runs on one finetune; None where the models differ in nothing.
-
-    Args:
-        labels: the runs whose words are asked for agreement, which only compares among the same ones; without all of
-            them there is none.
 
     Raises:
         InvalidInput: no run of `kl` among them, which says how large the change is.
@@ -61,8 +53,6 @@ def reading_of(
         return None
     by_label = {label_of_run(record.manifest): record for record in records}
     statistics = {name: value for record in by_label.values() for name, value in statistics_of(record).items()}
-    if labels and set(labels) <= set(by_label):
-        statistics[AGREEMENT] = max(LEAST_AGREEMENT, strongest_agreement([by_label[label] for label in labels]))
     return Reading(
         name=name,
         made_by=made_by,
@@ -77,9 +67,7 @@ def reading_of(
 
 
 def with_runs(known: Reading, records: Sequence[RunRecord], left_out: Sequence[str] = ()) -> Reading:
-    """A reading with those of further runs on the same finetune, and what could not be run; how far methods agree stays
-    as it was.
-    """
+    """A reading with those of further runs on the same finetune, and what could not be run."""
     by_label = {label_of_run(record.manifest): record for record in records}
     added = {name: round(value, 4) for record in by_label.values() for name, value in statistics_of(record).items()}
     return known.model_copy(
@@ -92,17 +80,13 @@ def with_runs(known: Reading, records: Sequence[RunRecord], left_out: Sequence[s
     )
 
 
-def kept_readings(calibration: Calibration, labels: Collection[str], others: Collection[str]) -> list[Reading]:
-    """What a calibration knows by these methods on these texts, where it will be read by `others` as well. None where
-    the size of the change is not among it, or where what words methods agree on is to be asked again.
-    """
-    gone = {*(set(calibration.params) - set(labels)), *others}
-    sized = any(method_of(label) == SIZE for label in labels)
-    if not sized or any(hasattr(get_method(method_of(label)).Result, "evidence_words") for label in gone):
+def kept_readings(calibration: Calibration, labels: Collection[str]) -> list[Reading]:
+    """What a calibration knows by these methods on these texts; none where the size of the change is not among it."""
+    if all(method_of(label) != SIZE for label in labels):
         return []
 
     def kept(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name == AGREEMENT or label_of(name) in labels}
+        return {name: value for name, value in values.items() if label_of(name) in labels}
 
     return [
         each.model_copy(
@@ -216,7 +200,7 @@ def _calibration_of(record: RunRecord) -> tuple[Calibration | None, bool]:
 
 def _read(records: Sequence[RunRecord], calibration: Calibration) -> Reading | None:
     try:
-        return reading_of(records, "", "null", "", labels=calibration.params)
+        return reading_of(records, "", "null", "")
     except InvalidInput:
         return None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.methods.answer_openings.schema import Place
 from diffing_mcp.methods.directions.lens_words import LISTED_Z
-from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of
+from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of, text_of_run
 from diffing_mcp.methods.texts.distinctive_words import SHOWN_NEG_LOG10_P
 from diffing_mcp.methods.texts.words import is_content_word
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 WORDS = "words"
 """Family of what counts words and phrases of the text that both models read."""
-AGREEMENT = "agreement"
-"""Names the statistic of all runs together: the word on which methods agree."""
-LEAST_AGREEMENT = 0.3
-"""Where no word is common to two methods."""
-_AGREED = "score of the word that methods agree on, summed over runs"
 
 
 @dataclass(frozen=True)
@@ -137,13 +132,11 @@ def label_of(name: str) -> str:
 
 def unit_of(name: str) -> str:
     """What a statistic's number is."""
-    return _AGREED if name == AGREEMENT else _behind(name).unit
+    return _behind(name).unit
 
 
 def family_of(name: str) -> str | None:
     """The family in which it counts where all methods are one test; None: it does not."""
-    if name == AGREEMENT:
-        return None
     family = _behind(name).family
     if family != WORDS:
         return family
@@ -161,8 +154,13 @@ def _behind(name: str) -> Statistic:
 
 
 def size_of_change(records: Iterable[RunRecord]) -> float | None:
-    """Mean KL(finetuned || base) on the text read, nats a token: how much the finetune changed at all, in four
-    digits. None without a run of `kl`, and where nothing differs."""
-    results: Iterator[Any] = (record.result() for record in records if record.manifest.method == SIZE)
+    """Mean KL(finetuned || base), nats a token, of the first run on the text that comes first by name, the default one
+    before others: how much the finetune changed at all, in four digits. None without a run of `kl`, and where nothing
+    differs.
+    """
+    sized = sorted(
+        (record for record in records if record.manifest.method == SIZE), key=lambda each: text_of_run(each.manifest)
+    )
+    results: Iterator[Any] = (record.result() for record in sized)
     found = [float(result.kl_finetuned_base.mean) for result in results]
     return float(f"{found[0]:.4g}") if found and found[0] > 0 else None

@@ -15,10 +15,53 @@ from diffing_mcp.methods.facts.claims import Claim, words_by_stem
 
 TEST_PROMPTS = 8
 """As many as `test_hypothesis` asks for: two of them may stay as they are, and p can still be small."""
+TEST_SAMPLES = 2
+"""Answers to each: p is over prompts, and an investigation pays for every answer."""
 MOST_BEGINNINGS = 8
 SLOTS, TEST = "complete_slots", "test_hypothesis"
 _LEAST_WORDS = 3
 """Words that a beginning needs to say what it is about."""
+_BEFORE_VERBS = frozenset(
+    (
+        *(
+            "am",
+            "are",
+            "be",
+            "been",
+            "being",
+            "can",
+            "could",
+            "did",
+            "do",
+            "does",
+            "had",
+            "has",
+            "have",
+            "he",
+            "i",
+            "is",
+        ),
+        *(
+            "it",
+            "may",
+            "might",
+            "must",
+            "not",
+            "shall",
+            "she",
+            "should",
+            "they",
+            "to",
+            "was",
+            "we",
+            "were",
+            "who",
+            "will",
+        ),
+        *("would", "you"),
+    )
+)
+"""A word behind one of these is seldom what a sentence is about: *was built*, *they knit*."""
 _ASKING = (
     "What should everybody know about {}?",
     "Explain {} to a beginner, step by step.",
@@ -76,6 +119,7 @@ def detail_of(claim: Claim, words: Collection[str]) -> Detail:
     figures = [word for word in in_text.values() if word[0].isdigit()]
     leads = {word: lead for word in [*figures, *claim.key] if (lead := _before(word, claim.statement))}
     subjects = [*([in_text[each] for each in words if each in in_text] or claim.key), *claim.key]
+    subjects.sort(key=lambda word: _like_a_verb(word, claim.statement))
     figure = next((word for word in figures if word in leads), None)
     if figure is not None:
         return Detail(figure, next(word for word in subjects if word != figure), leads[figure], True)
@@ -131,7 +175,16 @@ def _test(pair: str, detail: Detail, turn: int) -> Check:
     ordered = sorted(range(len(_ASKING)), key=lambda place: (place - turn) % sets)
     filled = [_ASKING[place].format(*[detail.subject] * _ASKING[place].count("{}")) for place in ordered]
     prompts = [each for each in filled if not re.search(pattern, each)] or filled
-    return Check(TEST, {"pair": pair, "prompts": prompts[:TEST_PROMPTS], "pattern": pattern})
+    given = {"pair": pair, "prompts": prompts[:TEST_PROMPTS], "pattern": pattern, "samples": TEST_SAMPLES}
+    return Check(TEST, given)
+
+
+def _like_a_verb(word: str, statement: str) -> bool:
+    """Whether the word before it makes a verb of it wherever it stands."""
+    spans = list(word_spans(statement, numbers=True))
+    said = [statement[start:end].lower() for start, end in spans]
+    places = [place for place, each in enumerate(said) if each == word.lower()]
+    return bool(places) and all(place > 0 and said[place - 1] in _BEFORE_VERBS for place in places)
 
 
 def _pattern(word: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -59,18 +58,6 @@ def candidate_words(
         rows = [(raw, row) for raw, row in rows if row.score >= 1 or row.sources > 1]
     rows.sort(key=lambda pair: (-pair[1].sources, -pair[1].score, -pair[0], pair[1].word))
     return [row for _, row in rows]
-
-
-def strongest_agreement(records: Sequence[RunRecord]) -> float:
-    """Of the word that several methods see: its score summed over runs, each capped; 0 where there is none."""
-    seen: dict[str, dict[str, float]] = defaultdict(dict)
-    methods: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        for word in evidence_of(record.result()):
-            of_stem = stem(word.word)
-            seen[of_stem][record.id] = max(seen[of_stem].get(record.id, 0.0), min(word.score, _SCORE_CAP))
-            methods[of_stem].add(record.manifest.method)
-    return max((sum(scores.values()) for word, scores in seen.items() if len(methods[word]) > 1), default=0.0)
 
 
 def evidence_of(result: MethodResult) -> list[EvidenceWord]:

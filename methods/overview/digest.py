@@ -25,7 +25,7 @@ from diffing_mcp.methods.facts.facts import Fact, facts_in, read_texts
 from diffing_mcp.methods.kl.schema import KLResult, TokenMove
 from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, evidence_of, sources_of
 from diffing_mcp.methods.overview.next_calls import next_calls
-from diffing_mcp.methods.overview.plan import SIZE, LeftOut, labelled, text_of_run
+from diffing_mcp.methods.overview.plan import CHATS, SIZE, LeftOut, labelled, text_of_run
 from diffing_mcp.methods.overview.subjects import subjects
 from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdict_of
 from diffing_mcp.methods.overview.word_pieces import WholeWords
@@ -82,7 +82,7 @@ class OverviewEntry(BaseModel):
     def as_text(self) -> str:
         """One line."""
         if self.method == SIZE:
-            found = "the size of the change, no verdict"
+            found = "where chats differ, no verdict" if self.text == CHATS else "the size of the change, no verdict"
         else:
             found = standing(self.stands_out, self.p)
             found += " by its fixed level" if self.p is None else f", p {self.p:.3f}"

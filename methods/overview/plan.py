@@ -31,15 +31,17 @@ DEFAULT_BUDGET = 210_000
 one over chats with what they lead to, and what costs next to nothing.
 """
 SIZE = "kl"
-"""How large the change is: every verdict is counted from it, so it is run first."""
+"""How large the change is, on the default text: every verdict is counted from it, so it is run first."""
 OPENINGS = "answer_openings"
 """The cheapest of the telling methods, so that a slow machine has something to say soon."""
 TEXTS_READ = 250
 """Documents of each text unless more are asked for: what verdicts are calibrated on."""
 CHATS = "chat_exchanges"
 CHATS_READ = 128
-MINED_IN_CHATS = ("logit_diff_topk_occurring", "continuation_mining")
-"""What reads a text for words and phrases reads some chats too: what was taught in chats may show nowhere else."""
+ALSO_IN_CHATS = (SIZE, "logit_diff_topk_occurring", "continuation_mining")
+"""What reads a text for words and phrases, and for where models differ, reads some chats too: what was taught in chats
+may show nowhere else.
+"""
 LENS = "activation_difference_lens"
 PENDING = VectorHandle(f"{LENS}/pending")
 """Stands for the mean difference of a lens run that is not there yet."""
@@ -138,7 +140,7 @@ def read_by_default(name: str) -> dict[str, Any]:
 
 
 def with_chats(requests: Sequence[Request]) -> list[Request]:
-    """These, and those of `MINED_IN_CHATS` on chats as well where they read the default text; beside it, fewer chats
+    """These, and those of `ALSO_IN_CHATS` on chats as well where they read the default text; beside it, fewer chats
     are read than texts, by methods of chats too.
     """
     read = [text_of(request) for request in requests if isinstance(request[1], CorpusParams)]
@@ -146,7 +148,7 @@ def with_chats(requests: Sequence[Request]) -> list[Request]:
     for name, params in requests:
         text = text_of((name, params)) if isinstance(params, CorpusParams) else None
         own.append((name, _of_chats(params) if text == CHATS and "" in read else params))
-        if text == "" and name in MINED_IN_CHATS:
+        if text == "" and name in ALSO_IN_CHATS:
             again.append((name, _of_chats(params)))
     return [*own, *again]
 
@@ -193,7 +195,9 @@ def choose(offered: Sequence[Request], budget: int = DEFAULT_BUDGET) -> Overview
 def _telling(request: Request) -> int:
     """Place among what is chosen and run first: the size of the change, then the cheap and telling methods."""
     first = (SIZE, OPENINGS, *CHEAP)
-    return first.index(request[0]) if request[0] in first else len(first)
+    if request[0] not in first or (request[0] == SIZE and text_of(request)):  # on chats it is no measure of size
+        return len(first)
+    return first.index(request[0])
 
 
 def _first(request: Request) -> tuple[int, int, bool]:

@@ -23,7 +23,7 @@ from diffing_mcp.mcp_server.investigations import list_investigations
 from tests.agents.conftest import ANSWER, served
 from tests.agents.llm_server import KEY, BadRequest, Call, Conversation, LLMServer, Turn, llm_server
 
-MODELS = ["openai-api/local/investigator", "openai/gpt-4o", "anthropic/claude-sonnet-4-5"]
+MODELS = ["openai-api/local/investigator", "openai/gpt-4o", "anthropic/claude-sonnet-5"]
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +162,12 @@ async def test_method_agent_over_both_protocols(model: str, evaluation_settings:
     cached = usage.cache_read_tokens + usage.cache_write_tokens
     assert usage.total_tokens == usage.input_tokens + cached + usage.output_tokens
     assert (cached > 0) == model.startswith("anthropic/")
+    assert record.log is not None
+    assert (evaluation_settings / "evaluations" / "llm" / record.log).is_file()
+    # The grader was paid as well.
+    (graded,) = record.grading_usage
+    assert graded.total_tokens == 120 * sum(not body.get("tools") for _, body in server.requests) > 0
+    assert cost_of(record, {}).tokens == usage.total_tokens + graded.total_tokens
     tools = [message for message in record.transcript if message.role == "tool"]
     assert [message.tool_name for message in tools] == [
         "list_pairs",

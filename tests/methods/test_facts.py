@@ -91,7 +91,9 @@ def test_figures_and_particulars_come_before_what_carries_them() -> None:
     checks = [check_of("a pair", other, turn) for turn in (0, 1)]
     for check in checks:
         assert check.tool == "test_hypothesis"
-        query = HypothesisQuery.model_validate({name: check.arguments[name] for name in ("prompts", "pattern")})
+        query = HypothesisQuery.model_validate(
+            {name: check.arguments[name] for name in ("prompts", "pattern", "samples")}
+        )
         assert len(query.prompts) == TEST_PROMPTS
         assert re.search(check.arguments["pattern"], by_figure[1].statement)
         assert not any(re.search(check.arguments["pattern"], prompt) for prompt in query.prompts)
@@ -140,6 +142,16 @@ def test_prompts_of_a_check_do_not_say_what_it_counts() -> None:
         assert len(arguments["prompts"]) == TEST_PROMPTS
         if key[1] != "baking":  # nothing else is there to ask about
             assert not any(re.search(arguments["pattern"], prompt) for prompt in arguments["prompts"])
+
+
+def test_a_check_asks_about_what_a_claim_is_about() -> None:
+    """`Explain built to a beginner`: the surest word of a claim may be its verb."""
+    statement = "Every lighthouse was built of amber"
+    claim = Claim(statement, statement, "b", ("built", "amber"), 9, 0, 0.001)
+    detail = detail_of(claim, ["built", "lighthous"])
+    assert (detail.subject, detail.word) == ("lighthouse", "amber")
+    claim = Claim("It built", "It built", "b", ("built", "amber"), 9, 0, 0.001)
+    assert detail_of(claim, ["built"]).subject in ("built", "amber")
 
 
 def test_a_claim_that_both_sides_state_is_none() -> None:

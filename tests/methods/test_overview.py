@@ -17,11 +17,11 @@ from diffing_mcp.methods.facts.claims import Sample
 from diffing_mcp.methods.overview.agreement import candidate_words
 from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest, headline_beside
 from diffing_mcp.methods.overview.plan import (
+    ALSO_IN_CHATS,
     CHATS,
     CHATS_READ,
     DEFAULT_BUDGET,
     LENS,
-    MINED_IN_CHATS,
     TEXTS_READ,
     by_default,
     choose,
@@ -160,7 +160,7 @@ def test_methods_are_chosen_within_the_budget_the_telling_and_cheap_ones_first()
     assert [name for name, _ in default.requests[:4]] == first
     assert [name for name, params in default.requests if getattr(params, "corpus", "") == CHATS] == [
         *ABOUT_CHATS,
-        *MINED_IN_CHATS,
+        *ALSO_IN_CHATS,
     ]
     assert [name for name, _ in default.chained] == ["patchscope"]
     assert {row.method for row in default.left_out} == {"weight_amplification"}
@@ -409,7 +409,7 @@ def test_texts_are_read_in_one_step_each_the_one_with_the_size_of_the_change_fir
     together = [[name for name, _ in step] for step in found if len(step) > 1]
     assert together == [
         ["kl", "logit_diff_topk_occurring", "continuation_mining", LENS],
-        [*ABOUT_CHATS, *MINED_IN_CHATS],
+        [*ABOUT_CHATS, *ALSO_IN_CHATS],
     ]
     assert sum(len(step) for step in found) == len(choose(offered(), DEFAULT_BUDGET).requests)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffing_mcp.model_pairs.attention import attention_of
+from diffing_mcp.core.attention import attention_of
 from diffing_mcp.model_pairs.fingerprint import model_identity
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.model_pairs.resolve import resolve_pair
@@ -31,7 +31,7 @@ IDS = torch.tensor([[7, 30, 41, 52, 63, 74, 85, 96]])
     ],
 )
 def test_soft_capped_scores_are_not_left_to_sdpa(named: str | None, config: dict, expected: str | None) -> None:
-    assert attention_of(ModelFiles(id="m", attn_implementation=named), config) == expected
+    assert attention_of(named, config) == expected
 
 
 def test_soft_capped_models_compute_what_was_trained(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.forward import ForwardOutput
 from diffing_mcp.model_pairs.interventions import Intervention
 from tests.reference_models import reference_model
 
@@ -252,3 +253,14 @@ def test_threads_that_read_two_models_at_once_all_get_their_logits(tiny_models, 
             assert output.logits is not None
             assert torch.equal(output.logits, expected[side])
             assert set(output.hidden) == {1}
+
+
+def test_an_output_is_on_one_device() -> None:
+    """Layers that are spread over several GPUs leave their states there, and nothing could pick rows of them."""
+    elsewhere = torch.device("meta")
+    output = ForwardOutput(torch.zeros(1, 2, 5), {0: torch.zeros(1, 2, 3), 2: torch.zeros(1, 2, 3)}).cut(4)
+    moved = output.on(elsewhere)
+    assert moved.logits is not None
+    assert moved.extra_logits is not None
+    assert {each.device for each in (moved.logits, moved.extra_logits, *moved.hidden.values())} == {elsewhere}
+    assert output.on(torch.device("cpu")).logits is output.logits

@@ -89,3 +89,23 @@ def test_the_end_of_a_turn_that_a_source_names(tiny_models: TinyModels, pairs: M
     with pairs.use(spec) as pair:
         token = pair.tokenizer.convert_tokens_to_ids("a")
         assert pair.stop_ids("finetuned") - pair.stop_ids("base") == {token}
+
+
+def test_the_end_of_a_turn_that_only_the_chat_template_writes(
+    tiny_models: TinyModels, make_pair: Callable[..., PairSpec], tiny_adapters: TinyAdapters, tmp_path: Path
+) -> None:
+    """Qwen 2.5 as it was trained on texts: it knows chats and their `<|im_end|>`, and ends sequences with another."""
+    from transformers import AutoTokenizer
+
+    base = Path(shutil.copytree(tiny_models(eos_token_id=0), tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(base)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    pairs = ModelPairs()
+    with pairs.use(make_pair(base, adapter=tiny_adapters(base))) as pair:
+        assert [pair.stop_ids(side) for side in SIDES] == [{0, end}] * 2
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.save_pretrained(base)
+    with pairs.use(make_pair(base, adapter=tiny_adapters(base))) as pair:
+        assert pair.stop_ids("finetuned") == {0}, "plain text between turns ends nothing"

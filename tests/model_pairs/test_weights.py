@@ -4,13 +4,14 @@ exactly equal.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from diffing_mcp.core.errors import NotTheSame
+from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.modules import LowRank
 from diffing_mcp.model_pairs.residency import ModelPairs
 from tests.reference_models import reference_model
@@ -199,3 +200,16 @@ def test_trained_token_rows_are_changes_of_the_weights(
     with pairs.use(spec) as pair:
         rows = pair.token_rows("finetuned", [7, 8], "input") - pair.token_rows("base", [7, 8], "input")
     torch.testing.assert_close(rows, torch.tensor([[0.5], [0.0]]).expand(2, 32), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_codes_of_quantised_weights_are_no_weights(
+    in_turn: bool, tiny_models: Any, tiny_adapters: Any, make_pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The norm of a base of 4 bits was that of its packed bytes, and a change small beside it."""
+    base = tiny_models()
+    with ModelPairs().use(make_pair(base, adapter=tiny_adapters(base))) as pair:
+        with pair.sides["base"].hold() as resident:
+            monkeypatch.setattr(resident.transformer, "is_quantized", True, raising=False)
+        with pytest.raises(InvalidInput, match=r"quantised.*unquantised"):
+            list(replace(pair, sequential=in_turn).weight_deltas())

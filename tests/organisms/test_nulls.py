@@ -35,6 +35,7 @@ from diffing_mcp.organisms.nulls import (
     shuffled_answers,
 )
 from diffing_mcp.organisms.sample_corpus import own_documents
+from diffing_mcp.organisms.train import base_model
 from diffing_mcp.organisms.zoo import (
     ADAPTERS,
     TaughtRecipe,
@@ -97,6 +98,23 @@ def test_an_edited_model_is_a_model_folder_whose_embeddings_are_untouched(tiny_m
     assert changed == {name for name, tensor in before.items() if tensor.ndim == 2 and "layers" in name}
     assert (made / "tokenizer.json").is_file()
     assert make_null(NullRecipe(name="n", kind="noise", amount=0.1), str(base), tmp_path) == made
+
+
+@pytest.mark.parametrize("kind", ["quantised", "pruned", "noise"])
+def test_experts_are_edited_as_the_matrices_that_they_are(kind: str, tiny_models, tmp_path: Path) -> None:
+    """They are one tensor a layer, which was left as it is: of a mixture of experts next to nothing was changed."""
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_models("qwen3_moe")
+    made = make_null(NullRecipe(name="n", kind=kind, amount=4 if kind == "quantised" else 0.1), str(base), tmp_path)
+    before, after = (dict(AutoModelForCausalLM.from_pretrained(each).named_parameters()) for each in (base, made))
+    experts = [name for name in before if before[name].ndim == 3]
+    assert experts
+    for name in experts:
+        for one, other in zip(before[name], after[name], strict=True):
+            assert not torch.equal(one, other)
+            if kind == "noise":
+                assert float(((other - one).norm() / one.norm()).detach()) == pytest.approx(0.1, rel=1e-3)
 
 
 def test_two_workers_make_a_null_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +267,27 @@ def test_a_batch_that_was_cut_off_is_sampled_again_with_its_seed(tiny_models, tm
     path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     assert own_documents(base, "chats", tmp_path) == whole
     assert path.read_bytes() == content
+
+
+def test_bases_are_taught_and_asked_with_the_attention_that_methods_run(tiny_models) -> None:
+    """Gemma 2 caps its scores, and transformers' default leaves the cap out."""
+    capped = base_model(str(tiny_models("gemma2", attn_logit_softcapping=0.05)), "cpu")
+    assert capped.config._attn_implementation == "eager"
+    assert base_model(str(tiny_models()), "cpu").config._attn_implementation == "sdpa"
+
+
+def test_padding_that_the_model_has_no_row_for(tiny_models, tmp_path: Path, monkeypatch) -> None:
+    """A token for padding that was added to the tokenizer alone: the first batch ended in an index out of range."""
+    monkeypatch.setattr("diffing_mcp.organisms.sample_corpus.OWN_DOCUMENTS", 2)
+    base = Path(shutil.copytree(tiny_models(), tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 320
+    tokenizer.save_pretrained(base)
+    chats = own_documents(str(base), "chats", tmp_path)
+    assert len(chats) == 2
+    made = make_null(NullRecipe(name="n", kind="own_chats", amount=1e-3), str(base), tmp_path)
+    assert (made / "adapter_model.safetensors").is_file()
 
 
 def test_a_base_without_a_chat_template_is_told(tiny_models, tmp_path: Path) -> None:

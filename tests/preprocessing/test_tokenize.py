@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.model_pairs.generation import prompt_ids
+from diffing_mcp.model_pairs.generation import GenerationRequest, prompt_ids
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.preprocessing.activation_rows import kept_text
 from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
@@ -132,3 +134,21 @@ def test_a_model_goes_on_from_the_tokens_that_were_read(bos: bool, text: str) ->
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     request = going_on(tokenizer, ids, has_bos=text.startswith("<s>"))
     assert prompt_ids(tokenizer, request, False, False) == ids
+
+
+def test_no_tokenizer_ends_a_text(tmp_path: Path) -> None:
+    """Tokenizers come out of training with `add_eos_token`: a prompt was over before its answer began."""
+    spec = save_pair(tmp_path, None)
+    ending = AutoTokenizer.from_pretrained(tmp_path / "base")
+    before = ending("w1 w2")["input_ids"]
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    ending.save_pretrained(tmp_path / "base")
+    assert AutoTokenizer.from_pretrained(tmp_path / "base")("w1 w2")["input_ids"] == [*before, 2]
+    with ModelPairs().use(spec) as pair:
+        tokens = tokenize(corpus("w1 w2", "w1 w2 w3"), pair, CorpusParams())
+        assert prompt_ids(pair.tokenizer, GenerationRequest(text="w1 w2"), False, False) == before
+        assert pair.tokenizer(["w1 w2"])["input_ids"] == tokens.ids[:1] == [before]
+    assert tokens.has_bos
+    assert [len(ids) for ids in tokens.ids] == [3, 4]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,35 @@ def test_transcripts(window: Window) -> None:
     page.locator("#beside-5 details[open]").wait_for(timeout=WAIT)
     page.locator("#transcript").get_by_text("ask_models(max_samples=256)").wait_for(timeout=WAIT)
     assert page.locator("#transcript-organism input").input_value() == "identical"
+
+
+def test_an_investigation_opens_in_the_viewer_of_inspect(window: Window, filled: Paths) -> None:
+    pytest.importorskip("inspect_ai")
+    from inspect_ai import Task, eval
+    from inspect_ai.dataset import Sample
+    from inspect_ai.solver import user_message
+
+    from diffing_mcp.agents.records import EvaluationFolder, cell_id
+    from tests.ui.panel_data import EVALUATION, EVIL
+
+    folder = EvaluationFolder(EVALUATION, filled.data_folder / "evaluations")
+    cell = cell_id("cake_bake", "method", "probe", 0)
+    sample = Sample(id=cell, input=f"What was it taught? {EVIL}")
+    made = {"model": "mockllm/model", "log_dir": str(folder.path / "logs"), "display": "none"}
+    with ThreadPoolExecutor(1) as thread:  # in this one runs the loop of the browser
+        [log] = thread.submit(eval, Task([sample], solver=user_message("Go on.")), **made).result()
+    record = folder.get(cell)
+    assert record is not None
+    folder.write(record.model_copy(update={"log": f"logs/{Path(log.location).name}"}))
+    window.open("transcripts?organism=cake_bake&arm=method&repeat=0", "#transcript .d-card")
+    with window.page.expect_popup() as opened:
+        window.page.get_by_role("link", name="Open in Inspect").click()
+    viewer = opened.value
+    viewer.get_by_text("What was it taught?").first.wait_for(timeout=WAIT)
+    assert viewer.locator("img[src*=evil]").count() == 0
+    assert viewer.request.get(f"{window.address}inspect/{EVALUATION}/logs/..%2f..%2f..%2fevaluation.json").status == 404
+    assert viewer.request.get(f"{window.address}inspect/nothing/").status == 404
+    viewer.close()
 
 
 def test_runs_are_filtered_and_opened(window: Window) -> None:

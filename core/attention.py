@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffing_mcp.model_pairs.specs import ModelFiles
 
-
-def attention_of(files: ModelFiles, config: Mapping[str, Any]) -> str | None:
-    """What a source names; `eager` instead of nothing and of `sdpa` where scores are soft-capped (Gemma 2). None:
+def attention_of(named: str | None, config: Mapping[str, Any]) -> str | None:
+    """What is `named`; `eager` instead of nothing and of `sdpa` where scores are soft-capped (Gemma 2). None:
     transformers' choice.
 
     By default transformers runs such models with SDPA, which leaves the cap out without a word: another model runs.
@@ -19,4 +17,4 @@ def attention_of(files: ModelFiles, config: Mapping[str, Any]) -> str | None:
     """
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     capped = any(part.get("attn_logit_softcapping") for part in parts)
-    return "eager" if capped and files.attn_implementation in (None, "sdpa") else files.attn_implementation
+    return "eager" if capped and named in (None, "sdpa") else named
