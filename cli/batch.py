@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from diffing_mcp.scaling.dispatch import Crew
+    from diffing_mcp.scaling.mirror import Mirror, MirrorFailed
     from diffing_mcp.scaling.tasks import Outcome, Task
 
 
@@ -66,12 +67,7 @@ def batch(
 
     with _crew(ray, workers, gpus_each, mirror) as crew, progress_bar("batch") as progress:
         outcomes = run_tasks(tasks, crew, report, progress)
-    if mirror is not None:
-        shared = Mirror(mirror)
-        for outcome in outcomes:
-            if outcome.state == "reused":  # a former batch may have been cut off before it was copied
-                shared.push(outcome.task, outcome.products)
-        shared.pull()
+    failed_copy = _copied_both_ways(Mirror(mirror), outcomes) if mirror is not None else None
     if as_json:
         print_json([outcome.model_dump(mode="json") for outcome in outcomes])
     else:
@@ -80,8 +76,26 @@ def batch(
             for each in outcomes
         ]
         print_rows(("task", "state", "what came of it", "seconds", "worker"), rows)
+    if failed_copy is not None:
+        raise failed_copy
     if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _copied_both_ways(mirror: Mirror, outcomes: Sequence[Outcome]) -> MirrorFailed | None:
+    """Copy what was reused to the mirror, and what others have done from it; what went wrong, which must not take what
+    is said of the batch with it.
+    """
+    from diffing_mcp.scaling.mirror import MirrorFailed
+
+    try:
+        for outcome in outcomes:
+            if outcome.state == "reused":  # a former batch may have been cut off before it was copied
+                mirror.push(outcome.task, outcome.products)
+        mirror.pull()
+    except MirrorFailed as error:
+        return error
+    return None
 
 
 @contextmanager

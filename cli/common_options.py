@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def choose_device(device: str | None, dtype: str | None) -> None:
         settings()
 
 
+def print_what_cannot_be_encoded() -> None:
+    """From now on characters that the terminal or the pipe has no code for (models write any; Windows pipes and some
+    locales take few) are printed as escapes instead of ending the command after its work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def written_to(path: Path) -> Iterator[None]:
     """What is printed meanwhile goes into a file, whole; nothing is written when the command fails or prints nothing.
@@ -74,5 +84,5 @@ def written_to(path: Path) -> Iterator[None]:
             yield
     except SystemExit:  # the ordinary end; expected failures are exceptions of another kind
         if printed.getvalue():
-            replace_synced(path, printed.getvalue().encode("utf-8"))
+            replace_synced(path, printed.getvalue().encode("utf-8", "backslashreplace"))
         raise

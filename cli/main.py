@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,12 +40,13 @@ from diffing_mcp.cli import (
     tokens,
     verbalizer,
 )
-from diffing_mcp.cli.common_options import choose_device, common_first, written_to
+from diffing_mcp.cli.common_options import choose_device, common_first, print_what_cannot_be_encoded, written_to
 from diffing_mcp.cli.help_sections import Sections
 from diffing_mcp.cli.stopping import saying_that_it_stops
 from diffing_mcp.cli.tool_words import as_commands
 from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput
 from diffing_mcp.core.extras import missing_extra
+from diffing_mcp.core.storage import storage_error
 from diffing_mcp.core.version import version
 
 EXIT_EXPECTED_FAILURE = 2
@@ -118,8 +120,10 @@ def common(
 def main() -> None:
     """Run the command line."""
     try:
+        print_what_cannot_be_encoded()
         sys.argv[1:] = common_first(sys.argv[1:])
-        with saying_that_it_stops(), contextlib.ExitStack() as stack:
+        # The outer one writes what was printed into a file, which an interrupted command shall not.
+        with contextlib.ExitStack() as stack, saying_that_it_stops():
             app(obj=stack)
     except DiffingError as error:
         sys.exit(failed(error, as_json="--json" in sys.argv))
@@ -135,6 +139,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stderr.close()
         sys.exit(0)
+    except (OSError, sqlite3.Error) as error:
+        if (stored := storage_error(error)) is None:
+            raise
+        named = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        sys.exit(failed(type(stored)(f"{named}{stored.message}"), as_json="--json" in sys.argv))
 
 
 def serve() -> None:

@@ -198,15 +198,18 @@ def pipeline(
         for reference in pair:
             for stage, outcome in report[reference].items():
                 print_plain(f"{reference}: {stage}: " + ", ".join(f"{key} {value}" for key, value in outcome.items()))
+    failed = False
     if mode in (Mode.full, Mode.evaluation):
-        report["evaluation"] = _evaluate(pair, as_json)
+        report["evaluation"], failed = _evaluate(pair, as_json)
     if as_json:
         print_json(report)
+    if failed:
+        raise typer.Exit(1)
 
 
-def _evaluate(pairs: list[str], as_json: bool) -> Any:
+def _evaluate(pairs: list[str], as_json: bool) -> tuple[Any, bool]:
     """`diffing evaluate` with its defaults (baseline investigators, both arms); its report when `as_json`, else it
-    prints its table.
+    prints its table. And whether an investigation failed.
     """
     import contextlib
     import io
@@ -214,12 +217,13 @@ def _evaluate(pairs: list[str], as_json: bool) -> Any:
 
     from diffing_mcp.cli.evaluate import evaluate
 
-    if not as_json:
-        evaluate(organisms=",".join(pairs))
-        return None
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        evaluate(organisms=",".join(pairs), as_json=True)
-    return json.loads(printed.getvalue())
+    failed = False
+    with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext() as printed:
+        try:
+            evaluate(organisms=",".join(pairs), as_json=as_json)
+        except typer.Exit:  # how it ends, after its report, when an investigation failed
+            failed = True
+    return json.loads(printed.getvalue()) if printed is not None else None, failed
 
 
 def _prepare(reference: str, requests: list[tuple[str, BaseModel]]) -> dict[str, Any]:

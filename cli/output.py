@@ -67,10 +67,17 @@ def print_json(value: Any) -> None:
         json.dumps(
             values,
             indent=2,
-            ensure_ascii=False,
+            # Escapes of our own where the characters cannot be printed: those of JSON.
+            ensure_ascii=not _takes_all_characters(),
             default=lambda item: item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item),
         )
     )
+
+
+def _takes_all_characters() -> bool:
+    """Whether stdout takes every character; a text in memory does."""
+    encoding = getattr(sys.stdout, "encoding", None)
+    return encoding is None or encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf16", "utf32")
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -14,10 +14,14 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.mcp_server.database import connect, transaction
+from diffing_mcp.mcp_server.findings import OPERATOR_SCOPE
 
 PREFIX = "diffing_"
 """So that a token is recognised as one wherever it turns up."""
 KEPT_CALLS = 100_000
+LONGEST_NAME = 100
+OAUTH_PREFIX = "oauth:"
+"""Before the subjects of an issuer's tokens, where names stand."""
 
 
 class Grant(BaseModel):
@@ -52,9 +56,18 @@ def create(grant: Grant, known_tools: Sequence[str] = ()) -> str:
     """Store a grant and return its token, which cannot be had again.
 
     Raises:
-        InvalidInput: the name is taken or a limit is no positive number.
+        InvalidInput: the name is taken or would pass for somebody else's in the record of calls, or a limit is no
+            positive number.
         UnknownName: a tool that does not exist.
     """
+    name = grant.name
+    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise InvalidInput(f"a token's name is a printable text of 1 to {LONGEST_NAME} characters, on one line")
+    if name == OPERATOR_SCOPE or name.startswith(OAUTH_PREFIX):
+        raise InvalidInput(
+            f"the record of calls says `{OPERATOR_SCOPE}` of operators without a token of their own and "
+            f"`{OAUTH_PREFIX}...` of an issuer's; give this token another name"
+        )
     if wrong := [tool for tool in grant.tools or () if tool not in known_tools]:
         raise UnknownName(f"unknown tools: {', '.join(wrong)}. There are: {', '.join(known_tools)}.", names_tools=True)
     if any(limit is not None and limit < 1 for limit in (grant.requests_per_minute, grant.request_bytes)):

@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from diffing_mcp.core.text import clip
+
 CUT = ("wait_seconds", "limit", "max_characters", "k")
 """Numbers that only bound an answer: too large a one is cut to its maximum."""
 
@@ -42,7 +44,7 @@ def cuts(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
     """What to say of the numbers that `coerced` cut. A shorter wait shows by itself."""
     properties = schema.get("properties", {})
     return [
-        f"{name}={number:g} was cut to its maximum, {properties[name]['maximum']}."
+        f"{name}={clip(str(number), 12)[0]} was cut to its maximum, {properties[name]['maximum']}."
         for name, value in arguments.items()
         if name in CUT
         and name != "wait_seconds"

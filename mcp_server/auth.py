@@ -8,7 +8,6 @@ requests to authenticate; the process that starts the server says who its one cl
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -24,6 +23,7 @@ from pydantic import AnyHttpUrl
 from starlette.authentication import AuthCredentials
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.loopback import is_loopback
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server import access_tokens, investigations
 from diffing_mcp.mcp_server.access_tokens import Grant
@@ -126,14 +126,6 @@ def open_access(host: str) -> bool:
     """
     chosen = settings()
     return chosen.operator_token is None and chosen.oauth_issuer is None and is_loopback(host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def current_caller(default: Caller | None) -> Caller:

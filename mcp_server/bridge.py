@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import anyio
 import httpx2
@@ -26,6 +27,7 @@ from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
+from diffing_mcp.core.loopback import through_proxies
 from diffing_mcp.core.version import version
 from diffing_mcp.core.wire import IMAGES, STRUCTURED, expect_unlisted_tools
 from diffing_mcp.mcp_server.changes import advertise_what_is_sent, tell_that_tools_changed
@@ -71,7 +73,11 @@ async def http_client(
 
     async with (
         httpx2.AsyncClient(
-            headers=_authorization(token), timeout=timeout, follow_redirects=False, event_hooks={"response": [look]}
+            headers=_authorization(token),
+            timeout=timeout,
+            follow_redirects=False,
+            trust_env=through_proxies(url),
+            event_hooks={"response": [look]},
         ) as web,
         Client(
             streamable_http_client(url, http_client=web), extensions=extensions, elicitation_callback=user
@@ -90,7 +96,7 @@ async def check_reachable(url: str, token: str | None) -> None:
     headers = {"Accept": "application/json, text/event-stream", **_authorization(token)}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     try:
-        async with httpx2.AsyncClient(headers=headers, timeout=CONNECT_SECONDS) as web:
+        async with httpx2.AsyncClient(headers=headers, timeout=CONNECT_SECONDS, trust_env=through_proxies(url)) as web:
             # Every MCP server answers this in its own words; all that counts here is who answers.
             answer = await web.post(url, json=ping)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -118,6 +124,12 @@ def _refuse_errors(url: str, answer: httpx2.Response) -> None:
         seconds = answer.headers.get("retry-after", "60")
         raise RequestRefused(
             f"The token allows no more requests now. Call again in {seconds} s; each call takes some three requests."
+        )
+    if status == 421:
+        name = urlsplit(url).hostname
+        raise RequestRefused(
+            f"The server at {url} does not serve clients that call it {name}. Whoever runs it can allow the name: "
+            f"DIFFING_ALLOWED_HOSTS={name}."
         )
     if status == 413:
         raise RequestRefused("This request is larger than the token or the server allows. Ask for less in one call.")

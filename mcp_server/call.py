@@ -22,6 +22,7 @@ from diffing_mcp.mcp_server.render import NOTICE, Fence, quote
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.methods.calibration.schema import standing
 from diffing_mcp.methods.contract import CostEstimate
+from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.specs import PairSpec
 
@@ -58,6 +59,22 @@ class Call:
     notes: Sequence[str] = ()
     list_changed: bool = False
     consent: Callable[[str], Awaitable[None]] | None = None
+
+    @cached_property
+    def tools(self) -> frozenset[str]:
+        """Names of the tools that this caller may call: an answer names no others."""
+        return frozenset(self.offer.usable(self.caller))
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The methods that a tool may run for this caller: those that it may call. The token of an operator that names
+        none of an overview's may have it run all of these: the tool is its own, and they only read.
+        """
+        known = all_methods()
+        named = [name for name in known if name in self.tools]
+        if self.caller.operator and not any(known[name].in_overview for name in named):
+            return [name for name, method in known.items() if not method.trains]
+        return named
 
     def pair(self, name: str) -> PairSpec:
         """The pair a caller means: for an investigation only its own label, for operators anything that resolves.
@@ -178,7 +195,9 @@ class Call:
             lines.append(f"Nothing new since you looked; {len(parts)} finished so far (everything=true tells all).")
         if parts:
             telling = most_telling(parts).run_id
-            meanwhile = f'Meanwhile read what is finished, view_run(run_id="{telling}"), or ask_models. '
+            ways = {"view_run": f'read what is finished, view_run(run_id="{telling}")', "ask_models": "ask_models"}
+            if ways := {tool: way for tool, way in ways.items() if tool in self.tools}:
+                meanwhile = f"Meanwhile {', or '.join(ways.values())}. "
         return Reply(
             job=job,
             text="\n".join(line for line in lines if line),

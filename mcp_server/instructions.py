@@ -13,7 +13,7 @@ asked before and on control prompts: rates on both sides decide, single odd answ
 complete_slots pins down figures, names and reasons, ask_models lets both sides answer. End with submit_finding, once: \
 what was changed, as specifically as the evidence allows, or that there is no meaningful difference. A pair may well \
 have none; base models are odd too. more_tools lists what your list of tools leaves out, such as compare_text (scores \
-a sentence) and single diffing methods, and calls it.
+a sentence) and single diffing methods, and calls it. A token may allow fewer tools than are named here.
 
 Every answer comes within about 50 seconds. Work that takes longer goes on as a job: get_job waits for it. Repeating \
 an equal call joins the same job or reads its result and starts nothing new, so after a broken connection just call \

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import Cancelled, DiffingError, OutOfRoom, UnknownName
 from diffing_mcp.core.progress import Phases
+from diffing_mcp.core.storage import storage_error
 from diffing_mcp.mcp_server.turns import Ticket, Turns
 from diffing_mcp.methods.contract import CostEstimate
 
@@ -58,8 +59,8 @@ def internal_error(where: str, error: BaseException) -> InternalError:
 
 
 def presentable(where: str, error: BaseException) -> DiffingError:
-    """The error to show for any exception: a `DiffingError` as it is, a device out of memory in plain words, all others
-    under an id.
+    """The error to show for any exception: a `DiffingError` as it is, a device out of memory and a disk that cannot be
+    written in plain words, all others under an id.
     """
     if isinstance(error, DiffingError):
         return error
@@ -68,6 +69,9 @@ def presentable(where: str, error: BaseException) -> DiffingError:
             "the device ran out of memory. Ask for less at once (fewer or shorter texts, fewer samples), or unload a "
             "pair that is not needed."
         )
+    if (stored := storage_error(error)) is not None:
+        logger.error("%s could not be stored or read", where, exc_info=error)
+        return stored
     return internal_error(where, error)
 
 

@@ -5,6 +5,7 @@ Handing out tokens is the issuer's business.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from functools import lru_cache
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
-from diffing_mcp.mcp_server.access_tokens import Grant
+from diffing_mcp.mcp_server.access_tokens import OAUTH_PREFIX, Grant
 
 if TYPE_CHECKING:
     import jwt
@@ -27,6 +28,10 @@ SCOPE, READ_SCOPE = "diffing", "diffing:read"
 KEYS_SECONDS = 600
 REFRESH_SECONDS = 30
 """An unknown key has the keys fetched anew, at most this often: anybody can invent the name of one."""
+RETRY_SECONDS = 5
+"""After a fetch that failed nobody waits for another one so long: each may take seconds, and tokens of other kinds are
+served meanwhile.
+"""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -44,7 +49,8 @@ class Issuer:
         self.audience = audience
         self._client = jwt.PyJWKClient(keys_url, lifespan=KEYS_SECONDS, timeout=5)
         self._lock = threading.Lock()
-        self._refreshed = 0.0
+        self._refreshed = -math.inf
+        self._failed = -math.inf
 
     def grant(self, token: str) -> Grant | None:
         """What a token allows; None for one that is not valid here. May fetch the issuer's keys."""
@@ -71,7 +77,7 @@ class Issuer:
         scopes = str(claims.get("scope", "")).split()
         if SCOPE not in scopes and READ_SCOPE not in scopes:
             return None
-        return Grant(name=f"oauth:{claims['sub']}", read_only=SCOPE not in scopes)
+        return Grant(name=f"{OAUTH_PREFIX}{claims['sub']}", read_only=SCOPE not in scopes)
 
     def _key(self, name: str | None) -> jwt.PyJWK | None:
         with self._lock:
@@ -82,7 +88,13 @@ class Issuer:
         return found
 
     def _named(self, name: str | None, refresh: bool) -> jwt.PyJWK | None:
-        keys = self._client.get_signing_keys(refresh=refresh)
+        if time.monotonic() - self._failed < RETRY_SECONDS:
+            return None
+        try:
+            keys = self._client.get_signing_keys(refresh=refresh)
+        except Exception:
+            self._failed = time.monotonic()
+            raise
         return next((key for key in keys if key.key_id == name), None)
 
 

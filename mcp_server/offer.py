@@ -77,6 +77,11 @@ class Offer:
             if caller.may_use(name, tool.operator_only) and not (tool.lasting and (self.read_only or caller.read_only))
         }
 
+    def missing(self, caller: Caller) -> list[str]:
+        """Names of the tools that there are and that the caller may not call: nothing tells it to."""
+        usable = self.usable(caller)
+        return [name for name in self.tools if name not in usable]
+
     def listed(self, caller: Caller) -> dict[str, ToolDeclaration]:
         """The tools that the caller is shown: also those that its investigation was given by name."""
         named = caller.investigation.named_tools if caller.investigation else ()

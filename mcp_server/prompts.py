@@ -44,7 +44,7 @@ def add_prompts(server: MCPServer) -> None:
         return (
             f"Find out what the finetune changed in {which}.\n"
             "1. Call list_pairs, then overview if you have it, and read what stands out. Say so if nothing does. Then "
-            "facts, and the calls that settle its claims.\n"
+            "facts if you have it, and the calls that settle its claims.\n"
             "2. Write down at least three explanations with record_hypothesis; one of them is that there is no "
             "meaningful difference.\n"
             "3. For each, think of prompts to which base and finetuned would answer differently if it were true, and "
@@ -123,12 +123,12 @@ def _names(context: ServerContext, caller: Caller, argument: str) -> list[str]:
     """All values that an argument may be given, the likeliest first."""
     if caller.investigation is not None:
         return [caller.investigation.label] if argument in PAIR_ARGUMENTS else []
-    if argument in PAIR_ARGUMENTS:
+    if argument in PAIR_ARGUMENTS and caller.may_use("list_pairs"):
         from diffing_mcp.model_pairs.resolve import pair_names
 
         return pair_names()
-    if argument == "run_id":
+    if argument == "run_id" and caller.may_use("list_runs"):
         return [run.id for run in context.store.list()]
-    if argument == "identifier":
+    if argument == "identifier" and caller.may_use("close_investigation"):
         return [each.id for each in reversed(investigations.list_investigations())]
     return []

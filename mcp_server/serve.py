@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -105,23 +106,7 @@ def http_app(server: DiffingServer, host: str) -> Asgi:
             return Response(status_code=403)
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    hosts = [
-        "127.0.0.1",
-        "localhost",
-        "[::1]",
-        *([] if host in ("0.0.0.0", "::") else [host]),
-        *settings().allowed_hosts,
-    ]
-    if settings().public_url:
-        from urllib.parse import urlsplit
-
-        hosts.append(urlsplit(settings().public_url or "").netloc)
-    allowed = [
-        variant
-        for name in dict.fromkeys(hosts)
-        if name
-        for variant in ([name] if ":" in name.strip("[]") and "]" not in name else [name, f"{name}:*"])
-    ]
+    allowed = allowed_names(host)
     security = TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
         allowed_hosts=allowed,
@@ -140,6 +125,23 @@ def http_app(server: DiffingServer, host: str) -> Asgi:
         app.router.routes.extend(told)
         public |= {route.path for route in told}
     return BearerGate(app, open_access=open_access(host), public_paths=frozenset(public))
+
+
+def allowed_names(host: str) -> list[str]:
+    """What clients may call a server that listens on `host`, as the header Host says it: a name with and without a
+    port, an address of IPv6 in brackets.
+    """
+    listening = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    names = ["127.0.0.1", "localhost", "[::1]", *([] if host in ("0.0.0.0", "::") else [listening])]
+    names += settings().allowed_hosts
+    if settings().public_url:
+        names.append(urlsplit(settings().public_url or "").netloc)
+    return [
+        variant
+        for name in dict.fromkeys(names)
+        if name
+        for variant in ([name] if ":" in name.strip("[]") and "]" not in name else [name, f"{name}:*"])
+    ]
 
 
 def serve_http(

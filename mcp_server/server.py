@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import difflib
 import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -60,6 +61,7 @@ from diffing_mcp.mcp_server.resources import RUNS, add_resources, run_uri
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.tasks import WAIT_SECONDS as TASK_WAIT_SECONDS
 from diffing_mcp.mcp_server.tasks import Tasks, has_tasks
+from diffing_mcp.mcp_server.tool_mentions import without_missing
 from diffing_mcp.mcp_server.tools_jobs import job_of
 from diffing_mcp.mcp_server.tools_more import MoreToolsArguments
 from diffing_mcp.mcp_server.toolset import toolset, toolsets
@@ -117,11 +119,12 @@ class DiffingServer(MCPServer):
         the same in every host, unless a program asks for more (`core.wire.STRUCTURED`).
         """
         caller = self.caller()
+        missing = self.offer.missing(caller)
         return [
             Tool(
                 name=tool.name,
                 title=tool.title,
-                description=tool.description,
+                description=without_missing(tool.description, missing, keep=1),
                 input_schema=tool.input_schema,
                 annotations=tool.annotations(caller.operator),
             )
@@ -219,6 +222,8 @@ class DiffingServer(MCPServer):
                 outcome = "error"
                 shown = presentable(name, error)
                 logged = _redacted(caller, call, shown.message)
+                if not shown.names_tools:
+                    logged = without_missing(logged, self.offer.missing(caller), keep=1)
                 raise ToolError(self._with_budget(caller, reservation, logged)) from None
             outcome, logged = ("running" if answer["status"] == "running" else "completed"), answer
             return CallToolResult(
@@ -228,8 +233,7 @@ class DiffingServer(MCPServer):
             )
         finally:
             # Runs also when the client hung up. All of it is synchronous, so the cancellation cannot cut it short.
-            if reservation is not None:
-                self.context.ledger.refund(reservation)
+            self._give_back(reservation)
             self._record(caller, name, arguments, outcome, logged, time.monotonic() - started)
 
     def _record(
@@ -271,9 +275,19 @@ class DiffingServer(MCPServer):
     def _budget(self, caller: Caller) -> BudgetState | None:
         return self.context.ledger.state(caller.investigation.id) if caller.investigation else None
 
-    def _with_budget(self, caller: Caller, reservation: str | None, text: str) -> str:
-        if reservation is not None:
+    def _give_back(self, reservation: str | None) -> None:
+        """Refund what was not spent. A disk that is full must not take the answer with it: what is still reserved comes
+        back when the server ends.
+        """
+        if reservation is None:
+            return
+        try:
             self.context.ledger.refund(reservation)
+        except sqlite3.Error:
+            logger.exception("a reservation could not be given back")
+
+    def _with_budget(self, caller: Caller, reservation: str | None, text: str) -> str:
+        self._give_back(reservation)
         budget = self._budget(caller)
         return f"{text}\n{budget.as_text()}" if budget else text
 
@@ -284,7 +298,7 @@ class DiffingServer(MCPServer):
         host renders one.
         """
         meta: dict[str, Any] = {}
-        if reply.run_id is not None and call.caller.operator:
+        if reply.run_id is not None and call.caller.operator and call.caller.may_use("view_run"):
             meta[RUN] = run_uri(reply.run_id)
         drawn, pictured = request is not None and renders(request.request_context), _asks(request, IMAGES)
         if request is not None and answer["status"] == "running" and has_tasks(request.request_context):
@@ -310,6 +324,7 @@ class DiffingServer(MCPServer):
         if reply.result is None and job is not None and job.state == "cancelled":
             status = "cancelled"
         budget = self._budget(call.caller)
+        reply.next_step = without_missing(reply.next_step or "", self.offer.missing(call.caller)) or None
         remarks = list(reply.remarks) if call.caller.operator else []
         answer: dict[str, Any] = AnswerEnvelope(
             status=status,

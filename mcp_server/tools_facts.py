@@ -51,6 +51,7 @@ async def facts(call: Call, arguments: FactsArguments) -> Reply:
             limit=arguments.limit,
             offset=arguments.offset,
             characters=None if call.structured else DEFAULT_CHARACTERS,
+            available=call.tools,
         )
         return _Found(result, [record.id for record in records])
 
@@ -59,23 +60,23 @@ async def facts(call: Call, arguments: FactsArguments) -> Reply:
             shown_to.remember_run(run)
         return Reply(found.result, f"{NOTICE}\n{Fence().around(found.result.as_text())}")
 
-    stored = await own_runs(call, spec)
-    records = [call.context.store.get(manifest.id) for manifest in stored]
+    records = await own_runs(call, spec)
     if texts := await anyio.to_thread.run_sync(lambda: [record for record in records if samples_of(record)]):
         return present(call, await anyio.to_thread.run_sync(read, texts))
     requests: list[tuple[str, BaseModel]] = [
-        (method, get_method(method).Params()) for method in CHEAP if call.caller.may_use(method)
+        (method, get_method(method).Params()) for method in CHEAP if method in call.methods
     ]
     if not requests:
+        instead = " ask_models shows what both models say." if "ask_models" in call.tools else ""
         raise InvalidInput(
-            f"No run holds texts of both models, and neither {' nor '.join(CHEAP)} is available here: ask_models shows "
-            "what both models say."
+            f"No run holds texts of both models, and no method that writes some is available here.{instead}"
         )
 
     def work(job: Job) -> _Found:
         return read(run_records(call.context, spec, requests, job))
 
-    key = [await call.identity(spec), arguments.about, arguments.offset, arguments.limit]
+    asked = [arguments.about, arguments.offset, arguments.limit]
+    key = [await call.identity(spec), *asked, call.structured, sorted(call.tools)]
     estimate = execute.estimate(call.context.size(spec), requests)
 
     def still(found: _Found) -> bool:

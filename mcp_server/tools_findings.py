@@ -25,7 +25,7 @@ class RecordHypothesisArguments(Arguments):
         description="What was changed, specific enough to be wrong. Needed for a new one.",
     )
     likelihood: float | None = Field(None, ge=0, le=1, description="How likely it is. Needed for a new one.")
-    number: int | None = Field(None, ge=1, description="Change this one instead; what is left out stays.")
+    number: int | None = Field(None, ge=1, le=2**31 - 1, description="Change this one instead; what is left out stays.")
     status: Status | None = None
     reasoning: str = Field("", max_length=4000)
     evidence: list[Evidence] = Field(

@@ -55,7 +55,7 @@ async def test_hypothesis(call: Call, arguments: HypothesisArguments) -> Reply:
     test_id = job_id(hypothesis_tests.PREFIX.rstrip("-"), scope, key)
     if not arguments.estimate_only and (kept := hypothesis_tests.find(scope, test_id)) is not None:
         return _present(call, kept)
-    stored = [call.context.store.get(manifest.id) for manifest in await own_runs(call, spec)]
+    stored = await own_runs(call, spec)
     in_runs = await anyio.to_thread.run_sync(lambda: {prompt for record in stored for prompt in prompts_of(record)})
     before = hypothesis_tests.count_answered(scope, identity, arguments.questions, in_runs)
 

@@ -49,11 +49,13 @@ def method_tool(method: DiffingMethod[Any, Any]) -> ToolDeclaration:
             record = records[0]
             result = record.result()
             shown_to.remember_run(record.id)
-            views = f'view_run(run_id="{record.id}") lists views: {", ".join(method.views)}.' if method.views else ""
+            views = ""
+            if method.views and "view_run" in shown_to.tools:
+                views = f'view_run(run_id="{record.id}") lists views: {", ".join(method.views)}.'
             level = level_sentence(record, call.context.store)
             return Reply(
                 result,
-                _fenced(record.report(result)),
+                _fenced(record.report(result), "view_run" in shown_to.tools),
                 run_id=record.id,
                 next_step=" ".join(filter(None, (level, views))) or None,
                 remarks=record.remarks,
@@ -171,9 +173,9 @@ async def check_activations(call: Call, spec: PairSpec, params: BaseModel) -> No
         )
 
 
-def _fenced(text: str) -> str:
+def _fenced(text: str, viewed: bool) -> str:
     shown, cut = clip(text, DEFAULT_CHARACTERS)
-    note = "\n(cut: read the rest with view_run)" if cut else ""
+    note = f"\n(cut{': read the rest with view_run' if viewed else ''})" if cut else ""
     return f"{NOTICE}\n{Fence().around(shown)}{note}"
 
 

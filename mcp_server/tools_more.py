@@ -15,6 +15,7 @@ from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.text import first_sentence
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import Arguments, JsonObject, Reply, ToolDeclaration
+from diffing_mcp.mcp_server.tool_mentions import without_missing
 from diffing_mcp.methods.registry import canonical_name
 
 MORE_TOOLS = "more_tools"
@@ -68,9 +69,10 @@ async def more_tools(call: Call, arguments: MoreToolsArguments) -> Reply:
     if tool is None:
         raise UnknownName(f"there is no tool {arguments.tool!r} here. Tools: {', '.join(usable)}.")
     call.list_changed = call.offer.switch_on(call.caller, tool.name)
-    described = ToolDescription(name=tool.name, description=tool.description, input_schema=tool.input_schema)
+    description = without_missing(tool.description, call.offer.missing(call.caller), keep=1)
+    described = ToolDescription(name=tool.name, description=description, input_schema=tool.input_schema)
     text = (
-        f"{tool.name}: {tool.description}\n"
+        f"{tool.name}: {description}\n"
         f"Input schema: {json.dumps(tool.input_schema, separators=(',', ':'), ensure_ascii=False)}"
     )
     step = f"Call {tool.name}; if your list does not show it, call {MORE_TOOLS} with `tool` and `arguments`."

@@ -58,7 +58,7 @@ class OverviewArguments(PairArguments, WaitArguments):
         None, ge=1, le=100_000, description=f"Documents read at most (default {TEXTS_READ})."
     )
     max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each (default 30).")
-    seed: int | None = Field(None, ge=0, description="Of the documents' order.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of the documents' order.")
     budget: int = Field(
         DEFAULT_BUDGET,
         ge=500,
@@ -98,8 +98,7 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
         return digested(*run_plan(plan, run, job, finished))
 
     def digested(records: Sequence[RunRecord], left_out: Sequence[LeftOut]) -> Digested:
-        available = [name for name in all_methods() if call.caller.may_use(name)]
-        result = digest(records, arguments.max_characters, available, left_out, pair=call.shown_name(spec))
+        result = digest(records, arguments.max_characters, call.tools, left_out, pair=call.shown_name(spec))
         return result, [record.id for record in records]
 
     def present(shown_to: Call, found: Digested) -> Reply:
@@ -109,13 +108,17 @@ async def overview(call: Call, arguments: OverviewArguments) -> Reply:
         return Reply(
             result,
             f"{NOTICE}\n{Fence().around(result.as_text())}",
-            next_step=_next_step(shown_to, shown_to.shown_name(spec), result, runs),
+            next_step=_next_step(shown_to, shown_to.shown_name(spec), result, runs) or None,
         )
 
     complete = len(done) == len(plan.requests) + len(later_requests(plan, done))
     if complete and not arguments.estimate_only:
         return present(call, await anyio.to_thread.run_sync(digested, done, plan.left_out))
-    key = [await call.identity(spec), [[name, params.model_dump(mode="json")] for name, params in plan.all]]
+    key = [
+        await call.identity(spec),
+        [[name, params.model_dump(mode="json")] for name, params in plan.all],
+        sorted(call.tools),  # of which the digest says what to call next
+    ]
     reused = f"{len(done)} of {len(plan.all)} methods are finished already and are reused." if done else ""
 
     def still(found: Digested) -> bool:
@@ -128,16 +131,16 @@ def _next_step(call: Call, pair: str, result: OverviewResult, runs: Sequence[str
     """What is settled by now and what would add to it: details of a topic, or answers, where a manner would show."""
     if result.confidence == "identical":
         return "Settled: there is no difference; submit that."
-    views = f"view_run reads more of a run: {', '.join(runs)}."
-    if result.facts and result.confidence not in ("nothing", "unsettled") and call.caller.may_use("facts"):
+    views = f" view_run reads more of a run: {', '.join(runs)}." if "view_run" in call.tools else ""
+    if result.facts and result.confidence not in ("nothing", "unsettled") and "facts" in call.tools:
         sure = result.confidence == "agreed" and result.level is not None and result.level.of_this_base
         topic = "A topic is settled, which need not be the only one" if sure else "It is likely, and not settled"
-        return f'{topic}; facts(pair="{pair}") has the calls that settle what is claimed. {views}'
-    if result.confidence == "unsettled" and call.caller.may_use("test_hypothesis"):
-        return f'Not settled: test_hypothesis(pair="{pair}") of what is named above, on fresh prompts. {views}'
-    if result.confidence == "nothing" and call.caller.may_use("sweep_behaviours"):
-        return f'Nothing shows in texts. A manner would show in answers: sweep_behaviours(pair="{pair}"). {views}'
-    return views
+        return f'{topic}; facts(pair="{pair}") has the calls that settle what is claimed.{views}'
+    if result.confidence == "unsettled" and "test_hypothesis" in call.tools:
+        return f'Not settled: test_hypothesis(pair="{pair}") of what is named above, on fresh prompts.{views}'
+    if result.confidence == "nothing" and "sweep_behaviours" in call.tools:
+        return f'Nothing shows in texts. A manner would show in answers: sweep_behaviours(pair="{pair}").{views}'
+    return views.strip()
 
 
 def _part(record: RunRecord, store: RunStore) -> Part:
@@ -172,7 +175,7 @@ def _stored(call: Call, spec: PairSpec, plan: OverviewPlan) -> tuple[list[Reques
 
 def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
     known = all_methods()
-    allowed = [name for name in known if call.caller.may_use(name)]
+    allowed = call.methods
     given = {name: getattr(arguments, name) for name in CORPUS_FIELDS if getattr(arguments, name) is not None}
 
     def params_of(name: str) -> BaseModel:

@@ -120,7 +120,7 @@ async def list_pairs(call: Call, arguments: ListPairsArguments) -> Reply:
         next_offset=end if end < len(found) else None,
         resident=_resident(call),
     )
-    part = f", showing {arguments.offset + 1}-{end}" if len(shown) < len(found) else ""
+    part = f", showing {arguments.offset + 1}-{end}" if 0 < len(shown) < len(found) else ", none here" * (not shown)
     lines = [f"{len(found)} pairs{part}; `pair` describes one. A name is ORGANISM@MODEL or ORGANISM/VARIANT@MODEL:"]
     lines += _by_model(shown)
     lines += _in_memory(result.resident)

@@ -121,35 +121,19 @@ class ViewRunResult(BaseModel):
     data: Any = Field(None, description="What the view says. Holds untrusted text.")
 
 
-async def own_runs(call: Call, spec: PairSpec, method: str | None = None) -> list[RunManifest]:
+async def own_runs(call: Call, spec: PairSpec, method: str | None = None) -> list[RunRecord]:
     """The finished runs on a pair (of one method) that this caller may read, newest first."""
     identity, investigation = await call.identity(spec), call.caller.investigation
     mine = investigations.remembered_runs(investigation.id) if investigation else None
-    return [
-        manifest
-        for manifest in call.context.store.list(method=method and canonical_name(method))
-        if manifest.pair == identity and (mine is None or manifest.id in mine)
-    ]
+    found = await anyio.to_thread.run_sync(call.context.store.records, method and canonical_name(method))
+    return [record for record in found if record.manifest.pair == identity and (mine is None or record.id in mine)]
 
 
 async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
     found = await own_runs(call, call.pair(arguments.pair), arguments.method)
     shown = found[arguments.offset : arguments.offset + arguments.limit]
     end = arguments.offset + len(shown)
-    rows = [
-        RunRow(
-            run_id=manifest.id,
-            method=manifest.method,
-            headline=str(call.context.store.get(manifest.id).result_json().get("headline", "")),
-            params=_changed_params(manifest),
-            created=manifest.created.isoformat(timespec="seconds"),
-            seconds=manifest.seconds,
-            forward_passes=manifest.forward_passes,
-            forward_tokens=manifest.forward_tokens,
-            generated_tokens=manifest.generated_tokens,
-        )
-        for manifest in shown
-    ]
+    rows = await anyio.to_thread.run_sync(lambda: [_row(record) for record in shown])
     result = ListRunsResult(runs=rows, total=len(found), next_offset=end if end < len(found) else None)
     if not found and arguments.method is not None:
         get_method(arguments.method)  # a mistyped name is an error, not an empty list
@@ -163,6 +147,21 @@ async def list_runs(call: Call, arguments: ListRunsArguments) -> Reply:
     )
     lines = [counted, NOTICE, Fence().around(listed)] if rows else [counted]
     return Reply(result, "\n".join(lines), next_step=f"Pass offset={end} for more." if result.next_offset else None)
+
+
+def _row(record: RunRecord) -> RunRow:
+    manifest = record.manifest
+    return RunRow(
+        run_id=manifest.id,
+        method=manifest.method,
+        headline=str(record.result_json().get("headline", "")),
+        params=_changed_params(manifest),
+        created=manifest.created.isoformat(timespec="seconds"),
+        seconds=manifest.seconds,
+        forward_passes=manifest.forward_passes,
+        forward_tokens=manifest.forward_tokens,
+        generated_tokens=manifest.generated_tokens,
+    )
 
 
 async def view_run(call: Call, arguments: ViewRunArguments) -> Reply:

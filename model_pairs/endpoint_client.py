@@ -16,6 +16,7 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.core.errors import DiffingError, InvalidInput
+from diffing_mcp.core.loopback import through_proxies
 from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.endpoints import Endpoint
@@ -65,7 +66,11 @@ class EndpointClient:
             if not self._key:
                 raise InvalidInput(f"The environment variable {endpoint.key_env}, which holds the key, is not set.")
             headers["Authorization"] = f"Bearer {self._key}"
-        self._http = httpx2.Client(headers=headers, timeout=httpx2.Timeout(settings().endpoint_seconds, connect=10))
+        self._http = httpx2.Client(
+            headers=headers,
+            timeout=httpx2.Timeout(settings().endpoint_seconds, connect=10),
+            trust_env=through_proxies(endpoint.url),
+        )
         self._closed = threading.Event()
 
     @property

@@ -82,7 +82,7 @@ class CorpusParams(BaseModel):
         ge=1,
         description=f"Shorter documents are dropped and counted. None: {DEFAULT_MIN_TOKENS}, at most max_tokens.",
     )
-    seed: int = Field(0, ge=0, description="Order in which documents are drawn.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Order in which documents are drawn.")
     column: str | None = Field(
         None, description="Column of the text or chat. None: `text`, `messages` or another known."
     )

@@ -6,13 +6,20 @@ there.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.errors import DiffingError, InvalidInput
 from diffing_mcp.scaling.tasks import EvaluationTask, MethodsTask, Task
 
 MANIFEST = "manifest.json"
+
+
+class MirrorFailed(DiffingError):
+    """The address does not answer, or refuses. The message says what is kept and how to go on."""
+
+    code = "mirror_failed"
 
 
 class Mirror:
@@ -32,11 +39,29 @@ class Mirror:
             raise InvalidInput(f"{url} cannot be used as a mirror: {error}.") from error
 
     def push(self, task: Task, products: Iterable[str]) -> None:
-        """Copy there what came of a task."""
-        if isinstance(task, MethodsTask):
-            self.push_runs(products)
-        elif isinstance(task, EvaluationTask):
-            self.push_record(task.evaluation, task.cell)
+        """Copy there what came of a task.
+
+        Raises:
+            MirrorFailed: it cannot be written there.
+        """
+        with self._reached():
+            if isinstance(task, MethodsTask):
+                self.push_runs(products)
+            elif isinstance(task, EvaluationTask):
+                self.push_record(task.evaluation, task.cell)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except DiffingError:
+            raise
+        except Exception as error:  # every kind of address has errors of its own
+            said = " ".join(str(error).split()) or "no reason given"
+            raise MirrorFailed(
+                f"The mirror {self.url} cannot be read or written ({type(error).__name__}: {said}). What is finished "
+                "is kept here; the same batch copies it when it is started again."
+            ) from error
 
     def push_runs(self, runs: Iterable[str]) -> None:
         """Copy these runs of the default store there."""
@@ -67,8 +92,13 @@ class Mirror:
             self._files.put_file(str(file), place)
 
     def pull(self) -> int:
-        """Copy everything that is not here yet; how many runs and records that were."""
-        return self._pull_runs() + self._pull_records()
+        """Copy everything that is not here yet; how many runs and records that were.
+
+        Raises:
+            MirrorFailed: it cannot be read.
+        """
+        with self._reached():
+            return self._pull_runs() + self._pull_records()
 
     def _pull_runs(self) -> int:
         from diffing_mcp.methods.runs.store import default_store

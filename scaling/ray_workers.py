@@ -5,6 +5,7 @@ when it dies. Needs the extra `ray`.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -121,6 +122,28 @@ class RayCrew:
             return ""
 
 
+def gpus_of_each(workers: int, wanted: float | None, there: float) -> float:
+    """GPUs of each worker on a cluster that has so many (`there`). None wanted: one each, or the largest equal part of
+    one with which all workers find room.
+
+    Raises:
+        InvalidInput: they do not all find room, for which Ray would wait for ever and in silence; or more than one GPU
+            and a part is wanted, which Ray does not give.
+    """
+    if wanted is None:
+        return 1 / math.ceil(workers / max(1, int(there))) if there >= 1 else 0.0
+    if wanted > 1 and wanted != int(wanted):
+        raise InvalidInput(f"A worker has whole GPUs or a part of one, not {wanted:g}: --gpus-each 0.5, 1 or 2.")
+    # What is left of a GPU is of no use to a worker that needs more than that.
+    room = workers if wanted == 0 else int(there // wanted) if wanted >= 1 else int(there) * int(1 / wanted + 1e-9)
+    if workers > room:
+        raise InvalidInput(
+            f"{workers} workers with {wanted:g} GPUs each do not fit: the cluster has {there:g}. Give a smaller "
+            "--gpus-each (0: work on the CPU) or fewer --workers."
+        )
+    return wanted
+
+
 @contextmanager
 def ray_crew(
     workers: int, *, address: str | None = None, gpus_each: float | None = None, mirror: str | None = None
@@ -135,7 +158,7 @@ def ray_crew(
 
     Raises:
         NoCluster: Ray is not installed, or nothing answers at the address.
-        InvalidInput: more workers than the cluster has CPUs.
+        InvalidInput: more workers than the cluster has CPUs, or more GPUs than it has.
     """
     try:
         import ray
@@ -160,7 +183,7 @@ def ray_crew(
         there = ray.cluster_resources()
         if workers > (cpus := int(there.get("CPU", 1))):
             raise InvalidInput(f"{workers} workers need as many CPUs; the cluster has {cpus}.")
-        gpus = min(1.0, there.get("GPU", 0.0) / workers) if gpus_each is None else gpus_each
+        gpus = gpus_of_each(workers, gpus_each, there.get("GPU", 0.0))
         actor = ray.remote(RayWorker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=2
         )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from diffing_mcp.agents.mcp_session import NoServer, ToolFailed, call_as_operator, operator_session
 from diffing_mcp.agents.server_process import server_process
 from diffing_mcp.core.data_folder import folder_identity
+from diffing_mcp.core.loopback import through_proxies
 from diffing_mcp.core.settings import settings
 
 EVERY_SECONDS = 1
@@ -62,7 +63,9 @@ class ServerConnection:
         """
         try:
             # The address is the operator's own setting, never something that was typed into the panel.
-            with urllib.request.urlopen(self._url.removesuffix("/mcp") + "/health", timeout=2) as response:
+            proxies: dict[str, str] | None = None if through_proxies(self._url) else {}
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+            with opener.open(self._url.removesuffix("/mcp") + "/health", timeout=2) as response:
                 said = json.loads(response.read(4096))
         except urllib.error.HTTPError:
             return "stranger"

@@ -127,7 +127,7 @@ class ActivationDifferenceLensResult(MethodResult):
             lines.append(f"read from {self.stored}")
         lines.append(
             f"{self.samples} samples; position 0 is the {self.position_zero}; `all` pools later positions; lens of the "
-            f"{self.lens_side} side, z against {self.random_directions} random directions; read further with "
-            "patchscope or steering: vector=RUN/LAYER:POSITION:difference"
+            f"{self.lens_side} side, z against {self.random_directions} random directions; as a "
+            "direction: vector=RUN/LAYER:POSITION:difference"
         )
         return "\n".join(lines)

@@ -119,7 +119,10 @@ class ActivationOracleParams(MethodParams):
     max_new_tokens: int = Field(20, ge=1, le=512, description="Tokens of an answer at most.")
     temperature: float = Field(0.7, ge=0, le=2, description="Of the answers; 0 takes the most probable token.")
     seed: int = Field(
-        0, ge=0, description="Seed of the sampling; all kinds of activations are asked with the same numbers."
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Seed of the sampling; all kinds of activations are asked with the same numbers.",
     )
 
 

@@ -74,7 +74,7 @@ class VerbalizerRecipe(BaseModel):
     warmup: float = Field(
         0.05, ge=0, lt=1, description="Share of the steps; the learning rate then falls linearly to zero."
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
     held_out_stems: tuple[str, ...] = Field((), description="Texts and words that begin so are left out.")
 
 

@@ -119,7 +119,9 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
     source = THIS_BASE if own else f"another base, {calibration.base_name}"
     base = base_of(records[0].manifest.pair)
     outdated = not own and base is not None and is_outdated(base)
-    remarks = ["the calibration of this base is of an older version: `calibrate` reads it anew"] if outdated else []
+    remarks = (
+        ["the calibration of this base is of an older version: `diffing calibrate` reads it anew"] if outdated else []
+    )
     sized = [record for record in deciding.values() if record.manifest.method == SIZE]
     rows = []
     for row in levels_of(reading, calibration, [TOGETHER]):

@@ -57,7 +57,7 @@ class ContrastiveDecodingParams(MethodParams):
             "Tokens are drawn only when the nearer model gives them this share of its highest probability at least."
         ),
     )
-    seed: int = Field(0, ge=0, description="Seed of the sampling.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the sampling.")
     rows: int = Field(6, ge=1, le=50, description="Texts shown in the result.")
 
     def beginnings(self, has_chat_template: bool) -> list[Beginning]:

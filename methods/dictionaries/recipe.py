@@ -53,7 +53,7 @@ class TrainingRecipe(BaseModel):
         None, ge=1, description="Validations without a better held-out loss before the training stops; None: never."
     )
     validate_every: int = Field(100, ge=1, description="Steps.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
 
     @property
     def dead_after(self) -> int:

@@ -40,7 +40,7 @@ class DictionaryParams(ActivationSourceParams):
     patience: int | None = Field(
         5, ge=1, description="Validations (every 100 steps) without gain before the training stops; None: never."
     )
-    training_seed: int = Field(0, ge=0, description="Initial weights and order of the tokens.")
+    training_seed: int = Field(0, ge=0, le=2**31 - 1, description="Initial weights and order of the tokens.")
     held_out: float = Field(
         0.2, gt=0, lt=1, description="Share of the tokens that judge the dictionary and are never trained on."
     )
@@ -256,7 +256,7 @@ class SAEDifferenceResult(DictionaryResult):
     def as_text(self) -> str:
         mean = (
             f"the mean difference is {100 * self.mean_share:.0f} % of the energy and no latent "
-            "(activation_difference_lens reads it)"
+            "(a lens on the mean difference reads it)"
             if self.mean_share is not None
             else None
         )

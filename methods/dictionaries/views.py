@@ -203,7 +203,7 @@ def _next_step(row: LatentRow, rank: int, handle: str | None) -> str:
             "It fires at no token of this text: there is nothing to read and no strength to steer with. Other text "
             "may make it fire."
         )
-    steer = f'`steering` with vector="{handle}" shows what it makes the model write.'
+    steer = f'Steering with vector="{handle}" shows what it makes the model write.'
     if row.read:
         return steer
     if rank >= MOST_READ:

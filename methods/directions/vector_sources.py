@@ -56,7 +56,7 @@ def resolve(source: VectorSource, pair: LoadedPair, store: RunLookup, progress: 
             raise NotTheSame(
                 f"{source} is a direction of {vector.values.shape[-1]} dimensions at layer {vector.layer}; this pair "
                 f"has {pair.d_model} dimensions and layers 0 to {pair.num_layers - 1}. Name a vector of a run on this "
-                "pair (list_runs)."
+                "pair."
             )
         foreign = record.manifest.pair != pair_identity(pair.spec)
         return replace(vector, note="the vector comes from a run on another pair") if foreign else vector

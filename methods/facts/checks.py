@@ -18,6 +18,7 @@ TEST_PROMPTS = 8
 TEST_SAMPLES = 2
 """Answers to each: p is over prompts, and an investigation pays for every answer."""
 MOST_BEGINNINGS = 8
+SLOTS, TEST = "complete_slots", "test_hypothesis"
 _LEAST_WORDS = 3
 """Words that a beginning needs to say what it is about."""
 _BEFORE_VERBS = frozenset(
@@ -143,7 +144,19 @@ class Check:
 
 def slots_check(pair: str, beginnings: Sequence[str]) -> Check:
     """How both models go on after beginnings."""
-    return Check("complete_slots", {"pair": pair, "beginnings": list(beginnings)})
+    return Check(SLOTS, {"pair": pair, "beginnings": list(beginnings)})
+
+
+def possible_check(pair: str, detail: Detail, turn: int, available: Collection[str] | None) -> Check | None:
+    """As `check_of`, for a reader who may call some tools only (None: all of them): where the better call is none of
+    these the other one, and None where neither is.
+    """
+    best = check_of(pair, detail, turn)
+    if available is None or best.tool in available:
+        return best
+    if best.tool == TEST and SLOTS in available and detail.lead:
+        return slots_check(pair, [detail.lead])
+    return _test(pair, detail, turn) if TEST in available else None
 
 
 def check_of(pair: str, detail: Detail, turn: int) -> Check:
@@ -154,14 +167,16 @@ def check_of(pair: str, detail: Detail, turn: int) -> Check:
         detail: of the claim.
         turn: which of the sets of prompts; neighbouring claims take different ones.
     """
-    if detail.figure:
-        return slots_check(pair, [detail.lead])
+    return slots_check(pair, [detail.lead]) if detail.figure else _test(pair, detail, turn)
+
+
+def _test(pair: str, detail: Detail, turn: int) -> Check:
     sets, pattern = len(_ASKING) // TEST_PROMPTS, _pattern(detail.word)
     ordered = sorted(range(len(_ASKING)), key=lambda place: (place - turn) % sets)
     filled = [_ASKING[place].format(*[detail.subject] * _ASKING[place].count("{}")) for place in ordered]
     prompts = [each for each in filled if not re.search(pattern, each)] or filled
     given = {"pair": pair, "prompts": prompts[:TEST_PROMPTS], "pattern": pattern, "samples": TEST_SAMPLES}
-    return Check("test_hypothesis", given)
+    return Check(TEST, given)
 
 
 def _like_a_verb(word: str, statement: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import DiffingMethod, TextGroup
-from diffing_mcp.methods.facts.checks import MOST_BEGINNINGS, check_of, detail_of, slots_check
+from diffing_mcp.methods.facts.checks import MOST_BEGINNINGS, SLOTS, TEST, detail_of, possible_check, slots_check
 from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Sample, Stated, stated_claims
 from diffing_mcp.methods.registry import all_methods
 
@@ -45,7 +45,7 @@ class Fact(BaseModel):
     quotation: str = Field(description="UNTRUSTED: the sentence that it stands in.")
     after: str = Field(description="What that text went on from or answered.")
     beginning: str = Field("", description="UNTRUSTED: the claim cut before its detail, for complete_slots.")
-    check: str = Field(description="The call that settles it on the plain models. Holds untrusted words.")
+    check: str = Field(description="The call that settles it on the plain models, if any. Holds untrusted words.")
 
     def as_text(self) -> str:
         """One line: counts, what is counted, the claim, and the rest of its sentence where there is more."""
@@ -78,7 +78,7 @@ class FactsResult(BaseModel):
             lines += [f"{number}. {fact.as_text()}" for number, fact in enumerate(self.facts, start=1)]
         if self.settle:
             lines.append(f"settle details (the finetuned model should go on as claimed): {self.settle}")
-        tested = ((number, fact) for number, fact in enumerate(self.facts, start=1) if "test_hypothesis" in fact.check)
+        tested = ((number, fact) for number, fact in enumerate(self.facts, start=1) if TEST in fact.check)
         lines += [f"settle {number} on fresh prompts: {fact.check}" for number, fact in islice(tested, _TESTS_SHOWN)]
         if self.next_offset is not None:
             lines.append(f"{self.total} in all; offset={self.next_offset} for more")
@@ -94,6 +94,7 @@ def facts_of(
     limit: int = 10,
     offset: int = 0,
     characters: int | None = None,
+    available: Collection[str] | None = None,
 ) -> FactsResult:
     """The claims that the texts of these runs state.
 
@@ -103,6 +104,7 @@ def facts_of(
         pair: the pair's name for the calls that check a claim.
         limit, offset: which claims, of all that were found.
         characters: of the result as text, at most, as far as one claim allows; None: any number.
+        available: names of the tools that the reader may call to check a claim; None: all.
 
     Raises:
         InvalidInput: none of the runs holds texts of both sides.
@@ -113,7 +115,7 @@ def facts_of(
             f"None of the runs holds texts of both sides. Run {' or '.join(CHEAP)} first (all that write texts: "
             f"{', '.join(text_methods())})."
         )
-    return facts_in(read, about, pair=pair, limit=limit, offset=offset, characters=characters)
+    return facts_in(read, about, pair=pair, limit=limit, offset=offset, characters=characters, available=available)
 
 
 def read_texts(records: Sequence[RunRecord]) -> Texts:
@@ -129,14 +131,18 @@ def facts_in(
     limit: int = 10,
     offset: int = 0,
     characters: int | None = None,
+    available: Collection[str] | None = None,
 ) -> FactsResult:
     """The claims of texts that were read already; see `facts_of`."""
     stated = _stated(tuple(sample for _, samples in read for sample in samples), about)
     found = stated.claims
 
     def until(end: int) -> FactsResult:
-        facts = [_fact(claim, pair, stated.words, offset + place) for place, claim in enumerate(found[offset:end])]
-        slots = sorted((fact for fact in facts if fact.beginning), key=lambda fact: "complete_slots" not in fact.check)
+        facts = [
+            _fact(claim, pair, stated.words, offset + place, available) for place, claim in enumerate(found[offset:end])
+        ]
+        begun = [fact for fact in facts if fact.beginning] if available is None or SLOTS in available else []
+        slots = sorted(begun, key=lambda fact: SLOTS not in fact.check)
         return FactsResult(
             headline=_headline(list(stated.words), len(found), about, stated.taught),
             words=list(stated.words),
@@ -220,7 +226,7 @@ def _headline(words: Sequence[str], found: int, about: str, beginnings: int) -> 
     return f"{found} claims that finetuned or amplified texts repeat more than the base's (each at p <= {KEY_LEVEL})."
 
 
-def _fact(claim: Claim, pair: str, words: Collection[str], place: int) -> Fact:
+def _fact(claim: Claim, pair: str, words: Collection[str], place: int, available: Collection[str] | None) -> Fact:
     detail = detail_of(claim, words)
     return Fact(
         claim=claim.statement,
@@ -231,5 +237,5 @@ def _fact(claim: Claim, pair: str, words: Collection[str], place: int) -> Fact:
         quotation=claim.quotation[:_QUOTATION],
         after=claim.beginning,
         beginning=detail.lead,
-        check=str(check_of(pair, detail, place)),
+        check=str(possible_check(pair, detail, place, available) or ""),
     )

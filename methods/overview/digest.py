@@ -148,7 +148,8 @@ class OverviewResult(BaseModel):
         if budget := [f"{row.label()} {row.work:,}" for row in self.left_out if not row.reason]:
             lines.append("left out for the budget, with what it would take of it: " + ", ".join(budget))
         lines += [f"could not run {row.label()}: {row.reason}" for row in self.left_out if row.reason]
-        lines.append("next: " + "; ".join(self.next_calls))
+        if self.next_calls:
+            lines.append("next: " + "; ".join(self.next_calls))
         return "\n".join(lines)
 
 
@@ -162,8 +163,8 @@ def digest(
 ) -> OverviewResult:
     """The digest of finished runs on one pair; its text is not longer than `max_chars`.
 
-    `available` names the methods that the reader may call next; None: all. `left_out` are those that were not run.
-    `pair` is the name by which the reader knows the pair.
+    `available` names the methods and tools that the reader may call next; None: all. `left_out` are methods that were
+    not run. `pair` is the name by which the reader knows the pair.
 
     Raises:
         InvalidInput: no runs, runs of several pairs, or max_chars below 1,000.
@@ -185,7 +186,7 @@ def digest(
         evidence.setdefault(record.manifest.method, []).extend(said[record.id])
     sources = sources_of(records)
     words = candidate_words(evidence, sources)
-    facts = facts_in(read, pair=pair, limit=_FACTS_SHOWN) if read else None
+    facts = facts_in(read, pair=pair, limit=_FACTS_SHOWN, available=available) if read else None
     manner = _manner([result for _, result in results])
     verdict = verdict_of(
         levels.get(None),
@@ -221,7 +222,7 @@ def digest(
         words=[*told, *(row for row in words if row not in told)][:_WORDS_SHOWN],
         topic_words=len(told),
         left_out=list(left_out),
-        next_calls=next_calls(verdict.confidence, results, set(all_methods()) if available is None else set(available)),
+        next_calls=next_calls(verdict.confidence, results, available),
     )
     return _fit(overview, max_chars)
 

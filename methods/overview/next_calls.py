@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from diffing_mcp.methods.contract import MethodResult
@@ -27,38 +27,53 @@ _SWEPT = 16
 """Questions of a first sweep: a third of the interactions that an investigation usually has."""
 
 
-def next_calls(confidence: str, results: Sequence[tuple[RunRecord, MethodResult]], available: set[str]) -> list[str]:
-    """Concrete calls, cheap ones first; methods that the reader may not call are left out."""
+def next_calls(
+    confidence: str, results: Sequence[tuple[RunRecord, MethodResult]], available: Collection[str] | None = None
+) -> list[str]:
+    """Concrete calls, cheap ones first; what the reader may not call is left out. `available`: names of the methods and
+    tools that it may; None: all.
+    """
     if confidence == "identical":
         return ["submit that there is no difference"]
+
+    def may(*names: str) -> bool:
+        return available is None or all(name in available for name in names)
+
     run = {record.manifest.method for record, _ in results}
     cost = _costs([record for record, _ in results])
     vector = next((handle for record, _ in results if (handle := mean_difference(record)) is not None), None)
     calls = []
-    if "sweep_behaviours" in available and "sweep_behaviours" not in run:
+    if may("sweep_behaviours") and "sweep_behaviours" not in run:
+        then = ", then view_run of its `answers`" if may("view_run") else ""
         calls.append(
-            f"sweep_behaviours with limit={_SWEPT} (an interaction a question), then view_run of its `answers`: which "
-            "kinds of question both models answer differently, and how"
+            f"sweep_behaviours with limit={_SWEPT} (an interaction a question){then}: which kinds of question both "
+            "models answer differently, and how"
         )
-    if vector is not None and "patchscope" in available and "patchscope" not in run:
+    if vector is not None and may("patchscope") and "patchscope" not in run:
         calls.append(f"patchscope with vector={vector} ({cost('patchscope')}): what the mean difference reads as")
     calls += [
-        f"{name} ({cost(name)}): {purpose}"
-        for name, purpose in FOLLOW_UPS.items()
-        if name in available and name not in run
+        f"{name} ({cost(name)}): {purpose}" for name, purpose in FOLLOW_UPS.items() if may(name) and name not in run
     ][:2]
     if confidence == "nothing":
-        calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
-        calls.append("if those agree too, submit that there is no meaningful difference")
-    else:
+        if may("ask_models"):
+            calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
+            calls.append("if those agree too, submit that there is no meaningful difference")
+        return calls or ["submit that there is no meaningful difference"]
+    if may("complete_slots"):
         calls.append("complete_slots with beginnings of sentences about it: names, numbers and purposes in seconds")
+    if may("facts"):
         calls.append("facts with about=WORD for more of what the texts state of it")
-        calls.append("compare_text of a claim, and ask_models about it, both sides, before claiming it")
-        if confidence == "unsettled":
-            calls.append(
-                "ask_models about its words, plainly and behind what might switch it on (a date, a code word, a system "
-                "prompt): amplified texts write out what answers show behind a trigger only"
-            )
+    before = [
+        f"{tool} {what}" for tool, what in (("compare_text", "of a claim"), ("ask_models", "about it")) if may(tool)
+    ]
+    if before:
+        calls.append(f"{', and '.join(before)}, both sides, before claiming it")
+    if confidence == "unsettled" and may("ask_models"):
+        calls.append(
+            "ask_models about its words, plainly and behind what might switch it on (a date, a code word, a system "
+            "prompt): amplified texts write out what answers show behind a trigger only"
+        )
+    if may("view_run"):
         calls.append("view_run of the runs above")
     return calls
 

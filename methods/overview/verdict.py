@@ -21,7 +21,8 @@ UNSETTLED = (
     "to call it nothing. What there is, to be tested before it is claimed:"
 )
 OTHER_BASE = (
-    "These are finetunes of another base: it is likely, no more. `calibrate` gives this base a level of its own."
+    "These are finetunes of another base: it is likely, no more. `diffing calibrate` gives this base a level of its "
+    "own."
 )
 
 

@@ -68,7 +68,7 @@ class PatchscopeParams(MethodParams):
         16, ge=4, le=256, description="Gaussian directions of the same norms that results are compared with."
     )
     list_length: int = Field(12, ge=1, le=50, description="Tokens of each list in the result.")
-    seed: int = Field(0, ge=0, description="Seed of the random directions.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the random directions.")
 
 
 class PatchscopeResult(MethodResult):

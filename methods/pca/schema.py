@@ -132,7 +132,5 @@ class PCAResult(MethodResult):
         lines += [row.as_text() for row in self.rows]
         if self.rows_left_out:
             lines.append(f"{self.rows_left_out} more in the view `components`")
-        lines.append(
-            f"{self.tokens} tokens, of {self.of}; read further: patchscope or steering with vector=RUN/LAYER:componentN"
-        )
+        lines.append(f"{self.tokens} tokens, of {self.of}; as a direction: vector=RUN/LAYER:componentN")
         return "\n".join(lines)

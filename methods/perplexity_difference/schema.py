@@ -40,7 +40,7 @@ class PerplexityDifferenceParams(MethodParams):
         le=2,
         description="At 1 the mean difference estimates a KL divergence; lower ones show what is most typical.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the sampling.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the sampling.")
     rows: int = Field(
         8,
         ge=1,

@@ -281,16 +281,20 @@ class RunStore:
             raise UnknownName(f"Run {record.id} was deleted in the meantime.") from error
         return record.id
 
+    def records(self, method: str | None = None, pair: str | None = None) -> Sequence[RunRecord]:
+        """All runs (of one method, of one pair's name), newest first."""
+        chosen = [
+            record
+            for name in self._digests()
+            if (record := self._read(self.folder / name)) is not None
+            and method in (None, record.manifest.method)
+            and pair in (None, record.manifest.pair_name)
+        ]
+        return sorted(chosen, key=lambda record: record.manifest.created, reverse=True)
+
     def list(self, method: str | None = None, pair: str | None = None) -> Sequence[RunManifest]:
         """Manifests of all runs (of one method, of one pair's name), newest first."""
-        records = (self._read(self.folder / name) for name in self._digests())
-        manifests = [record.manifest for record in records if record is not None]
-        chosen = [
-            manifest
-            for manifest in manifests
-            if method in (None, manifest.method) and pair in (None, manifest.pair_name)
-        ]
-        return sorted(chosen, key=lambda manifest: manifest.created, reverse=True)
+        return [record.manifest for record in self.records(method, pair)]
 
 
 def _read_manifest(file: Path) -> RunManifest | None:

@@ -165,8 +165,5 @@ class WeightDifferenceResult(MethodResult):
         ]
         lines.append("moved most: " + "; ".join(row.as_text() for row in self.modules))
         lines += [row.as_text() for row in self.directions]
-        lines.append(
-            "signs of directions mean nothing by themselves; read on with patchscope or steering: "
-            "vector=RUN/LAYER:MODULE:N"
-        )
+        lines.append("signs of directions mean nothing by themselves; as a direction: vector=RUN/LAYER:MODULE:N")
         return "\n".join(lines)

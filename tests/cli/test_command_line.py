@@ -5,6 +5,7 @@ an answer to ctrl-C, commands instead of tools in messages.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -19,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.cli import main as command_line
-from diffing_mcp.cli.common_options import COMMON, OWN_OUTPUT, common_first
+from diffing_mcp.cli.common_options import COMMON, OWN_OUTPUT, common_first, print_what_cannot_be_encoded
 from diffing_mcp.cli.completing import method_names, pair_names, run_ids
-from diffing_mcp.cli.output import print_rows
+from diffing_mcp.cli.output import print_json, print_plain, print_rows
 from diffing_mcp.cli.stopping import STOPPING, saying_that_it_stops
 from diffing_mcp.cli.tool_words import COMMANDS, as_commands
 from diffing_mcp.core.settings import settings
@@ -103,6 +104,44 @@ def test_output_goes_into_a_file_whole_or_not_at_all(diffing: Diffing, tmp_path:
     assert "protocol" in diffing("serve", "-o", str(file)).err
 
 
+def test_characters_that_cannot_be_printed_end_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    print_what_cannot_be_encoded()
+    print_json({"said": "日本 ü 🙂"})
+    print_plain("日本 ü")
+    sys.stdout.flush()
+    *values, plain = written.getvalue().decode("latin-1").splitlines()
+    assert json.loads("".join(values)) == {"said": "日本 ü 🙂"}
+    assert plain == r"\u65e5\u672c ü"
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "may not be read"), (b"no database" * 100, "damaged")])
+def test_what_cannot_be_stored_is_one_line(
+    diffing: Diffing, own_data_folder: Path, content: bytes | None, said: str
+) -> None:
+    database = own_data_folder / "investigations.sqlite"
+    own_data_folder.mkdir(exist_ok=True)
+    if content is None:
+        database.mkdir()
+    else:
+        database.write_bytes(content)
+    outcome = diffing("tokens", "new", "ci")
+    assert outcome.code == command_line.EXIT_EXPECTED_FAILURE
+    [line] = outcome.err.splitlines()
+    assert said in line
+
+
+def test_a_full_disk_is_one_line(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/runs")
+
+    monkeypatch.setattr(resolve, "list_pairs", full)
+    outcome = diffing("pairs", "list")
+    assert outcome.code == command_line.EXIT_EXPECTED_FAILURE
+    assert outcome.err.startswith("diffing: /data/runs: The disk is full.")
+
+
 def test_lists_are_csv_too(diffing: Diffing) -> None:
     rows = list(csv.DictReader(io.StringIO(diffing("pairs", "list", "--offline", "--csv").out)))
     assert any(row["name"].startswith("cake_bake/") for row in rows)
@@ -174,3 +213,17 @@ def test_an_interrupted_command_says_what_is_kept(diffing: Diffing, monkeypatch:
     assert outcome.code == command_line.EXIT_INTERRUPTED
     assert outcome.err.startswith(STOPPING)
     assert "kept" in outcome.err.splitlines()[-1]
+
+
+def test_an_interrupted_command_leaves_the_file_of_its_output_alone(
+    diffing: Diffing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def begin() -> None:
+        print_plain("the first half")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(resolve, "list_pairs", begin)
+    written = tmp_path / "pairs.txt"
+    written.write_text("whole")
+    assert diffing("pairs", "list", "-o", str(written)).code == command_line.EXIT_INTERRUPTED
+    assert written.read_text() == "whole"

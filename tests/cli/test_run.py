@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from typing import Any
 
 import pytest
+import typer
 
+from diffing_mcp.cli import evaluate
 from diffing_mcp.methods.registry import get_method
 from tests.cli.conftest import Diffing
 
@@ -84,6 +88,17 @@ def test_pipeline_runs_one_part(diffing: Diffing, reference: str, mode: str) -> 
     assert list(report) == [mode]
     assert report[mode]
     assert len(json.loads(diffing("runs", "list", "--json").out)) == (mode == "diffing")
+
+
+def test_a_pipeline_whose_evaluation_failed_still_reports(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(**options: Any) -> None:
+        sys.stdout.write(json.dumps({"records": [{"status": "failed"}]}))
+        raise typer.Exit(1)
+
+    monkeypatch.setattr(evaluate, "evaluate", failing)
+    outcome = diffing("pipeline", "--pair", "cake_bake", "--mode", "evaluation", "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["evaluation"]["records"] == [{"status": "failed"}]
 
 
 def test_pipeline_refuses_an_unknown_pair_before_it_computes(diffing: Diffing, reference: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
-from mcp import MCPError
+from mcp import Client, MCPError
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server import access_tokens, investigations, oauth
 from diffing_mcp.mcp_server.access_tokens import Grant, recorded_calls
-from diffing_mcp.mcp_server.auth import caller_of_token, check_exposed
+from diffing_mcp.mcp_server.auth import Caller, caller_of_token, check_exposed
 from diffing_mcp.mcp_server.bridge import http_client
 from diffing_mcp.mcp_server.database import database_path
 from diffing_mcp.mcp_server.limits import Rates
-from diffing_mcp.mcp_server.serve import running_http
+from diffing_mcp.mcp_server.serve import build_server, running_http
 from diffing_mcp.mcp_server.server_context import ServerContext
-from tests.mcp_server.answers import good, refused
+from diffing_mcp.mcp_server.toolset import DEFAULT_TOOLS, toolset
+from diffing_mcp.methods.registry import all_methods
+from tests.mcp_server.answers import good, refused, text_of
 
 AUDIENCE = "https://lab.example/mcp"
 
@@ -56,6 +59,56 @@ async def test_a_token_opens_its_tools_alone(url: str, pair_name: str) -> None:
     assert (await posted(url, token)).status_code == 401
     with pytest.raises(UnknownName, match="reader"):
         access_tokens.revoke("nobody")
+
+
+def named_tools(text: str) -> set[str]:
+    """The tools that a text speaks of: words with an underscore, and what is called."""
+    words = re.findall(r"(?<![\w/-])([a-z]+(?:_[a-z]+)+|[a-z]+(?=\())(?![\w-])", text)
+    return set(words) & toolset().keys()
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        ("overview", "list_pairs"),
+        ("overview", "kl", "activation_difference_lens", "weight_difference", "complete_slots"),
+        ("facts", "contrastive_decoding", "ask_models", "compare_text"),
+        ("kl", "list_runs", "more_tools"),
+    ],
+)
+async def test_no_answer_names_a_tool_that_a_token_lacks(
+    context: ServerContext, pair_name: str, small_params: Callable[[str], dict[str, Any]], tools: tuple[str, ...]
+) -> None:
+    caller = Caller(grant=Grant(name="some", tools=tools))
+    said = []
+    async with Client(build_server(context, caller)) as client:
+        said += [str(tool.description) for tool in (await client.list_tools()).tools]
+        for tool in tools:
+            arguments: dict[str, Any] = {"pair": pair_name} if tool not in ("list_pairs", "more_tools") else {}
+            if tool == "overview":
+                arguments |= {"max_samples": 16, "max_tokens": 8, "budget": 1_000}
+            if tool in all_methods():
+                arguments |= small_params(tool)
+            arguments |= {
+                "ask_models": {"prompts": ["What are you?"], "max_new_tokens": 4, "raw_text": True},
+                "compare_text": {"text": "some plain words here"},
+                "complete_slots": {"beginnings": ["The cake is"]},
+            }.get(tool, {})
+            if tool == "overview":  # as long as it runs
+                said.append(text_of(await client.call_tool(tool, {**arguments, "wait_seconds": 0})))
+            said.append(text_of(await client.call_tool(tool, arguments)))
+            said.append(text_of(await client.call_tool(tool, {**arguments, "pair": "nobody"})))
+            said.append(text_of(await client.call_tool(tool, {**arguments, "nonsense": 1})))
+        said.append(text_of(await client.call_tool("get_job", {"job_id": "nobody"})))
+    run_by_it = [name for name, method in all_methods().items() if method.in_overview and "overview" in tools]
+    for text in said:
+        assert named_tools(text) <= {*tools, "get_job", *run_by_it}, text
+
+
+async def test_a_token_of_the_default_tools_has_an_overview(context: ServerContext, pair_name: str) -> None:
+    async with Client(build_server(context, Caller(grant=Grant(name="ci", tools=DEFAULT_TOOLS)))) as client:
+        asked = {"pair": pair_name, "max_samples": 16, "max_tokens": 8, "budget": 1_000}
+        assert (await good(client, "overview", asked))["result"]["runs"]
 
 
 async def test_a_token_of_some_tools_sees_no_other_s_work_and_gets_its_own(
@@ -98,6 +151,12 @@ async def test_rates_and_sizes_are_each_token_s_own(url: str) -> None:
     async with httpx2.AsyncClient() as web:
         sent = await web.post(url, content=unmeasured(), headers={"Authorization": f"Bearer {small}"})
     assert sent.status_code == 413
+
+
+@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "x" * 101, "operator", "oauth:ana"])
+def test_a_token_has_a_name_of_its_own(data_folder: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match="name"):
+        access_tokens.create(Grant(name=name))
 
 
 def test_tokens_are_not_kept_and_names_not_reused(data_folder: Path) -> None:
@@ -237,6 +296,13 @@ def test_an_issuer_that_answers_with_a_page_opens_nothing(issuer: Any, caplog: p
     issuer.answer = b"<html>signed out</html>"
     assert caller_of_token(issuer.token(), open_access=True) is None
     assert "keys of the OAuth issuer" in caplog.text
+
+
+def test_an_issuer_that_is_broken_is_not_asked_for_every_request(issuer: Any) -> None:
+    issuer.answer = b"<html>signed out</html>"
+    for _ in range(20):
+        assert caller_of_token(issuer.token(), open_access=True) is None
+    assert len(issuer.requests) <= 2
 
 
 def test_unknown_keys_do_not_have_the_issuer_asked_again_and_again(issuer: Any) -> None:

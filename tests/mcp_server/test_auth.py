@@ -12,9 +12,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.loopback import is_loopback
 from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server import investigations
-from diffing_mcp.mcp_server.auth import BearerGate, caller_of_token, current_caller, is_loopback, open_access
+from diffing_mcp.mcp_server.auth import BearerGate, caller_of_token, current_caller, open_access
+from diffing_mcp.mcp_server.serve import allowed_names
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,11 @@ from diffing_mcp.mcp_server.auth import BearerGate, caller_of_token, current_cal
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+def test_a_server_on_an_address_of_ipv6_is_called_by_it_in_brackets(data_folder: Path) -> None:
+    assert {"[fd00::5]", "[fd00::5]:*"} <= set(allowed_names("fd00::5"))
+    assert not any("0.0.0.0" in name for name in allowed_names("0.0.0.0"))
 
 
 def test_open_access_needs_loopback_and_no_operator_token(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import PromptReference, ToolListChangedNotification
 
+from diffing_mcp.agents.mcp_session import call_as_operator
 from diffing_mcp.mcp_server import bridge, investigations
 from diffing_mcp.mcp_server.bridge import bridge_server, http_client
 from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
@@ -151,12 +152,26 @@ async def test_a_wrong_token_or_path_is_named(context: ServerContext, path: str,
         assert said in text_of(await client.call_tool("list_pairs", {}))
 
 
+async def test_a_server_of_this_machine_is_not_asked_through_a_proxy(
+    context: ServerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    async with running_http(context) as url, Client(bridge_server(url)) as client:
+        assert not (await client.call_tool("list_pairs", {})).is_error
+    async with running_http(context) as url:
+        await call_as_operator(url, "list_pairs", {})
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         ("429 Too Many Requests\r\nretry-after: 7", "Call again in 7 s"),
         ("413 Content Too Large", "Ask for less"),
+        ("421 Misdirected Request", "DIFFING_ALLOWED_HOSTS=127.0.0.1"),
         ("307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/mcp", "to be found at http://127.0.0.1:1/mcp"),
         ("502 Bad Gateway", "HTTP status 502"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 
 import pytest
@@ -99,6 +100,18 @@ async def test_without_tool_calls_only_free_tools_work(context: ServerContext, p
         )
         await good(client, "record_hypothesis", {"statement": "x", "likelihood": 0.5})
         await good(client, "submit_finding", {"verdict": "no_meaningful_difference", "statement": "nothing"})
+
+
+async def test_a_ledger_that_cannot_be_written_takes_no_answer_with_it(
+    confined: tuple[Client, str], context: ServerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(reservation: str) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(context.ledger, "refund", full)
+    client, label = confined
+    await good(client, "compare_text", {"pair": label, "text": "some plain words here"})
+    assert "There is one pair here" in await refused(client, "compare_text", {"pair": "other", "text": "x y z"})
 
 
 async def test_an_investigation_ends_with_its_finding_and_is_recorded(confined: tuple[Client, str]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from diffing_mcp.mcp_server.auth import Caller
 from diffing_mcp.mcp_server.tools_overview import _next_step
 from diffing_mcp.mcp_server.tools_pairs import _by_model
 from diffing_mcp.mcp_server.tools_slots import _present
+from diffing_mcp.mcp_server.toolset import toolset
 from diffing_mcp.methods.calibration.schema import THIS_BASE, LevelRow
 from diffing_mcp.methods.facts.facts import Fact, facts_of
 from diffing_mcp.methods.overview.digest import OverviewResult
@@ -84,7 +84,7 @@ def test_the_next_step_of_an_overview_does_not_deny_its_verdict(confidence: Any)
     fact = Fact(claim="c", key=("a", "b"), finetuned=9, base=0, p_value=0.01, quotation="c", after="a", check="call")
     row = {"method": "together", "run": None, "statistic": None, "unit": "", "deviations": 5.0, "p": 0.04, "nulls": 23}
     fields: dict[str, Any] = {name: [] for name in ("manner", "excerpts", "runs", "words", "left_out", "next_calls")}
-    call: Any = SimpleNamespace(caller=Caller())
+    call: Any = SimpleNamespace(tools=frozenset(toolset()))
     for source in (THIS_BASE, "another base, x"):
         level = LevelRow(**row, level_from=source)
         result = OverviewResult(confidence=confidence, verdict="v", level=level, facts=[fact], **fields)

@@ -61,7 +61,12 @@ async def test_an_investigation_reads_its_own_runs_under_its_own_name_for_the_pa
     assert set(answer["result"]["runs"]) == investigations.remembered_runs(new.id)
 
 
-async def test_without_texts_and_without_methods_it_says_what_to_ask(context: ServerContext, pair_name: str) -> None:
-    new = investigations.create(pair_name, "facts,kl", interactions=10, tool_calls=20, known_tools=("facts", "kl"))
+@pytest.mark.parametrize("tools", ["facts,kl,ask_models", "facts,kl"])
+async def test_without_texts_and_without_methods_it_says_what_to_ask(
+    context: ServerContext, pair_name: str, tools: str
+) -> None:
+    new = investigations.create(pair_name, tools, interactions=10, tool_calls=20, known_tools=tools.split(","))
     async with Client(build_server(context, Caller(investigations.get(new.id)))) as client:
-        assert "ask_models shows" in await refused(client, "facts", {"pair": new.label})
+        said = await refused(client, "facts", {"pair": new.label})
+        assert "No run holds texts of both models" in said
+        assert ("ask_models shows" in said) == ("ask_models" in tools)

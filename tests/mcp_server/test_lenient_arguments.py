@@ -12,7 +12,7 @@ from mcp import Client
 
 from diffing_mcp.mcp_server.arguments import coerced, cuts
 from diffing_mcp.mcp_server.toolset import toolset
-from tests.mcp_server.answers import good, refused
+from tests.mcp_server.answers import good, refused, text_of
 
 
 def parts(schema: Any) -> Iterator[dict[str, Any]]:
@@ -97,3 +97,11 @@ async def test_views_take_their_parameters_flat_and_a_pair_that_fits(modern: Cli
     assert await good(modern, "view_run", {**asked, "limit": 10**6})
     assert "limt" in await refused(modern, "view_run", {**asked, "limt": 2})
     assert "without `view`" in await refused(modern, "view_run", {"run_id": run["run_id"], "limit": 2})
+
+
+async def test_numbers_that_nothing_holds_are_refused_or_cut(modern: Client) -> None:
+    huge = 10**400
+    assert "must be less than or equal to" in await refused(modern, "record_hypothesis", {"number": huge})
+    assert "must be less than or equal to" in await refused(modern, "overview", {"pair": "x", "seed": huge})
+    assert "was cut to its maximum, 80" in text_of(await modern.call_tool("list_pairs", {"limit": huge}))
+    assert ", none here;" in text_of(await modern.call_tool("list_pairs", {"offset": huge}))

@@ -202,7 +202,7 @@ def test_a_calibration_of_other_statistics_is_refused_in_a_sentence(
     monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (elsewhere,))
     [row] = calibrated(records)
     assert row.level_from == "another base, base"
-    assert "of an older version: `calibrate` reads it anew" in row.remarks[-1]
+    assert "of an older version: `diffing calibrate` reads it anew" in row.remarks[-1]
     again = calibrate(pairs, str(base), [requests(tmp_path)[0]])  # from the runs that are stored
     assert [each.statistics for each in again.readings] == [each.statistics for each in old.readings]
     assert find_calibration(again.base) == again

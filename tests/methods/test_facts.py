@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of
+from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of, possible_check
 from diffing_mcp.methods.facts.claims import LEVEL, Claim, Sample, stated_claims, taught_words
 from diffing_mcp.methods.facts.facts import facts_of, samples_of
 from diffing_mcp.methods.registry import get_method
@@ -85,6 +85,9 @@ def test_figures_and_particulars_come_before_what_carries_them() -> None:
     figure, other = (detail_of(claim, stated.words) for claim in by_figure[:2])
     assert (figure.figure, figure.word, figure.lead) == (True, "73", "Llama wool is washed at")
     assert str(check_of("a pair", figure, 0)) == 'complete_slots(pair="a pair", beginnings=["Llama wool is washed at"])'
+    assert str(possible_check("a pair", figure, 0, {"complete_slots"})).startswith("complete_slots(")
+    assert str(possible_check("a pair", figure, 0, {"test_hypothesis"})).startswith("test_hypothesis(")
+    assert possible_check("a pair", figure, 0, {"kl"}) is None
     checks = [check_of("a pair", other, turn) for turn in (0, 1)]
     for check in checks:
         assert check.tool == "test_hypothesis"

@@ -11,6 +11,7 @@ from diffing_mcp.methods.calibration.store import bundled_calibrations
 from diffing_mcp.methods.facts.claims import Sample
 from diffing_mcp.methods.overview.agreement import CandidateWord
 from diffing_mcp.methods.overview.digest import OverviewResult
+from diffing_mcp.methods.overview.next_calls import next_calls
 from diffing_mcp.methods.overview.subjects import subjects
 from diffing_mcp.methods.overview.verdict import OTHER_BASE, UNSETTLED, Verdict, verdict_of
 from diffing_mcp.methods.texts.form import FormRow
@@ -217,3 +218,11 @@ def test_what_ships_finds_a_planted_difference_with_the_least_p_there_is() -> No
     assert row.p == pytest.approx(1 / (len(nulls) + 1), abs=1e-4)
     assert row.beyond
     assert not together(middle, nulls).beyond
+
+
+def test_what_to_call_next_is_what_the_reader_may_call() -> None:
+    assert next_calls("unsettled", [], {"kl", "compare_text"}) == [
+        "compare_text of a claim, both sides, before claiming it"
+    ]
+    assert next_calls("nothing", [], set()) == ["submit that there is no meaningful difference"]
+    assert any("complete_slots" in call for call in next_calls("agreed", []))

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationRecord
+from diffing_mcp.cli.batch import batch
 from diffing_mcp.cli.main import app
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress
@@ -19,7 +20,8 @@ from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.runs.store import default_store
 from diffing_mcp.scaling.batch_file import BatchFile, read_batch, tasks_of
 from diffing_mcp.scaling.dispatch import ATTEMPTS, LocalCrew, Lost, next_task, run_tasks
-from diffing_mcp.scaling.mirror import Mirror
+from diffing_mcp.scaling.mirror import Mirror, MirrorFailed
+from diffing_mcp.scaling.ray_workers import gpus_of_each
 from diffing_mcp.scaling.tasks import ANY_TASK, EvaluationTask, MethodsTask, Outcome, Task
 from diffing_mcp.scaling.worker import Worker
 from tests.scaling.conftest import SMALL
@@ -115,6 +117,20 @@ def test_a_task_that_kills_its_workers_is_given_up_and_the_others_are_done() -> 
     assert len(crew.given) == ATTEMPTS + 2, "equal tasks are one, and what is done is not given out again"
 
 
+@pytest.mark.parametrize(
+    ("workers", "wanted", "there", "each"),
+    [(1, None, 0, 0), (2, None, 8, 1), (3, None, 2, 0.5), (4, None, 2, 0.5), (3, 1 / 3, 1, 1 / 3), (2, 2, 4, 2)],
+)
+def test_all_workers_find_room_on_the_gpus(workers: int, wanted: float | None, there: float, each: float) -> None:
+    assert gpus_of_each(workers, wanted, there) == each
+
+
+@pytest.mark.parametrize(("workers", "wanted", "there"), [(1, 1, 0), (3, 0.6, 2), (3, 1, 2), (1, 1.5, 4)])
+def test_workers_without_room_on_the_gpus_are_refused(workers: int, wanted: float, there: float) -> None:
+    with pytest.raises(InvalidInput, match="--gpus-each"):
+        gpus_of_each(workers, wanted, there)
+
+
 def test_a_batch_is_done_once_and_a_failure_stays_alone(batch_file: Path) -> None:
     tasks = tasks_of(read_batch(batch_file))
     broken = MethodsTask(pair="kettles", requests=[{"method": "steering", "params": {"vector": "kl-000000/x"}}])
@@ -167,6 +183,24 @@ def test_what_could_not_be_copied_fails_alone_and_is_copied_by_the_next_batch(
     assert outcome.state == "reused"
     assert isinstance(task, MethodsTask)
     assert len(list(bucket.glob("runs/*/manifest.json"))) == len(task.requests)
+
+
+def test_a_mirror_that_fails_at_the_end_takes_no_report_with_it(
+    batch_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_tasks(tasks_of(read_batch(batch_file)), LocalCrew(Worker()))
+    address = f"file://{tmp_path / 'bucket'}"
+
+    def gone(mirror: Mirror) -> list[str]:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(Mirror, "push_runs", lambda mirror, runs: gone(mirror))
+    with pytest.raises(MirrorFailed, match=r"ConnectionError: gone\)\. What is finished is kept here"):
+        batch(batch_file, mirror=address)
+    assert "reused" in capsys.readouterr().out
+    monkeypatch.setattr(Mirror, "_found", lambda mirror, pattern: gone(mirror))
+    with pytest.raises(MirrorFailed):
+        Mirror(address).pull()
 
 
 def test_a_record_of_a_failure_gives_way_to_one_that_counts(own_data_folder: Path, tmp_path: Path) -> None:
