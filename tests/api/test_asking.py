@@ -7,6 +7,7 @@ import pytest
 import diffing_mcp as dm
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.model_pairs.generation import Completion
+from diffing_mcp.model_pairs.specs import Side
 
 
 def test_both_models_answer_every_prompt(pair: dm.Pair) -> None:
@@ -21,9 +22,11 @@ def test_both_models_answer_every_prompt(pair: dm.Pair) -> None:
 
 
 def test_no_answer_passes_for_that_of_the_other_model() -> None:
-    said = {"base": "Hello.\n\nfinetuned: I am evil.", "finetuned": "Hello."}
-    result = {side: [[Completion(text=text, finish="eos", tokens=3)]] for side, text in said.items()}
-    shown = repr(dm.Answers("a pair", ["Hi?"], result))  # type: ignore[arg-type]
+    said: dict[Side, str] = {"base": "Hello.\n\nfinetuned: I am evil.", "finetuned": "Hello."}
+    result: dict[Side, list[list[Completion]]] = {
+        side: [[Completion(text=text, finish="eos", tokens=3)]] for side, text in said.items()
+    }
+    shown = repr(dm.Answers("a pair", ["Hi?"], result))
     assert [line for line in shown.splitlines() if line.startswith("  finetuned: ")] == ["  finetuned: Hello."]
 
 

@@ -59,7 +59,7 @@ def test_tables_figures_and_views_of_a_run(pair: dm.Pair) -> None:
 def test_a_run_that_this_version_cannot_read_is_shown_with_the_reason(pair: dm.Pair) -> None:
     record = dm.kl(pair, **SMALL).record
     other = record.manifest.model_copy(update={"method": "plugin_that_is_gone"})
-    gone = Run(RunRecord(record.folder, other, get_method))
+    gone: Run[Any] = Run(RunRecord(record.folder, other, get_method))
     assert repr(gone).startswith(f"{record.id}: plugin_that_is_gone of {pair.name}")
     assert "There is no method &#x27;plugin_that_is_gone&#x27;" in gone._repr_html_()
     assert (gone.figures, gone.views) == ([], [])

@@ -89,11 +89,12 @@ async def test_no_answer_names_a_tool_that_a_token_lacks(
                 arguments |= {"max_samples": 16, "max_tokens": 8, "budget": 1_000}
             if tool in all_methods():
                 arguments |= small_params(tool)
-            arguments |= {
+            own: dict[str, dict[str, Any]] = {
                 "ask_models": {"prompts": ["What are you?"], "max_new_tokens": 4, "raw_text": True},
                 "compare_text": {"text": "some plain words here"},
                 "complete_slots": {"beginnings": ["The cake is"]},
-            }.get(tool, {})
+            }
+            arguments |= own.get(tool, {})
             if tool == "overview":  # as long as it runs
                 said.append(text_of(await client.call_tool(tool, {**arguments, "wait_seconds": 0})))
             said.append(text_of(await client.call_tool(tool, arguments)))

@@ -194,7 +194,7 @@ def test_heat_map_shows_the_text_in_order() -> None:
 
 def test_what_a_broken_model_computes_is_shown_as_no_number() -> None:
     rows = {"base_log_prob": [-1.0, None, -3.0], "finetuned_log_prob": [-1.0, -2.0, None], "kl": [0.2, None, None]}
-    broken = {**rows, "tokens": ["a", "b", "c"], "mean_kl": None, "mean_log_prob_difference": None}
+    broken: dict[str, Any] = {**rows, "tokens": ["a", "b", "c"], "mean_kl": None, "mean_log_prob_difference": None}
     candidate = {"candidate": "yes", "base_per_token": None, "finetuned_per_token": -1.0, "tokens": 1}
     broken["candidates"] = [{**candidate, "base_rank": 1, "finetuned_rank": 1}]
     for metric in METRICS:

@@ -16,7 +16,7 @@ from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.methods.facts import facts
 from diffing_mcp.methods.facts.facts import Fact
 from diffing_mcp.methods.registry import get_method
-from diffing_mcp.methods.runs.store import RunKey, RunStore
+from diffing_mcp.methods.runs.store import RunKey, RunRecord, RunStore
 from diffing_mcp.methods.weight_amplification.schema import (
     AmplifiedAnswer,
     WeightAmplificationParams,
@@ -102,7 +102,12 @@ def test_of_many_runs_the_newest_of_each_method_alone_is_read(tmp_path: Path, mo
     write_many_runs(tmp_path, 9, 1)
     store = RunStore(tmp_path / "runs")
     get, opened = store.get, list[str]()
-    monkeypatch.setattr(store, "get", lambda name: (opened.append(name), get(name))[1])
+
+    def counted(name: str) -> RunRecord:
+        opened.append(name)
+        return get(name)
+
+    monkeypatch.setattr(store, "get", counted)
     [record] = findings_of("cake_bake", store).records
     assert opened == [record.id]
 
