@@ -51,6 +51,7 @@ _CONTEXT_CHARACTERS = 24
 NOTHING = "Nothing stands out"
 """Headlines that begin so say no more than that."""
 _BELOW_ITS_OWN = "more than finetunes that taught nothing show, though below its fixed level"
+_NO_MORE_THAN_NULLS = "beyond its fixed level, no more than nulls of this size of change show"
 
 
 class OverviewEntry(BaseModel):
@@ -298,8 +299,10 @@ def _line(
 
 def headline_beside(result: MethodResult, stands_out: bool) -> str:
     """What a run says of itself, by its fixed level, beside a verdict by nulls that may be another one."""
-    if not stands_out or result.stands_out:
+    if stands_out == result.stands_out:
         return result.headline
+    if not stands_out:
+        return f"{_NO_MORE_THAN_NULLS}: {result.headline}"
     return _BELOW_ITS_OWN if result.headline.startswith(NOTHING) else f"{_BELOW_ITS_OWN}: {result.headline}"
 
 
