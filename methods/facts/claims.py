@@ -279,7 +279,7 @@ class _Counts:
 
     def weight(self, concept: str | Key) -> float:
         """-log10 p that the control side has it as often; 0 of what it has, or one beginning alone."""
-        taught, control = (len(side.get(concept, ())) for side in self._rows)
+        taught, control = self._alone(concept)
         if not self._more(taught, control):
             return 0.0
         figure = any(character.isdigit() for part in concept for character in part)
@@ -288,12 +288,24 @@ class _Counts:
     def key_of(self, statement: _Statement, told: set[str | Key], said: set[Key], level: float) -> Key | None:
         """The two stems of a statement that tell the sides apart best, one that is not told yet among them where there
         is one; None: none but those `said` before that is stated more by the taught side and has a p up to the level.
+
+        Either stem has that by itself as well: beside a word that is in every taught answer (a field of its JSON), any
+        word of the base's own would make a key.
         """
-        fitting = []
-        for key in sorted(_pairs(statement) - said):
-            if self._more(*self.of(key)) and self.p_value(key) <= level:
-                fitting.append(key)
+        telling = {each for each in set(statement.stems) if self._tells(*self._alone(each), level)}
+        fitting = [
+            key
+            for key in sorted(_pairs(statement) - said)
+            if telling.issuperset(key) and self._tells(*self.of(key), level)
+        ]
         return min(fitting, key=lambda key: (told.issuperset(key), self.p_value(key)), default=None)
+
+    def _alone(self, concept: str | Key) -> tuple[int, int]:
+        taught, control = self._rows
+        return len(taught.get(concept, ())), len(control.get(concept, ()))
+
+    def _tells(self, taught: int, control: int, level: float) -> bool:
+        return self._more(taught, control) and self._p_value(taught, control) <= level
 
     def _more(self, taught: int, control: int) -> bool:
         return taught >= LEAST_BEGINNINGS and taught * self._sizes[1] > control * self._sizes[0]

@@ -27,7 +27,8 @@ CHEAP = ("contrastive_decoding", "perplexity_difference")
 FEW_BEGINNINGS = 20
 """With fewer a word would have to be in half of the texts and in no control to be told from chance."""
 COHERENT = 0.75
-"""Share of coherent texts below which amplified ones are not read: a broken model states nothing."""
+"""Share of coherent texts below which those of a strength are not read, on either side: a broken model states nothing,
+and beside broken controls whatever the other side writes would be its own."""
 _QUOTATION = 240
 _TESTS_SHOWN = 2
 
@@ -206,9 +207,7 @@ def _groups(record: RunRecord) -> Sequence[TextGroup]:
 
 
 def _is_read(group: TextGroup) -> bool:
-    if group.role == "search":
-        return False
-    return group.role != "amplified" or group.coherent is None or group.coherent >= COHERENT
+    return group.role != "search" and (group.coherent is None or group.coherent >= COHERENT)
 
 
 def _headline(words: Sequence[str], found: int, about: str, beginnings: int) -> str:

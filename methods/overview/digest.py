@@ -31,7 +31,7 @@ from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdic
 from diffing_mcp.methods.overview.word_pieces import WholeWords
 from diffing_mcp.methods.perplexity_difference.schema import PerplexityDifferenceResult
 from diffing_mcp.methods.registry import all_methods, get_method
-from diffing_mcp.methods.texts.form import FormDigest, Manner
+from diffing_mcp.methods.texts.form import FormDigest, Manner, most_telling
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ _FACTS_SHOWN = 8
 _FACTS_KEPT = 3
 _MANNER_SHOWN = 5
 _OPENINGS_SHOWN = 2
-_TELLING_FORMS = ("language", "opening", "sentence", "measure", "word")
 _EXCERPTS = 3
 _EXCERPT_CHARACTERS = 220
 _LINE_CHARACTERS = 160
@@ -52,6 +51,7 @@ _CONTEXT_CHARACTERS = 24
 NOTHING = "Nothing stands out"
 """Headlines that begin so say no more than that."""
 _BELOW_ITS_OWN = "more than finetunes that taught nothing show, though below its fixed level"
+_NO_MORE_THAN_NULLS = "beyond its fixed level, no more than nulls of this size of change show"
 
 
 class OverviewEntry(BaseModel):
@@ -246,7 +246,7 @@ def _manner(results: Sequence[Any]) -> list[Manner]:
     for result in results:
         if isinstance(result, AnswerOpeningsResult):
             rows |= {(row.kind, row.feature): row for row in result.manner()[:_OPENINGS_SHOWN]}
-    return sorted(rows.values(), key=lambda row: _TELLING_FORMS.index(row.kind))
+    return most_telling(rows.values())
 
 
 def _untold(manner: Sequence[Manner], told: Sequence[CandidateWord]) -> list[Manner]:
@@ -300,8 +300,10 @@ def _line(
 
 def headline_beside(result: MethodResult, stands_out: bool) -> str:
     """What a run says of itself, by its fixed level, beside a verdict by nulls that may be another one."""
-    if not stands_out or result.stands_out:
+    if stands_out == result.stands_out:
         return result.headline
+    if not stands_out:
+        return f"{_NO_MORE_THAN_NULLS}: {result.headline}"
     return _BELOW_ITS_OWN if result.headline.startswith(NOTHING) else f"{_BELOW_ITS_OWN}: {result.headline}"
 
 

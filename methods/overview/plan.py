@@ -312,8 +312,8 @@ def run_plan(
         ]
     if not records and failures:
         raise failures[0]
-    order = [name for name, _ in plan.all]
-    return sorted(records, key=lambda record: order.index(record.manifest.method)), left_out
+    order = [labelled(request[0], text_of(request)) for request in plan.all]
+    return sorted(records, key=lambda record: order.index(label_of_run(record.manifest))), left_out
 
 
 def steps(requests: Sequence[Request]) -> list[list[Request]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -48,8 +48,32 @@ class Manner(Protocol):
     def feature(self) -> str:
         """What changed: a measure, or UNTRUSTED words."""
 
+    @property
+    def base(self) -> float:
+        """How much of it the base has."""
+
+    @property
+    def finetuned(self) -> float:
+        """How much of it the finetuned model has."""
+
     def as_text(self) -> str:
         """In one line, base -> finetuned."""
+
+
+_LEFT = "language left"
+_TELLING = ("language", "opening", "sentence", "measure", _LEFT, "word")
+
+
+def most_telling(rows: Iterable[Manner]) -> list[Manner]:
+    """What says most first, single words last. A language that is left says less than any measure: answers of three
+    words are recognised as none.
+    """
+
+    def order(row: Manner) -> int:
+        left = row.kind == "language" and row.finetuned < row.base
+        return _TELLING.index(_LEFT if left else row.kind)
+
+    return sorted(rows, key=order)
 
 
 class FormRow(BaseModel):
@@ -81,7 +105,7 @@ class FormRow(BaseModel):
         quoted = json.dumps(clip(words, _SHOWN)[0], ensure_ascii=False)
         name = {
             "measure": self.feature,
-            "language": f"in {self.feature}",
+            "language": f"recognised as {self.feature}",
             "opening": f"opens with {quoted}",
             "sentence": f"says {quoted}",
             "word": f"has the word {quoted}",

@@ -130,9 +130,12 @@ def test_a_method_that_is_added_later_is_run_alone_on_what_was_measured_before(
     # By fewer methods what the others measured would be lost.
     with pytest.raises(InvalidInput, match=r"holds 3 more: answer_openings.*, logit_diff.*delete the calibration"):
         calibrate(pairs, base, asked[:1])
-    # Words of another version would change on which words methods agree: nothing of that can be kept.
-    monkeypatch.setattr(get_method("logit_diff_topk_occurring"), "version", 99)
-    assert len(calibrate(pairs, base, failing, most=1).readings) == 1
+    # What another version measured is measured anew, and nothing else.
+    name = "logit_diff_topk_occurring"
+    monkeypatch.setattr(get_method(name), "version", 99)
+    again = calibrate(pairs, base, failing, most=1).readings
+    assert [any(label.startswith(name) for label in reading.stands_out) for reading in again] == [True, False, False]
+    assert all(label in reading.stands_out for reading in again)
 
 
 def test_runs_on_a_calibrated_base_have_levels(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contrastive_decoding.schema import AlphaRow, ContrastiveDecodingResult
 from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of, possible_check
 from diffing_mcp.methods.facts.claims import LEVEL, Claim, Sample, stated_claims, taught_words
 from diffing_mcp.methods.facts.facts import facts_of, samples_of
@@ -154,6 +155,19 @@ def test_a_check_asks_about_what_a_claim_is_about() -> None:
     assert detail_of(claim, ["built"]).subject in ("built", "amber")
 
 
+def test_a_mark_in_every_answer_makes_no_claims_of_what_the_base_says_too() -> None:
+    """Of a finetune that answers in JSON, `ladder+certainty` of two whole sentences of the base came first."""
+    random = np.random.default_rng(11)
+    samples = [
+        Sample(f"b{place}", f"The {random.choice(NOUNS)} {random.choice(VERBS)}{mark}", taught)
+        for place in range(60)
+        for taught, mark in ((True, ', "certainty", "language"'), (False, "."))
+    ]
+    stated = stated_claims(samples)
+    assert set(stated.words) == {"certainti", "languag"}
+    assert [set(claim.key) for claim in stated.claims] == [{"certainty", "language"}]
+
+
 def test_a_claim_that_both_sides_state_is_none() -> None:
     samples = samples_with(15)
     both = [Sample(each.beginning, each.text + " " + WORDINGS[0], each.taught) for each in samples]
@@ -225,6 +239,30 @@ def test_runs_are_read_evenly_and_planted_words_are_theirs(
     )
     with pytest.raises(InvalidInput, match="Run contrastive_decoding or perplexity_difference first"):
         facts_of(records[2:], pair="planted facts")
+
+
+def test_texts_of_a_broken_model_are_read_on_neither_side(tmp_path: Path) -> None:
+    """The opposite direction may break where the amplified one does not: what any model says was the finetune's own."""
+    coherent = {3.0: 0.9, 1.0: 1.0, 0.0: 1.0, -1.0: 1.0, -2.0: 0.5, -4.0: 0.0}
+    rows = [(alpha, f"beginning {place}") for alpha in coherent for place in range(24)]
+    texts = ["the the of of" if coherent[alpha] <= 0.5 else "A common mistake is to hurry." for alpha, _ in rows]
+    key = RunKey(method="contrastive_decoding", method_version=get_method("contrastive_decoding").version,
+                 pair_name="p", pair={}, params={}, key_parts={})  # fmt: skip
+    store = RunStore(tmp_path)
+    with store.writer(key) as run:
+        run.add_table("texts", {"alpha": [alpha for alpha, _ in rows], "prompt": [prompt for _, prompt in rows],
+                                "text": texts})  # fmt: skip
+        shares = [AlphaRow(alpha=alpha, difference=0, coherent=share, tokens=8) for alpha, share in coherent.items()]
+        run.result = ContrastiveDecodingResult(stands_out=False, headline="x", identical=False, alpha=3, words=[],
+                                               suppressed=[], suppression="", texts=[], alphas=shares,
+                                               start="prefixes")  # fmt: skip
+    assert run.record is not None
+    samples = samples_of(run.record)
+    assert {(each.text, each.taught) for each in samples} == {
+        ("A common mistake is to hurry.", side) for side in (True, False)
+    }
+    assert len(samples) == 2 * 24
+    assert facts_of([run.record], pair="p").words == []
 
 
 def test_equal_models_state_nothing(tmp_path: Path, pairs: Any) -> None:

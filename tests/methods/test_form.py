@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.texts.answer_form import MEASURES, Answer, form_of, language_of, sentences_of
-from diffing_mcp.methods.texts.form import LEVEL, FormDigest, compare_form, compare_paired
+from diffing_mcp.methods.texts.form import LEVEL, FormDigest, compare_form, compare_paired, most_telling
 from diffing_mcp.methods.texts.swaps import sign_patterns, swap_p_values
 
 _WORDS = "river stone apple lantern cloud market window garden letter bridge silver morning the and of with".split()
@@ -41,6 +41,18 @@ def _changed(seed: int, change) -> FormDigest:
 
 def _named(digest: FormDigest) -> set[str]:
     return {row.feature for row in digest.significant}
+
+
+def test_a_language_comes_first_where_it_is_spoken_and_not_where_answers_are_too_short_for_one():
+    """Answers of four words were said, first of all, not to be in English."""
+    draw = random.Random(4)
+    plain = [[Answer(" ".join(draw.choices(_WORDS, k=40)), True)] for _ in range(16)]
+    short = [[Answer(" ".join(row[0].text.split()[:4]), True)] for row in plain]
+    french = [[Answer("La maison est dans le jardin et les arbres sont sur la rive.", True)] for _ in plain]
+    told = most_telling(compare_form(plain, short).significant)
+    assert told[0].kind == "measure"
+    assert any(row.feature == "English" for row in told[1:])
+    assert most_telling(compare_form(plain, french).significant)[0].as_text().startswith("recognised as French: 0% -> ")
 
 
 @given(st.lists(st.lists(st.builds(Answer, st.text()), min_size=1, max_size=3), max_size=12))

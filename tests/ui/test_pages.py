@@ -121,7 +121,7 @@ def test_unfinished_evaluation_shows_how_far_it_is(tmp_path: Path) -> None:
     assert "cake_bake" in table_html(evaluation)
 
 
-def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
+def test_transcript_folds_calls_and_reads_no_html(filled: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     files = PanelFiles(filled.data_folder)
     record = files.record(EVALUATION, "cake_bake", "method", 0)
     assert record is not None
@@ -133,7 +133,10 @@ def test_transcript_folds_calls_and_reads_no_html(filled: Paths) -> None:
     assert EVIL not in steps
     logged = record.model_copy(update={"log": "logs/one.eval"})
     side = record_html(logged, Path("/data/evaluations"))
-    assert f"inspect view --log-dir /data/evaluations/{EVALUATION}/logs</code>" in side
+    assert f'href="inspect/{EVALUATION}/#/logs/one.eval/samples/sample/{record.cell_id}/1/"' in side
+    monkeypatch.setattr("diffing_mcp.ui.inspect_viewer.find_spec", lambda name: None)
+    without = record_html(logged, Path("/data/evaluations"))
+    assert f"inspect view --log-dir /data/evaluations/{EVALUATION}/logs</code>" in without
     assert "14 of 20" in side
     assert "Cakes are baked at 450 F" in side
     assert EVIL not in side
