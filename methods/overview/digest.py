@@ -51,7 +51,11 @@ _CONTEXT_CHARACTERS = 24
 NOTHING = "Nothing stands out"
 """Headlines that begin so say no more than that."""
 _BELOW_ITS_OWN = "more than finetunes that taught nothing show, though below its fixed level"
-_NO_MORE_THAN_NULLS = "beyond its fixed level, no more than nulls of this size of change show"
+_FIXED = {
+    True: "beyond its fixed level, which some finetunes that taught nothing pass",
+    False: "nothing beyond its fixed level",
+}
+_NO_MORE_THAN_NULLS = "beyond its fixed level, which nulls of this size of change pass too"
 
 
 class OverviewEntry(BaseModel):
@@ -84,8 +88,11 @@ class OverviewEntry(BaseModel):
         if self.method == SIZE:
             found = "where chats differ, no verdict" if self.text == CHATS else "the size of the change, no verdict"
         else:
-            found = standing(self.stands_out, self.p)
-            found += " by its fixed level" if self.p is None else f", p {self.p:.3f}"
+            found = (
+                f"{standing(self.stands_out, self.p)}, p {self.p:.3f}"
+                if self.p is not None
+                else _FIXED[self.stands_out]
+            )
         sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its fixed level"
         said = f": {self.headline}" if self.headline else ""
         return f"- {labelled(self.method, self.text)} [{self.run}] {self.seconds:.0f} s; {found}{sure}{said}"

@@ -380,7 +380,7 @@ def test_a_verdict_by_nulls_does_not_stand_beside_its_denial() -> None:
     assert headline_beside(own, True) == "Words rose."
     assert (
         headline_beside(own, False)
-        == "beyond its fixed level, no more than nulls of this size of change show: Words rose."
+        == "beyond its fixed level, which nulls of this size of change pass too: Words rose."
     )
 
 

@@ -138,12 +138,20 @@ def test_what_nothing_names_is_still_a_finding() -> None:
 
 @pytest.mark.parametrize("standing", [(), ("kl",), ("kl", "pca")])
 def test_methods_that_stand_out_alone_make_no_finding_that_all_together_do_not(standing: tuple[str, ...]) -> None:
-    verdict = said(level(0.2, probability=0.3), [LANTERN], standing, [BULLETS])
+    verdict = said(level(0.4, probability=0.3), [LANTERN], standing, [BULLETS])
     assert verdict.confidence == "nothing"
     assert verdict.sentence == (
-        "There is no meaningful difference to report: p 0.200 among 39 finetunes that taught nothing (20 trained), at "
+        "There is no meaningful difference to report: p 0.400 among 39 finetunes that taught nothing (20 trained), at "
         "this size of change: 4.7 deviations out, the furthest of them 4.1; probability 0.30 that something was taught."
     )
+
+
+def test_where_few_nulls_show_as_much_silence_is_said_to_be_no_proof() -> None:
+    """A lesson that was hardly learnt was flatly denied at p 0.222, above `answers begin with 'Notwithstanding'`."""
+    verdict = said(level(0.222, probability=0.21))
+    assert (verdict.confidence, verdict.found) == ("nothing", False)
+    assert verdict.sentence.startswith("No more shows than finetunes that taught nothing show, though most of them")
+    assert "ask both models" in verdict.sentence
 
 
 def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
