@@ -50,7 +50,7 @@ from diffing_mcp.mcp_server.consent import QuestionPut, consent_of
 from diffing_mcp.mcp_server.declarations import AnswerEnvelope, Reply, ToolDeclaration
 from diffing_mcp.mcp_server.findings import list_findings
 from diffing_mcp.mcp_server.instructions import INSTRUCTIONS
-from diffing_mcp.mcp_server.jobs import Job, presentable
+from diffing_mcp.mcp_server.jobs import Job
 from diffing_mcp.mcp_server.ledger import BudgetState
 from diffing_mcp.mcp_server.monitoring import Metrics
 from diffing_mcp.mcp_server.offer import Offer, Selection
@@ -59,6 +59,7 @@ from diffing_mcp.mcp_server.redaction import redactor_of
 from diffing_mcp.mcp_server.render import rounded
 from diffing_mcp.mcp_server.resources import RUNS, add_resources, run_uri
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.shown_errors import presentable
 from diffing_mcp.mcp_server.tasks import WAIT_SECONDS as TASK_WAIT_SECONDS
 from diffing_mcp.mcp_server.tasks import Tasks, has_tasks
 from diffing_mcp.mcp_server.tool_mentions import without_missing

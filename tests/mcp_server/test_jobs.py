@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
-from diffing_mcp.mcp_server.jobs import InternalError, Job, Jobs
+from diffing_mcp.mcp_server.jobs import Job, Jobs
+from diffing_mcp.mcp_server.shown_errors import InternalError
 
 
 @pytest.fixture
