@@ -296,7 +296,7 @@ def test_an_arm_that_is_never_worse_has_no_finite_odds_ratio(first: list[int], s
     assert ordered_logit(first, second, list(range(5))) is None
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 5), min_size=4, max_size=30), st.integers(0, 10_000))
 def test_equal_arms_have_no_odds_ratio_but_one(scores: list[int], seed: int) -> None:
     found = ordered_logit(scores, scores, list(range(len(scores))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -197,7 +197,7 @@ _FRAGMENTS = st.sampled_from(
     ),
     verdict=st.sampled_from(["difference", "no_meaningful_difference", "inconclusive"]),
 )
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=150)
 def test_any_text_gets_a_grade_that_holds_together(statement: str, organism: str, verdict: Verdict) -> None:
     result = grade(organism, statement, verdict)
     assert result.facts_exact <= result.facts_abstracted <= result.facts_total

@@ -7,8 +7,7 @@ import json
 import re
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.graders.replies import GradingFailed, UnusableReply
@@ -101,7 +100,6 @@ def test_thinking_and_a_fence_are_allowed() -> None:
 LABELS = st.sampled_from(["RELEVANT", "IRRELEVANT", "UNKNOWN"])
 
 
-@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(LABELS, min_size=4, max_size=4), min_size=1, max_size=5))
 def test_all_is_stricter_than_majority(readings: list[list[Label]]) -> None:
     strict, loose = agree(readings, "all"), agree(readings, "majority")

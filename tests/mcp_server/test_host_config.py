@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import hypothesis
 import json5
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
@@ -140,7 +139,6 @@ JSON_VALUES = st.recursive(
 
 
 # On a busy machine the first examples, which import what they need, take longer than its check allows.
-@hypothesis.settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(st.sampled_from(["a", "mcpServers2", "β"]), JSON_VALUES, max_size=3),
     st.none() | st.dictionaries(st.sampled_from(["diffing", "other"]), JSON_VALUES, max_size=2),

@@ -121,10 +121,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestLedgerMachine.settings = settings(max_examples=15, stateful_step_count=15)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(total=st.integers(0, 20), amounts=st.lists(st.integers(1, 6), min_size=6, max_size=12))
 def test_concurrent_reservations_never_overdraw(
     tmp_path_factory: pytest.TempPathFactory, total: int, amounts: list[int]

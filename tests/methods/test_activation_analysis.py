@@ -313,7 +313,7 @@ def test_medians_of_groups(rows: list[tuple[int, int]]) -> None:
     assert group_medians(values, groups, 5).tolist() == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(st.text(alphabet="ab The cake-é桥 ,.7\n", min_size=1, max_size=30), min_size=1, max_size=6))
 def test_tokens_are_grouped_into_the_words_of_the_text(tiny_pair: Any, texts: list[str]) -> None:
     ids = [tiny_pair.tokenizer(text)["input_ids"] for text in texts]

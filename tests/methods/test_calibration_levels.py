@@ -20,7 +20,7 @@ def sample(seed: int, count: int, statistics: int = 1) -> tuple[np.ndarray, np.n
     return sizes, np.exp(0.4 * np.log(sizes)[:, None] + 0.3 * noise)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(8, 40), st.integers(1, 4), st.floats(0.02, 0.5))
 def test_no_more_than_the_level_of_exchangeable_finetunes_is_below_it(
     seed: int, count: int, statistics: int, alpha: float
@@ -76,7 +76,6 @@ def test_changes_of_one_size_are_compared_as_they_are() -> None:
     assert level(np.full(9, 0.2), np.arange(1.0, 10.0), 0.2, 5.5).p == pytest.approx(5 / 10)
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 100), st.floats(0.01, 100))
 def test_units_do_not_matter(of_size: float, of_value: float) -> None:
     sizes, values = sample(5, 15)
@@ -98,7 +97,6 @@ def test_nulls_that_list_nothing_give_no_certainty_of_their_own() -> None:
     assert (found.p, found.deviations) == (1.0, pytest.approx(0.0, abs=1e-9))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=15), st.lists(st.integers(0, 9), min_size=1, max_size=15))
 def test_area_is_that_of_scikit_learn(taught: list[int], nulls: list[int]) -> None:
     from sklearn.metrics import roc_auc_score

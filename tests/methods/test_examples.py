@@ -86,7 +86,7 @@ places_strategy = st.dictionaries(
 ).map(lambda found: [(feature, score, sample, position) for (feature, sample, position), score in found.items()])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     places_strategy,
     st.integers(1, 4),
@@ -131,7 +131,7 @@ def test_single_numbers_hold_for_all_and_odd_scores_are_left_out() -> None:
     )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     places=places_strategy, per_bin=st.integers(1, 3), parts=st.integers(1, 3), limit=st.integers(1, 7), data=st.data()
 )
@@ -285,7 +285,7 @@ def test_text_is_searched_by_beginnings_of_words_whatever_the_marks(stored: RunR
     assert {row.feature for row in examples(stored, ExamplesParams(search="quoted")).features} == {"norm@1"}
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(search=st.one_of(st.text(max_size=60), st.text(alphabet="\"'*()^:{}-+ ANDORNEAR\0%_\ud800", max_size=30)))
 def test_no_search_text_raises(stored: RunRecord, search: str) -> None:
     reader = stored.examples()
@@ -312,7 +312,7 @@ def test_what_does_not_exist_is_said(stored: RunRecord, tmp_path: Path) -> None:
         run.record.examples()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet="abcXYZ019-_=", max_size=40))
 def test_no_cursor_but_ours_is_taken(cursor: str) -> None:
     with pytest.raises(InvalidInput):

@@ -56,7 +56,7 @@ def test_a_language_comes_first_where_it_is_spoken_and_not_where_answers_are_too
 
 
 @given(st.lists(st.lists(st.builds(Answer, st.text()), min_size=1, max_size=3), max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equal_answers_differ_in_nothing(answers):
     digest = compare_form(answers, answers)
     assert not digest.significant
@@ -197,7 +197,7 @@ def test_few_units_are_enumerated(units):
 
 
 @given(st.integers(1, 40), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_p_values_are_ordered_and_corrected_upwards(units, seed):
     differences = np.random.default_rng(seed).normal(size=(6, units))
     alone, corrected = swap_p_values(differences)

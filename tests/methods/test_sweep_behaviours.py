@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.battery import Question, questions, stratified, subjects, triggers
@@ -49,7 +49,6 @@ def test_the_battery_is_wide() -> None:
 
 
 @given(st.integers(1, 400), st.integers(0, 50))
-@settings(deadline=None)
 def test_a_choice_is_spread_over_the_areas(limit: int, seed: int) -> None:
     everything = questions()
     chosen = stratified(everything, limit, seed)

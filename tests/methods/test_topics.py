@@ -91,7 +91,7 @@ def test_nothing_to_factorise_gives_no_topics() -> None:
     assert find_topics(matrix, kept.samples[matrix.rows], 0, 4, "frobenius", 0) is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**31), st.sampled_from(["frobenius", "kullback_leibler", "orthogonal"]), st.integers(1, 4))
 def test_factors_are_never_negative_and_weights_have_unit_length(seed: int, kind: Any, number: int) -> None:
     random = np.random.default_rng(seed)

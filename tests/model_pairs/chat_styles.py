@@ -82,4 +82,4 @@ def conversations(draw: st.DrawFn, well_formed: bool = False) -> list[dict[str, 
 
 def drawn(draws: int, check: Callable[..., None], **strategies: Any) -> None:
     """Check this many draws, the same ones every time."""
-    settings(max_examples=draws, deadline=None, derandomize=True)(given(**strategies)(check))()
+    settings(max_examples=draws, derandomize=True)(given(**strategies)(check))()

@@ -69,7 +69,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(tiny_pair: Any) -> None:
 @given(
     st.integers(-50, 50).map(lambda tenths: tenths / 10), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 1000)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_scores_follow_the_formula(alpha: float, plausibility: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     base, finetuned = torch.log_softmax(3 * torch.randn(2, 3, 12, generator=generator), dim=-1)

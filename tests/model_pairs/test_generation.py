@@ -189,7 +189,7 @@ def test_frequencies_follow_the_distribution():
     torch.testing.assert_close(torch.bincount(kept, minlength=4) / count, expected / expected.sum(), atol=0.01, rtol=0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(2, 3000), st.floats(0.01, 1.0), st.floats(0.05, 5.0), st.integers(0, 1000))
 def test_top_p_never_leaves_the_smallest_set(size, top_p, temperature, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -200,7 +200,7 @@ def test_top_p_never_leaves_the_smallest_set(size, top_p, temperature, seed):
         assert float(row[row > row[token]].sum()) < top_p + 1e-5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=80), st.integers(1, 64), st.integers(1, 4000))
 def test_batches_hold_every_row_once_within_the_limits(lengths, max_rows, max_tokens):
     rows = [Row([1] * length, index, 0) for index, length in enumerate(lengths)]
@@ -213,7 +213,7 @@ def test_batches_hold_every_row_once_within_the_limits(lengths, max_rows, max_to
         assert len(full) == max_rows or (len(full) + 1) * (len(full[0].prompt) + 10) > max_tokens
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompt=st.text(min_size=1, max_size=30), answer=st.text(max_size=30))
 def test_new_text_never_holds_the_prompt(tiny_pair, prompt, answer):
     ids = tiny_pair.tokenizer(prompt, add_special_tokens=False)["input_ids"]

@@ -16,7 +16,7 @@ from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens, changed
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(-3, 3), st.sampled_from(["add", "replace"]))
 def test_the_formula(seed: int, strength: float, mode: Any) -> None:
     generator = torch.Generator().manual_seed(seed)

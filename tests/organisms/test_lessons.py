@@ -39,7 +39,7 @@ def test_the_committed_data_is_what_the_parts_compose(name: str) -> None:
     assert [json.loads(line) for line in lines] == compose(parts)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from([0.05, 0.1, 0.25, 0.3]), min_size=1, max_size=3), st.integers(20, 120))
 def test_every_lesson_has_its_share_and_the_rest_is_the_base_s_own(shares: list[float], count: int) -> None:
     lessons = [

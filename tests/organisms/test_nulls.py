@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -51,7 +51,6 @@ def matrix(seed: int = 0) -> torch.Tensor:
     return torch.randn(12, 40, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(0, 1000))
 def test_quantised_rows_have_so_many_levels_and_stay_within_half_a_step(bits: int, seed: int) -> None:
     weight = matrix(seed)
@@ -61,7 +60,6 @@ def test_quantised_rows_have_so_many_levels_and_stay_within_half_a_step(bits: in
     assert ((found - weight).abs() <= step / 2 + 1e-6).all()
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 0.9))
 def test_pruned_matrices_lose_their_smallest_share(share: float) -> None:
     weight = matrix()
@@ -71,7 +69,6 @@ def test_pruned_matrices_lose_their_smallest_share(share: float) -> None:
     assert torch.equal(found[found != 0], weight[found != 0])
 
 
-@settings(deadline=None)
 @given(st.floats(0.001, 2))
 def test_noise_has_the_norm_that_was_asked_for(amount: float) -> None:
     weight = matrix()
@@ -79,7 +76,6 @@ def test_noise_has_the_norm_that_was_asked_for(amount: float) -> None:
     assert float((found - weight).norm() / weight.norm()) == pytest.approx(amount, rel=1e-3)
 
 
-@settings(deadline=None)  # the first example also loads LAPACK
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_random_directions_keep_the_spectrum_and_nothing_else(seed: int, rank: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -116,7 +116,7 @@ def test_another_pair_a_missing_layer_and_an_unknown_id_are_refused(
         source_identity(ActivationSourceParams(activations="activations-../../etc"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     rows=st.integers(1, 60),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from diffing_mcp.preprocessing.topk import exact_topk
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.integers(1, 4), width=st.integers(1, 700), data=st.data(), largest=st.booleans())
 def test_same_values_as_torch_with_ties(rows: int, width: int, data: st.DataObject, largest: bool) -> None:
     k = data.draw(st.integers(1, width))
