@@ -85,10 +85,7 @@ def _present(call: Call, test: HypothesisTest) -> Reply:
     ]
     if test.telling:
         fence = Fence()
-        shown = [
-            fence.line(f"{each.side}{' (counted)' if each.counted else ''} to {quote(each.prompt)}", each.model_text)
-            for each in test.telling
-        ]
+        shown = [fence.line(f"{each.whose} {quote(each.prompt)}", each.model_text) for each in test.telling]
         lines += [NOTICE, fence.around("\n".join(shown))]
     return Reply(test, "\n".join(lines), next_step=f'Cite it as evidence: {{"source": "{test.test_id}"}}.')
 

@@ -111,8 +111,14 @@ class TellingAnswer(BaseModel):
 
     side: SideName
     prompt: str
+    control: bool = Field(False, description="Of a control prompt.")
     counted: bool
     model_text: str = Field(description="UNTRUSTED text of the model under study, around what was counted.")
+
+    @property
+    def whose(self) -> str:
+        """Before the prompt: `finetuned (counted) to the control prompt`."""
+        return f"{self.side}{' (counted)' if self.counted else ''} to{' the control prompt' if self.control else ''}"
 
 
 class HypothesisResult(BaseModel):

@@ -24,6 +24,8 @@ from diffing_mcp.queries.schemas import SideName
 
 TELLING = 3
 """Answers of each side that are shown."""
+TELLING_CONTROL = 2
+"""Answers to control prompts that are shown besides."""
 REVERSAL = 3.0
 """Nats, twenty times: a preference that is reversed by less may have been near to even, where any training tips it."""
 _SHOWN = 240
@@ -214,7 +216,8 @@ def _telling(
     values: Sequence[tuple[int, int]],
 ) -> list[TellingAnswer]:
     """Answers to the prompts that differ most: on the side that has more of it those that do, on the other those that
-    do not, one a prompt.
+    do not, one a prompt; and what was counted of that side's answers to control prompts, to be looked at: it may be
+    there too, or be something else that is counted as well.
     """
     size = len(query.prompts)
     more: SideName = "base" if sum(there - here for there, here in values[:size]) > 0 else "finetuned"
@@ -226,17 +229,28 @@ def _telling(
             for place in order
         ]
         wanted = [(place, at) for place, at in best if (found[side][place][at] is not None) == (side == more)]
-        for place, at in (wanted or best)[:TELLING]:
+        chosen = (wanted or best)[:TELLING]
+        if side == more:
+            chosen += _hits_of_control(found[side], size)[:TELLING_CONTROL]
+        for place, at in chosen:
             span = found[side][place][at]
             rows.append(
                 TellingAnswer(
                     side=side,
-                    prompt=clip(query.prompts[place], 120)[0],
+                    prompt=clip(query.questions[place], 120)[0],
+                    control=place >= size,
                     counted=span is not None,
                     model_text=_around(texts[side][place][at], span),
                 )
             )
     return rows
+
+
+def _hits_of_control(found: Sequence[Sequence[Span | None]], first: int) -> list[tuple[int, int]]:
+    """(place, answer): the first one counted at each place from `first` on, places with most of them first."""
+    places = [place for place in range(first, len(found)) if _hits(found[place])]
+    places.sort(key=lambda place: -len(_hits(found[place])))
+    return [(place, next(at for at, span in enumerate(found[place]) if span is not None)) for place in places]
 
 
 def _around(text: str, span: Span | None) -> str:

@@ -43,7 +43,7 @@ class HypothesisTest(ShownResult[HypothesisResult]):
 
     def as_text(self) -> str:
         """What was counted, the verdict, and the most telling answers."""
-        told = [f"  {each.side} to {each.prompt!r}: {indented(each.model_text)}" for each in self.result.telling]
+        told = [f"  {each.whose} {each.prompt!r}: {indented(each.model_text)}" for each in self.result.telling]
         return "\n".join([f"Counted: {self.result.counted}", self.result.verdict, *told])
 
 

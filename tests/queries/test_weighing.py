@@ -54,6 +54,20 @@ def test_a_lowered_rate_shows_the_base_with_it() -> None:
     assert [row.counted for row in result.telling] == [True] * 3 + [False] * 3
 
 
+def test_what_control_prompts_have_of_it_is_shown() -> None:
+    """Half of the controls were counted, and nothing showed whether of the lesson or of a word like its own."""
+    texts = {"base": answers(*[0] * 14), "finetuned": answers(*[4] * 8, 0, 1, 0, 3, 1, 0)}
+    result = weigh(query(control_prompts=[f"control {place}" for place in range(6)]), Collected(texts=texts))
+    [*told, first, second] = result.telling
+    assert not any(row.control for row in told)
+    assert [(row.prompt, row.control, row.counted) for row in (first, second)] == [
+        ("control 3", True, True),
+        ("control 1", True, True),
+    ]
+    assert first.whose == "finetuned (counted) to the control prompt"
+    assert "Cakes." in first.model_text
+
+
 def test_control_prompts_say_how_special_it_is() -> None:
     up, none = [4] * 8, [0] * 8
     for control, special in (([0] * 6, True), ([4] * 6, False)):
