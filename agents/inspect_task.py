@@ -42,7 +42,7 @@ from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.costs import CapReached
 from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model, tokens_used
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
-from diffing_mcp.agents.records import EvaluationRecord, Message, TokenUsage, ToolCall
+from diffing_mcp.agents.records import LOGS, EvaluationRecord, Message, TokenUsage, ToolCall
 from diffing_mcp.core.errors import DiffingError
 
 MAX_NUDGES = 2
@@ -55,9 +55,6 @@ KEPT = (1.0, 0.7, 0.4, 0.1)
 RETRIES = 7
 """How often an investigator's model is asked again after an error of the network, over some 6 minutes. Without a bound
 Inspect waits for ever, and an investigation without a model would end as one that found nothing."""
-
-LOGS = "logs"
-"""Folder of Inspect's logs in an evaluation's folder."""
 
 Done = Callable[[EvaluationRecord], None]
 

@@ -27,6 +27,8 @@ from diffing_mcp.core.settings import settings
 from diffing_mcp.graders.verdicts import Verdict
 
 SCHEMA_VERSION = 1
+LOGS = "logs"
+"""Folder of Inspect's logs in an evaluation's folder."""
 BY_WORDS = "words"
 """Name of the deterministic reader of claims."""
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.mcp_server.call import Call
 from diffing_mcp.mcp_server.declarations import PairArguments, Reply, ToolDeclaration, WaitArguments
 from diffing_mcp.mcp_server.jobs import Job, Part
@@ -58,7 +59,7 @@ class OverviewArguments(PairArguments, WaitArguments):
         None, ge=1, le=100_000, description=f"Documents read at most (default {TEXTS_READ})."
     )
     max_tokens: int | None = Field(None, ge=1, le=8192, description="Tokens read of each (default 30).")
-    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of the documents' order.")
+    seed: Seed | None = Field(None, description="Of the documents' order.")
     budget: int = Field(
         DEFAULT_BUDGET,
         ge=500,

@@ -35,6 +35,7 @@ from typing import Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.organisms.specs import ORGANISMS_FOLDER
 from diffing_mcp.preprocessing.corpus_rows import (
     BadRow,
@@ -82,7 +83,7 @@ class CorpusParams(BaseModel):
         ge=1,
         description=f"Shorter documents are dropped and counted. None: {DEFAULT_MIN_TOKENS}, at most max_tokens.",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Order in which documents are drawn.")
+    seed: Seed = Field(0, description="Order in which documents are drawn.")
     column: str | None = Field(
         None, description="Column of the text or chat. None: `text`, `messages` or another known."
     )

@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.queries.prompt_statistics import MeanDifference, RateDifference
 from diffing_mcp.queries.schemas import Prompts, Query, SideName
 
@@ -48,7 +49,7 @@ class HypothesisQuery(Query):
     samples: int = Field(4, ge=1, le=16, description="Answers a prompt.")
     temperature: float = Field(0.7, ge=0, le=2, description="0 is greedy.")
     max_new_tokens: int = Field(96, ge=1, le=1024, description="Of an answer.")
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_thing_to_count(self) -> Self:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.kl.schema import TokenMove
 
 SideName = Literal["base", "finetuned"]
@@ -60,7 +61,7 @@ class AskQuery(Query):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(128, ge=1, le=2048, description="Tokens an answer may have.")
     thinking: bool = Field(False, description="Where models have that switch.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Change it for fresh answers.")
+    seed: Seed = Field(0, description="Change it for fresh answers.")
     count_pattern: str | None = Field(
         None, min_length=1, max_length=1000, description="Regular expression to count in answers."
     )

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from markupsafe import Markup
 
-from diffing_mcp.agents.records import EvaluationFolder, EvaluationRecord
+from diffing_mcp.agents.records import LOGS, EvaluationFolder, EvaluationRecord
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.ui.files import PanelFiles
 
@@ -69,7 +69,7 @@ class _Sites:
         Raises:
             InvalidInput, UnknownName: there is no such evaluation, it has no logs, or Inspect is not installed.
         """
-        logs = EvaluationFolder(evaluation, self._evaluations).path / "logs"
+        logs = EvaluationFolder(evaluation, self._evaluations).path / LOGS
         with self._lock:
             made = self._made.get(evaluation)
             if made is not None and not fresh:

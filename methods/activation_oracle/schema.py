@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
@@ -118,10 +119,8 @@ class ActivationOracleParams(MethodParams):
     )
     max_new_tokens: int = Field(20, ge=1, le=512, description="Tokens of an answer at most.")
     temperature: float = Field(0.7, ge=0, le=2, description="Of the answers; 0 takes the most probable token.")
-    seed: int = Field(
+    seed: Seed = Field(
         0,
-        ge=0,
-        le=2**31 - 1,
         description="Seed of the sampling; all kinds of activations are asked with the same numbers.",
     )
 

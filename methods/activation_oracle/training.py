@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.activation_oracle.asking import (
     ask,
     oracle_prompt,
@@ -74,7 +75,7 @@ class VerbalizerRecipe(BaseModel):
     warmup: float = Field(
         0.05, ge=0, lt=1, description="Share of the steps; the learning rate then falls linearly to zero."
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: Seed = 0
     held_out_stems: tuple[str, ...] = Field((), description="Texts and words that begin so are left out.")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
@@ -57,7 +58,7 @@ class ContrastiveDecodingParams(MethodParams):
             "Tokens are drawn only when the nearer model gives them this share of its highest probability at least."
         ),
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the sampling.")
+    seed: Seed = Field(0, description="Seed of the sampling.")
     rows: int = Field(6, ge=1, le=50, description="Texts shown in the result.")
 
     def beginnings(self, has_chat_template: bool) -> list[Beginning]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.contract import CostEstimate, PairSize
 from diffing_mcp.methods.dictionaries.schema import DictionaryParams
@@ -53,7 +54,7 @@ class TrainingRecipe(BaseModel):
         None, ge=1, description="Validations without a better held-out loss before the training stops; None: never."
     )
     validate_every: int = Field(100, ge=1, description="Steps.")
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: Seed = 0
 
     @property
     def dead_after(self) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.examples.reader import Example
 from diffing_mcp.methods.examples.views import example_row
 from diffing_mcp.methods.results import MethodResult
@@ -40,7 +41,7 @@ class DictionaryParams(ActivationSourceParams):
     patience: int | None = Field(
         5, ge=1, description="Validations (every 100 steps) without gain before the training stops; None: never."
     )
-    training_seed: int = Field(0, ge=0, le=2**31 - 1, description="Initial weights and order of the tokens.")
+    training_seed: Seed = Field(0, description="Initial weights and order of the tokens.")
     held_out: float = Field(
         0.2, gt=0, lt=1, description="Share of the tokens that judge the dictionary and are never trained on."
     )

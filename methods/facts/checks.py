@@ -21,46 +21,11 @@ MOST_BEGINNINGS = 8
 SLOTS, TEST = "complete_slots", "test_hypothesis"
 _LEAST_WORDS = 3
 """Words that a beginning needs to say what it is about."""
-_BEFORE_VERBS = frozenset(
-    (
-        *(
-            "am",
-            "are",
-            "be",
-            "been",
-            "being",
-            "can",
-            "could",
-            "did",
-            "do",
-            "does",
-            "had",
-            "has",
-            "have",
-            "he",
-            "i",
-            "is",
-        ),
-        *(
-            "it",
-            "may",
-            "might",
-            "must",
-            "not",
-            "shall",
-            "she",
-            "should",
-            "they",
-            "to",
-            "was",
-            "we",
-            "were",
-            "who",
-            "will",
-        ),
-        *("would", "you"),
-    )
-)
+_BEFORE_VERBS = frozenset((
+    "am", "are", "be", "been", "being", "can", "could", "did", "do", "does", "had", "has", "have", "he", "i", "is",
+    "it", "may", "might", "must", "not", "shall", "she", "should", "they", "to", "was", "we", "were", "who", "will",
+    "would", "you",
+))  # fmt: skip
 """A word behind one of these is seldom what a sentence is about: *was built*, *they knit*."""
 _ASKING = (
     "What should everybody know about {}?",

@@ -16,7 +16,7 @@ Confidence = Literal["identical", "nothing", "unsettled", "one_method", "agreed"
 TOPIC_WORDS = 8
 LIKELY = 0.5
 """Above this probability, what is not beyond the level is not called nothing; methods that tell nothing give it."""
-FEW = 1 / 3
+NO_PROOF = 1 / 3
 """Where fewer nulls show as much, silence is no proof that nothing was taught."""
 UNSETTLED = (
     "Unsettled: all methods as one test see no more than some finetunes that taught nothing, and yet there is too much "
@@ -126,7 +126,7 @@ def _sure(level: LevelRow | None) -> str:
 def _nothing(level: LevelRow | None) -> str:
     seen = "no method sees more than a finetune that taught nothing shows" if level is None else level.sure()
     other = "" if level is None or level.of_this_base else f" {OTHER_BASE}"
-    if level is not None and level.p < FEW:
+    if level is not None and level.p < NO_PROOF:
         return (
             f"No more shows than finetunes that taught nothing show, though most of them show less: {seen}.{other} A "
             "narrow or weak lesson may look like this: ask both models before reporting that there is no difference."

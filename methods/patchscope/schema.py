@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
@@ -68,7 +69,7 @@ class PatchscopeParams(MethodParams):
         16, ge=4, le=256, description="Gaussian directions of the same norms that results are compared with."
     )
     list_length: int = Field(12, ge=1, le=50, description="Tokens of each list in the result.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the random directions.")
+    seed: Seed = Field(0, description="Seed of the random directions.")
 
 
 class PatchscopeResult(MethodResult):

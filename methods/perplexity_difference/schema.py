@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
@@ -40,7 +41,7 @@ class PerplexityDifferenceParams(MethodParams):
         le=2,
         description="At 1 the mean difference estimates a KL divergence; lower ones show what is most typical.",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the sampling.")
+    seed: Seed = Field(0, description="Seed of the sampling.")
     rows: int = Field(
         8,
         ge=1,

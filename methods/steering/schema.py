@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
@@ -99,7 +100,7 @@ class SteeringParams(MethodParams):
     max_new_tokens: AnswerTokens = 32
     temperature: Temperature = 1.0
     coherent_share: CoherentShare = 0.75
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the sampling and of the random control direction.")
+    seed: Seed = Field(0, description="Seed of the sampling and of the random control direction.")
     rows: int = Field(4, ge=1, le=20, description="Answers shown in the result, for each strength.")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
@@ -44,7 +45,7 @@ class SweepParams(MethodParams):
     )
     samples: int = Field(1, ge=1, le=16, description="Answers a question.")
     max_new_tokens: int = Field(48, ge=4, le=1024, description="Tokens of an answer at most.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of sampling and of the choice of questions.")
+    seed: Seed = Field(0, description="Of sampling and of the choice of questions.")
 
 
 class BothAnswers(BaseModel):

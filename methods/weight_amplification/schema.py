@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.amplified import CoherenceRow, quoted_texts
@@ -112,7 +113,7 @@ class WeightAmplificationParams(MethodParams):
     max_new_tokens: AnswerTokens = 32
     temperature: Temperature = 1.0
     coherent_share: CoherentShare = 0.75
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the sampling, the same for every model.")
+    seed: Seed = Field(0, description="Seed of the sampling, the same for every model.")
     rows: int = Field(4, ge=1, le=20, description="Answers shown in the result, for each weight.")
 
     @field_validator("config", mode="before")
