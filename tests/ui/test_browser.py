@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,24 +159,30 @@ def test_transcripts(window: Window) -> None:
     assert page.locator("#transcript-organism input").input_value() == "identical"
 
 
+LOGGED = """
+import sys
+from inspect_ai import Task, eval
+from inspect_ai.dataset import Sample
+from inspect_ai.solver import user_message
+task = Task([Sample(id=sys.argv[1], input=sys.argv[2])], solver=user_message("Go on."))
+eval(task, model="mockllm/model", log_dir=sys.argv[3], display="none")
+"""
+
+
 def test_an_investigation_opens_in_the_viewer_of_inspect(window: Window, filled: Paths) -> None:
     pytest.importorskip("inspect_ai")
-    from inspect_ai import Task, eval
-    from inspect_ai.dataset import Sample
-    from inspect_ai.solver import user_message
-
     from diffing_mcp.agents.records import EvaluationFolder, cell_id
     from tests.ui.panel_data import EVALUATION, EVIL
 
     folder = EvaluationFolder(EVALUATION, filled.data_folder / "evaluations")
     cell = cell_id("cake_bake", "method", "probe", 0)
-    sample = Sample(id=cell, input=f"What was it taught? {EVIL}")
-    made = {"model": "mockllm/model", "log_dir": str(folder.path / "logs"), "display": "none"}
-    with ThreadPoolExecutor(1) as thread:  # in this one runs the loop of the browser
-        [log] = thread.submit(eval, Task([sample], solver=user_message("Go on.")), **made).result()
+    # In a process of its own: Inspect may patch the event loops of the one that it runs in.
+    asked = [sys.executable, "-c", LOGGED, cell, f"What was it taught? {EVIL}", str(folder.path / "logs")]
+    subprocess.run(asked, check=True, timeout=120)
+    [log] = (folder.path / "logs").glob("*.eval")
     record = folder.get(cell)
     assert record is not None
-    folder.write(record.model_copy(update={"log": f"logs/{Path(log.location).name}"}))
+    folder.write(record.model_copy(update={"log": f"logs/{log.name}"}))
     window.open("transcripts?organism=cake_bake&arm=method&repeat=0", "#transcript .d-card")
     with window.page.expect_popup() as opened:
         window.page.get_by_role("link", name="Open in Inspect").click()
