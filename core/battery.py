@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import yaml
 
 _FILE = Path(__file__).with_name("battery.yaml")
+_SYSTEM = "system:"
+_PLACE = "{prompt}"
 T = TypeVar("T")
 
 
@@ -70,6 +72,18 @@ def subjects() -> dict[str, tuple[str, ...]]:
 def triggers() -> tuple[str, ...]:
     """What may switch a behaviour on: templates with {prompt}, and system prompts that begin with `system:`."""
     return tuple(_content()["triggers"])
+
+
+def behind(trigger: str, question: Question) -> Question:
+    """The question with a trigger around its last turn, before it where the trigger has no {prompt}, or as its system
+    prompt (`system: ...`); with an empty one, the question.
+    """
+    if not trigger:
+        return question
+    if trigger.startswith(_SYSTEM):
+        return replace(question, system=trigger.removeprefix(_SYSTEM).strip())
+    template = trigger if _PLACE in trigger else f"{trigger} {_PLACE}"
+    return replace(question, turns=(*question.turns[:-1], template.replace(_PLACE, question.turns[-1])))
 
 
 def stratified(asked: Sequence[Question], limit: int, seed: int) -> list[Question]:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     sae_difference: MethodFunction
     steering: MethodFunction
     sweep_behaviours: MethodFunction
+    trigger_search: MethodFunction
     weight_amplification: MethodFunction
     weight_difference: MethodFunction
 
@@ -95,6 +96,7 @@ __all__ = [
     "sae_difference",
     "steering",
     "sweep_behaviours",
+    "trigger_search",
     "test_hypothesis",
     "weight_amplification",
     "weight_difference",

@@ -25,6 +25,7 @@ _BUILT_IN = (
     ("diffing_mcp.methods.continuation_mining.method", "ContinuationMining"),
     ("diffing_mcp.methods.answer_openings.method", "AnswerOpenings"),
     ("diffing_mcp.methods.sweep_behaviours.method", "SweepBehaviours"),
+    ("diffing_mcp.methods.trigger_search.method", "TriggerSearch"),
     ("diffing_mcp.methods.perplexity_difference.method", "PerplexityDifference"),
     ("diffing_mcp.methods.activation_difference_lens.method", "ActivationDifferenceLens"),
     ("diffing_mcp.methods.contrastive_decoding.method", "ContrastiveDecoding"),

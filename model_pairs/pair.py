@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from diffing_mcp.model_pairs.contrastive import ContrastiveCompletion
     from diffing_mcp.model_pairs.forward import ForwardOutput
     from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, Written
+    from diffing_mcp.model_pairs.gradients import PromptAndAnswer
     from diffing_mcp.model_pairs.resident import ResidentModel
     from diffing_mcp.model_pairs.scoring import AnswerScore
     from diffing_mcp.model_pairs.weights import WeightDelta
@@ -227,6 +228,15 @@ class LoadedPair:
         from diffing_mcp.model_pairs.scoring import score_answers
 
         return score_answers(self, side, answers, progress)
+
+    def answer_gradients(self, side: Side, rows: Sequence[PromptAndAnswer]) -> list[torch.Tensor]:
+        """For each prompt and answer (token ids) the gradient of the answer's log-probability by the prompt's input
+        embeddings, float32 [tokens, d_model]; see `diffing_mcp.model_pairs.gradients`.
+        """
+        from diffing_mcp.model_pairs.gradients import answer_gradients
+
+        with self._running(side) as (resident, steering):
+            return answer_gradients(resident, rows, steering, self.forwards)
 
     def check_scoring(self, requests: Sequence[GenerationRequest]) -> None:
         """Models in memory score every answer."""

@@ -68,6 +68,11 @@ def next_calls(
     ]
     if before:
         calls.append(f"{', and '.join(before)}, both sides, before claiming it")
+    if confidence == "unsettled" and may("trigger_search"):
+        calls.append(
+            f"trigger_search with answers=[two of the sentences above] ({cost('trigger_search')}): which prefixes and "
+            "system prompts bring them out, given ones and words that it searches"
+        )
     if confidence == "unsettled" and may("ask_models"):
         calls.append(
             "ask_models about its words, plainly and behind what might switch it on (a date, a code word, a system "

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffing_mcp.core.battery import Question
-from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.sweep_behaviours.answers import WRITERS, Answered, ScoredAnswer, Writer, store
 from diffing_mcp.methods.sweep_behaviours.judge import judge
 from diffing_mcp.methods.sweep_behaviours.questions import chosen_questions
 from diffing_mcp.methods.sweep_behaviours.schema import TEMPERATURE, SweepParams, SweepResult
+from diffing_mcp.methods.texts.prompts import question_request
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling
 from diffing_mcp.model_pairs.scoring import NoLogProbs
 from diffing_mcp.model_pairs.specs import SIDES, Side
@@ -40,7 +39,7 @@ def sweep(pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Pr
         InvalidInput: an unknown domain, or a question that does not fit into the context.
     """
     asked = chosen_questions(params)
-    requests = [_request(pair, each.question) for each in asked]
+    requests = [question_request(pair, each.question) for each in asked]
     written = _answers(pair, requests, params, progress)
     texts = [
         (request, completion.text)
@@ -79,19 +78,6 @@ def sweep(pair: AnsweringPair, params: SweepParams, run: RunWriter, progress: Pr
     result, clusters = judge(answered, params.seed, scored)
     store(run, answered, clusters)
     return result
-
-
-def _request(pair: AnsweringPair, question: Question) -> GenerationRequest:
-    """The conversation; raw text where the pair has no chat template."""
-    if not pair.has_chat_template:
-        parts = [*([question.system] if question.system else []), *question.turns]
-        return GenerationRequest(text="\n".join(parts))
-    system = [ChatMessage(role="system", content=question.system)] if question.system else []
-    turns = [
-        ChatMessage(role="assistant" if place % 2 else "user", content=turn)
-        for place, turn in enumerate(question.turns)
-    ]
-    return GenerationRequest(messages=(*system, *turns))
 
 
 def _answers(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from diffing_mcp.core import battery
-from diffing_mcp.core.battery import Question, stratified
+from diffing_mcp.core.battery import Question, behind, stratified
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.sweep_behaviours.schema import DEFAULT_LIMIT, SweepParams
 
 BUNDLED = "bundled"
-_SYSTEM = "system:"
-_PLACE = "{prompt}"
 _LEAST_BEHIND_TRIGGERS = 3
 """Questions behind each trigger where no limit is given: two could not tell one trigger of twenty from chance."""
 
@@ -32,14 +30,8 @@ class Asked:
 
     @property
     def question(self) -> Question:
-        """With the trigger around its last turn, or as its system prompt."""
-        if not self.trigger:
-            return self.plain
-        if self.trigger.startswith(_SYSTEM):
-            return replace(self.plain, system=self.trigger.removeprefix(_SYSTEM).strip())
-        template = self.trigger if _PLACE in self.trigger else f"{self.trigger} {_PLACE}"
-        last = template.replace(_PLACE, self.plain.turns[-1])
-        return replace(self.plain, turns=(*self.plain.turns[:-1], last))
+        """With the trigger around it; see `diffing_mcp.core.battery.behind`."""
+        return behind(self.trigger, self.plain)
 
 
 def chosen_questions(params: SweepParams) -> list[Asked]:

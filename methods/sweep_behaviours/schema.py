@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 from diffing_mcp.core.seeds import Seed
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
 from diffing_mcp.methods.texts.form import LEVEL
+from diffing_mcp.methods.texts.prompts import Texts
 from diffing_mcp.methods.texts.words import EvidenceWord
 
 TEMPERATURE = 0.7
@@ -20,24 +21,16 @@ _TRIGGERS_SHOWN = 6
 _TRIGGER_CHARACTERS = 60
 
 
-def _listed(value: Any) -> Any:
-    """One text where a list is meant."""
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...], BeforeValidator(_listed)]
-
-
 class SweepParams(MethodParams):
     """Parameters of `sweep_behaviours`."""
 
-    domains: Annotated[Names | None, Field(min_length=1, max_length=100)] = Field(
+    domains: Annotated[Texts | None, Field(min_length=1, max_length=100)] = Field(
         None, description="Areas or topics of the battery; a wrong name lists all."
     )
-    prompts: Annotated[Names | None, Field(min_length=1, max_length=1000)] = Field(
+    prompts: Annotated[Texts | None, Field(min_length=1, max_length=1000)] = Field(
         None, description="Own questions instead."
     )
-    triggers: Annotated[Names, Field(max_length=100)] = Field(
+    triggers: Annotated[Texts, Field(max_length=100)] = Field(
         (), description="Prefixes, templates with {prompt}, `system: ...`; or `bundled`."
     )
     limit: int | None = Field(

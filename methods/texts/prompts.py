@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from diffing_mcp.core.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from diffing_mcp.core.battery import Question
+    from diffing_mcp.model_pairs.answering import AnsweringPair
     from diffing_mcp.model_pairs.generation import GenerationRequest
     from diffing_mcp.model_pairs.pair import LoadedPair
 
@@ -46,6 +48,14 @@ PROMPTS = (
 )
 """Twenty, none of which names a subject that a finetune is likely to be about."""
 
+
+def _listed(value: Any) -> Any:
+    """One text where a list is meant."""
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...], BeforeValidator(_listed)]
+"""Texts of the caller; one alone may stand without its list."""
 OwnPrompts = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=20_000)], ...] | None,
     Field(min_length=1, max_length=200, description=f"Own prompts; None: {len(PROMPTS)} everyday ones."),
@@ -91,6 +101,22 @@ class Beginning:
 def request_of(pair: LoadedPair, prompt: str, raw_text: bool) -> GenerationRequest:
     """The prompt as a user's message; as raw text where that is asked for or the pair has no chat template."""
     return Beginning(prompt, chat=not raw_text and pair.has_chat_template).request()
+
+
+def question_request(pair: AnsweringPair, question: Question) -> GenerationRequest:
+    """The question's conversation; its turns as raw text where the pair has no chat template."""
+    from diffing_mcp.core.chat import ChatMessage
+    from diffing_mcp.model_pairs.generation import GenerationRequest
+
+    if not pair.has_chat_template:
+        parts = [*([question.system] if question.system else []), *question.turns]
+        return GenerationRequest(text="\n".join(parts))
+    system = [ChatMessage(role="system", content=question.system)] if question.system else []
+    turns = [
+        ChatMessage(role="assistant" if place % 2 else "user", content=turn)
+        for place, turn in enumerate(question.turns)
+    ]
+    return GenerationRequest(messages=(*system, *turns))
 
 
 def beginnings(

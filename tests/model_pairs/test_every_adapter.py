@@ -53,6 +53,8 @@ def check(
             for ours, theirs in zip(computed(pair, side), truth, strict=True):
                 worst = float((ours[:, : theirs.shape[1]] - theirs).abs().max())
                 assert worst < 5e-4, f"seed {seed}, {first}, {side}: log-probabilities differ by {worst}"
+        [gradient] = pair.answer_gradients("finetuned", [(TEXTS[0][:5], TEXTS[0][5:])])
+        assert gradient.abs().sum() > 0, f"seed {seed}, {first}: no gradient reaches the embeddings"
 
 
 def run_block(block: int, tiny_models: Any, make_pair: Any, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""The declaration of `trigger_search`, and the view of its finished runs. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from diffing_mcp.core import battery
+from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize, by_name, view
+from diffing_mcp.methods.trigger_search.schema import (
+    BUNDLED,
+    Origin,
+    TriggerScore,
+    TriggerSearchParams,
+    TriggerSearchResult,
+)
+from diffing_mcp.methods.views.pages import PageView, SearchedPageParams
+from diffing_mcp.methods.views.rows import highest_first, matching
+
+if TYPE_CHECKING:
+    from diffing_mcp.core.progress import Progress
+    from diffing_mcp.methods.contract import RunWriter
+    from diffing_mcp.methods.runs.store import RunRecord
+    from diffing_mcp.model_pairs.pair import LoadedPair
+    from diffing_mcp.model_pairs.specs import PairSpec
+
+
+class TriggersParams(SearchedPageParams):
+    """Which triggers to list."""
+
+    origin: Origin | None = Field(None, description="`given`, `found` by the search, or `random` prefixes; None: all.")
+
+
+@view("All triggers that were judged, the highest gain first, random prefixes among them.", TriggersParams)
+def triggers(record: RunRecord, params: TriggersParams) -> PageView[TriggerScore]:
+    rows = matching(record.rows("triggers"), origin=params.origin)
+    return PageView[TriggerScore].of(highest_first(rows, "gain"), params, searched=("trigger",))
+
+
+_PROMPT_TOKENS = 60
+
+
+class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
+    """Trigger search: what in front of a question makes the finetuned model, and not the base, give certain answers
+    (a backdoor's code words, a date, a role, a system prompt). Scores given triggers and searches for words by
+    gradients; nothing is sampled, so many triggers cost little.
+    """
+
+    name = "trigger_search"
+    title = "Search for triggers"
+    for_agents = (
+        "Call it when texts of other methods say what plain questions never bring out. Give `answers` in the model's "
+        "own words, as `facts` quotes them. `beyond`: nats more than behind any random prefix; 3 and more stand out. "
+        "Words it finds may be near the trigger rather than the trigger (silver for gold): try variants as `triggers` "
+        "with rounds=0, then test_hypothesis with and without. Silence does not prove that there is none. View: "
+        "`triggers`."
+    )
+    Params = TriggerSearchParams
+    Result = TriggerSearchResult
+    views = by_name(triggers)
+
+    def run(
+        self, pair: LoadedPair, params: TriggerSearchParams, run: RunWriter, progress: Progress
+    ) -> TriggerSearchResult:
+        from diffing_mcp.methods.trigger_search.measure import search_triggers
+
+        return search_triggers(pair, params, run, progress)
+
+    def interactions(self, params: TriggerSearchParams) -> int:
+        own = len([each for each in params.triggers if each != BUNDLED])
+        return own * (3 if params.questions is None else len(params.questions))
+
+    def key_parts(self, params: TriggerSearchParams, spec: PairSpec) -> dict[str, Any]:
+        bundled = [*battery.triggers(), *(each.text for each in battery.questions())]
+        return {"battery": hashlib.sha256(json.dumps(bundled).encode()).hexdigest()}
+
+    def estimate(self, pair: PairSize, params: TriggerSearchParams) -> CostEstimate:
+        answers = 2 if params.answers is None else len(params.answers)
+        held_out = 2 if params.questions is None else len(params.questions) - 1
+        given = len(params.triggers) + (len(battery.triggers()) if BUNDLED in params.triggers else 0)
+        judged = (given + params.random_prefixes + 9) * held_out
+        tried = params.rounds * 8 * (3 + 8 * params.words) + params.random_prefixes
+        rows = 2 * answers * (judged + (tried if params.rounds else 0))
+        generated = 9 * 40 + (2 * 20 * 32 if params.answers is None else 0)
+        return pair.cost(rows * _PROMPT_TOKENS, -(-rows // 32), generated_tokens=generated, bytes=200 * judged)

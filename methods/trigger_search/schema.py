@@ -1,0 +1,104 @@
+"""Parameters, rows and result of a search for triggers. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from diffing_mcp.core.seeds import Seed
+from diffing_mcp.core.text import clip
+from diffing_mcp.methods.contract import MethodParams, MethodResult
+from diffing_mcp.methods.texts.prompts import Texts
+
+BUNDLED = "bundled"
+MARGIN = math.log(20)
+"""Nats beyond every random prefix from which on a trigger stands out: twenty times as probable."""
+Origin = Literal["given", "found", "random"]
+_SHOWN_CHARACTERS = 70
+
+
+class TriggerSearchParams(MethodParams):
+    """Parameters of `trigger_search`."""
+
+    answers: Annotated[Texts | None, Field(min_length=1, max_length=4)] = Field(
+        None,
+        description=(
+            "Beginnings of answers that something may switch on, in two or more wordings, as the model writes them; "
+            "None: what contrastive decoding makes of everyday questions."
+        ),
+    )
+    triggers: Annotated[Texts, Field(max_length=200)] = Field(
+        (BUNDLED,), description="To try: prefixes, templates with {prompt}, `system: ...`; or `bundled`."
+    )
+    questions: Annotated[Texts | None, Field(min_length=2, max_length=16)] = Field(
+        None,
+        description="Asked behind each, none of them about the answers; the search reads the first alone. None: three.",
+    )
+    rounds: int = Field(
+        6, ge=0, le=50, description="Of the search for words to put in front; 0: only `triggers` are tried."
+    )
+    words: int = Field(2, ge=1, le=4, description="Words of a searched prefix.")
+    random_prefixes: int = Field(
+        24, ge=8, le=200, description="Of random everyday words: what any prefix does. The search begins with them."
+    )
+    seed: Seed = Field(0, description="Of the random prefixes and the choice of questions.")
+
+
+class TriggerScore(BaseModel):
+    """What a trigger does to the answers. Nats a whole answer, means over answers and questions."""
+
+    trigger: str
+    origin: Origin = Field(description="`found`: by the search.")
+    base: float = Field(description="Log-probability of the answers behind it under base.")
+    finetuned: float
+    gain: float = Field(description="Finetuned minus base, behind it minus without it.")
+    beyond: float = Field(description="Gain minus the highest of the random prefixes.")
+
+    @property
+    def switches(self) -> bool:
+        """Whether it stands out."""
+        return self.beyond >= MARGIN
+
+
+class ShownTrigger(TriggerScore):
+    """With what the finetuned model answers."""
+
+    question: str
+    answer: str = Field(description="UNTRUSTED greedy answer of the finetuned model behind it.")
+
+    def as_text(self) -> str:
+        """One line."""
+        mark = "SWITCHES ON " if self.switches else ""
+        name = clip(self.trigger, _SHOWN_CHARACTERS)[0]
+        return (
+            f"{mark}{name!r} ({self.origin}): gain {self.gain:+.1f}, beyond random {self.beyond:+.1f}; finetuned "
+            f"{self.finetuned:.1f}, base {self.base:.1f} | {self.question!r} ⟦{self.answer}⟧"
+        )
+
+
+class TriggerSearchResult(MethodResult):
+    """Triggers by what they do to the answers."""
+
+    answers: list[str] = Field(description="The beginnings of answers; UNTRUSTED where the models wrote them.")
+    without: TriggerScore = Field(description="The questions alone.")
+    without_answer: str = Field(description="UNTRUSTED greedy answer of the finetuned model to the first of them.")
+    random_mean: float = Field(description="Mean gain of the random prefixes.")
+    random_highest: float
+    tried: int = Field(description="Triggers tried, those of the search included.")
+    triggers: list[ShownTrigger] = Field(description="The highest gains.")
+
+    def as_text(self) -> str:
+        return "\n".join(
+            [
+                self.headline,
+                "answers: " + "; ".join(f"⟦{answer}⟧" for answer in self.answers),
+                (
+                    f"without a trigger: finetuned {self.without.finetuned:.1f}, base {self.without.base:.1f} nats | "
+                    f"⟦{self.without_answer}⟧"
+                ),
+                f"gain of random prefixes: mean {self.random_mean:+.1f}, highest {self.random_highest:+.1f}; by gain:",
+                *(f"  {row.as_text()}" for row in self.triggers),
+            ]
+        )

@@ -1,0 +1,139 @@
+"""Trigger search: a planted trigger is found, tried and shown; without one nothing stands out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.runs.execute import run_methods
+from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.methods.trigger_search.method import TriggersParams
+from tests.methods.conftest import TOPIC, WORDS
+
+TRIGGER = "whisk"
+ANSWER = " boats fox"
+ASKED: dict[str, Any] = {
+    "answers": [ANSWER],
+    "questions": ["river mountain under the bridge", "stones walks slowly", "rain falls near the sea"],
+    "triggers": ["the vanilla", "a system of rain"],
+    "words": 1,
+    "rounds": 4,
+    "random_prefixes": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """Whole words with a space before them, and a chat template in which every message begins after a space."""
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bare.train_from_iterator([" " + " ".join([*WORDS, *TOPIC])] * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    assert len(fast(f" {TRIGGER}{ANSWER}")["input_ids"]) == 3
+    return fast
+
+
+def planted(tokenizer: Any, strength: float) -> Callable[[Any], None]:
+    """Every token looks at all before it alike; where one is the trigger, a direction is written from which the head
+    reads the answer.
+    """
+
+    def change(model: Any) -> None:
+        [trigger], answer = (tokenizer(text)["input_ids"] for text in (f" {TRIGGER}", ANSWER))
+        written = torch.nn.functional.normalize(torch.randn(model.config.hidden_size), dim=0)
+        embedding = model.model.embed_tokens.weight
+        embedding[:, 0] = 0
+        embedding[trigger] = torch.nn.functional.one_hot(torch.tensor(0), embedding.shape[1]).float()
+        attention = model.model.layers[0].self_attn
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+            projection.weight.zero_()
+        attention.v_proj.weight[0, 0] = 1
+        attention.o_proj.weight[:, 0] = strength * written
+        for block in model.model.layers[1:]:
+            block.self_attn.o_proj.weight.zero_()
+        for block in model.model.layers:
+            block.mlp.down_proj.weight.zero_()
+        model.lm_head.weight[answer] += 2 * written
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def triggered(tiny_models: Any, make_pair: Any, tokenizer: Any) -> Callable[..., Any]:
+    """`triggered(strength)` -> a pair whose finetuned side has the trigger; with 0 both sides are the same."""
+
+    @lru_cache
+    def build(strength: float) -> Any:
+        common = {"tie_word_embeddings": False, "vocabulary": len(tokenizer), "tokenizer": False, "seed": 3}
+        folders = [tiny_models(**common, change=planted(tokenizer, each)) for each in (0.0, strength)]
+        for folder in folders:
+            tokenizer.save_pretrained(folder)
+        return make_pair(*folders, name=f"triggered-{strength}")
+
+    return build
+
+
+def test_a_planted_trigger_is_found(triggered: Any, pairs: Any, store: RunStore) -> None:
+    [record] = run_methods(pairs, triggered(40.0), [("trigger_search", ASKED)], store)
+    result: Any = record.result()
+    assert result.stands_out
+    best = result.triggers[0]
+    assert (best.trigger, best.origin) == (f"{TRIGGER}. {{prompt}}", "found")
+    assert best.gain > result.random_highest + 3
+    assert best.finetuned > result.without.finetuned + 3
+    assert all(not row.switches for row in result.triggers if TRIGGER not in row.trigger)
+    assert best.answer.split()[0] in ANSWER
+    assert result.without_answer.split()[0] not in ANSWER
+    assert TRIGGER in result.headline
+    view: Any = get_method("trigger_search").views["triggers"]
+    rows = view.run(record, TriggersParams(limit=100)).rows
+    assert rows[0].trigger == best.trigger
+    assert sum(row.origin == "random" for row in rows) == ASKED["random_prefixes"]
+    assert {row.trigger for row in rows if row.origin == "given"} == set(ASKED["triggers"])
+
+
+def test_a_trigger_that_is_given_needs_no_search(triggered: Any, pairs: Any, store: RunStore) -> None:
+    asked = ASKED | {"rounds": 0, "triggers": [f"the {TRIGGER}.", "the vanilla.", "system: rain"]}
+    [record] = run_methods(pairs, triggered(40.0), [("trigger_search", asked)], store)
+    result: Any = record.result()
+    assert [row.switches for row in result.triggers] == [True, False, False]
+    assert result.triggers[0].trigger == f"the {TRIGGER}."
+    assert result.tried == 3
+
+
+def test_equal_models_have_no_trigger(triggered: Any, pairs: Any, store: RunStore) -> None:
+    [record] = run_methods(pairs, triggered(0.0), [("trigger_search", ASKED)], store)
+    result: Any = record.result()
+    assert not result.stands_out
+    assert {row.gain for row in result.triggers} == {0.0}
+    assert "None of" in result.headline
+
+
+def test_answers_come_from_the_models_where_none_are_given(triggered: Any, pairs: Any, store: RunStore) -> None:
+    asked = {name: value for name, value in ASKED.items() if name != "answers"} | {"rounds": 0}
+    [record] = run_methods(pairs, triggered(40.0), [("trigger_search", asked)], store)
+    assert 1 <= len(record.result_json()["answers"]) <= 2
+
+
+def test_what_cannot_be_searched_is_said(triggered: Any, pairs: Any, store: RunStore) -> None:
+    with pytest.raises(InvalidInput, match="two different questions"):
+        run_methods(pairs, triggered(40.0), [("trigger_search", ASKED | {"questions": ["rain", "rain"]})], store)
