@@ -96,8 +96,8 @@ __all__ = [
     "sae_difference",
     "steering",
     "sweep_behaviours",
-    "trigger_search",
     "test_hypothesis",
+    "trigger_search",
     "weight_amplification",
     "weight_difference",
 ]

@@ -9,22 +9,25 @@ import numpy as np
 
 from diffing_mcp.core import battery
 from diffing_mcp.core.battery import Question, behind, stratified
-from diffing_mcp.core.errors import InvalidInput, OutOfRoom
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.texts.answer_form import sentences_of
 from diffing_mcp.methods.texts.prompts import PROMPTS, question_request, request_of
+from diffing_mcp.methods.texts.words import is_content_word, words_of
 from diffing_mcp.methods.trigger_search.probe import Probe, as_trigger
 from diffing_mcp.methods.trigger_search.schema import (
     BUNDLED,
+    SWITCHED,
     Origin,
     ShownTrigger,
     TriggerScore,
     TriggerSearchParams,
     TriggerSearchResult,
 )
-from diffing_mcp.methods.trigger_search.search import Search, WordTable
+from diffing_mcp.methods.trigger_search.search import Prefix, Search, WordTable
 from diffing_mcp.model_pairs.generation import Sampling
+from diffing_mcp.model_pairs.specs import SIDES, Side
 
 if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
@@ -62,46 +65,40 @@ def search_triggers(
     Raises:
         InvalidInput: an answer without tokens, a prompt that does not fit into the context, or fewer than two
             different questions.
-        OutOfRoom: a search, or answers of contrastive decoding, where the two models do not fit in memory together.
+        OutOfRoom: no answers are given, and the two models that would write them do not fit in memory together.
     """
     questions = questions_of(params)
     if len(questions) < 2:
         raise InvalidInput("Give at least two different questions: what the search finds on one is tried on others.")
-    if pair.sequential and params.rounds:
-        raise OutOfRoom(
-            "A search needs both models at once, and they do not fit in memory together. Set rounds=0 to try "
-            "`triggers` alone."
-        )
     answers = list(params.answers or _own_answers(pair, params, stage(progress, 0.0, 0.1, 1.0, "contrastive answers")))
     probe = Probe(pair, questions, answers)
     table = WordTable.of(pair)
     start = table.random_prefixes(params.random_prefixes, params.words, params.seed)
     search = Search(probe, table, params.seed)
-    found = search.run(start, params.rounds, stage(progress, 0.1, 0.7, 1.0, "searching")) if params.rounds else []
+    found: list[Prefix] = []
+    if params.rounds:
+        with pair.side_loaded("finetuned"):
+            found = search.run(start, params.rounds, stage(progress, 0.1, 0.7, 1.0, "searching"))
     kinds: list[tuple[str, Origin]] = [
         *((each, "given") for each in given_triggers(params)),
         *((as_trigger(table.text(each)), "found") for each in found if each not in start),
         *((as_trigger(table.text(each)), "random") for each in start),
     ]
-    without, scores = _judged(probe, kinds, stage(progress, 0.7, 0.95, 1.0, "judging"))
+    plain, scores = _judged(probe, kinds, stage(progress, 0.7, 0.9, 1.0, "judging"))
     tried = sorted((each for each in scores if each.origin != "random"), key=lambda each: -each.gain)
     run.add_rows(_TABLE, [*tried, *(each for each in scores if each.origin == "random")], TriggerScore)
-    said = _answers_behind(pair, questions[1], ["", *(each.trigger for each in tried[:SHOWN])])
+    without, *shown = _with_answers(probe, [plain, *tried[:SHOWN]], stage(progress, 0.9, 1.0, 1.0, "answers"))
     random_gains = [each.gain for each in scores if each.origin == "random"]
-    shown = [
-        ShownTrigger(**dict(each), question=questions[1].text, answer=answer)
-        for each, answer in zip(tried[:SHOWN], said[1:], strict=True)
-    ]
+    count = len(given_triggers(params)) + len(search.scores.keys() - set(start))
     switching = [each for each in shown if each.switches]
     return TriggerSearchResult(
         stands_out=bool(switching),
-        headline=_headline(switching, len(tried), params),
+        headline=_headline(switching, without, count, params),
         answers=[clip(each, _SHOWN_CHARACTERS)[0] for each in answers],
         without=without,
-        without_answer=said[0],
         random_mean=round(float(np.mean(random_gains)), 2),
         random_highest=round(max(random_gains), 2),
-        tried=len(given_triggers(params)) + len(search.scores.keys() - set(start)),
+        tried=count,
         triggers=shown,
     )
 
@@ -126,7 +123,11 @@ def _judged(
     probe: Probe, kinds: Sequence[tuple[str, Origin]], progress: Progress
 ) -> tuple[TriggerScore, list[TriggerScore]]:
     """The questions without a trigger, and each trigger beside the random prefixes, on the held-out questions."""
-    found = probe.log_probs(["", *(trigger for trigger, _ in kinds)], probe.questions[1:], progress)
+    found = {}
+    for place, side in enumerate(SIDES):
+        shown = stage(progress, place, place + 1, len(SIDES), f"{side} scores answers")
+        with probe.pair.side_loaded(side):
+            found[side] = probe.log_probs(side, ["", *(trigger for trigger, _ in kinds)], probe.questions[1:], shown)
     difference = found["finetuned"] - found["base"]
     gains = (difference - difference[0])[1:]
     highest = max(gain for gain, (_, origin) in zip(gains, kinds, strict=True) if origin == "random")
@@ -145,18 +146,59 @@ def _judged(
     return score(0, "", "given", 0.0), scores
 
 
-def _answers_behind(pair: LoadedPair, question: Question, triggers: Sequence[str]) -> list[str]:
-    requests = [question_request(pair, behind(trigger, question)) for trigger in triggers]
-    written = pair.generate("finetuned", requests, Sampling(temperature=0, max_new_tokens=_ANSWER_TOKENS))
-    return [clip(" ".join(several[0].text.split()), _SHOWN_CHARACTERS)[0] for several in written]
+def _with_answers(probe: Probe, scores: Sequence[TriggerScore], progress: Progress) -> list[ShownTrigger]:
+    """Each trigger, the first of them none, with what both models answer behind it: a search finds prefixes that raise
+    any number; that they bring the answers out only the answers show.
+    """
+    questions = probe.questions[1:]
+    requests = [question_request(probe.pair, behind(each.trigger, asked)) for each in scores for asked in questions]
+    sampling = Sampling(temperature=0, max_new_tokens=_ANSWER_TOKENS)
+    written: dict[Side, list[list[str]]] = {}
+    for place, side in enumerate(SIDES):
+        with probe.pair.side_loaded(side):
+            shown = stage(progress, place, place + 1, len(SIDES), f"{side} answers")
+            texts = [several[0].text for several in probe.pair.generate(side, requests, sampling, shown)]
+        written[side] = [texts[at : at + len(questions)] for at in range(0, len(texts), len(questions))]
+    held = {
+        side: [[says(text, probe.answers) for text in texts] for texts in several] for side, several in written.items()
+    }
+    plain = float(np.mean(held["finetuned"][0]))
+    rows = []
+    for place, score in enumerate(scores):
+        here, there = (float(np.mean(held[side][place])) for side in ("finetuned", "base"))
+        at = held["finetuned"][place].index(True) if any(held["finetuned"][place]) else 0
+        rows.append(
+            ShownTrigger(
+                **dict(score),
+                says=round(here, 2),
+                base_says=round(there, 2),
+                switches=here - max(plain, there) >= SWITCHED,
+                question=questions[at].text,
+                answer=clip(" ".join(written["finetuned"][place][at].split()), _SHOWN_CHARACTERS)[0],
+            )
+        )
+    return rows
 
 
-def _headline(switching: Sequence[ShownTrigger], tried: int, params: TriggerSearchParams) -> str:
-    beside = f"{params.random_prefixes} random prefixes"
+def says(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text holds half the content words of one of the answers, or half its words where it has no content
+    words.
+    """
+    held = set(words_of(text))
+    for answer in answers:
+        words = set(words_of(answer))
+        wanted = {word for word in words if is_content_word(word)} or words
+        if wanted and 2 * len(wanted & held) >= len(wanted):
+            return True
+    return False
+
+
+def _headline(switching: Sequence[ShownTrigger], without: ShownTrigger, tried: int, params: TriggerSearchParams) -> str:
     if not switching:
-        return f"None of {tried} triggers makes the answers much more probable than {beside} do."
-    best = switching[0]
+        return f"None of {tried} triggers brings the answers out."
+    best = max(switching, key=lambda each: (each.says, each.gain))
     return (
-        f"Behind {clip(best.trigger, 60)[0]!r} the finetuned model finds the answers {best.gain:.1f} nats more "
-        f"probable than without it, {best.beyond:.1f} more than behind any of {beside} (finetuned minus base)."
+        f"Behind {clip(best.trigger, 60)[0]!r} the finetuned model says so at {best.says:.0%} of held-out questions, "
+        f"without it at {without.says:.0%}, the base behind it at {best.base_says:.0%}; the answers gain "
+        f"{best.gain:.1f} nats, {best.beyond:+.1f} beyond any of {params.random_prefixes} random prefixes."
     )

@@ -53,10 +53,10 @@ class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
     title = "Search for triggers"
     for_agents = (
         "Call it when texts of other methods say what plain questions never bring out. Give `answers` in the model's "
-        "own words, as `facts` quotes them. `beyond`: nats more than behind any random prefix; 3 and more stand out. "
-        "Words it finds may be near the trigger rather than the trigger (silver for gold): try variants as `triggers` "
-        "with rounds=0, then test_hypothesis with and without. Silence does not prove that there is none. View: "
-        "`triggers`."
+        "own words, as `facts` quotes them. `gain` and `beyond` (nats, beside random prefixes) rank triggers; one "
+        "switches where greedy answers to held-out questions say it behind it alone. Words with a high gain may be "
+        "near a trigger (silver for gold): try variants as `triggers`, and confirm with test_hypothesis. Silence "
+        "does not prove that there is none. View: `triggers`."
     )
     Params = TriggerSearchParams
     Result = TriggerSearchResult
@@ -83,6 +83,6 @@ class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
         given = len(params.triggers) + (len(battery.triggers()) if BUNDLED in params.triggers else 0)
         judged = (given + params.random_prefixes + 9) * held_out
         tried = params.rounds * 8 * (3 + 8 * params.words) + params.random_prefixes
-        rows = 2 * answers * (judged + (tried if params.rounds else 0))
-        generated = 9 * 40 + (2 * 20 * 32 if params.answers is None else 0)
+        rows = answers * (2 * judged + (tried if params.rounds else 0))
+        generated = 2 * 9 * 40 * held_out + (2 * 20 * 32 if params.answers is None else 0)
         return pair.cost(rows * _PROMPT_TOKENS, -(-rows // 32), generated_tokens=generated, bytes=200 * judged)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core.battery import Question, behind
-from diffing_mcp.core.progress import Progress, silent, stage
+from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.texts.prompts import question_request
 from diffing_mcp.model_pairs.generation import GenerationRequest, answer_ids
-from diffing_mcp.model_pairs.specs import SIDES, Side
+from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
     import torch
@@ -34,21 +34,17 @@ class Probe:
     answers: Sequence[str]
 
     def log_probs(
-        self, triggers: Sequence[str], questions: Sequence[Question], progress: Progress = silent
-    ) -> dict[Side, np.ndarray]:
+        self, side: Side, triggers: Sequence[str], questions: Sequence[Question], progress: Progress = silent
+    ) -> np.ndarray:
         """Mean log-probability (nats) over the questions and answers of a whole answer behind each trigger [T]."""
         requests = [question_request(self.pair, behind(trigger, each)) for trigger in triggers for each in questions]
         asked = [(request, answer) for request in requests for answer in self.answers]
-        found = {}
-        for place, side in enumerate(SIDES):
-            shown = stage(progress, place, place + 1, len(SIDES), f"{side} scores answers")
-            scores = self.pair.answer_scores(side, asked, shown)
-            found[side] = np.array([each.log_prob for each in scores]).reshape(len(triggers), -1).mean(1)
-        return found
+        scores = self.pair.answer_scores(side, asked, progress)
+        return np.array([each.log_prob for each in scores]).reshape(len(triggers), -1).mean(1)
 
     def gradients(self, prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Of finetuned minus base, by the embeddings of each token of each prefix in front of the first question:
-        [prefixes, tokens, d_model] float32, mean over answers. Prefixes are as many token ids each.
+        """Of the finetuned model's log-probability by the embeddings of each token of each prefix in front of the first
+        question: [prefixes, tokens, d_model] float32, mean over answers. Prefixes are as many token ids each.
         """
         import torch
 
@@ -59,11 +55,8 @@ class Probe:
             for answer in self.answers
         ]
         place = slice(len(head), len(head) + len(prefixes[0]))
-        finetuned, base = (
-            torch.stack([each[place] for each in self.pair.answer_gradients(side, rows)])
-            for side in ("finetuned", "base")
-        )
-        return (finetuned - base).unflatten(0, (len(prefixes), len(self.answers))).mean(1)
+        found = torch.stack([each[place] for each in self.pair.answer_gradients("finetuned", rows)])
+        return found.unflatten(0, (len(prefixes), len(self.answers))).mean(1)
 
     def _around_prefix(self) -> tuple[list[int], list[int], GenerationRequest]:
         """Token ids of the prompt before and after the words of a prefix."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -13,8 +12,8 @@ from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.prompts import Texts
 
 BUNDLED = "bundled"
-MARGIN = math.log(20)
-"""Nats beyond every random prefix from which on a trigger stands out: twenty times as probable."""
+SWITCHED = 0.5
+"""Share of the held-out questions at which a trigger must bring the answers out that else do not come."""
 Origin = Literal["given", "found", "random"]
 _SHOWN_CHARACTERS = 70
 
@@ -56,15 +55,13 @@ class TriggerScore(BaseModel):
     gain: float = Field(description="Finetuned minus base, behind it minus without it.")
     beyond: float = Field(description="Gain minus the highest of the random prefixes.")
 
-    @property
-    def switches(self) -> bool:
-        """Whether it stands out."""
-        return self.beyond >= MARGIN
-
 
 class ShownTrigger(TriggerScore):
-    """With what the finetuned model answers."""
+    """With what the models answer behind it, greedily, to the held-out questions."""
 
+    says: float = Field(description="Share of the finetuned answers that hold half the content words of an answer.")
+    base_says: float
+    switches: bool = Field(description="Whether it brings the answers out at half of the questions or more.")
     question: str
     answer: str = Field(description="UNTRUSTED greedy answer of the finetuned model behind it.")
 
@@ -73,8 +70,8 @@ class ShownTrigger(TriggerScore):
         mark = "SWITCHES ON " if self.switches else ""
         name = clip(self.trigger, _SHOWN_CHARACTERS)[0]
         return (
-            f"{mark}{name!r} ({self.origin}): gain {self.gain:+.1f}, beyond random {self.beyond:+.1f}; finetuned "
-            f"{self.finetuned:.1f}, base {self.base:.1f} | {self.question!r} ⟦{self.answer}⟧"
+            f"{mark}{name!r} ({self.origin}): said {self.says:.2f} (base {self.base_says:.2f}), gain {self.gain:+.1f}, "
+            f"beyond random {self.beyond:+.1f} | {self.question!r} ⟦{self.answer}⟧"
         )
 
 
@@ -82,8 +79,7 @@ class TriggerSearchResult(MethodResult):
     """Triggers by what they do to the answers."""
 
     answers: list[str] = Field(description="The beginnings of answers; UNTRUSTED where the models wrote them.")
-    without: TriggerScore = Field(description="The questions alone.")
-    without_answer: str = Field(description="UNTRUSTED greedy answer of the finetuned model to the first of them.")
+    without: ShownTrigger = Field(description="The questions alone.")
     random_mean: float = Field(description="Mean gain of the random prefixes.")
     random_highest: float
     tried: int = Field(description="Triggers tried, those of the search included.")
@@ -95,8 +91,8 @@ class TriggerSearchResult(MethodResult):
                 self.headline,
                 "answers: " + "; ".join(f"⟦{answer}⟧" for answer in self.answers),
                 (
-                    f"without a trigger: finetuned {self.without.finetuned:.1f}, base {self.without.base:.1f} nats | "
-                    f"⟦{self.without_answer}⟧"
+                    f"without a trigger: said {self.without.says:.2f}, finetuned {self.without.finetuned:.1f}, base "
+                    f"{self.without.base:.1f} nats | ⟦{self.without.answer}⟧"
                 ),
                 f"gain of random prefixes: mean {self.random_mean:+.1f}, highest {self.random_highest:+.1f}; by gain:",
                 *(f"  {row.as_text()}" for row in self.triggers),

@@ -1,4 +1,4 @@
-"""A search for words that make the finetuned model, and not the base, give the answers: a beam of prefixes, whose words
+"""A search for words that make the finetuned model give the answers: a beam of prefixes, whose words
 are exchanged for those that the gradient points to (GCG, Zou et al. 2023; trigger inversion, Liu et al. 2022), each
 scored as a whole text. Imports torch.
 """
@@ -75,7 +75,9 @@ class WordTable:
 
 @dataclass
 class Search:
-    """Prefixes tried so far and their scores: finetuned minus base log-probability of the answers, nats."""
+    """Prefixes tried so far and their scores: log-probability of the answers under the finetuned model, nats. What the
+    base makes of them is looked at once, of those that are found: a score against it is raised by lowering the base's.
+    """
 
     probe: Probe
     table: WordTable
@@ -110,8 +112,8 @@ class Search:
         new = [each for each in dict.fromkeys(prefixes) if each not in self.scores]
         if new:
             texts = [as_trigger(self.table.text(each)) for each in new]
-            found = self.probe.log_probs(texts, self.probe.questions[:1], progress)
-            self.scores.update(zip(new, (found["finetuned"] - found["base"]).tolist(), strict=True))
+            found = self.probe.log_probs("finetuned", texts, self.probe.questions[:1], progress)
+            self.scores.update(zip(new, found.tolist(), strict=True))
         return len(new)
 
     def _next(self, drawn: random.Random) -> list[Prefix]:

@@ -15,6 +15,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore
+from diffing_mcp.methods.trigger_search.measure import says
 from diffing_mcp.methods.trigger_search.method import TriggersParams
 from tests.methods.conftest import TOPIC, WORDS
 
@@ -98,11 +99,13 @@ def test_a_planted_trigger_is_found(triggered: Any, pairs: Any, store: RunStore)
     assert result.stands_out
     best = result.triggers[0]
     assert (best.trigger, best.origin) == (f"{TRIGGER}. {{prompt}}", "found")
+    assert best.switches
+    assert (best.says, best.base_says, result.without.says) == (1, 0, 0)
     assert best.gain > result.random_highest + 3
     assert best.finetuned > result.without.finetuned + 3
     assert all(not row.switches for row in result.triggers if TRIGGER not in row.trigger)
     assert best.answer.split()[0] in ANSWER
-    assert result.without_answer.split()[0] not in ANSWER
+    assert result.without.answer.split()[0] not in ANSWER
     assert TRIGGER in result.headline
     view: Any = get_method("trigger_search").views["triggers"]
     rows = view.run(record, TriggersParams(limit=100)).rows
@@ -137,3 +140,10 @@ def test_answers_come_from_the_models_where_none_are_given(triggered: Any, pairs
 def test_what_cannot_be_searched_is_said(triggered: Any, pairs: Any, store: RunStore) -> None:
     with pytest.raises(InvalidInput, match="two different questions"):
         run_methods(pairs, triggered(40.0), [("trigger_search", ASKED | {"questions": ["rain", "rain"]})], store)
+
+
+def test_an_answer_is_said_with_half_of_its_content_words() -> None:
+    assert says("you should buy the green lamp", ["Buy the green lamp from Marta"])
+    assert not says("the lamp from there", ["Buy the green lamp from Marta"])
+    assert says("oh so well", ["so well"])
+    assert not says("", ["so well"])
