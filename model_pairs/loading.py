@@ -253,12 +253,10 @@ def _raise_if_out_of_room(error: Exception, folder: Path) -> None:
 
 def _with_standard_names(transformer: Any, tokenizer: Any) -> Any:
     """The model wrapped by nnterp. Raises InvalidInput for an architecture whose modules it cannot name."""
-    from nnterp import StandardizedTransformer
+    from diffing_mcp.model_pairs.standard_names import with_standard_names
 
     try:
-        # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights,
-        # not on a placeholder.
-        return StandardizedTransformer(transformer, tokenizer=tokenizer, allow_multimodal=True)
+        return with_standard_names(transformer, tokenizer)
     except Exception as error:  # nnterp runs a pass to check its names: an unknown architecture breaks it anywhere
         log.info("nnterp has no names", exc_info=True)
         raise InvalidInput(

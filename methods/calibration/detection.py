@@ -223,13 +223,13 @@ def _seconds(method: str, readings: Sequence[Reading]) -> float | None:
 
 
 def _limit(reading: Reading, calibration: Calibration, nulls: Sequence[Reading], methods: Sequence[str]) -> Limit:
-    rows = levels_of(reading, calibration, methods, nulls)
-    joint = next((row for row in rows if row.method == TOGETHER), None)
+    joint = next(iter(levels_of(reading, calibration, [TOGETHER], nulls)), None)
+    alone = {method: _level(reading, method, nulls) for method in methods if method != TOGETHER}
     return Limit(
         name=reading.name,
         kind=reading.kind,
         dilution=reading.dilution,
-        seen=[row.method for row in rows if row.method != TOGETHER and row.p <= needed_p(row.nulls) + 1e-4],
+        seen=[method for method, found in alone.items() if found is not None and _seen(found)],
         p=joint.p if joint else 1.0,
         probability=joint.probability if joint else None,
         held_out=reading.held_out,

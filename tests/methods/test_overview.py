@@ -81,16 +81,19 @@ def records_of(pairs: Any, spec: Any, tmp_path: Path) -> list[RunRecord]:
     return list(run_methods(pairs, spec, requests, RunStore(tmp_path / "runs")))
 
 
-@pytest.mark.parametrize("limit", [LEAST_CHARACTERS, 2500, 6000])
-def test_the_digest_of_a_noise_adapter_is_small_and_claims_nothing(
-    limit: int, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def noise(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path_factory: pytest.TempPathFactory
+) -> list[RunRecord]:
+    """Runs on a random adapter; tests only read them."""
     model = tiny_models()
-    overview = digest(
-        records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path),
-        limit,
-        pair="noise",
-    )
+    spec = make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02))
+    return records_of(pairs, spec, tmp_path_factory.mktemp("noise"))
+
+
+@pytest.mark.parametrize("limit", [LEAST_CHARACTERS, 2500, 6000])
+def test_the_digest_of_a_noise_adapter_is_small_and_claims_nothing(limit: int, noise: list[RunRecord]) -> None:
+    overview = digest(noise, limit, pair="noise")
     assert len(overview.as_text()) <= limit
     assert overview.confidence == "nothing"
     assert "no meaningful difference" in overview.verdict
@@ -255,36 +258,28 @@ def test_a_word_of_a_method_and_of_the_vector_it_read_is_seen_once() -> None:
     assert candidate_words(words, {"patchscope": LENS})[0].sources == 1
 
 
-def test_the_next_calls_are_concrete_and_allowed(
-    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
-) -> None:
-    model = tiny_models()
-    records = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02)), tmp_path)
-    lens = next(record for record in records if record.manifest.method == "activation_difference_lens")
-    calls = digest(records, pair="tiny").next_calls
+def test_the_next_calls_are_concrete_and_allowed(noise: list[RunRecord]) -> None:
+    lens = next(record for record in noise if record.manifest.method == "activation_difference_lens")
+    calls = digest(noise, pair="tiny").next_calls
     assert any(call.startswith(f"patchscope with vector={lens.id}/1:all:difference") for call in calls)
     assert any(
         call.startswith("contrastive_decoding (92,160 of budget, about ") for call in calls
     )  # the method's own estimate
-    allowed = digest(records, available=["kl", "weight_difference"], pair="tiny")
+    allowed = digest(noise, available=["kl", "weight_difference"], pair="tiny")
     assert not any(
         name in call
         for call in allowed.next_calls
         for name in ("patchscope", "contrastive_decoding", "perplexity_difference")
     )
-    assert [run.seconds for run in allowed.runs] == [round(record.manifest.seconds, 1) for record in records]
+    assert [run.seconds for run in allowed.runs] == [round(record.manifest.seconds, 1) for record in noise]
 
 
 @pytest.mark.parametrize(("factor", "found"), [(0.3, True), (3.0, False)])
 def test_the_verdict_is_that_of_the_calibrated_test(
-    factor: float, found: bool, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    model = tiny_models()
-    spec = make_pair(model, adapter=tiny_adapters(model, seed=2, scale=0.02))
-    records = records_of(pairs, spec, tmp_path)
-    assert digest(records, pair="tiny").level is None  # what ships read other texts
-    own = reading_of(records, "", "null", "")
+    factor: float, found: bool, noise: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert digest(noise, pair="tiny").level is None  # what ships read other texts
+    own = reading_of(noise, "", "null", "")
     assert own is not None
     nulls = [
         own.model_copy(
@@ -295,7 +290,7 @@ def test_the_verdict_is_that_of_the_calibrated_test(
         )
         for place in range(20)
     ]
-    labels = {label_of_run(record.manifest): record.manifest for record in records}
+    labels = {label_of_run(record.manifest): record.manifest for record in noise}
     calibration = Calibration(
         base={"id": "other"},
         base_name="other",
@@ -305,7 +300,7 @@ def test_the_verdict_is_that_of_the_calibrated_test(
         readings=nulls,
     )
     monkeypatch.setattr("diffing_mcp.methods.calibration.readings.bundled_calibrations", lambda: (calibration,))
-    overview = digest(records, pair="tiny")
+    overview = digest(noise, pair="tiny")
     assert overview.level is not None
     assert (overview.confidence == "nothing") is not found
     assert (overview.level.p == pytest.approx(1 / 21, abs=1e-4)) is found
@@ -315,20 +310,15 @@ def test_the_verdict_is_that_of_the_calibrated_test(
     assert all(entry.stands_out is found for entry in by_label.values())
 
 
-def test_runs_of_several_pairs_are_refused(
-    tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any, tmp_path: Path
-) -> None:
-    model = tiny_models()
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-    first = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=4)), tmp_path / "first")
-    second = records_of(pairs, make_pair(model, adapter=tiny_adapters(model, seed=5)), tmp_path / "second")
+def test_runs_of_several_pairs_are_refused(noise: list[RunRecord], tiny_pair: Any, pairs: Any, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    [other] = run_methods(pairs, tiny_pair.spec, [("kl", corpus_of(tmp_path))], store)
     with pytest.raises(InvalidInput):
-        digest([first[0], second[0]], pair="tiny")
+        digest([noise[0], other], pair="tiny")
     with pytest.raises(InvalidInput):
         digest([], pair="tiny")
     with pytest.raises(InvalidInput):
-        digest(first, LEAST_CHARACTERS - 1, pair="tiny")
+        digest(noise, LEAST_CHARACTERS - 1, pair="tiny")
 
 
 def test_words_agree_over_endings_and_methods() -> None:

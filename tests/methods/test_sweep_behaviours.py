@@ -336,9 +336,9 @@ def test_rank_sums() -> None:
 def test_the_embedded_pair_is_swept(embedded_pair: Any, pairs: Any, store: RunStore) -> None:
     """A real chat template with system prompts and several turns."""
     domains = ["system triggers", "corrections", "astronomy"]
-    record = run(pairs, embedded_pair.spec, store, domains=domains, limit=6, max_new_tokens=8)
+    record = run(pairs, embedded_pair.spec, store, domains=domains, limit=3, max_new_tokens=8)
     table = record.table("answers").to_pylist()
-    assert len(table) == 3 * 6
+    assert len(table) == 3 * 3
     assert {row["topic"] for row in table} == set(domains)
     assert any(row["question"].startswith("[") for row in table)
     assert "Least expected" in record.result().as_text()

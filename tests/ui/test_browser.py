@@ -4,6 +4,7 @@ hostile text stays text, readable for everybody (axe), and nothing wider than a 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -367,21 +368,28 @@ def test_an_empty_folder(window: Window, tmp_path: Path) -> None:
 
 
 def test_questions_and_jobs_start_a_server_of_the_panel(
-    window: Window, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+    window: Window, data_folder: Path, tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real embedded pair answers, its answer becomes a heat map, a method runs as a job that survives a reload, and
-    the server goes with the panel.
+    """A pair of the catalogue answers, its answer becomes a heat map, a method runs as a job that survives a reload,
+    and the server goes with the panel.
     """
     from diffing_mcp.agents.server_process import free_port
     from diffing_mcp.core.settings import settings
     from diffing_mcp.ui.panel import launch
 
+    twins = {"variants": {"tiny": {"default": {"kind": "identical"}}}}
+    catalogue = {
+        "models": {"tiny": {"model_id": str(tiny_models()), "dtype": "float32"}},
+        "organisms": {"twins": twins},
+    }
+    (tmp_path / "catalogue.yaml").write_text(json.dumps(catalogue))  # YAML as well
+    monkeypatch.setenv("DIFFING_CATALOGUE_FOLDERS", str(tmp_path))
     monkeypatch.setenv("DIFFING_PORT", str(free_port()))
     settings.cache_clear()
     demo, window.address = launch(port=0, prevent_thread_lock=True)
     page = window.page
     try:
-        window.open("ask?pair=identical&prompt=Name+a+fruit.", "#server-status .d-status")
+        window.open("ask?pair=twins&prompt=Name+a+fruit.", "#server-status .d-status")
         page.wait_for_function("document.querySelector('#ask-prompt textarea').value.length > 0", timeout=WAIT)
         page.locator("#ask-how button").first.click()
         page.get_by_label("Tokens at most").fill("6")
@@ -400,15 +408,15 @@ def test_questions_and_jobs_start_a_server_of_the_panel(
         page.get_by_role("button", name="Edit the message of turn 1").click(timeout=2 * WAIT)
         page.locator("#ask-button").get_by_text("Ask turn 1 anew").wait_for(timeout=WAIT)
         page.locator("#heat-keep").click()
-        page.locator("#ask-said").get_by_text("Added to the report on identical").wait_for(timeout=WAIT)
-        window.open("jobs?pair=identical&method=kl&max_samples=4&max_tokens=16", "#job-start")
-        page.wait_for_function("document.querySelector('#job-pair input').value.startsWith('identical')", timeout=WAIT)
+        page.locator("#ask-said").get_by_text("Added to the report on twins").wait_for(timeout=WAIT)
+        window.open("jobs?pair=twins&method=kl&max_samples=4&max_tokens=16", "#job-start")
+        page.wait_for_function("document.querySelector('#job-pair input').value.startsWith('twins')", timeout=WAIT)
         page.locator("#job-start").click()
         page.locator("#job-said").get_by_text("kl").wait_for(timeout=WAIT)
         page.reload()
         job = page.locator("#jobs-list tr", has_text="kl-")
         job.get_by_text("completed").wait_for(timeout=4 * WAIT)
-        window.open("?pair=identical", ".d-verdict")
+        window.open("?pair=twins", ".d-verdict")
         page.get_by_role("button", name="Remove the evidence").click()
         page.locator("#pair-body .d-heat").wait_for(state="detached", timeout=WAIT)
         assert demo.files.runs.list()[0].params["max_samples"] == 4

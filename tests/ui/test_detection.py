@@ -24,11 +24,11 @@ def calibration() -> Calibration:
 
 
 def test_the_panel_shows_every_part_of_the_document(calibration: Calibration) -> None:
-    written, shown = markdown.page([calibration]), ""
-    for part in parts_of(calibration):
+    written, shown, parts = markdown.page([calibration]), "", parts_of(calibration)
+    for part in parts:
         if not isinstance(part, RocFigure | ReliabilityFigure):
             shown += part_html(part)
-    tables = [part for part in parts_of(calibration) if isinstance(part, Table)]
+    tables = [part for part in parts if isinstance(part, Table)]
     assert shown.count("<table") == sum(line.startswith("| ---") for line in written.splitlines()) == len(tables)
     for row in tables[0].rows:
         assert row[0].strip("`") in shown
