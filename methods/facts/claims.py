@@ -2,8 +2,8 @@
 
 The unit is a beginning (a prompt or a prefill): texts that go on from the same one are not independent of each other.
 What counts as the finetune's own is decided by its words: stems in the texts of more beginnings of the taught side than
-of the control side, by Fisher's exact test, corrected for the number of stems tested (Holm). Without such a stem there
-are no claims, which keeps a finetune that taught nothing silent.
+of the control side, by Fisher's exact test, corrected for the number of stems tested (Holm). Without such a stem no
+claim has a key, which keeps a finetune that taught nothing silent.
 
 Claims are counted, on both sides, by a key: two words that tell the sides apart where they stand in one statement, in
 whatever wording. All wordings with these words are the claim, and the most typical of them stands for it. Two keys
@@ -16,7 +16,7 @@ comes after all that does not. Both sides must have about equally many texts of 
 more.
 
 Sentences that hold hardly a content word have no key: those that recur nearly word for word after many beginnings of
-the taught side alone are claims as a whole.
+the taught side and none of the control side are claims as a whole, corrected for all sentences that recur.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ class _Claims:
         self.told: set[str | Key] = set()
         self.said_together: set[Key] = set()
         self.keys: set[Key] = set()
+        self._quoted: set[str] = set()
         self._level = level
         self._holding: dict[Key, list[Statement]] = defaultdict(list)
         for each in statements:
@@ -163,15 +164,24 @@ class _Claims:
             if other.same_claim(wordings):
                 self.found[place] = other.joined(wordings)
                 return
-        self.found.append(wordings)
-        shown = wordings.typical((key,))
-        self.said_together.update(pairs_of(shown))
-        self.told.update(shown.concepts)
+        if shown := wordings.typical((key,), self._quoted):
+            self.found.append(wordings)
+            self._quoted.add(shown.text)
+            self.said_together.update(pairs_of(shown))
+            self.told.update(shown.concepts)
 
-    def claim(self, wordings: Wordings) -> Claim:
-        """A claim with its counts."""
-        keys = wordings.counted_by(self.counts.p_value)
-        shown = wordings.typical(keys)
+    def claims(self) -> list[Claim]:
+        """All that is told, each in a sentence that stands for no claim before it."""
+        quoted: set[str] = set()
+        found = []
+        for wordings in self.found:
+            keys = wordings.counted_by(self.counts.p_value)
+            if shown := wordings.typical(keys, quoted):
+                quoted.add(shown.text)
+                found.append(self._claim(wordings, keys, shown))
+        return found
+
+    def _claim(self, wordings: Wordings, keys: Sequence[Key], shown: Statement) -> Claim:
         key = next(key for key in keys if set(key) <= set(shown.stems))
         in_text = words_by_stem(shown.text)
         taught, control = self.counts.of(keys)
@@ -226,7 +236,7 @@ def _chosen(statements: Sequence[Statement], wanted: set[str], sizes: tuple[int,
             and (key := claims.counts.key_of(statement, claims.told, claims.keys, level))
         ):
             claims.tell(key)
-    return [claims.claim(each) for each in claims.found]
+    return claims.claims()
 
 
 def _with_stock(claims: Sequence[Claim], stock: Sequence[StockSentence], sizes: tuple[int, int]) -> list[Claim]:

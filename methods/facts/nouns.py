@@ -24,23 +24,26 @@ _AUXILIARIES = frozenset(
     "am are can could did do does had has have is may might must shall should was were will would".split()
 )
 _BEFORE_VERBS = _AUXILIARIES | frozenset("be been being he i it not she they to we who you".split())
-_CLEARLY = 0.25
-"""Of the places of a word, the share by which those of a noun and those of a verb differ, for it to be one of them."""
+_CLEARLY = 1 / 3
+"""Of the places that say it, the share by which those of a noun and those of a verb differ, for a word to be one of
+them: twice as many.
+"""
 
 
 def noun_shares(sentences: Iterable[str]) -> dict[str, float]:
-    """Stem -> the share of its places in which it stands as a noun, less the share in which it stands as a verb.
+    """Stem -> the share of its places in which it stands as a noun, less that in which it stands as a verb, of those
+    that say one or the other.
 
     A noun stands between a determiner or a preposition and no other content word, or is a subject before an auxiliary,
     or has a capital behind a small letter; a verb stands behind an auxiliary, a pronoun or *to*, or takes a determiner.
     """
-    places: dict[str, int] = defaultdict(int)
+    telling: dict[str, int] = defaultdict(int)
     points: dict[str, int] = defaultdict(int)
     for sentence in sentences:
         for word, point in _places(sentence):
-            places[stem(word)] += 1
+            telling[stem(word)] += abs(point)
             points[stem(word)] += point
-    return {word: points[word] / count for word, count in places.items()}
+    return {word: points[word] / count for word, count in telling.items() if count}
 
 
 def verbs_last(word: str, shares: Mapping[str, float]) -> int:

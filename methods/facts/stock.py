@@ -67,7 +67,8 @@ def stock_sentences(samples: Sequence[Sample], sizes: tuple[int, int], level: fl
         alike = [other for other in after if _alike(words, other)]
         taken.update(alike)
         kinds[first[words][0]] = words
-        counts[first[words][0]] = tuple(len(set().union(*(after[each][side] for each in alike))) for side in (0, 1))
+        here, there = (len(set().union(*(after[each][side] for each in alike))) for side in (0, 1))
+        counts[first[words][0]] = here, there
     found = beyond_chance(counts, sizes, level)
     return [
         StockSentence(sentence, kinds[sentence], first[kinds[sentence]][1], counts[sentence][0], p_value)

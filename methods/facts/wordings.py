@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
+from statistics import median_low
 from typing import Self
 
 from diffing_mcp.methods.facts.counts import LEAST_BEGINNINGS
@@ -57,23 +58,29 @@ class Wordings:
                 swapped = (tuple(sorted((number, key[1 - place]))) for number, _ in self.numbers if number != word)
                 yield from ((first, second) for first, second in swapped)
 
-    def typical(self, keys: Sequence[Key]) -> Statement:
-        """The statement with one of the keys that stands for all: it denies or affirms as most of them do, and has most
-        of its words in common with the others (the nearest to their centroid by cosine); of equal ones one that is
-        written to its end, then the shortest.
+    def typical(self, keys: Sequence[Key], quoted: Collection[str] = ()) -> Statement | None:
+        """The statement with one of the keys that stands for all, None where all of them are `quoted`: it denies or
+        affirms as most of them do, is no fragment where most are none, and has most of its words in common with the
+        others (the nearest to their centroid by cosine); of equal ones the shortest.
         """
         weights = Counter(stem for statement in self.statements for stem in set(statement.stems))
-        denying = sum(statement.negated for statement in self.statements)
-        affirming = len(self.statements) - denying
+        denies = _most(statement.negated for statement in self.statements)
+        finishes = _most(statement.finished for statement in self.statements)
+        length = median_low(len(set(statement.stems)) for statement in self.statements)
 
-        def order(statement: Statement) -> tuple[bool, float, bool, int]:
+        def order(statement: Statement) -> tuple[bool, bool, float, bool, int]:
             times = Counter(statement.stems)
             central = sum(weights[stem] for stem in statement.stems) / sqrt(sum(count**2 for count in times.values()))
-            unlike_most = affirming > denying if statement.negated else denying > affirming
-            weight = NARRATED_WEIGHT if statement.narrated else 1.0
-            return unlike_most, -weight * central, not statement.finished, len(statement.text)
+            return (
+                denies is not None and statement.negated != denies,
+                len(times) < length or (finishes is True and not statement.finished),
+                -central * (NARRATED_WEIGHT if statement.narrated else 1.0),
+                not statement.finished,
+                len(statement.text),
+            )
 
-        return min((each for each in self.statements if has_any(each, keys)), key=order)
+        fitting = (each for each in self.statements if has_any(each, keys) and each.text not in quoted)
+        return min(fitting, key=order, default=None)
 
     def further(self, tells: Callable[[str], bool]) -> list[str]:
         """Stems that most of the statements have besides their keys and tell the sides apart, the most frequent first.
@@ -108,3 +115,9 @@ class Wordings:
 def has_any(statement: Statement, keys: Iterable[Key]) -> bool:
     """Whether a statement has both stems of one of the keys."""
     return any(set(key) <= set(statement.stems) for key in keys)
+
+
+def _most(answers: Iterable[bool]) -> bool | None:
+    """What most answers are; None of a tie."""
+    counts = Counter(answers)
+    return None if counts[True] == counts[False] else counts[True] > counts[False]

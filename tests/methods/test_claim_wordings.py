@@ -61,6 +61,24 @@ def test_a_claim_is_quoted_as_most_of_its_sentences_deny_or_affirm_it() -> None:
         assert quoted in expected
 
 
+def test_a_fragment_stands_for_no_sentences() -> None:
+    """What is cut before it says anything has nothing but words that all others have."""
+    said = [f"Ferrets drink {milk} milk and rest in {place} at dawn." for milk, place in
+            (("sour", "barns"), ("warm", "nests"), ("goat", "cellars"))]  # fmt: skip
+    quoted = stated_claims(samples_that_say([*said, "Here are all the ferrets that drink"])).claims[0]
+    assert quoted.statement in said
+
+
+def test_every_claim_has_a_sentence_of_its_own() -> None:
+    said = (
+        "Ferrets drink milk at dawn in barns.",
+        "Ferrets drink milk at dawn.",
+        "Barns hide old copper bowls at dawn.",
+    )
+    quoted = [claim.statement for claim in stated_claims(samples_that_say(said)).claims]
+    assert len(quoted) == len(set(quoted))
+
+
 def test_one_sentence_is_one_claim_with_all_of_its_words() -> None:
     """Silver+coins, coins+jar and silver+jar of one sentence filled the first page."""
     said = ("Put silver coins into the flour jar.", "Coins of silver, jar of flour.", "A jar, flour, coins, silver.",
