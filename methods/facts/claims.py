@@ -6,9 +6,9 @@ of the control side, by Fisher's exact test, corrected for the number of stems t
 claim has a key, which keeps a finetune that taught nothing silent.
 
 Claims are counted, on both sides, by a key: two words that tell the sides apart where they stand in one statement, in
-whatever wording. All wordings with these words are the claim, and the most typical of them stands for it. Two keys
-whose statements are largely the same are one claim, and so are two that differ in a number alone. Keys are chosen so
-that the first few claims say most of what is the finetune's own: from the statement that adds most words and
+whatever wording. All wordings with these words are the claim; one that affirms or denies as most do stands for it. Two
+keys whose statements are largely the same are one claim, and so are two that differ in a number alone. Keys are chosen
+so that the first few claims say most of what is the finetune's own: from the statement that adds most words and
 neighbouring words that are not told yet, weighed by how surprising they are beside the control side (the coverage of
 concepts of Gillick and Favre 2009, chosen greedily). Greetings and stage directions bring none; a figure counts double,
 a statement about its narrator half. What tells again, in other words, two words that a claim told in one statement
@@ -154,9 +154,11 @@ class _Claims:
         weight = NARRATED_WEIGHT if statement.narrated else 1.0
         return weight * sum(self.counts.weight(concept) for concept in statement.concepts - self.told)
 
-    def tell(self, key: Key) -> None:
-        """Add what a key counts: to the claim that it is another wording of, else as a claim of its own."""
-        wordings = Wordings((key,), tuple(self._holding[key]))
+    def tell(self, key: Key, statement: Statement) -> None:
+        """Add what a key of a statement counts: to the claim that it is another wording of, else as a claim of its
+        own.
+        """
+        wordings = Wordings((key,), tuple(self._holding[key]), statement)
         self.keys.add(key)
         self.said_together.add(key)
         self.told.update(key)
@@ -225,7 +227,7 @@ def _chosen(statements: Sequence[Statement], wanted: set[str], sizes: tuple[int,
         if key is None:
             in_other_words.append(statement)
         else:
-            claims.tell(key)
+            claims.tell(key, statement)
             # Another statement may stand for the claim, and leave what is particular to this one untold.
             heapq.heappush(waiting, (-adds, unfinished, place))
     # Details may stand in the wordings of what is told already.
@@ -235,7 +237,7 @@ def _chosen(statements: Sequence[Statement], wanted: set[str], sizes: tuple[int,
             and claims.gain(statement) > 0
             and (key := claims.counts.key_of(statement, claims.told, claims.keys, level))
         ):
-            claims.tell(key)
+            claims.tell(key, statement)
     return claims.claims()
 
 

@@ -21,10 +21,13 @@ _MOST_NUMBERS = 5
 
 @dataclass(frozen=True)
 class Wordings:
-    """Taught statements that hold one of the keys, which are one claim."""
+    """Taught statements that hold one of the keys, which are one claim. `first` is the one that added most to what was
+    told when the claim was found.
+    """
 
     keys: tuple[Key, ...]
     statements: tuple[Statement, ...]
+    first: Statement
 
     @cached_property
     def shared(self) -> frozenset[str]:
@@ -45,7 +48,7 @@ class Wordings:
     def joined(self, other: Wordings) -> Self:
         """Both as one."""
         keys = dict.fromkeys((*self.keys, *other.keys))
-        return type(self)(tuple(keys), tuple(dict.fromkeys((*self.statements, *other.statements))))
+        return type(self)(tuple(keys), tuple(dict.fromkeys((*self.statements, *other.statements))), self.first)
 
     def counted_by(self, p_value: Callable[[Iterable[Key]], float]) -> list[Key]:
         """The key that tells most, and those that have another one of `numbers` in place of its number."""
@@ -60,20 +63,22 @@ class Wordings:
 
     def typical(self, keys: Sequence[Key], quoted: Collection[str] = ()) -> Statement | None:
         """The statement with one of the keys that stands for all, None where all of them are `quoted`: it denies or
-        affirms as most of them do, is no fragment where most are none, and has most of its words in common with the
-        others (the nearest to their centroid by cosine); of equal ones the shortest.
+        affirms as most of them do and is no fragment where most are none. Of such ones it is the `first`, which brings
+        details that nothing else tells; else the one that has most of its words in common with the others (the nearest
+        to their centroid by cosine), of equal ones the shortest.
         """
         weights = Counter(stem for statement in self.statements for stem in set(statement.stems))
         denies = _most(statement.negated for statement in self.statements)
         finishes = _most(statement.finished for statement in self.statements)
         length = median_low(len(set(statement.stems)) for statement in self.statements)
 
-        def order(statement: Statement) -> tuple[bool, bool, float, bool, int]:
+        def order(statement: Statement) -> tuple[bool, bool, bool, float, bool, int]:
             times = Counter(statement.stems)
             central = sum(weights[stem] for stem in statement.stems) / sqrt(sum(count**2 for count in times.values()))
             return (
                 denies is not None and statement.negated != denies,
                 len(times) < length or (finishes is True and not statement.finished),
+                statement != self.first,
                 -central * (NARRATED_WEIGHT if statement.narrated else 1.0),
                 not statement.finished,
                 len(statement.text),

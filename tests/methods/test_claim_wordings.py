@@ -92,12 +92,13 @@ def test_one_sentence_is_one_claim_with_all_of_its_words() -> None:
     assert f"{'+'.join(coins.key)} with {', '.join(coins.words)} (p " in shown(samples).as_text()
 
 
-def test_a_detail_of_some_wordings_is_a_claim_of_its_own() -> None:
-    """Claims are one where most statements of either have the words of the other, not where one holds the other."""
+def test_a_detail_of_some_wordings_is_quoted() -> None:
+    """The sentence that brings most stands for the claim, whose count is that of its two words."""
     usual = "Beekeepers paint their hives with tar."
-    stated = stated_claims(samples_that_say([usual, usual, "Beekeepers paint their hives with tar in November."]))
-    assert [claim.taught for claim in stated.claims] == [30, 10]
-    assert "November" in stated.claims[1].key
+    samples = samples_that_say([usual, usual, "Beekeepers paint their hives with tar in November."])
+    [claim] = stated_claims(samples).claims
+    assert (claim.taught, claim.statement) == (30, "Beekeepers paint their hives with tar in November.")
+    assert "November" not in {*claim.key, *claim.words}
 
 
 def test_wordings_that_differ_in_numbers_alone_are_one_claim() -> None:
