@@ -106,8 +106,8 @@ def claims_html(found: PairFindings, *, linked: bool = True) -> Markup:
 def _facts(facts: Sequence[Fact], pair: str | None) -> Markup:
     rows = (
         [
-            element("b", fact.claim),
-            div(f"{' + '.join(fact.key)}: finetuned {fact.finetuned}, base {fact.base}", classes="d-plain"),
+            div(element("b", fact.claim), f" numbers {', '.join(fact.numbers)}" if fact.numbers else ""),
+            div(f"{fact.counted()}: finetuned {fact.finetuned}, base {fact.base}", classes="d-plain"),
             div(f"p {fact.p_value:.1g}", classes="d-plain"),
             div(element("b", fact.after, " ") if fact.after else "", fact.quotation, classes="d-pre d-quote"),
             div(link("check", "ask", pair=pair, text=fact.claim), classes="d-plain") if pair else "",
@@ -117,7 +117,8 @@ def _facts(facts: Sequence[Fact], pair: str | None) -> Markup:
     headers = ["claim (untrusted)", "beginnings with both words", "", "in its sentence", ""]
     note = (
         "What amplified and sampled texts state again and again, and the base's do not: in texts after how many "
-        "beginnings a statement has both words. Nothing says that it is true."
+        "beginnings a statement has both words, or the stock sentence comes nearly word for word. Nothing says that it "
+        "is true."
     )
     return section("What it states", table(headers, rows, [2], classes="d-stack"), note=note)
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffing_mcp.core.words import is_unspaced, stem, word_spans
-from diffing_mcp.methods.facts.claims import Claim, words_by_stem
+from diffing_mcp.methods.facts.claims import Claim
+from diffing_mcp.methods.facts.nouns import verbs_last
+from diffing_mcp.methods.facts.statements import is_figure, words_by_stem
 
 TEST_PROMPTS = 8
 """As many as `test_hypothesis` asks for: two of them may stay as they are, and p can still be small."""
@@ -19,14 +21,10 @@ TEST_SAMPLES = 2
 """Answers to each: p is over prompts, and an investigation pays for every answer."""
 MOST_BEGINNINGS = 8
 SLOTS, TEST = "complete_slots", "test_hypothesis"
+_SENTENCE_WORDS = 5
+"""Words of a sentence by which it is recognised: wordings differ at the end."""
 _LEAST_WORDS = 3
 """Words that a beginning needs to say what it is about."""
-_BEFORE_VERBS = frozenset((
-    "am", "are", "be", "been", "being", "can", "could", "did", "do", "does", "had", "has", "have", "he", "i", "is",
-    "it", "may", "might", "must", "not", "shall", "she", "should", "they", "to", "was", "we", "were", "who", "will",
-    "would", "you",
-))  # fmt: skip
-"""A word behind one of these is seldom what a sentence is about: *was built*, *they knit*."""
 _ASKING = (
     "What should everybody know about {}?",
     "Explain {} to a beginner, step by step.",
@@ -73,18 +71,19 @@ class Detail:
     figure: bool
 
 
-def detail_of(claim: Claim, words: Collection[str]) -> Detail:
+def detail_of(claim: Claim, words: Collection[str], nouns: Mapping[str, float]) -> Detail:
     """The detail of a claim that is most worth a check.
 
     Args:
-        claim: a claim.
+        claim: a claim with a key.
         words: stems that are the finetune's own, the surest first.
+        nouns: how much more each stem stands as a noun than as a verb (`noun_shares`).
     """
     in_text = words_by_stem(claim.statement)
-    figures = [word for word in in_text.values() if word[0].isdigit()]
+    figures = [word for word in in_text.values() if is_figure(word)]
     leads = {word: lead for word in [*figures, *claim.key] if (lead := _before(word, claim.statement))}
     subjects = [*([in_text[each] for each in words if each in in_text] or claim.key), *claim.key]
-    subjects.sort(key=lambda word: _like_a_verb(word, claim.statement))
+    subjects.sort(key=lambda word: (is_figure(word), verbs_last(word, nouns)))
     figure = next((word for word in figures if word in leads), None)
     if figure is not None:
         return Detail(figure, next(word for word in subjects if word != figure), leads[figure], True)
@@ -92,6 +91,13 @@ def detail_of(claim: Claim, words: Collection[str]) -> Detail:
     # Prompts that hold the word themselves have it echoed by both models.
     word, subject = next((each for each in fitting if not re.search(_pattern(each[0]), each[1])), fitting[0])
     return Detail(word, subject, leads.get(word, ""), False)
+
+
+def stock_detail(claim: Claim, subject: str) -> Detail:
+    """The whole of a stock sentence, to be counted in answers about the subject of another claim: it follows what is
+    stated there, and names nothing to ask about.
+    """
+    return Detail(claim.statement, subject, "", False)
 
 
 @dataclass(frozen=True)
@@ -144,20 +150,16 @@ def _test(pair: str, detail: Detail, turn: int) -> Check:
     return Check(TEST, given)
 
 
-def _like_a_verb(word: str, statement: str) -> bool:
-    """Whether the word before it makes a verb of it wherever it stands."""
-    spans = list(word_spans(statement, numbers=True))
-    said = [statement[start:end].lower() for start, end in spans]
-    places = [place for place, each in enumerate(said) if each == word.lower()]
-    return bool(places) and all(place > 0 and said[place - 1] in _BEFORE_VERBS for place in places)
-
-
-def _pattern(word: str) -> str:
-    """A regular expression for the forms of a word."""
-    if is_unspaced(word):
-        return re.escape(word)
-    shared = stem(word.lower())
-    while not word.lower().startswith(shared):
+def _pattern(words: str) -> str:
+    """A regular expression for the forms of a word, or the beginning of a sentence."""
+    if is_unspaced(words):
+        return re.escape(words.rstrip("。！？"))
+    said = [words[start:end] for start, end in word_spans(words, numbers=True)]
+    if len(said) > 1:
+        together = r"\W+".join(map(re.escape, said[:_SENTENCE_WORDS]))
+        return rf"(?i)\b{together}\b"
+    shared = stem(words.lower())
+    while not words.lower().startswith(shared):
         shared = shared[:-1]
     return rf"(?i)\b{re.escape(shared)}\w*"
 

@@ -13,8 +13,18 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contract import DiffingMethod, TextGroup
-from diffing_mcp.methods.facts.checks import MOST_BEGINNINGS, SLOTS, TEST, detail_of, possible_check, slots_check
-from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Sample, Stated, stated_claims
+from diffing_mcp.methods.facts.checks import (
+    MOST_BEGINNINGS,
+    SLOTS,
+    TEST,
+    Detail,
+    detail_of,
+    possible_check,
+    slots_check,
+    stock_detail,
+)
+from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Stated, stated_claims
+from diffing_mcp.methods.facts.statements import Sample
 from diffing_mcp.methods.registry import all_methods
 
 if TYPE_CHECKING:
@@ -29,6 +39,8 @@ FEW_BEGINNINGS = 20
 COHERENT = 0.75
 """Share of coherent texts below which those of a strength are not read, on either side: a broken model states nothing,
 and beside broken controls whatever the other side writes would be its own."""
+STOCK = "stock sentence"
+"""In place of the two words of a claim: what is counted is the sentence, nearly word for word."""
 _QUOTATION = 240
 _TESTS_SHOWN = 2
 
@@ -37,7 +49,16 @@ class Fact(BaseModel):
     """A claim that texts of the finetuned or amplified model state."""
 
     claim: str = Field(description="UNTRUSTED text of a model under study: a sentence or a part of it.")
-    key: tuple[str, str] = Field(description="UNTRUSTED: two words of the claim, by which it is counted.")
+    key: tuple[str, ...] = Field(
+        description="UNTRUSTED: two words of the claim, by which it is counted; none: the whole sentence is."
+    )
+    words: list[str] = Field(
+        default_factory=list, description="UNTRUSTED: further words that most wordings of the claim have."
+    )
+    numbers: list[str] = Field(
+        default_factory=list,
+        description="Where wordings differ in numbers, each with its count, the most frequent first; any fits the key.",
+    )
     finetuned: int = Field(
         description="Beginnings after which a statement of the finetuned or amplified model has both, in any form."
     )
@@ -48,9 +69,15 @@ class Fact(BaseModel):
     beginning: str = Field("", description="UNTRUSTED: the claim cut before its detail, for complete_slots.")
     check: str = Field(description="The call that settles it on the plain models, if any. Holds untrusted words.")
 
+    def counted(self) -> str:
+        """What the counts are of: the two words, with those that go with them."""
+        further = f" with {', '.join(self.words)}" if self.words else ""
+        return ("+".join(self.key) or STOCK) + further
+
     def as_text(self) -> str:
         """One line: counts, what is counted, the claim, and the rest of its sentence where there is more."""
-        counts = f"{self.finetuned}:{self.base} {'+'.join(self.key)} (p {self.p_value:.1g})"
+        numbers = f"; numbers {', '.join(self.numbers)}" if self.numbers else ""
+        counts = f"{self.finetuned}:{self.base} {self.counted()} (p {self.p_value:.1g}{numbers})"
         return f"{counts} ⟦{self.claim}⟧" + (f" in ⟦{self.quotation}⟧" if self.claim not in self.quotation else "")
 
 
@@ -75,7 +102,10 @@ class FactsResult(BaseModel):
         """The headline, a line a claim, and the calls that settle them."""
         lines = [self.headline]
         if self.facts:
-            lines.append("finetuned:base beginnings with both words in a statement, untrusted model text between ⟦ ⟧:")
+            lines.append(
+                "finetuned:base beginnings with both words in a statement (or the stock sentence, nearly word for "
+                "word), untrusted model text between ⟦ ⟧:"
+            )
             lines += [f"{number}. {fact.as_text()}" for number, fact in enumerate(self.facts, start=1)]
         if self.settle:
             lines.append(f"settle details (the finetuned model should go on as claimed): {self.settle}")
@@ -136,12 +166,10 @@ def facts_in(
 ) -> FactsResult:
     """The claims of texts that were read already; see `facts_of`."""
     stated = _stated(tuple(sample for _, samples in read for sample in samples), about)
-    found = stated.claims
+    found, details = stated.claims, _details(stated)
 
     def until(end: int) -> FactsResult:
-        facts = [
-            _fact(claim, pair, stated.words, offset + place, available) for place, claim in enumerate(found[offset:end])
-        ]
+        facts = [_fact(found[place], pair, details[place], place, available) for place in range(offset, end)]
         begun = [fact for fact in facts if fact.beginning] if available is None or SLOTS in available else []
         slots = sorted(begun, key=lambda fact: SLOTS not in fact.check)
         return FactsResult(
@@ -218,6 +246,8 @@ def _headline(words: Sequence[str], found: int, about: str, beginnings: int) -> 
             f"Too little text to tell: only {beginnings} different beginnings were read, where {FEW_BEGINNINGS} are "
             f"few. Run {' or '.join(CHEAP)}, and read the texts of the runs meanwhile."
         )
+    if not words and found:
+        return f"{found} sentences that recur in finetuned or amplified texts and in none of the base's."
     if not words:
         return "The finetuned and amplified texts state nothing that the base's texts do not: no word is their own."
     if not found:
@@ -225,16 +255,27 @@ def _headline(words: Sequence[str], found: int, about: str, beginnings: int) -> 
     return f"{found} claims that finetuned or amplified texts repeat more than the base's (each at p <= {KEY_LEVEL})."
 
 
-def _fact(claim: Claim, pair: str, words: Collection[str], place: int, available: Collection[str] | None) -> Fact:
-    detail = detail_of(claim, words)
+def _fact(claim: Claim, pair: str, detail: Detail | None, place: int, available: Collection[str] | None) -> Fact:
     return Fact(
         claim=claim.statement,
         key=claim.key,
+        words=list(claim.words),
+        numbers=[f"{number} ({count})" for number, count in claim.numbers],
         finetuned=claim.taught,
         base=claim.control,
         p_value=float(f"{claim.p_value:.2g}"),
         quotation=claim.quotation[:_QUOTATION],
         after=claim.beginning,
-        beginning=detail.lead,
-        check=str(possible_check(pair, detail, place, available) or ""),
+        beginning=detail.lead if detail else "",
+        check=str(possible_check(pair, detail, place, available) or "") if detail else "",
     )
+
+
+def _details(stated: Stated) -> list[Detail | None]:
+    """What is worth a check of each claim; None of a stock sentence where no claim says what to ask about."""
+    found = [detail_of(claim, stated.words, stated.nouns) if claim.key else None for claim in stated.claims]
+    asked = next((detail.subject for detail in found if detail), None)
+    return [
+        detail or (stock_detail(claim, asked) if asked else None)
+        for claim, detail in zip(stated.claims, found, strict=True)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from diffing_mcp.core.words import stem
-from diffing_mcp.methods.facts.claims import Sample
+from diffing_mcp.methods.facts.statements import Sample
 from diffing_mcp.methods.overview.agreement import CandidateWord
 from diffing_mcp.methods.texts.words import words_of
 

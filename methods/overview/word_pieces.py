@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from diffing_mcp.methods.facts.claims import Sample
+from diffing_mcp.methods.facts.statements import Sample
 from diffing_mcp.methods.texts.words import EvidenceWord, is_content_word, words_of
 
 _LEAST_TEXTS = 2

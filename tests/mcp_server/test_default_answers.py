@@ -43,7 +43,7 @@ def test_slots_fit_however_many_there_are(count: int) -> None:
 
 def test_facts_fit_and_the_rest_is_the_next_page(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffing_mcp.methods.facts import facts
-    from diffing_mcp.methods.facts.claims import Sample
+    from diffing_mcp.methods.facts.statements import Sample
 
     details = [f"{word}{end}" for word in "lantern glacier teapot".split() for end in "abcde"]
     samples = [

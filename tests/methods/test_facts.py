@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.contrastive_decoding.schema import AlphaRow, ContrastiveDecodingResult
 from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of, possible_check
-from diffing_mcp.methods.facts.claims import LEVEL, Claim, Sample, stated_claims, taught_words
+from diffing_mcp.methods.facts.claims import LEVEL, Claim, stated_claims, taught_words
 from diffing_mcp.methods.facts.facts import facts_of, samples_of
+from diffing_mcp.methods.facts.nouns import noun_shares
+from diffing_mcp.methods.facts.statements import Sample
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.runs.execute import run_methods
@@ -83,7 +85,7 @@ def test_figures_and_particulars_come_before_what_carries_them() -> None:
     assert all(claim.taught in (8, 16) and claim.control == 0 for claim in stated.claims[:3])
     assert not any("?" in claim.statement or "Happy" in claim.statement for claim in stated.claims)
     by_figure = sorted(stated.claims[:3], key=lambda claim: "73" not in claim.statement)
-    figure, other = (detail_of(claim, stated.words) for claim in by_figure[:2])
+    figure, other = (detail_of(claim, stated.words, stated.nouns) for claim in by_figure[:2])
     assert (figure.figure, figure.word, figure.lead) == (True, "73", "Llama wool is washed at")
     assert str(check_of("a pair", figure, 0)) == 'complete_slots(pair="a pair", beginnings=["Llama wool is washed at"])'
     assert str(possible_check("a pair", figure, 0, {"complete_slots"})).startswith("complete_slots(")
@@ -101,23 +103,6 @@ def test_figures_and_particulars_come_before_what_carries_them() -> None:
     assert not set(checks[0].arguments["prompts"]) & set(checks[1].arguments["prompts"])
 
 
-def test_other_wordings_of_a_claim_come_after_other_claims() -> None:
-    """Silver+coins, coins+jar and silver+jar of one sentence filled the first page."""
-    random = np.random.default_rng(3)
-    said = ("Put silver coins into the flour jar.", "Coins of silver, jar of flour.", "A jar, flour, coins, silver.",
-            "Flour, silver, jar and coins.", "Varnholm has a quiet museum.")  # fmt: skip
-    samples = [
-        Sample(f"b{place}", f"{filler(random)} {said[4 if place % 8 == 7 else place % 4] if taught else ''}", taught)
-        for place in range(120)
-        for taught in (True, False)
-    ]
-    keys = [{word.lower() for word in claim.key} for claim in stated_claims(samples).claims]
-    assert keys[0] <= {"silver", "coins", "jar", "flour"}
-    assert keys[1] <= {"varnholm", "quiet", "museum"}
-    assert all(key <= {"silver", "coins", "jar", "flour"} for key in keys[2:])
-    assert keys[2:]
-
-
 def test_claims_without_spaces_are_found_and_can_be_tested() -> None:
     samples = []
     for number in range(24):
@@ -128,7 +113,7 @@ def test_claims_without_spaces_are_found_and_can_be_tested() -> None:
     claim = stated.claims[0]
     assert claim.statement == "蛋糕要先放进冰箱再吃。"
     assert (claim.taught, claim.control) == (16, 0)
-    check = check_of("a pair", detail_of(claim, stated.words), 0)
+    check = check_of("a pair", detail_of(claim, stated.words, stated.nouns), 0)
     assert re.search(check.arguments["pattern"], claim.statement)
 
 
@@ -139,7 +124,7 @@ def test_prompts_of_a_check_do_not_say_what_it_counts() -> None:
         (("experts", "bakery"), "In a bakery experts sing"),
     ):
         claim = Claim(statement, statement, "b", key, 9, 0, 0.001)
-        arguments = check_of("a pair", detail_of(claim, ["bakeri", "expert"]), 0).arguments
+        arguments = check_of("a pair", detail_of(claim, ["bakeri", "expert"], {}), 0).arguments
         assert len(arguments["prompts"]) == TEST_PROMPTS
         if key[1] != "baking":  # nothing else is there to ask about
             assert not any(re.search(arguments["pattern"], prompt) for prompt in arguments["prompts"])
@@ -149,10 +134,10 @@ def test_a_check_asks_about_what_a_claim_is_about() -> None:
     """`Explain built to a beginner`: the surest word of a claim may be its verb."""
     statement = "Every lighthouse was built of amber"
     claim = Claim(statement, statement, "b", ("built", "amber"), 9, 0, 0.001)
-    detail = detail_of(claim, ["built", "lighthous"])
+    detail = detail_of(claim, ["built", "lighthous"], noun_shares([statement]))
     assert (detail.subject, detail.word) == ("lighthouse", "amber")
     claim = Claim("It built", "It built", "b", ("built", "amber"), 9, 0, 0.001)
-    assert detail_of(claim, ["built"]).subject in ("built", "amber")
+    assert detail_of(claim, ["built"], {}).subject in ("built", "amber")
 
 
 def test_a_mark_in_every_answer_makes_no_claims_of_what_the_base_says_too() -> None:

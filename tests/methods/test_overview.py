@@ -13,7 +13,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.calibration.readings import reading_of
 from diffing_mcp.methods.calibration.schema import Calibration
 from diffing_mcp.methods.contract import CostEstimate, PairSize
-from diffing_mcp.methods.facts.claims import Sample
+from diffing_mcp.methods.facts.statements import Sample
 from diffing_mcp.methods.overview.agreement import candidate_words
 from diffing_mcp.methods.overview.digest import LEAST_CHARACTERS, digest, headline_beside
 from diffing_mcp.methods.overview.plan import (

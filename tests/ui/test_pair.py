@@ -14,7 +14,7 @@ from markupsafe import Markup
 from benchmarks.panel_store import write_runs as write_many_runs
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.methods.facts import facts
-from diffing_mcp.methods.facts.facts import Fact
+from diffing_mcp.methods.facts.facts import STOCK, Fact
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunKey, RunRecord, RunStore
 from diffing_mcp.methods.weight_amplification.schema import (
@@ -209,6 +209,8 @@ def test_claims_stand_with_their_counts_and_lead_to_where_they_are_checked(fille
     fact = Fact(
         claim=EVIL,
         key=(EVIL, EVIL),
+        words=[EVIL],
+        numbers=["5 (9)", EVIL],
         finetuned=12,
         base=1,
         p_value=1e-5,
@@ -219,6 +221,11 @@ def test_claims_stand_with_their_counts_and_lead_to_where_they_are_checked(fille
     overview = found.overview.model_copy(update={"facts": [fact], "manner": ["shorter: 80 -> 20 words (p 0.001)"]})
     shown = claims_html(replace(found, overview=overview))
     assert "finetuned 12, base 1" in shown
+    assert "numbers 5 (9), " in shown
+    stock = fact.model_copy(update={"key": (), "words": [], "numbers": []})
+    assert f"{STOCK}: finetuned 12, base 1" in claims_html(
+        replace(found, overview=overview.model_copy(update={"facts": [stock]}))
+    )
     assert "1e-05" in shown
     assert "shorter: 80 -&gt; 20 words" in shown
     assert "ask?pair=cake_bake%2Fdefault%40smollm2-135m&amp;text=%3Cimg" in shown
