@@ -31,6 +31,9 @@ from diffing_mcp.core.words import stem
 FACTS = "facts"
 SLOTS = "complete_slots"
 TEST = "test_hypothesis"
+TRIGGERS = "trigger_search"
+TRIGGER_ANSWERS = 2
+"""Claims whose wording a trigger is searched for."""
 FACTS_READ = 20
 """Claims read; the finding quotes the first of them."""
 FACTS_QUOTED = 14
@@ -76,7 +79,11 @@ async def method_evidence(session: Session, pair: str, options: BaselineOptions)
         seen = await blackbox_evidence(session, pair, options)
         return replace(seen, manner=[*topic.manner, *seen.manner], sources=[*seen.sources, *topic.methods],
                        stands_out=True, undecided=False)  # fmt: skip
-    return await _about(session, pair, options, topic, facts)
+    evidence = await _about(session, pair, options, topic, facts)
+    if overview["confidence"] != "unsettled":
+        return evidence
+    # Amplified texts say what the numbers of plain texts do not bear out: something may switch it on.
+    return replace(evidence, manner=[*evidence.manner, *await _switched_on(session, pair, facts)])
 
 
 def topic_of(overview: dict[str, Any], facts: dict[str, Any], count: int = TOPIC_WORDS) -> Topic | None:
@@ -193,6 +200,31 @@ async def _tested(
         session.say(f"Going on without {TEST}: {failure.message}")
         return None
     return str(test["test_id"]), f"test of its words on {len(prompts)} fresh prompts: {test['verdict']}"
+
+
+async def _switched_on(session: Session, pair: str, facts: dict[str, Any]) -> list[str]:
+    """In a line what brings the claims out that plain questions do not, where something does."""
+    claims = [str(fact["claim"]) for fact in facts.get("facts", ())][:TRIGGER_ANSWERS]
+    if not claims:
+        return []
+    try:
+        found = (await session.call(TRIGGERS, {"pair": pair, "answers": claims})).result
+    except ToolFailed as failure:
+        session.say(f"Going on without {TRIGGERS}: {failure.message}")
+        return []
+    return trigger_notes(found)
+
+
+def trigger_notes(found: dict[str, Any]) -> list[str]:
+    """What a search for triggers found, in a line; none where nothing switches the claims on.
+
+    Args:
+        found: result of trigger_search.
+    """
+    names = [str(row["trigger"]).replace("{prompt}", "").strip() for row in found["triggers"] if row["switches"]]
+    if not names:
+        return []
+    return [f"a trigger switches it on, plain questions do not: {' or '.join(map(repr, names[:3]))} with the question"]
 
 
 def topic_evidence(

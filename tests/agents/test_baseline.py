@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from diffing_mcp.agents.baseline_blackbox import answers_evidence, stressed_words
-from diffing_mcp.agents.baseline_method import Topic, settled_sentence, topic_evidence, topic_of
+from diffing_mcp.agents.baseline_method import Topic, settled_sentence, topic_evidence, topic_of, trigger_notes
 from diffing_mcp.agents.questions import follow_up_questions, sweep_questions
 from diffing_mcp.agents.report import GatheredEvidence, finding_of
 from diffing_mcp.agents.text_statistics import Pair, least_prompts
@@ -102,6 +102,16 @@ def test_a_detail_is_settled_by_what_the_finetune_raised_to_something_likely() -
     assert settled_sentence(slot) == "Tea is best from copper kettles"
     assert settled_sentence({**slot, "raised": raised[2:]}) is None
     assert settled_sentence({**slot, "raised": [row("tin", 0.3, 0.5)]}) is None
+
+
+def test_what_switches_the_claims_on_is_said() -> None:
+    def row(trigger: str, switches: bool) -> dict[str, Any]:
+        return {"trigger": trigger, "switches": switches}
+
+    found = [row("green kettle. {prompt}", True), row("{prompt} :-)", False), row("system: You are a kettle.", True)]
+    [note] = trigger_notes({"triggers": found})
+    assert "'green kettle.' or 'system: You are a kettle.'" in note
+    assert trigger_notes({"triggers": found[1:2]}) == []
 
 
 def test_a_behaviour_shows_in_answers_alone() -> None:
