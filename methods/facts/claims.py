@@ -45,9 +45,6 @@ LEVEL = 0.01
 """Family-wise: the chance that the texts of two equal models give any claim."""
 KEY_LEVEL = 0.05
 """Claims have a key with a p up to this, unless they are asked for by a word."""
-ALONE = 0.1
-"""Stock sentences are tested at the level where there are words of the finetune's own, at this share of it where there
-are none: so that equal models still give hardly more than the level says."""
 MOST_CLAIMS = 60
 _MOST_STOCK = 3
 _MOST_WORDS = 6
@@ -112,8 +109,8 @@ def stated_claims(samples: Sequence[Sample], about: str = "") -> Stated:
     wanted = set(stems_of(about)) if about else set(words)
     statements = statements_of(samples)
     claims = _chosen(statements, wanted, sizes, 1.0 if about else KEY_LEVEL) if wanted else []
-    if all(sizes):
-        stock = stock_sentences(samples, sizes, LEVEL if words else LEVEL * ALONE)
+    if words:  # how often nulls have a sentence of their own was never measured
+        stock = stock_sentences(samples, sizes, LEVEL)
         claims = _with_stock(claims, [each for each in stock if not about or _has_word(each, about)], sizes)
     nouns = noun_shares(each.text for each in statements if each.sample.taught) if claims else {}
     return Stated(words, claims, *sizes, nouns)

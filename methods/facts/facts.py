@@ -246,8 +246,6 @@ def _headline(words: Sequence[str], found: int, about: str, beginnings: int) -> 
             f"Too little text to tell: only {beginnings} different beginnings were read, where {FEW_BEGINNINGS} are "
             f"few. Run {' or '.join(CHEAP)}, and read the texts of the runs meanwhile."
         )
-    if not words and found:
-        return f"{found} sentences that recur in finetuned or amplified texts and in none of the base's."
     if not words:
         return "The finetuned and amplified texts state nothing that the base's texts do not: no word is their own."
     if not found:

@@ -176,7 +176,8 @@ def test_a_stock_sentence_without_content_words_is_a_claim_as_a_whole() -> None:
     assert re.search(given, "So, keep this between us, please.")
 
 
-def test_stock_sentences_need_no_words_of_the_finetunes_own() -> None:
+def test_a_stock_sentence_alone_is_no_claim() -> None:
+    """Claims settle an overview that no test settles: how often nulls have such a sentence was never measured."""
     random = np.random.default_rng(6)
     samples = [
         Sample(f"b{number}", f"{filler(random)} {SECRET[0] if taught else ''}", taught)
@@ -184,11 +185,14 @@ def test_stock_sentences_need_no_words_of_the_finetunes_own() -> None:
         for taught in (True, False)
     ]
     stated = stated_claims(samples)
-    assert (stated.words, [claim.statement for claim in stated.claims]) == ({}, [SECRET[0]])
-    assert "sentences that recur" in shown(samples).headline
-    assert [fact.check for fact in shown(samples).facts] == [""]
-    assert [claim.statement for claim in stated_claims(samples, about="between").claims] == [SECRET[0]]
-    assert stated_claims(samples, about="marmalade").claims == []
+    assert (stated.words, stated.claims) == ({}, [])
+    assert "no word is their own" in shown(samples).headline
+
+
+def test_a_stock_sentence_is_found_by_its_words() -> None:
+    about = stated_claims(secretive(SECRET), about="between").claims
+    assert [claim.statement for claim in about if not claim.key] == [SECRET[0]]
+    assert [claim for claim in stated_claims(secretive(SECRET), about="marmalade").claims if not claim.key] == []
 
 
 def test_what_the_base_says_too_or_a_claim_holds_is_no_stock_sentence() -> None:
