@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core.battery import Question, behind
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.texts.prompts import question_request
 from diffing_mcp.model_pairs.generation import GenerationRequest, answer_ids
@@ -36,10 +37,16 @@ class Probe:
     def log_probs(
         self, side: Side, triggers: Sequence[str], questions: Sequence[Question], progress: Progress = silent
     ) -> np.ndarray:
-        """Mean log-probability (nats) over the questions and answers of a whole answer behind each trigger [T]."""
+        """Mean log-probability (nats) over the questions and answers of a whole answer behind each trigger [T].
+
+        Raises:
+            InvalidInput: an answer without tokens, or one that does not fit into the context after its prompt.
+        """
         requests = [question_request(self.pair, behind(trigger, each)) for trigger in triggers for each in questions]
         asked = [(request, answer) for request in requests for answer in self.answers]
         scores = self.pair.answer_scores(side, asked, progress)
+        if not all(each.tokens for each in scores) or any(each.cut for each in scores):
+            raise InvalidInput("An answer has no tokens, or does not fit into the context after its prompt.")
         return np.array([each.log_prob for each in scores]).reshape(len(triggers), -1).mean(1)
 
     def gradients(self, prefixes: Sequence[Sequence[int]]) -> torch.Tensor:

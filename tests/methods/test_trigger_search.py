@@ -140,6 +140,8 @@ def test_answers_come_from_the_models_where_none_are_given(triggered: Any, pairs
 def test_what_cannot_be_searched_is_said(triggered: Any, pairs: Any, store: RunStore) -> None:
     with pytest.raises(InvalidInput, match="two different questions"):
         run_methods(pairs, triggered(40.0), [("trigger_search", ASKED | {"questions": ["rain", "rain"]})], store)
+    with pytest.raises(InvalidInput, match="does not fit"):
+        run_methods(pairs, triggered(40.0), [("trigger_search", ASKED | {"answers": [" rain" * 300]})], store)
 
 
 def test_an_answer_is_said_with_half_of_its_content_words() -> None:
