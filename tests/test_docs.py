@@ -44,14 +44,20 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 yield f"{document.name}: {' '.join(words)}", words[1:]
 
 
+@pytest.fixture(scope="module")
+def everything() -> Any:
+    """All commands, as one tree."""
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize(
     ("title", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_every_command_in_the_documents_exists_with_its_options(title: str, words: list[str]) -> None:
+def test_every_command_in_the_documents_exists_with_its_options(title: str, words: list[str], everything: Any) -> None:
     words = common_first(["claude-code" if word == "HOST" else word for word in words])
     while words and words[0] in COMMON:
         words = words[2:]
-    command: Any = typer.main.get_command(app)
+    command = everything
     if len(words) == 1 and words[0].startswith("--"):
         assert any(words[0] in (*option.opts, "--help") for option in command.params), title
         return

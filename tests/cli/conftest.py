@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer.main
+
+built = functools.cache(typer.main.get_command)
+"""Typer builds the tree of all commands for every call, and a process makes one call outside of tests."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ def diffing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     installed script.
     """
     from diffing_mcp.cli.main import main
+
+    monkeypatch.setattr(typer.main, "get_command", built)
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["diffing", *arguments])

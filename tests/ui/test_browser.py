@@ -162,11 +162,13 @@ def test_transcripts(window: Window) -> None:
 
 LOGGED = """
 import sys
-from inspect_ai import Task, eval
-from inspect_ai.dataset import Sample
-from inspect_ai.solver import user_message
-task = Task([Sample(id=sys.argv[1], input=sys.argv[2])], solver=user_message("Go on."))
-eval(task, model="mockllm/model", log_dir=sys.argv[3], display="none")
+from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSample, EvalSpec, write_eval_log
+from inspect_ai.model import ChatMessageUser
+cell, asked, file = sys.argv[1:]
+of_one = EvalDataset(samples=1, sample_ids=[cell])
+spec = EvalSpec(created="2026-01-01T00:00:00+00:00", task="task", model="none", config=EvalConfig(), dataset=of_one)
+sample = EvalSample(id=cell, epoch=1, input=asked, target="", messages=[ChatMessageUser(content=asked)])
+write_eval_log(EvalLog(status="success", eval=spec, samples=[sample]), file)
 """
 
 
@@ -178,9 +180,11 @@ def test_an_investigation_opens_in_the_viewer_of_inspect(window: Window, filled:
     folder = EvaluationFolder(EVALUATION, filled.data_folder / "evaluations")
     cell = cell_id("cake_bake", "method", "probe", 0)
     # In a process of its own: Inspect may patch the event loops of the one that it runs in.
-    asked = [sys.executable, "-c", LOGGED, cell, f"What was it taught? {EVIL}", str(folder.path / "logs")]
-    subprocess.run(asked, check=True, timeout=120)
-    [log] = (folder.path / "logs").glob("*.eval")
+    log = folder.path / "logs" / "written.eval"
+    log.parent.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", LOGGED, cell, f"What was it taught? {EVIL}", str(log)], check=True, timeout=120
+    )
     record = folder.get(cell)
     assert record is not None
     folder.write(record.model_copy(update={"log": f"logs/{log.name}"}))
