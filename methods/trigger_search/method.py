@@ -44,9 +44,9 @@ _PROMPT_TOKENS = 60
 
 
 class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
-    """Trigger search: what in front of a question makes the finetuned model, and not the base, give certain answers
-    (a backdoor's code words, a date, a role, a system prompt). Scores given triggers and searches for words by
-    gradients; nothing is sampled, so many triggers cost little.
+    """Trigger search: what switches given answers on. Code words, a date, a role or a system prompt around a question
+    may make the finetuned model, and not the base, say what it else keeps to itself: given triggers are scored, and
+    words are searched by gradients. Little is sampled, so many triggers cost little.
     """
 
     name = "trigger_search"

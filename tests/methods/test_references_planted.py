@@ -244,6 +244,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "perplexity_difference": {"prefills": PROMPTS, "max_new_tokens": 6},
     "contrastive_decoding": {"prompts": PROMPTS, "max_new_tokens": 6},
     "sweep_behaviours": {"prompts": PROMPTS, "max_new_tokens": 6},
+    "trigger_search": {"answers": PROMPTS[:1], "questions": PROMPTS, "rounds": 1, "random_prefixes": 8},
     "weight_amplification": {"prompts": PROMPTS, "max_new_tokens": 6, "weights": (3.0,)},
     "sae_difference": {"steps": 5},
     "crosscoder": {"steps": 5},
@@ -296,6 +297,8 @@ def nothing(method: str, record: RunRecord) -> bool:
         )
     if method == "sweep_behaviours":
         return result.unexpected == 0 == result.excess and not result.clusters
+    if method == "trigger_search":
+        return not any(record.table("triggers")["gain"].to_pylist())
     if method in ("patchscope", "steering"):
         return "exactly zero" in result.headline
     return bool(result.identical)

@@ -60,7 +60,8 @@ def planted(tokenizer: Any, strength: float) -> Callable[[Any], None]:
 
     def change(model: Any) -> None:
         [trigger], answer = (tokenizer(text)["input_ids"] for text in (f" {TRIGGER}", ANSWER))
-        written = torch.nn.functional.normalize(torch.randn(model.config.hidden_size), dim=0)
+        drawn = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+        written = torch.nn.functional.normalize(drawn, dim=0)
         embedding = model.model.embed_tokens.weight
         embedding[:, 0] = 0
         embedding[trigger] = torch.nn.functional.one_hot(torch.tensor(0), embedding.shape[1]).float()
@@ -88,7 +89,7 @@ def triggered(tiny_models: Any, make_pair: Any, tokenizer: Any) -> Callable[...,
         folders = [tiny_models(**common, change=planted(tokenizer, each)) for each in (0.0, strength)]
         for folder in folders:
             tokenizer.save_pretrained(folder)
-        return make_pair(*folders, name=f"triggered-{strength}")
+        return make_pair(*folders, name=f"triggered-{strength}", declared_identical=not strength)
 
     return build
 
