@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import yaml
 
 _FILE = Path(__file__).with_name("battery.yaml")
+BUNDLED = "bundled"
+"""Stands for all bundled triggers where a caller names triggers."""
 _SYSTEM = "system:"
 _PLACE = "{prompt}"
 T = TypeVar("T")
@@ -72,6 +74,11 @@ def subjects() -> dict[str, tuple[str, ...]]:
 def triggers() -> tuple[str, ...]:
     """What may switch a behaviour on: templates with {prompt}, and system prompts that begin with `system:`."""
     return tuple(_content()["triggers"])
+
+
+def named_triggers(names: Sequence[str]) -> list[str]:
+    """The triggers that a caller names, each once, the bundled ones for `bundled`."""
+    return list(dict.fromkeys(each for name in names for each in (triggers() if name == BUNDLED else (name,))))
 
 
 def behind(trigger: str, question: Question) -> Question:

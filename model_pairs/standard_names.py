@@ -42,8 +42,7 @@ def with_standard_names(transformer: Any, tokenizer: Any) -> StandardizedTransfo
     name: that breaks anywhere.
     """
     structure = _structure(transformer)
-    # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights, not
-    # on a placeholder.
+    # A model given as a module is dispatched from the start: an adapter attached later lands on the real weights.
     wrapped = _Whole(transformer, tokenizer=tokenizer, allow_multimodal=True, check_renaming=structure not in _checked)
     _checked.add(structure)
     return wrapped

@@ -2,8 +2,8 @@
 
 The unit is a beginning (a prompt or a prefill): texts that go on from the same one are not independent of each other.
 What counts as the finetune's own is decided by its words: stems in the texts of more beginnings of the taught side than
-of the control side, by Fisher's exact test, corrected for the number of stems tested (Holm). Without such a stem no
-claim has a key, which keeps a finetune that taught nothing silent.
+of the control side, by Fisher's exact test, corrected for the number of stems tested (Holm). Without such a stem
+there are no claims, which keeps a finetune that taught nothing silent.
 
 Claims are counted, on both sides, by a key: two words that tell the sides apart where they stand in one statement, in
 whatever wording. All wordings with these words are the claim; one that affirms or denies as most do stands for it. Two
@@ -15,8 +15,9 @@ a statement about its narrator half. What tells again, in other words, two words
 comes after all that does not. Both sides must have about equally many texts of each beginning, else the larger one says
 more.
 
-Sentences that hold hardly a content word have no key: those that recur nearly word for word after many beginnings of
-the taught side and none of the control side are claims as a whole, corrected for all sentences that recur.
+Sentences that hold hardly a content word have no key. Where there are such stems, those that recur nearly word for word
+after many beginnings of the taught side and none of the control side are claims as a whole, corrected for all sentences
+that recur.
 """
 
 from __future__ import annotations

@@ -28,14 +28,12 @@ class StockSentence:
         words: in lower case, without numbers.
         beginning: what that text went on from.
         taught: beginnings after which it comes; after none on the control side.
-        p_value: corrected for all sentences that recur.
     """
 
     sentence: str
     words: Words
     beginning: str
     taught: int
-    p_value: float
 
 
 def stock_sentences(samples: Sequence[Sample], sizes: tuple[int, int], level: float) -> list[StockSentence]:
@@ -71,8 +69,8 @@ def stock_sentences(samples: Sequence[Sample], sizes: tuple[int, int], level: fl
         counts[first[words][0]] = here, there
     found = beyond_chance(counts, sizes, level)
     return [
-        StockSentence(sentence, kinds[sentence], first[kinds[sentence]][1], counts[sentence][0], p_value)
-        for sentence, p_value in found.items()
+        StockSentence(sentence, kinds[sentence], first[kinds[sentence]][1], counts[sentence][0])
+        for sentence in found
         if counts[sentence][1] == 0
     ]
 

@@ -15,7 +15,6 @@ from diffing_mcp.methods.facts.statements import FIGURE, Key, Statement, is_figu
 
 NARRATED_WEIGHT = 0.5
 """A statement about its narrator tells half as much as another one."""
-_MOST_WORDS = 6
 _MOST_NUMBERS = 5
 
 

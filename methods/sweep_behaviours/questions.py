@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffing_mcp.core import battery
-from diffing_mcp.core.battery import Question, behind, stratified
+from diffing_mcp.core.battery import Question, behind, named_triggers, stratified
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.methods.sweep_behaviours.schema import DEFAULT_LIMIT, SweepParams
 
-BUNDLED = "bundled"
 _LEAST_BEHIND_TRIGGERS = 3
 """Questions behind each trigger where no limit is given: two could not tell one trigger of twenty from chance."""
 
@@ -40,7 +39,7 @@ def chosen_questions(params: SweepParams) -> list[Asked]:
     Raises:
         InvalidInput: a domain that the battery does not have.
     """
-    triggers = _triggers(params)
+    triggers = named_triggers(params.triggers)
     settings = 1 + len(triggers)
     if params.prompts is not None:
         plain = [Question((prompt,)) for prompt in dict.fromkeys(params.prompts)]
@@ -52,11 +51,6 @@ def chosen_questions(params: SweepParams) -> list[Asked]:
         limit = max(1, params.limit // settings)
     chosen = stratified(plain, limit, params.seed)
     return [Asked(question, trigger) for trigger in ("", *triggers) for question in chosen]
-
-
-def _triggers(params: SweepParams) -> list[str]:
-    given = [each for trigger in params.triggers for each in ([trigger] if trigger != BUNDLED else battery.triggers())]
-    return list(dict.fromkeys(given))
 
 
 def _of_domains(domains: Sequence[str] | None, behind_triggers: bool) -> list[Question]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffing_mcp.core import battery
-from diffing_mcp.core.battery import Question, behind, stratified
+from diffing_mcp.core.battery import Question, behind, named_triggers, stratified
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.core.text import clip
@@ -17,7 +17,11 @@ from diffing_mcp.methods.texts.prompts import PROMPTS, question_request, request
 from diffing_mcp.methods.texts.words import is_content_word, words_of
 from diffing_mcp.methods.trigger_search.probe import Probe, as_trigger
 from diffing_mcp.methods.trigger_search.schema import (
-    BUNDLED,
+    ANSWER_TOKENS,
+    ANSWERS,
+    OWN_TOKENS,
+    QUESTIONS,
+    SHOWN,
     SWITCHED,
     Origin,
     ShownTrigger,
@@ -33,20 +37,9 @@ if TYPE_CHECKING:
     from diffing_mcp.methods.contract import RunWriter
     from diffing_mcp.model_pairs.pair import LoadedPair
 
-QUESTIONS = 3
-ANSWERS = 2
-SHOWN = 8
 _ALPHA = 4.0
-_OWN_TOKENS = 32
-_ANSWER_TOKENS = 40
 _SHOWN_CHARACTERS = 160
 _TABLE = "triggers"
-
-
-def given_triggers(params: TriggerSearchParams) -> list[str]:
-    """Those of the caller and the bundled ones, each once."""
-    listed = [each for given in params.triggers for each in (battery.triggers() if given == BUNDLED else (given,))]
-    return list(dict.fromkeys(listed))
 
 
 def questions_of(params: TriggerSearchParams) -> list[Question]:
@@ -80,7 +73,7 @@ def search_triggers(
         with pair.side_loaded("finetuned"):
             found = search.run(start, params.rounds, stage(progress, 0.1, 0.7, 1.0, "searching"))
     kinds: list[tuple[str, Origin]] = [
-        *((each, "given") for each in given_triggers(params)),
+        *((each, "given") for each in named_triggers(params.triggers)),
         *((as_trigger(table.text(each)), "found") for each in found if each not in start),
         *((as_trigger(table.text(each)), "random") for each in start),
     ]
@@ -89,7 +82,7 @@ def search_triggers(
     run.add_rows(_TABLE, [*tried, *(each for each in scores if each.origin == "random")], TriggerScore)
     without, *shown = _with_answers(probe, [plain, *tried[:SHOWN]], stage(progress, 0.9, 1.0, 1.0, "answers"))
     random_gains = [each.gain for each in scores if each.origin == "random"]
-    count = len(given_triggers(params)) + len(search.scores.keys() - set(start))
+    count = len(named_triggers(params.triggers)) + len(search.scores.keys() - set(start))
     switching = [each for each in shown if each.switches]
     return TriggerSearchResult(
         stands_out=bool(switching),
@@ -108,7 +101,7 @@ def _own_answers(pair: LoadedPair, params: TriggerSearchParams, progress: Progre
     more probable than the base, nats a token.
     """
     requests = [request_of(pair, prompt, raw_text=False) for prompt in PROMPTS]
-    sampling = Sampling(temperature=0, max_new_tokens=_OWN_TOKENS, seed=params.seed)
+    sampling = Sampling(temperature=0, max_new_tokens=OWN_TOKENS, seed=params.seed)
     [written] = pair.generate_contrastive(requests, [_ALPHA], sampling, progress=progress)
     texts = [(several[0].finetuned_log_prob - several[0].base_log_prob, several[0]) for several in written]
     ranked = sorted(texts, key=lambda each: -each[0] / max(1, each[1].tokens))
@@ -152,7 +145,7 @@ def _with_answers(probe: Probe, scores: Sequence[TriggerScore], progress: Progre
     """
     questions = probe.questions[1:]
     requests = [question_request(probe.pair, behind(each.trigger, asked)) for each in scores for asked in questions]
-    sampling = Sampling(temperature=0, max_new_tokens=_ANSWER_TOKENS)
+    sampling = Sampling(temperature=0, max_new_tokens=ANSWER_TOKENS)
     written: dict[Side, list[list[str]]] = {}
     for place, side in enumerate(SIDES):
         with probe.pair.side_loaded(side):

@@ -10,8 +10,14 @@ from pydantic import Field
 
 from diffing_mcp.core import battery
 from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize, by_name, view
+from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.methods.trigger_search.schema import (
-    BUNDLED,
+    ANSWER_TOKENS,
+    ANSWERS,
+    BEAM,
+    OWN_TOKENS,
+    QUESTIONS,
+    SHOWN,
     Origin,
     TriggerScore,
     TriggerSearchParams,
@@ -70,19 +76,22 @@ class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
         return search_triggers(pair, params, run, progress)
 
     def interactions(self, params: TriggerSearchParams) -> int:
-        own = len([each for each in params.triggers if each != BUNDLED])
-        return own * (3 if params.questions is None else len(params.questions))
+        own = len([each for each in params.triggers if each != battery.BUNDLED])
+        return own * (QUESTIONS if params.questions is None else len(params.questions))
 
     def key_parts(self, params: TriggerSearchParams, spec: PairSpec) -> dict[str, Any]:
-        bundled = [*battery.triggers(), *(each.text for each in battery.questions())]
+        bundled = [*PROMPTS, *battery.triggers(), *(each.text for each in battery.questions())]
         return {"battery": hashlib.sha256(json.dumps(bundled).encode()).hexdigest()}
 
     def estimate(self, pair: PairSize, params: TriggerSearchParams) -> CostEstimate:
-        answers = 2 if params.answers is None else len(params.answers)
-        held_out = 2 if params.questions is None else len(params.questions) - 1
-        given = len(params.triggers) + (len(battery.triggers()) if BUNDLED in params.triggers else 0)
-        judged = (given + params.random_prefixes + 9) * held_out
-        tried = params.rounds * 8 * (3 + 8 * params.words) + params.random_prefixes
-        rows = answers * (2 * judged + (tried if params.rounds else 0))
-        generated = 2 * 9 * 40 * held_out + (2 * 20 * 32 if params.answers is None else 0)
+        answers = ANSWERS if params.answers is None else len(params.answers)
+        held_out = (QUESTIONS if params.questions is None else len(params.questions)) - 1
+        given = len(battery.named_triggers(params.triggers))
+        judged = (given + params.random_prefixes + BEAM + 1) * held_out
+        # A round exchanges each word of the beam for some others, and goes back through as many passes.
+        tried = params.rounds * BEAM * (3 + BEAM * params.words) + params.random_prefixes if params.rounds else 0
+        rows = answers * (2 * judged + tried)
+        generated = 2 * (SHOWN + 1) * held_out * ANSWER_TOKENS
+        if params.answers is None:
+            generated += 2 * len(PROMPTS) * OWN_TOKENS
         return pair.cost(rows * _PROMPT_TOKENS, -(-rows // 32), generated_tokens=generated, bytes=200 * judged)

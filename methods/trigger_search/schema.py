@@ -6,12 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.battery import BUNDLED
 from diffing_mcp.core.seeds import Seed
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.prompts import Texts
 
-BUNDLED = "bundled"
+QUESTIONS = 3
+ANSWERS = 2
+"""Where none are given."""
+OWN_TOKENS = 32
+"""Of an answer from which those are taken."""
+ANSWER_TOKENS = 40
+"""Of an answer behind a trigger."""
+SHOWN = 8
+"""Triggers whose answers are looked at."""
+BEAM = 8
+"""Prefixes that a round of the search goes on from."""
 SWITCHED = 0.5
 """Share of the held-out questions at which a trigger must bring the answers out that else do not come."""
 Origin = Literal["given", "found", "random"]

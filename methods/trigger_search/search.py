@@ -16,9 +16,9 @@ from diffing_mcp.core import battery
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.texts.words import is_content_word, normalise, vocabulary, words_of
 from diffing_mcp.methods.trigger_search.probe import Probe, as_trigger
+from diffing_mcp.methods.trigger_search.schema import BEAM
 from diffing_mcp.model_pairs.pair import LoadedPair
 
-BEAM = 8
 SAME_WORD = 2
 """Prefixes of the beam that may have the same word in the same place."""
 _BY_OWN_GRADIENT = 4
