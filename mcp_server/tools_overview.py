@@ -21,7 +21,6 @@ from diffing_mcp.methods.overview.digest import OverviewResult, headline_beside
 from diffing_mcp.methods.overview.plan import (
     DEFAULT_BUDGET,
     LENS,
-    SIZE,
     TEXTS_READ,
     LeftOut,
     OverviewPlan,
@@ -35,7 +34,7 @@ from diffing_mcp.methods.overview.plan import (
     run_plan,
     with_chats,
 )
-from diffing_mcp.methods.registry import all_methods, canonical_name
+from diffing_mcp.methods.registry import all_methods, canonical_name, get_method
 from diffing_mcp.methods.runs import execute
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.endpoints import WeightsNeeded
@@ -148,13 +147,13 @@ def _part(record: RunRecord, store: RunStore) -> Part:
     """What is said of a finished method while the others go on."""
     result, level = record.result(), level_of_run(record, store)
     beyond = result.stands_out if level is None else level.beyond
-    sized = record.manifest.method == SIZE  # how much changed is no verdict
+    judging = not get_method(record.manifest.method).no_verdict
     return Part(
         name=label_of_run(record.manifest),
         run_id=record.id,
-        headline=result.headline if sized else headline_beside(result, beyond),
-        stands_out=None if sized else beyond,
-        p=None if sized or level is None else level.p,
+        headline=headline_beside(result, beyond) if judging else result.headline,
+        stands_out=beyond if judging else None,
+        p=level.p if judging and level is not None else None,
     )
 
 

@@ -241,8 +241,9 @@ class DiffingMethod(Generic[P, R]):
     """A method that compares the two sides of a pair.
 
     Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would
-    change), `Params`, `Result`, `cost`, and optionally `aliases`, `in_overview`, `needs_vector`, `views` and
-    `figures`. `for_agents` is what an agent needs to hear besides the class docstring: units, limits, when to call it.
+    change), `Params`, `Result`, `cost`, and optionally `aliases`, `in_overview`, `no_verdict`, `needs_vector`, `views`
+    and `figures`. `for_agents` is what an agent needs to hear besides the class docstring: units, limits, when to call
+    it.
     """
 
     name: ClassVar[str]
@@ -257,6 +258,9 @@ class DiffingMethod(Generic[P, R]):
     in_overview: ClassVar[bool] = False
     """Whether `overview` may choose it when its estimate fits the budget: it needs only the pair (or a vector of the
     lens), and its result has `evidence_words()` or says how much changed."""
+    no_verdict: ClassVar[str] = ""
+    """What `stands_out` tells of runs of this method, in a few words, where it does not tell that something was taught;
+    such a run counts toward no verdict."""
     needs_vector: ClassVar[bool] = False
     """Whether a parameter names a vector of an earlier run, so that it cannot run on a pair alone. All other methods
     run with their defaults.

@@ -11,7 +11,6 @@ from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.methods.calibration.schema import standing
-from diffing_mcp.methods.overview.plan import SIZE
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.methods.texts.words import EvidenceWord
@@ -33,8 +32,9 @@ def judged(method: str, stands_out: bool, p: float | None = None) -> Markup:
     """Whether a result is more than finetunes that taught nothing show: by its `p` among those that were measured; by
     the method's own fixed level without one.
     """
-    if method == SIZE:
-        return chip("the size of the change, no verdict")
+    known = all_methods().get(method)  # a plugin's run outlives the plugin
+    if known is not None and known.no_verdict:
+        return chip(f"{known.no_verdict}, no verdict")
     if p is None:
         return chip("beyond its fixed level", "finetuned") if stands_out else chip("within its fixed level")
     said = f"{standing(stands_out, p).lower()}, p {p:.3f}"

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.contract import DiffingMethod
-from diffing_mcp.methods.overview.plan import SIZE
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.store import RunManifest, RunRecord
 from diffing_mcp.methods.views.figures import plain_labels
@@ -72,7 +71,8 @@ def headline_html(record: RunRecord) -> Markup:
     except (OSError, DiffingError) as error:
         return alert(f"The result of {record.id} cannot be read: {error}")
     method = method_of(manifest)
-    out, sized = bool(values.get("stands_out")), manifest.method == SIZE
+    out = bool(values.get("stands_out"))
+    judging = method is None or not method.no_verdict
     head = div(
         div(
             element("h2", method.title if method else manifest.method),
@@ -82,8 +82,8 @@ def headline_html(record: RunRecord) -> Markup:
             classes="d-line",
         ),
         element("p", values.get("headline", "")),
-        "" if out or sized else element("p", WITHIN_NULL, classes="d-note"),
-        classes=f"d-card d-headline {'good' if out and not sized else ''}".strip(),
+        "" if out or not judging else element("p", WITHIN_NULL, classes="d-note"),
+        classes=f"d-card d-headline {'good' if out and judging else ''}".strip(),
     )
     if method is not None and method.version != manifest.method_version:
         said = f"Written by version {manifest.method_version} of the method; this is version {method.version}."

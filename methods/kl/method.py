@@ -155,6 +155,7 @@ class KLDivergence(CorpusMethod[KLParams, KLResult]):
     Params = KLParams
     Result = KLResult
     in_overview = True
+    no_verdict = "how much changed and where"
     views = by_name(tokens, texts, positions)
     figures = (
         Figure("histogram", "Divergence per token", histogram),

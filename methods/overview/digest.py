@@ -25,7 +25,7 @@ from diffing_mcp.methods.facts.facts import Fact, facts_in, read_texts
 from diffing_mcp.methods.kl.schema import KLResult, TokenMove
 from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, evidence_of, sources_of
 from diffing_mcp.methods.overview.next_calls import next_calls
-from diffing_mcp.methods.overview.plan import CHATS, SIZE, LeftOut, labelled, text_of_run
+from diffing_mcp.methods.overview.plan import LeftOut, labelled, text_of_run
 from diffing_mcp.methods.overview.subjects import subjects
 from diffing_mcp.methods.overview.verdict import TOPIC_WORDS, Confidence, verdict_of
 from diffing_mcp.methods.overview.word_pieces import WholeWords
@@ -85,14 +85,12 @@ class OverviewEntry(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        if self.method == SIZE:
-            found = "where chats differ, no verdict" if self.text == CHATS else "the size of the change, no verdict"
+        if other := get_method(self.method).no_verdict:
+            found = f"{other}, no verdict"
+        elif self.p is not None:
+            found = f"{standing(self.stands_out, self.p)}, p {self.p:.3f}"
         else:
-            found = (
-                f"{standing(self.stands_out, self.p)}, p {self.p:.3f}"
-                if self.p is not None
-                else _FIXED[self.stands_out]
-            )
+            found = _FIXED[self.stands_out]
         sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its fixed level"
         said = f": {self.headline}" if self.headline else ""
         return f"- {labelled(self.method, self.text)} [{self.run}] {self.seconds:.0f} s; {found}{sure}{said}"
@@ -202,7 +200,9 @@ def digest(
         {
             record.manifest.method
             for record, result in results
-            if standing[record.id] and hasattr(result, "evidence_words")
+            if standing[record.id]
+            and hasattr(result, "evidence_words")
+            and not get_method(record.manifest.method).no_verdict
         },
         sources,
         manner,

@@ -104,6 +104,7 @@ class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
 
     name = "patchscope"
     title = "Patchscope"
+    no_verdict = "whether the direction can be read"
     for_agents = (
         "Short identity prompts (`man -> man`) end in a token whose activation at the direction's layer is "
         "replaced by the direction, at several norms and with both signs; the next-token probabilities are "

@@ -227,6 +227,7 @@ def test_a_vector_is_chained_from_the_lens(
     overview = digest(records, left_out=left_out, pair="tiny")
     assert "could not run contrastive_decoding: start=nothing takes no prompts" in overview.as_text()
     assert not any("patchscope" in call for call in overview.next_calls)
+    assert "whether the direction can be read, no verdict" in overview.runs[1].as_text()
     with pytest.raises(InvalidInput, match=f"patchscope needs a vector, which an overview takes from {LENS}"):
         named({"patchscope": patchscope}, None)
     with pytest.raises(InvalidInput, match="takes no prompts"):
@@ -355,7 +356,7 @@ def test_the_line_of_kl_is_no_verdict_and_names_what_moved_most(tmp_path: Path, 
     spec = save_pair(tmp_path, raise_logits([296], 6.0))  # `cake`
     overview = digest(run_methods(pairs, spec, [("kl", corpus_of(tmp_path))], RunStore(tmp_path / "runs")), pair="tiny")
     [entry] = overview.runs
-    assert "; the size of the change, no verdict:" in entry.as_text()
+    assert "; how much changed and where, no verdict:" in entry.as_text()
     assert re.search(r'; most moved: ⟦[^⟧]+⟧ " ?cake" [\d.e-]+>0\.\d+', entry.headline)
 
 

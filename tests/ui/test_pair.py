@@ -75,7 +75,9 @@ def test_a_method_is_judged_by_what_decides() -> None:
     assert "nothing beyond nulls, p 0.900" in judged("pca", False, 0.9)
     assert "stands out, p 0.037" in judged("pca", True, 0.037)
     for stands_out in (True, False):
-        assert "no verdict" in judged("kl", stands_out, 0.9), "how much changed is none"
+        assert "how much changed and where, no verdict" in judged("kl", stands_out, 0.9)
+        assert "whether the direction can be read, no verdict" in judged("patchscope", stands_out)
+    assert "beyond its fixed level" in judged("a_plugin_that_is_gone", True)
 
 
 def test_no_card_denies_its_verdict(filled: Paths) -> None:
