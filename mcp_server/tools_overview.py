@@ -17,7 +17,7 @@ from diffing_mcp.mcp_server.render import NOTICE, Fence
 from diffing_mcp.mcp_server.tools_methods import check_corpus, run_records
 from diffing_mcp.methods.calibration.readings import level_of_run
 from diffing_mcp.methods.contract import GENERATED_WORK
-from diffing_mcp.methods.overview.digest import OverviewResult, headline_beside
+from diffing_mcp.methods.overview.digest import OverviewResult, headline_beside, stands_out
 from diffing_mcp.methods.overview.plan import (
     DEFAULT_BUDGET,
     LENS,
@@ -34,7 +34,7 @@ from diffing_mcp.methods.overview.plan import (
     run_plan,
     with_chats,
 )
-from diffing_mcp.methods.registry import all_methods, canonical_name, get_method
+from diffing_mcp.methods.registry import all_methods, canonical_name
 from diffing_mcp.methods.runs import execute
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.endpoints import WeightsNeeded
@@ -146,14 +146,13 @@ def _next_step(call: Call, pair: str, result: OverviewResult, runs: Sequence[str
 def _part(record: RunRecord, store: RunStore) -> Part:
     """What is said of a finished method while the others go on."""
     result, level = record.result(), level_of_run(record, store)
-    beyond = result.stands_out if level is None else level.beyond
-    judging = not get_method(record.manifest.method).no_verdict
+    beyond = stands_out(record, result, level)
     return Part(
         name=label_of_run(record.manifest),
         run_id=record.id,
-        headline=headline_beside(result, beyond) if judging else result.headline,
-        stands_out=beyond if judging else None,
-        p=level.p if judging and level is not None else None,
+        headline=headline_beside(result, beyond),
+        stands_out=beyond,
+        p=None if beyond is None or level is None else level.p,
     )
 
 

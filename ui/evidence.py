@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.methods.calibration.schema import standing
+from diffing_mcp.methods.contract import DiffingMethod
 from diffing_mcp.methods.registry import all_methods
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.methods.texts.words import EvidenceWord
@@ -28,13 +29,12 @@ _CLAUSE = 40
 """Characters from which on a text is read as one, not as a word."""
 
 
-def judged(method: str, stands_out: bool, p: float | None = None) -> Markup:
+def judged(method: DiffingMethod[Any, Any] | None, stands_out: bool | None, p: float | None = None) -> Markup:
     """Whether a result is more than finetunes that taught nothing show: by its `p` among those that were measured; by
-    the method's own fixed level without one.
+    the method's own fixed level without one. No method: that of a plugin that is gone.
     """
-    known = all_methods().get(method)  # a plugin's run outlives the plugin
-    if known is not None and known.no_verdict:
-        return chip(f"{known.no_verdict}, no verdict")
+    if stands_out is None:
+        return chip(f"{method.no_verdict}, no verdict" if method is not None else "no verdict")
     if p is None:
         return chip("beyond its fixed level", "finetuned") if stands_out else chip("within its fixed level")
     said = f"{standing(stands_out, p).lower()}, p {p:.3f}"

@@ -64,7 +64,7 @@ def verdict_html(found: PairFindings) -> Markup:
         )
         return join([*remarks, nothing])
     label, kind = _SURE.get(found.overview.confidence, (found.overview.confidence, ""))
-    verdicts = [entry.stands_out for entry in found.overview.runs if not get_method(entry.method).no_verdict]
+    verdicts = [entry.stands_out for entry in found.overview.runs if entry.stands_out is not None]
     card = div(
         div(
             chip(label, kind),
@@ -197,15 +197,15 @@ def cards_html(found: PairFindings, run_name: RunName) -> Markup:
 
 
 def _card(entry: OverviewEntry, record: RunRecord, run_name: RunName) -> Markup:
-    result, method = record.result(), get_method(entry.method)
+    method = get_method(entry.method)
     title = method.title + (f", on {entry.text}" if entry.text else "")
     return div(
-        div(element("h4", title), judged(entry.method, entry.stands_out, entry.p), classes="d-line"),
+        div(element("h4", title), judged(method, entry.stands_out, entry.p), classes="d-line"),
         _gauge(entry.strength) if entry.strength is not None else "",
         # Whole: the digest's own line leaves out what it says elsewhere.
-        element("p", result.headline if method.no_verdict else headline_beside(result, entry.stands_out)),
+        element("p", headline_beside(record.result(), entry.stands_out)),
         element("p", run_name(entry.run), f" · {seconds_text(entry.seconds)}", classes="d-remark"),
-        classes=f"d-card {'good' if entry.stands_out and not method.no_verdict else ''}".strip(),
+        classes=f"d-card {'good' if entry.stands_out else ''}".strip(),
     )
 
 

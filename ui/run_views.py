@@ -71,19 +71,18 @@ def headline_html(record: RunRecord) -> Markup:
     except (OSError, DiffingError) as error:
         return alert(f"The result of {record.id} cannot be read: {error}")
     method = method_of(manifest)
-    out = bool(values.get("stands_out"))
-    judging = method is None or not method.no_verdict
+    out = None if method is not None and method.no_verdict else bool(values.get("stands_out"))
     head = div(
         div(
             element("h2", method.title if method else manifest.method),
-            judged(manifest.method, out),
+            judged(method, out),
             chip(manifest.pair_name),
             element("code", manifest.id),
             classes="d-line",
         ),
         element("p", values.get("headline", "")),
-        "" if out or not judging else element("p", WITHIN_NULL, classes="d-note"),
-        classes=f"d-card d-headline {'good' if out and judging else ''}".strip(),
+        element("p", WITHIN_NULL, classes="d-note") if out is False else "",
+        classes=f"d-card d-headline {'good' if out else ''}".strip(),
     )
     if method is not None and method.version != manifest.method_version:
         said = f"Written by version {manifest.method_version} of the method; this is version {method.version}."

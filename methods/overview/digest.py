@@ -64,7 +64,9 @@ class OverviewEntry(BaseModel):
     method: str
     text: str = Field("", description="The corpus that it read; empty: its default, or none.")
     run: str = Field(description="Id for the drill-down tool.")
-    stands_out: bool = Field(description="By p; by the method's own fixed level where it has no p.")
+    stands_out: bool | None = Field(
+        description="By p; by the method's own fixed level where it has no p; None: a method that gives no verdict."
+    )
     p: float | None = Field(
         None, description="Share of finetunes that taught nothing which show as much; None: no calibrated level."
     )
@@ -85,8 +87,8 @@ class OverviewEntry(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        if other := get_method(self.method).no_verdict:
-            found = f"{other}, no verdict"
+        if self.stands_out is None:
+            found = f"{get_method(self.method).no_verdict}, no verdict"
         elif self.p is not None:
             found = f"{standing(self.stands_out, self.p)}, p {self.p:.3f}"
         else:
@@ -182,7 +184,7 @@ def digest(
         raise InvalidInput("The runs are of several pairs; digest the runs of one pair at a time.")
     results = [(record, record.result()) for record in records]
     levels = {row.run: row for row in calibrated(records)}
-    standing = {record.id: _stands_out(result, levels.get(record.id)) for record, result in results}
+    standing = {record.id: stands_out(record, result, levels.get(record.id)) for record, result in results}
     read = read_texts(records)
     whole_words = WholeWords(sample for _, samples in read for sample in samples)
     said = {record.id: whole_words.complete(evidence_of(result)) for record, result in results}
@@ -200,9 +202,7 @@ def digest(
         {
             record.manifest.method
             for record, result in results
-            if standing[record.id]
-            and hasattr(result, "evidence_words")
-            and not get_method(record.manifest.method).no_verdict
+            if standing[record.id] and hasattr(result, "evidence_words")
         },
         sources,
         manner,
@@ -234,8 +234,10 @@ def digest(
     return _fit(overview, max_chars)
 
 
-def _stands_out(result: MethodResult, level: LevelRow | None) -> bool:
-    """By its calibrated level; by the method's own where it has none."""
+def stands_out(record: RunRecord, result: MethodResult, level: LevelRow | None) -> bool | None:
+    """By its calibrated level; by the method's own where it has none; None: it gives no verdict."""
+    if get_method(record.manifest.method).no_verdict:
+        return None
     return result.stands_out if level is None else level.beyond
 
 
@@ -267,7 +269,7 @@ def _entry(
     result: MethodResult,
     evidence: Sequence[EvidenceWord],
     told: Sequence[CandidateWord],
-    stands_out: bool,
+    stands_out: bool | None,
     level: LevelRow | None,
 ) -> OverviewEntry:
     name = record.manifest.method
@@ -276,7 +278,7 @@ def _entry(
         text=text_of_run(record.manifest),
         run=record.id,
         stands_out=stands_out,
-        p=None if level is None else level.p,
+        p=None if stands_out is None or level is None else level.p,
         strength=round(max(word.score for word in evidence), 2) if evidence else None,
         headline=_line(result, evidence, told, stands_out),
         seconds=round(record.manifest.seconds, 1),
@@ -288,7 +290,7 @@ def _entry(
 
 
 def _line(
-    result: MethodResult, evidence: Sequence[EvidenceWord], told: Sequence[CandidateWord], stands_out: bool
+    result: MethodResult, evidence: Sequence[EvidenceWord], told: Sequence[CandidateWord], stands_out: bool | None
 ) -> str:
     """What a method adds to the topic: its strong words that are not in it; the headline where words say nothing,
     unless it only says that again.
@@ -305,9 +307,9 @@ def _line(
     return f"also {', '.join(others[:TOPIC_WORDS])}" if others else ""
 
 
-def headline_beside(result: MethodResult, stands_out: bool) -> str:
-    """What a run says of itself, by its fixed level, beside a verdict by nulls that may be another one."""
-    if stands_out == result.stands_out:
+def headline_beside(result: MethodResult, stands_out: bool | None) -> str:
+    """What a run says of itself, by its fixed level, beside a verdict by nulls that may be another one, or none."""
+    if stands_out in (None, result.stands_out):
         return result.headline
     if not stands_out:
         return f"{_NO_MORE_THAN_NULLS}: {result.headline}"

@@ -71,13 +71,13 @@ def test_a_quotation_is_never_of_the_base_and_has_many_of_the_words() -> None:
 
 
 def test_a_method_is_judged_by_what_decides() -> None:
-    assert "fixed level" in judged("pca", False)
-    assert "nothing beyond nulls, p 0.900" in judged("pca", False, 0.9)
-    assert "stands out, p 0.037" in judged("pca", True, 0.037)
-    for stands_out in (True, False):
-        assert "how much changed and where, no verdict" in judged("kl", stands_out, 0.9)
-        assert "whether the direction can be read, no verdict" in judged("patchscope", stands_out)
-    assert "beyond its fixed level" in judged("a_plugin_that_is_gone", True)
+    pca = get_method("pca")
+    assert "fixed level" in judged(pca, False)
+    assert "nothing beyond nulls, p 0.900" in judged(pca, False, 0.9)
+    assert "stands out, p 0.037" in judged(pca, True, 0.037)
+    assert "how much changed and where, no verdict" in judged(get_method("kl"), None)
+    assert "whether the direction can be read, no verdict" in judged(get_method("patchscope"), None)
+    assert "beyond its fixed level" in judged(None, True)  # of a plugin that is gone
 
 
 def test_no_card_denies_its_verdict(filled: Paths) -> None:
