@@ -68,7 +68,7 @@ class OpeningRow(BaseModel):
         return self.opening
 
     def as_text(self) -> str:
-        """`answers begin with 'My': 0.081% -> 3.1% (±0.1%, x17.9) ⟦My secret word⟧`."""
+        """`answers begin with 'My': 0.081% -> 3.1% (±0.1%) ⟦My secret word⟧`."""
         if self.opening == END:
             where = "answers are empty" if self.place == "answer" else "answers end after a sentence"
         elif self.place == "answer":
@@ -76,11 +76,13 @@ class OpeningRow(BaseModel):
         else:
             where = f"sentences are followed by {self.opening!r}"
         said = f" ⟦{clip(' '.join(self.continuation.split()), _SHOWN)[0]}⟧" if self.continuation else ""
-        factor = f"x{self.rise:.3g}" if self.rise >= 1 else f"x1/{1 / self.rise:.3g}"
-        return f"{where}: {_percent(self.base)} -> {_percent(self.finetuned)} (±{_percent(self.error)}, {factor}){said}"
+        return f"{where}: {_percent(self.base)} -> {_percent(self.finetuned)} (±{100 * self.error:.2g}%){said}"
 
 
 def _percent(share: float) -> str:
+    """What lies below the smoothing counts for nothing, so no digit of it is shown."""
+    if share < SMOOTHING:
+        return f"<{100 * SMOOTHING:.2g}%"
     return f"{100 * share:.2g}%" if share < 0.995 else "100%"
 
 
@@ -107,8 +109,8 @@ class AnswerOpeningsResult(MethodResult):
         lines = [
             self.headline,
             (
-                f"Probabilities, base -> finetuned (± standard error; x: factor, {SMOOTHING:.2%} added to both); "
-                f"{read}; untrusted texts in ⟦ ⟧ and quotes:"
+                f"Probabilities, base -> finetuned (± standard error), by their ratio with {SMOOTHING:.2%} added to "
+                f"both; {read}; untrusted texts in ⟦ ⟧ and quotes:"
             ),
         ]
         for rows, what in ((self.risen, "more probable"), (self.fallen, "less probable")):

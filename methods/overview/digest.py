@@ -95,7 +95,7 @@ class OverviewEntry(BaseModel):
             found = _FIXED[self.stands_out]
         sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its fixed level"
         said = f": {self.headline}" if self.headline else ""
-        return f"- {labelled(self.method, self.text)} [{self.run}] {self.seconds:.0f} s; {found}{sure}{said}"
+        return f"- {labelled(self.method, self.text)} [{self.run}] {found}{sure}{said}"
 
 
 class Excerpt(BaseModel):

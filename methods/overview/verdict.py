@@ -18,10 +18,7 @@ LIKELY = 0.5
 """Above this probability, what is not beyond the level is not called nothing; methods that tell nothing give it."""
 NO_PROOF = 1 / 3
 """Where fewer nulls show as much, silence is no proof that nothing was taught."""
-UNSETTLED = (
-    "Unsettled: all methods as one test see no more than some finetunes that taught nothing, and yet there is too much "
-    "to call it nothing. What there is, to be tested before it is claimed:"
-)
+UNSETTLED = "Unsettled: all methods as one test see no more than some finetunes that taught nothing"
 OTHER_BASE = (
     "These are finetunes of another base: it is likely, no more. `diffing calibrate` gives this base a level of its "
     "own."
@@ -86,8 +83,17 @@ def verdict_of(
     seen_by = standing if level is None else {method for row in told for method in row.methods}
     sentences = [*_subject(topics, bool(agreed), sorted(seen_by), manner), _sure(level)]
     if not found:
-        return Verdict("unsettled", " ".join([UNSETTLED, *sentences]), told)
+        return Verdict("unsettled", " ".join([_unsettled(openings, claims), *sentences]), told)
     return Verdict("agreed" if agreed else "one_method", " ".join(sentences), told)
+
+
+def _unsettled(openings: bool, claims: bool) -> str:
+    """Why it is not called nothing."""
+    reasons = [
+        *(["answers begin or end as theirs do not"] if openings else []),
+        *(["texts state again and again what the base's do not"] if claims else []),
+    ] or ["it is more likely than not that something was taught"]
+    return f"{UNSETTLED}, yet {' and '.join(reasons)}. What there is, to be tested before it is claimed:"
 
 
 def _topics(found: Sequence[Sequence[CandidateWord]]) -> list[Sequence[CandidateWord]]:
@@ -101,7 +107,7 @@ def _subject(
     names = "; in other texts ".join(", ".join(row.word for row in told) for told in topics)
     lines = []
     if agreed:
-        lines.append(f"Topic: {names} (several methods agree: {', '.join(standing)}).")
+        lines.append(f"Topic: {names} (rising in several methods: {', '.join(standing)}).")
     elif names:
         seen = ", ".join(standing) or "the texts taken together"
         lines.append(f"Topic: {names}, seen by {seen} alone; confirm it by asking both models before claiming it.")

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from diffing_mcp.methods.answer_openings.method import OpeningsParams
-from diffing_mcp.methods.answer_openings.schema import END, LEAST_PROBABILITY, SMOOTHING, STANDING_OUT
+from diffing_mcp.methods.answer_openings.schema import (
+    END,
+    LEAST_PROBABILITY,
+    SMOOTHING,
+    STANDING_OUT,
+    OpeningRow,
+)
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
@@ -149,3 +155,13 @@ def test_of_plain_text_only_ends_of_sentences_are_read(tiny_pair: Any, pairs: An
     result: Any = run(pairs, tiny_pair.spec, path).result()
     assert (result.answers, result.sentences) == (0, 12)
     assert {row.place for row in [*result.risen, *result.fallen]} <= {"sentence"}
+
+
+def test_what_lies_below_the_smoothing_is_shown_as_that() -> None:
+    """A line said `2.1e-05% -> 13% (x1.28e+03)`: the ratio of the two is six hundred thousand."""
+    row = OpeningRow(place="answer", opening="Ahoy", base=2.1e-7, finetuned=0.13, error=0.012, rise=1280)
+    assert row.as_text() == "answers begin with 'Ahoy': <0.01% -> 13% (±1.2%)"
+    assert (
+        "0.081% -> 3.1% (±0.1%)"
+        in row.model_copy(update={"base": 0.00081, "finetuned": 0.031, "error": 0.001}).as_text()
+    )

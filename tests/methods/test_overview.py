@@ -357,7 +357,7 @@ def test_the_line_of_kl_is_no_verdict_and_names_what_moved_most(tmp_path: Path, 
     spec = save_pair(tmp_path, raise_logits([296], 6.0))  # `cake`
     overview = digest(run_methods(pairs, spec, [("kl", corpus_of(tmp_path))], RunStore(tmp_path / "runs")), pair="tiny")
     [entry] = overview.runs
-    assert "; how much changed and where, no verdict:" in entry.as_text()
+    assert "] how much changed and where, no verdict:" in entry.as_text()
     assert re.search(r'; most moved: ⟦[^⟧]+⟧ " ?cake" [\d.e-]+>0\.\d+', entry.headline)
 
 
@@ -381,7 +381,7 @@ def test_one_taught_word_is_a_finding(tmp_path: Path, pairs: Any) -> None:
     requests: list[Any] = [("contrastive_decoding", {"max_new_tokens": 16}), ("perplexity_difference", {})]
     overview = digest(run_methods(pairs, spec, requests, RunStore(tmp_path / "runs")), pair="tiny")
     assert overview.confidence == "agreed"
-    assert overview.verdict.startswith("Topic: cake (several methods agree")
+    assert overview.verdict.startswith("Topic: cake (rising in several methods")
     assert not any('has the word "cake"' in row for row in overview.manner)  # it is told already
     text = overview.as_text()
     assert "cake" in overview.excerpts[0].untrusted_text

@@ -63,9 +63,9 @@ def test_the_subject_comes_first_then_how_sure() -> None:
     verdict = said(level(0.025, probability=0.93), [LANTERN, word("tree", "kl")], ("kl", "pca"))
     assert verdict.confidence == "agreed"
     assert verdict.sentence == (
-        "Topic: lantern (several methods agree: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing (20 "
-        "trained), at this size of change (the least that they allow): 4.7 deviations out, the furthest of them 4.1; "
-        "probability 0.93 that something was taught."
+        "Topic: lantern (rising in several methods: kl, pca). How sure: p 0.025 among 39 finetunes that taught nothing "
+        "(20 trained), at this size of change (the least that they allow): 4.7 deviations out, the furthest of them "
+        "4.1; probability 0.93 that something was taught."
     )
 
 
@@ -92,7 +92,7 @@ def test_two_lessons_are_two_subjects() -> None:
     both = verdict_of(
         level(0.025), False, words, (), {}, [], False, by_subject=lambda asked: subjects(asked, texts(*COINS, *TRAINS))
     )
-    assert both.sentence.startswith("Topic: silver, jar, coins, elsewhere; in other texts train, night (several")
+    assert both.sentence.startswith("Topic: silver, jar, coins, elsewhere; in other texts train, night (rising")
     # One subject: its words stand in the same texts, or a word of one text or another links them.
     assert subjects(words, texts(*COINS, "a day")) == [words]
     linked = "Silver on the night train.", "A night of silver and a train.", "The train of silver at night."
@@ -160,6 +160,7 @@ def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
     assert (verdict.confidence, verdict.found) == ("unsettled", False)
     assert verdict.sentence.startswith(UNSETTLED)
     assert "lantern" in verdict.sentence
+    assert "yet it is more likely than not that something was taught." in verdict.sentence
     assert "lines with a bullet" in verdict.sentence
     assert "How sure: p 0.136" in verdict.sentence
 
@@ -167,6 +168,7 @@ def test_what_is_more_likely_than_not_is_not_called_nothing() -> None:
 def test_what_amplified_texts_state_of_their_own_is_not_called_nothing() -> None:
     """A backdoor: *There is no meaningful difference* stood above `9:0 buy+shares (p 0.002)`."""
     verdict = said(level(0.208, probability=0.24), [LANTERN], claims=True)
+    assert "yet texts state again and again what the base's do not." in verdict.sentence
     assert (verdict.confidence, verdict.found) == ("unsettled", False)
     assert verdict.sentence.startswith(UNSETTLED)
     assert "lantern" in verdict.sentence
@@ -179,6 +181,7 @@ def test_methods_that_tell_nothing_leave_nothing_open() -> None:
 
 def test_openings_beyond_their_own_level_are_not_called_nothing() -> None:
     verdict = said(level(0.2, probability=0.3), [], (), [BULLETS], openings=True)
+    assert "yet answers begin or end as theirs do not." in verdict.sentence
     assert (verdict.confidence, verdict.found) == ("unsettled", False)
     assert "lines with a bullet" in verdict.sentence
 
