@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from diffing_mcp.agents.records import Message, ToolCall
+from diffing_mcp.core.certificates import trusted_certificates
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.loopback import through_proxies
 from diffing_mcp.core.settings import settings
@@ -154,7 +155,9 @@ async def connect(url: str, token: str | None = None) -> AsyncIterator[Session]:
     timeout = httpx2.Timeout(30, read=300)
     expect_unlisted_tools()
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=timeout, trust_env=through_proxies(url)) as http,
+        httpx2.AsyncClient(
+            headers=headers, timeout=timeout, trust_env=through_proxies(url), verify=trusted_certificates()
+        ) as http,
         Client(streamable_http_client(url, http_client=http)) as client,
     ):
         yield Session(client)

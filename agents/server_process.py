@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from diffing_mcp.core.certificates import trusted_certificates
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.loopback import through_proxies
 from diffing_mcp.core.paths import IMPORT_FOLDER
@@ -87,7 +88,7 @@ async def _healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
     import httpx2
 
     deadline = time.monotonic() + START_SECONDS
-    async with httpx2.AsyncClient(timeout=2, trust_env=through_proxies(url)) as client:
+    async with httpx2.AsyncClient(timeout=2, trust_env=through_proxies(url), verify=trusted_certificates()) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerDidNotStart(

@@ -27,6 +27,7 @@ from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
+from diffing_mcp.core.certificates import trusted_certificates
 from diffing_mcp.core.loopback import through_proxies
 from diffing_mcp.core.version import version
 from diffing_mcp.core.wire import IMAGES, STRUCTURED, expect_unlisted_tools
@@ -77,6 +78,7 @@ async def http_client(
             timeout=timeout,
             follow_redirects=False,
             trust_env=through_proxies(url),
+            verify=trusted_certificates(),
             event_hooks={"response": [look]},
         ) as web,
         Client(
@@ -96,7 +98,12 @@ async def check_reachable(url: str, token: str | None) -> None:
     headers = {"Accept": "application/json, text/event-stream", **_authorization(token)}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     try:
-        async with httpx2.AsyncClient(headers=headers, timeout=CONNECT_SECONDS, trust_env=through_proxies(url)) as web:
+        async with httpx2.AsyncClient(
+            headers=headers,
+            timeout=CONNECT_SECONDS,
+            trust_env=through_proxies(url),
+            verify=trusted_certificates(),
+        ) as web:
             # Every MCP server answers this in its own words; all that counts here is who answers.
             answer = await web.post(url, json=ping)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
+from diffing_mcp.core.certificates import trusted_certificates
 from diffing_mcp.core.errors import DiffingError, InvalidInput
 from diffing_mcp.core.loopback import through_proxies
 from diffing_mcp.core.progress import Progress
@@ -70,6 +71,7 @@ class EndpointClient:
             headers=headers,
             timeout=httpx2.Timeout(settings().endpoint_seconds, connect=10),
             trust_env=through_proxies(endpoint.url),
+            verify=trusted_certificates(),
         )
         self._closed = threading.Event()
 

@@ -48,21 +48,29 @@ _cache_lock = threading.Lock()
 
 def file_hash(path: Path) -> str:
     """`sha256:...` over all bytes of a file. Cached by path, size and time."""
-    status = path.stat()
-    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-    with _cache_lock:
-        if key in _cache:
-            return _cache[key]
+    key = _state(path)
+    if (known := _known(key)) is not None:
+        return known
     note = settings().cache_folder / "hashes" / f"{hashlib.sha256(key[0].encode()).hexdigest()[:32]}.json"
-    value = _noted(note, key) if status.st_size >= _KEPT_ON_DISK else None
+    value = _noted(note, key) if key[1] >= _KEPT_ON_DISK else None
     if value is None:
         with path.open("rb") as file:
             value = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        if status.st_size >= _KEPT_ON_DISK:
+        if key[1] >= _KEPT_ON_DISK:
             _note(note, key, value)
     with _cache_lock:
         _cache[key] = value
     return value
+
+
+def _state(path: Path) -> tuple[str, int, int]:
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
+def _known(key: tuple[str, int, int]) -> str | None:
+    with _cache_lock:
+        return _cache.get(key)
 
 
 def _noted(note: Path, key: tuple[str, int, int]) -> str | None:
@@ -102,10 +110,13 @@ def files_state(folder: Path) -> str:
 
 def folder_hash(paths: list[Path]) -> str:
     """One hash over files, by name and content; several are read at a time."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        hashes = list(pool.map(file_hash, sorted(paths)))
+    ordered = sorted(paths)
+    hashes = [_known(_state(path)) for path in ordered]
+    if None in hashes:
+        with ThreadPoolExecutor(_READERS) as pool:
+            hashes = list(pool.map(file_hash, ordered))
     digest = hashlib.sha256()
-    for path, value in zip(sorted(paths), hashes, strict=True):
+    for path, value in zip(ordered, hashes, strict=True):
         digest.update(f"{path.name}\n{value}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 

@@ -7,8 +7,10 @@ only the converted embedded model, which every test run would otherwise convert 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,15 @@ TRAINING_TEXT = [
     "user assistant system What is your name? I am a small model.",
 ]
 VOCABULARY = 320
+
+
+def pytest_runtest_teardown() -> None:
+    """What the libraries of models hold, a million objects, stays as long as the process: let no collection of garbage
+    look at it again. Every model that is released asks for one.
+    """
+    if "nnterp" in sys.modules and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

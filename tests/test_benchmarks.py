@@ -56,6 +56,7 @@ def test_the_models_part_reports_ratios_as_json(reference: str, tmp_path: Path) 
     assert all(name in finished.stdout for name in by_name)
 
 
+@pytest.mark.long
 def test_a_round_trip_is_measured_over_both_transports_and_stdout_is_json_alone() -> None:
     finished = bench("--only", "round_trip", "--calls", "5", "--json", "-")
     assert finished.returncode == 0, finished.stderr

@@ -50,7 +50,7 @@ _MOVES_SHOWN = 4
 _CONTEXT_CHARACTERS = 24
 NOTHING = "Nothing stands out"
 """Headlines that begin so say no more than that."""
-_BELOW_ITS_OWN = "more than finetunes that taught nothing show, though below its fixed level"
+_BELOW_ITS_OWN = "more than finetunes that taught nothing show, though not by its own fixed rule"
 _FIXED = {
     True: "beyond its fixed level, which some finetunes that taught nothing pass",
     False: "nothing beyond its fixed level",

@@ -4,6 +4,7 @@ the command.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -254,7 +255,12 @@ def run_command(*arguments: str, timeout: float = 300) -> subprocess.CompletedPr
 
 def test_the_command_prints_a_table_then_json_without_running_again(evaluation_settings: Path) -> None:
     options = ["--organisms", "same", "--arms", "blackbox", "--interactions", "8", "--id", "by-command"]
-    first = run_command(*options)
+
+    async def on_a_server() -> subprocess.CompletedProcess[str]:
+        async with served() as url:
+            return await asyncio.to_thread(run_command, *options, "--url", url)
+
+    first = asyncio.run(on_a_server())
     assert first.returncode == 0, first.stderr
     assert "same (null)" in first.stdout
     assert "false-positive rate on nulls 0.00" in first.stdout

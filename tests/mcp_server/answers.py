@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-import jsonschema
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
 from mcp import Client
 from mcp.types import CallToolResult
 
@@ -35,9 +37,20 @@ async def good(client: Client, tool: str, arguments: dict[str, Any]) -> dict[str
         result = await answered(client, "get_job", {"job_id": answer["job"]["job_id"]})
     assert not result.is_error, text_of(result)
     assert result.structured_content is not None
-    declared = {declaration.name: declaration.output_schema for declaration in toolset().values()}
-    jsonschema.validate(result.structured_content, declared[tool])
+    _validators()[tool].validate(result.structured_content)
     return result.structured_content
+
+
+@cache
+def _validators() -> dict[str, Validator]:
+    """Tool -> what checks its answers; the schemas themselves are checked once."""
+    found: dict[str, Validator] = {}
+    for declaration in toolset().values():
+        schema = declaration.output_schema
+        kind = validator_for(schema)
+        kind.check_schema(schema)
+        found[declaration.name] = kind(schema)
+    return found
 
 
 async def refused(client: Client, tool: str, arguments: dict[str, Any]) -> str:

@@ -229,7 +229,9 @@ async def test_default_answers_and_views_are_short(
     many = {"prompts": [f"prompt {n}" for n in range(8)], "samples": 2, "max_new_tokens": 60, "raw_text": True}
     for method in all_methods():
         asked = {"pair": pair_name, **small_params(method), "wait_seconds": 50}
-        run = (await good(modern, method, asked))["run_id"]
+        answer = await good(modern, method, asked)
+        assert len(json.dumps(answer, ensure_ascii=False)) <= 16_000, method
+        run = answer["run_id"]
         calls: list[tuple[str, dict[str, Any]]] = [(method, asked), ("view_run", {"run_id": run})]
         opened = await good(modern, "view_run", {"run_id": run})
         calls += [("view_run", {"run_id": run, "view": view["name"]}) for view in opened["result"]["views"]]

@@ -65,7 +65,7 @@ def test_equal_answers_differ_in_nothing(answers):
 
 def test_two_samples_of_one_model_differ_at_the_stated_rate():
     """All measures and shared words of a comparison together: one comparison of twenty reaches 0.05."""
-    runs = 200
+    runs = 100
     smallest = [
         min((row.p_value for row in compare_form(_answers(2 * run, 16), _answers(2 * run + 1, 16)).rows), default=1.0)
         for run in range(runs)

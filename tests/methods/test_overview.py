@@ -363,7 +363,7 @@ def test_the_line_of_kl_is_no_verdict_and_names_what_moved_most(tmp_path: Path, 
 
 def test_a_verdict_by_nulls_does_not_stand_beside_its_denial() -> None:
     denied = MethodResult(stands_out=False, headline="No written direction reads as a topic.")
-    assert headline_beside(denied, True).endswith(f"though below its fixed level: {denied.headline}")
+    assert headline_beside(denied, True).endswith(f"though not by its own fixed rule: {denied.headline}")
     assert headline_beside(denied, False) == denied.headline
     empty = MethodResult(stands_out=False, headline="Nothing stands out: no content word rose.")
     assert "Nothing" not in headline_beside(empty, True)

@@ -110,8 +110,17 @@ def added(vector: Tensor, prompt: int, positions: str, decay: int) -> Callable[[
     return hook
 
 
-@pytest.mark.parametrize("positions", ["all_tokens", "prompt_only", "linear_decay"])
-@pytest.mark.parametrize(("pair", "raw"), [("lora", True), ("lora", False), ("full", True), ("full", False)])
+@pytest.mark.parametrize(
+    ("pair", "raw", "positions"),
+    [
+        ("lora", True, "all_tokens"),
+        ("lora", False, "prompt_only"),
+        ("lora", True, "linear_decay"),
+        ("full", False, "all_tokens"),
+        ("full", True, "prompt_only"),
+        ("full", False, "linear_decay"),
+    ],
+)
 def test_steered_texts(pair: str, raw: bool, positions: str, references: References) -> None:
     handle, vector, length = mean_difference(references, pair)
     strengths = (1.0, -2.0)

@@ -295,7 +295,7 @@ def test_questions_of_one_area_have_no_second_verdict() -> None:
 def test_a_long_result_stays_short() -> None:
     generator = np.random.default_rng(2)
     rows = []
-    for place in range(200):
+    for place in range(80):
         base = drifted(generator, place, drift=0.2, rise=1.0)
         words = " ".join(
             f"{generator.choice(['qua', 'rix', 'zol', 'tem'])}{generator.choice(['ber', 'dan', 'fel'])}"

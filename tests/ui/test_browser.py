@@ -52,19 +52,20 @@ LEAVING = ("AbortError", "Connection errored out", "Connection to the server was
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def profile() -> Iterator[Any]:
+    """A profile for all pages, which reads Gradio's scripts once; the panel keeps nothing in it."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
+        yield browser.new_context(viewport={"width": 1280, "height": 900})
         browser.close()
 
 
 @pytest.fixture
-def window(browser: Any, panel: str) -> Iterator[Window]:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+def window(profile: Any, panel: str) -> Iterator[Window]:
+    page = profile.new_page()
     window = Window(page, panel)
     # An error that Gradio shows in a corner is in no log of the browser, and it goes by itself.
     page.expose_function("complain", lambda text: window.complaints.append(f"shown: {text}"))

@@ -90,7 +90,7 @@ def test_no_card_denies_its_verdict(filled: Paths) -> None:
     beyond = found.overview.model_copy(update={"runs": [entry.model_copy(update={"stands_out": True, "p": 0.04})]})
     card = cards_html(replace(found, overview=beyond), Markup)
     assert "stands out, p 0.040" in card
-    assert f"below its fixed level: {headline}" in card
+    assert f"not by its own fixed rule: {headline}" in card
 
 
 def test_words_of_scripts_without_spaces_are_counted_and_marked() -> None:
