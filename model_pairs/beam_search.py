@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffing_mcp.model_pairs.decoding import Reader, left_padded
+from diffing_mcp.model_pairs.decoding import Reader
 from diffing_mcp.model_pairs.generation import Row, batches_for
+from diffing_mcp.model_pairs.padding import left_padded
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.resident import ResidentModel

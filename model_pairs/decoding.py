@@ -15,6 +15,7 @@ import torch
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.model_pairs.forward import last_logits_only, positions_of, takes_position_ids
 from diffing_mcp.model_pairs.interventions import Intervention, applied
+from diffing_mcp.model_pairs.padding import left_padded
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.sides import SideInMemory
@@ -148,11 +149,3 @@ def choose_tokens(scores: torch.Tensor, temperature: float, top_p: float, unifor
     threshold = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, threshold, right=True).clamp_max(cumulative.shape[-1] - 1)
     return (chosen if order is None else order.gather(-1, chosen)).squeeze(-1)
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids and attention mask [B, S] of a batch, padded on the left."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask

@@ -14,6 +14,7 @@ from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.model_pairs.finite import check_values
 from diffing_mcp.model_pairs.forward import check_batch, positions_of, takes_position_ids
 from diffing_mcp.model_pairs.interventions import Intervention, applied
+from diffing_mcp.model_pairs.padding import padded
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.forward_count import ForwardCount
@@ -59,13 +60,7 @@ def answer_gradients(
 def _of_batch(
     resident: ResidentModel, rows: Sequence[PromptAndAnswer], interventions: Sequence[Intervention]
 ) -> list[torch.Tensor]:
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(rows):
-        filled = len(prompt) + len(answer)
-        ids[row, :filled] = torch.tensor([*prompt, *answer])
-        mask[row, :filled] = 1
+    ids, mask = padded([[*prompt, *answer] for prompt, answer in rows], None)
     check_batch(resident, ids, mask)
     ids, mask = ids.to(resident.device), mask.to(resident.device)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}

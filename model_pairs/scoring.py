@@ -63,9 +63,8 @@ def score_answers(
     """Each answer after its request under one side. The text is tokenised anew, by the tokenizer that makes the
     prompts of both sides, so that both are asked about the same tokens. An answer is cut where the context ends.
     """
-    import torch
-
     from diffing_mcp.model_pairs.generation import answer_ids, prompt_ids
+    from diffing_mcp.model_pairs.padding import padded
 
     rows = []
     for request, text in answers:
@@ -76,14 +75,11 @@ def score_answers(
     scores = [0.0] * len(rows)
     lengths = [len(prompt) + len(text) for prompt, text in kept]
     order = sorted((index for index, (_, text) in enumerate(kept) if text), key=lambda index: -lengths[index])
-    pad = pair.tokenizer.pad_token_id or 0
     with pair.side_loaded(side):
         for start in range(0, len(order), _AT_ONCE):
             progress(start, len(order), "scoring texts")
             batch = order[start : start + _AT_ONCE]
-            width = lengths[batch[0]]
-            ids = torch.tensor([[*kept[at][0], *kept[at][1], *[pad] * (width - lengths[at])] for at in batch])
-            mask = torch.tensor([[1] * lengths[at] + [0] * (width - lengths[at]) for at in batch])
+            ids, mask = padded([[*kept[at][0], *kept[at][1]] for at in batch], pair.tokenizer.pad_token_id)
             log_probs = pair.token_log_probs(side, ids, mask).double()
             for row, index in enumerate(batch):
                 # Column t holds the token t + 1; what nothing stands before is not predicted.

@@ -24,6 +24,7 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.undivided import working_time
 from diffing_mcp.model_pairs.forward import ForwardOutput
+from diffing_mcp.model_pairs.padding import padded
 from diffing_mcp.model_pairs.room import check_logits, free_bytes, logit_tokens
 from diffing_mcp.preprocessing.batches import Accumulator, LogitChunk, PairedBatch, Scratch, take_rows
 from diffing_mcp.preprocessing.precision import model_dtype
@@ -226,17 +227,13 @@ class _Runner:
 
     def _inputs(self, indices: list[int]) -> PairedBatch:
         rows = [self.corpus.ids[index] for index in indices]
-        lengths = [len(row) for row in rows]
-        width = max(lengths)
-        padding = getattr(self.pair.tokenizer, "pad_token_id", None) or 0
-        ids = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
-        columns = torch.arange(width).unsqueeze(0)
-        mask = columns < torch.tensor(lengths).unsqueeze(1)
-        positions = columns - torch.tensor([self.corpus.content_start[index] for index in indices]).unsqueeze(1)
-        positions = torch.where(mask & (positions >= 0), positions, -1)
+        ids, mask = padded(rows, getattr(self.pair.tokenizer, "pad_token_id", None))
+        starts = torch.tensor([self.corpus.content_start[index] for index in indices])
+        positions = torch.arange(ids.shape[1]) - starts.unsqueeze(1)
+        positions = torch.where(mask.bool() & (positions >= 0), positions, -1)
         return PairedBatch(
             input_ids=ids.to(self.device),
-            attention_mask=mask.long().to(self.device),
+            attention_mask=mask.to(self.device),
             positions=positions.to(self.device),
             sample_indices=torch.tensor(indices, device=self.device),
             scratch=self.scratch,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffing_mcp.model_pairs.padding import padded
 from diffing_mcp.preprocessing.batches import LogitChunk, text_chunks
-from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair

@@ -14,6 +14,7 @@ from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.text import clip
 from diffing_mcp.methods.kl.schema import TokenMove
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, answer_ids, prompt_ids
+from diffing_mcp.model_pairs.padding import padded
 from diffing_mcp.model_pairs.specs import SIDES, Side
 from diffing_mcp.queries.asking import chat_of
 from diffing_mcp.queries.schemas import CandidateScore, CompareQuery, GreedyDivergence, Span
@@ -134,10 +135,8 @@ def continuation_log_probs(
             f"{max(lengths)} tokens do not fit into a context of {pair.context_length}; lower max_tokens or shorten "
             "the prompt"
         )
-    pad, width = pair.tokenizer.pad_token_id or 0, max(lengths)
-    ids = torch.tensor([[*context, *text, *[pad] * (width - len(context) - len(text))] for context, text in rows])
-    places = torch.arange(width)[None]
-    mask = (places < torch.tensor(lengths)[:, None]).long()
+    ids, mask = padded([[*context, *text] for context, text in rows], pair.tokenizer.pad_token_id)
+    places = torch.arange(ids.shape[1])[None]
     starts = torch.tensor([len(context) for context, _ in rows])[:, None]
     totals: dict[Side, torch.Tensor] = {}
     for side in SIDES:

@@ -16,8 +16,8 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.activation_oracle.verbalizers import Template, Verbalizer
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens
+from diffing_mcp.model_pairs.padding import padded
 from diffing_mcp.model_pairs.specs import Side
-from diffing_mcp.preprocessing.padding import padded
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -47,6 +47,7 @@ from diffing_mcp.model_pairs.files import local_folder
 from diffing_mcp.model_pairs.generation import Sampling
 from diffing_mcp.model_pairs.interventions import Intervention, PromptTokens, applied
 from diffing_mcp.model_pairs.layers import resolve_layer
+from diffing_mcp.model_pairs.padding import padded
 from diffing_mcp.model_pairs.specs import AdapterFiles
 
 if TYPE_CHECKING:
@@ -187,10 +188,8 @@ class _Stop(Exception):
 
 def _hidden(trained: InTraining, texts: Sequence[Sequence[int]], layer: int) -> Tensor:
     """Float32 residual stream [B, S, d_model] after `layer` with the adapter off; texts are padded on the right."""
-    width = max(len(ids) for ids in texts)
     device = next(trained.model.parameters()).device
-    ids = torch.tensor([[*each, *[0] * (width - len(each))] for each in texts], device=device)
-    mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in texts], device=device)
+    ids, mask = (each.to(device) for each in padded(texts, None))
     caught: list[Tensor] = []
 
     def catch(module: torch.nn.Module, arguments: Any, output: Any) -> None:

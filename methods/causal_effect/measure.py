@@ -18,9 +18,9 @@ from diffing_mcp.methods.directions.vector_sources import gaussian_directions, r
 from diffing_mcp.methods.directions.vectors import ResidualVector
 from diffing_mcp.model_pairs.forward import next_token_log_probs
 from diffing_mcp.model_pairs.interventions import Intervention, projection
+from diffing_mcp.model_pairs.padding import padded
 from diffing_mcp.preprocessing.corpora import load_corpus
 from diffing_mcp.preprocessing.corpus_pass import logit_batch_tokens, plan_batches
-from diffing_mcp.preprocessing.padding import padded
 from diffing_mcp.preprocessing.text_sources import corpus_part
 from diffing_mcp.preprocessing.tokenize import tokenize
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.model_pairs.interventions import Intervention
-from diffing_mcp.preprocessing.padding import padded
+from diffing_mcp.model_pairs.padding import padded
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.pair import LoadedPair

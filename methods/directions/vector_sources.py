@@ -25,11 +25,11 @@ from diffing_mcp.methods.directions.vectors import (
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.model_pairs.fingerprint import pair_identity
 from diffing_mcp.model_pairs.layers import resolve_layer
+from diffing_mcp.model_pairs.padding import padded
 from diffing_mcp.model_pairs.pair import LoadedPair
 from diffing_mcp.model_pairs.specs import Side
 from diffing_mcp.preprocessing.corpora import CorpusParams, load_corpus
 from diffing_mcp.preprocessing.corpus_pass import plan_batches
-from diffing_mcp.preprocessing.padding import padded
 from diffing_mcp.preprocessing.tokenize import tokenize
 
 if TYPE_CHECKING:
