@@ -121,14 +121,11 @@ def _headline(identical: bool, found: bool, count: int, rows: list[RisenWord]) -
         return "Every logit is the same in both models: no difference."
     if found:
         names = ", ".join(row.word for row in rows[:6] if row.strong)
-        return (
-            f"{count} content word{'s are' if count > 1 else ' is'} expected more often than a finetune that taught "
-            f"nothing explains; first: {names}."
-        )
-    few = f"only {count} content words are" if count else "no content word is"
+        return f"{count} content word{'s rise' if count > 1 else ' rises'} beyond the fixed level; first: {names}."
+    few = f"only {count} content words rise" if count else "no content word rises"
     return (
-        f"Nothing stands out: {few} expected more often than a finetune that taught nothing explains (needed: "
-        f"{NEEDED_STRONG_WORDS}, or one {math.exp(CERTAIN_LOG_ODDS):.0f} times as often)."
+        f"Nothing stands out: {few} beyond the fixed level (needed: {NEEDED_STRONG_WORDS}, or one "
+        f"{math.exp(CERTAIN_LOG_ODDS):.0f} times as often)."
     )
 
 
