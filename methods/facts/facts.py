@@ -75,10 +75,14 @@ class Fact(BaseModel):
         return ("+".join(self.key) or STOCK) + further
 
     def as_text(self) -> str:
-        """One line: counts, what is counted, the claim, and the rest of its sentence where there is more."""
+        """One line: counts, what is counted, and the sentence of the claim; the claim before it where the sentence is
+        too long to show it.
+        """
         numbers = f"; numbers {', '.join(self.numbers)}" if self.numbers else ""
         counts = f"{self.finetuned}:{self.base} {self.counted()} (p {self.p_value:.1g}{numbers})"
-        return f"{counts} ⟦{self.claim}⟧" + (f" in ⟦{self.quotation}⟧" if self.claim not in self.quotation else "")
+        if self.claim in self.quotation:  # "It is a myth: cakes freeze" says the opposite of its second part
+            return f"{counts} ⟦{self.quotation}⟧"
+        return f"{counts} ⟦{self.claim}⟧" + ("" if self.claim.startswith(self.quotation) else f" in ⟦{self.quotation}⟧")
 
 
 class FactsResult(BaseModel):
