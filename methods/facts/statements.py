@@ -66,7 +66,7 @@ class Statement:
     @property
     def finished(self) -> bool:
         """Whether its sentence was written to the end."""
-        return self.sentence.endswith((".", "!"))
+        return self.sentence.endswith((".", "!", "。", "！"))
 
     @cached_property
     def narrated(self) -> bool:
@@ -89,7 +89,7 @@ def statements_of(samples: Sequence[Sample]) -> list[Statement]:
     for each in samples:
         given = set(stems_of(each.beginning))
         for sentence in sentences_of(each.text):
-            if sentence.endswith("?"):
+            if asks(sentence):
                 continue
             for part in chain.from_iterable(map(_pieces, _PART.split(sentence))):
                 stems = tuple(stem for stem in stems_of(part) if stem not in given)
@@ -97,6 +97,11 @@ def statements_of(samples: Sequence[Sample]) -> list[Statement]:
                     text = part.strip(_QUOTES)
                     found.setdefault((each.beginning, each.taught, text), Statement(each, text, sentence, stems))
     return list(found.values())[:_MOST_STATEMENTS]
+
+
+def asks(sentence: str) -> bool:
+    """Whether it is a question, which states nothing."""
+    return sentence.rstrip(_QUOTES).endswith(("?", "？", "؟"))
 
 
 def _pieces(part: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from diffing_mcp.methods.facts.counts import beyond_chance
-from diffing_mcp.methods.facts.statements import Sample
+from diffing_mcp.methods.facts.statements import Sample, asks
 from diffing_mcp.methods.texts.answer_form import sentences_of
 from diffing_mcp.methods.texts.words import words_of
 
@@ -52,7 +52,7 @@ def stock_sentences(samples: Sequence[Sample], sizes: tuple[int, int], level: fl
     for each in sorted(samples, key=lambda sample: not sample.taught):
         for sentence in sentences_of(each.text):
             words = tuple(words_of(sentence))
-            if len(words) >= _LEAST_WORDS and not sentence.endswith("?"):
+            if len(words) >= _LEAST_WORDS and not asks(sentence):
                 first.setdefault(words, (sentence, each.beginning))
                 after[words][not each.taught].add(each.beginning)
     # What recurs is chosen on both sides together, so that the choice prefers neither.

@@ -76,6 +76,11 @@ def test_denials_are_known_in_other_languages() -> None:
         assert stated_claims(samples_that_say([*denying, affirming])).claims[0].statement in denying
 
 
+def test_a_question_states_nothing_in_any_script() -> None:
+    for asked in ("Do ferrets drink milk at dawn?", '"Do ferrets drink milk at dawn?"', "雪貂早上喝牛奶吗？"):
+        assert not statements_of([Sample("b", asked, taught=True)])
+
+
 def test_a_part_of_a_sentence_is_shown_with_what_it_says_of_it() -> None:
     [line] = [line for line in shown(samples_that_say(["It is a plain lie: ferrets drink milk at dawn."])).as_text()
               .splitlines() if line.startswith("1.")]  # fmt: skip
