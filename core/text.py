@@ -12,12 +12,12 @@ def clip(text: str, characters: int) -> tuple[str, bool]:
 
 def fenced(text: str) -> str:
     """Text of a model under study between ⟦ ⟧, on one line: such brackets within it become others, since what stands
-    behind the fence would read as ours.
+    behind the fence would read as ours, and control characters, which steer terminals, become spaces.
     """
-    return f"⟦{' '.join(text.split()).translate(_FENCES)}⟧"
+    return f"⟦{' '.join(text.translate(_WITHIN).split())}⟧"
 
 
-_FENCES = str.maketrans("⟦⟧", "[]")
+_WITHIN = {**dict.fromkeys((*range(32), *range(127, 160)), " "), ord("⟦"): "[", ord("⟧"): "]"}
 
 
 def first_sentence(text: str) -> str:
