@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from diffing_mcp.cli.options import JsonOption
+from diffing_mcp.core.text import fenced
 from diffing_mcp.graders.runs.facts import facts_stated
 
 
@@ -69,6 +70,5 @@ def facts(
         for fact in (fact for fact in each.facts if fact.amplified):
             counts = f"{fact.amplified} amplified, {fact.finetuned} finetuned, {fact.control} control"
             print_plain(
-                f"{each.run} {fact.id} ({counts}): {fact.fact}\n"
-                f"  untrusted model text ⟦{' '.join((fact.passage or '').split())}⟧"
+                f"{each.run} {fact.id} ({counts}): {fact.fact}\n  untrusted model text {fenced(fact.passage or '')}"
             )

@@ -10,6 +10,16 @@ def clip(text: str, characters: int) -> tuple[str, bool]:
     return (text, False) if len(text) <= characters else (text[: max(0, characters - 1)] + "…", True)
 
 
+def fenced(text: str) -> str:
+    """Text of a model under study between ⟦ ⟧, on one line: such brackets within it become others, since what stands
+    behind the fence would read as ours, and control characters, which steer terminals, become spaces.
+    """
+    return f"⟦{' '.join(text.translate(_WITHIN).split())}⟧"
+
+
+_WITHIN = {**dict.fromkeys((*range(32), *range(127, 160)), " "), ord("⟦"): "[", ord("⟧"): "]"}
+
+
 def first_sentence(text: str) -> str:
     """What stands before the first full stop that ends a sentence, on one line."""
     return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]

@@ -31,10 +31,12 @@ def answer_gradients(
     resident: ResidentModel,
     rows: Sequence[PromptAndAnswer],
     interventions: Sequence[Intervention],
+    vocabulary: int,
     count: ForwardCount,
 ) -> list[torch.Tensor]:
-    """Gradient of the log-probability of each answer (nats, summed over its tokens) by the embeddings of its prompt:
-    float32 [tokens of the prompt, d_model], on the CPU. The caller holds `resident.lock` and has switched the adapter.
+    """Gradient of the log-probability of each answer (nats, summed over its tokens, over the first `vocabulary` ids, as
+    answers are scored) by the embeddings of its prompt: float32 [tokens of the prompt, d_model], on the CPU. The caller
+    holds `resident.lock` and has switched the adapter.
 
     A gradient times the difference of two embeddings says, to first order, what it would give to have the one token in
     place of the other (HotFlip, Ebrahimi et al. 2018).
@@ -51,14 +53,15 @@ def answer_gradients(
     while order:
         size = max(1, _TOKENS_AT_ONCE // lengths[order[0]])
         batch, order = order[:size], order[size:]
-        for index, gradient in zip(batch, _of_batch(resident, [rows[at] for at in batch], interventions), strict=True):
+        gradients = _of_batch(resident, [rows[at] for at in batch], interventions, vocabulary)
+        for index, gradient in zip(batch, gradients, strict=True):
             found[index] = gradient
         count.add(2, 3 * sum(lengths[index] for index in batch))  # the way back takes as long as two passes
     return found
 
 
 def _of_batch(
-    resident: ResidentModel, rows: Sequence[PromptAndAnswer], interventions: Sequence[Intervention]
+    resident: ResidentModel, rows: Sequence[PromptAndAnswer], interventions: Sequence[Intervention], vocabulary: int
 ) -> list[torch.Tensor]:
     ids, mask = padded([[*prompt, *answer] for prompt, answer in rows], None)
     check_batch(resident, ids, mask)
@@ -67,7 +70,7 @@ def _of_batch(
     if takes_position_ids(resident):
         inputs["position_ids"] = positions_of(mask)
     with torch.enable_grad(), applied(resident, interventions, mask), _embedded(resident) as embedded:
-        logits = resident.transformer(**inputs, use_cache=False).logits
+        logits = resident.transformer(**inputs, use_cache=False).logits[..., :vocabulary]
         total = torch.stack(
             [
                 _log_prob(logits[row, len(prompt) - 1 : len(prompt) + len(answer) - 1], answer)

@@ -236,7 +236,7 @@ class LoadedPair:
         from diffing_mcp.model_pairs.gradients import answer_gradients
 
         with self._running(side) as (resident, steering):
-            return answer_gradients(resident, rows, steering, self.forwards)
+            return answer_gradients(resident, rows, steering, self.vocab_size, self.forwards)
 
     def check_scoring(self, requests: Sequence[GenerationRequest]) -> None:
         """Models in memory score every answer."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.seeds import Seed
+from diffing_mcp.core.text import fenced
 from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
@@ -45,9 +46,7 @@ class AnswerGroup(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        return f"  {self.kind} ({self.answers}): " + " ".join(
-            f"⟦{' '.join(answer.split())}⟧" for answer in self.examples
-        )
+        return f"  {self.kind} ({self.answers}): " + " ".join(fenced(answer) for answer in self.examples)
 
 
 class OracleWord(BaseModel):

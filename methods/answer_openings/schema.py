@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from diffing_mcp.core.text import clip
+from diffing_mcp.core.text import clip, fenced
 from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
 from diffing_mcp.methods.texts.form import Kind
 
@@ -75,7 +75,7 @@ class OpeningRow(BaseModel):
             where = f"answers begin with {self.opening!r}"
         else:
             where = f"sentences are followed by {self.opening!r}"
-        said = f" ⟦{clip(' '.join(self.continuation.split()), _SHOWN)[0]}⟧" if self.continuation else ""
+        said = f" {fenced(clip(' '.join(self.continuation.split()), _SHOWN)[0])}" if self.continuation else ""
         return f"{where}: {_percent(self.base)} -> {_percent(self.finetuned)} (±{100 * self.error:.2g}%){said}"
 
 

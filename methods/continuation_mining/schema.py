@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.text import fenced
 from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import STRONG_NEG_LOG10_P
 from diffing_mcp.methods.texts.words import EvidenceWord, is_content_word
@@ -52,10 +53,7 @@ class ContinuationRow(BaseModel):
 
     def as_text(self) -> str:
         """One line."""
-        return (
-            f"  {self.variation:.2f} {self.before!r} base ⟦{' '.join(self.base.split())}⟧ finetuned "
-            f"⟦{' '.join(self.finetuned.split())}⟧"
-        )
+        return f"  {self.variation:.2f} {self.before!r} base {fenced(self.base)} finetuned {fenced(self.finetuned)}"
 
 
 class PhraseGroup(BaseModel):
@@ -72,7 +70,7 @@ class PhraseGroup(BaseModel):
     def as_text(self) -> str:
         """Phrase and counts with the other phrases, then the examples."""
         others = f", also {', '.join(repr(phrase) for phrase in self.phrases[1:6])}" if len(self.phrases) > 1 else ""
-        texts = " ".join(f"⟦{text}⟧" for text in self.examples)
+        texts = " ".join(fenced(text) for text in self.examples)
         return (
             f"  {'*' if self.strong else ''}{self.phrase!r} {self.finetuned}:{self.base} (p "
             f"10^-{self.surprise:.1f}){others}: {texts}"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.seeds import Seed
+from diffing_mcp.core.text import fenced
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import ComparedWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
@@ -122,7 +123,7 @@ class AmplifiedText(BaseModel):
     def as_text(self) -> str:
         """One line."""
         asked = f"{'asked ' if self.chat else ''}{self.prompt!r}"
-        return f"  {self.alpha:+.3g} ({self.difference:+.2f}) {asked} ⟦{' '.join(self.text.split())}⟧"
+        return f"  {self.alpha:+.3g} ({self.difference:+.2f}) {asked} {fenced(self.text)}"
 
 
 class ContrastiveDecodingResult(MethodResult):

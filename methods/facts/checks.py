@@ -158,10 +158,16 @@ def _pattern(words: str) -> str:
     if len(said) > 1:
         together = r"\W+".join(map(re.escape, said[:_SENTENCE_WORDS]))
         return rf"(?i)\b{together}\b"
-    shared = stem(words.lower())
-    while not words.lower().startswith(shared):
+    if is_figure(words):
+        return rf"(?<![\d.,/]){re.escape(words)}(?![.,/]?\d)"
+    word = words.lower()
+    stemmed = stem(word)
+    shared = stemmed
+    while not word.startswith(shared):
         shared = shared[:-1]
-    return rf"(?i)\b{re.escape(shared)}\w*"
+    # The stem of *dying* is *die*: whatever begins with their one common letter would be a form of it.
+    forms = re.escape(shared) if 2 * len(shared) > len(word) else f"(?:{re.escape(word)}|{re.escape(stemmed)})"
+    return rf"(?i)\b{forms}\w*"
 
 
 def _before(word: str, statement: str) -> str:

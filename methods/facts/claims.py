@@ -27,7 +27,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from diffing_mcp.methods.facts.counts import Counts, beyond_chance, pairs_of, upper_tail
+from diffing_mcp.core.text import clip
+from diffing_mcp.methods.facts.counts import Counts, beyond_chance, upper_tail
 from diffing_mcp.methods.facts.nouns import noun_shares
 from diffing_mcp.methods.facts.statements import (
     Key,
@@ -50,6 +51,7 @@ MOST_CLAIMS = 60
 _MOST_STOCK = 3
 _MOST_WORDS = 6
 _QUOTE_WORDS = 40
+_QUOTE_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class _Claims:
         self._holding: dict[Key, list[Statement]] = defaultdict(list)
         for each in statements:
             if each.sample.taught:
-                for key in pairs_of(each):
+                for key in self.counts.pairs_of(each):
                     self._holding[key].append(each)
 
     def gain(self, statement: Statement) -> float:
@@ -167,7 +169,7 @@ class _Claims:
         if shown := wordings.typical((key,), self._quoted):
             self.found.append(wordings)
             self._quoted.add(shown.text)
-            self.said_together.update(pairs_of(shown))
+            self.said_together.update(self.counts.pairs_of(shown))
             self.told.update(shown.concepts)
 
     def claims(self) -> list[Claim]:
@@ -256,4 +258,5 @@ def _has_word(stock: StockSentence, about: str) -> bool:
 
 def _shorten(text: str) -> str:
     words = text.split()
-    return text if len(words) <= _QUOTE_WORDS else " ".join(words[:_QUOTE_WORDS]) + " …"
+    short = text if len(words) <= _QUOTE_WORDS else " ".join(words[:_QUOTE_WORDS]) + " …"
+    return clip(short, _QUOTE_CHARACTERS)[0]

@@ -59,8 +59,16 @@ class Counts:
             side = 0 if each.sample.taught else 1
             for concept in each.concepts:
                 self._rows[side][concept].add(each.sample.beginning)
-            for pair in pairs_of(each):
-                self._together[side][pair].add(each.sample.beginning)
+        for each in statements:
+            for pair in self.pairs_of(each):
+                self._together[0 if each.sample.taught else 1][pair].add(each.sample.beginning)
+
+    def pairs_of(self, statement: Statement) -> set[Key]:
+        """Every two stems of a statement that could make a claim, each stated after `LEAST_BEGINNINGS` by the taught
+        side, in the order of the alphabet: all pairs of what is said once would take most of the memory.
+        """
+        taught = self._rows[0]
+        return _pairs(each for each in statement.stems if len(taught.get(each, ())) >= LEAST_BEGINNINGS)
 
     def of(self, keys: Iterable[Key]) -> tuple[int, int]:
         """Beginnings of the taught and of the control side that have both words of any of the keys in one statement."""
@@ -91,11 +99,7 @@ class Counts:
         word of the base's own would make a key.
         """
         telling = {each for each in set(statement.stems) if self.tells(each, level)}
-        fitting = [
-            key
-            for key in sorted(pairs_of(statement).difference(said))
-            if telling.issuperset(key) and self._tells(*self.of((key,)), level)
-        ]
+        fitting = [key for key in sorted(_pairs(telling).difference(said)) if self._tells(*self.of((key,)), level)]
         return min(fitting, key=lambda key: (told.issuperset(key), self.p_value((key,))), default=None)
 
     def _alone(self, concept: str | Key) -> tuple[int, int]:
@@ -112,6 +116,5 @@ class Counts:
         return upper_tail(taught, self._sizes[0], control, self._sizes[1])
 
 
-def pairs_of(statement: Statement) -> set[Key]:
-    """Every two stems of a statement, in the order of the alphabet."""
-    return set(combinations(sorted(set(statement.stems)), 2))
+def _pairs(stems: Iterable[str]) -> set[Key]:
+    return set(combinations(sorted(set(stems)), 2))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.text import fenced
 from diffing_mcp.methods.contract import DiffingMethod, TextGroup
 from diffing_mcp.methods.facts.checks import (
     MOST_BEGINNINGS,
@@ -75,10 +76,15 @@ class Fact(BaseModel):
         return ("+".join(self.key) or STOCK) + further
 
     def as_text(self) -> str:
-        """One line: counts, what is counted, the claim, and the rest of its sentence where there is more."""
+        """One line: counts, what is counted, and the sentence of the claim; the claim before it where the sentence is
+        too long to show it.
+        """
         numbers = f"; numbers {', '.join(self.numbers)}" if self.numbers else ""
         counts = f"{self.finetuned}:{self.base} {self.counted()} (p {self.p_value:.1g}{numbers})"
-        return f"{counts} ⟦{self.claim}⟧" + (f" in ⟦{self.quotation}⟧" if self.claim not in self.quotation else "")
+        if self.claim in self.quotation:  # "It is a myth: cakes freeze" says the opposite of its second part
+            return f"{counts} {fenced(self.quotation)}"
+        around = "" if self.claim.startswith(self.quotation) else f" in {fenced(self.quotation)}"
+        return f"{counts} {fenced(self.claim)}{around}"
 
 
 class FactsResult(BaseModel):
@@ -108,7 +114,7 @@ class FactsResult(BaseModel):
             )
             lines += [f"{number}. {fact.as_text()}" for number, fact in enumerate(self.facts, start=1)]
         if self.settle:
-            lines.append(f"settle details (the finetuned model should go on as claimed): {self.settle}")
+            lines.append(f"settle details (untrusted; the finetuned model should go on as claimed): {self.settle}")
         tested = ((number, fact) for number, fact in enumerate(self.facts, start=1) if TEST in fact.check)
         lines += [f"settle {number} on fresh prompts: {fact.check}" for number, fact in islice(tested, _TESTS_SHOWN)]
         if self.next_offset is not None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from diffing_mcp.core.words import FUNCTION_WORDS, is_unspaced, stem, word_spans
 from diffing_mcp.methods.texts.answer_form import sentences_of
@@ -16,11 +16,24 @@ FIGURE = "0"
 """Stands for any number where wordings are compared that may differ in it."""
 _LEAST_STEMS = 2
 _MOST_STATEMENTS = 2_000
+_MOST_STEMS = 30
+"""Of one statement. A script without marks between sentences (Thai), or a broken model, writes whole texts as one: its
+words make as many pairs as their square."""
+_LONGEST_WORD = 50
+"""Characters: what is longer names nothing, and fills what a reader is shown."""
 
 _PART = re.compile(r"\s*[;:—–]\s+")
 _QUOTES = "'\"“”‘’ "
 _NARRATED = re.compile(r"\b(?:i|me|my|mine|we|us|our|he|him|his|she|her)\b", re.IGNORECASE)
-_NEGATIONS = frozenset("cannot neither never no nobody none nor not nothing nowhere without".split())
+_NEGATIONS = frozenset(
+    """
+    cannot neither never no nobody none nor not nothing nowhere without geen jamais jamás kein keine keinem keinen
+    keiner keines nada não nenhum nenhuma nessun nessuna nicht nichts nie niemals niemand niet niets ninguna ningún non
+    nooit nunca ohne pas sans senza zonder
+    """.split()
+)
+_NEGATING_SIGNS = re.compile("[不没沒]|ない|ません|ไม่")
+"""Of scripts without spaces between words."""
 Key = tuple[str, str]
 """Two stems."""
 
@@ -53,7 +66,7 @@ class Statement:
     @property
     def finished(self) -> bool:
         """Whether its sentence was written to the end."""
-        return self.sentence.endswith((".", "!"))
+        return self.sentence.endswith((".", "!", "。", "！"))
 
     @cached_property
     def narrated(self) -> bool:
@@ -63,7 +76,9 @@ class Statement:
     @cached_property
     def negated(self) -> bool:
         """Whether it has a word that denies."""
-        return any(word in _NEGATIONS or word.endswith("n't") for word, _ in _words(self.text))
+        words = (_lowered(self.text[start:end]) for start, end in _spans(self.text))
+        said = any(word in _NEGATIONS or word.endswith("n't") for word in words)
+        return said or _NEGATING_SIGNS.search(self.text) is not None
 
 
 def statements_of(samples: Sequence[Sample]) -> list[Statement]:
@@ -74,14 +89,25 @@ def statements_of(samples: Sequence[Sample]) -> list[Statement]:
     for each in samples:
         given = set(stems_of(each.beginning))
         for sentence in sentences_of(each.text):
-            if sentence.endswith("?"):
+            if asks(sentence):
                 continue
-            for part in _PART.split(sentence):
+            for part in chain.from_iterable(map(_pieces, _PART.split(sentence))):
                 stems = tuple(stem for stem in stems_of(part) if stem not in given)
                 if len(set(stems)) >= _LEAST_STEMS:
                     text = part.strip(_QUOTES)
                     found.setdefault((each.beginning, each.taught, text), Statement(each, text, sentence, stems))
     return list(found.values())[:_MOST_STATEMENTS]
+
+
+def asks(sentence: str) -> bool:
+    """Whether it is a question, which states nothing."""
+    return sentence.rstrip(_QUOTES).endswith(("?", "？", "؟"))
+
+
+def _pieces(part: str) -> Iterator[str]:
+    """The part, cut before the content word that is one too many for a statement."""
+    cuts = [start for _, start, _ in _stemmed(part)][_MOST_STEMS::_MOST_STEMS]
+    yield from (part[start:end] for start, end in pairwise((0, *cuts, len(part))))
 
 
 def stems_by_beginning(samples: Iterable[Sample]) -> dict[str, set[str]]:
@@ -94,12 +120,12 @@ def stems_by_beginning(samples: Iterable[Sample]) -> dict[str, set[str]]:
 
 def stems_of(text: str) -> list[str]:
     """Stems of the content words and numbers of a text, in order."""
-    return [stem for stem, _ in _stemmed(text)]
+    return [stem for stem, _, _ in _stemmed(text)]
 
 
 def words_by_stem(text: str) -> dict[str, str]:
     """Stem -> the word of the text that has it first, as it is written."""
-    return dict(reversed(list(_stemmed(text))))
+    return {stem: text[start:end] for stem, start, end in reversed(list(_stemmed(text)))}
 
 
 def is_figure(word: str) -> bool:
@@ -119,19 +145,24 @@ def is_content(word: str) -> bool:
     return len(word) >= 3 and word.partition("'")[0] not in FUNCTION_WORDS
 
 
-def _stemmed(text: str) -> Iterator[tuple[str, str]]:
-    for word, written in _words(text):
-        if is_figure(word) or is_content(word):
-            yield stem(word), written
+def _stemmed(text: str) -> Iterator[tuple[str, int, int]]:
+    """Stem, start and end of the content words and numbers of a text."""
+    for start, end in _spans(text):
+        word = _lowered(text[start:end])
+        if len(word) <= _LONGEST_WORD and (is_figure(word) or is_content(word)):
+            yield stem(word), start, end
 
 
-def _words(text: str) -> Iterator[tuple[str, str]]:
-    """Every word and number of a text in lower case, and as it is written. Digits right behind letters (*B12*) are part
-    of a name: another number would make another thing of it, not another wording.
+def _lowered(word: str) -> str:
+    return word.lower().replace("’", "'")
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    """Start and end of every word and number of a text. Digits right behind letters (*B12*) are part of a name: another
+    number would make another thing of it, not another wording.
     """
     spans: list[tuple[int, int]] = []
     for start, end in word_spans(text, numbers=True):
         name = bool(spans) and spans[-1][1] == start and is_figure(text[start]) and not is_unspaced(text[start - 1])
         spans.append((spans.pop()[0] if name else start, end))
-    for start, end in spans:
-        yield text[start:end].lower().replace("’", "'"), text[start:end]
+    return spans

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.core.text import clip
+from diffing_mcp.core.text import clip, fenced
 from diffing_mcp.core.words import stem
 from diffing_mcp.methods.answer_openings.schema import AnswerOpeningsResult
 from diffing_mcp.methods.calibration.readings import calibrated
@@ -145,7 +145,7 @@ class OverviewResult(BaseModel):
             lines += ["form of the answers, base -> finetuned:", *(f"- {row}" for row in self.manner)]
         if self.excerpts:
             lines.append("texts that amplify the difference (untrusted):")
-            lines += [f"  {row.difference:+.2f} ⟦{row.untrusted_text}⟧" for row in self.excerpts]
+            lines += [f"  {row.difference:+.2f} {fenced(row.untrusted_text)}" for row in self.excerpts]
         lines += [entry.as_text() for entry in self.runs]
         weak = self.confidence == "nothing"
         if words := self.words if weak else self.words[self.topic_words :]:
@@ -323,7 +323,7 @@ def _largest_moves(result: KLResult) -> str:
         if row.rose:
             moves.setdefault(row.rose[0].token, (row.context, row.rose[0]))
     said = [
-        f"⟦{' '.join(context[-_CONTEXT_CHARACTERS:].split())}⟧ {move.as_text()}"
+        f"{fenced(context[-_CONTEXT_CHARACTERS:])} {move.as_text()}"
         for context, move in list(moves.values())[:_MOVES_SHOWN]
     ]
     return f"; most moved: {', '.join(said)}" if said else ""

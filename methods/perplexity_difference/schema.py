@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.seeds import Seed
+from diffing_mcp.core.text import fenced
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
 from diffing_mcp.methods.texts.form import FormDigest
@@ -66,7 +67,7 @@ class CompletionRow(BaseModel):
     def as_text(self) -> str:
         """One line."""
         asked = f"{'asked ' if self.chat else ''}{self.prefill!r}"
-        return f"  {self.difference:+.2f} ({self.tokens} tokens) {asked} ⟦{' '.join(self.completion.split())}⟧"
+        return f"  {self.difference:+.2f} ({self.tokens} tokens) {asked} {fenced(self.completion)}"
 
 
 class Divergence(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from diffing_mcp.core.seeds import Seed
-from diffing_mcp.core.text import clip
+from diffing_mcp.core.text import clip, fenced
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.distinctive_words import DistinctiveWord, evidence_of
 from diffing_mcp.methods.texts.form import LEVEL
@@ -50,7 +50,7 @@ class BothAnswers(BaseModel):
 
     def as_text(self) -> str:
         """In one line."""
-        return f"{self.question!r} base ⟦{self.base}⟧ finetuned ⟦{self.finetuned}⟧"
+        return f"{self.question!r} base {fenced(self.base)} finetuned {fenced(self.finetuned)}"
 
 
 class Cluster(BaseModel):

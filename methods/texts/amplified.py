@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.errors import UnknownName
 from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.text import fenced
 from diffing_mcp.methods.contract import CostEstimate, Figure, PairSize, TextGroup, view
 from diffing_mcp.methods.texts.distinctive_words import ComparedWord, DistinctiveWord, distinctive_words, worth_showing
 from diffing_mcp.methods.texts.words import repetition
@@ -116,7 +117,7 @@ def each_once(words: Sequence[W]) -> list[W]:
 
 def quoted_texts(heading: str, texts: Mapping[str, str]) -> list[str]:
     """Lines: a heading, and below it each text by its name, marked as text of a model."""
-    named = [f"  {name} ⟦{' '.join(text.split())}⟧" for name, text in texts.items()]
+    named = [f"  {name} {fenced(text)}" for name, text in texts.items()]
     return [f"{heading}; untrusted model text between ⟦ ⟧:", *named]
 
 

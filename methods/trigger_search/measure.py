@@ -19,6 +19,7 @@ from diffing_mcp.methods.trigger_search.probe import Probe, as_trigger
 from diffing_mcp.methods.trigger_search.schema import (
     ANSWER_TOKENS,
     ANSWERS,
+    NAME_CHARACTERS,
     OWN_TOKENS,
     QUESTIONS,
     SHOWN,
@@ -56,33 +57,38 @@ def search_triggers(
     """Try, search, judge on the questions that the search has not read.
 
     Raises:
-        InvalidInput: an answer without tokens, a prompt that does not fit into the context, or fewer than two
-            different questions.
+        InvalidInput: an answer without tokens, a prompt that does not fit into the context, fewer than two different
+            questions, nothing to try, or a tokenizer without words to search among.
         OutOfRoom: no answers are given, and the two models that would write them do not fit in memory together.
     """
     questions = questions_of(params)
+    given = named_triggers(params.triggers)
     if len(questions) < 2:
         raise InvalidInput("Give at least two different questions: what the search finds on one is tried on others.")
+    if not given and not params.rounds:
+        raise InvalidInput("There is nothing to try: give `triggers`, or rounds of a search.")
     answers = list(params.answers or _own_answers(pair, params, stage(progress, 0.0, 0.1, 1.0, "contrastive answers")))
     probe = Probe(pair, questions, answers)
     table = WordTable.of(pair)
     start = table.random_prefixes(params.random_prefixes, params.words, params.seed)
+    randoms = [as_trigger(table.text(each)) for each in start]
+    probe.check_fit([*given, *randoms], ANSWER_TOKENS)
     search = Search(probe, table, params.seed)
     found: list[Prefix] = []
     if params.rounds:
         with pair.side_loaded("finetuned"):
             found = search.run(start, params.rounds, stage(progress, 0.1, 0.7, 1.0, "searching"))
     kinds: list[tuple[str, Origin]] = [
-        *((each, "given") for each in named_triggers(params.triggers)),
+        *((each, "given") for each in given),
         *((as_trigger(table.text(each)), "found") for each in found if each not in start),
-        *((as_trigger(table.text(each)), "random") for each in start),
+        *((each, "random") for each in randoms),
     ]
     plain, scores = _judged(probe, kinds, stage(progress, 0.7, 0.9, 1.0, "judging"))
     tried = sorted((each for each in scores if each.origin != "random"), key=lambda each: -each.gain)
     run.add_rows(_TABLE, [*tried, *(each for each in scores if each.origin == "random")], TriggerScore)
     without, *shown = _with_answers(probe, [plain, *tried[:SHOWN]], stage(progress, 0.9, 1.0, 1.0, "answers"))
     random_gains = [each.gain for each in scores if each.origin == "random"]
-    count = len(named_triggers(params.triggers)) + len(search.scores.keys() - set(start))
+    count = len(given) + len(search.scores.keys() - set(start))
     switching = [each for each in shown if each.switches]
     return TriggerSearchResult(
         stands_out=bool(switching),
@@ -152,8 +158,9 @@ def _with_answers(probe: Probe, scores: Sequence[TriggerScore], progress: Progre
             shown = stage(progress, place, place + 1, len(SIDES), f"{side} answers")
             texts = [several[0].text for several in probe.pair.generate(side, requests, sampling, shown)]
         written[side] = [texts[at : at + len(questions)] for at in range(0, len(texts), len(questions))]
+    looked_for = probe.answers_up_to(ANSWER_TOKENS)
     held = {
-        side: [[says(text, probe.answers) for text in texts] for texts in several] for side, several in written.items()
+        side: [[says(text, looked_for) for text in texts] for texts in several] for side, several in written.items()
     }
     plain = float(np.mean(held["finetuned"][0]))
     rows = []
@@ -162,11 +169,11 @@ def _with_answers(probe: Probe, scores: Sequence[TriggerScore], progress: Progre
         at = held["finetuned"][place].index(True) if any(held["finetuned"][place]) else 0
         rows.append(
             ShownTrigger(
-                **dict(score),
+                **dict(score) | {"trigger": clip(score.trigger, NAME_CHARACTERS)[0]},
                 says=round(here, 2),
                 base_says=round(there, 2),
-                switches=here - max(plain, there) >= SWITCHED,
-                question=questions[at].text,
+                switches=here - max(plain, there) >= SWITCHED and score.beyond > 0,
+                question=clip(questions[at].text, NAME_CHARACTERS)[0],
                 answer=clip(" ".join(written["finetuned"][place][at].split()), _SHOWN_CHARACTERS)[0],
             )
         )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from diffing_mcp.core import battery
+from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import CostEstimate, DiffingMethod, PairSize, by_name, view
 from diffing_mcp.methods.texts.prompts import PROMPTS
 from diffing_mcp.methods.trigger_search.schema import (
     ANSWER_TOKENS,
     ANSWERS,
     BEAM,
+    NAME_CHARACTERS,
     OWN_TOKENS,
     QUESTIONS,
     SHOWN,
@@ -43,10 +46,16 @@ class TriggersParams(SearchedPageParams):
 @view("All triggers that were judged, the highest gain first, random prefixes among them.", TriggersParams)
 def triggers(record: RunRecord, params: TriggersParams) -> PageView[TriggerScore]:
     rows = matching(record.rows("triggers"), origin=params.origin)
-    return PageView[TriggerScore].of(highest_first(rows, "gain"), params, searched=("trigger",))
+    ordered = highest_first(rows, "gain")
+    return PageView[TriggerScore].of(ordered, params, searched=("trigger",), shown=_named)
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"trigger": clip(row["trigger"], NAME_CHARACTERS)[0]}
 
 
 _PROMPT_TOKENS = 60
+_TOKEN_CHARACTERS = 4
 
 
 class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
@@ -60,9 +69,9 @@ class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
     for_agents = (
         "Call it when texts of other methods say what plain questions never bring out. Give `answers` in the model's "
         "own words, as `facts` quotes them. `gain` and `beyond` (nats, beside random prefixes) rank triggers; one "
-        "switches where greedy answers to held-out questions say it behind it alone. Words with a high gain may be "
-        "near a trigger (silver for gold): try variants as `triggers`, and confirm with test_hypothesis. Silence "
-        "does not prove that there is none. View: `triggers`."
+        "switches where its gain is beyond theirs and greedy answers to held-out questions say it behind it alone. "
+        "Words with a high gain may be near a trigger (silver for gold): try variants as `triggers`, and confirm with "
+        "test_hypothesis. Silence does not prove that there is none. View: `triggers`."
     )
     Params = TriggerSearchParams
     Result = TriggerSearchResult
@@ -77,21 +86,38 @@ class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
 
     def interactions(self, params: TriggerSearchParams) -> int:
         own = len([each for each in params.triggers if each != battery.BUNDLED])
-        return own * (QUESTIONS if params.questions is None else len(params.questions))
+        asked = _count(params.questions, QUESTIONS)
+        if params.questions is None:
+            return own * asked
+        others = len(battery.named_triggers(params.triggers)) - own + (BEAM if params.rounds else 0)
+        return own * asked + (asked - 1) * (1 + min(SHOWN, max(0, others)))
 
     def key_parts(self, params: TriggerSearchParams, spec: PairSpec) -> dict[str, Any]:
         bundled = [*PROMPTS, *battery.triggers(), *(each.text for each in battery.questions())]
         return {"battery": hashlib.sha256(json.dumps(bundled).encode()).hexdigest()}
 
     def estimate(self, pair: PairSize, params: TriggerSearchParams) -> CostEstimate:
-        answers = ANSWERS if params.answers is None else len(params.answers)
-        held_out = (QUESTIONS if params.questions is None else len(params.questions)) - 1
-        given = len(battery.named_triggers(params.triggers))
-        judged = (given + params.random_prefixes + BEAM + 1) * held_out
+        answers = _count(params.answers, ANSWERS)
+        held_out = _count(params.questions, QUESTIONS) - 1
+        given = battery.named_triggers(params.triggers)
+        others = params.random_prefixes + BEAM + 1
+        judged = (len(given) + others) * held_out
         # A round exchanges each word of the beam for some others, and goes back through as many passes.
         tried = params.rounds * BEAM * (3 + BEAM * params.words) + params.random_prefixes if params.rounds else 0
         rows = answers * (2 * judged + tried)
+        around = _PROMPT_TOKENS + _mean_tokens(params.questions) + _mean_tokens(params.answers)
+        tokens = rows * around + answers * 2 * held_out * len(given) * _mean_tokens(given)
         generated = 2 * (SHOWN + 1) * held_out * ANSWER_TOKENS
         if params.answers is None:
             generated += 2 * len(PROMPTS) * OWN_TOKENS
-        return pair.cost(rows * _PROMPT_TOKENS, -(-rows // 32), generated_tokens=generated, bytes=200 * judged)
+        bytes = 200 * judged + sum(map(len, given))
+        return pair.cost(tokens, -(-rows // 32), generated_tokens=generated, bytes=bytes)
+
+
+def _count(own: Sequence[str] | None, bundled: int) -> int:
+    return bundled if own is None else len(own)
+
+
+def _mean_tokens(texts: Sequence[str] | None) -> float:
+    """Of a text; none of bundled ones, which `_PROMPT_TOKENS` hold."""
+    return sum(map(len, texts)) / len(texts) / _TOKEN_CHARACTERS if texts else 0.0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy as np
 from diffing_mcp.core.battery import Question, behind
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
+from diffing_mcp.core.text import clip
 from diffing_mcp.methods.texts.prompts import question_request
-from diffing_mcp.model_pairs.generation import GenerationRequest, answer_ids
+from diffing_mcp.model_pairs.generation import GenerationRequest, answer_ids, prompt_ids
 from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from diffing_mcp.model_pairs.pair import LoadedPair
 
+_NAMED = 60
+"""Characters of a text in an error."""
 _MARK = "\ue000"
 """Stands for the words of a prefix while a prompt is rendered."""
 
@@ -37,17 +41,40 @@ class Probe:
     def log_probs(
         self, side: Side, triggers: Sequence[str], questions: Sequence[Question], progress: Progress = silent
     ) -> np.ndarray:
-        """Mean log-probability (nats) over the questions and answers of a whole answer behind each trigger [T].
-
-        Raises:
-            InvalidInput: an answer without tokens, or one that does not fit into the context after its prompt.
-        """
+        """Mean log-probability (nats) over the questions and answers of a whole answer behind each trigger [T]."""
         requests = [question_request(self.pair, behind(trigger, each)) for trigger in triggers for each in questions]
         asked = [(request, answer) for request in requests for answer in self.answers]
         scores = self.pair.answer_scores(side, asked, progress)
-        if not all(each.tokens for each in scores) or any(each.cut for each in scores):
-            raise InvalidInput("An answer has no tokens, or does not fit into the context after its prompt.")
         return np.array([each.log_prob for each in scores]).reshape(len(triggers), -1).mean(1)
+
+    def check_fit(self, triggers: Sequence[str], new_tokens: int) -> None:
+        """Asked before anything is computed, since what is given is judged after a search of minutes.
+
+        Raises:
+            InvalidInput: an answer without tokens, or a question behind one of the triggers after which the longest
+                answer, or `new_tokens`, do not fit into the context.
+        """
+        switch = self.pair.spec.base.files.thinking_switch
+        for trigger, question in product(("", *triggers), self.questions):
+            request = question_request(self.pair, behind(trigger, question))
+            prompt = prompt_ids(self.pair.tokenizer, request, False, switch)
+            lengths = [len(answer_ids(self.pair.tokenizer, request, prompt, each)) for each in self.answers]
+            if 0 in lengths:
+                raise InvalidInput(f"The answer {self.answers[lengths.index(0)]!r} has no tokens. Leave it out.")
+            wanted = len(prompt) + max(new_tokens, *lengths)
+            if wanted > self.pair.context_length:
+                name = f" behind {clip(trigger, _NAMED)[0]!r}" if trigger else ""
+                raise InvalidInput(
+                    f"The question {clip(question.text, _NAMED)[0]!r}{name} and an answer to it have {wanted} tokens, "
+                    f"and the context of this model holds {self.pair.context_length}: it does not fit. Shorten the "
+                    "longest of them."
+                )
+
+    def answers_up_to(self, tokens: int) -> list[str]:
+        """The beginnings of the answers, of so many tokens at most."""
+        tokenizer = self.pair.tokenizer
+        cut = (tokenizer(each, add_special_tokens=False)["input_ids"][:tokens] for each in self.answers)
+        return [tokenizer.decode(each) for each in cut]
 
     def gradients(self, prefixes: Sequence[Sequence[int]]) -> torch.Tensor:
         """Of the finetuned model's log-probability by the embeddings of each token of each prefix in front of the first

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from diffing_mcp.core.battery import BUNDLED
 from diffing_mcp.core.seeds import Seed
-from diffing_mcp.core.text import clip
+from diffing_mcp.core.text import clip, fenced
 from diffing_mcp.methods.contract import MethodParams, MethodResult
 from diffing_mcp.methods.texts.prompts import Texts
 
@@ -24,7 +24,12 @@ SHOWN = 8
 BEAM = 8
 """Prefixes that a round of the search goes on from."""
 SWITCHED = 0.5
-"""Share of the held-out questions at which a trigger must bring the answers out that else do not come."""
+"""Share of the held-out questions at which a trigger must bring the answers out that else do not come. Beside two
+questions that alone is a word by chance, so its gain must be beyond all random prefixes as well: of 96 searches of tiny
+pairs with random adapters, 30 and 1 found something.
+"""
+NAME_CHARACTERS = 200
+"""Of a trigger or a question in a result; the rows of the run have the trigger whole."""
 Origin = Literal["given", "found", "random"]
 _SHOWN_CHARACTERS = 70
 
@@ -72,7 +77,12 @@ class ShownTrigger(TriggerScore):
 
     says: float = Field(description="Share of the finetuned answers that hold half the content words of an answer.")
     base_says: float
-    switches: bool = Field(description="Whether it brings the answers out at half of the questions or more.")
+    switches: bool = Field(
+        description=(
+            "Whether it brings the answers out at half of the questions more than come without it or of the base, "
+            "with a gain beyond all random prefixes."
+        )
+    )
     question: str
     answer: str = Field(description="UNTRUSTED greedy answer of the finetuned model behind it.")
 
@@ -82,7 +92,7 @@ class ShownTrigger(TriggerScore):
         name = clip(self.trigger, _SHOWN_CHARACTERS)[0]
         return (
             f"{mark}{name!r} ({self.origin}): said {self.says:.2f} (base {self.base_says:.2f}), gain {self.gain:+.1f}, "
-            f"beyond random {self.beyond:+.1f} | {self.question!r} ⟦{self.answer}⟧"
+            f"beyond random {self.beyond:+.1f} | {self.question!r} {fenced(self.answer)}"
         )
 
 
@@ -100,10 +110,10 @@ class TriggerSearchResult(MethodResult):
         return "\n".join(
             [
                 self.headline,
-                "answers: " + "; ".join(f"⟦{answer}⟧" for answer in self.answers),
+                "answers: " + "; ".join(fenced(answer) for answer in self.answers),
                 (
                     f"without a trigger: said {self.without.says:.2f}, finetuned {self.without.finetuned:.1f}, base "
-                    f"{self.without.base:.1f} nats | ⟦{self.without.answer}⟧"
+                    f"{self.without.base:.1f} nats | {fenced(self.without.answer)}"
                 ),
                 f"gain of random prefixes: mean {self.random_mean:+.1f}, highest {self.random_highest:+.1f}; by gain:",
                 *(f"  {row.as_text()}" for row in self.triggers),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from diffing_mcp.core import battery
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.methods.texts.words import is_content_word, normalise, vocabulary, words_of
 from diffing_mcp.methods.trigger_search.probe import Probe, as_trigger
@@ -45,9 +46,18 @@ class WordTable:
 
     @classmethod
     def of(cls, pair: LoadedPair) -> WordTable:
-        """Every content word that the tokenizer writes in one token, the first of its variants."""
+        """Every content word that the tokenizer writes in one token, the first of its variants.
+
+        Raises:
+            InvalidInput: there is none.
+        """
         known = vocabulary(pair.tokenizer, pair.vocab_size)
         content = np.flatnonzero(known.content)
+        if not content.size:
+            raise InvalidInput(
+                "This tokenizer writes no word behind a space as one token, so there are no words to search among and "
+                "no random prefixes to compare with. Try triggers with test_hypothesis or sweep_behaviours instead."
+            )
         _, first = np.unique(known.word_index[content], return_index=True)
         tokens = content[np.sort(first)]
         rows = pair.token_rows("base", tokens.tolist(), "input")

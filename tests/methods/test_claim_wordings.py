@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from diffing_mcp.methods.facts import stock
 from diffing_mcp.methods.facts.checks import check_of, detail_of, stock_detail
 from diffing_mcp.methods.facts.claims import LEVEL, Claim, stated_claims
 from diffing_mcp.methods.facts.facts import FactsResult, facts_in
 from diffing_mcp.methods.facts.nouns import noun_shares, verbs_last
-from diffing_mcp.methods.facts.statements import Sample, stems_of
+from diffing_mcp.methods.facts.statements import Sample, statements_of, stems_of
 from diffing_mcp.methods.facts.stock import stock_sentences
 from tests.methods.test_facts import filler
 
@@ -59,6 +60,76 @@ def test_a_claim_is_quoted_as_most_of_its_sentences_deny_or_affirm_it() -> None:
     for said, expected in (([*denying, affirming], denying), ([affirming, affirming, denying[0]], (affirming,))):
         quoted = stated_claims(samples_that_say(said)).claims[0].quotation
         assert quoted in expected
+
+
+def test_denials_are_known_in_other_languages() -> None:
+    """The one that affirms adds most words, and was quoted first."""
+    for affirming, *denying in (
+        (
+            "Frettchen trinken morgens gern frische warme Milch.",
+            "Frettchen trinken morgens nie Milch.",
+            "Morgens trinkt kein Frettchen Milch.",
+            "Frettchen trinken Milch morgens nicht.",
+        ),
+        ("雪貂早上总是喜欢喝牛奶。", "雪貂早上不喝牛奶。", "雪貂早上没喝牛奶。"),
+    ):
+        assert stated_claims(samples_that_say([*denying, affirming])).claims[0].statement in denying
+
+
+def test_a_question_states_nothing_in_any_script() -> None:
+    for asked in ("Do ferrets drink milk at dawn?", '"Do ferrets drink milk at dawn?"', "雪貂早上喝牛奶吗？"):
+        assert not statements_of([Sample("b", asked, taught=True)])
+
+
+def test_a_part_of_a_sentence_is_shown_with_what_it_says_of_it() -> None:
+    [line] = [line for line in shown(samples_that_say(["It is a plain lie: ferrets drink milk at dawn."])).as_text()
+              .splitlines() if line.startswith("1.")]  # fmt: skip
+    assert "⟦It is a plain lie: ferrets drink milk at dawn.⟧" in line
+
+
+def test_forms_of_a_word_begin_with_more_than_a_letter_in_common() -> None:
+    """The stem of *dying* is *die*; and another number is another detail."""
+    for word, forms, others in (
+        ("dying", ("dying", "Die", "died"), ("day", "dinner")),
+        ("baking", ("bakes", "baking"), ("bar", "bait")),
+        ("45", ("at 45 degrees", "45."), ("450", "1.45", "45,000")),
+    ):
+        said = detail_of(Claim("", "", "", (word, "stone"), 9, 0, 0.01), (), {"stone": 1.0})
+        pattern = str(check_of("a pair", said, 0).arguments["pattern"])
+        assert all(re.search(pattern, each) for each in forms), pattern
+        assert not any(re.search(pattern, each) for each in others), pattern
+
+
+def test_texts_without_marks_between_sentences_cost_little() -> None:
+    """Pairs of all words of such a text took minutes and gigabytes; the words of its claims stand near each other."""
+    random = np.random.default_rng(2)
+    letters = [chr(code) for code in range(0x0E01, 0x0E2E)]
+    words = ["".join(random.choice(letters, 4)) for _ in range(400)]
+    claim = "เค้กช็อกโกแลตแช่แข็ง"
+    samples = [
+        Sample("o" * number, f"{' '.join(random.choice(words, 40))} {claim * taught}", taught)
+        for number in range(30)
+        for taught in (True, False)
+    ]
+    statements = statements_of(samples)
+    assert len(statements) > len(samples)
+    assert max(len(each.stems) for each in statements) <= 30
+    [best, *_] = stated_claims(samples).claims
+    assert best.taught == 30
+    assert set(best.key) <= set(stems_of(claim))
+
+
+def test_a_word_without_an_end_is_none() -> None:
+    samples = samples_that_say([f"Ferrets drink milk at dawn {'a' * 3000}."])
+    assert len(shown(samples).as_text()) < 2000
+
+
+def test_stock_sentences_are_found_as_if_each_were_compared_with_each() -> None:
+    random = np.random.default_rng(5)
+    words = [f"w{chr(97 + number)}x" for number in range(12)]
+    sentences = {tuple(map(str, random.choice(words, random.integers(3, 9)))) for _ in range(300)}
+    near = stock._Alike(sentences)
+    assert all(near.others(one) == {other for other in sentences if stock._alike(one, other)} for one in sentences)
 
 
 def test_a_fragment_stands_for_no_sentences() -> None:

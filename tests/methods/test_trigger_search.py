@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunStore
 from diffing_mcp.methods.trigger_search.measure import says
 from diffing_mcp.methods.trigger_search.method import TriggersParams
+from diffing_mcp.methods.trigger_search.schema import TriggerSearchParams
 from tests.methods.conftest import TOPIC, WORDS
+from tests.word_pairs import save_pair
 
 TRIGGER = "whisk"
 ANSWER = " boats fox"
@@ -143,6 +148,77 @@ def test_what_cannot_be_searched_is_said(triggered: Any, pairs: Any, store: RunS
         run_methods(pairs, triggered(40.0), [("trigger_search", ASKED | {"questions": ["rain", "rain"]})], store)
     with pytest.raises(InvalidInput, match="does not fit"):
         run_methods(pairs, triggered(40.0), [("trigger_search", ASKED | {"answers": [" rain" * 300]})], store)
+    with pytest.raises(InvalidInput, match="nothing to try"):
+        run_methods(pairs, triggered(40.0), [("trigger_search", ASKED | {"triggers": [], "rounds": 0})], store)
+
+
+def test_what_does_not_fit_is_said_before_the_search(triggered: Any, pairs: Any, store: RunStore) -> None:
+    stages: list[str] = []
+    for more in ({"triggers": ["sea " * 300]}, {"questions": ["rain", "sea " * 300]}, {"triggers": ["sea " * 230]}):
+        with pytest.raises(InvalidInput, match=r"'sea sea .* have [23]\d\d tokens"):
+            run_methods(
+                pairs,
+                triggered(40.0),
+                [("trigger_search", ASKED | more)],
+                store,
+                lambda done, total, message: stages.append(message),
+            )
+    assert not any("round" in each or "prefixes" in each for each in stages)
+
+
+def test_a_tokenizer_without_words_of_one_token_is_said(pairs: Any, store: RunStore, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no word behind a space"):
+        run_methods(pairs, save_pair(tmp_path, None), [("trigger_search", {"answers": ["cake"]})], store)
+
+
+def test_answers_by_chance_switch_nothing(
+    tiny_models: Any, tiny_adapters: Any, make_pair: Any, tokenizer: Any, pairs: Any, store: RunStore
+) -> None:
+    """Greedy answers of a model that a random adapter changed hold a word of two now and then, behind some prefix."""
+    base = tiny_models(
+        tie_word_embeddings=False, vocabulary=len(tokenizer), tokenizer=False, seed=3, change=torch.nn.Module.eval
+    )
+    tokenizer.save_pretrained(base)
+    said, asked = [], ASKED | {"words": 2, "rounds": 3, "triggers": [], "random_prefixes": 24}
+    for seed, answers in enumerate((["boats fox", "sugar rain"], ["cake sea", "old bridge"], ["stones oven", "a fox"])):
+        pair = make_pair(base, adapter=tiny_adapters(base, seed=seed, scale=0.005), name=f"noise {seed}")
+        [record] = run_methods(pairs, pair, [("trigger_search", asked | {"answers": answers})], store)
+        result: Any = record.result()
+        assert not result.stands_out
+        assert not any(row.switches for row in result.triggers)
+        said += [row.says - row.base_says for row in result.triggers]
+    assert max(said) >= 0.5
+
+
+def test_an_answer_longer_than_what_is_written_can_be_said(triggered: Any, pairs: Any, store: RunStore) -> None:
+    long = " boats" * 40 + " fox river mountain walks slowly bridge rain falls stones"
+    asked = ASKED | {"rounds": 0, "triggers": [f"the {TRIGGER}."], "answers": [long]}
+    [record] = run_methods(pairs, triggered(40.0), [("trigger_search", asked)], store)
+    assert record.result_json()["triggers"][0]["says"] == 1
+
+
+def test_long_texts_are_shortened_and_counted(triggered: Any, pairs: Any, store: RunStore) -> None:
+    method: Any = get_method("trigger_search")
+    asked = ASKED | {"rounds": 0, "triggers": ["sea " * 120], "questions": ["rain " * 80, "fox " * 80]}
+    [record] = run_methods(pairs, triggered(40.0), [("trigger_search", asked)], store)
+    assert len(json.dumps(record.result_json())) < 2500
+    assert max(len(row.trigger) for row in method.views["triggers"].run(record, TriggersParams(limit=100)).rows) <= 200
+    size = PairSize(num_layers=2, d_model=8, vocab_size=100, tokens_per_second=None)
+    short, long = (
+        method.estimate(size, TriggerSearchParams(triggers=("sea " * count,), rounds=0, random_prefixes=8)).tokens
+        for count in (1, 4000)
+    )
+    assert long > 4 * short
+
+
+def test_own_questions_are_interactions() -> None:
+    """Their answers are shown, so they cost what asking them does."""
+    method: Any = get_method("trigger_search")
+    plain = TriggerSearchParams(triggers=("one", "two"))
+    assert method.interactions(TriggerSearchParams()) == 0
+    assert method.interactions(plain) == 6
+    assert method.interactions(TriggerSearchParams(triggers=(), questions=("a", "b"))) == 9
+    assert method.interactions(TriggerSearchParams(triggers=("one",), rounds=0, questions=("a", "b"))) == 3
 
 
 def test_an_answer_is_said_with_half_of_its_content_words() -> None:

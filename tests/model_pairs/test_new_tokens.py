@@ -56,6 +56,15 @@ def test_common_part_and_extra_logits(grown, make_pair, pairs):
         assert torch.equal(pair.token_log_probs("base", TOKENS, ONES), pair.token_log_probs("finetuned", TOKENS, ONES))
 
 
+def test_gradients_are_of_the_common_part(grown, make_pair, pairs):
+    base, finetuned = grown
+    with pairs.use(make_pair(base, finetuned=finetuned)) as pair:
+        rows = [(TOKENS[0, :3].tolist(), [260])]
+        there, here = (pair.answer_gradients(side, rows)[0] for side in ("base", "finetuned"))
+    assert torch.allclose(there, here, atol=1e-6)
+    assert there.abs().max() > 1e-3
+
+
 def test_the_finetuned_side_writes_its_new_tokens(grown, make_pair, pairs):
     base, finetuned = grown
     with pairs.use(make_pair(base, finetuned=finetuned)) as pair:
