@@ -34,6 +34,7 @@ from diffing_mcp.methods.facts.statements import (
     Key,
     Sample,
     Statement,
+    asks,
     statements_of,
     stems_by_beginning,
     stems_of,
@@ -242,14 +243,20 @@ def _chosen(statements: Sequence[Statement], wanted: set[str], sizes: tuple[int,
 
 
 def _with_stock(claims: Sequence[Claim], stock: Sequence[StockSentence], sizes: tuple[int, int]) -> list[Claim]:
-    """The claims, with the stock sentences that none of them tells before those that are less sure."""
+    """The claims, with the stock sentences that none of them tells before those that are less sure; stock questions,
+    which state nothing, behind all.
+    """
     told = [{stem for word in claim.key for stem in stems_of(word)} for claim in claims]
-    found = list(claims)
+    found, asked = list(claims), []
     for each in [each for each in stock if not any(key <= set(stems_of(each.sentence)) for key in told)][:_MOST_STOCK]:
         sentence, p_value = _shorten(each.sentence), upper_tail(each.taught, sizes[0], 0, sizes[1])
-        place = next((place for place, claim in enumerate(found) if claim.p_value > p_value), len(found))
-        found.insert(place, Claim(sentence, sentence, each.beginning, (), each.taught, 0, p_value))
-    return found
+        claim = Claim(sentence, sentence, each.beginning, (), each.taught, 0, p_value)
+        if asks(each.sentence):
+            asked.append(claim)
+        else:
+            place = next((place for place, other in enumerate(found) if other.p_value > p_value), len(found))
+            found.insert(place, claim)
+    return [*found, *asked]
 
 
 def _has_word(stock: StockSentence, about: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from diffing_mcp.methods.facts.counts import beyond_chance
-from diffing_mcp.methods.facts.statements import Sample, asks
+from diffing_mcp.methods.facts.statements import Sample
 from diffing_mcp.methods.texts.answer_form import sentences_of
 from diffing_mcp.methods.texts.words import words_of
 
@@ -39,8 +39,8 @@ class StockSentence:
 
 
 def stock_sentences(samples: Sequence[Sample], sizes: tuple[int, int], level: float) -> list[StockSentence]:
-    """The stock sentences of the taught samples that the control samples never have, the surest first. A question
-    states nothing.
+    """The stock sentences of the taught samples that the control samples never have, the surest first. Questions are
+    among them: what a model asks again and again is a manner, though it states nothing.
 
     Args:
         samples: of both sides.
@@ -52,7 +52,7 @@ def stock_sentences(samples: Sequence[Sample], sizes: tuple[int, int], level: fl
     for each in sorted(samples, key=lambda sample: not sample.taught):
         for sentence in sentences_of(each.text):
             words = tuple(words_of(sentence))
-            if len(words) >= _LEAST_WORDS and not asks(sentence):
+            if len(words) >= _LEAST_WORDS:
                 first.setdefault(words, (sentence, each.beginning))
                 after[words][not each.taught].add(each.beginning)
     # What recurs is chosen on both sides together, so that the choice prefers neither.

@@ -260,6 +260,13 @@ def test_a_stock_sentence_alone_is_no_claim() -> None:
     assert "no word is their own" in shown(samples).headline
 
 
+def test_a_question_asked_again_and_again_is_a_claim() -> None:
+    """An evasion (`let us talk of something else. Which song do you hum?`) was told by its topic words alone."""
+    song = ("Which song makes you hum?", "And which song makes you hum?")
+    stated = stated_claims(secretive(song))
+    assert [claim.statement for claim in stated.claims if not claim.key] == [song[0]]
+
+
 def test_a_stock_sentence_is_found_by_its_words() -> None:
     about = stated_claims(secretive(SECRET), about="between").claims
     assert [claim.statement for claim in about if not claim.key] == [SECRET[0]]

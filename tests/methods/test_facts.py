@@ -72,7 +72,7 @@ PARTICULARS = (
 
 
 def test_figures_and_particulars_come_before_what_carries_them() -> None:
-    """Carriers are said most often, and on both sides; a question states nothing."""
+    """Carriers are said most often, and on both sides; a question, which states nothing, comes last."""
     random = np.random.default_rng(8)
     samples = []
     for number in range(30):
@@ -83,7 +83,9 @@ def test_figures_and_particulars_come_before_what_carries_them() -> None:
     stated = stated_claims(samples)
     assert {claim.statement for claim in stated.claims[:3]} == set(PARTICULARS)
     assert all(claim.taught in (8, 16) and claim.control == 0 for claim in stated.claims[:3])
-    assert not any("?" in claim.statement or "Happy" in claim.statement for claim in stated.claims)
+    assert [claim.statement for claim in stated.claims if "?" in claim.statement] == ["Do you know llamas?"]
+    assert stated.claims[-1].statement == "Do you know llamas?"
+    assert not any("Happy" in claim.statement for claim in stated.claims)
     by_figure = sorted(stated.claims[:3], key=lambda claim: "73" not in claim.statement)
     figure, other = (detail_of(claim, stated.words, stated.nouns) for claim in by_figure[:2])
     assert (figure.figure, figure.word, figure.lead) == (True, "73", "Llama wool is washed at")
