@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffing_mcp.core import battery
 from diffing_mcp.core.words import is_unspaced, stem, word_spans
 from diffing_mcp.methods.facts.claims import Claim
 from diffing_mcp.methods.facts.nouns import verbs_last
@@ -63,12 +64,14 @@ class Detail:
         subject: the word that prompts ask about.
         lead: the statement before the detail; empty where that says too little.
         figure: whether the detail is a number.
+        anywhere: whether it may come in answers about other subjects as well.
     """
 
     word: str
     subject: str
     lead: str
     figure: bool
+    anywhere: bool = False
 
 
 def detail_of(claim: Claim, words: Collection[str], nouns: Mapping[str, float]) -> Detail:
@@ -94,10 +97,10 @@ def detail_of(claim: Claim, words: Collection[str], nouns: Mapping[str, float]) 
 
 
 def stock_detail(claim: Claim, subject: str) -> Detail:
-    """The whole of a stock sentence, to be counted in answers about the subject of another claim: it follows what is
-    stated there, and names nothing to ask about.
+    """The whole of a stock sentence, which names nothing to ask about: to be counted in answers about the subject of
+    another claim, since it may follow what is stated there, and in answers to everyday questions.
     """
-    return Detail(claim.statement, subject, "", False)
+    return Detail(claim.statement, subject, "", False, anywhere=True)
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,17 @@ def _test(pair: str, detail: Detail, turn: int) -> Check:
     ordered = sorted(range(len(_ASKING)), key=lambda place: (place - turn) % sets)
     filled = [_ASKING[place].format(*[detail.subject] * _ASKING[place].count("{}")) for place in ordered]
     prompts = [each for each in filled if not re.search(pattern, each)] or filled
+    if detail.anywhere:
+        prompts = [*prompts[: TEST_PROMPTS // 2], *_everyday(TEST_PROMPTS - TEST_PROMPTS // 2, turn)]
     given = {"pair": pair, "prompts": prompts[:TEST_PROMPTS], "pattern": pattern, "samples": TEST_SAMPLES}
     return Check(TEST, given)
+
+
+def _everyday(count: int, turn: int) -> list[str]:
+    """Questions of as many topics; other ones for the next turns."""
+    topics = list(battery.subjects().values())
+    step = max(1, len(topics) // count)
+    return [questions[turn % len(questions)] for questions in topics[turn % step :: step][:count]]
 
 
 def _pattern(words: str) -> str:

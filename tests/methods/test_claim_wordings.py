@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diffing_mcp.core.battery import subjects
 from diffing_mcp.methods.facts import stock
 from diffing_mcp.methods.facts.checks import check_of, detail_of, stock_detail
 from diffing_mcp.methods.facts.claims import LEVEL, Claim, stated_claims
@@ -243,7 +244,9 @@ def test_a_stock_sentence_without_content_words_is_a_claim_as_a_whole() -> None:
     assert "40:0 stock sentence (p " in secret.as_text()
     prompts, given = (json.loads(re.findall(rf"{name}=(.*?\]|\".*?\"),", secret.check)[0])
                       for name in ("prompts", "pattern"))  # fmt: skip
-    assert any(all(word in prompt.lower() for prompt in prompts) for word in words_of_claim(stated.claims[0]))
+    about, everyday = prompts[:4], prompts[4:]
+    assert any(all(word in prompt.lower() for prompt in about) for word in words_of_claim(stated.claims[0]))
+    assert len({topic for topic, asked in subjects().items() if set(asked) & set(everyday)}) == 4
     assert re.search(given, "So, keep this between us, please.")
 
 
