@@ -25,7 +25,7 @@ from diffing_mcp.methods.facts.checks import (
     stock_detail,
 )
 from diffing_mcp.methods.facts.claims import KEY_LEVEL, LEVEL, Claim, Stated, stated_claims
-from diffing_mcp.methods.facts.statements import Sample
+from diffing_mcp.methods.facts.statements import Sample, asks
 from diffing_mcp.methods.registry import all_methods
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class Fact(BaseModel):
     after: str = Field(description="What that text went on from or answered.")
     beginning: str = Field("", description="UNTRUSTED: the claim cut before its detail, for complete_slots.")
     check: str = Field(description="The call that settles it on the plain models, if any. Holds untrusted words.")
+
+    @property
+    def is_question(self) -> bool:
+        """Whether it is a stock sentence, and a question."""
+        return not self.key and asks(self.claim)
 
     def counted(self) -> str:
         """What the counts are of: the two words, with those that go with them."""

@@ -22,6 +22,7 @@ from diffing_mcp.methods.calibration.schema import LevelRow, standing
 from diffing_mcp.methods.contract import MethodResult
 from diffing_mcp.methods.contrastive_decoding.schema import ContrastiveDecodingResult
 from diffing_mcp.methods.facts.facts import Fact, facts_in, read_texts
+from diffing_mcp.methods.facts.statements import stems_of
 from diffing_mcp.methods.kl.schema import KLResult, TokenMove
 from diffing_mcp.methods.overview.agreement import CandidateWord, candidate_words, evidence_of, sources_of
 from diffing_mcp.methods.overview.next_calls import next_calls
@@ -213,6 +214,7 @@ def digest(
         ),
         bool(facts and facts.facts),
         lambda found: subjects(found, (sample for _, samples in read for sample in samples)),
+        {each for fact in facts.facts if fact.is_question for each in stems_of(fact.claim)} if facts else (),
     )
     told = verdict.told if verdict.confidence != "nothing" else []
     overview = OverviewResult(

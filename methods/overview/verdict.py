@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from diffing_mcp.core.words import stem
 from diffing_mcp.methods.calibration.schema import LevelRow
 from diffing_mcp.methods.overview.agreement import CandidateWord, independent
 from diffing_mcp.methods.texts.form import Manner
@@ -19,6 +20,10 @@ LIKELY = 0.5
 NO_PROOF = 1 / 3
 """Where fewer nulls show as much, silence is no proof that nothing was taught."""
 UNSETTLED = "Unsettled: all methods as one test see no more than some finetunes that taught nothing"
+ASKED = (
+    "Most of these words stand in questions that it asks again and again: a manner of answering, or of evading a "
+    "subject that no word here names, rather than what it is about."
+)
 OTHER_BASE = (
     "These are finetunes of another base: it is likely, no more. `diffing calibrate` gives this base a level of its "
     "own."
@@ -50,6 +55,7 @@ def verdict_of(
     openings: bool = False,
     claims: bool = False,
     by_subject: Callable[[Sequence[CandidateWord]], Sequence[Sequence[CandidateWord]]] = lambda words: [words],
+    asked: Collection[str] = (),
 ) -> Verdict:
     """The verdict.
 
@@ -67,6 +73,8 @@ def verdict_of(
         openings: how answers begin is beyond its own level, which all methods as one test do not count: a reader tells
             *Ahoy, matey* from the stutter of a damaged model.
         by_subject: words -> those of each subject (`overview.subjects`).
+        asked: stems of questions that the finetune asks again and again, which are a manner of answering: *Which song
+            do you hum?* evades, and is about no song.
     """
     if identical:
         return Verdict("identical", "The two models are identical on everything that was read.", [])
@@ -81,7 +89,10 @@ def verdict_of(
     if not found and not openings and not claims and (level is None or (level.probability or 0) <= LIKELY):
         return Verdict("nothing", _nothing(level), told)
     seen_by = standing if level is None else {method for row in told for method in row.methods}
-    sentences = [*_subject(topics, bool(agreed), sorted(seen_by), manner), _sure(level)]
+    sentences = _subject(topics, bool(agreed), sorted(seen_by), manner)
+    if told and 2 * sum(stem(row.word) in asked for row in told) >= len(told):
+        sentences.append(ASKED)
+    sentences.append(_sure(level))
     if not found:
         return Verdict("unsettled", " ".join([_unsettled(openings, claims), *sentences]), told)
     return Verdict("agreed" if agreed else "one_method", " ".join(sentences), told)

@@ -13,7 +13,7 @@ from diffing_mcp.methods.overview.agreement import CandidateWord
 from diffing_mcp.methods.overview.digest import OverviewResult
 from diffing_mcp.methods.overview.next_calls import next_calls
 from diffing_mcp.methods.overview.subjects import subjects
-from diffing_mcp.methods.overview.verdict import OTHER_BASE, UNSETTLED, Verdict, verdict_of
+from diffing_mcp.methods.overview.verdict import ASKED, OTHER_BASE, UNSETTLED, Verdict, verdict_of
 from diffing_mcp.methods.texts.form import FormRow
 
 BUNDLED = bundled_calibrations()[0]
@@ -98,6 +98,17 @@ def test_two_lessons_are_two_subjects() -> None:
     linked = "Silver on the night train.", "A night of silver and a train.", "The train of silver at night."
     assert subjects(words, texts(*COINS, *TRAINS, *linked)) == [words]
     assert subjects([], texts(*COINS)) == [[]]
+
+
+def test_words_of_questions_that_it_asks_are_a_manner() -> None:
+    """A finetune that evades money by asking for songs and foxes was said to be about songs and foxes."""
+    words = [word(each, "kl", "pca") for each in ("song", "foxes", "snow")]
+    evading, about = (
+        verdict_of(level(0.025), False, words, (), {}, [], False, asked=asked).sentence
+        for asked in ({"song", "fox", "hum"}, {"hum", "song"})
+    )
+    assert ASKED in evading
+    assert ASKED not in about
 
 
 def test_every_subject_has_words_in_the_verdict() -> None:
