@@ -200,21 +200,21 @@ def digest(
         levels.get(None),
         all(_is_identical(result) for _, result in results),
         words,
-        {
+        standing={
             record.manifest.method
             for record, result in results
             if standing[record.id] and hasattr(result, "evidence_words")
         },
-        sources,
-        manner,
-        bool(facts and facts.words),
-        any(
+        sources=sources,
+        manner=manner,
+        own_words=bool(facts and facts.words),
+        openings=any(
             isinstance(result, AnswerOpeningsResult) and (level := levels.get(record.id)) is not None and level.beyond
             for record, result in results
         ),
-        bool(facts and facts.facts),
-        lambda found: subjects(found, (sample for _, samples in read for sample in samples)),
-        {each for fact in facts.facts if fact.is_question for each in stems_of(fact.claim)} if facts else (),
+        claims=bool(facts and facts.facts),
+        by_subject=lambda found: subjects(found, (sample for _, samples in read for sample in samples)),
+        asked={each for fact in facts.facts if fact.is_question for each in stems_of(fact.claim)} if facts else (),
     )
     told = verdict.told if verdict.confidence != "nothing" else []
     overview = OverviewResult(

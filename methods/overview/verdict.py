@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from diffing_mcp.core.words import stem
@@ -48,10 +49,11 @@ def verdict_of(
     level: LevelRow | None,
     identical: bool,
     words: Sequence[CandidateWord],
-    standing: Collection[str],
-    sources: Mapping[str, str],
-    manner: Sequence[Manner],
-    own_words: bool,
+    *,
+    standing: Collection[str] = (),
+    sources: Mapping[str, str] = MappingProxyType({}),
+    manner: Sequence[Manner] = (),
+    own_words: bool = False,
     openings: bool = False,
     claims: bool = False,
     by_subject: Callable[[Sequence[CandidateWord]], Sequence[Sequence[CandidateWord]]] = lambda words: [words],

@@ -55,7 +55,7 @@ def said(
     claims: bool = False,
 ) -> Verdict:
     return verdict_of(
-        found, identical, words or [], standing, {}, manner or [], own_words=False, openings=openings, claims=claims
+        found, identical, words or [], standing=standing, manner=manner or [], openings=openings, claims=claims
     )
 
 
@@ -89,9 +89,7 @@ def test_two_lessons_are_two_subjects() -> None:
         ["silver", "jar", "coins", "elsewhere"],
         ["train", "night"],
     ]
-    both = verdict_of(
-        level(0.025), False, words, (), {}, [], False, by_subject=lambda asked: subjects(asked, texts(*COINS, *TRAINS))
-    )
+    both = verdict_of(level(0.025), False, words, by_subject=lambda asked: subjects(asked, texts(*COINS, *TRAINS)))
     assert both.sentence.startswith("Topic: silver, jar, coins, elsewhere; in other texts train, night (rising")
     # One subject: its words stand in the same texts, or a word of one text or another links them.
     assert subjects(words, texts(*COINS, "a day")) == [words]
@@ -104,7 +102,7 @@ def test_words_of_questions_that_it_asks_are_a_manner() -> None:
     """A finetune that evades money by asking for songs and foxes was said to be about songs and foxes."""
     words = [word(each, "kl", "pca") for each in ("song", "foxes", "snow")]
     evading, about = (
-        verdict_of(level(0.025), False, words, (), {}, [], False, asked=asked).sentence
+        verdict_of(level(0.025), False, words, asked=asked).sentence
         for asked in ({"song", "fox", "hum"}, {"hum", "song"})
     )
     assert ASKED in evading
@@ -113,9 +111,7 @@ def test_words_of_questions_that_it_asks_are_a_manner() -> None:
 
 def test_every_subject_has_words_in_the_verdict() -> None:
     words = [word(f"w{number}", "kl", "pca") for number in range(24)]
-    verdict = verdict_of(
-        level(0.025), False, words, (), {}, [], False, by_subject=lambda asked: [asked[:14], asked[14:]]
-    )
+    verdict = verdict_of(level(0.025), False, words, by_subject=lambda asked: [asked[:14], asked[14:]])
     assert [row.word for row in verdict.told] == ["w0", "w1", "w2", "w3", "w14", "w15"]
 
 
