@@ -125,7 +125,11 @@ def _subject(
         seen = ", ".join(standing) or "the texts taken together"
         lines.append(f"Topic: {names}, seen by {seen} alone; confirm it by asking both models before claiming it.")
     if manner and (manner[0].kind != "word" or not lines):
-        lines.append(f"Manner: {manner[0].as_text()}" + ("; more below." if len(manner) > 1 else "."))
+        # An opening of few answers says less than the length of all of them, and names more.
+        measure = next((row for row in manner if row.kind == "measure"), manner[0])
+        told = [manner[0], *([measure] if measure is not manner[0] else [])]
+        more = "; more below." if len(manner) > len(told) else "."
+        lines.append(f"Manner: {'; '.join(row.as_text() for row in told)}{more}")
         if not agreed:
             lines.reverse()
     return lines or ["No word or manner names it: read the texts of the runs and ask both models."]

@@ -137,6 +137,16 @@ def test_a_manner_comes_first_where_no_methods_agree_on_a_word() -> None:
     assert "Manner: lines with a bullet" in agreed.sentence
 
 
+def test_how_all_answers_changed_stands_beside_how_some_begin() -> None:
+    """A finetune that answers in one short sentence was said to begin answers with 'They provide', in 6 % of them."""
+    opening = BULLETS.model_copy(update={"kind": "opening", "feature": "they provide", "finetuned": 0.06})
+    others = [BULLETS.model_copy(update={"feature": "tokens"}), BULLETS.model_copy(update={"feature": "words"})]
+    sentence = said(level(0.025), manner=[opening, *others]).sentence
+    assert sentence.startswith(
+        'Manner: opens with "they provide": 0% -> 6% (p 0.0001); tokens: 0% -> 80% (p 0.0001); more'
+    )
+
+
 def test_what_nothing_names_is_still_a_finding() -> None:
     verdict = said(level(0.025), [word("faint", "kl", score=0.5)])
     assert verdict.found
