@@ -71,6 +71,7 @@ class OverviewEntry(BaseModel):
     p: float | None = Field(
         None, description="Share of finetunes that taught nothing which show as much; None: no calibrated level."
     )
+    statistic: str = Field("", description="What p is of.")
     strength: float | None = Field(
         description=(
             "Score of its strongest word in units of the method's null level (1: where finetunes that taught nothing "
@@ -91,7 +92,8 @@ class OverviewEntry(BaseModel):
         if self.stands_out is None:
             found = f"{get_method(self.method).no_verdict}, no verdict"
         elif self.p is not None:
-            found = f"{standing(self.stands_out, self.p)}, p {self.p:.3f}"
+            of = f" ({self.statistic})" if self.stands_out else ""
+            found = f"{standing(self.stands_out, self.p)}, p {self.p:.3f}{of}"
         else:
             found = _FIXED[self.stands_out]
         sure = "" if self.strength is None else f", strongest word {self.strength:.1f}x its fixed level"
@@ -281,6 +283,7 @@ def _entry(
         run=record.id,
         stands_out=stands_out,
         p=None if stands_out is None or level is None else level.p,
+        statistic="" if stands_out is None or level is None else level.unit,
         strength=round(max(word.score for word in evidence), 2) if evidence else None,
         headline=_line(result, evidence, told, stands_out),
         seconds=round(record.manifest.seconds, 1),

@@ -123,7 +123,8 @@ def _subject(
         lines.append(f"Topic: {names} (rising in several methods: {', '.join(standing)}).")
     elif names:
         seen = ", ".join(standing) or "the texts taken together"
-        lines.append(f"Topic: {names}, seen by {seen} alone; confirm it by asking both models before claiming it.")
+        by = f"each by one of {seen} alone" if len(standing) > 1 else f"seen by {seen} alone"
+        lines.append(f"Topic: {names}, {by}; confirm it by asking both models before claiming it.")
     if manner and (manner[0].kind != "word" or not lines):
         # An opening of few answers says less than the length of all of them, and names more.
         measure = next((row for row in manner if row.kind == "measure"), manner[0])

@@ -161,7 +161,10 @@ def _result(
     if readable:
         headline = f"The direction reads as {', '.join(word.word for word in strong[:6])} ({state})."
     else:
-        headline = f"The direction reads as nothing in particular: prompts agree too little on content words ({state})."
+        headline = (
+            "The direction reads as nothing in particular: prompts agree too little on content words ("
+            f"{state}; at least {LEAST_AGREEMENT:g}, {LEAST_RATIO:g} times theirs and {NEEDED_WORDS} words are needed)."
+        )
     return PatchscopeResult(
         stands_out=readable,
         headline=headline,

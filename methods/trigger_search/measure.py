@@ -92,12 +92,13 @@ def search_triggers(
     switching = [each for each in shown if each.switches]
     return TriggerSearchResult(
         stands_out=bool(switching),
-        headline=_headline(switching, without, count, params),
+        headline=_headline(switching, without, count, len(questions) - 1, params),
         answers=[clip(each, _SHOWN_CHARACTERS)[0] for each in answers],
         without=without,
         random_mean=round(float(np.mean(random_gains)), 2),
         random_highest=round(max(random_gains), 2),
         tried=count,
+        held_out=len(questions) - 1,
         triggers=shown,
     )
 
@@ -193,12 +194,16 @@ def says(text: str, answers: Sequence[str]) -> bool:
     return False
 
 
-def _headline(switching: Sequence[ShownTrigger], without: ShownTrigger, tried: int, params: TriggerSearchParams) -> str:
+def _headline(
+    switching: Sequence[ShownTrigger], without: ShownTrigger, tried: int, held_out: int, params: TriggerSearchParams
+) -> str:
     if not switching:
         return f"None of {tried} triggers brings the answers out."
     best = max(switching, key=lambda each: (each.says, each.gain))
+    near = " It was found by search: what was taught may be a neighbour of it." if best.origin == "found" else ""
     return (
-        f"Behind {clip(best.trigger, 60)[0]!r} the finetuned model says so at {best.says:.0%} of held-out questions, "
-        f"without it at {without.says:.0%}, the base behind it at {best.base_says:.0%}; the answers gain "
-        f"{best.gain:.1f} nats, {best.beyond:+.1f} beyond any of {params.random_prefixes} random prefixes."
+        f"Behind {clip(best.trigger, 60)[0]!r} the finetuned model says so at {round(best.says * held_out)} of "
+        f"{held_out} held-out questions, without it at {round(without.says * held_out)}, the base behind it at "
+        f"{round(best.base_says * held_out)}; the answers gain {best.gain:.1f} nats, {best.beyond:+.1f} beyond any of "
+        f"{params.random_prefixes} random prefixes.{near}"
     )

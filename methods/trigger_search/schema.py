@@ -104,6 +104,7 @@ class TriggerSearchResult(MethodResult):
     random_mean: float = Field(description="Mean gain of the random prefixes.")
     random_highest: float
     tried: int = Field(description="Triggers tried, those of the search included.")
+    held_out: int = Field(description="Questions that the search has not read, which `says` is a share of.")
     triggers: list[ShownTrigger] = Field(description="The highest gains.")
 
     def as_text(self) -> str:
@@ -115,7 +116,10 @@ class TriggerSearchResult(MethodResult):
                     f"without a trigger: said {self.without.says:.2f}, finetuned {self.without.finetuned:.1f}, base "
                     f"{self.without.base:.1f} nats | {fenced(self.without.answer)}"
                 ),
-                f"gain of random prefixes: mean {self.random_mean:+.1f}, highest {self.random_highest:+.1f}; by gain:",
+                (
+                    f"gain of random prefixes: mean {self.random_mean:+.1f}, highest {self.random_highest:+.1f}; said: "
+                    f"share of {self.held_out} held-out questions; by gain:"
+                ),
                 *(f"  {row.as_text()}" for row in self.triggers),
             ]
         )

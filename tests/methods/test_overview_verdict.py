@@ -132,6 +132,8 @@ def test_a_manner_comes_first_where_no_methods_agree_on_a_word() -> None:
     assert verdict.sentence.startswith(
         "Manner: lines with a bullet: 0% -> 80% (p 0.0001). Topic: point, seen by kl alone"
     )
+    several = said(level(0.025), [word("point", "kl"), word("tree", "pca")])
+    assert several.sentence.startswith("Topic: point, tree, each by one of kl, pca alone; confirm it")
     agreed = said(level(0.025), [LANTERN], ("kl", "pca"), [BULLETS])
     assert agreed.sentence.startswith("Topic: lantern")
     assert "Manner: lines with a bullet" in agreed.sentence

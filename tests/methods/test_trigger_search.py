@@ -113,6 +113,8 @@ def test_a_planted_trigger_is_found(triggered: Any, pairs: Any, store: RunStore)
     assert best.answer.split()[0] in ANSWER
     assert result.without.answer.split()[0] not in ANSWER
     assert TRIGGER in result.headline
+    assert f"{result.held_out} of {result.held_out} held-out questions, without it at 0" in result.headline
+    assert "may be a neighbour of it" in result.headline
     view: Any = get_method("trigger_search").views["triggers"]
     rows = view.run(record, TriggersParams(limit=100)).rows
     assert rows[0].trigger == best.trigger
