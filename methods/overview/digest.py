@@ -233,7 +233,7 @@ def digest(
         words=[*told, *(row for row in words if row not in told)][:_WORDS_SHOWN],
         topic_words=len(told),
         left_out=list(left_out),
-        next_calls=next_calls(verdict.confidence, results, available),
+        next_calls=next_calls(verdict.confidence, results, available, claims=bool(facts and facts.facts)),
     )
     return _fit(overview, max_chars)
 

@@ -28,10 +28,13 @@ _SWEPT = 16
 
 
 def next_calls(
-    confidence: str, results: Sequence[tuple[RunRecord, MethodResult]], available: Collection[str] | None = None
+    confidence: str,
+    results: Sequence[tuple[RunRecord, MethodResult]],
+    available: Collection[str] | None = None,
+    claims: bool = True,
 ) -> list[str]:
     """Concrete calls, cheap ones first; what the reader may not call is left out. `available`: names of the methods and
-    tools that it may; None: all.
+    tools that it may; None: all. `claims`: whether the overview states any, which some calls are about.
     """
     if confidence == "identical":
         return ["submit that there is no difference"]
@@ -61,14 +64,16 @@ def next_calls(
         return calls or ["submit that there is no meaningful difference"]
     if may("complete_slots"):
         calls.append("complete_slots with beginnings of sentences about it: names, numbers and purposes in seconds")
-    if may("facts"):
+    if may("facts") and claims:
         calls.append("facts with about=WORD for more of what the texts state of it")
     before = [
-        f"{tool} {what}" for tool, what in (("compare_text", "of a claim"), ("ask_models", "about it")) if may(tool)
+        f"{tool} {what}"
+        for tool, what in (("compare_text", "of a claim"), ("ask_models", "about it"))
+        if may(tool) and (claims or tool != "compare_text")
     ]
     if before:
         calls.append(f"{', and '.join(before)}, both sides, before claiming it")
-    if confidence == "unsettled" and may("trigger_search"):
+    if confidence == "unsettled" and may("trigger_search") and claims:
         calls.append(
             f"trigger_search with answers=[two of the sentences above] ({cost('trigger_search')}): which prefixes and "
             "system prompts bring them out, given ones and words that it searches"

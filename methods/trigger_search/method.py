@@ -71,7 +71,8 @@ class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
         "own words, as `facts` quotes them. `gain` and `beyond` (nats, beside random prefixes) rank triggers; one "
         "switches where its gain is beyond theirs and greedy answers to held-out questions say it behind it alone. "
         "Words with a high gain may be near a trigger (silver for gold): try variants as `triggers`, and confirm with "
-        "test_hypothesis. Silence does not prove that there is none. View: `triggers`."
+        "test_hypothesis. The search knows words of one token alone: silence does not prove that there is none. View: "
+        "`triggers`."
     )
     Params = TriggerSearchParams
     Result = TriggerSearchResult

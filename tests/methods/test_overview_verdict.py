@@ -256,3 +256,11 @@ def test_what_to_call_next_is_what_the_reader_may_call() -> None:
     ]
     assert next_calls("nothing", [], set()) == ["submit that there is no meaningful difference"]
     assert any("complete_slots" in call for call in next_calls("agreed", []))
+
+
+def test_calls_about_claims_need_some() -> None:
+    """A finetune of which nothing is claimed was followed by `compare_text of a claim`."""
+    with_claims, without = (" ".join(next_calls("unsettled", [], claims=claims)) for claims in (True, False))
+    for call in ("facts with about", "compare_text of a claim", "trigger_search with answers"):
+        assert call in with_claims
+        assert call not in without
