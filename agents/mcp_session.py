@@ -154,9 +154,10 @@ async def connect(url: str, token: str | None = None) -> AsyncIterator[Session]:
     # itself has a short time-out.
     timeout = httpx2.Timeout(30, read=300)
     expect_unlisted_tools()
+    heeded = through_proxies(url)
     async with (
         httpx2.AsyncClient(
-            headers=headers, timeout=timeout, trust_env=through_proxies(url), verify=trusted_certificates()
+            headers=headers, timeout=timeout, trust_env=heeded, verify=trusted_certificates(heeded)
         ) as http,
         Client(streamable_http_client(url, http_client=http)) as client,
     ):

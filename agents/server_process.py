@@ -87,8 +87,8 @@ def free_port() -> int:
 async def _healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     import httpx2
 
-    deadline = time.monotonic() + START_SECONDS
-    async with httpx2.AsyncClient(timeout=2, trust_env=through_proxies(url), verify=trusted_certificates()) as client:
+    deadline, heeded = time.monotonic() + START_SECONDS, through_proxies(url)
+    async with httpx2.AsyncClient(timeout=2, trust_env=heeded, verify=trusted_certificates(heeded)) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerDidNotStart(

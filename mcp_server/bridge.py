@@ -68,6 +68,7 @@ async def http_client(
     """
     # Waiting for a job takes up to 50 s without a byte; the server's pings come every 15 s.
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=300)
+    heeded = through_proxies(url)
 
     async def look(answer: httpx2.Response) -> None:
         _refuse_errors(url, answer)
@@ -77,8 +78,8 @@ async def http_client(
             headers=_authorization(token),
             timeout=timeout,
             follow_redirects=False,
-            trust_env=through_proxies(url),
-            verify=trusted_certificates(),
+            trust_env=heeded,
+            verify=trusted_certificates(heeded),
             event_hooks={"response": [look]},
         ) as web,
         Client(
@@ -97,12 +98,13 @@ async def check_reachable(url: str, token: str | None) -> None:
     """
     headers = {"Accept": "application/json, text/event-stream", **_authorization(token)}
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    heeded = through_proxies(url)
     try:
         async with httpx2.AsyncClient(
             headers=headers,
             timeout=CONNECT_SECONDS,
-            trust_env=through_proxies(url),
-            verify=trusted_certificates(),
+            trust_env=heeded,
+            verify=trusted_certificates(heeded),
         ) as web:
             # Every MCP server answers this in its own words; all that counts here is who answers.
             answer = await web.post(url, json=ping)

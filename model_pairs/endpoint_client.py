@@ -67,11 +67,12 @@ class EndpointClient:
             if not self._key:
                 raise InvalidInput(f"The environment variable {endpoint.key_env}, which holds the key, is not set.")
             headers["Authorization"] = f"Bearer {self._key}"
+        heeded = through_proxies(endpoint.url)
         self._http = httpx2.Client(
             headers=headers,
             timeout=httpx2.Timeout(settings().endpoint_seconds, connect=10),
-            trust_env=through_proxies(endpoint.url),
-            verify=trusted_certificates(),
+            trust_env=heeded,
+            verify=trusted_certificates(heeded),
         )
         self._closed = threading.Event()
 
