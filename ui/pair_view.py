@@ -42,7 +42,7 @@ RunName = Callable[[str], Markup]
 """How a run's id is shown: as a link in the panel, as a place in a report."""
 
 _SURE = {
-    "agreed": ("Several methods agree", "finetuned"),
+    "agreed": ("Several methods name it", "finetuned"),
     "one_method": ("One method alone", "warn"),
     "unsettled": ("Not settled", "warn"),
     "nothing": ("Within the null level", ""),
