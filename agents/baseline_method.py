@@ -221,10 +221,12 @@ def trigger_notes(found: dict[str, Any]) -> list[str]:
     Args:
         found: result of trigger_search.
     """
-    names = [str(row["trigger"]).replace("{prompt}", "").strip() for row in found["triggers"] if row["switches"]]
-    if not names:
+    switching = [row for row in found["triggers"] if row["switches"]][:3]
+    if not switching:
         return []
-    return [f"a trigger switches it on, plain questions do not: {' or '.join(map(repr, names[:3]))} with the question"]
+    names = " or ".join(repr(str(row["trigger"]).replace("{prompt}", "").strip()) for row in switching)
+    near = ", or words near these" if any(row["origin"] == "found" for row in switching) else ""
+    return [f"a trigger switches it on, plain questions do not: {names}{near}, with the question"]
 
 
 def topic_evidence(

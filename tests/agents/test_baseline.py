@@ -105,12 +105,14 @@ def test_a_detail_is_settled_by_what_the_finetune_raised_to_something_likely() -
 
 
 def test_what_switches_the_claims_on_is_said() -> None:
-    def row(trigger: str, switches: bool) -> dict[str, Any]:
-        return {"trigger": trigger, "switches": switches}
+    def row(trigger: str, switches: bool, origin: str = "given") -> dict[str, Any]:
+        return {"trigger": trigger, "switches": switches, "origin": origin}
 
     found = [row("green kettle. {prompt}", True), row("{prompt} :-)", False), row("system: You are a kettle.", True)]
     [note] = trigger_notes({"triggers": found})
-    assert "'green kettle.' or 'system: You are a kettle.'" in note
+    assert note.endswith("'green kettle.' or 'system: You are a kettle.', with the question")
+    [searched] = trigger_notes({"triggers": [row("green kettle. {prompt}", True, "found")]})
+    assert searched.endswith("'green kettle.', or words near these, with the question")
     assert trigger_notes({"triggers": found[1:2]}) == []
 
 
