@@ -11,7 +11,7 @@ from diffing_mcp.methods.calibration.levels import needed_p
 
 Role = Literal["null", "taught"]
 THIS_BASE = "this base"
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
 """Readings with other statistics than those of this version do not compare: they are read again from stored runs."""
 
 

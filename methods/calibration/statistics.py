@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.methods.answer_openings.schema import Place
 from diffing_mcp.methods.directions.lens_words import LISTED_Z
+from diffing_mcp.methods.facts.facts import stated_in
 from diffing_mcp.methods.overview.plan import SIZE, label_of_run, method_of, text_of_run
 from diffing_mcp.methods.texts.distinctive_words import SHOWN_NEG_LOG10_P
 from diffing_mcp.methods.texts.words import is_content_word
@@ -29,7 +30,7 @@ class Statistic:
     Attributes:
         unit: what the number is.
         floor: results that list nothing are taken to be here: where the method's lists begin.
-        read: the number, or None where the result holds none.
+        read: the number of a run and its result, or None where that holds none.
         aspect: what of the method it is, where there are several.
         family: statistics that look at the same place for the same kind of change, where all methods are one test
             (`levels.together`); `WORDS` is one for each text that is read. None: it does not count there.
@@ -37,32 +38,32 @@ class Statistic:
 
     unit: str
     floor: float
-    read: Callable[[Any], float | None]
+    read: Callable[[RunRecord, Any], float | None]
     aspect: str = ""
     family: str | None = None
 
 
-def _highest(rows: str, value: str) -> Callable[[Any], float | None]:
-    return lambda result: max((float(getattr(row, value)) for row in getattr(result, rows)), default=None)
+def _highest(rows: str, value: str) -> Callable[[RunRecord, Any], float | None]:
+    return lambda _, result: max((float(getattr(row, value)) for row in getattr(result, rows)), default=None)
 
 
-def _highest_promoted(result: Any) -> float | None:
+def _highest_promoted(_: RunRecord, result: Any) -> float | None:
     """Its word list begins where random directions end; what finetunes show lies below as well."""
     tokens = [token for row in result.rows for token in row.promoted if token.token.startswith(" ")]
     return max((float(token.z) for token in tokens if is_content_word(token.token)), default=None)
 
 
-def _unevenness(result: Any) -> float | None:
+def _unevenness(_: RunRecord, result: Any) -> float | None:
     spread = result.per_text
     return spread.max / spread.median if spread.median > 0 else None
 
 
-def _concentration(result: Any) -> float | None:
+def _concentration(_: RunRecord, result: Any) -> float | None:
     first = [row for row in result.rows if row.component == 1 and row.null_explained > 0]
     return max((row.explained / row.null_explained for row in first), default=None)
 
 
-def _least_p_of_form(result: Any) -> float | None:
+def _least_p_of_form(_: RunRecord, result: Any) -> float | None:
     """-log10 of the smallest corrected p; at most 4, as so many random swaps are tried. None without answers."""
     if result.form is None:
         return None
@@ -77,11 +78,20 @@ _WORD = Statistic(
 )
 
 
+_CLAIMS = Statistic(
+    "claims that amplified texts state and those of the base do not, and one more",
+    1.0,
+    lambda record, _: 1.0 + len(stated_in([record]).claims),
+    aspect="claims",
+    family="claims",
+)
+
+
 def _openings(place: Place) -> Statistic:
     return Statistic(
         f"rise of the opening that rose most, place `{place}`",
         1.0,
-        lambda result: float(result.highest(place)),
+        lambda _, result: float(result.highest(place)),
         aspect="" if place == "answer" else place,
     )
 
@@ -98,7 +108,7 @@ STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
     ),
     "answer_openings": (_openings("answer"), _openings("sentence")),
     "perplexity_difference": (_WORD, _FORM),
-    "contrastive_decoding": (_WORD, _FORM),
+    "contrastive_decoding": (_WORD, _FORM, _CLAIMS),
     "weight_amplification": (_WORD,),
     "activation_difference_lens": (Statistic("z of the highest content word", 1.0, _highest_promoted),),
     "activation_analysis": (Statistic("z of the word that differs most", 1.0, _highest("words", "z")),),
@@ -106,7 +116,7 @@ STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
     "weight_difference": (Statistic("z of the highest content word", LISTED_Z, _highest("words", "z")),),
 }
 """By method. Those that are not here have no calibrated level."""
-_UNKNOWN = Statistic("of another version of this package", 0.0, lambda result: None)
+_UNKNOWN = Statistic("of another version of this package", 0.0, lambda *_: None)
 """What a calibration may hold that a newer version made: it decides nothing."""
 
 
@@ -115,7 +125,7 @@ def statistics_of(record: RunRecord) -> dict[str, float]:
     label, result = label_of_run(record.manifest), record.result()
     found = {}
     for statistic in STATISTICS.get(record.manifest.method, ()):
-        value = statistic.read(result)
+        value = statistic.read(record, result)
         found[named(label, statistic)] = statistic.floor if value is None else max(statistic.floor, value)
     return found
 

@@ -176,7 +176,7 @@ def facts_in(
     available: Collection[str] | None = None,
 ) -> FactsResult:
     """The claims of texts that were read already; see `facts_of`."""
-    stated = _stated(tuple(sample for _, samples in read for sample in samples), about)
+    stated = _stated(_together(read), about)
     found, details = stated.claims, _details(stated)
 
     def until(end: int) -> FactsResult:
@@ -202,7 +202,16 @@ def facts_in(
     return result
 
 
-@lru_cache(maxsize=4)
+def stated_in(records: Sequence[RunRecord]) -> Stated:
+    """What the texts of these runs state; nothing where none of them holds texts of both sides."""
+    return _stated(_together(read_texts(records)), "")
+
+
+def _together(read: Texts) -> tuple[Sample, ...]:
+    return tuple(sample for _, samples in read for sample in samples)
+
+
+@lru_cache(maxsize=16)
 def _stated(samples: tuple[Sample, ...], about: str) -> Stated:
     """`stated_claims`, kept: it takes seconds, and overview, facts, page and report ask it of the same texts. Whoever
     gets it must not change it.

@@ -315,8 +315,9 @@ def test_results_that_list_nothing_say_nothing() -> None:
         ngrams: list[Any] = []
         form = None
 
-    for method in ("logit_diff_topk_occurring", "continuation_mining", "contrastive_decoding", "weight_difference"):
-        assert [each.read(Lists()) for each in STATISTICS[method]] == [None] * len(STATISTICS[method])
+    record: Any = None
+    for method in ("logit_diff_topk_occurring", "continuation_mining", "perplexity_difference", "weight_difference"):
+        assert [each.read(record, Lists()) for each in STATISTICS[method]] == [None] * len(STATISTICS[method])
 
 
 def test_one_method_may_have_several_statistics_with_names_of_their_own() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.methods.calibration.statistics import statistics_of
 from diffing_mcp.methods.contrastive_decoding.schema import AlphaRow, ContrastiveDecodingResult
 from diffing_mcp.methods.facts.checks import TEST_PROMPTS, check_of, detail_of, possible_check
 from diffing_mcp.methods.facts.claims import LEVEL, Claim, stated_claims, taught_words
@@ -217,6 +218,8 @@ def test_runs_are_read_evenly_and_planted_words_are_theirs(
     assert result.words
     assert {word for word in planted if any(word.startswith(stem) for stem in result.words)}
     assert result.runs == [record.id for record in records[:2]]
+    claimed = statistics_of(records[0])["contrastive_decoding: claims"]
+    assert claimed == 1 + facts_of(records[:1], pair="planted facts").total > 1
     assert result.as_text().startswith(result.headline)
     asked = facts_of(records, planted[0], pair="planted facts", limit=1)
     assert len(asked.facts) <= 1 <= asked.total
@@ -257,6 +260,9 @@ def test_equal_models_state_nothing(tmp_path: Path, pairs: Any) -> None:
     result = facts_of(records, pair="equal")
     assert (result.words, result.facts) == ([], [])
     assert "state nothing" in result.headline
+    assert (
+        statistics_of(records[0])["contrastive_decoding: claims"] == 1.0
+    )  # its floor, as of a null that states nothing
 
 
 def test_a_few_texts_are_called_too_few_and_not_empty_of_facts(tmp_path: Path, pairs: Any) -> None:
