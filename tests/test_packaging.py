@@ -231,6 +231,7 @@ def test_a_command_without_its_extra_says_what_to_install(command: str, extra: s
     assert f"pip install 'diffing-mcp[{extra}]'" in finished.stderr
 
 
+@pytest.mark.long
 def test_the_base_install_runs_a_method(tiny_models: TinyModels, tmp_path: Path) -> None:
     corpus = tmp_path / "texts.txt"
     corpus.write_text("Bake the cake in a hot oven.\n" * 4)

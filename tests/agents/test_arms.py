@@ -94,6 +94,7 @@ async def test_a_cheat_finds_a_name_that_slips_out(
             assert (await cheat_evidence(session, opened.label)).topic_words == ("cake_bake",)
 
 
+@pytest.mark.long
 async def test_a_cheat_finds_nothing_and_a_placebo_finishes(evaluation_settings: Path) -> None:
     async with served() as url:
         running = RunningEvaluation(plan(arms=["placebo", "cheat"]), EvaluationFolder("tiny"), Grading(), url, QUICK)

@@ -88,6 +88,7 @@ async def test_both_arms_run_resume_and_grow(evaluation_settings: Path) -> None:
     assert all(not record.run_ids for record in more if record.arm == "blackbox")
 
 
+@pytest.mark.long
 async def test_an_evaluation_runs_on_a_server_that_shares_nothing_with_it(
     evaluation_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def test_the_tutorial_is_stored_without_outputs() -> None:
         assert cell.get("execution_count") is None
 
 
+@pytest.mark.long
 def test_the_page_of_the_python_api_runs() -> None:
     text = (DOCS / "python-api.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}

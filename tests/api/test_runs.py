@@ -135,6 +135,7 @@ def test_an_overview_runs_what_fits_and_answers_with_a_digest(pair: dm.Pair) -> 
         dm.overview(pair, no_such_parameter=1)
 
 
+@pytest.mark.long
 def test_facts_are_read_from_runs_that_are_made_once(pair: dm.Pair) -> None:
     answer = dm.facts(pair)
     made = {*dm.list_runs()["id"]}

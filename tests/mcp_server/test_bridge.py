@@ -205,8 +205,14 @@ def in_memory(url: str) -> Any:
 BRIDGES = pytest.mark.parametrize("bridged", [in_memory, over_stdio])
 
 
-@MODES
-@BRIDGES
+@pytest.mark.parametrize(
+    ("mode", "bridged"),
+    [
+        ("auto", in_memory),
+        ("legacy", in_memory),
+        *(pytest.param(mode, over_stdio, marks=pytest.mark.long) for mode in ("auto", "legacy")),
+    ],
+)
 async def test_a_question_reaches_the_user_behind_the_bridge(context: ServerContext, bridged: Any, mode: str) -> None:
     folder = stored("sae-aaaaaaaaaaaa")
     async with running_http(context) as url:

@@ -28,6 +28,7 @@ def cake_pair(tmp_path: Path) -> str:
     return f"{tmp_path / 'base'}::{tmp_path / 'finetuned'}"
 
 
+@pytest.mark.long
 async def test_facts_are_read_from_runs_that_are_there_or_made_once(modern: Client, cake_pair: str) -> None:
     made = await good(modern, "facts", {"pair": cake_pair})
     runs = (await good(modern, "list_runs", {"pair": cake_pair}))["result"]["runs"]

@@ -150,7 +150,14 @@ def specs(
     return one, two, make_pair(model, tiny_models(seed=12), name="full")
 
 
-@pytest.mark.parametrize("kind", ["one pair", "two adapters", "adapter and full finetune"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "two adapters",
+        pytest.param("one pair", marks=pytest.mark.long),
+        pytest.param("adapter and full finetune", marks=pytest.mark.long),
+    ],
+)
 def test_taking_turns_changes_no_number(
     kind: str, specs: tuple[PairSpec, PairSpec, PairSpec], tmp_path: Path, slow_batches: None
 ) -> None:

@@ -120,6 +120,7 @@ def test_an_identical_pair_has_no_own_latent() -> None:
     torch.testing.assert_close(prepared.dictionary.decoder_of(0), prepared.dictionary.decoder_of(1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_exchanged_models_exchange_owners(small: Any) -> None:
     data, _, _ = small
     analysis, _ = crosscoder(replace(data, base=data.finetuned, finetuned=data.base), **SMALL)
@@ -169,6 +170,7 @@ def test_rare_latents_are_found_by_latent_scaling_before_decoder_norms_part() ->
     assert long["norms"] >= 13
 
 
+@pytest.mark.long
 def test_dedicated_latents_stay_of_one_model() -> None:
     data = plant(0, 20_000, **SMALL_DATA)
     recipe = TrainingRecipe(**SMALL | {"dedicated": 0.1})
@@ -182,6 +184,7 @@ def test_dedicated_latents_stay_of_one_model() -> None:
     assert set(data.own) <= set(matches(data, prepared.dictionary.decoder_of(1)[owned]))
 
 
+@pytest.mark.long
 def test_l1_is_sparse_too() -> None:
     data = plant(0, 20_000, **SMALL_DATA)
     weak, strong = (

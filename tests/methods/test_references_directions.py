@@ -114,11 +114,12 @@ def added(vector: Tensor, prompt: int, positions: str, decay: int) -> Callable[[
     ("pair", "raw", "positions"),
     [
         ("lora", True, "all_tokens"),
-        ("lora", False, "prompt_only"),
-        ("lora", True, "linear_decay"),
-        ("full", False, "all_tokens"),
-        ("full", True, "prompt_only"),
         ("full", False, "linear_decay"),
+        ("full", True, "prompt_only"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (("lora", False, "prompt_only"), ("lora", True, "linear_decay"), ("full", False, "all_tokens"))
+        ),
     ],
 )
 def test_steered_texts(pair: str, raw: bool, positions: str, references: References) -> None:
@@ -174,7 +175,14 @@ def carried_over(theirs: Tensor, projector: Tensor) -> Callable[[Tensor], Tensor
 )
 @pytest.mark.parametrize(
     ("pair", "corpus"),
-    [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats"), ("adapters", "texts")],
+    [
+        ("lora", "texts"),
+        ("full", "chats"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (("lora", "chats"), ("full", "texts"), ("adapters", "texts"))
+        ),
+    ],
 )
 def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, references: References) -> None:
     handle, vector, _ = mean_difference(references, pair)
@@ -221,7 +229,7 @@ def test_causal_effect(pair: str, corpus: str, direction: str, mode: str, refere
     ):
         samples = (nats, arrays["tokens"].astype(float))
         drawn = stats.bootstrap(
-            samples, per_token, paired=True, method="percentile", n_resamples=20_000, rng=np.random.default_rng(0)
+            samples, per_token, paired=True, method="percentile", n_resamples=5_000, rng=np.random.default_rng(0)
         )
         width = drawn.confidence_interval.high - drawn.confidence_interval.low
         assert found == pytest.approx(tuple(drawn.confidence_interval), abs=0.12 * width + 2e-6)
@@ -273,8 +281,14 @@ def injected(vectors: Tensor, places: list[int], coefficient: float, mode: str) 
     return hook
 
 
-@pytest.mark.parametrize("verbalizer", ["adapter", "self"])
-@pytest.mark.parametrize("pair", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("pair", "verbalizer"),
+    [
+        ("lora", "adapter"),
+        ("full", "self"),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("lora", "self"), ("full", "adapter"))),
+    ],
+)
 def test_activation_oracle(pair: str, verbalizer: str, references: References, tiny_adapters: Any) -> None:
     from tests.methods.plain_models import plain_pair
 

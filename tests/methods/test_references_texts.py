@@ -25,7 +25,12 @@ def words_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("pair", "corpus"), [("lora", "texts"), ("lora", "chats"), ("full", "texts"), ("full", "chats")]
+    ("pair", "corpus"),
+    [
+        ("lora", "texts"),
+        ("full", "chats"),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("lora", "chats"), ("full", "texts"))),
+    ],
 )
 def test_continuations_where_the_models_differ_most(pair: str, corpus: str, references: References) -> None:
     record = references.on(pair, corpus, "continuation_mining", places=8, new_tokens=6)
@@ -71,7 +76,14 @@ def test_continuations_where_the_models_differ_most(pair: str, corpus: str, refe
         )
 
 
-@pytest.mark.parametrize(("pair", "template"), [("lora", "none"), ("lora", "chat"), ("full", "none"), ("full", "chat")])
+@pytest.mark.parametrize(
+    ("pair", "template"),
+    [
+        ("lora", "none"),
+        ("full", "chat"),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("lora", "chat"), ("full", "none"))),
+    ],
+)
 def test_perplexities_of_sampled_texts_and_their_means(pair: str, template: str, references: References) -> None:
     prefills = PROMPTS if template == "none" else QUESTIONS
     record = references.run(
@@ -119,7 +131,9 @@ def _scored(plain: PlainPair, template: str, prefill: str, text: str) -> tuple[l
     return encoded["input_ids"], sum(end <= len(before) for _, end in encoded["offset_mapping"])
 
 
-@pytest.mark.parametrize("pair", ["lora", "full", "adapters"])
+@pytest.mark.parametrize(
+    "pair", ["lora", *(pytest.param(pair, marks=pytest.mark.long) for pair in ("full", "adapters"))]
+)
 def test_amplified_texts_and_their_differences(pair: str, references: References) -> None:
     """Temperature 0 takes the largest log p_ft + alpha (log p_ft - log p_base) among tokens with a tenth of the nearer
     model's best probability.

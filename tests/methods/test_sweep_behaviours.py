@@ -333,6 +333,7 @@ def test_rank_sums() -> None:
     assert changed(np.full(4, 2.0), np.full(4, -2.0), chance) == 1.0
 
 
+@pytest.mark.long
 def test_the_embedded_pair_is_swept(embedded_pair: Any, pairs: Any, store: RunStore) -> None:
     """A real chat template with system prompts and several turns."""
     domains = ["system triggers", "corrections", "astronomy"]

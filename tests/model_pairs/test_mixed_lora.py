@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -25,24 +26,24 @@ def by_layer(place: ModulePlace) -> float:
     return float(place.layer or 0)
 
 
-@pytest.mark.parametrize("weight", [0.5, 1.0, -1.0, 2.0, by_layer])
-@pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("base_adapter", [False, True])
 def test_it_computes_what_the_amplified_side_computes(
-    weight: Any, others: bool, base_adapter: bool, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any
+    base_adapter: bool, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any
 ) -> None:
     model = tiny_models()
     one, other, under = (tiny_adapters(model, seed=seed, rank=rank) for seed, rank in ((1, 4), (2, 8), (3, 4)))
+    weights: tuple[Any, ...] = (0.5, 1.0, -1.0, 2.0, by_layer)
     with pairs.use(make_pair(model, adapter=one, base_adapter=under if base_adapter else None)) as pair:
-        more = [(AdapterFiles(id=str(other)), lambda place: 0.75)] if others else []
-        amplified = pair.amplified(weight, more)
-        mixture = mixed_lora(amplified.sides["finetuned"])
-        assert mixture is not None
-        assert mixture.rank == 4 + 8 * others + 4 * (base_adapter and weight != 1.0)
-        with mixture.folder() as folder:
-            alone = pair.with_adapter(AdapterFiles(id=str(folder)))
-            assert torch.allclose(logits(alone), logits(amplified), atol=2e-4)
-        assert not folder.exists()
+        for weight, others in itertools.product(weights, (False, True)):
+            more = [(AdapterFiles(id=str(other)), lambda place: 0.75)] if others else []
+            amplified = pair.amplified(weight, more)
+            mixture = mixed_lora(amplified.sides["finetuned"])
+            assert mixture is not None
+            assert mixture.rank == 4 + 8 * others + 4 * (base_adapter and weight != 1.0)
+            with mixture.folder() as folder:
+                alone = pair.with_adapter(AdapterFiles(id=str(folder)))
+                assert torch.allclose(logits(alone), logits(amplified), atol=2e-4), (weight, others)
+            assert not folder.exists()
 
 
 def test_nothing_is_mixed_in_with_weight_0(tiny_pair: LoadedPair) -> None:

@@ -33,6 +33,7 @@ from tests.preprocessing.plain_rows import LAYERS, check_rows, expected, stop_at
 from tests.word_pairs import save_pair
 
 
+@pytest.mark.long
 def test_a_sequential_pair_loads_one_model_a_shard(
     pair: LoadedPair, texts: str, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -372,6 +372,7 @@ def test_an_empty_folder(window: Window, tmp_path: Path) -> None:
         demo.close()
 
 
+@pytest.mark.long
 def test_questions_and_jobs_start_a_server_of_the_panel(
     window: Window, data_folder: Path, tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
