@@ -1,7 +1,8 @@
 """Makes the finetunes of known content of a base, runs the methods on each, and keeps what they measured.
 
 What is finished is kept: finetunes and runs lie in the base's folder of the cache, and the calibration is written after
-each finetune. Where methods were added since, or are of another version, only they are run on what was measured before.
+each finetune. Where methods were added since, are of another version or have one more statistic, only they are run on
+what was measured before; a run that is still there is read again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput, NotFi
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.calibration.readings import kept_readings, reading_of, with_runs
 from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading, Role
-from diffing_mcp.methods.calibration.statistics import STATISTICS
+from diffing_mcp.methods.calibration.statistics import STATISTICS, names_of
 from diffing_mcp.methods.calibration.store import base_of, find_calibration, folder_of, save_calibration
 from diffing_mcp.methods.overview.plan import (
     CHATS,
@@ -278,10 +279,11 @@ def _whole(reading: Reading | None, labels: Collection[str]) -> bool:
 
 
 def _tried(reading: Reading) -> set[str]:
-    """Methods that ran on it, and those that could not: what cannot read a base, such as chats without a template, is
-    not tried with every call.
+    """Methods that ran on it with all statistics that they have today, and those that could not run: what cannot read
+    a base, such as chats without a template, is not tried with every call.
     """
-    return {*reading.stands_out, *reading.left_out}
+    ran = {label for label in reading.stands_out if reading.statistics.keys() >= names_of(label)}
+    return {*ran, *reading.left_out}
 
 
 def _begun(identity: dict[str, Any], base: str, requests: Sequence[Request]) -> Calibration:

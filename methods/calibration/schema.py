@@ -11,7 +11,7 @@ from diffing_mcp.methods.calibration.levels import needed_p
 
 Role = Literal["null", "taught"]
 THIS_BASE = "this base"
-STATISTICS_VERSION = 3
+STATISTICS_VERSION = 2
 """Readings with other statistics than those of this version do not compare: they are read again from stored runs."""
 
 
@@ -51,6 +51,9 @@ class Calibration(BaseModel):
 
 FEW = 0.15
 """A p up to here is no finding and not nothing either: two or three nulls of twenty show as much."""
+
+
+MOST_SHOW_MORE = 0.5
 
 
 def standing(stands_out: bool, p: float | None) -> str:
@@ -97,8 +100,12 @@ class LevelRow(BaseModel):
         """`p 0.030 among 32 finetunes that taught nothing (12 trained), at this size of change (the least that they
         allow): 4.7 deviations out, the furthest of them 4.1; probability ...`.
         """
+        # Most nulls show more and yet it is not 0: some of what is taught is seen by no method.
+        unseen = " all the same, unseen by these methods" if self.p > MOST_SHOW_MORE else ""
         probability = (
-            "" if self.probability is None else f"; probability {self.probability:.2f} that something was taught"
+            ""
+            if self.probability is None
+            else f"; probability {self.probability:.2f} that something was taught{unseen}"
         )
         remarks = "".join(f"; {remark}" for remark in self.remarks)
         least = " (the least that they allow)" if self.p * (self.nulls + 1) < 1.5 else ""

@@ -130,6 +130,11 @@ def statistics_of(record: RunRecord) -> dict[str, float]:
     return found
 
 
+def names_of(label: str) -> set[str]:
+    """Names of all statistics of a method on its text."""
+    return {named(label, statistic) for statistic in STATISTICS.get(method_of(label), ())}
+
+
 def named(label: str, statistic: Statistic) -> str:
     """The statistic's name: `contrastive_decoding`, `contrastive_decoding: form`."""
     return f"{label}: {statistic.aspect}" if statistic.aspect else label

@@ -22,7 +22,7 @@ from diffing_mcp.methods.calibration.readings import (
     reading_of,
 )
 from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION
-from diffing_mcp.methods.calibration.statistics import STATISTICS, named
+from diffing_mcp.methods.calibration.statistics import STATISTICS, Statistic, named
 from diffing_mcp.methods.calibration.store import (
     base_of,
     calibration_named,
@@ -136,6 +136,23 @@ def test_a_method_that_is_added_later_is_run_alone_on_what_was_measured_before(
     again = calibrate(pairs, base, failing, most=1).readings
     assert [any(label.startswith(name) for label in reading.stands_out) for reading in again] == [True, False, False]
     assert all(label in reading.stands_out for reading in again)
+
+
+def test_a_statistic_that_is_added_later_is_read_from_the_kept_runs_of_its_method(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base, asked, name = str(tiny_models()), requests(tmp_path), "logit_diff_topk_occurring"
+    before = calibrate(pairs, base, asked, most=2)
+    label = next(label for label in before.params if label.startswith(name))
+    added = Statistic("words", 1.0, lambda _, result: 1.0 + len(result.words), aspect="words")
+    monkeypatch.setitem(STATISTICS, name, (*STATISTICS[name], added))
+    kept = {path.name for path in own_cache.glob("calibrations/*/runs/*")}
+    after = calibrate(pairs, base, asked, most=2)
+    assert {path.name for path in own_cache.glob("calibrations/*/runs/*")} == kept  # nothing was computed again
+    for old, new in zip(before.readings, after.readings, strict=True):
+        assert new.statistics == old.statistics | {f"{label}: words": new.statistics[f"{label}: words"]}
+    assert calibrate(pairs, base, asked, most=1).readings[:2] == after.readings
 
 
 def test_runs_on_a_calibrated_base_have_levels(

@@ -165,6 +165,15 @@ def test_methods_that_stand_out_alone_make_no_finding_that_all_together_do_not(s
     )
 
 
+def test_a_probability_beside_a_p_of_one_says_what_it_is_of() -> None:
+    """Probability 0.23 that something was taught, beside p 1.000, read as a contradiction."""
+    assert (
+        "probability 0.23 that something was taught all the same, unseen by these methods"
+        in said(level(1.0, probability=0.23)).sentence
+    )
+    assert "all the same" not in said(level(0.222, probability=0.21)).sentence
+
+
 def test_where_few_nulls_show_as_much_silence_is_said_to_be_no_proof() -> None:
     """A lesson that was hardly learnt was flatly denied at p 0.222, above `answers begin with 'Notwithstanding'`."""
     verdict = said(level(0.222, probability=0.21))
