@@ -172,14 +172,15 @@ def rows_of(
     return rows
 
 
-def batches_of(rows: Sequence[Row], most: Callable[[int], int]) -> list[list[Row]]:
-    """Rows of similar prompt length together, longest first; `most` says how many rows a batch may have whose longest
-    prompt has so many tokens.
+def batches_of(rows: Sequence[Row], most: Callable[[int], int], unpadded: bool = False) -> list[list[Row]]:
+    """Rows of similar prompt length together (`unpadded`: of equal length), longest first; `most` says how many rows a
+    batch may have whose longest prompt has so many tokens.
     """
     batches: list[list[Row]] = []
     allowed = 0
     for row in sorted(rows, key=lambda row: -len(row.prompt)):
-        if batches and len(batches[-1]) < allowed:
+        fits = batches and not (unpadded and len(row.prompt) < len(batches[-1][0].prompt))
+        if fits and len(batches[-1]) < allowed:
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -203,7 +204,9 @@ def batches_for(residents: Sequence[ResidentModel], rows: Sequence[Row], max_new
             most_rows(costs, prompt, max_new_tokens, free), max_rows, max(1, max_tokens // (prompt + max_new_tokens))
         )
 
-    return batches_of(rows, most)
+    # Padding would stand between learned tokens and a prompt, and windows of attention count it: a short prompt beside
+    # a long one loses sight of what was learned.
+    return batches_of(rows, most, unpadded=any(resident.prompt is not None for resident in residents))
 
 
 def completion_of(stop_ids: frozenset[int], reader: Any, row: Row, ids: Sequence[int]) -> Completion:
