@@ -48,6 +48,9 @@ class GenerationRequest(BaseModel):
         description="Raw text to continue; special tokens such as BOS are added as the tokenizer does (`special`).",
     )
     special: bool = Field(True, description="Whether the tokenizer adds special tokens to raw text.")
+    ids: tuple[int, ...] | None = Field(
+        None, description="Token ids of `text`, special ones too, where no text is cut into them (half a character)."
+    )
     prefill: str = Field(
         "", description="Beginning of the answer; the completion goes on after it and does not repeat it."
     )
@@ -56,6 +59,8 @@ class GenerationRequest(BaseModel):
     def _one_of_both(self) -> Self:
         if (self.messages is None) == (self.text is None):
             raise ValueError("a request has either `messages` or `text`")
+        if self.ids is not None and self.text is None:
+            raise ValueError("`ids` are those of `text`")
         return self
 
 
@@ -108,6 +113,8 @@ def prompt_ids(tokenizer: Any, request: GenerationRequest, thinking: bool, think
     if request.messages is not None:
         text = render_chat(tokenizer, request.messages, request.prefill, thinking, thinking_switch)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    elif request.ids is not None:
+        ids = [*request.ids, *tokenizer(request.prefill, add_special_tokens=False)["input_ids"]]
     else:
         ids = tokenizer((request.text or "") + request.prefill, add_special_tokens=request.special)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
