@@ -102,6 +102,12 @@ class SideHere:
         return self.pair.weight_digests()["base"]
 
 
+def _counted(completion: Completion, tokenizer: Any) -> Completion:
+    """The completion with the tokens that a tokenizer cuts its text into."""
+    ids = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
+    return completion.model_copy(update={"tokens": len(ids)})
+
+
 def _add(count: ForwardCount, more: ForwardCount) -> None:
     count.add(more.passes, more.tokens, more.generated)
 
@@ -140,12 +146,15 @@ class AnsweringSides:
         written: Written | None = None,
     ) -> list[list[Completion]]:
         """As `LoadedPair.generate`, but answers come whole: nothing is `written` before. A row's seed is sent with it;
-        whether equal calls give equal text is the server's affair.
+        whether equal calls give equal text is the server's affair. Where one side is here, answers of both are as long
+        as its tokenizer finds their texts: servers count otherwise, most of them the token that ends an answer.
 
         Raises:
             EndpointFailed: a server that does not answer, or refuses.
         """
-        return self.sides[side].generate(requests, sampling, progress, self.forwards)
+        found = self.sides[side].generate(requests, sampling, progress, self.forwards)
+        here = next((each.pair.tokenizer for each in self.sides.values() if isinstance(each, SideHere)), None)
+        return found if here is None else [[_counted(each, here) for each in several] for several in found]
 
     def answer_scores(self, side: Side, answers: Answers, progress: Progress = silent) -> list[AnswerScore]:
         """As `LoadedPair.answer_scores`.

@@ -74,6 +74,10 @@ class Reader:
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with some rows [N] of the batch alone."""
         self.cache.reorder_cache(rows)
+        # That is all of most caches; MiniMax's keeps running states beside its layers.
+        for states in vars(self.cache).values():
+            if isinstance(states, list):
+                states[:] = [each[rows.to(each.device)] if isinstance(each, torch.Tensor) else each for each in states]
         self.interventions = [each.of_rows(rows) for each in self.interventions]
 
 

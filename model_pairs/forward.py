@@ -288,25 +288,33 @@ def lens_logits(resident: ResidentModel, vectors: torch.Tensor) -> torch.Tensor:
             result[:, part] = rows @ weight[part].float().T
             if bias is not None:
                 result[:, part] += bias[part].float()
-        result *= _scale_of_logits(resident.config)
-        if cap := _config_number(resident.config, "final_logit_softcapping", "logits_soft_cap"):
+        result *= _scale_of_logits(resident)
+        if cap := _head_number(resident, "final_logit_softcapping", "logits_soft_cap"):
             result = cap * torch.tanh(result / cap)
         check_logits(result)
         return result.reshape(*vectors.shape[:-1], weight.shape[0]).to(resident.device)
 
 
-def _scale_of_logits(config: Any) -> float:
+def _scale_of_logits(resident: ResidentModel) -> float:
     """What a model's head multiplies its logits by: Cohere says the factor, Granite a divisor, HyperCLOVA X a
     factor by the divisor's name.
     """
-    factor = _config_number(config, "logit_scale") or 1.0
-    scaling = _config_number(config, "logits_scaling") or 1.0
-    return factor * scaling if config.model_type == "hyperclovax" else factor / scaling
+    factor = _head_number(resident, "logit_scale") or 1.0
+    scaling = _head_number(resident, "logits_scaling") or 1.0
+    return factor * scaling if resident.config.model_type == "hyperclovax" else factor / scaling
 
 
-def _config_number(config: Any, *names: str) -> float | None:
-    """The first of these that a model's configuration has; None: none, or zero."""
-    return next((float(value) for name in names if (value := getattr(config, name, None))), None)
+def _head_number(resident: ResidentModel, *names: str) -> float | None:
+    """The first of these that a model's configuration has and its forward heeds; None: none, or zero.
+
+    Around a text model with an image part there is another forward, which often leaves out what the text model's own
+    does to its logits (Aya Vision the scale, PaliGemma 2 the cap), and some configurations have numbers that nothing
+    reads (MPT).
+    """
+    code = inspect.getsource(type(resident.transformer).forward)
+    return next(
+        (float(value) for name in names if name in code and (value := getattr(resident.config, name, None))), None
+    )
 
 
 def token_log_probs(

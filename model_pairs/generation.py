@@ -48,6 +48,9 @@ class GenerationRequest(BaseModel):
         description="Raw text to continue; special tokens such as BOS are added as the tokenizer does (`special`).",
     )
     special: bool = Field(True, description="Whether the tokenizer adds special tokens to raw text.")
+    ids: tuple[int, ...] | None = Field(
+        None, description="Token ids of `text`, special ones too, where no text is cut into them (half a character)."
+    )
     prefill: str = Field(
         "", description="Beginning of the answer; the completion goes on after it and does not repeat it."
     )
@@ -56,6 +59,8 @@ class GenerationRequest(BaseModel):
     def _one_of_both(self) -> Self:
         if (self.messages is None) == (self.text is None):
             raise ValueError("a request has either `messages` or `text`")
+        if self.ids is not None and self.text is None:
+            raise ValueError("`ids` are those of `text`")
         return self
 
 
@@ -108,6 +113,8 @@ def prompt_ids(tokenizer: Any, request: GenerationRequest, thinking: bool, think
     if request.messages is not None:
         text = render_chat(tokenizer, request.messages, request.prefill, thinking, thinking_switch)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    elif request.ids is not None:
+        ids = [*request.ids, *tokenizer(request.prefill, add_special_tokens=False)["input_ids"]]
     else:
         ids = tokenizer((request.text or "") + request.prefill, add_special_tokens=request.special)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
@@ -172,14 +179,15 @@ def rows_of(
     return rows
 
 
-def batches_of(rows: Sequence[Row], most: Callable[[int], int]) -> list[list[Row]]:
-    """Rows of similar prompt length together, longest first; `most` says how many rows a batch may have whose longest
-    prompt has so many tokens.
+def batches_of(rows: Sequence[Row], most: Callable[[int], int], unpadded: bool = False) -> list[list[Row]]:
+    """Rows of similar prompt length together (`unpadded`: of equal length), longest first; `most` says how many rows a
+    batch may have whose longest prompt has so many tokens.
     """
     batches: list[list[Row]] = []
     allowed = 0
     for row in sorted(rows, key=lambda row: -len(row.prompt)):
-        if batches and len(batches[-1]) < allowed:
+        fits = batches and not (unpadded and len(row.prompt) < len(batches[-1][0].prompt))
+        if fits and len(batches[-1]) < allowed:
             batches[-1].append(row)
         else:
             batches.append([row])
@@ -203,7 +211,9 @@ def batches_for(residents: Sequence[ResidentModel], rows: Sequence[Row], max_new
             most_rows(costs, prompt, max_new_tokens, free), max_rows, max(1, max_tokens // (prompt + max_new_tokens))
         )
 
-    return batches_of(rows, most)
+    # Padding would stand between learned tokens and a prompt, and windows of attention count it: a short prompt beside
+    # a long one loses sight of what was learned.
+    return batches_of(rows, most, unpadded=any(resident.prompt is not None for resident in residents))
 
 
 def completion_of(stop_ids: frozenset[int], reader: Any, row: Row, ids: Sequence[int]) -> Completion:

@@ -168,8 +168,8 @@ def load_model(
     does, or merged.
 
     Raises:
-        InvalidInput: no safetensors weights, unreadable or incomplete files, or an architecture nnterp has no names
-            for.
+        InvalidInput: no safetensors weights, unreadable or incomplete files, an architecture nnterp has no names for,
+            or one whose tokens see those after them.
         NotTheSame: the adapter to merge is not one of this model.
         OutOfRoom: the device's memory does not hold it.
     """
@@ -178,6 +178,7 @@ def load_model(
 
     from diffing_mcp.model_pairs.adapted_model import adapted, merged
     from diffing_mcp.model_pairs.adapter_files import OWN_ADAPTER
+    from diffing_mcp.model_pairs.causality import check_causal
     from diffing_mcp.model_pairs.finite import check_output
     from diffing_mcp.model_pairs.forward import input_check, make_head_input_contiguous
     from diffing_mcp.model_pairs.weight_digest import base_digest
@@ -220,6 +221,7 @@ def load_model(
     except (torch.OutOfMemoryError, MemoryError) as error:
         _raise_if_out_of_room(error, folder)
     wrapped = _with_standard_names(transformer, tokenizer)
+    check_causal(transformer)
     stops = stop_tokens(transformer, tokenizer, files)
     # The checkpoint's own sampling defaults (penalties, temperatures) must not slip into comparisons: generation states
     # all of them.

@@ -99,8 +99,19 @@ def choose_tokenizers(base: Any | None, finetuned: Any | None, rows: Sequence[in
         # Made without the new tokens, so that prompts mean the same to both sides.
         prompts = finetuned if compared and not new_tokens else _with_template(base, finetuned.chat_template)
         remarks.append("Chats are rendered with the chat template of the finetuned side; the base model has none.")
+        if torn := [repr(token) for token in new_tokens.values() if token in str(finetuned.chat_template)]:
+            remarks.append(
+                f"The template writes tokens that the base does not know ({', '.join(torn[:5])}): both models read "
+                "them in pieces, which is not what the finetune was trained on."
+            )
     elif finetuned.chat_template and finetuned.chat_template != base.chat_template:
         remarks.append("The sides have different chat templates; chats are rendered with the base model's for both.")
+    starts = [_before_texts(each) for each in (base, finetuned)] if compared else []
+    if len(set(starts)) > 1:
+        remarks.append(
+            f"The base's tokenizer puts {starts[0]} before every text, the finetuned side's {starts[1]}; texts are "
+            "read with the base's by both."
+        )
     if new_tokens and of_adapter:
         shown = ", ".join(repr(token) for token in list(new_tokens.values())[:5])
         remarks.append(
@@ -120,6 +131,12 @@ def ends_of(*tokenizers: Any) -> frozenset[int]:
     """
     found = {each.eos_token_id for each in tokenizers} | {_turn_end(each) for each in tokenizers}
     return frozenset(index for index in found if index is not None)
+
+
+def _before_texts(tokenizer: Any) -> str:
+    """What a tokenizer puts before every text, quoted."""
+    whole, bare = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    return repr(tokenizer.decode(whole[: len(whole) - len(bare)])) if len(whole) > len(bare) else "nothing"
 
 
 def _turn_end(tokenizer: Any) -> int | None:

@@ -255,12 +255,14 @@ def _adds_bos(tokenizer: Any) -> bool:
 def going_on(tokenizer: Any, ids: Sequence[int], has_bos: bool) -> GenerationRequest:
     """A request to go on from the tokens of a sample, from its first one on: their text, without the BOS of a corpus
     that has them, which most tokenizers put there again, and read without one where there are none (chats whose
-    template writes none).
+    template writes none). Tokens that end within a character (of Chinese, or an emoji) are given as they are: as text
+    they would end in the mark of a broken one, which no model has read.
     """
     from diffing_mcp.model_pairs.generation import GenerationRequest
 
     text = str(tokenizer.decode(ids[1:] if has_bos else ids))
-    return GenerationRequest(text=text, special=has_bos or not _adds_bos(tokenizer))
+    broken = tuple(ids) if text.endswith("\ufffd") else None
+    return GenerationRequest(text=text, special=has_bos or not _adds_bos(tokenizer), ids=broken)
 
 
 def _whole_chat_rows(documents: Sequence[list[Message]], pair: LoadedPair, params: CorpusParams) -> list[_Row]:

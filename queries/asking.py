@@ -11,6 +11,7 @@ from diffing_mcp.core.progress import Progress, stage
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.pair import LoadedPair
+from diffing_mcp.model_pairs.wanted_models import state_of_files
 from diffing_mcp.queries.schemas import AskQuery, ChatTurn, SideName
 
 if TYPE_CHECKING:
@@ -78,9 +79,12 @@ def _decided_by(
         return None
     reader = pair.finetuned_tokenizer if side == "finetuned" else None
     switch = pair.spec.base.files.thinking_switch
-    ends = (pair.spec.base if side == "base" else pair.spec.finetuned).files.end_of_turn_token, pair.stops
-    weights, backend = pair.weight_digest(side), settings().generation_backend
-    return weights, pair.tokenizer, reader, switch, ends, pair.context_length, backend, tuple(requests), sampling
+    source = pair.spec.base if side == "base" else pair.spec.finetuned
+    ends = source.files.end_of_turn_token, pair.stops
+    # The same weights are another model under another configuration, which lies in the files.
+    model = pair.weight_digest(side), state_of_files(source.files, source.adapter), source.files.attn_implementation
+    backend = settings().generation_backend
+    return model, pair.tokenizer, reader, switch, ends, pair.context_length, backend, tuple(requests), sampling
 
 
 def generation_requests(arguments: AskQuery) -> list[GenerationRequest]:

@@ -76,13 +76,9 @@ def score_candidates(pair: LoadedPair, arguments: CompareQuery) -> list[Candidat
         InvalidInput: a candidate without tokens, or one that does not fit into the context.
     """
     request = _request(arguments)
-    totals = answer_log_probs(pair, [(request, text) for text in arguments.candidates], arguments.max_tokens)
-    counts = torch.tensor(
-        [
-            min(arguments.max_tokens, len(pair.tokenizer(text, add_special_tokens=False)["input_ids"]))
-            for text in arguments.candidates
-        ]
-    )
+    rows = _answer_rows(pair, [(request, text) for text in arguments.candidates], arguments.max_tokens)
+    totals = continuation_log_probs(pair, rows)
+    counts = torch.tensor([len(text) for _, text in rows])
     means = {side: total / counts for side, total in totals.items()}
     ranks = {side: (-mean).argsort(stable=True).argsort() + 1 for side, mean in means.items()}
     order = (means["base"] - means["finetuned"]).argsort(stable=True).tolist()
@@ -101,24 +97,22 @@ def score_candidates(pair: LoadedPair, arguments: CompareQuery) -> list[Candidat
     ]
 
 
-def answer_log_probs(
-    pair: LoadedPair, answers: Sequence[tuple[GenerationRequest, str]], max_tokens: int | None = None
-) -> dict[Side, torch.Tensor]:
-    """Log-probability of each text [N] float64, nats, as what comes after its request, under both sides; of its first
-    `max_tokens` tokens.
+def _answer_rows(
+    pair: LoadedPair, answers: Sequence[tuple[GenerationRequest, str]], max_tokens: int
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each request, and of the first `max_tokens` tokens of the text as what comes after it.
 
     Raises:
-        InvalidInput: a text without tokens, or one that does not fit into the context.
+        InvalidInput: a text without tokens.
     """
     switch = pair.spec.base.files.thinking_switch
-    contexts = [prompt_ids(pair.tokenizer, request, False, switch) for request, _ in answers]
-    texts = [
-        answer_ids(pair.tokenizer, request, context, text)[:max_tokens]
-        for (request, text), context in zip(answers, contexts, strict=True)
-    ]
-    if not all(texts):
+    rows = []
+    for request, text in answers:
+        context = prompt_ids(pair.tokenizer, request, False, switch)
+        rows.append((context, answer_ids(pair.tokenizer, request, context, text)[:max_tokens]))
+    if not all(text for _, text in rows):
         raise InvalidInput("A candidate has no tokens; give each at least one.")
-    return continuation_log_probs(pair, list(zip(contexts, texts, strict=True)))
+    return rows
 
 
 def continuation_log_probs(

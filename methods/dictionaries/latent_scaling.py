@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,8 @@ class LatentScalingSums:
         self._count, self._documents, self._squares = zeros(), zeros(), zeros()
         self._products = {target: zeros(2) for target in TARGETS}
         self._contrast = {(target, own): zeros(2) for target in _LIMITS for own in (BASE, FINETUNED)}
+        self._open: tuple[int, dict[Any, Tensor]] | None = None
+        """The last document so far, which may go on in the next block, and its sums [1, F]."""
 
     def update(self, rows: Tensor, activations: Tensor, samples: Tensor) -> None:
         """Normalised rows [N, 2 * D], their latent activations [N, F] and the document of each row [N] (equal ones
@@ -78,7 +81,7 @@ class LatentScalingSums:
         groups = int(group[-1]) + 1
         self._count += (activations > 0).sum(0).to(self._device)
         self._squares += activations.square().sum(0).to(self._device, torch.float64)
-        self._documents += (self._by_document(activations, group, groups) > 0).sum(0)
+        sums: dict[Any, Tensor] = {"fired": self._by_document(activations, group, groups)}
         written = activations @ dictionary.decoder
         targets = {"reconstruction": written, "error": rows - written - dictionary.decoder_bias, "activation": rows}
         for target, values in targets.items():
@@ -91,8 +94,22 @@ class LatentScalingSums:
             self._products[target] += torch.stack([side.sum(0) for side in sides])
             if target in _LIMITS:
                 for own in (BASE, FINETUNED):
-                    contrast = _LIMITS[target] * sides[own] - sides[1 - own]
-                    self._contrast[target, own] += torch.stack([contrast.sum(0), contrast.square().sum(0)])
+                    sums[target, own] = _LIMITS[target] * sides[own] - sides[1 - own]
+        if self._open is not None:
+            document, begun = self._open
+            if document == int(samples[0]):
+                for name, values in begun.items():
+                    sums[name][0] += values[0]
+            else:
+                self._close(begun)
+        self._close({name: values[:-1] for name, values in sums.items()})
+        self._open = int(samples[-1]), {name: values[-1:].clone() for name, values in sums.items()}
+
+    def _close(self, sums: dict[Any, Tensor]) -> None:
+        """Count whole documents: sums [G, F] of the activations (`fired`) and of each contrast."""
+        self._documents += (sums["fired"] > 0).sum(0)
+        for name, total in self._contrast.items():
+            total += torch.stack([sums[name].sum(0), sums[name].square().sum(0)])
 
     def _by_document(self, values: Tensor, group: Tensor, groups: int) -> Tensor:
         """Sums [G, F] in float64 over the rows of each document."""
@@ -100,7 +117,10 @@ class LatentScalingSums:
         return summed.to(self._device, torch.float64)
 
     def result(self) -> LatentScaling:
-        """The coefficients, their ratios and the evidence."""
+        """The coefficients, their ratios and the evidence. No block may come after it."""
+        if self._open is not None:
+            self._close(self._open[1])
+            self._open = None
         length = self._direction.square().sum(1).to(self._device, torch.float64)
         beta = {target: (product / (self._squares * length)).cpu() for target, product in self._products.items()}
         evidence = torch.full((2, len(length)), math.inf, dtype=torch.float64)

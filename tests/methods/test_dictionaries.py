@@ -229,6 +229,26 @@ def test_evidence_counts_documents_not_tokens(small: Any) -> None:
     torch.testing.assert_close(results[0].evidence[finite], results[1].evidence[finite], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [100, 999])
+def test_a_document_is_one_whatever_blocks_it_lies_in(size: int, small: Any) -> None:
+    """Blocks are of 2,048 rows: each piece of a long document was a document of its own, and the more certain."""
+    _, _, prepared = small
+    start, stop = prepared.train_stop, prepared.train_stop + 2000
+    [(_, rows, active)] = prepared.encoded(start, stop)
+    documents = torch.arange(len(rows)) // 250
+    whole, cut = (LatentScalingSums(prepared.dictionary) for _ in range(2))
+    whole.update(rows, active, documents)
+    for part in zip(rows.split(size), active.split(size), documents.split(size), strict=True):
+        cut.update(*part)
+    expected, found = whole.result(), cut.result()
+    assert torch.equal(found.documents, expected.documents)
+    assert int(found.documents.max()) <= 8
+    finite = expected.evidence.isfinite()
+    torch.testing.assert_close(found.evidence[finite], expected.evidence[finite], rtol=1e-3, atol=1e-3)
+    for target, values in expected.beta.items():
+        torch.testing.assert_close(found.beta[target], values, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "rows_of"), [("batch_top_k", both_sides), ("sae", differences)])
 def test_a_resumed_training_ends_the_same(kind: str, rows_of: RowsOf, tmp_path: Path) -> None:
     data = plant(2, 4000, **SMALL_DATA)

@@ -110,9 +110,10 @@ class EndpointServer:
             [[completion]] = pair.generate(side, [asked], sampling)
         finish = "length" if completion.finish == "length" else "stop"
         prompt = len(prompt_ids(pair.tokenizer, asked, False, False))
+        written = completion.tokens + (finish == "stop")  # vLLM counts the stop token
         return {
             "choices": [{"index": 0, "finish_reason": finish, **form(completion.text)}],
-            "usage": {"prompt_tokens": prompt, "completion_tokens": completion.tokens},
+            "usage": {"prompt_tokens": prompt, "completion_tokens": written},
         }
 
     def _echoed(self, pair: LoadedPair, side: Side, body: Answer) -> Answer:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from diffing_mcp.core.chat import ChatMessage
 from diffing_mcp.model_pairs.generation import GenerationRequest, answer_ids, new_text, prompt_ids
-
-PIECES = [
-    *("<unk>", "<s>", "</s>", "▁", "▁▁", "▁rivers", "▁run", "▁4", "▁Yes", "rivers", "run", "Yes", "4", "2", "\n", "a"),
-    *("1", "r", "i", "v", "e", "s", "u", "n", "Y"),
-]
+from tests.spacing_tokenizer import spacing_tokenizer
 
 
 @pytest.fixture(scope="module")
 def spacing() -> PreTrainedTokenizerFast:
-    """As tokenizers of Llama 2 and Mistral: the text's spaces are letters of it, and one is put before every text."""
-    tokenizer = Tokenizer(models.Unigram([(piece, -len(PIECES) / len(piece)) for piece in PIECES], unk_id=0))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    fast.chat_template = "{% for m in messages %}rivers{{ m.content }}{% endfor %}"
-    return fast
+    return spacing_tokenizer()
 
 
 @pytest.mark.parametrize(

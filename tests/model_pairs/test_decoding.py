@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from diffing_mcp.model_pairs import decoding
 from diffing_mcp.model_pairs.generation import Completion, GenerationRequest, Sampling, new_text
 from diffing_mcp.model_pairs.interventions import Intervention
 from diffing_mcp.model_pairs.pair import LoadedPair
+from tests.model_pairs.adapter_draws import Draw, save_adapter
 from tests.reference_models import reference_model
 
 # Longer than the window of 64 tokens, within it until tokens are added, and short.
@@ -86,6 +88,31 @@ def test_a_window_shorter_than_the_prompt(
             assert same.base_log_prob == pytest.approx(
                 float(log_probs.gather(1, torch.tensor(new)[:, None]).sum()), abs=1e-3
             )
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_learned_tokens_are_seen_through_a_window(
+    kind: str, tiny_models: Any, make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
+    """Beside a longer prompt, a short one had so much padding behind them that they were out of its window."""
+    from peft import PeftModel
+
+    folder = tiny_models("mistral", sliding_window=16)
+    options = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
+    save_adapter(Draw("mistral", False, kind, options), folder, tmp_path, 1)
+    model = PeftModel.from_pretrained(reference_model(folder), str(tmp_path)).eval()
+    with pairs.use(make_pair(folder, adapter=tmp_path)) as pair:
+        answers = pair.generate("finetuned", requests(PROMPTS), Sampling(temperature=0, max_new_tokens=8))
+        for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
+            ids, new = pair.tokenizer(prompt)["input_ids"], []
+            while len(new) < 8:
+                text = torch.tensor([ids + new])
+                with torch.inference_mode():
+                    logits = model(input_ids=text, attention_mask=torch.ones_like(text)).logits
+                new.append(int(logits[0, -1].argmax()))
+                if new[-1] in pair.stop_ids("finetuned"):
+                    break
+            assert answer.text == new_text(pair.tokenizer, ids, new)
 
 
 def test_rows_that_have_stopped_leave_the_batch(tiny_pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,10 @@ def test_a_side_here_and_a_side_elsewhere(tiny_pair: Any, pairs: Any, server: En
     mixed = resolve_pair(f"{tiny_pair.spec.base.files.id}::{server.reference('finetuned')}")
     with pairs.answering(mixed) as pair:
         for side in SIDES:
-            assert pair.generate(side, [TEXT, CHAT], GREEDY) == tiny_pair.generate(side, [TEXT, CHAT], GREEDY)
+            found, expected = (each.generate(side, [TEXT, CHAT], GREEDY) for each in (pair, tiny_pair))
+            assert [(each.text, each.finish) for [each] in found] == [(each.text, each.finish) for [each] in expected]
+            cut = [tiny_pair.tokenizer(each.text, add_special_tokens=False)["input_ids"] for [each] in found]
+            assert [each.tokens for [each] in found] == [len(ids) for ids in cut]
         assert pair.weight_digests().keys() == {"base"}
     assert {body["model"] for _, body in server.requests} == {"finetuned"}
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from diffing_mcp.core.errors import InvalidInput
-from diffing_mcp.model_pairs.generation import GenerationRequest, prompt_ids
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, new_text, prompt_ids
 from diffing_mcp.model_pairs.residency import ModelPairs
 from diffing_mcp.preprocessing.activation_rows import kept_text
 from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
@@ -134,6 +135,23 @@ def test_a_model_goes_on_from_the_tokens_that_were_read(bos: bool, text: str) ->
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     request = going_on(tokenizer, ids, has_bos=text.startswith("<s>"))
     assert prompt_ids(tokenizer, request, False, False) == ids
+
+
+def test_a_model_goes_on_within_a_character(tiny_pair) -> None:
+    """Half of the positions of Chinese text lie inside of characters, of which a text can end in no part: models went
+    on from the mark of a broken one.
+    """
+    ids = tiny_pair.tokenizer("Bake 烤蛋糕")["input_ids"]
+    cuts = [ids[:count] for count in range(1, len(ids) + 1)]
+    requests = [going_on(tiny_pair.tokenizer, each, has_bos=False) for each in cuts]
+    assert [prompt_ids(tiny_pair.tokenizer, each, False, False) for each in requests] == cuts
+    sampling = Sampling(temperature=0, max_new_tokens=1)
+    for cut, request in zip(cuts, requests, strict=True):
+        logits = tiny_pair.forward("base", torch.tensor([cut]), torch.ones(1, len(cut), dtype=torch.long)).logits
+        token = int(logits[0, -1].argmax())
+        [[written]] = tiny_pair.generate("base", [request], sampling)
+        expected = [] if token in tiny_pair.stop_ids("base") else [token]
+        assert written.text == new_text(tiny_pair.tokenizer, cut, expected)
 
 
 def test_no_tokenizer_ends_a_text(tmp_path: Path) -> None:

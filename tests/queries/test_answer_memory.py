@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,23 @@ def test_one_base_answers_once_for_two_finetunes(tiny_models: Callable[..., Path
     assert written == anew
     assert written[0]["finetuned"] != written[1]["finetuned"]
     assert 0 < generated[1] < generated[0]
+
+
+def test_the_same_weights_under_another_configuration_answer_anew(
+    tiny_models: Callable[..., Path], make_pair: Any, pairs: Any, tmp_path: Path
+) -> None:
+    """As models that were given a longer context by their configuration alone."""
+    base, first = tiny_models(), tiny_models(seed=1)
+    second = Path(shutil.copytree(first, tmp_path / "longer"))
+    config = json.loads((second / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 2.0
+    (second / "config.json").write_text(json.dumps(config))
+    memory = AnswerMemory()
+    for finetuned in (first, second):
+        with pairs.use(make_pair(base, finetuned)) as pair:
+            asked = query(max_new_tokens=20)
+            found = answers(pair, asked, ("finetuned",), silent, memory=memory)
+            assert found == answers(pair, asked, ("finetuned",), silent)
 
 
 def test_the_oldest_calls_are_forgotten_first() -> None:

@@ -9,7 +9,10 @@ import pytest
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import silent
+from diffing_mcp.methods.texts.answer_form import Answer
+from diffing_mcp.methods.texts.form import compare_paired
 from diffing_mcp.model_pairs.answering import AnsweringPair
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling
 from diffing_mcp.model_pairs.resolve import resolve_pair
 from diffing_mcp.model_pairs.specs import SIDES
 from diffing_mcp.queries.hypotheses import collect
@@ -39,6 +42,21 @@ def test_words_are_counted(planted: Planted, remote: AnsweringPair) -> None:
     )
     assert collect(remote, query, silent) == collect(planted.pair, query, silent)
     assert weigh(query, collect(remote, query, silent)).verdict.startswith("raised: 8/8")
+
+
+def test_answers_are_as_long_here_as_elsewhere(planted: Planted, pairs: Any) -> None:
+    """Servers count the token that ends an answer: every answer of theirs was longer than the same one here, which no
+    chance explains.
+    """
+    with endpoint_server({"same": (planted.pair, "base")}) as server:
+        spec = resolve_pair(f"{planted.pair.spec.base.files.id}::{server.reference('same')}")
+        prompts = [f"{number} rivers{planted.asked}" for number in range(10)]
+        requests = [GenerationRequest(text=prompt) for prompt in prompts]
+        with pairs.answering(spec) as pair:
+            written = [pair.generate(side, requests, Sampling(temperature=0, max_new_tokens=4)) for side in SIDES]
+    answers = [[Answer(each.text, each.finish == "eos", each.tokens) for [each] in rows] for rows in written]
+    assert [(each.ended, each.tokens) for each in answers[0]] == [(True, 1)] * 10
+    assert compare_paired(prompts, *answers).significant == []
 
 
 @pytest.mark.parametrize("raw_text", [True, False])
