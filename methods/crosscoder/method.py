@@ -19,6 +19,7 @@ class Crosscoder(DictionaryMethod[CrosscoderParams, CrosscoderResult]):
 
     name = "crosscoder"
     title = "Crosscoder"
+    version = 2
     for_agents = (
         "Latent scaling then measures how much of every latent each model really has: ratios near 0 mean the "
         "finetuned model's own, near 1 shared; decoder norms alone mislead (rare latents of short trainings). Use "
