@@ -217,7 +217,7 @@ def drifted(generator: np.random.Generator, place: int, drift: float, rise: floa
 
 def test_drift_alone_is_found_at_the_stated_rate() -> None:
     """However far two models drifted apart: what the base expects as much as its own answers is no behaviour."""
-    runs = 60
+    runs = 30
     generator = np.random.default_rng(0)
     found = [
         judge([drifted(generator, place, drift=0.5) for place in range(32)], seed=0)[0].stands_out for _ in range(runs)

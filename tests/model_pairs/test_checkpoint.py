@@ -155,7 +155,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("side", ["base", "finetuned"])
+@pytest.mark.parametrize("side", ["base", pytest.param("finetuned", marks=pytest.mark.long)])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_and_foreign_files(damage: str, side: str, tiny_models: Any, make_pair: Any, tmp_path: Path) -> None:
     edit, words = DAMAGES[damage]

@@ -29,7 +29,7 @@ SPECIAL = [
     "[INST]",
     "[/INST]",
 ]
-DRAWS = [30, pytest.param(300, marks=pytest.mark.long)]
+DRAWS = [15, pytest.param(300, marks=pytest.mark.long)]
 
 
 def byte_bpe(**options: Any) -> Tokenizer:
