@@ -104,7 +104,8 @@ def test_learned_tokens_are_seen_through_a_window(
     with pairs.use(make_pair(folder, adapter=tmp_path)) as pair:
         answers = pair.generate("finetuned", requests(PROMPTS), Sampling(temperature=0, max_new_tokens=8))
         for prompt, (answer,) in zip(PROMPTS, answers, strict=True):
-            ids, new = pair.tokenizer(prompt)["input_ids"], []
+            ids = pair.tokenizer(prompt)["input_ids"]
+            new: list[int] = []
             while len(new) < 8:
                 text = torch.tensor([ids + new])
                 with torch.inference_mode():

@@ -53,7 +53,7 @@ def saved(tiny_tokenizer_folder: Path, tmp_path: Path) -> Saved:
 
     def save(config: Any) -> Path:
         torch.manual_seed(0)
-        auto = transformers.AutoModelForCausalLM
+        auto: Any = transformers.AutoModelForCausalLM
         if type(config) not in auto._model_mapping:
             auto = transformers.AutoModelForImageTextToText
         model = auto.from_config(config).float()
