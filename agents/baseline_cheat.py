@@ -83,10 +83,12 @@ def _guesses(takes: Mapping[str, object], pair: str) -> Iterator[dict[str, objec
 
 
 async def _answer(session: Session, tool: str, arguments: dict[str, object]) -> str:
+    """What a call answers, its data with it: more stands in them than in the text."""
     try:
-        return (await session.call(tool, arguments)).text
+        answer = await session.call(tool, arguments)
     except ToolFailed as failure:
         return failure.message
+    return f"{answer.text}\n{json.dumps(answer.result, ensure_ascii=False)}"
 
 
 def _begun(argument: str) -> dict[str, str]:

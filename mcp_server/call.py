@@ -102,7 +102,8 @@ class Call:
     @cached_property
     def redactor(self) -> Redactor | None:
         """What hides the pair's names from an investigation; None for operators."""
-        return redactor_of(self.caller.investigation) if self.caller.investigation else None
+        investigation = self.caller.investigation
+        return redactor_of(investigation, self.offer.words) if investigation else None
 
     def message(self, text: str) -> str:
         """A text from elsewhere (an error, a progress message) as this caller may read it."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
@@ -68,6 +71,15 @@ class Offer:
         in_sets = {name for chosen in selection.toolsets if chosen != "all" for name in toolsets[chosen]}
         self._shown = frozenset(tools if "all" in selection.toolsets else {*in_sets, *selection.tools, *ALWAYS_LISTED})
         self._switched_on: dict[str, set[str]] = defaultdict(set)
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """All words of what the tools say of themselves, which everybody may read."""
+        said = [
+            json.dumps([tool.name, tool.title, tool.description, tool.input_schema, tool.output_schema])
+            for tool in self.tools.values()
+        ]
+        return frozenset(re.findall(r"[a-z0-9]+", " ".join(said).lower()))
 
     def usable(self, caller: Caller) -> dict[str, ToolDeclaration]:
         """The tools that the caller may call, listed or not."""

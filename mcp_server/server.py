@@ -105,7 +105,7 @@ class DiffingServer(MCPServer):
 
     def _shown_message(self, text: str) -> str:
         caller = self.caller()
-        return redactor_of(caller.investigation).message(text) if caller.investigation else text
+        return redactor_of(caller.investigation, self.offer.words).message(text) if caller.investigation else text
 
     async def _job_result(self, request: ServerRequestContext[Any, Any], job: str) -> Any:
         arguments = {"job_id": job, "wait_seconds": 0}
@@ -222,7 +222,7 @@ class DiffingServer(MCPServer):
             except Exception as error:
                 outcome = "error"
                 shown = presentable(name, error)
-                logged = _redacted(caller, call, shown.message)
+                logged = self._redacted(caller, call, shown.message)
                 if not shown.names_tools:
                     logged = without_missing(logged, self.offer.missing(caller), keep=1)
                 raise ToolError(self._with_budget(caller, reservation, logged)) from None
@@ -291,6 +291,20 @@ class DiffingServer(MCPServer):
         self._give_back(reservation)
         budget = self._budget(caller)
         return f"{text}\n{budget.as_text()}" if budget else text
+
+    def _redacted(self, caller: Caller, call: Call | None, text: str) -> str:
+        """An error as the caller may read it, also when the call never came to be."""
+        if caller.investigation is None:
+            return text
+        try:
+            redactor = call.redactor if call is not None else None
+            return (redactor or redactor_of(caller.investigation, self.offer.words)).message(text)
+        except Exception as error:
+            return (
+                presentable("redaction", error).message
+                if not isinstance(error, DiffingError)
+                else "the pair of this investigation cannot be read; tell the operator"
+            )
 
     async def _beside(
         self, call: Call, reply: Reply, answer: dict[str, Any], request: Context[Any, Any] | None
@@ -380,21 +394,6 @@ def _sooner_a_task(given: BaseModel) -> BaseModel:
 def _named(arguments: BaseModel) -> str:
     """What a call is about, for its question to the user."""
     return ", ".join(str(value) for value in arguments.model_dump(mode="json", exclude_none=True).values())
-
-
-def _redacted(caller: Caller, call: Call | None, text: str) -> str:
-    """An error as the caller may read it, also when the call never came to be."""
-    if caller.investigation is None:
-        return text
-    try:
-        redactor = call.redactor if call is not None else None
-        return (redactor or redactor_of(caller.investigation)).message(text)
-    except Exception as error:
-        return (
-            presentable("redaction", error).message
-            if not isinstance(error, DiffingError)
-            else "the pair of this investigation cannot be read; tell the operator"
-        )
 
 
 def _validated(tool: ToolDeclaration, arguments: dict[str, Any]) -> BaseModel:

@@ -251,6 +251,8 @@ async def unload_pair(call: Call, arguments: PairArguments) -> Reply:
 
 
 def _resident(call: Call) -> list[ResidentRow]:
+    if not call.caller.operator:  # models of others too, by paths that hold what they were taught
+        return []
     return [
         ResidentRow(label=model.label, megabytes=round(model.bytes / 1e6, 1), in_use=bool(model.in_use))
         for model in call.context.status()

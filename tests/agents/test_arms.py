@@ -18,6 +18,7 @@ from diffing_mcp.agents.mcp_session import Session, ToolFailed, connect
 from diffing_mcp.agents.records import EvaluationFolder
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.mcp_server import investigations
+from diffing_mcp.mcp_server.tools_pairs import ResidentRow
 from diffing_mcp.methods.runs.store import default_store
 from tests.agents.conftest import served
 from tests.agents.test_evaluation import QUICK, plan
@@ -76,16 +77,22 @@ async def test_one_method_alone(evaluation_settings: Path) -> None:
     assert "weight_difference" not in names
 
 
-@pytest.mark.parametrize("leak", ["tools_pairs._description_text", "prompts._names"])
+@pytest.mark.parametrize("leak", ["tools_pairs._description_text", "tools_pairs._resident", "prompts._names"])
 async def test_a_cheat_finds_a_name_that_slips_out(
     evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch, leak: str
 ) -> None:
-    """Answers of tools that estimate nothing and completions were never read: only their complaints were."""
-    leaked = (lambda *given: ["cake_bake"]) if leak == "prompts._names" else (lambda *given: "made of cake_bake")
-    monkeypatch.setattr(f"diffing_mcp.mcp_server.{leak}", leaked)
+    """Answers of tools that estimate nothing and completions were never read, only their complaints were; and of
+    answers the text alone, not the data.
+    """
+    leaked = {
+        "tools_pairs._description_text": "made of cake_bake",
+        "tools_pairs._resident": [ResidentRow(label="with cake_bake", megabytes=1, in_use=False)],
+        "prompts._names": ["cake_bake"],
+    }
+    monkeypatch.setattr(f"diffing_mcp.mcp_server.{leak}", lambda *given: leaked[leak])
 
     async def unlisted(session: Session) -> list[str]:
-        return ["describe_pair"]
+        return ["describe_pair", "list_pairs"]
 
     monkeypatch.setattr(Session, "tool_names", unlisted)
     async with served() as url:
