@@ -19,8 +19,9 @@ def ordered_logit(
     """Log odds ratio of a better grade in `first` than in `second`, both on the same cells, in a proportional-odds
     model (P. McCullagh, JRSS B 42, 1980) with standard errors clustered by `clusters` (one label a cell).
 
-    None where the data cannot tell: all grades equal, or no grade of one arm below any of the other, where the
-    likelihood grows without end with the odds ratio, and its curvature where a fit happens to stop means nothing.
+    None where the data cannot tell: all grades equal, all different (as many parameters as grades), or no grade of one
+    arm below any of the other, where the likelihood grows without end with the odds ratio, and its curvature where a
+    fit happens to stop means nothing.
     """
     from scipy.stats import norm
     from statsmodels.miscmodels.ordinal_model import OrderedModel
@@ -29,7 +30,12 @@ def ordered_logit(
     if len(first) != len(second) or len(first) != len(clusters):
         raise ValueError(f"need one cluster a pair; got {len(first)}, {len(second)} grades and {len(clusters)} labels")
     levels, codes = np.unique(grades, return_inverse=True)
-    if len(levels) < 2 or len(set(clusters)) < 2 or min(first) >= max(second) or max(first) <= min(second):
+    if (
+        not 2 <= len(levels) < len(grades)
+        or len(set(clusters)) < 2
+        or min(first) >= max(second)
+        or max(first) <= min(second)
+    ):
         return None
     arm = np.repeat([1.0, 0.0], len(first))[:, None]
     labels = np.unique([str(label) for label in (*clusters, *clusters)], return_inverse=True)[1]
@@ -53,7 +59,8 @@ def organisms_needed(differences: Sequence[float], power: float = 0.8, alpha: fl
     """
     from statsmodels.stats.power import TTestPower
 
-    values = np.asarray(differences, dtype=np.float64)
+    # Repeats that cancel out leave what rounding made of nothing.
+    values = np.asarray(differences, dtype=np.float64).round(9)
     if len(values) < 3 or values.mean() == 0:
         return None
     spread = float(values.std(ddof=1))

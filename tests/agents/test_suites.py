@@ -307,6 +307,29 @@ def test_equal_arms_have_no_odds_ratio_but_one(scores: list[int], seed: int) -> 
         assert found.low <= 0 <= found.high
 
 
+def test_grades_that_are_all_different_leave_no_odds_ratio() -> None:
+    """Means of a grader's readings on two organisms: as many levels as grades ended the table in a division by zero."""
+    assert ordered_logit([10 / 3, 14 / 3], [4.0, 3.0], ["a", "b"]) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(3, 15), st.integers(3, 15), st.sampled_from("abc")), min_size=1, max_size=5),
+)
+def test_no_few_grades_end_the_table(cells: list[tuple[int, int, str]]) -> None:
+    found = ordered_logit([a / 3 for a, _, _ in cells], [b / 3 for _, b, _ in cells], [at for _, _, at in cells])
+    assert found is None or found.low <= found.estimate <= found.high
+
+
+def test_a_difference_that_is_rounding_needs_no_organisms() -> None:
+    """Repeats that cancel out on every organism were said to show a difference with 26 organisms."""
+    first, second = [13 / 3, 13 / 3, 4.0], [4.0, 4.0, 14 / 3]
+    cancelled = sum(a - b for a, b in zip(first, second, strict=True)) / 3
+    assert cancelled != 0, "it is not exactly nothing"
+    assert organisms_needed([cancelled, 0.0, 0.0]) is None
+    assert organisms_needed([1 + cancelled, 1.0, 1.0]) == 3
+
+
 def test_more_spread_needs_more_organisms() -> None:
     few, many = organisms_needed([1.0, 1.2, 0.8, 1.1]), organisms_needed([1.0, -0.6, 1.8, -0.2])
     assert few is not None
