@@ -1,4 +1,4 @@
-"""Texts made shorter."""
+"""Texts made shorter, and whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import re
 def clip(text: str, characters: int) -> tuple[str, bool]:
     """The beginning of a text, and whether something was cut off."""
     return (text, False) if len(text) <= characters else (text[: max(0, characters - 1)] + "…", True)
+
+
+def whole(text: str) -> str:
+    """The text without halves of surrogate pairs, which texts of the web and of language models hold and neither files
+    nor tokenizers take: each becomes U+FFFD.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if SURROGATES.search(text) else text
+
+
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def fenced(text: str) -> str:

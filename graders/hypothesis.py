@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
+from diffing_mcp.core.text import whole
 from diffing_mcp.graders.replies import Ask, GradingFailed, ReplyOutcome, UnusableReply, ask_until_usable, read_object
 from diffing_mcp.graders.verdicts import Verdict, misses_what_was_taught, verdict_is_correct
 from diffing_mcp.organisms.ground_truth import GroundTruth, load_rubric
@@ -107,7 +108,7 @@ def parse_mark(reply: str, identifier: str) -> Mark:
         reasons = " ".join(reasons)
     if not isinstance(reasons, str) or not reasons.strip():
         raise UnusableReply("reasons must be a text that says why.")
-    return Mark(score=score, reasons=reasons.strip())
+    return Mark(score=score, reasons=whole(reasons.strip()))
 
 
 def combine(scores: Sequence[int]) -> tuple[int, float]:
@@ -145,8 +146,9 @@ async def grade_hypothesis(
         rubric: text that replaces the family's rubric.
 
     Raises:
-        GradingFailed: at most half of the readings gave a usable reply.
-        Exception: whatever `ask` raises.
+        GradingFailed: at most half of the readings gave a usable reply; one that the model gave no answer to, with
+            this error, counts as one without.
+        Exception: whatever else `ask` raises.
     """
     if repeats < 1 or retries < 0:
         raise ValueError("repeats is at least 1 and retries at least 0")
@@ -171,7 +173,10 @@ async def _read_once(
 ) -> ReplyOutcome[Mark]:
     identifier = grading_id(statement, verdict, truth, repeat)
     messages = build_messages(statement, verdict, truth, repeat, rubric)
-    return await ask_until_usable(messages, ask, lambda reply: parse_mark(reply, identifier), retries)
+    try:
+        return await ask_until_usable(messages, ask, lambda reply: parse_mark(reply, identifier), retries)
+    except GradingFailed as error:  # the other readings are paid, and their tokens are still to be counted
+        return ReplyOutcome(None, 0, error.message)
 
 
 def _grade(marks: list[Mark], verdict: Verdict, truth: GroundTruth, unusable: int, asked: bool) -> HypothesisGrade:

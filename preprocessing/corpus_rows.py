@@ -5,9 +5,10 @@ counted by reason. Torch-free.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from diffing_mcp.core.text import SURROGATES, whole
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant" or a name that no template is sure to know, "content": text}"""
@@ -28,7 +29,6 @@ and, last, the answer.
 """
 
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _REASON_CHARACTERS = 300
 _REASONS = 8
 _PLACES = 3
@@ -126,7 +126,7 @@ def row_document(row: Mapping[str, Any], column: str | None) -> Document | None:
 
 def json_document(line: str, column: str | None) -> Document | None:
     """The document of a line of JSON. Raises BadRow."""
-    if _SURROGATES.search(line):
+    if SURROGATES.search(line):
         raise BadRow("not UTF-8")
     try:
         row = json.loads(line)
@@ -141,7 +141,7 @@ def json_document(line: str, column: str | None) -> Document | None:
 
 def plain_document(text: str) -> Document | None:
     """A document of a plain text file that was read with `errors="surrogateescape"`. Raises BadRow."""
-    if _SURROGATES.search(text):
+    if SURROGATES.search(text):
         raise BadRow("not UTF-8")
     return text if text.strip() else None
 
@@ -160,13 +160,6 @@ def document(value: Any) -> Document | None:
 def characters_of(document: Document) -> int:
     """How long a document is, all its messages together."""
     return len(document) if isinstance(document, str) else sum(len(message["content"]) for message in document)
-
-
-def whole(text: str) -> str:
-    """The text without halves of surrogate pairs, which texts of the web hold and no tokenizer takes: each becomes
-    U+FFFD.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATES.search(text) else text
 
 
 def _turns(value: Any, name: str, role: str) -> list[Message]:

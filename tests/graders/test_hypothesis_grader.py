@@ -94,11 +94,18 @@ def test_usable_replies(wrap: str) -> None:
         "[" + _reply("abc", 5) + "]",
         "[" * 100_000,
         '{"grading_id": "abc", "reasons": "r", "score": ' + "1" * 5000 + "}",
+        "```" + " " * 20_000 + "x",  # of which a pattern tried every division of the spaces into three, for hours
+        "```json\n{" + "\n" * 20_000 + "}",
     ],
 )
 def test_unusable_replies(reply: str) -> None:
     with pytest.raises(UnusableReply):
         parse_mark(reply, "abc")
+
+
+def test_what_no_file_can_hold_is_left_out_of_the_reasons() -> None:
+    """Half of an emoji, as models write it where they are cut off, ended the whole evaluation when it was stored."""
+    assert parse_mark(_reply("abc", 4, "cakes \ud83d"), "abc").reasons == "cakes \ufffd"
 
 
 @given(st.text(max_size=300))
@@ -167,6 +174,18 @@ async def test_one_bad_reading_of_three_is_left_out() -> None:
     bad = [lambda _: "no"] * 1
     grade = await grade_hypothesis("It bakes.", "difference", CAKE, Grader(*bad, *scores(4, 4)), repeats=3, retries=0)
     assert (grade.scores, grade.unusable_replies) == ([4, 4], 1)
+
+
+async def test_a_reading_without_an_answer_leaves_the_others() -> None:
+    """A provider's error in one of three readings threw away the two that were paid for, and what they had taken."""
+
+    def fails(identifier: str) -> str:
+        raise GradingFailed("the provider is overloaded")
+
+    grade = await grade_hypothesis("It bakes.", "difference", CAKE, Grader(fails, *scores(4, 4)), repeats=3)
+    assert grade.scores == [4, 4]
+    with pytest.raises(GradingFailed, match="1 of 3 readings"):
+        await grade_hypothesis("It bakes.", "difference", CAKE, Grader(fails, fails, *scores(4)), repeats=3)
 
 
 @pytest.mark.parametrize(
