@@ -32,10 +32,16 @@ class Spent(BaseModel):
     tokens: int = 0
     money: float | None = Field(0.0, description="None: tokens of a model without a price are among them.")
     hours: float = 0.0
+    unpriced: frozenset[str] = Field(frozenset(), description="Those models.")
 
     def __add__(self, other: Spent) -> Spent:
         money = None if self.money is None or other.money is None else self.money + other.money
-        return Spent(tokens=self.tokens + other.tokens, money=money, hours=self.hours + other.hours)
+        return Spent(
+            tokens=self.tokens + other.tokens,
+            money=money,
+            hours=self.hours + other.hours,
+            unpriced=self.unpriced | other.unpriced,
+        )
 
     def as_text(self, currency: str) -> str:
         """In words."""
@@ -82,6 +88,7 @@ def _spent(used: Sequence[TokenUsage], seconds: float, prices: dict[str, Price])
         tokens=sum(usage.total_tokens for usage in used),
         money=sum(money) if len(money) == len(priced) else None,
         hours=seconds / 3600,
+        unpriced=frozenset(usage.model for usage, price in priced if price is None),
     )
 
 
@@ -127,9 +134,15 @@ def check_cap(suite: SuiteFile, spent: Spent) -> None:
     """Refuse to go on once the cap is reached.
 
     Raises:
-        CapReached: with what was spent and what to change.
+        CapReached: with what was spent and what to change; also where there is a cap on money and nobody can say what
+            was spent.
     """
     cap = suite.cap
+    if cap.money is not None and spent.money is None:
+        raise CapReached(
+            f"The suite caps money, and what {', '.join(sorted(spent.unpriced))} took has no price: give one under "
+            "`prices` in the suite's file and call again. Finished investigations are kept."
+        )
     reached = [
         name
         for name, used, allowed in (

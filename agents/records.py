@@ -11,6 +11,7 @@ MCP server reads this folder.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
+from diffing_mcp.core.text import whole
 from diffing_mcp.graders.verdicts import Verdict
 
 SCHEMA_VERSION = 1
@@ -264,7 +267,36 @@ class EvaluationPlan(_Record):
 
 def cell_id(organism: str, arm: str, investigator: str, repeat: int) -> str:
     """File-safe name of a cell; unique as long as names differ in more than punctuation."""
-    return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in (organism, arm, investigator, f"r{repeat}"))
+    parts = (organism, arm, investigator, f"r{repeat}")
+    plain = "--".join(map(_file_safe, parts))
+    return plain if len(plain) <= LONGEST_CELL_ID else "--".join(_file_safe(part, LONGEST_PART) for part in parts)
+
+
+LONGEST_CELL_ID, LONGEST_PART = 230, 60
+"""File systems take names of 255 bytes, and a file that is being written has a longer one."""
+
+
+def _file_safe(text: str, longest: int | None = None) -> str:
+    """Punctuation as underscores; of what that does not tell apart, or makes no shorter than `longest`, a digest."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", text)
+    if text.isascii() and (longest is None or len(safe) <= longest):
+        return safe
+    return f"{safe[:longest]}-{_digest(text)}"
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def as_identifier(text: str) -> str:
+    """The text as an evaluation's id: itself where it can be one, else what of it can, and a digest."""
+    if _IDENTIFIER.fullmatch(text):
+        return text
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_")
+    return f"{safe[:80]}-{_digest(text)}".lstrip("-")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def evaluations_folder() -> Path:
@@ -276,7 +308,7 @@ class EvaluationFolder:
     """Reads and writes one evaluation's files."""
 
     def __init__(self, identifier: str, root: Path | None = None) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", identifier):
+        if not _IDENTIFIER.fullmatch(identifier):
             raise InvalidInput(
                 "An evaluation id has 1-100 letters, digits, dots, dashes and underscores and starts with a letter or "
                 f"digit; got {identifier!r}."
@@ -286,7 +318,7 @@ class EvaluationFolder:
 
     def write_plan(self, plan: EvaluationPlan) -> None:
         """Create the folder and store the plan."""
-        _write_atomically(self.path / "evaluation.json", plan.model_dump_json(indent=2))
+        _write_atomically(self.path / "evaluation.json", _json_of(plan, 2))
 
     def plan(self) -> EvaluationPlan:
         """The stored plan. Raises UnknownName when there is no such evaluation."""
@@ -301,7 +333,7 @@ class EvaluationFolder:
     def write(self, record: EvaluationRecord) -> Path:
         """Store one cell; a former record of the same cell is replaced."""
         file = self.path / "cells" / f"{record.cell_id}.json"
-        _write_atomically(file, record.model_dump_json(indent=1))
+        _write_atomically(file, _json_of(record, 1))
         return file
 
     def get(self, cell: str) -> EvaluationRecord | None:
@@ -329,6 +361,22 @@ def _plans(root: Path) -> Iterator[EvaluationPlan]:
             yield EvaluationPlan.model_validate_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # ValidationError is one, and what is no UTF-8
             continue
+
+
+def _json_of(record: _Record, indent: int) -> str:
+    try:
+        return record.model_dump_json(indent=indent)
+    except PydanticSerializationError:  # models write what no file can hold
+        return type(record).model_validate(_all_whole(record.model_dump())).model_dump_json(indent=indent)
+
+
+def _all_whole(value: Any) -> Any:
+    """The value with all of its texts without halves of surrogate pairs."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, dict):
+        return {_all_whole(key): _all_whole(item) for key, item in value.items()}
+    return [_all_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def _write_atomically(file: Path, text: str) -> None:

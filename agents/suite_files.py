@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import BASELINE, plan_identifier
 from diffing_mcp.agents.grading import truth_of
-from diffing_mcp.agents.records import EvaluationPlan, TokenUsage
+from diffing_mcp.agents.records import EvaluationPlan, TokenUsage, as_identifier
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 
@@ -59,7 +59,7 @@ class Cap(_Strict):
     """What the whole suite may spend; no further investigation is opened once one of these is reached."""
 
     tokens: int | None = Field(None, ge=1, description="Tokens of the investigators and their models, all together.")
-    money: float | None = Field(None, gt=0, description="In the suite's currency; needs a price for each investigator.")
+    money: float | None = Field(None, gt=0, description="In the suite's currency; needs a price for each model.")
     hours: float | None = Field(None, gt=0, description="Wall-clock hours of investigations, added up.")
 
 
@@ -106,7 +106,8 @@ def read_suite(name: str) -> tuple[str, SuiteFile]:
     for organism in suite.organisms:
         truth_of(organism)
     if suite.cap.money is not None:
-        unpriced = [each for each in suite.investigators if each != BASELINE and each not in suite.prices]
+        models = [*suite.investigators, *([suite.grader] if suite.grader is not None else [])]
+        unpriced = [each for each in models if each != BASELINE and each not in suite.prices]
         if unpriced:
             raise InvalidInput(f"{file.name} caps money, so it needs `prices` for {', '.join(unpriced)}.")
     return file.stem, suite
@@ -138,7 +139,12 @@ def plans_of(name: str, suite: SuiteFile, overview_samples: int | None = None) -
             fixed = {key: values[key] for key in ("investigator", "grader", "interactions", "seed")} | settings
             plans.append(
                 EvaluationPlan.model_validate(
-                    {"id": f"{name}-{plan_identifier(fixed)}", "suite": name, "settings": settings, **values}
+                    {
+                        "id": as_identifier(f"{name}-{plan_identifier(fixed)}"),
+                        "suite": name,
+                        "settings": settings,
+                        **values,
+                    }
                 )
             )
     return plans

@@ -15,6 +15,7 @@ from diffing_mcp.agents.records import (
     Message,
     RecordedFinding,
     ToolCall,
+    as_identifier,
     cell_id,
     list_evaluations,
 )
@@ -53,6 +54,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert folder.records() == [written]
     assert written.mean_score == 3.5
     assert written.tool_calls == 1
+
+
+def test_halves_of_surrogate_pairs_do_not_end_an_evaluation(tmp_path: Path) -> None:
+    """Models write them where they are cut off within an emoji; the record of a paid investigation was not stored."""
+    folder = EvaluationFolder("first", tmp_path)
+    call = ToolCall(id="1", name="ask_models", arguments={"prompts": ["cakes \ud83d"], "samples": 2})
+    folder.write(
+        record("first", error="\udc00", transcript=[Message(role="assistant", content="a", tool_calls=[call])])
+    )
+    (found,) = folder.records()
+    assert found.error == "\ufffd"
+    assert found.transcript[0].tool_calls[0].arguments == {"prompts": ["cakes \ufffd"], "samples": 2}
 
 
 def test_torn_and_foreign_files_are_no_records(tmp_path: Path) -> None:
@@ -94,6 +107,28 @@ def test_plans_are_listed_newest_first(tmp_path: Path) -> None:
 def test_ids_cannot_leave_the_folder(name: str) -> None:
     with pytest.raises(InvalidInput):
         EvaluationFolder(name)
+
+
+@pytest.mark.parametrize("name", ["my suite", "Grüße", "(1)", ".hidden", "x" * 101, "../up", "猫"])
+def test_any_text_has_an_id_of_its_own(name: str, tmp_path: Path) -> None:
+    """A suite in a file with a space in its name could not be run."""
+    folder = EvaluationFolder(as_identifier(name), tmp_path)
+    assert folder.path.parent == tmp_path
+    assert as_identifier(name) != as_identifier(f"{name}犬")
+    assert as_identifier("bundled-baseline-0482f967") == "bundled-baseline-0482f967"
+
+
+def test_cells_of_different_pairs_have_different_files_that_can_be_written(tmp_path: Path) -> None:
+    """Letters that are not ASCII all became one underscore: the second pair was taken for finished when the first was.
+    Names of many methods made a file name longer than file systems take, which showed when the cell was done.
+    """
+    assert cell_id("猫", "method", "baseline", 0) != cell_id("犬", "method", "baseline", 0)
+    long = [cell_id("cake_bake", "method:" + "+".join(["contrastive_decoding"] * n), "baseline", 0) for n in (19, 20)]
+    assert long[0] != long[1]
+    folder = EvaluationFolder("first", tmp_path)
+    for name in (*long, cell_id("猫", "method", "baseline", 0)):
+        folder.write(record("first", cell_id=name))
+        assert folder.get(name) is not None
 
 
 def test_cell_ids_are_file_names() -> None:

@@ -110,6 +110,7 @@ def test_a_file_with_mistakes_is_explained(tmp_path: Path) -> None:
         ({"organisms": []}, "organisms"),
         ({"organisms": ["cake_bake"], "repeat": 3}, "repeat"),
         ({"organisms": ["cake_bake"], "investigators": [MODEL], "cap": {"money": 1}}, "prices"),
+        ({"organisms": ["cake_bake"], "grader": "openai/reader", "cap": {"money": 1}}, "prices.*openai/reader"),
     ):
         with pytest.raises(InvalidInput, match=said):
             read_suite(written(**values))
@@ -168,6 +169,26 @@ def test_money_counts_what_the_provider_had_cached_and_what_failed() -> None:
     assert cost_of(done, {MODEL: cheap}).money == pytest.approx((100 + 100 + 250 + 100) * 1e-6)
     spent = spent_on([done], {MODEL: cheap})
     assert (spent.tokens, spent.money, spent.hours) == (2620, pytest.approx(1100e-6), 0.02)
+
+
+def test_a_cap_on_money_holds_where_a_price_is_missing() -> None:
+    """What an unpriced grader takes made the sum unknown, and a suite with an unknown sum was never stopped."""
+    capped = SUITE.model_copy(update={"cap": SUITE.cap.model_copy(update={"money": 100.0})})
+    read = TokenUsage(model="openai/reader", input_tokens=5, total_tokens=5)
+    check_cap(capped, spent_on(finished({"method": 3}), SUITE.prices))
+    with pytest.raises(CapReached, match="openai/reader"):
+        check_cap(capped, spent_on([record("s", "kettles", "method", 0, 3, grading_usage=[read])], SUITE.prices))
+    check_cap(SUITE, spent_on([record("s", "kettles", "method", 0, 3, grading_usage=[read])], SUITE.prices))
+
+
+def test_a_suite_may_be_called_anything(tmp_path: Path) -> None:
+    ids = set()
+    for name in ("my suite", "猫", "犬", "a"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({"organisms": ["cake_bake"], "investigators": ["openai/модель"]}), "utf-8")
+        (suite_plan,) = plans_of(*read_suite(str(file)))
+        ids.add(EvaluationFolder(suite_plan.id, tmp_path).id)
+    assert len(ids) == 4
 
 
 def test_another_limit_is_another_evaluation() -> None:
