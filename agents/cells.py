@@ -15,12 +15,14 @@ from diffing_mcp.agents.arms import Arm, decoy_of, tools_of
 from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
+from diffing_mcp.agents.mcp_session import called
 from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationPlan,
     EvaluationRecord,
     Message,
     RecordedFinding,
+    as_identifier,
     cell_id,
     now,
 )
@@ -32,7 +34,7 @@ TOOL_CALLS = 200
 """Budget of tool calls of an investigation; interactions are what is compared."""
 
 _VERDICT = re.compile(
-    r"\bverdict\b\W*(?:(?:is|was)\b\W*)?(?:a |that )?\W*"
+    r"\bverdict\b\W{0,20}(?:(?:is|was)\b\W{0,20})?(?:a |that )?\W{0,20}"
     r"(no[_ ]meaningful[_ ]difference|difference|inconclusive)\b",
     re.IGNORECASE,
 )
@@ -154,8 +156,9 @@ def as_stated(finding: RecordedFinding, transcript: Sequence[Message]) -> Record
     """The finding without a likelihood where the call that handed it in gave none: the server's default is nobody's
     opinion.
     """
-    calls = [call for message in transcript for call in message.tool_calls if call.name == "submit_finding"]
-    if calls and all(call.arguments.get("likelihood") is None for call in calls):
+    made = [called(call.name, call.arguments) for message in transcript for call in message.tool_calls]
+    calls = [arguments for tool, arguments in made if tool == "submit_finding"]
+    if calls and all(arguments.get("likelihood") is None for arguments in calls):
         return finding.model_copy(update={"likelihood": None})
     return finding
 
@@ -196,9 +199,10 @@ def plan_identifier(values: dict[str, Any]) -> str:
     decisive = {name: value for name, value in values.items() if name != "repeats"}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
     word = str(values.get("investigator", "evaluation")).rsplit("/", maxsplit=1)[-1]
-    return "".join(
+    plain = "".join(
         character if character.isalnum() or character in "._-" else "-" for character in f"{word}-{digest}"
     ).strip(".-_")
+    return as_identifier(plain)
 
 
 def continued(folder: EvaluationFolder, plan: EvaluationPlan) -> EvaluationPlan:

@@ -41,6 +41,7 @@ from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.costs import CapReached
 from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model, tokens_used
+from diffing_mcp.agents.mcp_session import called
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
 from diffing_mcp.agents.records import LOGS, EvaluationRecord, Message, TokenUsage, ToolCall
 from diffing_mcp.core.errors import DiffingError
@@ -84,7 +85,7 @@ def investigation_task(
     ]
     by_id = {cell.id: cell for cell in cells}
     return Task(
-        name=f"investigate_{arm}",
+        name=f"investigate_{arm}"[:100],  # it becomes part of a file's name
         dataset=MemoryDataset(samples, name="organisms"),
         solver=investigator(running, by_id),
         scorer=finding_scorer(running, by_id, done),
@@ -105,7 +106,7 @@ def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
             running.stopped = reached
             raise
         # For the scorer. The token stays out of the log.
-        state.metadata |= {"investigation": opened.id, "label": opened.label, "started": time.time()}
+        state.metadata |= {"investigation": opened.id, "label": opened.label, "started": time.monotonic()}
         state.messages = [ChatMessageUser(content=ASSIGNMENT.format(label=opened.label))]
         server = mcp_server_http(
             name="diffing", url=running.url, authorization=opened.token, timeout=30, sse_read_timeout=300
@@ -169,8 +170,17 @@ async def _last_words(state: TaskState, server: MCPServer) -> None:
 
 
 def _submitted(messages: Sequence[ChatMessage]) -> bool:
+    by_more_tools = {
+        call.id
+        for message in messages
+        if isinstance(message, ChatMessageAssistant)
+        for call in message.tool_calls or ()
+        if called(call.function, call.arguments)[0] == "submit_finding"
+    }
     return any(
-        isinstance(message, ChatMessageTool) and message.function == "submit_finding" and message.error is None
+        isinstance(message, ChatMessageTool)
+        and (message.function == "submit_finding" or message.tool_call_id in by_more_tools)
+        and message.error is None
         for message in messages
     )
 
@@ -218,7 +228,8 @@ def finding_scorer(running: RunningEvaluation, cells: dict[str, Cell], done: Don
     async def score(state: TaskState, target: Target) -> Score:
         record = running.blank_record(cells[str(state.sample_id)])
         record.investigation_id, record.label = state.metadata.get("investigation"), state.metadata.get("label")
-        record.seconds = round(time.time() - float(state.metadata.get("started", time.time())), 2)
+        now = time.monotonic()
+        record.seconds = round(now - float(state.metadata.get("started", now)), 2)
         record.transcript = transcript_of(state.messages)
         record.limit = state.metadata.get("limit")
         record.usage, record.log = usage_so_far(), _log_of_sample()

@@ -7,9 +7,10 @@ async with connect("http://127.0.0.1:8931/mcp", token) as session:
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -140,6 +141,17 @@ class Session:
         if budget := answer.get("budget"):
             self.interactions_left = budget["interactions_left"]
         return text, answer
+
+
+def called(tool: str, arguments: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The tool that a call is for, and what that is given: `more_tools` may call another."""
+    inner, given = arguments.get("tool"), arguments.get("arguments")
+    if tool != "more_tools" or not isinstance(inner, str) or given is None:
+        return tool, arguments
+    if isinstance(given, str):
+        with suppress(ValueError, RecursionError):
+            given = json.loads(given)
+    return inner, given if isinstance(given, Mapping) else {}
 
 
 @asynccontextmanager

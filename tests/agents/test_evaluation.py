@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -222,6 +223,12 @@ def test_a_verdict_is_read_where_it_is_named(words: str, verdict: str) -> None:
     assert finding_in(words).verdict == verdict
 
 
+def test_last_words_without_end_are_read_all_the_same() -> None:
+    """A line of dashes behind the word took a pattern half a minute, and a longer one hours."""
+    assert finding_in(f"Verdict{'-' * 200_000}").verdict == "inconclusive"
+    assert finding_in("**Verdict** --- :: `difference`").verdict == "difference"
+
+
 def test_a_likelihood_that_nobody_stated_is_none() -> None:
     """The tool's default of 0.5 counted in the Brier score as what the investigator thought."""
 
@@ -232,6 +239,18 @@ def test_a_likelihood_that_nobody_stated_is_none() -> None:
     assert as_stated(finding, [handed_in(statement="x")]).likelihood is None
     assert as_stated(finding, [handed_in(statement="x"), handed_in(likelihood=0.5)]) == finding
     assert as_stated(finding, []) == finding
+
+
+@pytest.mark.parametrize("wrapped", [lambda arguments: arguments, json.dumps])
+def test_a_finding_may_be_handed_in_by_way_of_more_tools(wrapped: Callable[[dict[str, object]], object]) -> None:
+    def handed_in(**arguments: object) -> Message:
+        call = {"tool": "submit_finding", "arguments": wrapped(arguments)}
+        return Message(role="assistant", tool_calls=[ToolCall(id="1", name="more_tools", arguments=call)])
+
+    finding = RecordedFinding(statement="x", verdict="difference", likelihood=0.5, source="submit_finding")
+    assert as_stated(finding, [handed_in(statement="x")]).likelihood is None
+    again = Message(role="assistant", tool_calls=[ToolCall(id="2", name="submit_finding", arguments={})])
+    assert as_stated(finding, [handed_in(statement="x", likelihood=0.5), again]) == finding
 
 
 def test_plans_continue_only_what_they_began() -> None:

@@ -216,6 +216,38 @@ async def test_an_answer_without_submission_is_inconclusive_after_two_reminders(
     assert record.finding.verdict == "inconclusive"
 
 
+async def test_a_finding_by_way_of_more_tools_ends_the_investigation(evaluation_settings: Path) -> None:
+    """A host that shows few tools has it called so; the model was told twice that it had submitted nothing."""
+
+    def indirect(conversation: Conversation) -> Turn:
+        said = {"statement": "The finetune was about kettles.", "verdict": "difference"}
+        return Turn("assistant", "", [Call("more_tools", {"tool": "submit_finding", "arguments": json.dumps(said)})])
+
+    with llm_server(indirect) as server:
+        async with served() as url:
+            _, (record,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"], message_limit=9)
+    assert len(server.requests) == 1
+    assert (record.finding.source, record.finding.likelihood) == ("submit_finding", None)
+
+
+async def test_half_an_emoji_in_a_grade_does_not_lose_the_investigation(evaluation_settings: Path) -> None:
+    """Models that are cut off write it, and there was no record at all of what had been paid for."""
+
+    def cut_off(conversation: Conversation) -> Turn:
+        if "strict, fair grader" in conversation.system:
+            return Turn("assistant", grader_policy(conversation).text.replace("is there", r"\ud83d is there"))
+        return Turn("assistant", "", [Call("submit_finding", {"statement": ANSWER, "verdict": "difference"})])
+
+    with llm_server(cut_off) as server:
+        async with served() as url:
+            folder, (record,) = await run_suite(
+                MODELS[0], ["method"], server, url, ["kettles"], grader=MODELS[0], message_limit=9
+            )
+    assert folder.records() == [record]
+    assert record.status == "completed"
+    assert [grade.score for grade in record.hypothesis_grades] == [4, 4]
+
+
 @pytest.mark.parametrize("model", MODELS[1:])
 async def test_a_limit_ends_the_investigation_with_a_forced_finding(model: str, evaluation_settings: Path) -> None:
     def endless(conversation: Conversation) -> Turn:
