@@ -348,13 +348,13 @@ class Jobs:
     def _begin(self, job: Job) -> None:
         # Called with the turns locked: takes no lock of ours.
         thread = threading.Thread(target=self._run, args=(job,), name=job.id, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _run(self, job: Job) -> None:
         try:
             with self._lock:
-                if job.state != "queued":
+                if job.state != "queued" or job.stop.is_set():  # whoever told it to stop ends it
                     return
                 job.state = "running"
             self._end(job, "completed", self._result(job))

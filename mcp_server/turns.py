@@ -6,6 +6,7 @@ are begun at once: one that waits for its turn keeps what it holds in memory.
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import threading
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 
 from diffing_mcp.core.undivided import is_undivided, note_pause
 from diffing_mcp.mcp_server.shares import Shares
+
+logger = logging.getLogger(__name__)
 
 MOST_BEGUN = 4
 """Jobs that are begun at the same time."""
@@ -163,9 +166,18 @@ class Turns:
         ticket.begun = True
         if ticket.threaded:
             ticket.turn.set()
-        else:
-            ticket.threaded = True
+            return
+        try:
             ticket.begin()
+            ticket.threaded = True
+        except RuntimeError:
+            # No thread can be started now. It stays in line, and whoever has one works meanwhile; else it is begun when
+            # the next job comes or goes.
+            logger.exception("no thread could be started")
+            self._working, ticket.begun = None, False
+            self._waiting.append(ticket)
+            if threaded := [other for other in self._ready() if other.threaded]:
+                self._give(min(threaded, key=self._shares.rank))
 
     def _count(self) -> None:
         """Charge the turn so far to whoever works."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -203,6 +204,68 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_runs(jobs: Jobs) -> N
     gate.set()
     await jobs.wait(blocking, 5)
     assert ran == []
+
+
+async def test_a_job_that_begins_while_it_is_cancelled_does_not_work_beside_others(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began between the look at its state and its end, and its place was given away while it worked."""
+    gate, entered, leave = threading.Event(), threading.Event(), threading.Event()
+    blocking = jobs.submit("block", "a", 1, lambda job: gate.wait(10))
+
+    def work(job: Job) -> None:
+        entered.set()
+        leave.wait(10)
+
+    queued = jobs.submit("never", "a", 1, work)
+    end = jobs._end
+
+    def late(job: Job, *given: object, **named: object) -> None:
+        if job is queued:
+            gate.set()
+            while not entered.is_set() and not thread_has_ended(queued):
+                time.sleep(0.001)
+        end(job, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "_end", late)
+    await asyncio.to_thread(jobs.cancel, queued)
+    leave.set()
+    assert not entered.is_set()
+    assert (queued.state, blocking.state) == ("cancelled", "completed")
+    after = jobs.submit("count", "a", 2, batches(1))
+    await jobs.wait(after, 5)
+    assert after.state == "completed"
+
+
+def thread_has_ended(job: Job) -> bool:
+    return job.ticket.threaded and all(thread.name != job.id for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("begins", ["with the call", "after another"])
+async def test_a_thread_that_cannot_be_started_does_not_block_the_device(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    """Where a container allows no more threads, whatever came later waited for ever."""
+    gate = threading.Event()
+    if begins == "after another":
+        jobs.submit("block", "a", 1, lambda job: gate.wait(10))
+    start, failed = threading.Thread.start, threading.Event()
+
+    def fails_once(thread: threading.Thread) -> None:
+        if thread.name.startswith("count") and not failed.is_set():
+            failed.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails_once)
+    settled: list[bool] = []
+    first = jobs.submit("count", "a", 1, batches(1), reserve=lambda: settled.append)
+    gate.set()
+    assert await asyncio.to_thread(failed.wait, 5)
+    second = jobs.submit("count", "b", 2, batches(1))
+    for job in (first, second):
+        await jobs.wait(job, 5)
+    assert (first.state, second.state, settled) == ("completed", "completed", [True])
 
 
 async def test_work_can_be_asked_for_again_after_failure_and_cancellation(jobs: Jobs) -> None:
