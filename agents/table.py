@@ -136,8 +136,7 @@ class Table(BaseModel):
         Raises:
             InvalidInput: another suffix.
         """
-        if file.suffix not in SUFFIXES:
-            raise InvalidInput(f"A table is written as {', '.join(SUFFIXES)}, not as {file.name!r}.")
+        check_can_be_written(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".parquet":
             self.frame().to_parquet(file)
@@ -145,6 +144,12 @@ class Table(BaseModel):
             self.frame().to_csv(file, index=False)
         else:
             file.write_text(self.markdown(), encoding="utf-8")
+
+
+def check_can_be_written(file: Path) -> None:
+    """Raise InvalidInput for a file of a kind that a table is not written as."""
+    if file.suffix not in SUFFIXES:
+        raise InvalidInput(f"A table is written as {', '.join(SUFFIXES)}, not as {file.name!r}.")
 
 
 def table_of(

@@ -30,7 +30,8 @@ LEAST_PROMPTS = 6
 
 
 async def validate_findings(url: str, folder: EvaluationFolder, interactions: int = 24) -> list[EvaluationRecord]:
-    """Test every stored finding of a difference that has no validation yet, and store what came out; all records.
+    """Test every stored finding of a difference that has no validation yet, and store what came out; all records. One
+    whose test failed has none yet, and is tested by the next call.
 
     Args:
         url: MCP endpoint of the running server, where this process is an operator.
@@ -38,9 +39,11 @@ async def validate_findings(url: str, folder: EvaluationFolder, interactions: in
         interactions: model interactions for each finding; a third of them goes to control prompts.
 
     Raises:
-        ToolFailed, NoServer: the server refuses to open an investigation, or is not there.
+        ToolFailed: the server refuses to open an investigation, or tests failed; the others are made and stored.
+        NoServer: it is not there.
     """
     records = folder.records()
+    failures: list[ToolFailed] = []
     for record in records:
         if record.status != "completed" or record.finding.verdict != "difference" or record.validation is not None:
             continue
@@ -49,15 +52,28 @@ async def validate_findings(url: str, folder: EvaluationFolder, interactions: in
         )
         try:
             async with connect(url, opened.token) as session:
-                record.validation = await validate(session, opened.label, record, interactions)
+                try:
+                    record.validation = await validate(session, opened.label, record, interactions)
+                except ToolFailed as failure:
+                    failures.append(failure)
         finally:
             await close_investigation(url, opened.id)
         folder.write(record)
+    if failures:
+        raise ToolFailed(
+            failures[-1].tool,
+            f"{len(failures)} findings could not be tested, the last of them for this reason: {failures[-1].message}\n"
+            "The others are. Call again for them.",
+        )
     return records
 
 
 async def validate(session: Session, pair: str, record: EvaluationRecord, interactions: int) -> RecordedTest:
-    """One test of what a record's finding says; one that cannot be made validates nothing and says why."""
+    """One test of what a record's finding says; one that says too little for a test is not validated.
+
+    Raises:
+        ToolFailed: the server did not make the test, which says nothing of the finding.
+    """
     words = claimed_words(record.finding.statement)
     asked, counted = words[:ASKED], words[ASKED : ASKED + COUNTED]
     prompts = fresh_prompts(asked, record, 2 * interactions // 3)
@@ -68,10 +84,7 @@ async def validate(session: Session, pair: str, record: EvaluationRecord, intera
     control = sweep_questions(interactions - len(prompts), record.seed + SEED)
     arguments = {"pair": pair, "prompts": prompts, "control_prompts": control, "words": counted, "samples": 1,
                  "max_new_tokens": 48, "seed": record.seed}  # fmt: skip
-    try:
-        test = (await session.call("test_hypothesis", arguments)).result
-    except ToolFailed as failure:
-        return RecordedTest(test_id="", counted=", ".join(counted), verdict=failure.message, validates=False)
+    test = (await session.call("test_hypothesis", arguments)).result
     raised = test["tested"]["difference"]["difference"] > 0
     return RecordedTest(
         test_id=test["test_id"],

@@ -114,13 +114,15 @@ def evaluate(
     from diffing_mcp.agents.records import EvaluationPlan
     from diffing_mcp.agents.suite_files import Limits, SuiteFile, plans_of, read_suite, settings_of
     from diffing_mcp.agents.summary import summarise
-    from diffing_mcp.agents.table import table_of
+    from diffing_mcp.agents.table import check_can_be_written, table_of
     from diffing_mcp.cli.output import note, print_json, print_plain, quiet_libraries
     from diffing_mcp.core.errors import InvalidInput
 
     quiet_libraries()
     if (suite is None) == (organisms is None):
         raise InvalidInput("Name a suite, or pairs with --organisms. `diffing evaluations suites` lists the suites.")
+    if output is not None:
+        check_can_be_written(output)
     if suite is not None:
         _refuse_options_of_the_suite(context)
         name, contents = read_suite(suite)

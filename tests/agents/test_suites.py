@@ -211,6 +211,20 @@ def test_a_suite_refuses_options_that_it_does_not_heed() -> None:
     assert "--investigator, --repeats" in str(refused.exception)
 
 
+def test_a_table_that_cannot_be_written_is_refused_before_anything_runs(
+    evaluation_settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After hours of a suite the suffix was refused, and the table was not printed either."""
+
+    def begun(*given: object) -> None:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr("diffing_mcp.cli.evaluate._investigate", begun)
+    asked = ["evaluate", "--organisms", "kettles", "--output", str(tmp_path / "table.xlsx")]
+    with pytest.raises(InvalidInput, match="parquet"):
+        CliRunner().invoke(app, asked, catch_exceptions=False, standalone_mode=False)
+
+
 def test_the_table_and_the_summary_count_the_same_false_positives() -> None:
     """An inconclusive verdict over a statement that asserts was one in the summary alone."""
     plan = plans_of("s", SUITE)[0]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from diffing_mcp.agents.mcp_session import ToolFailed
 from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationPlan,
@@ -18,6 +20,7 @@ from diffing_mcp.agents.records import (
 )
 from diffing_mcp.agents.table import table_of
 from diffing_mcp.agents.validation import claimed_words, fresh_prompts, validate_findings
+from diffing_mcp.core.errors import OutOfRoom
 from tests.agents.conftest import served
 
 STATEMENT = (
@@ -86,3 +89,26 @@ async def test_findings_of_a_difference_are_tested_once(evaluation_settings: Pat
     row = next(row for row in table_of([(plan, again)]).rows if row.organism == "same")
     assert row.validated_by_another is not None
     assert row.validated_by_another.estimate == 0
+
+
+async def test_a_test_that_failed_is_made_again(evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server had no room for stood as a finding that fresh prompts do not bear out, for good."""
+    from diffing_mcp.queries import hypotheses
+
+    collect, left = hypotheses.collect, [OutOfRoom("no room now")]
+
+    def without_room(*given: Any) -> Any:
+        if left:
+            raise left.pop()
+        return collect(*given)
+
+    monkeypatch.setattr(hypotheses, "collect", without_room)
+    folder = EvaluationFolder("old")
+    for organism in ("kettles", "same"):
+        folder.write(record(organism, "difference", []))
+    async with served() as url:
+        with pytest.raises(ToolFailed, match="no room now"):
+            await validate_findings(url, folder, interactions=12)
+        assert [each.validation is None for each in folder.records()] == [True, False], "the others are tested"
+        await validate_findings(url, folder, interactions=12)
+    assert all(each.validation is not None and each.validation.test_id for each in folder.records())
