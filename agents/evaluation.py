@@ -23,6 +23,7 @@ async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
 
     Raises:
         CapReached: the suite has spent what it may; what is finished is stored.
+        ModelNotAvailable: the grader cannot be used; nothing was begun.
     """
     running.folder.write_plan(running.plan)
     cells = cells_of(running.plan)
@@ -35,6 +36,9 @@ async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
             running.report(finished, len(cells), record)
         else:
             pending.append(cell)
+
+    if pending:
+        running.grading.check()
 
     def done(record: EvaluationRecord) -> None:
         nonlocal finished
@@ -57,7 +61,9 @@ async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
 
     Raises:
         CapReached: the suite has spent what it may.
+        ModelNotAvailable: the grader cannot be used; nothing was begun.
     """
+    running.grading.check()
     if _by_program(running, cell):
         record = await _baseline_cell(running, cell)
         running.folder.write(record)
@@ -95,7 +101,10 @@ async def _baseline_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRe
     record.seconds = round(time.monotonic() - started, 2)
     if session is not None:
         record.transcript = session.messages
-    await running.complete(record)
+    try:
+        await running.complete(record)
+    except Exception as error:
+        record.status, record.error = "failed", _reason(error)
     return record
 
 

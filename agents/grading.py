@@ -66,6 +66,15 @@ class Grading:
         truth = truth_of(organism)
         return truth.family, truth.is_null
 
+    def check(self) -> None:
+        """See that the grader can be used, before anything is spent on what it shall grade.
+
+        Raises:
+            ModelNotAvailable: with what to install or set.
+        """
+        if self.grader is not None:
+            self._asking()
+
     async def grade(self, organism: str, finding: RecordedFinding, tests: Sequence[RecordedTest] = ()) -> Grades:
         """All grades. An LLM grader that gives no usable answer leaves a grade without score that says why."""
         truth = truth_of(organism)

@@ -29,6 +29,7 @@ from diffing_mcp.agents.cells import (
 )
 from diffing_mcp.agents.evaluation import run_evaluation
 from diffing_mcp.agents.grading import Grading
+from diffing_mcp.agents.llm import ModelNotAvailable
 from diffing_mcp.agents.mcp_session import ToolFailed, connect
 from diffing_mcp.agents.records import (
     EvaluationFolder,
@@ -148,6 +149,41 @@ async def test_a_failing_cell_leaves_the_others_and_is_tried_again(evaluation_se
         assert broken[0].error
         mended = await run_evaluation(RunningEvaluation(wanted, folder, Grading(), url, QUICK))
     assert [record.status for record in mended] == ["completed"]
+
+
+async def test_a_grader_that_cannot_be_used_is_refused_before_anything_is_spent(
+    evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a key the first investigation was made, then lost with the error, and made again by the next call."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    running = RunningEvaluation(
+        plan(grader="openai/some-model"), EvaluationFolder("tiny"), Grading("openai/some-model"), "http://127.0.0.1:9"
+    )
+    with pytest.raises(ModelNotAvailable, match="OPENAI_API_KEY"):
+        await run_evaluation(running)
+    assert EvaluationFolder("tiny").records() == []
+
+
+async def test_a_finding_that_cannot_be_graded_takes_no_others_with_it(
+    evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception ended the evaluation, and the investigation that had been made had no record."""
+    grade = Grading.grade
+
+    async def of_nulls(grading: Grading, organism: str, *given: object) -> object:
+        if organism == "kettles":
+            raise RuntimeError("a grader's mistake")
+        return await grade(grading, organism, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Grading, "grade", of_nulls)
+    async with served() as url:
+        running = RunningEvaluation(
+            plan(arms=["blackbox"], interactions=1), EvaluationFolder("tiny"), Grading(), url, QUICK
+        )
+        records = await run_evaluation(running)
+    assert [(each.organism, each.status) for each in records] == [("kettles", "failed"), ("same", "completed")]
+    assert "a grader's mistake" in str(records[0].error)
+    assert records[0].transcript
 
 
 async def test_session_follows_jobs_and_reports_errors(evaluation_settings: Path) -> None:
