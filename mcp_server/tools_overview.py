@@ -191,6 +191,12 @@ def _plan(call: Call, arguments: OverviewArguments) -> OverviewPlan:
         if not arguments.methods:
             raise InvalidInput(f"`methods` is empty; leave it out, or name some of {', '.join(allowed)}")
         asked = {name: params_of(name) for name in dict.fromkeys(wanted)}
+        prices = {name: known[name].interactions(params) for name, params in asked.items()}
+        if not call.caller.operator and (paid := {name: price for name, price in prices.items() if price}):
+            listed = ", ".join(f"{name} ({price} model interactions)" for name, price in paid.items())
+            raise InvalidInput(
+                f"an overview costs no model interactions, and these do: {listed}. Call them themselves."
+            )
         return named(asked, params_of(LENS) if LENS in allowed else None)
     offered = [(name, params_of(name)) for name in allowed if known[name].in_overview]
     if not offered:
