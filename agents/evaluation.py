@@ -7,12 +7,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from diffing_mcp.agents.arms import CHEAT
 from diffing_mcp.agents.baseline import investigate
 from diffing_mcp.agents.cells import BASELINE, Cell, RunningEvaluation, cells_of
 from diffing_mcp.agents.costs import CapReached
-from diffing_mcp.agents.grading import Grading, scores_of
+from diffing_mcp.agents.grading import Grades, Grading, scores_of
 from diffing_mcp.agents.mcp_session import Session, connect
 from diffing_mcp.agents.records import BY_WORDS, EvaluationFolder, EvaluationRecord
 from diffing_mcp.core.errors import DiffingError
@@ -117,27 +118,30 @@ async def regrade(
     Raises:
         UnknownName: there is no such evaluation.
     """
-    plan = folder.plan()
-    records = folder.records()
-    finished = [record for record in records if record.status == "completed"]
+    folder.plan()
+    finished = [record for record in folder.records() if record.status == "completed"]
     silent: list[str] = []
-    for record in finished:
-        grades = await grading.grade(record.organism, record.finding, record.tests)
-        record.fact_recall = grades.fact_recall
-        record.grading_usage = [*record.grading_usage, *grades.usage]
-        if scores_of(grades.readings) or record.mean_score is None:
-            record.hypothesis_grades = grades.readings or record.hypothesis_grades
+    for graded in finished:
+        grades = await grading.grade(graded.organism, graded.finding, graded.tests)
         if grading.grader is not None and not scores_of(grades.readings):
             silent += [reading.reasoning for reading in grades.readings]
-        read = [each for each in grades.claims if each.grader == BY_WORDS or each.problem is None]
-        former = [each for each in record.claims if each.grader != BY_WORDS]
-        record.claims = [*read, *former] if len(read) == 1 and former else grades.claims
-        folder.write(record)
+        folder.amend(graded.cell_id, partial(_take, grades))
     if silent:
         note(f"{len(silent)} of {len(finished)} findings keep the grades they had: {silent[-1]}")
     if grading.grader is not None and len(silent) < len(finished):
-        folder.write_plan(plan.model_copy(update={"regraded": grading.grader}))
-    return records
+        folder.write_plan(folder.plan().model_copy(update={"regraded": grading.grader}))
+    return folder.records()
+
+
+def _take(grades: Grades, record: EvaluationRecord) -> None:
+    """Put new grades in place of those that a record has, as far as there are new ones."""
+    record.fact_recall = grades.fact_recall
+    record.grading_usage = [*record.grading_usage, *grades.usage]
+    if scores_of(grades.readings) or record.mean_score is None:
+        record.hypothesis_grades = grades.readings or record.hypothesis_grades
+    read = [each for each in grades.claims if each.grader == BY_WORDS or each.problem is None]
+    former = [each for each in record.claims if each.grader != BY_WORDS]
+    record.claims = [*read, *former] if len(read) == 1 and former else grades.claims
 
 
 def _reason(error: BaseException) -> str:

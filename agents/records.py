@@ -15,11 +15,12 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
@@ -335,6 +336,13 @@ class EvaluationFolder:
         file = self.path / "cells" / f"{record.cell_id}.json"
         _write_atomically(file, _json_of(record, 1))
         return file
+
+    def amend(self, cell: str, change: Callable[[EvaluationRecord], None]) -> None:
+        """Change one stored cell as it is now: others may have changed it since it was read, or removed it."""
+        with FileLock(self.path / ".amending.lock"):
+            if (record := self.get(cell)) is not None:
+                change(record)
+                self.write(record)
 
     def get(self, cell: str) -> EvaluationRecord | None:
         """One stored cell, None when it is not there or its file is not a record."""

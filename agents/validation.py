@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from diffing_mcp.agents.investigations import close_investigation, open_investigation
 from diffing_mcp.agents.mcp_session import Session, ToolFailed, connect
@@ -42,9 +43,8 @@ async def validate_findings(url: str, folder: EvaluationFolder, interactions: in
         ToolFailed: the server refuses to open an investigation, or tests failed; the others are made and stored.
         NoServer: it is not there.
     """
-    records = folder.records()
     failures: list[ToolFailed] = []
-    for record in records:
+    for record in folder.records():
         if record.status != "completed" or record.finding.verdict != "difference" or record.validation is not None:
             continue
         opened = await open_investigation(
@@ -53,19 +53,24 @@ async def validate_findings(url: str, folder: EvaluationFolder, interactions: in
         try:
             async with connect(url, opened.token) as session:
                 try:
-                    record.validation = await validate(session, opened.label, record, interactions)
+                    test = await validate(session, opened.label, record, interactions)
                 except ToolFailed as failure:
                     failures.append(failure)
+                    continue
         finally:
             await close_investigation(url, opened.id)
-        folder.write(record)
+        folder.amend(record.cell_id, partial(_take, test))
     if failures:
         raise ToolFailed(
             failures[-1].tool,
             f"{len(failures)} findings could not be tested, the last of them for this reason: {failures[-1].message}\n"
             "The others are. Call again for them.",
         )
-    return records
+    return folder.records()
+
+
+def _take(test: RecordedTest, record: EvaluationRecord) -> None:
+    record.validation = test
 
 
 async def validate(session: Session, pair: str, record: EvaluationRecord, interactions: int) -> RecordedTest:

@@ -76,8 +76,7 @@ class Offer:
     def words(self) -> frozenset[str]:
         """All words of what the tools say of themselves, which everybody may read."""
         said = [
-            json.dumps([tool.name, tool.title, tool.description, tool.input_schema, tool.output_schema])
-            for tool in self.tools.values()
+            json.dumps([tool.name, tool.title, tool.description, tool.input_schema]) for tool in self.tools.values()
         ]
         return frozenset(re.findall(r"[a-z0-9]+", " ".join(said).lower()))
 

@@ -114,3 +114,18 @@ async def test_what_was_graded_anew_goes_on(tmp_path: Path) -> None:
     assert (going_on.repeats, going_on.graded_by, going_on.created_at[:4]) == (3, "m", "2026")
     with pytest.raises(InvalidInput, match="grader=None, not n"):
         continued(folder, plan.model_copy(update={"grader": "n"}))
+
+
+async def test_grading_anew_keeps_what_others_store_meanwhile(tmp_path: Path) -> None:
+    """Grading takes minutes: a validation that was stored in them was overwritten, and pairs that a suite had got."""
+    folder = with_one_finding(tmp_path)
+
+    async def meanwhile(messages: list[dict[str, str]]) -> str:
+        folder.write(folder.records()[0].model_copy(update={"validation": FRESH}))
+        folder.write_plan(folder.plan().model_copy(update={"organisms": ["cake_bake", "control"]}))
+        return await replies(messages)
+
+    (record,) = await regrade(folder, Grading(grader="m", ask=meanwhile))
+    assert folder.records() == [record]
+    assert (record.validation, record.mean_score) == (FRESH, 3)
+    assert (folder.plan().organisms, folder.plan().graded_by) == (["cake_bake", "control"], "m")

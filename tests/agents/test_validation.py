@@ -16,6 +16,7 @@ from diffing_mcp.agents.records import (
     EvaluationRecord,
     Message,
     RecordedFinding,
+    RecordedTest,
     ToolCall,
 )
 from diffing_mcp.agents.table import table_of
@@ -112,3 +113,20 @@ async def test_a_test_that_failed_is_made_again(evaluation_settings: Path, monke
         assert [each.validation is None for each in folder.records()] == [True, False], "the others are tested"
         await validate_findings(url, folder, interactions=12)
     assert all(each.validation is not None and each.validation.test_id for each in folder.records())
+
+
+async def test_validating_keeps_what_others_store_meanwhile(
+    evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = EvaluationFolder("old")
+    folder.write(record("same", "difference", []))
+
+    async def meanwhile(*given: object) -> RecordedTest:
+        folder.write(folder.records()[0].model_copy(update={"seed": 7}))
+        return RecordedTest(test_id="test-1", counted="words", verdict="raised", validates=True)
+
+    monkeypatch.setattr("diffing_mcp.agents.validation.validate", meanwhile)
+    async with served() as url:
+        (done,) = await validate_findings(url, folder, interactions=12)
+    assert folder.records() == [done]
+    assert (done.seed, done.validation and done.validation.test_id) == (7, "test-1")
