@@ -38,9 +38,12 @@ def investigate(
         message_limit: messages of an investigation at most.
         token_limit: tokens of an investigation at most.
         time_limit: seconds of an investigation at most.
+
+    Raises:
+        InvalidInput: the evaluation was made with another grader or budget: another `identifier` keeps both.
     """
     from diffing_mcp.agents.arms import chosen_arms
-    from diffing_mcp.agents.cells import RunningEvaluation, cells_of
+    from diffing_mcp.agents.cells import RunningEvaluation, cells_of, check_continues
     from diffing_mcp.agents.grading import Grading, chosen_organisms
     from diffing_mcp.agents.inspect_task import investigation_task
     from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
@@ -61,15 +64,17 @@ def investigate(
         stored = folder.plan()
     except UnknownName:
         stored = plan
+    check_continues(stored, plan)
     both = {
         "arms": list(dict.fromkeys([*stored.arms, *plan.arms])),
         "organisms": list(dict.fromkeys([*stored.organisms, *plan.organisms])),
         "repeats": max(stored.repeats, plan.repeats),
         "created_at": stored.created_at,
+        "regraded": stored.regraded,
     }
     folder.write_plan(plan.model_copy(update=both))
     limits = {"message_limit": message_limit, "token_limit": token_limit, "time_limit": time_limit}
-    running = RunningEvaluation(plan, folder, Grading(grader), url, limits=limits)
+    running = RunningEvaluation(plan, folder, Grading(stored.graded_by), url, limits=limits)
 
     def keep(record: EvaluationRecord) -> None:
         folder.write(record)
