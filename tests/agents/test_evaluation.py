@@ -173,7 +173,7 @@ async def test_a_finding_that_cannot_be_graded_takes_no_others_with_it(
     async def of_nulls(grading: Grading, organism: str, *given: object) -> object:
         if organism == "kettles":
             raise RuntimeError("a grader's mistake")
-        return await grade(grading, organism, *given)  # type: ignore[arg-type]
+        return await grade(grading, organism, *given)
 
     monkeypatch.setattr(Grading, "grade", of_nulls)
     async with served() as url:

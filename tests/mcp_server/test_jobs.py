@@ -225,7 +225,7 @@ async def test_a_job_that_begins_while_it_is_cancelled_does_not_work_beside_othe
             gate.set()
             while not entered.is_set() and not thread_has_ended(queued):
                 time.sleep(0.001)
-        end(job, *given, **named)  # type: ignore[arg-type]
+        end(job, *given, **named)
 
     monkeypatch.setattr(jobs, "_end", late)
     await asyncio.to_thread(jobs.cancel, queued)
