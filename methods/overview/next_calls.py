@@ -36,8 +36,11 @@ def next_calls(
     """Concrete calls, cheap ones first; what the reader may not call is left out. `available`: names of the methods and
     tools that it may; None: all. `claims`: whether the overview states any, which some calls are about.
     """
+    # An investigation ends with a finding and pays for questions; whoever holds the models does neither.
+    investigates = available is not None and "submit_finding" in available
+    tell, price = ("submit", " (an interaction a question)") if investigates else ("report", "")
     if confidence == "identical":
-        return ["submit that there is no difference"]
+        return [f"{tell} that there is no difference"]
 
     def may(*names: str) -> bool:
         return available is None or all(name in available for name in names)
@@ -49,7 +52,7 @@ def next_calls(
     if may("sweep_behaviours") and "sweep_behaviours" not in run:
         then = ", then view_run of its `answers`" if may("view_run") else ""
         calls.append(
-            f"sweep_behaviours with limit={_SWEPT} (an interaction a question){then}: which kinds of question both "
+            f"sweep_behaviours with limit={_SWEPT}{price}{then}: which kinds of question both "
             "models answer differently, and how"
         )
     if vector is not None and may("patchscope") and "patchscope" not in run:
@@ -60,8 +63,8 @@ def next_calls(
     if confidence == "nothing":
         if may("ask_models"):
             calls.append("ask_models with a few open chat questions: a behaviour or a style may show only in answers")
-            calls.append("if those agree too, submit that there is no meaningful difference")
-        return calls or ["submit that there is no meaningful difference"]
+            calls.append(f"if those agree too, {tell} that there is no meaningful difference")
+        return calls or [f"{tell} that there is no meaningful difference"]
     if may("complete_slots"):
         calls.append("complete_slots with beginnings of sentences about it: names, numbers and purposes in seconds")
     if may("facts") and claims:

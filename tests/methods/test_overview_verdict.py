@@ -263,7 +263,10 @@ def test_what_to_call_next_is_what_the_reader_may_call() -> None:
     assert next_calls("unsettled", [], {"kl", "compare_text"}) == [
         "compare_text of a claim, both sides, before claiming it"
     ]
-    assert next_calls("nothing", [], set()) == ["submit that there is no meaningful difference"]
+    assert next_calls("nothing", [], {"submit_finding"}) == ["submit that there is no meaningful difference"]
+    assert next_calls("nothing", [], {"kl"}) == ["report that there is no meaningful difference"]
+    swept = [next_calls("agreed", [], {"sweep_behaviours", *more})[0] for more in ((), ("submit_finding",))]
+    assert ["an interaction a question" in call for call in swept] == [False, True]
     assert any("complete_slots" in call for call in next_calls("agreed", []))
 
 
