@@ -20,7 +20,7 @@ def investigate(
     interactions: int = 10,
     repeats: int = 1,
     grader: str | None = None,
-    identifier: str = "inspect",
+    identifier: str | None = None,
     message_limit: int = 100,
     token_limit: int = 500_000,
     time_limit: int = 3600,
@@ -34,32 +34,35 @@ def investigate(
         interactions: model interactions of each investigation.
         repeats: investigations of each organism.
         grader: Inspect model that reads findings with the rubric; None: fact recall alone.
-        identifier: the evaluation under which records are kept for the panel.
+        identifier: the evaluation under which records are kept for the panel; None: one for each model.
         message_limit: messages of an investigation at most.
         token_limit: tokens of an investigation at most.
         time_limit: seconds of an investigation at most.
 
     Raises:
-        InvalidInput: the evaluation was made with another grader or budget: another `identifier` keeps both.
+        InvalidInput: the evaluation was made with another model, grader or budget: another `identifier` keeps both.
     """
+    from inspect_ai.model import get_model
+
     from diffing_mcp.agents.arms import chosen_arms
     from diffing_mcp.agents.cells import RunningEvaluation, cells_of, check_continues
     from diffing_mcp.agents.grading import Grading, chosen_organisms
     from diffing_mcp.agents.inspect_task import investigation_task
-    from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
+    from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, as_identifier
     from diffing_mcp.core.errors import UnknownName
 
     (chosen,) = chosen_arms(arm)
+    model = str(get_model())  # Inspect makes the task once for each model, whose records are its own
     plan = EvaluationPlan(
-        id=identifier,
+        id=identifier or as_identifier(f"inspect-{model}"),
         organisms=chosen_organisms(organisms),
         arms=[chosen],
-        investigator="inspect",
+        investigator=model,
         grader=grader,
         repeats=repeats,
         interactions=interactions,
     )
-    folder = EvaluationFolder(identifier)
+    folder = EvaluationFolder(plan.id)
     try:  # an arm is a task of its own, and all of them are one evaluation
         stored = folder.plan()
     except UnknownName:

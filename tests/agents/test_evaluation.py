@@ -299,19 +299,26 @@ def test_plans_continue_only_what_they_began() -> None:
     assert len({cell.id for cell in cells_of(plan(repeats=3))}) == 12
 
 
-def test_a_task_of_inspect_continues_only_what_it_began(evaluation_settings: Path) -> None:
+def test_a_task_of_inspect_continues_only_what_it_began(
+    evaluation_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another budget mixed its records into those of the first, under a plan that named the second alone."""
     from diffing_mcp.cli.inspect_tasks import investigate
 
-    investigate(arm="blackbox", organisms="kettles", interactions=4)
-    folder = EvaluationFolder("inspect")
+    monkeypatch.setenv("INSPECT_EVAL_MODEL", "mockllm/one")
+    kept = {"interactions": 4, "identifier": "together"}
+    investigate(arm="blackbox", organisms="kettles", **kept)
+    folder = EvaluationFolder("together")
     folder.write_plan(folder.plan().model_copy(update={"regraded": "some/grader"}))
-    investigate(arm="method", organisms="same", interactions=4)
+    investigate(arm="method", organisms="same", **kept)
     going_on = folder.plan()
     assert (going_on.arms, going_on.organisms) == (["blackbox", "method"], ["kettles", "same"])
     assert going_on.graded_by == "some/grader"
     with pytest.raises(InvalidInput, match="interactions=4, not 9"):
-        investigate(arm="blackbox", organisms="kettles", interactions=9)
+        investigate(arm="blackbox", organisms="kettles", **kept | {"interactions": 9})
+    monkeypatch.setenv("INSPECT_EVAL_MODEL", "mockllm/other")
+    with pytest.raises(InvalidInput, match="investigator=mockllm/one, not mockllm/other"):
+        investigate(arm="blackbox", organisms="kettles", **kept)
     assert folder.plan() == going_on
 
 

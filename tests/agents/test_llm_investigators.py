@@ -382,14 +382,21 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
     from inspect_ai import eval_async
 
     from diffing_mcp.agents.llm import language_model
-    from diffing_mcp.cli.inspect_tasks import investigate
+    from diffing_mcp.agents.records import as_identifier
+    from diffing_mcp.cli import inspect_tasks
 
+    asked = MODELS[:2]
     with llm_server(both_policies) as server:
         async with served() as url:
-            model = language_model(MODELS[0], base_url(MODELS[0], server))
-            task = investigate(arm="blackbox", organisms="kettles,same", url=url, interactions=4)
-            (log,) = await eval_async(task, model=model, log_dir=str(evaluation_settings / "logs"))
-    assert log.status == "success"
+            models = [language_model(name, base_url(name, server)) for name in asked]
+            given = {"arm": "blackbox", "organisms": "kettles,same", "url": url, "interactions": 4}
+            log, other = await eval_async(
+                f"{inspect_tasks.__file__}@investigate",
+                task_args=given,
+                model=models,
+                log_dir=str(evaluation_settings / "logs"),
+            )
+    assert (log.status, other.status) == ("success", "success")
     assert log.results is not None
     scores = {score.name: score for score in log.results.scores}
     false_positive, recall = scores["false_positive"], scores["fact_recall"]
@@ -403,4 +410,7 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
     assert {str(sample.target) for sample in log.samples} == {"kettles", "same"}
     seen_by_the_agent = json.dumps([message.text for sample in log.samples for message in sample.messages])
     assert "same/" not in seen_by_the_agent
-    assert len(EvaluationFolder("inspect").records()) == 2
+    # The records of the second model once took the place of those of the first.
+    for name in asked:
+        records = EvaluationFolder(as_identifier(f"inspect-{name}")).records()
+        assert [record.investigator for record in records] == [name] * 2
