@@ -381,7 +381,7 @@ class Jobs:
         with self._lock:
             if job.state not in LIVE:
                 return
-            job.state, job.result, job.error = state, result, error
+            job.state, job.result, job.error = state, result, _without_frames(error)
         if job.settle is not None:
             try:
                 job.settle(state == "completed")
@@ -406,6 +406,15 @@ class Jobs:
         finished = [identifier for identifier, job in self._jobs.items() if job.state not in LIVE]
         for identifier in finished[: max(0, len(finished) - self._keep_finished)]:
             del self._jobs[identifier]
+
+
+def _without_frames(error: DiffingError | None) -> DiffingError | None:
+    """An exception keeps the frames that it went through, and these what the work had in memory: hundreds of megabytes
+    of a corpus pass, as long as the ended job can be asked for."""
+    if error is not None:
+        error.__cause__ = error.__context__ = None
+        error.__traceback__ = None
+    return error
 
 
 def _ends_in(job: Job, begun: list[Job]) -> float | None:

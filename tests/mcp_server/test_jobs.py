@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
+from diffing_mcp.core.errors import Cancelled, DiffingError, InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.mcp_server.jobs import Job, Jobs
 from diffing_mcp.mcp_server.shown_errors import InternalError
 
@@ -204,6 +206,37 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_runs(jobs: Jobs) -> N
     gate.set()
     await jobs.wait(blocking, 5)
     assert ran == []
+
+
+class Large:
+    """Stands for what a corpus pass has in memory."""
+
+
+@pytest.mark.parametrize("error", [Cancelled, InvalidInput, OutOfRoom, None])
+async def test_an_ended_job_keeps_nothing_that_its_work_had_in_memory(
+    jobs: Jobs, error: type[DiffingError] | None
+) -> None:
+    """Every cancelled `kl` of the 135M model kept 400 MB until a hundred other jobs had ended."""
+    kept: list[weakref.ref[Large]] = []
+
+    def work(job: Job) -> None:
+        large = Large()
+        kept.append(weakref.ref(large))
+        try:
+            job(0, 1, "at work")
+            raise LookupError("underneath")
+        except LookupError as missing:
+            if error is not None:
+                raise error("said") from missing
+
+    job = jobs.submit("work", "a", 1, work)
+    await jobs.wait(job, 5)
+    assert job.state in ("completed", "cancelled", "failed")
+    while not thread_has_ended(job):
+        await asyncio.sleep(0.001)
+    gc.collect()
+    assert jobs.get(job.id, "a") is job
+    assert kept[0]() is None
 
 
 async def test_a_job_that_begins_while_it_is_cancelled_does_not_work_beside_others(
