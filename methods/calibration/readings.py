@@ -39,9 +39,11 @@ def reading_of(
     role: Role,
     kind: str,
     made_by: str = "",
+    among: Collection[str] | None = None,
     **fields: Any,
 ) -> Reading | None:
-    """What a calibration keeps of the runs on one finetune; None where the models differ in nothing.
+    """What a calibration keeps of the runs on one finetune, or of it those statistics `among` some; None where the
+    models differ in nothing.
 
     Raises:
         InvalidInput: no run of `kl` among them, which says how large the change is.
@@ -52,7 +54,7 @@ def reading_of(
     if size is None:
         return None
     by_label = {label_of_run(record.manifest): record for record in records}
-    statistics = {name: value for record in by_label.values() for name, value in statistics_of(record).items()}
+    statistics = {name: value for record in by_label.values() for name, value in statistics_of(record, among).items()}
     return Reading(
         name=name,
         made_by=made_by,
@@ -130,7 +132,10 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
         rows.append(row.model_copy(update={"remarks": [*row.remarks, *said]}))
     for record in known:
         own_size = size_of_change([record])
-        measured = {"statistics": statistics_of(record), "size": reading.size if own_size is None else own_size}
+        measured = {
+            "statistics": statistics_of(record, _known(calibration)),
+            "size": reading.size if own_size is None else own_size,
+        }
         found = levels_of(reading.model_copy(update=measured), calibration, [label_of_run(record.manifest)])
         others = [] if record.manifest.method == SIZE else sized
         said = [*_own_otherwise(calibration, record), *_read_otherwise(calibration, others)]
@@ -200,9 +205,14 @@ def _calibration_of(record: RunRecord) -> tuple[Calibration | None, bool]:
 
 def _read(records: Sequence[RunRecord], calibration: Calibration) -> Reading | None:
     try:
-        return reading_of(records, "", "null", "")
+        return reading_of(records, "", "null", "", among=_known(calibration))
     except InvalidInput:
         return None
+
+
+def _known(calibration: Calibration) -> set[str]:
+    """Statistics that any of its finetunes has: to read others, some of which take seconds, tells nothing."""
+    return {name for reading in calibration.readings for name in reading.statistics}
 
 
 def _read_otherwise(calibration: Calibration, records: Sequence[RunRecord]) -> list[str]:

@@ -5,7 +5,7 @@ and how large the whole change is. Torch-free.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,13 +120,15 @@ _UNKNOWN = Statistic("of another version of this package", 0.0, lambda *_: None)
 """What a calibration may hold that a newer version made: it decides nothing."""
 
 
-def statistics_of(record: RunRecord) -> dict[str, float]:
-    """Name -> number of all statistics of a run; its floor where nothing is listed."""
+def statistics_of(record: RunRecord, among: Collection[str] | None = None) -> dict[str, float]:
+    """Name -> number of all statistics of a run, or of those `among` some; its floor where nothing is listed."""
     label, result = label_of_run(record.manifest), record.result()
     found = {}
     for statistic in STATISTICS.get(record.manifest.method, ()):
-        value = statistic.read(record, result)
-        found[named(label, statistic)] = statistic.floor if value is None else max(statistic.floor, value)
+        name = named(label, statistic)
+        if among is None or name in among:
+            value = statistic.read(record, result)
+            found[name] = statistic.floor if value is None else max(statistic.floor, value)
     return found
 
 
