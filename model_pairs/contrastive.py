@@ -27,6 +27,7 @@ from diffing_mcp.model_pairs.generation import (
     Sampling,
     batches_for,
     completion_of,
+    first_alike,
     new_tokens,
     reporting,
     rows_of,
@@ -102,9 +103,11 @@ def generate_contrastive(
         )
         rule = _Contrast(of_rows, vocab_size, plausibility, sampling, stops)
         report = reporting(progress, done, total, len(batch))
+        alike = first_alike(batch)
         ids = decode(
             readers,
             [row.prompt for row in batch],
+            alike,
             rule,
             uniform_numbers(batch, sampling),
             stops,
@@ -114,7 +117,9 @@ def generate_contrastive(
         sums: list[list[float]] = rule.sums.T.tolist()
         if count is not None:
             count.add_generation(
-                [len(row.prompt) for row in batch], [new_tokens(stops, new) for new in ids], sides=len(sides)
+                [len(batch[place].prompt) for place in set(alike)],
+                [new_tokens(stops, new) for new in ids],
+                sides=len(sides),
             )
         for row, new, log_probs in zip(batch, ids, sums, strict=True):
             if isinstance(row, _ContrastRow):

@@ -85,6 +85,7 @@ class Reader:
 def decode(
     readers: Sequence[Reader],
     prompts: Sequence[Sequence[int]],
+    alike: Sequence[int],
     choose: Choice,
     uniform: torch.Tensor,
     stop_ids: frozenset[int],
@@ -94,23 +95,29 @@ def decode(
     """New token ids after each prompt (with the stop token, if one came, and padding after it), one for each of its
     uniform numbers [B, most new tokens] at most.
 
-    All readers read the same text. `report` is called after each token with the new ids so far [B, tokens], and may
-    raise to end the work. Rows that have stopped leave the batch as soon as they are half of it, and it ends with the
-    last one.
+    All readers read the same text. `alike` [B] names for each row the one whose prompt, and what acts on it, is the
+    same: such a prompt is read once, and its keys and values are copied for all who go on from it. `report` is called
+    after each token with the new ids so far [B, tokens], and may raise to end the work. Rows that have stopped leave
+    the batch as soon as they are half of it, and it ends with the last one.
     """
-    new, mask = left_padded(prompts, pad)
+    # `source` [rows]: which row of the readers each row of the batch is.
+    distinct, source = torch.unique(torch.tensor(alike), return_inverse=True)
+    for reader in readers:
+        reader.interventions = [each.of_rows(distinct) for each in reader.interventions]
+    new, mask = left_padded([prompts[row] for row in distinct.tolist()], pad)
     most = uniform.shape[1]
     stops = torch.tensor(sorted(stop_ids), dtype=torch.long)
     ids = torch.full((len(prompts), most), pad)
-    rows = torch.arange(len(prompts))  # of the batch, that the readers still read
+    rows = torch.arange(len(prompts))  # that are still written
     alive = torch.ones(len(prompts), dtype=torch.bool)  # of those, which have not stopped
     step = 0
     for step in range(most):
         logits = [reader.next_logits(new, mask) for reader in readers]
         new = torch.full((len(rows), 1), pad)
         for some in alive.nonzero().squeeze(1).split(rows_at_once(logits[0])):
-            parts = [each[some.to(each.device)] for each in logits]
+            parts = [each[source[some].to(each.device)] for each in logits]
             new[some, 0] = choose(parts, rows[some], uniform[rows[some], step]).cpu()
+        read = len(logits[0])
         del logits
         ids[rows, step] = new[:, 0]
         alive &= ~torch.isin(new[:, 0], stops)
@@ -118,12 +125,13 @@ def decode(
         left = int(alive.sum())
         if not left:
             break
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        if 2 * left <= len(rows):
+        mask = torch.cat([mask, mask.new_ones(read, 1)], dim=1)
+        if read < len(rows) or 2 * left <= len(rows):
             kept = alive.nonzero().squeeze(1)
             for reader in readers:
-                reader.keep(kept)
-            new, mask, rows, alive = new[kept], mask[kept], rows[kept], alive[kept]
+                reader.keep(source[kept])
+            new, mask, rows, alive = new[kept], mask[source[kept]], rows[kept], alive[kept]
+            source = torch.arange(left)
     return ids[:, : step + 1].tolist()
 
 

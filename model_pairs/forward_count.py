@@ -11,7 +11,7 @@ class ForwardCount:
     """Forward passes of one model over one batch, tokens read in them and tokens generated, both sides together.
 
     Padding is not counted. A generated token is read once to generate the next one, so a completion of T tokens reads
-    its prompt and T - 1 more; contrastive decoding reads the same text on both sides and generates it once.
+    its prompt (once for all of one batch that have the same) and T - 1 more; contrastive decoding reads the same text on both sides and generates it once.
     """
 
     passes: int = 0
@@ -25,8 +25,8 @@ class ForwardCount:
         self.generated += generated
 
     def add_generation(self, prompts: Sequence[int], generated: Sequence[int], sides: int = 1) -> None:
-        """Count one batch of completions, from the numbers of prompt tokens and of new tokens (a stop token counts) of
-        each row.
+        """Count one batch of completions, from the numbers of tokens of the prompts that were read and of new tokens (a
+        stop token counts) of each row.
         """
         read = sum(prompts) + sum(max(0, count - 1) for count in generated)
         self.add(sides * max(generated, default=0), sides * read, sum(generated))

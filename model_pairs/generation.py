@@ -180,12 +180,12 @@ def rows_of(
 
 
 def batches_of(rows: Sequence[Row], most: Callable[[int], int], unpadded: bool = False) -> list[list[Row]]:
-    """Rows of similar prompt length together (`unpadded`: of equal length), longest first; `most` says how many rows a
-    batch may have whose longest prompt has so many tokens.
+    """Rows of similar prompt length together (`unpadded`: of equal length), longest first, those with the same prompt
+    side by side; `most` says how many rows a batch may have whose longest prompt has so many tokens.
     """
     batches: list[list[Row]] = []
     allowed = 0
-    for row in sorted(rows, key=lambda row: -len(row.prompt)):
+    for row in sorted(rows, key=lambda row: (-len(row.prompt), row.prompt)):
         fits = batches and not (unpadded and len(row.prompt) < len(batches[-1][0].prompt))
         if fits and len(batches[-1]) < allowed:
             batches[-1].append(row)
@@ -214,6 +214,17 @@ def batches_for(residents: Sequence[ResidentModel], rows: Sequence[Row], max_new
     # Padding would stand between learned tokens and a prompt, and windows of attention count it: a short prompt beside
     # a long one loses sight of what was learned.
     return batches_of(rows, most, unpadded=any(resident.prompt is not None for resident in residents))
+
+
+def first_alike(batch: Sequence[Row], vectors: bool = False) -> list[int]:
+    """For each row the first one of the batch with the same prompt, which need not be read again; where requests have
+    `vectors` of their own, the first one of the same request.
+    """
+    first: dict[Any, int] = {}
+    return [
+        first.setdefault((tuple(row.prompt), row.request if vectors else None), place)
+        for place, row in enumerate(batch)
+    ]
 
 
 def completion_of(stop_ids: frozenset[int], reader: Any, row: Row, ids: Sequence[int]) -> Completion:
@@ -280,6 +291,7 @@ def generate(
     progress(done, total, "generating")
     for batch in batches:
         of_rows = torch.tensor([row.request for row in batch])
+        alike = first_alike(batch, any(each.differs_by_row for each in interventions))
         reading = Reader(side, [each.of_rows(of_rows) for each in interventions])
         report = reporting(progress, done, total, len(batch))
         if written is not None:
@@ -287,6 +299,7 @@ def generate(
         new = decode(
             [reading],
             [row.prompt for row in batch],
+            alike,
             choose,
             uniform_numbers(batch, sampling),
             stops,
@@ -294,7 +307,9 @@ def generate(
             report,
         )
         if count is not None:
-            count.add_generation([len(row.prompt) for row in batch], [new_tokens(stops, ids) for ids in new])
+            count.add_generation(
+                [len(batch[place].prompt) for place in set(alike)], [new_tokens(stops, ids) for ids in new]
+            )
         for row, ids in zip(batch, new, strict=True):
             results[row.request][row.sample] = completion_of(stops, reader or tokenizer, row, ids)
         done += len(batch) * sampling.max_new_tokens

@@ -84,6 +84,11 @@ class Intervention:
         """Strength in pass `step`: 0 carries the prompt, i the i-th new token."""
         return self.strength if self.decay_tokens is None else self.strength * max(0.0, 1.0 - step / self.decay_tokens)
 
+    @property
+    def differs_by_row(self) -> bool:
+        """Whether rows of a batch have vectors or places of their own."""
+        return self.vector.ndim > 1 or isinstance(self.positions, PromptTokens)
+
     def of_rows(self, rows: torch.Tensor) -> Intervention:
         """This intervention on a batch made of some rows [N] of the batch it was for, with repetitions."""
         vector = self.vector if self.vector.ndim == 1 else self.vector[rows.to(self.vector.device)]

@@ -131,11 +131,40 @@ def test_rows_that_have_stopped_leave_the_batch(tiny_pair: LoadedPair, monkeypat
         rows = [batch for batch, _ in seen]
         alone = steered(slice(0, 1))
     lengths = [each.tokens + (each.finish == "eos") for several in together for each in several]
-    assert (rows[0], len(rows)) == (16, max(lengths))
+    assert (rows[0], len(rows)) == (4, max(lengths))  # one reading of each prompt
     for step, running in enumerate(rows):
         assert running < 2 * sum(length > step for length in lengths)
     assert min(rows) == 1
     assert alone[0] == together[0]
+
+
+def test_a_prompt_is_read_once_for_all_who_go_on_from_it(tiny_pair: LoadedPair) -> None:
+    texts = ["Rivers run to the sea", "Bake", "Rivers run to the sea"]
+    sampling = Sampling(n=3, max_new_tokens=6, temperature=1.5, seed=5)
+    with calls(tiny_pair) as seen:
+        together = tiny_pair.generate("finetuned", requests(texts), sampling)
+        contrasted = tiny_pair.generate_contrastive(requests(texts), [0.0, 1.0, -1.0], sampling)
+    assert [rows for rows, length in seen if length > 1] == [2, 2, 2]
+    assert [[each.text for each in several] for several in contrasted[0]] == [
+        [each.text for each in several] for several in together
+    ]
+    assert [each.text for each in together[0]] != [each.text for each in together[2]]  # each with its own numbers
+    assert tiny_pair.generate("finetuned", requests(texts[:1]), sampling) == together[:1]
+
+
+def test_equal_prompts_with_vectors_of_their_own_are_read_apart(tiny_pair: LoadedPair) -> None:
+    vectors = torch.randn(2, tiny_pair.d_model, generator=torch.Generator().manual_seed(3))
+    sampling = Sampling(n=2, max_new_tokens=6, temperature=0.0)
+
+    def steered(rows: slice) -> list[list[Completion]]:
+        patch = Intervention(1, vectors[rows], 4.0)
+        return tiny_pair.generate("finetuned", requests(["Bake"] * len(vectors[rows])), sampling, interventions=[patch])
+
+    with calls(tiny_pair) as seen:
+        both = steered(slice(None))
+    assert seen[0][0] == 2
+    assert both == [*steered(slice(0, 1)), *steered(slice(1, 2))]
+    assert both[0] != both[1]
 
 
 def test_tokens_are_chosen_for_a_few_rows_at_a_time(tiny_pair: LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_every_way_to_run_the_models_is_counted(tiny_pair: LoadedPair) -> None:
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     sampling = Sampling(n=2, temperature=1.0, max_new_tokens=6, seed=1)
     requests = [GenerationRequest(text="The fox"), GenerationRequest(text="Rivers run to the sea")]
-    prompts = sum(len(tiny_pair.tokenizer(request.text)["input_ids"]) for request in requests) * 2
+    prompts = sum(len(tiny_pair.tokenizer(request.text)["input_ids"]) for request in requests)
 
     def passes_of(run: Any) -> tuple[Any, Any]:
         before = tiny_pair.forwards.copy()
