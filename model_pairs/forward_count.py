@@ -11,8 +11,8 @@ class ForwardCount:
     """Forward passes of one model over one batch, tokens read in them and tokens generated, both sides together.
 
     Padding is not counted. A prompt is read once for all of a batch that go on from it, a generated token once to
-    generate the next one, so a completion of T tokens reads T - 1 more; contrastive decoding reads the same text on both
-    sides and generates it once.
+    generate the next one, so a completion of T tokens reads T - 1 more; contrastive decoding reads the same text on
+    both sides and generates it once.
     """
 
     passes: int = 0
