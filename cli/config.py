@@ -49,7 +49,7 @@ def config(
 ) -> None:
     """Print what an MCP host needs to use this server, or write it into the host's file."""
     from diffing_mcp.cli.output import note, print_json, print_plain
-    from diffing_mcp.mcp_server.host_config import NAME, host_config, known_host
+    from diffing_mcp.mcp_server.host_config import NAME, host_config, known_host, secrets_left_out
     from diffing_mcp.mcp_server.host_files import BACKUP, with_toml_entry, write_entry
 
     chosen = known_host(host.value)
@@ -57,6 +57,8 @@ def config(
     entry, place = shown[chosen.key][NAME], file or chosen.file()
     if token:
         note("It holds a token: keep the file out of version control.")
+    if url is None and (secrets := secrets_left_out()):
+        note(f"Left out, as they are secrets: {', '.join(secrets)}. Where the server needs them, set them by hand.")
     if not write:
         note(f"For {place} ({chosen.title}); --write puts it there:")
         if chosen.form == "toml":

@@ -169,14 +169,30 @@ def _command() -> str:
     return str(beside) if beside.exists() else shutil.which("diffing") or "diffing"
 
 
+PASSED_ON = ("HF_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES")
+"""Variables of others that decide which models are found, and where they run."""
+
+
+def _is_secret(variable: str) -> bool:
+    """Whether a variable of ours holds a token, or the key of a model that is reachable by URL alone."""
+    return variable.startswith("DIFFING_") and (variable.endswith("_TOKEN") or variable.startswith("DIFFING_KEY_"))
+
+
+def secrets_left_out() -> list[str]:
+    """Variables of ours that are set and stand in no entry, as files of hosts are copied and put under version
+    control.
+    """
+    return sorted(filter(_is_secret, os.environ))
+
+
 def _environment() -> dict[str, str]:
     """Hosts start programs with a bare environment, in a folder of their own: what was chosen here is passed on, its
-    paths whole.
+    paths whole, without secrets.
     """
     chosen = {
         key: value
         for key, value in os.environ.items()
-        if key in ("HF_HOME", "CUDA_VISIBLE_DEVICES") or (key.startswith("DIFFING_") and not key.endswith("_TOKEN"))
+        if key in PASSED_ON or (key.startswith("DIFFING_") and not _is_secret(key))
     }
     here = settings()
     whole = {

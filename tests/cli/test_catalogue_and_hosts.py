@@ -130,6 +130,13 @@ def test_the_entry_is_written_on_request(
     assert ".before-diffing" in again.err
 
 
+def test_secrets_that_an_entry_lacks_are_named(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFING_KEY_LAB", "sesame")
+    outcome = diffing("config", "--host", "vscode")
+    assert "DIFFING_KEY_LAB" in outcome.err
+    assert "sesame" not in outcome.out + outcome.err
+
+
 def test_an_unknown_host_is_refused_with_those_there_are(diffing: Diffing) -> None:
     outcome = diffing("config", "--host", "emacs")
     assert outcome.code == 2

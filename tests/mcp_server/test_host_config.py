@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
-from diffing_mcp.mcp_server.host_config import HOSTS, PUBLISHED, host_config, install_links
+from diffing_mcp.mcp_server.host_config import HOSTS, PUBLISHED, host_config, install_links, secrets_left_out
 from diffing_mcp.mcp_server.host_files import BACKUP, with_json_entry, with_toml_entry, write_entry
 
 URL = "http://127.0.0.1:8931/mcp"
@@ -74,9 +74,13 @@ def test_a_host_connects_to_a_running_server(data_folder: Path, host: str) -> No
         assert servers["other"] == REMOTE[host]
 
 
-def test_tokens_of_the_environment_are_not_printed(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFING_OPERATOR_TOKEN", "sesame")
+@pytest.mark.parametrize("name", ["DIFFING_OPERATOR_TOKEN", "DIFFING_KEY_LAB"])
+def test_secrets_of_the_environment_are_not_printed(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "sesame")
     assert "sesame" not in str([host_config(host) for host in HOSTS])
+    assert secrets_left_out() == [name]
 
 
 def test_a_host_gets_all_settings_and_finds_the_folders_from_wherever_it_starts(
@@ -84,6 +88,7 @@ def test_a_host_gets_all_settings_and_finds_the_folders_from_wherever_it_starts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     profile = tmp_path / "profile.toml"
     profile.write_text("port = 9000\n")
     for name, value in {
@@ -100,6 +105,7 @@ def test_a_host_gets_all_settings_and_finds_the_folders_from_wherever_it_starts(
     assert env["DIFFING_DATA_FOLDER"] == str(tmp_path / "data")
     assert env["DIFFING_CATALOGUE_FOLDERS"] == f"{tmp_path / 'mine'}{os.pathsep}{tmp_path / 'home' / 'theirs'}"
     assert env["DIFFING_PROFILE"] == str(profile)
+    assert env["HF_HUB_OFFLINE"] == "1"
 
 
 def test_bad_requests(data_folder: Path) -> None:
