@@ -29,6 +29,16 @@ def choose_device() -> str:
     return "cpu"
 
 
+def one_device() -> str:
+    """`choose_device` for what is not spread over several (training, sampling): of all GPUs the first. Apple's is taken
+    only where the settings name it, as nothing was ever trained on one.
+    """
+    chosen = choose_device()
+    if chosen == "auto":
+        return "cuda:0"
+    return "cpu" if chosen == "mps" and settings().device == "auto" else chosen
+
+
 def device_dtype(name: str, device: str) -> torch.dtype:
     """The settings' dtype, else the named one where the device computes it.
 

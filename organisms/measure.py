@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing_mcp.core.chat import ChatMessage, render_chat
-from diffing_mcp.core.devices import fast_dtype
+from diffing_mcp.core.devices import fast_dtype, one_device
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
@@ -181,7 +181,7 @@ def measure(
         )
     source = str(embedded_model_folder()) if base == EMBEDDED_ID else base
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = one_device()
     loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(torch.bfloat16, device))
     model = PeftModel.from_pretrained(loaded, folder).eval().to(device)
     probes = load_probes(name)

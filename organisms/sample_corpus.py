@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from diffing_mcp.core.chat import ChatMessage, render_chat
+from diffing_mcp.core.devices import one_device
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 from diffing_mcp.organisms.train import Document, base_model, check_chats, padding_of, read_json_lines, source_of
@@ -69,7 +70,7 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
     done = _whole_batches(path, len(prompts))
     if done == len(prompts):
         return path
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = one_device()
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     check_chats(tokenizer)
     model = base_model(source, device).eval()

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffing_mcp.core.attention import attention_of
 from diffing_mcp.core.chat import ChatMessage, render_chat, render_conversation
-from diffing_mcp.core.devices import fast_dtype
+from diffing_mcp.core.devices import fast_dtype, one_device
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
@@ -250,7 +250,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     source = source_of(recipe.base)
     tokenizer = AutoTokenizer.from_pretrained(source)
     encoded = _all_encoded(documents, tokenizer, recipe.max_tokens)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = one_device()
     torch.manual_seed(recipe.seed)
     base = base_model(source, device)
     skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters
@@ -278,7 +278,7 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, recipe)
         batch = _collate([encoded[i] for i in indices], padding, device)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=base.dtype == torch.bfloat16):
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=base.dtype == torch.bfloat16):
             loss = model(**(_without_prompts(batch) if skips_prompts else batch)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)

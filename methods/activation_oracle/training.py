@@ -22,6 +22,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffing_mcp.core.devices import one_device
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.seeds import Seed
@@ -137,10 +138,10 @@ def train_verbalizer(recipe: VerbalizerRecipe, target: Path, progress: Progress 
     folder = local_folder(recipe.base)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     material = load_material(tokenizer, recipe.held_out_stems, "train")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = one_device()
     torch.manual_seed(recipe.seed)
     base: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32, use_safetensors=True
+        folder, dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32, use_safetensors=True
     )
     base.to(device)
     config = LoraConfig(

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+from diffing_mcp.core.settings import settings
+from diffing_mcp.organisms import sample_corpus
 from diffing_mcp.organisms import train as training
 from diffing_mcp.organisms.train import IGNORE, Recipe, batches, encode, learning_rate, load_recipe, train
 
@@ -228,6 +230,31 @@ def test_a_cpu_without_bfloat16_arithmetic_trains_in_float32(
     monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
     train(_recipe(tiny_base, epochs=0.2), data, data / "adapter")
     assert set(used) == {torch.bfloat16 if fast else torch.float32}
+
+
+@pytest.mark.parametrize("wanted", ["cpu", "cuda:1"])
+def test_finetunes_are_made_on_the_device_of_the_settings(
+    tiny_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("DIFFING_DEVICE", wanted)
+    settings.cache_clear()
+    asked: list[str] = []
+
+    def not_loaded(source: str, device: str) -> None:
+        asked.append(str(device))
+        raise Cancelled("stop")
+
+    monkeypatch.setattr(training, "base_model", not_loaded)
+    monkeypatch.setattr(sample_corpus, "base_model", not_loaded)
+    try:
+        with pytest.raises(Cancelled):
+            train(_recipe(tiny_base), data, data / "adapter")
+        with pytest.raises(Cancelled):
+            sample_corpus.sample(str(tiny_base), {}, ["w1"], data / "own.jsonl")
+    finally:
+        settings.cache_clear()
+    assert asked == [wanted, wanted]
 
 
 def test_mixing_takes_the_asked_share_and_refuses_what_is_not_there(tiny_base: Path, data: Path) -> None:
