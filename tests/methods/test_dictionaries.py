@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,20 @@ from diffing_mcp.core.errors import Cancelled, InvalidInput
 from diffing_mcp.methods.contract import PairSize
 from diffing_mcp.methods.crosscoder.measure import analyse as analyse_crosscoder
 from diffing_mcp.methods.crosscoder.measure import count_owned, headline
+from diffing_mcp.methods.dictionaries.crosscoder_trainer import dedicated_mask
 from diffing_mcp.methods.dictionaries.evaluation import LatentTable
 from diffing_mcp.methods.dictionaries.files import content_hash, load_dictionary, save_dictionary
 from diffing_mcp.methods.dictionaries.latent_scaling import LatentScalingSums
 from diffing_mcp.methods.dictionaries.models import SparseDictionary, batch_top_k, nth_largest
 from diffing_mcp.methods.dictionaries.preparation import Prepared
 from diffing_mcp.methods.dictionaries.recipe import TrainingRecipe
-from diffing_mcp.methods.dictionaries.trainers import dedicated_mask
 from diffing_mcp.methods.dictionaries.training import (
     RowsOf,
     Training,
     both_sides,
     differences,
     fit_normalisation,
+    make_trainer,
     train,
 )
 from diffing_mcp.methods.sae_difference.measure import analyse as analyse_sae
@@ -287,6 +289,20 @@ def test_a_training_without_gain_stops_early() -> None:
     training = _training(trained(data, recipe, both_sides))
     assert training.stopped_early
     assert training.steps < 300
+
+
+def test_without_the_library_crosscoders_train_and_saes_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = "dictionary_learning"
+    for name in [library, *(each for each in sys.modules if each.startswith(f"{library}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    ours = "diffing_mcp.methods.dictionaries."
+    for name in [each for each in sys.modules if each.startswith(ours) and each.endswith("trainer")]:
+        monkeypatch.delitem(sys.modules, name)
+    rows = torch.randn(8, 12)
+    trainer = make_trainer(TrainingRecipe(**SMALL | {"k": 1}), 6, rows, "cpu")
+    assert math.isfinite(trainer.step(0, rows))
+    with pytest.raises(InvalidInput, match="pip install --no-deps dictionary-learning"):
+        make_trainer(TrainingRecipe(**SMALL | {"kind": "sae"}), 12, rows, "cpu")
 
 
 def test_an_sae_isolates_a_planted_trigger() -> None:
