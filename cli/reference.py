@@ -5,6 +5,7 @@ docs/python-reference.md from docstrings; `--check` says whether they are curren
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from pydantic import BaseModel
@@ -25,7 +26,8 @@ HEAD = """# Methods
 Every method is a command (`diffing run METHOD --pair PAIR --set name=value`), a tool of the MCP server with the same
 parameters, and a page of the panel. Differences are finetuned minus base; log-probabilities and divergences are in
 nats. A layer is a relative depth in [0, 1] or an absolute index. Every result begins with `stands_out` (did the method
-see more than noise or a null finetune shows?) and `headline` (the outcome in a sentence).
+see more than noise or a null finetune shows?) and `headline` (the outcome in a sentence). *Cite* names where a method
+comes from; those without such a line were made here, so cite this software alone.
 """
 
 TOOLS_HEAD = """# Tools
@@ -48,6 +50,7 @@ def reference() -> str:
     sections = [HEAD]
     for name, method in all_methods().items():
         lines = [f"## {method.title}", f"`{name}` (version {method.version}, takes {method.cost})", method.description]
+        lines += [f"Cite: {'; '.join(map(_linked, method.papers))}."] if method.papers else []
         lines += ["### Parameters", table(method.Params, defaults=True)]
         lines += ["### Result", table(method.Result, defaults=False)]
         if method.views:
@@ -99,6 +102,11 @@ def table(model: type[BaseModel], defaults: bool) -> str:
             row.append("required" if name in schema.get("required", []) else f"`{field.get('default')}`")
         rows.append([*row, field.get("description", "")])
     return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
+
+
+def _linked(paper: str) -> str:
+    """A paper with its arXiv number as a link."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
 
 
 def _cell(text: str) -> str:

@@ -241,15 +241,17 @@ class DiffingMethod(Generic[P, R]):
     """A method that compares the two sides of a pair.
 
     Class attributes: `name` (the tool's name), `title`, `version` (part of the key: raise it when the numbers would
-    change), `Params`, `Result`, `cost`, and optionally `aliases`, `in_overview`, `no_verdict`, `needs_vector`, `views`
-    and `figures`. `for_agents` is what an agent needs to hear besides the class docstring: units, limits, when to call
-    it.
+    change), `Params`, `Result`, `cost`, and optionally `aliases`, `papers`, `in_overview`, `no_verdict`,
+    `needs_vector`, `views` and `figures`. `for_agents` is what an agent needs to hear besides the class docstring:
+    units, limits, when to call it.
     """
 
     name: ClassVar[str]
     aliases: ClassVar[Sequence[str]] = ()
     """Other names that people call it by, understood wherever `name` is; lists and results say `name`."""
     title: ClassVar[str]
+    papers: ClassVar[Sequence[str]] = ()
+    """What whoever reports a run should cite: where the method, or the part of it in brackets, comes from."""
     for_agents: ClassVar[str] = ""
     version: ClassVar[int] = 1
     Params: ClassVar[type[BaseModel]]

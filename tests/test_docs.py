@@ -103,6 +103,17 @@ def test_the_reference_describes_every_parameter() -> None:
             assert field.description, f"{method.name}.{name} has no description"
 
 
+def test_what_the_citation_file_sends_readers_to_is_there() -> None:
+    assert "docs/methods.md names them" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    for method in registry.all_methods().values():
+        section = page.partition(f"\n`{method.name}` (version")[2].partition("\n## ")[0]
+        assert all(number in section for paper in method.papers for number in re.findall(r"\d{4}\.\d{5}", paper))
+        assert ("\nCite: " in section) == bool(method.papers), method.name
+    for name in ("activation_oracle", "crosscoder", "patchscope", "logit_diff_topk_occurring"):
+        assert registry.get_method(name).papers
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):

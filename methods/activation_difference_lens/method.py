@@ -148,6 +148,7 @@ class ActivationDifferenceLens(CorpusMethod[ActivationDifferenceLensParams, Acti
 
     name = "activation_difference_lens"
     title = "Activation difference lens"
+    papers = ("Minder et al. 2025, arXiv 2510.13900",)
     for_agents = (
         "Each mean is read through the logit lens (`promoted`) and so is its negative (`suppressed`); a token's "
         "score is standardised against random directions of the same norm (z), because raw lens lists are topped "

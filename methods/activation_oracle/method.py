@@ -62,6 +62,7 @@ class ActivationOracle(DiffingMethod[ActivationOracleParams, ActivationOracleRes
 
     name = "activation_oracle"
     title = "Activation oracle"
+    papers = ("arXiv 2512.15674",)
     for_agents = (
         "With `vector` it is asked about one direction (RUN/NAME) and its opposite. Read the answers on "
         "`difference` against those on `base`: what is in both comes from the context or from the verbalizer's "

@@ -77,6 +77,10 @@ class ContrastiveDecoding(DiffingMethod[ContrastiveDecodingParams, ContrastiveDe
 
     name = "contrastive_decoding"
     title = "Contrastive decoding"
+    papers = (
+        "arXiv 2605.25902 (amplified differences)",
+        "Li et al. 2022, arXiv 2210.15097 (contrastive decoding)",
+    )
     for_agents = (
         "Works from neutral beginnings and questions, from no prompt, or from own prompts. Amplified texts are "
         "compared with the same amplification in the opposite direction and with the base: under a finetune that "

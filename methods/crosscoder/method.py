@@ -20,6 +20,11 @@ class Crosscoder(DictionaryMethod[CrosscoderParams, CrosscoderResult]):
     name = "crosscoder"
     title = "Crosscoder"
     version = 2
+    papers = (
+        "Lindsey et al. 2024, Sparse Crosscoders (transformer-circuits.pub)",
+        "Minder et al. 2025, arXiv 2504.02922 (BatchTopK, latent scaling)",
+        "arXiv 2602.11729 (with `dedicated`)",
+    )
     for_agents = (
         "Latent scaling then measures how much of every latent each model really has: ratios near 0 mean the "
         "finetuned model's own, near 1 shared; decoder norms alone mislead (rare latents of short trainings). Use "

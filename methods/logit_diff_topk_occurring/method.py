@@ -100,6 +100,10 @@ class LogitDifference(CorpusMethod[LogitDifferenceParams, LogitDifferenceResult]
     name = "logit_diff_topk_occurring"
     aliases = ("diff_mining", "logit_diff")
     title = "Logit difference (diff mining)"
+    papers = (
+        "arXiv 2608.26462 (diff mining)",
+        "Monroe et al. 2008, Fightin' Words (log odds)",
+    )
     for_agents = (
         "At every position the logit difference (finetuned minus base) is taken over the whole vocabulary; tokens "
         "are ordered by how often they are among the largest differences, the share of positions at which they "

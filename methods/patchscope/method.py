@@ -105,6 +105,10 @@ class Patchscope(DiffingMethod[PatchscopeParams, PatchscopeResult]):
     name = "patchscope"
     title = "Patchscope"
     no_verdict = "whether the direction can be read"
+    papers = (
+        "Ghandeharioun et al. 2024, arXiv 2401.06102",
+        "Minder et al. 2025, arXiv 2510.13900",
+    )
     for_agents = (
         "Short identity prompts (`man -> man`) end in a token whose activation at the direction's layer is "
         "replaced by the direction, at several norms and with both signs; the next-token probabilities are "

@@ -21,6 +21,10 @@ class SAEDifference(DictionaryMethod[SAEDifferenceParams, SAEDifferenceResult]):
 
     name = "sae_difference"
     title = "SAE on differences"
+    papers = (
+        "Bussmann et al. 2024, arXiv 2412.06410 (BatchTopK)",
+        "Minder et al. 2025, arXiv 2504.02922 (latent scaling)",
+    )
     for_agents = (
         "Good at behaviour that needs a trigger: a latent that fires on few tokens, and on what, is the finding. "
         "Costs minutes of training; run the cheaper methods first. Each latent has its lens words, examples, and "

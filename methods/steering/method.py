@@ -67,6 +67,7 @@ class Steering(DiffingMethod[SteeringParams, SteeringResult]):
 
     name = "steering"
     title = "Steering"
+    papers = ("Minder et al. 2025, arXiv 2510.13900",)
     for_agents = (
         "Without `strengths` the largest strength at which texts stay coherent is searched for, with both signs, "
         "by perplexity under the base model and repetition (no language model judges). Content words over- "

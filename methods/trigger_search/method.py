@@ -66,6 +66,10 @@ class TriggerSearch(DiffingMethod[TriggerSearchParams, TriggerSearchResult]):
 
     name = "trigger_search"
     title = "Search for triggers"
+    papers = (
+        "Zou et al. 2023, arXiv 2307.15043 (GCG)",
+        "Ebrahimi et al. 2018, arXiv 1712.06751 (HotFlip)",
+    )
     for_agents = (
         "Call it when texts of other methods say what plain questions never bring out. Give `answers` in the model's "
         "own words, as `facts` quotes them. `gain` and `beyond` (nats, beside random prefixes) rank triggers; one "
