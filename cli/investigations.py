@@ -31,7 +31,7 @@ def new(
         typer.Option(help="`blackbox` (model queries only), `method` (everything), or tool names, comma-separated."),
     ] = "method",
     interactions: Annotated[
-        int, typer.Option(help="Budget of model interactions: prompts x sides asked x samples.")
+        int, typer.Option(help="Budget of model interactions: one a prompt and sample, for both models.")
     ] = 50,
     tool_calls: Annotated[int, typer.Option(help="Budget of tool calls; free tools do not count.")] = 200,
     comment: Annotated[str, typer.Option("--note", help="A note for operators; the agent never sees it.")] = "",

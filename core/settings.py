@@ -69,9 +69,7 @@ class Settings(BaseSettings):
     )
     catalogue_folders: Annotated[list[Folder], NoDecode, _listed(os.pathsep)] = Field(
         default_factory=list,
-        description=(
-            "Further catalogue folders (models.yaml, organisms.yaml), read after the bundled one; several as in PATH."
-        ),
+        description=("Further catalogue folders (any *.yaml in them), read after the bundled one; several as in PATH."),
     )
     device: str = Field(
         "auto",

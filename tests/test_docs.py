@@ -103,6 +103,17 @@ def test_the_reference_describes_every_parameter() -> None:
             assert field.description, f"{method.name}.{name} has no description"
 
 
+def test_every_method_and_every_set_of_tools_is_named() -> None:
+    from diffing_mcp.mcp_server.toolset import toolsets
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)`", readme, flags=re.MULTILINE)) == set(registry.all_methods())
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    [listed] = re.findall(r"lists more sets \(([^;]*);", page)
+    # `more` holds what leads to all others.
+    assert set(re.findall(r"`(\w+)`", listed)) == set(toolsets()) - {"default", "more"}
+
+
 def test_what_the_citation_file_sends_readers_to_is_there() -> None:
     assert "docs/methods.md names them" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")

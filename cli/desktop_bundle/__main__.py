@@ -33,7 +33,7 @@ FORM: dict[str, dict[str, Any]] = {
     "catalogue_folders": {
         "type": "directory",
         "title": "Catalogue of your own pairs",
-        "description": "A folder with models.yaml and organisms.yaml. Empty: the bundled pairs, and any two models.",
+        "description": "A folder with catalogues (*.yaml). Empty: the bundled pairs, and any two models.",
     },
     "url": {
         "type": "string",
