@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,17 @@ async def test_a_client_that_hangs_up_stops_its_job_unless_it_knows_it(
     record = investigations.show(new.id)
     assert record.calls[0].outcome in (("running",) if known else ("abandoned", "completed"))
     assert record.budget.interactions_left == 4
+
+
+async def test_the_agent_of_the_documents_asks_both_models(
+    url: str, pair_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "hosts.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^print", page, flags=re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert "finetuned" in await names["ask"](url, pair_name)
+    assert "test_hypothesis" in capsys.readouterr().out
 
 
 async def test_a_question_is_answered_while_others_train(
