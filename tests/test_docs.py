@@ -157,6 +157,24 @@ def test_the_catalogue_example_is_a_catalogue(tmp_path: Path, monkeypatch: pytes
     assert Path(spec.finetuned.adapter.id) == tmp_path / "adapter"
 
 
+def test_the_suite_example_is_a_suite_within_its_cap(tmp_path: Path) -> None:
+    from diffing_mcp.agents.suite_files import plans_of, read_suite
+
+    [example] = blocks(ROOT / "docs" / "evaluation.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+    name, suite = read_suite(str(tmp_path / "mine.yaml"))
+    assert [plan.investigator for plan in plans_of(name, suite)] == ["baseline", "anthropic/NAME"]
+
+
+def test_the_example_of_ground_truth_can_be_graded_on(tmp_path: Path) -> None:
+    from diffing_mcp.organisms.ground_truth import BUNDLED_FOLDER, read_ground_truth
+
+    [example] = blocks(ROOT / "docs" / "organisms.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+    entries, _ = read_ground_truth((BUNDLED_FOLDER, tmp_path))
+    assert (len(entries["my-finetune"].facts), entries["my-finetune"].is_null) == (2, False)
+
+
 def test_the_amplification_example_is_a_configuration() -> None:
     from diffing_mcp.model_pairs.amplification_config import adapter_files, load_amplification_config
 
