@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +105,12 @@ def test_the_reference_describes_every_parameter() -> None:
             assert field.description, f"{method.name}.{name} has no description"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_is_named_by_its_import_is_there(document: Path) -> None:
+    for name in set(re.findall(r"\bdiffing_mcp(?:\.\w+)+", document.read_text(encoding="utf-8"))):
+        pkgutil.resolve_name(name)
+
+
 def test_every_method_and_every_set_of_tools_is_named() -> None:
     from diffing_mcp.mcp_server.toolset import toolsets
 
@@ -112,6 +120,9 @@ def test_every_method_and_every_set_of_tools_is_named() -> None:
     [listed] = re.findall(r"lists more sets \(([^;]*);", page)
     # `more` holds what leads to all others.
     assert set(re.findall(r"`(\w+)`", listed)) == set(toolsets()) - {"default", "more"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    [named] = re.findall(r"Extras: (.*?)`eval` and", page, flags=re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", named)) == set(extras)
 
 
 def test_what_the_citation_file_sends_readers_to_is_there() -> None:
