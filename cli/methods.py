@@ -185,6 +185,8 @@ def pipeline(
     requests = method_requests(names, settings or [])
     for reference in pair:
         resolve_pair(reference)  # a mistyped name is refused before anything is computed
+    if mode in (Mode.full, Mode.evaluation):
+        _check_gradable(pair)
     report: dict[str, Any] = {}
     for reference in pair:
         part = report[reference] = {}
@@ -205,6 +207,18 @@ def pipeline(
         print_json(report)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_gradable(pairs: list[str]) -> None:
+    """Raise UnknownName for a pair of which nobody has written down what it was taught."""
+    from diffing_mcp.agents.grading import truth_of
+    from diffing_mcp.core.errors import UnknownName
+
+    try:
+        for reference in pairs:
+            truth_of(reference)
+    except UnknownName as error:
+        raise UnknownName(f"{error.message} `--mode diffing` runs the methods alone.") from error
 
 
 def _evaluate(pairs: list[str], as_json: bool) -> tuple[Any, bool]:

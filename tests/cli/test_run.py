@@ -109,10 +109,13 @@ def test_pipeline_refuses_an_unknown_pair_before_it_computes(diffing: Diffing, r
     assert json.loads(diffing("runs", "list", "--json").out) == []
 
 
-def test_a_pair_without_ground_truth_cannot_be_evaluated(diffing: Diffing, reference: str) -> None:
-    outcome = diffing("pipeline", "--mode", "evaluation", "--pair", reference)
+@pytest.mark.parametrize("mode", ["evaluation", "full"])
+def test_a_pair_without_ground_truth_cannot_be_evaluated(diffing: Diffing, reference: str, mode: str) -> None:
+    outcome = diffing("pipeline", "--mode", mode, "--pair", reference, "--methods", "kl", *SMALL)
     assert outcome.code == 2
     assert "ground truth" in outcome.err
+    assert "--mode diffing" in outcome.err
+    assert json.loads(diffing("runs", "list", "--json").out) == [], "refused before anything is computed"
 
 
 def test_the_two_sides_of_an_undeclared_identical_pair_are_refused(diffing: Diffing, reference: str) -> None:
