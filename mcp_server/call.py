@@ -136,13 +136,13 @@ class Call:
         if getattr(self.arguments, "estimate_only", False):
             return Reply(
                 estimate=estimate,
-                text=f"This would cost {estimate_text(estimate, interactions)}.{f' {note}' if note else ''}",
+                text=f"{_cost_sentence(estimate, interactions)}.{f' {note}' if note else ''}",
                 next_step="Call again without estimate_only to start.",
             )
         if self.consent is not None and self.tool.lasting and _is_long(estimate):
-            cost = estimate_text(estimate, interactions)
+            cost = _cost_sentence(estimate, interactions)
             if self.context.jobs.find(self.tool.name, self.caller.scope, key, still) is None:
-                await self.consent(f"{self.tool.title}: this would cost {cost}. Start it?")
+                await self.consent(f"{self.tool.title}. {cost}. Start it?")
         investigation, ledger = self.caller.investigation, self.context.ledger
 
         def reserve() -> Callable[[bool], None] | None:
@@ -293,6 +293,12 @@ def fenced_parts(parts: Sequence[Part]) -> str:
 def _seen(part: Part) -> str:
     seen = "" if part.stands_out is None else f" {standing(part.stands_out, part.p)}"
     return seen if part.p is None else f"{seen}, p {part.p:.3f}"
+
+
+def _cost_sentence(estimate: CostEstimate | None, interactions: int) -> str:
+    if estimate is None:
+        return "What this would cost is not known beforehand"
+    return f"This would cost {estimate_text(estimate, interactions)}"
 
 
 def estimate_text(estimate: CostEstimate | None, interactions: int = 0) -> str:

@@ -15,7 +15,7 @@ from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.mcp_server.toolset import toolset, toolsets
 from diffing_mcp.organisms.nulls import NullRecipe
-from tests.mcp_server.answers import good, held
+from tests.mcp_server.answers import answered, good, held
 
 
 async def test_an_operator_calibrates_a_base(
@@ -36,6 +36,12 @@ async def test_an_operator_calibrates_a_base(
         assert listed["result"]["calibrations"][0]["base"] == base
         described = await good(client, "describe_calibration", {"base": base})
         assert described["result"]["nulls"] == {"noise": 2}
+
+
+async def test_what_nobody_can_estimate_is_said_in_a_sentence(context: ServerContext) -> None:
+    async with held(Client(build_server(context))) as client:
+        answer = await answered(client, "calibrate", {"base": "gpt2", "estimate_only": True})
+    assert "What this would cost is not known beforehand." in str(answer.content)
 
 
 def test_it_trains_so_a_server_that_only_reads_does_not_offer_it() -> None:
