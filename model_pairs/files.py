@@ -100,8 +100,8 @@ def local_folder(identifier: str, revision: str | None = None, subfolder: str | 
         log.warning("download of %s failed: %s", identifier, error)
         raise InvalidInput(
             f"The files of {identifier!r} could not be downloaded ({type(error).__name__}). Check the id and the "
-            "revision, the network, and for gated repositories the token of the Hugging Face account; local folders "
-            "work offline."
+            "revision, the network, and for gated or private repositories that your account has access and is signed "
+            "in (`hf auth login`, or HF_TOKEN); local folders work offline."
         ) from error
     folder = root / (subfolder or "")
     if not folder.is_dir():
