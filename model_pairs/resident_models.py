@@ -164,6 +164,15 @@ class ResidentModels:
                 self._drop(key)
             return freed
 
+    def unload_idle(self) -> int:
+        """Release all models that nobody uses now; returns the bytes freed."""
+        with self._lock:
+            idle = [key for key, entry in self._table.items() if not entry.users]
+            freed = sum(self._table[key].bytes for key in idle)
+            for key in idle:
+                self._drop(key)
+            return freed
+
     def _acquire(self, wanted: WantedModel, tokenizer: Any, stored: StoredAdapter | None, progress: Progress) -> _Entry:
         with self._lock:
             if entry := self._table.get(wanted):

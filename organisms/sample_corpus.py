@@ -19,7 +19,15 @@ from diffing_mcp.core.chat import ChatMessage, render_chat
 from diffing_mcp.core.devices import one_device
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
-from diffing_mcp.organisms.train import Document, base_model, check_chats, padding_of, read_json_lines, source_of
+from diffing_mcp.organisms.train import (
+    Document,
+    base_model,
+    check_chats,
+    padding_of,
+    read_json_lines,
+    room_for,
+    source_of,
+)
 
 CORPORA = Path(__file__).parent / "corpora"
 BATCH = 96
@@ -62,15 +70,23 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
 
     Raises:
         InvalidInput: the model has no chat template.
+        OutOfRoom: the device has not enough memory; the same call goes on after what is written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = _whole_batches(path, len(prompts))
+    if done < len(prompts):
+        device = one_device()
+        with room_for(f"Sampling from {source}", device):
+            _sample_from(done, source, entry, prompts, path, device, progress)
+    return path
+
+
+def _sample_from(
+    done: int, source: str, entry: dict[str, Any], prompts: list[str], path: Path, device: str, progress: Progress
+) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = _whole_batches(path, len(prompts))
-    if done == len(prompts):
-        return path
-    device = one_device()
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     check_chats(tokenizer)
     model = base_model(source, device).eval()
@@ -103,7 +119,6 @@ def sample(source: str, entry: dict[str, Any], prompts: list[str], path: Path, p
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
         progress(start + len(batch), len(prompts), "sampling what the base writes itself")
-    return path
 
 
 def _whole_batches(path: Path, wanted: int) -> int:

@@ -17,6 +17,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from diffing_mcp.core.attention import attention_of
 from diffing_mcp.core.chat import ChatMessage, render_chat, render_conversation
 from diffing_mcp.core.devices import fast_dtype, one_device
-from diffing_mcp.core.errors import InvalidInput, UnknownName
+from diffing_mcp.core.errors import InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.organisms.embedded import EMBEDDED_ID, embedded_model_folder
 
@@ -156,6 +157,24 @@ def base_model(source: str, device: str) -> Any:
     return cast(Any, AutoModelForCausalLM).from_pretrained(source, dtype=dtype, **named).to(device)
 
 
+@contextmanager
+def room_for(work: str, device: str) -> Iterator[None]:
+    """Work that keeps a model of its own on a device.
+
+    Raises:
+        OutOfRoom: it does not fit beside what lies there.
+    """
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfRoom(
+            f"{work} takes more memory than is free on {device}. Unload pairs and end what else computes there, or "
+            "name another device (`--device`, DIFFING_DEVICE); what was finished is kept."
+        ) from error
+
+
 def encode(document: Document, tokenizer: Any, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels of one document; label -100 = no loss (everything in a chat that the assistant
     did not say).
@@ -241,7 +260,14 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     Raises:
         InvalidInput: no documents; chats, and a base without a chat template; or a step with nothing to learn in it, as
             documents are cut before an answer begins.
+        OutOfRoom: the device has not enough memory; the same call goes on from the last checkpoint.
     """
+    device = one_device()
+    with room_for(f"Training {recipe.base}", device):
+        return _trained(documents, recipe, target, device, progress)
+
+
+def _trained(documents: list[Document], recipe: Recipe, target: Path, device: str, progress: Progress) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
@@ -250,7 +276,6 @@ def train_on(documents: list[Document], recipe: Recipe, target: Path, progress: 
     source = source_of(recipe.base)
     tokenizer = AutoTokenizer.from_pretrained(source)
     encoded = _all_encoded(documents, tokenizer, recipe.max_tokens)
-    device = one_device()
     torch.manual_seed(recipe.seed)
     base = base_model(source, device)
     skips_prompts = "logits_to_keep" in inspect.signature(base.forward).parameters

@@ -68,7 +68,7 @@ class _Finetune:
     dilution: int
     make: Callable[[Progress], Path]
     thrown_away: bool
-    """Whether its files are removed once it is measured: a whole model, made again in seconds."""
+    """Whether its files are removed once it is measured: a whole model, edited in seconds and without training."""
 
 
 def default_requests() -> list[Request]:
@@ -140,6 +140,8 @@ def _calibrated(
         report = _Part(progress, measured, wanted, finetune.name)
         known = readings.get(finetune.made_by)
         asked = [request for request in chosen if known is None or _label(request) not in _tried(known)]
+        if not finetune.thrown_away:
+            pairs.models.unload_idle()  # training takes a base of its own, on the same device
         found = _measured(pairs, bare, finetune, asked, store, report, known)
         if isinstance(found, Reading):
             readings[finetune.made_by] = found

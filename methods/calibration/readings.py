@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,10 +120,7 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
         return []
     source = THIS_BASE if own else f"another base, {calibration.base_name}"
     base = base_of(records[0].manifest.pair)
-    outdated = not own and base is not None and is_outdated(base)
-    remarks = (
-        ["the calibration of this base is of an older version: `diffing calibrate` reads it anew"] if outdated else []
-    )
+    remarks = [] if own or base is None else _of_own(base)
     sized = [record for record in deciding.values() if record.manifest.method == SIZE]
     rows = []
     for row in levels_of(reading, calibration, [TOGETHER]):
@@ -142,6 +139,19 @@ def calibrated(records: Sequence[RunRecord]) -> list[LevelRow]:
         for row in found:
             rows.append(row.model_copy(update={"run": record.id, "remarks": [*row.remarks, *said]}))
     return [row.model_copy(update={"level_from": source, "remarks": [*row.remarks, *remarks]}) for row in rows]
+
+
+def _of_own(base: Mapping[str, Any]) -> list[str]:
+    """Why a calibration of this base that somebody made or began does not count."""
+    if is_outdated(base):
+        return ["the calibration of this base is of an older version: `diffing calibrate` reads it anew"]
+    begun = find_calibration(base)
+    if begun is None:
+        return []
+    return [
+        f"the calibration of this base holds {_nulls(begun)} of the {LEAST_NULLS} nulls that a level needs: "
+        "`diffing calibrate` goes on with it"
+    ]
 
 
 def _as_nulls_first(records: Sequence[RunRecord], calibration: Calibration) -> list[RunRecord]:
@@ -197,10 +207,18 @@ def _sizes_of(record: RunRecord, store: RunStore) -> list[RunRecord]:
 
 
 def _calibration_of(record: RunRecord) -> tuple[Calibration | None, bool]:
-    """What levels of a run on this pair come from, and whether that is its own base."""
+    """What levels of a run on this pair come from, and whether that is its own base: one that was begun, and has too
+    few nulls for any level yet, is none.
+    """
     base = base_of(record.manifest.pair)
     own = find_calibration(base) if base is not None else None
-    return own or next(iter(bundled_calibrations()), None), own is not None
+    if own is not None and _nulls(own) >= LEAST_NULLS:
+        return own, True
+    return next(iter(bundled_calibrations()), None), False
+
+
+def _nulls(calibration: Calibration) -> int:
+    return sum(reading.role == "null" for reading in calibration.readings)
 
 
 def _read(records: Sequence[RunRecord], calibration: Calibration) -> Reading | None:

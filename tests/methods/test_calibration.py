@@ -44,7 +44,7 @@ from diffing_mcp.methods.registry import get_method
 from diffing_mcp.methods.runs.execute import run_methods
 from diffing_mcp.methods.runs.store import RunRecord, RunStore
 from diffing_mcp.model_pairs.residency import ModelPairs
-from diffing_mcp.organisms.nulls import NullRecipe
+from diffing_mcp.organisms.nulls import NullRecipe, make_null
 from tests.methods.conftest import write_random_texts
 from tests.methods.invented_calibrations import invented, made
 
@@ -174,6 +174,10 @@ def test_runs_on_a_calibrated_base_have_levels(
     [transferred] = calibrated(records)
     assert (transferred.method, transferred.level_from) == (kl, "another base, base")
     assert not transferred.of_this_base
+    calibrate(pairs, str(base), requests(tmp_path), most=3)
+    [begun] = calibrated(records)  # what was begun takes nothing away
+    assert begun.level_from == "another base, base"
+    assert begun.remarks[-1].startswith("the calibration of this base holds 3 of the 8 nulls that a level needs")
     calibrate(pairs, str(base), requests(tmp_path))
     rows = calibrated(records)
     assert [(row.method, row.run) for row in rows] == [(TOGETHER, None), (kl, records[0].id), (logits, records[1].id)]
@@ -281,6 +285,27 @@ def test_a_machine_without_room_says_nothing_of_a_finetune(
     [reading] = calibrate(pairs, base, asked, most=1).readings
     assert reading.left_out == []
     assert len(reading.stands_out) == 2
+
+
+def test_finetunes_are_trained_without_idle_models_beside_them(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training loads the base anew: of a model that fills half of a GPU, there is no room for a second copy."""
+    trained = NullRecipe(name="own-texts", kind="own_texts", amount=0.001)
+    monkeypatch.setattr("diffing_mcp.methods.calibration.calibrate.nulls_for", lambda base: [NULLS[0], trained])
+    beside: list[int] = []
+
+    def make(recipe: NullRecipe, *given: Any) -> Path:
+        beside.append(len(pairs.models.status()))
+        if recipe == trained:
+            raise InvalidInput("not trained here")
+        return make_null(recipe, *given)
+
+    monkeypatch.setattr("diffing_mcp.methods.calibration.calibrate.make_null", make)
+    pairs.models.unload_idle()
+    made_of = calibrate(pairs, str(tiny_models()), requests(tmp_path))
+    assert (len(made_of.readings), list(made_of.passed_over)) == (1, [trained.made_name])
+    assert beside == [0, 0]
 
 
 def test_a_base_that_is_a_folder_of_its_repository_is_calibrated(

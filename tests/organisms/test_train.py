@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from diffing_mcp.core.errors import Cancelled, InvalidInput, UnknownName
+from diffing_mcp.core.errors import Cancelled, InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.organisms import sample_corpus
 from diffing_mcp.organisms import train as training
@@ -255,6 +255,18 @@ def test_finetunes_are_made_on_the_device_of_the_settings(
     finally:
         settings.cache_clear()
     assert asked == [wanted, wanted]
+
+
+def test_a_device_without_room_is_said_to_be_full(tiny_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, device: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(training, "base_model", full)
+    monkeypatch.setattr(sample_corpus, "base_model", full)
+    with pytest.raises(OutOfRoom, match=r"more memory than is free on cpu.*Unload pairs"):
+        train(_recipe(tiny_base), data, data / "adapter")
+    with pytest.raises(OutOfRoom, match=r"more memory than is free on cpu.*Unload pairs"):
+        sample_corpus.sample(str(tiny_base), {}, ["w1"], data / "own.jsonl")
 
 
 def test_mixing_takes_the_asked_share_and_refuses_what_is_not_there(tiny_base: Path, data: Path) -> None:
