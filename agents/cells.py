@@ -16,14 +16,13 @@ from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
 from diffing_mcp.agents.mcp_session import called
+from diffing_mcp.agents.names import alike_in_files, as_identifier, cell_id
 from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationPlan,
     EvaluationRecord,
     Message,
     RecordedFinding,
-    as_identifier,
-    cell_id,
     now,
 )
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
@@ -87,14 +86,14 @@ class RunningEvaluation:
     def is_complete(self) -> bool:
         """Whether every cell has its completed record already."""
         return all(
-            (record := self.folder.get(cell.id)) is not None and record.status == "completed"
+            (record := self.folder.get(cell.id, cell.organism)) is not None and record.status == "completed"
             for cell in cells_of(self.plan)
         )
 
     def blank_record(self, cell: Cell) -> EvaluationRecord:
         """The record of a cell before anything has happened."""
         family, null = self.grading.kind_of(cell.organism)
-        former = self.folder.get(cell.id)
+        former = self.folder.get(cell.id, cell.organism)
         failed = [former] if former is not None and former.status == "failed" else []
         return EvaluationRecord(
             evaluation_id=self.plan.id,
@@ -184,8 +183,15 @@ def cells_of(plan: EvaluationPlan) -> list[Cell]:
     """Organism by organism, so that a pair stays in memory for all its cells. A repeat has the same seed for all
     organisms and arms.
     """
+    alike = alike_in_files(plan.organisms)
     return [
-        Cell(organism, arm, repeat, plan.seed + repeat, cell_id(organism, arm, plan.investigator, repeat))
+        Cell(
+            organism,
+            arm,
+            repeat,
+            plan.seed + repeat,
+            cell_id(organism, arm, plan.investigator, repeat, organism in alike),
+        )
         for organism in plan.organisms
         for arm in plan.arms
         for repeat in range(plan.repeats)

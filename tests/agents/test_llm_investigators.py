@@ -382,7 +382,7 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
     from inspect_ai import eval_async
 
     from diffing_mcp.agents.llm import language_model
-    from diffing_mcp.agents.records import as_identifier
+    from diffing_mcp.agents.names import as_identifier
     from diffing_mcp.cli import inspect_tasks
 
     asked = MODELS[:2]
