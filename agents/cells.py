@@ -23,12 +23,14 @@ from diffing_mcp.agents.records import (
     EvaluationRecord,
     Message,
     RecordedFinding,
+    TokenUsage,
     now,
 )
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.graders.verdicts import Verdict
 
 BASELINE = "baseline"
+_UNDER_WAY = "not finished: under way, or interrupted; a second call begins it anew"
 TOOL_CALLS = 200
 """Budget of tool calls of an investigation; interactions are what is compared."""
 
@@ -70,6 +72,7 @@ class RunningEvaluation:
     may_go_on: called before each investigation; raises CapReached when no further one may be opened.
     limits: message_limit, token_limit, time_limit (seconds) and max_samples of LLM investigations.
     stopped: what `may_go_on` has raised in a task of Inspect, which takes it for an error of that sample.
+    begun: records of cells under way, as they were before anything had happened.
     """
 
     plan: EvaluationPlan
@@ -82,6 +85,7 @@ class RunningEvaluation:
     investigator_url: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
     stopped: DiffingError | None = None
+    begun: dict[str, EvaluationRecord] = field(default_factory=dict)
 
     def is_complete(self) -> bool:
         """Whether every cell has its completed record already."""
@@ -90,8 +94,18 @@ class RunningEvaluation:
             for cell in cells_of(self.plan)
         )
 
+    def note_usage(self, cell: Cell, opened: OpenInvestigation, usage: list[TokenUsage], seconds: float) -> None:
+        """Store what an investigation under way has used so far: whoever begins it again after this process was
+        interrupted counts it among what was paid.
+        """
+        blank = self.begun[cell.id] = self.blank_record(cell)
+        changes = {"usage": usage, "seconds": round(seconds, 2), "investigation_id": opened.id, "label": opened.label}
+        self.folder.write(blank.model_copy(update={"status": "failed", "error": _UNDER_WAY, **changes}))
+
     def blank_record(self, cell: Cell) -> EvaluationRecord:
         """The record of a cell before anything has happened."""
+        if cell.id in self.begun:  # its own notes of usage are no former attempt
+            return self.begun[cell.id].model_copy(deep=True)
         family, null = self.grading.kind_of(cell.organism)
         former = self.folder.get(cell.id, cell.organism)
         failed = [former] if former is not None and former.status == "failed" else []
