@@ -137,8 +137,8 @@ class LoadedPair:
         return replace(self, sides={"base": base, "finetuned": mixed})
 
     def weight_digests(self) -> dict[str, str]:
-        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See
-        `diffing_mcp.model_pairs.weight_digest`.
+        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal weights.
+        See `diffing_mcp.model_pairs.weight_digest`.
         """
         return {side: self.weight_digest(side) for side in SIDES}
 
