@@ -16,20 +16,21 @@ from diffing_mcp.agents.baseline import BaselineOptions
 from diffing_mcp.agents.grading import Grading
 from diffing_mcp.agents.investigations import OpenInvestigation, close_investigation, open_investigation
 from diffing_mcp.agents.mcp_session import called
+from diffing_mcp.agents.names import alike_in_files, as_identifier, cell_id
 from diffing_mcp.agents.records import (
     EvaluationFolder,
     EvaluationPlan,
     EvaluationRecord,
     Message,
     RecordedFinding,
-    as_identifier,
-    cell_id,
+    TokenUsage,
     now,
 )
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.graders.verdicts import Verdict
 
 BASELINE = "baseline"
+_UNDER_WAY = "not finished: under way, or interrupted; a second call begins it anew"
 TOOL_CALLS = 200
 """Budget of tool calls of an investigation; interactions are what is compared."""
 
@@ -71,6 +72,7 @@ class RunningEvaluation:
     may_go_on: called before each investigation; raises CapReached when no further one may be opened.
     limits: message_limit, token_limit, time_limit (seconds) and max_samples of LLM investigations.
     stopped: what `may_go_on` has raised in a task of Inspect, which takes it for an error of that sample.
+    begun: records of cells under way, as they were before anything had happened.
     """
 
     plan: EvaluationPlan
@@ -83,18 +85,29 @@ class RunningEvaluation:
     investigator_url: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
     stopped: DiffingError | None = None
+    begun: dict[str, EvaluationRecord] = field(default_factory=dict)
 
     def is_complete(self) -> bool:
         """Whether every cell has its completed record already."""
         return all(
-            (record := self.folder.get(cell.id)) is not None and record.status == "completed"
+            (record := self.folder.get(cell.id, cell.organism)) is not None and record.status == "completed"
             for cell in cells_of(self.plan)
         )
 
+    def note_usage(self, cell: Cell, opened: OpenInvestigation, usage: list[TokenUsage], seconds: float) -> None:
+        """Store what an investigation under way has used so far: whoever begins it again after this process was
+        interrupted counts it among what was paid.
+        """
+        blank = self.begun[cell.id] = self.blank_record(cell)
+        changes = {"usage": usage, "seconds": round(seconds, 2), "investigation_id": opened.id, "label": opened.label}
+        self.folder.write(blank.model_copy(update={"status": "failed", "error": _UNDER_WAY, **changes}))
+
     def blank_record(self, cell: Cell) -> EvaluationRecord:
         """The record of a cell before anything has happened."""
+        if cell.id in self.begun:  # its own notes of usage are no former attempt
+            return self.begun[cell.id].model_copy(deep=True)
         family, null = self.grading.kind_of(cell.organism)
-        former = self.folder.get(cell.id)
+        former = self.folder.get(cell.id, cell.organism)
         failed = [former] if former is not None and former.status == "failed" else []
         return EvaluationRecord(
             evaluation_id=self.plan.id,
@@ -184,8 +197,15 @@ def cells_of(plan: EvaluationPlan) -> list[Cell]:
     """Organism by organism, so that a pair stays in memory for all its cells. A repeat has the same seed for all
     organisms and arms.
     """
+    alike = alike_in_files(plan.organisms)
     return [
-        Cell(organism, arm, repeat, plan.seed + repeat, cell_id(organism, arm, plan.investigator, repeat))
+        Cell(
+            organism,
+            arm,
+            repeat,
+            plan.seed + repeat,
+            cell_id(organism, arm, plan.investigator, repeat, organism in alike),
+        )
         for organism in plan.organisms
         for arm in plan.arms
         for repeat in range(plan.repeats)

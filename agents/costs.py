@@ -108,7 +108,7 @@ def estimate(suite: SuiteFile, plans: Sequence[EvaluationPlan]) -> CostEstimate:
     for plan in plans:
         folder = EvaluationFolder(plan.id)
         for cell in cells_of(plan):
-            known = folder.get(cell.id)
+            known = folder.get(cell.id, cell.organism)
             if known is not None and known.status == "completed":
                 continue
             cells += 1

@@ -31,7 +31,7 @@ async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
     finished = 0
     pending: list[Cell] = []
     for cell in cells:
-        record = running.folder.get(cell.id)
+        record = running.folder.get(cell.id, cell.organism)
         if record is not None and record.status == "completed":
             finished += 1
             running.report(finished, len(cells), record)
@@ -54,7 +54,7 @@ async def run_evaluation(running: RunningEvaluation) -> list[EvaluationRecord]:
         from diffing_mcp.agents.inspect_task import run_cells  # Inspect is in the extra `eval`
 
         await run_cells(running, by_model, done)
-    return [record for cell in cells if (record := running.folder.get(cell.id)) is not None]
+    return [record for cell in cells if (record := running.folder.get(cell.id, cell.organism)) is not None]
 
 
 async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
@@ -75,7 +75,7 @@ async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
         running.folder.write(record)
 
     await run_cells(running, [cell], keep)
-    return running.folder.get(cell.id) or running.blank_record(cell)
+    return running.folder.get(cell.id, cell.organism) or running.blank_record(cell)
 
 
 def _by_program(running: RunningEvaluation, cell: Cell) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import nan
 from pathlib import PurePosixPath
 from typing import Any
@@ -40,6 +41,7 @@ from inspect_ai.util import apply_limits, message_limit, time_limit, token_limit
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import TOOL_CALLS, Cell, RunningEvaluation
 from diffing_mcp.agents.costs import CapReached
+from diffing_mcp.agents.investigations import OpenInvestigation
 from diffing_mcp.agents.llm import SECONDS_OF_ANSWER, language_model, tokens_used
 from diffing_mcp.agents.mcp_session import called
 from diffing_mcp.agents.prompts import ASSIGNMENT, KEEP_GOING, LAST_WORDS, instructions
@@ -119,7 +121,7 @@ def investigator(running: RunningEvaluation, cells: dict[str, Cell]) -> Solver:
             ),
             tools=[mcp_tools(server)],
             submit=False,
-            on_continue=_until_submitted(),
+            on_continue=_until_submitted(partial(_note, running, cell, opened, time.monotonic())),
         )
         limits = running.limits
         bounds = [message_limit(limits.get("message_limit")), token_limit(limits.get("token_limit"))]
@@ -185,11 +187,16 @@ def _submitted(messages: Sequence[ChatMessage]) -> bool:
     )
 
 
-def _until_submitted() -> Callable[[AgentState], Any]:
+def _note(running: RunningEvaluation, cell: Cell, opened: OpenInvestigation, started: float) -> None:
+    running.note_usage(cell, opened, usage_so_far(), time.monotonic() - started)
+
+
+def _until_submitted(each_turn: Callable[[], None]) -> Callable[[AgentState], Any]:
     nudges = 0
 
     async def on_continue(state: AgentState) -> bool | str:
         nonlocal nudges
+        each_turn()
         if _submitted(state.messages):
             return False
         if state.output.message.tool_calls:
@@ -316,6 +323,7 @@ async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Don
 
     def noted(record: EvaluationRecord) -> None:
         finished.add(record.cell_id)
+        running.begun.pop(record.cell_id, None)
         done(record)
 
     arms = [arm for arm in running.plan.arms if any(cell.arm == arm for cell in cells)]
@@ -338,7 +346,7 @@ async def run_cells(running: RunningEvaluation, cells: Sequence[Cell], done: Don
         sample, log_file = samples.get(cell.id, (None, None))
         begun = sample is not None and "investigation" in sample.metadata
         if begun or running.stopped is None:
-            done(await _failed(running, cell, sample, log_file))
+            noted(await _failed(running, cell, sample, log_file))
     if running.stopped is not None:
         raise running.stopped
     return logs

@@ -11,9 +11,7 @@ MCP server reads this folder.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -25,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from diffing_mcp.agents.arms import Arm
+from diffing_mcp.agents.names import IDENTIFIER
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.settings import settings
 from diffing_mcp.core.text import whole
@@ -266,40 +265,6 @@ class EvaluationPlan(_Record):
         return self.regraded or self.grader
 
 
-def cell_id(organism: str, arm: str, investigator: str, repeat: int) -> str:
-    """File-safe name of a cell; unique as long as names differ in more than punctuation."""
-    parts = (organism, arm, investigator, f"r{repeat}")
-    plain = "--".join(map(_file_safe, parts))
-    return plain if len(plain) <= LONGEST_CELL_ID else "--".join(_file_safe(part, LONGEST_PART) for part in parts)
-
-
-LONGEST_CELL_ID, LONGEST_PART = 230, 60
-"""File systems take names of 255 bytes, and a file that is being written has a longer one."""
-
-
-def _file_safe(text: str, longest: int | None = None) -> str:
-    """Punctuation as underscores; of what that does not tell apart, or makes no shorter than `longest`, a digest."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", text)
-    if text.isascii() and (longest is None or len(safe) <= longest):
-        return safe
-    return f"{safe[:longest]}-{_digest(text)}"
-
-
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def as_identifier(text: str) -> str:
-    """The text as an evaluation's id: itself where it can be one, else what of it can, and a digest."""
-    if _IDENTIFIER.fullmatch(text):
-        return text
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_")
-    return f"{safe[:80]}-{_digest(text)}".lstrip("-")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-
-
 def evaluations_folder() -> Path:
     """Where all evaluations live."""
     return settings().data_folder / "evaluations"
@@ -309,7 +274,7 @@ class EvaluationFolder:
     """Reads and writes one evaluation's files."""
 
     def __init__(self, identifier: str, root: Path | None = None) -> None:
-        if not _IDENTIFIER.fullmatch(identifier):
+        if not IDENTIFIER.fullmatch(identifier):
             raise InvalidInput(
                 "An evaluation id has 1-100 letters, digits, dots, dashes and underscores and starts with a letter or "
                 f"digit; got {identifier!r}."
@@ -344,13 +309,14 @@ class EvaluationFolder:
                 change(record)
                 self.write(record)
 
-    def get(self, cell: str) -> EvaluationRecord | None:
-        """One stored cell, None when it is not there or its file is not a record."""
+    def get(self, cell: str, organism: str | None = None) -> EvaluationRecord | None:
+        """One stored cell, None when it is not there, its file is not a record, or it is not of this `organism`."""
         file = self.path / "cells" / f"{cell}.json"
         try:
-            return EvaluationRecord.model_validate_json(file.read_text(encoding="utf-8"))
+            found = EvaluationRecord.model_validate_json(file.read_text(encoding="utf-8"))
         except (OSError, ValidationError, UnicodeDecodeError):
             return None
+        return found if organism in (None, found.organism) else None
 
     def records(self) -> list[EvaluationRecord]:
         """All stored cells, by name; files that are not records are left out."""

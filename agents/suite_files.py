@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from diffing_mcp.agents.arms import Arm
 from diffing_mcp.agents.cells import BASELINE, plan_identifier
 from diffing_mcp.agents.grading import truth_of
-from diffing_mcp.agents.records import EvaluationPlan, TokenUsage, as_identifier
+from diffing_mcp.agents.names import as_identifier
+from diffing_mcp.agents.records import EvaluationPlan, TokenUsage
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.core.validation_messages import complaints
 

@@ -48,7 +48,8 @@ def investigate(
     from diffing_mcp.agents.cells import RunningEvaluation, cells_of, check_continues
     from diffing_mcp.agents.grading import Grading, chosen_organisms
     from diffing_mcp.agents.inspect_task import investigation_task
-    from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord, as_identifier
+    from diffing_mcp.agents.names import as_identifier
+    from diffing_mcp.agents.records import EvaluationFolder, EvaluationPlan, EvaluationRecord
     from diffing_mcp.core.errors import UnknownName
 
     (chosen,) = chosen_arms(arm)

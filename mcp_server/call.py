@@ -103,7 +103,8 @@ class Call:
     def redactor(self) -> Redactor | None:
         """What hides the pair's names from an investigation; None for operators."""
         investigation = self.caller.investigation
-        return redactor_of(investigation, self.offer.words) if investigation else None
+        given = [self.tool.name, self.arguments.model_dump(mode="json")]
+        return redactor_of(investigation, self.offer.words, given) if investigation else None
 
     def message(self, text: str) -> str:
         """A text from elsewhere (an error, a progress message) as this caller may read it."""

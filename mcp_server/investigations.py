@@ -12,7 +12,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -301,6 +301,15 @@ def log_call(
                 time.time(),
             ),
         )
+
+
+def written(investigation: str) -> Iterator[Any]:
+    """What an investigation has asked for so far, call by call: the tool's name and the arguments as given."""
+    with connect() as connection:
+        rows = connection.execute(
+            "SELECT tool, arguments FROM calls WHERE investigation = ?", (investigation,)
+        ).fetchall()
+    return ([row["tool"], json.loads(row["arguments"])] for row in rows)
 
 
 def remember_run(investigation: str, run: str) -> None:

@@ -6,22 +6,24 @@ full pair names, adapter ids): an organism may be called by an ordinary word, an
 answers would change the evidence and give it away.
 
 An answer may also repeat what the holder of the token wrote. So all pairs of the catalogue are removed alike: were only
-its own, whoever writes down the names of the catalogue would see which of them is replaced.
+its own, whoever writes down the names of the catalogue would see which of them is replaced. Of a pair that is in no
+catalogue nobody knows what else could be guessed: what its investigation has written itself comes back as it was
+written, be it right or wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from diffing_mcp.core.errors import DiffingError
 from diffing_mcp.core.paths import IMPORT_FOLDER
 from diffing_mcp.core.settings import settings
-from diffing_mcp.mcp_server.investigations import Investigation
+from diffing_mcp.mcp_server.investigations import Investigation, written
 from diffing_mcp.model_pairs.specs import PairSpec
 
 
@@ -34,6 +36,7 @@ class Redactor:
         others: what identifies other pairs, removed as well.
         words: words that the tools themselves use. They name no pair to their reader, and an argument whose name
             changes with the pair would.
+        said: what the reader has written; called when something of that could be in an answer.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class Redactor:
         label: str,
         others: Collection[str] = (),
         words: Collection[str] = (),
+        said: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.label = label
+        self._said = said
         plain = {text for asked, spec in pairs.items() for text in (asked, *_texts_of(spec))}
         plain = {text for text in (*plain, *others) if len(text) > 2 and text not in _OF_ANY_PAIR}
         paths = {str(path) for path in _folders() if len(path.parts) > 2}
@@ -54,6 +59,8 @@ class Redactor:
         }
         self._strict = {text.lower() for text in plain | paths | parts} - {*words}
         self._unmistakable = {text.lower() for text in plain | paths if _is_unmistakable(text)}
+        # Guesses at these alone tell something: the others are taken out of the answers of every investigation.
+        self._guessed = {text.lower() for text in plain | parts} - {text.lower() for text in others}
 
     def message(self, text: str) -> str:
         """An error or progress message without names and paths."""
@@ -73,11 +80,20 @@ class Redactor:
         # A pattern of all of them would try each at every character of long answers.
         lowered = text.lower()
         present = [secret for secret in secrets if secret in lowered]
+        present = [
+            secret for secret in present if secret not in self._guessed or _as_words(secret) not in self._written
+        ]
         return _pattern(present).sub(lambda found: self.label, text) if present else text
 
+    @cached_property
+    def _written(self) -> str:
+        """All that the reader has written, as words."""
+        return _as_words(" ".join(self._said()))
 
-def redactor_of(investigation: Investigation, words: Collection[str] = ()) -> Redactor:
-    """What hides this investigation's pair behind its label. `words`: see `Redactor`.
+
+def redactor_of(investigation: Investigation, words: Collection[str] = (), given: Any = None) -> Redactor:
+    """What hides this investigation's pair behind its label. `words`: see `Redactor`; `given`: what is asked in the
+    call under way, which is not recorded yet.
 
     Raises:
         DiffingError: the pair can no longer be resolved.
@@ -86,7 +102,12 @@ def redactor_of(investigation: Investigation, words: Collection[str] = ()) -> Re
 
     names = filter(None, (investigation.pair, investigation.methods_pair))
     pairs = {name: resolve_pair(name) for name in names}
-    return Redactor(pairs, investigation.label, _of_catalogue(tuple(settings().catalogue_folders)), words)
+
+    def said() -> Iterator[str]:
+        for each in (given, *written(investigation.id)):
+            yield from _strings(each, keys=True)
+
+    return Redactor(pairs, investigation.label, _of_catalogue(tuple(settings().catalogue_folders)), words, said)
 
 
 @lru_cache(maxsize=2)
@@ -130,20 +151,27 @@ def _is_unmistakable(text: str) -> bool:
 
 def _texts_of(spec: PairSpec) -> Iterable[str]:
     """Names and ids in a pair's specification."""
-    return filter(None, (spec.name, spec.organism, spec.variant, *_strings(spec.model_dump(mode="json"))))
+    named = [text for text in _strings(spec.model_dump(mode="json")) if len(text) <= 500]  # no chat templates
+    return filter(None, (spec.name, spec.organism, spec.variant, *named))
 
 
-def _strings(value: Any) -> Iterable[str]:
+def _strings(value: Any, keys: bool = False) -> Iterable[str]:
+    """All texts in a JSON value, with the names of its fields where `keys`."""
     if isinstance(value, str):
-        # Chat templates are long and no secret.
-        if len(value) <= 500:
-            yield value
+        yield value
     elif isinstance(value, dict):
+        if keys:
+            yield from map(str, value)
         for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
+            yield from _strings(item, keys)
+    elif isinstance(value, list | tuple):
         for item in value:
-            yield from _strings(item)
+            yield from _strings(item, keys)
+
+
+def _as_words(text: str) -> str:
+    """Letters and digits of a text, a space around each stretch of them: answers repeat names with other marks."""
+    return f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
 
 
 def _pattern(texts: Iterable[str]) -> re.Pattern[str]:

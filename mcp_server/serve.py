@@ -21,6 +21,7 @@ from diffing_mcp.core.settings import settings
 from diffing_mcp.mcp_server.auth import OPERATOR, BearerGate, caller_of_token, check_exposed, open_access
 from diffing_mcp.mcp_server.monitoring import log_to_stderr, send_traces
 from diffing_mcp.mcp_server.server_context import ServerContext
+from diffing_mcp.mcp_server.whole_requests import WholeRequests
 
 if TYPE_CHECKING:
     from diffing_mcp.mcp_server.auth import Asgi, Caller
@@ -124,7 +125,7 @@ def http_app(server: DiffingServer, host: str) -> Asgi:
         told = create_protected_resource_routes(resource, [issuer], [SCOPE, READ_SCOPE], "diffing")
         app.router.routes.extend(told)
         public |= {route.path for route in told}
-    return BearerGate(app, open_access=open_access(host), public_paths=frozenset(public))
+    return BearerGate(WholeRequests(app), open_access=open_access(host), public_paths=frozenset(public))
 
 
 def allowed_names(host: str) -> list[str]:

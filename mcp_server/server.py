@@ -222,7 +222,7 @@ class DiffingServer(MCPServer):
             except Exception as error:
                 outcome = "error"
                 shown = presentable(name, error)
-                logged = self._redacted(caller, call, shown.message)
+                logged = self._redacted(caller, [name, arguments], shown.message)
                 if not shown.names_tools:
                     logged = without_missing(logged, self.offer.missing(caller), keep=1)
                 raise ToolError(self._with_budget(caller, reservation, logged)) from None
@@ -292,13 +292,12 @@ class DiffingServer(MCPServer):
         budget = self._budget(caller)
         return f"{text}\n{budget.as_text()}" if budget else text
 
-    def _redacted(self, caller: Caller, call: Call | None, text: str) -> str:
-        """An error as the caller may read it, also when the call never came to be."""
+    def _redacted(self, caller: Caller, given: Any, text: str) -> str:
+        """An error as the caller, who has `given` this, may read it, also when the call never came to be."""
         if caller.investigation is None:
             return text
         try:
-            redactor = call.redactor if call is not None else None
-            return (redactor or redactor_of(caller.investigation, self.offer.words)).message(text)
+            return redactor_of(caller.investigation, self.offer.words, given).message(text)
         except Exception as error:
             return (
                 presentable("redaction", error).message

@@ -21,6 +21,7 @@ import torch
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.modules import Unit, steering_place, units_of
 from diffing_mcp.model_pairs.sides import Difference, LoadedSide, SideInMemory
+from diffing_mcp.model_pairs.stored_buffers import buffers_of
 from diffing_mcp.model_pairs.switching import activate, switched_on
 
 if TYPE_CHECKING:
@@ -158,7 +159,22 @@ class _Mixture:
                     parts.append(_Part(weight, finetuned, origin))
             if parts:
                 hooks.append((unit.outer, _Hook(unit, parts)))
+        for term in self._terms:
+            _check_buffers(term)
         return hooks
+
+
+def _check_buffers(term: _Term) -> None:
+    """Raise InvalidInput where the models differ in a stored buffer that would have to be mixed: what reads it is often
+    not affine in it (a router chooses experts by it). The caller holds the locks.
+    """
+    finetuned, origin = (buffers_of(model, adapter) for model, adapter in term.sides)
+    for name, buffer in finetuned.items():
+        if name in origin and not buffer.equals(origin[name]) and term.weight(buffer.place):
+            raise InvalidInput(
+                f"The models differ in `{name}`, a buffer and no weight, so it cannot be amplified. Choose other "
+                "modules: give this one the weight 0."
+            )
 
 
 class _Hook:

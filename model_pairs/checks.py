@@ -5,11 +5,12 @@ loaded.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.core.errors import InvalidInput, NotTheSame
 from diffing_mcp.model_pairs.files import local_folder
-from diffing_mcp.model_pairs.fingerprint import same_weights
+from diffing_mcp.model_pairs.fingerprint import file_hash, files_beside, same_weights
 from diffing_mcp.model_pairs.layers import resolve_layer
 from diffing_mcp.model_pairs.specs import AdapterFiles, ModelFiles, ModelSource, PairSpec, SteeringFiles
 
@@ -168,7 +169,9 @@ def same_model(base: ModelFiles, finetuned: ModelFiles) -> bool:
 
 
 def sides_equal(base: ModelSource, finetuned: ModelSource) -> bool:
-    """Whether the two sides compute the same: equal weights, adapters that are equal or zero, equal or no steering."""
+    """Whether the two sides compute the same under equal configurations: equal weights, adapters that are equal or
+    zero, equal or no steering.
+    """
     return (
         _effective_adapter(base.adapter) == _effective_adapter(finetuned.adapter)
         and _effective_steering(base.steering) == _effective_steering(finetuned.steering)
@@ -176,14 +179,35 @@ def sides_equal(base: ModelSource, finetuned: ModelSource) -> bool:
     )
 
 
-def check_different(spec: PairSpec) -> None:
-    """Raise NotTheSame when the two sides are identical and the pair does not say that they are."""
-    if not spec.declared_identical and sides_equal(spec.base, spec.finetuned):
-        raise NotTheSame(
-            "The two sides of this pair are identical: the finetuned side has the weights of the base (or an adapter "
-            "or steering vector that is zero), so every difference would be exactly zero. Name another finetuned side; "
-            "a null is declared in a catalogue (`kind: identical`)."
-        )
+def check_different(spec: PairSpec, configuration: Sequence[str] = ()) -> None:
+    """Raise NotTheSame when the two sides are identical and the pair does not say that they are. `configuration`: where
+    their configurations differ (`config_differences`).
+    """
+    if spec.declared_identical or configuration or not sides_equal(spec.base, spec.finetuned):
+        return
+    other = _other_files(spec.base.files, spec.finetuned.files)
+    told = (
+        f"Their folders differ in {', '.join(other)}, which decide how a model is talked to and when its answers end, "
+        "not what it computes. "
+        if other
+        else ""
+    )
+    raise NotTheSame(
+        "The two sides of this pair are identical: the finetuned side has the weights of the base (or an adapter "
+        f"or steering vector that is zero), so every difference would be exactly zero. {told}Name another finetuned "
+        "side; a null is declared in a catalogue (`kind: identical`)."
+    )
+
+
+def _other_files(base: ModelFiles, finetuned: ModelFiles) -> list[str]:
+    """Names of the files beside weights and configuration in which two models differ."""
+    folders = [local_folder(files.id, files.revision, files.subfolder) for files in (base, finetuned)]
+    found = [{path.name: path for path in files_beside(folder)} for folder in folders]
+    return [
+        name
+        for name in sorted({*found[0], *found[1]})
+        if name not in found[0] or name not in found[1] or file_hash(found[0][name]) != file_hash(found[1][name])
+    ]
 
 
 def steering_of(source: ModelSource, num_layers: int, d_model: int) -> tuple[Intervention, ...]:

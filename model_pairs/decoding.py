@@ -123,7 +123,7 @@ def decode(
         alive &= ~torch.isin(new[:, 0], stops)
         report(ids[:, : step + 1])
         left = int(alive.sum())
-        if not left:
+        if not left or step == most - 1:
             break
         mask = torch.cat([mask, mask.new_ones(read, 1)], dim=1)
         if read < len(rows) or 2 * left <= len(rows):

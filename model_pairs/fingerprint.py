@@ -137,8 +137,14 @@ def model_hash(folder: Path) -> str:
     safetensors weights.
     """
     weights = weight_files(folder)
-    rest = [folder / name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
-    return folder_hash([*weights, *rest, *_tokenizer_paths(folder)])
+    return folder_hash(
+        [*weights, *(path for path in [folder / "config.json"] if path.is_file()), *files_beside(folder)]
+    )
+
+
+def files_beside(folder: Path) -> list[Path]:
+    """The files of a model that decide how it is talked to and when its answers end."""
+    return [path for path in [folder / "generation_config.json"] if path.is_file()] + _tokenizer_paths(folder)
 
 
 def _tokenizer_paths(folder: Path) -> list[Path]:

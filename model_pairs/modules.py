@@ -8,7 +8,7 @@ a pair can be matched. Torch is imported when it is needed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -217,16 +217,16 @@ def units_of(resident: ResidentModel, adapter: str | None) -> dict[str, Unit]:
             "that reads texts or activations."
         )
     activate(resident, adapter)
-    places = _Places(resident)
+    places = Places(resident)
     return {
         name: Unit(places.of(name, bare), outer, bare, adapter if outer is not bare else None)
-        for name, outer, bare in _walk(resident.transformer, adapter)
+        for name, outer, bare in walk(resident.transformer, adapter)
     }
 
 
 def unit_of(resident: ResidentModel, module: Any) -> Unit:
     """One module of the model as it is with the adapter that is switched on now. The caller holds `resident.lock`."""
-    _, outer, bare = next(_walk(module, resident.active))
+    _, outer, bare = next(walk(module, resident.active))
     return Unit(ModulePlace("", None, "", "other"), outer, bare, resident.active if outer is not bare else None)
 
 
@@ -237,7 +237,7 @@ def parameters_of(resident: ResidentModel) -> Iterator[tuple[str, torch.Tensor]]
     if resident.own_adapter is not None:
         yield from ((name, value.detach()) for name, value in resident.transformer.named_parameters())
         return
-    for name, _, bare in _walk(resident.transformer, None):
+    for name, _, bare in walk(resident.transformer, None):
         for parameter, value in bare.named_parameters(recurse=False):
             yield f"{name}.{parameter}", value.detach()
 
@@ -263,8 +263,15 @@ def output_gain(units: dict[str, Unit], place: ModulePlace) -> torch.Tensor | No
         return (after.output(signs[None])[0] * signs).float().cpu()
 
 
-def _walk(root: Any, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:
-    """Of everything below a module: name, the module that runs, and the owner of the weights inside of it."""
+def owns_parameters(module: Any) -> bool:
+    """Whether a module has weights of its own."""
+    return any(True for _ in module.parameters(recurse=False))
+
+
+def walk(
+    root: Any, adapter: str | None, owns: Callable[[Any], bool] = owns_parameters
+) -> Iterator[tuple[str, Any, Any]]:
+    """Of everything below a module that `owns` says yes to: name, the module that runs, and the owner inside of it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
@@ -292,7 +299,7 @@ def _walk(root: Any, adapter: str | None) -> Iterator[tuple[str, Any, Any]]:
                 )
             yield name, module, bare
             return
-        if any(True for _ in module.parameters(recurse=False)):
+        if owns(module):
             yield name, module, module
         for child_name, child in module._modules.items():
             if child is not None:
@@ -306,7 +313,7 @@ def _adapters_of(layer: Any) -> set[str]:
     return {name for part in layer.adapter_layer_names for name in getattr(layer, part, {})}
 
 
-class _Places:
+class Places:
     """Finds the place of a module by its name, from where the model's blocks are."""
 
     def __init__(self, resident: ResidentModel) -> None:

@@ -81,6 +81,10 @@ class LoadedPair:
     """What is to be said beside every result of this pair, in sentences: how its files were read where that is not as
     they say.
     """
+    configuration: tuple[str, ...] = ()
+    """Where the two models' configurations make them compute otherwise, whatever their weights are: field and both
+    values.
+    """
     forwards: ForwardCount = field(default_factory=ForwardCount, compare=False)
     """Passes and tokens so far; pairs made from this one (`with_adapter`, `amplified`) add to the same count."""
 
@@ -108,6 +112,7 @@ class LoadedPair:
             spec=spec,
             sides={"base": self.on_base(None), "finetuned": self.on_base(adapter)},
             sequential=False,
+            configuration=(),
             new_tokens={},
             finetuned_tokenizer=None,
         )
@@ -132,8 +137,8 @@ class LoadedPair:
         return replace(self, sides={"base": base, "finetuned": mixed})
 
     def weight_digests(self) -> dict[str, str]:
-        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal models. See
-        `diffing_mcp.model_pairs.weight_digest`.
+        """Content of the weights that each side runs, in memory and in their type: equal digests mean equal weights.
+        See `diffing_mcp.model_pairs.weight_digest`.
         """
         return {side: self.weight_digest(side) for side in SIDES}
 
@@ -244,8 +249,8 @@ class LoadedPair:
     def weight_deltas(
         self, progress: Progress = silent, chosen: Callable[[ModulePlace], bool] | None = None
     ) -> Iterator[WeightDelta]:
-        """Finetuned minus base of every parameter (of the chosen modules), one after the other; see
-        `diffing_mcp.model_pairs.weights`.
+        """Finetuned minus base of every parameter (of the chosen modules), one after the other, and of the stored
+        buffers that differ; see `diffing_mcp.model_pairs.weights`.
         """
         from diffing_mcp.model_pairs.weights import everything, weight_deltas
 

@@ -92,6 +92,7 @@ class ModelPairs:
             raise WeightsNeeded
         from diffing_mcp.core.devices import choose_device
         from diffing_mcp.model_pairs.checks import adapter_remarks, check_configs, check_different, check_vocabularies
+        from diffing_mcp.model_pairs.configurations import config_differences, config_remarks
         from diffing_mcp.model_pairs.loading import compute_dtype, estimated_bytes, read_config
 
         progress(0, None, "reading the pair")
@@ -102,9 +103,10 @@ class ModelPairs:
         tokenizers = self._pair_tokenizers(spec, configs)
         base, finetuned = spec.base, spec.finetuned
         checked = (spec, state_of_files(base.files, base.adapter), state_of_files(finetuned.files, finetuned.adapter))
+        configuration = config_differences(configs["base"], configs["finetuned"])
         if checked not in self._checked:
             check_configs(configs["base"], configs["finetuned"])
-            check_different(spec)
+            check_different(spec, configuration)
             with self._lock:
                 self._checked.add(checked)
         tokenizer = tokenizers.prompts
@@ -158,7 +160,14 @@ class ModelPairs:
                 stops=tokenizers.stops,
                 new_tokens=tokenizers.new_tokens,
                 finetuned_tokenizer=tokenizers.answers,
-                remarks=(*remarks, *tokenizers.remarks, *adapter_remarks(spec.base), *adapter_remarks(spec.finetuned)),
+                remarks=(
+                    *remarks,
+                    *config_remarks(configuration),
+                    *tokenizers.remarks,
+                    *adapter_remarks(spec.base),
+                    *adapter_remarks(spec.finetuned),
+                ),
+                configuration=configuration,
             )
 
     def _pair_tokenizers(self, spec: PairSpec, configs: Mapping[Side, Any]) -> PairTokenizers:

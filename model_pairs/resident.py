@@ -61,7 +61,7 @@ class ResidentModel:
         self.stop_ids = stop_ids
         """Tokens that end a completion."""
         self.digest = ""
-        """Content of all its own parameters, adapters left out; set when it is loaded."""
+        """Content of all its own parameters and stored buffers, adapters left out; set when it is loaded."""
 
     def layer_module(self, layer: int) -> torch.nn.Module:
         """The torch module of block `layer`."""

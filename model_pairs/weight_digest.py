@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,12 +33,13 @@ def tensors_digest(named: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def base_digest(resident: ResidentModel) -> str:
-    """Digest of a model's own parameters, by their names in the bare model, whatever adapters hang on it. The caller
-    holds `resident.lock`.
+    """Digest of a model's own parameters and stored buffers, by their names in the bare model, whatever adapters hang
+    on it. The caller holds `resident.lock`.
     """
     from diffing_mcp.model_pairs.modules import parameters_of
+    from diffing_mcp.model_pairs.stored_buffers import stored_tensors
 
-    return tensors_digest(parameters_of(resident))
+    return tensors_digest(chain(parameters_of(resident), stored_tensors(resident)))
 
 
 def _sums(tensor: torch.Tensor) -> bytes:

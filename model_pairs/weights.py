@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.model_pairs.checkpoint import UNQUANTISED
 from diffing_mcp.model_pairs.finite import check_values, is_finite
 from diffing_mcp.model_pairs.modules import LowRank, ModulePlace, Unit, oriented, output_gain, units_of
+from diffing_mcp.model_pairs.stored_buffers import StoredBuffer, buffers_of
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.resident import ResidentModel
@@ -33,7 +34,7 @@ class WeightDelta:
 
     Attributes:
         place: the module.
-        parameter: `weight`, `bias`, or another name.
+        parameter: `weight`, `bias`, or another name, also that of a stored buffer.
         shape: of the parameter; matrices as [out, in] (`diffing_mcp.model_pairs.modules.oriented`).
         base_norm: Frobenius norm of the base side's.
         delta: None when it is exactly zero (unequal numbers of vocabulary rows: on the common ones); LoRA factors, or
@@ -61,8 +62,8 @@ def everything(place: ModulePlace) -> bool:
 def weight_deltas(
     base: LoadedSide, finetuned: LoadedSide, in_turn: bool, progress: Progress = silent, chosen: Chosen = everything
 ) -> Iterator[WeightDelta]:
-    """Every parameter of the chosen modules, one after the other, weights that modules share once. Locks are held while
-    one is read, not between.
+    """Every parameter of the chosen modules, one after the other, weights that modules share once, then the stored
+    buffers that differ. Locks are held while one is read, not between.
 
     `in_turn`: the two models do not fit in memory together; the base is written to a scratch folder once, and read from
     there.
@@ -102,6 +103,22 @@ def weight_deltas(
                 bias = _added_bias(unit, other)
             if bias is not None:
                 yield bias
+        with residents[0].lock, residents[1].lock if not shared else residents[0].lock:
+            before, after = buffers_of(residents[0], base.adapter), buffers_of(residents[1], finetuned.adapter)
+            moved = _moved_buffers(before, after, chosen)
+        yield from moved
+
+
+def _moved_buffers(
+    base: Mapping[str, StoredBuffer], finetuned: Mapping[str, StoredBuffer], chosen: Chosen
+) -> list[WeightDelta]:
+    """The differences of stored buffers, those that are equal left out: a buffer is no weight unless it moved."""
+    both = [(before, finetuned[name]) for name, before in base.items() if name in finetuned and chosen(before.place)]
+    return [
+        _dense(before.place, before.name, before.values, after.values)
+        for before, after in both
+        if not before.equals(after)
+    ]
 
 
 def _with_plain_weights(resident: ResidentModel) -> ResidentModel:
@@ -245,6 +262,10 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen
                 seen: set[int] = set()
                 units = units_of(_with_plain_weights(resident), base.adapter)
                 names = _names(units)
+                stored = {
+                    name: replace(each, values=each.values.cpu().clone())
+                    for name, each in buffers_of(resident, base.adapter).items()
+                }
                 for name, unit in units.items():
                     if not chosen(unit.place):
                         continue
@@ -279,3 +300,6 @@ def _in_turn(base: LoadedSide, finetuned: LoadedSide, progress: Progress, chosen
                     result = _dense(unit.place, parameter, oriented(unit.bare, before), oriented(unit.bare, after))
                     result = _with_gain(result, units)
                 yield result
+            with resident.lock:
+                moved = _moved_buffers(stored, buffers_of(resident, finetuned.adapter), chosen)
+            yield from moved

@@ -190,7 +190,7 @@ class EvaluationTask(_Task):
         """The cell's name once its record is finished."""
         from diffing_mcp.agents.records import EvaluationFolder
 
-        record = EvaluationFolder(self.evaluation).get(self.cell)
+        record = EvaluationFolder(self.evaluation).get(self.cell, self.organism)
         return [self.cell] if record is not None and record.status == "completed" else None
 
     def estimate(self, size: PairSize) -> CostEstimate:

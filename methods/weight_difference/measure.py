@@ -117,7 +117,7 @@ def measure(
         values.append(-direction.values if flipped else direction.values)
     _store(run, modules, rows, readings, values, words, norms)
     run.note("svd", f"randomised for {randomised} matrices, exact for the others" if randomised else "exact")
-    return _result(modules, rows, scores, base_square, params)
+    return _result(modules, rows, scores, base_square, params, pair.configuration)
 
 
 def _chosen(pair: LoadedPair, params: WeightDifferenceParams) -> Any:
@@ -143,7 +143,7 @@ def _module_row(each: WeightDelta, found: Spectrum | None) -> ModuleRow:
         norm = float(torch.linalg.vector_norm(each.delta, dtype=torch.float64))
     return ModuleRow(
         layer=each.place.layer,
-        module=each.place.path if each.parameter == "weight" else f"{each.place.path}.{each.parameter}",
+        module=each.place.path if each.parameter == "weight" else f"{each.place.path}.{each.parameter}".lstrip("."),
         part=each.place.part,
         norm=norm,
         relative_norm=norm / each.base_norm if each.base_norm else 0.0,
@@ -277,6 +277,7 @@ def _result(
     scores: list[tuple[Scored, Scored]],
     base_square: dict[str, float],
     params: WeightDifferenceParams,
+    configuration: Sequence[str],
 ) -> WeightDifferenceResult:
     total, base = sum(row.norm**2 for row in modules), sum(base_square.values())
     changed = [row for row in modules if row.norm > 0]
@@ -303,7 +304,7 @@ def _result(
     )
     return WeightDifferenceResult(
         stands_out=stands_out,
-        headline=_headline(modules, changed, relative, stands_out, [word.word for word in words]),
+        headline=_headline(modules, changed, relative, stands_out, [word.word for word in words], configuration),
         identical=not changed,
         relative_norm=relative,
         words=words[:_WORDS_SHOWN],
@@ -315,8 +316,18 @@ def _result(
 
 
 def _headline(
-    modules: list[ModuleRow], changed: list[ModuleRow], relative: float, stands_out: bool, words: list[str]
+    modules: list[ModuleRow],
+    changed: list[ModuleRow],
+    relative: float,
+    stands_out: bool,
+    words: list[str],
+    configuration: Sequence[str],
 ) -> str:
+    if not changed and configuration:
+        return (
+            "Every weight is exactly the same in both models, but their configurations differ, so that they compute "
+            f"other things: {'; '.join(configuration)}."
+        )
     if not changed:
         return "Every weight is exactly the same in both models: no difference."
     size = (

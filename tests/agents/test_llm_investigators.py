@@ -4,8 +4,11 @@ and the real MCP server.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -308,6 +311,41 @@ async def test_a_model_that_fails_leaves_a_failed_record_that_is_tried_again(eva
     assert spent_on([second], {}).tokens == cost_of(second, {}).tokens + 120
 
 
+async def test_what_an_interrupted_investigation_has_used_counts_when_it_is_begun_again(
+    evaluation_settings: Path,
+) -> None:
+    """Of a process that was killed or cancelled nothing was recorded: a suite could spend its cap again and again."""
+    asked, go_on, interrupted = threading.Event(), threading.Event(), True
+
+    def policy(conversation: Conversation) -> Turn:
+        if interrupted and len(conversation.answers()) == 2:
+            asked.set()
+            go_on.wait(20)
+        return method_policy(conversation)
+
+    with llm_server(policy) as server:
+        async with served() as url:
+            running = asyncio.create_task(run_suite(MODELS[0], ["method"], server, url, ["kettles"]))
+            assert await asyncio.to_thread(asked.wait, 20)
+            # As whoever finds the folder after the process was killed here.
+            [left] = EvaluationFolder("llm").records()
+            running.cancel()
+            interrupted = False
+            go_on.set()
+            with suppress(asyncio.CancelledError):
+                await running
+            assert spent_on(EvaluationFolder("llm").records(), {}).tokens >= 240
+            folder, (again,) = await run_suite(MODELS[0], ["method"], server, url, ["kettles"])
+    assert (left.status, spent_on([left], {}).tokens) == ("failed", 240)
+    assert "interrupted" in (left.error or "")
+    assert left.investigation_id is not None
+    assert again.status == "completed"
+    assert again.error is None
+    before = spent_on([again], {}).tokens - cost_of(again, {}).tokens
+    assert before in (240, 360)  # the answer that was waited for may have come
+    assert folder.records() == [again]
+
+
 @pytest.mark.parametrize("model", MODELS[1:])
 async def test_a_conversation_that_is_too_long_ends_with_a_forced_finding(
     model: str, evaluation_settings: Path
@@ -382,7 +420,7 @@ async def test_the_task_runs_under_inspect_itself(evaluation_settings: Path) -> 
     from inspect_ai import eval_async
 
     from diffing_mcp.agents.llm import language_model
-    from diffing_mcp.agents.records import as_identifier
+    from diffing_mcp.agents.names import as_identifier
     from diffing_mcp.cli import inspect_tasks
 
     asked = MODELS[:2]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from diffing_mcp.agents.cells import cells_of
+from diffing_mcp.agents.names import as_identifier, cell_id
 from diffing_mcp.agents.records import (
     Budget,
     EvaluationFolder,
@@ -15,8 +17,6 @@ from diffing_mcp.agents.records import (
     Message,
     RecordedFinding,
     ToolCall,
-    as_identifier,
-    cell_id,
     list_evaluations,
 )
 from diffing_mcp.core.errors import InvalidInput, UnknownName
@@ -129,6 +129,22 @@ def test_cells_of_different_pairs_have_different_files_that_can_be_written(tmp_p
     for name in (*long, cell_id("猫", "method", "baseline", 0)):
         folder.write(record("first", cell_id=name))
         assert folder.get(name) is not None
+
+
+def test_pairs_that_differ_in_punctuation_or_case_alone_have_cells_of_their_own(tmp_path: Path) -> None:
+    """The second one was taken for finished when the first was, and its result written over the first one's."""
+    names = ["cake/mix", "cake_mix", "Cake_Mix", "cake@mix", "other/pair"]
+    plan = EvaluationPlan(id="first", organisms=names, arms=["blackbox"], investigator="baseline")
+    ids = {cell.organism: cell.id for cell in cells_of(plan)}
+    assert len({identifier.casefold() for identifier in ids.values()}) == len(names)
+    assert cells_of(plan.model_copy(update={"organisms": names[::-1]}))[-1].id == ids["cake/mix"]
+    # What was stored before goes on under its name.
+    assert ids["cake_mix"] == "cake_mix--blackbox--baseline--r0"
+    assert ids["other/pair"] == "other_pair--blackbox--baseline--r0"
+    folder = EvaluationFolder("first", tmp_path)
+    folder.write(record("first", organism="cake/mix", cell_id=ids["cake_mix"]))
+    assert folder.get(ids["cake_mix"], "cake_mix") is None
+    assert folder.get(ids["cake_mix"], "cake/mix") is not None
 
 
 def test_cell_ids_are_file_names() -> None:

@@ -5,6 +5,7 @@ use, by words that are taken out of complaints, and by guesses that come back ch
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mcp import Client
 
 from diffing_mcp.mcp_server import investigations
 from diffing_mcp.mcp_server.auth import Caller
+from diffing_mcp.mcp_server.redaction import redactor_of
 from diffing_mcp.mcp_server.serve import build_server
 from diffing_mcp.mcp_server.server_context import ServerContext
 from diffing_mcp.model_pairs.resolve import resolve_pair
@@ -91,3 +93,57 @@ async def test_a_guess_comes_back_the_same_whether_right_or_wrong(context: Serve
                 listed = await answered(client, "list_hypotheses", {})
                 said.add(("", json.dumps(listed.model_dump(mode="json")).replace(new.label, "LABEL")))
     assert len(said) == len({guess for guess, _ in said}), [text[:600] for _, text in sorted(said)]
+
+
+BASE, ADAPTER = "somebody/small-base", "somebody/small-base-cake-sft"
+
+
+def own_guesses(folder: Path) -> tuple[str, ...]:
+    """What somebody would try who searches the hub for finetunes of a base, or knows folders of the machine."""
+    return (f"{BASE}::{ADAPTER}", ADAPTER, "small-base-cake-sft", "small_base_cake_sft", str(folder))
+
+
+@pytest.mark.parametrize("tool", ["no_such_tool", "describe_pair", "get_job", "ask_models", "record_hypothesis"])
+async def test_a_guess_at_a_pair_of_no_catalogue_comes_back_the_same_whether_right_or_wrong(
+    context: ServerContext, tool: str, rare_pair: str, rare_folder: Path
+) -> None:
+    """Of a pair of hub ids or folders, these alone were replaced in what the agent had written: a list of all finetunes
+    of a base in one prompt or hypothesis told which of them was the right one.
+    """
+    said = set()
+    for pair in (f"{BASE}::{ADAPTER}", "somebody/other::somebody/other-tune", rare_pair):
+        new = investigations.create(pair, "method")
+        server = build_server(context, Caller(investigations.get(new.id)))
+        for guess in own_guesses(rare_folder):
+            by_tool: dict[str, dict[str, Any]] = {
+                "describe_pair": {"pair": guess},
+                "get_job": {"job_id": guess[:200]},
+                "ask_models": {"pair": new.label, "prompts": ["a"], guess: 1},
+                "record_hypothesis": {"statement": f"It is {guess}.", "likelihood": 0.5},
+            }
+            async with Client(server) as client:
+                result = await answered(client, guess if tool == "no_such_tool" else tool, by_tool.get(tool, {}))
+            said.add((guess, json.dumps(result.model_dump(mode="json")).replace(new.label, "LABEL")))
+        if tool == "record_hypothesis":
+            async with Client(server) as client:
+                listed = await answered(client, "list_hypotheses", {})
+            said.add(("", json.dumps(listed.model_dump(mode="json")).replace(new.label, "LABEL")))
+    assert len(said) == len({guess for guess, _ in said}), [text[:600] for _, text in sorted(said)]
+
+
+async def test_what_nobody_has_guessed_stays_hidden(
+    context: ServerContext, rare_pair: str, rare_folder: Path, data_folder: Path
+) -> None:
+    """Words of the names that the agent has written show no others."""
+    new = investigations.create(rare_pair, "method")
+    investigation = investigations.get(new.id)
+    broken = f"cannot open {rare_folder}: quetzalfidget_adapter is no model"
+    for given, shown in (
+        (None, False),
+        ({"prompts": ["A quetzal, quetzalfidgets?"]}, False),
+        (["Quetzalfidget"], True),
+    ):
+        said = redactor_of(investigation, (), given).message(broken)
+        assert str(rare_folder) not in said
+        assert "quetzalfidget_adapter" not in said
+        assert ("quetzalfidget" in redactor_of(investigation, (), given).message("quetzalfidget")) == shown

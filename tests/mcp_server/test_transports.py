@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -102,6 +104,31 @@ async def test_the_agent_of_the_documents_asks_both_models(
     exec(code, names)
     assert "finetuned" in await names["ask"](url, pair_name)
     assert "test_hypothesis" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", ["2025-06-18", "2026-07-28"])
+async def test_who_hangs_up_while_sending_is_one_line_of_the_log(
+    url: str, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server took it for an error of its own, with a traceback of the whole stack."""
+    caplog.set_level(logging.INFO)
+    logging.getLogger("uvicorn.error").addHandler(caplog.handler)
+    address = urlsplit(url)
+    lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Length: 1000"]
+    lines += ["Content-Type: application/json", "Accept: application/json, text/event-stream"]
+    lines += [f"MCP-Protocol-Version: {protocol}", "", '{"jsonrpc": "2.0",']
+    try:
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write("\r\n".join(lines).encode())
+        await writer.drain()
+        writer.close()
+        await until(lambda: any(each.exc_info or "hung up" in each.message for each in caplog.records))
+    finally:
+        logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    [line] = [each for each in caplog.records if each.exc_info or "hung up" in each.message]
+    assert (line.levelname, line.exc_info) == ("INFO", None)
+    async with http_client(url, None) as client:
+        await good(client, "list_pairs", {})
 
 
 async def test_a_question_is_answered_while_others_train(

@@ -64,6 +64,20 @@ def greedy(model: Any, stop: int, prompt: list[int], length: int) -> list[int]:
     return new
 
 
+def test_nothing_is_copied_behind_the_last_token(
+    tiny_models: Any, make_pair: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of a prompt were copied for every sample of a single token, and thrown away."""
+    kept: list[int] = []
+    keep = decoding.Reader.keep
+    monkeypatch.setattr(decoding.Reader, "keep", lambda reader, rows: (kept.append(len(rows)), keep(reader, rows))[1])
+    with pairs.use(make_pair(tiny_models(), finetuned=tiny_models(seed=1))) as pair:
+        pair.generate("base", requests(PROMPTS), Sampling(n=3, max_new_tokens=1))
+        assert kept == []
+        pair.generate("base", requests(PROMPTS), Sampling(n=3, max_new_tokens=2))
+        assert kept == [9]
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gemma3"])
 def test_a_window_shorter_than_the_prompt(
     kind: str, tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: Any

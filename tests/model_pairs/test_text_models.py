@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.generation import GenerationRequest, Sampling, new_text
 from diffing_mcp.model_pairs.residency import ModelPairs
 
 IDS = torch.tensor([[7, 30, 41, 52, 63, 74]])
@@ -128,3 +129,21 @@ def test_every_text_goes_on_from_its_own_states(saved: Saved, make_pair: Any) ->
                 logs = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             expected = float(logs.gather(1, torch.tensor(beam.ids)[:, None]).sum())
             assert beam.log_prob == pytest.approx(expected, abs=1e-4)
+
+
+def test_samples_of_one_prompt_go_on_from_its_states(saved: Saved, make_pair: Any) -> None:
+    """The prompt is read once, and what the model keeps of it beside keys and values is handed to every sample."""
+    folder = saved(transformers.MiniMaxConfig(**TEXT, num_local_experts=2, num_experts_per_tok=1, block_size=16))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = ["one river", "two roads and a bridge"]
+    with ModelPairs().use(make_pair(folder, declared_identical=True)) as pair:
+        sampling = Sampling(n=3, temperature=0, max_new_tokens=6)
+        found = pair.generate("base", [GenerationRequest(text=text) for text in texts], sampling)
+        for text, answers in zip(texts, found, strict=True):
+            ids = list(pair.tokenizer(text)["input_ids"])
+            new: list[int] = []
+            while len(new) < 6 and not pair.stop_ids("base").intersection(new):
+                with torch.inference_mode():
+                    new.append(int(model(torch.tensor([ids + new]), use_cache=False).logits[0, -1].argmax()))
+            kept = [token for token in new if token not in pair.stop_ids("base")]
+            assert [answer.text for answer in answers] == [new_text(pair.tokenizer, ids, kept)] * 3

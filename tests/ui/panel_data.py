@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffing_mcp.agents.names import cell_id
 from diffing_mcp.agents.records import (
     Budget,
     EvaluationFolder,
@@ -19,7 +20,6 @@ from diffing_mcp.agents.records import (
     Message,
     RecordedFinding,
     ToolCall,
-    cell_id,
 )
 from diffing_mcp.methods.examples.reader import Example, ExampleContext
 from diffing_mcp.methods.runs.store import RunKey, RunStore

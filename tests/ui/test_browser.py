@@ -175,7 +175,8 @@ write_eval_log(EvalLog(status="success", eval=spec, samples=[sample]), file)
 
 def test_an_investigation_opens_in_the_viewer_of_inspect(window: Window, filled: Paths) -> None:
     pytest.importorskip("inspect_ai")
-    from diffing_mcp.agents.records import EvaluationFolder, cell_id
+    from diffing_mcp.agents.names import cell_id
+    from diffing_mcp.agents.records import EvaluationFolder
     from tests.ui.panel_data import EVALUATION, EVIL
 
     folder = EvaluationFolder(EVALUATION, filled.data_folder / "evaluations")
