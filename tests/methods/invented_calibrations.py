@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from diffing_mcp.methods.calibration.schema import STATISTICS_VERSION, Calibration, Reading
+from diffing_mcp.methods.calibration.statistics import label_of
 from diffing_mcp.methods.registry import get_method
 
 TELLING, ALSO_TELLING = "contrastive_decoding", "logit_diff_topk_occurring"
 
 
 def made(readings: list[Reading], base: dict[str, Any] | None = None, name: str = "base") -> Calibration:
-    params: dict[str, dict[str, Any]] = {label: {} for label in dict.fromkeys(readings[0].statistics)}
+    params: dict[str, dict[str, Any]] = {label: {} for label in dict.fromkeys(map(label_of, readings[0].statistics))}
     return Calibration(
         base=base or {"id": name},
         base_name=name,

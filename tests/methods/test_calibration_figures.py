@@ -47,6 +47,26 @@ def test_a_method_that_tells_nothing_says_so() -> None:
     assert found == [0.5, 0.5]
 
 
+def test_taught_finetunes_of_which_a_later_statistic_was_not_measured_still_give_the_curve() -> None:
+    """They are judged by the others of that method, as nulls and levels are."""
+    claims = f"{TELLING}: claims"
+
+    def with_claims(reading: Reading, count: float) -> Reading:
+        return reading.model_copy(update={"statistics": {**reading.statistics, claims: count}})
+
+    before = invented()
+    later = [with_claims(each, 1.0) if each.role == "null" else each for each in before]
+    plain, telling = before[-1], with_claims(before[-1], 12.0)
+    for label in (TOGETHER, TELLING):
+        known = levels_of(plain, made(before), [label])[0].probability
+        found = levels_of(telling, made(later), [label])[0].probability
+        assert found is not None
+        assert known is not None
+        assert found >= known > 0.5
+    without = [each for each in later if each.role == "null" or TELLING not in each.statistics]
+    assert levels_of(telling, made(without), [TOGETHER])[0].probability is None
+
+
 def test_without_taught_finetunes_of_this_base_those_of_a_bundled_one_give_the_curve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
