@@ -6,10 +6,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from diffing_mcp.core.errors import InvalidInput
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of numpy or torch as one of Python; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+Layer = Annotated[int | float, BeforeValidator(_plain_number)]
+"""A layer as parameters take it. What numpy calls 1 stays the whole number 1: read as the float 1.0 it would be the
+last layer."""
 
 
 class LayerRef(BaseModel):

@@ -26,6 +26,7 @@ from diffing_mcp.core.errors import InvalidInput, OutOfRoom
 from diffing_mcp.core.progress import Progress, silent
 from diffing_mcp.core.undivided import working_time
 from diffing_mcp.model_pairs.fingerprint import pair_identity
+from diffing_mcp.model_pairs.layers import Layer
 from diffing_mcp.preprocessing.activation_sources import ActivationTextParams, read_text
 from diffing_mcp.preprocessing.activation_store import (
     FORMAT,
@@ -64,7 +65,7 @@ class CollectionParams(ActivationTextParams):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: tuple[int | float, ...] = Field(
+    layers: tuple[Layer, ...] = Field(
         (0.5,),
         min_length=1,
         max_length=256,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from diffing_mcp.methods.contract import HiddenStatesParams
 from diffing_mcp.methods.examples.views import ExampleRow
 from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.model_pairs.layers import Layer
 
 Score = Literal["relative_difference", "norm_difference", "cosine_distance", "norm_base", "norm_finetuned"]
 SCORES: tuple[Score, ...] = ("relative_difference", "norm_difference", "cosine_distance", "norm_base", "norm_finetuned")
@@ -106,7 +107,7 @@ class PositionRow(BaseModel):
 class ActivationAnalysisParams(HiddenStatesParams):
     """Parameters of `activation_analysis`, with those of the corpus."""
 
-    layers: tuple[int | float, ...] = Field(
+    layers: tuple[Layer, ...] = Field(
         (0.5,),
         min_length=1,
         max_length=64,

@@ -10,6 +10,7 @@ from diffing_mcp.methods.contract import HiddenStatesParams
 from diffing_mcp.methods.directions.lens_words import NULL_Z, LensToken
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.layers import Layer
 from diffing_mcp.model_pairs.specs import Side
 
 Source = Literal["difference", "base", "finetuned"]
@@ -49,7 +50,7 @@ class PositionRow(BaseModel):
 class ActivationDifferenceLensParams(HiddenStatesParams):
     """Parameters of `activation_difference_lens`, with those of the corpus."""
 
-    layers: tuple[int | float, ...] = Field(
+    layers: tuple[Layer, ...] = Field(
         (0.5, 0.95),
         min_length=1,
         description=(

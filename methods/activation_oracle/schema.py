@@ -12,6 +12,7 @@ from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.vectors import VECTOR_HELP, VectorSource
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.layers import Layer
 
 Kind = Literal["finetuned", "base", "difference", "vector", "opposite"]
 Mode = Literal["token", "segment", "sequence"]
@@ -82,7 +83,7 @@ class ActivationOracleParams(MethodParams):
     vector: VectorSource | None = Field(
         None, description=f"Asks about one direction instead of contexts. {VECTOR_HELP}"
     )
-    layer: int | float = Field(
+    layer: Layer = Field(
         0.5,
         description="Relative depth (float) or absolute layer (integer) of the activations; a vector brings its own.",
     )

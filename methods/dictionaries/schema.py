@@ -12,6 +12,7 @@ from diffing_mcp.core.seeds import Seed
 from diffing_mcp.methods.examples.reader import Example
 from diffing_mcp.methods.examples.views import example_row
 from diffing_mcp.methods.results import MethodResult
+from diffing_mcp.model_pairs.layers import Layer
 from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
 
 Tag = Literal["base_only", "finetuned_only", "shared", "other", "dead"]
@@ -28,7 +29,7 @@ class DictionaryParams(ActivationSourceParams):
 
     max_samples: int = Field(1000, ge=1, le=1_000_000, description="Documents read at most.")
     max_tokens: int = Field(64, ge=1, le=8192, description="Tokens of each document at most.")
-    layer: int | float = Field(0.5, description="Relative depth (float) or absolute layer (integer).")
+    layer: Layer = Field(0.5, description="Relative depth (float) or absolute layer (integer).")
     expansion: float = Field(2.0, gt=0, le=256, description="Latents per dimension of the residual stream.")
     k: int = Field(
         32, ge=1, le=4096, description="Mean active latents a token (BatchTopK); half of the latents at most."

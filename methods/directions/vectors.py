@@ -19,6 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.model_pairs.layers import Layer
 from diffing_mcp.model_pairs.specs import Side
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class VectorHandle(str):
 class _Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layer: int | float = Field(0.5, description="Relative depth (float) or absolute layer (integer).")
+    layer: Layer = Field(0.5, description="Relative depth (float) or absolute layer (integer).")
     side: Side = Field("finetuned", description="The model it is taken from.")
 
 

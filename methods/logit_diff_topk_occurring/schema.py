@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from diffing_mcp.methods.contract import CorpusMethodParams, MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.layers import Layer
 
 Ordering = Literal["top_k_occurring", "fraction_positive_diff", "mean_difference", "log_odds_z"]
 Extraction = Literal["logits", "logit_lens", "patchscope"]
@@ -50,7 +51,7 @@ class LogitDifferenceParams(CorpusMethodParams):
             "token a position and side)."
         ),
     )
-    extraction_layer: int | float = Field(
+    extraction_layer: Layer = Field(
         0.75,
         description="Relative depth in [0, 1] (a float) or absolute layer (an integer) of the other two extractions.",
     )

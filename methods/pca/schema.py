@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing_mcp.methods.directions.lens_words import LensToken
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.layers import Layer
 from diffing_mcp.model_pairs.specs import Side
 from diffing_mcp.preprocessing.activation_sources import ActivationSourceParams
 
@@ -65,7 +66,7 @@ class PCAParams(ActivationSourceParams):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: tuple[int | float, ...] = Field(
+    layers: tuple[Layer, ...] = Field(
         (0.5,),
         min_length=1,
         max_length=64,

@@ -17,6 +17,7 @@ from diffing_mcp.methods.texts.form import FormDigest
 from diffing_mcp.methods.texts.prompts import PROMPTS, AnswerTokens, CoherentShare, OwnPrompts, RawText, Temperature
 from diffing_mcp.methods.texts.words import EvidenceWord
 from diffing_mcp.model_pairs.amplification_config import load_amplification_config
+from diffing_mcp.model_pairs.layers import Layer
 
 SEARCH_PROMPTS = PROMPTS[:6]
 GRID = (2.0, 4.0, 8.0, 16.0)
@@ -85,7 +86,7 @@ class WeightAmplificationParams(MethodParams):
             "None: `positive`, unless `weights` or `config` is given."
         ),
     )
-    layers: tuple[int | float, int | float] | None = Field(
+    layers: tuple[Layer, Layer] | None = Field(
         None,
         description=(
             "First and last layer to amplify, both included: absolute (integers) or relative (floats). Others stay as "

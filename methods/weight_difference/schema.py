@@ -10,6 +10,7 @@ from diffing_mcp.methods.contract import MethodParams
 from diffing_mcp.methods.directions.lens_words import NULL_Z, LensToken
 from diffing_mcp.methods.results import MethodResult
 from diffing_mcp.methods.texts.words import EvidenceWord
+from diffing_mcp.model_pairs.layers import Layer
 from diffing_mcp.model_pairs.specs import Side
 
 ReadAs = Literal["writes", "reads", "tokens"]
@@ -102,7 +103,7 @@ class DirectionWord(BaseModel):
 class WeightDifferenceParams(MethodParams):
     """Parameters of `weight_difference`."""
 
-    layers: tuple[int | float, ...] | None = Field(
+    layers: tuple[Layer, ...] | None = Field(
         None,
         min_length=1,
         description=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from plotly.graph_objects import Figure
@@ -13,7 +14,7 @@ from diffing_mcp.api.runs import Run
 from diffing_mcp.api.shown import ShownResult, printable
 from diffing_mcp.core.errors import InvalidInput, UnknownName
 from diffing_mcp.methods.contract import MethodResult
-from diffing_mcp.methods.registry import get_method
+from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.queries.schemas import AskQuery
 from tests.api.conftest import SMALL
@@ -150,3 +151,21 @@ def test_values_of_a_wrong_kind_are_refused_in_a_sentence() -> None:
         dm.open_run(5)
     with pytest.raises(dm.DiffingError, match="budget is a whole number"):
         dm.overview("cake_bake", budget="much")
+
+
+def test_whole_numbers_of_numpy_are_absolute_layers(pair: dm.Pair) -> None:
+    looped = [dm.activation_difference_lens(pair, layers=[layer], **SMALL) for layer in np.arange(2)]
+    assert [{row.layer for row in run.result.rows} for run in looped] == [{0}, {1}]
+    assert looped[1].id == dm.activation_difference_lens(pair, layers=1, **SMALL).id
+    half = dm.activation_difference_lens.Params(layers=(np.float32(0.5), np.array(2)))  # type: ignore[arg-type]
+    assert half.model_dump()["layers"] == (0.5, 2)
+
+
+@pytest.mark.parametrize("params", [method.Params for method in all_methods().values()])
+def test_no_method_takes_a_whole_number_of_numpy_for_a_depth(params: Any) -> None:
+    one = np.int64(1)
+    direction = {"token": "a", "layer": one}
+    layers = {"layer": one, "extraction_layer": one, "layers": (one, one), "vector": direction, "vectors": [direction]}
+    needed = {name for name, field in params.model_fields.items() if name in layers or field.is_required()}
+    accepted = params(**{name: layers.get(name, ["a"]) for name in needed})
+    assert "1.0" not in accepted.model_dump_json(include=needed)
