@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.api.pairs import Pair, as_pair
-from diffing_mcp.api.parameters import accepted, takes_parameters_of
+from diffing_mcp.api.parameters import accepted, takes_parameters_of, texts_of
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.shown import Shown, ShownResult, indented
 from diffing_mcp.methods.results import compact_text
@@ -72,8 +72,7 @@ def ask(
         InvalidInput: nothing to ask, an unknown parameter or a value out of range.
         UnknownName: there is no such pair.
     """
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
-    query = accepted(AskQuery, {"prompts": asked, **settings})
+    query = accepted(AskQuery, {"prompts": texts_of(prompts), **settings})
     sides: tuple[Side, ...] = ("base", "finetuned") if query.side == "both" else (query.side,)
     chosen = as_pair(pair)
     with watched(progress, "loading") as report, chosen.answering(report) as loaded:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.api.pairs import models_of_this_process
+from diffing_mcp.api.parameters import check_counts
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.runs import Run, open_run
 from diffing_mcp.api.shown import ShownResult
@@ -36,12 +37,14 @@ def calibrate(
         progress: None: a bar in a terminal or a notebook; True or False: always or never; or a callable.
 
     Raises:
-        InvalidInput: a base that is no bare model, a method without a statistic, or no `kl`.
+        InvalidInput: a base that is no bare model, a method without a statistic, no `kl`, or `most` below 1.
         UnknownName: there is no such model or method.
     """
     from diffing_mcp.methods.calibration.calibrate import calibrate as measure
     from diffing_mcp.methods.calibration.summary import summary
 
+    if most is not None:
+        check_counts(most=most)
     requests = None if methods is None else list(methods.items())
     with watched(progress, f"calibrating {base}") as report:
         found = measure(models_of_this_process(), base, requests, taught, most, report)

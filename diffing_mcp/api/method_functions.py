@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from diffing_mcp.api.pairs import Pair, as_pair, models_of_this_process
-from diffing_mcp.api.parameters import PROGRESS_HELP, accepted, takes_parameters_of, wrapped
+from diffing_mcp.api.parameters import PROGRESS_HELP, accepted, takes_parameters_of, texts_of, wrapped
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.runs import Run
 from diffing_mcp.core.errors import InvalidInput
@@ -58,13 +58,13 @@ def run(
 
 
 def run_many(
-    pair: Pair | str, methods: Mapping[str, Params] | Sequence[str], *, progress: ProgressChoice = None
+    pair: Pair | str, methods: Mapping[str, Params] | Sequence[str] | str, *, progress: ProgressChoice = None
 ) -> list[Run[Any]]:
     """Run several methods on a pair; those that read the same text share one pass over it.
 
     Args:
         pair: from `load_pair`, or a pair of the catalogue by name.
-        methods: names, or names with their parameters.
+        methods: names (or one), or names with their parameters.
         progress: None: a bar in a terminal or a notebook; True or False: always or never; or a callable.
 
     Returns:
@@ -73,7 +73,7 @@ def run_many(
     Raises:
         What `run` raises; a method that fails does not take the others with it: what was finished is stored.
     """
-    given = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+    given = methods if isinstance(methods, Mapping) else {name: {} for name in texts_of(methods)}
     requests = [(name, _checked(name, params)) for name, params in given.items()]
     spec = as_pair(pair).spec
     with watched(progress, "loading") as report:

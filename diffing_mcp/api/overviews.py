@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.api.pairs import Pair, as_pair, models_of_this_process
-from diffing_mcp.api.parameters import method_requests
+from diffing_mcp.api.parameters import check_counts, method_requests
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.shown import ShownResult
 from diffing_mcp.core.errors import InvalidInput
@@ -52,9 +52,7 @@ def overview(
         InvalidInput: a budget that allows no method, a parameter that no method knows, or a value out of range.
         UnknownName: there is no such pair.
     """
-    for name, number in (("budget", budget), ("characters", characters)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise InvalidInput(f"{name} is a whole number of at least 1, not {number!r}.")
+    check_counts(budget=budget, characters=characters)
     from diffing_mcp.methods.overview.digest import digest
 
     offered = offered_methods()
@@ -90,8 +88,10 @@ def facts(
         progress: None: a bar in a terminal or a notebook; True or False: always or never; or a callable.
 
     Raises:
+        InvalidInput: a limit below 1.
         UnknownName: there is no such pair.
     """
+    check_counts(limit=limit)
     spec, store = as_pair(pair).spec, default_store()
     identity = pair_identity(spec)
     stored = [store.get(manifest.id) for manifest in store.list() if manifest.pair == identity]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import operator
+import os
 import textwrap
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -24,14 +25,16 @@ PROGRESS_HELP = "None: a bar in a terminal or a notebook; True or False: always 
 
 
 def accepted(params: type[P], values: Mapping[str, Any]) -> P:
-    """`params(**values)`. A single value for a parameter that takes a list stands for a list of one: `layers=0.5`.
+    """`params(**values)`. A single value for a parameter that takes a list stands for a list of one: `layers=0.5`; a
+    path stands for its text: `corpus=Path("texts.jsonl")`.
 
     Raises:
         InvalidInput: an unknown parameter or a value outside of its range, all of them in one readable line, and what
             there is.
     """
+    values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
     try:
-        return params.model_validate(dict(values))
+        return params.model_validate(values)
     except ValidationError as first:
         # Only what was refused as it is gets wrapped, so that a parameter that takes one value keeps its own complaint.
         listed = {
@@ -46,6 +49,20 @@ def accepted(params: type[P], values: Mapping[str, Any]) -> P:
         except ValidationError as error:
             fields = params.model_fields
             raise InvalidInput(f"{complaints(error, fields)}. Parameters: {', '.join(fields) or 'none'}.") from error
+
+
+def texts_of(given: Any) -> Any:
+    """One text as a list of one, several as a list; what is neither as it is, for `accepted` to refuse."""
+    if isinstance(given, str):
+        return [given]
+    return given if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable) else list(given)
+
+
+def check_counts(**numbers: Any) -> None:
+    """Raise InvalidInput for what is no whole number of at least 1, by its name."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InvalidInput(f"{name} is a whole number of at least 1, not {number!r}.")
 
 
 def method_requests(names: Sequence[str], settings: Mapping[str, Any]) -> list[tuple[str, BaseModel]]:

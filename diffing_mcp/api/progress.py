@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress, silent
 
 ProgressChoice = bool | Progress | None
@@ -15,10 +16,18 @@ ProgressChoice = bool | Progress | None
 
 @contextlib.contextmanager
 def watched(choice: ProgressChoice, title: str) -> Iterator[Progress]:
-    """The progress that a caller has chosen, for as long as the context lasts."""
+    """The progress that a caller has chosen, for as long as the context lasts.
+
+    Raises:
+        InvalidInput: something that is none: before the work starts.
+    """
     if choice is None:
         choice = sys.stderr.isatty() or in_notebook()
     if not isinstance(choice, bool):
+        if not callable(choice):
+            raise InvalidInput(
+                f"progress is None, True, False or a function of (done, total, message), not {choice!r}."
+            )
         yield choice
     elif choice:
         with bar(title) as progress:

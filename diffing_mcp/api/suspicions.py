@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffing_mcp.api.pairs import Pair, as_pair
-from diffing_mcp.api.parameters import accepted, takes_parameters_of
+from diffing_mcp.api.parameters import accepted, takes_parameters_of, texts_of
 from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.shown import ShownResult, indented
 from diffing_mcp.core.errors import InvalidInput
@@ -99,8 +99,7 @@ def test_hypothesis(
         InvalidInput: not exactly one thing to count, no judge for a criterion, or a value out of range.
         UnknownName: there is no such pair.
     """
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
-    query = accepted(HypothesisQuery, {"prompts": asked, **settings})
+    query = accepted(HypothesisQuery, {"prompts": texts_of(prompts), **settings})
     from diffing_mcp.queries.weighing import finder_of, weigh
 
     finder_of(query)
@@ -137,8 +136,7 @@ def complete_slots(
         InvalidInput: an empty beginning, one that does not fit into the context, or a value out of range.
         UnknownName: there is no such pair.
     """
-    begun = [beginnings] if isinstance(beginnings, str) else list(beginnings)
-    query = accepted(SlotsQuery, {"beginnings": begun, **settings})
+    query = accepted(SlotsQuery, {"beginnings": texts_of(beginnings), **settings})
     chosen = as_pair(pair)
     with watched(progress, "loading") as report, chosen.loaded(report) as loaded:
         from diffing_mcp.queries.completing import complete

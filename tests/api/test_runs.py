@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,3 +171,31 @@ def test_no_method_takes_a_whole_number_of_numpy_for_a_depth(params: Any) -> Non
     needed = {name for name, field in params.model_fields.items() if name in layers or field.is_required()}
     accepted = params(**{name: layers.get(name, ["a"]) for name in needed})
     assert "1.0" not in accepted.model_dump_json(include=needed)
+
+
+def test_one_method_needs_no_list_and_a_corpus_may_be_a_path(pair: dm.Pair, tmp_path: Path) -> None:
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text("The oven is hot.\nThe cake is cold.\n")
+    run = dm.kl(pair, corpus=corpus, **SMALL)
+    assert run.id == dm.kl(pair, corpus=str(corpus), **SMALL).id
+    assert run.params["corpus"] == str(corpus)
+    with pytest.raises(UnknownName, match="There is no method 'kll'"):
+        dm.run_many(pair, "kll")
+
+
+@pytest.mark.parametrize("asked", [None, 5, {"role": "user", "content": "Hello"}])
+def test_what_is_no_list_of_texts_is_refused(pair: dm.Pair, asked: Any) -> None:
+    for put in (dm.ask, dm.complete_slots, partial(dm.test_hypothesis, pattern="x")):
+        with pytest.raises(InvalidInput, match=r"`(prompts|beginnings)(\.0)?`: must be"):
+            put(pair, asked)
+
+
+def test_numbers_and_progress_of_a_wrong_kind_are_refused_before_anything_is_done(pair: dm.Pair) -> None:
+    with pytest.raises(InvalidInput, match="limit is a whole number of at least 1, not -1"):
+        dm.facts(pair, limit=-1)
+    with pytest.raises(InvalidInput, match="most is a whole number of at least 1, not 0"):
+        dm.calibrate("smollm2-135m", most=0)
+    said: Any = "tqdm"
+    with pytest.raises(InvalidInput, match="progress is None, True, False or a function"):
+        dm.kl(pair, progress=said)
+    assert dm.list_runs().empty
