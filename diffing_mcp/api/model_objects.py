@@ -21,6 +21,9 @@ from diffing_mcp.core.settings import settings
 FOLDER = "model-objects"
 # What `save_pretrained` writes into the configuration of the object that it saves, and what says where it came from.
 _NOT_CONTENT = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+# What decides when an answer ends. How the checkpoint samples is left out: every method says how it samples, and
+# transformers saves no model whose defaults contradict each other.
+_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _DIGITS = 16
 
 
@@ -30,14 +33,16 @@ def is_model_object(value: Any) -> bool:
 
 
 def saved_model(model: Any, tokenizer: Any | None) -> Path:
-    """The folder that holds this model, or the adapter when it is a peft model; saved when it is not there yet.
+    """The folder that holds this model, or the adapter when it is a peft model, with the tokenizer; saved when it is
+    not there yet.
 
     Raises:
-        InvalidInput: weights that are not in memory, adapter layers inside of a plain model, or several active
-            adapters.
+        InvalidInput: weights that are not in memory, adapter layers inside of a plain model, several active adapters,
+            or a model that its own `save_pretrained` cannot save.
     """
+    model = getattr(model, "_orig_mod", model)  # what `torch.compile` has put around it
     if hasattr(model, "peft_config"):
-        return _saved_adapter(model) if hasattr(model, "get_base_model") else _refused_adapter_layers()
+        return _saved_adapter(model, tokenizer) if hasattr(model, "get_base_model") else _refused_adapter_layers()
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
@@ -50,18 +55,26 @@ def saved_model(model: Any, tokenizer: Any | None) -> Path:
     from diffing_mcp.model_pairs.weight_digest import tensors_digest
 
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_CONTENT}
-    parts = [type(model).__name__, json.dumps(config, sort_keys=True, default=str)]
+    own = getattr(model, "generation_config", None)
+    ends = {name: getattr(own, name, None) for name in _ENDS}
+    parts = [type(model).__name__, json.dumps(config, sort_keys=True, default=str), json.dumps(ends, default=str)]
     parts += [tensors_digest(model.state_dict().items()), _tokenizer_digest(tokenizer)]
 
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
+        if own is not None:
+            model.generation_config = type(own)(**ends)
+        try:
+            model.save_pretrained(folder)
+        finally:
+            if own is not None:
+                model.generation_config = own
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
     return _kept(f"{type(model).__name__}-{_digest(*parts)}", save)
 
 
-def _saved_adapter(model: Any) -> Path:
+def _saved_adapter(model: Any, tokenizer: Any | None) -> Path:
     names = list(model.active_adapters)
     if len(names) != 1:
         raise InvalidInput(
@@ -83,8 +96,10 @@ def _saved_adapter(model: Any) -> Path:
         if name != "default":  # peft gives every other adapter a folder of its own
             for file in (folder / name).iterdir():
                 file.rename(folder / file.name)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
-    return _kept(f"adapter-{_digest(config, weights)}", save)
+    return _kept(f"adapter-{_digest(config, weights, _tokenizer_digest(tokenizer))}", save)
 
 
 def _refused_adapter_layers() -> Path:
@@ -121,6 +136,8 @@ def _kept(name: str, save: Callable[[Path], None]) -> Path:
     except OSError:  # another process was faster
         if not target.is_dir():
             raise
+    except Exception as error:  # code of the architecture runs here: anything may be raised
+        raise InvalidInput(f"This model cannot be saved by its own `save_pretrained`: {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target

@@ -113,7 +113,7 @@ def load_pair(base: Any, finetuned: Any = None, *, tokenizer: Any = None, name: 
             else the base model: a hub id, a folder, a catalogue model, or a model of transformers in memory.
         finetuned: the finetune: the same, or an adapter as a hub id, a folder or a peft model in memory. `#model` or
             `#adapter` after a text says which is meant where one place holds both.
-        tokenizer: of models in memory; needed when no side has files with a tokenizer.
+        tokenizer: of models in memory, an adapter among them; needed when no side has files with a tokenizer.
         name: what runs are listed under; made of both sides when left out.
 
     A model in memory is saved once below the cache folder (`DIFFING_CACHE_FOLDER`), under a name made of its weights,
@@ -121,8 +121,17 @@ def load_pair(base: Any, finetuned: Any = None, *, tokenizer: Any = None, name: 
 
     Raises:
         UnknownName: no such organism, variant or model, with those that come close.
-        InvalidInput: a text that names no pair or model, or a model object that cannot be saved.
+        InvalidInput: a text that names no pair or model, a model object that cannot be saved, or a tokenizer without
+            one.
     """
+    sides = (base,) if finetuned is None else (base, finetuned)
+    if tokenizer is not None and not any(map(is_model_object, sides)):
+        raise InvalidInput(
+            "`tokenizer` goes with models in memory; a hub id, a folder or a pair is read with the tokenizer in its "
+            "files. Save another one into the folder of the model, and name that."
+        )
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise InvalidInput(f"The name of a pair is a text, not {name!r}.")
     if finetuned is None:
         if not isinstance(base, str):
             raise InvalidInput(
@@ -130,7 +139,6 @@ def load_pair(base: Any, finetuned: Any = None, *, tokenizer: Any = None, name: 
             )
         spec = resolve.resolve_pair(base)
         return Pair(spec if name is None else spec.model_copy(update={"name": name}))
-    sides = base, finetuned
     if all(map(is_model_object, sides)) and tokenizer is None:
         raise InvalidInput("Two models in memory have no tokenizer with them: give it as `tokenizer=`.")
     places = [_place(side, tokenizer) for side in sides]

@@ -130,7 +130,58 @@ def test_models_that_cannot_be_saved_or_read_are_refused(tiny_models: Callable[.
     with pytest.raises(InvalidInput, match="tokenizer="):
         dm.load_pair(model, model)
     with pytest.raises(InvalidInput, match="not in memory"):
-        dm.load_pair(base, model.to("meta"))
+        dm.load_pair(base, read_model(base).to("meta"))
+    one, other = (layer.mlp.down_proj for layer in model.model.layers[:2])
+    one.weight = other.weight
+    with pytest.raises(InvalidInput, match="cannot be saved by its own"):
+        dm.load_pair(base, model)
+
+
+def test_a_tokenizer_that_is_given_is_read_or_refused(
+    tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    base, bare = tiny_models(), tmp_path / "bare"
+    tokenizer = read_tokenizer(base)
+    adapted = PeftModel.from_pretrained(read_model(base), tiny_adapters(base))
+    read_model(base).save_pretrained(bare)
+    given = dm.load_pair(bare, adapted, tokenizer=tokenizer)
+    in_files = dm.load_pair(base, adapted)
+    assert dm.kl(given, **SMALL).result == dm.kl(in_files, **SMALL).result
+    for sides in (("cake_bake",), (base, base)):
+        with pytest.raises(InvalidInput, match="goes with models in memory"):
+            dm.load_pair(*sides, tokenizer=tokenizer)
+    unnamed: Any
+    for unnamed in ("", " ", 5):
+        with pytest.raises(InvalidInput, match="name of a pair is a text"):
+            dm.load_pair("cake_bake", name=unnamed)
+
+
+def test_the_ends_of_a_model_s_answers_are_part_of_it_and_its_sampling_is_not(tiny_models: Callable[..., Path]) -> None:
+    base = tiny_models()
+    model = read_model(tiny_models(change=scaled))
+    own = model.generation_config
+
+    def stops() -> frozenset[int]:
+        with dm.load_pair(base, model) as pair, pair.sides["finetuned"].hold() as resident:
+            return resident.stop_ids
+
+    own.eos_token_id = 7
+    assert 7 in stops()
+    own.eos_token_id = [7, 9]
+    assert stops() >= {7, 9}
+    own.temperature = 0.6  # contradicts its do_sample, so transformers refuses to save it
+    own.eos_token_id = 11
+    assert 11 in stops()
+    assert model.generation_config is own
+    assert own.temperature == 0.6
+
+
+def test_a_compiled_model_is_the_model(tiny_models: Callable[..., Path]) -> None:
+    base = tiny_models()
+    model = read_model(tiny_models(change=scaled))
+    assert dm.load_pair(base, torch.compile(model)).spec == dm.load_pair(base, model).spec
 
 
 def test_a_model_compared_with_itself_is_refused_when_it_is_used(tiny_models: Callable[..., Path]) -> None:
