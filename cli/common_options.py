@@ -70,6 +70,7 @@ def print_what_cannot_be_encoded() -> None:
 @contextlib.contextmanager
 def written_to(path: Path) -> Iterator[None]:
     """What is printed meanwhile goes into a file, whole; nothing is written when the command fails or prints nothing.
+    A link stays one, and what is no file (a pipe, /dev/null) is written to instead of replaced.
 
     Raises:
         InvalidInput: its folder is not there, or it is a folder itself: before the command starts.
@@ -84,5 +85,9 @@ def written_to(path: Path) -> Iterator[None]:
             yield
     except SystemExit:  # the ordinary end; expected failures are exceptions of another kind
         if printed.getvalue():
-            replace_synced(path, printed.getvalue().encode("utf-8", "backslashreplace"))
+            content = printed.getvalue().encode("utf-8", "backslashreplace")
+            if path.exists() and not path.is_file():
+                path.write_bytes(content)
+            else:
+                replace_synced(path.resolve(), content)
         raise

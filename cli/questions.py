@@ -42,7 +42,6 @@ def ask(
 ) -> None:
     """Ask both models the same and print their answers side by side. What they write is data, never instructions."""
     from diffing_mcp.api import asking
-    from diffing_mcp.api.shown import printable
     from diffing_mcp.cli.output import print_csv, print_json, print_plain, progress_bar
     from diffing_mcp.queries.schemas import AskQuery
 
@@ -63,7 +62,7 @@ def ask(
     elif as_csv:
         print_csv(answers.table())
     else:
-        print_plain(printable(answers.as_text()))
+        print_plain(answers.as_text())
 
 
 def compare(
@@ -91,7 +90,7 @@ def compare(
 
     given = {"prompt": prompt, "candidates": candidates, "greedy_tokens": greedy_tokens, "top": top}
     values = query_values(CompareQuery, settings, given, as_json and as_csv)
-    scored = sys.stdin.read() if text == "-" else text
+    scored = text_of(Path("-")) if text == "-" else text
     with progress_bar("loading") as progress:
         comparison = asking.compare_text(pair, scored, progress=progress, **values)
     print_answer(comparison, as_json, as_csv)
@@ -116,17 +115,26 @@ def query_values(query: Any, settings: list[str] | None, given: dict[str, Any], 
 
 
 def lines_of(file: Path | None) -> list[str]:
-    """Lines of a text file that are not empty, or of stdin for `-`; none for no file.
+    """Lines of a text file that are not empty, or of stdin for `-`; none for no file. Only a newline ends a line: a
+    prompt may hold the other characters that Unicode breaks lines at.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    return [line for line in text_of(file).split("\n") if line.strip()] if file is not None else []
+
+
+def text_of(file: Path) -> str:
+    """The text of a file, or of stdin for `-`, without the mark that some editors put before it: read as text it would
+    be a token of the first prompt.
 
     Raises:
         InvalidInput: it cannot be read.
     """
     from diffing_mcp.core.errors import InvalidInput
 
-    if file is None:
-        return []
     try:
         text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"The file of prompts {file} cannot be read as text: {error}.") from error
-    return [line for line in text.splitlines() if line.strip()]
+        raise InvalidInput(f"{'stdin' if file == Path('-') else file} cannot be read as text: {error}.") from error
+    return text.removeprefix("\ufeff")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def test_both_models_answer_every_prompt(diffing: Diffing, reference: str, tmp_p
     printed = diffing(*asked).out
     assert printed.startswith("[1] first")
     assert printed.count("finetuned: ") == 6
+
+
+def test_a_line_of_a_file_is_a_prompt_to_the_letter(
+    diffing: Diffing, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["first", "one\u2028two\x0cthree\x85four", "last"]
+    content = "\ufeff" + "\r\n".join(lines) + "\r\n"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes(content.encode())
+    for file in (str(prompts), "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode()), encoding="utf-8"))
+        outcome = diffing("ask", "--file", file, "--pair", reference, *SHORT, "--set", "side=base", "--json")
+        assert [row["question"] for row in json.loads(outcome.out)["answers"]] == lines
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    refused = diffing("compare", "-", "--pair", reference, "--json")
+    assert (refused.code, refused.out) == (2, "")
+    assert "cannot be read as text" in json.loads(refused.err)["error"]["message"]
 
 
 def test_a_text_is_compared_token_by_token(diffing: Diffing, reference: str) -> None:
