@@ -48,7 +48,7 @@ def config(
     ] = None,
 ) -> None:
     """Print what an MCP host needs to use this server, or write it into the host's file."""
-    from diffing_mcp.cli.output import note, print_json, print_plain
+    from diffing_mcp.cli.output import note, print_json, print_page, print_plain
     from diffing_mcp.mcp_server.host_config import NAME, host_config, known_host, secrets_left_out
     from diffing_mcp.mcp_server.host_files import BACKUP, with_toml_entry, write_entry
 
@@ -62,7 +62,7 @@ def config(
     if not write:
         note(f"For {place} ({chosen.title}); --write puts it there:")
         if chosen.form == "toml":
-            print_plain(with_toml_entry("", chosen.key, NAME, entry).rstrip())
+            print_page(with_toml_entry("", chosen.key, NAME, entry).rstrip())
         else:
             print_json(shown)
         return

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from diffing_mcp.api.parameters import accepted
 from diffing_mcp.api.progress import bar
+from diffing_mcp.api.shown import printable
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
 
@@ -89,7 +90,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    cells = [["" if value is None else printable(str(value)) for value in row] for row in rows]
     table: Table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     narrowest = widest = 1
     for place, column in enumerate(columns):
@@ -115,7 +116,12 @@ def print_csv(table: pd.DataFrame) -> None:
 
 
 def print_plain(text: str) -> None:
-    """One text on stdout, as it is."""
+    """One text on stdout, without control characters: results hold what models wrote."""
+    print(printable(text))
+
+
+def print_page(text: str) -> None:
+    """One text that is a file by itself on stdout, to the letter."""
     print(text)
 
 
@@ -132,14 +138,12 @@ class Tabular(Protocol):
 
 def print_answer(answer: Tabular, as_json: bool, as_csv: bool) -> None:
     """An answer as JSON, as CSV, or as it reads."""
-    from diffing_mcp.api.shown import printable
-
     if as_json:
         print_json(answer.result)
     elif as_csv:
         print_csv(answer.table())
     else:
-        print_plain(printable(answer.as_text()))
+        print_plain(answer.as_text())
 
 
 def note(text: str) -> None:

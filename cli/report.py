@@ -20,8 +20,8 @@ def report(
     ],
 ) -> None:
     """Make a page of what is known of a pair, which needs nothing else: `diffing report PAIR -o report.html`."""
-    from diffing_mcp.cli.output import print_plain
+    from diffing_mcp.cli.output import print_page
     from diffing_mcp.methods.runs.store import default_store
     from diffing_mcp.ui.report import pair_report
 
-    print_plain(pair_report(pair, default_store()))
+    print_page(pair_report(pair, default_store()))

@@ -111,7 +111,6 @@ def sweep(
 ) -> None:
     """Ask both models many questions at once and say where they differ. The same as `diffing run sweep_behaviours`."""
     from diffing_mcp.api.method_functions import run
-    from diffing_mcp.api.shown import printable
     from diffing_mcp.cli.output import print_json, print_plain, progress_bar
     from diffing_mcp.methods.registry import get_method
 
@@ -129,4 +128,4 @@ def sweep(
         print_json(finished.result)
     else:
         print_plain(finished.heading())
-        print_plain(printable(finished.record.report(finished.result)))
+        print_plain(finished.record.report(finished.result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Generic, TypeVar
@@ -64,10 +65,16 @@ def indented(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text without control characters: those of a terminal could move its cursor or change what stands above."""
+    """A text without control characters: those of a terminal could move its cursor or change what stands above. Spaces
+    of all widths stay, and what joins letters or keeps them apart in Persian, Hindi and emoji.
+    """
     return "".join(_printable(text))
 
 
 def _printable(text: str) -> Iterable[str]:
     for character in text:
-        yield character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
+        kept = character.isprintable() or character in _HARMLESS or unicodedata.category(character) == "Zs"
+        yield character if kept else repr(character)[1:-1]
+
+
+_HARMLESS = "\n\t\u200c\u200d"

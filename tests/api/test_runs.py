@@ -95,6 +95,9 @@ def test_text_of_a_model_is_data_in_a_notebook_and_in_a_terminal() -> None:
     assert "&lt;script&gt;" in answer._repr_html_()
     assert not {"\x1b", "\r"} & {*repr(answer), *answer._repr_html_()}
     assert printable("a\tb\nc é 漢 \x1b") == "a\tb\nc é 漢 \\x1b"
+    assert printable("\u202e\u2066\x9b\ufeff") == r"\u202e\u2066\x9b\ufeff"
+    written = "« Bonjour\xa0! »\u3000東京 می\u200cخواهم 👩\u200d🚀"
+    assert printable(written) == written
 
 
 def test_wrong_parameters_are_refused_before_anything_is_loaded(pair: dm.Pair) -> None:

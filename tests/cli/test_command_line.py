@@ -104,6 +104,33 @@ def test_output_goes_into_a_file_whole_or_not_at_all(diffing: Diffing, tmp_path:
     assert "protocol" in diffing("serve", "-o", str(file)).err
 
 
+def test_output_follows_a_link_and_goes_into_a_pipe(diffing: Diffing, tmp_path: Path) -> None:
+    file, link, pipe = tmp_path / "pairs.json", tmp_path / "latest.json", tmp_path / "pipe"
+    file.write_text("{}")
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    listed = ("pairs", "list", "--offline", "--json", "-o")
+    assert diffing(*listed, str(link)).code == 0
+    assert link.is_symlink()
+    assert json.loads(file.read_text())
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert diffing(*listed, str(pipe)).code == 0
+        assert json.loads(os.read(reader, 1 << 16)) == json.loads(file.read_text())
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_what_a_model_wrote_moves_no_cursor(diffing: Diffing) -> None:
+    record = contrastive_run({1.0: ["\x1b[2J\x9b1mgone", "\x1b]0;title\x07"]})
+    for shown in (("--view", "texts"), ()):
+        outcome = diffing("runs", "show", record.id, *shown)
+        assert outcome.code == 0, outcome.err
+        assert not {"\x1b", "\x9b", "\x07"} & {*outcome.out}
+    assert "gone" in diffing("runs", "show", record.id, "--view", "texts").out
+
+
 def test_characters_that_cannot_be_printed_end_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
