@@ -9,7 +9,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from diffing_mcp.model_pairs.wanted_models import WantedModel
 
 if TYPE_CHECKING:
     from diffing_mcp.model_pairs.resident import ResidentModel
+    from diffing_mcp.model_pairs.specs import PairSpec
 
 log = logging.getLogger(__name__)
 
@@ -148,21 +149,41 @@ class ResidentModels:
             InvalidInput: all of it is in use.
         """
         with self._lock:
-            found = [
-                key
-                for key, entry in self._table.items()
-                if name in (key.label, entry.resident.label) or name in entry.pairs
-            ]
-            if not found:
-                labels = ", ".join(status.label for status in self.status()) or "nothing"
-                raise UnknownName(f"Nothing named {name!r} is in memory. In memory: {labels}.")
-            idle = [key for key in found if not self._table[key].users]
-            if not idle:
-                raise InvalidInput(f"{name!r} is in use; wait until its work is done, or cancel that.")
-            freed = sum(self._table[key].bytes for key in idle)
-            for key in idle:
-                self._drop(key)
-            return freed
+            return self._release(
+                name,
+                [
+                    key
+                    for key, entry in self._table.items()
+                    if name in (key.label, entry.resident.label) or name in entry.pairs
+                ],
+            )
+
+    def unload_pair(self, spec: PairSpec) -> int:
+        """Release the models that both sides of a pair are made of, whatever pairs were called that used them; returns
+        the bytes freed.
+
+        Raises: as `unload`.
+        """
+        sides = (spec.base, spec.finetuned)
+        shared = {(side.files, None, False) for side in sides}
+        own = {(side.files, side.adapter, side.merge) for side in sides}
+        with self._lock:
+            return self._release(
+                spec.name, [key for key in self._table if (key.files, key.adapter, key.merge) in shared | own]
+            )
+
+    def _release(self, name: str, found: Sequence[WantedModel]) -> int:
+        """Release those of these models that nobody uses; returns the bytes freed. Holds the table's lock."""
+        if not found:
+            labels = ", ".join(status.label for status in self.status()) or "nothing"
+            raise UnknownName(f"Nothing named {name!r} is in memory. In memory: {labels}.")
+        idle = [key for key in found if not self._table[key].users]
+        if not idle:
+            raise InvalidInput(f"{name!r} is in use; wait until its work is done, or cancel that.")
+        freed = sum(self._table[key].bytes for key in idle)
+        for key in idle:
+            self._drop(key)
+        return freed
 
     def unload_idle(self) -> int:
         """Release all models that nobody uses now; returns the bytes freed."""

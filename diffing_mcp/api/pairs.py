@@ -80,7 +80,7 @@ class Pair(Shown):
             UnknownName: none of them is in memory.
             InvalidInput: all of them are in use.
         """
-        return models_of_this_process().models.unload(self.name)
+        return models_of_this_process().models.unload_pair(self.spec)
 
     def __enter__(self) -> LoadedPair:
         stack = ExitStack()

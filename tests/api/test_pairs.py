@@ -33,6 +33,11 @@ def scaled(model: Any) -> None:
     model.model.layers[1].mlp.down_proj.weight.mul_(1.5)
 
 
+def halved(model: Any) -> None:
+    """Another one: the matrix is smaller."""
+    model.model.layers[1].mlp.down_proj.weight.mul_(0.5)
+
+
 def test_a_catalogue_pair_by_its_name() -> None:
     pair = dm.load_pair("cake_bake")
     assert pair.name == "cake_bake/default@smollm2-135m"
@@ -66,6 +71,22 @@ def test_a_pair_is_loaded_when_it_is_used_and_kept_while_it_is_held(pair: dm.Pai
         pair.unload()
     assert pair.load() is pair
     assert pair.unload() > 0
+
+
+def test_a_pair_releases_its_own_models_whatever_it_is_called(
+    tiny_models: Callable[..., Path], tiny_adapters: Callable[..., Path]
+) -> None:
+    models_of_this_process.cache_clear()
+    base, finetuned, other = tiny_models(), tiny_models(change=scaled), tiny_models(change=halved)
+    mine, theirs = dm.load_pair(base, finetuned, name="mine"), dm.load_pair(base, other, name="mine")
+    for pair in (mine, theirs, dm.load_pair(base, tiny_adapters(base), name="mine")):
+        pair.load()
+    held = models_of_this_process().models
+    assert len(held.status()) == 3
+    assert dm.load_pair(base, finetuned).unload() > 0
+    assert [status.label for status in held.status()] == [str(other)]
+    theirs.unload()
+    assert held.status() == []
 
 
 def test_models_in_memory_give_the_numbers_of_their_folders(tiny_models: Callable[..., Path]) -> None:
