@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from diffing_mcp.core.settings import settings
 from diffing_mcp.graders.replies import Ask, GradingFailed, ask_until_usable, read_labels
+
+T = TypeVar("T")
 
 AT_ONCE = 10
 """Answers in one question."""
@@ -28,7 +33,8 @@ def configured_judge() -> Judge | None:
 
 
 def judge_with(name: str, base_url: str | None = None) -> Judge:
-    """A judge for use outside of an event loop. The model is looked up when it is first asked.
+    """A judge that answers when it is asked, in a notebook's event loop too. The model is looked up when it is first
+    asked.
 
     The judge raises:
         ModelNotAvailable: the model cannot be used; says what to install or set.
@@ -43,9 +49,21 @@ def judge_with(name: str, base_url: str | None = None) -> Judge:
             parts = [answers[at : at + AT_ONCE] for at in range(0, len(answers), AT_ONCE)]
             return [met for labels in [await _judged(ask, criterion, part) for part in parts] for met in labels]
 
-        return asyncio.run(judged())
+        return _run(judged())
 
     return judge
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives. A thread that has an event loop already (that of a notebook's kernel does) takes no
+    second one, so there it runs in another.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, asyncio.run, work).result()
 
 
 async def _judged(ask: Ask, criterion: str, answers: Sequence[tuple[str, str]]) -> list[bool]:

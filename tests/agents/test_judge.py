@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from diffing_mcp.agents.judge import judge_with
+from diffing_mcp.agents.judge import Judge, judge_with
 from diffing_mcp.graders.replies import GradingFailed
 from tests.agents.llm_server import KEY, Conversation, Turn, llm_server
 
@@ -26,6 +27,16 @@ def test_every_answer_gets_its_verdict_and_a_judge_can_be_asked_again(monkeypatc
         for _ in range(2):  # each in an event loop of its own
             assert judge("speaks of cakes", answers) == [number % 3 != 0 for number in range(23)]
     assert not server.violations
+
+
+def test_a_judge_can_be_asked_where_an_event_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    async def cell(judge: Judge) -> list[bool]:
+        return judge("speaks of cakes", [("Bake.", "a cake"), ("Bake.", "bread")])
+
+    with llm_server(verdicts) as server:
+        assert asyncio.run(cell(judge_with("openai/gpt-test", server.openai_url))) == [True, False]
 
 
 def test_a_judge_that_gives_no_labels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
