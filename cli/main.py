@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import sqlite3
 import sys
 from pathlib import Path
@@ -120,6 +122,27 @@ def common(
 def main() -> None:
     """Run the command line."""
     try:
+        _run()
+    except SystemExit as end:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of what is left
+        # The parser has a code of its own for a command whose output nobody took.
+        sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe whose reader, such as `head`, has had enough: that is no failure."""
+    try:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), select.POLLOUT)
+    except (AttributeError, OSError, ValueError):  # Windows has no such call, and a stream in memory no number
+        return False
+    return any(event & select.POLLERR for _, event in watch.poll(0))
+
+
+def _run() -> None:
+    try:
         print_what_cannot_be_encoded()
         sys.argv[1:] = common_first(sys.argv[1:])
         # The outer one writes what was printed into a file, which an interrupted command shall not.
@@ -136,9 +159,6 @@ def main() -> None:
             failed(Cancelled("Interrupted; what was finished is kept."), as_json="--json" in sys.argv)
             and EXIT_INTERRUPTED
         )
-    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
-        sys.stderr.close()
-        sys.exit(0)
     except (OSError, sqlite3.Error) as error:
         if (stored := storage_error(error)) is None:
             raise
@@ -156,7 +176,10 @@ def failed(error: DiffingError, as_json: bool) -> int:
     """Print an expected failure on stderr, in the words of the command line, and return the exit code."""
     message = error.message if error.names_tools else as_commands(error.message)
     if as_json:
-        print(json.dumps({"error": {"code": error.code, "message": message}}, ensure_ascii=False), file=sys.stderr)
+        from diffing_mcp.cli.output import takes_all_characters
+
+        said = {"error": {"code": error.code, "message": message}}
+        print(json.dumps(said, ensure_ascii=not takes_all_characters(sys.stderr)), file=sys.stderr)
     else:
         print(f"diffing: {message}", file=sys.stderr)
     return EXIT_EXPECTED_FAILURE

@@ -69,15 +69,15 @@ def print_json(value: Any) -> None:
             values,
             indent=2,
             # Escapes of our own where the characters cannot be printed: those of JSON.
-            ensure_ascii=not _takes_all_characters(),
+            ensure_ascii=not takes_all_characters(sys.stdout),
             default=lambda item: item.model_dump(mode="json") if isinstance(item, BaseModel) else str(item),
         )
     )
 
 
-def _takes_all_characters() -> bool:
-    """Whether stdout takes every character; a text in memory does."""
-    encoding = getattr(sys.stdout, "encoding", None)
+def takes_all_characters(stream: Any) -> bool:
+    """Whether a stream of text takes every character; a text in memory does."""
+    encoding = getattr(stream, "encoding", None)
     return encoding is None or encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf16", "utf32")
 
 
@@ -123,6 +123,12 @@ def print_plain(text: str) -> None:
 def print_page(text: str) -> None:
     """One text that is a file by itself on stdout, to the letter."""
     print(text)
+
+
+def check_one_form(as_json: bool, as_csv: bool) -> None:
+    """Raise InvalidInput when JSON and CSV are asked for at once."""
+    if as_json and as_csv:
+        raise InvalidInput("Give --json or --csv, not both.")
 
 
 class Tabular(Protocol):

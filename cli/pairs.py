@@ -31,9 +31,10 @@ def list_pairs(
 ) -> None:
     """List the pairs of the catalogue."""
     from diffing_mcp.api import pairs as known
-    from diffing_mcp.cli.output import print_csv, print_json, print_rows
+    from diffing_mcp.cli.output import check_one_form, print_csv, print_json, print_rows
     from diffing_mcp.model_pairs import resolve
 
+    check_one_form(as_json, as_csv)
     if as_csv:
         print_csv(known.list_pairs(offline=offline))
         return

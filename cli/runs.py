@@ -31,8 +31,9 @@ def list_runs(
 ) -> None:
     """List the runs, newest first."""
     from diffing_mcp.api import runs as stored
-    from diffing_mcp.cli.output import print_csv, print_json, print_rows
+    from diffing_mcp.cli.output import check_one_form, print_csv, print_json, print_rows
 
+    check_one_form(as_json, as_csv)
     if as_csv:
         print_csv(stored.list_runs(method, pair))
         return

@@ -49,7 +49,7 @@ def put_to_test(
 ) -> None:
     """Test a suspicion: both models answer the same prompts, one thing is counted. Exits with 0 whatever it shows."""
     from diffing_mcp.api.suspicions import test_hypothesis
-    from diffing_mcp.cli.output import print_answer, progress_bar
+    from diffing_mcp.cli.output import check_one_form, print_answer, progress_bar
     from diffing_mcp.queries.hypothesis_schemas import HypothesisQuery
 
     given = {
@@ -61,7 +61,8 @@ def put_to_test(
         "criterion": criterion,
         "samples": samples,
     }
-    values = query_values(HypothesisQuery, settings, given, as_json and as_csv)
+    check_one_form(as_json, as_csv)
+    values = query_values(HypothesisQuery, settings, given)
     with progress_bar("loading") as progress:
         answer = test_hypothesis(pair, [*(prompts or []), *lines_of(file)], progress=progress, **values)
     print_answer(answer, as_json, as_csv)
@@ -79,10 +80,11 @@ def complete(
 ) -> None:
     """Show how both models complete sentences: numbers, names and purposes that the finetune raised or lowered."""
     from diffing_mcp.api.suspicions import complete_slots
-    from diffing_mcp.cli.output import print_answer, progress_bar
+    from diffing_mcp.cli.output import check_one_form, print_answer, progress_bar
     from diffing_mcp.queries.slot_schemas import SlotsQuery
 
-    values = query_values(SlotsQuery, settings, {}, as_json and as_csv)
+    check_one_form(as_json, as_csv)
+    values = query_values(SlotsQuery, settings, {})
     with progress_bar("loading") as progress:
         answer = complete_slots(pair, [*(beginnings or []), *lines_of(file)], progress=progress, **values)
     print_answer(answer, as_json, as_csv)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from hypothesis import strategies as st
 from diffing_mcp.cli import main as command_line
 from diffing_mcp.cli.common_options import COMMON, OWN_OUTPUT, common_first, print_what_cannot_be_encoded
 from diffing_mcp.cli.completing import method_names, pair_names, run_ids
+from diffing_mcp.cli.main import failed
 from diffing_mcp.cli.output import print_json, print_plain, print_rows
 from diffing_mcp.cli.stopping import STOPPING, saying_that_it_stops
 from diffing_mcp.cli.tool_words import COMMANDS, as_commands
+from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.settings import settings
 from diffing_mcp.model_pairs import resolve
 from tests.cli.conftest import Diffing
@@ -141,6 +144,36 @@ def test_characters_that_cannot_be_printed_end_no_command(monkeypatch: pytest.Mo
     *values, plain = written.getvalue().decode("latin-1").splitlines()
     assert json.loads("".join(values)) == {"said": "日本 ü 🙂"}
     assert plain == r"\u65e5\u672c ü"
+
+
+def test_an_error_in_json_is_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, encoding="ascii"))
+    print_what_cannot_be_encoded()
+    assert failed(InvalidInput("no pair `cäke`"), as_json=True) == 2
+    sys.stderr.flush()
+    assert json.loads(written.getvalue())["error"]["message"] == "no pair `cäke`"
+
+
+@pytest.mark.parametrize("lines", [1, 20_000])
+def test_a_reader_that_has_had_enough_is_no_failure(lines: int) -> None:
+    printing = (
+        "import sys\nfrom diffing_mcp.cli import main, pairs\n"
+        f"pairs.show_pair = pairs.pairs.command('much')(lambda: print('line\\n' * {lines}))\n"
+        "sys.argv = ['diffing', 'pairs', 'much']\nmain.main()\n"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-c", printing], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["pairs", "runs"])
+def test_a_list_has_one_form(diffing: Diffing, command: str) -> None:
+    refused = diffing(command, "list", "--json", "--csv")
+    assert (refused.code, refused.out) == (2, "")
+    assert "not both" in refused.err
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "may not be read"), (b"no database" * 100, "damaged")])
