@@ -55,7 +55,7 @@ Folder = Annotated[Path, AfterValidator(_whole)]
 
 
 class Settings(BaseSettings):
-    """Read once a process by `settings()`."""
+    """Read once a process by `settings()`; in a notebook again when a variable has changed (`read_again`)."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
@@ -175,6 +175,22 @@ def _profile(place: str) -> Path:
     return path
 
 
+_read_from: dict[str, str] = {}
+"""The variables that the settings were read from."""
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+
+
+def read_again() -> None:
+    """Forget the settings when a variable is another than when they were read. A notebook sets variables at any time,
+    as messages tell it to; a server and a command are started with theirs.
+    """
+    if settings.cache_info().currsize and _variables() != _read_from:
+        settings.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The process's settings. Tests that change the environment call `settings.cache_clear()`.
@@ -182,6 +198,8 @@ def settings() -> Settings:
     Raises:
         InvalidInput: a variable or a line of the profile that cannot be read, by its name, with what is allowed.
     """
+    _read_from.clear()
+    _read_from.update(_variables())
     try:
         return Settings()
     except ValidationError as error:

@@ -13,6 +13,7 @@ from diffing_mcp.api.progress import ProgressChoice, watched
 from diffing_mcp.api.shown import Shown
 from diffing_mcp.core.errors import InvalidInput
 from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.settings import read_again
 from diffing_mcp.methods.results import compact_text
 from diffing_mcp.model_pairs import resolve
 from diffing_mcp.model_pairs.specs import PairSpec
@@ -124,6 +125,7 @@ def load_pair(base: Any, finetuned: Any = None, *, tokenizer: Any = None, name: 
         InvalidInput: a text that names no pair or model, a model object that cannot be saved, or a tokenizer without
             one.
     """
+    read_again()
     sides = (base,) if finetuned is None else (base, finetuned)
     if tokenizer is not None and not any(map(is_model_object, sides)):
         raise InvalidInput(
@@ -162,6 +164,7 @@ def _place(side: Any, tokenizer: Any) -> str:
 
 def as_pair(pair: Pair | str) -> Pair:
     """A pair, or the pair of that name."""
+    read_again()
     return pair if isinstance(pair, Pair) else load_pair(pair)
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffing_mcp.api.type_words import type_text
 from diffing_mcp.core.errors import InvalidInput
+from diffing_mcp.core.settings import read_again
 from diffing_mcp.core.validation_messages import complaints
 from diffing_mcp.methods.registry import canonical_name, get_method
 
@@ -32,6 +33,7 @@ def accepted(params: type[P], values: Mapping[str, Any]) -> P:
         InvalidInput: an unknown parameter or a value outside of its range, all of them in one readable line, and what
             there is.
     """
+    read_again()
     values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
     try:
         return params.model_validate(values)

@@ -11,6 +11,7 @@ from diffing_mcp.api.pairs import Pair, as_pair
 from diffing_mcp.api.parameters import accepted
 from diffing_mcp.api.shown import Shown, ShownResult
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
+from diffing_mcp.core.settings import read_again
 from diffing_mcp.methods.contract import DiffingMethod, MethodResult, View
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import default_store
@@ -194,6 +195,7 @@ def open_run(identifier: str) -> Run[Any]:
         raise InvalidInput(
             f"A run is named by its id, a text such as 'kl-1f3a9c', not {identifier!r}. list_runs() lists them."
         )
+    read_again()
     return Run(default_store().get(identifier))
 
 
@@ -216,6 +218,7 @@ def list_runs(method: str | None = None, pair: Pair | str | None = None) -> pd.D
 
 def matching(method: str | None = None, pair: Pair | str | None = None) -> list[RunManifest]:
     """The manifests behind `list_runs`."""
+    read_again()
     wanted = get_method(method).name if method is not None else None
     identity = pair_identity(as_pair(pair).spec) if pair is not None else None
     return [each for each in default_store().list(method=wanted) if identity in (None, each.pair)]

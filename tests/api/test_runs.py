@@ -202,3 +202,19 @@ def test_numbers_and_progress_of_a_wrong_kind_are_refused_before_anything_is_don
     with pytest.raises(InvalidInput, match="progress is None, True, False or a function"):
         dm.kl(pair, progress=said)
     assert dm.list_runs().empty
+
+
+def test_a_variable_that_is_set_later_counts(pair: dm.Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DIFFING_JUDGE", raising=False)
+    first = dm.kl(pair, **SMALL)
+    with pytest.raises(InvalidInput, match="set DIFFING_JUDGE"):
+        dm.test_hypothesis(pair, ["a"], criterion="is a text")
+    monkeypatch.setenv("DIFFING_JUDGE", "none_of_inspect/x")
+    with pytest.raises(dm.DiffingError, match="none_of_inspect"):
+        dm.test_hypothesis(pair, ["a"], criterion="is a text", max_new_tokens=1)
+    monkeypatch.setenv("DIFFING_DTYPE", "bfloat16")
+    assert dm.kl(pair, **SMALL).id != first.id
+    monkeypatch.setenv("DIFFING_DATA_FOLDER", str(tmp_path / "other"))
+    assert dm.list_runs().empty
+    with pytest.raises(UnknownName, match="No run has been stored"):
+        dm.open_run(first.id)
