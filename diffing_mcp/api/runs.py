@@ -12,6 +12,7 @@ from diffing_mcp.api.parameters import accepted
 from diffing_mcp.api.shown import Shown, ShownResult
 from diffing_mcp.core.errors import DiffingError, InvalidInput, UnknownName
 from diffing_mcp.core.settings import read_again
+from diffing_mcp.core.text import clip
 from diffing_mcp.methods.contract import DiffingMethod, MethodResult, View
 from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import default_store
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=MethodResult)
 
+_PARAMETER = 80
+"""Characters of a parameter in a heading: own texts can be a book."""
 _LISTED = (
     "id",
     "pair_name",
@@ -156,11 +159,11 @@ class Run(Shown, Generic[R]):
         return views[name]
 
     def heading(self) -> str:
-        """Id, method, pair, and the parameters that are not the defaults."""
+        """Id, method, pair, and the parameters that are not the defaults, of long ones the beginning."""
         method = self._declared
         fields = method.Params.model_fields if method else {}
         changed = [
-            f"{name}={value}"
+            f"{name}={clip(str(value), _PARAMETER)[0]}"
             for name, value in self.params.items()
             if name not in fields or to_jsonable_python(fields[name].get_default(call_default_factory=True)) != value
         ]

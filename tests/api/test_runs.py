@@ -20,6 +20,7 @@ from diffing_mcp.methods.registry import all_methods, get_method
 from diffing_mcp.methods.runs.store import RunRecord
 from diffing_mcp.queries.schemas import AskQuery
 from tests.api.conftest import SMALL
+from tests.cli.planted_runs import contrastive_run
 
 
 def test_a_function_a_name_and_typed_parameters_are_the_same_run(pair: dm.Pair) -> None:
@@ -83,6 +84,13 @@ def test_a_run_shows_its_headline_its_parameters_and_what_else_there_is(pair: dm
     assert shown.startswith(f"{run.id}: KL divergence of {pair.name} (max_samples=12, max_tokens=10)\n")
     assert run.result.headline in shown
     assert all(name in shown for name in [*run.tables, *run.figures, *run.views])
+
+
+def test_own_texts_do_not_fill_the_heading() -> None:
+    prompts = [f"Question number {number}?" for number in range(200)]
+    heading = Run(contrastive_run({1.0: ["Text."]}, prompts=prompts)).heading()
+    assert "prompts=['Question number 0?" in heading
+    assert len(heading) < 250
 
 
 def test_text_of_a_model_is_data_in_a_notebook_and_in_a_terminal() -> None:
