@@ -170,7 +170,7 @@ def test_whole_numbers_of_numpy_are_absolute_layers(pair: dm.Pair) -> None:
     looped = [dm.activation_difference_lens(pair, layers=[layer], **SMALL) for layer in np.arange(2)]
     assert [{row.layer for row in run.result.rows} for run in looped] == [{0}, {1}]
     assert looped[1].id == dm.activation_difference_lens(pair, layers=1, **SMALL).id
-    half = dm.activation_difference_lens.Params(layers=(np.float32(0.5), np.array(2)))  # type: ignore[arg-type]
+    half = dm.activation_difference_lens.Params(layers=(np.float32(0.5), np.array(2)))
     assert half.model_dump()["layers"] == (0.5, 2)
 
 
