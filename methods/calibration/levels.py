@@ -54,7 +54,7 @@ def joint_level(
     sizes: np.ndarray, values: np.ndarray, size: float, value: np.ndarray, families: Sequence[str]
 ) -> Level:
     """One test of several statistics, taken together as `together` does. Nulls go through the same, so neither the
-    choice of the furthest family nor dependence between methods makes p too small.
+    number of families nor dependence between methods makes p too small.
 
     Args:
         sizes: [n] of the nulls; values: [n, m] of m statistics.
@@ -66,14 +66,16 @@ def joint_level(
 
 
 def together(distances: np.ndarray, families: Sequence[str]) -> np.ndarray:
-    """[n, m] deviations -> [n]: the mean of each family, those below the line counted as on it; of these the largest.
+    """[n, m] deviations -> [n]: the mean of each family, those below the line counted as on it; of these the root of
+    the summed squares, how far out a finetune lies in all places at once.
 
     A finetune that taught one thing shows in one place: a manner in the form of answers, a topic in words. The mean
-    over everything hides the one among the others; the mean within a family wants two looks at the same place to agree.
+    over everything hides the one among the others, their root of summed squares is never below it; the mean within a
+    family wants two looks at the same place to agree.
     """
     above = np.clip(distances, 0.0, None)
     columns = [[place for place, name in enumerate(families) if name == family] for family in dict.fromkeys(families)]
-    return np.asarray(np.max([above[:, members].mean(axis=1) for members in columns], axis=0))
+    return np.asarray(np.linalg.norm([above[:, members].mean(axis=1) for members in columns], axis=0))
 
 
 def deviations(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:

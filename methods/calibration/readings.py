@@ -69,14 +69,16 @@ def reading_of(
 
 
 def with_runs(known: Reading, records: Sequence[RunRecord], left_out: Sequence[str] = ()) -> Reading:
-    """A reading with those of further runs on the same finetune, and what could not be run."""
+    """A reading with those of further runs on the same finetune, and what could not be run. What was measured stays:
+    where a run is made anew for a statistic that it did not give, its sampled texts are others, and so are its numbers.
+    """
     by_label = {label_of_run(record.manifest): record for record in records}
     added = {name: round(value, 4) for record in by_label.values() for name, value in statistics_of(record).items()}
     return known.model_copy(
         update={
-            "statistics": {**known.statistics, **added},
-            "stands_out": {**known.stands_out, **{key: run.result().stands_out for key, run in by_label.items()}},
-            "seconds": {**known.seconds, **{key: round(run.manifest.seconds, 1) for key, run in by_label.items()}},
+            "statistics": {**added, **known.statistics},
+            "stands_out": {**{key: run.result().stands_out for key, run in by_label.items()}, **known.stands_out},
+            "seconds": {**{key: round(run.manifest.seconds, 1) for key, run in by_label.items()}, **known.seconds},
             "left_out": [*known.left_out, *left_out],
         }
     )
@@ -280,7 +282,7 @@ def levels_of(
                 statistic=reading.statistics[used[0]] if len(used) == 1 else None,
                 unit=unit_of(used[0])
                 if len(used) == 1
-                else f"deviation of the furthest of {', '.join(dict.fromkeys(families_of(used)))}",
+                else f"deviations in {', '.join(dict.fromkeys(families_of(used)))}, root of summed squares",
                 deviations=round(found.deviations, 2),
                 furthest=round(found.furthest, 2),
                 p=round(found.p, 4),

@@ -155,6 +155,24 @@ def test_a_statistic_that_is_added_later_is_read_from_the_kept_runs_of_its_metho
     assert calibrate(pairs, base, asked, most=1).readings[:2] == after.readings
 
 
+def test_what_was_measured_stays_when_a_run_is_made_anew(
+    tiny_models: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Runs are not always kept, and texts that are sampled on another machine are others: a verdict was no longer what
+    it had been because a null was read again for one more statistic.
+    """
+    base, asked, name = str(tiny_models()), requests(tmp_path), "logit_diff_topk_occurring"
+    stored = calibrate(pairs, base, asked, most=1)
+    label = next(label for label in stored.params if label.startswith(name))
+    stored.readings[0].statistics[label] += 1
+    save_calibration(stored)
+    monkeypatch.setitem(STATISTICS, name, (*STATISTICS[name], Statistic("two", 2.0, lambda *_: 2.0, aspect="two")))
+    shutil.rmtree(next(own_cache.glob("calibrations/*/runs")))
+    [reading] = calibrate(pairs, base, asked, most=1).readings
+    assert reading.statistics == stored.readings[0].statistics | {f"{label}: two": 2.0}
+
+
 def test_runs_on_a_calibrated_base_have_levels(
     tiny_models: Any, tiny_adapters: Any, make_pair: Any, pairs: ModelPairs, own_cache: Path, few_nulls: None,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

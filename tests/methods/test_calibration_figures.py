@@ -86,7 +86,7 @@ def test_a_method_that_few_nulls_have_is_left_out_of_the_test_of_all() -> None:
     few = [each.model_copy(update={"statistics": {TELLING: 1.0, ALSO_TELLING: 5.0}}) for each in readings[:12]]
     calibration = made([*few, *readings[12:]])
     [joint] = levels_of(readings[-1], calibration, [TOGETHER])
-    assert (joint.unit, joint.nulls) == ("deviation of the furthest of amplified words, words on texts", 24)
+    assert (joint.unit, joint.nulls) == ("deviations in amplified words, words on texts, root of summed squares", 24)
     assert levels_of(readings[-1], calibration, ["pca"]) == []
 
 

@@ -56,10 +56,11 @@ def test_one_finetune_far_out_does_not_hide_itself() -> None:
     assert level(sizes, values, 1.5, 6.0).p == pytest.approx(1 / 10)
 
 
-def test_together_the_furthest_family_decides_and_its_members_have_to_agree() -> None:
+def test_together_families_add_up_and_the_members_of_one_have_to_agree() -> None:
+    distances = np.array([[6.0, 0.0, 16.0], [0.0, 5.0, -9.0], [-1.0, -2.0, -3.0]])
+    np.testing.assert_allclose(together(distances, ["form", "words", "words"]), [10.0, 2.5, 0.0])
+    np.testing.assert_allclose(together(distances, ["form", "words", "other"]), [np.sqrt(292), 5.0, 0.0])
     distances = np.array([[4.0, 0.0, 9.0], [0.0, 5.0, -9.0], [-1.0, -2.0, -3.0]])
-    np.testing.assert_allclose(together(distances, ["form", "words", "words"]), [4.5, 2.5, 0.0])
-    np.testing.assert_allclose(together(distances, ["form", "words", "other"]), [9.0, 5.0, 0.0])
     np.testing.assert_allclose(together(distances, ["one"] * 3), [13 / 3, 5 / 3, 0.0])
 
 
@@ -70,6 +71,16 @@ def test_what_shows_in_one_place_alone_is_found() -> None:
     value[2] *= 20
     families = ["words", "words", "form", "chats", "chats", "openings"]
     assert joint_level(sizes, values, 0.1, value, families).p == pytest.approx(1 / 20)
+
+
+def test_what_shows_a_little_in_several_places_is_found() -> None:
+    """Further out in three places than nulls mostly are, in none of them beyond the furthest null of that place."""
+    sizes = np.full(19, 0.1)
+    values = np.ones((19, 3))
+    for place in range(3):
+        values[place, place] = np.exp(0.9)
+    found = joint_level(sizes, values, 0.1, np.exp(np.full(3, 0.8)), ["words", "form", "chats"])
+    assert found.p == pytest.approx(1 / 20)
 
 
 def test_changes_of_one_size_are_compared_as_they_are() -> None:
