@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from diffing_mcp.core.atomic_files import DISK_FULL, discard, sync_folder
+from diffing_mcp.core.atomic_files import DISK_FULL, discard, new_folder, sync_folder
 from diffing_mcp.core.errors import DiffingError, InvalidInput, OutOfRoom, UnknownName
 from diffing_mcp.core.remembered import Remembered
 from diffing_mcp.core.undivided import working_time
@@ -178,7 +177,7 @@ class RunStore:
         staging: Path | None = None
         try:
             with _naming:
-                staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{_host()}~{os.getpid()}~", dir=self.folder))
+                staging = new_folder(self.folder, f"{_STAGING}{_host()}~{os.getpid()}~")
                 _active.add(staging.name)
             run = StagedRun(staging, self)
             yield run
@@ -312,7 +311,12 @@ def default_store() -> RunStore:
 
 
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60] or "host"
+    """This machine, and the space in which its process numbers count: containers that share a name of the machine have
+    each a process 1.
+    """
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60] or "host"
+    space = Path("/proc/self/ns/pid")
+    return f"{name}.{space.stat().st_ino}" if space.exists() else name
 
 
 def _alive(process: int) -> bool:
