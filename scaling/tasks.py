@@ -5,6 +5,7 @@ machine, knows whether it is done, and can be done again without harm: results a
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -14,6 +15,7 @@ from diffing_mcp.core.progress import Progress
 from diffing_mcp.core.validation_messages import complaints
 
 if TYPE_CHECKING:
+    from diffing_mcp.agents.records import EvaluationPlan
     from diffing_mcp.methods.contract import CostEstimate, PairSize
     from diffing_mcp.model_pairs.residency import ModelPairs
 
@@ -59,6 +61,30 @@ class MethodsTask(_Task):
     def base(self) -> str:
         """What must be in memory: tasks of one base go to one worker where that is possible."""
         return _base_of(self.pair)
+
+    def named_runs(self) -> list[str]:
+        """How the keys of runs begin whose vectors the methods are given."""
+        from diffing_mcp.methods.directions.vectors import handles
+        from diffing_mcp.methods.registry import get_method
+        from diffing_mcp.methods.runs.execute import check_params
+
+        params = [check_params(get_method(request.method), request.params) for request in self.requests]
+        return [handle.run.rpartition("-")[2] for handle in handles(params)]
+
+    def run_keys(self) -> list[str]:
+        """Keys of the runs that it asks for, stored or not.
+
+        Raises:
+            UnknownName: a run whose vector it names is not there.
+        """
+        from diffing_mcp.methods.registry import get_method
+        from diffing_mcp.methods.runs.execute import check_params
+        from diffing_mcp.methods.runs.store import run_key
+        from diffing_mcp.model_pairs.resolve import resolve_pair
+
+        spec, methods = resolve_pair(self.pair), [get_method(request.method) for request in self.requests]
+        params = [check_params(method, each.params) for method, each in zip(methods, self.requests, strict=True)]
+        return [run_key(method, spec, given).digest for method, given in zip(methods, params, strict=True)]
 
     def products(self) -> list[str] | None:
         """Ids of the stored runs when all of them are there, else None. Loads no model."""
@@ -155,7 +181,8 @@ class EvaluationTask(_Task):
     """One investigation of a suite, graded."""
 
     kind: Literal["evaluation"] = "evaluation"
-    suite: str
+    suite: str = Field(description="Its name.")
+    contents: dict[str, Any] = Field(description="Of its file, which need not be there where the task is done.")
     evaluation: str = Field(description="Id of the evaluation that the cell belongs to.")
     cell: str
     organism: str
@@ -170,11 +197,19 @@ class EvaluationTask(_Task):
         from diffing_mcp.agents.cells import cells_of
         from diffing_mcp.agents.suite_files import plans_of, read_suite
 
+        name, read = read_suite(suite)
+        contents = read.model_dump(mode="json")
         return [
-            cls(suite=suite, evaluation=plan.id, cell=cell.id, organism=cell.organism)
-            for plan in plans_of(*read_suite(suite))
+            cls(suite=name, contents=contents, evaluation=plan.id, cell=cell.id, organism=cell.organism)
+            for plan in plans_of(name, read)
             for cell in cells_of(plan)
         ]
+
+    def plans(self) -> list[EvaluationPlan]:
+        """All evaluations of its suite: they share its cap."""
+        from diffing_mcp.agents.suite_files import SuiteFile, plans_of
+
+        return plans_of(self.suite, SuiteFile.model_validate(self.contents))
 
     @property
     def label(self) -> str:
@@ -208,7 +243,7 @@ class EvaluationTask(_Task):
         from diffing_mcp.scaling.evaluating import investigate
 
         progress(0, None, "investigating")
-        return [investigate(self.suite, self.evaluation, self.cell, place.server_url())]
+        return [investigate(self, place.server_url(), progress)]
 
 
 Task = MethodsTask | CollectionTask | EvaluationTask
@@ -226,6 +261,7 @@ class Outcome(BaseModel):
     worker: str = ""
 
 
+@lru_cache(8192)  # asked of every task that is left whenever one is given out
 def _base_of(pair: str) -> str:
     from diffing_mcp.model_pairs.resolve import resolve_pair
 
