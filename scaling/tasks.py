@@ -246,6 +246,26 @@ class EvaluationTask(_Task):
         return [investigate(self, place.server_url(), progress)]
 
 
+def known_size(pair: str) -> PairSize:
+    """What the configuration of a pair's base says, where its files are on this machine already; loads no model."""
+    from diffing_mcp.methods.contract import PairSize
+    from diffing_mcp.model_pairs.checkpoint import read_json
+    from diffing_mcp.model_pairs.files import cached_folder
+    from diffing_mcp.model_pairs.resolve import resolve_pair
+
+    files = resolve_pair(pair).base.files
+    folder = cached_folder(files.id, files.revision, files.subfolder)
+    if folder is None or not (folder / "config.json").is_file():
+        return PairSize()
+    stored = read_json(folder / "config.json")
+    text = {**stored, **(stored.get("text_config") or {})}
+    return PairSize(
+        num_layers=text.get("num_hidden_layers", text.get("n_layer")),
+        d_model=text.get("hidden_size", text.get("n_embd")),
+        vocab_size=text.get("vocab_size"),
+    )
+
+
 Task = MethodsTask | CollectionTask | EvaluationTask
 ANY_TASK: TypeAdapter[Task] = TypeAdapter(Annotated[Task, Field(discriminator="kind")])
 
