@@ -16,6 +16,7 @@ from typing import Any
 from diffing_mcp.core.errors import DiffingError, InvalidInput
 from diffing_mcp.core.paths import IMPORT_FOLDER
 from diffing_mcp.core.progress import Progress
+from diffing_mcp.core.settings import PREFIX, settings
 from diffing_mcp.scaling.dispatch import Lost
 from diffing_mcp.scaling.mirror import Mirror
 from diffing_mcp.scaling.tasks import ANY_TASK, Outcome, Task
@@ -33,15 +34,22 @@ class NoCluster(DiffingError):
 class RayWorker:
     """The actor: a `Worker` whose progress can be asked for while it works."""
 
-    def __init__(self, name: str, mirror: str | None, folder: str) -> None:
-        """`folder`: where the driver works; what its settings, pairs and suites name from there is found from there
-        here too, on a shared disk. A cluster's workers begin where the cluster was started.
+    def __init__(self, name: str, mirror: str | None, folder: str, gpus: float = 1) -> None:
+        """
+        Args:
+            folder: where the driver works; what its settings, pairs and suites name from there is found from there here
+                too, on a shared disk. A cluster's workers begin where the cluster was started.
+            gpus: what it has of GPUs; of a part of one its models take that part of `memory_share`, as others do.
         """
         self._name, self._mirror = name, mirror
         self._worker: Worker | None = None
         self._said = ""
         with contextlib.suppress(OSError):
             os.chdir(folder)
+        if 0 < gpus < 1:
+            settings.cache_clear()
+            os.environ[f"{PREFIX}MEMORY_SHARE"] = str(settings().memory_share * gpus)
+            settings.cache_clear()
 
     def perform(self, task: str) -> str:
         """A task and its outcome, as JSON."""
@@ -225,6 +233,6 @@ def ray_crew(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=2
         )
         names = [f"worker-{number}" for number in range(1, workers + 1)]
-        yield RayCrew({name: actor.remote(name, mirror, os.getcwd()) for name in names})
+        yield RayCrew({name: actor.remote(name, mirror, os.getcwd(), gpus) for name in names})
     finally:
         ray.shutdown()

@@ -63,6 +63,13 @@ class Worker:
         state: Literal["done", "reused"] = "done" if found is None else "reused"
         return Outcome(task=task, state=state, products=products, seconds=seconds, worker=self.name)
 
+    def _make_room(self, task: Task) -> None:
+        """Models are either here or in the server, which has its own: both would take more than there is."""
+        if not isinstance(task, EvaluationTask):
+            self.close()
+        elif "models" in vars(self):
+            self.models.models.unload_idle()
+
     def _fetch(self, task: Task) -> None:
         try:
             if self.mirror is not None:
@@ -72,6 +79,7 @@ class Worker:
                 raise
 
     def _performed(self, task: Task, progress: Progress) -> list[str]:
+        self._make_room(task)
         try:
             return task.perform(self, progress)
         except Exception:

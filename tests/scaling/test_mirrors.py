@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffing_mcp.agents.cells import Cell, RunningEvaluation
 from diffing_mcp.agents.records import EvaluationFolder, EvaluationRecord, TokenUsage
 from diffing_mcp.core.settings import settings
 from diffing_mcp.methods.runs.store import default_store
+from diffing_mcp.scaling import evaluating
 from diffing_mcp.scaling.batch_file import read_batch, tasks_of
 from diffing_mcp.scaling.mirror import Mirror
 from diffing_mcp.scaling.tasks import EvaluationTask, MethodsTask
@@ -132,6 +134,32 @@ def test_what_a_failure_cost_is_known_elsewhere(
     EvaluationFolder(first.evaluation).write(earlier)
     Mirror(address).push(first, [])
     assert Mirror(address).pull() == 1, "a later failure gives not way to an earlier one"
+
+
+def test_models_are_in_a_worker_or_in_its_server(
+    batch_file: Path, suite: list[EvaluationTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes its share of the device for itself: together they would take more than there is."""
+    seen: list[str] = []
+
+    @contextmanager
+    def started_server(worker: str) -> Iterator[str]:
+        seen.append("server begins")
+        yield NOBODY
+        seen.append("server ends")
+
+    async def run_cell(running: RunningEvaluation, cell: Cell) -> EvaluationRecord:
+        seen.append(f"investigation beside {len(worker.models.models.status())} models")
+        return paid(suite[0])
+
+    monkeypatch.setattr(evaluating, "started_server", started_server)
+    monkeypatch.setattr(evaluation, "run_cell", run_cell)
+    worker, (first, second, *_) = Worker(), tasks_of(read_batch(batch_file))
+    for task in (first, *suite, second, first):
+        assert worker.perform(task).state in ("done", "reused")
+    assert seen == ["server begins", *["investigation beside 0 models"] * 2, "server ends"]
+    assert len(worker.models.models.status()) == 1
+    worker.close()
 
 
 def test_two_batches_at_once_pay_an_investigation_once(

@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 
+from diffing_mcp.core.settings import settings
 from diffing_mcp.scaling import ray_workers
 from diffing_mcp.scaling.dispatch import run_tasks
 from diffing_mcp.scaling.ray_workers import NoCluster, RayCrew, RayWorker
@@ -110,3 +111,15 @@ def test_a_worker_is_where_the_driver_is(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_mirror_that_a_worker_does_not_know_fails_its_task_and_not_the_worker() -> None:
     with pytest.raises(Exception, match="nosuchscheme"):
         RayWorker("one", "nosuchscheme://bucket", ".").perform(plain("a").model_dump_json())
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0, 0.8), (1, 0.8), (0.5, 0.4)])
+def test_a_worker_with_a_part_of_a_gpu_takes_that_part_of_its_memory(
+    gpus: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFING_MEMORY_SHARE", "0.8")
+    try:
+        RayWorker("one", None, ".", gpus)
+        assert settings().memory_share == pytest.approx(share)
+    finally:
+        settings.cache_clear()
