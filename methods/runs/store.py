@@ -220,7 +220,10 @@ class RunStore:
                 if (existing := self._read(final)) is not None:
                     return existing
                 shutil.rmtree(final, ignore_errors=True)  # not a readable run: it must not stand in the way for ever
-        raise InvalidInput("The run could not be stored: its place is taken by files that cannot be removed.")
+        raise InvalidInput(
+            f"The run could not be stored: its place, runs/{manifest.key} in the data folder, is taken by files that "
+            "can be neither read nor removed, such as another user's. Make them readable for all, or remove them."
+        )
 
     def _free_id(self, key: RunKey) -> str:
         others = [name for name in self._digests() if name != key.digest]
