@@ -227,7 +227,12 @@ def test_a_server_that_is_asked_too_often_is_given_time(
 ) -> None:
     monkeypatch.setattr(endpoint_client, "_WAIT", 0.5)
     waited: list[float] = []
-    monkeypatch.setattr(endpoint_client, "_stops_within", lambda seconds, stopped: bool(waited.append(seconds)))
+
+    def noted(seconds: float, stopped: threading.Event) -> bool:
+        waited.append(seconds)
+        return False
+
+    monkeypatch.setattr(endpoint_client, "_stops_within", noted)
     server.before = lambda path, body: JSONResponse({}, 429, headers)
     said = "4 times" if waits else "asks to wait .* s: a quota is used up"
     with pairs.answering(remote) as pair, pytest.raises(EndpointFailed, match=said):
