@@ -14,7 +14,7 @@ from diffing_mcp.core.errors import DiffingError, UnknownName
 from diffing_mcp.core.progress import Progress
 
 if TYPE_CHECKING:
-    from diffing_mcp.scaling.tasks import EvaluationTask
+    from diffing_mcp.agents.suite_files import SuiteFile
 
 
 class TaskFailed(DiffingError):
@@ -40,9 +40,9 @@ def started_server(worker: str) -> Iterator[str]:
         yield url
 
 
-def investigate(task: EvaluationTask, url: str, progress: Progress) -> str:
-    """Run one cell of a suite against the server at `url`; its name. While another process has it, that one is awaited
-    and its record kept: an investigation is paid once.
+def investigate(suite: str, contents: SuiteFile, evaluation: str, cell: str, url: str, progress: Progress) -> str:
+    """Run one cell of a suite of that name against the server at `url`; its name. While another process has it, that
+    one is awaited and its record kept: an investigation is paid once.
 
     Raises:
         UnknownName: the suite has no such cell.
@@ -57,15 +57,15 @@ def investigate(task: EvaluationTask, url: str, progress: Progress) -> str:
     from diffing_mcp.agents.evaluation import run_cell
     from diffing_mcp.agents.grading import Grading
     from diffing_mcp.agents.records import EvaluationFolder
-    from diffing_mcp.agents.suite_files import SuiteFile
+    from diffing_mcp.agents.suite_files import plans_of
 
-    contents, plans = SuiteFile.model_validate(task.contents), task.plans()
-    plan = next((plan for plan in plans if plan.id == task.evaluation), None)
-    found = next((each for each in cells_of(plan) if each.id == task.cell), None) if plan is not None else None
+    plans = plans_of(suite, contents)
+    plan = next((plan for plan in plans if plan.id == evaluation), None)
+    found = next((each for each in cells_of(plan) if each.id == cell), None) if plan is not None else None
     if plan is None or found is None:
         raise UnknownName(
-            f"Suite {task.suite} has no cell {task.cell} in {task.evaluation} here: the batch was started by another "
-            "version of this project."
+            f"Suite {suite} has no cell {cell} in {evaluation} here: the batch was started by another version of this "
+            "project."
         )
     folders = [EvaluationFolder(each.id) for each in plans]
     folder = EvaluationFolder(plan.id)
@@ -82,7 +82,8 @@ def investigate(task: EvaluationTask, url: str, progress: Progress) -> str:
         limits=contents.limits.model_dump(),
     )
     with held(FileLock(folder.path / f".{found.id}.lock"), progress, "another process has this investigation"):
-        if task.products() is None:
+        there = folder.get(found.id, found.organism)
+        if there is None or there.status != "completed":
             record = asyncio.run(run_cell(running, found))
             if record.status != "completed":
                 raise TaskFailed(record.error or "the investigation failed")

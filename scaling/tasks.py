@@ -16,6 +16,7 @@ from diffing_mcp.core.validation_messages import complaints
 
 if TYPE_CHECKING:
     from diffing_mcp.agents.records import EvaluationPlan
+    from diffing_mcp.agents.suite_files import SuiteFile
     from diffing_mcp.methods.contract import CostEstimate, PairSize
     from diffing_mcp.model_pairs.residency import ModelPairs
 
@@ -207,9 +208,14 @@ class EvaluationTask(_Task):
 
     def plans(self) -> list[EvaluationPlan]:
         """All evaluations of its suite: they share its cap."""
-        from diffing_mcp.agents.suite_files import SuiteFile, plans_of
+        from diffing_mcp.agents.suite_files import plans_of
 
-        return plans_of(self.suite, SuiteFile.model_validate(self.contents))
+        return plans_of(self.suite, self._read())
+
+    def _read(self) -> SuiteFile:
+        from diffing_mcp.agents.suite_files import SuiteFile
+
+        return SuiteFile.model_validate(self.contents)
 
     @property
     def label(self) -> str:
@@ -243,7 +249,7 @@ class EvaluationTask(_Task):
         from diffing_mcp.scaling.evaluating import investigate
 
         progress(0, None, "investigating")
-        return [investigate(self, place.server_url(), progress)]
+        return [investigate(self.suite, self._read(), self.evaluation, self.cell, place.server_url(), progress)]
 
 
 def known_size(pair: str) -> PairSize:
